@@ -1,0 +1,125 @@
+"""The dataset card: what the rows are, how many, and how to make them again."""
+
+import json
+import shlex
+from typing import Any
+
+import pyarrow as pa
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from .build_config import BuildConfig
+from .report import report_lines
+
+
+COLUMNS = {
+    "prompt": "the problem",
+    "completions": "step texts, without separators",
+    "labels": "probability that the step is correct, in [0, 1]; null is context only and never trained on",
+    "parents": "index of the step before each step, -1 for the prompt",
+    "num_merged": "number of original steps in each text: 1 for a step, 2 for a merged pair",
+    "problem_id": "the same for rows of one problem: a hash of its text without differences of whitespace and case, "
+    "unless the source has its own",
+    "answer": "the reference answer",
+    "finish_reason": "why the annotator stopped, as in the source",
+    "task": "the benchmark that the problem comes from, as in the source",
+}
+
+VIEWS = {
+    "tree": "One row is one problem with its judged steps, arranged as a tree.",
+    "hrm": "One row is one problem with its judged steps, arranged as a tree. Merged steps, `num_merged` above 1, follow "
+    "the original ones: the texts of consecutive steps, labelled as the last of them "
+    "([HRM](https://huggingface.co/papers/2503.13551), Table 2).",
+    "prm": "One row is one sequence of judged steps, from the first step to one that no other follows, in TRL's "
+    "stepwise-supervision format. A step that several sequences share stands in each.",
+    "orm": "One row is one complete sequence of steps. Only its last step has a label.",
+}
+
+LOAD = """## Load
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("path/to/this/directory")  # or the name of the repository on the Hub
+dataset["train"][0]
+```"""
+
+
+def build_command(name: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:
+    """The command that builds the dataset again, with every option that decides the result."""
+    command = ["trl-hrm", f"build-{name}", *inputs, "--output_dir", config.output_dir, "--view", config.view]
+    if config.view == "hrm":
+        separator = config.merge_separator.replace("\n", "\\n").replace("\t", "\\t")
+        command += [f"--merge_separator={separator}", "--max_merge", config.max_merge]
+    for option, value in options.items():
+        if value is True:
+            command.append(f"--{option}")
+        elif value is not None and value is not False:
+            command += [f"--{option}", value]
+    command += ["--test_size", config.test_size, "--seed", config.seed]
+    if config.exclude:
+        command += ["--exclude", *config.exclude]
+    return shlex.join(str(word) for word in command)
+
+
+def build_card(about: dict[str, Any], report: dict[str, Any], schema: pa.Schema, example: dict[str, Any]) -> DatasetCard:
+    """
+    The card of a dataset just built.
+
+    Args:
+        about (`dict[str, Any]`):
+            `title`, `description` and `citation` of the source, and its `license` if it has a known one.
+        report (`dict[str, Any]`):
+            The build report.
+        schema (`pa.Schema`):
+            Columns and types.
+        example (`dict[str, Any]`):
+            The first training row. It is shown shortened.
+    """
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in report["rows"]]
+    data = DatasetCardData(
+        license=about.get("license"),
+        language=about.get("language"),
+        pretty_name=f"{about['title']} ({report['view']})",
+        tags=["trl", "trl_hrm", "stepwise-supervision", report["view"]],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    shown = json.dumps(_shorten(example), indent=2, ensure_ascii=False)
+    sections = [
+        f"---\n{data.to_yaml()}\n---\n\n# {about['title']}, `{report['view']}` view",
+        f"{about['description']}\n\n{VIEWS[report['view']]}",
+        _table("Columns", ("column", "type", "meaning"), [_describe(field) for field in schema]),
+        f"## Example\n\nThe first training row, shortened:\n\n````json\n{shown}\n````",
+        LOAD,
+        _counts_section(report),
+        f"## Rebuild\n\n```bash\n{report['command']}\n```",
+        f"## Source and license\n\n{about['source']}\n\n{about['citation']}",
+    ]
+    return DatasetCard("\n\n".join(sections) + "\n", ignore_metadata_errors=False)
+
+
+def _table(title: str, head: tuple[str, ...], rows: list[tuple]) -> str:
+    lines = [f"| {' | '.join(str(cell) for cell in row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join([f"## {title}", "", *lines])
+
+
+def _describe(field: pa.Field) -> tuple[str, str, str]:
+    kind = f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)
+    return f"`{field.name}`", kind, COLUMNS.get(field.name, "as in the source")
+
+
+def _counts_section(report: dict[str, Any]) -> str:
+    return _table("Counts", ("what", "count"), report_lines(report)) + (
+        "\n\nLabels are counted by value, rounded to two decimals."
+    )
+
+
+def _shorten(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > 120:
+        return value[:120] + " ..."
+    if isinstance(value, list) and len(value) > 4:
+        return [*map(_shorten, value[:4]), "..."]
+    if isinstance(value, list):
+        return [_shorten(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _shorten(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,84 @@
+"""Views of a step tree: single steps, merged steps (HRM), outcomes (ORM), flat rows (PRM)."""
+
+from collections.abc import Callable
+
+from ..step_tree import StepTree
+
+
+def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) -> StepTree:
+    r"""
+    Add merged steps: D_HRM = D_PRM ∪ {(s_i + s_{i+1}, R(s_i + s_{i+1}))} ([HRM](https://huggingface.co/papers/2503.13551),
+    section 3.1 and Table 2).
+
+    For every labelled step with a step before it, a step is added whose text is the two joined by `merge_separator`,
+    whose parent is the grandparent, and whose label is that of the second step (Table 2: a merged step is positive
+    exactly when the current step is). The original steps stay as they are, so the result is a superset.
+
+    Args:
+        tree ([`StepTree`]):
+            Tree of single steps.
+        merge_separator (`str`, *optional*, defaults to `"\n"`):
+            Text between the steps of a merged step. It must be the `merge_separator` of the [`StepFormat`] that the
+            model is trained with.
+        max_merge (`int`, *optional*, defaults to `2`):
+            Longest run of consecutive steps that is merged. The paper merges pairs; longer runs follow the same rule.
+
+    Returns:
+        [`StepTree`]: The tree with the merged steps after the original ones, and `num_merged` set.
+
+    Raises:
+        `ValueError`: If `max_merge` is below 2, or if the tree has merged steps already.
+    """
+    if max_merge < 2:
+        raise ValueError(f"max_merge is {max_merge}, expected 2 (pairs, as in the paper) or more.")
+    if any(count > 1 for count in tree.num_merged or ()):
+        raise ValueError("hrm_view: the tree has merged steps already (`num_merged` above 1); pass the original tree.")
+    merged = StepTree(tree.prompt, [], [], [], num_merged=[], extra=tree.extra)
+    for step, label in enumerate(tree.labels):
+        first = tree.parents[step]
+        texts = [tree.completions[step]]
+        while label is not None and first != -1 and len(texts) < max_merge:
+            texts.insert(0, tree.completions[first])
+            first = tree.parents[first]
+            merged.completions.append(merge_separator.join(texts))
+            merged.labels.append(label)
+            merged.parents.append(first)
+            merged.num_merged.append(len(texts))
+    return StepTree(
+        prompt=tree.prompt,
+        completions=tree.completions + merged.completions,
+        labels=tree.labels + merged.labels,
+        parents=tree.parents + merged.parents,
+        num_merged=[1] * len(tree.completions) + merged.num_merged,
+        extra=tree.extra,
+    )
+
+
+def prm_view(tree: StepTree) -> list[StepTree]:
+    """
+    Flat rows, one per root-to-leaf path, in TRL's stepwise-supervision format: what other trainers read.
+
+    A path without any label is left out: nothing could be trained on it.
+    """
+    return [chain for chain in tree.chains() if any(label is not None for label in chain.labels)]
+
+
+def orm_view(tree: StepTree, is_final: Callable[[str], bool] | None = None) -> list[StepTree]:
+    """
+    Whole trajectories, labelled on the last step only ([HRM](https://huggingface.co/papers/2503.13551), section 4.1).
+
+    Args:
+        tree ([`StepTree`]):
+            Tree of single steps.
+        is_final (`Callable[[str], bool]`, *optional*):
+            Tells from the text of a leaf whether the trajectory is complete. By default every leaf ends one.
+
+    Returns:
+        `list[StepTree]`: One chain per complete trajectory whose last step is labelled; its other labels are `None`.
+    """
+    chains = []
+    for chain in tree.chains():
+        if chain.labels[-1] is not None and (is_final is None or is_final(chain.completions[-1])):
+            chain.labels = [None] * (len(chain.labels) - 1) + chain.labels[-1:]
+            chains.append(chain)
+    return chains

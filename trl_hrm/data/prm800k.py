@@ -1,0 +1,249 @@
+r"""
+PRM800K ([Let's Verify Step by Step](https://huggingface.co/papers/2305.20050)), phases 1 and 2, as step trees.
+
+A record is one annotated solution of one problem. At each of its `steps` the annotator rated some `completions`, and one
+of them (`chosen_completion`), or a text of their own (`human_completion`), became the step from which the solution goes
+on:
+
+```json
+{"question": {"problem": "What is 1 + 2 + 3?", "ground_truth_answer": "6"},
+ "label": {"finish_reason": "solution", "steps": [
+   {"completions": [{"text": "1 + 2 = 3.", "rating": 1, "flagged": false},
+                    {"text": "1 + 2 = 4.", "rating": -1, "flagged": false}],
+    "chosen_completion": 0, "human_completion": null},
+   {"completions": [{"text": "3 + 3 = 7.", "rating": -1, "flagged": false}],
+    "chosen_completion": null,
+    "human_completion": {"text": "3 + 3 = 6.", "rating": null, "source": "human", "flagged": false}},
+   {"completions": [{"text": "So it is 6.\n\n# Answer\n\n6", "rating": 1, "flagged": false}],
+    "chosen_completion": 0, "human_completion": null}]}}
+```
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from ..step_tree import StepTree
+from .build import Dropped, Recipe, build_dataset
+from .build_config import BuildConfig
+from .sources import JsonLines
+
+
+ABOUT = {
+    "title": "PRM800K step trees",
+    "description": "Solutions of MATH problems whose steps were judged by people: "
+    "[PRM800K](https://github.com/openai/prm800k).",
+    "license": "mit",
+    "language": "en",
+    "source": "PRM800K is released by OpenAI under the MIT license: https://github.com/openai/prm800k.",
+    "citation": """```bibtex
+@article{lightman2023lets,
+  title   = {Let's Verify Step by Step},
+  author  = {Lightman, Hunter and Kosaraju, Vineet and Burda, Yura and Edwards, Harri and Baker, Bowen and Lee, Teddy and Leike, Jan and Schulman, John and Sutskever, Ilya and Cobbe, Karl},
+  journal = {arXiv preprint arXiv:2305.20050},
+  year    = {2023}
+}
+```""",  # noqa: E501
+}
+
+KEPT_FINISH_REASONS = ("solution", "found_error")
+NEUTRAL_LABELS = {"negative": 0.0, "positive": 1.0, "drop": None}
+
+
+def build_prm800k(
+    files: Sequence[str], config: BuildConfig, neutral: str | float = "negative", drop_screening: bool = False
+) -> dict[str, Any]:
+    """
+    Build a dataset from PRM800K files.
+
+    Args:
+        files (`Sequence[str]`):
+            JSON Lines files of phase 1 or 2.
+        config ([`BuildConfig`]):
+            Options that all builders share.
+        neutral (`str` or `float`, *optional*, defaults to `"negative"`):
+            Label of a step rated 0: `"negative"` (as in the HRM paper's Table 2), `"positive"`, `"drop"` for context
+            only, or a probability in `[0, 1]`.
+        drop_screening (`bool`, *optional*, defaults to `False`):
+            Drop the records that served to screen annotators or to control their quality.
+
+    Returns:
+        `dict[str, Any]`: The build report.
+    """
+    recipe = Recipe(
+        name="prm800k",
+        source=JsonLines(files),
+        inputs=[str(file) for file in files],
+        parse=partial(parse_prm800k, neutral=neutral_label(neutral), drop_screening=drop_screening),
+        columns={"answer": pa.string(), "finish_reason": pa.string()},
+        is_final=is_final,
+        options={"neutral": neutral, "drop_screening": drop_screening},
+        about=ABOUT,
+    )
+    return build_dataset(recipe, config)
+
+
+def neutral_label(neutral: str | float) -> float | None:
+    """The label of a step rated 0, `None` for context only. See [`build_prm800k`]."""
+    if neutral in NEUTRAL_LABELS:
+        return NEUTRAL_LABELS[neutral]
+    try:
+        label = float(neutral)
+    except ValueError:
+        label = -1.0
+    if not 0 <= label <= 1:
+        raise ValueError(f"neutral is {neutral!r}, expected negative, positive, drop or a probability in [0, 1].")
+    return label
+
+
+def is_final(text: str) -> bool:
+    """Whether a step ends its solution: PRM800K's last steps give the answer under a heading `# Answer`."""
+    return "# Answer" in text
+
+
+def parse_prm800k(
+    record: dict[str, Any], where: str, notes: Counter, neutral: float | None = 0.0, drop_screening: bool = False
+) -> StepTree:
+    """
+    The tree of one PRM800K record.
+
+    Args:
+        record (`dict[str, Any]`):
+            The record.
+        where (`str`):
+            File and line of the record, for error messages.
+        notes (`Counter`):
+            Counter to which peculiarities of the record are added.
+        neutral (`float`, *optional*, defaults to `0.0`):
+            Label of a step rated 0, `None` for context only.
+        drop_screening (`bool`, *optional*, defaults to `False`):
+            Drop the records that served to screen annotators or to control their quality.
+
+    Raises:
+        [`Dropped`]: If the annotator gave up, found the problem bad, or if the record is a screening one to be dropped.
+        `ValueError`: If the record does not follow PRM800K's schema.
+    """
+    question = _get(record, "question", dict, where)
+    label = _get(record, "label", dict, where)
+    finish_reason = _get(label, "finish_reason", (str, type(None)), f"{where}: `label`")
+    if finish_reason not in KEPT_FINISH_REASONS:
+        raise Dropped(f"finish_reason={finish_reason}")
+    if drop_screening and (record.get("is_quality_control_question") or record.get("is_initial_screening_question")):
+        raise Dropped("screening")
+    tree = StepTree(
+        prompt=_get(question, "problem", str, f"{where}: `question`").strip(),
+        completions=[],
+        labels=[],
+        parents=[],
+        extra={"answer": question.get("ground_truth_answer"), "finish_reason": finish_reason},
+    )
+    labels = {1: 1.0, 0: neutral, -1: 0.0, None: None}
+    parent = -1
+    steps = _get(label, "steps", (list, type(None)), f"{where}: `label`") or []
+    for number, step in enumerate(steps):
+        parent = _add_step(tree, parent, step, labels, f"{where}: `label.steps[{number}]`", notes)
+        if parent is None:
+            notes["steps_after_end"] += len(steps) - number - 1
+            break
+    tree = _prune(tree, notes)
+    tree.validate(where)
+    return tree
+
+
+def _add_step(
+    tree: StepTree, parent: int, step: Any, labels: dict[int | None, float | None], where: str, notes: Counter
+) -> int | None:
+    """Add the candidates of one step below `parent`. Returns the one that goes on, `None` if none does."""
+    chosen = _get(step, "chosen_completion", (int, type(None)), where)
+    human = _get(step, "human_completion", (dict, type(None)), where)
+    candidates = list(_get(step, "completions", (list, type(None)), where) or [])
+    if chosen is not None and not 0 <= chosen < len(candidates):
+        raise ValueError(
+            f"{where}: `chosen_completion` is {chosen!r}, expected null or an index of the {len(candidates)} completions."
+        )
+    if chosen is not None and human is not None:
+        notes["ignored_human_completions"] += 1
+    found: dict[str, int] = {}
+    given: dict[str, list[float]] = {}
+    last = None
+    for i, candidate in enumerate([*candidates, human] if chosen is None and human is not None else candidates):
+        is_human = i == len(candidates)
+        place = f"{where}: `{'human_completion' if is_human else f'completions[{i}]'}`"
+        text = _get(candidate, "text", str, place).strip()
+        if not text:
+            notes["empty_candidates"] += 1
+            continue
+        if text in found:
+            notes["duplicate_candidates"] += 1
+        else:
+            found[text] = len(tree.completions)
+            given[text] = []
+            tree.completions.append(text)
+            tree.labels.append(None)
+            tree.parents.append(parent)
+        label = _human_label(candidate, labels, place) if is_human else _rating_label(candidate, "rating", labels, place)
+        if candidate.get("flagged"):
+            notes["flagged_candidates"] += 1
+        elif label is not None:
+            given[text].append(label)
+        if is_human:
+            notes["human_completions"] += 1
+        if is_human or i == chosen:
+            last = found[text]
+    for text, values in given.items():
+        tree.labels[found[text]] = sum(values) / len(values) if values else None
+        notes["contradicting_labels"] += len(set(values)) > 1
+    return last
+
+
+def _rating_label(
+    candidate: dict[str, Any], name: str, labels: dict[int | None, float | None], where: str
+) -> float | None:
+    rating = _get(candidate, name, (int, type(None)), where)
+    if rating not in labels:
+        raise ValueError(f"{where}: `{name}` is {rating!r}, expected -1, 0, 1 or null.")
+    return labels[rating]
+
+
+def _human_label(candidate: dict[str, Any], labels: dict[int | None, float | None], where: str) -> float | None:
+    """People wrote these steps to go on from, so they are positive unless a rating says otherwise."""
+    for name in ("corrected_rating", "rating"):
+        if candidate.get(name) is not None:
+            return _rating_label(candidate, name, labels, where)
+    return 1.0
+
+
+def _prune(tree: StepTree, notes: Counter) -> StepTree:
+    """Leave out the steps without a label that no labelled step follows: nothing could be learned from them."""
+    needed = [label is not None for label in tree.labels]
+    for i in reversed(range(len(needed))):
+        if needed[i] and tree.parents[i] != -1:
+            needed[tree.parents[i]] = True
+    kept = [i for i, keep in enumerate(needed) if keep]
+    notes["pruned_steps"] += len(needed) - len(kept)
+    index = {old: new for new, old in enumerate(kept)} | {-1: -1}
+    return StepTree(
+        prompt=tree.prompt,
+        completions=[tree.completions[i] for i in kept],
+        labels=[tree.labels[i] for i in kept],
+        parents=[index[tree.parents[i]] for i in kept],
+        extra=tree.extra,
+    )
+
+
+def _get(value: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {value!r}, expected an object with the key `{name}`.")
+    if name not in value:
+        raise ValueError(
+            f"{where}: the key `{name}` is missing, found {sorted(value)}. Is this a PRM800K file of phase 1 or 2?"
+        )
+    found = value[name]
+    if not isinstance(found, kind) or isinstance(found, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise ValueError(f"{where}: `{name}` is {found!r}, expected {names}.")
+    return found

@@ -1,0 +1,72 @@
+"""Counts of a build: records in, rows out, labels by value, drops by reason."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from ..step_tree import StepTree
+
+
+def count_row(counts: Counter, split: str, tree: StepTree) -> None:
+    """Add one written row and its labels, apart for single and merged steps, to `counts`."""
+    counts["rows", split] += 1
+    for i, label in enumerate(tree.labels):
+        kind = "merged" if tree.num_merged is not None and tree.num_merged[i] > 1 else "single"
+        counts["labels", split, kind, "null" if label is None else f"{label:.2f}"] += 1
+
+
+def dump_counts(counts: Counter) -> str:
+    """Counts as a JSON string, the form in which processes hand them over."""
+    return json.dumps([[*key, count] for key, count in counts.items()])
+
+
+def load_counts(dumps: list[str]) -> Counter:
+    """The sum of counts given as JSON strings."""
+    counts = Counter()
+    for dump in dumps:
+        for *key, count in json.loads(dump):
+            counts[tuple(key)] += count
+    return counts
+
+
+def nest_counts(counts: Counter) -> dict[str, Any]:
+    """
+    Counts as nested dictionaries with sorted keys, the form in which `build_report.json` holds them.
+
+    Example:
+
+    ```python
+    >>> nest_counts(Counter({("records_in",): 3, ("dropped", "excluded"): 1}))
+    {'dropped': {'excluded': 1}, 'records_in': 3}
+    ```
+    """
+    nested = {}
+    for key, count in sorted(counts.items()):
+        inner = nested
+        for name in key[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[key[-1]] = count
+    return nested
+
+
+def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
+    """The report as `(name, count)` pairs, in the order in which they are shown."""
+    lines = [("records in", report["records_in"]), ("records kept", report["records_kept"])]
+    lines += [(f"records dropped: {reason}", count) for reason, count in report["dropped"].items()]
+    lines += [(f"rows out: {split}", count) for split, count in report["rows"].items()]
+    lines.append(("labelled steps", report["labelled_steps"]))
+    lines += [
+        (f"labels: {split}, {kind}, {value}", count)
+        for split, kinds in report["labels"].items()
+        for kind, values in kinds.items()
+        for value, count in values.items()
+    ]
+    return lines + [(f"note: {note}", count) for note, count in report["notes"].items()]
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as a short aligned table, with its warnings below."""
+    lines = report_lines(report)
+    width = max(len(name) for name, _ in lines)
+    table = [f"{name:<{width}}  {count:>12,}" for name, count in lines]
+    return "\n".join(table + [f"warning: {warning}" for warning in report["warnings"]])

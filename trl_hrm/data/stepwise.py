@@ -1,0 +1,87 @@
+r"""
+Rows in TRL's stepwise-supervision format, or in this package's own with `parents`, from files or datasets.
+
+```json
+{"prompt": "What is 1 + 2 + 3?", "completions": ["1 + 2 = 3.", "3 + 3 = 7."], "labels": [true, false]}
+```
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+
+from ..step_tree import StepTree
+from .build import Recipe, build_dataset
+from .build_config import BuildConfig
+from .sources import DatasetRows, JsonLines
+
+
+ABOUT = {
+    "title": "Step trees",
+    "description": "Problems whose steps were judged.",
+    "source": "Built from rows in TRL's "
+    "[stepwise supervision](https://huggingface.co/docs/trl/dataset_formats#stepwise-supervision) format. The terms of "
+    "use are those of the data it was built from.",
+    "citation": """Merged steps and their labels follow
+
+```bibtex
+@article{wang2025hierarchical,
+  title   = {Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models},
+  journal = {arXiv preprint arXiv:2503.13551},
+  year    = {2025}
+}
+```""",
+}
+
+
+def build_stepwise(inputs: Sequence[str], config: BuildConfig, split: str = "train") -> dict[str, Any]:
+    """
+    Build a dataset from rows in TRL's stepwise-supervision format. In the views `"tree"` and `"hrm"` the rows of one
+    prompt are joined: steps with the same text after the same steps become one, labelled by the mean.
+
+    Args:
+        inputs (`Sequence[str]`):
+            JSON Lines files, or one directory or Hub name of a dataset.
+        config ([`BuildConfig`]):
+            Options that all builders share.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split to read of a dataset. Files have none.
+
+    Returns:
+        `dict[str, Any]`: The build report.
+    """
+    inputs = [str(name) for name in inputs]
+    is_dataset = len(inputs) == 1 and not Path(inputs[0]).is_file() and not inputs[0].endswith((".json", ".jsonl"))
+    source = DatasetRows(load_dataset(inputs[0], split=split)) if is_dataset else JsonLines(inputs)
+    recipe = Recipe(
+        name="stepwise",
+        source=source,
+        inputs=inputs,
+        parse=parse_stepwise,
+        columns=source.types() if is_dataset else {},
+        join_prompts=True,
+        options={"split": split if is_dataset else None},
+        about=ABOUT,
+    )
+    return build_dataset(recipe, config)
+
+
+def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
+    """
+    The tree of one row, validated.
+
+    Args:
+        record (`dict[str, Any]`):
+            The row.
+        where (`str`):
+            Place of the row, for error messages.
+        notes (`Counter`):
+            Not used: a row is either valid or an error.
+
+    Raises:
+        `ValueError`: If the row is not valid. See [`StepTree.from_row`].
+    """
+    return StepTree.from_row(record, where)

@@ -1,0 +1,378 @@
+r"""
+One forward pass per tree: a problem and its judged steps as one row of tokens.
+
+All root-to-step id paths of a problem go into a [`TokenTrie`], so that every shared token is stored once. The trie is
+laid out depth-first. Two integers per token then say everything:
+
+- `position_ids[i]`: number of tokens on the path above token `i`;
+- `subtree_end[i]`: first index after the subtree of token `i`.
+
+A query `q` may see a key `k` exactly when `k <= q < subtree_end[k]`: then `k` is on the path of `q`. Every token sees its
+own path at its own positions, so logits and gradients equal those of one sequence per path up to float rounding. Rows of
+several trees packed one after another need nothing more, since no subtree crosses a border.
+
+Worked example: prompt `P Q`, a first step `a ;`, and after it the alternatives `b ;` and `c ;`:
+
+| index | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |
+|---|---|---|---|---|---|---|---|---|
+| token | P | Q | a | ; | b | ; | c | ; |
+| `position_ids` | 0 | 1 | 2 | 3 | 4 | 5 | 4 | 5 |
+| `subtree_end` | 8 | 8 | 8 | 8 | 6 | 6 | 8 | 8 |
+
+Token 6 (`c`) sees 0, 1, 2, 3 and itself. It does not see 4 and 5, whose subtrees end at 6. One sequence per path would
+take 6 + 6 tokens instead of 8.
+"""
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass
+class TokenTree:
+    """
+    Tokens of one or several trees in depth-first order. L is the number of tokens, S the number of judged steps.
+
+    Args:
+        input_ids (`np.ndarray`): Token ids, int32, shape `(L,)`.
+        position_ids (`np.ndarray`): Tokens on the path above each token, int32, shape `(L,)`.
+        subtree_end (`np.ndarray`): First index after each token's subtree, int32, shape `(L,)`.
+        step_positions (`np.ndarray`): Index of the step token of each judged step, int32, ascending, shape `(S,)`.
+        steps (`np.ndarray`): Number of each judged step as [`TokenTrie.mark`] gave it, int32, shape `(S,)`.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    subtree_end: np.ndarray
+    step_positions: np.ndarray
+    steps: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def part(self, start: int, stop: int) -> "TokenTree":
+        """
+        The tokens in `[start, stop)` with the path above `start` repeated in front.
+
+        Judged steps on the repeated path are left out: they belong to the part that holds them.
+        """
+        path = np.flatnonzero(self.subtree_end[:start] > start)
+        index = np.concatenate([path, np.arange(start, stop)])
+        shift = len(path) - start
+        inside = (self.step_positions >= start) & (self.step_positions < stop)
+        return TokenTree(
+            input_ids=self.input_ids[index],
+            position_ids=self.position_ids[index],
+            subtree_end=np.minimum(self.subtree_end[index], stop) + shift,
+            step_positions=self.step_positions[inside] + shift,
+            steps=self.steps[inside],
+        )
+
+    def branch_starts(self) -> np.ndarray:
+        """Indices of the tokens that do not continue the token before them: where a new branch begins."""
+        return np.flatnonzero(self.position_ids[1:] != self.position_ids[:-1] + 1) + 1
+
+    def chains(self) -> list["TokenTree"]:
+        """One plain sequence per root-to-leaf path. Each judged step is kept in the first sequence that holds it."""
+        cuts = [0, *self.branch_starts().tolist(), len(self)]
+        return [self.part(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+
+    def split(self, max_length: int) -> list["TokenTree"]:
+        """
+        Parts of at most `max_length` tokens that together hold every judged step once.
+
+        Each part repeats the path above its first token, which keeps it exact. The cuts are those that repeat the
+        fewest tokens. A cut inside an unbranched run is never better than one at its start: the part after it has the
+        same length and repeats fewer tokens, so only branch starts are tried.
+
+        Raises:
+            `ValueError`: If a path is longer than `max_length`; it cannot be split exactly.
+        """
+        if self.position_ids.max(initial=-1) >= max_length:
+            raise ValueError(
+                f"A path of the tree has {self.position_ids.max() + 1} tokens, more than max_length {max_length}."
+            )
+        if len(self) <= max_length:
+            return [self]
+        cuts = [0, *self.branch_starts().tolist(), len(self)]
+        repeated = [int(self.position_ids[cut]) for cut in cuts[:-1]] + [0]
+        last = len(cuts) - 1
+        best: list[tuple[int, int]] = [(0, last)] * len(cuts)  # (tokens repeated from here on, next cut)
+        for i in reversed(range(last)):
+            room = max_length - repeated[i]
+            reachable = bisect.bisect_right(cuts, cuts[i] + room, lo=i + 1)
+            best[i] = min(
+                ((repeated[j] + best[j][0], j) for j in range(i + 1, reachable)), key=lambda choice: (choice[0], -choice[1])
+            )
+        parts, i = [], 0
+        while i != last:
+            parts.append(self.part(cuts[i], cuts[best[i][1]]))
+            i = best[i][1]
+        return parts
+
+    @classmethod
+    def join(cls, trees: Sequence["TokenTree"]) -> "TokenTree":
+        """Trees one after another in one row. No tree sees another."""
+        offsets = np.cumsum([0, *(len(tree) for tree in trees)])[:-1]
+        return cls(
+            input_ids=np.concatenate([tree.input_ids for tree in trees]),
+            position_ids=np.concatenate([tree.position_ids for tree in trees]),
+            subtree_end=np.concatenate([tree.subtree_end + offset for tree, offset in zip(trees, offsets, strict=True)]),
+            step_positions=np.concatenate(
+                [tree.step_positions + offset for tree, offset in zip(trees, offsets, strict=True)]
+            ),
+            steps=np.concatenate([tree.steps for tree in trees]),
+        )
+
+
+class TokenTrie:
+    """
+    Radix tree over token ids: paths that begin alike share their tokens, whatever steps they came from.
+
+    Example:
+
+    ```python
+    >>> trie = TokenTrie()
+    >>> prompt = trie.insert([7, 8])
+    >>> for ids in ([1, 9], [1, 2, 9]):  # two steps that begin with the same token
+    ...     step = trie.mark(trie.insert(ids, after=prompt))
+    >>> trie.layout().input_ids.tolist()
+    [7, 8, 1, 9, 2, 9]
+    ```
+    """
+
+    def __init__(self):
+        self._tokens: list[int] = []
+        self._parents: list[int] = []
+        self._depths: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+        self._marks: dict[int, int] = {}
+
+    def insert(self, ids: Sequence[int], after: int = -1) -> int:
+        """Insert `ids` below node `after` (-1: the root) and return the node of the last of them."""
+        node = after
+        for token in ids:
+            child = self._children.get((node, token))
+            if child is None:
+                child = len(self._tokens)
+                self._children[node, token] = child
+                self._tokens.append(token)
+                self._parents.append(node)
+                self._depths.append(0 if node == -1 else self._depths[node] + 1)
+            node = child
+        return node
+
+    def path_length(self, node: int) -> int:
+        """Number of tokens from the root to `node`, both included."""
+        return 0 if node == -1 else self._depths[node] + 1
+
+    def mark(self, node: int) -> int:
+        """Declare `node` the step token of a judged step; returns the step's number, the same for the same node."""
+        return self._marks.setdefault(node, len(self._marks))
+
+    def layout(self) -> TokenTree:
+        """Depth-first row of all tokens on a path to a marked node, children in order of insertion."""
+        count = len(self._tokens)
+        size = [0] * count  # tokens of the subtree that lead to a judged step; nodes come after their parents
+        for node in reversed(range(count)):
+            if size[node] or node in self._marks:
+                size[node] += 1
+                if self._parents[node] != -1:
+                    size[self._parents[node]] += size[node]
+        kept = [node for node in range(count) if size[node]]
+        index = [0] * count
+        free: dict[int, int] = {-1: 0}  # where the next child of a node begins
+        for node in kept:
+            index[node] = free[self._parents[node]]
+            free[self._parents[node]] += size[node]
+            free[node] = index[node] + 1
+        order = np.empty(len(kept), dtype=np.int32)
+        order[[index[node] for node in kept]] = kept
+        marked = sorted(self._marks, key=index.__getitem__)
+        return TokenTree(
+            input_ids=np.array([self._tokens[node] for node in order], dtype=np.int32),
+            position_ids=np.array([self._depths[node] for node in order], dtype=np.int32),
+            subtree_end=np.array([index[node] + size[node] for node in order], dtype=np.int32),
+            step_positions=np.array([index[node] for node in marked], dtype=np.int32),
+            steps=np.array([self._marks[node] for node in marked], dtype=np.int32),
+        )
+
+
+def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
+    """
+    Best-fit decreasing: indices of the pieces that share a row of at most `max_length` tokens.
+
+    Args:
+        lengths (`Sequence[int]`):
+            Tokens of each piece, at most `max_length`.
+        max_length (`int`):
+            Tokens of a row.
+
+    Returns:
+        `list[list[int]]`: Rows of indices; every index stands in one row. Ties keep the given order.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fit = bisect.bisect_left(room, (lengths[i], -1))
+        if fit == len(room):
+            rows.append([])
+            free, row = max_length, len(rows) - 1
+        else:
+            free, row = room.pop(fit)
+        rows[row].append(i)
+        bisect.insort(room, (free - lengths[i], row))
+    return rows
+
+
+def pad_rows(rows: Sequence[TokenTree], pad_token_id: int, multiple_of: int = 1) -> dict[str, torch.Tensor]:
+    """
+    Stack rows into tensors. A padding token sees only itself: its subtree ends behind it.
+
+    Args:
+        rows (`Sequence[TokenTree]`):
+            B rows.
+        pad_token_id (`int`):
+            Token to pad with.
+        multiple_of (`int`, *optional*, defaults to `1`):
+            Pad the longest row to a multiple of this.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `input_ids`, `position_ids`, `subtree_end`, int64, shape `(B, L)` each.
+    """
+    width = -(-max(len(row) for row in rows) // multiple_of) * multiple_of
+    tensors = {
+        "input_ids": torch.full((len(rows), width), pad_token_id),
+        "position_ids": torch.zeros((len(rows), width), dtype=torch.long),
+        "subtree_end": torch.arange(1, width + 1).repeat(len(rows), 1),
+    }
+    for i, row in enumerate(rows):
+        for name, tensor in tensors.items():
+            tensor[i, : len(row)] = torch.from_numpy(getattr(row, name))
+    return tensors
+
+
+def visibility_mask(
+    subtree_end: torch.Tensor, position_ids: torch.Tensor | None = None, window: int | None = None
+) -> torch.Tensor:
+    """
+    Which key each query may see: `k <= q < subtree_end[k]`, and within `window` positions if given.
+
+    Args:
+        subtree_end (`torch.Tensor`):
+            Shape `(B, L)`.
+        position_ids (`torch.Tensor`, *optional*):
+            Shape `(B, L)`. Needed with `window`.
+        window (`int`, *optional*):
+            Sliding window in tokens of the path: a query sees itself and the `window - 1` tokens above it.
+
+    Returns:
+        `torch.Tensor`: Boolean mask, shape `(B, 1, L, L)`, queries before keys.
+    """
+    index = torch.arange(subtree_end.shape[-1], device=subtree_end.device)
+    query, key = index[:, None], index[None, :]
+    mask = (key <= query) & (query < subtree_end[:, None, None, :])
+    if window is not None:
+        mask &= (position_ids[:, None, :, None] - position_ids[:, None, None, :]) < window
+    return mask
+
+
+def attention_mask(
+    subtree_end: torch.Tensor,
+    implementation: str,
+    dtype: torch.dtype,
+    position_ids: torch.Tensor | None = None,
+    window: int | None = None,
+):
+    """
+    The tree mask in the form that an attention implementation of transformers takes.
+
+    Args:
+        subtree_end (`torch.Tensor`):
+            Shape `(B, L)`.
+        implementation (`str`):
+            `"sdpa"` (boolean mask), `"eager"` (additive mask: a boolean one is added as 0 and 1 and masks nothing) or
+            `"flex_attention"` (block mask).
+        dtype (`torch.dtype`):
+            Dtype of an additive mask.
+        position_ids (`torch.Tensor`, *optional*), window (`int`, *optional*):
+            See [`visibility_mask`].
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1, L, L)`, or [`~torch.nn.attention.flex_attention.BlockMask`].
+
+    Raises:
+        `ValueError`: If the implementation cannot express a tree.
+    """
+    check_attention(implementation)
+    if implementation == "flex_attention":
+        return _block_mask(subtree_end, position_ids, window)
+    mask = visibility_mask(subtree_end, position_ids, window)
+    if implementation == "sdpa":
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def check_attention(implementation: str) -> None:
+    """Raise `ValueError` for an attention implementation that takes no mask of its own, such as flash attention."""
+    if implementation not in ("sdpa", "eager", "flex_attention"):
+        raise ValueError(
+            f"attn_implementation {implementation!r} cannot express the mask of a tree. Use 'flex_attention' (GPU) or "
+            "'sdpa', or train on one sequence per path with `shared_prefix=False`."
+        )
+
+
+def _block_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor | None, window: int | None):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_see(batch, head, query, key):
+        mask = (key <= query) & (query < subtree_end[batch, key])
+        if window is not None:
+            mask = mask & (position_ids[batch, query] - position_ids[batch, key] < window)
+        return mask
+
+    batch_size, length = subtree_end.shape
+    return create_block_mask(may_see, batch_size, None, length, length, device=subtree_end.device)
+
+
+def model_inputs(
+    input_ids: torch.Tensor, position_ids: torch.Tensor, subtree_end: torch.Tensor, config, dtype: torch.dtype
+) -> dict:
+    """
+    Keyword arguments of a model's forward pass over forest rows. Training and scoring both go through it.
+
+    Args:
+        input_ids, position_ids, subtree_end (`torch.Tensor`):
+            Shape `(B, L)` each.
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the model: its attention implementation, and its sliding window if it has one.
+        dtype (`torch.dtype`):
+            Dtype of the model.
+
+    Raises:
+        `ValueError`: If the attention implementation or a layer type cannot express a tree.
+    """
+    implementation = config._attn_implementation
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
+    unknown = layer_types - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ValueError(
+            f"{type(config).__name__} has layers of type {sorted(unknown)}, which carry state from token to token and "
+            "cannot branch. Use a model with attention layers only."
+        )
+    if layer_types:
+        windows = {kind: window if kind == "sliding_attention" else None for kind in sorted(layer_types)}
+        masks = {
+            kind: attention_mask(subtree_end, implementation, dtype, position_ids, size)
+            for kind, size in windows.items()
+        }
+        # transformers builds no mask of its own from a dict, and takes a lone mask for every layer
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+    else:
+        mask = attention_mask(subtree_end, implementation, dtype, position_ids, window)
+    # A cache would make transformers shift positions, and is never read
+    return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask, "use_cache": False}

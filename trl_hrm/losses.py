@@ -1,0 +1,65 @@
+"""Loss and score of a judged step: pure tensor functions, one definition for training, evaluation and scoring."""
+
+import torch
+import torch.nn.functional as F
+
+from .step_format import StepFormat
+
+
+def step_loss(logits: torch.Tensor, labels: torch.Tensor, step_format: StepFormat) -> torch.Tensor:
+    r"""
+    Loss of each judged step, unreduced.
+
+    | head | loss for label y |
+    |---|---|
+    | `classification`, `lm` | −y·ln p₁ − (1−y)·ln p₀, with p = softmax(logits) |
+    | `regression`, `mse` | (z − y)² |
+    | `regression`, `bce` | −y·ln σ(z) − (1−y)·ln(1 − σ(z)) |
+
+    Hard labels are y ∈ {0, 1}; a soft label is used as it is (0.9 trains as 0.9).
+
+    Args:
+        logits (`torch.Tensor`):
+            Outputs at the step tokens, shape `(..., C)` with C = 2 (0 wrong, 1 correct), or 1 for regression. Any
+            floating dtype; the loss is computed in at least float32.
+        labels (`torch.Tensor`):
+            Probabilities that the step is correct, shape `(...)`.
+        step_format ([`StepFormat`]):
+            Gives the head and the regression loss.
+
+    Returns:
+        `torch.Tensor`: Losses in nats (or squared error), shape `(...)`.
+    """
+    logits = _at_least_float32(logits)
+    labels = labels.to(logits.dtype)
+    if step_format.head == "regression":
+        outputs = logits.squeeze(-1)
+        if step_format.regression_loss == "mse":
+            return (outputs - labels) ** 2
+        return F.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+    log_probs = F.log_softmax(logits, dim=-1)
+    return -(labels * log_probs[..., 1] + (1 - labels) * log_probs[..., 0])
+
+
+def step_score(logits: torch.Tensor, step_format: StepFormat) -> torch.Tensor:
+    r"""
+    Step score: the probability that the step is correct ([HRM](https://huggingface.co/papers/2503.13551), eq. 2).
+
+    Args:
+        logits (`torch.Tensor`):
+            Outputs at the step tokens, shape `(..., C)`. See [`step_loss`].
+        step_format ([`StepFormat`]):
+            Gives the head and the regression loss.
+
+    Returns:
+        `torch.Tensor`: Scores in `[0, 1]`, shape `(...)`.
+    """
+    logits = _at_least_float32(logits)
+    if step_format.head == "regression":
+        outputs = logits.squeeze(-1)
+        return outputs.clamp(0, 1) if step_format.regression_loss == "mse" else outputs.sigmoid()
+    return logits.softmax(dim=-1)[..., 1]
+
+
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,228 @@
+"""How a problem and its steps become token ids. Training, scoring, evaluation and serving all encode through it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+STEP_FORMAT_NAME = "step_format.json"
+
+
+@dataclass(frozen=True)
+class StepFormat:
+    r"""
+    The text contract of a step reward model. It is saved as `step_format.json` next to every checkpoint.
+
+    The prompt and every step are tokenised apart and joined as ids, so that no token crosses a border and a prefix has
+    the same ids whatever follows it. Each step ends with the ids of `step_separator`; the last of them is the *step
+    token*, the only position where a step is labelled and scored.
+
+    Args:
+        prompt_style (`str`, *optional*, defaults to `"plain"`):
+            `"plain"`: the BOS token, if the tokenizer has one, then the prompt. `"chat"`: the prompt as a user message
+            in the tokenizer's chat template, with the generation prompt.
+        system_prompt (`str`, *optional*):
+            System message in front of the user message. Only with `prompt_style="chat"`.
+        step_separator (`str`, *optional*, defaults to `"\n\n"`):
+            Text after every step.
+        merge_separator (`str`, *optional*, defaults to `"\n"`):
+            Text between the steps of a merged step. It tells a merged step from two single ones, so its ids must
+            differ from those of `step_separator`.
+        head (`str`, *optional*, defaults to `"classification"`):
+            `"classification"`: token classification with 2 labels, score `softmax(logits)[1]`
+            ([HRM](https://huggingface.co/papers/2503.13551), eq. 2). `"regression"`: token classification with 1
+            label. `"lm"`: causal language model, score the probability of `label_tokens[0]` among the two label
+            tokens at the step token.
+        regression_loss (`str`, *optional*, defaults to `"mse"`):
+            Loss of the regression head, which fixes its score too: `"mse"` clips the output to `[0, 1]`, `"bce"` takes
+            its sigmoid. Only read with `head="regression"`.
+        label_tokens (`tuple[str, str]`, *optional*, defaults to `("+", "-")`):
+            Tokens for a correct and a wrong step. Only read with `head="lm"`.
+
+    Example:
+
+    ```python
+    >>> step_format = StepFormat(step_separator="\n")
+    >>> prompt_ids, step_ids = step_format.encode(tokenizer, "1+2+3?", ["1+2=3.", "3+3=6."])
+    >>> tokenizer.decode(prompt_ids + step_ids[0] + step_ids[1])
+    '1+2+3?1+2=3.\n3+3=6.\n'
+    ```
+    """
+
+    prompt_style: Literal["plain", "chat"] = "plain"
+    system_prompt: str | None = None
+    step_separator: str = "\n\n"
+    merge_separator: str = "\n"
+    head: Literal["classification", "regression", "lm"] = "classification"
+    regression_loss: Literal["mse", "bce"] = "mse"
+    label_tokens: tuple[str, str] = ("+", "-")
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("prompt_style", ("plain", "chat")),
+            ("head", ("classification", "regression", "lm")),
+            ("regression_loss", ("mse", "bce")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"StepFormat: `{name}` is {getattr(self, name)!r}, expected one of {allowed}.")
+        if self.system_prompt is not None and self.prompt_style != "chat":
+            raise ValueError('StepFormat: `system_prompt` needs `prompt_style="chat"`; a plain prompt has no roles.')
+        # JSON and the command line give lists
+        object.__setattr__(self, "label_tokens", tuple(self.label_tokens))
+        if len(self.label_tokens) != 2 or self.label_tokens[0] == self.label_tokens[1]:
+            raise ValueError(
+                f"StepFormat: `label_tokens` is {self.label_tokens}, expected two different tokens: correct, wrong."
+            )
+
+    def check(self, tokenizer: "PreTrainedTokenizerBase", merged: bool = False) -> None:
+        """
+        Refuse a tokenizer that cannot express this format.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer that will encode.
+            merged (`bool`, *optional*, defaults to `False`):
+                Whether merged steps will be encoded, so that `merge_separator` is checked too.
+
+        Raises:
+            `ValueError`: If a separator encodes to nothing or to the unknown token, if both separators encode to the
+            same ids and merged steps are used, if the chat template is missing, or if a label token is not one token.
+        """
+        step_ids = self._separator_ids(tokenizer, "step_separator")
+        if merged and self._separator_ids(tokenizer, "merge_separator") == step_ids:
+            raise ValueError(
+                f"StepFormat: `merge_separator` {self.merge_separator!r} and `step_separator` {self.step_separator!r} "
+                f"encode to the same ids {step_ids}. A merged step would be the same text as two single steps, with "
+                "another label. Choose two separators that the tokenizer tells apart."
+            )
+        if self.prompt_style == "chat" and not tokenizer.chat_template:
+            raise ValueError(
+                'StepFormat: `prompt_style="chat"`, but the tokenizer has no chat template. Set '
+                '`tokenizer.chat_template`, or use `prompt_style="plain"`.'
+            )
+        if self.head == "lm":
+            self.label_token_ids(tokenizer)
+
+    def _separator_ids(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> list[int]:
+        separator = getattr(self, name)
+        ids = _encode(tokenizer, separator)
+        if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
+            found = "nothing" if not ids else f"{ids}, which holds the unknown token"
+            raise ValueError(
+                f"StepFormat: the tokenizer encodes `{name}` {separator!r} to {found}; a step would have no token of "
+                "its own to be judged at. Choose a separator from the tokenizer's vocabulary."
+            )
+        return ids
+
+    def label_token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Ids of the wrong and the correct label token, in the order of the classes (0 wrong, 1 correct)."""
+        ids = []
+        for token in reversed(self.label_tokens):
+            token_ids = _encode(tokenizer, token)
+            if len(token_ids) != 1 or token_ids[0] == tokenizer.unk_token_id:
+                raise ValueError(
+                    f"StepFormat: label token {token!r} encodes to {token_ids}, expected exactly one known token. "
+                    "Choose other `label_tokens`, or add it to the tokenizer and resize the embeddings."
+                )
+            ids += token_ids
+        return ids
+
+    def merge(self, steps: Sequence[str]) -> str:
+        """Text of the step that is made of consecutive `steps`."""
+        return self.merge_separator.join(steps)
+
+    def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+        """Ids of the prompt, up to where the first step begins."""
+        if self.prompt_style == "chat":
+            messages = [{"role": "user", "content": prompt}]
+            if self.system_prompt is not None:
+                messages.insert(0, {"role": "system", "content": self.system_prompt})
+            return list(
+                tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+            )
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return bos + _encode(tokenizer, prompt)
+
+    def encode(
+        self, tokenizer: "PreTrainedTokenizerBase", prompt: str, steps: Sequence[str]
+    ) -> tuple[list[int], list[list[int]]]:
+        """
+        Encode a prompt and steps.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the model.
+            prompt (`str`):
+                The problem.
+            steps (`Sequence[str]`):
+                S step texts, in any arrangement: each is encoded alone.
+
+        Returns:
+            `tuple[list[int], list[list[int]]]`: Ids of the prompt, and S lists of ids, each a step followed by the
+            separator. The last id of each is the step token.
+        """
+        separator_ids = _encode(tokenizer, self.step_separator)
+        step_ids = tokenizer(list(steps), add_special_tokens=False)["input_ids"] if len(steps) else []
+        return self.encode_prompt(tokenizer, prompt), [ids + separator_ids for ids in step_ids]
+
+    def save(self, directory: str | Path) -> None:
+        """Write `step_format.json` into `directory`."""
+        path = Path(directory) / STEP_FORMAT_NAME
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, **kwargs) -> "StepFormat":
+        """
+        Read `step_format.json` from a checkpoint folder or a Hub repository.
+
+        Args:
+            path_or_repo (`str` or `Path`):
+                Folder, or id of a model repository.
+            kwargs:
+                Passed to [`~huggingface_hub.hf_hub_download`], for example `revision`.
+
+        Raises:
+            `FileNotFoundError`: If there is no `step_format.json`.
+            `ValueError`: If it holds unknown or missing keys.
+        """
+        path = _find(path_or_repo, **kwargs)
+        if path is None:
+            raise FileNotFoundError(
+                f"{path_or_repo} has no {STEP_FORMAT_NAME}: how its steps were encoded in training is not known. Pass "
+                "`step_format=StepFormat(...)` with the separators, prompt style and head it was trained with."
+            )
+        return cls.from_json(Path(path).read_text(encoding="utf-8"), where=str(path))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = STEP_FORMAT_NAME) -> "StepFormat":
+        """Parse what [`StepFormat.save`] wrote. `where` names the source in errors."""
+        values = json.loads(text)
+        expected = {field.name for field in fields(cls)}
+        if set(values) != expected:
+            raise ValueError(
+                f"{where}: unknown keys {sorted(set(values) - expected)}, missing keys {sorted(expected - set(values))}. "
+                "It was written by another version of trl_hrm; scoring with a guess would change the scores."
+            )
+        return cls(**values)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
+    if Path(path_or_repo).is_dir():
+        path = Path(path_or_repo) / STEP_FORMAT_NAME
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return hf_hub_download(str(path_or_repo), STEP_FORMAT_NAME, **kwargs)
+    except EntryNotFoundError:
+        return None

@@ -1,0 +1,49 @@
+"""How well step scores agree with step labels."""
+
+import numpy as np
+
+
+def step_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """
+    Metrics of step scores against labels. A step counts as correct from 0.5 on, in scores and in labels.
+
+    Args:
+        scores (`np.ndarray`):
+            Step scores in `[0, 1]`, shape `(N,)`.
+        labels (`np.ndarray`):
+            Probabilities that the step is correct, shape `(N,)`.
+
+    Returns:
+        `dict[str, float]`: `accuracy`; `balanced_accuracy` (mean recall of the two classes); `error_f1` (F1 of the
+        wrong steps); `auroc`; `ece` (see [`expected_calibration_error`]); `num_steps`. What is not defined on these
+        labels is left out: `balanced_accuracy` and `auroc` need both classes, `error_f1` a wrong step in labels or
+        predictions.
+    """
+    metrics = {"num_steps": len(labels)}
+    if not len(labels):
+        return metrics
+    correct, predicted = labels >= 0.5, scores >= 0.5
+    metrics["accuracy"] = float((predicted == correct).mean())
+    metrics["ece"] = expected_calibration_error(scores, labels)
+    hits, errors, alarms = (~predicted & ~correct).sum(), (~correct).sum(), (~predicted).sum()
+    if errors + alarms:
+        metrics["error_f1"] = float(2 * hits / (errors + alarms))
+    if correct.any() and not correct.all():
+        metrics["balanced_accuracy"] = float((predicted[correct].mean() + (~predicted)[~correct].mean()) / 2)
+        metrics["auroc"] = auroc(scores, correct)
+    return metrics
+
+
+def auroc(scores: np.ndarray, correct: np.ndarray) -> float:
+    """Probability that a correct step scores above a wrong one, ties counted half (Mann-Whitney). Both must occur."""
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    num_correct, num_wrong = correct.sum(), (~correct).sum()
+    return float((ranks[correct].sum() - num_correct * (num_correct + 1) / 2) / (num_correct * num_wrong))
+
+
+def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> float:
+    """Mean over all steps of |mean score − mean label| within the step's bin; `num_bins` equal bins of `[0, 1]`."""
+    bins = np.minimum((scores * num_bins).astype(int), num_bins - 1)
+    gaps = np.bincount(bins, scores - labels, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(scores))

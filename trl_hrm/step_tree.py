@@ -1,0 +1,219 @@
+"""One problem and its judged steps: the row format of every dataset in this package."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class StepTree:
+    r"""
+    A problem with its judged steps, arranged as a tree.
+
+    Without branches this is TRL's stepwise-supervision format (`prompt`, `completions`, `labels`); `parents` adds the
+    branches. Steps that share their history share it here too, so that every text is stored once.
+
+    Args:
+        prompt (`str`):
+            The problem, as the user wrote it.
+        completions (`list[str]`):
+            S step texts, without separators.
+        labels (`list[float | None]`):
+            S probabilities in `[0, 1]` that the step is correct. `None` is context only and never trained on.
+        parents (`list[int]`):
+            S indices of the step before each step, `-1` for the prompt. A parent comes before its children.
+        num_merged (`list[int]`, *optional*):
+            S counts of original steps in each text: `1` for a step, `2` for a merged pair. `None` means all `1`.
+        extra (`dict[str, Any]`, *optional*):
+            Other columns of the row. They travel along untouched.
+
+    Example:
+
+    ```python
+    >>> tree = StepTree("1+2+3?", ["1+2=3.", "3+3=6.", "3+3=7."], [1.0, 1.0, 0.0], [-1, 0, 0])
+    >>> [chain.completions for chain in tree.chains()]
+    [['1+2=3.', '3+3=6.'], ['1+2=3.', '3+3=7.']]
+    ```
+    """
+
+    prompt: str
+    completions: list[str]
+    labels: list[float | None]
+    parents: list[int]
+    num_merged: list[int] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any], where: str = "row") -> "StepTree":
+        """
+        Read and validate one dataset row.
+
+        Args:
+            row (`Mapping[str, Any]`):
+                A row with the columns `prompt`, `completions`, `labels` and, optionally, `parents` and `num_merged`.
+                Labels may be booleans, numbers in `[0, 1]` or `None`.
+            where (`str`, *optional*, defaults to `"row"`):
+                Place of the row (file and line, or dataset and row), used in error messages.
+
+        Raises:
+            `ValueError`: If a column is missing, or if a value is not what the format asks for. The message names the
+            place, the column and the index.
+        """
+        for name in ("prompt", "completions", "labels"):
+            if name not in row:
+                raise ValueError(
+                    f"{where}: column `{name}` is missing, found {sorted(row)}. A row needs `prompt` (string), "
+                    "`completions` (list of step texts) and `labels` (one per step, null for context)."
+                )
+        extra = {k: v for k, v in row.items() if k not in ("prompt", "completions", "labels", "parents", "num_merged")}
+        completions = _list(row, "completions", where)
+        parents = row.get("parents")
+        num_merged = row.get("num_merged")
+        tree = cls(
+            prompt=row["prompt"],
+            completions=completions,
+            labels=[_label(label, i, where) for i, label in enumerate(_list(row, "labels", where))],
+            parents=list(range(-1, len(completions) - 1)) if parents is None else _list(row, "parents", where),
+            num_merged=None if num_merged is None else _list(row, "num_merged", where),
+            extra=extra,
+        )
+        tree.validate(where)
+        return tree
+
+    def validate(self, where: str = "row") -> None:
+        """Raise `ValueError` if the fields do not form a tree of non-empty steps. See [`StepTree.from_row`]."""
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise ValueError(f"{where}: column `prompt` holds {self.prompt!r}, expected a non-empty string.")
+        columns = {"labels": self.labels, "parents": self.parents}
+        if self.num_merged is not None:
+            columns["num_merged"] = self.num_merged
+        for name, column in columns.items():
+            if len(column) != len(self.completions):
+                raise ValueError(
+                    f"{where}: column `{name}` has {len(column)} entries and `completions` has "
+                    f"{len(self.completions)}; expected one per step."
+                )
+        for i, text in enumerate(self.completions):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"{where}: `completions[{i}]` is {text!r}, expected a non-empty step text. Remove the step."
+                )
+        for i, parent in enumerate(self.parents):
+            if not _is_int(parent) or not -1 <= parent < i:
+                raise ValueError(
+                    f"{where}: `parents[{i}]` is {parent!r}, expected -1 (the prompt) or the index of an earlier step "
+                    f"(0 to {i - 1}). A parent comes before its children, so a tree has no cycles."
+                )
+        for i, count in enumerate(self.num_merged or ()):
+            if not _is_int(count) or count < 1:
+                raise ValueError(f"{where}: `num_merged[{i}]` is {count!r}, expected 1 for a step, 2 for a pair, ...")
+
+    def to_row(self) -> dict[str, Any]:
+        """The row that [`StepTree.from_row`] reads back."""
+        row = {
+            "prompt": self.prompt,
+            "completions": self.completions,
+            "labels": self.labels,
+            "parents": self.parents,
+        }
+        if self.num_merged is not None:
+            row["num_merged"] = self.num_merged
+        return row | self.extra
+
+    def path(self, step: int) -> list[int]:
+        """Indices of the steps from the first one to `step`, both included."""
+        path = []
+        while step != -1:
+            path.append(step)
+            step = self.parents[step]
+        return path[::-1]
+
+    def leaves(self) -> list[int]:
+        """Indices of the steps that no step follows."""
+        inner = set(self.parents)
+        return [i for i in range(len(self.completions)) if i not in inner]
+
+    def chains(self) -> list["StepTree"]:
+        """
+        The root-to-leaf paths, one chain each: the rows of TRL's stepwise-supervision format.
+
+        A step above a branch stands in several chains, with its label in each. [`StepTree.from_chains`] goes back.
+        """
+        return [self.take(self.path(leaf)) for leaf in self.leaves()]
+
+    def take(self, path: list[int]) -> "StepTree":
+        """The chain made of the steps at `path`, in that order, with this tree's prompt and extra columns."""
+        return StepTree(
+            prompt=self.prompt,
+            completions=[self.completions[i] for i in path],
+            labels=[self.labels[i] for i in path],
+            parents=list(range(-1, len(path) - 1)),
+            num_merged=None if self.num_merged is None else [self.num_merged[i] for i in path],
+            extra=self.extra,
+        )
+
+    @classmethod
+    def from_chains(cls, trees: Iterable["StepTree"]) -> tuple["StepTree", int]:
+        """
+        Join chains (or trees) of one prompt into one tree: steps with the same text after the same steps become one.
+
+        The joined label is the mean of the labels given, `None` if there is none.
+
+        Args:
+            trees (`Iterable[StepTree]`):
+                Chains or trees that all have the same prompt. Extra columns are taken from the first.
+
+        Returns:
+            `tuple[StepTree, int]`: The tree and the number of its steps whose labels contradicted each other.
+
+        Raises:
+            `ValueError`: If there is no chain, or if the prompts differ.
+        """
+        trees = list(trees)
+        if not trees:
+            raise ValueError("from_chains: got no chain, expected at least one.")
+        if len({tree.prompt for tree in trees}) > 1:
+            raise ValueError("from_chains: the chains have different prompts; group them by prompt first.")
+        joined = cls(trees[0].prompt, [], [], [], extra=trees[0].extra)
+        found: dict[tuple[int, str], int] = {}
+        labels: list[list[float]] = []
+        num_merged: list[int] = []
+        for tree in trees:
+            index = {-1: -1}
+            for i, text in enumerate(tree.completions):
+                parent = index[tree.parents[i]]
+                node = found.setdefault((parent, text), len(joined.completions))
+                if node == len(joined.completions):
+                    joined.completions.append(text)
+                    joined.parents.append(parent)
+                    labels.append([])
+                    num_merged.append(tree.num_merged[i] if tree.num_merged else 1)
+                index[i] = node
+                if tree.labels[i] is not None:
+                    labels[node].append(tree.labels[i])
+        joined.labels = [sum(given) / len(given) if given else None for given in labels]
+        if any(tree.num_merged is not None for tree in trees):
+            joined.num_merged = num_merged
+        return joined, sum(len(set(given)) > 1 for given in labels)
+
+
+def _list(row: Mapping[str, Any], name: str, where: str) -> list:
+    if not isinstance(row[name], (list, tuple)):
+        raise ValueError(f"{where}: column `{name}` is a {type(row[name]).__name__}, expected a list.")
+    return list(row[name])
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _label(label: Any, i: int, where: str) -> float | None:
+    if label is None:
+        return None
+    if not isinstance(label, (bool, int, float)) or math.isnan(label) or not 0 <= label <= 1:
+        raise ValueError(
+            f"{where}: `labels[{i}]` is {label!r}, expected a boolean, a probability in [0, 1], or null for context. "
+            "Map ratings such as -1, 0, 1 to labels first."
+        )
+    return float(label)

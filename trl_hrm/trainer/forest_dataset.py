@@ -1,0 +1,309 @@
+"""From rows of judged steps to rows of tokens: encode, join by prompt, drop what cannot be trained, split, pack."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.data.data_collator import DataCollatorMixin
+
+from ..data.grouping import group_by_prompt
+from ..forest import TokenTree, TokenTrie, pack, pad_rows
+from ..step_format import StepFormat
+from ..step_tree import StepTree
+
+
+TOKEN_COLUMNS = ["input_ids", "position_ids", "subtree_end"]
+STEP_COLUMNS = ["step_positions", "labels", "label_weights", "num_merged"]
+
+
+@dataclass
+class ForestReport:
+    """
+    What became of a dataset on its way into forest rows. Nothing is dropped in silence.
+
+    Args:
+        rows_in, rows_out (`int`): Rows of step trees read, rows of tokens made.
+        labels_in (`int`): Labels read; each ends as kept, joined or too long.
+        labels_kept (`int`): Judged steps of the trees, of which `labels_merged` are merged steps.
+        labels_joined (`int`): Labels that fell on a judged step already there, of which
+            `labels_contradicting` steps got different labels (their mean is trained).
+        labels_too_long (`int`): Labels dropped because their path is longer than `max_length`.
+        trees_without_labels (`int`): Trees dropped because no label was left.
+        tokens (`int`): Distinct tokens of the trees, against `tokens_unshared` in one sequence per label.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    labels_in: int = 0
+    labels_kept: int = 0
+    labels_merged: int = 0
+    labels_joined: int = 0
+    labels_too_long: int = 0
+    labels_contradicting: int = 0
+    trees_without_labels: int = 0
+    tokens: int = 0
+    tokens_unshared: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name.replace('_', ' ')} {getattr(self, field.name):,}" for field in fields(self))
+
+
+# Columns of counts that travel beside each tree until they are summed
+COUNTS = [field.name for field in fields(ForestReport) if field.name not in ("rows_in", "rows_out")]
+
+
+@dataclass(frozen=True)
+class ForestBuilder:
+    """
+    Settings that turn step trees into forest rows. See [`HRMRewardConfig`] for their meaning.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
+        step_format ([`StepFormat`]): Text contract.
+        max_length (`int` or `None`): Most tokens of a path and of a row. `None`: no limit, one tree per row.
+        shared_prefix (`bool`): Whether the branches of a tree share their prefix.
+        packing (`bool`): Whether several trees share a row.
+        label_weighting (`str`): `"unique"` or `"occurrence"`.
+        error_weight (`float`): Weight of a step with label 0 against one with label 1.
+        train_on_last_step_only (`bool`): Whether only the last step of each trajectory keeps its label.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    step_format: StepFormat
+    max_length: int | None
+    shared_prefix: bool = True
+    packing: bool = True
+    label_weighting: Literal["unique", "occurrence"] = "unique"
+    error_weight: float = 1.0
+    train_on_last_step_only: bool = False
+
+    def __call__(self, dataset: Dataset, name: str, num_proc: int | None = None) -> tuple[Dataset, ForestReport]:
+        """
+        Encode a dataset of step trees.
+
+        Args:
+            dataset ([`~datasets.Dataset`]):
+                Rows as [`StepTree.from_row`] reads them. Rows with the same prompt become one tree.
+            name (`str`):
+                Name of the dataset in errors and progress bars.
+            num_proc (`int`, *optional*):
+                Number of processes.
+
+        Returns:
+            `tuple[Dataset, ForestReport]`: Rows with `input_ids`, `position_ids`, `subtree_end` (one entry per token)
+            and `step_positions`, `labels`, `label_weights`, `num_merged` (one entry per judged step).
+
+        Raises:
+            `ValueError`: If a row is malformed, if a prompt leaves no room for a step, or if no label is left.
+        """
+        missing = {"prompt", "completions", "labels"} - set(dataset.column_names)
+        if missing:
+            raise ValueError(
+                f"{name} has the columns {dataset.column_names}, expected `prompt`, `completions` and `labels` "
+                "(and `parents` for trees)."
+            )
+        # A tree sits on the first row of its prompt; the other rows of the prompt become empty and go
+        joined: dict[int, list[int]] = {}
+        for rows in group_by_prompt(dataset):
+            if len(rows) > 1:
+                joined |= dict.fromkeys(rows[1:], []) | {rows[0]: rows}
+        trees = dataset.map(
+            self._encode_row,
+            with_indices=True,
+            fn_kwargs={"dataset": dataset if joined else None, "joined": joined, "name": name},
+            remove_columns=dataset.column_names,
+            num_proc=num_proc,
+            desc=f"Encoding {name}",
+        )
+        report = ForestReport(rows_in=len(dataset), **{count: int(np.sum(trees[count])) for count in COUNTS})
+        if report.labels_merged:
+            self.step_format.check(self.tokenizer, merged=True)
+        rows = trees.remove_columns(COUNTS).map(self._rows, batched=True, num_proc=num_proc, desc=f"Laying out {name}")
+        report.rows_out = len(rows)
+        if not len(rows):
+            raise ValueError(f"{name}: no labelled step is left to train on ({report}).")
+        return rows, report
+
+    def _encode_row(
+        self, row: Mapping[str, Any], i: int, dataset: Dataset | None, joined: dict[int, list[int]], name: str
+    ) -> dict[str, Any]:
+        indices = joined.get(i, [i])
+        rows = [row] if indices == [i] else [dataset[j] for j in indices]
+        places = [f"{name} row {j}" for j in indices]
+        trees = [StepTree.from_row(row, where) for row, where in zip(rows, places, strict=True)]
+        return self._encode_trees(trees, places)
+
+    def _encode_trees(self, trees: list[StepTree], places: list[str]) -> dict:
+        """Encode trees of one prompt into one token tree, with the labels of each judged step and the counts."""
+        report = ForestReport()
+        trie = TokenTrie()
+        labels: list[list[float]] = []
+        num_merged: list[int] = []
+        for tree, where in zip(trees, places, strict=True):
+            kept = self._kept_labels(tree, where)
+            prompt_ids, step_ids = self.step_format.encode(self.tokenizer, tree.prompt, tree.completions)
+            if self.max_length is not None and len(prompt_ids) >= self.max_length:
+                raise ValueError(
+                    f"{where}: the prompt has {len(prompt_ids)} tokens and leaves no room for a step within "
+                    f"max_length {self.max_length}. Raise `max_length`, or remove the row."
+                )
+            nodes = {-1: trie.insert(prompt_ids)}
+            for i, ids in enumerate(step_ids):
+                nodes[i] = trie.insert(ids, after=nodes[tree.parents[i]])
+                if kept[i] is None:
+                    continue
+                report.labels_in += 1
+                report.tokens_unshared += trie.path_length(nodes[i])
+                if self.max_length is not None and trie.path_length(nodes[i]) > self.max_length:
+                    report.labels_too_long += 1
+                    continue
+                step = trie.mark(nodes[i])
+                if step == len(labels):
+                    labels.append([])
+                    num_merged.append(tree.num_merged[i] if tree.num_merged else 1)
+                labels[step].append(kept[i])
+        token_tree = trie.layout()
+        report.labels_kept = len(labels)
+        report.labels_merged = sum(count > 1 for count in num_merged)
+        report.labels_joined = sum(len(given) - 1 for given in labels)
+        report.labels_contradicting = sum(len(set(given)) > 1 for given in labels)
+        report.trees_without_labels = int(bool(trees) and not labels)
+        report.tokens = len(token_tree)
+        means = np.array([sum(given) / len(given) for given in labels], dtype=np.float32)
+        times = np.array([len(given) if self.label_weighting == "occurrence" else 1 for given in labels], np.float32)
+        # A soft label is partly an error: y·1 + (1 − y)·error_weight
+        weights = times * (means + (1 - means) * np.float32(self.error_weight))
+        order = token_tree.steps
+        columns = _columns(token_tree, means[order], weights[order], np.array(num_merged, dtype=np.int32)[order])
+        return columns | {name: getattr(report, name) for name in COUNTS}
+
+    def _kept_labels(self, tree: StepTree, where: str) -> list[float | None]:
+        merged = [i for i, count in enumerate(tree.num_merged or ()) if count > 1]
+        for i in merged:
+            if self.step_format.merge_separator not in tree.completions[i]:
+                raise ValueError(
+                    f"{where}: `completions[{i}]` is a merged step without the merge_separator "
+                    f"{self.step_format.merge_separator!r} of the step format. Build the dataset with the same "
+                    "separator as the model is trained with."
+                )
+        if not self.train_on_last_step_only:
+            return tree.labels
+        if merged:
+            raise ValueError(
+                f"{where}: `train_on_last_step_only` with merged steps (`num_merged[{merged[0]}]` is "
+                f"{tree.num_merged[merged[0]]}): which step ends a trajectory is not defined. Use the ORM view."
+            )
+        leaves = set(tree.leaves())
+        return [label if i in leaves else None for i, label in enumerate(tree.labels)]
+
+    def _rows(self, batch: Mapping[str, list]) -> dict[str, list]:
+        """Split the trees of a batch into pieces and pack the pieces into rows."""
+        pieces, values = [], []
+        for i in range(len(batch["input_ids"])):
+            columns = {name: batch[name][i] for name in TOKEN_COLUMNS + STEP_COLUMNS}
+            if not len(columns["labels"]):
+                continue
+            tree = _token_tree(columns)
+            if not self.shared_prefix:
+                parts = tree.chains()
+            else:
+                parts = [tree] if self.max_length is None else tree.split(self.max_length)
+            pieces += parts
+            values += [columns] * len(parts)
+        if self.packing and self.max_length is not None:
+            groups = pack([len(piece) for piece in pieces], self.max_length)
+        else:
+            groups = [[i] for i in range(len(pieces))]
+        rows = []
+        for group in groups:
+            steps = [
+                np.concatenate([np.asarray(values[i][name], dtype)[pieces[i].steps] for i in group])
+                for name, dtype in (("labels", np.float32), ("label_weights", np.float32), ("num_merged", np.int32))
+            ]
+            rows.append(_columns(TokenTree.join([pieces[i] for i in group]), *steps))
+        return {name: [row[name] for row in rows] for name in TOKEN_COLUMNS + STEP_COLUMNS}
+
+
+def _token_tree(row: Mapping[str, Any]) -> TokenTree:
+    """The token tree of a row; its judged steps are numbered in order of position."""
+    arrays = (np.asarray(row[name], dtype=np.int32) for name in [*TOKEN_COLUMNS, "step_positions"])
+    return TokenTree(*arrays, steps=np.arange(len(row["step_positions"])))
+
+
+def _columns(tree: TokenTree, labels: np.ndarray, weights: np.ndarray, num_merged: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a row; the values are in the order of `tree.step_positions`."""
+    return {
+        "input_ids": tree.input_ids,
+        "position_ids": tree.position_ids,
+        "subtree_end": tree.subtree_end.astype(np.int32),
+        "step_positions": tree.step_positions.astype(np.int32),
+        "labels": labels,
+        "label_weights": weights,
+        "num_merged": num_merged,
+    }
+
+
+@dataclass
+class DataCollatorForForest(DataCollatorMixin):
+    """
+    Batch forest rows: B rows padded to L tokens, with S judged steps padded.
+
+    A padding token sees only itself (its subtree ends behind it). `step_positions` index the *flattened* tokens, so
+    that they mean the same in both layouts; padded steps point at the first token of their row, with label -100 and
+    weight 0.
+
+    Args:
+        pad_token_id (`int`):
+            Token to pad with.
+        padding_free (`bool`, *optional*, defaults to `False`):
+            Put all rows into one row without padding, for plain sequences (`shared_prefix=False`): the attention
+            kernels find the borders where `position_ids` return to 0.
+        pad_to_multiple_of (`int`, *optional*):
+            Pad the tokens to a multiple of this value.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `labels`, `label_weights`, `num_merged`, `step_positions`, each `(B, S)`; `num_tokens`,
+        `(B,)`, without padding; `input_ids`, `position_ids`, `subtree_end`, each `(B, L)`, or `(1, sum of lengths)` if
+        padding-free.
+
+    Example (`pad_token_id=0`):
+
+    ```python
+    >>> collator([{"input_ids": [7, 8, 9], "position_ids": [0, 1, 2], "subtree_end": [3, 3, 3], "step_positions": [2],
+    ...            "labels": [1.0], "label_weights": [1.0], "num_merged": [1]},
+    ...           {"input_ids": [7, 9], "position_ids": [0, 1], "subtree_end": [2, 2], "step_positions": [1],
+    ...            "labels": [0.0], "label_weights": [1.0], "num_merged": [1]}])
+    {'labels': tensor([[1.], [0.]]), 'label_weights': tensor([[1.], [1.]]), 'num_merged': tensor([[1], [1]]),
+     'step_positions': tensor([[2], [4]]), 'num_tokens': tensor([3, 2]), 'input_ids': tensor([[7, 8, 9], [7, 9, 0]]),
+     'position_ids': tensor([[0, 1, 2], [0, 1, 0]]), 'subtree_end': tensor([[3, 3, 3], [2, 2, 3]])}
+    ```
+    """
+
+    pad_token_id: int
+    padding_free: bool = False
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = [_token_tree(example) for example in examples]
+        num_steps = max(len(row.steps) for row in rows)
+        steps = {
+            "labels": torch.full((len(rows), num_steps), -100.0),
+            "label_weights": torch.zeros((len(rows), num_steps)),
+            "num_merged": torch.full((len(rows), num_steps), -100),
+            "step_positions": torch.zeros((len(rows), num_steps), dtype=torch.long),
+        }
+        for name, tensor in steps.items():
+            for i, example in enumerate(examples):
+                tensor[i, : len(example[name])] = torch.as_tensor(example[name])
+        num_tokens = torch.tensor([len(row) for row in rows])
+        packed = [TokenTree.join(rows)] if self.padding_free else rows
+        tokens = pad_rows(packed, self.pad_token_id, self.pad_to_multiple_of or 1)
+        width = tokens["input_ids"].shape[1]
+        starts = num_tokens.cumsum(0) - num_tokens if self.padding_free else torch.arange(len(rows)) * width
+        steps["step_positions"] += starts[:, None]
+        return steps | {"num_tokens": num_tokens} | tokens

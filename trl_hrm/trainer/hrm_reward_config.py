@@ -1,0 +1,230 @@
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .._compat import BaseConfig
+from ..step_format import StepFormat
+
+
+@dataclass
+class HRMRewardConfig(BaseConfig):
+    r"""
+    Configuration class for the [`HRMRewardTrainer`].
+
+    This class includes only the parameters that are specific to step reward models. For a full list of training
+    arguments, please refer to the [`~transformers.TrainingArguments`] documentation. Note that default values in this
+    class may differ from those in [`~transformers.TrainingArguments`].
+
+    Using [`~transformers.HfArgumentParser`] we can turn this class into
+    [argparse](https://docs.python.org/3/library/argparse#module-argparse) arguments that can be specified on the
+    command line.
+
+    Parameters:
+        > Parameters that control the model
+
+        model_init_kwargs (`dict[str, Any]`, *optional*):
+            Keyword arguments for `from_pretrained`, used when the `model` argument of the [`HRMRewardTrainer`] is
+            provided as a string. The `revision` value is also used when loading the tokenizer.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to allow loading models and tokenizers that ship custom Python code from the Hub.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout in the model. Token classifiers of transformers have 0.1 in front of the head.
+
+        > Parameters that control the text format (see [`StepFormat`]; saved as `step_format.json`)
+
+        prompt_style (`str`, *optional*, defaults to `"plain"`):
+            `"plain"` or `"chat"`.
+        system_prompt (`str`, *optional*):
+            System message. Only with `prompt_style="chat"`.
+        step_separator (`str`, *optional*, defaults to `"\n\n"`):
+            Text after every step. Its last token is where the step is judged.
+        merge_separator (`str`, *optional*, defaults to `"\n"`):
+            Text between the steps of a merged step. The dataset must have been built with the same.
+        head (`str`, *optional*, defaults to `"classification"`):
+            `"classification"`, `"regression"` or `"lm"`.
+        regression_loss (`str`, *optional*, defaults to `"mse"`):
+            `"mse"` or `"bce"`. Only read with `head="regression"`.
+        label_tokens (`list[str]`, *optional*, defaults to `["+", "-"]`):
+            Tokens for a correct and a wrong step. Only read with `head="lm"`.
+
+        > Parameters that control the data preprocessing
+
+        dataset_num_proc (`int`, *optional*):
+            Number of processes to use for processing the dataset.
+        max_length (`int` or `None`, *optional*, defaults to `2048`):
+            Most tokens of a path (prompt and steps) and of a row of the batch. Steps whose path is longer are dropped
+            and counted; trees that are longer are split exactly. If `None`, nothing is dropped, split or packed.
+        shared_prefix (`bool`, *optional*, defaults to `True`):
+            Whether the branches of a tree share their prefix in one forward pass. Needs `attn_implementation` `"sdpa"`,
+            `"eager"` or `"flex_attention"`. If `False`, every root-to-leaf path is a sequence of its own, without
+            padding; the loss is the same.
+        packing (`bool`, *optional*, defaults to `True`):
+            Whether several trees share a row of up to `max_length` tokens. `per_device_train_batch_size` counts rows.
+        label_weighting (`str`, *optional*, defaults to `"unique"`):
+            `"unique"` counts a step that stands in several rows of the dataset once, `"occurrence"` as often as it
+            stands there, which is what training on the rows one by one does.
+        train_on_last_step_only (`bool`, *optional*, defaults to `False`):
+            Whether to train only on the last step of each trajectory (outcome reward model). Evaluation still judges
+            every labelled step.
+        pad_to_multiple_of (`int`, *optional*):
+            If set, rows are padded to a multiple of this value. 128 keeps flex attention from compiling often.
+
+        > Parameters that control the training
+
+        error_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of a wrong step (label 0) against a correct one (label 1) in the mean loss; a soft label y weighs
+            `y + (1 - y) * error_weight`.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]:
+    > - `logging_steps`: Defaults to `10` instead of `500`.
+    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
+    > - `bf16`: Defaults to `True` if `fp16` is not set, instead of `False`.
+    > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
+    """
+
+    _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
+
+    # Parameters whose default values are overridden from TrainingArguments
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+
+    # Parameters that control the model
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Keyword arguments for `from_pretrained`, used when the `model` argument of the `HRMRewardTrainer` "
+            "is provided as a string. The `revision` value is also used when loading the tokenizer."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to allow loading models and tokenizers that ship custom Python code from the Hub."
+        },
+    )
+    disable_dropout: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether to disable dropout in the model. Token classifiers of transformers have 0.1 in front of "
+            "the head."
+        },
+    )
+
+    # Parameters that control the text format
+    prompt_style: Literal["plain", "chat"] = field(
+        default="plain",
+        metadata={"help": "Whether the prompt is encoded as it is (`plain`) or with the chat template (`chat`)."},
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": 'System message. Only with `prompt_style="chat"`.'}
+    )
+    step_separator: str = field(
+        default="\n\n",
+        metadata={"help": "Text after every step. Its last token is where the step is judged."},
+    )
+    merge_separator: str = field(
+        default="\n",
+        metadata={
+            "help": "Text between the steps of a merged step. The dataset must have been built with the same."
+        },
+    )
+    head: Literal["classification", "regression", "lm"] = field(
+        default="classification",
+        metadata={
+            "help": "`classification`: token classification with 2 labels; `regression`: with 1 label; `lm`: causal "
+            "language model, judged by two label tokens."
+        },
+    )
+    regression_loss: Literal["mse", "bce"] = field(
+        default="mse", metadata={"help": 'Loss of the regression head. Only read with `head="regression"`.'}
+    )
+    label_tokens: list[str] = field(
+        default_factory=lambda: ["+", "-"],
+        metadata={"help": 'Tokens for a correct and a wrong step. Only read with `head="lm"`.'},
+    )
+
+    # Parameters that control the data preprocessing
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Number of processes to use for processing the dataset."}
+    )
+    max_length: int | None = field(
+        default=2048,
+        metadata={
+            "help": "Most tokens of a path (prompt and steps) and of a row of the batch. Steps whose path is longer "
+            "are dropped and counted; trees that are longer are split exactly. If `None`, nothing is dropped, split or "
+            "packed."
+        },
+    )
+    shared_prefix: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the branches of a tree share their prefix in one forward pass. If `False`, every "
+            "root-to-leaf path is a sequence of its own, without padding; the loss is the same."
+        },
+    )
+    packing: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether several trees share a row of up to `max_length` tokens. `per_device_train_batch_size` "
+            "counts rows."
+        },
+    )
+    label_weighting: Literal["unique", "occurrence"] = field(
+        default="unique",
+        metadata={
+            "help": "`unique` counts a step that stands in several rows of the dataset once, `occurrence` as often as "
+            "it stands there."
+        },
+    )
+    train_on_last_step_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to train only on the last step of each trajectory (outcome reward model). Evaluation "
+            "still judges every labelled step."
+        },
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None,
+        metadata={
+            "help": "If set, rows are padded to a multiple of this value. 128 keeps flex attention from compiling "
+            "often."
+        },
+    )
+
+    # Parameters that control the training
+    error_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "Weight of a wrong step (label 0) against a correct one (label 1) in the mean loss; a soft label y "
+            "weighs `y + (1 - y) * error_weight`."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.step_format()  # refuses what the format does not allow before anything is loaded
+        if self.label_weighting not in ("unique", "occurrence"):
+            raise ValueError(f"`label_weighting` is {self.label_weighting!r}, expected 'unique' or 'occurrence'.")
+        if not self.error_weight > 0:
+            raise ValueError(f"`error_weight` is {self.error_weight}, expected a number above 0.")
+        if self.batch_eval_metrics:
+            raise ValueError(
+                "`batch_eval_metrics` is not supported: metrics over single batches do not add up. Only the outputs at "
+                "step tokens are kept over an evaluation, which takes little memory; leave it off."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` is not supported. Smooth the `labels` of the dataset instead: they may be "
+                "any probability."
+            )
+
+    def step_format(self) -> StepFormat:
+        """The [`StepFormat`] that these arguments describe."""
+        return StepFormat(
+            prompt_style=self.prompt_style,
+            system_prompt=self.system_prompt,
+            step_separator=self.step_separator,
+            merge_separator=self.merge_separator,
+            head=self.head,
+            regression_loss=self.regression_loss,
+            label_tokens=self.label_tokens,
+        )
