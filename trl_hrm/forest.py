@@ -105,7 +105,8 @@ class TokenTree:
             room = max_length - repeated[i]
             reachable = bisect.bisect_right(cuts, cuts[i] + room, lo=i + 1)
             best[i] = min(
-                ((repeated[j] + best[j][0], j) for j in range(i + 1, reachable)), key=lambda choice: (choice[0], -choice[1])
+                ((repeated[j] + best[j][0], j) for j in range(i + 1, reachable)),
+                key=lambda choice: (choice[0], -choice[1]),
             )
         parts, i = [], 0
         while i != last:
@@ -120,7 +121,9 @@ class TokenTree:
         return cls(
             input_ids=np.concatenate([tree.input_ids for tree in trees]),
             position_ids=np.concatenate([tree.position_ids for tree in trees]),
-            subtree_end=np.concatenate([tree.subtree_end + offset for tree, offset in zip(trees, offsets, strict=True)]),
+            subtree_end=np.concatenate(
+                [tree.subtree_end + offset for tree, offset in zip(trees, offsets, strict=True)]
+            ),
             step_positions=np.concatenate(
                 [tree.step_positions + offset for tree, offset in zip(trees, offsets, strict=True)]
             ),

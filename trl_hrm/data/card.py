@@ -33,6 +33,15 @@ VIEWS = {
     "stepwise-supervision format. A step that several sequences share stands in each.",
     "orm": "One row is one complete sequence of steps. Only its last step has a label.",
 }
+HRM_CITATION = """The merged steps follow
+
+```bibtex
+@article{wang2025hierarchical,
+  title   = {Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models},
+  journal = {arXiv preprint arXiv:2503.13551},
+  year    = {2025}
+}
+```"""
 
 LOAD = """## Load
 
@@ -92,9 +101,11 @@ def build_card(about: dict[str, Any], report: dict[str, Any], schema: pa.Schema,
         LOAD,
         _counts_section(report),
         f"## Rebuild\n\n```bash\n{report['command']}\n```",
-        f"## Source and license\n\n{about['source']}\n\n{about['citation']}",
+        f"## Source and license\n\n{about['source']}",
+        about["citation"],
+        HRM_CITATION if report["view"] == "hrm" else "",
     ]
-    return DatasetCard("\n\n".join(sections) + "\n", ignore_metadata_errors=False)
+    return DatasetCard("\n\n".join(section for section in sections if section) + "\n", ignore_metadata_errors=False)
 
 
 def _table(title: str, head: tuple[str, ...], rows: list[tuple]) -> str:

@@ -43,7 +43,7 @@ class JsonLines:
         self.files = [str(file) for file in files]
         for file in self.files:
             if not Path(file).is_file():
-                raise FileNotFoundError(f"{file}: there is no such file; expected a JSON Lines file. Check the path.")
+                raise FileNotFoundError(f"{file}: there is no such file; expected the path of a JSON Lines file.")
 
     def chunks(self) -> list[dict[str, int]]:
         """One dict per chunk of about 4 MB: `file` number, first byte `start`, end `stop`, number of the first `line`."""

@@ -25,15 +25,7 @@ ABOUT = {
     "source": "Built from rows in TRL's "
     "[stepwise supervision](https://huggingface.co/docs/trl/dataset_formats#stepwise-supervision) format. The terms of "
     "use are those of the data it was built from.",
-    "citation": """Merged steps and their labels follow
-
-```bibtex
-@article{wang2025hierarchical,
-  title   = {Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models},
-  journal = {arXiv preprint arXiv:2503.13551},
-  year    = {2025}
-}
-```""",
+    "citation": "",
 }
 
 

@@ -138,7 +138,9 @@ class StepScorer:
             positions, or the model returns a score that is not a number.
         """
         if len(prompts) != len(candidates):
-            raise ValueError(f"Got {len(prompts)} prompts and candidates for {len(candidates)}; expected one list each.")
+            raise ValueError(
+                f"Got {len(prompts)} prompts and candidates for {len(candidates)}; expected one list each."
+            )
         trees = []
         for prompt, solutions in zip(prompts, candidates, strict=True):
             tree = StepTree(prompt, [], [], [])
@@ -214,7 +216,9 @@ class StepScorer:
         with tqdm(total=len(rows), desc="Scoring", unit="row", disable=not progress) as bar:
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
-                for row, values in zip(batch, self._score_rows([[parts[i] for i in row] for row in batch]), strict=True):
+                for row, values in zip(
+                    batch, self._score_rows([[parts[i] for i in row] for row in batch]), strict=True
+                ):
                     ends = np.cumsum([len(parts[i].steps) for i in row])
                     for i, part_values in zip(row, np.split(values, ends[:-1]), strict=True):
                         scores[owners[i]][parts[i].steps] = part_values

@@ -234,7 +234,9 @@ def _token_tree(row: Mapping[str, Any]) -> TokenTree:
     return TokenTree(*arrays, steps=np.arange(len(row["step_positions"])))
 
 
-def _columns(tree: TokenTree, labels: np.ndarray, weights: np.ndarray, num_merged: np.ndarray) -> dict[str, np.ndarray]:
+def _columns(
+    tree: TokenTree, labels: np.ndarray, weights: np.ndarray, num_merged: np.ndarray
+) -> dict[str, np.ndarray]:
     """Columns of a row; the values are in the order of `tree.step_positions`."""
     return {
         "input_ids": tree.input_ids,

@@ -97,9 +97,7 @@ class HRMRewardConfig(BaseConfig):
     )
     trust_remote_code: bool = field(
         default=False,
-        metadata={
-            "help": "Whether to allow loading models and tokenizers that ship custom Python code from the Hub."
-        },
+        metadata={"help": "Whether to allow loading models and tokenizers that ship custom Python code from the Hub."},
     )
     disable_dropout: bool = field(
         default=True,
@@ -123,9 +121,7 @@ class HRMRewardConfig(BaseConfig):
     )
     merge_separator: str = field(
         default="\n",
-        metadata={
-            "help": "Text between the steps of a merged step. The dataset must have been built with the same."
-        },
+        metadata={"help": "Text between the steps of a merged step. The dataset must have been built with the same."},
     )
     head: Literal["classification", "regression", "lm"] = field(
         default="classification",

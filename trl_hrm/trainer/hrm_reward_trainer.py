@@ -1,5 +1,4 @@
 import logging
-import re
 import textwrap
 import time
 from collections.abc import Callable
@@ -11,27 +10,34 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict
-from transformers import AutoTokenizer, DataCollator, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import (
+    AutoTokenizer,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 from transformers.utils import is_peft_available
 
 from .._compat import (
     BaseTrainer,
-    create_model_from_path,
     disable_dropout_in_model,
     get_config_model_id,
     global_then_local_main_first,
 )
 from ..forest import check_attention, model_inputs
-from ..heads import check_head, gather_steps, model_class, num_labels, step_outputs
+from ..heads import check_head, gather_steps, step_outputs
 from ..losses import step_loss, step_score
 from ..step_metrics import step_metrics
 from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder, ForestReport
 from .hrm_reward_config import HRMRewardConfig
+from .model_setup import add_adapter, load_model, with_scorer
 
 
 if is_peft_available():
-    from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+    from peft import PeftConfig, PeftModel
 
 
 logger = get_logger(__name__)
@@ -140,7 +146,7 @@ class HRMRewardTrainer(BaseTrainer):
 
         # The head of a token classifier is new and random: seed before it is made
         set_seed(args.seed)
-        model, revision = self._load_model(model, args)
+        model, revision = load_model(model, args, self.step_format)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(
                 get_config_model_id(model.config), revision=revision, trust_remote_code=args.trust_remote_code
@@ -151,7 +157,7 @@ class HRMRewardTrainer(BaseTrainer):
             raise ValueError("The tokenizer has neither a padding nor an EOS token. Set `tokenizer.pad_token`.")
         self.step_format.check(processing_class)
         if peft_config is not None:
-            model = self._add_adapter(model, peft_config, args)
+            model = add_adapter(model, peft_config, args, self.step_format)
         check_head(model, self.step_format)
         if args.shared_prefix:
             check_attention(model.config._attn_implementation)
@@ -199,35 +205,6 @@ class HRMRewardTrainer(BaseTrainer):
         self._counting_since = time.perf_counter()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
-
-    def _load_model(self, model, args: HRMRewardConfig) -> tuple[PreTrainedModel, str | None]:
-        if not isinstance(model, str):
-            if args.model_init_kwargs is not None:
-                raise ValueError(
-                    "`model_init_kwargs` was given with a model that is already instantiated. Pass the model's name as "
-                    "a string, or remove `model_init_kwargs`."
-                )
-            return model, None
-        kwargs = dict(args.model_init_kwargs or {})
-        kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        # Distributed training requires device_map=None ("auto" fails)
-        if args.distributed_state.num_processes > 1:
-            kwargs["device_map"] = None
-        if self.step_format.head != "lm":
-            kwargs["num_labels"] = num_labels(self.step_format)
-        return create_model_from_path(model, model_class(self.step_format), **kwargs), kwargs.get("revision")
-
-    def _add_adapter(self, model: PreTrainedModel, peft_config: "PeftConfig", args: HRMRewardConfig) -> "PeftModel":
-        if is_peft_model(model):
-            raise ValueError(
-                "You passed a `PeftModel` instance together with a `peft_config`. Merge the adapter into the base "
-                "model first, or continue training it without `peft_config`."
-            )
-        # PEFT trains and saves the classifier of a model when told that it is one
-        peft_config.task_type = TaskType.CAUSAL_LM if self.step_format.head == "lm" else TaskType.TOKEN_CLS
-        # ZeRO-3 gathers parameters of one dtype only; see https://github.com/huggingface/trl/issues/6089
-        zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-        return get_peft_model(model, peft_config, **({"autocast_adapter_dtype": False} if zero3 else {}))
 
     # Datasets
 
@@ -396,7 +373,11 @@ class HRMRewardTrainer(BaseTrainer):
     def _count(self, inputs: dict[str, torch.Tensor], logits: torch.Tensor, labels: torch.Tensor) -> None:
         scores = step_score(logits, self.step_format)
         self._train_counts += torch.stack(
-            [((scores >= 0.5) == (labels >= 0.5)).sum(), labels.new_tensor(len(labels)).long(), inputs["num_tokens"].sum()]
+            [
+                ((scores >= 0.5) == (labels >= 0.5)).sum(),
+                labels.new_tensor(len(labels)).long(),
+                inputs["num_tokens"].sum(),
+            ]
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -429,7 +410,7 @@ class HRMRewardTrainer(BaseTrainer):
         super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
         if self.is_world_process_zero():
             path = Path(self.args.output_dir) / "README.md"
-            card = _with_scorer(path.read_text(encoding="utf-8"), self.hub_model_id or self.args.output_dir)
+            card = with_scorer(path.read_text(encoding="utf-8"), self.hub_model_id or self.args.output_dir)
             path.write_text(card, encoding="utf-8")
 
 
@@ -448,23 +429,3 @@ def judged_steps(logits: np.ndarray, label_ids: tuple[np.ndarray, ...]) -> tuple
     """
     judged = label_ids[0] >= 0
     return logits[judged], *(values[judged] for values in label_ids)
-
-
-def _with_scorer(card: str, model_id: str) -> str:
-    """Replace the quick start of TRL's card, which scores whole texts, by one that scores steps."""
-    quick_start = textwrap.dedent(f"""\
-        ## Quick start
-
-        This model judges each step of a solution. `step_format.json` holds how its text is encoded.
-
-        ```python
-        from trl_hrm import StepScorer
-
-        scorer = StepScorer.from_pretrained("{model_id}")
-        scores = scorer.score(["1+2+3 = ?"], [[["1+2 = 3.", "3+3 = 6."]]])[0][0]  # one score per step
-        ```
-
-        """)
-    # TRL names the base model "None" when it did not come from the Hub
-    card = card.replace("a fine-tuned version of [None](https://huggingface.co/None)", "a step reward model")
-    return re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: quick_start, card, flags=re.DOTALL)

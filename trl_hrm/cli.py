@@ -1,0 +1,60 @@
+"""The command `trl-hrm`. Only the module of the chosen command is imported, so that `--help` answers at once."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+
+
+COMMANDS = {
+    "build-prm800k": ("build_prm800k", "build a dataset of judged steps from PRM800K"),
+    "build-math-shepherd": ("build_math_shepherd", "build a dataset of judged steps from Math-Shepherd"),
+    "build-stepwise": ("build_stepwise", "build a dataset of judged steps from rows in TRL's stepwise format"),
+    "score": ("score", "score steps with a trained reward model"),
+    "demo": ("demo", "train and compare small reward models on a toy world"),
+}
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to each option's help, except where the help states it and where there is none to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if "(default:" in action.help or action.required or action.default is None:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run one command.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            Command line without the program's name. By default that of the process.
+
+    Returns:
+        `int`: 0, or 1 after an error in the user's input, which is printed as one line.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(prog="trl-hrm", description="Hierarchical Reward Models for TRL.")
+    parser.add_argument("--version", action="version", version=f"trl_hrm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = None
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
+        if argv[:1] == [name]:
+            chosen = importlib.import_module(f".scripts.{module}", __package__)
+            chosen.add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        chosen.run(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Options that the `build-*` commands share."""
+
+import argparse
+
+from ..data.build_config import VIEWS, BuildConfig
+
+
+def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of [`BuildConfig`] to `parser`."""
+    parser.add_argument(
+        "--output_dir",
+        required=True,
+        help="directory to create, with one Parquet file per split, a dataset card and build_report.json (required)",
+    )
+    parser.add_argument(
+        "--view",
+        choices=VIEWS,
+        default=BuildConfig.view,
+        help="what a row is: a problem with its judged steps as a tree; the tree with merged steps (hrm); one "
+        "root-to-leaf path (prm); one with a label on its last step only (orm)",
+    )
+    parser.add_argument(
+        "--merge_separator",
+        type=_unescape,
+        default=BuildConfig.merge_separator,
+        help=r"text between the steps of a merged step, for --view hrm; \n and \t are read as newline and tab "
+        r"(default: \n)",
+    )
+    parser.add_argument(
+        "--max_merge",
+        type=int,
+        default=BuildConfig.max_merge,
+        help="longest run of steps that is merged, for --view hrm",
+    )
+    parser.add_argument(
+        "--test_size",
+        type=float,
+        default=BuildConfig.test_size,
+        help="share of problems that form the test split, from 0 (no test split) to below 1",
+    )
+    parser.add_argument("--seed", type=int, default=BuildConfig.seed, help="seed of the split")
+    parser.add_argument(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="JSON Lines files of test sets, with the problem under problem, question or prompt; their problems are "
+        "dropped (default: none)",
+    )
+    parser.add_argument(
+        "--num_proc",
+        type=int,
+        help="number of processes (default: one per core, and no more than there are chunks of 4 MB to read)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the output if it is an earlier build")
+
+
+def build_config(args: argparse.Namespace) -> BuildConfig:
+    """The [`BuildConfig`] that the command line asks for."""
+    return BuildConfig(
+        output_dir=args.output_dir,
+        view=args.view,
+        merge_separator=args.merge_separator,
+        max_merge=args.max_merge,
+        test_size=args.test_size,
+        seed=args.seed,
+        exclude=args.exclude,
+        num_proc=args.num_proc,
+        overwrite=args.overwrite,
+    )
+
+
+def _unescape(text: str) -> str:
+    return text.replace("\\n", "\n").replace("\\t", "\t")

@@ -1,0 +1,85 @@
+"""The model of a trainer: load it with the outputs of its head, wrap it in an adapter, describe it in a card."""
+
+import re
+import textwrap
+from typing import TYPE_CHECKING
+
+from accelerate.utils import is_peft_model
+from transformers import PreTrainedModel
+
+from .._compat import create_model_from_path
+from ..heads import model_class, num_labels
+from ..step_format import StepFormat
+from .hrm_reward_config import HRMRewardConfig
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+def load_model(
+    model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig, step_format: StepFormat
+) -> tuple["PreTrainedModel | PeftModel", str | None]:
+    """
+    The model, loaded if it was given by name, and the revision it was loaded from.
+
+    Raises:
+        `ValueError`: If `args.model_init_kwargs` is given with a model that is already instantiated.
+    """
+    if not isinstance(model, str):
+        if args.model_init_kwargs is not None:
+            raise ValueError(
+                "`model_init_kwargs` was given with a model that is already instantiated. Pass the model's name as a "
+                "string, or remove `model_init_kwargs`."
+            )
+        return model, None
+    kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    # Distributed training requires device_map=None ("auto" fails)
+    if args.distributed_state.num_processes > 1:
+        kwargs["device_map"] = None
+    if step_format.head != "lm":
+        kwargs["num_labels"] = num_labels(step_format)
+    return create_model_from_path(model, model_class(step_format), **kwargs), kwargs.get("revision")
+
+
+def add_adapter(
+    model: PreTrainedModel, peft_config: "PeftConfig", args: HRMRewardConfig, step_format: StepFormat
+) -> "PeftModel":
+    """
+    Wrap the model in a PEFT adapter whose task type is that of the head.
+
+    Raises:
+        `ValueError`: If the model has an adapter already.
+    """
+    from peft import TaskType, get_peft_model
+
+    if is_peft_model(model):
+        raise ValueError(
+            "You passed a `PeftModel` instance together with a `peft_config`. Merge the adapter into the base model "
+            "first, or continue training it without `peft_config`."
+        )
+    # PEFT trains and saves the classifier of a model when told that it is one
+    peft_config.task_type = TaskType.CAUSAL_LM if step_format.head == "lm" else TaskType.TOKEN_CLS
+    # ZeRO-3 gathers parameters of one dtype only; see https://github.com/huggingface/trl/issues/6089
+    zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+    return get_peft_model(model, peft_config, **({"autocast_adapter_dtype": False} if zero3 else {}))
+
+
+def with_scorer(card: str, model_id: str) -> str:
+    """The model card of TRL, whose quick start scores whole texts, with one that scores steps."""
+    quick_start = textwrap.dedent(f"""\
+        ## Quick start
+
+        This model judges each step of a solution. `step_format.json` holds how its text is encoded.
+
+        ```python
+        from trl_hrm import StepScorer
+
+        scorer = StepScorer.from_pretrained("{model_id}")
+        scores = scorer.score(["1+2+3 = ?"], [[["1+2 = 3.", "3+3 = 6."]]])[0][0]  # one score per step
+        ```
+
+        """)
+    # TRL names the base model "None" when it did not come from the Hub
+    card = card.replace("a fine-tuned version of [None](https://huggingface.co/None)", "a step reward model")
+    return re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: quick_start, card, flags=re.DOTALL)
