@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="trl-hrm", description="Hierarchical Reward Models for TRL.")
     parser.add_argument("--version", action="version", version=f"trl_hrm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = None
+    asked = next((word for word in argv if word in COMMANDS), None)
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
-        if argv[:1] == [name]:
+        if name == asked:
             chosen = importlib.import_module(f".scripts.{module}", __package__)
             chosen.add_arguments(command)
     args = parser.parse_args(argv)

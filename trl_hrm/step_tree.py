@@ -1,6 +1,5 @@
 """One problem and its judged steps: the row format of every dataset in this package."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,7 +157,8 @@ class StepTree:
         """
         Join chains (or trees) of one prompt into one tree: steps with the same text after the same steps become one.
 
-        The joined label is the mean of the labels given, `None` if there is none.
+        The joined label is the mean of the labels given, `None` if there is none. A merged step and a single one stay
+        apart, whatever their texts.
 
         Args:
             trees (`Iterable[StepTree]`):
@@ -176,19 +176,20 @@ class StepTree:
         if len({tree.prompt for tree in trees}) > 1:
             raise ValueError("from_chains: the chains have different prompts; group them by prompt first.")
         joined = cls(trees[0].prompt, [], [], [], extra=trees[0].extra)
-        found: dict[tuple[int, str], int] = {}
+        found: dict[tuple[int, str, int], int] = {}
         labels: list[list[float]] = []
         num_merged: list[int] = []
         for tree in trees:
             index = {-1: -1}
             for i, text in enumerate(tree.completions):
                 parent = index[tree.parents[i]]
-                node = found.setdefault((parent, text), len(joined.completions))
+                count = tree.num_merged[i] if tree.num_merged else 1
+                node = found.setdefault((parent, text, count), len(joined.completions))
                 if node == len(joined.completions):
                     joined.completions.append(text)
                     joined.parents.append(parent)
                     labels.append([])
-                    num_merged.append(tree.num_merged[i] if tree.num_merged else 1)
+                    num_merged.append(count)
                 index[i] = node
                 if tree.labels[i] is not None:
                     labels[node].append(tree.labels[i])
@@ -211,7 +212,7 @@ def _is_int(value: Any) -> bool:
 def _label(label: Any, i: int, where: str) -> float | None:
     if label is None:
         return None
-    if not isinstance(label, (bool, int, float)) or math.isnan(label) or not 0 <= label <= 1:
+    if not isinstance(label, (bool, int, float)) or not 0 <= label <= 1:
         raise ValueError(
             f"{where}: `labels[{i}]` is {label!r}, expected a boolean, a probability in [0, 1], or null for context. "
             "Map ratings such as -1, 0, 1 to labels first."

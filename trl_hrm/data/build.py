@@ -168,6 +168,8 @@ class _Worker:
             rows = views(tree, where)
             if not rows:
                 raise Dropped("no_labelled_final_step")
+            if self.config.view in ("prm", "orm"):
+                notes["left_out_paths"] += len(tree.leaves()) - len(rows)
         except Dropped as reason:
             counts["dropped", str(reason)] += 1
             return []

@@ -1,0 +1,109 @@
+"""
+Train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM), by the dataset and the settings.
+
+    accelerate launch --config_file accelerate_configs/cpu_2proc.yaml recipes/hrm_reward.py \
+        --config recipes/tiny/hrm_reward.yaml --dataset_name data/prm800k-hrm
+
+Every setting of the YAML can be overridden on the command line, for example `--learning_rate 3e-4`.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RecipeArguments:
+    """
+    Arguments of this recipe, beside [`HRMRewardConfig`] and [`~trl.ModelConfig`].
+
+    Args:
+        dataset_name (`str`): Folder or Hub id of the dataset.
+        dataset_config (`str`, *optional*): Configuration of the dataset.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`): Split to evaluate on, if `eval_strategy` is set.
+        make_tiny_model (`bool`, *optional*, defaults to `False`): Make a small model with random weights from the data
+            at `model_name_or_path`, if nothing is there yet.
+    """
+
+    dataset_name: str = field(metadata={"help": "Folder or Hub id of the dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on, if `eval_strategy` is set."}
+    )
+    make_tiny_model: bool = field(
+        default=False,
+        metadata={
+            "help": "Make a small model with random weights from the data at `model_name_or_path`, if nothing is "
+            "there yet."
+        },
+    )
+
+
+def main(script_args, training_args, model_args):
+    from pathlib import Path
+
+    from datasets import load_dataset
+    from trl import get_peft_config, get_quantization_config
+
+    from trl_hrm import HRMRewardTrainer
+
+    if script_args.make_tiny_model:
+        from trl_hrm.demo.tiny_model import make_tiny_model, read_texts
+
+        with training_args.main_process_first(desc="making the tiny model"):
+            if not Path(model_args.model_name_or_path, "config.json").exists():
+                kind = "causal" if training_args.head == "lm" else "token"
+                make_tiny_model(read_texts(script_args.dataset_name), model_args.model_name_or_path, kind=kind)
+
+    quantization_config = get_quantization_config(model_args)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **({} if quantization_config is None else {"quantization_config": quantization_config}),
+        **(training_args.model_init_kwargs or {}),
+    }
+
+    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    wanted = [script_args.dataset_train_split]
+    if training_args.eval_strategy != "no":
+        wanted.append(script_args.dataset_test_split)
+    missing = set(wanted) - set(dataset)
+    if missing:
+        raise ValueError(
+            f"{script_args.dataset_name} has the splits {list(dataset)}, but {sorted(missing)} is asked for. Set "
+            "`dataset_train_split` and `dataset_test_split`, or `eval_strategy: no`."
+        )
+
+    trainer = HRMRewardTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=dataset[script_args.dataset_train_split],
+        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        peft_config=get_peft_config(model_args),
+    )
+    for name, report in trainer.reports.items():
+        trainer.accelerator.print(f"{name}: {report}")
+
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
+    if training_args.eval_strategy != "no":
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    trainer.end()  # finishes the trackers and the process group
+
+
+def make_parser():
+    from trl import ModelConfig, TrlParser
+
+    from trl_hrm import HRMRewardConfig
+
+    return TrlParser((RecipeArguments, HRMRewardConfig, ModelConfig))
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

@@ -1,0 +1,107 @@
+"""A small model with random weights and a tokenizer of its own, made from data: for demos and tests without a Hub."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForTokenClassification,
+    set_seed,
+)
+
+
+def make_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer: every text can be encoded, and nothing is swallowed."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>")
+
+
+def make_tiny_model(
+    texts: Iterable[str],
+    output_dir: str | Path,
+    kind: Literal["token", "causal"] = "token",
+    hidden_size: int = 64,
+    num_layers: int = 3,
+    vocab_size: int = 2048,
+    num_labels: int = 2,
+    max_position_embeddings: int = 4096,
+    seed: int = 42,
+) -> None:
+    """
+    Save a small Qwen2 model with random weights, and a tokenizer trained on `texts`.
+
+    Args:
+        texts (`Iterable[str]`):
+            Texts to train the tokenizer on.
+        output_dir (`str` or `Path`):
+            Folder to write to.
+        kind (`str`, *optional*, defaults to `"token"`):
+            `"token"`: token classifier with `num_labels` outputs. `"causal"`: causal language model.
+        hidden_size, num_layers, vocab_size, num_labels, max_position_embeddings (`int`, *optional*):
+            Sizes of the model. Heads have 32 dimensions.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the weights.
+    """
+    if hidden_size % 32:
+        raise ValueError(f"hidden_size is {hidden_size}, expected a multiple of 32 (the size of a head).")
+    tokenizer = make_tokenizer(texts, vocab_size)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 32,
+        num_key_value_heads=max(1, hidden_size // 64),
+        max_position_embeddings=max_position_embeddings,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        num_labels=num_labels,
+        dtype="float32",
+    )
+    set_seed(seed)
+    model = (Qwen2ForCausalLM if kind == "causal" else Qwen2ForTokenClassification)(config).to(torch.float32)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """All strings in a row of any shape: prompts and completions, or questions and answers."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from texts_of(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from texts_of(item)
+
+
+def read_texts(data: str) -> Iterator[str]:
+    """All strings of a JSON-lines file, or of every split of a dataset that `datasets.load_dataset` reads."""
+    if Path(data).is_file():
+        with open(data, encoding="utf-8") as file:
+            for line in file:
+                yield from texts_of(json.loads(line))
+        return
+    from datasets import load_dataset
+
+    for split in load_dataset(data).values():
+        for row in split:
+            yield from texts_of(row)
