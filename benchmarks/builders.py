@@ -32,7 +32,9 @@ def main() -> None:
     print(f"python {platform.python_version()}, {versions}, {os.cpu_count()} cores, num_proc={args.num_proc}")
     shared = Path(os.environ.get("TRL_HRM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     text = (shared / "prm800k" / "phase1_test.jsonl").read_bytes()
-    print(f"{'view':<6}{'repeats':>8}{'MB in':>8}{'labelled steps':>16}{'seconds':>9}{'steps/s':>10}{'peak RSS MB':>13}")
+    print(
+        f"{'view':<6}{'repeats':>8}{'MB in':>8}{'labelled steps':>16}{'seconds':>9}{'steps/s':>10}{'peak RSS MB':>13}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for repeats in args.repeats:
             source = Path(folder, f"x{repeats}.jsonl")
@@ -40,7 +42,9 @@ def main() -> None:
                 for _ in range(repeats):
                     file.write(text)
             for view in args.views:
-                steps, seconds, peak = measure(str(source), str(Path(folder, f"{view}-{repeats}")), view, args.num_proc)
+                steps, seconds, peak = measure(
+                    str(source), str(Path(folder, f"{view}-{repeats}")), view, args.num_proc
+                )
                 print(
                     f"{view:<6}{repeats:>8}{repeats * len(text) / 1e6:>8.1f}{steps:>16,}{seconds:>9.2f}"
                     f"{steps / seconds:>10,.0f}{peak / 1e6:>13.0f}"

@@ -1,5 +1,6 @@
 """From records to a `DatasetDict` on disk: parse, view, split, write Parquet, card and report."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
@@ -102,18 +104,25 @@ def build_dataset(recipe: Recipe, config: BuildConfig) -> dict[str, Any]:
     output = Path(config.output_dir).absolute()
     _check_output(output, config)
     worker = _Worker(recipe, config, read_problem_keys(config.exclude))
-    anchor = next(parent for parent in output.parents if parent.exists())
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=anchor) as work:
+    with temporary_directory(config) as work:
         worker.parts = str(Path(work, "parts"))
         Path(worker.parts).mkdir()
         built = Path(work, "dataset")
         (built / "data").mkdir(parents=True)
         report = _report(recipe, config, worker.run())
         example = _join_parts(Path(worker.parts), built / "data", report["rows"])
+        report["content"] = _digest(built / "data")
         (built / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         build_card(recipe.about, report, *example).save(built / "README.md")
         _move(built, output, Path(work, "replaced"))
     return report
+
+
+def temporary_directory(config: BuildConfig) -> tempfile.TemporaryDirectory:
+    """A directory beside the output, so that moving files from one to the other is a matter of names."""
+    output = Path(config.output_dir).absolute()
+    anchor = next(parent for parent in output.parents if parent.exists())
+    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=anchor)
 
 
 @dataclass
@@ -128,19 +137,23 @@ class _Worker:
     def run(self) -> Counter:
         chunks = self.recipe.source.chunks()
         if not chunks:
-            raise ValueError(f"{', '.join(self.recipe.inputs)}: there is nothing in it, expected records to build from.")
+            raise ValueError(
+                f"{', '.join(self.recipe.inputs)}: there is nothing in it, expected records to build from."
+            )
         if not (self.recipe.join_prompts and self.config.view in ("tree", "hrm")):
             return load_counts(self._map(_write_chunk, chunks)["counts"])
         found = self._map(_index_chunk, chunks)
-        addresses = [Address(*address) for chunk in found["addresses"] for address in chunk]
-        groups = group_equal(key for keys in found["keys"] for key in keys)
-        batches = []
-        for group in groups:
-            if not batches or len(batches[-1]["addresses"]) >= GROUPED_ROWS:
-                batches.append({"addresses": [], "sizes": []})
-            batches[-1]["addresses"] += [addresses[i] for i in group]
-            batches[-1]["sizes"].append(len(group))
-        return load_counts([*found["counts"], *self._map(_write_groups, batches)["counts"]])
+        addresses = np.concatenate([np.array(chunk, dtype=np.int64).reshape(-1, 3) for chunk in found["addresses"]])
+        if not len(addresses):
+            return load_counts(found["counts"])
+        batches = [([], [])]
+        for group in group_equal(key for keys in found["keys"] for key in keys):
+            if len(batches[-1][0]) >= GROUPED_ROWS:
+                batches.append(([], []))
+            batches[-1][0].extend(group)
+            batches[-1][1].append(len(group))
+        written = self._map(_write_groups, [{"addresses": addresses[i].ravel(), "sizes": n} for i, n in batches])
+        return load_counts([*found["counts"], *written["counts"]])
 
     def _map(self, function: Callable, chunks: list[dict[str, Any]]) -> Dataset:
         num_proc = min(self.config.num_proc or _num_cores(), len(chunks))
@@ -227,7 +240,8 @@ def _index_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str,
 
 def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str, str]:
     counts, trees, where = Counter(), [], ""
-    records = worker.recipe.source.pick(Address(*address) for address in batch["addresses"])
+    numbers = iter(batch["addresses"])
+    records = worker.recipe.source.pick(Address(*three) for three in zip(numbers, numbers, numbers, strict=True))
     for size in batch["sizes"]:
         chains = []
         for _ in range(size):
@@ -277,6 +291,15 @@ def _join_parts(parts: Path, data: Path, rows: dict[str, int]) -> tuple[pa.Schem
         assert written == expected, f"{split}: {written} rows written, {expected} counted"
     first = next(pq.ParquetFile(data / "train-00000-of-00001.parquet").iter_batches(batch_size=1))
     return schema, first.to_pylist()[0]
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.iterdir()):
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _report(recipe: Recipe, config: BuildConfig, counts: Counter) -> dict[str, Any]:

@@ -70,7 +70,9 @@ def build_command(name: str, inputs: list[str], options: dict[str, Any], config:
     return shlex.join(str(word) for word in command)
 
 
-def build_card(about: dict[str, Any], report: dict[str, Any], schema: pa.Schema, example: dict[str, Any]) -> DatasetCard:
+def build_card(
+    about: dict[str, Any], report: dict[str, Any], schema: pa.Schema, example: dict[str, Any]
+) -> DatasetCard:
     """
     The card of a dataset just built.
 
@@ -85,12 +87,15 @@ def build_card(about: dict[str, Any], report: dict[str, Any], schema: pa.Schema,
             The first training row. It is shown shortened.
     """
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in report["rows"]]
+    # `load_dataset` names its cache of a local directory by the directory's last name and this block alone. Without the
+    # digest it would go on serving the rows of an earlier build, or of another directory of the same name.
+    config = {"config_name": "default", "description": f"content {report['content']}", "data_files": files}
     data = DatasetCardData(
         license=about.get("license"),
         language=about.get("language"),
         pretty_name=f"{about['title']} ({report['view']})",
         tags=["trl", "trl_hrm", "stepwise-supervision", report["view"]],
-        configs=[{"config_name": "default", "data_files": files}],
+        configs=[config],
     )
     shown = json.dumps(_shorten(example), indent=2, ensure_ascii=False)
     sections = [

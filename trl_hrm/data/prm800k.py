@@ -184,7 +184,9 @@ def _add_step(
             tree.completions.append(text)
             tree.labels.append(None)
             tree.parents.append(parent)
-        label = _human_label(candidate, labels, place) if is_human else _rating_label(candidate, "rating", labels, place)
+        label = (
+            _human_label(candidate, labels, place) if is_human else _rating_label(candidate, "rating", labels, place)
+        )
         if candidate.get("flagged"):
             notes["flagged_candidates"] += 1
         elif label is not None:

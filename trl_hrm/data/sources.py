@@ -117,7 +117,7 @@ class DatasetRows:
 
 def _parse_line(text: bytes, where: str) -> dict[str, Any]:
     try:
-        value = json.loads(text.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+        value = json.loads(text.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n").decode("utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{where}: the line is not valid JSON ({error}); expected one complete JSON object per line, in UTF-8. "

@@ -14,7 +14,7 @@ from typing import Any
 from datasets import load_dataset
 
 from ..step_tree import StepTree
-from .build import Recipe, build_dataset
+from .build import Recipe, build_dataset, temporary_directory
 from .build_config import BuildConfig
 from .sources import DatasetRows, JsonLines
 
@@ -46,19 +46,28 @@ def build_stepwise(inputs: Sequence[str], config: BuildConfig, split: str = "tra
         `dict[str, Any]`: The build report.
     """
     inputs = [str(name) for name in inputs]
-    is_dataset = len(inputs) == 1 and not Path(inputs[0]).is_file() and not inputs[0].endswith((".json", ".jsonl"))
-    source = DatasetRows(load_dataset(inputs[0], split=split)) if is_dataset else JsonLines(inputs)
-    recipe = Recipe(
+    if len(inputs) == 1 and not Path(inputs[0]).is_file() and not inputs[0].endswith((".json", ".jsonl")):
+        # A cache of its own: for a local directory, the shared one may hold the rows of another of the same name.
+        with temporary_directory(config) as cache:
+            cache_dir = cache if Path(inputs[0]).is_dir() else None
+            source = DatasetRows(load_dataset(inputs[0], split=split, cache_dir=cache_dir))
+            return build_dataset(_recipe(source, inputs, source.types(), {"split": split}), config)
+    return build_dataset(_recipe(JsonLines(inputs), inputs, {}, {}), config)
+
+
+def _recipe(
+    source: JsonLines | DatasetRows, inputs: list[str], columns: dict[str, Any], options: dict[str, Any]
+) -> Recipe:
+    return Recipe(
         name="stepwise",
         source=source,
         inputs=inputs,
         parse=parse_stepwise,
-        columns=source.types() if is_dataset else {},
+        columns=columns,
         join_prompts=True,
-        options={"split": split if is_dataset else None},
+        options=options,
         about=ABOUT,
     )
-    return build_dataset(recipe, config)
 
 
 def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:

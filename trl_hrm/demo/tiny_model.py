@@ -61,6 +61,7 @@ def make_tiny_model(
         raise ValueError(f"hidden_size is {hidden_size}, expected a multiple of 32 (the size of a head).")
     tokenizer = make_tokenizer(texts, vocab_size)
     config = Qwen2Config(
+        initializer_range=hidden_size**-0.5,
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,

@@ -100,6 +100,8 @@ class ForestBuilder:
         Raises:
             `ValueError`: If a row is malformed, if a prompt leaves no room for a step, or if no label is left.
         """
+        if not len(dataset):
+            raise ValueError(f"{name} has no rows, so no labelled step is left to train on.")
         missing = {"prompt", "completions", "labels"} - set(dataset.column_names)
         if missing:
             raise ValueError(
@@ -120,8 +122,6 @@ class ForestBuilder:
             desc=f"Encoding {name}",
         )
         report = ForestReport(rows_in=len(dataset), **{count: int(np.sum(trees[count])) for count in COUNTS})
-        if report.labels_merged:
-            self.step_format.check(self.tokenizer, merged=True)
         rows = trees.remove_columns(COUNTS).map(self._rows, batched=True, num_proc=num_proc, desc=f"Laying out {name}")
         report.rows_out = len(rows)
         if not len(rows):
@@ -183,6 +183,8 @@ class ForestBuilder:
 
     def _kept_labels(self, tree: StepTree, where: str) -> list[float | None]:
         merged = [i for i, count in enumerate(tree.num_merged or ()) if count > 1]
+        if merged:  # before they are encoded: with equal separators a merged step joins its last single one
+            self.step_format.check(self.tokenizer, merged=True)
         for i in merged:
             if self.step_format.merge_separator not in tree.completions[i]:
                 raise ValueError(

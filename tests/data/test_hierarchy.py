@@ -1,0 +1,98 @@
+"""The views of a step tree, against the papers' table and worked examples."""
+
+import random
+
+import pytest
+
+from trl_hrm.data.hierarchy import hrm_view, orm_view, prm_view
+from trl_hrm.step_tree import StepTree
+
+
+POSITIVE, NEUTRAL, NEGATIVE = 1.0, 0.0, 0.0  # neutral="negative", as the paper's Table 2 has it
+
+
+@pytest.mark.parametrize(
+    ("previous", "current", "merged"),
+    [
+        (POSITIVE, POSITIVE, 1.0),
+        (POSITIVE, NEUTRAL, 0.0),
+        (POSITIVE, NEGATIVE, 0.0),
+        (NEUTRAL, POSITIVE, 1.0),
+        (NEGATIVE, POSITIVE, 1.0),
+        (NEUTRAL, NEGATIVE, 0.0),
+        (NEGATIVE, NEGATIVE, 0.0),
+        (None, POSITIVE, 1.0),
+        (None, NEGATIVE, 0.0),
+    ],
+)
+def test_table_2(previous, current, merged):
+    """The label of a pair is that of its second step, so that a corrected error counts as correct."""
+    view = hrm_view(StepTree("p", ["s1", "s2"], [previous, current], [-1, 0]))
+    assert view.completions == ["s1", "s2", "s1\ns2"]
+    assert view.labels == [previous, current, merged]
+    assert view.parents == [-1, 0, -1]
+    assert view.num_merged == [1, 1, 2]
+
+
+def test_unlabelled_steps_are_not_merged():
+    """A merged step without a label would be context that nothing follows."""
+    view = hrm_view(StepTree("p", ["s1", "s2", "s3"], [1.0, None, 0.0], [-1, 0, 1]))
+    assert view.completions[3:] == ["s2\ns3"]
+    assert (view.labels[3:], view.parents[3:]) == ([0.0], [0])
+
+
+def test_siblings_and_depth():
+    """The parent of a pair is the grandparent; a wrong parent shows the model a history without or with a step twice."""
+    tree = StepTree("p", ["a", "b", "c", "d"], [1.0, 0.0, 1.0, 0.5], [-1, 0, 0, 2])
+    view = hrm_view(tree, merge_separator=" | ")
+    assert view.completions[4:] == ["a | b", "a | c", "c | d"]
+    assert view.labels[4:] == [0.0, 1.0, 0.5]
+    assert view.parents[4:] == [-1, -1, 0]
+
+
+def test_longer_runs():
+    view = hrm_view(StepTree("p", ["a", "b", "c"], [1.0, 0.0, 1.0], [-1, 0, 1]), max_merge=3)
+    merged = list(zip(view.completions, view.labels, view.parents, view.num_merged, strict=True))[3:]
+    assert merged == [("a\nb", 0.0, -1, 2), ("b\nc", 1.0, 0, 2), ("a\nb\nc", 1.0, -1, 3)]
+
+
+def test_superset():
+    """D_HRM = D_PRM ∪ pairs: the original steps stay where they are, and there is one pair per labelled later step."""
+    rng = random.Random(0)
+    for _ in range(100):
+        size = rng.randint(1, 20)
+        labels = [rng.choice([None, 0.0, 1.0]) for _ in range(size)]
+        tree = StepTree("p", [f"s{i}" for i in range(size)], labels, [rng.randint(-1, i - 1) for i in range(size)])
+        view = hrm_view(tree)
+        view.validate()
+        assert view.completions[:size] == tree.completions
+        assert view.labels[:size] == tree.labels
+        assert view.parents[:size] == tree.parents
+        later = [i for i in range(size) if tree.labels[i] is not None and tree.parents[i] != -1]
+        assert view.completions[size:] == [f"s{tree.parents[i]}\ns{i}" for i in later]
+
+
+def test_refusals():
+    tree = StepTree("p", ["a", "b"], [1.0, 1.0], [-1, 0])
+    with pytest.raises(ValueError, match="max_merge is 1, expected 2"):
+        hrm_view(tree, max_merge=1)
+    with pytest.raises(ValueError, match="merged steps already"):
+        hrm_view(hrm_view(tree))
+
+
+def test_prm_rows():
+    tree = StepTree("p", ["a", "b", "c", "d"], [1.0, 0.0, None, None], [-1, 0, 0, -1])
+    rows = [(row.completions, row.labels) for row in prm_view(tree)]
+    assert rows == [(["a", "b"], [1.0, 0.0]), (["a", "c"], [1.0, None])]
+
+
+def test_orm_rows():
+    """A label left on an earlier step would make it a process reward model."""
+    tree = StepTree("p", ["a", "b done", "c", "d done"], [1.0, 0.0, 1.0, None], [-1, 0, 0, -1])
+    assert [(row.completions, row.labels) for row in orm_view(tree)] == [
+        (["a", "b done"], [None, 0.0]),
+        (["a", "c"], [None, 1.0]),
+    ]
+    final = orm_view(tree, is_final=lambda text: text.endswith("done"))
+    assert [row.completions for row in final] == [["a", "b done"]]
+    assert tree.labels == [1.0, 0.0, 1.0, None]

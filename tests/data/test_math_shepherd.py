@@ -1,0 +1,120 @@
+"""Math-Shepherd records: two texts that must agree, joined to trees by problem."""
+
+import json
+from collections import Counter
+
+import pytest
+from datasets import load_dataset
+
+from trl_hrm.data.build import Dropped
+from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.math_shepherd import build_math_shepherd, parse_math_shepherd
+
+
+def record(text: str, labels: str, task: str = "GSM8K") -> dict[str, str]:
+    """A record from a text with `#` in the place of the tags."""
+    signs = iter(labels)
+    label = "".join(next(signs) if letter == "#" else letter for letter in text)
+    return {"input": text.replace("#", "ки"), "label": label, "task": task}
+
+
+def write(file, *records) -> str:
+    file.write_text("".join(json.dumps(one) + "\n" for one in records))
+    return str(file)
+
+
+def test_steps_and_labels():
+    tree = parse_math_shepherd(record("1+2+3? Step 1: 1+2=3. #\nStep 2: 3+3=7. #", "+-"), "file:1", Counter())
+    assert tree.prompt == "1+2+3?"
+    assert tree.completions == ["Step 1: 1+2=3.", "Step 2: 3+3=7."]
+    assert tree.labels == [1.0, 0.0]
+    assert tree.parents == [-1, 0]
+    assert tree.extra == {"task": "GSM8K"}
+
+
+def test_signs_of_arithmetic_are_no_labels():
+    """Reading `+` and `-` anywhere in the text would find five labels here."""
+    tree = parse_math_shepherd(record("1+2-3? Step 1: 1+2 #\nStep 2: -3 + 3 = 0 #", "-+"), "file:1", Counter())
+    assert tree.labels == [0.0, 1.0]
+
+
+def test_question_that_speaks_of_step_1():
+    tree = parse_math_shepherd(record("Do Step 1: add. What is 1+2? Step 1: 3 #", "+"), "file:1", Counter())
+    assert tree.prompt == "Do Step 1: add. What is 1+2?"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (record("q Step 1: a", ""), "no_tag"),
+        (record("q Step 1: a # more", "+"), "text_after_last_tag"),
+        (record("q Step 1: a #", "?"), "unknown_label"),
+        (record("q Step 1: a #", "+") | {"label": "q Step 1: b +"}, "texts_differ"),
+        (record("q Step 1: a #", "+") | {"label": "q Step 1: a + more"}, "texts_differ"),
+        (record("q Step 1: a #", "+") | {"label": "q Step 1: a "}, "texts_differ"),
+        (record("q a #", "+"), "no_first_step"),
+        (record("Step 1: a #", "+"), "no_first_step"),
+        (record("q Step 1: a # #", "++"), "empty_step"),
+    ],
+)
+def test_odd_records_are_dropped_by_reason(value, reason):
+    with pytest.raises(Dropped, match=f"^{reason}$"):
+        parse_math_shepherd(value, "file:1", Counter())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"input": "q"}, "file:1: the key `label` is missing, found ['input']"),
+        ({"label": "q"}, "file:1: the key `input` is missing, found ['label']"),
+        ({"input": "q", "label": None}, "file:1: `label` is None, expected a string"),
+    ],
+)
+def test_faults_are_named(value, message):
+    with pytest.raises(ValueError) as error:
+        parse_math_shepherd(value, "file:1", Counter())
+    assert message in str(error.value)
+
+
+def test_solutions_of_a_problem_are_one_tree(tmp_path):
+    """The records of a problem need not follow one another."""
+    file = write(
+        tmp_path / "shepherd.jsonl",
+        record("q Step 1: a #\nStep 2: b #", "++"),
+        record("r Step 1: a #", "-", task="MATH"),
+        record("q Step 1: a #\nStep 2: c #", "+-"),
+        record("q Step 1: a #\nStep 2: b #", "-+"),
+        record("q Step 1: a", ""),
+    )
+    report = build_math_shepherd([file], BuildConfig(str(tmp_path / "tree"), test_size=0))
+    rows = load_dataset(str(tmp_path / "tree"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert [row["prompt"] for row in rows] == ["q", "r"]
+    assert rows[0]["completions"] == ["Step 1: a", "Step 2: b", "Step 2: c"]
+    assert rows[0]["labels"] == [pytest.approx(2 / 3), 1.0, 0.0]
+    assert rows[0]["parents"] == [-1, 0, 0]
+    assert [row["task"] for row in rows] == ["GSM8K", "MATH"]
+    assert (report["records_in"], report["records_kept"], report["dropped"]) == (5, 4, {"no_tag": 1})
+    assert report["notes"] == {"joined_records": 2, "contradicting_labels": 1}
+
+    report = build_math_shepherd([file], BuildConfig(str(tmp_path / "prm"), view="prm", test_size=0))
+    rows = load_dataset(str(tmp_path / "prm"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert [row["labels"] for row in rows] == [[1.0, 1.0], [0.0], [1.0, 0.0], [0.0, 1.0]]
+    assert "parents" not in rows[0]
+
+    build_math_shepherd([file], BuildConfig(str(tmp_path / "orm"), view="orm", test_size=0))
+    rows = load_dataset(str(tmp_path / "orm"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert [row["labels"] for row in rows] == [[None, 1.0], [0.0], [None, 0.0], [None, 1.0]]
+
+
+def test_real_sample(tmp_path, shared_data):
+    """Seven solutions of seven problems: 5 + 3 + 2 + 5 + 5 + 2 + 3 = 25 tags, so 25 labels and 25 - 7 = 18 pairs."""
+    file = shared_data / "samples" / "math-shepherd.jsonl"
+    report = build_math_shepherd([file], BuildConfig(str(tmp_path / "out"), view="hrm", test_size=0))
+    assert (report["records_in"], report["records_kept"], report["rows"]) == (7, 7, {"train": 7})
+    labels = report["labels"]["train"]
+    assert (sum(labels["single"].values()), sum(labels["merged"].values())) == (25, 18)
+    text = file.read_text(encoding="utf-8")
+    signs = Counter()
+    for line in text.split("\n")[:-1]:
+        signs.update(part[-1] for part in json.loads(line)["label"].split("\n"))
+    assert labels["single"] == {"0.00": signs["-"], "1.00": signs["+"]}

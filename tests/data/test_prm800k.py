@@ -1,0 +1,343 @@
+"""PRM800K records: every rule on hand-written records, and the real file against a slow plain count."""
+
+import json
+from collections import Counter
+
+import pytest
+from datasets import load_dataset
+
+from trl_hrm.data.build import Dropped
+from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.prm800k import build_prm800k, neutral_label, parse_prm800k
+
+
+def candidate(text, rating, flagged=False):
+    return {"text": text, "rating": rating, "flagged": flagged}
+
+
+def step(*candidates, chosen=None, human=None):
+    if isinstance(human, str):
+        human = {"text": human, "rating": None, "source": "human", "flagged": False}
+    return {"completions": list(candidates), "chosen_completion": chosen, "human_completion": human}
+
+
+def record(*steps, finish_reason="solution", problem="1+2+3?", **other):
+    question = {"problem": problem, "ground_truth_answer": "6"}
+    return {"question": question, "label": {"steps": list(steps), "finish_reason": finish_reason}} | other
+
+
+def parse(*steps, neutral=0.0, **options):
+    """Tree as `(text, label, parent)` triples, and the notes."""
+    notes = Counter()
+    tree = parse_prm800k(record(*steps, **options), "file:1", notes, neutral)
+    return list(zip(tree.completions, tree.labels, tree.parents, strict=True)), +notes
+
+
+def test_chosen_goes_on_and_the_others_are_leaves():
+    steps = [
+        step(candidate("a", 1), candidate("b", -1), chosen=0),
+        step(candidate("c", 0), candidate("d", 1), chosen=1),
+        step(candidate("e\n\n# Answer\n\n6", 1), chosen=0),
+    ]
+    nodes, notes = parse(*steps)
+    assert nodes == [
+        ("a", 1.0, -1),
+        ("b", 0.0, -1),
+        ("c", 0.0, 0),
+        ("d", 1.0, 0),
+        ("e\n\n# Answer\n\n6", 1.0, 3),
+    ]
+    assert not notes
+
+
+@pytest.mark.parametrize(
+    ("neutral", "label"), [("negative", 0.0), ("positive", 1.0), ("drop", None), ("0.3", 0.3), (0.5, 0.5), (1, 1.0)]
+)
+def test_neutral_policy(neutral, label):
+    nodes, _ = parse(
+        step(candidate("a", 0), chosen=0), step(candidate("b", 1), chosen=0), neutral=neutral_label(neutral)
+    )
+    assert nodes == [("a", label, -1), ("b", 1.0, 0)]
+
+
+@pytest.mark.parametrize("neutral", ["maybe", "1.5", -0.1, "nan"])
+def test_neutral_policy_out_of_range(neutral):
+    with pytest.raises(ValueError, match="expected negative, positive, drop or a probability"):
+        neutral_label(neutral)
+
+
+def test_human_step_goes_on_and_is_positive():
+    """Left out, all later steps would hang on a rejected candidate, or be lost."""
+    nodes, notes = parse(step(candidate("a", -1), human=" h "), step(candidate("b", 1), chosen=0))
+    assert nodes == [("a", 0.0, -1), ("h", 1.0, -1), ("b", 1.0, 1)]
+    assert notes == {"human_completions": 1}
+
+
+@pytest.mark.parametrize(("corrected", "label"), [(-1, 0.0), (0, 0.3), (1, 1.0), (None, 1.0)])
+def test_corrected_rating_of_a_human_step(corrected, label):
+    human = {"text": "h", "rating": None, "source": "human", "flagged": False, "corrected_rating": corrected}
+    nodes, _ = parse(step(candidate("a", -1), human=human), step(candidate("b", 1), chosen=0), neutral=0.3)
+    assert nodes == [("a", 0.0, -1), ("h", label, -1), ("b", 1.0, 1)]
+
+
+def test_human_step_without_candidates():
+    """In phase 2 the completions of a step may be null."""
+    nodes, _ = parse(step(human="h") | {"completions": None}, step(candidate("b", 1), chosen=0))
+    assert nodes == [("h", 1.0, -1), ("b", 1.0, 0)]
+
+
+def test_chosen_wins_over_an_abandoned_human_fragment():
+    nodes, notes = parse(step(candidate("a", 1), chosen=0, human="fragm"), step(candidate("b", 1), chosen=0))
+    assert nodes == [("a", 1.0, -1), ("b", 1.0, 0)]
+    assert notes == {"ignored_human_completions": 1}
+
+
+def test_unrated_steps_are_context_where_needed_and_pruned_elsewhere():
+    """A null read as 0 would be a negative label."""
+    nodes, notes = parse(
+        step(candidate("a", None), candidate("x", None), chosen=0),
+        step(candidate("b", -1), chosen=0),
+        step(candidate("y", None), chosen=0),
+    )
+    assert nodes == [("a", None, -1), ("b", 0.0, 0)]
+    assert notes == {"pruned_steps": 2}
+
+
+def test_flagged_candidates_have_no_label():
+    nodes, notes = parse(
+        step(candidate("a", 1, flagged=True), candidate("x", -1, flagged=True), chosen=0),
+        step(candidate("b", 1, flagged=None), chosen=0),
+    )
+    assert nodes == [("a", None, -1), ("b", 1.0, 0)]
+    assert notes == {"flagged_candidates": 2, "pruned_steps": 1}
+
+
+def test_equal_candidates_are_one_step():
+    nodes, notes = parse(
+        step(candidate("a", 1), candidate(" a", -1), candidate("b", 1), candidate("b", 1), chosen=1),
+        step(candidate("c", 1), chosen=0),
+    )
+    assert nodes == [("a", 0.5, -1), ("b", 1.0, -1), ("c", 1.0, 0)]
+    assert notes == {"duplicate_candidates": 2, "contradicting_labels": 1}
+
+
+def test_empty_texts():
+    """A solution that went on from an empty step has lost its history."""
+    nodes, notes = parse(step(candidate(" ", -1), candidate("a", 1), chosen=1), step(candidate("b", 1), chosen=0))
+    assert nodes == [("a", 1.0, -1), ("b", 1.0, 0)]
+    assert notes == {"empty_candidates": 1}
+    nodes, notes = parse(step(candidate("", 1), candidate("a", -1), chosen=0), step(candidate("b", 1), chosen=0))
+    assert nodes == [("a", 0.0, -1)]
+    assert notes == {"empty_candidates": 1, "steps_after_end": 1}
+
+
+def test_found_error_ends_with_rejected_candidates():
+    nodes, _ = parse(
+        step(candidate("a", 1), chosen=0), step(candidate("b", -1), candidate("c", -1)), finish_reason="found_error"
+    )
+    assert nodes == [("a", 1.0, -1), ("b", 0.0, 0), ("c", 0.0, 0)]
+
+
+@pytest.mark.parametrize("reason", ["give_up", "bad_problem", "other", None])
+def test_other_finish_reasons_are_dropped(reason):
+    with pytest.raises(Dropped, match=f"^finish_reason={reason}$"):
+        parse_prm800k(record(finish_reason=reason) | {"question": {}}, "file:1", Counter())
+
+
+def test_screening_records():
+    first = record(step(candidate("a", 1), chosen=0), is_initial_screening_question=True)
+    assert parse_prm800k(first, "file:1", Counter()).completions == ["a"]
+    with pytest.raises(Dropped, match="^screening$"):
+        parse_prm800k(first, "file:1", Counter(), drop_screening=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"label": {}}, "file:1: the key `question` is missing, found ['label']"),
+        ({"question": {}, "label": {"steps": []}}, "`label`: the key `finish_reason` is missing"),
+        ({"question": {}, "label": {"finish_reason": "solution", "steps": []}}, "`question`: the key `problem` is"),
+        (record() | {"label": {"finish_reason": "solution"}}, "`label`: the key `steps` is missing"),
+        (record("a"), "`label.steps[0]` is 'a', expected an object with the key `chosen_completion`"),
+        (record({}), "`label.steps[0]`: the key `chosen_completion` is missing, found []"),
+        (record(step(candidate("a", 1), chosen=1)), "`chosen_completion` is 1, expected null or an index of the 1"),
+        (record(step(candidate("a", 1), chosen="0")), "`chosen_completion` is '0', expected int or null"),
+        (record(step(candidate("a", 1), chosen=True)), "`chosen_completion` is True, expected int or null"),
+        (record(step({"text": "a"}, chosen=0)), "`label.steps[0]`: `completions[0]`: the key `rating` is missing"),
+        (record(step(candidate(None, 1))), "`completions[0]`: `text` is None, expected str"),
+        (record(step(candidate("a", 2))), "`completions[0]`: `rating` is 2, expected -1, 0, 1 or null"),
+        (record(step(candidate("a", 1.5))), "`completions[0]`: `rating` is 1.5, expected int or null"),
+        (record(step(human={"text": "a", "corrected_rating": 5})), "`human_completion`: `corrected_rating` is 5"),
+        (record(step(candidate("a", 1)), problem=" "), "column `prompt` holds '', expected a non-empty string"),
+    ],
+)
+def test_faults_are_named(value, message):
+    with pytest.raises(ValueError) as error:
+        parse_prm800k(value, "file:1", Counter())
+    assert str(error.value).startswith("file:1: ")
+    assert message in str(error.value)
+
+
+def test_views_of_a_file(tmp_path):
+    """A record's full expansion in every view, read back with `load_dataset`."""
+    steps = [
+        step(candidate("a", 1), candidate("b", 0), chosen=0),
+        step(candidate("c", -1), candidate("d # Answer 6", 1), chosen=1),
+    ]
+    file = tmp_path / "phase1.jsonl"
+    file.write_text(json.dumps(record(*steps)) + "\n")
+    tree = {
+        "prompt": "1+2+3?",
+        "completions": ["a", "b", "c", "d # Answer 6"],
+        "labels": [1.0, 0.5, 0.0, 1.0],
+        "parents": [-1, -1, 0, 0],
+        "answer": "6",
+        "finish_reason": "solution",
+    }
+    pairs = {
+        "completions": tree["completions"] + ["a | c", "a | d # Answer 6"],
+        "labels": tree["labels"] + [0.0, 1.0],
+        "parents": tree["parents"] + [-1, -1],
+        "num_merged": [1, 1, 1, 1, 2, 2],
+    }
+    flat = {key: value for key, value in tree.items() if key != "parents"}
+    expected = {
+        "tree": [tree],
+        "hrm": [tree | pairs],
+        "prm": [
+            flat | {"completions": ["b"], "labels": [0.5]},
+            flat | {"completions": ["a", "c"], "labels": [1.0, 0.0]},
+            flat | {"completions": ["a", "d # Answer 6"], "labels": [1.0, 1.0]},
+        ],
+        "orm": [flat | {"completions": ["a", "d # Answer 6"], "labels": [None, 1.0]}],
+    }
+    for view, rows in expected.items():
+        config = BuildConfig(str(tmp_path / view), view=view, merge_separator=" | ", test_size=0)
+        report = build_prm800k([file], config, neutral=0.5)
+        dataset = load_dataset(str(tmp_path / view), cache_dir=str(tmp_path / "cache"))
+        assert list(dataset) == ["train"]
+        found = dataset["train"].to_list()
+        ids = {row.pop("problem_id") for row in found}
+        assert found == rows
+        assert len(ids) == 1
+        assert report["notes"] == ({"left_out_paths": 2} if view == "orm" else {})
+
+
+@pytest.fixture(scope="module")
+def phase1(shared_data):
+    return shared_data / "prm800k" / "phase1_test.jsonl"
+
+
+def plain_counts(file, neutral) -> Counter:
+    """A slow count that shares no code with the builder: records, single and merged steps by label, candidates."""
+    labels = {1: 1.0, 0: neutral, -1: 0.0, None: None}
+    counts = Counter()
+    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+        data = json.loads(line)["label"]
+        counts["records", data["finish_reason"]] += 1
+        if data["finish_reason"] == "give_up":
+            continue
+        for depth, one in enumerate(data["steps"]):
+            rated = [labels[given["rating"]] for given in one["completions"]]
+            if one["chosen_completion"] is None and one["human_completion"] is not None:
+                rated.append(labels[one["human_completion"].get("corrected_rating") or 1])
+            for label in rated:
+                counts["single", label] += 1
+                counts["merged", label] += depth > 0
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("neutral", "single", "merged"),
+    [
+        # The 90 solution records rate 1310 candidates -1, 724 of them 0 and 1861 of them 1; 4 have no rating. 173 of
+        # their steps were written by people: 170 positive, and 3 whose corrected rating is -1. So -1 stands at
+        # 1310 + 3 = 1313 steps, 0 at 724 and 1 at 1861 + 170 = 2031.
+        # All but those of a first step have a step before them, and give one pair each: 1288 + 3 = 1291 rated -1,
+        # 653 rated 0, 1751 + 165 = 1916 rated 1.
+        ("negative", {"0.00": 1313 + 724, "1.00": 2031}, {"0.00": 1291 + 653, "1.00": 1916}),
+        ("positive", {"0.00": 1313, "1.00": 2031 + 724}, {"0.00": 1291, "1.00": 1916 + 653}),
+        ("0.5", {"0.00": 1313, "0.50": 724, "1.00": 2031}, {"0.00": 1291, "0.50": 653, "1.00": 1916}),
+        # Dropped neutral steps are all rejected candidates here, since every chosen one is rated 1: no context.
+        ("drop", {"0.00": 1313, "1.00": 2031}, {"0.00": 1291, "1.00": 1916}),
+    ],
+)
+def test_real_file_labels(tmp_path, phase1, neutral, single, merged):
+    config = BuildConfig(str(tmp_path / "out"), view="hrm", test_size=0)
+    report = build_prm800k([phase1], config, neutral=neutral)
+    assert report["labels"] == {"train": {"merged": merged, "single": single}}
+    assert report["labelled_steps"] == sum(single.values()) + sum(merged.values())
+    # The rows say what the report says, and what a plain count of the file says.
+    rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    found = Counter()
+    for row in rows:
+        for label, count in zip(row["labels"], row["num_merged"], strict=True):
+            found["merged" if count == 2 else "single", label] += 1
+    expected = plain_counts(phase1, {"negative": 0.0, "positive": 1.0, "0.5": 0.5, "drop": None}[neutral])
+    expected = Counter({key: n for key, n in expected.items() if key[0] != "records" and key[1] is not None})
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("view", "rows", "labelled", "left_out"),
+    [
+        # One row per record that was solved.
+        ("tree", 90, 4068, 0),
+        # One path per leaf. Of 4068 steps, those that go on are no leaves: a solution of k steps has k - 1 of them.
+        # The 90 solutions have 1507 steps, so 1417 inner ones, and 4068 - 1417 = 2651 leaves.
+        ("prm", 2651, 37933, 0),
+        # Of the leaves 270 state an answer, under "# Answer"; the others end before it.
+        ("orm", 270, 270, 2381),
+    ],
+)
+def test_real_file_rows(tmp_path, phase1, view, rows, labelled, left_out):
+    report = build_prm800k([phase1], BuildConfig(str(tmp_path / "out"), view=view, test_size=0))
+    assert (report["records_in"], report["records_kept"]) == (106, 90)
+    assert report["dropped"] == {"finish_reason=give_up": 16}
+    assert report["rows"] == {"train": rows}
+    assert report["labelled_steps"] == labelled
+    # 4 flagged candidates of the solved records are unrated, and pruned. 173 human steps go on; in 3 other steps a
+    # candidate was chosen after all, and the human text is a fragment.
+    assert report["notes"] == {
+        "flagged_candidates": 4,
+        "pruned_steps": 4,
+        "human_completions": 173,
+        "ignored_human_completions": 3,
+    } | ({"left_out_paths": left_out} if left_out else {})
+
+
+def test_real_file_paths_by_a_plain_count(phase1):
+    """The numbers of the test above, counted another way: by the lengths of the paths."""
+    paths = steps = answers = 0
+    for line in phase1.read_text(encoding="utf-8").split("\n")[:-1]:
+        data = json.loads(line)["label"]
+        if data["finish_reason"] != "solution":
+            continue
+        for depth, one in enumerate(data["steps"], 1):
+            last = depth == len(data["steps"])
+            for i, given in enumerate(one["completions"]):
+                if given["rating"] is not None and (last or i != one["chosen_completion"]):
+                    paths, steps, answers = paths + 1, steps + depth, answers + ("# Answer" in given["text"])
+    assert (paths, steps, answers) == (2651, 37933, 270)
+
+
+def test_real_exclusion(tmp_path, shared_data, phase1):
+    """PRM800K's test problems are MATH500: excluding it leaves nothing of the test file, and the message says why."""
+    exclude = [str(shared_data / "math500" / "test.jsonl")]
+    with pytest.raises(
+        ValueError, match=r"no row is left of 106 records \(dropped: excluded: 90, finish_reason=give_up"
+    ):
+        build_prm800k([phase1], BuildConfig(str(tmp_path / "out"), exclude=exclude))
+    assert not list(tmp_path.iterdir())
+
+
+def test_phase_2_sample(tmp_path, shared_data):
+    """Six records of both phases, one per finish reason and peculiarity; see the file."""
+    file = shared_data / "samples" / "prm800k.jsonl"
+    report = build_prm800k([file], BuildConfig(str(tmp_path / "out"), test_size=0))
+    assert (report["records_in"], report["records_kept"]) == (6, 5)
+    assert report["dropped"] == {"finish_reason=give_up": 1}
+    reasons = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))["finish_reason"]
+    assert Counter(reasons) == {"solution": 4, "found_error": 1}
+    dropped = build_prm800k([file], BuildConfig(str(tmp_path / "less"), test_size=0), drop_screening=True)
+    assert dropped["dropped"] == {"finish_reason=give_up": 1, "screening": 1}

@@ -1,0 +1,60 @@
+"""Problems by their normalised text: split, exclusion, grouping."""
+
+import pytest
+from datasets import Dataset
+
+from trl_hrm.data.grouping import group_by_prompt
+from trl_hrm.data.problems import problem_key, problem_split, read_problem_keys
+
+
+def test_whitespace_and_case_do_not_matter():
+    assert problem_key("What is\n 1+2? ") == problem_key("what is 1+2?")
+    assert problem_key("What is 1+2?") != problem_key("What is 1+3?")
+
+
+def test_split_goes_by_the_problem():
+    """A split by row puts the annotations of one problem on both sides and makes the test score too good."""
+    texts = [f"What is {i}?" for i in range(4000)]
+    splits = [problem_split(text, 0.1, 42) for text in texts]
+    assert splits == [problem_split(text.upper().replace(" ", "\n "), 0.1, 42) for text in texts]
+    assert 340 < splits.count("test") < 460  # 400 ± 3.2 standard deviations
+    assert splits != [problem_split(text, 0.1, 43) for text in texts]
+    assert {problem_split(text, 0, 42) for text in texts} == {"train"}
+
+
+def test_a_larger_test_split_holds_the_smaller_one():
+    texts = [f"What is {i}?" for i in range(500)]
+    small = {text for text in texts if problem_split(text, 0.1, 0) == "test"}
+    assert small < {text for text in texts if problem_split(text, 0.3, 0) == "test"}
+
+
+def test_exclusion_files(tmp_path):
+    file = tmp_path / "test.jsonl"
+    file.write_text(
+        '{"problem": "A?"}\n{"question": "B?"}\n{"prompt": "C?"}\n{"question": {"problem": "D?"}, "label": {}}\n'
+    )
+    assert read_problem_keys([file]) == {problem_key(text) for text in ("a?", "b?", "c?", "d?")}
+    assert read_problem_keys([]) == frozenset()
+
+
+@pytest.mark.parametrize("line", ['{"text": "A?"}', '{"problem": ""}', '{"question": {"text": "A?"}}'])
+def test_exclusion_file_without_problem(tmp_path, line):
+    """A file that excludes nothing would leave the test set in the training data."""
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"problem": "A?"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"test\.jsonl:2: found no problem to exclude"):
+        read_problem_keys([file])
+
+
+def test_group_by_prompt():
+    dataset = Dataset.from_dict({"prompt": ["a", "b", "a", "c", "b", "a"], "labels": [[1.0]] * 6})
+    assert group_by_prompt(dataset) == [[0, 2, 5], [1, 4], [3]]
+    assert group_by_prompt(dataset.with_format("numpy")) == [[0, 2, 5], [1, 4], [3]]
+    many = Dataset.from_dict({"prompt": [f"p{i % 7}" for i in range(2500)]})
+    assert group_by_prompt(many) == [list(range(i, 2500, 7)) for i in range(7)]
+
+
+def test_real_test_sets(shared_data):
+    """MATH500 names its problems `problem`, GSM8K `question`; no problem of either stands there twice."""
+    assert len(read_problem_keys([shared_data / "math500" / "test.jsonl"])) == 500
+    assert len(read_problem_keys([shared_data / "gsm8k" / "test.jsonl"])) == 1319

@@ -1,0 +1,144 @@
+"""Stepwise rows: what is refused, with file and line or row, and what passes unchanged."""
+
+import json
+
+import pytest
+from datasets import Dataset, load_dataset
+
+from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.stepwise import build_stepwise
+
+
+GOOD = {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=6."], "labels": [True, None]}
+
+FAULTS = [
+    ('{"prompt": "1+2+3?", "comple', "the line is not valid JSON (Unterminated string"),
+    ({"prompt": "q", "completions": ["a"]}, "column `labels` is missing, found ['completions', 'prompt']"),
+    (GOOD | {"labels": [True]}, "column `labels` has 1 entries and `completions` has 2; expected one per step"),
+    (GOOD | {"labels": [True, 1.5]}, "`labels[1]` is 1.5, expected a boolean, a probability in [0, 1], or null"),
+    (GOOD | {"parents": [1, 0]}, "`parents[0]` is 1, expected -1 (the prompt) or the index of an earlier step"),
+    (GOOD | {"parents": [-1, 1]}, "`parents[1]` is 1, expected -1 (the prompt) or the index of an earlier step"),
+    (GOOD | {"completions": ["a", ""]}, "`completions[1]` is '', expected a non-empty step text. Remove the step."),
+]
+
+
+def write(file, *rows) -> str:
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(file)
+
+
+def build(tmp_path, inputs, view="tree", **options):
+    """Rows of the train split and the report."""
+    split = options.pop("split", "train")
+    report = build_stepwise(inputs, BuildConfig(str(tmp_path / view), view=view, test_size=0, **options), split)
+    return load_dataset(str(tmp_path / view), split="train", cache_dir=str(tmp_path / "cache")).to_list(), report
+
+
+@pytest.mark.parametrize("view", ["tree", "prm"])
+@pytest.mark.parametrize(("row", "message"), FAULTS)
+def test_faults_name_file_and_line_and_leave_nothing(tmp_path, view, row, message):
+    file = write(tmp_path / "rows.jsonl", GOOD, "", row)
+    with pytest.raises(ValueError) as error:
+        build_stepwise([file], BuildConfig(str(tmp_path / "out"), view=view))
+    assert str(error.value).startswith(f"{file}:3: ")
+    assert message in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("view", ["tree", "prm"])
+@pytest.mark.parametrize(("row", "message"), FAULTS[2:])
+def test_faults_of_a_dataset_name_the_row(tmp_path, view, row, message):
+    good = GOOD | ({"parents": [-1, 0]} if "parents" in row else {})
+    labels = [[None if x is None else float(x) for x in one["labels"]] for one in (good, row)]
+    data = {name: [good[name], row[name]] for name in good} | {"labels": labels}
+    (tmp_path / "in").mkdir()
+    Dataset.from_dict(data).to_parquet(tmp_path / "in" / "train.parquet")
+    with pytest.raises(ValueError) as error:
+        build_stepwise([str(tmp_path / "in")], BuildConfig(str(tmp_path / "out"), view=view))
+    assert str(error.value).startswith("dataset row 1: ")
+    assert message in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_rows_of_a_prompt_are_one_tree(tmp_path):
+    file = write(
+        tmp_path / "rows.jsonl",
+        GOOD | {"answer": "6"},
+        {"prompt": "other?", "completions": ["x"], "labels": [0.25]},
+        {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=7."], "labels": [True, False]},
+    )
+    rows, report = build(tmp_path, [file])
+    assert rows[0]["completions"] == ["1+2=3.", "3+3=6.", "3+3=7."]
+    assert rows[0]["labels"] == [1.0, None, 0.0]
+    assert rows[0]["parents"] == [-1, 0, 0]
+    assert [row["answer"] for row in rows] == ["6", None]
+    assert report["labels"] == {"train": {"single": {"0.00": 1, "0.25": 1, "1.00": 1, "null": 1}}}
+    assert report["notes"] == {"joined_records": 1}
+
+
+def test_flat_rows_stay_as_they_are(tmp_path):
+    rows = [GOOD, GOOD | {"completions": ["1+2=3.", " 3+3=7."], "labels": [0.75, 0.0]}]
+    found, _ = build(tmp_path, [write(tmp_path / "rows.jsonl", *rows)], view="prm")
+    assert [row["completions"] for row in found] == [["1+2=3.", "3+3=6."], ["1+2=3.", " 3+3=7."]]
+    assert [row["labels"] for row in found] == [[1.0, None], [0.75, 0.0]]
+
+
+def test_rows_without_label_are_counted(tmp_path):
+    rows = [GOOD, GOOD | {"labels": [None, None]}, {"prompt": "q", "completions": [], "labels": []}]
+    _, report = build(tmp_path, [write(tmp_path / "rows.jsonl", *rows)], view="prm")
+    assert report["dropped"] == {"no_labelled_step": 2}
+
+
+def test_other_columns_keep_their_types(tmp_path):
+    """A column first seen in a later chunk, or null there, must not be lost or change its type."""
+    rows = [
+        GOOD | {"prompt": f"q{i}", "mc_total": 16 if i > 1 else None, "problem_id": i} | ({"tags": ["x"]} if i else {})
+        for i in range(3)
+    ]
+    found, _ = build(tmp_path, [write(tmp_path / "rows.jsonl", *rows)], num_proc=1)
+    assert [row["mc_total"] for row in found] == [None, None, 16]
+    assert [row["tags"] for row in found] == [None, ["x"], ["x"]]
+    assert [row["problem_id"] for row in found] == [0, 1, 2]
+
+
+def test_column_of_two_types(tmp_path):
+    file = write(tmp_path / "rows.jsonl", GOOD | {"year": 2024}, GOOD | {"year": "2024"})
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: column `year`, .* holds values of different types"):
+        build_stepwise([file], BuildConfig(str(tmp_path / "out"), view="prm"))
+
+
+def test_hrm_of_an_hrm_dataset_is_refused(tmp_path):
+    """Merging merged steps again would label runs of three and four as pairs."""
+    file = write(tmp_path / "rows.jsonl", GOOD | {"labels": [True, False]})
+    build(tmp_path, [file], view="hrm")
+    with pytest.raises(ValueError, match="dataset row 0: hrm_view: the tree has merged steps already"):
+        build_stepwise([str(tmp_path / "hrm")], BuildConfig(str(tmp_path / "out"), view="hrm"))
+
+
+def test_a_build_can_be_read_again(tmp_path):
+    """The tree view of a tree dataset, or of its flat rows, is that dataset."""
+    rows = [
+        {"prompt": "q", "completions": ["a", "b", "c"], "labels": [1, 0, 0.5], "parents": [-1, 0, 0], "answer": "6"},
+        {"prompt": "r", "completions": ["a"], "labels": [1], "parents": [-1]},
+    ]
+    first, _ = build(tmp_path / "1", [write(tmp_path / "rows.jsonl", *rows)])
+    again, _ = build(tmp_path / "2", [str(tmp_path / "1" / "tree")])
+    assert again == first
+    flat, report = build(tmp_path / "3", [str(tmp_path / "1" / "tree")], view="prm")
+    assert [row["completions"] for row in flat] == [["a", "b"], ["a", "c"], ["a"]]
+    assert "--split train" in report["command"]
+    from_flat, _ = build(tmp_path / "4", [str(tmp_path / "3" / "prm")])
+    assert from_flat == first
+
+
+def test_merged_steps_survive_in_flat_rows(tmp_path):
+    file = write(tmp_path / "rows.jsonl", GOOD | {"labels": [True, False]})
+    build(tmp_path, [file], view="hrm")
+    flat, _ = build(tmp_path, [str(tmp_path / "hrm")], view="prm")
+    assert [row["completions"] for row in flat] == [["1+2=3.", "3+3=6."], ["1+2=3.\n3+3=6."]]
+    assert [row["num_merged"] for row in flat] == [[1, 1], [2]]
+
+
+def test_missing_inputs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.jsonl: there is no such file"):
+        build_stepwise([str(tmp_path / "none.jsonl")], BuildConfig(str(tmp_path / "out")))

@@ -1,0 +1,161 @@
+"""What many tests share: a tokenizer, tiny models with every head, random trees, and the slow plain reference."""
+
+import random
+from collections.abc import Iterable
+from functools import cache
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    set_seed,
+)
+
+from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepTree
+from trl_hrm.demo.tiny_model import make_tokenizer
+
+
+WORDS = ["add", "sub", "sum", "so", "then", "thus", "x", "y", "= 3", "= 7"]
+HEADS = {
+    "classification": StepFormat(),
+    "regression": StepFormat(head="regression"),
+    "regression-bce": StepFormat(head="regression", regression_loss="bce"),
+    "lm": StepFormat(head="lm"),
+}
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,  # large, so that what a token sees shows in its logits
+    "tie_word_embeddings": False,
+}
+ARCHITECTURES = {
+    "qwen2": lambda **sizes: Qwen2Config(**sizes),
+    "qwen2-sliding": lambda **sizes: Qwen2Config(
+        use_sliding_window=True, sliding_window=6, layer_types=["full_attention", "sliding_attention"], **sizes
+    ),
+    "mistral": lambda **sizes: MistralConfig(sliding_window=6, **sizes),
+    "llama": lambda **sizes: LlamaConfig(**sizes),
+}
+
+
+@cache
+def tiny_tokenizer() -> PreTrainedTokenizerBase:
+    """Byte-level BPE of some 300 tokens."""
+    return make_tokenizer([" ".join(WORDS) + "\n\n1+2=3.\n"] * 3, vocab_size=300)
+
+
+def tiny_model(
+    step_format: StepFormat = StepFormat(), architecture: str = "qwen2", attention: str = "sdpa", seed: int = 0, **config
+) -> PreTrainedModel:
+    """Two layers with random weights and the outputs of the head, in fp32 and evaluation mode."""
+    tokenizer = tiny_tokenizer()
+    sizes = SIZES | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": 0} | config
+    model_config = ARCHITECTURES[architecture](
+        num_labels=1 if step_format.head == "regression" else 2, bos_token_id=None, dtype="float32", **sizes
+    )
+    set_seed(seed)
+    auto_class = AutoModelForCausalLM if step_format.head == "lm" else AutoModelForTokenClassification
+    return auto_class.from_config(model_config, attn_implementation=attention).eval()
+
+
+def random_tree(rng: random.Random, name: str = "p", max_steps: int = 8) -> StepTree:
+    """A tree whose siblings begin with the same words but differ; every step is labelled 0 or 1."""
+    size = rng.randint(1, max_steps)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 3)) + [str(i)]) for i in range(size)]
+    parents = [rng.randint(-1, i - 1) for i in range(size)]
+    return StepTree(f"{name} 1+2?", texts, [float(rng.random() < 0.5) for _ in range(size)], parents)
+
+
+def dataset_of(trees: Iterable[StepTree]) -> Dataset:
+    return Dataset.from_list([tree.to_row() for tree in trees])
+
+
+def path_logits(
+    model: PreTrainedModel, step_format: StepFormat, tree: StepTree, tokenizer: PreTrainedTokenizerBase | None = None
+) -> dict[int, torch.Tensor]:
+    """
+    The slow plain reference: each labelled step has a sequence of its own, prompt and path, and goes through the model
+    alone, without any mask. Its logits are those of the last token.
+    """
+    tokenizer = tokenizer or tiny_tokenizer()
+    prompt_ids, step_ids = step_format.encode(tokenizer, tree.prompt, tree.completions)
+    found = {}
+    for step, label in enumerate(tree.labels):
+        if label is not None:
+            ids = prompt_ids + [token for i in tree.path(step) for token in step_ids[i]]
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+            found[step] = logits[step_format.label_token_ids(tokenizer)] if step_format.head == "lm" else logits
+    return found
+
+
+def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def assert_gradients_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Equal to 1e-5 of the largest gradient of the model."""
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    assert largest > 1e-3  # else nothing is compared
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5 * max(largest, 1), err_msg=name)
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def make_trainer(
+    output_dir,
+    train: list[StepTree] | Dataset,
+    model: PreTrainedModel | str | None = None,
+    evaluation: list[StepTree] | None = None,
+    trainer_class: type[HRMRewardTrainer] = HRMRewardTrainer,
+    peft_config=None,
+    data_collator=None,
+    compute_metrics=None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **args,
+) -> HRMRewardTrainer:
+    """A trainer on CPU in fp32: plain SGD without clipping, one tree per row, everything logged, nothing saved."""
+    defaults = {
+        "output_dir": str(output_dir),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "packing": False,
+    }
+    config = HRMRewardConfig(**(defaults | args))
+    return trainer_class(
+        model=tiny_model(config.step_format()) if model is None else model,
+        args=config,
+        train_dataset=train if isinstance(train, Dataset) else dataset_of(train),
+        eval_dataset=dataset_of(evaluation) if isinstance(evaluation, list) else evaluation,
+        processing_class=tokenizer or tiny_tokenizer(),
+        peft_config=peft_config,
+        data_collator=data_collator,
+        compute_metrics=compute_metrics,
+    )

@@ -1,0 +1,142 @@
+"""The text contract: exact ids, what is refused, and that it survives saving."""
+
+import json
+import re
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trl_hrm.step_format import STEP_FORMAT_NAME, StepFormat
+
+from .helpers import tiny_tokenizer
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def word_tokenizer(words: list[str], **special) -> PreTrainedTokenizerFast:
+    """Splits at white space, which it swallows."""
+    vocab = {word: i for i, word in enumerate(["[UNK]", "[BOS]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special)
+
+
+class TestEncode:
+    def test_exact_ids(self):
+        """BOS once in front of the prompt; the separator after every step and not after the prompt."""
+        tokenizer = word_tokenizer(["1+2?", "3", "4", ";", "x"], bos_token="[BOS]")
+        prompt_ids, step_ids = StepFormat(step_separator="; x").encode(tokenizer, "1+2?", ["3 3", "4"])
+        assert prompt_ids == [1, 2]
+        assert step_ids == [[3, 3, 5, 6], [4, 5, 6]]
+
+    def test_no_bos(self):
+        tokenizer = word_tokenizer(["1+2?", "3", ";"])
+        assert StepFormat(step_separator=";").encode(tokenizer, "1+2?", []) == ([2], [])
+
+    def test_a_step_has_the_same_ids_wherever_it_stands(self):
+        """BPE over the joined text could merge "." and the separator, so that a prefix would change with what follows."""
+        tokenizer = tiny_tokenizer()
+        step_format = StepFormat()
+        both = step_format.encode(tokenizer, "p", ["1+2=3.", "thus 7"])[1]
+        assert both == [step_format.encode(tokenizer, "p", [text])[1][0] for text in ("1+2=3.", "thus 7")]
+        separator = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+        assert all(ids[-len(separator) :] == separator for ids in both)
+        assert tokenizer.decode([token for ids in both for token in ids]) == "1+2=3.\n\nthus 7\n\n"
+
+    def test_chat(self):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = CHAT_TEMPLATE
+        try:
+            plain = StepFormat(prompt_style="chat").encode_prompt(tokenizer, "1+2?")
+            system = StepFormat(prompt_style="chat", system_prompt="Sum.").encode_prompt(tokenizer, "1+2?")
+        finally:
+            tokenizer.chat_template = None
+        assert tokenizer.decode(plain) == "<user>1+2?<assistant>"
+        assert tokenizer.decode(system) == "<system>Sum.<user>1+2?<assistant>"
+
+    def test_merge(self):
+        assert StepFormat(merge_separator=" | ").merge(["a", "b", "c"]) == "a | b | c"
+
+    def test_label_tokens_are_wrong_then_correct(self):
+        """The order of the classes: reversed, the model would learn to reward errors."""
+        tokenizer = tiny_tokenizer()
+        wrong, correct = StepFormat(head="lm", label_tokens=("+", "-")).label_token_ids(tokenizer)
+        assert tokenizer.decode([wrong, correct]) == "-+"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"prompt_style": "instruct"}, "`prompt_style` is 'instruct', expected one of ('plain', 'chat')"),
+            ({"head": "binary"}, "`head` is 'binary', expected one of"),
+            ({"regression_loss": "huber"}, "`regression_loss` is 'huber', expected one of"),
+            ({"system_prompt": "Sum."}, '`system_prompt` needs `prompt_style="chat"`'),
+            ({"label_tokens": ["+", "+"]}, "`label_tokens` is ('+', '+'), expected two different tokens"),
+            ({"label_tokens": ["+"]}, "`label_tokens` is ('+',), expected two"),
+        ],
+    )
+    def test_values(self, values, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            StepFormat(**values)
+
+    def test_a_separator_that_is_swallowed(self):
+        """Every step would be judged at its last word, which the next step may share."""
+        with pytest.raises(ValueError, match=r"encodes `step_separator` '\\n\\n' to nothing.*vocabulary"):
+            StepFormat().check(word_tokenizer(["a"]))
+
+    def test_a_separator_that_is_unknown(self):
+        with pytest.raises(ValueError, match=r"encodes `step_separator` '; x' to \[0, 2\], which holds the unknown"):
+            StepFormat(step_separator="; x").check(word_tokenizer(["x"]))
+
+    @pytest.mark.parametrize("merge_separator", [";", " ;  "])
+    def test_equal_separators_with_merged_steps(self, merge_separator):
+        """One text would have two labels. Texts may differ and ids not: the ids count."""
+        tokenizer = word_tokenizer([";"])
+        step_format = StepFormat(step_separator=";", merge_separator=merge_separator)
+        step_format.check(tokenizer)  # fine without merged steps
+        with pytest.raises(ValueError, match="encode to the same ids .* Choose two separators"):
+            step_format.check(tokenizer, merged=True)
+
+    def test_a_merge_separator_that_is_swallowed(self):
+        with pytest.raises(ValueError, match="encodes `merge_separator` .* to nothing"):
+            StepFormat(step_separator=";").check(word_tokenizer([";"]), merged=True)
+
+    def test_chat_without_a_template(self):
+        with pytest.raises(ValueError, match="the tokenizer has no chat template. Set"):
+            StepFormat(prompt_style="chat").check(tiny_tokenizer())
+
+    @pytest.mark.parametrize("tokens", [("+", "good"), ("+", "[UNK]"), ("+", "+ +")])
+    def test_label_tokens_of_other_than_one_known_token(self, tokens):
+        with pytest.raises(ValueError, match=f"label token {re.escape(repr(tokens[1]))} encodes to .* exactly one known"):
+            StepFormat(step_separator="+", head="lm", label_tokens=tokens).check(word_tokenizer(["+"]))
+
+    def test_label_tokens_of_other_heads_are_not_read(self):
+        StepFormat(label_tokens=("very good", "bad")).check(tiny_tokenizer())
+
+
+class TestFile:
+    def test_round_trip(self, tmp_path):
+        step_format = StepFormat("chat", "Süm", " ки\n", "\t", "lm", "bce", ("a", "b"))
+        step_format.save(tmp_path)
+        assert StepFormat.from_pretrained(tmp_path) == step_format
+        assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["step_separator"] == " ки\n"
+
+    def test_missing(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"has no step_format.json.*Pass `step_format=StepFormat"):
+            StepFormat.from_pretrained(tmp_path)
+
+    def test_of_another_version(self, tmp_path):
+        """A key that is not known may change every score: no default fills it."""
+        StepFormat().save(tmp_path)
+        path = tmp_path / STEP_FORMAT_NAME
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["suffix"] = values.pop("head")
+        path.write_text(json.dumps(values), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"unknown keys \['suffix'\], missing keys \['head'\]"):
+            StepFormat.from_pretrained(tmp_path)

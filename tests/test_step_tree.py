@@ -1,0 +1,125 @@
+"""The row format: what it refuses and with which words, and that chains and trees say the same."""
+
+import random
+
+import pytest
+
+from trl_hrm.step_tree import StepTree
+
+
+ROW = {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=6.", "3+3=7."], "labels": [True, 1, 0.25]}
+
+
+def paths(tree: StepTree) -> dict[tuple[str, ...], float | None]:
+    """Label by the texts from the first step on: what a tree says, whatever the order of its steps."""
+    return {tuple(tree.completions[j] for j in tree.path(i)): label for i, label in enumerate(tree.labels)}
+
+
+def random_tree(rng: random.Random) -> StepTree:
+    """A tree whose siblings have different texts, with soft, hard and missing labels."""
+    size = rng.randint(1, 30)
+    parents = [rng.randint(-1, i - 1) for i in range(size)]
+    labels = [rng.choice([None, 0.0, 0.25, 0.5, 1.0]) for _ in range(size)]
+    return StepTree("p", [f"step {i % 7} {i}" for i in range(size)], labels, parents)
+
+
+class TestFromRow:
+    def test_labels_of_every_kind(self):
+        """A cast of the column to one type would make 0.25 `True`, or null 0."""
+        tree = StepTree.from_row(ROW | {"labels": [True, None, 0.25]})
+        assert tree.labels == [1.0, None, 0.25]
+        assert [type(label) for label in tree.labels] == [float, type(None), float]
+
+    def test_no_parents_is_a_chain(self):
+        assert StepTree.from_row(ROW).parents == [-1, 0, 1]
+        assert StepTree.from_row(ROW | {"parents": None}).parents == [-1, 0, 1]
+
+    def test_other_columns_travel_along(self):
+        tree = StepTree.from_row(ROW | {"parents": [-1, 0, 0], "answer": "6"})
+        assert tree.extra == {"answer": "6"}
+        assert StepTree.from_row(tree.to_row()) == tree
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"labels": [True, True]}, "column `labels` has 2 entries and `completions` has 3; expected one per step"),
+            ({"parents": [-1]}, "column `parents` has 1 entries and `completions` has 3"),
+            ({"num_merged": [1, 1]}, "column `num_merged` has 2 entries"),
+            ({"labels": [1, 1, 1.5]}, "`labels[2]` is 1.5, expected a boolean, a probability in [0, 1], or null"),
+            ({"labels": [1, 1, -1]}, "`labels[2]` is -1, expected"),
+            ({"labels": [1, 1, float("nan")]}, "`labels[2]` is nan, expected"),
+            ({"labels": [1, 1, 10**400]}, "`labels[2]` is 1000"),
+            ({"labels": [1, 1, "+"]}, "`labels[2]` is '+', expected"),
+            ({"labels": "+++"}, "column `labels` is a str, expected a list"),
+            ({"parents": [-1, 2, 0]}, "`parents[1]` is 2, expected -1 (the prompt) or the index of an earlier step"),
+            ({"parents": [-1, 1, 0]}, "`parents[1]` is 1, expected"),
+            ({"parents": [-2, 0, 0]}, "`parents[0]` is -2, expected"),
+            ({"parents": [-1, 0, True]}, "`parents[2]` is True, expected"),
+            ({"num_merged": [1, 1, 0]}, "`num_merged[2]` is 0, expected 1 for a step"),
+            ({"completions": ["a", " \n", "c"]}, "`completions[1]` is ' \\n', expected a non-empty step text"),
+            ({"completions": ["a", None, "c"]}, "`completions[1]` is None, expected a non-empty step text"),
+            ({"prompt": " "}, "column `prompt` holds ' ', expected a non-empty string"),
+            ({"prompt": 3}, "column `prompt` holds 3, expected a non-empty string"),
+        ],
+    )
+    def test_faults_are_named(self, change, message):
+        with pytest.raises(ValueError) as error:
+            StepTree.from_row(ROW | change, "rows.jsonl:7")
+        assert str(error.value).startswith("rows.jsonl:7: ")
+        assert message in str(error.value)
+
+    @pytest.mark.parametrize("name", ["prompt", "completions", "labels"])
+    def test_missing_column(self, name):
+        with pytest.raises(ValueError, match=f"rows.jsonl:7: column `{name}` is missing, found "):
+            StepTree.from_row({key: value for key, value in ROW.items() if key != name}, "rows.jsonl:7")
+
+
+class TestChains:
+    def test_chains_of_a_small_tree(self):
+        tree = StepTree("p", ["a", "b", "c", "d"], [1.0, None, 0.0, 0.5], [-1, 0, 0, -1], extra={"answer": "6"})
+        assert tree.leaves() == [1, 2, 3]
+        chains = [(chain.completions, chain.labels, chain.parents, chain.extra) for chain in tree.chains()]
+        assert chains == [
+            (["a", "b"], [1.0, None], [-1, 0], {"answer": "6"}),
+            (["a", "c"], [1.0, 0.0], [-1, 0], {"answer": "6"}),
+            (["d"], [0.5], [-1], {"answer": "6"}),
+        ]
+
+    def test_round_trip(self):
+        """A step lost or moved to another parent on the way would train on another history, with no error."""
+        rng = random.Random(0)
+        for _ in range(200):
+            tree = random_tree(rng)
+            joined, contradictions = StepTree.from_chains(tree.chains())
+            joined.validate()
+            assert contradictions == 0
+            assert len(joined.completions) == len(tree.completions)
+            assert paths(joined) == paths(tree)
+
+    def test_same_text_after_different_steps_stays_apart(self):
+        """Joining by text alone would give a step the history of another."""
+        joined, _ = StepTree.from_chains(
+            [StepTree("p", ["a", "c"], [1.0, 1.0], [-1, 0]), StepTree("p", ["b", "c"], [0.0, 0.0], [-1, 0])]
+        )
+        assert paths(joined) == {("a",): 1.0, ("a", "c"): 1.0, ("b",): 0.0, ("b", "c"): 0.0}
+
+    def test_contradicting_labels_are_averaged_and_counted(self):
+        chains = [StepTree("p", ["a", "b"], labels, [-1, 0]) for labels in ([1.0, None], [0.0, 1.0], [1.0, 1.0])]
+        joined, contradictions = StepTree.from_chains(chains)
+        assert joined.labels == [pytest.approx(2 / 3), 1.0]
+        assert contradictions == 1
+
+    def test_merged_step_is_not_joined_with_a_single_one_of_the_same_text(self):
+        """A single step may hold the merge separator itself; its label is not the merged step's."""
+        merged = StepTree("p", ["a\nb"], [0.0], [-1], num_merged=[2])
+        single = StepTree("p", ["a\nb"], [1.0], [-1])
+        joined, contradictions = StepTree.from_chains([merged, single])
+        assert (joined.labels, joined.num_merged, contradictions) == ([0.0, 1.0], [2, 1], 0)
+
+    def test_nothing_to_join(self):
+        with pytest.raises(ValueError, match="got no chain"):
+            StepTree.from_chains([])
+
+    def test_different_prompts(self):
+        with pytest.raises(ValueError, match="different prompts"):
+            StepTree.from_chains([StepTree("p", ["a"], [1.0], [-1]), StepTree("q", ["a"], [1.0], [-1])])

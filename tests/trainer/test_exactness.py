@@ -1,0 +1,196 @@
+"""A forest row gives the logits and gradients of one sequence per judged step: the claim that everything rests on."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention
+from transformers.integrations import flex_attention as transformers_flex
+
+from trl_hrm import StepTree, hrm_view
+from trl_hrm.data.build import Dropped
+from trl_hrm.data.prm800k import parse_prm800k
+from trl_hrm.demo.tiny_model import make_tokenizer
+from trl_hrm.forest import model_inputs
+from trl_hrm.heads import gather_steps, step_outputs
+from trl_hrm.trainer.forest_dataset import TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder
+
+from ..helpers import (
+    ARCHITECTURES,
+    HEADS,
+    assert_gradients_equal,
+    dataset_of,
+    gradients,
+    path_logits,
+    random_tree,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+
+def number_labels(trees: list[StepTree]) -> list[StepTree]:
+    """Trees with merged steps, where each label tells its step: the k-th of n labels is k / n."""
+    total = sum(label is not None for tree in trees for label in tree.labels)
+    numbers = iter(range(1, total + 1))
+    for tree in trees:
+        tree.labels = [None if label is None else next(numbers) / total for label in tree.labels]
+    return [hrm_view(tree) for tree in trees]
+
+
+def key_of(label: float, num_merged: int) -> tuple[float, int]:
+    return round(float(label), 5), int(num_merged)
+
+
+def reference(model, step_format, trees, tokenizer=None) -> dict[tuple, torch.Tensor]:
+    return {
+        key_of(tree.labels[step], tree.num_merged[step]): logits
+        for tree in trees
+        for step, logits in path_logits(model, step_format, tree, tokenizer).items()
+    }
+
+
+def forest(model, step_format, trees, tokenizer=None, batch_size=3, **settings) -> dict[tuple, torch.Tensor]:
+    """Logits of every judged step through builder, collator and masks, in batches."""
+    tokenizer = tokenizer or tiny_tokenizer()
+    rows, _ = ForestBuilder(tokenizer, step_format, **settings)(dataset_of(trees), "dataset")
+    shared = settings.get("shared_prefix", True)
+    collator = DataCollatorForForest(tokenizer.pad_token_id, padding_free=not shared)
+    label_token_ids = step_format.label_token_ids(tokenizer) if step_format.head == "lm" else None
+    found = {}
+    for start in range(0, len(rows), batch_size):
+        batch = collator(list(rows.select(range(start, min(start + batch_size, len(rows))))))
+        tokens = {name: batch[name] for name in TOKEN_COLUMNS}
+        if shared:
+            tokens = model_inputs(**tokens, config=model.config, dtype=model.dtype)
+        else:
+            tokens = {"input_ids": tokens["input_ids"], "position_ids": tokens["position_ids"], "use_cache": False}
+        with step_outputs(model, label_token_ids):
+            logits = gather_steps(model(**tokens).logits, batch["step_positions"])
+        judged = batch["labels"] >= 0
+        for label, weight, merged, values in zip(
+            batch["labels"][judged], batch["label_weights"][judged], batch["num_merged"][judged], logits[judged], strict=True
+        ):
+            key = key_of(label, merged)
+            assert key not in found and weight == 1
+            found[key] = values
+    return found
+
+
+def assert_same(model, found: dict[tuple, torch.Tensor], expected: dict[tuple, torch.Tensor]) -> None:
+    """Every judged step once; logits to 1e-5; gradients of a random functional of them to 1e-5 of the largest."""
+    assert found.keys() == expected.keys()
+    keys = sorted(expected)
+    found, expected = (torch.stack([logits[key] for key in keys]) for logits in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    if expected.requires_grad:
+        coefficients = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0)) / len(keys)
+        assert_gradients_equal(
+            gradients(model, (coefficients * found).sum()), gradients(model, (coefficients * expected).sum())
+        )
+
+
+def longest_path(trees: list[StepTree], tokenizer=None) -> int:
+    rows, _ = ForestBuilder(tokenizer or tiny_tokenizer(), HEADS["classification"], None)(dataset_of(trees), "dataset")
+    return max(max(row["position_ids"]) for row in rows) + 1
+
+
+@pytest.fixture(scope="module")
+def trees() -> list[StepTree]:
+    rng = random.Random(0)
+    return number_labels([random_tree(rng, name) for name in "abcdef"])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_architectures(trees, architecture, attention):
+    """With sliding windows a window counted in row indices instead of path positions shows here only."""
+    model = tiny_model(architecture=architecture, attention=attention)
+    assert model.config._attn_implementation == attention
+    expected = reference(model, HEADS["classification"], trees)
+    assert_same(model, forest(model, HEADS["classification"], trees, max_length=200), expected)
+
+
+@pytest.mark.parametrize("head", ["regression", "lm"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_heads(trees, head, tied):
+    model = tiny_model(HEADS[head], tie_word_embeddings=tied)
+    expected = reference(model, HEADS[head], trees)
+    assert_same(model, forest(model, HEADS[head], trees, max_length=200), expected)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("extra", [0, 1, 7, 40])
+def test_splits_and_packing(trees, extra, packing):
+    """Rows from the shortest that hold every path upwards: most trees are in several parts, beside parts of others."""
+    model = tiny_model()
+    max_length = longest_path(trees) + extra
+    found = forest(model, HEADS["classification"], trees, max_length=max_length, packing=packing)
+    assert_same(model, found, reference(model, HEADS["classification"], trees))
+
+
+def test_no_max_length(trees):
+    model = tiny_model()
+    expected = reference(model, HEADS["classification"], trees)
+    assert_same(model, forest(model, HEADS["classification"], trees, max_length=None), expected)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen2-sliding", "mistral"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_one_sequence_per_path(trees, architecture, attention, packing):
+    """`shared_prefix=False`: a cache or a mask would let packed sequences see each other without an error."""
+    model = tiny_model(architecture=architecture, attention=attention)
+    expected = reference(model, HEADS["classification"], trees)
+    settings = {"max_length": longest_path(trees) + 30, "packing": packing, "shared_prefix": False}
+    assert_same(model, forest(model, HEADS["classification"], trees, **settings), expected)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen2-sliding"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_flex_attention_forward(trees, architecture, compiled, monkeypatch):
+    """Forward only: flex attention has no backward on CPU."""
+    if not compiled:
+        monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+        monkeypatch.setattr(transformers_flex, "WrappedFlexAttention", lambda _: lambda: flex_attention.flex_attention)
+    model = tiny_model(architecture=architecture, attention="flex_attention")
+    plain = tiny_model(architecture=architecture)
+    with torch.no_grad():
+        expected = reference(plain, HEADS["classification"], trees)
+        assert_same(model, forest(model, HEADS["classification"], trees, max_length=128), expected)
+
+
+def test_the_comparison_can_fail(trees):
+    """Plain causal rows in place of trees are far outside the tolerance."""
+    model = tiny_model()
+    expected = reference(model, HEADS["classification"], trees)
+    rows, _ = ForestBuilder(tiny_tokenizer(), HEADS["classification"], 200)(dataset_of(trees), "dataset")
+    batch = DataCollatorForForest(tiny_tokenizer().pad_token_id)(list(rows))
+    logits = gather_steps(model(batch["input_ids"], use_cache=False).logits, batch["step_positions"])
+    judged = batch["labels"] >= 0
+    keys = [key_of(*pair) for pair in zip(batch["labels"][judged], batch["num_merged"][judged], strict=True)]
+    wrong = torch.stack([expected[key] for key in keys]) - logits[judged]
+    assert wrong.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("head", ["classification", "lm"])
+def test_prm800k(shared_data, head):
+    """Real trees of people's ratings with merged steps, packed and split, from an 18 KB solution down to the smallest."""
+    trees = []
+    with open(shared_data / "prm800k" / "phase1_test.jsonl", encoding="utf-8") as file:
+        for number, line in enumerate(file):
+            try:
+                trees.append(parse_prm800k(json.loads(line), f"line {number}", Counter()))
+            except Dropped:
+                continue
+    trees.sort(key=lambda tree: sum(map(len, tree.completions)))
+    trees = number_labels([*trees[:4], trees[len(trees) // 2]])
+    tokenizer = make_tokenizer([text for tree in trees for text in tree.completions], vocab_size=1000)
+    model = tiny_model(HEADS[head], vocab_size=len(tokenizer), max_position_embeddings=4096)
+    expected = reference(model, HEADS[head], trees, tokenizer)
+    assert len(expected) > 80 and any(merged == 2 for _, merged in expected)
+    for max_length in (longest_path(trees, tokenizer), 1024):
+        found = forest(model, HEADS[head], trees, tokenizer, max_length=max_length)
+        assert_same(model, found, expected)
+        expected = reference(model, HEADS[head], trees, tokenizer)  # the graph is gone

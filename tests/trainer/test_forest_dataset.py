@@ -1,0 +1,235 @@
+"""From rows of steps to rows of tokens: exact rows, exact counts, and refusals that name the row."""
+
+import re
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trl_hrm import StepFormat, StepTree, hrm_view
+from trl_hrm.trainer.forest_dataset import DataCollatorForForest, ForestBuilder
+
+from ..helpers import dataset_of
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerFast:
+    """One token per word: `;` is 0, `|` is 1, `+` is 2, `p` is 3, `a` is 4, `b` is 5, ..."""
+    vocab = {word: i for i, word in enumerate([";", "|", "+", "p", *"abcdefgh", "[UNK]"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]")
+
+
+@pytest.fixture
+def build(words):
+    """Build rows with `;` after steps and ` | ` within merged ones, one tree per row."""
+
+    def build(rows, max_length=100, num_proc=None, **settings):
+        dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+        step_format = settings.pop("step_format", StepFormat(step_separator=";", merge_separator=" | "))
+        settings = {"packing": False} | settings
+        return ForestBuilder(words, step_format, max_length, **settings)(dataset, "train_dataset", num_proc)
+
+    return build
+
+
+def row(completions: str, labels, prompt="p", **columns):
+    others = {"parents": None, "num_merged": None} | columns
+    return {"prompt": prompt, "completions": completions.split(","), "labels": labels, **others}
+
+
+class TestRows:
+    def test_exact_row(self, build):
+        """`a b ;` and `a c ;` share `a`; the third step has no label and leads to none, so it is not there."""
+        rows, _ = build([row("a b,a c,d,e", [1.0, 0.25, None, None], parents=[-1, -1, 0, 2])])
+        assert len(rows) == 1
+        assert rows[0]["input_ids"] == [3, 4, 5, 0, 6, 0]
+        assert rows[0]["position_ids"] == [0, 1, 2, 3, 2, 3]
+        assert rows[0]["subtree_end"] == [6, 6, 4, 4, 6, 6]
+        assert rows[0]["step_positions"] == [3, 5]
+        assert rows[0]["labels"] == [1.0, 0.25]
+        assert rows[0]["label_weights"] == [1.0, 1.0]
+        assert rows[0]["num_merged"] == [1, 1]
+
+    def test_a_merged_step_shares_tokens_with_its_twin(self, build):
+        """`p a ; b ;` and `p a | b ;`."""
+        tree = hrm_view(StepTree("p", ["a", "b"], [1.0, 0.0], [-1, 0]), merge_separator=" | ")
+        rows, report = build(dataset_of([tree]))
+        assert rows[0]["input_ids"] == [3, 4, 0, 5, 0, 1, 5, 0]
+        assert rows[0]["num_merged"] == [1, 1, 2]
+        assert rows[0]["labels"] == [1.0, 0.0, 0.0]
+        assert (report.labels_kept, report.labels_merged) == (3, 1)
+
+    def test_rows_of_a_prompt_are_joined_wherever_they_stand(self, build):
+        rows, report = build([row("a,b", [1, 1]), row("c", [1], prompt="d"), row("a,c", [1, 0])])
+        assert [r["input_ids"] for r in rows] == [[3, 4, 0, 5, 0, 6, 0], [7, 6, 0]]
+        assert (report.rows_in, report.rows_out, report.labels_joined) == (3, 2, 1)
+
+    def test_num_proc_changes_nothing(self, build):
+        rows = [row("a,b", [1, 1]), row("c", [1], prompt="d"), row("a,c", [1, 0]), row("a", [0], prompt="e")]
+        assert build(rows, num_proc=2)[0].to_list() == build(rows)[0].to_list()
+
+    def test_long_trees_are_split_and_short_ones_packed(self, build):
+        """`p a ; b ; c ; d ;` takes rows of 7 and 5 tokens; the small tree fits beside the second."""
+        chains = row("a,b,c,d", [1, 1, 0, 0.25], parents=[-1, 0, 0, 0])
+        small = row("a", [0.5], prompt="e")
+        rows, report = build([chains, small], max_length=8, packing=True)
+        assert [r["input_ids"] for r in rows] == [[3, 4, 0, 5, 0, 6, 0], [3, 4, 0, 7, 0, 8, 4, 0]]
+        assert [r["position_ids"] for r in rows] == [[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 3, 4, 0, 1, 2]]
+        assert [r["labels"] for r in rows] == [[1, 1, 0], [0.25, 0.5]]
+        assert [r["step_positions"] for r in rows] == [[2, 4, 6], [4, 7]]
+        assert report.rows_out == 2
+
+
+class TestReport:
+    def test_every_label_is_accounted_for(self, build):
+        """Joined, contradicting, too long, merged and unlabelled ones in one dataset, and nothing else."""
+        rows, report = build(
+            [
+                row("a,b", [1.0, 1.0]),
+                row("a,b,c", [1.0, 0.0, 1.0]),  # a joined; b contradicts; c fits at 7 tokens
+                row("a,b,c d,e", [None, None, 0.0, 1.0]),  # c d is 8 tokens and e 10: too long
+                row("a,b", [None, None], prompt="d"),  # no label at all
+                row("a b c d e f g", [1.0], prompt="e"),  # all too long
+                row("a,b,a | b", [1.0, 1.0, 0.0], prompt="f", parents=[-1, 0, -1], num_merged=[1, 1, 2]),
+            ],
+            max_length=7,
+        )
+        found = vars(report)
+        assert found.pop("tokens_unshared") == (3 + 5) + (3 + 5 + 7) + (8 + 10) + 9 + (3 + 5 + 3)
+        assert found.pop("tokens") == 7 + 7
+        assert found == {
+            "rows_in": 6,
+            "rows_out": len(rows),
+            "labels_in": 2 + 3 + 2 + 0 + 1 + 3,
+            "labels_kept": 3 + 3,
+            "labels_merged": 1,
+            "labels_joined": 2,
+            "labels_too_long": 3,
+            "labels_contradicting": 1,
+            "trees_without_labels": 2,
+        }
+        assert report.labels_in == report.labels_kept + report.labels_joined + report.labels_too_long
+        assert "labels too long 3" in str(report)
+
+    def test_contradicting_labels_are_averaged(self, build):
+        rows, _ = build([row("a", [1.0]), row("a", [0.0]), row("a", [None]), row("a", [0.5])])
+        assert rows[0]["labels"] == [0.5] and rows[0]["label_weights"] == [1.0]
+
+
+class TestWeights:
+    def test_unique_and_occurrence(self, build):
+        rows = [row("a,b", [1, 1]), row("a,c", [1, 0]), row("a", [1])]
+        weights = {w: build(rows, label_weighting=w)[0][0]["label_weights"] for w in ("unique", "occurrence")}
+        assert weights == {"unique": [1, 1, 1], "occurrence": [3, 1, 1]}
+
+    def test_error_weight(self, build):
+        """A soft label is partly an error: y + (1 − y)·3."""
+        rows, _ = build([row("a,b,c", [1.0, 0.0, 0.25])], error_weight=3.0)
+        assert rows[0]["label_weights"] == [1.0, 3.0, 2.5]
+
+    def test_last_step_only(self, build):
+        """Leaves of the tree, also where a leaf is not the last of its row."""
+        rows, report = build(
+            [row("a,b,c,d", [1, 0, 1, 0], parents=[-1, 0, 0, 2])], train_on_last_step_only=True
+        )
+        assert rows[0]["labels"] == [0, 0] and report.labels_in == 2
+        assert rows[0]["input_ids"] == [3, 4, 0, 5, 0, 6, 0, 7, 0]
+
+
+class TestRefusals:
+    """Each names the dataset and the row, what was found, and what to do."""
+
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            ({"labels": [1.0]}, "column `labels` has 1 entries and `completions` has 2; expected one per step"),
+            ({"labels": [1.0, 1.5]}, "`labels[1]` is 1.5, expected a boolean, a probability in [0, 1]"),
+            ({"parents": [1, -1]}, "`parents[0]` is 1, expected -1 (the prompt) or the index of an earlier step"),
+            ({"parents": [-1, 1]}, "`parents[1]` is 1, expected -1 (the prompt) or the index of an earlier step"),
+            ({"parents": [-1]}, "column `parents` has 1 entries"),
+            ({"completions": ["a", " "]}, "`completions[1]` is ' ', expected a non-empty step text"),
+            ({"prompt": " "}, "column `prompt` holds ' ', expected a non-empty string"),
+        ],
+    )
+    @pytest.mark.parametrize("num_proc", [None, 2])
+    def test_malformed_rows(self, build, bad, message, num_proc):
+        good = row("a,b", [1.0, 0.0], parents=[-1, 0])
+        with pytest.raises(ValueError, match=re.escape(f"train_dataset row 2: {message}")):
+            build([good, good | {"prompt": "d"}, good | {"prompt": "e"} | bad], num_proc=num_proc)
+
+    def test_a_malformed_row_that_is_joined(self, build):
+        """The place is that of the row itself, not of the tree that it joins."""
+        with pytest.raises(ValueError, match=re.escape("train_dataset row 1: `labels[0]` is -1.0")):
+            build([row("a", [1.0]), row("b", [-1.0])])
+
+    def test_missing_columns(self, build):
+        with pytest.raises(ValueError, match=r"train_dataset has the columns \['text'\], expected `prompt`"):
+            build(Dataset.from_dict({"text": ["a"]}))
+
+    def test_a_prompt_without_room(self, build):
+        with pytest.raises(ValueError, match="row 1: the prompt has 7 tokens and leaves no room .* max_length 7"):
+            build([row("a", [1]), row("a", [1], prompt="p p p p p p p")], max_length=7)
+
+    def test_no_label_left(self, build):
+        with pytest.raises(ValueError, match="train_dataset: no labelled step is left .*labels too long 1.* labels 2"):
+            build([row("a", [None]), row("a b c d", [1.0], prompt="d")], max_length=4)
+
+    def test_an_empty_dataset(self, build):
+        with pytest.raises(ValueError, match="no labelled step is left"):
+            build(dataset_of([StepTree("p", ["a"], [1.0], [-1])]).select([]))
+
+    def test_merged_steps_with_equal_separators(self, build):
+        step_format = StepFormat(step_separator=";", merge_separator=";")
+        build([row("a,b", [1, 1])], step_format=step_format)
+        with pytest.raises(ValueError, match="encode to the same ids"):
+            build([row("a,b,a ; b", [1, 1, 1], parents=[-1, 0, -1], num_merged=[1, 1, 2])], step_format=step_format)
+
+    def test_merged_steps_of_another_merge_separator(self, build):
+        """Trained with another separator than scored with, merged scores would be those of unseen text."""
+        with pytest.raises(ValueError, match=r"row 0: `completions\[2\]` is a merged step without .* ' \| '"):
+            build([row("a,b,a + b", [1, 1, 1], parents=[-1, 0, -1], num_merged=[1, 1, 2])])
+
+    def test_last_step_only_with_merged_steps(self, build):
+        with pytest.raises(ValueError, match=r"row 0: `train_on_last_step_only` with merged steps.*Use the ORM view"):
+            build(
+                [row("a,b,a | b", [1, 1, 1], parents=[-1, 0, -1], num_merged=[1, 1, 2])], train_on_last_step_only=True
+            )
+
+
+class TestCollator:
+    ROWS = [
+        {"input_ids": [7, 8, 9], "position_ids": [0, 1, 2], "subtree_end": [3, 3, 3], "step_positions": [1, 2]}
+        | {"labels": [1.0, 0.9], "label_weights": [1.0, 2.0], "num_merged": [1, 2]},
+        {"input_ids": [7, 9], "position_ids": [0, 1], "subtree_end": [2, 2], "step_positions": [1]}
+        | {"labels": [0.0], "label_weights": [1.0], "num_merged": [1]},
+    ]
+
+    def test_padded(self):
+        batch = DataCollatorForForest(pad_token_id=5, pad_to_multiple_of=4)(self.ROWS)
+        assert batch["input_ids"].tolist() == [[7, 8, 9, 5], [7, 9, 5, 5]]
+        assert batch["position_ids"].tolist() == [[0, 1, 2, 0], [0, 1, 0, 0]]
+        assert batch["subtree_end"].tolist() == [[3, 3, 3, 4], [2, 2, 3, 4]]
+        assert batch["step_positions"].tolist() == [[1, 2], [5, 4]]
+        torch.testing.assert_close(batch["labels"], torch.tensor([[1.0, 0.9], [0.0, -100.0]]))
+        assert batch["label_weights"].tolist() == [[1, 2], [1, 0]]
+        assert batch["num_merged"].tolist() == [[1, 2], [1, -100]]
+        assert batch["num_tokens"].tolist() == [3, 2]
+
+    def test_padding_free(self):
+        batch = DataCollatorForForest(pad_token_id=5, padding_free=True)(self.ROWS)
+        assert batch["input_ids"].tolist() == [[7, 8, 9, 7, 9]]
+        assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
+        assert batch["subtree_end"].tolist() == [[3, 3, 3, 5, 5]]
+        assert batch["step_positions"].tolist() == [[1, 2], [4, 3]]
+        assert batch["labels"].shape == (2, 2)
+
+    def test_a_row_without_steps(self):
+        empty = self.ROWS[1] | {name: [] for name in ("step_positions", "labels", "label_weights", "num_merged")}
+        batch = DataCollatorForForest(pad_token_id=5)([empty, empty])
+        assert batch["labels"].shape == (2, 0)
+        batch = DataCollatorForForest(pad_token_id=5)([self.ROWS[0], empty])
+        assert batch["labels"][1].tolist() == [-100, -100]

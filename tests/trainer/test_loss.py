@@ -1,0 +1,298 @@
+"""One optimizer step of the trainer against a slow plain one: the loss and the weights, however the batch is split."""
+
+import random
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from trl_hrm import HRMRewardTrainer, StepTree, hrm_view
+from trl_hrm.losses import step_loss
+from trl_hrm.trainer.forest_dataset import DataCollatorForForest
+
+from ..helpers import HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model, weights_of
+
+
+LEARNING_RATE = 0.1
+
+
+@pytest.fixture(scope="module")
+def trees() -> list[StepTree]:
+    """Eight trees of very different numbers of labels, hard and soft."""
+    rng = random.Random(1)
+    trees = [hrm_view(random_tree(rng, name, max_steps=6)) for name in "abcdefgh"]
+    trees[0].labels[0] = 0.9
+    counts = [len(tree.labels) for tree in trees]
+    assert min(counts) <= 2 and max(counts) > 7
+    return trees
+
+
+def expected_step(step_format, losses_and_weights) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss, and weights after one step of SGD, from a function of the model that gives losses and their weights."""
+    model = tiny_model(step_format)
+    losses, weights = losses_and_weights(model)
+    loss = (losses * weights).sum() / weights.sum()
+    loss.backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight -= LEARNING_RATE * weight.grad
+    return loss.item(), weights_of(model)
+
+
+def slow_losses(model, step_format, trees, error_weight=1.0):
+    losses, weights = [], []
+    for tree in trees:
+        for step, logits in path_logits(model, step_format, tree).items():
+            label = torch.tensor(tree.labels[step])
+            losses.append(step_loss(logits, label, step_format))
+            weights.append(label + (1 - label) * error_weight)
+    return torch.stack(losses), torch.stack(weights)
+
+
+def assert_one_step(trainer, expected) -> None:
+    trainer.train()
+    loss, weights = expected
+    assert trainer.state.global_step == 1
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss, abs=1e-5)
+    assert trainer.state.log_history[-1]["train_loss"] == pytest.approx(loss, abs=1e-5)
+    moved = 0.0
+    start = weights_of(tiny_model(trainer.step_format))
+    for name, weight in weights_of(trainer.model).items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        moved = max(moved, (weight - start[name]).abs().max().item())
+    assert moved > 1e-2
+
+
+@pytest.mark.parametrize("batch_size", [8, 4, 2, 1])
+@pytest.mark.parametrize("head", HEADS)
+def test_batch_size_times_accumulation(tmp_path, trees, head, batch_size):
+    """The mean per micro-batch would weigh a step by how many others fell into its micro-batch."""
+    step_format = HEADS[head]
+    expected = expected_step(step_format, lambda model: slow_losses(model, step_format, trees))
+    trainer = make_trainer(
+        tmp_path,
+        trees,
+        head=step_format.head,
+        regression_loss=step_format.regression_loss,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=8 // batch_size,
+    )
+    assert_one_step(trainer, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shared_prefix": False, "packing": False, "per_device_train_batch_size": 64},
+        {"shared_prefix": False, "packing": True, "per_device_train_batch_size": 64, "max_length": 60},
+        {"packing": True, "max_length": 60, "per_device_train_batch_size": 64},
+        {"packing": True, "max_length": 60, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 64},
+        {"max_length": None},
+        {"pad_to_multiple_of": 64},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "shared_prefix": False, "per_device_train_batch_size": 64},
+        {"dataset_num_proc": 2},
+        {"remove_unused_columns": False},
+        {"label_weighting": "occurrence"},
+    ],
+    ids=lambda settings: ",".join(f"{k}={v}" for k, v in settings.items()),
+)
+def test_settings_that_change_no_result(tmp_path, trees, settings):
+    step_format = HEADS["classification"]
+    expected = expected_step(step_format, lambda model: slow_losses(model, step_format, trees))
+    assert_one_step(make_trainer(tmp_path, trees, **settings), expected)
+
+
+@pytest.mark.parametrize("head", ["regression", "lm"])
+def test_one_sequence_per_path(tmp_path, trees, head):
+    expected = expected_step(HEADS[head], lambda model: slow_losses(model, HEADS[head], trees))
+    trainer = make_trainer(tmp_path, trees, head=head, shared_prefix=False, per_device_train_batch_size=64)
+    assert_one_step(trainer, expected)
+
+
+def test_occurrence_weighting_equals_flat_rows(tmp_path):
+    """
+    Flat training: every chain is a plain sequence with all its labels, and a step above a branch counts once for each
+    chain that repeats it.
+    """
+    rng = random.Random(2)
+    chains = [chain for name in "abcd" for chain in random_tree(rng, name).chains()]
+
+    def flat_losses(model):
+        losses = []
+        for chain in chains:
+            for step, logits in path_logits(model, HEADS["classification"], chain).items():
+                losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(int(chain.labels[step]))))
+        return torch.stack(losses), torch.ones(len(losses))
+
+    trainer = make_trainer(tmp_path, chains, label_weighting="occurrence")
+    assert trainer.reports["train_dataset"].labels_joined >= 3
+    assert_one_step(trainer, expected_step(HEADS["classification"], flat_losses))
+
+
+def test_error_weight(tmp_path, trees):
+    """Σ w·ℓ / Σ w with w = 3 for wrong steps, over accumulation steps of different shares of errors."""
+    step_format = HEADS["classification"]
+    expected = expected_step(step_format, lambda model: slow_losses(model, step_format, trees, error_weight=3.0))
+    trainer = make_trainer(
+        tmp_path, trees, error_weight=3.0, per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    assert_one_step(trainer, expected)
+
+
+def test_last_step_only(tmp_path):
+    rng = random.Random(3)
+    trees = [random_tree(rng, name) for name in "abcd"]
+    leaves = [
+        StepTree(t.prompt, t.completions, [y if i in t.leaves() else None for i, y in enumerate(t.labels)], t.parents)
+        for t in trees
+    ]
+    step_format = HEADS["classification"]
+    expected = expected_step(step_format, lambda model: slow_losses(model, step_format, leaves))
+    trainer = make_trainer(tmp_path, trees, train_on_last_step_only=True, evaluation=trees)
+    assert_one_step(trainer, expected)
+    # an evaluation judges every step
+    assert trainer.evaluate()["eval_num_steps"] == sum(len(tree.labels) for tree in trees)
+
+
+def test_clipping(tmp_path, trees):
+    """The paper's `max_grad_norm` of 0.01 acts on the gradient of the global mean."""
+    trainer = make_trainer(
+        tmp_path, trees, max_grad_norm=0.01, per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    start = weights_of(trainer.model)
+    trainer.train()
+    moved = torch.stack([(w - start[name]).norm() for name, w in weights_of(trainer.model).items()]).norm()
+    assert moved.item() == pytest.approx(LEARNING_RATE * 0.01, rel=1e-3)
+    assert trainer.state.log_history[0]["grad_norm"] > 0.1
+
+
+class TestSoftLabels:
+    def test_a_soft_label_trains_as_it_is(self, tmp_path):
+        tree = StepTree("p", ["x"], [0.9], [-1])
+        trainer = make_trainer(tmp_path, [tree])
+        logits = path_logits(trainer.model, HEADS["classification"], tree)[0].double().log_softmax(-1)
+        trainer.train()
+        expected = -(0.9 * logits[1] + 0.1 * logits[0]).item()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-6)
+
+    def test_labels_are_not_cast_to_the_dtype_of_the_model(self, tmp_path, monkeypatch):
+        """With DeepSpeed in bf16, Trainer casts float inputs: a label of 0.9 would train as 0.8984."""
+        trainer = make_trainer(tmp_path, [StepTree("p", ["x"], [0.9], [-1])])
+        monkeypatch.setattr(
+            HRMRewardTrainer, "_prepare_input", lambda self, data: {k: _to_bfloat16(v) for k, v in data.items()}
+        )
+        batch = next(iter(trainer.get_train_dataloader()))
+        batch["other"] = torch.tensor([0.9])
+        inputs = trainer._prepare_inputs(batch)
+        assert inputs["other"].item() == 0.8984375  # the cast is there
+        assert inputs["labels"].item() == pytest.approx(0.9, abs=1e-7)
+        assert inputs["label_weights"].dtype == torch.float32
+
+
+def _to_bfloat16(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.bfloat16() if tensor.is_floating_point() else tensor
+
+
+class TestNoLabels:
+    def test_rows_without_labels_are_dropped_and_counted(self, tmp_path, trees):
+        unlabelled = [StepTree(f"no label {i}", ["x"], [None], [-1]) for i in range(3)]
+        step_format = HEADS["classification"]
+        expected = expected_step(step_format, lambda model: slow_losses(model, step_format, trees))
+        trainer = make_trainer(tmp_path, [*unlabelled, *trees])
+        assert trainer.reports["train_dataset"].trees_without_labels == 3
+        assert_one_step(trainer, expected)
+
+    @pytest.mark.parametrize("weightless", ["all", "one"])
+    def test_weights_of_zero(self, tmp_path, trees, weightless):
+        """A mean over no label is 0 / 0: one NaN would destroy the model."""
+
+        class WithoutWeights(DataCollatorForForest):
+            def torch_call(self, examples):
+                batch = super().torch_call(examples)
+                batch["label_weights"][: None if weightless == "all" else 1] = 0
+                return batch
+
+        model = tiny_model()
+        start = weights_of(model)
+        collator = WithoutWeights(0)
+        trainer = make_trainer(
+            tmp_path, trees, model, data_collator=collator, per_device_train_batch_size=2, max_grad_norm=1.0
+        )
+        trainer.train()
+        assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history[:-1])
+        changed = max((w - start[name]).abs().max().item() for name, w in weights_of(model).items())
+        if weightless == "all":
+            assert [log["loss"] for log in trainer.state.log_history[:-1]] == [0, 0, 0, 0]
+            assert changed == 0
+        else:
+            assert 0 < changed < 10
+
+    def test_batches_without_steps(self, tmp_path, trees):
+        """A collator of one's own may leave rows without any judged step."""
+
+        class WithoutSteps(DataCollatorForForest):
+            def torch_call(self, examples):
+                names = ("step_positions", "labels", "label_weights", "num_merged")
+                return super().torch_call([example | {name: [] for name in names} for example in examples])
+
+        trainer = make_trainer(tmp_path, trees, data_collator=WithoutSteps(0))
+        start = weights_of(trainer.model)
+        trainer.train()
+        assert trainer.state.log_history[0]["loss"] == 0
+        assert all(torch.equal(weight, start[name]) for name, weight in weights_of(trainer.model).items())
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize("head", HEADS)
+    def test_loss_does_not_depend_on_the_batch(self, tmp_path, trees, head):
+        """Trainer's own mean over batches weighs the steps of a small last batch more."""
+        step_format = HEADS[head]
+        model = tiny_model(step_format)
+        with torch.no_grad():
+            losses, weights = slow_losses(model, step_format, trees, error_weight=2.0)
+        found = []
+        for batch_size in (1, 3, 8):
+            trainer = make_trainer(
+                tmp_path,
+                trees[:1],
+                model,
+                evaluation=trees,
+                head=step_format.head,
+                regression_loss=step_format.regression_loss,
+                error_weight=2.0,
+                per_device_eval_batch_size=batch_size,
+            )
+            found.append(trainer.evaluate())
+        expected = ((losses * weights).sum() / weights.sum()).item()
+        assert [metrics["eval_loss"] for metrics in found] == pytest.approx([expected] * 3, abs=1e-5)
+        for name in ("eval_accuracy", "eval_auroc", "eval_merged_ece", "eval_num_steps"):
+            assert [metrics[name] for metrics in found] == pytest.approx([found[0][name]] * 3, abs=1e-5)
+
+    def test_shared_prefix_and_packing_change_no_metric(self, tmp_path, trees):
+        model = tiny_model()
+        found = []
+        for settings in ({}, {"packing": True, "max_length": 64}, {"shared_prefix": False}):
+            metrics = make_trainer(tmp_path, trees[:1], model, evaluation=trees, **settings).evaluate()
+            found.append({k: v for k, v in metrics.items() if "second" not in k and "time" not in k})
+        assert found[1] == pytest.approx(found[0], abs=1e-5) and found[2] == pytest.approx(found[0], abs=1e-5)
+        assert found[0]["eval_single_num_steps"] + found[0]["eval_merged_num_steps"] == found[0]["eval_num_steps"]
+
+
+def test_training_loss_is_in_evaluation_units(tmp_path, trees):
+    """Logged loss and `eval_loss` of one set of rows and one model are one number."""
+
+    class StopAtOnce(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            model.zero_grad()
+
+    trainer = make_trainer(tmp_path, trees, evaluation=trees, per_device_train_batch_size=3)
+    trainer.add_callback(StopAtOnce())
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history[:-1]]
+    counts = torch.tensor([log["num_labels"] for log in trainer.state.log_history[:-1]])
+    counts = torch.diff(counts, prepend=torch.tensor([0]))
+    expected = trainer.evaluate()["eval_loss"]
+    assert (torch.tensor(losses) * counts).sum().item() / counts.sum().item() == pytest.approx(expected, abs=1e-4)
+    assert counts.sum() == sum(len(tree.labels) for tree in trees)
+    assert len(dataset_of(trees)) == 8
