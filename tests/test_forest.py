@@ -86,7 +86,7 @@ class TestLayout:
         assert tree.subtree_end.tolist() == [8, 8, 8, 8, 6, 6, 8, 8]
         assert tree.step_positions.tolist() == [5, 7]
         assert tree.steps.tolist() == [0, 1]
-        assert np.flatnonzero(visibility_mask(torch.tensor([tree.subtree_end]))[0, 0, 6]).tolist() == [0, 1, 2, 3, 6]
+        assert np.flatnonzero(visibility_mask(torch.from_numpy(tree.subtree_end)[None])[0, 0, 6]).tolist() == [0, 1, 2, 3, 6]
         assert [len(chain) for chain in tree.chains()] == [6, 6]
 
     @pytest.mark.parametrize("seed", range(20))
@@ -176,12 +176,12 @@ class TestSplit:
             assert sum(map(len, steps)) == len(paths)
             assert {number: path for part in steps for number, path in part.items()} == dict(enumerate(paths))
             for part in parts:
-                np.testing.assert_array_equal(visibility_mask(torch.tensor([part.subtree_end]))[0, 0], slow_mask(part))
+                np.testing.assert_array_equal(visibility_mask(torch.from_numpy(part.subtree_end)[None])[0, 0], slow_mask(part))
 
-    @pytest.mark.parametrize("seed", range(20))
+    @pytest.mark.parametrize("seed", range(10))
     def test_repeats_as_few_tokens_as_any_cut(self, seed):
         """Brute force over all sets of cuts, also those inside a run."""
-        tree = random_trie(random.Random(seed), max_paths=5)[0]
+        tree = random_trie(random.Random(seed), max_paths=4)[0]
         for max_length in range(int(tree.position_ids.max()) + 1, len(tree)):
             fewest = min(
                 sum(map(len, parts))
@@ -235,7 +235,7 @@ class TestRows:
     def test_joined_trees_do_not_see_each_other(self):
         tree = worked_example()
         joined = TokenTree.join([tree, tree])
-        mask = visibility_mask(torch.tensor([joined.subtree_end]))[0, 0]
+        mask = visibility_mask(torch.from_numpy(joined.subtree_end)[None])[0, 0]
         assert not mask[8:, :8].any() and not mask[:8, 8:].any()
         np.testing.assert_array_equal(mask[8:, 8:], slow_mask(tree))
         assert joined.step_positions.tolist() == [5, 7, 13, 15]

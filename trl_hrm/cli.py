@@ -13,7 +13,7 @@ COMMANDS = {
     "build-math-shepherd": ("build_math_shepherd", "build a dataset of judged steps from Math-Shepherd"),
     "build-stepwise": ("build_stepwise", "build a dataset of judged steps from rows in TRL's stepwise format"),
     "score": ("score", "score steps with a trained reward model"),
-    "demo": ("demo", "train and compare small reward models on a toy world"),
+    "demo": ("demo", "train a small hierarchical reward model from scratch on CPU and use it"),
 }
 
 

@@ -99,8 +99,8 @@ class TestReport:
             max_length=7,
         )
         found = vars(report)
-        assert found.pop("tokens_unshared") == (3 + 5) + (3 + 5 + 7) + (8 + 10) + 9 + (3 + 5 + 3)
-        assert found.pop("tokens") == 7 + 7
+        assert found.pop("tokens_unshared") == (3 + 5) + (3 + 5 + 7) + (8 + 10) + 9 + (3 + 5 + 5)
+        assert found.pop("tokens") == 7 + 8
         assert found == {
             "rows_in": 6,
             "rows_out": len(rows),

@@ -6,29 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2ForTokenClassification,
-    set_seed,
-)
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification, Qwen2Tokenizer, set_seed
 
 
-def make_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer: every text can be encoded, and nothing is swallowed."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>", "<|pad|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>")
+def make_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> Qwen2Tokenizer:
+    """
+    Train a byte-level BPE tokenizer: every text can be encoded, and no separator is swallowed.
+
+    It is a `Qwen2Tokenizer`, since that is what `AutoTokenizer` makes of any tokenizer beside a Qwen2 configuration:
+    one that splits text by other rules would come back with other ids.
+    """
+    blank = Qwen2Tokenizer(eos_token="<|endoftext|>", pad_token="<|pad|>")
+    return blank.train_new_from_iterator(texts, vocab_size, show_progress=False)
 
 
 def make_tiny_model(

@@ -1,19 +1,20 @@
 """
 A small world of arithmetic whose solutions err and correct themselves, with a checker that labels every step.
 
-A problem is a start value and operations modulo 11, each with the operand 2 or 3:
+A problem is a start value and operations modulo 5, each with the operand 2 or 3:
 
-    Start with 4. a: + 3, b: * 2, c: - 3, d: * 3. Work modulo 11.
+    Start with 4. a+3 b*2 c-3 d*3. Work modulo 5.
 
 A step applies one operation to the running value. A *slip* copies the running value wrongly and then calculates
 rightly; a *correction* takes the last operation again with the right value:
 
-    a: 4 + 3 = 7           right
-    b: 8 * 2 = 5           slip: the running value is 7
-    Wait, b: 7 * 2 = 3     correction
+    a:4+3=2         right
+    b:1*2=2         slip: the running value is 2
+    Wait,b:2*2=4    correction
 
 A step is labelled correct when the running value is right after it, so a correction is correct and what is built on an
-uncorrected slip is not.
+uncorrected slip is not. The texts have no spaces: a slip is then five tokens away from the value it should have copied,
+which a model of three layers learns to see from scratch in a minute.
 """
 
 import random
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from ..step_tree import StepTree
 
 
-MODULUS = 11
+MODULUS = 5
 NAMES = "abcd"
 
 
@@ -34,7 +35,9 @@ class Problem:
     operations: tuple[tuple[str, int], ...]
 
     def text(self) -> str:
-        operations = ", ".join(f"{NAMES[i]}: {op} {operand}" for i, (op, operand) in enumerate(self.operations))
+        operations = " ".join(
+            f"{name}{op}{operand}" for name, (op, operand) in zip(NAMES, self.operations, strict=True)
+        )
         return f"Start with {self.start}. {operations}. Work modulo {MODULUS}."
 
     def apply(self, value: int, i: int) -> int:
@@ -52,8 +55,8 @@ class Problem:
     def step(self, i: int, value: int, correction: bool = False) -> str:
         """Text of operation `i` applied to `value`."""
         op, operand = self.operations[i]
-        prefix = "Wait, " if correction else ""
-        return f"{prefix}{NAMES[i]}: {value} {op} {operand} = {self.apply(value, i)}"
+        prefix = "Wait," if correction else ""
+        return f"{prefix}{NAMES[i]}:{value}{op}{operand}={self.apply(value, i)}"
 
 
 def make_problem(rng: random.Random) -> Problem:

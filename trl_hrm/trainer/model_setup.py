@@ -60,6 +60,9 @@ def add_adapter(
         )
     # PEFT trains and saves the classifier of a model when told that it is one
     peft_config.task_type = TaskType.CAUSAL_LM if step_format.head == "lm" else TaskType.TOKEN_CLS
+    # ... but lets "all-linear" put an adapter on it too, which fails
+    if step_format.head != "lm" and getattr(peft_config, "target_modules", None) == "all-linear":
+        peft_config.exclude_modules = peft_config.exclude_modules or ["classifier", "score"]
     # ZeRO-3 gathers parameters of one dtype only; see https://github.com/huggingface/trl/issues/6089
     zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
     return get_peft_model(model, peft_config, **({"autocast_adapter_dtype": False} if zero3 else {}))

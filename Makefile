@@ -1,0 +1,40 @@
+# Every target sets up what it needs. PYTHON chooses the interpreter, VENV the virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test test-slow lint format bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch -c constraints.txt
+	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	touch $@
+
+demo: install
+	$(BIN)/trl-hrm demo --output_dir outputs/demo
+
+test: install
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# DeepSpeed compiles a small kernel on its first run
+test-slow: install
+	$(BIN)/python -m pip install -q deepspeed -c constraints.txt
+	$(BIN)/python -m pytest -q -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python benchmarks/tree_training.py
+	$(BIN)/python benchmarks/builders.py
+
+clean:
+	rm -rf $(VENV) outputs data build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,33 @@
+"""
+Write judged solutions of a small arithmetic world, to try everything without a data set at hand.
+
+    python recipes/tiny/make_data.py --output world.jsonl
+    trl-hrm build-stepwise world.jsonl --view hrm --output_dir data/world-hrm
+"""
+
+import argparse
+import json
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[1], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSON Lines file to write")
+    parser.add_argument("--num_problems", type=int, default=300, help="number of problems")
+    parser.add_argument("--num_solutions", type=int, default=8, help="solutions of each problem")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the world")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    from trl_hrm.demo.world import step_trees
+
+    with open(args.output, "w", encoding="utf-8") as file:
+        for tree in step_trees(args.num_problems, args.num_solutions, args.seed):
+            file.write(json.dumps(tree.to_row()) + "\n")
+    print(f"{args.num_problems} problems written to {args.output}.")
+
+
+if __name__ == "__main__":
+    main(make_parser().parse_args())

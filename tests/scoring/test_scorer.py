@@ -1,0 +1,218 @@
+"""Scores against plain forward passes, one text at a time."""
+
+import itertools
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from trl_hrm import StepFormat, StepScorer, StepTree
+from trl_hrm.losses import step_score
+from trl_hrm.step_format import STEP_FORMAT_NAME
+
+from ..helpers import HEADS, WORDS, path_logits, random_tree, tiny_model, tiny_tokenizer
+
+
+PROMPTS = ["1+2+3?", "add x y", "nothing"]
+CANDIDATES = [
+    [["add 1", "so = 3"], ["add 1", "so = 7", "thus y"], ["x"]],
+    [["sub", "sum"], ["add 1"]],
+    [],
+]
+
+
+def scorer_of(step_format=HEADS["classification"], **settings) -> StepScorer:
+    return StepScorer(tiny_model(step_format), tiny_tokenizer(), step_format, **settings)
+
+
+def plain_score(scorer: StepScorer, prompt: str, steps: list[str]) -> float:
+    """Score of the last step, in a sequence of its own."""
+    chain = StepTree(prompt, steps, [None] * (len(steps) - 1) + [1.0], list(range(-1, len(steps) - 1)))
+    with torch.no_grad():
+        logits = path_logits(scorer.model, scorer.step_format, chain)[len(steps) - 1]
+    return step_score(logits, scorer.step_format).item()
+
+
+def flat(scores) -> np.ndarray:
+    return np.array([score for prompt in scores for candidate in prompt for score in candidate])
+
+
+class TestScore:
+    @pytest.mark.parametrize("head", HEADS)
+    def test_each_step_as_if_alone(self, head):
+        scorer = scorer_of(HEADS[head])
+        scores = scorer.score(PROMPTS, CANDIDATES)
+        assert [[len(candidate) for candidate in prompt] for prompt in scores] == [[2, 3, 1], [2, 1], []]
+        for prompt, candidates, found in zip(PROMPTS, CANDIDATES, scores, strict=True):
+            for steps, values in zip(candidates, found, strict=True):
+                expected = [plain_score(scorer, prompt, steps[: i + 1]) for i in range(len(steps))]
+                assert values == pytest.approx(expected, abs=1e-5)
+        assert all(type(score) is float for score in flat(scores).tolist())
+        assert flat(scores).std() > 0.01
+
+    @pytest.mark.parametrize("combine", ["max", "mean"])
+    @pytest.mark.parametrize("spans", [(1, 2), (2, 1), (1, 2, 3), (1, 3)])
+    def test_spans_are_scores_of_the_merged_text(self, spans, combine):
+        """The step before it, merge separator, step, step separator: as in the training rows of an HRM."""
+        scorer = scorer_of(StepFormat(merge_separator=" then "))
+        scores = scorer.score(PROMPTS, CANDIDATES, spans=spans, combine=combine)
+        for prompt, candidates, found in zip(PROMPTS, CANDIDATES, scores, strict=True):
+            for steps, values in zip(candidates, found, strict=True):
+                for i, value in enumerate(values):
+                    given = [
+                        plain_score(scorer, prompt, steps[: i + 1 - span] + [" then ".join(steps[i + 1 - span : i + 1])])
+                        for span in spans
+                        if span <= i + 1
+                    ]
+                    assert len(given) == len([span for span in spans if span <= i + 1])
+                    expected = max(given) if combine == "max" else sum(given) / len(given)
+                    assert value == pytest.approx(expected, abs=1e-5)
+
+    def test_order_of_candidates_and_prompts_does_not_matter(self):
+        scorer = scorer_of()
+        expected = scorer.score(PROMPTS, CANDIDATES, spans=(1, 2))
+        for order in itertools.permutations(range(3)):
+            found = scorer.score(PROMPTS[:1], [[CANDIDATES[0][i] for i in order]], spans=(1, 2))
+            for i, values in zip(order, found[0], strict=True):
+                assert values == pytest.approx(expected[0][i], abs=1e-6)
+        found = scorer.score(PROMPTS[::-1], CANDIDATES[::-1], spans=(1, 2))[::-1]
+        np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"max_length": 20}, {"max_length": 1, "batch_size": 3}])
+    def test_rows_and_batches_do_not_matter(self, settings):
+        """Trees longer than a row are split, and a path longer than a row makes the row longer."""
+        rng = random.Random(0)
+        trees = [random_tree(rng, name, max_steps=12) for name in "abcde"]
+        expected = scorer_of().score_trees(trees, spans=(1, 2))
+        found = scorer_of(**settings).score_trees(trees, spans=(1, 2))
+        np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=0, atol=1e-5)
+
+    def test_equal_candidates_have_equal_scores(self):
+        """A step that stands twice is judged once and given twice."""
+        scores = scorer_of().score(["p"], [[["a", "b"], ["a", "b"], ["a"]]], spans=(1, 2))[0]
+        assert scores[0] == scores[1] and scores[2] == scores[0][:1]
+
+    def test_a_step_that_is_another_merged(self):
+        """Step `a\\nb` and steps `a`, `b` merged are one text with one score, wherever they stand in the tree."""
+        scorer = scorer_of()
+        scores = scorer.score(["p"], [[["a", "b"], ["a\nb"]]], spans=(1, 2))[0]
+        alone = plain_score(scorer, "p", ["a\nb"])
+        assert scores[1] == pytest.approx([alone], abs=1e-5)
+        assert scores[0][1] == pytest.approx(max(alone, plain_score(scorer, "p", ["a", "b"])), abs=1e-5)
+
+    @pytest.mark.parametrize("candidates", [[], [[]], [[], []]])
+    def test_nothing_to_score(self, candidates):
+        assert scorer_of().score(["p"], [candidates]) == [candidates]
+        assert scorer_of().score([], []) == []
+        assert scorer_of().score_trees([]) == []
+
+    def test_empty_and_ragged_candidates(self):
+        scores = scorer_of().score(["p", "q"], [[[], ["a", "b"]], [["a"]]], spans=(1, 2))
+        assert [[len(candidate) for candidate in prompt] for prompt in scores] == [[0, 2], [1]]
+
+    def test_trees(self):
+        rng = random.Random(1)
+        scorer = scorer_of()
+        for tree in (random_tree(rng), random_tree(rng)):
+            expected = [plain_score(scorer, tree.prompt, [tree.completions[j] for j in tree.path(i)]) for i in range(len(tree.labels))]
+            assert scorer.score_trees([tree])[0] == pytest.approx(expected, abs=1e-5)
+
+    @pytest.mark.parametrize("architecture", ["qwen2-sliding", "mistral", "llama"])
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    def test_architectures(self, architecture, attention):
+        model = tiny_model(architecture=architecture, attention=attention)
+        scorer = StepScorer(model, tiny_tokenizer(), StepFormat())
+        scores = scorer.score(["1+2?"], [CANDIDATES[0]])[0]
+        for steps, values in zip(CANDIDATES[0], scores, strict=True):
+            expected = [plain_score(scorer, "1+2?", steps[: i + 1]) for i in range(len(steps))]
+            assert values == pytest.approx(expected, abs=1e-5)
+
+    def test_dropout_is_off(self):
+        model = tiny_model(attention_dropout=0.5).train()
+        scorer = StepScorer(model, tiny_tokenizer(), StepFormat())
+        assert scorer.score(PROMPTS, CANDIDATES) == scorer.score(PROMPTS, CANDIDATES)
+
+
+class TestRefusals:
+    def test_lists_that_do_not_match(self):
+        with pytest.raises(ValueError, match="Got 3 prompts and candidates for 1"):
+            scorer_of().score(PROMPTS, [[["a"]]])
+
+    def test_an_empty_step(self):
+        with pytest.raises(ValueError, match=r"prompt 1: `completions\[2\]` is ' ', expected a non-empty step text"):
+            scorer_of().score(["p", "q"], [[["a"]], [["a", "b"], [" "]]])
+
+    @pytest.mark.parametrize(("spans", "combine"), [((2,), "max"), ((0, 1), "max"), ((1, 2), "min")])
+    def test_spans(self, spans, combine):
+        with pytest.raises(ValueError, match="`spans` must hold 1"):
+            scorer_of().score(["p"], [[["a"]]], spans=spans, combine=combine)
+
+    def test_more_tokens_than_positions(self):
+        """Beyond its positions a model gives numbers that mean nothing."""
+        scorer = scorer_of()
+        long = " ".join(WORDS * 60)
+        with pytest.raises(ValueError, match="A solution has .* tokens, but the model has 512 positions"):
+            scorer.score(["p"], [[["a"], [long]]])
+
+    def test_equal_separators_with_spans(self):
+        scorer = scorer_of(StepFormat(merge_separator="\n\n"))
+        scorer.score(["p"], [[["a", "b"]]])
+        with pytest.raises(ValueError, match="encode to the same ids"):
+            scorer.score(["p"], [[["a", "b"]]], spans=(1, 2))
+
+    def test_scores_that_are_no_numbers(self):
+        scorer = scorer_of()
+        with torch.no_grad():
+            scorer.model.score.weight.fill_(float("nan"))
+        with pytest.raises(ValueError, match="a score that is not a number for prompt 0"):
+            scorer.score(["p"], [[["a"]]])
+
+    def test_models_that_do_not_fit(self):
+        with pytest.raises(ValueError, match="num_labels=2, but head 'regression' needs 1"):
+            StepScorer(tiny_model(), tiny_tokenizer(), HEADS["regression"])
+        model = tiny_model()
+        model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(ValueError, match="cannot express the mask of a tree"):
+            StepScorer(model, tiny_tokenizer(), StepFormat())
+
+
+class TestFromPretrained:
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path)
+        tiny_tokenizer().save_pretrained(tmp_path)
+        StepFormat(step_separator="; ").save(tmp_path)
+        return tmp_path
+
+    def test_reads_the_format(self, checkpoint):
+        scorer = StepScorer.from_pretrained(str(checkpoint), batch_size=2, max_length=64)
+        expected = StepScorer(tiny_model(), tiny_tokenizer(), StepFormat(step_separator="; "))
+        assert scorer.score(PROMPTS, CANDIDATES) == expected.score(PROMPTS, CANDIDATES)
+        assert (scorer.batch_size, scorer.max_length) == (2, 64)
+        assert not scorer.model.training and scorer.model.dtype == torch.float32
+
+    def test_model_arguments(self, checkpoint):
+        scorer = StepScorer.from_pretrained(str(checkpoint), dtype="bfloat16", attn_implementation="eager")
+        assert scorer.model.dtype == torch.bfloat16 and scorer.model.config._attn_implementation == "eager"
+        expected = StepScorer.from_pretrained(str(checkpoint)).score(PROMPTS, CANDIDATES)
+        np.testing.assert_allclose(flat(scorer.score(PROMPTS, CANDIDATES)), flat(expected), rtol=0, atol=0.1)
+
+    def test_without_a_format(self, checkpoint):
+        """How its steps end is not known, and every guess gives scores."""
+        (checkpoint / STEP_FORMAT_NAME).unlink()
+        with pytest.raises(FileNotFoundError, match="has no step_format.json.*Pass `step_format=StepFormat"):
+            StepScorer.from_pretrained(str(checkpoint))
+        found = StepScorer.from_pretrained(str(checkpoint), step_format=StepFormat()).score(PROMPTS, CANDIDATES)
+        assert found == scorer_of().score(PROMPTS, CANDIDATES)
+
+    def test_a_format_of_another_head(self, checkpoint):
+        StepFormat(head="regression").save(checkpoint)
+        with pytest.raises(ValueError, match="num_labels=2, but head 'regression' needs 1"):
+            StepScorer.from_pretrained(str(checkpoint))
+
+    def test_a_damaged_format(self, checkpoint):
+        (checkpoint / STEP_FORMAT_NAME).write_text(json.dumps({"head": "lm"}), encoding="utf-8")
+        with pytest.raises(ValueError, match="missing keys"):
+            StepScorer.from_pretrained(str(checkpoint))

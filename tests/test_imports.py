@@ -1,0 +1,123 @@
+"""What an import runs, and that imports run downward only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trl_hrm
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# From the bottom up. Groups of a layer never import each other.
+LAYERS = [
+    {"trl_hrm", "step_tree", "step_format", "_compat"},
+    {"forest", "losses", "heads", "step_metrics", "grading"},
+    {"search"},
+    {"data"},
+    {"scoring"},
+    {"trainer", "evaluation"},
+    {"demo", "prm"},
+    {"scripts"},
+    {"cli"},
+    {"recipes", "benchmarks", "tests"},
+]
+LAYER_OF = {group: number for number, groups in enumerate(LAYERS) for group in groups}
+
+
+def sources() -> list[Path]:
+    return [
+        path
+        for folder in ("trl_hrm", "recipes", "benchmarks", "tests")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if path != ROOT / "trl_hrm" / "__init__.py"  # names load on first use
+    ]
+
+
+def group_of(parts: tuple[str, ...]) -> str:
+    """`("trl_hrm", "data", "build")` is in `data`, `("recipes", "hrm_reward")` in `recipes`."""
+    return (parts[1] if len(parts) > 1 else "trl_hrm") if parts[0] == "trl_hrm" else parts[0]
+
+
+def imports_of(path: Path) -> list[tuple[str, str]]:
+    """(module, name) of every import of a file, also those inside functions; relative ones resolved."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            module = ".".join(base + ([node.module] if node.module else []))
+            found += [(module, alias.name) for alias in node.names]
+    return found
+
+
+def own_groups(path: Path) -> set[str]:
+    """Groups of this repository that a file imports."""
+    groups = set()
+    for module, name in imports_of(path):
+        parts = tuple(module.split("."))
+        if parts[0] not in ("trl_hrm", "recipes", "benchmarks", "tests"):
+            continue
+        if parts == ("trl_hrm",):  # `from trl_hrm import X`: where X comes from, or a module
+            groups.add(trl_hrm._NAMES.get(name, name).split(".")[0] if name and name != "__version__" else "trl_hrm")
+        else:
+            groups.add(group_of(parts))
+    return groups
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downward(path):
+    """A cycle would show only in the one order of imports that nobody tried."""
+    group = group_of(path.relative_to(ROOT).with_suffix("").parts)
+    assert group in LAYER_OF, f"{group} has no layer: add it to LAYERS"
+    for imported in own_groups(path) - {group}:
+        assert imported in LAYER_OF, f"{imported} has no layer: add it to LAYERS"
+        assert LAYER_OF[imported] < LAYER_OF[group], f"{path.relative_to(ROOT)} ({group}) imports {imported}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_names_of_trl_are_imported_in_one_place(path):
+    """An upgrade of TRL may move them: `_compat.py` is the one file to look at."""
+    if path == ROOT / "trl_hrm" / "_compat.py":
+        return
+    for module, name in imports_of(path):
+        if module.split(".")[0] == "trl":
+            private = name.startswith("_") or any(part.startswith("_") for part in module.split("."))
+            assert not private and not module.startswith("trl.trainer"), f"{path}: from {module} import {name}"
+
+
+def test_importing_the_package_runs_nothing():
+    """The command line must answer at once, and a missing optional component must not break it."""
+    code = (
+        "import sys, trl_hrm, trl_hrm.step_tree, trl_hrm.step_format, trl_hrm.data.hierarchy\n"
+        "heavy = {'torch', 'transformers', 'trl', 'datasets', 'numpy', 'peft', 'accelerate'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+        "from trl_hrm import StepFormat, StepTree, hrm_view\n"
+        "assert not {'torch', 'transformers', 'trl'} & sys.modules.keys()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_public_name_resolves():
+    assert set(trl_hrm.__all__) <= set(dir(trl_hrm))
+    for name in trl_hrm.__all__:
+        assert getattr(trl_hrm, name) is not None
+        if name in trl_hrm._NAMES:
+            assert getattr(trl_hrm, name).__module__ == f"trl_hrm.{trl_hrm._NAMES[name]}"
+    with pytest.raises(AttributeError, match="module 'trl_hrm' has no attribute 'Nothing'"):
+        trl_hrm.Nothing  # noqa: B018
+
+
+def test_names_for_type_checkers_are_the_same():
+    """The block under TYPE_CHECKING is never run, so that nothing else would notice a name that it lacks."""
+    tree = ast.parse((ROOT / "trl_hrm" / "__init__.py").read_text(encoding="utf-8"))
+    named = {
+        alias.name: node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert {name: module for name, module in named.items() if name in trl_hrm._NAMES} == trl_hrm._NAMES

@@ -1,0 +1,147 @@
+"""Every file of settings is read by what reads it in use, and the recipes' commands run."""
+
+import json
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+from trl_hrm import HRMRewardConfig
+from trl_hrm.demo.tiny_model import make_tokenizer
+
+
+ROOT = Path(__file__).resolve().parents[1]
+ACCELERATE = {
+    "cpu_2proc.yaml": {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True, "mixed_precision": "no"},
+    "single_gpu.yaml": {"distributed_type": "NO", "num_processes": 1, "use_cpu": False, "mixed_precision": "bf16"},
+    "multi_gpu.yaml": {"distributed_type": "MULTI_GPU", "use_cpu": False, "mixed_precision": "bf16"},
+    "zero2.yaml": {"distributed_type": "DEEPSPEED", "use_cpu": False, "mixed_precision": "bf16"},
+    "zero3.yaml": {"distributed_type": "DEEPSPEED", "use_cpu": False, "mixed_precision": "bf16"},
+    "fsdp2.yaml": {"distributed_type": "FSDP", "use_cpu": False, "mixed_precision": "bf16"},
+}
+
+
+def load_recipe(name: str):
+    spec = util.spec_from_file_location(Path(name).stem, ROOT / "recipes" / name)
+    module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestAccelerateConfigs:
+    def test_all_are_known(self):
+        assert {path.name for path in (ROOT / "accelerate_configs").iterdir()} == ACCELERATE.keys()
+
+    @pytest.mark.parametrize("name", ACCELERATE)
+    def test_says_what_its_name_says(self, name):
+        """`accelerate` refuses unknown keys here. MULTI_CPU would start one process without a word."""
+        config = load_config_from_file(str(ROOT / "accelerate_configs" / name))
+        found = {key: getattr(config, key) for key in ACCELERATE[name]}
+        found["distributed_type"] = found["distributed_type"].value
+        assert found == ACCELERATE[name]
+
+    def test_sharding(self):
+        configs = {n: load_config_from_file(str(ROOT / "accelerate_configs" / n)) for n in ACCELERATE}
+        assert configs["zero2.yaml"].deepspeed_config["zero_stage"] == 2
+        assert configs["zero3.yaml"].deepspeed_config["zero_stage"] == 3
+        assert configs["zero3.yaml"].deepspeed_config["zero3_save_16bit_model"] is True
+        assert configs["fsdp2.yaml"].fsdp_config["fsdp_version"] == 2
+        # a sharded state dict would leave no model to load
+        assert configs["fsdp2.yaml"].fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
+
+    @pytest.mark.parametrize("name", ["zero2.yaml", "zero3.yaml"])
+    def test_what_training_arguments_set_is_left_to_them(self, name):
+        """A value here would win over `max_grad_norm` and the accumulation of the recipe in silence."""
+        config = load_config_from_file(str(ROOT / "accelerate_configs" / name)).deepspeed_config
+        assert not {"gradient_clipping", "gradient_accumulation_steps"} & config.keys()
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        "path", sorted((ROOT / "recipes").rglob("*reward.yaml")), ids=lambda path: str(path.relative_to(ROOT))
+    )
+    def test_parses_strictly(self, path):
+        """A key that no argument takes is an error: it would be a setting that does nothing."""
+        recipe = load_recipe("hrm_reward.py")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        args = ["--config", str(path), "--use_cpu", "true", "--bf16", "false", "--dataset_name", "folder"]
+        script_args, training_args, model_args = recipe.make_parser().parse_args_and_config(args)
+        assert isinstance(training_args, HRMRewardConfig) and script_args.dataset_name == "folder"
+        for key in values.keys() - {"use_cpu", "bf16", "dataset_name", "report_to"}:
+            holders = [holder for holder in (script_args, training_args, model_args) if hasattr(holder, key)]
+            found = getattr(holders[0], key)
+            assert getattr(found, "value", found) == values[key], key
+        with pytest.raises(ValueError, match="no_such_setting"):
+            recipe.make_parser().parse_args_and_config([*args, "--no_such_setting", "1"])
+
+    def test_the_papers_settings(self):
+        folder = ROOT / "recipes" / "qwen2.5-math-1.5b"
+        found = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("*reward.yaml")}
+        assert {"hrm_reward", "prm_reward", "orm_reward"} <= found.keys()
+        for values in found.values():
+            assert values["model_name_or_path"] == "Qwen/Qwen2.5-Math-1.5B"
+            assert values["max_grad_norm"] == 0.01
+            assert values["learning_rate"] == 1e-5 and values["num_train_epochs"] == 1
+
+    def test_command_line_overrides_the_file(self):
+        recipe = load_recipe("hrm_reward.py")
+        path = ROOT / "recipes" / "tiny" / "hrm_reward.yaml"
+        args = ["--config", str(path), "--dataset_name", "x", "--learning_rate", "0.5", "--label_tokens", "a", "b"]
+        _, training_args, _ = recipe.make_parser().parse_args_and_config([*args, "--head", "lm"])
+        assert training_args.learning_rate == 0.5 and training_args.step_format().label_tokens == ("a", "b")
+
+
+class TestCommands:
+    def test_help(self):
+        result = subprocess.run(
+            [sys.executable, str(ROOT / "recipes" / "hrm_reward.py"), "--help"], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        for name in ("--dataset_name", "--shared_prefix", "--step_separator", "--model_name_or_path", "--use_peft"):
+            assert name in result.stdout
+
+    @pytest.mark.parametrize("kind", ["token", "causal"])
+    def test_make_model(self, tmp_path, kind):
+        """
+        Beside a Qwen2 configuration `AutoTokenizer` makes a `Qwen2Tokenizer` of any file: a tokenizer with rules of its
+        own would come back with other ids than it was trained and saved with.
+        """
+        texts = ["1 + 2 = 3.\n\n# Answer\n\n345", "Süß 汉字 ки\t😀"] * 3
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(json.dumps({"question": text, "answer": text}) + "\n" for text in texts), "utf-8")
+        module = load_recipe("tiny/make_model.py")
+        args = ["--kind", kind, "--data", str(data), "--output_dir", str(tmp_path / "model"), "--vocab_size", "300"]
+        module.main(module.make_parser().parse_args([*args, "--hidden_size", "32", "--num_layers", "1"]))
+
+        saved = make_tokenizer([text for text in texts for _ in range(2)], vocab_size=300)
+        loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
+        assert len(loaded) <= 300 and loaded.get_vocab() == saved.get_vocab()
+        assert (loaded.pad_token, loaded.eos_token, loaded.bos_token) == ("<|pad|>", "<|endoftext|>", None)
+        for text in (*texts, "\n", "\n\n", "\n\n\n", "12345 + 67", "x  y", " é", "日本", "it's 3'", "<|pad|>", "+", "-"):
+            assert loaded(text)["input_ids"] == saved(text)["input_ids"]
+            assert loaded.decode(loaded(text)["input_ids"]) == text
+        for text in ("\n\n", "\n", "+", "-"):  # separators and label tokens
+            assert loaded(text)["input_ids"]
+
+        auto_class = AutoModelForTokenClassification if kind == "token" else AutoModelForCausalLM
+        model = auto_class.from_pretrained(tmp_path / "model")
+        assert model.config.vocab_size == len(loaded) and model.config.pad_token_id == loaded.pad_token_id
+        assert model.config.num_hidden_layers == 1 and model.config.hidden_size == 32
+
+    def test_make_model_is_reproducible(self, tmp_path):
+        module = load_recipe("tiny/make_model.py")
+        data = tmp_path / "data.jsonl"
+        data.write_text(json.dumps({"prompt": "1+2?", "completions": ["3", "the sum is 3"]}) + "\n", "utf-8")
+        weights = []
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+            args = ["--data", str(data), "--output_dir", str(tmp_path / name), "--hidden_size", "32", "--seed", seed]
+            module.main(module.make_parser().parse_args(args))
+            weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        assert weights[0] == weights[1] != weights[2]
+        assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()

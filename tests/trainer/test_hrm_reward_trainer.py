@@ -1,0 +1,473 @@
+"""The trainer as a user meets it: refusals, metrics, logs, hooks for subclasses, checkpoints, and that it learns."""
+
+import json
+import random
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict, IterableDataset
+from peft import LoraConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepScorer, StepTree, hrm_view
+from trl_hrm.losses import step_score
+from trl_hrm.trainer.hrm_reward_trainer import judged_steps
+
+from ..helpers import HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model, tiny_tokenizer, weights_of
+
+
+@pytest.fixture(scope="module")
+def trees() -> list[StepTree]:
+    rng = random.Random(4)
+    return [hrm_view(random_tree(rng, name)) for name in "abcdef"]
+
+
+def planted_trees(rng: random.Random, count: int, shuffled: bool = False) -> list[StepTree]:
+    """Trees of four steps where a step is wrong if and only if it says `thus`, whatever stands before it."""
+    trees = []
+    for number in range(count):
+        texts = [" ".join(rng.choices(["add", "sub", "so", "x", "y"], k=3) + [str(i)]) for i in range(4)]
+        labels = [float(rng.random() < 0.5) for _ in texts]
+        texts = [text if label else text.replace(text.split()[1], "thus", 1) for text, label in zip(texts, labels)]
+        if shuffled:
+            labels = [float(rng.random() < 0.5) for _ in texts]
+        trees.append(StepTree(f"{number} {rng.random()}", texts, labels, [-1, 0, 0, 1]))
+    return trees
+
+
+class TestLearning:
+    @pytest.mark.parametrize("head", HEADS)
+    def test_a_planted_rule_is_learned(self, tmp_path, head):
+        """Labels at the wrong token or reversed classes would leave it at chance, or below."""
+        rng = random.Random(0)
+        step_format = HEADS[head]
+        trainer = self.train(tmp_path, rng, False, head=step_format.head, regression_loss=step_format.regression_loss)
+        metrics = trainer.evaluate()
+        assert metrics["eval_accuracy"] > 0.95 and metrics["eval_auroc"] > 0.95
+
+    def test_shuffled_labels_are_not(self, tmp_path):
+        """Held-out accuracy above chance here would mean that labels leak into the inputs."""
+        metrics = self.train(tmp_path, random.Random(0), True).evaluate()
+        assert 0.4 < metrics["eval_accuracy"] < 0.6 and 0.4 < metrics["eval_auroc"] < 0.6
+
+    @staticmethod
+    def train(tmp_path, rng, shuffled, **args) -> HRMRewardTrainer:
+        trainer = make_trainer(
+            tmp_path,
+            planted_trees(rng, 200, shuffled),
+            tiny_model(StepFormat(head=args.get("head", "classification")), initializer_range=0.02),
+            evaluation=planted_trees(rng, 100, shuffled),
+            optim="adamw_torch",
+            learning_rate=3e-3,
+            max_grad_norm=1.0,
+            num_train_epochs=3,
+            logging_steps=10,
+            packing=True,
+            max_length=256,
+            per_device_train_batch_size=2,
+            **args,
+        )
+        trainer.train()
+        return trainer
+
+
+class TestLogs:
+    def test_training(self, tmp_path, trees):
+        """Counts are exact: padding is no token, and a padded step is no label."""
+        long = StepTree("long", ["x", " ".join(["add"] * 200)], [1.0, 1.0], [-1, 0])
+        trainer = make_trainer(tmp_path, [*trees, long], per_device_train_batch_size=2, logging_steps=2, max_length=150)
+        seen = []
+        count = trainer._count
+        trainer._count = lambda inputs, *args: (seen.append(inputs["num_tokens"].sum().item()), count(inputs, *args))
+        trainer.train()
+        report = trainer.reports["train_dataset"]
+        assert report.labels_too_long == 1
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        assert len(logs) == 2
+        assert logs[-1]["num_labels"] == report.labels_kept
+        assert all(log["dropped_labels"] == 1 for log in logs)
+        assert all(log["labels_per_second"] > 0 for log in logs)
+        assert sum(seen) == report.tokens
+        for log, labels, tokens in zip(
+            logs,
+            (logs[0]["num_labels"], logs[1]["num_labels"] - logs[0]["num_labels"]),
+            (sum(seen[:2]), sum(seen[2:])),
+            strict=True,
+        ):
+            assert log["tokens_per_second"] / log["labels_per_second"] == pytest.approx(tokens / labels)
+            assert log["accuracy"] * labels == pytest.approx(round(log["accuracy"] * labels))
+
+    def test_training_accuracy(self, tmp_path, trees):
+        trainer = make_trainer(tmp_path, trees)
+        expected = self.accuracy(trainer.model, trees)
+        trainer.train()
+        assert trainer.state.log_history[0]["accuracy"] == pytest.approx(expected)
+
+    @staticmethod
+    def accuracy(model, trees) -> float:
+        hits = [
+            (step_score(logits, HEADS["classification"]).item() >= 0.5) == (tree.labels[step] >= 0.5)
+            for tree in trees
+            for step, logits in path_logits(model, HEADS["classification"], tree).items()
+        ]
+        return sum(hits) / len(hits)
+
+
+class TestEvaluation:
+    def test_metrics_of_single_and_merged_steps(self, tmp_path, trees):
+        metrics = make_trainer(tmp_path, trees, evaluation=trees).evaluate()
+        singles = sum(tree.num_merged.count(1) for tree in trees)
+        total = sum(len(tree.labels) for tree in trees)
+        assert metrics["eval_num_steps"] == total
+        assert metrics["eval_single_num_steps"] == singles and metrics["eval_merged_num_steps"] == total - singles
+        for name in ("accuracy", "balanced_accuracy", "error_f1", "auroc", "ece"):
+            assert {f"eval_{name}", f"eval_single_{name}", f"eval_merged_{name}"} <= metrics.keys()
+        weighted = singles * metrics["eval_single_accuracy"] + (total - singles) * metrics["eval_merged_accuracy"]
+        assert weighted / total == pytest.approx(metrics["eval_accuracy"])
+        assert metrics["eval_accuracy"] == pytest.approx(TestLogs.accuracy(tiny_model(), trees))
+
+    def test_without_merged_steps_there_is_no_split(self, tmp_path):
+        metrics = make_trainer(tmp_path, [random_tree(random.Random(0))]).evaluate(
+            dataset_of([random_tree(random.Random(1))])
+        )
+        assert not any("single" in name or "merged" in name for name in metrics)
+
+    @pytest.mark.parametrize("container", [dict, DatasetDict])
+    def test_several_datasets(self, tmp_path, trees, container):
+        evaluation = container({"easy": dataset_of(trees[:3]), "hard": dataset_of(trees[3:])})
+        trainer = make_trainer(tmp_path, trees, evaluation=evaluation, eval_strategy="epoch")
+        assert set(trainer.reports) == {"train_dataset", "eval_dataset['easy']", "eval_dataset['hard']"}
+        metrics = trainer.evaluate()
+        assert metrics["eval_easy_num_steps"] + metrics["eval_hard_num_steps"] == sum(len(t.labels) for t in trees)
+        assert {"eval_easy_loss", "eval_hard_loss", "eval_hard_merged_auroc"} <= metrics.keys()
+        trainer.train()
+        assert any("eval_hard_loss" in log for log in trainer.state.log_history)
+        # and one of another kind afterwards
+        assert trainer.evaluate(dataset_of(trees))["eval_num_steps"] == sum(len(t.labels) for t in trees)
+
+    def test_the_best_model_is_chosen_by_a_metric(self, tmp_path, trees):
+        trainer = make_trainer(
+            tmp_path,
+            trees,
+            evaluation=trees,
+            eval_strategy="steps",
+            eval_steps=1,
+            save_strategy="best",
+            metric_for_best_model="auroc",
+            greater_is_better=True,
+            per_device_train_batch_size=2,
+        )
+        trainer.train()
+        assert trainer.state.best_metric == max(
+            log["eval_auroc"] for log in trainer.state.log_history if "eval_auroc" in log
+        )
+
+    def test_predict(self, tmp_path, trees):
+        output = make_trainer(tmp_path, trees).predict(dataset_of(trees))
+        logits, labels, weights, num_merged = judged_steps(output.predictions, output.label_ids)
+        assert logits.shape == (len(labels), 2) and set(num_merged) == {1, 2} and set(weights) == {1}
+        assert output.metrics["test_num_steps"] == len(labels)
+
+    def test_a_metrics_function(self, tmp_path, trees):
+        """A function from outside gets the same argument as the method."""
+
+        def mean_label(prediction):
+            return {"mean_label": judged_steps(prediction.predictions, prediction.label_ids)[1].mean()}
+
+        metrics = make_trainer(tmp_path, trees, evaluation=trees, compute_metrics=mean_label).evaluate()
+        assert metrics["eval_mean_label"] == pytest.approx(np.mean([y for tree in trees for y in tree.labels]))
+        assert "eval_accuracy" not in metrics and "eval_loss" in metrics
+
+
+class TestSubclass:
+    def test_loss_and_metrics(self, tmp_path, trees):
+        """An override that is never called would train the stock loss in silence."""
+
+        class OnlyMerged(HRMRewardTrainer):
+            def compute_step_loss(self, logits, labels, num_merged):
+                assert logits.shape == (len(labels), 2) and labels.shape == num_merged.shape
+                return super().compute_step_loss(logits, labels, num_merged) * (num_merged > 1) * 7
+
+            def compute_metrics(self, eval_prediction):
+                return super().compute_metrics(eval_prediction) | {"mine": 1.0}
+
+        losses = {
+            name: make_trainer(tmp_path / name, trees, evaluation=trees, trainer_class=trainer_class)
+            for name, trainer_class in (("stock", HRMRewardTrainer), ("mine", OnlyMerged))
+        }
+        metrics = {name: trainer.evaluate() for name, trainer in losses.items()}
+        assert metrics["mine"]["eval_mine"] == 1 and "eval_mine" not in metrics["stock"]
+        merged = sum(count > 1 for tree in trees for count in tree.num_merged)
+        expected = [
+            7 * torch.nn.functional.cross_entropy(logits, torch.tensor(int(tree.labels[step]))).item()
+            for tree in trees
+            for step, logits in path_logits(tiny_model(), HEADS["classification"], tree).items()
+            if tree.num_merged[step] > 1
+        ]
+        assert len(expected) == merged
+        expected = sum(expected) / metrics["mine"]["eval_num_steps"]
+        assert metrics["mine"]["eval_loss"] == pytest.approx(expected, abs=1e-5)
+        for trainer in losses.values():
+            trainer.train()
+        logged = [log["loss"] for log in losses["mine"].state.log_history if "loss" in log]
+        assert logged == pytest.approx([expected], abs=1e-5)
+        mine, stock = weights_of(losses["mine"].model), weights_of(losses["stock"].model)
+        assert any(not torch.allclose(mine[name], stock[name]) for name in mine)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ({"error_weight": 0.0}, "`error_weight` is 0.0, expected a number above 0"),
+            ({"error_weight": -1.0}, "`error_weight` is -1.0"),
+            ({"error_weight": float("nan")}, "`error_weight` is nan"),
+            ({"label_weighting": "twice"}, "`label_weighting` is 'twice', expected 'unique' or 'occurrence'"),
+            ({"batch_eval_metrics": True}, "`batch_eval_metrics` is not supported"),
+            ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported. Smooth the `labels`"),
+            ({"head": "binary"}, "`head` is 'binary'"),
+            ({"system_prompt": "Sum."}, "`system_prompt` needs"),
+        ],
+    )
+    def test_settings(self, tmp_path, args, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            HRMRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **args)
+
+    def test_no_dataset(self, tmp_path):
+        with pytest.raises(ValueError, match="`train_dataset` is required"):
+            HRMRewardTrainer(tiny_model(), HRMRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"))
+
+    def test_streams(self, tmp_path, trees):
+        stream = IterableDataset.from_generator(lambda: (tree.to_row() for tree in trees))
+        with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`, expected.*without `streaming"):
+            HRMRewardTrainer(
+                tiny_model(),
+                HRMRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
+                train_dataset=stream,
+                processing_class=tiny_tokenizer(),
+            )
+        with pytest.raises(TypeError, match=r"`eval_dataset\['a'\]` is a `IterableDataset`"):
+            make_trainer(tmp_path, trees, evaluation={"a": stream})
+
+    def test_a_bad_row_is_named_with_its_dataset(self, tmp_path, trees):
+        bad = dataset_of([*trees[:2], StepTree("q", ["a", "b"], [1.0], [-1, 0])])
+        with pytest.raises(ValueError, match="train_dataset row 2: column `labels` has 1 entries"):
+            make_trainer(tmp_path, bad)
+        with pytest.raises(ValueError, match=r"eval_dataset\['x'\] row 2: column `labels` has 1 entries"):
+            make_trainer(tmp_path, trees, evaluation={"x": bad})
+
+    def test_a_long_prompt(self, tmp_path, trees):
+        with pytest.raises(ValueError, match="row 0: the prompt has .* within max_length 3"):
+            make_trainer(tmp_path, trees, max_length=3)
+
+    def test_a_swallowed_separator(self, tmp_path, trees):
+        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "x": 1}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]")
+        with pytest.raises(ValueError, match=r"`step_separator` '\\n\\n' to nothing"):
+            make_trainer(tmp_path, trees, tokenizer=tokenizer)
+
+    def test_equal_separators(self, tmp_path, trees):
+        """Also where every merged step joins its last single one, so that no row is merged in the end."""
+        with pytest.raises(ValueError, match="encode to the same ids"):
+            make_trainer(
+                tmp_path,
+                [hrm_view(StepTree("q", ["a", "b"], [1.0, 0.0], [-1, 0]), merge_separator="\n\n")],
+                merge_separator="\n\n",
+            )
+
+    def test_merged_with_another_separator(self, tmp_path, trees):
+        with pytest.raises(ValueError, match=r"train_dataset row \d: .*without the merge_separator ' ; '"):
+            make_trainer(tmp_path, trees, merge_separator=" ; ")
+
+    def test_last_step_only_with_merged_steps(self, tmp_path, trees):
+        with pytest.raises(ValueError, match="`train_on_last_step_only` with merged steps"):
+            make_trainer(tmp_path, trees, train_on_last_step_only=True)
+
+    def test_chat_without_a_template(self, tmp_path, trees):
+        with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+            make_trainer(tmp_path, trees, prompt_style="chat")
+
+    def test_label_tokens_of_several_tokens(self, tmp_path, trees):
+        with pytest.raises(ValueError, match="label token 'excellent' encodes to .* exactly one known token"):
+            make_trainer(tmp_path, trees, head="lm", label_tokens=["+", "excellent"])
+
+    def test_three_labels(self, tmp_path, trees):
+        model = tiny_model()
+        model.config.num_labels = 3
+        with pytest.raises(ValueError, match="num_labels=3, but head 'classification' needs 2"):
+            make_trainer(tmp_path, trees, model)
+
+    def test_flash_attention_with_trees(self, tmp_path, trees):
+        model = tiny_model()
+        model.config._attn_implementation = "flash_attention_2"
+        with pytest.raises(ValueError, match="'flash_attention_2' cannot express the mask of a tree.*shared_prefix=Fal"):
+            make_trainer(tmp_path, trees, model)
+        make_trainer(tmp_path, trees, model, shared_prefix=False)
+
+    def test_model_init_kwargs_of_a_model(self, tmp_path, trees):
+        with pytest.raises(ValueError, match="`model_init_kwargs` was given with a model that is already instantiated"):
+            make_trainer(tmp_path, trees, model_init_kwargs={"dtype": "float32"})
+
+    def test_a_tokenizer_that_cannot_pad(self, tmp_path, trees):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer()._tokenizer)
+        with pytest.raises(ValueError, match="neither a padding nor an EOS token"):
+            make_trainer(tmp_path, trees, tokenizer=tokenizer)
+
+    def test_an_adapter_on_an_adapter(self, tmp_path, trees):
+        model = make_trainer(tmp_path, trees, peft_config=LoraConfig(target_modules="all-linear")).model
+        with pytest.raises(ValueError, match="a `PeftModel` instance together with a `peft_config`"):
+            make_trainer(tmp_path, trees, model, peft_config=LoraConfig(target_modules="all-linear"))
+
+
+class TestPadding:
+    def test_padding_token_changes_nothing(self, tmp_path, trees):
+        """The padding token, its place in the batch and the width of the batch must not show in any logit."""
+        predictions = []
+        for args in ({}, {"pad_to_multiple_of": 128}, {"per_device_eval_batch_size": 1}):
+            trainer = make_trainer(tmp_path, trees, **args)
+            trainer.data_collator.pad_token_id = len(predictions)
+            output = trainer.predict(dataset_of(trees))
+            predictions.append(judged_steps(output.predictions, output.label_ids)[0])
+        np.testing.assert_allclose(predictions[1], predictions[0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(predictions[2], predictions[0], rtol=0, atol=1e-5)
+
+    def test_pad_to_multiple_of(self, tmp_path, trees):
+        trainer = make_trainer(tmp_path, trees, pad_to_multiple_of=128)
+        assert next(iter(trainer.get_train_dataloader()))["input_ids"].shape[1] % 128 == 0
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize("head", HEADS)
+    def test_a_checkpoint_scores_as_the_trainer(self, tmp_path, trees, head):
+        """Trained at one token and scored at the next, or encoded otherwise, scores would differ."""
+        step_format = HEADS[head]
+        trainer = make_trainer(
+            tmp_path,
+            trees,
+            head=step_format.head,
+            regression_loss=step_format.regression_loss,
+            per_device_train_batch_size=3,
+            save_strategy="steps",
+            save_steps=1,
+        )
+        trainer.train()
+        trainer.save_model()
+        assert self.folders(tmp_path) == ["checkpoint-1", "checkpoint-2"]
+        for folder in (tmp_path, tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"):
+            assert json.loads((folder / "step_format.json").read_text()) == json.loads(json.dumps(asdict(step_format)))
+        output = trainer.predict(dataset_of(trees))
+        logits, _, _, num_merged = judged_steps(output.predictions, output.label_ids)
+        live = step_score(torch.from_numpy(logits), step_format).numpy()
+        for folder in (tmp_path, tmp_path / "checkpoint-2"):
+            scorer = StepScorer.from_pretrained(str(folder))
+            assert scorer.step_format == step_format
+            scores = [score for tree in trees for score in scorer.score_trees([tree])[0]]
+            np.testing.assert_allclose(np.sort(scores), np.sort(live), rtol=0, atol=1e-6)
+            plain = [
+                step_score(logits, step_format).item()
+                for tree in trees
+                for logits in path_logits(trainer.model.eval(), step_format, tree).values()
+            ]
+            np.testing.assert_allclose(scores, plain, rtol=0, atol=1e-5)
+        assert set(num_merged) == {1, 2}
+        before = StepScorer.from_pretrained(str(tmp_path / "checkpoint-1")).score_trees(trees)
+        assert np.abs(np.concatenate(before) - np.array(scores)).max() > 1e-4
+
+    @staticmethod
+    def folders(folder) -> list[str]:
+        return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+    def test_model_card(self, tmp_path, trees):
+        trainer = make_trainer(tmp_path, trees, save_strategy="epoch")
+        trainer.train()
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert "@article{wang2025hierarchical" in card and "2503.13551" in card
+        assert f'StepScorer.from_pretrained("{tmp_path}")' in card
+        assert "pipeline(" not in card and "huggingface.co/None" not in card
+        for tag in ("trl-hrm", "step-reward-model"):
+            assert f"- {tag}\n" in card
+        assert "## Training procedure" in card and card.count("## Quick start") == 1
+
+    def test_a_model_by_name(self, tmp_path):
+        """The head of a language model's checkpoint is made new, the same for the same seed, with 2 labels or 1."""
+        rng = random.Random(0)
+        trees = [random_tree(rng)]
+        base = tmp_path / "base"
+        tiny_model(HEADS["lm"]).save_pretrained(base)
+        tiny_tokenizer().save_pretrained(base)
+        found = {}
+        for name, args in (
+            ("a", {}),
+            ("b", {}),
+            ("seed", {"seed": 7}),
+            ("regression", {"head": "regression"}),
+            ("lm", {"head": "lm"}),
+        ):
+            args = args | {"model_init_kwargs": {"attn_implementation": "eager"}}
+            found[name] = make_trainer(tmp_path / name, trees, str(base), **args).model
+            assert found[name].config._attn_implementation == "eager" and found[name].dtype == torch.float32
+        assert torch.equal(found["a"].score.weight, found["b"].score.weight)
+        assert not torch.equal(found["a"].score.weight, found["seed"].score.weight)
+        assert found["regression"].score.weight.shape[0] == 1
+        assert not hasattr(found["lm"], "score")
+
+    @pytest.mark.parametrize("target_modules", ["all-linear", ["q_proj", "v_proj"]])
+    @pytest.mark.parametrize("head", ["classification", "regression", "lm"])
+    def test_adapter(self, tmp_path, trees, head, target_modules):
+        """The classifier of a LoRA run is new: if it is not trained and saved with the adapter, scores are random."""
+        base = tmp_path / "base"
+        tiny_model(HEADS["lm"]).save_pretrained(base)
+        tiny_tokenizer().save_pretrained(base)
+        trainer = make_trainer(
+            tmp_path / "out",
+            trees,
+            str(base),
+            head=head,
+            peft_config=LoraConfig(r=4, target_modules=target_modules),
+            save_strategy="epoch",
+            gradient_checkpointing=True,
+        )
+        before = weights_of(trainer.model)
+        trainer.train()
+        moved = {name for name, weight in weights_of(trainer.model).items() if not torch.equal(weight, before[name])}
+        assert any("lora_B" in name for name in moved) and not any("base_layer" in name for name in moved)
+        assert any("score" in name for name in moved) == (head != "lm")
+        output = trainer.predict(dataset_of(trees))
+        live = step_score(
+            torch.from_numpy(judged_steps(output.predictions, output.label_ids)[0]), trainer.step_format
+        ).numpy()
+        scorer = StepScorer.from_pretrained(str(tmp_path / "out" / "checkpoint-1"))
+        scores = np.concatenate(scorer.score_trees(trees))
+        np.testing.assert_allclose(np.sort(scores), np.sort(live), rtol=0, atol=1e-6)
+
+    def test_resuming_equals_an_unbroken_run(self, tmp_path, trees):
+        """Rows, optimizer and scheduler go on where they stopped; the killed process is in tests/distributed."""
+
+        class StopAtTwo(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                control.should_training_stop = state.global_step == 2
+
+        args = {
+            "optim": "adamw_torch",
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "linear",
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 2,
+            "save_strategy": "steps",
+            "save_steps": 2,
+        }
+        whole = make_trainer(tmp_path / "whole", trees, **args)
+        whole.train()
+        stopped = make_trainer(tmp_path / "stopped", trees, **args)
+        stopped.add_callback(StopAtTwo())
+        stopped.train()
+        resumed = make_trainer(tmp_path / "stopped", trees, **args)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == whole.state.global_step == 6
+        for name, weight in weights_of(resumed.model).items():
+            assert torch.equal(weight, whole.model.get_parameter(name)), name
