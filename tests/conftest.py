@@ -9,6 +9,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on more
 
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real files: `$TRL_HRM_SHARED_DATA`, by default `shared/data` beside the repository."""

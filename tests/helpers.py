@@ -15,11 +15,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
+    Qwen2MoeConfig,
     set_seed,
 )
 
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepTree
 from trl_hrm.demo.tiny_model import make_tokenizer
+from trl_hrm.tree_attention import TREE_SDPA, use_tree_attention
 
 
 WORDS = ["add", "sub", "sum", "so", "then", "thus", "x", "y", "= 3", "= 7"]
@@ -46,6 +48,17 @@ ARCHITECTURES = {
     ),
     "mistral": lambda **sizes: MistralConfig(sliding_window=6, **sizes),
     "llama": lambda **sizes: LlamaConfig(**sizes),
+    # its attention layers know nothing of the window: only the mask does
+    "qwen2-moe-sliding": lambda **sizes: Qwen2MoeConfig(
+        use_sliding_window=True,
+        sliding_window=6,
+        layer_types=["full_attention", "sliding_attention"],
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        **sizes,
+    ),
 }
 
 
@@ -56,7 +69,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tiny_model(
-    step_format: StepFormat = StepFormat(), architecture: str = "qwen2", attention: str = "sdpa", seed: int = 0, **config
+    step_format: StepFormat = HEADS["classification"],
+    architecture: str = "qwen2",
+    attention: str = "sdpa",
+    seed: int = 0,
+    **config,
 ) -> PreTrainedModel:
     """Two layers with random weights and the outputs of the head, in fp32 and evaluation mode."""
     tokenizer = tiny_tokenizer()
@@ -66,7 +83,11 @@ def tiny_model(
     )
     set_seed(seed)
     auto_class = AutoModelForCausalLM if step_format.head == "lm" else AutoModelForTokenClassification
-    return auto_class.from_config(model_config, attn_implementation=attention).eval()
+    tree = attention == TREE_SDPA  # what trainer and scorer make of "sdpa" on a CPU
+    model = auto_class.from_config(model_config, attn_implementation="sdpa" if tree else attention).eval()
+    if tree:
+        use_tree_attention(model, torch.device("cpu"))
+    return model
 
 
 def random_tree(rng: random.Random, name: str = "p", max_steps: int = 8) -> StepTree:

@@ -8,16 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from trl_hrm.forest import (
-    TokenTree,
-    TokenTrie,
-    attention_mask,
-    check_attention,
-    model_inputs,
-    pack,
-    pad_rows,
-    visibility_mask,
-)
+from trl_hrm.forest import TokenTree, TokenTrie, pack, pad_rows
+from trl_hrm.tree_attention import attention_mask, check_attention, model_inputs, visibility_mask
 
 from .helpers import tiny_model
 
@@ -86,7 +78,13 @@ class TestLayout:
         assert tree.subtree_end.tolist() == [8, 8, 8, 8, 6, 6, 8, 8]
         assert tree.step_positions.tolist() == [5, 7]
         assert tree.steps.tolist() == [0, 1]
-        assert np.flatnonzero(visibility_mask(torch.from_numpy(tree.subtree_end)[None])[0, 0, 6]).tolist() == [0, 1, 2, 3, 6]
+        assert np.flatnonzero(visibility_mask(torch.from_numpy(tree.subtree_end)[None])[0, 0, 6]).tolist() == [
+            0,
+            1,
+            2,
+            3,
+            6,
+        ]
         assert [len(chain) for chain in tree.chains()] == [6, 6]
 
     @pytest.mark.parametrize("seed", range(20))
@@ -176,7 +174,9 @@ class TestSplit:
             assert sum(map(len, steps)) == len(paths)
             assert {number: path for part in steps for number, path in part.items()} == dict(enumerate(paths))
             for part in parts:
-                np.testing.assert_array_equal(visibility_mask(torch.from_numpy(part.subtree_end)[None])[0, 0], slow_mask(part))
+                np.testing.assert_array_equal(
+                    visibility_mask(torch.from_numpy(part.subtree_end)[None])[0, 0], slow_mask(part)
+                )
 
     @pytest.mark.parametrize("seed", range(10))
     def test_repeats_as_few_tokens_as_any_cut(self, seed):

@@ -123,7 +123,20 @@ class TestCommands:
         loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
         assert len(loaded) <= 300 and loaded.get_vocab() == saved.get_vocab()
         assert (loaded.pad_token, loaded.eos_token, loaded.bos_token) == ("<|pad|>", "<|endoftext|>", None)
-        for text in (*texts, "\n", "\n\n", "\n\n\n", "12345 + 67", "x  y", " é", "日本", "it's 3'", "<|pad|>", "+", "-"):
+        for text in (
+            *texts,
+            "\n",
+            "\n\n",
+            "\n\n\n",
+            "12345 + 67",
+            "x  y",
+            " é",
+            "日本",
+            "it's 3'",
+            "<|pad|>",
+            "+",
+            "-",
+        ):
             assert loaded(text)["input_ids"] == saved(text)["input_ids"]
             assert loaded.decode(loaded(text)["input_ids"]) == text
         for text in ("\n\n", "\n", "+", "-"):  # separators and label tokens

@@ -113,7 +113,9 @@ class TestRefusals:
 
     @pytest.mark.parametrize("tokens", [("+", "good"), ("+", "[UNK]"), ("+", "+ +")])
     def test_label_tokens_of_other_than_one_known_token(self, tokens):
-        with pytest.raises(ValueError, match=f"label token {re.escape(repr(tokens[1]))} encodes to .* exactly one known"):
+        with pytest.raises(
+            ValueError, match=f"label token {re.escape(repr(tokens[1]))} encodes to .* exactly one known"
+        ):
             StepFormat(step_separator="+", head="lm", label_tokens=tokens).check(word_tokenizer(["+"]))
 
     def test_label_tokens_of_other_heads_are_not_read(self):

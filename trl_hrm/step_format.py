@@ -194,7 +194,8 @@ class StepFormat:
         if path is None:
             raise FileNotFoundError(
                 f"{path_or_repo} has no {STEP_FORMAT_NAME}: how its steps were encoded in training is not known. Pass "
-                "`step_format=StepFormat(...)` with the separators, prompt style and head it was trained with."
+                "`step_format=StepFormat(...)` (`--step_format FILE` on the command line) with the separators, prompt "
+                "style and head it was trained with."
             )
         return cls.from_json(Path(path).read_text(encoding="utf-8"), where=str(path))
 
@@ -220,9 +221,9 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
         path = Path(path_or_repo) / STEP_FORMAT_NAME
         return path if path.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         return hf_hub_download(str(path_or_repo), STEP_FORMAT_NAME, **kwargs)
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return None

@@ -10,9 +10,13 @@ import argparse
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[1], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--kind", choices=["token", "causal"], default="token", help="token classifier or causal LM")
-    parser.add_argument("--data", required=True, help="dataset folder, Hub id or JSON-lines file to train the tokenizer on")
+    parser.add_argument(
+        "--data", required=True, help="dataset folder, Hub id or JSON-lines file to train the tokenizer on"
+    )
     parser.add_argument("--output_dir", required=True, help="folder to write the model and the tokenizer to")
     parser.add_argument("--hidden_size", type=int, default=64, help="width of the model, a multiple of 32")
     parser.add_argument("--num_layers", type=int, default=3, help="number of layers")

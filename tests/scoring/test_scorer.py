@@ -62,7 +62,9 @@ class TestScore:
             for steps, values in zip(candidates, found, strict=True):
                 for i, value in enumerate(values):
                     given = [
-                        plain_score(scorer, prompt, steps[: i + 1 - span] + [" then ".join(steps[i + 1 - span : i + 1])])
+                        plain_score(
+                            scorer, prompt, steps[: i + 1 - span] + [" then ".join(steps[i + 1 - span : i + 1])]
+                        )
                         for span in spans
                         if span <= i + 1
                     ]
@@ -116,7 +118,10 @@ class TestScore:
         rng = random.Random(1)
         scorer = scorer_of()
         for tree in (random_tree(rng), random_tree(rng)):
-            expected = [plain_score(scorer, tree.prompt, [tree.completions[j] for j in tree.path(i)]) for i in range(len(tree.labels))]
+            expected = [
+                plain_score(scorer, tree.prompt, [tree.completions[j] for j in tree.path(i)])
+                for i in range(len(tree.labels))
+            ]
             assert scorer.score_trees([tree])[0] == pytest.approx(expected, abs=1e-5)
 
     @pytest.mark.parametrize("architecture", ["qwen2-sliding", "mistral", "llama"])

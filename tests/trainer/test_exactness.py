@@ -9,13 +9,13 @@ import torch
 from torch.nn.attention import flex_attention
 from transformers.integrations import flex_attention as transformers_flex
 
-from trl_hrm import StepTree, hrm_view
+from trl_hrm import StepTree, hrm_view, tree_attention
 from trl_hrm.data.build import Dropped
 from trl_hrm.data.prm800k import parse_prm800k
 from trl_hrm.demo.tiny_model import make_tokenizer
-from trl_hrm.forest import model_inputs
 from trl_hrm.heads import gather_steps, step_outputs
 from trl_hrm.trainer.forest_dataset import TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder
+from trl_hrm.tree_attention import TREE_SDPA, model_inputs
 
 from ..helpers import (
     ARCHITECTURES,
@@ -70,7 +70,11 @@ def forest(model, step_format, trees, tokenizer=None, batch_size=3, **settings) 
             logits = gather_steps(model(**tokens).logits, batch["step_positions"])
         judged = batch["labels"] >= 0
         for label, weight, merged, values in zip(
-            batch["labels"][judged], batch["label_weights"][judged], batch["num_merged"][judged], logits[judged], strict=True
+            batch["labels"][judged],
+            batch["label_weights"][judged],
+            batch["num_merged"][judged],
+            logits[judged],
+            strict=True,
         ):
             key = key_of(label, merged)
             assert key not in found and weight == 1
@@ -102,12 +106,13 @@ def trees() -> list[StepTree]:
     return number_labels([random_tree(rng, name) for name in "abcdef"])
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", TREE_SDPA])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_architectures(trees, architecture, attention):
+def test_architectures(trees, architecture, attention, monkeypatch):
     """With sliding windows a window counted in row indices instead of path positions shows here only."""
     model = tiny_model(architecture=architecture, attention=attention)
     assert model.config._attn_implementation == attention
+    monkeypatch.setattr(tree_attention, "BLOCK_SIZE", 16)  # several blocks in each row
     expected = reference(model, HEADS["classification"], trees)
     assert_same(model, forest(model, HEADS["classification"], trees, max_length=200), expected)
 
@@ -137,7 +142,7 @@ def test_no_max_length(trees):
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen2-sliding", "mistral"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", TREE_SDPA])
 @pytest.mark.parametrize("packing", [False, True])
 def test_one_sequence_per_path(trees, architecture, attention, packing):
     """`shared_prefix=False`: a cache or a mask would let packed sequences see each other without an error."""
@@ -174,8 +179,8 @@ def test_the_comparison_can_fail(trees):
     assert wrong.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("head", ["classification", "lm"])
-def test_prm800k(shared_data, head):
+@pytest.mark.parametrize(("head", "attention"), [("classification", "sdpa"), ("lm", TREE_SDPA)])
+def test_prm800k(shared_data, head, attention):
     """Real trees of people's ratings with merged steps, packed and split, from an 18 KB solution down to the smallest."""
     trees = []
     with open(shared_data / "prm800k" / "phase1_test.jsonl", encoding="utf-8") as file:
@@ -187,7 +192,7 @@ def test_prm800k(shared_data, head):
     trees.sort(key=lambda tree: sum(map(len, tree.completions)))
     trees = number_labels([*trees[:4], trees[len(trees) // 2]])
     tokenizer = make_tokenizer([text for tree in trees for text in tree.completions], vocab_size=1000)
-    model = tiny_model(HEADS[head], vocab_size=len(tokenizer), max_position_embeddings=4096)
+    model = tiny_model(HEADS[head], attention=attention, vocab_size=len(tokenizer), max_position_embeddings=4096)
     expected = reference(model, HEADS[head], trees, tokenizer)
     assert len(expected) > 80 and any(merged == 2 for _, merged in expected)
     for max_length in (longest_path(trees, tokenizer), 1024):

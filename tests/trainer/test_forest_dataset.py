@@ -133,9 +133,7 @@ class TestWeights:
 
     def test_last_step_only(self, build):
         """Leaves of the tree, also where a leaf is not the last of its row."""
-        rows, report = build(
-            [row("a,b,c,d", [1, 0, 1, 0], parents=[-1, 0, 0, 2])], train_on_last_step_only=True
-        )
+        rows, report = build([row("a,b,c,d", [1, 0, 1, 0], parents=[-1, 0, 0, 2])], train_on_last_step_only=True)
         assert rows[0]["labels"] == [0, 0] and report.labels_in == 2
         assert rows[0]["input_ids"] == [3, 4, 0, 5, 0, 6, 0, 7, 0]
 

@@ -32,7 +32,9 @@ def planted_trees(rng: random.Random, count: int, shuffled: bool = False) -> lis
     for number in range(count):
         texts = [" ".join(rng.choices(["add", "sub", "so", "x", "y"], k=3) + [str(i)]) for i in range(4)]
         labels = [float(rng.random() < 0.5) for _ in texts]
-        texts = [text if label else text.replace(text.split()[1], "thus", 1) for text, label in zip(texts, labels)]
+        for i, label in enumerate(labels):
+            if not label:
+                texts[i] = texts[i].replace(texts[i].split()[1], "thus", 1)
         if shuffled:
             labels = [float(rng.random() < 0.5) for _ in texts]
         trees.append(StepTree(f"{number} {rng.random()}", texts, labels, [-1, 0, 0, 1]))
@@ -79,7 +81,9 @@ class TestLogs:
     def test_training(self, tmp_path, trees):
         """Counts are exact: padding is no token, and a padded step is no label."""
         long = StepTree("long", ["x", " ".join(["add"] * 200)], [1.0, 1.0], [-1, 0])
-        trainer = make_trainer(tmp_path, [*trees, long], per_device_train_batch_size=2, logging_steps=2, max_length=150)
+        trainer = make_trainer(
+            tmp_path, [*trees, long], per_device_train_batch_size=2, logging_steps=2, max_length=150
+        )
         seen = []
         count = trainer._count
         trainer._count = lambda inputs, *args: (seen.append(inputs["num_tokens"].sum().item()), count(inputs, *args))
@@ -305,12 +309,16 @@ class TestRefusals:
     def test_flash_attention_with_trees(self, tmp_path, trees):
         model = tiny_model()
         model.config._attn_implementation = "flash_attention_2"
-        with pytest.raises(ValueError, match="'flash_attention_2' cannot express the mask of a tree.*shared_prefix=Fal"):
+        with pytest.raises(
+            ValueError, match="'flash_attention_2' cannot express the mask of a tree.*shared_prefix=Fal"
+        ):
             make_trainer(tmp_path, trees, model)
         make_trainer(tmp_path, trees, model, shared_prefix=False)
 
     def test_model_init_kwargs_of_a_model(self, tmp_path, trees):
-        with pytest.raises(ValueError, match="`model_init_kwargs` was given with a model that is already instantiated"):
+        with pytest.raises(
+            ValueError, match="`model_init_kwargs` was given with a model that is already instantiated"
+        ):
             make_trainer(tmp_path, trees, model_init_kwargs={"dtype": "float32"})
 
     def test_a_tokenizer_that_cannot_pad(self, tmp_path, trees):

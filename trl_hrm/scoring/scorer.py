@@ -10,11 +10,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from .._compat import create_model_from_path
-from ..forest import TokenTree, TokenTrie, check_attention, model_inputs, pack, pad_rows
+from ..forest import TokenTree, TokenTrie, pack, pad_rows
 from ..heads import check_head, gather_steps, model_class, num_labels, step_outputs
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
+from ..tree_attention import check_attention, model_inputs, use_tree_attention
 
 
 class StepScorer:
@@ -59,6 +60,7 @@ class StepScorer:
         step_format.check(tokenizer)
         check_head(model, step_format)
         check_attention(model.config._attn_implementation)
+        use_tree_attention(model, model.device)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.step_format = step_format

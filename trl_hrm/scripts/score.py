@@ -28,18 +28,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="rows of a forward pass")
     parser.add_argument("--max_length", type=int, default=2048, help="tokens of a row")
     parser.add_argument("--dtype", default="float32", help="dtype of the model: float32, bfloat16, float16 or auto")
-    parser.add_argument("--revision", help="revision of the model on the Hub")
+    parser.add_argument("--revision", help="revision of the model on the Hub (default: main)")
+    parser.add_argument(
+        "--step_format",
+        metavar="FILE",
+        help="a step_format.json, for a model that was saved without one (default: the model's own)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
     from transformers.utils import logging
 
     from ..scoring.scorer import StepScorer
+    from ..step_format import StepFormat
 
     trees = _read(args.input)
+    step_format = None
+    if args.step_format is not None:
+        step_format = StepFormat.from_json(Path(args.step_format).read_text(encoding="utf-8"), where=args.step_format)
     logging.disable_progress_bar()  # loading takes a moment; the bar of scoring is the one to watch
     scorer = StepScorer.from_pretrained(
         args.model,
+        step_format=step_format,
         revision=args.revision,
         dtype=args.dtype,
         max_length=args.max_length,

@@ -27,10 +27,10 @@ from .._compat import (
     get_config_model_id,
     global_then_local_main_first,
 )
-from ..forest import check_attention, model_inputs
 from ..heads import check_head, gather_steps, step_outputs
 from ..losses import step_loss, step_score
 from ..step_metrics import step_metrics
+from ..tree_attention import check_attention, model_inputs, use_tree_attention
 from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder, ForestReport
 from .hrm_reward_config import HRMRewardConfig
 from .model_setup import add_adapter, load_model, with_scorer
@@ -161,6 +161,7 @@ class HRMRewardTrainer(BaseTrainer):
         check_head(model, self.step_format)
         if args.shared_prefix:
             check_attention(model.config._attn_implementation)
+            use_tree_attention(model, args.device)
         self._label_token_ids = (
             self.step_format.label_token_ids(processing_class) if self.step_format.head == "lm" else None
         )

@@ -1,0 +1,128 @@
+"""Launch the recipe in processes of its own and read what it left."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from trl_hrm import StepFormat, StepTree, hrm_view
+
+from ..helpers import random_tree, tiny_model, tiny_tokenizer
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBE = Path(__file__).with_name("probe.py")
+
+# name, head, whether input and output embeddings are one parameter
+MODELS = [("classification", "classification", False), ("lm", "lm", False), ("lm-tied", "lm", True)]
+
+
+@dataclass
+class Project:
+    """A folder with a dataset of 16 training trees and 5 held-out ones, and the `MODELS`."""
+
+    folder: Path
+    held_out: list[StepTree]
+
+    @classmethod
+    def make(cls, folder: Path) -> "Project":
+        rng = random.Random(0)
+        trees = [hrm_view(random_tree(rng, f"{i}")) for i in range(21)]
+        (folder / "data").mkdir()
+        for split, part in (("train", trees[:16]), ("test", trees[16:])):
+            lines = [json.dumps(tree.to_row()) + "\n" for tree in part]
+            (folder / "data" / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        for name, head, tied in MODELS:
+            model = tiny_model(StepFormat(head=head), initializer_range=0.05, tie_word_embeddings=tied)
+            model.save_pretrained(folder / name)
+            tiny_tokenizer().save_pretrained(folder / name)
+        return cls(folder, trees[16:])
+
+    def run(
+        self,
+        name: str,
+        *args: str,
+        config: str | None = None,
+        model: str = "classification",
+        exit_code: int = 0,
+        **env,
+    ) -> "Run":
+        """Run the recipe under `accelerate launch` with a configuration, or in one plain process without."""
+        output_dir = self.folder / name
+        launcher = []
+        if config is not None:
+            # the files are for 8 GPUs in bf16
+            launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / config)]
+            launcher += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", str(free_port())]
+        settings = {
+            "config": ROOT / "recipes" / "tiny" / "hrm_reward.yaml",
+            "make_tiny_model": "false",
+            "dataset_name": self.folder / "data",
+            "model_name_or_path": self.folder / model,
+            "head": model.removesuffix("-tied"),
+            "output_dir": output_dir,
+            "packing": "false",
+            "num_train_epochs": 2,
+            "warmup_steps": 1,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "save_total_limit": 10,
+            "disable_tqdm": "true",
+        }
+        command = [sys.executable, *launcher, str(PROBE)]
+        command += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(self.folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),  # DeepSpeed builds one for each venv
+        }
+        result = subprocess.run(
+            [*command, *args], env=environment | env, capture_output=True, text=True, timeout=400, cwd=self.folder
+        )
+        log = self.folder / f"{name}.log"
+        log.write_text(result.stdout + result.stderr, encoding="utf-8")
+        assert result.returncode == exit_code, f"exit code {result.returncode}:\n{log.read_text()[-6000:]}"
+        return Run(output_dir)
+
+
+@dataclass
+class Run:
+    output_dir: Path
+
+    def facts(self, rank: int = 0) -> dict:
+        return json.loads((self.output_dir / f"probe-{rank}.json").read_text(encoding="utf-8"))
+
+    def logged(self, name: str) -> list[float]:
+        return [log[name] for log in self.facts()["log_history"] if name in log]
+
+    def weights(self, folder: str = ".") -> dict[str, torch.Tensor]:
+        """The saved parameters. Tied embeddings may be saved twice, and then must be equal."""
+        weights = load_file(self.output_dir / folder / "model.safetensors")
+        if self.output_dir.name.endswith("-tied") and "lm_head.weight" in weights:
+            assert torch.equal(weights.pop("lm_head.weight"), weights["model.embed_tokens.weight"])
+        return weights
+
+    def evaluation(self) -> dict[str, float]:
+        """The metrics of the model in memory after training."""
+        return json.loads((self.output_dir / "eval_results.json").read_text(encoding="utf-8"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name].float() - b[name].float()).abs().max().item() for name in a)

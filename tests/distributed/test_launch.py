@@ -1,0 +1,51 @@
+"""The recipe as a user launches it: in one process, in two, and killed in the middle."""
+
+import signal
+
+import pytest
+
+from .launching import Project, Run, largest_difference
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    return Project.make(tmp_path_factory.mktemp("launch"))
+
+
+@pytest.fixture(scope="module")
+def single(project) -> Run:
+    """One process, unbroken: 8 optimizer steps over rows of 4."""
+    return project.run("single", "--per_device_train_batch_size", "4")
+
+
+def test_two_processes_equal_one(project, single):
+    """
+    Ranks hold different numbers of labels: a mean per rank would give another loss and other gradients. A wrong launch
+    would be one process, or two that never exchange gradients, and both would look fine.
+    """
+    double = project.run("double", "--per_device_train_batch_size", "2", config="cpu_2proc.yaml")
+    for rank in (0, 1):
+        facts = double.facts(rank)
+        assert (facts["num_processes"], facts["distributed_type"]) == (2, "MULTI_CPU")
+        assert facts["wrapper"] == "DistributedDataParallel"
+    assert (single.facts()["num_processes"], single.facts()["distributed_type"]) == (1, "NO")
+    for name in ("loss", "grad_norm", "accuracy", "num_labels", "eval_loss", "eval_auroc"):
+        assert len(single.logged(name)) > 0
+        assert double.logged(name) == pytest.approx(single.logged(name), rel=1e-4), name
+    assert len(single.logged("loss")) == 8
+    assert double.evaluation()["eval_loss"] == pytest.approx(single.evaluation()["eval_loss"], abs=1e-5)
+    assert double.evaluation()["eval_num_steps"] == sum(len(tree.labels) for tree in project.held_out)
+    assert largest_difference(double.weights(), single.weights()) < 1e-5
+    assert largest_difference(single.weights("checkpoint-2"), single.weights()) > 1e-3
+
+
+def test_a_killed_run_resumes_to_the_same_weights(project, single):
+    """SIGKILL leaves no time to save anything: the last checkpoint must hold all that the rest depends on."""
+    args = ("--per_device_train_batch_size", "4")
+    killed = project.run("killed", *args, exit_code=-signal.SIGKILL, PROBE_KILL_AT_STEP="5")
+    assert (killed.output_dir / "checkpoint-4" / "model.safetensors").exists()
+    assert not (killed.output_dir / "checkpoint-6").exists() and not (killed.output_dir / "model.safetensors").exists()
+    resumed = project.run("killed", *args, "--resume_from_checkpoint", str(killed.output_dir / "checkpoint-4"))
+    assert resumed.logged("loss") == single.logged("loss")
+    assert largest_difference(resumed.weights(), single.weights()) == 0
+    assert resumed.evaluation()["eval_loss"] == single.evaluation()["eval_loss"]

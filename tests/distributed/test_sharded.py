@@ -1,0 +1,133 @@
+"""
+DeepSpeed and FSDP2 in two real processes on CPU, against plain data parallelism.
+
+Each of these can run without an error while it does nothing of the kind: wrong settings are plain data parallelism, or
+processes that never exchange gradients. So each test asserts first what ran.
+"""
+
+import math
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from trl_hrm import StepScorer
+from trl_hrm.losses import step_loss
+
+from .launching import MODELS, Project, Run, largest_difference
+
+
+pytestmark = pytest.mark.slow
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+
+STEPS = 8
+LEARNING_RATE = 1.0
+MAX_GRAD_NORM = 0.01  # as in the paper; without it the weights move several hundred times as far
+SETTINGS = (
+    *("--optim", "sgd", "--learning_rate", str(LEARNING_RATE), "--lr_scheduler_type", "constant"),
+    *(
+        "--max_grad_norm",
+        str(MAX_GRAD_NORM),
+        "--per_device_train_batch_size",
+        "1",
+        "--gradient_accumulation_steps",
+        "2",
+    ),
+)
+LORA = ("--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear")
+ON_CPU = ("--use_cpu", "false", "--ddp_backend", "gloo")
+KINDS = {
+    "ddp": {"config": "cpu_2proc.yaml"},
+    "zero2": {"config": "zero2.yaml"},
+    "zero3": {"config": "zero3.yaml"},
+    "fsdp2": {"config": "fsdp2.yaml", "PROBE_FSDP_ON_CPU": "1"},
+}
+SHARDED = [
+    pytest.param("zero2", marks=needs_deepspeed),
+    pytest.param("zero3", marks=needs_deepspeed),
+    "fsdp2",
+]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    return Project.make(tmp_path_factory.mktemp("sharded"))
+
+
+@pytest.fixture(scope="module")
+def run(project):
+    """Run each kind once for each model, with an adapter or without."""
+    runs: dict[str, Run] = {}
+
+    def run(kind: str, model: str = "classification", lora: bool = False) -> Run:
+        name = f"{kind}-{model}{'-lora' if lora else ''}"
+        if name not in runs:
+            args = SETTINGS + (LORA if lora else ()) + (() if kind == "ddp" else ON_CPU)
+            runs[name] = project.run(name, *args, model=model, **KINDS[kind])
+        return runs[name]
+
+    return run
+
+
+def assert_ran_as(run: Run, kind: str) -> None:
+    for rank in (0, 1):
+        facts = run.facts(rank)
+        assert facts["num_processes"] == 2
+        found = facts["distributed_type"], facts["zero_stage"], facts["wrapper"]
+        if kind == "ddp":
+            assert found == ("MULTI_CPU", None, "DistributedDataParallel")
+        elif kind == "fsdp2":
+            assert found[0] == "FSDP" and found[2].startswith("FSDP")
+        else:
+            assert found == ("DEEPSPEED", int(kind[-1]), "DeepSpeedEngine")
+        share = facts["held"] / facts["in_all"]
+        assert share == pytest.approx(0.5 if kind in ("zero3", "fsdp2") else 1, abs=0.02)
+        assert len([log for log in facts["log_history"] if "loss" in log]) == STEPS
+
+
+def assert_saved_model_is_the_live_one(project: Project, run: Run) -> None:
+    """`eval_loss` of the model in memory equals that of the scores which the saved one gives in this process."""
+    scorer = StepScorer.from_pretrained(str(run.output_dir))
+    scores = torch.tensor(np.concatenate(scorer.score_trees(project.held_out)), dtype=torch.float64)
+    labels = torch.tensor([label for tree in project.held_out for label in tree.labels], dtype=torch.float64)
+    logits = torch.stack([(1 - scores).log(), scores.log()], -1)
+    loss = step_loss(logits, labels, scorer.step_format).mean().item()
+    assert loss == pytest.approx(run.evaluation()["eval_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("model", [name for name, _, _ in MODELS])
+@pytest.mark.parametrize("kind", SHARDED)
+def test_equals_data_parallelism(project, run, kind, model):
+    """Losses, gradient norms, clipping and final weights; then the model that is saved, loaded here."""
+    reference, sharded = run("ddp", model), run(kind, model)
+    assert_ran_as(reference, "ddp")
+    assert_ran_as(sharded, kind)
+    for name in ("loss", "grad_norm", "num_labels", "accuracy", "eval_loss"):
+        assert sharded.logged(name) == pytest.approx(reference.logged(name), rel=1e-4), name
+    assert largest_difference(sharded.weights(), reference.weights()) < 1e-5
+    assert largest_difference(sharded.weights("checkpoint-4"), reference.weights("checkpoint-4")) < 1e-5
+    assert_saved_model_is_the_live_one(project, sharded)
+
+
+@pytest.mark.parametrize("kind", ["ddp", *SHARDED])
+def test_clipping_is_honoured(project, run, kind):
+    """8 steps of a gradient clipped to 0.01 at a learning rate of 1 move the weights by at most 0.08."""
+    done = run(kind)
+    first, last = done.weights("checkpoint-2"), done.weights()
+    moved = math.sqrt(sum((last[name] - first[name]).square().sum().item() for name in last))
+    steps = STEPS - 2
+    assert 0.3 * steps * LEARNING_RATE * MAX_GRAD_NORM < moved < 1.001 * steps * LEARNING_RATE * MAX_GRAD_NORM
+    assert min(done.logged("grad_norm")) > 10 * MAX_GRAD_NORM
+
+
+@pytest.mark.parametrize("kind", ["ddp", *SHARDED])
+def test_adapter(project, run, kind):
+    """The adapter and the new classifier are trained on every rank alike, saved, and score as in memory."""
+    done = run(kind, lora=True)
+    assert_ran_as(done, kind)
+    assert done.logged("loss") == pytest.approx(run("ddp", lora=True).logged("loss"), rel=1e-4)
+    assert (done.output_dir / "adapter_model.safetensors").exists()
+    assert not (done.output_dir / "model.safetensors").exists()
+    assert (done.output_dir / "checkpoint-4" / "step_format.json").exists()
+    assert_saved_model_is_the_live_one(project, done)

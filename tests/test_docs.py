@@ -1,0 +1,48 @@
+"""The code that the documentation shows runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from trl_hrm import HRMRewardConfig, hrm_view
+from trl_hrm.demo.tiny_model import make_tiny_model, texts_of
+from trl_hrm.demo.world import step_trees
+from trl_hrm.trainer.hrm_reward_trainer import judged_steps
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def code_block(page: str, marker: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = [block for block in blocks if marker in block]
+    assert len(found) == 1, f"{page} has {len(found)} code blocks with {marker!r}"
+    return found[0]
+
+
+def test_subclass_of_the_docs(tmp_path):
+    """The example overrides loss and metrics; a renamed hook would leave both unused and nothing would tell."""
+    names = {}
+    exec(compile(code_block("docs/hrm_reward_trainer.md", "class FocalTrainer"), "docs", "exec"), names)
+    rows = [hrm_view(tree).to_row() for tree in step_trees(20, 4, seed=0)]
+    make_tiny_model((text for row in rows for text in texts_of(row)), tmp_path / "model", num_layers=1, vocab_size=300)
+    trainer = names["FocalTrainer"](
+        str(tmp_path / "model"),
+        HRMRewardConfig(
+            str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none", max_steps=2, logging_steps=1
+        ),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(rows[:5]),
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    output = trainer.predict(Dataset.from_list(rows[:5]))
+    logits, labels, _, num_merged = map(torch.from_numpy, judged_steps(output.predictions, output.label_ids))
+    losses = torch.nn.functional.cross_entropy(logits, labels.long(), reduction="none")
+    focal = ((1 - torch.exp(-losses)) ** 2 * losses).mean().item()
+    assert metrics["eval_loss"] == pytest.approx(focal, rel=1e-5)
+    repaired = (num_merged > 1) & (labels == 1)
+    assert metrics["eval_repaired_recall"] == pytest.approx((logits.argmax(-1) == 1)[repaired].float().mean().item())
