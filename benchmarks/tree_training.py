@@ -44,10 +44,10 @@ def make_parser() -> argparse.ArgumentParser:
     shared = Path(os.environ.get("TRL_HRM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(shared / "prm800k" / "phase1_test.jsonl"), help="PRM800K file")
-    parser.add_argument("--records", type=int, default=12, help="records of the file to train on (default: 12)")
+    parser.add_argument("--records", type=int, default=4, help="records of the file to train on (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
     parser.add_argument("--max_length", type=int, default=4096, help="tokens of a row (default: 4096)")
-    parser.add_argument("--hidden_size", type=int, default=512, help="width of the CPU model (default: 512)")
+    parser.add_argument("--hidden_size", type=int, default=384, help="width of the CPU model (default: 384)")
     parser.add_argument("--num_layers", type=int, default=4, help="layers of the CPU model (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of records (default: 0)")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems to run (default: all)")
@@ -79,8 +79,9 @@ def prepare(args: argparse.Namespace, work: Path) -> dict:
     tokenizer.save_pretrained(work / "tokenizer")
     chosen = sorted(random.Random(args.seed).sample(range(len(dataset)), min(args.records, len(dataset))))
     columns = ("prompt", "completions", "labels", "parents")
+    whole = sum(len(row["labels"]) - row["labels"].count(None) for row in dataset)
     trees = [StepTree.from_row({name: dataset[i][name] for name in columns}) for i in chosen]
-    facts = {}
+    facts = {"labels of the whole file": whole}
     for view, view_trees in (("prm", trees), ("hrm", [hrm_view(tree) for tree in trees])):
         (work / f"{view}.jsonl").write_text("".join(json.dumps(tree.to_row()) + "\n" for tree in view_trees))
         rows, report = ForestBuilder(tokenizer, StepFormat(), args.max_length)(read_rows(work, view), view)
@@ -291,7 +292,8 @@ def report(args: argparse.Namespace, facts: dict, results: dict[str, list[dict]]
     lines = [
         f"{args.records} records of {Path(args.data).name}, {args.rounds} rounds, rows of {args.max_length} tokens."
     ]
-    lines += [f"{view}: " + ", ".join(f"{value:,} {name}" for name, value in facts[view].items()) for view in facts]
+    lines[0] += f" The whole file has {facts['labels of the whole file']:,} labelled steps."
+    lines += [f"{view}: " + ", ".join(f"{n:,} {name}" for name, n in facts[view].items()) for view in ("prm", "hrm")]
     lines += [
         "",
         "| system | labelled steps/s (median; all) | peak memory, MiB | tree is faster by |",

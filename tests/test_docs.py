@@ -10,7 +10,7 @@ from datasets import Dataset
 from trl_hrm import HRMRewardConfig, hrm_view
 from trl_hrm.demo.tiny_model import make_tiny_model, texts_of
 from trl_hrm.demo.world import step_trees
-from trl_hrm.trainer.hrm_reward_trainer import judged_steps
+from trl_hrm.step_metrics import judged_steps
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -47,3 +47,20 @@ def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, num_bins:
     bins = np.minimum((scores * num_bins).astype(int), num_bins - 1)
     gaps = np.bincount(bins, scores - labels, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(scores))
+
+
+def judged_steps(logits: np.ndarray, label_ids: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """
+    The judged steps of an evaluation without padding.
+
+    Args:
+        logits (`np.ndarray`):
+            Outputs at the step tokens, shape `(rows, S, C)`.
+        label_ids (`tuple[np.ndarray, ...]`):
+            `labels`, `label_weights` and `num_merged`, shape `(rows, S)` each; padded steps have a negative label.
+
+    Returns:
+        `tuple[np.ndarray, ...]`: The logits, shape `(N, C)`, and the three arrays, shape `(N,)` each.
+    """
+    judged = label_ids[0] >= 0
+    return logits[judged], *(values[judged] for values in label_ids)

@@ -7,11 +7,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", default="outputs/demo", help="folder for the checkpoint and its metrics")
     parser.add_argument("--num_problems", type=int, default=1500, help="training problems")
     parser.add_argument("--num_solutions", type=int, default=8, help="solutions of each problem")
-    parser.add_argument("--max_steps", type=int, default=900, help="optimizer steps")
+    parser.add_argument("--max_steps", type=int, default=1500, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=42, help="seed of the data and of the training")
 
 
 def run(args: argparse.Namespace) -> None:
+    import warnings
     from pathlib import Path
 
     from datasets import Dataset
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
     from ..trainer.hrm_reward_trainer import HRMRewardTrainer
 
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's defaults use a name that transformers renames
     held_out = 200
     trees = step_trees(args.num_problems + held_out, args.num_solutions, args.seed)
     rows = [hrm_view(tree).to_row() for tree in trees]

@@ -29,7 +29,7 @@ from .._compat import (
 )
 from ..heads import check_head, gather_steps, step_outputs
 from ..losses import step_loss, step_score
-from ..step_metrics import step_metrics
+from ..step_metrics import judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
 from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder, ForestReport
 from .hrm_reward_config import HRMRewardConfig
@@ -413,20 +413,3 @@ class HRMRewardTrainer(BaseTrainer):
             path = Path(self.args.output_dir) / "README.md"
             card = with_scorer(path.read_text(encoding="utf-8"), self.hub_model_id or self.args.output_dir)
             path.write_text(card, encoding="utf-8")
-
-
-def judged_steps(logits: np.ndarray, label_ids: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """
-    The judged steps of an evaluation without padding.
-
-    Args:
-        logits (`np.ndarray`):
-            Outputs at the step tokens, shape `(rows, S, C)`.
-        label_ids (`tuple[np.ndarray, ...]`):
-            `labels`, `label_weights` and `num_merged`, shape `(rows, S)` each; padded steps have a negative label.
-
-    Returns:
-        `tuple[np.ndarray, ...]`: The logits, shape `(N, C)`, and the three arrays, shape `(N,)` each.
-    """
-    judged = label_ids[0] >= 0
-    return logits[judged], *(values[judged] for values in label_ids)
