@@ -231,3 +231,15 @@ class TestCollator:
         assert batch["labels"].shape == (2, 0)
         batch = DataCollatorForForest(pad_token_id=5)([self.ROWS[0], empty])
         assert batch["labels"][1].tolist() == [-100, -100]
+
+
+def test_cache_is_of_this_version(words, tmp_path):
+    """`datasets` hashes a method by its name: without the version, an upgrade would train on rows laid out by old code."""
+    Dataset.from_list([{"prompt": "p", "completions": ["a"], "labels": [1.0]}]).to_parquet(tmp_path / "rows.parquet")
+    dataset = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
+    settings = {"tokenizer": words, "step_format": StepFormat(step_separator=";"), "max_length": 100}
+    fingerprints = [
+        ForestBuilder(**settings, **version)(dataset, "dataset")[0]._fingerprint
+        for version in ({}, {}, {"version": "0.0.0"})
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]

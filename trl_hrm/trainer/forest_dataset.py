@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import DataCollatorMixin
 
+from .. import __version__
 from ..data.grouping import group_by_prompt
 from ..forest import TokenTree, TokenTrie, pack, pad_rows
 from ..step_format import StepFormat
@@ -70,6 +71,7 @@ class ForestBuilder:
         label_weighting (`str`): `"unique"` or `"occurrence"`.
         error_weight (`float`): Weight of a step with label 0 against one with label 1.
         train_on_last_step_only (`bool`): Whether only the last step of each trajectory keeps its label.
+        version (`str`): Version of this package. `datasets` caches rows by the builder's fields, not by its code.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -80,6 +82,7 @@ class ForestBuilder:
     label_weighting: Literal["unique", "occurrence"] = "unique"
     error_weight: float = 1.0
     train_on_last_step_only: bool = False
+    version: str = __version__
 
     def __call__(self, dataset: Dataset, name: str, num_proc: int | None = None) -> tuple[Dataset, ForestReport]:
         """
