@@ -207,6 +207,10 @@ class HRMRewardTrainer(BaseTrainer):
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
 
+    def _send_telemetry(self):
+        # TRL's trainers report to the Hub when they are made; this package uses no network unless asked
+        pass
+
     # Datasets
 
     def _prepare_eval_dataset(self, eval_dataset, processing_class, args):
