@@ -38,6 +38,7 @@ HRM_CITATION = """The merged steps follow
 ```bibtex
 @article{wang2025hierarchical,
   title   = {Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models},
+  author  = {Wang, Teng and Jiang, Zhangyi and He, Zhenqi and Tong, Shenyang and Yang, Wenhan and Zheng, Yanan and Li, Zeyu and He, Zifan and Gong, Hailei and Ye, Zewen and Ma, Shengjie and Zhang, Jianping},
   journal = {arXiv preprint arXiv:2503.13551},
   year    = {2025}
 }
