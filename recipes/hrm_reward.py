@@ -49,11 +49,16 @@ def main(script_args, training_args, model_args):
 
     if script_args.make_tiny_model:
         from trl_hrm.demo.tiny_model import make_tiny_model, read_texts
+        from trl_hrm.heads import num_labels
 
         with training_args.main_process_first(desc="making the tiny model"):
             if not Path(model_args.model_name_or_path, "config.json").exists():
-                kind = "causal" if training_args.head == "lm" else "token"
-                make_tiny_model(read_texts(script_args.dataset_name), model_args.model_name_or_path, kind=kind)
+                make_tiny_model(
+                    read_texts(script_args.dataset_name),
+                    model_args.model_name_or_path,
+                    kind="causal" if training_args.head == "lm" else "token",
+                    num_labels=num_labels(training_args.step_format()),
+                )
 
     quantization_config = get_quantization_config(model_args)
     training_args.model_init_kwargs = {

@@ -1,5 +1,6 @@
 """From rows of steps to rows of tokens: exact rows, exact counts, and refusals that name the row."""
 
+import random
 import re
 
 import pytest
@@ -8,10 +9,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trl_hrm import StepFormat, StepTree, hrm_view
+from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepTree, hrm_view
 from trl_hrm.trainer.forest_dataset import DataCollatorForForest, ForestBuilder
 
-from ..helpers import dataset_of
+from ..helpers import dataset_of, random_tree, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +244,15 @@ def test_cache_is_of_this_version(words, tmp_path):
         for version in ({}, {}, {"version": "0.0.0"})
     ]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_rows_made_beforehand_are_trained_on(tmp_path):
+    """Without a report of its own such a run stopped at its first log."""
+    trees = [random_tree(random.Random(seed), f"{seed}") for seed in range(4)]
+    builder = ForestBuilder(tokenizer=tiny_tokenizer(), step_format=StepFormat(), max_length=200)
+    rows, _ = builder(dataset_of(trees), "dataset")
+    args = HRMRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", logging_steps=1, max_steps=1)
+    trainer = HRMRewardTrainer(tiny_model(), args, train_dataset=rows, processing_class=tiny_tokenizer())
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["num_labels"] > 0 and "dropped_labels" not in logged

@@ -36,7 +36,7 @@ ABOUT = {
   journal = {arXiv preprint arXiv:2312.08935},
   year    = {2023}
 }
-```""",  # noqa: E501
+```""",
 }
 
 TAG = "ки"

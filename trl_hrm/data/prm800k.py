@@ -46,7 +46,7 @@ ABOUT = {
   journal = {arXiv preprint arXiv:2305.20050},
   year    = {2023}
 }
-```""",  # noqa: E501
+```""",
 }
 
 KEPT_FINISH_REASONS = ("solution", "found_error")

@@ -203,7 +203,7 @@ class HRMRewardTrainer(BaseTrainer):
         # hits, labels and tokens of this rank since the last log
         self._train_counts = torch.zeros(3, dtype=torch.long, device=self.args.device)
         self._labels_seen = 0
-        self._counting_since = time.perf_counter()
+        self._counting_since = None
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
 
@@ -294,6 +294,8 @@ class HRMRewardTrainer(BaseTrainer):
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batch_samples:
             return batch_samples, None
+        if self._counting_since is None:
+            self._counting_since = time.perf_counter()
         weight = torch.stack([batch["label_weights"].sum() for batch in batch_samples]).sum().to(device)
         return batch_samples, self.accelerator.reduce(weight, reduction="sum")
 
@@ -389,14 +391,15 @@ class HRMRewardTrainer(BaseTrainer):
         if "loss" in logs:  # an interval of training
             hits, labels, tokens = self.accelerator.reduce(self._train_counts, reduction="sum").tolist()
             self._labels_seen += labels
-            now = time.perf_counter()
+            seconds = time.perf_counter() - self._counting_since
             logs["accuracy"] = hits / max(labels, 1)
-            logs["labels_per_second"] = labels / (now - self._counting_since)
-            logs["tokens_per_second"] = tokens / (now - self._counting_since)
+            logs["labels_per_second"] = labels / seconds
+            logs["tokens_per_second"] = tokens / seconds
             logs["num_labels"] = self._labels_seen
-            logs["dropped_labels"] = self.reports["train_dataset"].labels_too_long
+            if "train_dataset" in self.reports:  # not if it was given as forest rows
+                logs["dropped_labels"] = self.reports["train_dataset"].labels_too_long
             self._train_counts.zero_()
-            self._counting_since = now
+            self._counting_since = None  # the next batch starts the clock, so evaluating and saving do not count
         super().log(logs, start_time)
 
     # Saving

@@ -4,7 +4,7 @@ import re
 import textwrap
 from typing import TYPE_CHECKING
 
-from accelerate.utils import is_peft_model
+from accelerate.utils import DistributedType, is_peft_model
 from transformers import PreTrainedModel
 
 from .._compat import create_model_from_path
@@ -35,7 +35,7 @@ def load_model(
         return model, None
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     # Distributed training requires device_map=None ("auto" fails)
-    if args.distributed_state.num_processes > 1:
+    if args.distributed_state.distributed_type != DistributedType.NO:
         kwargs["device_map"] = None
     if step_format.head != "lm":
         kwargs["num_labels"] = num_labels(step_format)

@@ -1,0 +1,69 @@
+"""The commands `score` and `demo`, run as a user runs them."""
+
+import json
+import re
+
+import pytest
+
+from trl_hrm import StepFormat, StepScorer
+from trl_hrm.cli import main
+
+from ..helpers import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    StepFormat().save(folder)
+    return str(folder)
+
+
+ROWS = [
+    {"prompt": "1+2?", "completions": ["so 3", "thus 3"], "id": 7},
+    {"prompt": "x?", "completions": ["x", "y", "x y"], "parents": [-1, 0, 0], "labels": [True, None, 0.5]},
+]
+
+
+def test_score(checkpoint, tmp_path, capsys):
+    """The file holds every column that came in, and the scores of the Python class."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n\n".join(map(json.dumps, ROWS)) + "\n")
+    command = ["score", "--model", checkpoint, "--input", str(source), "--spans", "1", "2"]
+    assert main([*command, "--output", str(output)]) == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in found if "id" in row] == [7]
+    assert found[1]["labels"] == ROWS[1]["labels"]
+    scorer = StepScorer.from_pretrained(checkpoint)
+    expected = scorer.score([ROWS[0]["prompt"]], [[ROWS[0]["completions"]]], spans=(1, 2))[0][0]
+    assert found[0]["scores"] == pytest.approx(expected, abs=1e-6)
+    assert main(command) == 0
+    assert f"{expected[1]:.3f}  thus 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "1+2?", "comp', "in.jsonl, line 2: not a complete JSON object"),
+        ('{"prompt": "1+2?"}', "in.jsonl, line 2: found .* expected an object with `prompt` and a list `completions`"),
+        ('{"prompt": "1+2?", "completions": ["a", " "]}', r"in.jsonl, line 2: `completions\[1\]`"),
+    ],
+)
+def test_score_bad_input(checkpoint, tmp_path, capsys, line, message):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(json.dumps(ROWS[0]) + "\n" + line)
+    assert main(["score", "--model", checkpoint, "--input", str(source), "--output", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert "error: " in error and re.search(message, error)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_demo(tmp_path, capsys):
+    """The whole demo at its smallest: the table, the scored solution, and a checkpoint that loads."""
+    sizes = ["--num_problems", "20", "--num_solutions", "4", "--max_steps", "2"]
+    assert main(["demo", "--output_dir", str(tmp_path / "demo"), *sizes]) == 0
+    printed = capsys.readouterr().out
+    for part in ("held-out steps", "merged", "Wait,", f"Checkpoint: {tmp_path / 'demo'}"):
+        assert part in printed
+    assert StepScorer.from_pretrained(str(tmp_path / "demo")).score(["1+2?"], [[["so 3"]]])
