@@ -1,0 +1,192 @@
+"""What a search asks of a policy: continue these token ids. One small protocol, and an engine for tests."""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+FINISHES = ("stop", "eos", "length")
+
+
+class EngineError(RuntimeError):
+    """One request failed, also after retries. The search goes on without it, and it never becomes a label."""
+
+
+class EngineFatal(RuntimeError):
+    """No request can succeed, as when the server does not know the model. The search stops."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """
+    One continuation.
+
+    Args:
+        token_ids (`list[int]`):
+            What was generated, with the tokens of the stop string and with the end-of-sequence token.
+        text (`str`):
+            The same as text, with the stop string and without special tokens.
+        finish (`str`):
+            `"stop"` (a stop string), `"eos"` (the policy ended the sequence), `"length"` (`max_tokens`).
+        stop_reason (`str`, *optional*):
+            The stop string, if one ended it.
+        num_cached (`int`, *optional*, defaults to `0`):
+            Prefix tokens that were taken from a cache. Of the samples of one request, the first carries the number.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish: str
+    stop_reason: str | None = None
+    num_cached: int = 0
+
+
+class Engine(Protocol):
+    """
+    A policy to sample from.
+
+    `tokenizer` has `encode(text, add_special_tokens=False)`, `decode(ids, skip_special_tokens=True)`, `chat_template` and
+    `apply_chat_template`. `describe` gives what identifies the policy (model, sampling, versions) for manifest and card.
+    """
+
+    tokenizer: Any
+
+    async def sample(
+        self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str = ""
+    ) -> list[Sample]:
+        """
+        Sample `n` continuations of `prefix_ids`.
+
+        Args:
+            prefix_ids (`Sequence[int]`):
+                Token ids to continue, never tokenised again.
+            n (`int`):
+                Number of samples.
+            stop (`Sequence[str]`):
+                Strings that end a sample. They stay in its ids and its text.
+            max_tokens (`int`):
+                Most tokens of a sample.
+            seed (`int`):
+                Sample `i` uses `seed + i`, so that seeds of two requests must lie `n` apart.
+            key (`str`, *optional*):
+                Requests with the same key share prefixes; an engine of several servers sends them to the same one.
+
+        Raises:
+            `EngineError`: If the request failed.
+            `EngineFatal`: If no request can succeed.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+    async def close(self) -> None: ...
+
+
+def check_samples(samples: Sequence[Sample], n: int) -> None:
+    """Raise [`EngineFatal`] unless there are `n` samples, each of them whole: an engine that errs would bias every value."""
+    if len(samples) != n:
+        raise EngineFatal(
+            f"the engine returned {len(samples)} samples, expected {n}. The server may ignore `n`; ask it for one sample "
+            "per request."
+        )
+    for i, sample in enumerate(samples):
+        if sample.finish not in FINISHES:
+            raise EngineFatal(f"sample {i} ended with {sample.finish!r}, expected one of {', '.join(FINISHES)}.")
+        if sample.finish == "stop" and (sample.stop_reason is None or sample.stop_reason not in sample.text):
+            raise EngineFatal(
+                f"sample {i} was ended by the stop string {sample.stop_reason!r}, but its text ends with "
+                f"{sample.text[-40:]!r}; expected the stop string in the text."
+            )
+
+
+def continued_text(tokenizer: Any, prefix_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+    """
+    Text of `token_ids` after `prefix_ids`.
+
+    Decoding them alone would lose a leading space with tokenizers that mark it on the first token of a text.
+    """
+    before = tokenizer.decode(list(prefix_ids[-8:]), skip_special_tokens=True)
+    return tokenizer.decode([*prefix_ids[-8:], *token_ids], skip_special_tokens=True)[len(before) :]
+
+
+def find_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
+    """Where the first stop string in `text` ends, and which it is: the one that ends first, the longest of those."""
+    found = [(text.find(string) + len(string), -len(string), string) for string in stop if string in text]
+    if not found:
+        return None
+    end, _, string = min(found)
+    return end, string
+
+
+class CharTokenizer:
+    """One token per character: the tokenizer of [`ScriptedEngine`]."""
+
+    chat_template = None
+    eos_token_id = 0
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return [ord(character) for character in text]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return "".join(chr(i) for i in ids if i)
+
+
+class ScriptedEngine:
+    """
+    A deterministic engine for tests: `script(prefix_text, rng)` writes what the policy would write to the very end.
+
+    Each sample has a random generator of its own, seeded with the prefix and the sample's seed; its text is cut after the
+    first stop string or at `max_tokens` characters.
+
+    Args:
+        script (`Callable[[str, random.Random], str]`):
+            The policy.
+        latency (`Callable[[random.Random], float]`, *optional*):
+            Seconds that a request takes. The default answers at once.
+    """
+
+    def __init__(
+        self, script: Callable[[str, random.Random], str], latency: Callable[[random.Random], float] | None = None
+    ):
+        self.tokenizer = CharTokenizer()
+        self.script = script
+        self.latency = latency
+        self.in_flight = 0
+        self.most_in_flight = 0
+
+    async def sample(
+        self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str = ""
+    ) -> list[Sample]:
+        prefix = self.tokenizer.decode(prefix_ids)
+        self.in_flight += n
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            await asyncio.sleep(self.latency(self._rng(prefix, seed, "latency")) if self.latency else 0)
+            return [self._one(prefix, stop, max_tokens, seed + i) for i in range(n)]
+        finally:
+            self.in_flight -= n
+
+    def _one(self, prefix: str, stop: Sequence[str], max_tokens: int, seed: int) -> Sample:
+        text = self.script(prefix, self._rng(prefix, seed, "text"))
+        found = find_stop(text, stop)
+        if found and found[0] <= max_tokens:
+            text = text[: found[0]]
+            return Sample(self.tokenizer.encode(text), text, "stop", found[1])
+        if len(text) >= max_tokens:
+            text = text[:max_tokens]
+            return Sample(self.tokenizer.encode(text), text, "length")
+        return Sample([*self.tokenizer.encode(text), self.tokenizer.eos_token_id], text, "eos")
+
+    @staticmethod
+    def _rng(prefix: str, seed: int, use: str) -> random.Random:
+        digest = hashlib.blake2b(f"{use}\n{seed}\n{prefix}".encode(), digest_size=8).digest()
+        return random.Random(int.from_bytes(digest, "big"))
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "scripted"}
+
+    async def close(self) -> None:
+        return None
