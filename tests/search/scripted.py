@@ -1,0 +1,128 @@
+"""
+A scripted policy, an exact grader, and one call that runs a search with them. Also a program, so that tests can kill it:
+
+    python tests/search/scripted.py FOLDER SEARCH NUM_PROBLEMS LATENCY
+"""
+
+import asyncio
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trl_hrm.search.engine import ScriptedEngine
+from trl_hrm.search.full_tree import FullTree
+from trl_hrm.search.log import EventLog, shard_name
+from trl_hrm.search.progress import Progress
+from trl_hrm.search.prompts import PROMPTS
+from trl_hrm.search.puct import PUCT
+from trl_hrm.search.rollouts import Rollouts
+from trl_hrm.search.scheduler import Scheduler, SchedulerConfig
+from trl_hrm.search.steps import RULES
+from trl_hrm.search.tree import Problem, SearchTree
+
+
+PROMPT = replace(PROMPTS["steps"], style="plain")
+RULE = RULES["step_header"]
+FINAL = PROMPT.final_stops
+SEARCHES = {
+    "full_tree": FullTree(RULE.stop_strings(4) + FINAL, num_children=3, max_depth=4, max_step_tokens=60),
+    "narrow": FullTree(RULE.stop_strings(4) + FINAL, num_children=3, max_depth=4, max_step_tokens=60, max_sequences=30),
+    "rollouts": Rollouts(FINAL, num_solutions=4, num_completions=3, max_solution_tokens=200),
+    "puct": PUCT(FINAL, num_completions=4, max_selections=5, max_solution_tokens=200),
+}
+
+
+def write_solution(prefix: str, rng: random.Random) -> str:
+    """
+    Steps with random values, up to an answer that is right (7) two times in three; now and then no answer at all, or a step
+    without end.
+    """
+    written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
+    number = written.count("# Step ")
+    text = "\n" if number else "# Step 1\n"
+    number = max(number, 1)
+    while True:
+        text += f"The value is {rng.randrange(10)}.\n\n"
+        chance = rng.random()
+        if chance < 0.35:
+            return text + f"# Answer\n\n{rng.choice((7, 7, 8))}\n# END!"
+        if chance < 0.40:
+            return text
+        if chance < 0.45:
+            return text + "and so on " * 40
+        number += 1
+        text += f"# Step {number}\n"
+
+
+@dataclass
+class ExactGrade:
+    correct: bool | None
+
+
+class ExactGrader:
+    """Equal strings are right; an answer that is listed as unreadable cannot be told."""
+
+    def __init__(self, unreadable: tuple[str, ...] = ()):
+        self.unreadable = unreadable
+
+    async def agrade(self, answer: str, reference: str) -> ExactGrade:
+        await asyncio.sleep(0)
+        return ExactGrade(None if answer in self.unreadable else answer == reference)
+
+
+def make_problems(number: int) -> list[tuple[int, Problem]]:
+    return [(i, Problem(f"p{i:03d}", f"What is {i} - {i} + 7?", "7")) for i in range(number)]
+
+
+def run_scripted(
+    folder: Path,
+    search: Any = SEARCHES["full_tree"],
+    problems: list[tuple[int, Problem]] | None = None,
+    script: Callable[[str, random.Random], str] = write_solution,
+    latency: Callable[[random.Random], float] | None = None,
+    engine: Any = None,
+    grader: Any = None,
+    shard: tuple[int, int] = (0, 1),
+    seed: int = 42,
+    **config: int,
+) -> Progress:
+    """Run a search, or go on with one, and leave its log in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with EventLog(folder / shard_name("log", *shard, "jsonl"), write=True) as log:
+        scheduler = Scheduler(
+            engine or ScriptedEngine(script, latency),
+            search,
+            grader or ExactGrader(),
+            PROMPT,
+            RULE,
+            log,
+            seed=seed,
+            config=SchedulerConfig(**config),
+        )
+        return asyncio.run(scheduler.run(make_problems(6) if problems is None else problems))
+
+
+def read_trees(folder: Path) -> dict[str, SearchTree]:
+    """All trees of all logs, in canonical order of their nodes."""
+    found: dict[str, SearchTree] = {}
+    for path in sorted(folder.glob("log-*.jsonl")):
+        log = EventLog(path)
+        for problem_id in log.problems:
+            assert problem_id not in found
+            found[problem_id] = log.read(problem_id).tree.canonical()
+        log.close()
+    return found
+
+
+if __name__ == "__main__":
+    _, name, search, number, latency = sys.argv
+    run_scripted(
+        Path(name),
+        SEARCHES[search],
+        make_problems(int(number)),
+        latency=lambda rng: rng.uniform(0, 2 * float(latency)),
+        max_in_flight=24,
+    )

@@ -1,0 +1,63 @@
+"""What a run was started with: one file that every shard and every restart must agree with."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .log import write_json
+
+
+MANIFEST = "manifest.json"
+
+
+def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """
+    Write the manifest of a new run, or compare it with the one that is there.
+
+    `versions` may differ: an upgraded library does not make another search of it.
+
+    Raises:
+        `ValueError`: If the run in `folder` was started otherwise. The message names what differs.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        fresh = path.with_name(f".{MANIFEST}.{os.getpid()}")
+        write_json(fresh, manifest)
+        try:
+            os.link(fresh, path)  # of several shards that start at once, the first one wins
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    asked = json.loads(json.dumps(manifest))
+    changed = [
+        f"{name} was {_shown(found, name)} and is {_shown(asked, name)}"
+        for name in sorted(_names(found) | _names(asked))
+        if not name.startswith("versions") and _lookup(found, name) != _lookup(asked, name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path}: this run was started with other settings: {'; '.join(changed)}. Start with the same settings to go "
+            "on, or in another --output_dir."
+        )
+
+
+def _names(value: Any, prefix: str = "") -> set[str]:
+    if not isinstance(value, dict):
+        return {prefix}
+    return set().union(*(_names(inner, f"{prefix}.{key}" if prefix else key) for key, inner in value.items()))
+
+
+def _lookup(value: Any, name: str) -> Any:
+    for key in name.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return None
+        value = value[key]
+    return value
+
+
+def _shown(value: dict[str, Any], name: str) -> str:
+    shown = json.dumps(_lookup(value, name), ensure_ascii=False)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

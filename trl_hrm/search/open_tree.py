@@ -1,0 +1,185 @@
+"""A search tree that grows by events: the live search and the reading of its log go through the same function."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .steps import Cut
+from .tree import ROOT, Node, Problem, SearchTree, make_id
+
+
+@dataclass(frozen=True)
+class Request:
+    """
+    What a search wants sampled next.
+
+    Args:
+        node (`int`):
+            Index of the node to continue, `ROOT` for the prompt.
+        n (`int`):
+            Number of samples.
+        role (`str`):
+            `"step"` or `"rollout"`.
+        stop (`tuple[str, ...]`):
+            Strings that end a sample.
+        max_tokens (`int`):
+            Most tokens of a sample.
+        round (`int`, *optional*, defaults to `0`):
+            Tells requests of one node apart.
+        segment (`int`, *optional*):
+            For a rollout at `node`: continue after this many of its steps, not after its end.
+        cut (`bool`, *optional*, defaults to `False`):
+            Whether the samples, whole solutions, become chains of steps at once.
+        weight (`float`, *optional*, defaults to `1.0`):
+            Number of siblings that `node` stands for.
+        sequences, tokens (`int`, *optional*, defaults to `0`):
+            Budget of this request and all that follow from it.
+    """
+
+    node: int
+    n: int
+    role: str
+    stop: tuple[str, ...]
+    max_tokens: int
+    round: int = 0
+    segment: int | None = None
+    cut: bool = False
+    weight: float = 1.0
+    sequences: int = 0
+    tokens: int = 0
+
+
+def request_seed(seed: int, node_id: str, round: int) -> int:
+    """
+    Seed of a request: 36 bits that depend on run, node and round, then 16 zero bits, to which an engine adds the number of
+    the sample. Below 2**53, so that every JSON reader keeps it.
+
+    Rounds of one node have consecutive leading bits: their seeds never overlap.
+    """
+    leading = int(make_id("seed", seed, node_id), 16) + round
+    return leading % 2**36 << 16
+
+
+@dataclass
+class OpenTree:
+    """
+    A search tree and what its search needs to go on.
+
+    Args:
+        tree ([`SearchTree`]):
+            The tree, nodes in order of arrival.
+        root_id (`str`):
+            Id of the prompt.
+        position (`int`):
+            Place of the problem among those given.
+        index (`dict[str, int]`):
+            Index of each node by id.
+        cuts (`dict[int, list[Cut]]`):
+            For each rollout, where its steps end.
+        answered (`dict[tuple[str, int], list[int]]`):
+            Nodes that each request brought, by the id of the node it continued and its round.
+        graded (`set[tuple[str, int]]`):
+            Requests whose final samples were graded.
+    """
+
+    tree: SearchTree
+    root_id: str
+    position: int
+    index: dict[str, int] = field(default_factory=dict)
+    cuts: dict[int, list[Cut]] = field(default_factory=dict)
+    answered: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    graded: set[tuple[str, int]] = field(default_factory=set)
+
+    @classmethod
+    def from_event(cls, event: dict[str, Any]) -> "OpenTree":
+        """The tree of a `problem` event."""
+        problem = Problem(event["problem_id"], event["prompt"], event["answer"])
+        tree = SearchTree(problem, prompt_ids=event["prompt_ids"])
+        return cls(tree, event["root_id"], event["position"], index={event["root_id"]: ROOT})
+
+    def node_id(self, request: Request) -> str:
+        """Id of the node that a request continues."""
+        above = self.root_id if request.node == ROOT else self.tree.nodes[request.node].node_id
+        return above if request.segment is None else make_id("segment", above, request.segment)
+
+    def prefix_ids(self, request: Request) -> list[int]:
+        """Token ids that a request continues."""
+        if request.segment is None:
+            return self.tree.prefix_ids(request.node)
+        node = self.tree.nodes[request.node]
+        return self.tree.prefix_ids(node.parent) + node.token_ids[: self.cuts[request.node][request.segment - 1].tokens]
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Grow by one `samples`, `grades` or `close` event."""
+        if event["event"] == "samples":
+            self._add_samples(event)
+        elif event["event"] == "grades":
+            self._add_grades(event)
+        elif event["event"] == "close":
+            self.tree.status = event["status"]
+
+    def _add_samples(self, event: dict[str, Any]) -> None:
+        above = event["above"]
+        if event["segment"] is not None:
+            self._cut(self.index[above])
+            above = make_id("segment", above, event["segment"])
+        parent = self.index[above]
+        if parent != ROOT:
+            self.tree.nodes[parent].weight = event["weight"]
+        brought = []
+        for i, sample in enumerate(event["samples"]):
+            fields = {key: value for key, value in sample.items() if key != "cuts"}
+            node = Node(
+                node_id=make_id(above, event["round"], i),
+                parent=parent,
+                child_index=i,
+                round=event["round"],
+                role=event["role"],
+                seed=event["seed"] + i,
+                **fields,
+            )
+            brought.append(self._add(node))
+            if "cuts" in sample:
+                self.cuts[brought[-1]] = [Cut(*cut) for cut in sample["cuts"]]
+        self.answered[above, event["round"]] = brought
+        if event["cut"]:
+            for index in brought:
+                self._cut(index)
+
+    def _add_grades(self, event: dict[str, Any]) -> None:
+        for index, correct in zip(self.answered[event["above"], event["round"]], event["correct"], strict=True):
+            node = self.tree.nodes[index]
+            node.correct = correct
+            last = make_id("segment", node.node_id, len(self.cuts.get(index, ())))
+            if last in self.index:
+                self.tree.nodes[self.index[last]].correct = correct
+        self.graded.add((event["above"], event["round"]))
+
+    def _cut(self, rollout: int) -> None:
+        """Lay the steps of a rollout beside it, as a chain. The last one ends as the rollout does."""
+        whole = self.tree.nodes[rollout]
+        if make_id("segment", whole.node_id, 1) in self.index:
+            return
+        parent, first, begin = whole.parent, 0, 0
+        for number, cut in enumerate(self.cuts[rollout], start=1):
+            is_last = number == len(self.cuts[rollout])
+            node = Node(
+                node_id=make_id("segment", whole.node_id, number),
+                parent=parent,
+                child_index=whole.child_index if number == 1 else 0,
+                round=whole.round,
+                token_ids=whole.token_ids[first : cut.tokens],
+                text=whole.text[begin : cut.characters],
+                tail=cut.tail,
+                role="segment",
+                seed=whole.seed,
+            )
+            if is_last:
+                node.finish, node.stop_reason, node.is_final = whole.finish, whole.stop_reason, whole.is_final
+                node.answer, node.correct = whole.answer, whole.correct
+            parent, first, begin = self._add(node), cut.tokens, cut.characters
+
+    def _add(self, node: Node) -> int:
+        assert node.node_id not in self.index, f"node {node.node_id} came twice"
+        self.tree.nodes.append(node)
+        self.index[node.node_id] = len(self.tree.nodes) - 1
+        return len(self.tree.nodes) - 1

@@ -1,0 +1,152 @@
+"""Search for the first error where the value is uncertain (OmegaPRM): selection by PUCT, then bisection of a rollout."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .open_tree import OpenTree, Request
+from .rollouts import check_rollouts
+from .tree import ROOT, make_id
+
+
+@dataclass(frozen=True)
+class PUCT:
+    r"""
+    Spends a budget where it tells most: on wrong rollouts of prefixes that are neither always nor never solved
+    ([OmegaPRM](https://huggingface.co/papers/2406.06592), section 3.3).
+
+    The prompt gets `num_completions` rollouts. Then, again and again, one wrong rollout \\(r\\) of a judged prefix \\(s\\) with
+    \\(0 < MC(s) < 1\\) is chosen by the highest \\(Q(s, r) + U(s)\\),
+
+    \\[Q(s, r) = \alpha^{1 - MC(s)} \beta^{len(r) / L}, \qquad U(s) = c \frac{\sqrt{\sum_i N(s_i)}}{1 + N(s)}\\]
+
+    with \\(N\\) the number of times that a prefix was chosen and \\(len\\) in tokens, and its first error is found by
+    bisection: the prefix in the middle gets `num_completions` rollouts; if any of them is right the error comes later, else it
+    is there or before. Every prefix that was judged joins the pool. The search ends when the budget is spent or no rollout is
+    left.
+
+    Requests of a problem follow one another, since each depends on the grades of the one before it; many problems are
+    searched at a time.
+
+    Args:
+        stop (`tuple[str, ...]`):
+            Strings that end a solution.
+        num_completions (`int`, *optional*, defaults to `8`):
+            Rollouts from a prefix, \\(k\\).
+        max_selections (`int`, *optional*, defaults to `20`):
+            Most rollouts of a problem that are bisected.
+        c_puct (`float`, *optional*, defaults to `0.125`):
+            Weight of exploration, \\(c\\).
+        alpha (`float`, *optional*, defaults to `0.5`):
+            Preference for prefixes that are solved often, in (0, 1].
+        beta (`float`, *optional*, defaults to `0.9`):
+            Preference for short rollouts, in (0, 1].
+        length_scale (`float`, *optional*, defaults to `500.0`):
+            Tokens for which `beta` counts once, \\(L\\).
+        max_solution_tokens, max_sequences, max_tokens:
+            As in [`Rollouts`].
+    """
+
+    stop: tuple[str, ...]
+    num_completions: int = 8
+    max_selections: int = 20
+    c_puct: float = 0.125
+    alpha: float = 0.5
+    beta: float = 0.9
+    length_scale: float = 500.0
+    max_solution_tokens: int = 2048
+    max_sequences: int = 1024
+    max_tokens: int | None = None
+
+    def __post_init__(self):
+        check_rollouts(self, least=self.num_completions)
+        for name in ("alpha", "beta"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0, up to 1.")
+
+    @property
+    def first(self) -> Request:
+        """The request that every problem starts with."""
+        return Request(ROOT, self.num_completions, "rollout", self.stop, self.max_solution_tokens)
+
+    def start(self, opened: OpenTree) -> list[Request]:
+        """Requests to begin a problem with."""
+        return [self.first]
+
+    def tell(self, opened: OpenTree, request: Request, brought: list[int]) -> list[Request]:
+        """The next request, decided by all grades so far."""
+        pool = _Pool(self, opened)
+        spent = sum(node.role == "rollout" for node in opened.tree.nodes)
+        tokens = sum(len(node.token_ids) for node in opened.tree.nodes if node.role == "rollout")
+        if spent + self.num_completions > self.max_sequences:
+            return []
+        if self.max_tokens is not None and tokens + self.num_completions * self.max_solution_tokens > self.max_tokens:
+            return []
+        found = pool.next()
+        if found is None:
+            return []
+        rollout, segment = found
+        return [
+            Request(rollout, self.num_completions, "rollout", self.stop, self.max_solution_tokens, segment=segment)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Settings, for the manifest."""
+        return {"search": "puct"} | vars(self)
+
+
+class _Pool:
+    """
+    Judged prefixes and their wrong rollouts. Selection and bisection are replayed from the grades alone, so that the search
+    keeps no state beside the tree.
+    """
+
+    def __init__(self, search: PUCT, opened: OpenTree):
+        self.search = search
+        self.opened = opened
+        self.visits: dict[str, int] = {}
+        self.used: set[int] = set()
+
+    def next(self) -> tuple[int, int] | None:
+        """The rollout and the number of its steps to continue from, or `None` if nothing is left to learn."""
+        judged = [self.opened.root_id]
+        for _ in range(self.search.max_selections):
+            chosen = self._select(judged)
+            if chosen is None:
+                return None
+            prefix, rollout = chosen
+            self.visits[prefix] = self.visits.get(prefix, 0) + 1
+            self.used.add(rollout)
+            low, high = 0, len(self.opened.cuts[rollout])
+            while high - low > 1:  # right after `low` steps, wrong after `high`
+                middle = (low + high) // 2
+                node_id = make_id("segment", self.opened.tree.nodes[rollout].node_id, middle)
+                if (node_id, 0) not in self.opened.graded:
+                    return rollout, middle
+                judged.append(node_id)
+                low, high = (middle, high) if self._share(node_id) else (low, middle)
+        return None
+
+    def _select(self, judged: list[str]) -> tuple[str, int] | None:
+        total = sum(self.visits.values())
+        best, found = -math.inf, None
+        for prefix in judged:
+            share = self._share(prefix)
+            if share is None or not 0 < share < 1:
+                continue
+            explore = self.search.c_puct * math.sqrt(total) / (1 + self.visits.get(prefix, 0))
+            for rollout in self.opened.answered[prefix, 0]:
+                node = self.opened.tree.nodes[rollout]
+                if node.correct is not False or rollout in self.used:
+                    continue
+                short = self.search.beta ** (len(node.token_ids) / self.search.length_scale)
+                score = self.search.alpha ** (1 - share) * short + explore
+                if score > best:
+                    best, found = score, (prefix, rollout)
+        return found
+
+    def _share(self, node_id: str) -> float | None:
+        """Share of right rollouts among those that were answered."""
+        grades = [self.opened.tree.nodes[i].correct for i in self.opened.answered[node_id, 0]]
+        answered = [correct for correct in grades if correct is not None]
+        return sum(answered) / len(answered) if answered else None
