@@ -42,20 +42,22 @@ def main() -> None:
                 for _ in range(repeats):
                     file.write(text)
             for view in args.views:
-                steps, seconds, peak = measure(
-                    str(source), str(Path(folder, f"{view}-{repeats}")), view, args.num_proc
-                )
+                output = str(Path(folder, f"{view}-{repeats}"))
+                steps, seconds, peak = measure_process(build, str(source), output, view, args.num_proc)
                 print(
                     f"{view:<6}{repeats:>8}{repeats * len(text) / 1e6:>8.1f}{steps:>16,}{seconds:>9.2f}"
                     f"{steps / seconds:>10,.0f}{peak / 1e6:>13.0f}"
                 )
 
 
-def measure(source: str, output_dir: str, view: str, num_proc: int) -> tuple[int, float, int]:
-    """Labelled steps, seconds, and the largest sum of resident memory over the builder's processes, in a fresh one."""
+def measure_process(target, *args) -> tuple[int, float, int]:
+    """
+    Run `target(sender, *args)` in a fresh process. Returns the two values that it sends, and the largest sum of resident
+    memory over it and its children.
+    """
     context = multiprocessing.get_context("spawn")
     results, sender = context.Pipe(duplex=False)
-    process = context.Process(target=build, args=(source, output_dir, view, num_proc, sender))
+    process = context.Process(target=target, args=(sender, *args))
     process.start()
     peak = 0
     watched = psutil.Process(process.pid)
@@ -63,7 +65,7 @@ def measure(source: str, output_dir: str, view: str, num_proc: int) -> tuple[int
         peak = max(peak, resident(watched))
         time.sleep(0.02)
     if process.exitcode:
-        raise SystemExit("the build failed, see above")
+        raise SystemExit(f"{target.__name__} failed, see above")
     return *results.recv(), peak
 
 
@@ -78,7 +80,7 @@ def resident(process: psutil.Process) -> int:
     return total
 
 
-def build(source: str, output_dir: str, view: str, num_proc: int, sender) -> None:
+def build(sender, source: str, output_dir: str, view: str, num_proc: int) -> None:
     """Time one build and send the labelled steps and the seconds."""
     import datasets
 

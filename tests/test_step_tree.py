@@ -39,9 +39,18 @@ class TestFromRow:
         assert tree.extra == {"answer": "6"}
         assert StepTree.from_row(tree.to_row()) == tree
 
+    def test_columns_with_one_entry_per_step(self):
+        """Left in `extra`, they would no longer fit the steps of a chain; a column of one number is none of them."""
+        tree = StepTree.from_row(ROW | {"mc_total": [4, 2, None], "mc_correct": 3, "node_ids": None})
+        assert tree.step_columns == {"mc_total": [4, 2, None]}
+        assert tree.extra == {"mc_correct": 3, "node_ids": None}
+        assert StepTree.from_row(tree.to_row()) == tree
+        assert tree.take([1, 2]).step_columns == {"mc_total": [2, None]}
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
+            ({"mc_total": [1, 1]}, "column `mc_total` has 2 entries and `completions` has 3; expected one per step"),
             ({"labels": [True, True]}, "column `labels` has 2 entries and `completions` has 3; expected one per step"),
             ({"parents": [-1]}, "column `parents` has 1 entries and `completions` has 3"),
             ({"num_merged": [1, 1]}, "column `num_merged` has 2 entries"),
@@ -115,6 +124,17 @@ class TestChains:
         single = StepTree("p", ["a\nb"], [1.0], [-1])
         joined, contradictions = StepTree.from_chains([merged, single])
         assert (joined.labels, joined.num_merged, contradictions) == ([0.0, 1.0], [2, 1], 0)
+
+    def test_columns_of_joined_steps(self):
+        """A step keeps the values that it came with, whichever chain brought it; a chain may lack a column."""
+        first = StepTree("p", ["a", "b"], [1.0, 0.0], [-1, 0], step_columns={"mc_total": [8, 4]})
+        second = StepTree(
+            "p", ["a", "c"], [1.0, 0.0], [-1, 0], step_columns={"mc_total": [9, 2], "node_ids": ["x", "y"]}
+        )
+        joined, _ = StepTree.from_chains([first, second])
+        assert joined.completions == ["a", "b", "c"]
+        assert joined.step_columns == {"mc_total": [8, 4, 2], "node_ids": [None, None, "y"]}
+        joined.validate()
 
     def test_nothing_to_join(self):
         with pytest.raises(ValueError, match="got no chain"):

@@ -12,6 +12,9 @@ COMMANDS = {
     "build-prm800k": ("build_prm800k", "build a dataset of judged steps from PRM800K"),
     "build-math-shepherd": ("build_math_shepherd", "build a dataset of judged steps from Math-Shepherd"),
     "build-stepwise": ("build_stepwise", "build a dataset of judged steps from rows in TRL's stepwise format"),
+    "annotate": ("annotate", "search solutions of problems with a policy and grade them"),
+    "export": ("export", "make a dataset of judged steps of searched trees"),
+    "inspect": ("inspect", "show the search tree of a problem, in the terminal and as a page"),
     "score": ("score", "score steps with a trained reward model"),
     "demo": ("demo", "train a small hierarchical reward model from scratch on CPU and use it"),
 }

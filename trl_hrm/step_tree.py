@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+# Optional columns with one entry per step. In a row they are told from other columns of the same name by being lists.
+STEP_COLUMNS = ("mc_correct", "mc_total", "mc_unresolved", "node_ids", "label_weights")
+
+
 @dataclass
 class StepTree:
     r"""
@@ -24,6 +28,8 @@ class StepTree:
             S indices of the step before each step, `-1` for the prompt. A parent comes before its children.
         num_merged (`list[int]`, *optional*):
             S counts of original steps in each text: `1` for a step, `2` for a merged pair. `None` means all `1`.
+        step_columns (`dict[str, list]`, *optional*):
+            Other columns with one entry per step, of the names in `STEP_COLUMNS`. They follow their steps.
         extra (`dict[str, Any]`, *optional*):
             Other columns of the row. They travel along untouched.
 
@@ -41,6 +47,7 @@ class StepTree:
     labels: list[float | None]
     parents: list[int]
     num_merged: list[int] | None = None
+    step_columns: dict[str, list] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -65,7 +72,8 @@ class StepTree:
                     f"{where}: column `{name}` is missing, found {sorted(row)}. A row needs `prompt` (string), "
                     "`completions` (list of step texts) and `labels` (one per step, null for context)."
                 )
-        extra = {k: v for k, v in row.items() if k not in ("prompt", "completions", "labels", "parents", "num_merged")}
+        step_columns = {name: list(row[name]) for name in STEP_COLUMNS if isinstance(row.get(name), (list, tuple))}
+        own = {"prompt", "completions", "labels", "parents", "num_merged"} | step_columns.keys()
         completions = _list(row, "completions", where)
         parents = row.get("parents")
         num_merged = row.get("num_merged")
@@ -75,7 +83,8 @@ class StepTree:
             labels=[_label(label, i, where) for i, label in enumerate(_list(row, "labels", where))],
             parents=list(range(-1, len(completions) - 1)) if parents is None else _list(row, "parents", where),
             num_merged=None if num_merged is None else _list(row, "num_merged", where),
-            extra=extra,
+            step_columns=step_columns,
+            extra={name: value for name, value in row.items() if name not in own},
         )
         tree.validate(where)
         return tree
@@ -84,7 +93,7 @@ class StepTree:
         """Raise `ValueError` if the fields do not form a tree of non-empty steps. See [`StepTree.from_row`]."""
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"{where}: column `prompt` holds {self.prompt!r}, expected a non-empty string.")
-        columns = {"labels": self.labels, "parents": self.parents}
+        columns = {"labels": self.labels, "parents": self.parents} | self.step_columns
         if self.num_merged is not None:
             columns["num_merged"] = self.num_merged
         for name, column in columns.items():
@@ -118,7 +127,7 @@ class StepTree:
         }
         if self.num_merged is not None:
             row["num_merged"] = self.num_merged
-        return row | self.extra
+        return row | self.step_columns | self.extra
 
     def path(self, step: int) -> list[int]:
         """Indices of the steps from the first one to `step`, both included."""
@@ -149,6 +158,7 @@ class StepTree:
             labels=[self.labels[i] for i in path],
             parents=list(range(-1, len(path) - 1)),
             num_merged=None if self.num_merged is None else [self.num_merged[i] for i in path],
+            step_columns={name: [column[i] for i in path] for name, column in self.step_columns.items()},
             extra=self.extra,
         )
 
@@ -158,7 +168,7 @@ class StepTree:
         Join chains (or trees) of one prompt into one tree: steps with the same text after the same steps become one.
 
         The joined label is the mean of the labels given, `None` if there is none. A merged step and a single one stay
-        apart, whatever their texts.
+        apart, whatever their texts. In other columns a joined step has what the first of them has.
 
         Args:
             trees (`Iterable[StepTree]`):
@@ -175,7 +185,8 @@ class StepTree:
             raise ValueError("from_chains: got no chain, expected at least one.")
         if len({tree.prompt for tree in trees}) > 1:
             raise ValueError("from_chains: the chains have different prompts; group them by prompt first.")
-        joined = cls(trees[0].prompt, [], [], [], extra=trees[0].extra)
+        names = [name for name in STEP_COLUMNS if any(name in tree.step_columns for tree in trees)]
+        joined = cls(trees[0].prompt, [], [], [], step_columns={name: [] for name in names}, extra=trees[0].extra)
         found: dict[tuple[int, str, int], int] = {}
         labels: list[list[float]] = []
         num_merged: list[int] = []
@@ -190,6 +201,10 @@ class StepTree:
                     joined.parents.append(parent)
                     labels.append([])
                     num_merged.append(count)
+                    for name in names:
+                        joined.step_columns[name].append(
+                            tree.step_columns[name][i] if name in tree.step_columns else None
+                        )
                 index[i] = node
                 if tree.labels[i] is not None:
                     labels[node].append(tree.labels[i])

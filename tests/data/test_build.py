@@ -188,7 +188,9 @@ def test_card(tmp_path, rows_file):
 
 def test_rebuild_command():
     config = BuildConfig("my out", view="hrm", max_merge=3, exclude=["a.jsonl", "b.jsonl"], num_proc=2, overwrite=True)
-    command = build_command("prm800k", ["in.jsonl"], {"neutral": 0.5, "drop_screening": True, "split": None}, config)
+    command = build_command(
+        "build-prm800k", ["in.jsonl"], {"neutral": 0.5, "drop_screening": True, "split": None}, config
+    )
     assert command == (
         "trl-hrm build-prm800k in.jsonl --output_dir 'my out' --view hrm '--merge_separator=\\n' --max_merge 3 "
         "--neutral 0.5 --drop_screening --test_size 0.1 --seed 42 --exclude a.jsonl b.jsonl"

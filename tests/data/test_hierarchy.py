@@ -73,11 +73,50 @@ def test_superset():
 
 
 def test_refusals():
-    tree = StepTree("p", ["a", "b"], [1.0, 1.0], [-1, 0])
     with pytest.raises(ValueError, match="max_merge is 1, expected 2"):
-        hrm_view(tree, max_merge=1)
-    with pytest.raises(ValueError, match="merged steps already"):
-        hrm_view(hrm_view(tree))
+        hrm_view(StepTree("p", ["a", "b"], [1.0, 1.0], [-1, 0]), max_merge=1)
+
+
+@pytest.mark.parametrize("max_merge", [2, 3, 4])
+def test_view_of_a_view(max_merge):
+    """D_HRM is a union: merging merged steps again must neither repeat a step nor call a run of three a pair."""
+    rng = random.Random(0)
+    for _ in range(50):
+        size = rng.randint(1, 15)
+        labels = [rng.choice([None, 0.0, 1.0]) for _ in range(size)]
+        parents = [rng.randint(-1, i - 1) for i in range(size)]
+        tree = StepTree(
+            "p", [f"s{i}" for i in range(size)], labels, parents, step_columns={"mc_total": [*range(size)]}
+        )
+        view = hrm_view(tree, max_merge=max_merge)
+        assert max(view.num_merged) <= max_merge
+        assert hrm_view(view, max_merge=max_merge) == view
+
+
+def test_merged_steps_that_others_follow():
+    """Node compression leaves such trees: `max_merge` counts original steps, or pairs would become runs of three."""
+    tree = StepTree("p", ["a\nb", "c", "d"], [0.5, 1.0, 0.0], [-1, 0, 1], num_merged=[2, 1, 1])
+    view = hrm_view(tree)
+    assert (view.completions[3:], view.parents[3:], view.num_merged[3:]) == (["c\nd"], [0], [2])
+    view = hrm_view(tree, max_merge=3)
+    assert view.completions[3:] == ["a\nb\nc", "c\nd"]
+    assert (view.labels[3:], view.parents[3:], view.num_merged[3:]) == ([1.0, 0.0], [-1, 0], [3, 2])
+
+
+def test_equal_steps_are_added_once():
+    """The same pair from two equal branches counts once if the labels agree, and keeps both labels if not."""
+    tree = StepTree("p", ["a", "a", "b", "b", "c", "c"], [1.0, 1.0, 0.5, 0.5, 0.0, 1.0], [-1, -1, 0, 1, 0, 1])
+    view = hrm_view(tree)
+    assert list(zip(view.completions, view.labels, strict=True))[6:] == [("a\nb", 0.5), ("a\nc", 0.0), ("a\nc", 1.0)]
+
+
+def test_other_columns_follow_the_last_step():
+    """Counts of the first step beside the label of the second would be no evidence for it."""
+    columns = {"mc_total": [8, 4, 2], "node_ids": ["x", "y", "z"]}
+    view = hrm_view(StepTree("p", ["a", "b", "c"], [1.0, 0.0, 1.0], [-1, 0, 0], step_columns=columns))
+    assert view.completions[3:] == ["a\nb", "a\nc"]
+    assert view.step_columns == {"mc_total": [8, 4, 2, 4, 2], "node_ids": ["x", "y", "z", "y", "z"]}
+    view.validate()
 
 
 def test_prm_rows():

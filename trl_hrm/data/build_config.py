@@ -1,6 +1,7 @@
 """Options that all dataset builders share."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 VIEWS = ("tree", "hrm", "prm", "orm")
@@ -36,6 +37,8 @@ class BuildConfig:
         `ValueError`: If an option is out of range.
     """
 
+    views: ClassVar[tuple[str, ...]] = VIEWS
+
     output_dir: str
     view: str = "tree"
     merge_separator: str = "\n"
@@ -47,8 +50,8 @@ class BuildConfig:
     overwrite: bool = False
 
     def __post_init__(self):
-        if self.view not in VIEWS:
-            raise ValueError(f"view is {self.view!r}, expected one of {', '.join(VIEWS)}.")
+        if self.view not in self.views:
+            raise ValueError(f"view is {self.view!r}, expected one of {', '.join(self.views)}.")
         if not self.merge_separator:
             raise ValueError("merge_separator is empty, expected a text that tells a merged step from a single one.")
         if self.max_merge < 2:

@@ -22,6 +22,20 @@ COLUMNS = {
     "answer": "the reference answer",
     "finish_reason": "why the annotator stopped, as in the source",
     "task": "the benchmark that the problem comes from, as in the source",
+    "mc_correct": "leaves with the right answer below each step",
+    "mc_total": "leaves with an answer, right or wrong, below each step",
+    "mc_unresolved": "leaves without an answer below each step",
+    "node_ids": "the node of the search that each step comes from, the first one of equal siblings; a merged step has that "
+    "of its last step",
+    "label_weights": "inverse of the chance of each label to stay when the labels were balanced, 0 where there is none",
+    "label_kind": "what a label is: the MC score (soft), whether it is above 0 (hard), ER-PRM's map of it (entropy)",
+    "estimator": "how the MC score is estimated: child_mean, leaf_share, or recorded by the source",
+    "eta": "strength of the entropy regularisation",
+    "truncated": "what a solution without an answer is: unknown (drop) or wrong",
+    "source": "the tree as it was searched (tree), or a view of it with merged nodes (hnc)",
+    "completion": "a right solution, as the policy wrote it",
+    "mc_score": "the lowest MC score among the steps of the solution",
+    "node_id": "the node of the search that the solution ends with",
 }
 
 VIEWS = {
@@ -32,6 +46,7 @@ VIEWS = {
     "prm": "One row is one sequence of judged steps, from the first step to one that no other follows, in TRL's "
     "stepwise-supervision format. A step that several sequences share stands in each.",
     "orm": "One row is one complete sequence of steps. Only its last step has a label.",
+    "sft": "One row is one right solution.",
 }
 HRM_CITATION = """The merged steps follow
 
@@ -54,21 +69,23 @@ dataset["train"][0]
 ```"""
 
 
-def build_command(name: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:
+def build_command(command: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:
     """The command that builds the dataset again, with every option that decides the result."""
-    command = ["trl-hrm", f"build-{name}", *inputs, "--output_dir", config.output_dir, "--view", config.view]
-    if config.view == "hrm":
+    words = ["trl-hrm", command, *inputs, "--output_dir", config.output_dir, "--view", config.view]
+    if config.view == "hrm" or options.get("hnc"):
         separator = config.merge_separator.replace("\n", "\\n").replace("\t", "\\t")
-        command += [f"--merge_separator={separator}", "--max_merge", config.max_merge]
+        words.append(f"--merge_separator={separator}")
+    if config.view == "hrm":
+        words += ["--max_merge", config.max_merge]
     for option, value in options.items():
         if value is True:
-            command.append(f"--{option}")
+            words.append(f"--{option}")
         elif value is not None and value is not False:
-            command += [f"--{option}", value]
-    command += ["--test_size", config.test_size, "--seed", config.seed]
+            words += [f"--{option}", value]
+    words += ["--test_size", config.test_size, "--seed", config.seed]
     if config.exclude:
-        command += ["--exclude", *config.exclude]
-    return shlex.join(str(word) for word in command)
+        words += ["--exclude", *config.exclude]
+    return shlex.join(str(word) for word in words)
 
 
 def build_card(
@@ -105,6 +122,7 @@ def build_card(
         _table("Columns", ("column", "type", "meaning"), [_describe(field) for field in schema]),
         f"## Example\n\nThe first training row, shortened:\n\n````json\n{shown}\n````",
         LOAD,
+        _facts_section(report),
         _counts_section(report),
         f"## Rebuild\n\n```bash\n{report['command']}\n```",
         f"## Source and license\n\n{about['source']}",
@@ -124,9 +142,34 @@ def _describe(field: pa.Field) -> tuple[str, str, str]:
     return f"`{field.name}`", kind, COLUMNS.get(field.name, "as in the source")
 
 
+def _facts_section(report: dict[str, Any]) -> str:
+    return _table("How it was made", ("what", ""), _flatten(report["facts"])) if report.get("facts") else ""
+
+
+def _flatten(value: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """A nested dictionary as table rows, one per innermost value."""
+    rows = []
+    for key, inner in value.items():
+        path = (*above, str(key).replace("_", " "))
+        if isinstance(inner, dict):
+            rows += _flatten(inner, path)
+        else:
+            rows.append((": ".join(path), _cell(inner)))
+    return rows
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|")
+
+
 def _counts_section(report: dict[str, Any]) -> str:
     return _table("Counts", ("what", "count"), report_lines(report)) + (
-        "\n\nLabels are counted by value, rounded to two decimals."
+        "\n\nLabels are counted by value, rounded to two decimals, or by tenths where there are many."
     )
 
 

@@ -1,6 +1,7 @@
-"""Views of a step tree: single steps, merged steps (HRM), outcomes (ORM), flat rows (PRM)."""
+"""Views of a step tree: single steps, merged steps (HRM), outcomes (ORM), flat rows (PRM), solutions (SFT)."""
 
 from collections.abc import Callable
+from typing import Any
 
 from ..step_tree import StepTree
 
@@ -14,44 +15,44 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
     whose parent is the grandparent, and whose label is that of the second step (Table 2: a merged step is positive
     exactly when the current step is). The original steps stay as they are, so the result is a superset.
 
+    As a union, the result holds no step twice: one that is there already, with the same parent, text, number of merged
+    steps and label, is not added. So the view of a view is the view itself.
+
     Args:
         tree ([`StepTree`]):
-            Tree of single steps.
+            Tree of steps. Steps that are merged already, as by node compression, are merged further within `max_merge`.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step. It must be the `merge_separator` of the [`StepFormat`] that the
             model is trained with.
         max_merge (`int`, *optional*, defaults to `2`):
-            Longest run of consecutive steps that is merged. The paper merges pairs; longer runs follow the same rule.
+            Most original steps (`num_merged`) in a merged step. The paper merges pairs; longer runs follow the same rule.
 
     Returns:
-        [`StepTree`]: The tree with the merged steps after the original ones, and `num_merged` set.
+        [`StepTree`]: The tree with the merged steps after the original ones, and `num_merged` set. In other columns with one
+        entry per step a merged step has what its last step has.
 
     Raises:
-        `ValueError`: If `max_merge` is below 2, or if the tree has merged steps already.
+        `ValueError`: If `max_merge` is below 2.
     """
     if max_merge < 2:
         raise ValueError(f"max_merge is {max_merge}, expected 2 (pairs, as in the paper) or more.")
-    if any(count > 1 for count in tree.num_merged or ()):
-        raise ValueError("hrm_view: the tree has merged steps already (`num_merged` above 1); pass the original tree.")
-    merged = StepTree(tree.prompt, [], [], [], num_merged=[], extra=tree.extra)
+    completions, labels, parents = list(tree.completions), list(tree.labels), list(tree.parents)
+    num_merged = list(tree.num_merged) if tree.num_merged is not None else [1] * len(completions)
+    found = set(zip(parents, completions, num_merged, labels, strict=True))
+    last_steps = []
     for step, label in enumerate(tree.labels):
-        first = tree.parents[step]
-        texts = [tree.completions[step]]
-        while label is not None and first != -1 and len(texts) < max_merge:
-            texts.insert(0, tree.completions[first])
-            first = tree.parents[first]
-            merged.completions.append(merge_separator.join(texts))
-            merged.labels.append(label)
-            merged.parents.append(first)
-            merged.num_merged.append(len(texts))
-    return StepTree(
-        prompt=tree.prompt,
-        completions=tree.completions + merged.completions,
-        labels=tree.labels + merged.labels,
-        parents=tree.parents + merged.parents,
-        num_merged=[1] * len(tree.completions) + merged.num_merged,
-        extra=tree.extra,
-    )
+        text, count, first = completions[step], num_merged[step], parents[step]
+        while label is not None and first != -1 and count + num_merged[first] <= max_merge:
+            text, count, first = completions[first] + merge_separator + text, count + num_merged[first], parents[first]
+            if (first, text, count, label) not in found:
+                found.add((first, text, count, label))
+                completions.append(text)
+                labels.append(label)
+                parents.append(first)
+                num_merged.append(count)
+                last_steps.append(step)
+    columns = {name: column + [column[step] for step in last_steps] for name, column in tree.step_columns.items()}
+    return StepTree(tree.prompt, completions, labels, parents, num_merged, columns, tree.extra)
 
 
 def prm_view(tree: StepTree) -> list[StepTree]:
@@ -82,3 +83,13 @@ def orm_view(tree: StepTree, is_final: Callable[[str], bool] | None = None) -> l
             chain.labels = [None] * (len(chain.labels) - 1) + chain.labels[-1:]
             chains.append(chain)
     return chains
+
+
+def sft_row(solution: StepTree) -> dict[str, Any]:
+    """The row of a solution for supervised fine-tuning. `solution` has the whole text as its one step, scored by its label."""
+    return {
+        "prompt": solution.prompt,
+        "completion": solution.completions[0],
+        "mc_score": solution.labels[0],
+        **solution.extra,
+    }

@@ -7,12 +7,16 @@ from typing import Any
 from ..step_tree import StepTree
 
 
+SHOWN_VALUES = 12  # of more different labels, only tenths are shown
+
+
 def count_row(counts: Counter, split: str, tree: StepTree) -> None:
     """Add one written row and its labels, apart for single and merged steps, to `counts`."""
     counts["rows", split] += 1
-    for i, label in enumerate(tree.labels):
-        kind = "merged" if tree.num_merged is not None and tree.num_merged[i] > 1 else "single"
-        counts["labels", split, kind, "null" if label is None else f"{label:.2f}"] += 1
+    num_merged = [1] * len(tree.labels) if tree.num_merged is None else tree.num_merged
+    for (label, merged), count in Counter(zip(tree.labels, num_merged, strict=True)).items():
+        kind = "merged" if merged > 1 else "single"
+        counts["labels", split, kind, "null" if label is None else f"{label:.2f}"] += count
 
 
 def dump_counts(counts: Counter) -> str:
@@ -49,6 +53,28 @@ def nest_counts(counts: Counter) -> dict[str, Any]:
     return nested
 
 
+def group_values(values: dict[str, int]) -> dict[str, int]:
+    """
+    Counts of labels by value; by tenths where there are many values. `null` stays apart.
+
+    Example:
+
+    ```python
+    >>> group_values({f"{i / 100:.2f}": 1 for i in range(101)})["0.9 to 1.0"]
+    11
+    ```
+    """
+    if len(values) <= SHOWN_VALUES:
+        return values
+    grouped = Counter()
+    for value, count in sorted(values.items()):
+        if value != "null":
+            tenth = min(round(float(value) * 100) // 10, 9)
+            value = f"{tenth / 10:.1f} to {(tenth + 1) / 10:.1f}"
+        grouped[value] += count
+    return dict(grouped)
+
+
 def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
     """The report as `(name, count)` pairs, in the order in which they are shown."""
     lines = [("records in", report["records_in"]), ("records kept", report["records_kept"])]
@@ -59,7 +85,7 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
         (f"labels: {split}, {kind}, {value}", count)
         for split, kinds in report["labels"].items()
         for kind, values in kinds.items()
-        for value, count in values.items()
+        for value, count in group_values(values).items()
     ]
     return lines + [(f"note: {note}", count) for note, count in report["notes"].items()]
 

@@ -14,8 +14,9 @@ from typing import Any
 from datasets import load_dataset
 
 from ..step_tree import StepTree
-from .build import Recipe, build_dataset, temporary_directory
+from .build import Recipe, build_dataset
 from .build_config import BuildConfig
+from .output import temporary_directory
 from .sources import DatasetRows, JsonLines
 
 

@@ -1,11 +1,17 @@
 """Options that the `build-*` commands share."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TypeVar
 
 from ..data.build_config import VIEWS, BuildConfig
 
 
-def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+Config = TypeVar("Config", bound=BuildConfig)
+
+
+def add_build_arguments(parser: argparse.ArgumentParser, views: Sequence[str] = VIEWS) -> None:
     """Add the options of [`BuildConfig`] to `parser`."""
     parser.add_argument(
         "--output_dir",
@@ -14,10 +20,11 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--view",
-        choices=VIEWS,
+        choices=views,
         default=BuildConfig.view,
         help="what a row is: a problem with its judged steps as a tree; the tree with merged steps (hrm); one "
-        "root-to-leaf path (prm); one with a label on its last step only (orm)",
+        "root-to-leaf path (prm); one with a label on its last step only (orm)"
+        + ("; a right solution for fine-tuning (sft)" if "sft" in views else ""),
     )
     parser.add_argument(
         "--merge_separator",
@@ -55,19 +62,9 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is an earlier build")
 
 
-def build_config(args: argparse.Namespace) -> BuildConfig:
-    """The [`BuildConfig`] that the command line asks for."""
-    return BuildConfig(
-        output_dir=args.output_dir,
-        view=args.view,
-        merge_separator=args.merge_separator,
-        max_merge=args.max_merge,
-        test_size=args.test_size,
-        seed=args.seed,
-        exclude=args.exclude,
-        num_proc=args.num_proc,
-        overwrite=args.overwrite,
-    )
+def build_config(args: argparse.Namespace, kind: type[Config] = BuildConfig) -> Config:
+    """The [`BuildConfig`], or the `kind` of it, that the command line asks for."""
+    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
 
 
 def _unescape(text: str) -> str:

@@ -15,7 +15,7 @@ class EngineError(RuntimeError):
     """One request failed, also after retries. The search goes on without it, and it never becomes a label."""
 
 
-class EngineFatal(RuntimeError):
+class EngineFatal(OSError):
     """No request can succeed, as when the server does not know the model. The search stops."""
 
 

@@ -1,6 +1,6 @@
 """Breadth-first search of all trees of a given width: each open node gets the same number of children (HRM, section 3.2)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from .budget import choose, share
@@ -79,7 +79,9 @@ class FullTree:
         depth = opened.tree.depth(request.node) + 1
         if depth == self.max_depth:
             return []
-        open_nodes = [i for i in brought if nodes[i].finish == "stop" and not nodes[i].is_final and nodes[i].text.strip()]
+        open_nodes = [
+            i for i in brought if nodes[i].finish == "stop" and not nodes[i].is_final and nodes[i].text.strip()
+        ]
         sequences = request.sequences - request.n
         tokens = request.tokens - sum(len(nodes[i].token_ids) for i in brought)
         least = self.num_children * (self.max_depth - depth)  # samples of one branch from here to max_depth
@@ -90,14 +92,12 @@ class FullTree:
         weight = len(open_nodes) / len(chosen)
         return [
             self._request(node, weight, *budget)
-            for node, *budget in zip(
-                chosen, share(sequences, len(chosen)), share(tokens, len(chosen)), strict=True
-            )
+            for node, *budget in zip(chosen, share(sequences, len(chosen)), share(tokens, len(chosen)), strict=True)
         ]
 
     def describe(self) -> dict[str, Any]:
         """Settings, for the manifest."""
-        return {"search": "full_tree"} | {k: v for k, v in vars(replace(self)).items()}
+        return {"search": "full_tree"} | vars(self)
 
     def _request(self, node: int, weight: float, sequences: int, tokens: int) -> Request:
         return Request(

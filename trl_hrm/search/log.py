@@ -84,6 +84,11 @@ class EventLog:
             opened.apply(event)
         return opened
 
+    @property
+    def size(self) -> int:
+        """Bytes of the whole events in the log."""
+        return self._end
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

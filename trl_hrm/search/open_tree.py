@@ -106,7 +106,9 @@ class OpenTree:
         if request.segment is None:
             return self.tree.prefix_ids(request.node)
         node = self.tree.nodes[request.node]
-        return self.tree.prefix_ids(node.parent) + node.token_ids[: self.cuts[request.node][request.segment - 1].tokens]
+        return (
+            self.tree.prefix_ids(node.parent) + node.token_ids[: self.cuts[request.node][request.segment - 1].tokens]
+        )
 
     def apply(self, event: dict[str, Any]) -> None:
         """Grow by one `samples`, `grades` or `close` event."""

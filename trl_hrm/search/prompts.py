@@ -49,11 +49,15 @@ class Prompt:
 
     def __post_init__(self):
         if "{question}" not in self.template:
-            raise ValueError(f"prompt {self.name!r} has no {{question}} in it: the policy would never see the problem.")
+            raise ValueError(
+                f"prompt {self.name!r} has no {{question}} in it: the policy would never see the problem."
+            )
         if self.style not in ("chat", "plain"):
             raise ValueError(f"prompt style is {self.style!r}, expected chat or plain.")
         if self.system_prompt is not None and self.style != "chat":
-            raise ValueError("a system prompt goes with the prompt style chat only; leave it out, or put it in the prompt.")
+            raise ValueError(
+                "a system prompt goes with the prompt style chat only; leave it out, or put it in the prompt."
+            )
 
     def text(self, question: str) -> str:
         """The prompt with the question in it."""

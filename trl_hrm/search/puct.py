@@ -59,7 +59,7 @@ class PUCT:
     max_tokens: int | None = None
 
     def __post_init__(self):
-        check_rollouts(self, least=self.num_completions)
+        check_rollouts(self, first="num_completions")
         for name in ("alpha", "beta"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0, up to 1.")

@@ -47,7 +47,7 @@ class Rollouts:
     seed: int = 42
 
     def __post_init__(self):
-        check_rollouts(self, least=self.num_solutions)
+        check_rollouts(self, first="num_solutions")
 
     @property
     def first(self) -> Request:
@@ -62,13 +62,13 @@ class Rollouts:
         """Requests that become possible with the nodes that a request brought."""
         if request.node != ROOT:
             return []
-        prefixes = [
-            (rollout, segment) for rollout in brought for segment in range(1, len(opened.cuts[rollout]))
-        ]
+        prefixes = [(rollout, segment) for rollout in brought for segment in range(1, len(opened.cuts[rollout]))]
         spent = sum(len(opened.tree.nodes[i].token_ids) for i in brought)
         affordable = (self.max_sequences - request.n) // self.num_completions
         if self.max_tokens is not None:
-            affordable = min(affordable, (self.max_tokens - spent) // (self.num_completions * self.max_solution_tokens))
+            affordable = min(
+                affordable, (self.max_tokens - spent) // (self.num_completions * self.max_solution_tokens)
+            )
         return [
             Request(rollout, self.num_completions, "rollout", self.stop, self.max_solution_tokens, segment=segment)
             for rollout, segment in choose(prefixes, affordable, self.seed, opened.root_id)
@@ -79,13 +79,14 @@ class Rollouts:
         return {"search": "rollouts"} | vars(self)
 
 
-def check_rollouts(search: Any, least: int) -> None:
-    """Check the numbers of a search that samples whole solutions, `least` of them before anything else."""
-    for name in ("num_completions", "max_solution_tokens"):
+def check_rollouts(search: Any, first: str) -> None:
+    """Check the numbers of a search that samples whole solutions. `first` names how many of them come first."""
+    for name in (first, "num_completions", "max_solution_tokens"):
         if getattr(search, name) < 1:
             raise ValueError(f"{name} is {getattr(search, name)}, expected 1 or more.")
-    if least < 1 or search.max_sequences < least:
-        raise ValueError(f"max_sequences is {search.max_sequences} and {least} solutions come first, expected 1 to as many.")
+    least = getattr(search, first)
+    if search.max_sequences < least:
+        raise ValueError(f"max_sequences is {search.max_sequences}, expected {least} ({first}) or more.")
     if search.max_tokens is not None and search.max_tokens < least * search.max_solution_tokens:
         raise ValueError(
             f"max_tokens is {search.max_tokens}, expected {least * search.max_solution_tokens} or more: {least} solutions of "

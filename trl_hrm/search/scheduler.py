@@ -116,6 +116,7 @@ class Scheduler:
             `EngineFatal`: If the engine cannot serve any request, or failed `max_failures` times in a row. Everything up to
                 then is in the log.
         """
+        self._check_size(self.search.first)
         waiting = [(place, problem) for place, problem in problems if not self._is_closed(problem)]
         self.progress = Progress(num_problems=len(waiting))
         self._waiting = iter(waiting)
@@ -163,6 +164,13 @@ class Scheduler:
         size = self.search.first.n
         room = self._free() - self._opening * size >= size
         return room and len(self._open) + self._opening < self.config.max_open_problems
+
+    def _check_size(self, request: Request) -> None:
+        if request.n > self.config.max_in_flight:
+            raise ValueError(
+                f"max_in_flight is {self.config.max_in_flight}, expected {request.n} or more: a request of this search has "
+                f"{request.n} samples."
+            )
 
     def _next_problem(self) -> "tuple[int, Problem, _OpenProblem | None] | None":
         found = next(self._waiting, None)
@@ -242,11 +250,7 @@ class Scheduler:
             if key in problem.opened.answered:
                 pending += await self._tell(problem, request)
                 continue
-            if request.n > self.config.max_in_flight:
-                raise ValueError(
-                    f"max_in_flight is {self.config.max_in_flight}, expected {request.n} or more: a request of this search "
-                    f"has {request.n} samples."
-                )
+            self._check_size(request)
             depth = problem.opened.tree.depth(request.node)
             self._order += 1
             problem.num_pending += 1

@@ -167,13 +167,20 @@ class SearchTree:
         Text of the step at `index` alone: with the header that ended the node before it, without the one that ended it.
         Merged steps are joined by `merge_separator`.
         """
+        return merge_separator.join(self.step_pieces(index))
+
+    def step_pieces(self, index: int) -> list[str]:
+        """The texts of the original steps that [`SearchTree.step_text`] joins."""
         node = self.nodes[index]
         header = ""
         if node.parent != ROOT and self.nodes[node.parent].tail:
             header = self.nodes[node.parent].text[-self.nodes[node.parent].tail :]
-        ends = [*node.cuts, len(node.text) - node.tail]
+        end = len(node.text) - node.tail
+        if not node.cuts:
+            return [(header + node.text[:end]).strip()]
+        ends = [*node.cuts, end]
         pieces = [node.text[start:end] for start, end in zip([0, *node.cuts], ends, strict=True)]
-        return merge_separator.join(piece.strip() for piece in [header + pieces[0], *pieces[1:]])
+        return [piece.strip() for piece in [header + pieces[0], *pieces[1:]]]
 
     def canonical(self) -> "SearchTree":
         """The same tree with its nodes in depth-first order, siblings by round and place: the order of arrival is gone."""

@@ -1,0 +1,152 @@
+"""The command from problems to nodes, with a real engine on a tiny policy, and its refusals."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trl_hrm.cli import main
+from trl_hrm.search.nodes import read_trees
+from trl_hrm.search.run_folder import node_files, read_summary
+
+from ..search.policy import PROBLEMS, make_policy
+
+
+SETTINGS = (
+    "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops "
+    "--num_children 3 --max_depth 4 --max_step_tokens 40 --max_in_flight 24"
+).split()
+SETTINGS.insert(SETTINGS.index("--final_stops") + 1, "# END!")
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> str:
+    return make_policy(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture
+def problems(tmp_path) -> str:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    return str(path)
+
+
+def annotate(policy, problems, folder, *more) -> int:
+    return main(
+        ["annotate", "--problems", problems, "--policy", policy, "--output_dir", str(folder), *SETTINGS, *more]
+    )
+
+
+def trees_of(folder) -> dict:
+    return {tree.problem.problem_id: tree for file in node_files(folder) for tree in read_trees(file)}
+
+
+def test_from_problems_to_nodes_and_on(tmp_path, policy, problems, capsys):
+    """Started with few problems, then with all: the rows of a run that had them all from the start."""
+    assert annotate(policy, problems, tmp_path / "a", "--limit", "2") == 0
+    assert annotate(policy, problems, tmp_path / "a") == 0
+    assert "problems: 4 done" in capsys.readouterr().out
+    assert annotate(policy, problems, tmp_path / "b") == 0
+    assert trees_of(tmp_path / "a") == trees_of(tmp_path / "b")
+    leaves = Counter(
+        node.correct for tree in trees_of(tmp_path / "a").values() for node in tree.nodes if node.is_final
+    )
+    assert leaves[True] >= 10 and leaves[False] >= 10, leaves  # the policy knows the problems, half of the time
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["engine"]["model"] == policy and manifest["search"]["num_children"] == 3
+    assert manifest["seed"] == 42 and manifest["versions"]["trl_hrm"]
+
+
+def test_shards_of_the_command(tmp_path, policy, problems):
+    for shard in range(3):
+        assert annotate(policy, problems, tmp_path / "three", "--shard", f"{shard}/3") == 0
+    assert annotate(policy, problems, tmp_path / "one") == 0
+    assert trees_of(tmp_path / "three") == trees_of(tmp_path / "one")
+    assert read_summary(tmp_path / "three")["problems"] == {"done": 4}
+    (tmp_path / "three" / "summary-00001-of-00003.json").unlink()
+    assert read_summary(tmp_path / "three")["shards_missing"] == 1
+
+
+def test_other_settings_are_refused(tmp_path, policy, problems, capsys):
+    """And nothing of the second start is left: an empty log would count as a shard."""
+    assert annotate(policy, problems, tmp_path / "run") == 0
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert annotate(policy, problems, tmp_path / "run", "--temperature", "0.5") == 1
+    assert "engine.temperature was 1.0 and is 0.5" in capsys.readouterr().err
+    assert annotate(policy, problems, tmp_path / "run", "--shard", "0/2") == 1
+    assert "num_shards was 1 and is 2" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--num_solutions", "3"],
+            "--num_solutions goes with --search rollouts, and --search is full_tree. Leave it out.",
+        ),
+        (
+            ["--search", "puct", "--num_children", "3"],
+            "--num_children goes with --search full_tree, and --search is puct",
+        ),
+        (["--base_urls", "http://x"], "--base_urls goes with --engine openai, and --engine is transformers"),
+        (["--step_pattern", "x"], "--segmentation regex and --step_pattern go together"),
+        (["--prompt", "poem"], "--prompt is 'poem', expected steps, formulas, question, or a file"),
+        (["--prompt_style", "chat"], "no chat template, and the prompt style is chat. Use --prompt_style plain"),
+        (["--max_sequences", "5"], "max_sequences is 5, expected 12 or more"),
+        (["--max_in_flight", "1"], "max_in_flight is 1, expected 3 or more"),
+    ],
+)
+def test_options_that_cannot_work(tmp_path, policy, problems, capsys, more, message):
+    words = list(SETTINGS)
+    if "puct" in more:
+        words = words[: words.index("--num_children")] + words[words.index("--max_in_flight") :]
+    arguments = ["annotate", "--problems", problems, "--policy", policy, "--output_dir", str(tmp_path / "run")]
+    assert main([*arguments, *words, *more]) == 1
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("nodes-*"))
+
+
+def test_bad_problems(tmp_path, policy, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?", "answer": ""}\n')
+    assert annotate(policy, str(path), tmp_path / "run") == 1
+    assert f"{path}:2" in capsys.readouterr().err
+    path.write_text('{"id": "a", "problem": "1+1?", "answer": "2"}\n{"id": "a", "problem": "1+2?", "answer": "3"}\n')
+    assert annotate(policy, str(path), tmp_path / "run") == 1
+    message = capsys.readouterr().err
+    assert f"{path}:2" in message and f"{path}:1" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_launched_processes_share_the_problems(tmp_path, policy, problems):
+    """Two processes of `accelerate launch`: each takes half, neither waits for the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = Path(__file__).resolve().parents[2] / "accelerate_configs" / "cpu_2proc.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += [
+        "--main_process_port",
+        str(port),
+        "-m",
+        "trl_hrm.cli",
+        "annotate",
+        "--problems",
+        problems,
+        "--policy",
+        policy,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "two"), *SETTINGS], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "two").glob("log-*-of-00002.jsonl"))) == 2
+    assert annotate(policy, problems, tmp_path / "one") == 0
+    assert trees_of(tmp_path / "two") == trees_of(tmp_path / "one")

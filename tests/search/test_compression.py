@@ -1,0 +1,257 @@
+"""Node compression: what stays the same, what it does to mean and variance, and that it is a pure view."""
+
+import copy
+import itertools
+import random
+from collections import Counter
+from dataclasses import replace
+from statistics import mean, pvariance
+
+import pytest
+
+from trl_hrm.search.compression import choose_moves, compress, count_moves, move_up
+from trl_hrm.search.tree import ROOT, SearchTree, walk
+from trl_hrm.search.values import leaf_counts, mc_scores
+
+from .trees import end, full_tree, random_tree, rollout_tree, slow_leaves
+
+
+def many_trees(number: int, **options) -> list[SearchTree]:
+    rng = random.Random(0)
+    return [random_tree(rng, f"{i}", **options) for i in range(number)]
+
+
+def movable(tree: SearchTree) -> dict[int, list[int]]:
+    """Sampled steps below each node that is itself a step, where there are two or more and their weights are the same."""
+    return {
+        parent: steps for parent, steps in families(tree).items() if len({tree.nodes[i].weight for i in steps}) == 1
+    }
+
+
+def families(tree: SearchTree) -> dict[int, list[int]]:
+    found = {}
+    for i, node in enumerate(tree.nodes):
+        if node.parent != ROOT and node.role == "step" and node.is_sample and tree.nodes[node.parent].role == "step":
+            found.setdefault(node.parent, []).append(i)
+    return {parent: steps for parent, steps in found.items() if len(steps) >= 2}
+
+
+def test_what_one_move_changes():
+    """A leaf lost or a subtree left behind shows in no error: only in labels that are a little wrong."""
+    num_moves = 0
+    for tree in many_trees(25, num_children=4):
+        before, scores = leaf_counts(tree), mc_scores(tree)
+        for parent, steps in movable(tree).items():
+            above = tree.nodes[parent].parent
+            for chosen in steps:
+                view = move_up(tree, [chosen])
+                num_moves += 1
+                assert len(view.nodes) == len(tree.nodes)
+                assert [i for i, node in enumerate(view.nodes) if node.parent != tree.nodes[i].parent] == [chosen]
+                assert view.nodes[chosen].parent == above
+                assert mc_scores(view)[chosen] == scores[chosen]
+                assert leaf_counts(view)[chosen] == before[chosen]
+                for ancestor in [*tree.path(above), ROOT]:
+                    assert Counter(slow_leaves(view, ancestor)) == Counter(slow_leaves(tree, ancestor))
+                    assert leaf_counts(view)[ancestor] == before[ancestor]
+                    assert mc_scores(view, "leaf_share")[ancestor] == mc_scores(tree, "leaf_share")[ancestor]
+                lost = tuple(a - b for a, b in zip(before[parent], leaf_counts(view)[parent], strict=True))
+                assert lost == before[chosen]
+    assert num_moves > 300
+
+
+def test_texts_and_ids_join():
+    """The authors' code keeps the old text in the subtree: 56 of 310 nodes did not go on from their parent."""
+    num_moves = 0
+    for seed, tree in enumerate(many_trees(40)):
+        view = compress(tree, seed, probability=0.7, min_children=2, num_passes=1 + seed % 3)
+        num_moves += count_moves(view)
+        assert len({node.node_id for node in view.nodes}) == len(view.nodes)
+        for i, node in enumerate(view.nodes):
+            assert view.text(i) == tree.text(i)
+            assert view.prefix_ids(i) == tree.prefix_ids(i)
+            assert node.parent < i
+            if node.parent != ROOT:
+                assert view.text(i).startswith(view.text(node.parent))
+            pieces = [tree.step_text(j) for j in tree.path(i)][-node.num_merged :]
+            assert view.step_text(i, " | ") == " | ".join(pieces)
+            if node.merged_from is None:
+                assert (node.text, node.token_ids, node.cuts) == (tree.nodes[i].text, tree.nodes[i].token_ids, ())
+    assert num_moves > 100
+
+
+def test_merged_text_by_hand():
+    tree = full_tree(random.Random(0))
+    child = next(i for i, node in enumerate(tree.nodes) if node.parent == 0)
+    grandchild = next(i for i, node in enumerate(tree.nodes) if node.parent == child)
+    view = move_up(tree, [child])
+    moved = view.nodes[child]
+    assert moved.text == f"\nStep 0\n\n# Step 2\nStep {child}\n\n# Step 3"
+    assert moved.token_ids == tree.nodes[0].token_ids + tree.nodes[child].token_ids
+    assert moved.merged_from == (tree.nodes[0].node_id, tree.nodes[child].node_id)
+    assert (moved.parent, moved.child_index, moved.num_merged, moved.tail) == (ROOT, 3, 2, len("# Step 3"))
+    assert view.step_text(child) == f"Step 0\n# Step 2\nStep {child}"
+    assert view.step_text(grandchild) == f"# Step 3\nStep {grandchild}"
+    assert view.nodes[grandchild].node_id != tree.nodes[grandchild].node_id
+    assert view.nodes[0] is tree.nodes[0]
+
+
+def test_a_node_and_its_child_both_move():
+    """The child goes where its parent went, and the three steps are one."""
+    tree = full_tree(random.Random(0))
+    child = next(i for i, node in enumerate(tree.nodes) if node.parent == 0)
+    grandchild = next(i for i, node in enumerate(tree.nodes) if node.parent == child)
+    view = move_up(tree, [grandchild, child])
+    assert (view.nodes[grandchild].parent, view.nodes[grandchild].num_merged) == (ROOT, 3)
+    assert view.step_text(grandchild, "+") == f"Step 0+# Step 2\nStep {child}+# Step 3\nStep {grandchild}"
+    assert view.nodes[grandchild].merged_from == (tree.nodes[child].node_id, tree.nodes[grandchild].node_id)
+    assert view.text(grandchild) == tree.text(grandchild)
+
+
+def test_depths():
+    for seed, tree in enumerate(many_trees(30)):
+        view = compress(tree, seed, min_children=2, num_passes=2)
+        depths = [depth for _, _, depth in walk(view)]
+        steps = [sum(view.nodes[j].num_merged for j in view.path(i)) for i in range(len(view.nodes))]
+        for i, (node, depth) in enumerate(zip(view.nodes, depths, strict=True)):
+            assert depth == (1 if node.parent == ROOT else depths[node.parent] + 1) == view.depth(i)
+            assert steps[i] == tree.depth(i)  # no original step is lost or counted twice
+            place = (node.round, node.child_index)
+            assert [(n.round, n.child_index) for n in view.nodes if n.parent == node.parent].count(place) == 1
+
+
+def test_mean_over_all_choices_is_the_parents_score():
+    """With child mean, leaving one of N out at random keeps the expectation, whatever the other nodes are worth."""
+    num_parents = 0
+    for tree in many_trees(40):
+        scores = mc_scores(tree)
+        for parent, steps in movable(tree).items():
+            known = [scores[i] for i in steps if scores[i] is not None]
+            if len(known) < 2:
+                continue
+            found = [mc_scores(move_up(tree, [chosen]))[parent] for chosen in steps]
+            assert mean(found) == pytest.approx(scores[parent], abs=1e-12)
+            num_parents += 1
+    assert num_parents > 50
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_variance_of_the_child_mean(size):
+    """All outcomes of N equal children and all N choices: the variance goes from s^2/N to s^2/(N-1), exactly."""
+    p = 0.3
+    tree = full_tree(random.Random(0), num_children=size, depth=2)
+    steps = movable(tree)[0]
+    before, after = [], []  # (probability, child mean)
+    for outcomes in itertools.product([True, False], repeat=size):
+        for i, correct in zip(steps, outcomes, strict=True):
+            end(tree.nodes[i], correct)
+        chance = p ** sum(outcomes) * (1 - p) ** (size - sum(outcomes))
+        before.append((chance, mc_scores(tree)[0]))
+        after += [(chance / size, mc_scores(move_up(tree, [chosen]))[0]) for chosen in steps]
+    assert sum(chance * x for chance, x in before) == pytest.approx(p, abs=1e-12)
+    assert sum(chance * x for chance, x in after) == pytest.approx(p, abs=1e-12)
+    assert sum(chance * (x - p) ** 2 for chance, x in before) == pytest.approx(p * (1 - p) / size, abs=1e-12)
+    assert sum(chance * (x - p) ** 2 for chance, x in after) == pytest.approx(p * (1 - p) / (size - 1), abs=1e-12)
+
+
+def test_sampled_variance():
+    """The same with the seeded choice itself: a choice that leaned to one place would pass the enumeration."""
+    rng = random.Random(0)
+    before, after, places = [], [], Counter()
+    for seed in range(4000):
+        tree = full_tree(rng, name=f"{seed}", num_children=5, depth=2)
+        view = compress(tree, seed, probability=1)
+        before.append(mc_scores(tree)[0])
+        after.append(mc_scores(view)[0])
+        places[
+            next(n.child_index for i, n in enumerate(tree.nodes) if n.parent == 0 and view.nodes[i].parent != 0)
+        ] += 1
+    assert mean(after) == pytest.approx(0.5, abs=0.02)
+    assert pvariance(after) / pvariance(before) == pytest.approx(5 / 4, rel=0.08)
+    assert all(abs(places[i] - 800) < 4 * (4000 * 0.2 * 0.8) ** 0.5 for i in range(5))
+
+
+def test_probability_and_least_number_of_children():
+    tree = full_tree(random.Random(0), num_children=4, depth=5)
+    parents = len(movable(tree))
+    assert count_moves(compress(tree, 0, probability=0)) == 0
+    assert count_moves(compress(tree, 0, probability=1)) == parents == 4 + 16 + 64 + 256
+    assert count_moves(compress(tree, 0, probability=1, min_children=5)) == 0
+    assert abs(count_moves(compress(tree, 0)) - parents / 2) < 4 * (parents / 4) ** 0.5
+    # moved nodes are no samples: a second pass finds three children where there were four
+    assert count_moves(compress(tree, 0, probability=1, num_passes=2)) == parents
+    assert count_moves(compress(tree, 0, probability=1, min_children=3, num_passes=2)) == 2 * parents
+
+
+def test_one_seed_one_view():
+    """A generator shared between nodes would make the view depend on the order in which nodes arrived."""
+    for tree in many_trees(20):
+        before = copy.deepcopy(tree)
+        view = compress(tree, 7, min_children=2)
+        assert tree == before
+        assert compress(tree, 7, min_children=2) == view
+        order = [i for i, node in enumerate(tree.nodes) if node.parent == ROOT]
+        other = SearchTree(tree.problem, status=tree.status, prompt_ids=tree.prompt_ids)
+        for first in reversed(order):  # the same tree with its branches in another order
+            index = {ROOT: ROOT}
+            for i, node in enumerate(tree.nodes):
+                if tree.path(i)[0] == first:
+                    index[i] = len(other.nodes)
+                    other.nodes.append(replace(node, parent=index[node.parent]))
+        assert compress(other, 7, min_children=2).canonical() == view.canonical()
+    assert compress(tree, 8, min_children=2) != view
+
+
+def test_families_under_a_budget_are_left_alone():
+    """Without one of two children of unequal weight, the mean of the other is not the parent's on average."""
+    num_unequal = 0
+    for tree in many_trees(40):
+        view = compress(tree, 0, probability=1, min_children=2)
+        for steps in families(tree).values():
+            unequal = len({tree.nodes[i].weight for i in steps}) > 1
+            num_unequal += unequal
+            assert sum(view.nodes[i].merged_from is not None for i in steps) == (not unequal)
+            if unequal:
+                with pytest.raises(ValueError, match="siblings of the same weight"):
+                    move_up(tree, steps[:1])
+    assert num_unequal > 10
+
+
+def test_leaves_keep_their_outcome():
+    """A truncated leaf that moves beside continued siblings was not left out by their budget."""
+    for seed, tree in enumerate(many_trees(60)):
+        view = compress(tree, seed, probability=1, min_children=2)
+        followed = {node.parent for node in tree.nodes}
+        for i in set(range(len(tree.nodes))) - followed:
+            assert slow_leaves(view, i) == slow_leaves(tree, i)
+            assert leaf_counts(view)[i] == leaf_counts(tree)[i]
+
+
+def test_rollouts_are_not_merged():
+    rng = random.Random(0)
+    for i in range(20):
+        tree = rollout_tree(rng, f"{i}")
+        assert choose_moves(tree, (0,), 1.0, 2) == []
+        assert compress(tree, 0, probability=1, min_children=2) == tree
+
+
+def test_refusals():
+    tree = full_tree(random.Random(0), num_children=2, depth=2)
+    first, second = (i for i, node in enumerate(tree.nodes) if node.parent == 0)
+    with pytest.raises(ValueError, match="node 0 cannot be merged with what is before it"):
+        move_up(tree, [0])
+    with pytest.raises(ValueError, match="its parent, node 0, has 2 sampled steps below it"):
+        move_up(tree, [first, second])
+    only = full_tree(random.Random(0), num_children=1, depth=2)
+    with pytest.raises(ValueError, match="node 1 cannot move: its parent, node 0, has 1 sampled steps below it"):
+        move_up(only, [1])
+    moved = move_up(tree, [first])
+    with pytest.raises(ValueError, match=f"node {first} cannot be merged"):
+        move_up(moved, [first])
+    for options, message in (
+        ({"min_children": 1}, "min_children is 1, expected 2 or more"),
+        ({"probability": 1.5}, "probability of node compression is 1.5, expected a number from 0 to 1"),
+        ({"num_passes": 0}, "number of passes of node compression is 0, expected 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compress(tree, 0, **options)

@@ -1,0 +1,133 @@
+"""The event log, the manifest, and the folder of a run."""
+
+import json
+import resource
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from trl_hrm.search.log import EventLog
+from trl_hrm.search.manifest import check_manifest
+
+from .scripted import make_problems, run_scripted
+
+
+LOG = "log-00000-of-00001.jsonl"
+
+
+def test_a_torn_line_is_dropped_and_told(tmp_path):
+    """Half a line after a kill, whole JSON or not: without its line break it may be cut anywhere."""
+    run_scripted(tmp_path)
+    whole = (tmp_path / LOG).read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for torn in (lines[-1][:-1], lines[-1][: len(lines[-1]) // 2], b"{"):
+        (tmp_path / LOG).write_bytes(b"".join(lines[:-1]) + torn)
+        with EventLog(tmp_path / LOG) as log:
+            assert log.torn == len(torn) and log.size == len(whole) - len(lines[-1])
+        assert (tmp_path / LOG).read_bytes().endswith(torn)  # a reader changes nothing
+        with EventLog(tmp_path / LOG, write=True) as log:
+            assert log.torn == len(torn)
+        assert (tmp_path / LOG).read_bytes() == b"".join(lines[:-1])
+
+
+def test_damage_in_the_middle_is_an_error(tmp_path):
+    """Dropping it like a torn line would lose a problem in silence."""
+    run_scripted(tmp_path)
+    lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
+    (tmp_path / LOG).write_bytes(b"".join([*lines[:3], b"\0\0\0\n", *lines[3:]]))
+    with pytest.raises(ValueError, match="jsonl, line 4: found .* expected an event of a search"):
+        EventLog(tmp_path / LOG)
+    head = lines[3][:60]
+    (tmp_path / LOG).write_bytes(b"".join([*lines[:3], head + b"\n", *lines[4:]]))
+    with (
+        EventLog(tmp_path / LOG) as log,
+        pytest.raises(ValueError, match="byte [0-9]+: a damaged event of problem 'p0"),
+    ):
+        for problem_id in log.problems:
+            log.read(problem_id)
+
+
+def test_ids_with_any_characters(tmp_path):
+    """The index reads ids from the start of a line without parsing it: quotes, braces and backslashes must not fool it."""
+    names = ['a"b', "a\\", 'x", "status": "done', "ü🎲", "line\nbreak", ""]
+    with EventLog(tmp_path / LOG, write=True) as log:
+        for i, name in enumerate(names):
+            problem = {"root_id": "r", "prompt": "p", "answer": "7", "prompt_ids": []}
+            log.append({"event": "problem", "problem_id": name, "position": i} | problem)
+        log.append({"event": "close", "problem_id": names[2], "status": "done"})
+    with EventLog(tmp_path / LOG) as log:
+        assert [(p.position, p.status) for p in log.problems.values()] == [
+            (i, "done" if i == 2 else "open") for i in range(len(names))
+        ]
+        assert [log.read(name).tree.problem.problem_id for name in names] == names
+
+
+def test_one_writer_at_a_time(tmp_path):
+    """Two processes on one log would interleave their lines."""
+    with EventLog(tmp_path / LOG, write=True):
+        with pytest.raises(BlockingIOError, match="another process writes to this log"):
+            EventLog(tmp_path / LOG, write=True)
+    EventLog(tmp_path / LOG, write=True).close()
+
+
+def test_a_full_disk_is_an_error_and_the_log_goes_on(tmp_path):
+    """The write that fails may leave half a line: it must be told, and must not spoil what comes after it."""
+    program = textwrap.dedent(
+        """
+        import resource, signal, sys
+        from pathlib import Path
+        from tests.search.scripted import run_scripted
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+        run_scripted(Path(sys.argv[1]))
+        """
+    )
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    folder = tmp_path / "full"
+    result = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
+    assert result.returncode and "an event could not be written (File too large)" in result.stderr
+    assert "start again with the same command to go on" in result.stderr
+    assert 4000 < (folder / LOG).stat().st_size <= 5000
+    run_scripted(folder)
+    run_scripted(tmp_path / "whole")
+    assert sorted(map(len, (folder / LOG).read_bytes().splitlines())) == sorted(
+        map(len, (tmp_path / "whole" / LOG).read_bytes().splitlines())
+    )
+
+
+def test_every_event_is_flushed(tmp_path):
+    """A kill loses what is in a buffer; each line must reach the file when it is appended."""
+    with EventLog(tmp_path / LOG, write=True) as log:
+        for i, (_, problem) in enumerate(make_problems(3)):
+            event = {"event": "problem", "problem_id": problem.problem_id, "position": i, "root_id": "r"}
+            log.append(event | {"prompt": "p", "answer": "7", "prompt_ids": []})
+            assert (tmp_path / LOG).read_bytes().count(b"\n") == i + 1
+
+
+def test_manifest(tmp_path):
+    """A restart with another temperature would mix two policies in one tree."""
+    first = {
+        "engine": {"model": "a", "temperature": 1.0},
+        "seed": 1,
+        "versions": {"x": "1"},
+        "problems": {"source": "a"},
+    }
+    check_manifest(tmp_path / "run", first)
+    text = (tmp_path / "run" / "manifest.json").read_text()
+    assert json.loads(text) == first
+    check_manifest(tmp_path / "run", first | {"versions": {"x": "2"}, "problems": {"source": "b"}})
+    assert (tmp_path / "run" / "manifest.json").read_text() == text
+    second = {"engine": {"model": "a", "temperature": 0.5, "top_p": 0.9}, "seed": 2}
+    with pytest.raises(ValueError) as error:
+        check_manifest(tmp_path / "run", second)
+    for part in (
+        "engine.temperature was 1.0 and is 0.5",
+        "engine.top_p was null and is 0.9",
+        "seed was 1 and is 2",
+        "in another --output_dir",
+    ):
+        assert part in str(error.value)
+    assert "versions" not in str(error.value) and "engine.model" not in str(error.value)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["manifest.json"]

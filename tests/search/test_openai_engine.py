@@ -1,0 +1,491 @@
+"""A real server on this machine, with real faults: each request ends in what the server sent, or in a clear error."""
+
+import asyncio
+import json
+import socket
+import time
+
+import pytest
+
+from trl_hrm.search.engine import CharTokenizer, EngineError, EngineFatal, Sample, check_samples
+from trl_hrm.search.openai_engine import OpenAIEngine
+
+from .http_server import FakeServer, body, cut, hang, hang_up, policy, status
+
+
+TOKENIZER = CharTokenizer()
+PREFIX = TOKENIZER.encode("What is 3 + 4?\n\n# Step 1\n")
+STOP = ["# Step 2", "seven"]
+SELF_TEST = {"vllm": 6, "text": 6}  # two greedy answers and four hot ones
+
+
+def engine_for(*servers, **options):
+    urls = [server if isinstance(server, str) else server.url for server in servers]
+    options = {"backoff": 0.001, "timeout": 5.0, "api_key": "sk-secret"} | options
+    return OpenAIEngine(urls, "lm", TOKENIZER, **options)
+
+
+def run(engine, *work):
+    """Run the coroutines that the functions of `work` make, one after another; the last result."""
+
+    async def main():
+        try:
+            for function in work:
+                result = await asyncio.wait_for(function(), 60)
+            return result
+        finally:
+            await engine.close()
+
+    return asyncio.run(main())
+
+
+def ask(engine, n=2, stop=STOP, max_tokens=300, seed=100, key="", prefix=PREFIX):
+    return lambda: engine.sample(prefix, n, stop, max_tokens, seed, key)
+
+
+def after_test(server, *faults):
+    """Let a server fail from the next request on."""
+
+    async def order():
+        server.faults.extend(faults)
+        server.requests.clear()
+
+    return order
+
+
+def expected(seed, max_tokens=300, stop=STOP, temperature=1.0):
+    """What the server's policy writes, cut by hand."""
+    text = policy(TOKENIZER.decode(PREFIX), seed, temperature)
+    ends = {text.find(string) + len(string): string for string in stop if string in text}
+    if ends and min(ends) <= max_tokens:
+        text = text[: min(ends)]
+        return Sample(TOKENIZER.encode(text), text, "stop", ends[min(ends)])
+    if len(text) >= max_tokens:
+        return Sample(TOKENIZER.encode(text[:max_tokens]), text[:max_tokens], "length")
+    return Sample([*TOKENIZER.encode(text), 0], text, "eos")
+
+
+def without_cached(samples):
+    return [Sample(s.token_ids, s.text, s.finish, s.stop_reason) for s in samples]
+
+
+@pytest.mark.parametrize("api", ["vllm", "text"])
+@pytest.mark.parametrize(("stop", "max_tokens"), [(STOP, 300), ([], 300), (["not in it"], 300), (STOP, 7), ([], 7)])
+def test_samples(api, stop, max_tokens):
+    """A stop string taken for the end of the sequence, or the other way round, ends a solution in its middle."""
+    with FakeServer(api) as server:
+        engine = engine_for(server, api=api)
+        samples = run(engine, ask(engine, 5, stop, max_tokens))
+    check_samples(samples, 5)
+    assert without_cached(samples) == [expected(100 + i, max_tokens, stop) for i in range(5)]
+    num_cached = len(PREFIX) // 2 if api == "vllm" else 0
+    assert [sample.num_cached for sample in samples] == [num_cached, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("api", ["vllm", "text"])
+def test_greedy_samples_are_asked_once(api):
+    """vLLM refuses several greedy samples; several requests would bill the same tokens again."""
+    with FakeServer(api) as server:
+        engine = engine_for(server, api=api, temperature=0.0)
+        samples = run(engine, ask(engine, 3))
+        assert len(server.requests) == 2 + 1
+    assert without_cached(samples) == [expected(100, temperature=0.0)] * 3
+    assert [sample.num_cached > 0 for sample in samples] == [api == "vllm", False, False]
+
+
+def test_what_vllm_is_sent():
+    """What is left open, the server fills in from the model's generation configuration."""
+    with FakeServer() as server:
+        engine = engine_for(server, temperature=0.7, top_p=0.9, top_k=20)
+        run(engine, ask(engine, 3, ["\n"], 50, 7))
+        assert server.requests[-1] == {
+            "model": "lm",
+            "prompt": PREFIX,
+            "n": 3,
+            "seed": 7,
+            "max_tokens": 50,
+            "stop": ["\n"],
+            "include_stop_str_in_output": True,
+            "return_token_ids": True,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "top_k": 20,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+        }
+        assert server.headers[-1]["Authorization"] == "Bearer sk-secret"
+
+
+def test_what_others_are_sent():
+    """They answer 422 to fields that they do not know; several ignore `n`."""
+    with FakeServer("text") as server:
+        engine = engine_for(server, api="text")
+        run(engine, ask(engine, 2, ["\n"], 50, 7))
+        sent = sorted(server.requests[-2:], key=lambda request: request["seed"])
+    common = {"model": "lm", "max_tokens": 50, "stop": ["\n"], "temperature": 1.0, "top_p": 1.0}
+    assert sent == [common | {"prompt": TOKENIZER.decode(PREFIX), "seed": seed} for seed in (7, 8)]
+    with FakeServer("text") as server:
+        engine = engine_for(server, api="transformers", top_k=5)
+        run(engine, ask(engine, 1, [], 50, 7))
+        config = json.loads(server.requests[-1].pop("generation_config"))
+        assert config == {"do_sample": True, "top_k": 5, "repetition_penalty": 1.0}
+        assert "stop" not in server.requests[-1]
+
+
+PASSING = {
+    "429": status(429),
+    "500": status(500),
+    "503": status(503, "loading"),
+    "not JSON": body(b"<html>gateway</html>"),
+    "not text": body(b"\xff\xfe\x00"),
+    "no object": body([1, 2]),
+    "no choices": body({"object": "error"}),
+    "half a choice": body({"choices": [{"index": 0, "text": "so"}]}),
+    "cut": cut,
+    "hang up": hang_up,
+    "hang": hang(0.5),
+}
+
+
+@pytest.mark.parametrize("api", ["vllm", "text"])
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_faults_that_pass_are_tried_again(api, fault):
+    """A fault that became a sample would be judged and become a label."""
+    with FakeServer(api) as server:
+        engine = engine_for(server, api=api, timeout=0.3)
+        samples = run(engine, ask(engine), after_test(server, fault, fault), ask(engine, 1, seed=500))
+        assert len(server.requests) == 3
+    assert without_cached(samples) == [expected(500)]
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_faults_that_stay_are_errors_of_the_request(fault):
+    with FakeServer() as server:
+        engine = engine_for(server, timeout=0.2, max_retries=2)
+        with pytest.raises(EngineError, match=r"127\.0\.0\.1:\d+/v1: gave up after 3 tries\. The last fault: "):
+            run(engine, ask(engine), after_test(server, *[fault] * 9), ask(engine))
+        assert len(server.requests) == 3
+
+
+def test_messages_name_the_fault():
+    for fault, message in (
+        (status(503, "loading"), "HTTP 503: loading"),
+        (hang(0.5), "no answer within 0.2 seconds"),
+        (body(b"<html>"), "not JSON .* begins with b'<html>'"),
+        (hang_up, "ServerDisconnectedError"),
+    ):
+        with FakeServer() as server:
+            engine = engine_for(server, timeout=0.2, max_retries=0)
+            with pytest.raises(EngineError, match=f"gave up after 1 tries. The last fault: .*{message}"):
+                run(engine, ask(engine), after_test(server, fault), ask(engine))
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 405, 422])
+def test_refusals_stop_the_search_at_once(code):
+    """Tried again, or taken as a fault of one request, a wrong model name would cost hours and leave an empty run."""
+    with FakeServer() as server:
+        engine = engine_for(server)
+        message = "the key sk-secret may not\nuse the model `lm` " + "x" * 1000
+        with pytest.raises(EngineFatal, match=f"refused the request. HTTP {code}: the key .* may not use") as error:
+            run(engine, ask(engine), after_test(server, status(code, message)), ask(engine))
+        assert len(server.requests) == 1
+    assert "sk-secret" not in str(error.value) and len(str(error.value)) < 450
+
+
+def test_a_prefix_that_is_too_long_is_a_fault_of_one_request():
+    with FakeServer(max_length=len(PREFIX) + 10) as server:
+        # the self-test's own prompt is longer: the server tells nothing at first
+        server.max_length = None
+        engine = engine_for(server)
+        refusal = status(400, "This model's maximum context length is 36 tokens.")
+        with pytest.raises(EngineError, match="HTTP 400: This model's maximum context length is 36"):
+            run(engine, ask(engine), after_test(server, refusal), ask(engine))
+        assert len(server.requests) == 1
+
+
+def test_the_length_that_vllm_tells_is_kept():
+    """vLLM refuses a request whose `max_tokens` passes its length, where other engines end the sample there."""
+    with FakeServer(max_length=300) as server:
+        engine = engine_for(server)
+        prefix = (PREFIX * 20)[:290]
+        [sample] = run(engine, ask(engine, 1, [], 50, prefix=prefix))
+        assert (server.requests[-1]["max_tokens"], sample.finish, len(sample.token_ids)) == (10, "length", 10)
+        engine = engine_for(server)
+        with pytest.raises(EngineError, match="the prefix has 300 tokens, but lm takes 300"):
+            run(engine, ask(engine, 1, [], 50, prefix=(PREFIX * 20)[:300]))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_other_numbers_of_samples_are_seen(kept):
+    """Taken as they are, the samples that are there would stand for more than they are."""
+    with FakeServer() as server:
+        engine = engine_for(server)
+        choices = [server.choice("p", {"max_tokens": 9, "temperature": 1.0}, i, i) for i in range(kept)]
+        samples = run(engine, ask(engine), after_test(server, body({"choices": choices})), ask(engine, 2))
+    assert len(samples) == kept
+    with pytest.raises(EngineFatal, match=f"returned {kept} samples, expected 2"):
+        check_samples(samples, 2)
+
+
+def test_choices_out_of_order():
+    """Sample `i` belongs to seed + i, wherever it stands in the answer."""
+    with FakeServer() as server:
+        complete = server.complete
+        server.complete = lambda request: {"choices": complete(request)["choices"][::-1]}
+        engine = engine_for(server)
+        samples = run(engine, ask(engine, 3))
+    assert samples == [expected(100 + i) for i in range(3)]
+
+
+def test_ends_that_vllm_reports():
+    with FakeServer() as server:
+        choice = {
+            "index": 0,
+            "text": "so ",
+            "finish_reason": "stop",
+            "stop_reason": 17,
+            "token_ids": [115, 111, 32, 17],
+        }
+        engine = engine_for(server)
+        [sample] = run(engine, ask(engine), after_test(server, body({"choices": [choice]})), ask(engine, 1))
+        assert sample == Sample([115, 111, 32, 17], "so ", "eos")  # another token that ends sequences
+        for reason, error in (("abort", EngineError), ("error", EngineError), ("content_filter", EngineFatal)):
+            engine = engine_for(server)
+            answer = body({"choices": [choice | {"finish_reason": reason}]})
+            with pytest.raises(error, match=reason):
+                run(engine, ask(engine), after_test(server, answer), ask(engine, 1))
+
+
+def closed_url():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def test_a_dead_server_is_passed_over():
+    """With several servers, one that is down must not cost the problems that belong to it."""
+    with FakeServer() as server:
+        engine = engine_for(closed_url(), server, backoff=30.0)  # a pause before the other server would be seen
+        work = [ask(engine, 1, seed=1000 * i, key=str(i)) for i in range(8)]
+        results = []
+
+        async def both():
+            results.extend([await function() for function in work])
+
+        run(engine, both)
+        assert without_cached([sample for [sample] in results]) == [expected(1000 * i) for i in range(8)]
+
+
+def test_all_servers_dead():
+    urls = [closed_url(), closed_url()]
+    engine = engine_for(*urls, max_retries=3)
+    with pytest.raises(EngineError, match="gave up after 4 tries. The last fault: .*Connect"):
+        run(engine, ask(engine))
+
+
+def test_a_key_stays_with_one_server():
+    """The cache of a server holds the prefixes that were computed there."""
+    with FakeServer() as one, FakeServer() as other:
+        engine = engine_for(one, other)
+        keys = [f"problem-{i}" for i in range(20)]
+        prefixes = [TOKENIZER.encode(f"{key}: ") for key in keys for _ in range(3)]
+
+        async def everything():
+            await asyncio.gather(
+                *(engine.sample(prefix, 1, [], 5, i, keys[i // 3]) for i, prefix in enumerate(prefixes))
+            )
+
+        run(engine, everything)
+        seen = [
+            {key for key in keys for request in s.requests if TOKENIZER.decode(request["prompt"]) == f"{key}: "}
+            for s in (one, other)
+        ]
+    assert not seen[0] & seen[1] and seen[0] | seen[1] == set(keys)
+    assert min(len(seen[0]), len(seen[1])) >= 5
+
+
+def test_pauses(monkeypatch):
+    """A server that says when to come back is not asked before; without it, pauses double and differ by seed."""
+    pauses = []
+    sleep = asyncio.sleep
+
+    async def no_sleep(seconds):
+        pauses.append(seconds)
+        await sleep(0)
+
+    def pauses_of(seed, *faults, **options):
+        with FakeServer() as server:
+            engine = engine_for(server, **{"backoff": 1.0, "max_retries": 9} | options)
+            run(engine, ask(engine), after_test(server, *faults), clear, ask(engine, 1, seed=seed))
+        return list(pauses)
+
+    async def clear():
+        pauses.clear()
+
+    monkeypatch.setattr("trl_hrm.search.http_client.asyncio.sleep", no_sleep)
+    plain = pauses_of(1, *[status(500)] * 9)
+    assert len(plain) == 9
+    for place, pause in enumerate(plain):
+        assert 0.5 * 2**place <= pause <= 1.5 * 2**place or pause == 60.0
+    assert plain[-1] == 60.0
+    assert pauses_of(1, *[status(500)] * 9) == plain != pauses_of(2, *[status(500)] * 9)
+    after = lambda value: status(429, "slow down", {"Retry-After": value})  # noqa: E731
+    assert pauses_of(1, after("7"), after("3600"), backoff=0.0) == [7.0, 60.0]
+    assert pauses_of(1, after("Wed, 21 Oct 2015 07:28:00 GMT"), backoff=0.0) == [0.0]
+
+
+def test_requests_run_side_by_side():
+    """A limit on connections would leave the server idle while everything waits here."""
+    with FakeServer() as server:
+        engine = engine_for(server, timeout=30.0)
+        complete = server.complete
+        started = []
+
+        def together(request):
+            started.append(1)
+            deadline = time.monotonic() + 20
+            while len(started) < 150 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return complete(request)
+
+        async def everything():
+            await engine.sample(PREFIX, 1, [], 5, 0)
+            server.complete = together
+            return await asyncio.gather(*(engine.sample(PREFIX, 1, [], 5, i) for i in range(150)))
+
+        samples = run(engine, everything)
+        assert len(started) == 150 and len(samples) == 150
+
+
+class TestServerCheck:
+    """What the first request of a server finds out."""
+
+    def test_it_is_run_once(self):
+        with FakeServer() as server:
+            engine = engine_for(server)
+
+            async def everything():
+                await asyncio.gather(*(engine.sample(PREFIX, 1, [], 5, i) for i in range(10)))
+                await engine.sample(PREFIX, 1, [], 5, 99)
+
+            run(engine, everything)
+            assert len(server.requests) == SELF_TEST["vllm"] + 11
+
+    @pytest.mark.parametrize(
+        ("style", "message"),
+        [
+            ("ignores", "ignores stop strings: it went on after '.*--continuous-batching"),
+            ("strips", 'takes stop strings out of the text.*use api="vllm"'),
+            ("greedy", 'does not sample: with 4 seeds at temperature 2 .*use api="transformers"'),
+        ],
+    )
+    def test_servers_that_would_spoil_every_label(self, style, message):
+        with FakeServer(style) as server:
+            engine = engine_for(server, api="text")
+            with pytest.raises(EngineFatal, match=message):
+                run(engine, ask(engine))
+            assert len(server.requests) <= SELF_TEST["text"]
+
+    def test_a_server_without_token_ids(self):
+        with FakeServer("text") as server:
+            engine = engine_for(server)
+            answer = {"choices": [{"index": 0, "text": "so ", "finish_reason": "length"}]}
+            server.faults.append(body(answer))
+            with pytest.raises(EngineFatal, match='has no token ids; expected those of vLLM.*api="text"'):
+                run(engine, ask(engine))
+
+    def test_another_model(self):
+        with FakeServer() as server:
+            server.model = "meta/other"
+            engine = engine_for(server)
+            with pytest.raises(EngineFatal, match="does not serve 'lm', but 'meta/other'. Name one of these"):
+                run(engine, ask(engine))
+            assert server.requests == []
+
+    def test_another_tokenizer(self):
+        """Ids of one tokenizer mean other text to another: the policy would continue what nobody wrote."""
+        with FakeServer() as server:
+            complete = server.complete
+
+            def shifted(request):
+                answer = complete(request)
+                for choice in answer["choices"]:
+                    choice["token_ids"] = [token + 1 for token in choice["token_ids"]]
+                return answer
+
+            server.complete = shifted
+            engine = engine_for(server)
+            with pytest.raises(EngineFatal, match="the tokenizer is not that of its model"):
+                run(engine, ask(engine))
+
+    def test_a_silent_model(self):
+        with FakeServer() as server:
+            server.faults.append(
+                body({"choices": [{"index": 0, "text": "", "finish_reason": "stop", "token_ids": [0]}]})
+            )
+            engine = engine_for(server)
+            with pytest.raises(EngineFatal, match="with '', too little to test"):
+                run(engine, ask(engine))
+
+    def test_it_is_tried_again_when_a_fault_broke_it(self):
+        with FakeServer() as server:
+            server.faults = [status(200 + 303), cut]
+            engine = engine_for(server)
+            samples = run(engine, ask(engine))
+            assert len(server.requests) == 1 + 1 + SELF_TEST["vllm"] + 1
+        assert without_cached(samples) == [expected(100), expected(101)]
+
+    def test_greedy_answers_that_differ_may_pass(self):
+        """Under load a server's rounding differs from batch to batch: no reason to refuse it."""
+        with FakeServer() as server:
+            once = {"choices": [{"index": 0, "text": "zzzzzzzzz", "finish_reason": "length", "token_ids": [122] * 9}]}
+            server.faults = [body(once)]
+            engine = engine_for(server)
+            assert len(run(engine, ask(engine))) == 2
+
+
+def test_describe_names_the_policy_and_not_the_servers():
+    """A run goes on at other servers, and not with another policy."""
+    described = engine_for("http://a:1/v1", temperature=0.5).describe()
+    assert described == engine_for("http://b:2", "http://c:3/v1", temperature=0.5).describe()
+    assert described == {
+        "engine": "openai",
+        "api": "vllm",
+        "model": "lm",
+        "temperature": 0.5,
+        "top_p": 1.0,
+        "top_k": 0,
+    }
+
+
+def test_key_of_the_environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-environment")
+    with FakeServer() as server:
+        engine = OpenAIEngine([server.url], "lm", TOKENIZER)
+        assert "sk-of" not in repr(engine) + str(engine.describe())
+        run(engine, ask(engine))
+        assert server.headers[-1]["Authorization"] == "Bearer sk-of-the-environment"
+
+
+@pytest.mark.parametrize(
+    ("urls", "options", "message"),
+    [
+        ([], {}, "there is no base URL"),
+        (["localhost:8000"], {}, "the base URL is 'localhost:8000', expected one such as http://localhost:8000/v1"),
+        (["ftp://host/v1"], {}, "the base URL is 'ftp://host/v1'"),
+        (["http://me:pw@host/v1"], {}, "the base URL of host holds a user or a password"),
+        (["http://host"], {"api": "chat"}, "api is 'chat', expected one of vllm, transformers, text"),
+        (["http://host"], {"api": "text", "top_k": 5}, "top_k is 5, but the completions protocol has no such option"),
+        (["http://host"], {"max_retries": -1}, "max_retries is -1, expected 0 or more"),
+        (["http://host"], {"top_p": 2}, "top_p is 2"),
+    ],
+)
+def test_options_out_of_range(urls, options, message):
+    with pytest.raises(ValueError, match=message):
+        OpenAIEngine(urls, "lm", TOKENIZER, **options)
+
+
+def test_urls_without_a_path_get_one():
+    engine = engine_for("http://host:1", "http://host:2/", "http://host:3/v1/", "https://host/openai/v1")
+    urls = ["http://host:1/v1", "http://host:2/v1", "http://host:3/v1", "https://host/openai/v1"]
+    assert [server.url for server in engine.client.servers] == urls

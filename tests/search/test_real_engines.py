@@ -1,0 +1,303 @@
+"""transformers, vLLM, `vllm serve` and `transformers serve` with one tiny model: what they sample must be the same."""
+
+import asyncio
+import os
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trl_hrm.search.engine import EngineError, EngineFatal, check_samples
+from trl_hrm.search.openai_engine import OpenAIEngine
+from trl_hrm.search.transformers_engine import TransformersEngine
+
+from .policies import make_policy
+from .serving import ENVIRONMENT, serve
+
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = ["What is 3 + 4?\n\n", "What is 11 + 7?\n\n# Step 1\n", "# Step 2\nThe sum", "so " * 30]
+MAX_LENGTH = 256
+NUM_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(folder, MAX_LENGTH, num_steps=120)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def loop():
+    """vLLM belongs to one event loop."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def ask(loop):
+    def ask(engine, *requests):
+        async def together():
+            return await asyncio.wait_for(asyncio.gather(*(engine.sample(*request) for request in requests)), 120)
+
+        return loop.run_until_complete(together())
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def requests(folder, tokenizer, ask):
+    """Greedy requests: without stop strings, and with some from the middle of what the model writes there."""
+    engine = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.0)
+    requests = []
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt)
+        [[whole]] = ask(engine, (ids, 1, [], NUM_TOKENS, 0))
+        requests += [(ids, 1, [], NUM_TOKENS, 0), (ids, 1, [], 5, 0), (ids, 1, ["not in it"], NUM_TOKENS, 0)]
+        third, half = len(whole.text) // 3, len(whole.text) // 2
+        for stop in (
+            "# Step 2",
+            whole.text[third : third + 1],
+            whole.text[third : third + 4],
+            whole.text[half : half + 7],
+        ):
+            requests.append((ids, 1, [stop, "not in it"], NUM_TOKENS, 0))
+    return requests
+
+
+@pytest.fixture(scope="module")
+def reference(folder, requests, ask):
+    """What TransformersEngine samples, and how."""
+    engine = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.0)
+    return [samples[0] for samples in ask(engine, *requests)]
+
+
+def test_the_reference_covers_what_matters(requests, reference):
+    """Requests without a stop, or whose stops fall on whole tokens alone, would compare nothing of interest."""
+    stopped = [sample for sample in reference if sample.finish == "stop"]
+    assert len(stopped) >= 12 and {sample.finish for sample in reference} == {"stop", "eos", "length"}
+    assert "# Step 2" in {sample.stop_reason for sample in stopped}
+    assert not any("\ufffd" in sample.text for sample in reference)
+    assert any(
+        not sample.text.endswith(sample.stop_reason) for sample in stopped
+    )  # a token that goes on after the stop
+    assert any(sample.text.endswith(sample.stop_reason) for sample in stopped)
+
+
+@pytest.fixture(scope="module")
+def vllm_engine(folder, loop):
+    pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        from trl_hrm.search.vllm_engine import VLLMEngine
+
+        async def start():
+            return VLLMEngine.from_pretrained(
+                folder,
+                dtype="float32",
+                temperature=0.0,
+                max_model_len=MAX_LENGTH,
+                enforce_eager=True,
+                kv_cache_memory_bytes=64 << 20,
+                block_size=32,
+                max_num_seqs=64,
+            )
+
+        engine = loop.run_until_complete(start())
+        yield engine
+        loop.run_until_complete(engine.close())
+
+
+@pytest.fixture(scope="module")
+def vllm_url(folder, tmp_path_factory):
+    pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
+    options = ["--dtype", "float32", "--max-model-len", str(MAX_LENGTH), "--enforce-eager", "--block-size", "32"]
+    options += ["--kv-cache-memory-bytes", str(64 << 20), "--enable-prompt-tokens-details"]
+    home = tmp_path_factory.mktemp("vllm")
+    with serve(home, "vllm.entrypoints.cli.main", "serve", folder, "--served-model-name", "lm", *options) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def transformers_url(folder, tmp_path_factory):
+    pytest.importorskip("fastapi", reason='needs `pip install "transformers[serving]"`')
+    options = ["--device", "cpu", "--dtype", "float32"]
+    with serve(
+        tmp_path_factory.mktemp("transformers"), "transformers.cli.transformers", "serve", folder, *options
+    ) as url:
+        yield url
+
+
+def with_sampling(engine, **options):
+    """The same engine with other sampling parameters."""
+    other = object.__new__(type(engine))
+    other.__dict__ = engine.__dict__ | {"sampling": replace(engine.sampling, **options)}
+    return other
+
+
+class TestVLLM:
+    """AsyncLLM in this process."""
+
+    def test_greedy(self, vllm_engine, requests, reference, ask):
+        samples = [replace(sample, num_cached=0) for [sample] in ask(vllm_engine, *requests)]
+        assert samples == reference
+
+    def test_sampling(self, vllm_engine, folder, tokenizer, ask):
+        """A parameter that does not arrive still gives fluent samples, of another policy."""
+        engine = with_sampling(vllm_engine, temperature=2.0, top_k=3)
+        ids = tokenizer.encode(PROMPTS[3])
+        [samples] = ask(engine, (ids, 600, [], 1, 5 << 16))
+        check_samples(samples, 600)
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits[0, -1]
+        top = logits.topk(3)
+        expected = (top.values.double() / 2).softmax(0) * 600
+        counts = Counter(sample.token_ids[0] for sample in samples)
+        assert set(counts) <= set(top.indices.tolist())
+        assert sum((counts[t] - e) ** 2 / e for t, e in zip(top.indices.tolist(), expected.tolist(), strict=True)) < 14
+
+    def test_seeds(self, vllm_engine, tokenizer, ask):
+        """Seeds that lie closer than `n` draw the same samples twice, which look like agreement."""
+        engine = with_sampling(vllm_engine, temperature=2.0)
+        ids = tokenizer.encode(PROMPTS[0])
+        near, next_to, far, alone = ask(
+            engine, (ids, 4, [], 12, 1), (ids, 4, [], 12, 2), (ids, 4, [], 12, 5), (ids, 1, [], 12, 3)
+        )
+        texts = [[tuple(sample.token_ids) for sample in samples] for samples in (near, next_to, far, alone)]
+        assert texts[0][1:] == texts[1][:3]
+        assert texts[3][0] == texts[0][2]
+        assert not set(texts[0]) & set(texts[2])
+        assert len(set(texts[0] + texts[2])) == 8
+
+    def test_cached_prefixes_are_told_once(self, vllm_engine, tokenizer, ask):
+        ids = tokenizer.encode("and " * 100)[:80]
+        ask(vllm_engine, (ids, 1, [], 2, 0))
+        [samples] = ask(with_sampling(vllm_engine, temperature=1.0), (ids, 3, [], 2, 0))
+        assert [sample.num_cached for sample in samples] == [64, 0, 0]
+
+    def test_length_of_the_model(self, vllm_engine, tokenizer, ask):
+        ids = (tokenizer.encode(PROMPTS[0]) * 100)[:MAX_LENGTH]
+        [[sample]] = ask(vllm_engine, (ids[:-6], 1, [], 50, 0))
+        assert (sample.finish, len(sample.token_ids)) == ("length", 6)
+        with pytest.raises(EngineError, match=f"the prefix has {MAX_LENGTH} tokens"):
+            ask(vllm_engine, (ids, 1, [], 50, 0))
+
+    def test_cancelled_requests_leave_the_others_alone(self, vllm_engine, requests, reference, loop, ask):
+        async def run():
+            lost = asyncio.create_task(vllm_engine.sample(requests[0][0], 1, [], 200, 0))
+            await asyncio.sleep(0.05)
+            lost.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await lost
+
+        loop.run_until_complete(run())
+        assert [replace(s, num_cached=0) for [s] in ask(vllm_engine, requests[0])] == reference[:1]
+
+    def test_describe(self, vllm_engine, folder):
+        described = vllm_engine.describe()
+        assert (described["engine"], described["model"], described["dtype"]) == ("vllm", folder, "float32")
+        assert described["vllm"] and described["temperature"] == 0.0
+
+
+class TestVLLMServer:
+    """`vllm serve`, over HTTP."""
+
+    @pytest.fixture
+    def engine(self, vllm_url, tokenizer, loop):
+        engine = OpenAIEngine([vllm_url], "lm", tokenizer, temperature=0.0, timeout=60.0)
+        yield engine
+        loop.run_until_complete(engine.close())
+
+    def test_greedy(self, engine, requests, reference, ask):
+        samples = [replace(sample, num_cached=0) for [sample] in ask(engine, *requests)]
+        assert samples == reference
+
+    def test_sampling_is_that_of_vllm(self, vllm_url, vllm_engine, tokenizer, loop, ask):
+        """Same engine, same seeds: what HTTP loses or adds would show here."""
+        options = {"temperature": 0.7, "top_p": 0.9, "top_k": 20}
+        engine = OpenAIEngine([vllm_url], "lm", tokenizer, **options)
+        requests = [(tokenizer.encode(prompt), 4, ["a"], 16, 7 << 16) for prompt in PROMPTS]
+        over_http = ask(engine, *requests)
+        local = ask(with_sampling(vllm_engine, **options), *requests)
+        loop.run_until_complete(engine.close())
+        for ours, theirs in zip(over_http, local, strict=True):
+            check_samples(ours, 4)
+            assert [replace(sample, num_cached=0) for sample in ours] == [replace(s, num_cached=0) for s in theirs]
+
+    def test_cached_prefixes_are_told(self, engine, tokenizer, ask):
+        ids = tokenizer.encode("thus " * 100)[:80]
+        ask(engine, (ids, 1, [], 2, 0))
+        [samples] = ask(engine, (ids, 2, [], 2, 0))
+        assert [sample.num_cached for sample in samples] == [64, 0]
+
+    def test_length_of_the_model(self, engine, tokenizer, ask):
+        ids = (tokenizer.encode(PROMPTS[0]) * 100)[:MAX_LENGTH]
+        [[sample]] = ask(engine, (ids[:-6], 1, [], 50, 0))
+        assert (sample.finish, len(sample.token_ids)) == ("length", 6)
+        engine.client.servers[0].max_length = None  # the server's own refusal
+        with pytest.raises(EngineError, match="HTTP 400: .*maximum context length"):
+            ask(engine, (ids, 1, [], 50, 0))
+
+    def test_refusals(self, vllm_url, tokenizer, loop, ask):
+        engine = OpenAIEngine([vllm_url], "another", tokenizer)
+        with pytest.raises(EngineFatal, match="does not serve 'another', but 'lm'"):
+            ask(engine, ([1], 1, [], 5, 0))
+        loop.run_until_complete(engine.close())
+
+    def test_as_text_it_is_refused(self, vllm_url, tokenizer, loop, ask):
+        """It takes stop strings out, so that every stopped step would be the end of a solution."""
+        engine = OpenAIEngine([vllm_url], "lm", tokenizer, api="text")
+        with pytest.raises(EngineFatal, match='takes stop strings out of the text.*use api="vllm"'):
+            ask(engine, ([1], 1, [], 5, 0))
+        loop.run_until_complete(engine.close())
+
+
+class TestTransformersServer:
+    """`transformers serve`, over HTTP."""
+
+    @pytest.mark.parametrize("api", ["transformers", "text"])
+    def test_greedy(self, api, transformers_url, folder, tokenizer, requests, reference, loop, ask):
+        engine = OpenAIEngine([transformers_url], folder, tokenizer, api=api, temperature=0.0)
+        samples = [samples[0] for samples in ask(engine, *requests)]
+        loop.run_until_complete(engine.close())
+        for sample, expected in zip(samples, reference, strict=True):
+            assert (sample.text, sample.finish, sample.stop_reason) == (
+                expected.text,
+                expected.finish,
+                expected.stop_reason,
+            )
+
+    def test_sampling(self, transformers_url, folder, tokenizer, loop, ask):
+        engine = OpenAIEngine([transformers_url], folder, tokenizer, api="transformers", temperature=2.0, top_k=50)
+        [samples] = ask(engine, (tokenizer.encode(PROMPTS[0]), 4, [], 12, 0))
+        check_samples(samples, 4)
+        assert len({sample.text for sample in samples}) > 1
+        loop.run_until_complete(engine.close())
+
+    def test_as_text_it_does_not_sample(self, transformers_url, folder, tokenizer, loop, ask):
+        """It is greedy at any temperature, unless its own option says otherwise: all samples of a step would be one."""
+        engine = OpenAIEngine([transformers_url], folder, tokenizer, api="text")
+        with pytest.raises(EngineFatal, match='does not sample.*use api="transformers"'):
+            ask(engine, ([1], 1, [], 5, 0))
+        loop.run_until_complete(engine.close())
+
+
+def test_without_vllm_the_remedy_is_named(monkeypatch):
+    """The name of a missing module alone does not tell what to install."""
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    monkeypatch.delitem(__import__("sys").modules, "trl_hrm.search.vllm_engine", raising=False)
+    with pytest.raises(ImportError, match=r'pip install "trl-hrm\[vllm\]"'):
+        __import__("trl_hrm.search.vllm_engine")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -1,0 +1,304 @@
+"""What may not depend on chance: the order of answers, kills, shards, faults of the engine."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trl_hrm.search.engine import EngineError, EngineFatal, Sample, ScriptedEngine
+from trl_hrm.search.log import EventLog
+from trl_hrm.search.open_tree import OpenTree
+from trl_hrm.search.shards import launched_shard, problem_shard
+from trl_hrm.search.tree import Problem
+
+from .scripted import SEARCHES, make_problems, read_trees, run_scripted, write_solution
+
+
+def no_latency(rng: random.Random) -> float:
+    return 0.0
+
+
+def some_latency(rng: random.Random) -> float:
+    return rng.uniform(0, 0.004)
+
+
+class FaultyEngine(ScriptedEngine):
+    """Fails a share of its requests, chosen anew at each try."""
+
+    def __init__(self, share: float, seed: int = 0):
+        super().__init__(write_solution)
+        self.share = share
+        self.rng = random.Random(seed)
+
+    async def sample(self, *args, **kwargs):
+        if self.rng.random() < self.share:
+            raise EngineError("the server answered 500.")
+        return await super().sample(*args, **kwargs)
+
+
+class LyingEngine(ScriptedEngine):
+    """Changes what it returns."""
+
+    def __init__(self, change):
+        super().__init__(write_solution)
+        self.change = change
+
+    async def sample(self, *args, **kwargs):
+        return self.change(await super().sample(*args, **kwargs))
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_the_order_of_answers_does_not_matter(tmp_path, name):
+    """Trees that depend on which server was faster could never be made again."""
+    plain = run_scripted(tmp_path / "plain", SEARCHES[name], latency=no_latency, max_in_flight=4)
+    mixed = run_scripted(tmp_path / "mixed", SEARCHES[name], latency=some_latency, max_in_flight=64)
+    assert read_trees(tmp_path / "plain") == read_trees(tmp_path / "mixed")
+    assert plain.num_sequences == mixed.num_sequences > 60
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_shards_make_the_same_trees(tmp_path, name):
+    """One process or eight: the union is the same, and no problem is searched twice."""
+    problems = make_problems(12)
+    run_scripted(tmp_path / "one", SEARCHES[name], problems)
+    for shard in range(8):
+        mine = [(i, p) for i, p in problems if problem_shard(p.problem_id, 8) == shard]
+        run_scripted(tmp_path / "eight", SEARCHES[name], mine, shard=(shard, 8))
+    assert read_trees(tmp_path / "one") == read_trees(tmp_path / "eight")
+
+
+def test_another_seed_makes_other_trees(tmp_path):
+    run_scripted(tmp_path / "a", seed=1)
+    run_scripted(tmp_path / "b", seed=2)
+    assert read_trees(tmp_path / "a") != read_trees(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_never_more_in_flight_than_allowed(tmp_path, name):
+    engine = ScriptedEngine(write_solution, some_latency)
+    progress = run_scripted(tmp_path, SEARCHES[name], make_problems(20), engine=engine, max_in_flight=13)
+    assert 10 <= engine.most_in_flight <= 13
+    assert progress.most_in_flight == engine.most_in_flight and progress.in_flight == engine.in_flight == 0
+
+
+def test_tokens_billed_are_those_of_the_nodes(tmp_path):
+    """Segments are pieces of rollouts: counting them would bill tokens twice."""
+    for name, search in SEARCHES.items():
+        progress = run_scripted(tmp_path / name, search)
+        nodes = [n for tree in read_trees(tmp_path / name).values() for n in tree.nodes if n.role != "segment"]
+        assert progress.generated_tokens == sum(len(n.token_ids) for n in nodes)
+        assert progress.num_sequences == len(nodes)
+
+
+def test_ids_and_seeds_are_unique(tmp_path):
+    for name, search in SEARCHES.items():
+        run_scripted(tmp_path / name, search)
+        nodes = [n for tree in read_trees(tmp_path / name).values() for n in tree.nodes]
+        assert len({n.node_id for n in nodes}) == len(nodes)
+        sampled = [n for n in nodes if n.role != "segment"]
+        assert len({n.seed for n in sampled}) == len(sampled)
+
+
+def test_a_search_that_ended_asks_for_nothing(tmp_path):
+    run_scripted(tmp_path)
+    engine = ScriptedEngine(write_solution)
+    progress = run_scripted(tmp_path, engine=engine)
+    assert progress.num_problems == 0 and engine.most_in_flight == 0
+
+
+def test_more_problems_may_follow(tmp_path):
+    run_scripted(tmp_path / "a", problems=make_problems(3))
+    assert run_scripted(tmp_path / "a", problems=make_problems(6)).num_problems == 3
+    run_scripted(tmp_path / "b", problems=make_problems(6))
+    assert read_trees(tmp_path / "a") == read_trees(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_cut_after_any_event_and_resumed(tmp_path, name):
+    """A kill between any two events, and in the middle of each line: the same rows, and nothing is asked twice."""
+    whole = tmp_path / "whole"
+    run_scripted(whole, SEARCHES[name], make_problems(2), max_in_flight=20)
+    expected, log = read_trees(whole), (whole / "log-00000-of-00001.jsonl").read_bytes()
+    lines = log.splitlines(keepends=True)
+    assert len(lines) > 10
+    for kept in range(0, len(lines), max(1, len(lines) // 12)):
+        for half in (0, len(lines[kept]) // 2):
+            folder = tmp_path / f"{kept}-{half}"
+            folder.mkdir()
+            torn = b"".join(lines[:kept]) + lines[kept][:half]
+            (folder / "log-00000-of-00001.jsonl").write_bytes(torn)
+            run_scripted(folder, SEARCHES[name], make_problems(2), max_in_flight=20)
+            assert read_trees(folder) == expected
+            resumed = (folder / "log-00000-of-00001.jsonl").read_bytes()
+            assert sorted(map(len, resumed.splitlines())) == sorted(map(len, log.splitlines()))
+
+
+@pytest.mark.parametrize("name", ["full_tree", "rollouts"])
+def test_twenty_kills(tmp_path, name):
+    """SIGKILL at random moments of a real process, twenty times: the rows of a run that was never stopped."""
+    number = 25
+    run_scripted(tmp_path / "whole", SEARCHES[name], make_problems(number))
+    program = [sys.executable, "-m", "tests.search.scripted", str(tmp_path / "killed"), name, str(number), "0.05"]
+    rng = random.Random(7)
+    log = tmp_path / "killed" / "log-00000-of-00001.jsonl"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    kills, sizes = 0, []
+    while kills < 20:
+        before = log.stat().st_size if log.exists() else 0
+        process = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        while process.poll() is None and (not log.exists() or log.stat().st_size == before):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if process.returncode != -signal.SIGKILL:
+            break
+        kills += 1
+        sizes.append(log.stat().st_size)
+    assert kills == 20 and len(set(sizes)) == 20, "the run ended too early to be killed twenty times"
+    done = Counter(problem.status for problem in EventLog(log).problems.values())
+    assert done["open"], "every problem was done before the last kill"
+    run_scripted(tmp_path / "killed", SEARCHES[name], make_problems(number))
+    assert read_trees(tmp_path / "killed") == read_trees(tmp_path / "whole")
+
+
+def test_faults_never_become_labels(tmp_path):
+    """A third of all requests fails, and the trees are those of a flawless engine; no failure left a node."""
+    run_scripted(tmp_path / "flawless")
+    progress = run_scripted(tmp_path / "faulty", engine=FaultyEngine(0.3), max_failures=50, problem_attempts=50)
+    assert progress.num_failures > 5 and progress.closed == {"done": 6}
+    assert read_trees(tmp_path / "faulty") == read_trees(tmp_path / "flawless")
+
+
+def test_problems_with_faults_wait_for_the_next_start(tmp_path):
+    """They are closed as errors, kept out of the export, and asked only for what is missing."""
+    progress = run_scripted(tmp_path, engine=FaultyEngine(0.3), max_failures=50, problem_attempts=1)
+    assert progress.closed["error"] >= 2
+    missing = run_scripted(tmp_path)
+    assert missing.num_problems == progress.closed["error"] and missing.closed == {"done": missing.num_problems}
+    run_scripted(tmp_path / "whole")
+    trees = read_trees(tmp_path / "whole")
+    assert read_trees(tmp_path) == trees
+    total = sum(n.role != "segment" for tree in trees.values() for n in tree.nodes)
+    assert progress.num_sequences + missing.num_sequences == total
+
+
+def test_an_engine_that_is_down_stops_the_run(tmp_path):
+    """Else a night of failures would look like a finished run with no data."""
+    with pytest.raises(EngineFatal, match="4 requests failed in a row, the last one with: the server answered 500"):
+        run_scripted(tmp_path, engine=FaultyEngine(1.0), max_failures=4)
+    assert run_scripted(tmp_path).closed == {"done": 6}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda samples: samples[:-1], "returned 2 samples, expected 3. The server may ignore `n`"),
+        (lambda samples: [*samples, samples[0]], "returned 4 samples, expected 3"),
+        (lambda samples: [Sample([1], "a", "abort")] * 3, "ended with 'abort', expected one of stop, eos, length"),
+        (lambda samples: [Sample([1], "a", "stop", "# Step 2")] * 3, "expected the stop string in the text"),
+        (lambda samples: [Sample([1], "a", "stop")] * 3, "was ended by the stop string None"),
+    ],
+)
+def test_an_engine_that_lies_stops_the_run(tmp_path, change, message):
+    """More or fewer samples than asked would bias every value above them."""
+    with pytest.raises(EngineFatal, match=message):
+        run_scripted(tmp_path, engine=LyingEngine(change))
+    assert all(not tree.nodes for tree in read_trees(tmp_path).values())
+
+
+def test_a_fault_of_the_grader_stops_the_run(tmp_path):
+    """An exception in a task must not be swallowed by the loop, which would then wait forever."""
+
+    class Broken:
+        async def agrade(self, answer, reference):
+            raise OSError("the grader is gone")
+
+    with pytest.raises(OSError, match="the grader is gone"):
+        run_scripted(tmp_path, grader=Broken())
+
+
+def test_a_stopped_run_leaves_no_task_behind(tmp_path):
+    """Ctrl-C while requests are out: the engine sees them cancelled, and the log goes on later."""
+
+    class Stopping(ScriptedEngine):
+        async def sample(self, *args, **kwargs):
+            if self.most_in_flight > 20:
+                os.kill(os.getpid(), signal.SIGINT)
+            return await super().sample(*args, **kwargs)
+
+    engine = Stopping(write_solution, some_latency)
+    with pytest.raises(KeyboardInterrupt):
+        run_scripted(tmp_path / "a", engine=engine)
+    assert engine.in_flight == 0
+    run_scripted(tmp_path / "a")
+    run_scripted(tmp_path / "b")
+    assert read_trees(tmp_path / "a") == read_trees(tmp_path / "b")
+
+
+def test_a_problem_that_changed_is_refused(tmp_path):
+    """Labels of the old answer would stand beside those of the new one."""
+    run_scripted(tmp_path, engine=FaultyEngine(0.3), max_failures=50, problem_attempts=1)
+    changed = [(i, Problem(p.problem_id, p.prompt, "9")) for i, p in make_problems(6)]
+    with pytest.raises(ValueError, match="is Problem.*answer='7'.* in the log and Problem.*answer='9'.* now"):
+        run_scripted(tmp_path, problems=changed)
+
+
+def test_a_request_larger_than_the_bound_is_refused(tmp_path):
+    """It could never be sent: the loop would end as if all were done."""
+    with pytest.raises(ValueError, match="max_in_flight is 2, expected 3 or more"):
+        run_scripted(tmp_path, max_in_flight=2)
+
+
+def test_many_problems_share_the_engine(tmp_path):
+    """No barrier between depths: a slow request of one problem does not hold up the others."""
+    seen = []
+
+    class Slow(ScriptedEngine):
+        async def sample(self, prefix_ids, *args, **kwargs):
+            is_slow = "What is 0 - 0" in self.tokenizer.decode(prefix_ids)
+            await asyncio.sleep(0.5 if is_slow else 0)
+            seen.append(is_slow)
+            return await super().sample(prefix_ids, *args, **kwargs)
+
+    run_scripted(tmp_path, problems=make_problems(6), engine=Slow(write_solution))
+    assert seen.count(False) > 30 and not any(seen[:30])
+
+
+def test_few_problems_are_open_at_a_time(tmp_path, monkeypatch):
+    """Memory is bounded by the open problems: the deepest node of the oldest comes first."""
+    opened: list[int] = []
+    apply = OpenTree.apply
+
+    def watch(self, event):
+        apply(self, event)
+        if event["event"] == "samples":
+            opened.append(self.position)
+
+    monkeypatch.setattr(OpenTree, "apply", watch)
+    run_scripted(tmp_path, problems=make_problems(30), latency=some_latency, max_in_flight=6, max_open_problems=3)
+    assert all(len({*opened[:k]} & {*opened[k:]}) <= 3 for k in range(len(opened)))
+    assert len(set(opened)) == 30
+
+
+def test_shards_by_id():
+    """Stable over machines and Python's hash seed: the values are written down."""
+    assert [problem_shard(f"p{i}", 4) for i in range(6)] == [problem_shard(f"p{i}", 4) for i in range(6)]
+    assert Counter(problem_shard(str(i), 4) for i in range(4000)).most_common()[-1][1] > 900
+    assert problem_shard("anything", 1) == 0
+
+
+def test_shards_of_launched_processes(monkeypatch):
+    """Four processes on machine 1 of 2 are parts 4 to 7 of 8. An engine that saw WORLD_SIZE would wait for the others."""
+    assert launched_shard(3, 16) == (3, 16, None)
+    for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert launched_shard(1, 2) == (6, 8, 2)
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"} & os.environ.keys()

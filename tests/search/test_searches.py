@@ -1,0 +1,278 @@
+"""What the searches sample, on scripted policies."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from trl_hrm.search.full_tree import FullTree
+from trl_hrm.search.open_tree import request_seed
+from trl_hrm.search.puct import PUCT
+from trl_hrm.search.rollouts import Rollouts
+from trl_hrm.search.root_filter import RootFilter
+from trl_hrm.search.tree import ROOT
+
+from .scripted import FINAL, RULE, SEARCHES, ExactGrader, make_problems, read_trees, run_scripted
+
+
+def by_rate(rates):
+    """A policy of three steps; after the first k steps it is right with probability `rates[k]`, decided step by step."""
+
+    def script(prefix, rng):
+        written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
+        number = written.count("# Step ")
+        good = "bad" not in written
+        text = "\n" if number else "# Step 1\n"
+        for k in range(max(number, 1), 4):
+            good = good and rng.random() < rates[k - 1]
+            text += "good\n\n" if good else "bad\n\n"
+            text += f"# Step {k + 1}\n" if k < 3 else ""
+        return text + f"# Answer\n\n{7 if good else 8}\n# END!"
+
+    return script
+
+
+def test_full_tree_is_full(tmp_path):
+    """Without a binding budget, every node that can go on has all its children, and no other has any."""
+    run_scripted(tmp_path)
+    search = SEARCHES["full_tree"]
+    sizes = Counter()
+    for tree in read_trees(tmp_path).values():
+        children = tree.children()
+        for i, node in enumerate(tree.nodes):
+            goes_on = node.finish == "stop" and not node.is_final and tree.depth(i) < search.max_depth
+            assert len(children[i]) == (search.num_children if goes_on else 0)
+            assert tree.depth(i) <= search.max_depth and node.weight == 1
+            sizes[tree.depth(i), goes_on] += 1
+        assert len(children[ROOT]) == search.num_children
+    assert sizes[search.max_depth, False] and sizes[1, True] and sizes[1, False]  # all kinds occurred
+
+
+def test_a_budget_thins_the_tree_and_weighs_what_is_left(tmp_path):
+    """Open siblings that were left out are stood for by the others; and every branch still reaches the bottom."""
+    search = SEARCHES["narrow"]
+    run_scripted(tmp_path, search, make_problems(40))
+    thinned = 0
+    for tree in read_trees(tmp_path).values():
+        assert len(tree.nodes) <= search.max_sequences
+        children = tree.children()
+        for below in children:
+            could = [
+                i
+                for i in below
+                if tree.nodes[i].finish == "stop" and not tree.nodes[i].is_final and tree.depth(i) < search.max_depth
+            ]
+            did = [i for i in below if children[i]]
+            assert set(did) <= set(could) and bool(did) == bool(could)
+            assert sum(tree.nodes[i].weight for i in did) == pytest.approx(len(could))
+            thinned += len(did) < len(could)
+    assert thinned > 5
+
+
+def test_a_token_budget_holds(tmp_path):
+    """The worst case of each request is set aside beforehand, so that no problem can overrun."""
+    least = 3 * 4 * 60
+    search = FullTree(RULE.stop_strings(4) + FINAL, 3, 4, max_step_tokens=60, max_tokens=2 * least)
+    run_scripted(tmp_path, search, make_problems(40))
+    spent = [sum(len(node.token_ids) for node in tree.nodes) for tree in read_trees(tmp_path).values()]
+    assert max(spent) <= 2 * least and max(spent) > least / 2
+
+
+def test_child_mean_under_a_budget_is_unbiased(tmp_path):
+    """A subsample without weights would favour solutions that end early: those are all kept."""
+
+    def ragged(prefix, rng):
+        """Ends at once, wrongly, one time in two; else three right steps follow."""
+        written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
+        number = written.count("# Step ")
+        if not number and rng.random() < 0.5:
+            return "# Step 1\nbad\n\n# Answer\n\n8\n# END!"
+        text = "\n" if number else "# Step 1\n"
+        for k in range(max(number, 1), 4):
+            text += "good\n\n" + (f"# Step {k + 1}\n" if k < 3 else "")
+        return text + "# Answer\n\n7\n# END!"
+
+    search = FullTree(RULE.stop_strings(4) + FINAL, 4, 4, max_step_tokens=60, max_sequences=16)
+    run_scripted(tmp_path, search, make_problems(400), script=ragged)
+
+    def mean(tree, below, children):
+        total = weights = 0
+        for i in below:
+            node = tree.nodes[i]
+            if not children[i] and not node.is_final:
+                continue  # left out by the budget
+            value = node.correct if node.is_final else mean(tree, children[i], children)
+            total, weights = total + node.weight * value, weights + node.weight
+        return total / weights
+
+    found = [mean(tree, tree.children()[ROOT], tree.children()) for tree in read_trees(tmp_path).values()]
+    assert sum(found) / len(found) == pytest.approx(0.5, abs=0.04)  # 3 standard errors
+
+
+def test_rollouts_judge_every_prefix(tmp_path):
+    """Each step of a solution but the last has its own completions; the last has the solution's outcome."""
+    search = SEARCHES["rollouts"]
+    run_scripted(tmp_path, search)
+    seen = 0
+    for tree in read_trees(tmp_path).values():
+        children = tree.children()
+        solutions = [i for i in children[ROOT] if tree.nodes[i].role == "rollout"]
+        chains = [i for i in children[ROOT] if tree.nodes[i].role == "segment"]
+        assert len(solutions) == len(chains) == search.num_solutions
+        for solution, step in zip(solutions, chains, strict=True):
+            whole = tree.nodes[solution]
+            ids, text = [], ""
+            while True:
+                node = tree.nodes[step]
+                ids, text = ids + node.token_ids, text + node.text
+                below = [i for i in children[step] if tree.nodes[i].role == "segment"]
+                judging = [i for i in children[step] if tree.nodes[i].role == "rollout"]
+                assert len(judging) == (search.num_completions if below else 0)
+                seen += len(judging)
+                if not below:
+                    break
+                (step,) = below
+            assert (ids, text) == (whole.token_ids, whole.text)
+            last = tree.nodes[step]
+            assert (last.is_final, last.answer, last.correct) == (whole.is_final, whole.answer, whole.correct)
+    assert seen > 50
+
+
+def test_rollouts_under_a_budget(tmp_path):
+    """Some prefixes stay unjudged; none is judged by fewer completions than asked, which would look as sure as the rest."""
+    search = replace(SEARCHES["rollouts"], max_sequences=10)
+    run_scripted(tmp_path, search, make_problems(20))
+    for tree in read_trees(tmp_path).values():
+        children = tree.children()
+        counts = Counter(
+            sum(tree.nodes[i].role == "rollout" for i in children[step])
+            for step, node in enumerate(tree.nodes)
+            if node.role == "segment" and not node.is_final
+        )
+        assert set(counts) <= {0, search.num_completions}
+        assert sum(node.role == "rollout" for node in tree.nodes) <= 10
+
+
+def test_puct_finds_the_first_error(tmp_path):
+    """Bisection of a wrong rollout ends at its first bad step: the prefix before it can be solved, the one after cannot."""
+    search = PUCT(FINAL, num_completions=12, max_selections=3, max_solution_tokens=300)
+    run_scripted(tmp_path, search, make_problems(10), script=by_rate([0.7, 0.7, 0.7]))
+    found = 0
+    for tree in read_trees(tmp_path).values():
+        children = tree.children()
+        for step in range(len(tree.nodes)):
+            judging = [i for i in children[step] if tree.nodes[i].role == "rollout"]
+            if judging:
+                solved = any(tree.nodes[i].correct for i in judging)
+                assert solved == ("bad" not in tree.text(step)), tree.text(step)
+                found += not solved
+    assert found >= 5
+
+
+def test_puct_spends_where_the_value_is_uncertain(tmp_path):
+    """Problems that are always or never solved cost the first rollouts and nothing more."""
+    search = PUCT(FINAL, num_completions=4, max_selections=10, max_solution_tokens=300)
+    for rate, more in ((1.0, False), (0.0, False), (0.6, True)):
+        folder = tmp_path / str(rate)
+        run_scripted(folder, search, make_problems(8), script=by_rate([rate] * 3))
+        spent = [sum(n.role == "rollout" for n in tree.nodes) for tree in read_trees(folder).values()]
+        assert (max(spent) > 4) == more
+
+
+def test_puct_prefers_by_the_formula(tmp_path):
+    """The first choice, recomputed by hand: all rollouts of the prompt share MC and visits, so the shortest wrong one."""
+    search = PUCT(FINAL, num_completions=6, max_selections=1, max_solution_tokens=300)
+    run_scripted(tmp_path, search, make_problems(30))
+    chosen = 0
+    for tree in read_trees(tmp_path).values():
+        children = tree.children()
+        first = [i for i in children[ROOT] if tree.nodes[i].role == "rollout"]
+        cut = [i for i in children[ROOT] if tree.nodes[i].role == "segment"]
+        wrong = [i for i in first if tree.nodes[i].correct is False]
+        if cut and wrong:
+            text = min(wrong, key=lambda i: (len(tree.nodes[i].token_ids), i))
+            assert tree.nodes[text].text.startswith(tree.nodes[cut[0]].text)
+            chosen += 1
+    assert chosen >= 3
+
+
+@pytest.mark.parametrize("budget", [4, 8, 40])
+def test_puct_keeps_its_budget(tmp_path, budget):
+    search = replace(SEARCHES["puct"], max_sequences=budget, max_selections=50)
+    run_scripted(tmp_path, search, make_problems(10))
+    assert all(sum(node.role == "rollout" for node in tree.nodes) <= budget for tree in read_trees(tmp_path).values())
+
+
+def test_root_filter(tmp_path):
+    """Problems always or never solved are closed under their own names, and the others searched in full."""
+    for rate, status in ((1.0, "always_solved"), (0.0, "never_solved")):
+        folder = tmp_path / status
+        search = RootFilter(SEARCHES["full_tree"], 5, FINAL)
+        progress = run_scripted(folder, search, script=by_rate([rate] * 3))
+        assert progress.closed == {status: 6}
+        assert all(len(tree.nodes) == 5 and tree.status == status for tree in read_trees(folder).values())
+    progress = run_scripted(tmp_path / "mixed", search, make_problems(12), script=by_rate([0.8] * 3))
+    assert progress.closed["done"] >= 6
+    for tree in read_trees(tmp_path / "mixed").values():
+        assert (len(tree.nodes) > 5) == (tree.status == "done")
+
+
+def test_an_answer_that_cannot_be_graded_is_not_a_wrong_one(tmp_path):
+    """`None` stays `None` on the way from the grader to the tree: a cast to bool would make it wrong."""
+    run_scripted(tmp_path, grader=ExactGrader(unreadable=("8",)))
+    grades = {n.correct for tree in read_trees(tmp_path).values() for n in tree.nodes if n.answer == "8"}
+    assert grades == {None}
+    assert {n.correct for tree in read_trees(tmp_path).values() for n in tree.nodes if n.answer == "7"} == {True}
+
+
+def test_a_reference_that_cannot_be_graded_costs_nothing(tmp_path):
+    progress = run_scripted(tmp_path, grader=ExactGrader(unreadable=("7",)))
+    assert progress.closed == {"ungradable": 6} and progress.num_sequences == 0
+
+
+def test_every_text_is_a_prefix_of_its_childrens(tmp_path):
+    for name, search in SEARCHES.items():
+        run_scripted(tmp_path / name, search)
+        for tree in read_trees(tmp_path / name).values():
+            for i, node in enumerate(tree.nodes):
+                assert tree.text(i) == tree.text(node.parent) + node.text
+                assert tree.prefix_ids(i) == tree.prefix_ids(node.parent) + node.token_ids
+                assert "".join(map(chr, node.token_ids)).rstrip("\0") == node.text
+
+
+def test_step_texts_have_one_header_each(tmp_path):
+    """The header that ends a node opens the step after it."""
+    run_scripted(tmp_path)
+    for tree in read_trees(tmp_path).values():
+        for i in range(len(tree.nodes)):
+            text = tree.step_text(i)
+            assert text.count("# Step ") == 1 and text.startswith(f"# Step {tree.depth(i)}")
+
+
+def test_seeds_of_two_requests_never_overlap():
+    """vLLM gives sample i the seed + i: neighbouring seeds would share all samples but one."""
+    rng = random.Random(0)
+    ids = [f"{rng.randrange(2**64):016x}" for _ in range(2000)]
+    starts = sorted(request_seed(42, name, round) for name in ids for round in (-1, 0, 1, 2))
+    assert all(b - a >= 2**16 for a, b in zip(starts, starts[1:], strict=False))
+    assert 0 <= starts[0] and starts[-1] + 2**16 < 2**53  # exact in every JSON reader
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FullTree((), num_children=0), "num_children is 0, expected 1 or more"),
+        (lambda: FullTree((), 5, 7, max_sequences=34), "max_sequences is 34, expected 35 or more"),
+        (lambda: FullTree((), 5, 7, 10, max_tokens=349), "max_tokens is 349, expected 350 or more"),
+        (lambda: Rollouts((), num_solutions=9, max_sequences=8), "max_sequences is 8, expected 9"),
+        (lambda: Rollouts((), num_solutions=0), "num_solutions is 0, expected 1 or more"),
+        (lambda: Rollouts((), num_completions=0), "num_completions is 0"),
+        (lambda: PUCT((), alpha=0), "alpha is 0, expected a number above 0"),
+        (lambda: PUCT((), max_tokens=5), "max_tokens is 5, expected"),
+        (lambda: RootFilter(None, 1, ()), "has 1 samples, expected 2 or more"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,356 @@
+"""A real model in batches: what is sampled depends on the request alone, and ends exactly where it must."""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from trl_hrm.demo.tiny_model import make_tiny_model
+from trl_hrm.search.engine import EngineError, EngineFatal, check_samples, find_stop
+from trl_hrm.search.transformers_engine import TransformersEngine
+
+from .policies import make_policy
+
+
+TEXTS = [f"# Step {k}\nAdd {k} and {k + 1}: it is {2 * k + 1}.\n\n# Answer\n\n{k}" for k in range(30)]
+PROMPTS = ["# Step 1\n", "Add 3 and 4: it is", "What is 1 + 2 + 3 + 4 + 5?\n\n# Step 2\nAdd", "x"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    make_tiny_model(TEXTS, folder, kind="causal", vocab_size=400, num_layers=2, max_position_embeddings=128)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    return TransformersEngine.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def greedy(folder):
+    return TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One that has learned to write steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_policy(folder, 128)
+    return TransformersEngine.from_pretrained(str(folder), device="cpu", temperature=0.0)
+
+
+def prefixes(engine):
+    return [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
+
+
+def ask(engine, *requests):
+    """Samples of requests that start together, as a search sends them."""
+
+    async def together():
+        samples = asyncio.gather(*(engine.sample(*request) for request in requests))
+        return await asyncio.wait_for(samples, 60)  # a lost request would hang
+
+    return asyncio.run(together())
+
+
+def plain_greedy(engine, prefix_ids, length):
+    """One sequence, one forward pass per token, no cache, no padding: the slow reference."""
+    ids = list(prefix_ids)
+    with torch.no_grad():
+        while len(ids) < len(prefix_ids) + length:
+            ids.append(engine.model(torch.tensor([ids])).logits[0, -1].argmax().item())
+    return ids[len(prefix_ids) :]
+
+
+def test_greedy_batch_is_one_sequence_at_a_time(greedy):
+    """A wrong mask or position of the padding gives a fluent policy that is another one."""
+    requests = [(ids, 2, [], 12 + place, 0) for place, ids in enumerate(prefixes(greedy))]
+    for request, samples in zip(requests, ask(greedy, *requests), strict=True):
+        check_samples(samples, 2)
+        expected = plain_greedy(greedy, request[0], request[3])
+        assert [sample.token_ids for sample in samples] == [expected, expected]
+        assert {sample.finish for sample in samples} == {"length"}
+        assert (
+            samples[0].text == greedy.tokenizer.decode(request[0] + expected)[len(PROMPTS[requests.index(request)]) :]
+        )
+
+
+def test_a_sample_does_not_depend_on_its_batch(engine):
+    """One random state for the whole batch would make a resumed run another run, and nothing would show it."""
+    requests = [(ids, 3, ["."], 20, 1000 * place) for place, ids in enumerate(prefixes(engine))]
+    alone = [ask(engine, request)[0] for request in requests]
+    together = ask(engine, *requests)
+    backwards = ask(engine, *requests[::-1])[::-1]
+    one_by_one = [
+        [ask(engine, (ids, 1, stop, m, seed + i))[0][0] for i in range(n)] for ids, n, stop, m, seed in requests
+    ]
+    assert alone == together == backwards == one_by_one
+    assert len({tuple(sample.token_ids) for samples in together for sample in samples}) == 12
+
+
+def test_samples_do_not_depend_on_batch_size(folder, engine):
+    request = (prefixes(engine)[1], 7, ["\n"], 16, 5)
+    small = TransformersEngine.from_pretrained(folder, device="cpu", batch_size=3)
+    assert ask(small, request) == ask(engine, request)
+
+
+@pytest.mark.parametrize("low_bits", [0, 16, 40])
+def test_seeds_that_differ_anywhere_give_other_samples(engine, low_bits):
+    """torch's generator on CPU drops all but the low 32 bits of a seed: whole requests would be drawn twice."""
+    ids = prefixes(engine)[0]
+    seeds = [number << low_bits for number in range(1, 9)]
+    samples = ask(engine, *((ids, 1, [], 24, seed) for seed in seeds))
+    assert len({tuple(sample.token_ids) for [sample] in samples}) == 8
+
+
+def test_noise_of_a_later_token_is_not_that_of_the_next_seed(engine):
+    """With seed + position as the seed of a token, sample 0 and sample 1 would share all noise but one token's."""
+    ids = prefixes(engine)[0]
+    [[first, second]] = ask(engine, (ids, 2, [], 9, 0))
+    [[later]] = ask(engine, (ids + first.token_ids[:1], 1, [], 8, 1))
+    assert later.token_ids != first.token_ids[1:]
+    assert second.token_ids[:8] != first.token_ids[1:]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.15, "top_k": 3}, {"top_p": 0.6}, {"temperature": 2.0, "top_k": 20, "top_p": 0.8}],
+)
+def test_first_token_follows_the_softmax(folder, options):
+    """Noise of the wrong shape still samples something plausible: only the frequencies tell."""
+    engine = TransformersEngine.from_pretrained(folder, device="cpu", batch_size=500, **options)
+    ids = prefixes(engine)[2]
+    num_draws = 4000
+    [samples] = ask(engine, (ids, num_draws, [], 1, 12345))
+    counts = Counter(sample.token_ids[0] for sample in samples)
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([ids])).logits[0, -1].double() / options.get("temperature", 1.0)
+    if k := options.get("top_k"):
+        logits[logits < logits.topk(k).values[-1]] = -torch.inf
+    order = logits.argsort(descending=True)
+    before = logits.softmax(0)[order].cumsum(0) - logits.softmax(0)[order]
+    logits[order[before >= options.get("top_p", 1.0)]] = -torch.inf
+    expected = logits.softmax(0) * num_draws
+    assert all(expected[token] > 0 for token in counts)
+    often = [token for token in range(len(expected)) if expected[token] >= 5]
+    cells = [(counts[token], expected[token].item()) for token in often]
+    if num_draws - sum(mean for _, mean in cells) > 1:
+        cells.append((num_draws - sum(count for count, _ in cells), num_draws - sum(mean for _, mean in cells)))
+    chi_square = sum((count - mean) ** 2 / mean for count, mean in cells)
+    freedom = len(cells) - 1
+    assert freedom >= 2
+    assert abs(chi_square - freedom) < 4 * (2 * freedom) ** 0.5
+
+
+def test_stop_strings_end_samples_at_the_token_that_completes_them(trained):
+    """Ids beyond the stop would be context that the next step never asked for; a lost token shifts all that follow."""
+    prompt = "What is 3 + 4?\n\n"
+    ids = trained.tokenizer.encode(prompt)
+    [[whole]] = ask(trained, (ids, 1, [], 60, 0))
+    assert whole.finish == "eos" and "# Step 2\n" in whole.text
+    texts = [trained.tokenizer.decode(ids + whole.token_ids[:k])[len(prompt) :] for k in range(len(whole.token_ids))]
+    assert texts[-1] == whole.text
+    stops = ["# Step 2", "\n\n"] + [whole.text[i : i + 3] for i in range(len(whole.text) - 2)]
+    over = 0
+    for stop, [sample] in zip(
+        stops, ask(trained, *((ids, 1, ["never this", stop], 60, 0) for stop in stops)), strict=True
+    ):
+        length = next(k for k, text in enumerate(texts) if stop in text)
+        assert (sample.token_ids, sample.text) == (whole.token_ids[:length], texts[length])
+        assert (sample.finish, sample.stop_reason) == ("stop", stop)
+        over += not sample.text.endswith(stop)
+    assert 0 < over < len(stops)
+
+
+def test_texts_of_a_path_join_to_the_text_of_its_ids(trained):
+    """Steps are sampled one after another: a space lost at a border would be lost in every solution of the dataset."""
+    prompt = "What is 9 + 2?\n\n"
+    ids = trained.tokenizer.encode(prompt)
+    [[whole]] = ask(trained, (ids, 1, [], 60, 0))
+    parts = []
+    while not parts or parts[-1].finish == "stop":
+        path = ids + [token for part in parts for token in part.token_ids]
+        parts += ask(trained, (path, 1, ["# Step", " The", "s "], 60, 0))[0]
+    assert len(parts) >= 4
+    assert [token for part in parts for token in part.token_ids] == whole.token_ids
+    assert "".join(part.text for part in parts) == whole.text
+
+
+def test_a_stop_string_in_the_prefix_does_not_count(greedy):
+    """Every prefix of a search ends with one."""
+    ids = greedy.tokenizer.encode("# Step 1\nAdd 1.\n\n# Step 2")
+    [[sample]] = ask(greedy, (ids, 1, ["# Step"], 5, 0))
+    assert (sample.finish, len(sample.token_ids)) == ("length", 5)
+
+
+def test_requests_with_other_ends_share_a_batch(engine, monkeypatch):
+    """A row that went on to the end of the batch, or was cut at another's stop string, would still look like a sample."""
+    batches = []
+    generate = engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda batch: batches.append(len(batch)) or generate(batch))
+    ids = prefixes(engine)[0]
+    requests = [(ids, 4, ["a"], 30, 0), (ids, 4, [], 3, 0), (ids, 4, ["\n", "e"], 30, 0)]
+    stopped_a, short, stopped_e = ask(engine, *requests)
+    assert batches == [12]
+    assert [len(sample.token_ids) for sample in short] == [3] * 4
+    for samples, stops in ((stopped_a, ["a"]), (stopped_e, ["\n", "e"])):
+        for sample in samples:
+            if sample.finish == "stop":
+                assert find_stop(sample.text, stops)[1] == sample.stop_reason
+            else:
+                assert not any(stop in sample.text for stop in stops)
+    assert {sample.finish for sample in stopped_e} >= {"stop"}
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_end_of_sequence(folder, pad_is_eos):
+    """With padding and end as one token, all that is padded would seem to have ended by itself, or never to."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    if pad_is_eos:
+        tokenizer.pad_token = tokenizer.eos_token
+    plain = TransformersEngine(model, tokenizer, temperature=0.0)
+    ids = tokenizer.encode(PROMPTS[1])
+    [[whole]] = ask(plain, (ids, 1, [], 10, 0))
+    asyncio.run(plain.close())
+    end = whole.token_ids[4]
+    model.generation_config.eos_token_id = [end, tokenizer.eos_token_id]
+    engine = TransformersEngine(model, tokenizer, temperature=0.0)
+    length = whole.token_ids.index(end) + 1
+    [[sample], [stopped]] = ask(engine, (ids, 1, [], 10, 0), (ids, 1, [whole.text[:1]], 10, 0))
+    assert (sample.token_ids, sample.finish, sample.stop_reason) == (whole.token_ids[:length], "eos", None)
+    assert sample.text == tokenizer.decode(whole.token_ids[: length - 1])
+    assert (stopped.token_ids, stopped.finish) == (whole.token_ids[:1], "stop")
+
+
+def test_generation_defaults_of_the_model_do_not_leak(folder, tmp_path, greedy):
+    """Many checkpoints ship a repetition penalty and top_k: `generate` applies them to whatever is left open."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config = GenerationConfig(
+        do_sample=True, top_k=1, repetition_penalty=5.0, no_repeat_ngram_size=1, suppress_tokens=list(range(100))
+    )
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["repetition_penalty"] == 5.0
+    engine = TransformersEngine.from_pretrained(str(tmp_path), device="cpu", temperature=0.0)
+    request = (prefixes(engine)[0], 1, [], 20, 0)
+    assert ask(engine, request) == ask(greedy, request)
+    asyncio.run(engine.close())
+    assert engine.model.generation_config.repetition_penalty == 5.0
+
+
+def test_cancelled_requests_leave_the_others_alone(engine):
+    """A search that ends early cancels: a worker that dies of it would leave every other search waiting for ever."""
+    ids = prefixes(engine)[0]
+    request = (ids, 2, [], 12, 7)
+    [expected] = ask(engine, request)
+
+    async def run():
+        lost = asyncio.create_task(engine.sample(ids, 40, [], 100, 0))
+        kept = asyncio.create_task(engine.sample(*request))
+        await asyncio.sleep(0.02)  # the first batch runs
+        lost.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await lost
+        return await asyncio.wait_for(kept, 60)
+
+    assert asyncio.run(run()) == expected
+    assert ask(engine, request) == [expected]
+
+
+def test_a_batch_that_nobody_waits_for_is_given_up(engine, monkeypatch):
+    """Without it, Ctrl-C takes as long as the longest sample."""
+    lengths = []
+    forward = engine.model.forward
+    monkeypatch.setattr(engine.model, "forward", lambda *args, **kwargs: lengths.append(1) or forward(*args, **kwargs))
+
+    async def run():
+        task = asyncio.create_task(engine.sample(prefixes(engine)[0], 4, [], 120, 0))
+        while len(lengths) < 3:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await engine._worker
+
+    asyncio.run(run())
+    assert 3 <= len(lengths) < 100
+
+
+def test_the_length_of_the_model(greedy):
+    """Positions past the last one give noise that looks like text."""
+    prefix = (prefixes(greedy)[0] * 40)[:128]
+    [[sample]] = ask(greedy, (prefix[:120], 1, [], 50, 0))
+    assert (len(sample.token_ids), sample.finish) == (8, "length")
+    with pytest.raises(EngineError, match=r"the prefix has 128 tokens, but .* takes 128"):
+        ask(greedy, (prefix, 1, [], 50, 0))
+
+
+def test_a_long_prefix_and_a_long_sample_are_not_batched_past_the_last_position(greedy, monkeypatch):
+    """Rows of a batch go on together: models with a table of positions would fail beyond its end."""
+    batches = []
+    generate = greedy._generate
+    monkeypatch.setattr(greedy, "_generate", lambda batch: batches.append(len(batch)) or generate(batch))
+    long, short = (prefixes(greedy)[0] * 40)[:110], prefixes(greedy)[1]
+    requests = [(long, 1, [], 10, 0), (short, 1, [], 60, 0), (short, 1, [], 5, 0)]
+    samples = ask(greedy, *requests)
+    assert batches == [1, 2]
+    assert [len(sample.token_ids) for [sample] in samples] == [10, 60, 5]
+
+
+def test_faults_of_the_model_reach_every_request(engine, monkeypatch):
+    """An error that stays in the worker leaves the searches waiting for ever."""
+
+    began, go_on = threading.Event(), threading.Event()
+
+    def out_of_memory(*args, **kwargs):
+        began.set()
+        go_on.wait(60)
+        raise torch.OutOfMemoryError("tried to allocate 1 GiB\nmore")
+
+    monkeypatch.setattr(engine.model, "generate", out_of_memory)
+    ids = prefixes(engine)[0]
+
+    async def run():
+        tasks = [asyncio.create_task(engine.sample(ids, 2, [], 4, i)) for i in range(4)]
+        await asyncio.to_thread(began.wait, 60)
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+
+    errors = asyncio.run(run())
+    assert [type(error) for error in errors] == [asyncio.CancelledError] + [EngineFatal] * 3
+    assert "8 sequences" in str(errors[1]) and "lower batch_size. (tried to allocate 1 GiB)" in str(errors[1])
+    monkeypatch.undo()
+    [samples] = ask(engine, (ids, 2, [], 4, 0))
+    check_samples(samples, 2)
+
+
+def test_describe_is_stable(folder, engine):
+    """A manifest refuses to go on with another policy: what differs from start to start would refuse every resume."""
+    again = TransformersEngine.from_pretrained(folder, device="cpu", batch_size=2)
+    assert engine.describe() == again.describe() == json.loads(json.dumps(engine.describe()))
+    assert engine.describe()["dtype"] == "float32" and engine.describe()["model"] == folder
+    other = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.7)
+    assert other.describe() != engine.describe()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1}, "temperature is -1, expected 0 or more"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0}, "top_p is 0, expected more than 0"),
+        ({"top_k": -1}, "top_k is -1, expected 0"),
+        ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
+    ],
+)
+def test_options_out_of_range(engine, options, message):
+    with pytest.raises(ValueError, match=message):
+        TransformersEngine(engine.model, engine.tokenizer, **options)

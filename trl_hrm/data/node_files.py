@@ -1,0 +1,61 @@
+"""Search trees as a source of records: the Parquet files of a run, read a row group at a time."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ..search.nodes import open_nodes, read_group
+from ..search.tree import SearchTree
+from .sources import Address
+
+
+class NodeFiles:
+    """
+    Files that [`write_nodes`] wrote, with the methods of [`JsonLines`]. A record is a [`SearchTree`] without token ids.
+
+    Args:
+        files (`Sequence[str]`):
+            Paths of the files.
+
+    Raises:
+        `FileNotFoundError`: If a path is not a file.
+        `ValueError`: If a file holds no search trees.
+    """
+
+    def __init__(self, files: Sequence[str]):
+        self.files = [str(file) for file in files]
+        for file in self.files:
+            if not Path(file).is_file():
+                raise FileNotFoundError(
+                    f"{file}: there is no such file; expected the folder of a search, or a file of search trees from it."
+                )
+            open_nodes(file).close()
+
+    def chunks(self) -> list[dict[str, int]]:
+        """One dict per row group: number of the `file`, number of the `group`."""
+        return [
+            {"file": number, "group": group}
+            for number, file in enumerate(self.files)
+            for group in range(_num_groups(file))
+        ]
+
+    def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, SearchTree]]:
+        """Yield `(where, address, tree)` for each tree of the row group, `where` being file and problem."""
+        name = self.files[chunk["file"]]
+        with open_nodes(name) as file:
+            for row, tree in enumerate(read_group(file, chunk["group"], token_ids=False)):
+                yield _where(name, tree), Address(chunk["file"], chunk["group"], row), tree
+
+    def pick(self, addresses: Iterable[Address]) -> Iterator[tuple[str, SearchTree]]:
+        """Yield `(where, tree)` for trees at the given addresses, in that order."""
+        for file, group, row in addresses:
+            where, _, tree = list(self.read({"file": file, "group": group}))[row]
+            yield where, tree
+
+
+def _num_groups(name: str) -> int:
+    with open_nodes(name) as file:
+        return file.num_row_groups
+
+
+def _where(name: str, tree: SearchTree) -> str:
+    return f"{name}, problem {tree.problem.problem_id!r}"

@@ -1,0 +1,285 @@
+"""Searched trees as datasets: runs and files to rows, with the facts of the search on the card."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..search.compression import compress, count_moves
+from ..search.nodes import read_totals
+from ..search.run_folder import node_files, read_manifest, read_summary
+from ..search.tree import SearchTree
+from ..step_tree import StepTree
+from .build import Dropped, Recipe, build_dataset, count_labels
+from .build_config import BuildConfig
+from .export_config import ExportConfig
+from .judged_trees import bin_of, judge, right_solutions, thin_labels
+from .node_files import NodeFiles
+from .openr import OpenrFiles
+from .problems import problem_split
+
+
+FORMATS = ("run", "openr")
+EVIDENCE = (2, 4, 8, 16)  # numbers of answered leaves for which the card states how many labels rest on as many
+
+ABOUT = {
+    "title": "Step trees of a search",
+    "description": "Problems whose solutions a policy wrote step by step, in trees, and whose steps are judged by the outcomes "
+    "of what follows them. No human judged a step.",
+    "source": "Made with trl_hrm. The terms of use are those of the problems and of the policy.",
+    "citation": "",
+}
+ABOUT_OPENR = {
+    "title": "openr math-aps step trees",
+    "description": "MATH problems with the trees and values of openr's OmegaPRM search.",
+    "language": "en",
+    "source": "openr: https://github.com/openreasoner/openr. See there for its terms of use.",
+    "citation": "",
+}
+COLUMNS = {
+    "mc_correct": pa.list_(pa.int32()),
+    "mc_total": pa.list_(pa.int32()),
+    "mc_unresolved": pa.list_(pa.int32()),
+    "node_ids": pa.list_(pa.string()),
+    "label_weights": pa.list_(pa.float32()),
+    "problem_id": pa.string(),
+    "answer": pa.string(),
+    "label_kind": pa.string(),
+    "estimator": pa.string(),
+    "eta": pa.float64(),
+    "truncated": pa.string(),
+    "source": pa.string(),
+    "node_id": pa.string(),
+}
+
+
+def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str = "run") -> dict[str, Any]:
+    """
+    Build a dataset of judged steps from searched trees. No policy is asked, and it can be done again with other options.
+
+    Args:
+        inputs (`Sequence[str]`):
+            Folders of runs of `trl-hrm annotate`, or Parquet files of nodes from them; with `format="openr"`, JSON Lines
+            files of openr's trees.
+        config ([`ExportConfig`]):
+            What a label is, what a row is, and the options of all builders.
+        format (`str`, *optional*, defaults to `"run"`):
+            `"run"` or `"openr"`.
+
+    Returns:
+        `dict[str, Any]`: The build report.
+
+    Raises:
+        `FileNotFoundError`: If an input does not exist.
+        `ValueError`: If an input holds something else than expected, or if no row is left for training.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
+    inputs = [str(name) for name in inputs]
+    recipe = _openr_recipe(inputs, config) if format == "openr" else _run_recipe(inputs, config)
+    if config.balance:
+        recipe = _balanced(recipe, config)
+    return build_dataset(recipe, config)
+
+
+def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
+    folders = [name for name in inputs if Path(name).is_dir()]
+    files = [str(file) for name in inputs for file in (node_files(name) if name in folders else [name])]
+    source = NodeFiles(files)
+    runs = {name: read_manifest(name) | read_summary(name) for name in folders}
+    return Recipe(
+        name="search-trees",
+        source=source,
+        inputs=inputs,
+        parse=partial(parse_search_tree, config=config),
+        columns=COLUMNS,
+        options=_options(config),
+        about=ABOUT,
+        command="export",
+        warnings=_warnings(runs),
+        describe=partial(_describe, config=config, totals=read_totals(files), runs=runs),
+    )
+
+
+def _openr_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
+    for name in ("estimator", "truncated", "min_leaves"):
+        if getattr(config, name) != getattr(ExportConfig, name):
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}, but openr's files hold values, not outcomes to estimate them from. "
+                "Leave it out."
+            )
+    return Recipe(
+        name="search-trees",
+        source=OpenrFiles(inputs),
+        inputs=inputs,
+        parse=partial(parse_search_tree, config=config, estimator="recorded"),
+        columns=COLUMNS,
+        options={"format": "openr"} | _options(config),
+        about=ABOUT_OPENR,
+        command="export",
+        describe=lambda report: {"labels": _describe_labels(config, "recorded")},
+    )
+
+
+def _balanced(recipe: Recipe, config: ExportConfig) -> Recipe:
+    """The recipe, with labels of full bins left out. The trees are read once more for it, so that memory stays flat."""
+    counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
+    bins = [counts[number] for number in range(config.balance)]
+    least = min(filter(None, bins), default=0)
+    chances = [least / count if count else 1.0 for count in bins]
+    return replace(
+        recipe,
+        parse=partial(recipe.parse, chances=chances),
+        describe=lambda report: recipe.describe(report) | {"balance": _describe_bins(bins, chances)},
+    )
+
+
+def parse_search_tree(
+    tree: SearchTree,
+    where: str,
+    notes: Counter,
+    config: ExportConfig,
+    estimator: str | None = None,
+    chances: Sequence[float] | None = None,
+) -> list[StepTree]:
+    """
+    The step trees of a search tree: the tree itself and, for a training problem with `config.hnc`, its compressed view; or,
+    with `config.view="sft"`, its right solutions.
+
+    Args:
+        tree ([`SearchTree`]):
+            The tree.
+        where (`str`):
+            Not used: a search tree was checked when it was read.
+        notes (`Counter`):
+            Counts of what was united or left out, and of labels by the leaves that they rest on.
+        config ([`ExportConfig`]):
+            What a label is.
+        estimator (`str`, *optional*):
+            What the rows call the estimator. By default `config.estimator`.
+        chances (`Sequence[float]`, *optional*):
+            Chance of a training label to stay, by bin. By default labels are not balanced.
+
+    Raises:
+        [`Dropped`]: If the search of this problem did not come to its end, as with `"always_solved"`; if no solution is
+            right, for `view="sft"`.
+    """
+    if tree.status != "done":
+        raise Dropped(tree.status)
+    extra = {"problem_id": tree.problem.problem_id, "answer": tree.problem.answer}
+    extra |= {"estimator": estimator or config.estimator, "truncated": config.truncated}
+    if config.view == "sft":
+        solutions = right_solutions(tree, config, notes)
+        if not solutions:
+            raise Dropped("no_right_solution")
+        return [replace(solution, extra=extra | solution.extra) for solution in solutions]
+    extra |= {"label_kind": config.labels, "eta": config.eta}
+    is_train = problem_split(tree.problem.prompt, config.test_size, config.seed) == "train"
+    judged = []
+    for source, view in _views(tree, config.hnc and is_train, config, notes):
+        step_tree, _ = judge(view, config, notes)
+        step_tree.extra = extra | {"source": source}
+        if source == "tree":
+            _count_evidence(step_tree, notes)
+        if chances is not None:
+            thin_labels(step_tree, chances if is_train else (), config.seed)
+        judged.append(step_tree)
+    return judged
+
+
+def _views(tree: SearchTree, hnc: bool, config: ExportConfig, notes: Counter) -> Iterator[tuple[str, SearchTree]]:
+    yield "tree", tree
+    if not hnc:
+        return
+    view = compress(tree, config.hnc_seed, config.hnc_probability, config.hnc_min_children, config.hnc_passes)
+    moves = count_moves(view)
+    if moves:
+        notes["hnc_moved_nodes"] += moves
+        yield "hnc", view
+    else:
+        notes["hnc_trees_without_a_move"] += 1  # the view would be the tree once more
+
+
+def _count_evidence(tree: StepTree, notes: Counter) -> None:
+    leaves = [
+        total for total, label in zip(tree.step_columns["mc_total"], tree.labels, strict=True) if label is not None
+    ]
+    notes["judged_steps"] += len(leaves)
+    for least in EVIDENCE:
+        notes[f"judged_steps_on_{least}_leaves"] += sum(total >= least for total in leaves)
+
+
+def _options(config: ExportConfig) -> dict[str, Any]:
+    """Options beyond those of all builders, where they are not the default: for the command that builds it again."""
+    shared = {field.name for field in fields(BuildConfig)}
+    return {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in shared and getattr(config, field.name) != field.default
+    }
+
+
+def _describe(
+    report: dict[str, Any], config: ExportConfig, totals: Counter, runs: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    notes, tokens = report["notes"], totals["num_tokens"]
+    leaves = totals["leaves_answered"] + totals["leaves_unresolved"] + totals["leaves_ungraded"]
+    facts = {
+        "labels": _describe_labels(config, config.estimator),
+        "search": {
+            "problems": totals["problems"],
+            "nodes": totals["num_nodes"],
+            "tokens_generated": tokens,
+            "prefix_tokens_cached": totals["num_cached"],
+            "leaves": leaves,
+            "share_right": _ratio(totals["leaves_correct"], leaves),
+            "share_without_an_answer": _ratio(totals["leaves_unresolved"], leaves),
+            "share_ungraded": _ratio(totals["leaves_ungraded"], leaves),
+        },
+    }
+    if config.view != "sft":
+        names = {"labels_per_token": "judged_steps"}
+        names |= {f"labels_on_{least}_leaves_per_token": f"judged_steps_on_{least}_leaves" for least in EVIDENCE}
+        facts["yield"] = {name: _ratio(notes.get(note, 0), tokens) for name, note in names.items()}
+    for run in runs.values():
+        run["share_of_problems_with_errors"] = _ratio(run["problems"].get("error", 0), sum(run["problems"].values()))
+    return facts | ({"run": next(iter(runs.values()))} if len(runs) == 1 else {"runs": runs} if runs else {})
+
+
+def _describe_labels(config: ExportConfig, estimator: str) -> dict[str, Any]:
+    if config.view == "sft":
+        return {"estimator": estimator, "truncated": config.truncated, "min_score": config.min_score}
+    names = ["eta"] * (config.labels == "entropy") + ["truncated", "min_leaves"] * (estimator != "recorded")
+    hnc = ["hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"] if config.hnc else []
+    return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names + hnc}
+
+
+def _describe_bins(bins: list[int], chances: list[float]) -> dict[str, Any]:
+    width = 1 / len(bins)
+    return {
+        f"labels from {i * width:.3g} to {(i + 1) * width:.3g}": {"before": count, "chance_to_stay": chance}
+        for i, (count, chance) in enumerate(zip(bins, chances, strict=True))
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _warnings(runs: dict[str, dict[str, Any]]) -> list[str]:
+    warnings = []
+    for name, run in runs.items():
+        for status, words in (("error", "have failed requests"), ("open", "are not searched to the end")):
+            if count := run["problems"].get(status):
+                warnings.append(
+                    f"{name}: {count} problems {words} and are left out. Start trl-hrm annotate again to complete them."
+                )
+        if run["shards_missing"]:
+            warnings.append(
+                f"{name}: {run['shards_missing']} shards are not in the folder, so their problems are left out."
+            )
+    return warnings

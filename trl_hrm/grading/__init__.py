@@ -1,0 +1,18 @@
+r"""
+Answers: how they are read from a solution, and whether they are right.
+
+```python
+>>> extract_answer("So it is 6.\n\n# Answer\n\n6\n# END!")
+'6'
+>>> with AnswerGrader() as grader:
+...     grader.grade("0.5", r"\frac{1}{2}")
+Grade(correct=True, status='graded')
+```
+"""
+
+from .extraction import EXTRACTORS, extract_answer
+from .grader import AnswerGrader, GraderError
+from .judging import Grade, judge
+
+
+__all__ = ["EXTRACTORS", "AnswerGrader", "Grade", "GraderError", "extract_answer", "judge"]

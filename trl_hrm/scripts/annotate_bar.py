@@ -1,0 +1,30 @@
+"""The live line of `trl-hrm annotate`."""
+
+from tqdm import tqdm
+
+from ..search.progress import Progress
+
+
+class ProgressBar:
+    """Problems done and left with the time that takes, sequences in flight, tokens per second, share cached, errors."""
+
+    def __enter__(self) -> "ProgressBar":
+        self.bar = tqdm(desc="problems", unit="problem", total=None, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def update(self, progress: Progress) -> None:
+        """Show where the run is. Called after each request; tqdm draws ten times a second at most."""
+        self.bar.total = progress.num_problems
+        self.bar.set_postfix(
+            {
+                "in flight": progress.in_flight,
+                "tok/s": f"{progress.generated_tokens / progress.seconds:,.0f}",
+                "cached": f"{progress.cached_share:.0%}",
+                "errors": progress.num_failures,
+            },
+            refresh=False,
+        )
+        self.bar.update(sum(progress.closed.values()) - self.bar.n)

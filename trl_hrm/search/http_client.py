@@ -1,0 +1,213 @@
+"""Requests to servers that do the same: which one is asked, what is tried again, what is given up and what is fatal."""
+
+import asyncio
+import json
+import random
+import re
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from .engine import EngineError, EngineFatal
+
+
+MAX_PAUSE = 60.0
+PASSING = (408, 409, 425, 429)  # and 5xx
+TOO_LONG = re.compile(r"context (length|window)|max_model_len|too long|maximum (model|input|prompt) length", re.I)
+
+
+class Fault(Exception):
+    """A request failed in a way that may pass. `pause` is what the server asks for, in seconds."""
+
+    def __init__(self, message: str, pause: float = 0.0):
+        super().__init__(message)
+        self.pause = pause
+
+
+@dataclass(eq=False)
+class Server:
+    """
+    One base URL.
+
+    Args:
+        url (`str`):
+            Base URL, without a slash at its end.
+        test (`asyncio.Task`, *optional*):
+            Its self-test, started by its first request.
+        max_length (`int`, *optional*):
+            Most tokens of prefix and sample, if the server tells.
+    """
+
+    url: str
+    test: asyncio.Task | None = None
+    max_length: int | None = None
+
+
+class HTTPClient:
+    """
+    Sends JSON to servers that do the same.
+
+    Args:
+        base_urls (`list[str]`):
+            The servers. `/v1` is added to those without a path.
+        test (`Callable[[Server], Awaitable[None]]`):
+            Run once for each server before its first request.
+        api_key (`str`, *optional*):
+            Bearer token. No message shows it.
+        timeout (`float`):
+            Seconds to wait for an answer.
+        max_retries (`int`):
+            How often a failed request is tried again.
+        backoff (`float`):
+            Seconds of the first pause; it doubles from one round of the servers to the next.
+
+    Raises:
+        `ValueError`: If a URL is none, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        base_urls: list[str],
+        test: Callable[[Server], Awaitable[None]],
+        api_key: str | None,
+        timeout: float,
+        max_retries: int,
+        backoff: float,
+    ):
+        if not base_urls:
+            raise ValueError("there is no base URL; expected one or more, such as http://localhost:8000/v1.")
+        for name, value in (("timeout", timeout), ("max_retries", max_retries), ("backoff", backoff)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}, expected 0 or more.")
+        self.servers = [Server(_base_url(url)) for url in base_urls]
+        self.test = test
+        self.api_key = api_key
+        self.timeout = timeout
+        self.max_retries = max_retries
+        self.backoff = backoff
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, read: Callable[[Server], Awaitable[Any]], key: str, seed: int) -> Any:
+        """
+        What `read` makes of the first server that answers, beginning with the one that `key` belongs to.
+
+        Raises:
+            `EngineError`: If no try succeeded.
+            `EngineFatal`: If no request can succeed.
+        """
+        rng = random.Random(f"{key}/{seed}")
+        home = zlib.crc32(key.encode())
+        for attempt in range(self.max_retries + 1):
+            server = self.servers[(home + attempt) % len(self.servers)]
+            try:
+                await self._tested(server)
+                return await read(server)
+            except Fault as error:
+                fault = error
+            rounds, place = divmod(attempt + 1, len(self.servers))
+            if attempt < self.max_retries and (place == 0 or fault.pause):  # a server not yet asked is asked at once
+                pause = self.backoff * 2 ** max(rounds - 1, 0) * (0.5 + rng.random())
+                await asyncio.sleep(min(max(pause, fault.pause), MAX_PAUSE))
+        raise EngineError(f"{server.url}: gave up after {self.max_retries + 1} tries. The last fault: {fault}")
+
+    async def _tested(self, server: Server) -> None:
+        """Wait for the self-test of a server, which all its first requests share. One that could not be run is run again."""
+        if server.test is None:
+            server.test = asyncio.get_running_loop().create_task(self.test(server))
+        test = server.test
+        try:
+            await asyncio.shield(test)
+        except Fault:
+            if server.test is test:
+                server.test = None
+            raise
+
+    async def fetch(self, server: Server, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """
+        The JSON object that a server answers to a `POST` of `body`, or to a `GET` without.
+
+        Raises:
+            `Fault`: If it may work the next time.
+            `EngineError`: If this prefix is too long.
+            `EngineFatal`: If the server refuses the request.
+        """
+        method = "GET" if body is None else "POST"
+        try:
+            async with self._open_session().request(method, f"{server.url}/{path}", json=body) as response:
+                status, headers, content = response.status, response.headers, await response.read()
+        except asyncio.TimeoutError as error:
+            raise Fault(f"no answer within {self.timeout:g} seconds") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Fault(self._shown(f"{type(error).__name__}: {error}")) from error
+        if status == 200:
+            return _parse(content)
+        message = f"HTTP {status}: {self._shown(_message(content))}"
+        if status in PASSING or status >= 500:
+            raise Fault(message, _seconds(headers.get("Retry-After")))
+        if status in (400, 413, 422) and TOO_LONG.search(message):
+            raise EngineError(f"{server.url}: {message}")
+        raise EngineFatal(f"{server.url}/{path} refused the request. {message}")
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+            self._session = aiohttp.ClientSession(
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(self.timeout, 10.0)),
+                connector=aiohttp.TCPConnector(limit=0),  # the scheduler bounds what is in flight
+            )
+        return self._session
+
+    def _shown(self, text: str) -> str:
+        """Short, on one line, without the key."""
+        text = " ".join(text.split())
+        if self.api_key:
+            text = text.replace(self.api_key, "***")
+        return text if len(text) <= 300 else text[:300] + " ..."
+
+    async def close(self) -> None:
+        for server in self.servers:
+            if server.test is not None:
+                server.test.cancel()
+        if self._session is not None:
+            await self._session.close()
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"the base URL is {url!r}, expected one such as http://localhost:8000/v1.")
+    if parts.username or parts.password:
+        raise ValueError(f"the base URL of {parts.hostname} holds a user or a password; pass the key as `api_key`.")
+    return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise Fault(f"the answer is not JSON ({error}); it begins with {content[:60]!r}") from error
+    if not isinstance(value, dict):
+        raise Fault(f"the answer is a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _message(content: bytes) -> str:
+    """What the server says went wrong: OpenAI's `error.message`, FastAPI's `detail`, or the body as it is."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return content[:1000].decode(errors="replace")
+    if isinstance(value, dict):
+        error = value.get("error")
+        value = (error.get("message") if isinstance(error, dict) else error) or value.get("detail") or value
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Seconds of a `Retry-After` header; 0 if it is absent or a date."""
+    return float(retry_after) if retry_after and retry_after.strip().isdecimal() else 0.0

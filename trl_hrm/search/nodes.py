@@ -1,0 +1,226 @@
+"""
+Search trees as Parquet: one row per problem, its nodes a list of structs, so that a row is a tree and columns stay apart.
+
+Beside the fields of [`Node`] a node has `parent_id`, `depth`, `num_tokens` and the counts of leaves below it; a row has the
+problem, the counts of the prompt, and the tokens that were generated and taken from a cache. Counts are stored, scores are
+computed.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .tree import ROOT, Node, Problem, SearchTree, walk
+from .values import leaf_counts
+
+
+GROUP_NODES = 1 << 14  # a row group is closed when it has as many nodes
+
+NODE_TYPES = {
+    "node_id": pa.string(),
+    "parent": pa.int32(),
+    "child_index": pa.int32(),
+    "round": pa.int32(),
+    "token_ids": pa.list_(pa.int32()),
+    "text": pa.string(),
+    "tail": pa.int32(),
+    "role": pa.string(),
+    "num_cached": pa.int32(),
+    "seed": pa.int64(),
+    "finish": pa.string(),
+    "stop_reason": pa.string(),
+    "is_final": pa.bool_(),
+    "answer": pa.string(),
+    "correct": pa.bool_(),
+    "weight": pa.float64(),
+    "cuts": pa.list_(pa.int32()),
+    "merged_from": pa.list_(pa.string()),
+    "value": pa.float64(),
+}
+DERIVED_TYPES = {
+    "parent_id": pa.string(),
+    "depth": pa.int32(),
+    "num_tokens": pa.int32(),
+    "leaves_correct": pa.int32(),
+    "leaves_answered": pa.int32(),
+    "leaves_unresolved": pa.int32(),
+}
+TOTALS = (
+    "num_nodes",
+    "num_tokens",
+    "num_cached",
+    "leaves_correct",
+    "leaves_answered",
+    "leaves_unresolved",
+    "leaves_ungraded",
+)
+SCHEMA = pa.schema(
+    {
+        "problem_id": pa.string(),
+        "prompt": pa.string(),
+        "answer": pa.string(),
+        "status": pa.string(),
+        "prompt_ids": pa.list_(pa.int32()),
+        **{name: pa.int64() for name in TOTALS},
+        "nodes": pa.list_(pa.struct(NODE_TYPES | DERIVED_TYPES)),
+    }
+)
+
+
+def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
+    """
+    Write trees to a Parquet file, which is there whole or not at all. A few trees at a time are in memory.
+
+    Args:
+        trees (`Iterable[SearchTree]`):
+            Trees, one per problem.
+        path (`str` or `Path`):
+            File to write. One that is there is replaced.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+                for group in _groups(trees):
+                    writer.write_table(_table(group), row_group_size=len(group))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_trees(path: str | Path, token_ids: bool = True) -> Iterator[SearchTree]:
+    """
+    Trees of a file that [`write_nodes`] wrote.
+
+    Args:
+        path (`str` or `Path`):
+            File to read.
+        token_ids (`bool`, *optional*, defaults to `True`):
+            Whether to read token ids; otherwise they are empty, and reading is faster.
+
+    Raises:
+        `ValueError`: If the file is no Parquet file of search trees.
+    """
+    with open_nodes(path) as file:
+        for group in range(file.num_row_groups):
+            yield from read_group(file, group, token_ids)
+
+
+def open_nodes(path: str | Path) -> pq.ParquetFile:
+    """Open a file that [`write_nodes`] wrote."""
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path}: found no Parquet file ({error}), expected one of search trees, as `trl-hrm annotate` writes it."
+        ) from error
+    if not file.schema_arrow.equals(SCHEMA):
+        raise ValueError(
+            f"{path}: found the columns {file.schema_arrow.names}, expected search trees, as `trl-hrm annotate` of this "
+            "version writes them."
+        )
+    return file
+
+
+def read_group(file: pq.ParquetFile, group: int, token_ids: bool = True) -> Iterator[SearchTree]:
+    """Trees of one row group. See [`read_trees`]."""
+    names = [field.name for field in fields(Node) if token_ids or field.name != "token_ids"]
+    columns = ["problem_id", "prompt", "answer", "status", "prompt_ids"]
+    rows = file.read_row_group(group, columns=[*columns, *(f"nodes.list.element.{name}" for name in names)])
+    nodes = rows["nodes"].combine_chunks()
+    starts = nodes.offsets.to_pylist()
+    flat = nodes.values
+    values = {name: flat.field(name).to_pylist() for name in names}
+    values["cuts"] = list(map(tuple, values["cuts"]))
+    values["merged_from"] = [tuple(ids) if ids else None for ids in values["merged_from"]]
+    if not token_ids:
+        values["token_ids"] = [[] for _ in range(len(flat))]
+    made = list(map(Node, *(values[field.name] for field in fields(Node))))
+    for row, problem in enumerate(rows.select(columns).to_pylist()):
+        yield SearchTree(
+            Problem(problem["problem_id"], problem["prompt"], problem["answer"]),
+            made[starts[row] : starts[row + 1]],
+            problem["prompt_ids"],
+            problem["status"],
+        )
+
+
+def read_totals(paths: Iterable[str | Path]) -> Counter:
+    """Sums over all problems of the files: each of `TOTALS`, and `"problems"`."""
+    totals = Counter()
+    for path in paths:
+        with open_nodes(path) as file:
+            totals["problems"] += file.metadata.num_rows
+            rows = file.read(columns=list(TOTALS))
+            totals.update({name: sum(rows[name].to_pylist()) for name in TOTALS})
+    return totals
+
+
+def tree_totals(tree: SearchTree) -> dict[str, int]:
+    """The totals of one tree. What a rollout was cut into is not counted beside the rollout."""
+    sampled = [node for node in tree.nodes if node.role != "segment"]
+    counts = leaf_counts(tree)[ROOT]
+    return {
+        "num_nodes": len(tree.nodes),
+        "num_tokens": sum(len(node.token_ids) for node in sampled),
+        "num_cached": sum(node.num_cached for node in sampled),
+        "leaves_correct": counts.correct,
+        "leaves_answered": counts.answered,
+        "leaves_unresolved": counts.unresolved,
+        "leaves_ungraded": sum(node.answer is not None and node.correct is None for node in sampled),
+    }
+
+
+def _groups(trees: Iterable[SearchTree]) -> Iterator[list[SearchTree]]:
+    group: list[SearchTree] = []
+    size = 0
+    for tree in trees:
+        group.append(tree)
+        size += len(tree.nodes)
+        if size >= GROUP_NODES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _table(trees: list[SearchTree]) -> pa.Table:
+    flat = [node for tree in trees for node in tree.nodes]
+    columns: dict[str, list[Any]] = {name: [getattr(node, name) for node in flat] for name in NODE_TYPES}
+    columns |= {name: [] for name in DERIVED_TYPES}
+    offsets, totals = [0], []
+    for tree in trees:
+        offsets.append(offsets[-1] + len(tree.nodes))
+        totals.append(tree_totals(tree))
+        for _, node, depth in walk(tree):
+            columns["parent_id"].append(None if node.parent == ROOT else tree.nodes[node.parent].node_id)
+            columns["depth"].append(depth)
+            columns["num_tokens"].append(len(node.token_ids))
+        for counts in leaf_counts(tree)[:-1]:
+            columns["leaves_correct"].append(counts.correct)
+            columns["leaves_answered"].append(counts.answered)
+            columns["leaves_unresolved"].append(counts.unresolved)
+    types = NODE_TYPES | DERIVED_TYPES
+    nodes = pa.StructArray.from_arrays(
+        [pa.array(columns[name], types[name]) for name in types], fields=[pa.field(*pair) for pair in types.items()]
+    )
+    rows = {
+        "problem_id": [tree.problem.problem_id for tree in trees],
+        "prompt": [tree.problem.prompt for tree in trees],
+        "answer": [tree.problem.answer for tree in trees],
+        "status": [tree.status for tree in trees],
+        "prompt_ids": [tree.prompt_ids for tree in trees],
+        **{name: [total[name] for total in totals] for name in TOTALS},
+    }
+    arrays = {name: pa.array(values, SCHEMA.field(name).type) for name, values in rows.items()}
+    arrays["nodes"] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), nodes)
+    return pa.table(arrays, schema=SCHEMA)

@@ -1,0 +1,226 @@
+"""A policy behind one or more servers that speak OpenAI's completions protocol."""
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from .engine import EngineFatal, Sample, find_stop
+from .http_client import Fault, HTTPClient, Server
+from .sampling import Sampling, room, sample_from_vllm
+from .server_check import check_server
+
+
+APIS = ("vllm", "transformers", "text")
+
+
+class OpenAIEngine:
+    """
+    Samples from servers with a `/completions` endpoint.
+
+    Requests with one `key` go to one server, whose prefix cache then holds their prefixes. What may pass (HTTP 429 and 5xx, a
+    refused or cut connection, no answer in time, an answer that is not whole) is tried again, with several servers at the
+    next one, with pauses that double; then it is an [`EngineError`].
+
+    A few short requests first test whether a server obeys stop strings and keeps them, whether it samples at all, and, for
+    vLLM, whether it has the model and this tokenizer. One that does not is refused with an [`EngineFatal`].
+
+    Args:
+        base_urls (`list[str]`):
+            Servers, such as `http://localhost:8000/v1`. All serve the same model.
+        model (`str`):
+            Name of the model at the servers. For `transformers serve`, the folder or repository it was started with.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        api (`str`, *optional*, defaults to `"vllm"`):
+            `"vllm"`: token ids in and out. The others send text, one request per sample, and encode the text that comes
+            back: those ids are an approximation, and fewer prefixes are found in a cache.
+            `"transformers"`: `transformers serve`, without `--continuous-batching`. Its requests share one random state, so
+            that samples are not reproducible.
+            `"text"`: any server that keeps stop strings in the text. Sampling parameters of its own may apply.
+        api_key (`str`, *optional*):
+            Sent as bearer token. By default the environment variable `OPENAI_API_KEY`, if set.
+        temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
+            How tokens are drawn. See [`Sampling`]. `api="text"` has no `top_k`.
+        timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds to wait for an answer, the time in the server's queue included.
+        max_retries (`int`, *optional*, defaults to `5`):
+            How often a failed request is tried again.
+        backoff (`float`, *optional*, defaults to `0.5`):
+            Seconds of the first pause. No pause is longer than 60 seconds, even if a server asks for it.
+
+    Raises:
+        `ValueError`: If an option is out of range.
+    """
+
+    def __init__(
+        self,
+        base_urls: list[str],
+        model: str,
+        tokenizer: Any,
+        api: str = "vllm",
+        api_key: str | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        timeout: float = 600.0,
+        max_retries: int = 5,
+        backoff: float = 0.5,
+    ):
+        if api not in APIS:
+            raise ValueError(f"api is {api!r}, expected one of {', '.join(APIS)}.")
+        if api == "text" and top_k:
+            raise ValueError(
+                f"top_k is {top_k}, but the completions protocol has no such option: only other APIs take it."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.api = api
+        self.sampling = Sampling(temperature, top_p, top_k)
+        api_key = api_key or os.environ.get("OPENAI_API_KEY")
+        self.client = HTTPClient(
+            base_urls, lambda server: check_server(self, server), api_key, timeout, max_retries, backoff
+        )
+
+    async def sample(
+        self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str = ""
+    ) -> list[Sample]:
+        draws = self.sampling.num_draws(n)
+        requests = [(draws, seed)] if self.api == "vllm" else [(1, seed + i) for i in range(draws)]
+        tasks = [asyncio.ensure_future(self._ask(prefix_ids, m, stop, max_tokens, s, key)) for m, s in requests]
+        try:
+            samples = [sample for found in await asyncio.gather(*tasks) for sample in found]
+        finally:
+            for task in tasks:  # where one failed, the others are of no use
+                task.cancel()
+        return self.sampling.repeat(samples, n)
+
+    async def _ask(
+        self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str
+    ) -> list[Sample]:
+        """One request, at the first server that answers it."""
+
+        async def read(server: Server) -> list[Sample]:
+            answer = await self.complete(server, self.sampling, prefix_ids, n, stop, max_tokens, seed)
+            return self.samples(server, answer, prefix_ids, stop)
+
+        return await self.client.ask(read, key, seed)
+
+    async def complete(
+        self,
+        server: Server,
+        sampling: Sampling,
+        prefix_ids: Sequence[int],
+        n: int,
+        stop: Sequence[str],
+        max_tokens: int,
+        seed: int,
+    ) -> dict[str, Any]:
+        """The answer to one try of one request."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": room(prefix_ids, max_tokens, server.max_length, self.model),
+            "seed": seed,
+        }
+        if stop:
+            body["stop"] = list(stop)
+        if self.api == "vllm":
+            body |= {
+                "prompt": list(prefix_ids),
+                "n": n,  # sample i gets seed + i
+                "include_stop_str_in_output": True,
+                "return_token_ids": True,
+                # all of them, since the server fills in what the model's authors advise
+                **sampling.describe(),
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+            }
+        else:
+            body |= {
+                "prompt": self._prompt_text(prefix_ids),
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+            }
+        if self.api == "transformers":
+            body["generation_config"] = json.dumps(
+                {"do_sample": not sampling.is_greedy, "top_k": sampling.top_k, "repetition_penalty": 1.0}
+            )
+        return await self.client.fetch(server, "completions", body)
+
+    def samples(
+        self, server: Server, answer: dict[str, Any], prefix_ids: Sequence[int], stop: Sequence[str]
+    ) -> list[Sample]:
+        """The samples of an answer: as many as the server sent."""
+        choices = _choices(answer)
+        if self.api == "vllm":
+            return self._from_ids(server, prefix_ids, choices, _num_cached(answer))
+        return [self._from_text(choice, stop) for choice in choices]
+
+    def _from_ids(
+        self, server: Server, prefix_ids: Sequence[int], choices: list[dict[str, Any]], num_cached: int
+    ) -> list[Sample]:
+        if any(choice.get("token_ids") is None for choice in choices):
+            raise EngineFatal(
+                f'{server.url}: the answer has no token ids; expected those of vLLM. For another server use api="text".'
+            )
+        return [
+            sample_from_vllm(
+                self.tokenizer,
+                prefix_ids,
+                choice["token_ids"],
+                choice["finish_reason"],
+                choice.get("stop_reason"),
+                num_cached if place == 0 else 0,
+            )
+            for place, choice in enumerate(choices)
+        ]
+
+    def _from_text(self, choice: dict[str, Any], stop: Sequence[str]) -> Sample:
+        """The protocol says "stop" for a stop string and for the end of the sequence: the text tells which."""
+        text = choice["text"]
+        token_ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        found = find_stop(text, stop)
+        if found:
+            return Sample(token_ids, text, "stop", found[1])
+        if choice["finish_reason"] == "length":
+            return Sample(token_ids, text, "length")
+        eos = self.tokenizer.eos_token_id
+        return Sample(token_ids if eos is None else [*token_ids, eos], text, "eos")
+
+    def _prompt_text(self, prefix_ids: Sequence[int]) -> str:
+        """The prefix as text, without the special tokens that the server puts before every text."""
+        added = list(self.tokenizer.encode("", add_special_tokens=True))
+        ids = list(prefix_ids)
+        if added and ids[: len(added)] == added:
+            ids = ids[len(added) :]
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "openai", "api": self.api, "model": self.model, **self.sampling.describe()}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
+
+def _choices(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not all(_is_choice(choice) for choice in choices):
+        raise Fault(f"the answer has no whole choices: {json.dumps(answer)[:200]}")
+    return sorted(choices, key=lambda choice: choice["index"])
+
+
+def _is_choice(choice: Any) -> bool:
+    return (
+        isinstance(choice, dict)
+        and isinstance(choice.get("text"), str)
+        and isinstance(choice.get("index"), int)
+        and isinstance(choice.get("finish_reason"), str)
+    )
+
+
+def _num_cached(answer: dict[str, Any]) -> int:
+    """Cached tokens of the prefix, told by servers started with `--enable-prompt-tokens-details`."""
+    usage = answer.get("usage") or {}
+    return (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0

@@ -1,0 +1,35 @@
+"""Which problems are whose, when a search runs on many machines or processes."""
+
+import os
+from typing import NamedTuple
+
+from .tree import make_id
+
+
+class Shard(NamedTuple):
+    """One of `count` parts. `local` is its number among the processes of this machine, `None` if it is alone."""
+
+    index: int
+    count: int
+    local: int | None = None
+
+
+def problem_shard(problem_id: str, num_shards: int) -> int:
+    """The shard of a problem: by its id alone, so that machines agree without talking."""
+    return int(make_id("shard", problem_id), 16) % num_shards
+
+
+def launched_shard(index: int = 0, count: int = 1) -> Shard:
+    """
+    The shard of this process. Each process that `accelerate launch` or `torchrun` starts takes a part of shard `index`.
+
+    The variables of the launcher are taken out of the environment: processes search on their own, and an engine that saw them
+    would wait for the others.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local = os.environ.get("LOCAL_RANK")
+    if size == 1:
+        return Shard(index, count)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    return Shard(index * size + rank, count * size, int(local) if local is not None else None)

@@ -1,0 +1,295 @@
+"""A policy in this process: many searches share the batches of one transformers model."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .engine import EngineFatal, Sample, continued_text, find_stop
+from .sampling import Sampling, room, sample_from_ids
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """One sample to make. It is given up where nobody waits for `sample` any more."""
+
+    prefix_ids: list[int]
+    stop: list[str]
+    max_tokens: int
+    seed: int
+    sample: asyncio.Future = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class TransformersEngine:
+    """
+    Samples with `generate` of a transformers model, on CPU or GPU.
+
+    Requests that wait are put into one batch, whatever their prefixes, stop strings and lengths. A sample does not depend on
+    its batch, up to float rounding: each has noise of its own from its seed, and the most probable token after Gumbel noise is
+    a draw from the softmax.
+
+    Prefixes are computed anew for each sample; [`VLLMEngine`] keeps them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model. It is put in evaluation mode, and until [`~TransformersEngine.close`] its generation
+            configuration is replaced: a repetition penalty there would change what is sampled.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
+            How tokens are drawn. See [`Sampling`].
+        batch_size (`int`, *optional*, defaults to `32`):
+            Most sequences of a batch.
+        revision (`str`, *optional*):
+            Revision of the model, for the manifest.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        batch_size: int = 32,
+        revision: str | None = None,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.sampling = Sampling(temperature, top_p, top_k)
+        self.batch_size = batch_size
+        self.revision = revision
+        self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._generation_config = model.generation_config
+        self._eos_ids = _eos_ids(model, tokenizer)
+        # `generate` fills what its argument leaves open from the model's own configuration
+        model.generation_config = GenerationConfig(pad_token_id=self._pad_id())
+        self._waiting: list[_Sequence] = []
+        self._worker: asyncio.Task | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        **options: Any,
+    ) -> "TransformersEngine":
+        """
+        Load model and tokenizer.
+
+        Args:
+            name_or_path (`str`):
+                Folder, or repository of the Hub.
+            revision (`str`, *optional*):
+                Branch, tag or commit of the repository.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+                Type of the weights; `"auto"` is that of the checkpoint.
+            device (`str` or `torch.device`, *optional*):
+                Where to run. By default the accelerator, if there is one.
+            attn_implementation (`str`, *optional*):
+                Attention, as in `AutoModelForCausalLM.from_pretrained`.
+            **options:
+                Sampling parameters and `batch_size` of [`TransformersEngine`].
+        """
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(
+            name_or_path, revision=revision, dtype=dtype, attn_implementation=attn_implementation
+        )
+        device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        return cls(model.to(device), tokenizer, revision=revision, **options)
+
+    async def sample(
+        self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str = ""
+    ) -> list[Sample]:
+        max_tokens = room(prefix_ids, max_tokens, self.max_length, self.model.config.name_or_path)
+        draws = range(self.sampling.num_draws(n))
+        sequences = [_Sequence(list(prefix_ids), list(stop), max_tokens, seed + i) for i in draws]
+        self._waiting.extend(sequences)
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+        return self.sampling.repeat(await asyncio.gather(*(sequence.sample for sequence in sequences)), n)
+
+    async def _work(self) -> None:
+        """Run batches until nothing waits."""
+        await asyncio.sleep(0)  # those who start together share the first batch
+        while batch := self._next_batch():
+            try:
+                samples = await asyncio.to_thread(self._generate, batch)
+            except Exception as error:  # belongs to those who wait, not to this task
+                for sequence in batch:
+                    if not sequence.sample.done():
+                        sequence.sample.set_exception(error)
+                continue
+            for sequence, sample in zip(batch, samples, strict=True):
+                if not sequence.sample.done():
+                    sequence.sample.set_result(sample)
+
+    def _next_batch(self) -> list[_Sequence]:
+        """The sequences that wait longest, as many as fit: padded rows go on to the end of the longest."""
+        self._waiting = [sequence for sequence in self._waiting if not sequence.sample.done()]
+        batch: list[_Sequence] = []
+        width = length = 0
+        for sequence in self._waiting[: self.batch_size]:
+            width = max(width, len(sequence.prefix_ids))
+            length = max(length, sequence.max_tokens)
+            if self.max_length is not None and width + length > self.max_length:
+                break
+            batch.append(sequence)
+        self._waiting = self._waiting[len(batch) :]
+        return batch
+
+    @torch.inference_mode()
+    def _generate(self, batch: list[_Sequence]) -> list[Sample]:
+        device = self.model.device
+        width = max(len(sequence.prefix_ids) for sequence in batch)
+        padding = [width - len(sequence.prefix_ids) for sequence in batch]
+        rows = [[self._pad_id()] * pad + s.prefix_ids for pad, s in zip(padding, batch, strict=True)]
+        mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+        ends = _Ends(self.tokenizer, self._eos_ids, batch, width)
+        try:
+            output = self.model.generate(
+                torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(mask, device=device),
+                generation_config=GenerationConfig(
+                    do_sample=False,  # the noise is in the logits
+                    max_new_tokens=max(sequence.max_tokens for sequence in batch),
+                    pad_token_id=self._pad_id(),
+                ),
+                logits_processor=self._logits_processors(batch),
+                stopping_criteria=StoppingCriteriaList([ends]),
+            )
+        except torch.OutOfMemoryError as error:
+            raise EngineFatal(
+                f"out of memory with {len(batch)} sequences, the longest prefix of {width} tokens: lower batch_size. "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        return [ends.sample(row, output[row, width:].tolist()) for row in range(len(batch))]
+
+    def _logits_processors(self, batch: list[_Sequence]) -> LogitsProcessorList:
+        if self.sampling.is_greedy:
+            return LogitsProcessorList()
+        processors = LogitsProcessorList([TemperatureLogitsWarper(float(self.sampling.temperature))])
+        if self.sampling.top_k:
+            processors.append(TopKLogitsWarper(self.sampling.top_k))
+        if self.sampling.top_p < 1:
+            processors.append(TopPLogitsWarper(self.sampling.top_p))
+        processors.append(_GumbelNoise([sequence.seed for sequence in batch], self.model.device))
+        return processors
+
+    def _pad_id(self) -> int:
+        """Any token will do: padding is masked, and what follows the end of a row is cut off."""
+        return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "engine": "transformers",
+            "model": self.model.config.name_or_path,
+            "revision": getattr(self.model.config, "_commit_hash", None) or self.revision,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            **self.sampling.describe(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    async def close(self) -> None:
+        """Let a batch that runs come to its end, and give the model its generation configuration back."""
+        for sequence in self._waiting:
+            sequence.sample.cancel()
+        if self._worker is not None and not self._worker.done():
+            await self._worker
+        self.model.generation_config = self._generation_config
+
+
+class _GumbelNoise(LogitsProcessor):
+    """
+    Adds Gumbel noise to the logits, so that their largest is a draw from the softmax. Each row has a generator of its own.
+    """
+
+    def __init__(self, seeds: list[int], device: torch.device):
+        self.generators = [torch.Generator(device).manual_seed(_mixed(seed)) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        exponential = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(exponential, self.generators, strict=True):
+            row.exponential_(generator=generator)
+        # zero would be infinite noise, and not a number where the logit is minus infinity
+        return scores - exponential.clamp_(min=torch.finfo(torch.float32).tiny).log()
+
+
+class _Ends(StoppingCriteria):
+    """Where and why each row ends: at a stop string, at the end of the sequence, or at its own number of tokens."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int], batch: list[_Sequence], width: int
+    ):
+        self.tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        self.batch = batch
+        self.width = width
+        # A character is at most 4 tokens of bytes: no stop string that ends now begins before
+        self.windows = [4 * max(map(len, sequence.stop), default=0) + 4 for sequence in batch]
+        self.ends: list[tuple[int, str, str | None] | None] = [None] * len(batch)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        for row, ids in enumerate(input_ids[:, self.width :].tolist()):
+            if self.ends[row] is None:
+                self.ends[row] = self._end(row, ids)
+        ended = [
+            end is not None or sequence.sample.cancelled() for end, sequence in zip(self.ends, self.batch, strict=True)
+        ]
+        return torch.tensor(ended, device=input_ids.device)
+
+    def _end(self, row: int, ids: list[int]) -> tuple[int, str, str | None] | None:
+        sequence = self.batch[row]
+        if ids[-1] in self.eos_ids:
+            return len(ids), "eos", None
+        if sequence.stop:
+            start = max(0, len(ids) - self.windows[row])
+            text = continued_text(self.tokenizer, sequence.prefix_ids + ids[:start], ids[start:])
+            if found := find_stop(text, sequence.stop):
+                return len(ids), "stop", found[1]
+        if len(ids) >= sequence.max_tokens:
+            return len(ids), "length", None
+        return None
+
+    def sample(self, row: int, ids: list[int]) -> Sample | None:
+        """The sample of a row, `None` for one that nobody waited for."""
+        if self.ends[row] is None:
+            return None
+        length, finish, stop_reason = self.ends[row]
+        return sample_from_ids(self.tokenizer, self.batch[row].prefix_ids, ids[:length], finish, stop_reason)
+
+
+def _mixed(seed: int) -> int:
+    """64 bits that all depend on the whole seed: torch's generator on CPU takes the low 32 alone."""
+    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end a sequence: the tokenizer's, and all that the model's generation configuration names."""
+    found = model.generation_config.eos_token_id
+    found = [found] if isinstance(found, int) else list(found or [])
+    return frozenset(found) | ({tokenizer.eos_token_id} - {None})

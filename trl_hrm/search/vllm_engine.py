@@ -1,0 +1,135 @@
+"""A policy in vLLM on this machine: continuous batches, and prefixes that are computed once."""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .engine import EngineError, EngineFatal, Sample
+from .sampling import Sampling, room, sample_from_vllm
+
+
+try:
+    import vllm
+    from vllm import AsyncEngineArgs, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+except ImportError as error:
+    raise ImportError(
+        f'the vLLM engine needs vLLM, which cannot be imported ({error}). Run `pip install "trl-hrm[vllm]"`, or use another '
+        "engine."
+    ) from error
+
+
+class VLLMEngine:
+    """
+    Samples with vLLM's `AsyncLLM`.
+
+    It belongs to the event loop of its first request.
+
+    Args:
+        llm ([`~vllm.v1.engine.async_llm.AsyncLLM`]):
+            The engine. [`~VLLMEngine.close`] shuts it down.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
+            How tokens are drawn. See [`Sampling`].
+    """
+
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        tokenizer: PreTrainedTokenizerBase,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ):
+        self.llm = llm
+        self.tokenizer = tokenizer
+        self.sampling = Sampling(temperature, top_p, top_k)
+        self._requests = count()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        **engine_args: Any,
+    ) -> "VLLMEngine":
+        """
+        Start an engine.
+
+        Args:
+            name_or_path (`str`):
+                Folder, or repository of the Hub.
+            revision (`str`, *optional*):
+                Branch, tag or commit of the repository.
+            dtype (`str`, *optional*, defaults to `"auto"`):
+                Type of the weights. Beware that vLLM's `"auto"` makes bfloat16 of float32.
+            temperature, top_p, top_k (*optional*):
+                As in [`VLLMEngine`].
+            **engine_args:
+                Other arguments of `vllm.AsyncEngineArgs`. On CPU set `kv_cache_memory_bytes`: without it vLLM takes most of
+                the memory.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        args = AsyncEngineArgs(model=name_or_path, revision=revision, dtype=dtype, **engine_args)
+        return cls(AsyncLLM.from_engine_args(args), tokenizer, temperature, top_p, top_k)
+
+    async def sample(
+        self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str = ""
+    ) -> list[Sample]:
+        config = self.llm.model_config
+        params = SamplingParams(
+            n=self.sampling.num_draws(n),
+            seed=seed,  # sample i gets seed + i
+            stop=list(stop),
+            include_stop_str_in_output=True,
+            max_tokens=room(prefix_ids, max_tokens, config.max_model_len, config.model),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **self.sampling.describe(),
+        )
+        prompt = {"prompt_token_ids": list(prefix_ids)}
+        try:
+            async for output in self.llm.generate(prompt, params, f"{key}-{next(self._requests)}"):
+                final = output
+        except EngineGenerateError as error:
+            raise EngineError(f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {error.__cause__!r}") from error
+        except EngineDeadError as error:
+            raise EngineFatal(f"vLLM's engine process ended; its log says why. ({error})") from error
+        samples = [
+            sample_from_vllm(
+                self.tokenizer,
+                prefix_ids,
+                choice.token_ids,
+                choice.finish_reason,
+                choice.stop_reason,
+                (final.num_cached_tokens or 0) if place == 0 else 0,
+            )
+            for place, choice in enumerate(final.outputs)
+        ]
+        return self.sampling.repeat(samples, n)
+
+    def describe(self) -> dict[str, Any]:
+        config = self.llm.model_config
+        return {
+            "engine": "vllm",
+            "model": config.model,
+            "revision": getattr(config.hf_config, "_commit_hash", None) or config.revision,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "quantization": config.quantization,
+            **self.sampling.describe(),
+            "vllm": vllm.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    async def close(self) -> None:
+        """Shut vLLM down and free its memory."""
+        self.llm.shutdown()
