@@ -10,11 +10,11 @@ from trl_hrm.cli import main
 from trl_hrm.search.compression import compress
 from trl_hrm.search.inspection import OUTCOMES, lines
 from trl_hrm.search.inspection_html import html_page, page_data
-from trl_hrm.search.inspection_text import format_tree, plain, problem_lines, shorten
+from trl_hrm.search.inspection_text import format_tree, plain, problem_lines, shorten, wrap
 from trl_hrm.search.nodes import write_nodes
 from trl_hrm.search.tree import ROOT
 
-from .scripted import SEARCHES, run_scripted
+from .scripted import SEARCHES, read_trees, run_scripted
 from .trees import full_tree, inspection_of, random_search_tree, tree_of
 
 
@@ -96,6 +96,10 @@ def test_what_is_cut_is_counted(depth, breadth, rollouts):
             assert "…" not in text
 
 
+def test_a_tree_without_nodes():
+    assert format_tree(inspection_of(tree_of())).split("\n")[-1].split() == ["–", "(prompt)"]
+
+
 def test_the_default_depth_fits():
     inspection = inspection_of(full_tree(5, 5))
     assert len(format_tree(inspection).split("\n")) == 5 + 1 + 5 + 25
@@ -130,7 +134,7 @@ def test_colours_follow_the_value():
     assert prompt.startswith("\x1b[38;5;142m0.50 ████ ")
 
 
-@pytest.mark.parametrize("width", [60, 80, 133])
+@pytest.mark.parametrize("width", [80, 97, 133])
 def test_lines_fit_the_terminal(width):
     """A line that wraps breaks the picture. Chinese characters take two columns."""
     tree = tree_of(
@@ -143,18 +147,20 @@ def test_lines_fit_the_terminal(width):
     )
     text = format_tree(inspection_of(tree, basis="long " * 60), width=width)
     for line in [*text.split("\n"), *problem_lines([(0, tree, None)], width=width)]:
-        columns = sum(
-            0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in line
-        )
+        columns = sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in line)
         assert columns <= width, line
 
 
-def test_shorten_and_plain():
+def test_shorten_wrap_and_plain():
     assert shorten("abcdef", 6) == "abcdef"
     assert shorten("abcdefg", 6) == "abcde…"
     assert shorten("等等等", 5) == "等等…"
     assert shorten("abc", 0) == ""
     assert plain(" a\n\n b\tc ") == "a b c"
+    assert wrap("one two three four", 8, most=3) == ["one two", "three", "four"]
+    assert wrap("one two three four", 8, most=2) == ["one two", "three f…"]
+    assert wrap("等等等等等", 5, most=3) == ["等等", "等等", "等"]
+    assert wrap("", 5, most=3) == [""]
 
 
 OUTCOME_CASES = {
@@ -214,7 +220,9 @@ def test_one_problem_by_place_and_by_id(run_folder, tmp_path, capsys):
     page = run_folder / "inspect" / "p002.html"
     assert by_place.startswith("problem p002 · done · ") and by_place.endswith(f"\nPage: {page}\n")
     assert "\x1b" not in by_place  # not a terminal
-    assert '"id":"p002"' in page.read_text(encoding="utf-8")
+    (nodes,) = re.findall(r'"node_id":(\[.*?\])', page.read_text(encoding="utf-8"))
+    expected = read_trees(run_folder)["p002"]  # in canonical order: the page does not depend on the order of arrival
+    assert json.loads(nodes) == [*(node.node_id for node in expected.nodes), None]
     other = tmp_path / "other" / "page.html"
     assert main(["inspect", str(run_folder), "--problem", "p002", "--html", str(other)]) == 0
     assert capsys.readouterr().out.split("\nPage")[0] == by_place.split("\nPage")[0]
@@ -224,10 +232,10 @@ def test_one_problem_by_place_and_by_id(run_folder, tmp_path, capsys):
 def test_options_change_what_is_shown(run_folder, tmp_path, capsys):
     """An option that is accepted and ignored."""
     folder = tmp_path / "full"
-    run_scripted(folder)
+    run_scripted(folder, SEARCHES["narrow"])
 
     def shown(path, *options):
-        assert main(["inspect", str(path), "--problem", "1", *options]) == 0
+        assert main(["inspect", str(path), "--problem", "3", *options]) == 0
         return capsys.readouterr().out
 
     rollouts = shown(run_folder)
@@ -235,7 +243,9 @@ def test_options_change_what_is_shown(run_folder, tmp_path, capsys):
     assert len(shown(run_folder, "--rollouts").split("\n")) > len(rollouts.split("\n"))
     assert " below\n" in shown(folder, "--depth", "1") and " below\n" not in shown(folder, "--depth", "9")
     assert " nodes in all\n" in shown(folder, "--breadth", "2") and " nodes in all\n" not in shown(folder)
-    values = {shown(folder, *words).split("\n")[5] for words in ([], ["--estimator", "leaf_share"], ["--truncated", "wrong"])}
+    values = {
+        shown(folder, *words).split("\n")[5] for words in ([], ["--estimator", "leaf_share"], ["--truncated", "wrong"])
+    }
     assert len(values) == 3
     assert "moved up" not in shown(folder)
 
@@ -244,7 +254,18 @@ def test_compressed_view(tmp_path, capsys):
     """Moved steps must be told from sampled ones: they do not count for the value of what they hang under."""
     path = tmp_path / "nodes.parquet"
     write_nodes([full_tree(5, 3)], path)
-    argv = ["inspect", str(path), "--problem", "full", "--html", str(tmp_path / "page.html"), "--depth", "9"]
+    argv = [
+        "inspect",
+        str(path),
+        "--problem",
+        "full",
+        "--html",
+        str(tmp_path / "page.html"),
+        "--depth",
+        "9",
+        "--breadth",
+        "99",
+    ]
     assert main(argv) == 0
     plain_view = capsys.readouterr().out
     assert main([*argv, "--hnc", "3"]) == 0

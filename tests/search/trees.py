@@ -52,7 +52,9 @@ def full_tree(num_children: int, depth: int, seed: int = 0) -> SearchTree:
         for parent in above:
             for i in range(num_children):
                 level.append(len(tree.nodes))
-                node = Node(make_id(seed, len(tree.nodes)), parent, i, 0, [1], f"Step {below} is {len(tree.nodes)}.\n\n")
+                node = Node(
+                    make_id(seed, len(tree.nodes)), parent, i, 0, [1], f"Step {below} is {len(tree.nodes)}.\n\n"
+                )
                 if below == depth:
                     node.finish, node.is_final, node.correct = "eos", True, rng.random() < 0.5
                     node.answer = "3" if node.correct else "4"

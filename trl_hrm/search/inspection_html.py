@@ -7,6 +7,9 @@ from typing import Any
 from .inspection import OUTCOMES, Inspection, lines
 
 
+SCRIPTS = ("model.js", "tree.js", "overview.js")  # one program, in this order
+
+
 def html_page(inspection: Inspection) -> str:
     """
     A page with the tree, a picture of all of it, and the full text of each step.
@@ -22,9 +25,8 @@ def html_page(inspection: Inspection) -> str:
         `str`: The page. Same tree, same bytes.
     """
     folder = resources.files(__package__) / "page"
-    style, script, page = (
-        (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js", "page.html")
-    )
+    style, page = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.html"))
+    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     data = json.dumps(page_data(inspection), separators=(",", ":")).replace("<", "\\u003c")
     return page.replace("{{style}}", style).replace("{{script}}", script).replace("{{data}}", data)
 

@@ -1,24 +1,16 @@
 """A search tree, and the problems of a run, as text for a terminal."""
 
-import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import accumulate, takewhile
 
 from .inspection import CORRECT, OUTCOMES, WRONG, Inspection, Line, lines
 from .tree import ROOT, SearchTree
 
 
-RAMP = (
-    160,
-    166,
-    172,
-    178,
-    142,
-    106,
-    70,
-    34,
-)  # red, yellow, green among the 256 colours, legible on white and on black
+# Red, yellow, green among the 256 colours; legible on white and on black
+RAMP = (160, 166, 172, 178, 142, 106, 70, 34)
 DIM, BOLD = "2", "1"
 BAR = 8  # columns of a bar
 ANSWER = 24  # columns
@@ -59,9 +51,7 @@ def format_tree(
     depth = _fitting_depth(found, below, breadth) if depth is None else depth
     painter = _Painter(inspection, width, color)
     texts = [*painter.head(), ""]
-    pending: list[tuple[int | str, str, str]] = [
-        (0, "", "")
-    ]  # line or remark, indent of its own, indent of those below
+    pending: list[tuple[int | str, str, str]] = [(0, "", "")]  # line or remark, its indent, indent of those below it
     while pending:
         line, own, under = pending.pop()
         if isinstance(line, str):
@@ -114,9 +104,18 @@ def shorten(text: str, width: int) -> str:
     """The beginning of `text`, at most `width` columns wide, with an ellipsis if it goes on."""
     if _columns(text) <= width:
         return text
-    while text and _columns(text) > width - 1:
-        text = text[: min(len(text) - 1, max(width - 1, 0))]
-    return text + "…" if width > 0 else ""
+    return text[: _num_fitting(text, width - 1)] + "…" if width > 0 else ""
+
+
+def wrap(text: str, width: int, most: int) -> list[str]:
+    """`text` in lines of at most `width` columns, broken at spaces where there are any, and cut after `most` lines."""
+    found: list[str] = []
+    while _columns(text) > width and len(found) < most - 1:
+        end = _num_fitting(text, width)
+        end = max(text.rfind(" ", 0, end + 1), 0) or end
+        found.append(text[:end])
+        text = text[end:].lstrip()
+    return [*found, shorten(text, width)]
 
 
 class _Painter:
@@ -134,7 +133,7 @@ class _Painter:
             facts.append(f"{totals['num_tokens']:,} tokens generated, {totals['num_cached']:,} from cache")
         return [
             paint(shorten(" · ".join(facts), self.width), BOLD, self.color),
-            *textwrap.wrap(plain(problem.prompt), self.width, max_lines=4, placeholder="…"),
+            *wrap(plain(problem.prompt), self.width, most=4),
             shorten(f"reference answer: {plain(problem.answer)}", self.width),
             paint(shorten(self.inspection.basis, self.width), DIM, self.color),
         ]
@@ -243,13 +242,19 @@ def _visible(character: str) -> str:
 
 
 def _columns(text: str) -> int:
-    """Columns that a terminal takes: two for East Asian wide characters, none for combining ones."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
-    )
+    """Columns that a terminal takes."""
+    return len(text) if text.isascii() else sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    """Two columns for East Asian wide characters, none for combining ones."""
+    return 0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+
+
+def _num_fitting(text: str, width: int) -> int:
+    """Number of characters at the beginning of `text` that take at most `width` columns."""
+    ends = accumulate(map(_width, text))
+    return sum(1 for _ in takewhile(lambda end: end <= width, ends))
 
 
 def _pad(text: str, width: int) -> str:

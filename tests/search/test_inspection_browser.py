@@ -1,0 +1,289 @@
+"""The page of a search tree in a real browser: what is seen, what answers to mouse and keys, and that nothing leaves it."""
+
+import json
+
+import pytest
+
+from trl_hrm.search.compression import compress
+from trl_hrm.search.inspection import Inspection
+from trl_hrm.search.inspection_html import html_page
+from trl_hrm.search.tree import ROOT
+
+from ..browser import Browser, find_chromium
+from .trees import full_tree, inspection_of, random_search_tree, tree_of
+
+
+HOSTILE = (
+    "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1><!-- <svg onload=window.hacked=1>"
+    "<style>*{display:none}</style>&lt;b&gt; javascript:window.hacked=1"
+)
+SOLUTION = "First line.\n\n    indented  twice\n\\[ x < 3 & y > 2 \\]"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium found; install one (Debian: apt-get install chromium) or set CHROMIUM to its path")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """Open the page of a tree, and at the end of the test make sure that it asked for nothing and reported no error."""
+    file = tmp_path / "page.html"
+
+    def show(inspection: Inspection, width: int = 1280, height: int = 900, dark: bool = False) -> Browser:
+        file.write_text(html_page(inspection), encoding="utf-8")
+        browser.show(width, height, dark)
+        browser.open(file)
+        return browser
+
+    yield show
+    assert browser.requests == [file.absolute().as_uri()]
+    assert browser.errors == []
+
+
+def row(text: str) -> str:
+    """A selector for the row with this text: the first row is `row-0`, the first node `row-1`."""
+    return f"#row-{text}"
+
+
+def num_rows(browser: Browser) -> int:
+    """Rows of the open tree, also those out of sight."""
+    return browser.evaluate(
+        "document.getElementById('rows').offsetHeight / document.querySelector('.row').offsetHeight"
+    )
+
+
+SMALL = tree_of(
+    (ROOT, "1 + 2 = 3.\n\n# Step 2\n", {"tail": 9}),
+    (0, SOLUTION, {"answer": "3", "correct": True}),
+    (0, "Hence 4.", {"answer": "4", "correct": False, "seed": 2**53 + 1}),
+    (ROOT, "and so on", {"finish": "length"}),
+)
+
+
+def test_head_and_rows(show):
+    browser = show(inspection_of(SMALL, run="runs/mcts", basis="by hand"))
+    assert browser.evaluate("document.title") == "p1 · search tree"
+    assert browser.texts("#kicker") == ["runs/mcts · problem p1done"]
+    assert browser.texts("#problem") == ["What is 1 + 2?"]
+    assert dict(zip(browser.texts("#facts dt"), browser.texts("#facts dd"), strict=True)) == {
+        "Reference answer": "3",
+        "Value of the prompt": "0.500 by hand",
+        "Correct answers": "1 of 2 and 1 without a verdict",
+        "Nodes": "4",
+        "Tokens generated": "12",
+        "Tokens from cache": "0",
+    }
+    assert browser.texts(".row .value") == ["0.50", "0.50", "1.00", "0.00", "–"]
+    assert browser.texts(".row .step") == [
+        "Problem",
+        "1 + 2 = 3.",
+        "# Step 2 First line. indented twice \\[ x < 3 & y > 2 \\]",
+        "# Step 2 Hence 4.",
+        "and so on",
+    ]
+    assert browser.texts(".row .badge") == ["✓ 3", "✗ 4", "truncated"]
+
+
+def test_a_click_shows_the_full_text(show):
+    browser = show(inspection_of(SMALL))
+    browser.click(row("2"))
+    assert browser.texts("#detail pre") == [f"# Step 2\n{SOLUTION}"]
+    assert browser.texts("#detail h2") == ["Step 2"]
+    assert browser.texts("#detail .change")[0] == "0.50 above the step before it"
+    assert browser.texts("#detail .trail-list span") == ["(prompt)", "1 + 2 = 3."]
+    browser.click(row("3"))
+    facts = dict(zip(browser.texts("#detail dt"), browser.texts("#detail dd"), strict=True))
+    assert facts["Seed"] == str(2**53 + 1)  # as a number it would have lost its last digit
+    assert facts["Answer"] == "4 (wrong)" and facts["Node"] == f"{2:016x}"
+    browser.click("#detail .trail-list li:last-child button")
+    assert browser.texts("#detail h2") == ["Step 1"]
+    assert browser.texts("#detail .badge") == ["✓ 3", "✗ 4"]
+
+
+def test_a_solution_that_was_cut_into_steps_counts_once(show):
+    """The last of its steps ends as the rollout beside it does: both together would double every answer."""
+    solution = {"answer": "3", "correct": True}
+    browser = show(
+        inspection_of(
+            tree_of(
+                (ROOT, "One. Three.", solution | {"role": "rollout"}),
+                (ROOT, "Four.", {"answer": "4", "correct": False, "role": "rollout"}),
+                (ROOT, "One.", {"role": "segment"}),
+                (2, " Three.", solution | {"role": "segment"}),
+                (2, " 3", solution | {"role": "rollout"}),
+            )
+        )
+    )
+    assert browser.texts("#detail .badge") == ["✓ 3", "✗ 4"]
+    assert browser.texts(".row .share") == ["1/2", "1/1"]
+    assert browser.texts(".row.group .step") == ["Problem", "2 rollouts"]
+
+
+def test_hostile_text_is_inert(show):
+    """A policy may write anything: it must be read, never run, wherever the page shows it."""
+    tree = tree_of(
+        (ROOT, HOSTILE, {"stop_reason": HOSTILE}),
+        (0, HOSTILE, {"answer": HOSTILE, "correct": False}),
+        (0, "a", {"role": "rollout", "answer": HOSTILE, "correct": True}),
+        (0, "b", {"role": "rollout", "answer": HOSTILE}),
+        prompt=HOSTILE,
+        answer=HOSTILE,
+        name=HOSTILE,
+    )
+    browser = show(inspection_of(tree, run=HOSTILE, basis=HOSTILE))
+    browser.click("#depths button:last-of-type")
+    for i in range(6):
+        browser.click(row(str(i)))
+    browser.click(row("1"))
+    assert browser.texts("#detail pre") == [HOSTILE] == browser.texts("#problem")
+    assert browser.evaluate("window.hacked") is None
+    assert browser.evaluate("document.querySelectorAll('img, svg svg, body style, iframe, a').length") == 0
+    assert browser.evaluate("document.scripts.length") == 2
+
+
+def test_the_policy_forbids_requests(browser, tmp_path):
+    """Were the policy absent or damaged, nobody would notice: the page itself asks for nothing."""
+    file = tmp_path / "page.html"
+    file.write_text(html_page(inspection_of(SMALL)), encoding="utf-8")
+    browser.open(file)
+    assert browser.evaluate("fetch('data:text/plain,x').then(() => 'sent', () => 'refused')") == "refused"
+    assert any("Content Security Policy" in error for error in browser.errors)
+
+
+def test_keys(show):
+    browser = show(inspection_of(SMALL))
+    browser.evaluate("document.getElementById('tree').focus()")
+
+    def selected(*keys):
+        for key in keys:
+            browser.press(key)
+        (text,) = browser.texts("[aria-selected=true] .step")
+        active = "document.getElementById(document.activeElement.getAttribute('aria-activedescendant'))"
+        assert browser.evaluate(f"{active}.querySelector('.step').textContent") == text
+        return text
+
+    assert selected() == "Problem"
+    assert selected("ArrowDown", "ArrowDown").startswith("# Step 2 First")
+    assert selected("ArrowLeft") == "1 + 2 = 3."
+    assert num_rows(browser) == 5
+    assert selected("ArrowLeft") == "1 + 2 = 3." and num_rows(browser) == 3
+    assert selected("ArrowDown") == "and so on"
+    assert selected("Home", "ArrowRight", "ArrowRight", "ArrowRight").startswith("# Step 2 First")
+    assert selected("End") == "and so on"
+    browser.press("/")
+    assert browser.evaluate("document.activeElement.id") == "search"
+
+
+def test_search(show):
+    browser = show(inspection_of(full_tree(3, 4)))  # 120 nodes, so that not all are open
+    browser.click("#search")
+    browser.type("step 4 is 119.")
+    assert browser.texts("#hits") == ["1 found"]
+    browser.press("Enter")
+    assert browser.texts("#hits") == ["1 of 1"]
+    assert browser.texts("#detail pre") == ["Step 4 is 119."]
+    assert browser.texts("mark") == ["Step 4 is 119."]
+    assert browser.evaluate("document.querySelectorAll('.found path').length") == 1
+
+
+def test_every_node_of_a_large_tree_is_there(show):
+    """Rows are drawn only where they are seen: one that is never drawn must still be reached, and the page stay light."""
+    tree = full_tree(5, 5)
+    browser = show(inspection_of(tree), height=2400)
+    assert len(tree.nodes) == 3905 and "3,905" in browser.texts("#facts dd")
+    browser.click("#depths button:last-of-type")
+    assert num_rows(browser) == 3906
+    seen = set()
+    for place in range(0, 3906 * 30, 1800):
+        browser.evaluate(f"document.getElementById('tree').scrollTop = {place}")
+        browser.settle()
+        seen.update(browser.texts(".row .step"))
+        assert browser.evaluate("document.querySelectorAll('.row').length") < 120
+    assert seen == {"Problem", *(node.text.strip() for node in tree.nodes)}
+
+
+def test_the_picture_selects(show):
+    """Its bars are found by bisection: off by one, it would show another step than the one pointed at."""
+    tree = full_tree(4, 3)
+    browser = show(inspection_of(tree))
+    first = [i for i, node in enumerate(tree.nodes) if node.parent == ROOT]
+    for place, node in enumerate(first):
+        browser.click("#picture", x=(place + 0.5) / 4, y=1.5 / 4)
+        assert browser.texts("#detail pre") == [tree.step_text(node)]
+    last = [i for i, node in enumerate(tree.nodes) if tree.depth(i) == 3]
+    order = sorted(last, key=tree.path)
+    for place in (0, 1, 31, 63):
+        browser.click("#picture", x=(place + 0.5) / 64, y=3.5 / 4)
+        assert browser.texts("#detail pre") == [tree.step_text(order[place])]
+
+
+def test_colours_of_the_picture(show):
+    """As many bars as nodes, right ones blue, wrong ones orange, unknown ones striped."""
+    tree = tree_of(
+        (ROOT, "a", {"answer": "3", "correct": True}),
+        (ROOT, "b", {"answer": "4", "correct": False}),
+        (ROOT, "c", {"finish": "length"}),
+    )
+    browser = show(inspection_of(tree))
+    bars = browser.evaluate(
+        "[...document.querySelectorAll('.all path')].map(p => [p.getAttribute('d').split('M').length - 1, getComputedStyle(p).fill])"
+    )
+    assert sum(number for number, _ in bars) == 4
+    fills = [fill for _, fill in bars]
+    assert len(set(fills)) == 4 and sum("url" in fill for fill in fills) == 1
+
+
+def test_rollouts_and_compressed_trees_open(show):
+    """Every kind of line, in trees nobody drew by hand: what is wrong shows as an error in the console."""
+    for tree in (random_search_tree(0), random_search_tree(1)):
+        for view in (tree, compress(tree, 7, probability=1.0, min_children=2)):
+            browser = show(inspection_of(view))
+            browser.click("#depths button:last-of-type")
+            lines = browser.evaluate("lines.length")
+            assert num_rows(browser) == lines
+            texts = browser.evaluate(f"[...Array({lines}).keys()].map(i => (select(i), byId('detail').textContent))")
+            assert all(texts)
+            moved = sum(node.merged_from is not None for node in view.nodes)
+            assert sum("Merged from" in text for text in texts) == moved
+
+
+def test_a_tree_without_nodes(show):
+    """A problem that was opened a moment ago, or never solved: the page says so much and no more."""
+    browser = show(inspection_of(tree_of()))
+    assert browser.texts(".row .value") == ["–"] and browser.texts("#detail pre") == ["What is 1 + 2?"]
+    assert browser.texts("#depths *") == []
+
+
+def test_dark_and_light(show):
+    def luminance(scheme):
+        browser = show(inspection_of(SMALL), dark=scheme)
+        found = browser.evaluate(
+            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+        )
+        return [sum(map(int, text[4:-1].split(","))) / 765 for text in found]
+
+    page, text = luminance(False)
+    assert page > 0.9 and text < 0.2
+    page, text = luminance(True)
+    assert page < 0.15 and text > 0.8
+
+
+@pytest.mark.parametrize("width, height", [(320, 640), (390, 844), (820, 1180), (1000, 560), (1920, 1080)])
+def test_sizes(show, width, height):
+    """Nothing may stand beyond the right edge, and the tree must keep room."""
+    long = "x" * 400
+    tree = tree_of((ROOT, long, {}), (0, long, {"answer": long, "correct": True}), prompt=long, answer=long, name=long)
+    browser = show(inspection_of(tree, run=long, basis=long), width, height)
+    browser.click(row("1"))
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.getElementById('tree').clientHeight") > 120
+    stray = browser.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.className)"
+    )
+    assert stray == [], json.dumps(stray)
