@@ -7,12 +7,25 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _NAMES = {
+    "AnswerGrader": "grading.grader",
+    "FullTree": "search.full_tree",
     "HRMRewardConfig": "trainer.hrm_reward_config",
     "HRMRewardTrainer": "trainer.hrm_reward_trainer",
+    "OpenAIEngine": "search.openai_engine",
+    "PUCT": "search.puct",
+    "Problem": "search.tree",
+    "Rollouts": "search.rollouts",
+    "Scheduler": "search.scheduler",
+    "SearchTree": "search.tree",
     "StepFormat": "step_format",
     "StepScorer": "scoring.scorer",
     "StepTree": "step_tree",
+    "TransformersEngine": "search.transformers_engine",
+    "compress": "search.compression",
+    "entropy_label": "search.values",
+    "extract_answer": "grading.extraction",
     "hrm_view": "data.hierarchy",
+    "mc_scores": "search.values",
     "orm_view": "data.hierarchy",
     "prm_view": "data.hierarchy",
 }
@@ -21,7 +34,18 @@ __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
     from .data.hierarchy import hrm_view, orm_view, prm_view
+    from .grading.extraction import extract_answer
+    from .grading.grader import AnswerGrader
     from .scoring.scorer import StepScorer
+    from .search.compression import compress
+    from .search.full_tree import FullTree
+    from .search.openai_engine import OpenAIEngine
+    from .search.puct import PUCT
+    from .search.rollouts import Rollouts
+    from .search.scheduler import Scheduler
+    from .search.transformers_engine import TransformersEngine
+    from .search.tree import Problem, SearchTree
+    from .search.values import entropy_label, mc_scores
     from .step_format import StepFormat
     from .step_tree import StepTree
     from .trainer.hrm_reward_config import HRMRewardConfig

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -122,6 +124,27 @@ def test_bad_problems(tmp_path, policy, capsys):
     message = capsys.readouterr().err
     assert f"{path}:2" in message and f"{path}:1" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_stopped_by_hand_and_started_again(tmp_path, policy):
+    """Ctrl-C: one line, no traceback, and the rest is done at the next start."""
+    many = [{"problem": f"What is {i} + 1, for the {i}th time?", "answer": str(i + 1)} for i in range(60)]
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in many))
+    command = [sys.executable, "-m", "trl_hrm.cli", "annotate", "--problems", str(path), "--policy", policy]
+    command += ["--output_dir", str(tmp_path / "run"), *SETTINGS, "--batch_size", "3"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "log-00000-of-00001.jsonl"
+    while process.poll() is None and (not log.exists() or log.stat().st_size < 5000):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.strip().endswith("start again with the same command to go on.")
+    assert "Traceback" not in errors
+    done = len(trees_of(tmp_path / "run"))
+    assert done < 60
+    assert main(command[3:]) == 0
+    assert len(trees_of(tmp_path / "run")) == 60
 
 
 def test_launched_processes_share_the_problems(tmp_path, policy, problems):

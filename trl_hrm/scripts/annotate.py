@@ -207,9 +207,13 @@ def run(args: argparse.Namespace) -> None:
                 print(
                     f"The log ended in half an event ({log.torn} bytes), as after a kill: dropped, it will be made again."
                 )
-            progress = asyncio.run(_search(args, engine, search, grader, prompt, rule, log, chosen))
+            try:
+                progress = asyncio.run(_search(args, engine, search, grader, prompt, rule, log, chosen))
+            except KeyboardInterrupt:
+                raise SystemExit("stopped; start again with the same command to go on.") from None
+        grades = grader.counts()
     summary = finish_shard(folder, shard.index, shard.count)
-    print(format_summary(progress, summary, args.output_dir))
+    print(format_summary(progress, summary, grades, args.output_dir))
 
 
 async def _search(args, engine, search, grader, prompt, rule, log, problems):
@@ -259,7 +263,7 @@ def _manifest(args, engine, search, prompt, rule, grader, num_shards: int) -> di
     }
 
 
-def format_summary(progress, summary: dict, output_dir: str) -> str:
+def format_summary(progress, summary: dict, grades: dict, output_dir: str) -> str:
     """What was done, and what to do next."""
     problems = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in summary["problems"].items())
     lines = [
@@ -267,6 +271,7 @@ def format_summary(progress, summary: dict, output_dir: str) -> str:
         f"this run: {progress.num_sequences:,} samples, {progress.generated_tokens:,} tokens in {progress.seconds:,.0f} s "
         f"({progress.generated_tokens / max(progress.seconds, 1e-9):,.0f} tokens/s), {progress.cached_share:.0%} of prefix "
         f"tokens cached, {progress.num_failures:,} failed requests",
+        "answers: " + ", ".join(f"{count:,} {name.removeprefix('num_')}" for name, count in grades.items()),
     ]
     if summary["problems"].get("error"):
         lines.append(

@@ -9,14 +9,14 @@ class ProgressBar:
     """Problems done and left with the time that takes, sequences in flight, tokens per second, share cached, errors."""
 
     def __enter__(self) -> "ProgressBar":
-        self.bar = tqdm(desc="problems", unit="problem", total=None, dynamic_ncols=True)
+        self.bar = tqdm(desc="problems", unit="problem", total=None, dynamic_ncols=True, mininterval=0.5)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
     def update(self, progress: Progress) -> None:
-        """Show where the run is. Called after each request; tqdm draws ten times a second at most."""
+        """Show where the run is. Called after each request; tqdm draws twice a second at most."""
         self.bar.total = progress.num_problems
         self.bar.set_postfix(
             {
