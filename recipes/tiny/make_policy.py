@@ -80,7 +80,7 @@ def solution(problem, rng: random.Random, slip_rate: float) -> tuple[str, str]:
 
     *steps, answer = solve(problem, rng, slip_rate)[0]
     headed = [f"# Step {k}\n{step}\n\n" for k, step in enumerate(steps, start=1)]
-    return f"{problem.text()}\n\n", "".join(headed) + f"{answer}\n# END!"
+    return problem.text(), "".join(headed) + f"{answer}\n# END!"
 
 
 def tokenize(tokenizer, prompt: str, completion: str) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from trl_hrm.cli import main
 from trl_hrm.search.nodes import read_trees
 from trl_hrm.search.run_folder import node_files, read_summary
 
-from ..search.policy import PROBLEMS, make_policy
+from ..search.policies import KNOWN, SOLUTIONS, make_policy
 
 
 SETTINGS = (
@@ -28,13 +28,15 @@ SETTINGS.insert(SETTINGS.index("--final_stops") + 1, "# END!")
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> str:
-    return make_policy(tmp_path_factory.mktemp("policy"))
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(folder, 256, num_steps=120, texts=SOLUTIONS)
+    return str(folder)
 
 
 @pytest.fixture
 def problems(tmp_path) -> str:
     path = tmp_path / "problems.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    path.write_text("".join(json.dumps(row) + "\n" for row in KNOWN))
     return str(path)
 
 

@@ -1,4 +1,4 @@
-"""A tiny policy that has learned to write steps, so that its greedy text is text and its stop strings are stop strings."""
+"""Tiny policies that have learned to write steps: greedy text is text, stop strings are stop strings, answers are answers."""
 
 from pathlib import Path
 
@@ -14,11 +14,27 @@ TEXTS = [
     for a, b in PROBLEMS
 ]
 
+# Few problems, learned by heart with two right solutions and two wrong ones each. They end with a line break, so that no
+# token crosses from the problem to the solution
+KNOWN = [{"problem": f"What is {i} + 1?\n", "answer": str(i + 1)} for i in range(4)]
+SOLUTIONS = [
+    f"{row['problem']}# Step 1\n{first}\n\n# Step 2\n{second}\n\n# Answer\n\n{int(row['answer']) + off}\n# END!"
+    for row in KNOWN
+    for first, second, off in (
+        ("We start.", "Add 1.", 0),
+        ("We start.", "Add 2.", 1),
+        ("Count.", "Go on.\n\n# Step 3\nIt is so.", 0),
+        ("Guess.", "Take it.", 1),
+    )
+]
 
-def make_policy(folder: str | Path, max_position_embeddings: int, num_steps: int = 60) -> None:
-    """Save a Qwen2 model with heads of 32 dimensions, trained for some steps on `TEXTS`, and its tokenizer."""
+
+def make_policy(
+    folder: str | Path, max_position_embeddings: int, num_steps: int = 60, texts: list[str] = TEXTS
+) -> None:
+    """Save a Qwen2 model with heads of 32 dimensions, trained for some steps on `texts`, and its tokenizer."""
     make_tiny_model(
-        TEXTS,
+        texts,
         folder,
         kind="causal",
         vocab_size=400,
@@ -27,14 +43,14 @@ def make_policy(folder: str | Path, max_position_embeddings: int, num_steps: int
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    train(model, tokenizer, num_steps)
+    train(model, tokenizer, num_steps, texts)
     model.save_pretrained(folder)
 
 
-def train(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, num_steps: int) -> None:
+def train(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, num_steps: int, texts: list[str]) -> None:
     set_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    rows = [tokenizer.encode(text) + [tokenizer.eos_token_id] for text in TEXTS]
+    rows = [tokenizer.encode(text) + [tokenizer.eos_token_id] for text in texts]
     for step in range(num_steps):
         batch = [rows[(step * 16 + i) * 5 % len(rows)] for i in range(16)]
         width = max(map(len, batch))

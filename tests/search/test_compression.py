@@ -13,7 +13,7 @@ from trl_hrm.search.compression import choose_moves, compress, count_moves, move
 from trl_hrm.search.tree import ROOT, SearchTree, walk
 from trl_hrm.search.values import leaf_counts, mc_scores
 
-from .trees import end, full_tree, random_tree, rollout_tree, slow_leaves
+from .random_trees import end, full_tree, random_tree, rollout_tree, slow_leaves
 
 
 def many_trees(number: int, **options) -> list[SearchTree]:
@@ -39,7 +39,7 @@ def families(tree: SearchTree) -> dict[int, list[int]]:
 def test_what_one_move_changes():
     """A leaf lost or a subtree left behind shows in no error: only in labels that are a little wrong."""
     num_moves = 0
-    for tree in many_trees(25, num_children=4):
+    for tree in many_trees(40, num_children=4):
         before, scores = leaf_counts(tree), mc_scores(tree)
         for parent, steps in movable(tree).items():
             above = tree.nodes[parent].parent

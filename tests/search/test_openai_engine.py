@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-import time
+import threading
 
 import pytest
 
@@ -192,14 +192,22 @@ def test_refusals_stop_the_search_at_once(code):
     assert "sk-secret" not in str(error.value) and len(str(error.value)) < 450
 
 
-def test_a_prefix_that_is_too_long_is_a_fault_of_one_request():
-    with FakeServer(max_length=len(PREFIX) + 10) as server:
-        # the self-test's own prompt is longer: the server tells nothing at first
-        server.max_length = None
+@pytest.mark.parametrize(
+    ("code", "message", "error"),
+    [
+        (400, "This model's maximum context length is 36 tokens.", EngineError),
+        (422, "The prompt is too long.", EngineError),
+        (413, "Payload", EngineError),
+        (404, "There is no model `long context length`.", EngineFatal),
+        (400, "temperature must be a number", EngineFatal),
+    ],
+)
+def test_a_prefix_that_is_too_long_is_a_fault_of_one_request(code, message, error):
+    """One deep node must not end the whole search."""
+    with FakeServer() as server:
         engine = engine_for(server)
-        refusal = status(400, "This model's maximum context length is 36 tokens.")
-        with pytest.raises(EngineError, match="HTTP 400: This model's maximum context length is 36"):
-            run(engine, ask(engine), after_test(server, refusal), ask(engine))
+        with pytest.raises(error, match=f"HTTP {code}: {message}"):
+            run(engine, ask(engine), after_test(server, status(code, message)), ask(engine))
         assert len(server.requests) == 1
 
 
@@ -254,6 +262,41 @@ def test_ends_that_vllm_reports():
             answer = body({"choices": [choice | {"finish_reason": reason}]})
             with pytest.raises(error, match=reason):
                 run(engine, ask(engine), after_test(server, answer), ask(engine, 1))
+
+
+class SpecialTokenizer(CharTokenizer):
+    """Puts a special token before every text, and knows another one."""
+
+    names = {1: "<bos>", 2: "<user>"}
+
+    def encode(self, text, add_special_tokens=True):
+        return [1] * add_special_tokens + super().encode(text)
+
+    def decode(self, ids, skip_special_tokens=True):
+        names = {} if skip_special_tokens else self.names
+        return "".join(names.get(i, "" if i in self.names else chr(i)) for i in ids if i)
+
+
+def test_special_tokens_of_a_prefix_sent_as_text():
+    """Without the marks of the chat template, or with two starts of the sequence, it is another prompt."""
+    with FakeServer("text") as server:
+        engine = OpenAIEngine([server.url], "lm", SpecialTokenizer(), api="text")
+        run(engine, ask(engine, 1, prefix=[1, 2, 104, 105]), ask(engine, 1, prefix=[2, 104, 105, 1]))
+        assert [request["prompt"] for request in server.requests[-2:]] == ["<user>hi", "<user>hi<bos>"]
+
+
+def test_where_one_sample_fails_the_others_are_given_up():
+    """They would go on to be generated and billed, and nobody would see them."""
+    with FakeServer("text") as server:
+        engine = engine_for(server, api="text", timeout=0.2)
+
+        async def fails():
+            with pytest.raises(EngineFatal):
+                await engine.sample(PREFIX, 3, STOP, 300, 0)
+            await asyncio.sleep(0.5)
+
+        run(engine, ask(engine), after_test(server, *[hang(0.3)] * 2, status(404)), fails)
+        assert len(server.requests) == 3
 
 
 def closed_url():
@@ -339,22 +382,19 @@ def test_requests_run_side_by_side():
     with FakeServer() as server:
         engine = engine_for(server, timeout=30.0)
         complete = server.complete
-        started = []
+        together = threading.Barrier(150)
 
-        def together(request):
-            started.append(1)
-            deadline = time.monotonic() + 20
-            while len(started) < 150 and time.monotonic() < deadline:
-                time.sleep(0.01)
+        def wait_for_all(request):
+            together.wait(20)
             return complete(request)
 
         async def everything():
             await engine.sample(PREFIX, 1, [], 5, 0)
-            server.complete = together
+            server.complete = wait_for_all
             return await asyncio.gather(*(engine.sample(PREFIX, 1, [], 5, i) for i in range(150)))
 
         samples = run(engine, everything)
-        assert len(started) == 150 and len(samples) == 150
+    assert len(samples) == 150 and not together.broken
 
 
 class TestServerCheck:
@@ -426,6 +466,19 @@ class TestServerCheck:
             engine = engine_for(server)
             with pytest.raises(EngineFatal, match="with '', too little to test"):
                 run(engine, ask(engine))
+
+    def test_a_cancelled_request_does_not_end_it_for_the_others(self):
+        with FakeServer() as server:
+            engine = engine_for(server)
+            server.faults = [hang(0.2)]
+
+            async def first_is_cancelled():
+                tasks = [asyncio.create_task(engine.sample(PREFIX, 1, STOP, 300, 100)) for _ in range(2)]
+                await asyncio.sleep(0.05)
+                tasks[0].cancel()
+                return await tasks[1]
+
+            assert without_cached(run(engine, first_is_cancelled)) == [expected(100)]
 
     def test_it_is_tried_again_when_a_fault_broke_it(self):
         with FakeServer() as server:

@@ -1,7 +1,8 @@
 """transformers, vLLM, `vllm serve` and `transformers serve` with one tiny model: what they sample must be the same."""
 
 import asyncio
-import os
+import importlib
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -103,19 +104,16 @@ def vllm_engine(folder, loop):
             patch.setenv(name, value)
         from trl_hrm.search.vllm_engine import VLLMEngine
 
-        async def start():
-            return VLLMEngine.from_pretrained(
-                folder,
-                dtype="float32",
-                temperature=0.0,
-                max_model_len=MAX_LENGTH,
-                enforce_eager=True,
-                kv_cache_memory_bytes=64 << 20,
-                block_size=32,
-                max_num_seqs=64,
-            )
-
-        engine = loop.run_until_complete(start())
+        engine = VLLMEngine.from_pretrained(  # outside of the loop, as the command does it
+            folder,
+            dtype="float32",
+            temperature=0.0,
+            max_model_len=MAX_LENGTH,
+            enforce_eager=True,
+            kv_cache_memory_bytes=64 << 20,
+            block_size=32,
+            max_num_seqs=64,
+        )
         yield engine
         loop.run_until_complete(engine.close())
 
@@ -296,8 +294,7 @@ class TestTransformersServer:
 
 def test_without_vllm_the_remedy_is_named(monkeypatch):
     """The name of a missing module alone does not tell what to install."""
-    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
-    monkeypatch.delitem(__import__("sys").modules, "trl_hrm.search.vllm_engine", raising=False)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.delitem(sys.modules, "trl_hrm.search.vllm_engine", raising=False)
     with pytest.raises(ImportError, match=r'pip install "trl-hrm\[vllm\]"'):
-        __import__("trl_hrm.search.vllm_engine")
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
+        importlib.import_module("trl_hrm.search.vllm_engine")

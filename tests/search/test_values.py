@@ -18,7 +18,7 @@ from trl_hrm.search.values import (
     mc_scores,
 )
 
-from .trees import add_node, end, full_tree, random_tree, rollout_tree, slow_leaves, slow_score
+from .random_trees import add_node, end, full_tree, random_tree, rollout_tree, slow_leaves, slow_score
 
 
 def many_trees(number: int) -> list[SearchTree]:

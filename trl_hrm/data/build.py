@@ -137,7 +137,7 @@ def build_dataset(recipe: Recipe, config: BuildConfig) -> dict[str, Any]:
 def count_labels(recipe: Recipe, config: BuildConfig, bin_of: Callable[[float], int]) -> dict[int, int]:
     """How many labels of each bin the training rows that [`build_dataset`] would write hold."""
     worker = _Worker(recipe, config, read_problem_keys(config.exclude))
-    counts = load_counts(worker.map(_count_chunk, recipe.source.chunks(), "count", bin_of=bin_of)["counts"])
+    counts = load_counts(worker.map(_count_chunk, worker.chunks(), "count", bin_of=bin_of)["counts"])
     return Counter({number: count for (number,), count in counts.items()})
 
 
@@ -151,11 +151,8 @@ class _Worker:
     parts: str = ""
 
     def run(self) -> Counter:
-        chunks = self.recipe.source.chunks()
-        if not chunks:
-            raise ValueError(
-                f"{', '.join(self.recipe.inputs)}: there is nothing in it, expected records to build from."
-            )
+        """Write the rows of all chunks, and count."""
+        chunks = self.chunks()
         if not (self.recipe.join_prompts and self.config.view in ("tree", "hrm")):
             return load_counts(self.map(_write_chunk, chunks)["counts"])
         found = self.map(_index_chunk, chunks, "index")
@@ -171,7 +168,17 @@ class _Worker:
         written = self.map(_write_groups, [{"addresses": addresses[i].ravel(), "sizes": n} for i, n in batches])
         return load_counts([*found["counts"], *written["counts"]])
 
+    def chunks(self) -> list[dict[str, Any]]:
+        """The chunks of the source."""
+        chunks = self.recipe.source.chunks()
+        if not chunks:
+            raise ValueError(
+                f"{', '.join(self.recipe.inputs)}: there is nothing in it, expected records to build from."
+            )
+        return chunks
+
     def map(self, function: Callable, chunks: list[dict[str, Any]], task: str = "build", **options: Any) -> Dataset:
+        """Results of `function` for each chunk, in the order of the chunks."""
         num_proc = min(self.config.num_proc or _num_cores(), len(chunks))
         return Dataset.from_list(chunks).map(
             partial(function, worker=self, **options),

@@ -51,7 +51,7 @@ def unite_steps(
         ends_apart (`bool`, *optional*, defaults to `False`):
             Keep a step that ends a solution apart from one of the same text that does not.
     """
-    steps = UnitedSteps([], [], [], [])
+    texts, parents, num_merged, members = [], [], [], []
     found: dict[tuple, int] = {}
     step_of = {ROOT: ROOT}
     for i, node in enumerate(tree.nodes):
@@ -66,17 +66,17 @@ def unite_steps(
             notes["blank_steps"] += 1
             continue
         text = merge_separator.join(pieces)
-        step = found.setdefault((parent, text, len(pieces), ends_apart and node.is_final), len(steps.texts))
+        step = found.setdefault((parent, text, len(pieces), ends_apart and node.is_final), len(texts))
         step_of[i] = step
-        if step == len(steps.texts):
-            steps.texts.append(text)
-            steps.parents.append(parent)
-            steps.num_merged.append(len(pieces))
-            steps.members.append([i])
+        if step == len(texts):
+            texts.append(text)
+            parents.append(parent)
+            num_merged.append(len(pieces))
+            members.append([i])
         else:
             notes["equal_siblings_united"] += 1
-            steps.members[step].append(i)
-    return steps
+            members[step].append(i)
+    return UnitedSteps(texts, parents, num_merged, members)
 
 
 def judge(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepTree, list[list[int]]]:

@@ -1,6 +1,6 @@
 """Search trees as a source of records: the Parquet files of a run, read a row group at a time."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..search.nodes import open_nodes, read_group
@@ -10,7 +10,7 @@ from .sources import Address
 
 class NodeFiles:
     """
-    Files that [`write_nodes`] wrote, with the methods of [`JsonLines`]. A record is a [`SearchTree`] without token ids.
+    Files that [`write_nodes`] wrote, with `chunks` and `read` as [`JsonLines`] has them. A record is a [`SearchTree`] without token ids.
 
     Args:
         files (`Sequence[str]`):
@@ -43,19 +43,10 @@ class NodeFiles:
         name = self.files[chunk["file"]]
         with open_nodes(name) as file:
             for row, tree in enumerate(read_group(file, chunk["group"], token_ids=False)):
-                yield _where(name, tree), Address(chunk["file"], chunk["group"], row), tree
-
-    def pick(self, addresses: Iterable[Address]) -> Iterator[tuple[str, SearchTree]]:
-        """Yield `(where, tree)` for trees at the given addresses, in that order."""
-        for file, group, row in addresses:
-            where, _, tree = list(self.read({"file": file, "group": group}))[row]
-            yield where, tree
+                where = f"{name}, problem {tree.problem.problem_id!r}"
+                yield where, Address(chunk["file"], chunk["group"], row), tree
 
 
 def _num_groups(name: str) -> int:
     with open_nodes(name) as file:
         return file.num_row_groups
-
-
-def _where(name: str, tree: SearchTree) -> str:
-    return f"{name}, problem {tree.problem.problem_id!r}"

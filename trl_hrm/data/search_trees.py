@@ -171,7 +171,7 @@ def parse_search_tree(
     if tree.status != "done":
         raise Dropped(tree.status)
     extra = {"problem_id": tree.problem.problem_id, "answer": tree.problem.answer}
-    extra |= {"estimator": estimator or config.estimator, "truncated": config.truncated}
+    extra |= {"estimator": estimator or config.estimator, "truncated": None if estimator else config.truncated}
     if config.view == "sft":
         solutions = right_solutions(tree, config, notes)
         if not solutions:

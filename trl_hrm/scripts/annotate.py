@@ -16,6 +16,9 @@ import re
 from .annotate_options import ENGINE_OPTIONS, SEARCH_OPTIONS, make_engine, make_prompt, make_search
 
 
+VERSIONED = {"torch", "transformers", "vllm", "math-verify", "latex2sympy2_extended", "sympy"}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", required=True, help="folder of the run (required)")
     _add_problem_arguments(parser.add_argument_group("problems"))
@@ -71,9 +74,9 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--api",
-        choices=["vllm", "text"],
-        help="what the servers understand, for openai: vllm takes and gives token ids; text is any completions server "
-        "(default: vllm)",
+        choices=["vllm", "transformers", "text"],
+        help="what the servers are, for openai: vllm takes and gives token ids; transformers serve; text is any other "
+        "completions server (default: vllm)",
     )
     group.add_argument("--tokenizer", help="folder or Hub id of the tokenizer, for openai (default: the policy)")
     group.add_argument(
@@ -243,23 +246,24 @@ async def _search(args, engine, search, grader, prompt, rule, log, problems):
 def _manifest(args, engine, search, prompt, rule, grader, num_shards: int) -> dict:
     """What decides the trees. Versions are told but may differ between starts."""
     from dataclasses import asdict
-    from importlib.metadata import version
 
     from .. import __version__
 
-    described = engine.describe()
-    versions = {"trl_hrm": __version__, "math-verify": version("math-verify")} | described.pop("versions", {})
+    described, graded = engine.describe(), grader.describe()
+    versions = {"trl_hrm": __version__}
+    for settings in (described, graded):
+        versions |= {name: settings.pop(name) for name in VERSIONED & settings.keys()}
     return {
         "engine": described,
         "search": search.describe(),
         "prompt": asdict(prompt),
         "steps": asdict(rule),
         "extractors": args.extractors,
-        "grader": grader.describe(),
+        "grader": graded,
         "problems": {"source": args.problems, "split": args.split},
         "seed": args.seed,
         "num_shards": num_shards,
-        "versions": versions,
+        "versions": dict(sorted(versions.items())),
     }
 
 

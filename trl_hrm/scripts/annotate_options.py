@@ -69,13 +69,17 @@ def make_engine(args: argparse.Namespace, shard: Shard) -> Any:
     given = _given(args, ENGINE_OPTIONS, "engine")
     given |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k, "revision": args.revision}
     if args.engine == "openai":
+        from transformers import AutoTokenizer
+
         from ..search.openai_engine import OpenAIEngine
 
         if "base_urls" not in given:
             raise ValueError("--engine openai needs the addresses of its servers: --base_urls http://host:8000/v1 ...")
         if "request_timeout" in given:
             given["timeout"] = given.pop("request_timeout")
-        return OpenAIEngine(given.pop("base_urls"), args.policy, max_connections=args.max_in_flight, **given)
+        revision = given.pop("revision")
+        tokenizer = AutoTokenizer.from_pretrained(given.pop("tokenizer", args.policy), revision=revision)
+        return OpenAIEngine(given.pop("base_urls"), args.policy, tokenizer, **given)
     if args.engine == "vllm":
         from ..search.vllm_engine import VLLMEngine
 

@@ -109,8 +109,8 @@ class HTTPClient:
             except Fault as error:
                 fault = error
             rounds, place = divmod(attempt + 1, len(self.servers))
-            if attempt < self.max_retries and (place == 0 or fault.pause):  # a server not yet asked is asked at once
-                pause = self.backoff * 2 ** max(rounds - 1, 0) * (0.5 + rng.random())
+            if place == 0 and attempt < self.max_retries:  # before that, the next server is asked at once
+                pause = self.backoff * 2 ** (rounds - 1) * (0.5 + rng.random())
                 await asyncio.sleep(min(max(pause, fault.pause), MAX_PAUSE))
         raise EngineError(f"{server.url}: gave up after {self.max_retries + 1} tries. The last fault: {fault}")
 
@@ -148,7 +148,7 @@ class HTTPClient:
         message = f"HTTP {status}: {self._shown(_message(content))}"
         if status in PASSING or status >= 500:
             raise Fault(message, _seconds(headers.get("Retry-After")))
-        if status in (400, 413, 422) and TOO_LONG.search(message):
+        if status == 413 or status in (400, 422) and TOO_LONG.search(message):
             raise EngineError(f"{server.url}: {message}")
         raise EngineFatal(f"{server.url}/{path} refused the request. {message}")
 

@@ -2,8 +2,7 @@
 Search trees as Parquet: one row per problem, its nodes a list of structs, so that a row is a tree and columns stay apart.
 
 Beside the fields of [`Node`] a node has `parent_id`, `depth`, `num_tokens` and the counts of leaves below it; a row has the
-problem, the counts of the prompt, and the tokens that were generated and taken from a cache. Counts are stored, scores are
-computed.
+problem, its leaves, and the tokens that were generated and taken from a cache. Counts are stored, scores are computed.
 """
 
 import os
@@ -167,15 +166,16 @@ def read_totals(paths: Iterable[str | Path]) -> Counter:
 
 def tree_totals(tree: SearchTree) -> dict[str, int]:
     """The totals of one tree. What a rollout was cut into is not counted beside the rollout."""
+    counts, followed = leaf_counts(tree), {node.parent for node in tree.nodes}
     sampled = [node for node in tree.nodes if node.role != "segment"]
-    counts = leaf_counts(tree)[ROOT]
+    leaves = [counts[i] for i, node in enumerate(tree.nodes) if node.role != "segment" and i not in followed]
     return {
         "num_nodes": len(tree.nodes),
         "num_tokens": sum(len(node.token_ids) for node in sampled),
         "num_cached": sum(node.num_cached for node in sampled),
-        "leaves_correct": counts.correct,
-        "leaves_answered": counts.answered,
-        "leaves_unresolved": counts.unresolved,
+        "leaves_correct": sum(leaf.correct for leaf in leaves),
+        "leaves_answered": sum(leaf.answered for leaf in leaves),
+        "leaves_unresolved": sum(leaf.unresolved for leaf in leaves),
         "leaves_ungraded": sum(node.answer is not None and node.correct is None for node in sampled),
     }
 

@@ -133,3 +133,4 @@ class VLLMEngine:
     async def close(self) -> None:
         """Shut vLLM down and free its memory."""
         self.llm.shutdown()
+        del self.llm

@@ -1,0 +1,656 @@
+"""Exports of searched trees: every label against a slow plain reference, splits, compression, balance, solutions, openr."""
+
+import json
+import random
+import shlex
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
+
+from trl_hrm.cli import main
+from trl_hrm.data.export_config import ExportConfig
+from trl_hrm.data.judged_trees import judge, thin_labels, unite_steps
+from trl_hrm.data.openr import OpenrFiles
+from trl_hrm.data.problems import problem_split
+from trl_hrm.data.search_trees import build_search_trees
+from trl_hrm.search import nodes
+from trl_hrm.search.compression import compress, count_moves
+from trl_hrm.search.manifest import check_manifest
+from trl_hrm.search.nodes import read_trees, write_nodes
+from trl_hrm.search.run_folder import finish_shard
+from trl_hrm.search.tree import ROOT, Problem, SearchTree
+from trl_hrm.search.values import make_label
+from trl_hrm.step_tree import StepTree
+
+from ..search.random_trees import add_node, end, full_tree, random_tree, rollout_tree, slow_leaves, slow_score
+from ..search.scripted import SEARCHES, make_problems, run_scripted
+from ..search.scripted import read_trees as read_scripted
+
+
+NAMES = ("mc_correct", "mc_total", "mc_unresolved")
+
+
+@pytest.fixture
+def node_file(tmp_path, monkeypatch) -> str:
+    """60 trees of steps and of rollouts, in many row groups."""
+    monkeypatch.setattr(nodes, "GROUP_NODES", 200)
+    rng = random.Random(0)
+    trees = [rng.choice([random_tree, random_tree, rollout_tree])(rng, f"p{i}") for i in range(60)]
+    write_nodes(trees, tmp_path / "nodes.parquet")
+    return str(tmp_path / "nodes.parquet")
+
+
+def export(
+    tmp_path: Path, source: str | list[str], format: str = "run", **options
+) -> tuple[list[dict], list[dict], dict]:
+    """Rows of the train split, of the test split, and the report."""
+    output = tmp_path / "out"
+    config = ExportConfig(str(output), **({"test_size": 0.3, "num_proc": 1, "overwrite": True} | options))
+    report = build_search_trees([source] if isinstance(source, str) else source, config, format)
+    splits = {path.name.split("-")[0]: pq.read_table(path).to_pylist() for path in (output / "data").iterdir()}
+    return splits["train"], splits.get("test", []), report
+
+
+def slow_steps(tree: SearchTree, config: ExportConfig) -> dict[tuple, tuple]:
+    """
+    Score, counts of right, answered and unresolved leaves, and whether a solution ends there, by the texts from the first step
+    on: nodes with the same texts above are one step.
+    """
+    groups = defaultdict(list)
+    for i, node in enumerate(tree.nodes):
+        if node.role != "rollout":
+            apart = config.view in ("orm", "sft")
+            key = tuple(
+                (tree.step_text(j, config.merge_separator), tree.nodes[j].num_merged, apart and tree.nodes[j].is_final)
+                for j in tree.path(i)
+            )
+            groups[key].append(i)
+    found = {}
+    for key, group in groups.items():
+        leaves = {i: slow_leaves(tree, i) for i in group}
+        counted = ("right", "wrong") if config.truncated == "drop" else ("right", "wrong", "unresolved")
+        known = []
+        for i in group:
+            score = slow_score(tree, i, config.estimator, config.truncated)
+            if score is not None:
+                known.append((score, sum(leaf in counted for leaf in leaves[i])))
+        score = sum(s * n for s, n in known) / sum(n for _, n in known) if known else None
+        below = [leaf for i in group for leaf in leaves[i]]
+        counts = (below.count("right"), below.count("right") + below.count("wrong"), below.count("unresolved"))
+        num_leaves = sum(leaf in counted for leaf in below)
+        final = any(tree.nodes[i].is_final for i in group)
+        kept = score is not None and num_leaves >= config.min_leaves
+        label = make_label(score, config.labels, config.eta) if kept else None
+        found[tuple(part[:2] for part in key) if not apart else key] = (label, counts, final)
+    return found
+
+
+def slow_rows(tree: SearchTree, config: ExportConfig) -> Counter:
+    """Everything that the rows of a tree should say, counted: (texts and merges on the path, label, counts)."""
+    steps = slow_steps(tree, config)
+    texts = {key: tuple(part[:2] for part in key) for key in steps}
+    said = Counter()
+    inner = {key[:-1] for key in steps}
+    if config.view in ("tree", "hrm"):
+        for key, (label, counts, _) in steps.items():
+            said[texts[key], label, counts] += 1
+    if config.view == "hrm":
+        for key, (label, counts, _) in steps.items():
+            if label is not None and len(key) > 1 and key[-2][1] + key[-1][1] <= 2:
+                pair = (config.merge_separator.join((key[-2][0], key[-1][0])), 2)
+                if (texts[key][:-2] + (pair,), label) not in {(path, known) for path, known, _ in said}:
+                    said[texts[key][:-2] + (pair,), label, counts] += 1
+    if config.view == "prm":
+        for leaf in steps.keys() - inner:
+            path = [leaf[: end + 1] for end in range(len(leaf))]
+            if any(steps[key][0] is not None for key in path):
+                said.update((texts[key], steps[key][0], steps[key][1]) for key in path)
+    if config.view == "orm":
+        for leaf in steps.keys() - inner:
+            if steps[leaf][2] and steps[leaf][0] is not None:
+                path = [leaf[: end + 1] for end in range(len(leaf))]
+                said.update((texts[key], steps[key][0] if key == leaf else None, steps[key][1]) for key in path)
+    return said
+
+
+def said_by(rows: list[dict]) -> Counter:
+    said = Counter()
+    for row in rows:
+        tree = StepTree.from_row(row)
+        merged = tree.num_merged or [1] * len(tree.labels)
+        for i, label in enumerate(tree.labels):
+            path = tuple((tree.completions[j], merged[j]) for j in tree.path(i))
+            said[path, label, tuple(tree.step_columns[name][i] for name in NAMES)] += 1
+    return said
+
+
+def rounded(said: Counter) -> Counter:
+    found = Counter()
+    for (path, label, counts), number in said.items():
+        found[path, None if label is None else round(label, 6), counts] += number
+    return found
+
+
+OPTIONS = [
+    {"labels": "soft"},
+    {"labels": "soft", "truncated": "wrong"},
+    {"labels": "hard", "estimator": "leaf_share"},
+    {"labels": "entropy", "eta": 2.0},
+    {"labels": "entropy", "eta": -1.0, "estimator": "leaf_share", "truncated": "wrong"},
+    {"labels": "soft", "min_leaves": 3},
+]
+
+
+@pytest.mark.parametrize(
+    ("view", "options"),
+    [(view, options) for view in ("tree", "hrm", "prm", "orm") for options in OPTIONS[: 5 if view == "orm" else 6]],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_every_label_is_that_of_the_stored_nodes(tmp_path, node_file, view, options):
+    """A label shifted to a neighbour, or of the tree in the row of its view, trains as well as any other."""
+    train, test, report = export(tmp_path, node_file, view=view, hnc=True, hnc_min_children=2, **options)
+    config = ExportConfig("out", view=view, hnc=True, hnc_min_children=2, **options)
+    rows = defaultdict(list)
+    for split, found in (("train", train), ("test", test)):
+        for row in found:
+            rows[row["problem_id"], row["source"], split].append(row)
+    expected = {}
+    for tree in read_trees(node_file):
+        split = problem_split(tree.problem.prompt, 0.3, 42)
+        views = {"tree": tree}
+        if split == "train":
+            views["hnc"] = compress(tree, 42, 0.5, 2, 1)
+        for source, seen in views.items():
+            said = slow_rows(seen, config)
+            moved = source == "tree" or count_moves(seen)
+            if moved and any(label is not None for _, label, _ in said):
+                expected[tree.problem.problem_id, source, split] = said
+    assert expected.keys() == rows.keys()
+    for key, said in expected.items():
+        assert rounded(said_by(rows[key])) == rounded(said), key
+    sources = Counter(source for _, source, _ in expected)
+    assert sources["hnc"] > 10 and sources["tree"] > 30
+    assert report["labelled_steps"] == sum(
+        n for said in expected.values() for (_, label, _), n in said.items() if label is not None
+    )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_labels_to_the_last_digit(options):
+    """Files hold single precision; before that, labels are those of the definition to 1e-12, whatever they are pooled of."""
+    rng = random.Random(1)
+    config = ExportConfig("out", **options)
+    num_labels = 0
+    for i in range(40):
+        tree = rng.choice([random_tree, rollout_tree])(rng, f"{i}")
+        judged, _ = judge(tree, config, Counter())
+        expected = slow_steps(tree, config)
+        assert len(expected) == len(judged.labels)
+        for step, label in enumerate(judged.labels):
+            known = expected[tuple((judged.completions[j], 1) for j in judged.path(step))][0]
+            assert label == (None if known is None else pytest.approx(known, abs=1e-12))
+            num_labels += label is not None
+    assert num_labels > 30
+
+
+@pytest.mark.parametrize("view", ["tree", "hrm", "prm"])
+def test_nodes_and_counts_of_a_step(tmp_path, node_file, view):
+    """The columns must lead back to the rows of the search: to a node with that text and those leaves."""
+    train, _, _ = export(tmp_path, node_file, view=view, test_size=0)
+    found = {tree.problem.problem_id: tree for tree in read_trees(node_file)}
+    num_single = 0
+    for row in train:
+        tree = found[row["problem_id"]]
+        index = {node.node_id: i for i, node in enumerate(tree.nodes)}
+        assert row["answer"] == "7" and row["prompt"] == tree.problem.prompt
+        num_merged = row.get("num_merged") or [1] * len(row["labels"])
+        for text, merged, node_id in zip(row["completions"], num_merged, row["node_ids"], strict=True):
+            last = tree.step_text(index[node_id])
+            assert text == last if merged == 1 else text.endswith(f"\n{last}")
+            num_single += merged == 1
+    assert num_single > 500
+
+
+def test_leaves_of_a_step_are_the_sums_over_its_children(tmp_path):
+    """In the rows too, where no two siblings are equal."""
+    rng = random.Random(0)
+    write_nodes([full_tree(rng, f"{i}") for i in range(5)], tmp_path / "nodes.parquet")
+    train, _, _ = export(tmp_path, str(tmp_path / "nodes.parquet"), test_size=0, labels="hard")
+    for row in train:
+        for i, label in enumerate(row["labels"]):
+            below = [j for j, parent in enumerate(row["parents"]) if parent == i]
+            for name in NAMES:
+                assert not below or row[name][i] == sum(row[name][j] for j in below)
+            assert label == (row["mc_correct"][i] > 0)
+        assert sum(row["mc_total"]) == 3 * 27
+
+
+def test_truncated_differs_only_where_a_leaf_is_unresolved(tmp_path, node_file):
+    rows = {
+        truncated: export(tmp_path, node_file, test_size=0, truncated=truncated)[0] for truncated in ("drop", "wrong")
+    }
+    differing = 0
+    by_id = {row["problem_id"]: row for row in rows["wrong"]}
+    for row in rows["drop"]:
+        other = by_id[row["problem_id"]]
+        for a, b, unresolved in zip(row["labels"], other["labels"], row["mc_unresolved"], strict=True):
+            assert a == b or unresolved > 0
+            differing += a != b
+    assert differing > 30
+
+
+class TestUniting:
+    def test_equal_siblings(self):
+        """First come, first served would give a step the leaves of one sibling and hide those of the other."""
+        tree = SearchTree(Problem("p", "p?", "7"), status="done")
+        for parent, place, text in (
+            (ROOT, 0, "a"),
+            (ROOT, 1, "a "),
+            (0, 0, "b"),
+            (0, 1, "c"),
+            (1, 0, "b"),
+            (1, 1, "b"),
+            (1, 2, "d"),
+        ):
+            add_node(tree, parent, place, text)
+        for i, correct in ((2, True), (3, False), (4, True), (5, False), (6, False)):
+            end(tree.nodes[i], correct)
+        notes = Counter()
+        judged, members = judge(tree, ExportConfig("out"), notes)
+        assert judged.completions == ["a", "b", "c", "d"]
+        assert judged.parents == [-1, 0, 0, 0]
+        assert members == [[0, 1], [2, 4, 5], [3], [6]]
+        assert judged.labels == pytest.approx([(2 * 1 / 2 + 3 * 1 / 3) / 5, 2 / 3, 0, 0])
+        assert judged.step_columns["mc_correct"] == [2, 2, 0, 0]
+        assert judged.step_columns["mc_total"] == [5, 3, 1, 1]
+        assert notes["equal_siblings_united"] == 3
+
+    def test_uniting_comes_after_compression_and_scores(self):
+        """United first, two equal children would be one draw, and N of the compression another."""
+        tree = full_tree(random.Random(0), num_children=4, depth=2)
+        for node in tree.nodes:
+            if node.parent == 0:
+                node.text = "same"
+        judged, _ = judge(tree, ExportConfig("out"), Counter())
+        assert len(judged.completions) == len(tree.nodes) - 3
+        assert count_moves(compress(tree, 0, probability=1)) == 4
+
+    def test_steps_without_text(self):
+        """A blank step is no step to judge; those after it have lost their history."""
+        tree = SearchTree(Problem("p", "p?", "7"), status="done")
+        for parent, text in ((ROOT, "a"), (ROOT, " "), (1, "b"), (2, "c")):
+            add_node(tree, parent, 0, text)
+        notes = Counter()
+        assert unite_steps(tree, notes).texts == ["a"]
+        assert notes == {"blank_steps": 1, "steps_after_blank_ones": 2}
+
+
+class TestCompression:
+    def test_test_problems_are_never_compressed(self, tmp_path, node_file):
+        train, test, report = export(tmp_path, node_file, hnc=True, hnc_min_children=2)
+        assert {row["source"] for row in test} == {"tree"}
+        sources = Counter(row["source"] for row in train)
+        assert sources["hnc"] > 10
+        assert sources["tree"] == sources["hnc"] + report["notes"]["hnc_trees_without_a_move"]
+        assert not {row["problem_id"] for row in train} & {row["problem_id"] for row in test}
+        merged = [sum(count > 1 for count in row["num_merged"]) for row in train if row["source"] == "hnc"]
+        assert min(merged) > 0
+
+    def test_trees_are_the_same_with_and_without(self, tmp_path, node_file):
+        alone, _, _ = export(tmp_path, node_file)
+        beside, _, _ = export(tmp_path, node_file, hnc=True, hnc_min_children=2)
+        beside = [row for row in beside if row["source"] == "tree"]
+        assert [row["labels"] for row in beside] == [row["labels"] for row in alone]
+
+    def test_options_reach_it(self, tmp_path, node_file):
+        moved = {}
+        for name, options in {
+            "all": {"hnc_probability": 1.0, "hnc_min_children": 2},
+            "few": {"hnc_probability": 0.2, "hnc_min_children": 2},
+            "large": {"hnc_probability": 1.0, "hnc_min_children": 4},
+            "twice": {"hnc_probability": 1.0, "hnc_min_children": 2, "hnc_passes": 2},
+        }.items():
+            moved[name] = export(tmp_path, node_file, hnc=True, **options)[2]["notes"]["hnc_moved_nodes"]
+        assert (
+            moved["few"] < moved["large"] < moved["all"] < moved["twice"]
+            or moved["large"] < moved["few"] < moved["all"]
+        )
+        one, two = (export(tmp_path, node_file, hnc=True, hnc_min_children=2, hnc_seed=seed)[0] for seed in (1, 2))
+        assert [row["node_ids"] for row in one] != [row["node_ids"] for row in two]
+
+
+class TestBalance:
+    @pytest.mark.parametrize("view", ["tree", "hrm", "prm"])
+    def test_bins(self, tmp_path, node_file, view):
+        """Bins hold about as many, what was left out is told by the weights, and test rows stay as they are."""
+        full, full_test, _ = export(tmp_path, node_file, view=view)
+        train, test, report = export(tmp_path, node_file, view=view, balance=2)
+        before = Counter(min(int(y * 2), 1) for row in full for y in row["labels"] if y is not None)
+        after = Counter(min(int(y * 2), 1) for row in train for y in row["labels"] if y is not None)
+        least = min(before.values())
+        assert max(before.values()) > 1.3 * least
+        for number in (0, 1):
+            assert after[number] == pytest.approx(least, rel=0.2)
+            bin_name = f"labels from {number / 2:.3g} to {(number + 1) / 2:.3g}"
+            stated = report["facts"]["balance"][bin_name]
+            assert stated == {"before": before[number], "chance_to_stay": pytest.approx(least / before[number])}
+        for row in train:
+            for label, weight in zip(row["labels"], row["label_weights"], strict=True):
+                bin_of = None if label is None else min(int(label * 2), 1)
+                assert weight == pytest.approx(0 if label is None else before[bin_of] / least)
+        assert [row["labels"] for row in test] == [row["labels"] for row in full_test]
+        assert [row["label_weights"] for row in test] == [
+            [float(y is not None) for y in row["labels"]] for row in test
+        ]
+
+    def test_weights_recover_the_counts(self, tmp_path, node_file):
+        """Horvitz-Thompson: over seeds, weighted counts of the rows are the counts before."""
+        full, _, _ = export(tmp_path, node_file, test_size=0)
+        trees = [StepTree.from_row(row) for row in full]
+        right = sum(y > 0.9 for tree in trees for y in tree.labels if y is not None)
+        estimates = []
+        for seed in range(30):
+            estimate = 0.0
+            for tree in trees:
+                copy = StepTree(
+                    tree.prompt, tree.completions, list(tree.labels), tree.parents, None, dict(tree.step_columns)
+                )
+                thin_labels(copy, [1.0, 0.5, 1.0, 0.25], seed)
+                weights = copy.step_columns["label_weights"]
+                estimate += sum(w for y, w in zip(copy.labels, weights, strict=True) if y is not None and y > 0.9)
+            estimates.append(estimate)
+        assert sum(estimates) / len(estimates) == pytest.approx(right, rel=0.1)
+        assert len(set(estimates)) > 10
+
+    def test_a_shared_step_has_one_fate(self, tmp_path, node_file):
+        """Thinned row by row, a step that stands in every path would nearly always stay in one of them."""
+        train, _, _ = export(tmp_path, node_file, view="prm", balance=2, test_size=0)
+        fates = defaultdict(set)
+        for row in train:
+            for node_id, label in zip(row["node_ids"], row["labels"], strict=True):
+                fates[node_id].add(label)
+        assert all(len(labels) == 1 for labels in fates.values())
+        assert sum(labels == {None} for labels in fates.values()) > 50
+
+
+class TestSolutions:
+    def test_rows(self, tmp_path, node_file):
+        """Whole right solutions, as they were written, with the worst score on the way."""
+        train, _, report = export(tmp_path, node_file, view="sft", test_size=0)
+        config = ExportConfig("out", view="sft")
+        expected = Counter()
+        for tree in read_trees(node_file):
+            steps = slow_steps(tree, config)
+            for key in steps:
+                nodes = [
+                    i
+                    for i, node in enumerate(tree.nodes)
+                    if node.role != "rollout"
+                    and node.is_final
+                    and node.correct
+                    and tuple((tree.step_text(j), 1, tree.nodes[j].is_final) for j in tree.path(i)) == key
+                ]
+                if nodes:
+                    scores = [steps[key[: end + 1]][0] for end in range(len(key))]
+                    lowest = min(score for score in scores if score is not None)
+                    expected[tree.problem.prompt, tree.text(nodes[0]), round(lowest, 6)] += 1
+        found = Counter((row["prompt"], row["completion"], round(row["mc_score"], 6)) for row in train)
+        assert found == expected
+        assert len(train) > 50
+        assert set(train[0]) == {
+            "prompt",
+            "completion",
+            "mc_score",
+            "problem_id",
+            "answer",
+            "estimator",
+            "truncated",
+            "node_id",
+        }
+        chosen, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=0.5)
+        assert chosen == [row for row in train if row["mc_score"] >= 0.5]
+        kept = {row["problem_id"] for row in chosen}  # a problem without any is dropped, and counted as such
+        below = sum(row["problem_id"] in kept and row["mc_score"] < 0.5 for row in train)
+        assert report["notes"]["solutions_below_min_score"] == below > 0
+        assert report["dropped"]["no_right_solution"] == 60 - len(kept)
+
+    def test_no_right_solution(self, tmp_path):
+        tree = full_tree(random.Random(0))
+        for node in tree.nodes:
+            node.correct = False if node.is_final else None
+        write_nodes([tree], tmp_path / "nodes.parquet")
+        with pytest.raises(ValueError, match="no_right_solution: 1"):
+            export(tmp_path, str(tmp_path / "nodes.parquet"), view="sft", test_size=0)
+
+
+def test_problems_without_an_end_have_no_rows(tmp_path):
+    """A problem that a filter left out has rollouts; as labels they would say that every step is right."""
+    rng = random.Random(0)
+    trees = [rollout_tree(rng, f"{i}") for i in range(4)]
+    for tree, status in zip(trees, ("done", "always_solved", "error", "open"), strict=True):
+        tree.status = status
+    write_nodes(trees, tmp_path / "nodes.parquet")
+    train, _, report = export(tmp_path, str(tmp_path / "nodes.parquet"), test_size=0)
+    assert {row["problem_id"] for row in train} == {"0"}
+    assert report["dropped"] == {"always_solved": 1, "error": 1, "open": 1}
+
+
+def test_too_few_leaves(tmp_path, node_file):
+    """One leaf is a coin toss; the number that became context must be told."""
+    before, _, _ = export(tmp_path, node_file, test_size=0)
+    after, _, report = export(tmp_path, node_file, test_size=0, min_leaves=4)
+    kept = {row["problem_id"]: row for row in after}
+    num_lost = 0
+    for row in before:
+        expected = [label if total >= 4 else None for label, total in zip(row["labels"], row["mc_total"], strict=True)]
+        if row["problem_id"] in kept:
+            assert kept[row["problem_id"]]["labels"] == expected
+            num_lost += sum(label is not None for label in row["labels"]) - sum(y is not None for y in expected)
+        else:
+            assert not any(label is not None for label in expected)
+    assert report["notes"]["labels_on_too_few_leaves"] == num_lost > 0
+    assert report["dropped"]["no_labelled_step"] == 60 - len(kept) > 0
+
+
+@pytest.mark.parametrize("view", ["hrm", "sft"])
+def test_number_of_processes_does_not_matter(tmp_path, node_file, view):
+    found = []
+    options = {"hnc": True, "hnc_min_children": 2, "balance": 3} if view == "hrm" else {}
+    for num_proc in (1, 2):
+        export(tmp_path, node_file, view=view, num_proc=num_proc, **options)
+        found.append({path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()})
+    assert found[0] == found[1]
+
+
+def test_dataset_loads(tmp_path, node_file):
+    _, _, report = export(tmp_path, node_file, view="hrm", hnc=True)
+    dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(dataset[name]) for name in dataset} == report["rows"]
+    assert StepTree.from_row(dataset["train"][0]).step_columns.keys() == {*NAMES, "node_ids"}
+
+
+class TestOpenr:
+    @pytest.fixture
+    def file(self, shared_data) -> str:
+        return str(shared_data / "samples" / "math-aps-tree.jsonl")
+
+    def test_trees(self, file):
+        """Counts of the file, root included; recorded values stay what they are."""
+        source = OpenrFiles([file])
+        trees = [tree for chunk in source.chunks() for _, _, tree in source.read(chunk)]
+        assert [len(tree.nodes) + 1 for tree in trees] == [143, 90, 24]
+        assert [max(tree.depth(i) for i in range(len(tree.nodes))) for tree in trees] == [4, 3, 3]
+        assert [Counter(node.correct for node in tree.nodes if node.is_final) for tree in trees] == [
+            {True: 135, False: 2},
+            {True: 82},
+            {True: 17},
+        ]
+        with open(file) as lines:
+            roots = [json.loads(line)["reasoning_steps"] for line in lines]
+        for tree, root in zip(trees, roots, strict=True):
+            assert len({node.node_id for node in tree.nodes}) == len(tree.nodes)
+            pending, index = list(reversed(root["children"])), 0
+            while pending:
+                found = pending.pop()
+                assert (tree.nodes[index].value, tree.step_text(index)) == (found["mc_value"], found["text"].strip())
+                pending += reversed(found["children"])
+                index += 1
+            assert all(
+                tree.text(i).startswith(tree.text(node.parent))
+                for i, node in enumerate(tree.nodes)
+                if node.parent != ROOT
+            )
+
+    def test_export(self, tmp_path, file):
+        train, _, report = export(tmp_path, file, format="openr", test_size=0)
+        assert len(train) == 3
+        assert {row["estimator"] for row in train} == {"recorded"}
+        for tree, row in zip(OpenrFiles([file]).read(OpenrFiles([file]).chunks()[0]), train, strict=True):
+            first = next(i for i, node in enumerate(tree[2].nodes) if 0 < node.value < 1)
+            assert row["labels"][row["completions"].index(tree[2].step_text(first))] == pytest.approx(
+                tree[2].nodes[first].value
+            )
+        solutions, _, _ = export(tmp_path, file, format="openr", view="sft", test_size=0)
+        assert all("\\boxed" in row["completion"] for row in solutions)
+
+    def test_faults(self, tmp_path):
+        good = {
+            "question": "1+2?",
+            "final_answer": "3",
+            "reasoning_steps": {"text": "1+2?", "mc_value": 1, "children": []},
+        }
+        for change, message in (
+            ({"question": None}, "rows.jsonl:1: `question` is None, expected a string"),
+            ({"reasoning_steps": {"text": "x"}}, r"rows.jsonl:1: a step holds \['text'\], expected an object"),
+            (
+                {"reasoning_steps": {"text": "x", "mc_value": 2, "children": []}},
+                "`mc_value` is 2, expected a number from 0 to 1",
+            ),
+        ):
+            (tmp_path / "rows.jsonl").write_text(json.dumps(good | change) + "\n")
+            with pytest.raises(ValueError, match=message):
+                export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr")
+        with pytest.raises(ValueError, match="min_leaves is 2, but openr's files hold values"):
+            export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr", min_leaves=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "er"}, "labels is 'er', expected one of soft, hard, entropy"),
+        ({"labels": "entropy"}, "labels='entropy' with eta=None, expected a number"),
+        ({"labels": "entropy", "eta": float("nan")}, "eta=nan, expected a number"),
+        ({"eta": 2.0}, "eta is 2.0 with labels='soft'; it is for labels='entropy' alone"),
+        ({"estimator": "mean"}, "estimator is 'mean', expected one of child_mean, leaf_share"),
+        ({"truncated": "keep"}, "truncated is 'keep', expected one of drop, wrong"),
+        ({"min_leaves": 0}, "min_leaves is 0, expected 1"),
+        ({"balance": 1}, "balance is 1, expected 2"),
+        ({"hnc_min_children": 1}, "min_children is 1, expected 2"),
+        ({"min_score": 0.5}, "min_score is 0.5 with view='tree'"),
+        ({"view": "sft", "hnc": True}, "view='sft' has solutions, not labels"),
+        ({"view": "flat"}, "view is 'flat', expected one of tree, hrm, prm, orm, sft"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        ExportConfig("out", **options)
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    """A finished run of a scripted policy, as `trl-hrm annotate` leaves it, with a problem that is not searched to the end."""
+    folder = tmp_path / "run"
+    run_scripted(folder, SEARCHES["full_tree"], make_problems(8))
+    manifest = {"engine": {"engine": "scripted", "model": "tiny|model"}, "search": SEARCHES["full_tree"].describe()}
+    check_manifest(folder, manifest | {"grader": {"grader": "exact", "version": "1.0"}, "seed": 42, "num_shards": 1})
+    finish_shard(folder, 0, 1)
+    summary = json.loads((folder / "summary-00000-of-00001.json").read_text())
+    summary["problems"]["error"] = 2
+    (folder / "summary-00000-of-00001.json").write_text(json.dumps(summary))
+    return folder
+
+
+def test_export_of_a_run(tmp_path, monkeypatch, capsys, run_folder):
+    """From the command line: every label from the log of the run, the facts on the card, and the command that repeats it."""
+    monkeypatch.chdir(tmp_path)
+    options = "--labels entropy --eta 2 --view hrm --hnc --hnc_min_children 2 --test_size 0.3 --num_proc 1"
+    assert main(["export", "run", *options.split(), "--output_dir", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: run: 2 problems have failed requests and are left out" in printed
+    report = json.loads((tmp_path / "out" / "build_report.json").read_text())
+    trees = list(read_scripted(run_folder).values())
+    config = ExportConfig("out", view="hrm", labels="entropy", eta=2.0, hnc=True, hnc_min_children=2)
+    rows = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").to_pylist()
+    num_trees = 0
+    for tree in trees:
+        found = [row for row in rows if row["problem_id"] == tree.problem.problem_id and row["source"] == "tree"]
+        if found:
+            num_trees += 1
+            assert rounded(said_by(found)) == rounded(slow_rows(tree, config))
+            assert (found[0]["label_kind"], found[0]["eta"], found[0]["estimator"]) == ("entropy", 2.0, "child_mean")
+    assert num_trees == sum(row["source"] == "tree" for row in rows) > 3
+
+    tokens = sum(len(node.token_ids) for tree in trees for node in tree.nodes)
+    leaves = Counter(leaf for tree in trees for leaf in slow_leaves(tree, ROOT))
+    facts = report["facts"]
+    assert facts["search"]["tokens_generated"] == tokens
+    assert facts["search"]["share_without_an_answer"] == pytest.approx(leaves["unresolved"] / leaves.total())
+    assert facts["run"]["share_of_problems_with_errors"] == pytest.approx(2 / 10)
+    judged = [steps for tree in trees for steps in slow_steps(tree, config).values() if steps[0] is not None]
+    assert facts["yield"]["labels_per_token"] == pytest.approx(len(judged) / tokens)
+    on_two = sum(counts[1] >= 2 for _, counts, _ in judged)
+    assert 0 < on_two < len(judged)
+    assert facts["yield"]["labels_on_2_leaves_per_token"] == pytest.approx(on_two / tokens)
+    card = DatasetCard.load(tmp_path / "out" / "README.md").text
+    for line in (
+        "| labels: eta | 2 |",
+        "| run: engine: model | tiny\\|model |",
+        "| run: grader: version | 1.0 |",
+        "| run: search: max sequences | 4,096 |",
+        "| run: problems: error | 2 |",
+        f"| search: tokens generated | {tokens:,} |",
+    ):
+        assert line in card
+
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    program, *again = shlex.split(report["command"])
+    assert program == "trl-hrm"
+    assert main([*again, "--overwrite"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_options_that_contradict_each_other(tmp_path, capsys, run_folder):
+    for words, message in (
+        (["--eta", "2"], "eta is 2.0 with labels='soft'"),
+        (["--labels", "entropy"], "labels='entropy' with eta=None"),
+        (["--view", "sft", "--hnc"], "view='sft' has solutions, not labels"),
+    ):
+        assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 1
+        assert f"error: {message}" in capsys.readouterr().err
+
+
+def test_several_runs(tmp_path, run_folder):
+    """Each keeps its facts; their rows stand in one dataset."""
+    shutil.copytree(run_folder, tmp_path / "again")
+    folders = [str(run_folder), str(tmp_path / "again")]
+    one, _, _ = export(tmp_path, folders[0], test_size=0)
+    both, _, report = export(tmp_path, folders, test_size=0)
+    assert both == one + one
+    assert list(report["facts"]["runs"]) == folders
+
+
+def test_inputs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing: there is no such file; expected the folder of a search"):
+        export(tmp_path, str(tmp_path / "nothing"))
+    write_nodes([], tmp_path / "empty.parquet")
+    for options in ({}, {"balance": 2}):
+        with pytest.raises(ValueError, match="empty.parquet: there is nothing in it, expected records"):
+            export(tmp_path, str(tmp_path / "empty.parquet"), **options)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match="folder"):
+        export(tmp_path, str(tmp_path / "folder"))

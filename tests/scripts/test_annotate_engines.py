@@ -1,0 +1,70 @@
+"""The command with every engine: under greedy decoding, the same trees."""
+
+import json
+
+import pytest
+
+from trl_hrm.cli import main
+from trl_hrm.search.nodes import read_trees
+from trl_hrm.search.run_folder import node_files
+
+from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.serving import ENVIRONMENT, serve
+
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = [
+    "--prompt",
+    "question",
+    "--prompt_style",
+    "plain",
+    "--segmentation",
+    "step_header",
+    "--final_stops",
+    "# END!",
+]
+SETTINGS += ["--num_children", "2", "--max_depth", "4", "--max_step_tokens", "40", "--temperature", "0"]
+VLLM = {
+    "max_model_len": 256,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+    "block_size": 32,
+}
+
+
+def annotate(folder, tmp_path, name, *more) -> dict:
+    """Run the command; what its nodes say, without what tells the engines apart."""
+    problems, run = tmp_path / "problems.jsonl", tmp_path / name
+    problems.write_text("".join(json.dumps(row) + "\n" for row in KNOWN))
+    command = ["annotate", "--problems", str(problems), "--policy", str(folder), "--output_dir", str(run)]
+    assert main([*command, *SETTINGS, *more]) == 0
+    trees = [tree for file in node_files(run) for tree in read_trees(file)]
+    return {
+        tree.problem.problem_id: [
+            (n.node_id, n.parent, n.token_ids, n.text, n.tail, n.finish, n.stop_reason, n.answer, n.correct, n.seed)
+            for n in tree.nodes
+        ]
+        for tree in trees
+    }
+
+
+def test_all_engines_make_the_same_trees(tmp_path, monkeypatch):
+    """From the command line to the node files, so that nothing between engine and log differs either."""
+    pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "policy"
+    make_policy(folder, 256, num_steps=200, texts=SOLUTIONS)
+    expected = annotate(folder, tmp_path, "transformers", "--engine", "transformers", "--dtype", "float32")
+    assert len(expected) == 4 and sum(map(len, expected.values())) >= 24
+    assert {node[8] for nodes in expected.values() for node in nodes} >= {None, True}
+    options = json.dumps(VLLM)
+    assert (
+        annotate(folder, tmp_path, "vllm", "--engine", "vllm", "--dtype", "float32", "--engine_args", options)
+        == expected
+    )
+    flags = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--block-size", "32"]
+    flags += ["--kv-cache-memory-bytes", str(64 << 20), "--served-model-name", str(folder)]
+    with serve(tmp_path, "vllm.entrypoints.cli.main", "serve", str(folder), *flags) as server:
+        assert annotate(folder, tmp_path, "http", "--engine", "openai", "--base_urls", server) == expected
