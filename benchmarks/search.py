@@ -89,7 +89,7 @@ class EqualGrader:
 
 
 def compare_schedulers(args: argparse.Namespace) -> None:
-    search = FullTree(RULE.stop_strings(5), num_children=5, max_depth=5, max_step_tokens=400)
+    search = FullTree(RULE, num_children=5, max_depth=5, max_step_tokens=400)
     problems = [(i, Problem(f"p{i}", f"Question {i}", "7")) for i in range(args.num_problems)]
     systems = {"trl_hrm": run_scheduler}
     for size in (args.slots // search.num_children, 16):
@@ -252,7 +252,7 @@ async def count_cached(folder: str, as_text: bool) -> tuple[int, int, int]:
         folder, dtype="float32", max_model_len=2048, enforce_eager=True, kv_cache_memory_bytes=256 << 20, block_size=32
     )
     counted = Counted(engine, as_text)
-    search = FullTree(RULE.stop_strings(5), num_children=4, max_depth=5, max_step_tokens=160, max_sequences=400)
+    search = FullTree(RULE, num_children=4, max_depth=5, max_step_tokens=160, max_sequences=400)
     problems = [(i, Problem(f"p{i}", f"Question {i}", "7")) for i in range(6)]
     with tempfile.TemporaryDirectory() as logs, EventLog(Path(logs, "log.jsonl"), write=True) as log:
         config = SchedulerConfig(max_in_flight=64)

@@ -28,10 +28,8 @@ PROMPT = replace(PROMPTS["steps"], style="plain")
 RULE = RULES["step_header"]
 FINAL = PROMPT.final_stops
 SEARCHES = {
-    "full_tree": FullTree(RULE.stop_strings(4) + FINAL, num_children=3, max_depth=4, max_step_tokens=60),
-    "narrow": FullTree(
-        RULE.stop_strings(4) + FINAL, num_children=3, max_depth=4, max_step_tokens=60, max_sequences=30
-    ),
+    "full_tree": FullTree(RULE, FINAL, num_children=3, max_depth=4, max_step_tokens=60),
+    "narrow": FullTree(RULE, FINAL, num_children=3, max_depth=4, max_step_tokens=60, max_sequences=30),
     "rollouts": Rollouts(FINAL, num_solutions=4, num_completions=3, max_solution_tokens=200),
     "puct": PUCT(FINAL, num_completions=4, max_selections=5, max_solution_tokens=200),
 }

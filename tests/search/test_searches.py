@@ -11,6 +11,7 @@ from trl_hrm.search.open_tree import request_seed
 from trl_hrm.search.puct import PUCT
 from trl_hrm.search.rollouts import Rollouts
 from trl_hrm.search.root_filter import RootFilter
+from trl_hrm.search.steps import regex_rule
 from trl_hrm.search.tree import ROOT
 
 from .scripted import FINAL, RULE, SEARCHES, ExactGrader, make_problems, read_trees, run_scripted
@@ -73,7 +74,7 @@ def test_a_budget_thins_the_tree_and_weighs_what_is_left(tmp_path):
 def test_a_token_budget_holds(tmp_path):
     """The worst case of each request is set aside beforehand, so that no problem can overrun."""
     least = 3 * 4 * 60
-    search = FullTree(RULE.stop_strings(4) + FINAL, 3, 4, max_step_tokens=60, max_tokens=2 * least)
+    search = FullTree(RULE, FINAL, 3, 4, max_step_tokens=60, max_tokens=2 * least)
     run_scripted(tmp_path, search, make_problems(40))
     spent = [sum(len(node.token_ids) for node in tree.nodes) for tree in read_trees(tmp_path).values()]
     assert max(spent) <= 2 * least and max(spent) > least / 2
@@ -93,7 +94,7 @@ def test_child_mean_under_a_budget_is_unbiased(tmp_path):
             text += "good\n\n" + (f"# Step {k + 1}\n" if k < 3 else "")
         return text + "# Answer\n\n7\n# END!"
 
-    search = FullTree(RULE.stop_strings(4) + FINAL, 4, 4, max_step_tokens=60, max_sequences=16)
+    search = FullTree(RULE, FINAL, 4, 4, max_step_tokens=60, max_sequences=16)
     run_scripted(tmp_path, search, make_problems(400), script=ragged)
 
     def mean(tree, below, children):
@@ -262,9 +263,10 @@ def test_seeds_of_two_requests_never_overlap():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FullTree((), num_children=0), "num_children is 0, expected 1 or more"),
-        (lambda: FullTree((), 5, 7, max_sequences=34), "max_sequences is 34, expected 35 or more"),
-        (lambda: FullTree((), 5, 7, 10, max_tokens=349), "max_tokens is 349, expected 350 or more"),
+        (lambda: FullTree(RULE, num_children=0), "num_children is 0, expected 1 or more"),
+        (lambda: FullTree(RULE, (), 5, 7, max_sequences=34), "max_sequences is 34, expected 35 or more"),
+        (lambda: FullTree(RULE, (), 5, 7, 10, max_tokens=349), "max_tokens is 349, expected 350 or more"),
+        (lambda: FullTree(regex_rule("x")), "cannot be sampled one at a time"),
         (lambda: Rollouts((), num_solutions=9, max_sequences=8), "max_sequences is 8, expected 9"),
         (lambda: Rollouts((), num_solutions=0), "num_solutions is 0, expected 1 or more"),
         (lambda: Rollouts((), num_completions=0), "num_completions is 0"),

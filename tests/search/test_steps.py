@@ -13,7 +13,7 @@ from .scripted import write_solution
 TEXTS = {
     "step_header": ["# Step 1\nAdd.\n\n", "# Step 2\nMore.\n\n", "# Step 3\nDone.\n\n# Answer\n\n6\n# END!"],
     "blank_line": ["1 + 2 = 3.\n\n", "3 + 3 = 6.\n \n", "So 6.\n\n# Answer\n\n6"],
-    "sentence": ["Add 1.5 and 2. ", "Is it 3?\n", "Yes."],
+    "sentence": ["Add 1.5 and 2. ", "Is it 3? ", "Yes."],
     "formula": ["First \\(1 + 2\\) is\n\n\\[3\\]\n\n", "Then \\(6\\)\n\n", "Good."],
 }
 
@@ -48,11 +48,31 @@ def test_no_step_is_blank(text):
 
 
 def test_stop_strings():
-    """Below the last depth there must be one more header: without it the last step would run into the next."""
-    assert RULES["step_header"].stop_strings(3) == ("# Step 2", "# Step 3", "# Step 4")
+    """A step must end at its own number again, at the next, and at one too many; the first begins with its own."""
+    rule = RULES["step_header"]
+    assert rule.stop_strings(0) == ("# Step 2", "# Step 3", "# Step 4")
+    assert rule.stop_strings(1) == ("# Step 2", "# Step 3", "# Step 4")
+    assert rule.stop_strings(5) == ("# Step 6", "# Step 7", "# Step 8")
     assert RULES["blank_line"].stop_strings(3) == ("\n\n",)
     with pytest.raises(ValueError, match="cannot be sampled one at a time. Use a search that cuts whole solutions"):
         regex_rule("x").stop_strings(3)
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_servers_take_all_stop_strings(name):
+    """OpenAI's protocol, and with it `vllm serve`, takes four; one of them ends the solution."""
+    for depth in range(12):
+        assert 1 <= len(RULES[name].stop_strings(depth)) <= 3
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_stop_strings_and_patterns_agree(name):
+    """A step sampled up to its stop string and one cut from a solution must end at the same place."""
+    rule = RULES[name]
+    for stop in rule.stop_strings(0):
+        text = f"First{stop} then more"
+        [end, _] = rule.ends(text)
+        assert end == text.index(stop) + (0 if rule.header else len(stop))
 
 
 def test_tail():

@@ -57,8 +57,7 @@ def make_search(args: argparse.Namespace, prompt: Prompt, rule: StepRule) -> Any
 
 def _search(args: argparse.Namespace, prompt: Prompt, rule: StepRule, given: dict[str, Any]) -> Any:
     if args.search == "full_tree":
-        stop = rule.stop_strings(given.get("max_depth", FullTree.max_depth)) + prompt.final_stops
-        return FullTree(stop, seed=args.seed, **given)
+        return FullTree(rule, prompt.final_stops, seed=args.seed, **given)
     if args.search == "rollouts":
         return Rollouts(prompt.final_stops, seed=args.seed, **given)
     return PUCT(prompt.final_stops, **given)

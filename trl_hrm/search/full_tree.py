@@ -1,10 +1,11 @@
 """Breadth-first search of all trees of a given width: each open node gets the same number of children (HRM, section 3.2)."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .budget import choose, share
 from .open_tree import OpenTree, Request
+from .steps import StepRule
 from .tree import ROOT
 
 
@@ -20,8 +21,10 @@ class FullTree:
     which samples arrive, and every branch that is continued can reach `max_depth`.
 
     Args:
-        stop (`tuple[str, ...]`):
-            Strings that end a step.
+        rule ([`StepRule`]):
+            Gives the strings that end a step.
+        final_stops (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Strings that end a solution.
         num_children (`int`, *optional*, defaults to `5`):
             Children of an open node.
         max_depth (`int`, *optional*, defaults to `7`):
@@ -36,10 +39,11 @@ class FullTree:
             Seed of the choice under a budget.
 
     Raises:
-        `ValueError`: If a number is out of range, or if the budget does not allow one branch down to `max_depth`.
+        `ValueError`: If a number is out of range, if the rule has no stop strings, or if the budget does not allow one branch down to `max_depth`.
     """
 
-    stop: tuple[str, ...]
+    rule: StepRule
+    final_stops: tuple[str, ...] = ()
     num_children: int = 5
     max_depth: int = 7
     max_step_tokens: int = 512
@@ -48,6 +52,7 @@ class FullTree:
     seed: int = 42
 
     def __post_init__(self):
+        self.rule.stop_strings(0)  # raises if steps cannot be sampled one at a time
         for name in ("num_children", "max_depth", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
@@ -67,7 +72,7 @@ class FullTree:
     def first(self) -> Request:
         """The request that every problem starts with."""
         tokens = self.max_sequences * self.max_step_tokens if self.max_tokens is None else self.max_tokens
-        return self._request(ROOT, 1.0, self.max_sequences, tokens)
+        return self._request(ROOT, 0, 1.0, self.max_sequences, tokens)
 
     def start(self, opened: OpenTree) -> list[Request]:
         """Requests to begin a problem with."""
@@ -91,20 +96,20 @@ class FullTree:
             return []
         weight = len(open_nodes) / len(chosen)
         return [
-            self._request(node, weight, *budget)
+            self._request(node, depth, weight, *budget)
             for node, *budget in zip(chosen, share(sequences, len(chosen)), share(tokens, len(chosen)), strict=True)
         ]
 
     def describe(self) -> dict[str, Any]:
         """Settings, for the manifest."""
-        return {"search": "full_tree"} | vars(self)
+        return {"search": "full_tree"} | asdict(self)
 
-    def _request(self, node: int, weight: float, sequences: int, tokens: int) -> Request:
+    def _request(self, node: int, depth: int, weight: float, sequences: int, tokens: int) -> Request:
         return Request(
             node=node,
             n=self.num_children,
             role="step",
-            stop=self.stop,
+            stop=self.rule.stop_strings(depth) + self.final_stops,
             max_tokens=self.max_step_tokens,
             weight=weight,
             sequences=sequences,

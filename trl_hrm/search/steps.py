@@ -20,8 +20,9 @@ class StepRule:
         pattern (`str`):
             Regular expression. A step ends where a match ends, so that a header is matched by a lookahead.
         stops (`tuple[str, ...]`):
-            Strings that end a step. `{k}` stands for 2, 3, ... up to one more than the greatest depth. Empty if no stop
-            strings say what the pattern says; then steps cannot be sampled one at a time.
+            Strings that end a step, three at most: servers take four, and one ends the solution. `{k}` stands for the number
+            of the next step and its neighbours. Empty if no stop strings say what the pattern says; then steps cannot be
+            sampled one at a time.
         header (`bool`, *optional*, defaults to `False`):
             Whether the stop string opens the next step, as `# Step 2` does.
 
@@ -40,15 +41,22 @@ class StepRule:
         except re.error as error:
             raise ValueError(f"step pattern {self.pattern!r} is no regular expression ({error}).") from error
 
-    def stop_strings(self, max_depth: int) -> tuple[str, ...]:
-        """Stop strings of a search that goes down to `max_depth`."""
+    def stop_strings(self, depth: int) -> tuple[str, ...]:
+        """
+        Stop strings of a step that has `depth` steps before it.
+
+        A header may repeat the number of the step, or skip one. That of the first step does not stop it: the step begins
+        with it.
+        """
         if not self.stops:
             raise ValueError(
                 f"the steps of the rule {self.name!r} cannot be told by stop strings, so they cannot be sampled one at a "
                 "time. Use a search that cuts whole solutions (rollouts or puct), or another rule."
             )
-        found = [s.format(k=k) for s in self.stops for k in range(2, max_depth + 2)] if self.header else self.stops
-        return tuple(found)
+        if not self.header:
+            return self.stops
+        numbers = (depth + 1, depth + 2, depth + 3) if depth else (2, 3, 4)
+        return tuple(stop.format(k=k) for stop in self.stops for k in numbers)
 
     def tail(self, text: str, stop_reason: str | None) -> int:
         """Number of characters at the end of `text`, stopped by `stop_reason`, that belong to the next step."""
@@ -80,7 +88,7 @@ RULES = {
     for rule in (
         StepRule("step_header", r"(?=# Step \d)", ("# Step {k}",), header=True),
         StepRule("blank_line", r"(?<!# Answer)\n\s*\n", ("\n\n",)),
-        StepRule("sentence", r"(?<=[.!?])\s+", tuple(mark + space for mark in ".!?" for space in " \n")),
+        StepRule("sentence", r"\. |\.\n|\? ", (". ", ".\n", "? ")),
         # HRM, appendix A.1: a step ends with a displayed or inline formula that ends its paragraph
         StepRule("formula", r"(?:\\\]|\\\))\n\n", ("\\]\n\n", "\\)\n\n")),
     )
