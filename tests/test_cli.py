@@ -110,3 +110,18 @@ def test_prm800k_options(tmp_path, capsys):
     assert report["dropped"] == {"screening": 1}
     assert main([*argv, "--overwrite", "--neutral", "maybe"]) == 1
     assert "error: neutral is 'maybe', expected" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough(tmp_path):
+    """`trl-hrm ... | head -1` must not end in an error: the pipe is closed while the command prints."""
+    path = tmp_path / "trees.jsonl"
+    node = {"text": "It is 3.", "mc_value": 1.0, "children": []}
+    tree = {
+        "question": "1+2?",
+        "final_answer": "3",
+        "reasoning_steps": {"text": "1+2?", "mc_value": 1.0, "children": [node]},
+    }
+    path.write_text("".join(json.dumps(tree | {"question": f"{i}+2?"}) + "\n" for i in range(3000)))
+    command = f"{sys.executable} -m trl_hrm.cli inspect {path} --format openr | head -n 1"
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == "" and len(result.stdout.splitlines()) == 1
