@@ -260,7 +260,7 @@ def _manifest(args, engine, search, prompt, rule, grader, num_shards: int) -> di
         "steps": asdict(rule),
         "extractors": args.extractors,
         "grader": graded,
-        "problems": {"source": args.problems, "split": args.split},
+        "source": {"problems": args.problems, "split": args.split},
         "seed": args.seed,
         "num_shards": num_shards,
         "versions": dict(sorted(versions.items())),

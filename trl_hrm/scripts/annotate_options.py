@@ -42,7 +42,8 @@ def make_prompt(args: argparse.Namespace) -> tuple[Prompt, StepRule]:
     prompt = replace(prompt, style=args.prompt_style, system_prompt=args.system_prompt, final_stops=final_stops)
     if (args.segmentation == "regex") != (args.step_pattern is not None):
         raise ValueError("--segmentation regex and --step_pattern go together, and one of them is missing.")
-    return prompt, regex_rule(args.step_pattern) if args.step_pattern else RULES[args.segmentation or prompt.rule]
+    rule = regex_rule(args.step_pattern) if args.step_pattern else RULES[args.segmentation or prompt.rule]
+    return replace(prompt, rule=rule.name), rule
 
 
 def make_search(args: argparse.Namespace, prompt: Prompt, rule: StepRule) -> Any:

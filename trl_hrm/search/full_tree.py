@@ -101,8 +101,8 @@ class FullTree:
         ]
 
     def describe(self) -> dict[str, Any]:
-        """Settings, for the manifest."""
-        return {"search": "full_tree"} | asdict(self)
+        """Settings, for the manifest, which has the rule by itself."""
+        return {"search": "full_tree"} | {name: value for name, value in asdict(self).items() if name != "rule"}
 
     def _request(self, node: int, depth: int, weight: float, sequences: int, tokens: int) -> Request:
         return Request(

@@ -15,7 +15,7 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """
     Write the manifest of a new run, or compare it with the one that is there.
 
-    `versions` and `problems` may differ: an upgraded library does not make another search of it, and a run may be given more
+    `versions` and `source` may differ: an upgraded library does not make another search of it, and a run may be given more
     problems.
 
     Raises:
@@ -37,7 +37,7 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     changed = [
         f"{name} was {_shown(found, name)} and is {_shown(asked, name)}"
         for name in sorted(_names(found) | _names(asked))
-        if name.split(".")[0] not in ("versions", "problems") and _lookup(found, name) != _lookup(asked, name)
+        if name.split(".")[0] not in ("versions", "source") and _lookup(found, name) != _lookup(asked, name)
     ]
     if changed:
         raise ValueError(
