@@ -83,6 +83,7 @@ class EqualGrader:
 
     class Right:
         correct = True
+        status = "graded"
 
     async def agrade(self, answer: str, reference: str) -> Right:
         return self.Right()

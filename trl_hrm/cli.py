@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Command line without the program's name. By default that of the process.
 
     Returns:
-        `int`: 0, or 1 after an error in the user's input, which is printed as one line.
+        `int`: 0, 1 after an error in the user's input, which is printed as one line, or 130 after Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="trl-hrm", description="Hierarchical Reward Models for TRL.")
@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         chosen.run(args)
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, OSError, ValueError) as error:

@@ -114,6 +114,8 @@ def test_options_that_cannot_work(tmp_path, policy, problems, capsys, more, mess
     assert main([*arguments, *words, *more]) == 1
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("nodes-*"))
+    if "--max_in_flight" not in more:  # found only when the search begins, and none of what the manifest holds
+        assert not (tmp_path / "run").exists(), "the next start would be compared with this one"
 
 
 def test_bad_problems(tmp_path, policy, capsys):

@@ -19,6 +19,7 @@ from trl_hrm.search.progress import Progress
 from trl_hrm.search.prompts import PROMPTS
 from trl_hrm.search.puct import PUCT
 from trl_hrm.search.rollouts import Rollouts
+from trl_hrm.search.root_filter import RootFilter
 from trl_hrm.search.scheduler import Scheduler, SchedulerConfig
 from trl_hrm.search.steps import RULES
 from trl_hrm.search.tree import Problem, SearchTree
@@ -32,6 +33,8 @@ SEARCHES = {
     "narrow": FullTree(RULE, FINAL, num_children=3, max_depth=4, max_step_tokens=60, max_sequences=30),
     "rollouts": Rollouts(FINAL, num_solutions=4, num_completions=3, max_solution_tokens=200),
     "puct": PUCT(FINAL, num_completions=4, max_selections=5, max_solution_tokens=200),
+    "puct_bound": PUCT(FINAL, num_completions=4, max_solution_tokens=200, max_sequences=12),
+    "filtered": RootFilter(Rollouts(FINAL, 3, 2, max_solution_tokens=200), 3, FINAL, max_solution_tokens=200),
 }
 
 
@@ -60,6 +63,7 @@ def write_solution(prefix: str, rng: random.Random) -> str:
 @dataclass
 class ExactGrade:
     correct: bool | None
+    status: str = "graded"
 
 
 class ExactGrader:
@@ -70,7 +74,9 @@ class ExactGrader:
 
     async def agrade(self, answer: str, reference: str) -> ExactGrade:
         await asyncio.sleep(0)
-        return ExactGrade(None if answer in self.unreadable else answer == reference)
+        if answer in self.unreadable:
+            return ExactGrade(None, "unparseable")
+        return ExactGrade(answer == reference)
 
 
 def make_problems(number: int) -> list[tuple[int, Problem]]:

@@ -49,6 +49,24 @@ def test_damage_in_the_middle_is_an_error(tmp_path):
             log.read(problem_id)
 
 
+def test_events_that_refer_to_nothing_are_an_error(tmp_path):
+    """As after a line was removed by hand: told with the remedy, not as a KeyError."""
+    run_scripted(tmp_path)
+    lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if b'"problem"' in line[:20])
+    (tmp_path / LOG).write_bytes(b"".join(lines[:first] + lines[first + 1 :]))
+    with pytest.raises(ValueError, match="whose first event is missing. Remove all lines of this problem"):
+        EventLog(tmp_path / LOG)
+    first = next(i for i, line in enumerate(lines) if b'"samples"' in line[:20])
+    name = json.loads(lines[first])["problem_id"]
+    (tmp_path / LOG).write_bytes(b"".join(lines[:first] + lines[first + 1 :]))
+    with (
+        EventLog(tmp_path / LOG) as log,
+        pytest.raises(ValueError, match="refers to .*, which no event before it made"),
+    ):
+        log.read(name)
+
+
 def test_ids_with_any_characters(tmp_path):
     """The index reads ids from the start of a line without parsing it: quotes, braces and backslashes must not fool it."""
     names = ['a"b', "a\\", 'x", "status": "done', "ü🎲", "line\nbreak", ""]
@@ -87,9 +105,12 @@ def test_a_full_disk_is_an_error_and_the_log_goes_on(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     folder = tmp_path / "full"
     result = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True)
-    assert result.returncode and "an event could not be written (File too large)" in result.stderr
-    assert "start again with the same command to go on" in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode and "an event could not be written (File too large)" in last
+    assert "start again with the same command to go on" in last and str(folder / LOG) in last
+    assert result.stderr.count("Traceback") == 2  # the error and its cause, and nothing from other requests
     assert 4000 < (folder / LOG).stat().st_size <= 5000
+    assert (folder / LOG).read_bytes().endswith(b"\n")
     run_scripted(folder)
     run_scripted(tmp_path / "whole")
     assert sorted(map(len, (folder / LOG).read_bytes().splitlines())) == sorted(

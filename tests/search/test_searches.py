@@ -189,13 +189,32 @@ def test_puct_prefers_by_the_formula(tmp_path):
     for tree in read_trees(tmp_path).values():
         children = tree.children()
         first = [i for i in children[ROOT] if tree.nodes[i].role == "rollout"]
-        cut = [i for i in children[ROOT] if tree.nodes[i].role == "segment"]
+        answered = [i for i in first if tree.nodes[i].correct is not None]
         wrong = [i for i in first if tree.nodes[i].correct is False]
-        if cut and wrong:
-            text = min(wrong, key=lambda i: (len(tree.nodes[i].token_ids), i))
-            assert tree.nodes[text].text.startswith(tree.nodes[cut[0]].text)
-            chosen += 1
+        judged = [i for i, below in enumerate(children[:-1]) if any(tree.nodes[k].role == "rollout" for k in below)]
+        if wrong and len(wrong) < len(answered):
+            shortest = min(wrong, key=lambda i: (len(tree.nodes[i].token_ids), i))
+            steps = len(RULE.ends(tree.nodes[shortest].text))
+            assert bool(judged) == (steps > 1)
+            if judged:
+                middle = RULE.ends(tree.nodes[shortest].text)[steps // 2 - 1]
+                assert tree.nodes[shortest].text[:middle] in {tree.text(i) for i in judged}
+                chosen += 1
+        else:
+            assert not judged
     assert chosen >= 3
+
+
+def test_puct_shows_right_solutions_too(tmp_path):
+    """Chains of wrong rollouts alone would give an outcome reward model nothing but zeros."""
+    run_scripted(tmp_path, SEARCHES["puct"], make_problems(20))
+    outcomes = Counter(
+        node.correct
+        for tree in read_trees(tmp_path).values()
+        for node in tree.nodes
+        if node.role == "segment" and node.is_final
+    )
+    assert outcomes[True] > 20 and outcomes[False] > 10
 
 
 @pytest.mark.parametrize("budget", [4, 8, 40])
@@ -217,6 +236,32 @@ def test_root_filter(tmp_path):
     assert progress.closed["done"] >= 6
     for tree in read_trees(tmp_path / "mixed").values():
         assert (len(tree.nodes) > 5) == (tree.status == "done")
+
+
+def test_root_filter_does_not_judge_what_the_grader_could_not(tmp_path):
+    """Answers that nobody could grade are not wrong: "never solved" would leave the problem out for a fault."""
+    search = RootFilter(SEARCHES["full_tree"], 5, FINAL)
+    progress = run_scripted(tmp_path, search, script=by_rate([0.0] * 3), grader=ExactGrader(unreadable=("8",)))
+    assert progress.closed == {"done": 6}
+
+
+def test_steps_end_where_numbers_drift(tmp_path):
+    """Policies skip and repeat numbers: the next header is sought from the one that was written, not from the depth."""
+
+    def drifting(prefix, rng):
+        written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
+        numbers = [1, 3, 3, 4, 6, 7]
+        done = written.count("# Step ")
+        text = "\n" if done else "# Step 1\n"
+        for k in range(max(done, 1), 6):
+            text += f"go\n\n# Step {numbers[k]}\n"
+        return text + "# Answer\n\n7\n# END!"
+
+    search = FullTree(RULE, FINAL, num_children=2, max_depth=7, max_step_tokens=60, max_sequences=300)
+    run_scripted(tmp_path, search, make_problems(1), script=drifting)
+    (tree,) = read_trees(tmp_path).values()
+    assert max(map(tree.depth, range(len(tree.nodes)))) == 6
+    assert all(tree.step_text(i).count("# Step ") == 1 for i in range(len(tree.nodes)))
 
 
 def test_an_answer_that_cannot_be_graded_is_not_a_wrong_one(tmp_path):
@@ -272,6 +317,8 @@ def test_seeds_of_two_requests_never_overlap():
         (lambda: Rollouts((), num_completions=0), "num_completions is 0"),
         (lambda: PUCT((), alpha=0), "alpha is 0, expected a number above 0"),
         (lambda: PUCT((), max_tokens=5), "max_tokens is 5, expected"),
+        (lambda: PUCT((), max_selections=0), "max_selections is 0"),
+        (lambda: PUCT((), length_scale=0), "length_scale 0"),
         (lambda: RootFilter(None, 1, ()), "has 1 samples, expected 2 or more"),
     ],
 )

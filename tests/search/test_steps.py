@@ -50,26 +50,26 @@ def test_no_step_is_blank(text):
 def test_stop_strings():
     """A step must end at its own number again, at the next, and at one too many; the first begins with its own."""
     rule = RULES["step_header"]
-    assert rule.stop_strings(0) == ("# Step 2", "# Step 3", "# Step 4")
-    assert rule.stop_strings(1) == ("# Step 2", "# Step 3", "# Step 4")
-    assert rule.stop_strings(5) == ("# Step 6", "# Step 7", "# Step 8")
-    assert RULES["blank_line"].stop_strings(3) == ("\n\n",)
+    assert rule.stop_strings() == ("# Step 2", "# Step 3", "# Step 4")
+    assert rule.stop_strings("# Step 2") == ("# Step 2", "# Step 3", "# Step 4")
+    assert rule.stop_strings("# Step 9") == ("# Step 9", "# Step 10", "# Step 11")
+    assert RULES["blank_line"].stop_strings("\n\n") == ("\n\n",)
     with pytest.raises(ValueError, match="cannot be sampled one at a time. Use a search that cuts whole solutions"):
-        regex_rule("x").stop_strings(3)
+        regex_rule("x").stop_strings()
 
 
 @pytest.mark.parametrize("name", list(RULES))
 def test_servers_take_all_stop_strings(name):
     """OpenAI's protocol, and with it `vllm serve`, takes four; one of them ends the solution."""
-    for depth in range(12):
-        assert 1 <= len(RULES[name].stop_strings(depth)) <= 3
+    for stop in (None, *RULES[name].stop_strings()):
+        assert 1 <= len(RULES[name].stop_strings(stop)) <= 3
 
 
 @pytest.mark.parametrize("name", list(RULES))
 def test_stop_strings_and_patterns_agree(name):
     """A step sampled up to its stop string and one cut from a solution must end at the same place."""
     rule = RULES[name]
-    for stop in rule.stop_strings(0):
+    for stop in rule.stop_strings():
         text = f"First{stop} then more"
         [end, _] = rule.ends(text)
         assert end == text.index(stop) + (0 if rule.header else len(stop))

@@ -204,6 +204,8 @@ def run(args: argparse.Namespace) -> None:
     )
     with AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader:
         engine = make_engine(args, shard)
+        for _, problem in chosen[:1]:  # what is wrong with the prompt shows before anything is written
+            prompt.encode(engine.tokenizer, problem.prompt)
         check_manifest(folder, _manifest(args, engine, search, prompt, rule, grader, shard.count))
         with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:
             if log.torn:

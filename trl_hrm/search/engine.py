@@ -15,6 +15,10 @@ class EngineError(RuntimeError):
     """One request failed, also after retries. The search goes on without it, and it never becomes a label."""
 
 
+class PrefixTooLong(EngineError):
+    """The prefix leaves no room for a token. The solution is cut off here; asking again would not help."""
+
+
 class EngineFatal(OSError):
     """No request can succeed, as when the server does not know the model. The search stops."""
 
@@ -76,6 +80,7 @@ class Engine(Protocol):
 
         Raises:
             `EngineError`: If the request failed.
+            `PrefixTooLong`: If the policy has no room for another token.
             `EngineFatal`: If no request can succeed.
         """
         ...

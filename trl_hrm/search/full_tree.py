@@ -52,7 +52,7 @@ class FullTree:
     seed: int = 42
 
     def __post_init__(self):
-        self.rule.stop_strings(0)  # raises if steps cannot be sampled one at a time
+        self.rule.stop_strings()  # raises if steps cannot be sampled one at a time
         for name in ("num_children", "max_depth", "max_step_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
@@ -72,7 +72,12 @@ class FullTree:
     def first(self) -> Request:
         """The request that every problem starts with."""
         tokens = self.max_sequences * self.max_step_tokens if self.max_tokens is None else self.max_tokens
-        return self._request(ROOT, 0, 1.0, self.max_sequences, tokens)
+        return self._request(ROOT, None, 1.0, self.max_sequences, tokens)
+
+    @property
+    def max_samples(self) -> int:
+        """Most samples of a request."""
+        return self.num_children
 
     def start(self, opened: OpenTree) -> list[Request]:
         """Requests to begin a problem with."""
@@ -96,7 +101,7 @@ class FullTree:
             return []
         weight = len(open_nodes) / len(chosen)
         return [
-            self._request(node, depth, weight, *budget)
+            self._request(node, nodes[node].stop_reason, weight, *budget)
             for node, *budget in zip(chosen, share(sequences, len(chosen)), share(tokens, len(chosen)), strict=True)
         ]
 
@@ -104,12 +109,12 @@ class FullTree:
         """Settings, for the manifest, which has the rule by itself."""
         return {"search": "full_tree"} | {name: value for name, value in asdict(self).items() if name != "rule"}
 
-    def _request(self, node: int, depth: int, weight: float, sequences: int, tokens: int) -> Request:
+    def _request(self, node: int, header: str | None, weight: float, sequences: int, tokens: int) -> Request:
         return Request(
             node=node,
             n=self.num_children,
             role="step",
-            stop=self.rule.stop_strings(depth) + self.final_stops,
+            stop=self.rule.stop_strings(header) + self.final_stops,
             max_tokens=self.max_step_tokens,
             weight=weight,
             sequences=sequences,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .open_tree import OpenTree
+from .tree import Problem
 
 
 _HEAD = re.compile(rb'\{"event": "(\w+)", "problem_id": ("(?:[^"\\]|\\.)*")(?:, "(?:status|position)": ("\w+"|\d+))?')
@@ -48,13 +49,12 @@ class EventLog:
         self.path = Path(path)
         self.problems: dict[str, ProblemEvents] = {}
         self.torn = 0
-        self._file = open(self.path, "a+b" if write else "rb")
+        self._file = open(self.path, "ab" if write else "rb", buffering=0)  # no event waits in a buffer
         if write:
             self._lock()
         self._scan()
         if write and self.torn:
             self._file.truncate(self._end)
-        self._file.seek(self._end)
 
     def append(self, event: dict[str, Any]) -> None:
         """
@@ -65,9 +65,11 @@ class EventLog:
         """
         line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
         try:
-            self._file.write(line)
-            self._file.flush()
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
         except OSError as error:
+            self._file.truncate(self._end)
             raise OSError(
                 error.errno,
                 f"{self.path}: an event could not be written ({error.strerror}). What was written before it is whole; make "
@@ -81,8 +83,18 @@ class EventLog:
         events = self._events(problem_id)
         opened = OpenTree.from_event(next(events))
         for event in events:
-            opened.apply(event)
+            try:
+                opened.apply(event)
+            except KeyError as error:
+                raise ValueError(
+                    f"{self.path}: an event of problem {problem_id!r} refers to {error}, which no event before it made. "
+                    "Remove all lines of this problem; it will be searched again."
+                ) from error
         return opened
+
+    def problem(self, problem_id: str) -> Problem:
+        """A problem as it was when its search began."""
+        return OpenTree.from_event(next(self._events(problem_id))).tree.problem
 
     @property
     def size(self) -> int:
@@ -124,24 +136,29 @@ class EventLog:
 
     def _scan(self) -> None:
         self._end = 0
-        self._file.seek(0)
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                self.torn = len(line)
-                return
-            self._enter(line, self._end, number)
-            self._end += len(line)
+        with open(self.path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    self.torn = len(line)
+                    return
+                self._enter(line, self._end, number)
+                self._end += len(line)
 
     def _enter(self, line: bytes, offset: int, number: int | None = None) -> None:
         head = _HEAD.match(line)
         if head is None:
             raise ValueError(
-                f"{self.path}, line {number}: found {line[:60]!r}, expected an event of a search. The log is damaged; "
-                "remove the line, or start in another folder."
+                f"{self.path}, line {number}: found {line[:60]!r}, expected an event of a search. The log is damaged. Remove "
+                "the line and all lines of the same problem, which will be searched again, or start in another folder."
             )
         name, problem_id, third = head[1], json.loads(head[2]), head[3]
         if name == b"problem":
             self.problems[problem_id] = ProblemEvents(position=int(third))
+        if problem_id not in self.problems:
+            raise ValueError(
+                f"{self.path}, line {number}: an event of problem {problem_id!r}, whose first event is missing. Remove all "
+                "lines of this problem; it will be searched again."
+            )
         problem = self.problems[problem_id]
         problem.offsets.append(offset)
         if name == b"error":

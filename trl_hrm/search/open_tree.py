@@ -75,7 +75,7 @@ class OpenTree:
             Index of each node by id.
         cuts (`dict[int, list[Cut]]`):
             For each rollout, where its steps end.
-        answered (`dict[tuple[str, int], list[int]]`):
+        brought (`dict[tuple[str, int], list[int]]`):
             Nodes that each request brought, by the id of the node it continued and its round.
         graded (`set[tuple[str, int]]`):
             Requests whose final samples were graded.
@@ -86,7 +86,7 @@ class OpenTree:
     position: int
     index: dict[str, int] = field(default_factory=dict)
     cuts: dict[int, list[Cut]] = field(default_factory=dict)
-    answered: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    brought: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     graded: set[tuple[str, int]] = field(default_factory=set)
 
     @classmethod
@@ -122,7 +122,6 @@ class OpenTree:
     def _add_samples(self, event: dict[str, Any]) -> None:
         above = event["above"]
         if event["segment"] is not None:
-            self._cut(self.index[above])
             above = make_id("segment", above, event["segment"])
         parent = self.index[above]
         if parent != ROOT:
@@ -142,13 +141,13 @@ class OpenTree:
             brought.append(self._add(node))
             if "cuts" in sample:
                 self.cuts[brought[-1]] = [Cut(*cut) for cut in sample["cuts"]]
-        self.answered[above, event["round"]] = brought
+        self.brought[above, event["round"]] = brought
         if event["cut"]:
             for index in brought:
                 self._cut(index)
 
     def _add_grades(self, event: dict[str, Any]) -> None:
-        for index, correct in zip(self.answered[event["above"], event["round"]], event["correct"], strict=True):
+        for index, correct in zip(self.brought[event["above"], event["round"]], event["correct"], strict=True):
             node = self.tree.nodes[index]
             node.correct = correct
             last = make_id("segment", node.node_id, len(self.cuts.get(index, ())))
@@ -159,8 +158,6 @@ class OpenTree:
     def _cut(self, rollout: int) -> None:
         """Lay the steps of a rollout beside it, as a chain. The last one ends as the rollout does."""
         whole = self.tree.nodes[rollout]
-        if make_id("segment", whole.node_id, 1) in self.index:
-            return
         parent, first, begin = whole.parent, 0, 0
         for number, cut in enumerate(self.cuts[rollout], start=1):
             is_last = number == len(self.cuts[rollout])

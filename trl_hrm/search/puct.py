@@ -60,6 +60,11 @@ class PUCT:
 
     def __post_init__(self):
         check_rollouts(self, first="num_completions")
+        if self.max_selections < 1 or self.length_scale <= 0 or self.c_puct < 0:
+            raise ValueError(
+                f"max_selections is {self.max_selections}, length_scale {self.length_scale} and c_puct {self.c_puct}, expected "
+                "1 or more, above 0, and 0 or more."
+            )
         for name in ("alpha", "beta"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0, up to 1.")
@@ -67,7 +72,12 @@ class PUCT:
     @property
     def first(self) -> Request:
         """The request that every problem starts with."""
-        return Request(ROOT, self.num_completions, "rollout", self.stop, self.max_solution_tokens)
+        return self._request(ROOT)
+
+    @property
+    def max_samples(self) -> int:
+        """Most samples of a request."""
+        return self.num_completions
 
     def start(self, opened: OpenTree) -> list[Request]:
         """Requests to begin a problem with."""
@@ -75,20 +85,30 @@ class PUCT:
 
     def tell(self, opened: OpenTree, request: Request, brought: list[int]) -> list[Request]:
         """The next request, decided by all grades so far."""
-        pool = _Pool(self, opened)
-        spent = sum(node.role == "rollout" for node in opened.tree.nodes)
-        tokens = sum(len(node.token_ids) for node in opened.tree.nodes if node.role == "rollout")
-        if spent + self.num_completions > self.max_sequences:
-            return []
-        if self.max_tokens is not None and tokens + self.num_completions * self.max_solution_tokens > self.max_tokens:
-            return []
-        found = pool.next()
+        found = _Pool(self, opened).next()
         if found is None:
             return []
-        rollout, segment = found
-        return [
-            Request(rollout, self.num_completions, "rollout", self.stop, self.max_solution_tokens, segment=segment)
-        ]
+        request = self._request(*found)
+        asked = (opened.node_id(request), request.round) in opened.brought  # by a run that was stopped: it is paid for
+        return [request] if asked or self._affords(opened) else []
+
+    def _affords(self, opened: OpenTree) -> bool:
+        rollouts = [node for node in opened.tree.nodes if node.role == "rollout"]
+        if len(rollouts) + self.num_completions > self.max_sequences:
+            return False
+        tokens = sum(len(node.token_ids) for node in rollouts)
+        return self.max_tokens is None or tokens + self.num_completions * self.max_solution_tokens <= self.max_tokens
+
+    def _request(self, node: int, segment: int | None = None) -> Request:
+        return Request(
+            node,
+            self.num_completions,
+            "rollout",
+            self.stop,
+            self.max_solution_tokens,
+            segment=segment,
+            cut=True,  # the right ones too: exports of wrong rollouts alone would be one-sided
+        )
 
     def describe(self) -> dict[str, Any]:
         """Settings, for the manifest."""
@@ -124,7 +144,10 @@ class _Pool:
                 if (node_id, 0) not in self.opened.graded:
                     return rollout, middle
                 judged.append(node_id)
-                low, high = (middle, high) if self._share(node_id) else (low, middle)
+                share = self._share(node_id)
+                if share is None:  # none of its rollouts came to an answer: nothing can be told
+                    break
+                low, high = (middle, high) if share else (low, middle)
         return None
 
     def _select(self, judged: list[str]) -> tuple[str, int] | None:
@@ -135,7 +158,7 @@ class _Pool:
             if share is None or not 0 < share < 1:
                 continue
             explore = self.search.c_puct * math.sqrt(total) / (1 + self.visits.get(prefix, 0))
-            for rollout in self.opened.answered[prefix, 0]:
+            for rollout in self.opened.brought[prefix, 0]:
                 node = self.opened.tree.nodes[rollout]
                 if node.correct is not False or rollout in self.used:
                     continue
@@ -147,6 +170,6 @@ class _Pool:
 
     def _share(self, node_id: str) -> float | None:
         """Share of right rollouts among those that were answered."""
-        grades = [self.opened.tree.nodes[i].correct for i in self.opened.answered[node_id, 0]]
+        grades = [self.opened.tree.nodes[i].correct for i in self.opened.brought[node_id, 0]]
         answered = [correct for correct in grades if correct is not None]
         return sum(answered) / len(answered) if answered else None

@@ -54,6 +54,11 @@ class Rollouts:
         """The request that every problem starts with."""
         return Request(ROOT, self.num_solutions, "rollout", self.stop, self.max_solution_tokens, cut=True)
 
+    @property
+    def max_samples(self) -> int:
+        """Most samples of a request."""
+        return max(self.num_solutions, self.num_completions)
+
     def start(self, opened: OpenTree) -> list[Request]:
         """Requests to begin a problem with."""
         return [self.first]

@@ -40,6 +40,11 @@ class RootFilter:
         """The request that every problem starts with."""
         return Request(ROOT, self.num_samples, "rollout", self.stop, self.max_solution_tokens, round=FILTER_ROUND)
 
+    @property
+    def max_samples(self) -> int:
+        """Most samples of a request."""
+        return max(self.num_samples, self.search.max_samples)
+
     def start(self, opened: OpenTree) -> list[Request]:
         """Requests to begin a problem with."""
         return [self.first]
@@ -58,9 +63,13 @@ class RootFilter:
 
 
 def filter_status(opened: OpenTree) -> str | None:
-    """`"always_solved"` or `"never_solved"` if the root filter leaves the problem out. Unanswered counts as not solved."""
-    brought = opened.answered.get((opened.root_id, FILTER_ROUND))
-    if brought is None:
-        return None
-    solved = sum(opened.tree.nodes[i].correct is True for i in brought)
-    return {0: "never_solved", len(brought): "always_solved"}.get(solved)
+    """
+    `"always_solved"` or `"never_solved"` if the root filter leaves the problem out. A solution without an answer is not
+    solved; one that could not be graded may be.
+    """
+    brought = [opened.tree.nodes[i] for i in opened.brought.get((opened.root_id, FILTER_ROUND), ())]
+    if brought and all(node.correct for node in brought):
+        return "always_solved"
+    if brought and not any(node.correct or (node.answer is not None and node.correct is None) for node in brought):
+        return "never_solved"
+    return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..grading import extract_answer
-from .engine import Engine, EngineError, EngineFatal, Sample, check_samples
+from .engine import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
 from .log import EventLog
 from .open_tree import OpenTree, Request, request_seed
 from .progress import Progress
@@ -55,9 +55,9 @@ class Scheduler:
         engine ([`Engine`]):
             The policy.
         search ([`FullTree`], [`Rollouts`], [`PUCT`] or [`RootFilter`]):
-            What to sample. Anything with `first`, `start` and `tell` as these have them.
+            What to sample. Anything with `first`, `max_samples`, `start` and `tell` as these have them.
         grader ([`AnswerGrader`]):
-            Compares answers. Anything with `agrade`.
+            Compares answers. Anything with an `agrade` that gives `correct` and `status`.
         prompt ([`Prompt`]):
             What the policy is asked.
         rule ([`StepRule`]):
@@ -101,13 +101,13 @@ class Scheduler:
         self.config = config or SchedulerConfig()
         self.on_progress = on_progress or (lambda progress: None)
 
-    async def run(self, problems: Iterable[Problem]) -> Progress:
+    async def run(self, problems: Iterable[tuple[int, Problem]]) -> Progress:
         """
         Search every problem that the log does not show as ended.
 
         Args:
-            problems (`Iterable[Problem]`):
-                Problems with their places, `(position, problem)`.
+            problems (`Iterable[tuple[int, Problem]]`):
+                Problems, each with its place among those given to all shards.
 
         Returns:
             [`Progress`]: What was done.
@@ -116,11 +116,15 @@ class Scheduler:
             `EngineFatal`: If the engine cannot serve any request, or failed `max_failures` times in a row. Everything up to
                 then is in the log.
         """
-        self._check_size(self.search.first)
+        if self.search.max_samples > self.config.max_in_flight:
+            raise ValueError(
+                f"max_in_flight is {self.config.max_in_flight}, expected {self.search.max_samples} or more: a request of this "
+                f"search may have {self.search.max_samples} samples."
+            )
         waiting = [(place, problem) for place, problem in problems if not self._is_closed(problem)]
         self.progress = Progress(num_problems=len(waiting))
         self._waiting = iter(waiting)
-        self._again: list[_OpenProblem] = []
+        self._again: list[tuple[int, Problem, int]] = []
         self._ready: list[tuple[tuple[int, int, int], Request, _OpenProblem]] = []
         self._open: set[str] = set()
         self._opening = 0
@@ -140,7 +144,15 @@ class Scheduler:
 
     def _is_closed(self, problem: Problem) -> bool:
         known = self.log.problems.get(problem.problem_id)
-        return known is not None and known.status not in ("open", "error")
+        if known is None:
+            return False
+        before = self.log.problem(problem.problem_id)
+        if before != problem:
+            raise ValueError(
+                f"{self.log.path}: problem {problem.problem_id!r} is {before} in the log and {problem} now. Start with the same "
+                "problems to go on, or in another folder."
+            )
+        return known.status not in ("open", "error")
 
     def _fill(self) -> None:
         """Give the engine as much as it may have: the deepest node of the oldest problem first, then new problems."""
@@ -165,21 +177,12 @@ class Scheduler:
         room = self._free() - self._opening * size >= size
         return room and len(self._open) + self._opening < self.config.max_open_problems
 
-    def _check_size(self, request: Request) -> None:
-        if request.n > self.config.max_in_flight:
-            raise ValueError(
-                f"max_in_flight is {self.config.max_in_flight}, expected {request.n} or more: a request of this search has "
-                f"{request.n} samples."
-            )
-
-    def _next_problem(self) -> "tuple[int, Problem, _OpenProblem | None] | None":
+    def _next_problem(self) -> tuple[int, Problem, int] | None:
+        """Place, problem, and how often it was tried: new problems first, then those whose requests failed."""
         found = next(self._waiting, None)
         if found is not None:
-            return *found, None
-        if self._again:
-            again = self._again.pop(0)
-            return again.opened.position, again.opened.tree.problem, again
-        return None
+            return *found, 0
+        return self._again.pop(0) if self._again else None
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -188,40 +191,43 @@ class Scheduler:
 
     def _finished(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or self._done.done():
+        if task.cancelled():
             return
-        if task.exception() is not None:
-            self._done.set_exception(task.exception())
+        error = task.exception()  # read in any case: asyncio prints those that nobody has read
+        if self._done.done():
+            return
+        if error is not None:
+            self._done.set_exception(error)
             return
         try:
             self._fill()
         except Exception as error:
             self._done.set_exception(error)
 
-    async def _begin(self, position: int, problem: Problem, again: "_OpenProblem | None") -> None:
+    async def _begin(self, position: int, problem: Problem, attempts: int) -> None:
         """Open a problem, from the log if it is there, and ask for what its search begins with."""
         try:
-            opened = again.opened if again else await self._open_tree(position, problem)
+            opened = self._open_tree(position, problem)
+            if not opened.tree.nodes:  # before any token is spent on it
+                status = await self._check_reference(problem.answer)
+                if status is not None:
+                    self._end(opened, status)
+                    return
         finally:
             self._opening -= 1
-        if opened is None:
-            return
-        state = again or _OpenProblem(opened)
-        state.attempts += 1
-        state.failed = False
-        state.num_pending += 1
         self._open.add(problem.problem_id)
-        await self._push(state, self.search.start(opened))
+        await self._push(_OpenProblem(opened, attempts + 1), self.search.start(opened))
 
-    async def _open_tree(self, position: int, problem: Problem) -> OpenTree | None:
+    async def _check_reference(self, answer: str) -> str | None:
+        """Why a problem with this reference answer cannot be searched now, `None` if it can."""
+        grade = await self.grader.agrade(answer, answer)
+        if grade.correct:
+            return None
+        return "error" if grade.status in ("timeout", "died") else "ungradable"
+
+    def _open_tree(self, position: int, problem: Problem) -> OpenTree:
         if problem.problem_id in self.log.problems:
-            opened = self.log.read(problem.problem_id)
-            if opened.tree.problem != problem:
-                raise ValueError(
-                    f"{self.log.path}: problem {problem.problem_id!r} is {opened.tree.problem} in the log and {problem} "
-                    "now. Start with the same problems to go on, or in another folder."
-                )
-            return opened
+            return self.log.read(problem.problem_id)
         event = {
             "event": "problem",
             "problem_id": problem.problem_id,
@@ -232,11 +238,7 @@ class Scheduler:
             "prompt_ids": self.prompt.encode(self.engine.tokenizer, problem.prompt),
         }
         self.log.append(event)
-        opened = OpenTree.from_event(event)
-        if (await self.grader.agrade(problem.answer, problem.answer)).correct is not True:
-            self._end(opened, "ungradable")  # before any token is spent on it
-            return None
-        return opened
+        return OpenTree.from_event(event)
 
     async def _push(self, problem: "_OpenProblem", requests: list[Request]) -> None:
         """
@@ -247,10 +249,10 @@ class Scheduler:
         while pending:
             request = pending.pop()
             key = (problem.opened.node_id(request), request.round)
-            if key in problem.opened.answered:
+            if key in problem.opened.brought:
                 pending += await self._tell(problem, request)
                 continue
-            self._check_size(request)
+            assert request.n <= self.search.max_samples
             depth = problem.opened.tree.depth(request.node)
             self._order += 1
             problem.num_pending += 1
@@ -272,6 +274,8 @@ class Scheduler:
                 prefix_ids, request.n, request.stop, request.max_tokens, seed, opened.tree.problem.problem_id
             )
             check_samples(samples, request.n)
+        except PrefixTooLong:
+            samples = []  # the solution is cut off here, as by any limit of length
         except EngineError as error:
             self._count_failure(problem, node_id, request, error)
             return
@@ -311,9 +315,9 @@ class Scheduler:
         }
         if is_final:
             record["answer"] = extract_answer(before + sample.text, self.extractors)
-        if request.role == "rollout":
+        if request.cut:
             record["cuts"] = cut_steps(self.rule, self.engine.tokenizer, prefix_ids, sample.token_ids, sample.text)
-        else:
+        elif request.role == "step":
             record["tail"] = self.rule.tail(sample.text, sample.stop_reason)
         return record
 
@@ -328,7 +332,7 @@ class Scheduler:
         """Grade what a request brought, unless the log has that too, and tell the search."""
         opened = problem.opened
         key = (opened.node_id(request), request.round)
-        brought = opened.answered[key]
+        brought = opened.brought[key]
         if key not in opened.graded:
             answers = [opened.tree.nodes[i].answer for i in brought]
             grades = await asyncio.gather(*(self._grade(answer, opened.tree.problem.answer) for answer in answers))
@@ -379,9 +383,10 @@ class Scheduler:
         problem_id = problem.opened.tree.problem.problem_id
         self._open.discard(problem_id)
         if not problem.failed:
-            self._end(problem.opened, filter_status(problem.opened) or "done")
+            status = filter_status(problem.opened) or ("done" if problem.opened.tree.nodes else "prompt_too_long")
+            self._end(problem.opened, status)
         elif problem.attempts < self.config.problem_attempts:
-            self._again.append(problem)
+            self._again.append((problem.opened.position, problem.opened.tree.problem, problem.attempts))
         else:
             self._end(problem.opened, "error")
 
@@ -393,6 +398,6 @@ class Scheduler:
 @dataclass(eq=False)
 class _OpenProblem:
     opened: OpenTree
-    attempts: int = 0
-    num_pending: int = 0
+    attempts: int
+    num_pending: int = 1  # held by the one that opens it
     failed: bool = False

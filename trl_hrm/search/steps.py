@@ -21,7 +21,7 @@ class StepRule:
             Regular expression. A step ends where a match ends, so that a header is matched by a lookahead.
         stops (`tuple[str, ...]`):
             Strings that end a step, three at most: servers take four, and one ends the solution. `{k}` stands for the number
-            of the next step and its neighbours. Empty if no stop strings say what the pattern says; then steps cannot be
+            of a step. Empty if no stop strings say what the pattern says; then steps cannot be
             sampled one at a time.
         header (`bool`, *optional*, defaults to `False`):
             Whether the stop string opens the next step, as `# Step 2` does.
@@ -41,12 +41,17 @@ class StepRule:
         except re.error as error:
             raise ValueError(f"step pattern {self.pattern!r} is no regular expression ({error}).") from error
 
-    def stop_strings(self, depth: int) -> tuple[str, ...]:
+    def stop_strings(self, header: str | None = None) -> tuple[str, ...]:
         """
-        Stop strings of a step that has `depth` steps before it.
+        Stop strings of a step.
 
-        A header may repeat the number of the step, or skip one. That of the first step does not stop it: the step begins
-        with it.
+        Args:
+            header (`str`, *optional*):
+                The stop string that ended the step before. `None` for the first step, which begins with a header of its own.
+
+        Returns:
+            `tuple[str, ...]`: For rules with headers, those with the number of this step once more, the next one, and the
+            one after it: policies repeat numbers and skip them.
         """
         if not self.stops:
             raise ValueError(
@@ -55,8 +60,8 @@ class StepRule:
             )
         if not self.header:
             return self.stops
-        numbers = (depth + 1, depth + 2, depth + 3) if depth else (2, 3, 4)
-        return tuple(stop.format(k=k) for stop in self.stops for k in numbers)
+        number = 2 if header is None else int(re.search(r"\d+", header)[0])
+        return tuple(stop.format(k=number + i) for stop in self.stops for i in range(3))
 
     def tail(self, text: str, stop_reason: str | None) -> int:
         """Number of characters at the end of `text`, stopped by `stop_reason`, that belong to the next step."""

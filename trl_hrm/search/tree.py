@@ -127,7 +127,7 @@ class SearchTree:
             Token ids of the rendered prompt.
         status (`str`, *optional*, defaults to `"open"`):
             `"open"`, or why the search of this problem ended: `"done"`, `"always_solved"` or `"never_solved"` (root
-            filter), `"ungradable"` (the reference answer cannot be read), `"error"`.
+            filter), `"ungradable"` (the reference answer cannot be read), `"prompt_too_long"`, `"error"`.
     """
 
     problem: Problem
