@@ -5,6 +5,7 @@ import random
 import shlex
 import shutil
 from collections import Counter, defaultdict
+from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,21 +15,32 @@ from huggingface_hub import DatasetCard
 
 from trl_hrm.cli import main
 from trl_hrm.data.export_config import ExportConfig
-from trl_hrm.data.judged_trees import judge, thin_labels, unite_steps
+from trl_hrm.data.judged_trees import judge, right_solutions, thin_labels, unite_steps
 from trl_hrm.data.openr import OpenrFiles
 from trl_hrm.data.problems import problem_split
 from trl_hrm.data.search_trees import build_search_trees
 from trl_hrm.search import nodes
 from trl_hrm.search.compression import compress, count_moves
+from trl_hrm.search.full_tree import FullTree
 from trl_hrm.search.manifest import check_manifest
 from trl_hrm.search.nodes import read_trees, write_nodes
-from trl_hrm.search.run_folder import finish_shard
+from trl_hrm.search.run_folder import finish_shard, node_files
+from trl_hrm.search.steps import RULES
 from trl_hrm.search.tree import ROOT, Problem, SearchTree
 from trl_hrm.search.values import make_label
 from trl_hrm.step_tree import StepTree
 
-from ..search.random_trees import add_node, end, full_tree, random_tree, rollout_tree, slow_leaves, slow_score
-from ..search.scripted import SEARCHES, make_problems, run_scripted
+from ..search.random_trees import (
+    add_node,
+    empty_tree,
+    end,
+    full_tree,
+    random_tree,
+    rollout_tree,
+    slow_leaves,
+    slow_score,
+)
+from ..search.scripted import FINAL, SEARCHES, make_problems, run_scripted
 from ..search.scripted import read_trees as read_scripted
 
 
@@ -78,7 +90,8 @@ def slow_steps(tree: SearchTree, config: ExportConfig) -> dict[tuple, tuple]:
         for i in group:
             score = slow_score(tree, i, config.estimator, config.truncated)
             if score is not None:
-                known.append((score, sum(leaf in counted for leaf in leaves[i])))
+                num_leaves = sum(leaf in counted for leaf in leaves[i])
+                known.append((score, num_leaves if config.estimator == "leaf_share" else tree.nodes[i].weight))
         score = sum(s * n for s, n in known) / sum(n for _, n in known) if known else None
         below = [leaf for i in group for leaf in leaves[i]]
         counts = (below.count("right"), below.count("right") + below.count("wrong"), below.count("unresolved"))
@@ -90,12 +103,20 @@ def slow_steps(tree: SearchTree, config: ExportConfig) -> dict[tuple, tuple]:
     return found
 
 
-def slow_rows(tree: SearchTree, config: ExportConfig) -> Counter:
-    """Everything that the rows of a tree should say, counted: (texts and merges on the path, label, counts)."""
+def slow_rows(tree: SearchTree, config: ExportConfig, beside: SearchTree | None = None) -> Counter:
+    """
+    Everything that the rows of a tree should say, counted: (texts and merges on the path, label, counts). Flat rows that those
+    of the tree beside it have too are no rows of a view.
+    """
     steps = slow_steps(tree, config)
     texts = {key: tuple(part[:2] for part in key) for key in steps}
     said = Counter()
     inner = {key[:-1] for key in steps}
+    known = set()
+    if beside is not None:
+        others = slow_steps(beside, config)
+        inner_others = {key[:-1] for key in others}
+        known = {said_on_path(key, others, config) for key in others.keys() - inner_others}
     if config.view in ("tree", "hrm"):
         for key, (label, counts, _) in steps.items():
             said[texts[key], label, counts] += 1
@@ -108,14 +129,23 @@ def slow_rows(tree: SearchTree, config: ExportConfig) -> Counter:
     if config.view == "prm":
         for leaf in steps.keys() - inner:
             path = [leaf[: end + 1] for end in range(len(leaf))]
-            if any(steps[key][0] is not None for key in path):
+            is_new = said_on_path(leaf, steps, config) not in known
+            if is_new and any(steps[key][0] is not None for key in path):
                 said.update((texts[key], steps[key][0], steps[key][1]) for key in path)
     if config.view == "orm":
         for leaf in steps.keys() - inner:
-            if steps[leaf][2] and steps[leaf][0] is not None:
+            is_new = said_on_path(leaf, steps, config) not in known
+            if is_new and steps[leaf][2] and steps[leaf][0] is not None:
                 path = [leaf[: end + 1] for end in range(len(leaf))]
                 said.update((texts[key], steps[key][0] if key == leaf else None, steps[key][1]) for key in path)
     return said
+
+
+def said_on_path(leaf: tuple, steps: dict[tuple, tuple], config: ExportConfig) -> tuple:
+    """What a flat row says, counts aside: texts, merges and labels."""
+    path = [leaf[: end + 1] for end in range(len(leaf))]
+    labels = [steps[key][0] if config.view == "prm" or key == leaf else None for key in path]
+    return tuple((*key[-1][:2], label) for key, label in zip(path, labels, strict=True))
 
 
 def said_by(rows: list[dict]) -> Counter:
@@ -166,7 +196,7 @@ def test_every_label_is_that_of_the_stored_nodes(tmp_path, node_file, view, opti
         if split == "train":
             views["hnc"] = compress(tree, 42, 0.5, 2, 1)
         for source, seen in views.items():
-            said = slow_rows(seen, config)
+            said = slow_rows(seen, config, None if source == "tree" else tree)
             moved = source == "tree" or count_moves(seen)
             if moved and any(label is not None for _, label, _ in said):
                 expected[tree.problem.problem_id, source, split] = said
@@ -265,10 +295,50 @@ class TestUniting:
         assert judged.completions == ["a", "b", "c", "d"]
         assert judged.parents == [-1, 0, 0, 0]
         assert members == [[0, 1], [2, 4, 5], [3], [6]]
-        assert judged.labels == pytest.approx([(2 * 1 / 2 + 3 * 1 / 3) / 5, 2 / 3, 0, 0])
+        assert judged.labels == pytest.approx([(1 / 2 + 1 / 3) / 2, 2 / 3, 0, 0])
         assert judged.step_columns["mc_correct"] == [2, 2, 0, 0]
         assert judged.step_columns["mc_total"] == [5, 3, 1, 1]
         assert notes["equal_siblings_united"] == 3
+        judged, _ = judge(tree, ExportConfig("out", estimator="leaf_share"), Counter())
+        assert judged.labels == pytest.approx([2 / 5, 2 / 3, 0, 0])
+
+    def test_no_bias(self):
+        """
+        A right branch that ends at once has one leaf, a wrong one that goes on has three: with leaves as weights the label of
+        two equal siblings is 0.435 in the mean over all outcomes, and looks as plausible as its value, 0.5.
+        """
+        labels = {"child_mean": [], "leaf_share": []}
+        for outcomes in product((True, False), repeat=4):
+            tree = empty_tree()
+            for first in (0, 1):
+                add_node(tree, ROOT, first, "same")
+                above = len(tree.nodes) - 1
+                for place, correct in enumerate(outcomes[2 * first : 2 * first + 2]):
+                    add_node(tree, above, place, f"{first} {place}")
+                    if correct:
+                        end(tree.nodes[-1], True)
+                        continue
+                    inner = len(tree.nodes) - 1
+                    for leaf in range(3):
+                        add_node(tree, inner, leaf, f"wrong {leaf}")
+                        end(tree.nodes[-1], False)
+            for estimator, found in labels.items():
+                judged, members = judge(tree, ExportConfig("out", estimator=estimator), Counter())
+                assert len(members[0]) == 2
+                found.append(judged.labels[0])
+        assert sum(labels["child_mean"]) / 16 == pytest.approx(1 / 2)
+        shares = [n / (n + 3 * (4 - n)) * ways for n, ways in enumerate((1, 4, 6, 4, 1))]
+        assert sum(labels["leaf_share"]) == pytest.approx(sum(shares))
+
+    def test_a_draw_counts_as_often_as_its_weight(self):
+        """One that stands for siblings that a budget left out has their say too."""
+        tree = empty_tree()
+        for place, (weight, correct) in enumerate(((3.0, True), (1.0, False))):
+            add_node(tree, ROOT, place, "same")
+            tree.nodes[-1].weight = weight
+            add_node(tree, len(tree.nodes) - 1, 0, f"last {place}")
+            end(tree.nodes[-1], correct)
+        assert judge(tree, ExportConfig("out"), Counter())[0].labels[0] == 3 / 4
 
     def test_uniting_comes_after_compression_and_scores(self):
         """United first, two equal children would be one draw, and N of the compression another."""
@@ -290,6 +360,66 @@ class TestUniting:
         assert notes == {"blank_steps": 1, "steps_after_blank_ones": 2}
 
 
+class TestBlankEnds:
+    """The policy writes a blank line, which ends a step, and then the end of the sequence."""
+
+    @pytest.fixture
+    def tree(self) -> SearchTree:
+        """Two steps; after the second the solution ends twice, blank, and goes on once to a wrong answer."""
+        tree = empty_tree()
+        for parent, place, text in ((ROOT, 0, "one"), (0, 0, "two"), (1, 0, ""), (1, 1, "no, three"), (1, 2, "")):
+            add_node(tree, parent, place, text)
+        for i, correct in ((2, True), (3, False), (4, True)):
+            end(tree.nodes[i], correct)
+        return tree
+
+    def test_steps(self, tree):
+        """The step keeps its MC score, and the blank ends their say in it."""
+        notes = Counter()
+        judged, _ = judge(tree, ExportConfig("out"), notes)
+        assert judged.completions == ["one", "two", "no, three"]
+        assert judged.labels == pytest.approx([2 / 3, 2 / 3, 0])
+        assert judged.step_columns["mc_total"] == [3, 3, 1]
+        assert notes == {"blank_ends": 2}
+
+    def test_solutions(self, tree):
+        """Taken for blank steps, they would be no solutions, and of this problem only the wrong one would be left."""
+        judged, members = judge(tree, ExportConfig("out", view="orm"), Counter())
+        assert judged.completions == ["one", "two", "two", "no, three"]
+        assert judged.parents == [-1, 0, 0, 1]
+        assert judged.labels == [None, None, 1, 0]
+        assert members == [[0], [1], [2, 4], [3]]
+        (solution,) = right_solutions(tree, ExportConfig("out", view="sft"), Counter())
+        assert solution.completions == [tree.text(2)]
+        assert solution.labels == pytest.approx([2 / 3])
+        assert (solution.extra["mc_correct"], solution.extra["mc_total"]) == (2, 3)
+
+    def test_step_that_only_ends(self, tree):
+        """Then it is no step that goes on: a path without an end would be counted as left out."""
+        del tree.nodes[3]
+        judged, members = judge(tree, ExportConfig("out", view="orm"), Counter())
+        assert judged.completions == ["one", "two"]
+        assert judged.labels == [None, 1]
+        assert members == [[0], [2, 3]]
+
+    def test_from_a_search(self, tmp_path):
+        """Blank lines as steps, as a policy with a layout of its own writes them."""
+
+        def write(prefix: str, rng: random.Random) -> str:
+            whole = f"One.\n\nTwo.\n\n\\boxed{{{rng.choice((7, 8))}}}\n\n"
+            return whole[len(prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]) :]
+
+        search = FullTree(RULES["blank_line"], FINAL, num_children=2, max_depth=5, max_step_tokens=60)
+        run_scripted(tmp_path / "run", search, make_problems(3), script=write)
+        finish_shard(tmp_path / "run", 0, 1)
+        (file,) = map(str, node_files(tmp_path / "run"))
+        orm, _, report = export(tmp_path, file, view="orm", test_size=0)
+        assert report["notes"]["blank_ends"] == 3 * 16 and "left_out_paths" not in report["notes"]
+        assert {(row["completions"][-1], row["labels"][-1]) for row in orm} == {("\\boxed{7}", 1), ("\\boxed{8}", 0)}
+        sft, _, _ = export(tmp_path, file, view="sft", test_size=0)
+        assert {row["completion"] for row in sft} == {"One.\n\nTwo.\n\n\\boxed{7}\n\n"}
+
+
 class TestCompression:
     def test_test_problems_are_never_compressed(self, tmp_path, node_file):
         train, test, report = export(tmp_path, node_file, hnc=True, hnc_min_children=2)
@@ -306,6 +436,25 @@ class TestCompression:
         beside, _, _ = export(tmp_path, node_file, hnc=True, hnc_min_children=2)
         beside = [row for row in beside if row["source"] == "tree"]
         assert [row["labels"] for row in beside] == [row["labels"] for row in alone]
+
+    @pytest.mark.parametrize("view", ["prm", "orm"])
+    def test_flat_rows_are_no_copies(self, tmp_path, node_file, view):
+        """Without counting, a path far from every merged node would weigh twice what it says."""
+        train, _, report = export(tmp_path, node_file, view=view, hnc=True, hnc_min_children=2, test_size=0)
+        said = defaultdict(list)
+        for row in train:
+            what = (row["problem_id"], tuple(row["completions"]), tuple(row["labels"]), tuple(row["num_merged"]))
+            said[what].append(row["source"])
+        assert all(sorted(set(sources)) != ["hnc", "tree"] for sources in said.values())
+        views = [compress(tree, 42, 0.5, 2, 1) for tree in read_trees(node_file)]
+        steps = [
+            judge(seen, ExportConfig("out", view=view, hnc=True), Counter())[0] for seen in views if count_moves(seen)
+        ]
+        num_paths = sum(len(tree.leaves()) for tree in steps)
+        kept = [row for row in train if row["source"] == "hnc"]
+        merged = [max(row["num_merged"]) > 1 for row in kept]
+        assert any(merged) and all(merged) == (view == "orm")
+        assert len(kept) <= num_paths - report["notes"]["hnc_paths_as_in_the_tree"] < num_paths
 
     def test_options_reach_it(self, tmp_path, node_file):
         moved = {}
@@ -396,10 +545,14 @@ class TestSolutions:
                     and tuple((tree.step_text(j), 1, tree.nodes[j].is_final) for j in tree.path(i)) == key
                 ]
                 if nodes:
-                    scores = [steps[key[: end + 1]][0] for end in range(len(key))]
-                    lowest = min(score for score in scores if score is not None)
-                    expected[tree.problem.prompt, tree.text(nodes[0]), round(lowest, 6)] += 1
-        found = Counter((row["prompt"], row["completion"], round(row["mc_score"], 6)) for row in train)
+                    path = [steps[key[: end + 1]] for end in range(len(key))]
+                    scored = [(round(score, 6), counts) for score, counts, _ in path if score is not None]
+                    lowest, counts = min(scored, key=lambda step: step[0])  # the first one of equals
+                    expected[tree.problem.prompt, tree.text(nodes[0]), lowest, counts[:2]] += 1
+        found = Counter(
+            (row["prompt"], row["completion"], round(row["mc_score"], 6), (row["mc_correct"], row["mc_total"]))
+            for row in train
+        )
         assert found == expected
         assert len(train) > 50
         assert set(train[0]) == {
@@ -410,8 +563,14 @@ class TestSolutions:
             "answer",
             "estimator",
             "truncated",
+            "label_kind",
+            "eta",
+            "mc_correct",
+            "mc_total",
             "node_id",
         }
+        card = DatasetCard.load(tmp_path / "out" / "README.md").text
+        assert "| `mc_total` | int32 | leaves with an answer, right or wrong, below that step |" in card
         chosen, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=0.5)
         assert chosen == [row for row in train if row["mc_score"] >= 0.5]
         kept = {row["problem_id"] for row in chosen}  # a problem without any is dropped, and counted as such
@@ -642,6 +801,25 @@ def test_several_runs(tmp_path, run_folder):
     both, _, report = export(tmp_path, folders, test_size=0)
     assert both == one + one
     assert list(report["facts"]["runs"]) == folders
+
+
+def test_an_input_given_twice(tmp_path, monkeypatch, run_folder):
+    """A folder beside a file of it, or another spelling of a path, would double every label."""
+    (file,) = node_files(run_folder)
+    monkeypatch.chdir(tmp_path)
+    for names in (
+        [run_folder, run_folder],
+        [run_folder, file],
+        [file, "run/../run/" + file.name],
+        ["run", run_folder],
+    ):
+        with pytest.raises(
+            ValueError, match="nodes-00000-of-00001.parquet: the inputs hold this file twice, first as"
+        ):
+            export(tmp_path, [str(name) for name in names])
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match="the inputs hold this file twice, first as rows.jsonl"):
+        export(tmp_path, ["rows.jsonl", str(tmp_path / "rows.jsonl")], format="openr")
 
 
 def test_inputs(tmp_path):

@@ -42,6 +42,7 @@ class FakeServer:
     """
 
     model = "lm"
+    max_stops = 4
 
     def __init__(self, style: str = "vllm", max_length: int = 10_000):
         self.style = style
@@ -117,6 +118,8 @@ class Handler(BaseHTTPRequestHandler):
         fake.headers.append(dict(self.headers))
         if fake.faults:
             fake.faults.pop(0)(self)
+        elif len(body.get("stop", [])) > fake.max_stops:
+            status(400, f"List should have at most {fake.max_stops} items after validation")(self)
         else:
             self.reply(200, fake.complete(body))
 

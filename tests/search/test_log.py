@@ -133,12 +133,12 @@ def test_manifest(tmp_path):
         "engine": {"model": "a", "temperature": 1.0},
         "seed": 1,
         "versions": {"x": "1"},
-        "source": {"problems": "a"},
+        "started_with": {"problems": "a"},
     }
     check_manifest(tmp_path / "run", first)
     text = (tmp_path / "run" / "manifest.json").read_text()
     assert json.loads(text) == first
-    check_manifest(tmp_path / "run", first | {"versions": {"x": "2"}, "source": {"problems": "b"}})
+    check_manifest(tmp_path / "run", first | {"versions": {"x": "2"}, "started_with": {"problems": "b"}})
     assert (tmp_path / "run" / "manifest.json").read_text() == text
     second = {"engine": {"model": "a", "temperature": 0.5, "top_p": 0.9}, "seed": 2}
     with pytest.raises(ValueError) as error:

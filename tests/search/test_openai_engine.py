@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from trl_hrm.search.engine import CharTokenizer, EngineError, EngineFatal, Sample, check_samples
+from trl_hrm.search.engine import CharTokenizer, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
 from trl_hrm.search.openai_engine import OpenAIEngine
 
 from .http_server import FakeServer, body, cut, hang, hang_up, policy, status
@@ -180,6 +180,67 @@ def test_messages_name_the_fault():
                 run(engine, ask(engine), after_test(server, fault), ask(engine))
 
 
+WHOLE = {"index": 0, "text": "so", "finish_reason": "stop", "token_ids": [115, 111, 0]}
+MISSHAPEN = {
+    "ids are text": ({"token_ids": "abc"}, {}),
+    "ids are a number": ({"token_ids": 5}, {}),
+    "ids are words": ({"token_ids": ["a"]}, {}),
+    "ids below 0": ({"token_ids": [-1]}, {}),
+    "half a surrogate pair": ({"text": "so \ud800"}, {}),
+    "usage is text": ({}, {"usage": "abc"}),
+    "details are a list": ({}, {"usage": {"prompt_tokens_details": [1]}}),
+    "cached tokens are text": ({}, {"usage": {"prompt_tokens_details": {"cached_tokens": "many"}}}),
+}
+
+
+@pytest.mark.parametrize(("choice", "answer"), MISSHAPEN.values(), ids=MISSHAPEN)
+def test_answers_of_another_shape_are_faults(choice, answer):
+    """As any other fault of a gateway: a traceback would end a search of days."""
+    fault = body({"choices": [WHOLE | choice]} | answer)
+    with FakeServer() as server:
+        engine = engine_for(server, max_retries=2)
+        samples = run(engine, ask(engine), after_test(server, fault, fault), ask(engine, 1, seed=500))
+        assert len(server.requests) == 3
+        engine = engine_for(server, max_retries=2)
+        with pytest.raises(
+            EngineError, match="gave up after 3 tries. The last fault: .*(choices|ids|usage|details|cached)"
+        ):
+            run(engine, ask(engine), after_test(server, fault, fault, fault), ask(engine))
+    assert without_cached(samples) == [expected(500)]
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens_details": None}, {"prompt_tokens_details": {}}])
+def test_servers_that_do_not_tell_cached_tokens(usage):
+    with FakeServer() as server:
+        engine = engine_for(server)
+        answer = body({"choices": [WHOLE], "usage": usage})
+        samples = run(engine, ask(engine), after_test(server, answer), ask(engine, 1))
+    assert samples == [Sample([115, 111, 0], "so", "eos")]
+
+
+@pytest.mark.parametrize("api", ["vllm", "text"])
+def test_more_stop_strings_than_servers_take(api):
+    """`vllm serve` refuses them in words that do not tell which option is meant."""
+    stops = [*STOP, "never", "this", "nor that"]
+    with FakeServer(api) as server:
+        engine = engine_for(server, api=api)
+        assert without_cached(run(engine, ask(engine, 1, stops[:4]))) == [expected(100, stop=stops[:4])]
+        server.requests.clear()
+        with pytest.raises(
+            EngineFatal, match="there are 5 stop strings .*'nor that'.* at most 4 .*fewer --final_stops"
+        ):
+            run(engine, ask(engine, 1, stops))
+        assert server.requests == []
+
+
+def test_transformers_takes_any_number_of_stop_strings():
+    stops = [*STOP, "never", "this", "nor that"]
+    with FakeServer("text") as server:
+        server.max_stops = len(stops)
+        engine = engine_for(server, api="transformers")
+        assert run(engine, ask(engine, 1, stops)) == [expected(100, stop=stops)]
+
+
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 405, 422])
 def test_refusals_stop_the_search_at_once(code):
     """Tried again, or taken as a fault of one request, a wrong model name would cost hours and leave an empty run."""
@@ -195,15 +256,15 @@ def test_refusals_stop_the_search_at_once(code):
 @pytest.mark.parametrize(
     ("code", "message", "error"),
     [
-        (400, "This model's maximum context length is 36 tokens.", EngineError),
-        (422, "The prompt is too long.", EngineError),
-        (413, "Payload", EngineError),
+        (400, "This model's maximum context length is 36 tokens.", PrefixTooLong),
+        (422, "The prompt is too long.", PrefixTooLong),
+        (413, "Payload", PrefixTooLong),
         (404, "There is no model `long context length`.", EngineFatal),
         (400, "temperature must be a number", EngineFatal),
     ],
 )
 def test_a_prefix_that_is_too_long_is_a_fault_of_one_request(code, message, error):
-    """One deep node must not end the whole search."""
+    """One deep node must not end the whole search, nor be asked again."""
     with FakeServer() as server:
         engine = engine_for(server)
         with pytest.raises(error, match=f"HTTP {code}: {message}"):
@@ -219,7 +280,7 @@ def test_the_length_that_vllm_tells_is_kept():
         [sample] = run(engine, ask(engine, 1, [], 50, prefix=prefix))
         assert (server.requests[-1]["max_tokens"], sample.finish, len(sample.token_ids)) == (10, "length", 10)
         engine = engine_for(server)
-        with pytest.raises(EngineError, match="the prefix has 300 tokens, but lm takes 300"):
+        with pytest.raises(PrefixTooLong, match="the prefix has 300 tokens, but lm takes 300"):
             run(engine, ask(engine, 1, [], 50, prefix=(PREFIX * 20)[:300]))
 
 
@@ -458,6 +519,15 @@ class TestServerCheck:
             with pytest.raises(EngineFatal, match="the tokenizer is not that of its model"):
                 run(engine, ask(engine))
 
+    def test_a_length_that_is_no_number_is_a_fault(self):
+        with FakeServer() as server:
+            server.max_length = "long"
+            engine = engine_for(server, max_retries=1)
+            with pytest.raises(
+                EngineError, match="gave up after 2 tries.*a max_model_len of 'long', expected a number"
+            ):
+                run(engine, ask(engine))
+
     def test_a_silent_model(self):
         with FakeServer() as server:
             server.faults.append(
@@ -505,10 +575,20 @@ def test_describe_names_the_policy_and_not_the_servers():
         "engine": "openai",
         "api": "vllm",
         "model": "lm",
+        "tokenizer": None,
+        "revision": None,
         "temperature": 0.5,
         "top_p": 1.0,
         "top_k": 0,
     }
+
+
+def test_describe_names_the_tokenizer():
+    """It decides the ids: a run that went on with another one would mix two policies."""
+    tokenizer = CharTokenizer()
+    tokenizer.name_or_path = "org/tokenizer"
+    described = OpenAIEngine(["http://a:1"], "lm", tokenizer, revision="v2").describe()
+    assert (described["tokenizer"], described["revision"]) == ("org/tokenizer", "v2")
 
 
 def test_key_of_the_environment(monkeypatch):

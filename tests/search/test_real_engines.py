@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_hrm.search.engine import EngineError, EngineFatal, check_samples
+from trl_hrm.search.engine import EngineFatal, PrefixTooLong, check_samples
 from trl_hrm.search.openai_engine import OpenAIEngine
 from trl_hrm.search.transformers_engine import TransformersEngine
 
@@ -189,7 +190,7 @@ class TestVLLM:
         ids = (tokenizer.encode(PROMPTS[0]) * 100)[:MAX_LENGTH]
         [[sample]] = ask(vllm_engine, (ids[:-6], 1, [], 50, 0))
         assert (sample.finish, len(sample.token_ids)) == ("length", 6)
-        with pytest.raises(EngineError, match=f"the prefix has {MAX_LENGTH} tokens"):
+        with pytest.raises(PrefixTooLong, match=f"the prefix has {MAX_LENGTH} tokens"):
             ask(vllm_engine, (ids, 1, [], 50, 0))
 
     def test_cancelled_requests_leave_the_others_alone(self, vllm_engine, requests, reference, loop, ask):
@@ -207,6 +208,9 @@ class TestVLLM:
         described = vllm_engine.describe()
         assert (described["engine"], described["model"], described["dtype"]) == ("vllm", folder, "float32")
         assert described["vllm"] and described["temperature"] == 0.0
+        assert described["max_model_len"] == described["engine_args"]["max_model_len"] == MAX_LENGTH
+        assert described["engine_args"]["block_size"] == 32
+        assert described == json.loads(json.dumps(described))
 
 
 class TestVLLMServer:
@@ -245,8 +249,16 @@ class TestVLLMServer:
         [[sample]] = ask(engine, (ids[:-6], 1, [], 50, 0))
         assert (sample.finish, len(sample.token_ids)) == ("length", 6)
         engine.client.servers[0].max_length = None  # the server's own refusal
-        with pytest.raises(EngineError, match="HTTP 400: .*maximum context length"):
+        with pytest.raises(PrefixTooLong, match="HTTP 400: .*maximum context length"):
             ask(engine, (ids, 1, [], 50, 0))
+
+    def test_four_stop_strings_are_the_most(self, engine, requests, loop, ask):
+        """Our own limit, which must be that of the server."""
+        ids = requests[0][0]
+        check_samples(ask(engine, (ids, 1, list("WXYZ"), 5, 0))[0], 1)
+        body = {"model": "lm", "prompt": ids, "max_tokens": 5, "stop": list("VWXYZ")}
+        with pytest.raises(EngineFatal, match="HTTP 400: .*at most 4 items"):
+            loop.run_until_complete(engine.client.fetch(engine.client.servers[0], "completions", body))
 
     def test_refusals(self, vllm_url, tokenizer, loop, ask):
         engine = OpenAIEngine([vllm_url], "another", tokenizer)

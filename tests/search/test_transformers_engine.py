@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from trl_hrm.demo.tiny_model import make_tiny_model
-from trl_hrm.search.engine import EngineError, EngineFatal, check_samples, find_stop
+from trl_hrm.search.engine import EngineFatal, PrefixTooLong, check_samples, find_stop
 from trl_hrm.search.transformers_engine import TransformersEngine
 
 from .policies import make_policy
@@ -287,7 +287,7 @@ def test_the_length_of_the_model(greedy):
     prefix = (prefixes(greedy)[0] * 40)[:128]
     [[sample]] = ask(greedy, (prefix[:120], 1, [], 50, 0))
     assert (len(sample.token_ids), sample.finish) == (8, "length")
-    with pytest.raises(EngineError, match=r"the prefix has 128 tokens, but .* takes 128"):
+    with pytest.raises(PrefixTooLong, match=r"the prefix has 128 tokens, but .* takes 128"):
         ask(greedy, (prefix, 1, [], 50, 0))
 
 

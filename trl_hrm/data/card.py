@@ -37,6 +37,10 @@ COLUMNS = {
     "mc_score": "the lowest MC score among the steps of the solution",
     "node_id": "the node of the search that the solution ends with",
 }
+SOLUTION_COLUMNS = {
+    "mc_correct": "leaves with the right answer below the first step of the solution with the lowest MC score",
+    "mc_total": "leaves with an answer, right or wrong, below that step",
+}
 
 VIEWS = {
     "tree": "One row is one problem with its judged steps, arranged as a tree.",
@@ -139,7 +143,8 @@ def _table(title: str, head: tuple[str, ...], rows: list[tuple]) -> str:
 
 def _describe(field: pa.Field) -> tuple[str, str, str]:
     kind = f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)
-    return f"`{field.name}`", kind, COLUMNS.get(field.name, "as in the source")
+    columns = COLUMNS if pa.types.is_list(field.type) else COLUMNS | SOLUTION_COLUMNS
+    return f"`{field.name}`", kind, columns.get(field.name, "as in the source")
 
 
 def _facts_section(report: dict[str, Any]) -> str:

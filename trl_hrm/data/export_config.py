@@ -17,7 +17,8 @@ class ExportConfig(BuildConfig):
     Args:
         view (`str`, *optional*, defaults to `"tree"`):
             Besides the views of [`BuildConfig`], `"sft"`: one row is a right solution, as `prompt` and `completion` for
-            supervised fine-tuning, with the lowest MC score of its steps as `mc_score`.
+            supervised fine-tuning, with the lowest MC score of its steps as `mc_score`, and the leaves below that step as
+            `mc_correct` and `mc_total`.
         labels (`str`, *optional*, defaults to `"soft"`):
             `"soft"` for the MC score, `"hard"` for whether it is above 0, `"entropy"` for ER-PRM's label.
         eta (`float`, *optional*):
@@ -31,7 +32,8 @@ class ExportConfig(BuildConfig):
             Least number of leaves that a label rests on: answered ones and, with `truncated="wrong"`, unresolved ones. The
             other steps are context. Not asked of values that the source recorded.
         hnc (`bool`, *optional*, defaults to `False`):
-            Add a row with node compression for every training problem. See [`compress`].
+            Add a row with node compression for every training problem; in the flat views, rows for the paths that it
+            changes. See [`compress`].
         hnc_probability (`float`, *optional*, defaults to `0.5`):
             Chance of a node to lose a child.
         hnc_min_children (`int`, *optional*, defaults to `4`):

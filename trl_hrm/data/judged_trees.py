@@ -39,7 +39,8 @@ def unite_steps(
     r"""
     Unite siblings with the same text, and what follows them, from the first step down. Rollouts are no steps.
 
-    A step without text is left out with all that follows it.
+    A step without text is left out with all that follows it. Where it only ends the solution (a policy that writes a blank
+    line and then the end of the sequence), the solution ends with the step before it.
 
     Args:
         tree ([`SearchTree`]):
@@ -49,19 +50,29 @@ def unite_steps(
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step.
         ends_apart (`bool`, *optional*, defaults to `False`):
-            Keep a step that ends a solution apart from one of the same text that does not.
+            Keep a step that ends a solution apart from one of the same text that does not. A step that ends by blank nodes
+            below it is made of these: their outcomes are its own, and what else follows it is not.
     """
+    blank_ends = _blank_ends(tree)
+    goes_on = {node.parent for i, node in enumerate(tree.nodes) if i not in blank_ends}
+    ended = {tree.nodes[i].parent for i in blank_ends} - goes_on if ends_apart else set()
     texts, parents, num_merged, members = [], [], [], []
     found: dict[tuple, int] = {}
     step_of = {ROOT: ROOT}
     for i, node in enumerate(tree.nodes):
-        if node.role == "rollout":
+        if node.role == "rollout" or i in ended:
             continue
-        parent = step_of.get(node.parent)
+        written = i
+        if i in blank_ends:
+            notes["blank_ends"] += 1
+            if not ends_apart:
+                continue
+            written = node.parent
+        parent = step_of.get(tree.nodes[written].parent)
         if parent is None:
             notes["steps_after_blank_ones"] += 1
             continue
-        pieces = tree.step_pieces(i)
+        pieces = tree.step_pieces(written)
         if not all(pieces):
             notes["blank_steps"] += 1
             continue
@@ -83,8 +94,9 @@ def judge(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepT
     """
     Label the steps of a search tree.
 
-    The MC score of a step made of several nodes is the mean of theirs, weighted by the leaves that each rests on. With
-    `config.view="orm"`, only steps that end a solution have labels.
+    The MC score of a step made of several nodes is the mean of theirs: each is one draw, and counts `Node.weight` times. How
+    many leaves a draw has depends on how it went on, so that leaves as weights would bias it; they are the weights for the
+    leaf share alone, which pools them. With `config.view="orm"`, only steps that end a solution have labels.
 
     Args:
         tree ([`SearchTree`]):
@@ -102,9 +114,11 @@ def judge(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepT
     scores = mc_scores(tree, config.estimator, config.truncated)
     correct, answered, unresolved = map(list, zip(*leaf_counts(tree), strict=True))
     evidence = answered if config.truncated == "drop" else list(map(add, answered, unresolved))
+    pooled = config.estimator == "leaf_share"
+    weights = [evidence[i] or 1 if pooled else node.weight for i, node in enumerate(tree.nodes)]
     labels: list[float | None] = []
     for members in steps.members:
-        score = scores[members[0]] if len(members) == 1 else _pool([(scores[i], evidence[i]) for i in members])
+        score = scores[members[0]] if len(members) == 1 else _mean([(scores[i], weights[i]) for i in members])
         if config.view == "orm" and not any(tree.nodes[i].is_final for i in members):
             score = None
         if score is not None and not _rests_on(config.min_leaves, tree, members, evidence):
@@ -124,22 +138,57 @@ def judge(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepT
 def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> list[StepTree]:
     """
     The right solutions of a search tree, one step each: the whole text as the policy wrote it, labelled with the lowest MC
-    score of the steps on its path. Solutions of equal steps are one. Those below `config.min_score` are left out.
+    score of the steps on its path, and the leaves below the first step with that score. Solutions of equal steps are one.
+    Those below `config.min_score` are left out.
     """
     judged, members_of = judge(tree, config, notes)
-    lowest: list[float] = []
+    worst: list[int | None] = []  # the first step with the lowest score up to each step
     solutions = []
     for step, members in enumerate(members_of):
-        above = 1.0 if judged.parents[step] == ROOT else lowest[judged.parents[step]]
+        lowest = None if judged.parents[step] == ROOT else worst[judged.parents[step]]
         label = judged.labels[step]
-        lowest.append(above if label is None else min(above, label))
+        if label is not None and (lowest is None or label < judged.labels[lowest]):
+            lowest = step
+        worst.append(lowest)
         right = [i for i in members if tree.nodes[i].is_final and tree.nodes[i].correct]
-        if right and lowest[step] >= config.min_score:
-            extra = {"node_id": tree.nodes[right[0]].node_id}
-            solutions.append(StepTree(tree.problem.prompt, [tree.text(right[0])], [lowest[step]], [-1], extra=extra))
+        if right and judged.labels[lowest] >= config.min_score:
+            extra = {name: judged.step_columns[name][lowest] for name in ("mc_correct", "mc_total")}
+            extra["node_id"] = tree.nodes[right[0]].node_id
+            label = judged.labels[lowest]
+            solutions.append(StepTree(tree.problem.prompt, [tree.text(right[0])], [label], [-1], extra=extra))
         elif right:
             notes["solutions_below_min_score"] += 1
     return solutions
+
+
+def leave_out_copies(view: StepTree, tree: StepTree, notes: Counter) -> StepTree:
+    """
+    The paths of a compressed view that say something new: those with a merged step, and those with texts or labels that no
+    path of the tree has. As flat rows the others would only double what the tree says.
+
+    Args:
+        view ([`StepTree`]):
+            The judged view.
+        tree ([`StepTree`]):
+            The judged tree.
+        notes (`Counter`):
+            Counts the paths left out.
+    """
+    known = {_said(tree, path) for path in map(tree.path, tree.leaves())}
+    paths = [view.path(leaf) for leaf in view.leaves()]
+    new = [path for path in paths if any(view.num_merged[i] > 1 for i in path) or _said(view, path) not in known]
+    notes["hnc_paths_as_in_the_tree"] += len(paths) - len(new)
+    kept = sorted({step for path in new for step in path})
+    place = {ROOT: ROOT} | {step: number for number, step in enumerate(kept)}
+    return StepTree(
+        view.prompt,
+        [view.completions[i] for i in kept],
+        [view.labels[i] for i in kept],
+        [place[view.parents[i]] for i in kept],
+        [view.num_merged[i] for i in kept],
+        {name: [column[i] for i in kept] for name, column in view.step_columns.items()},
+        view.extra,
+    )
 
 
 def thin_labels(tree: StepTree, chances: Sequence[float], seed: int) -> None:
@@ -171,20 +220,29 @@ def bin_of(label: float, num_bins: int) -> int:
     return min(int(label * num_bins), num_bins - 1)
 
 
+def _said(tree: StepTree, path: list[int]) -> tuple[tuple[str, float | None], ...]:
+    """Texts and labels of the steps on a path."""
+    return tuple((tree.completions[i], tree.labels[i]) for i in path)
+
+
 def _sums(values: list[int], members_of: list[list[int]]) -> list[int]:
     """For each step, the sum of the values of its nodes."""
     return [values[members[0]] if len(members) == 1 else sum(values[i] for i in members) for members in members_of]
 
 
-def _pool(known: list[tuple[float | None, int]]) -> float | None:
-    """Mean of the scores given, weighted by the leaves behind them; the plain mean where there are no leaves."""
-    known = [(score, leaves) for score, leaves in known if score is not None]
-    if not known:
-        return None
-    total = sum(leaves for _, leaves in known)
-    if total == 0:
-        return sum(score for score, _ in known) / len(known)
-    return sum(score * leaves for score, leaves in known) / total
+def _mean(weighted: list[tuple[float | None, float]]) -> float | None:
+    """Weighted mean of the scores that are known."""
+    known = [(score, weight) for score, weight in weighted if score is not None]
+    return sum(score * weight for score, weight in known) / sum(weight for _, weight in known) if known else None
+
+
+def _blank_ends(tree: SearchTree) -> set[int]:
+    """Nodes without text that end the solution after a step."""
+    return {
+        i
+        for i, node in enumerate(tree.nodes)
+        if node.is_final and node.role != "rollout" and node.parent != ROOT and not tree.step_text(i)
+    }
 
 
 def _rests_on(min_leaves: int, tree: SearchTree, members: list[int], evidence: list[int]) -> bool:

@@ -17,7 +17,7 @@ from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset, count_labels
 from .build_config import BuildConfig
 from .export_config import ExportConfig
-from .judged_trees import bin_of, judge, right_solutions, thin_labels
+from .judged_trees import bin_of, judge, leave_out_copies, right_solutions, thin_labels
 from .node_files import NodeFiles
 from .openr import OpenrFiles
 from .problems import problem_split
@@ -55,6 +55,7 @@ COLUMNS = {
     "source": pa.string(),
     "node_id": pa.string(),
 }
+SOLUTION_COLUMNS = COLUMNS | {"mc_correct": pa.int32(), "mc_total": pa.int32()}
 
 
 def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str = "run") -> dict[str, Any]:
@@ -75,7 +76,7 @@ def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str 
 
     Raises:
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If an input holds something else than expected, or if no row is left for training.
+        `ValueError`: If an input is given twice, or holds something else than expected; if no row is left for training.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
@@ -89,6 +90,7 @@ def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str 
 def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
     folders = [name for name in inputs if Path(name).is_dir()]
     files = [str(file) for name in inputs for file in (node_files(name) if name in folders else [name])]
+    _refuse_repeats(files)
     source = NodeFiles(files)
     runs = {name: read_manifest(name) | read_summary(name) for name in folders}
     return Recipe(
@@ -96,7 +98,7 @@ def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
         source=source,
         inputs=inputs,
         parse=partial(parse_search_tree, config=config),
-        columns=COLUMNS,
+        columns=SOLUTION_COLUMNS if config.view == "sft" else COLUMNS,
         options=_options(config),
         about=ABOUT,
         command="export",
@@ -112,17 +114,28 @@ def _openr_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
                 f"{name} is {getattr(config, name)!r}, but openr's files hold values, not outcomes to estimate them from. "
                 "Leave it out."
             )
+    _refuse_repeats(inputs)
     return Recipe(
         name="search-trees",
         source=OpenrFiles(inputs),
         inputs=inputs,
         parse=partial(parse_search_tree, config=config, estimator="recorded"),
-        columns=COLUMNS,
+        columns=SOLUTION_COLUMNS if config.view == "sft" else COLUMNS,
         options={"format": "openr"} | _options(config),
         about=ABOUT_OPENR,
         command="export",
         describe=lambda report: {"labels": _describe_labels(config, "recorded")},
     )
+
+
+def _refuse_repeats(files: list[str]) -> None:
+    """Files named twice would double the weight of their problems."""
+    named: dict[Path, str] = {}
+    for file in files:
+        path = Path(file).resolve()
+        if path in named:
+            raise ValueError(f"{file}: the inputs hold this file twice, first as {named[path]}. Name it once.")
+        named[path] = file
 
 
 def _balanced(recipe: Recipe, config: ExportConfig) -> Recipe:
@@ -147,8 +160,8 @@ def parse_search_tree(
     chances: Sequence[float] | None = None,
 ) -> list[StepTree]:
     """
-    The step trees of a search tree: the tree itself and, for a training problem with `config.hnc`, its compressed view; or,
-    with `config.view="sft"`, its right solutions.
+    The step trees of a search tree: the tree itself and, for a training problem with `config.hnc`, its compressed view, for
+    flat rows without the paths that are as in the tree; or, with `config.view="sft"`, its right solutions.
 
     Args:
         tree ([`SearchTree`]):
@@ -172,12 +185,12 @@ def parse_search_tree(
         raise Dropped(tree.status)
     extra = {"problem_id": tree.problem.problem_id, "answer": tree.problem.answer}
     extra |= {"estimator": estimator or config.estimator, "truncated": None if estimator else config.truncated}
+    extra |= {"label_kind": config.labels, "eta": config.eta}
     if config.view == "sft":
         solutions = right_solutions(tree, config, notes)
         if not solutions:
             raise Dropped("no_right_solution")
         return [replace(solution, extra=extra | solution.extra) for solution in solutions]
-    extra |= {"label_kind": config.labels, "eta": config.eta}
     is_train = problem_split(tree.problem.prompt, config.test_size, config.seed) == "train"
     judged = []
     for source, view in _views(tree, config.hnc and is_train, config, notes):
@@ -185,9 +198,12 @@ def parse_search_tree(
         step_tree.extra = extra | {"source": source}
         if source == "tree":
             _count_evidence(step_tree, notes)
-        if chances is not None:
-            thin_labels(step_tree, chances if is_train else (), config.seed)
+        elif config.view in ("prm", "orm"):
+            step_tree = leave_out_copies(step_tree, judged[0], notes)
         judged.append(step_tree)
+    if chances is not None:
+        for step_tree in judged:
+            thin_labels(step_tree, chances if is_train else (), config.seed)
     return judged
 
 

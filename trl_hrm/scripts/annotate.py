@@ -246,12 +246,13 @@ async def _search(args, engine, search, grader, prompt, rule, log, problems):
 
 
 def _manifest(args, engine, search, prompt, rule, grader, num_shards: int) -> dict:
-    """What decides the trees. Versions are told but may differ between starts."""
+    """What decides the trees. Versions, and how the run was started, are told but may differ between starts."""
     from dataclasses import asdict
 
     from .. import __version__
 
     described, graded = engine.describe(), grader.describe()
+    started_with = {"problems": args.problems, "split": args.split, "engine_args": described.pop("engine_args", None)}
     versions = {"trl_hrm": __version__}
     for settings in (described, graded):
         versions |= {name: settings.pop(name) for name in VERSIONED & settings.keys()}
@@ -262,7 +263,7 @@ def _manifest(args, engine, search, prompt, rule, grader, num_shards: int) -> di
         "steps": asdict(rule),
         "extractors": args.extractors,
         "grader": graded,
-        "source": {"problems": args.problems, "split": args.split},
+        "started_with": started_with,
         "seed": args.seed,
         "num_shards": num_shards,
         "versions": dict(sorted(versions.items())),

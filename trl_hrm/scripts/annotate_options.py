@@ -1,7 +1,6 @@
 """From the command line of `trl-hrm annotate` to prompt, search and engine."""
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ..search.prompts import PROMPTS, Prompt
 from ..search.puct import PUCT
 from ..search.rollouts import Rollouts
 from ..search.root_filter import RootFilter
-from ..search.shards import Shard
+from ..search.shards import Shard, show_own_gpu
 from ..search.steps import RULES, StepRule, regex_rule
 
 
@@ -77,16 +76,13 @@ def make_engine(args: argparse.Namespace, shard: Shard) -> Any:
             raise ValueError("--engine openai needs the addresses of its servers: --base_urls http://host:8000/v1 ...")
         if "request_timeout" in given:
             given["timeout"] = given.pop("request_timeout")
-        revision = given.pop("revision")
-        tokenizer = AutoTokenizer.from_pretrained(given.pop("tokenizer", args.policy), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(given.pop("tokenizer", args.policy), revision=args.revision)
         return OpenAIEngine(given.pop("base_urls"), args.policy, tokenizer, **given)
     if args.engine == "vllm":
         from ..search.vllm_engine import VLLMEngine
 
         if shard.local is not None:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            devices = visible.split(",") if visible else [str(i) for i in range(shard.local + 1)]
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices[shard.local]
+            show_own_gpu(shard.local)
         return VLLMEngine.from_pretrained(args.policy, **given.pop("engine_args", {}), **given)
     import torch
 

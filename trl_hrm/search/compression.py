@@ -1,6 +1,6 @@
 """
 Hierarchical Node Compression: in a search tree, one child of a node is merged into it and moves up to the node before
-([HRM](https://huggingface.co/papers/2503.13551), section 3.3). A pure view: no policy, no rollouts.
+([HRM](https://huggingface.co/papers/2503.13551), section 3.2). A pure view: no policy, no rollouts.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from .engine import EngineError, EngineFatal
+from .engine import EngineError, EngineFatal, PrefixTooLong
 
 
 MAX_PAUSE = 60.0
@@ -132,7 +132,7 @@ class HTTPClient:
 
         Raises:
             `Fault`: If it may work the next time.
-            `EngineError`: If this prefix is too long.
+            `PrefixTooLong`: If the server says so.
             `EngineFatal`: If the server refuses the request.
         """
         method = "GET" if body is None else "POST"
@@ -149,7 +149,7 @@ class HTTPClient:
         if status in PASSING or status >= 500:
             raise Fault(message, _seconds(headers.get("Retry-After")))
         if status == 413 or status in (400, 422) and TOO_LONG.search(message):
-            raise EngineError(f"{server.url}: {message}")
+            raise PrefixTooLong(f"{server.url}: {message}")
         raise EngineFatal(f"{server.url}/{path} refused the request. {message}")
 
     def _open_session(self) -> aiohttp.ClientSession:

@@ -15,8 +15,8 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """
     Write the manifest of a new run, or compare it with the one that is there.
 
-    `versions` and `source` may differ: an upgraded library does not make another search of it, and a run may be given more
-    problems.
+    `versions` and `started_with` may differ: an upgraded library does not make another search of it, a run may be
+    given more problems, and an engine less memory.
 
     Raises:
         `ValueError`: If the run in `folder` was started otherwise. The message names what differs.
@@ -37,7 +37,7 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     changed = [
         f"{name} was {_shown(found, name)} and is {_shown(asked, name)}"
         for name in sorted(_names(found) | _names(asked))
-        if name.split(".")[0] not in ("versions", "source") and _lookup(found, name) != _lookup(asked, name)
+        if name.split(".")[0] not in ("versions", "started_with") and _lookup(found, name) != _lookup(asked, name)
     ]
     if changed:
         raise ValueError(

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from .server_check import check_server
 
 
 APIS = ("vllm", "transformers", "text")
+MAX_STOPS = 4  # of OpenAI's protocol; `transformers serve` has no such limit
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which no UTF-8 text can hold
 
 
 class OpenAIEngine:
@@ -49,6 +52,8 @@ class OpenAIEngine:
             How often a failed request is tried again.
         backoff (`float`, *optional*, defaults to `0.5`):
             Seconds of the first pause. No pause is longer than 60 seconds, even if a server asks for it.
+        revision (`str`, *optional*):
+            Revision of the tokenizer, for the manifest.
 
     Raises:
         `ValueError`: If an option is out of range.
@@ -67,6 +72,7 @@ class OpenAIEngine:
         timeout: float = 600.0,
         max_retries: int = 5,
         backoff: float = 0.5,
+        revision: str | None = None,
     ):
         if api not in APIS:
             raise ValueError(f"api is {api!r}, expected one of {', '.join(APIS)}.")
@@ -77,6 +83,7 @@ class OpenAIEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.api = api
+        self.revision = revision
         self.sampling = Sampling(temperature, top_p, top_k)
         api_key = api_key or os.environ.get("OPENAI_API_KEY")
         self.client = HTTPClient(
@@ -86,6 +93,11 @@ class OpenAIEngine:
     async def sample(
         self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str = ""
     ) -> list[Sample]:
+        if self.api != "transformers" and len(stop) > MAX_STOPS:
+            raise EngineFatal(
+                f"there are {len(stop)} stop strings ({', '.join(map(repr, stop))}), but servers take at most {MAX_STOPS} "
+                "in a request. Give fewer --final_stops, or run the policy in this process."
+            )
         draws = self.sampling.num_draws(n)
         requests = [(draws, seed)] if self.api == "vllm" else [(1, seed + i) for i in range(draws)]
         tasks = [asyncio.ensure_future(self._ask(prefix_ids, m, stop, max_tokens, s, key)) for m, s in requests]
@@ -164,6 +176,8 @@ class OpenAIEngine:
             raise EngineFatal(
                 f'{server.url}: the answer has no token ids; expected those of vLLM. For another server use api="text".'
             )
+        if not all(_are_ids(choice["token_ids"]) for choice in choices):
+            raise Fault(f"the token ids of the answer are no list of numbers: {json.dumps(choices)[:200]}")
         return [
             sample_from_vllm(
                 self.tokenizer,
@@ -197,7 +211,14 @@ class OpenAIEngine:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": "openai", "api": self.api, "model": self.model, **self.sampling.describe()}
+        return {
+            "engine": "openai",
+            "api": self.api,
+            "model": self.model,
+            "tokenizer": getattr(self.tokenizer, "name_or_path", None),
+            "revision": self.revision,
+            **self.sampling.describe(),
+        }
 
     async def close(self) -> None:
         """Close the connections."""
@@ -215,12 +236,23 @@ def _is_choice(choice: Any) -> bool:
     return (
         isinstance(choice, dict)
         and isinstance(choice.get("text"), str)
+        and not HALF_PAIR.search(choice["text"])
         and isinstance(choice.get("index"), int)
         and isinstance(choice.get("finish_reason"), str)
     )
 
 
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(token, int) and token >= 0 for token in value)
+
+
 def _num_cached(answer: dict[str, Any]) -> int:
     """Cached tokens of the prefix, told by servers started with `--enable-prompt-tokens-details`."""
-    usage = answer.get("usage") or {}
-    return (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    value: Any = answer
+    for name, kind in (("usage", dict), ("prompt_tokens_details", dict), ("cached_tokens", int)):
+        value = value.get(name)
+        if value is None:
+            return 0
+        if not isinstance(value, kind):
+            raise Fault(f"`{name}` of the answer is {json.dumps(value)[:200]}, expected a JSON {kind.__name__}")
+    return value

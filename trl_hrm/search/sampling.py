@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .engine import EngineError, EngineFatal, Sample, continued_text
+from .engine import EngineError, EngineFatal, PrefixTooLong, Sample, continued_text
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ def room(prefix_ids: Sequence[int], max_tokens: int, max_length: int | None, mod
     How many tokens may follow: `max_tokens`, or fewer where the model's length ends before.
 
     Raises:
-        `EngineError`: If none may follow.
+        `PrefixTooLong`: If none may follow.
     """
     if max_length is None:
         return max_tokens
     if len(prefix_ids) >= max_length:
-        raise EngineError(
+        raise PrefixTooLong(
             f"the prefix has {len(prefix_ids)} tokens, but {model} takes {max_length} with what follows. Lower the depth "
             "or the number of tokens of a step, or raise the model's length where it can be."
         )

@@ -51,7 +51,10 @@ async def _read_model(engine: "OpenAIEngine", server: Server) -> None:
         raise Fault("the answer to /models has no list of models")
     for card in cards:
         if card.get("id") == engine.model:
-            server.max_length = card.get("max_model_len")
+            length = card.get("max_model_len")
+            if length is not None and not isinstance(length, int):
+                raise Fault(f"the answer to /models has a max_model_len of {length!r}, expected a number")
+            server.max_length = length
             return
     raise EngineFatal(
         f"{server.url} does not serve {engine.model!r}, but {', '.join(repr(card.get('id')) for card in cards)}. Name one "

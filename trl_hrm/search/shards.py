@@ -19,6 +19,23 @@ def problem_shard(problem_id: str, num_shards: int) -> int:
     return int(make_id("shard", problem_id), 16) % num_shards
 
 
+def show_own_gpu(local: int) -> None:
+    """
+    Leave this process the GPU of its number among the processes of this machine, for engines that take the first they see.
+
+    Raises:
+        `ValueError`: If `CUDA_VISIBLE_DEVICES` has no GPU left for it.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(i) for i in range(local + 1)]
+    if local >= len(devices):
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES is {visible!r}, which has no GPU for process {local} (from 0) of this machine; expected "
+            "one for each. Launch fewer processes, or name more GPUs."
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
+
+
 def launched_shard(index: int = 0, count: int = 1) -> Shard:
     """
     The shard of this process. Each process that `accelerate launch` or `torchrun` starts takes a part of shard `index`.

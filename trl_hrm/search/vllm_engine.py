@@ -37,6 +37,8 @@ class VLLMEngine:
             Tokenizer of the model.
         temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
             How tokens are drawn. See [`Sampling`].
+        engine_args (`dict[str, Any]`, *optional*):
+            What `llm` was started with beyond model, revision and dtype, for the manifest.
     """
 
     def __init__(
@@ -46,10 +48,12 @@ class VLLMEngine:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        engine_args: dict[str, Any] | None = None,
     ):
         self.llm = llm
         self.tokenizer = tokenizer
         self.sampling = Sampling(temperature, top_p, top_k)
+        self.engine_args = engine_args or {}
         self._requests = count()
 
     @classmethod
@@ -81,7 +85,7 @@ class VLLMEngine:
         """
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         args = AsyncEngineArgs(model=name_or_path, revision=revision, dtype=dtype, **engine_args)
-        return cls(AsyncLLM.from_engine_args(args), tokenizer, temperature, top_p, top_k)
+        return cls(AsyncLLM.from_engine_args(args), tokenizer, temperature, top_p, top_k, engine_args)
 
     async def sample(
         self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str = ""
@@ -125,6 +129,9 @@ class VLLMEngine:
             "revision": getattr(config.hf_config, "_commit_hash", None) or config.revision,
             "dtype": str(config.dtype).removeprefix("torch."),
             "quantization": config.quantization,
+            "max_model_len": config.max_model_len,
+            # manifests are published with the dataset
+            "engine_args": {name: value for name, value in self.engine_args.items() if name != "hf_token"},
             **self.sampling.describe(),
             "vllm": vllm.__version__,
             "transformers": transformers.__version__,
