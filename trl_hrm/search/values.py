@@ -191,7 +191,10 @@ def _outcomes(tree: SearchTree) -> list[LeafCounts | None]:
         followed[node.parent] = True
         if node.weight > 1:
             thinned[node.parent] = True
-    return [None if followed[i] else _outcome(node, thinned[node.parent]) for i, node in enumerate(tree.nodes)]
+    return [
+        None if followed[i] else _outcome(node, thinned[node.parent] and node.weight == 1)  # one of more was continued
+        for i, node in enumerate(tree.nodes)
+    ]
 
 
 def _outcome(node: Node, thinned: bool) -> LeafCounts:
