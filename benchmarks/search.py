@@ -146,7 +146,9 @@ async def expand(engine: TimedEngine, search: FullTree, bound: asyncio.Semaphore
     async with bound:
         node_id = opened.node_id(request)
         seed = request_seed(42, node_id, request.round)
-        samples = await engine.sample(opened.prefix_ids(request), request.n, request.stop, request.max_tokens, seed)
+        samples = await engine.sample(
+            opened.tree.prefix_ids(request.node), request.n, request.stop, request.max_tokens, seed
+        )
     brought = []
     for i, sample in enumerate(samples):
         opened.tree.nodes.append(

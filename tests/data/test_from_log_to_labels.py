@@ -54,10 +54,7 @@ def recompute(events: list[dict], estimator: str, truncated: str) -> dict[tuple[
     asked = {}
     for event in events:
         if event["event"] == "samples":
-            above = event["above"]
-            if event["segment"] is not None:
-                above = make_id("segment", above, event["segment"])
-            asked[above] = event
+            asked[event["above"]] = event
     grades = {e["above"]: e["correct"] for e in events if e["event"] == "grades"}
 
     def leaf(sample, correct):

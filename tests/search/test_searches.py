@@ -224,6 +224,14 @@ def test_puct_keeps_its_budget(tmp_path, budget):
     assert all(sum(node.role == "rollout" for node in tree.nodes) <= budget for tree in read_trees(tmp_path).values())
 
 
+def test_root_filter_comes_on_top_of_the_budget(tmp_path):
+    """Counted in, its samples would leave a small budget nothing to search with."""
+    search = RootFilter(replace(SEARCHES["puct"], max_sequences=8), 6, FINAL)
+    run_scripted(tmp_path, search, make_problems(20), script=by_rate([0.8] * 3))
+    spent = [sum(n.role == "rollout" for n in tree.nodes) for tree in read_trees(tmp_path).values()]
+    assert max(spent) == 6 + 8
+
+
 def test_root_filter(tmp_path):
     """Problems always or never solved are closed under their own names, and the others searched in full."""
     for rate, status in ((1.0, "always_solved"), (0.0, "never_solved")):

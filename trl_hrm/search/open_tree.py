@@ -25,8 +25,6 @@ class Request:
             Most tokens of a sample.
         round (`int`, *optional*, defaults to `0`):
             Tells requests of one node apart.
-        segment (`int`, *optional*):
-            For a rollout at `node`: continue after this many of its steps, not after its end.
         cut (`bool`, *optional*, defaults to `False`):
             Whether the samples, whole solutions, become chains of steps at once.
         weight (`float`, *optional*, defaults to `1.0`):
@@ -41,7 +39,6 @@ class Request:
     stop: tuple[str, ...]
     max_tokens: int
     round: int = 0
-    segment: int | None = None
     cut: bool = False
     weight: float = 1.0
     sequences: int = 0
@@ -98,17 +95,11 @@ class OpenTree:
 
     def node_id(self, request: Request) -> str:
         """Id of the node that a request continues."""
-        above = self.root_id if request.node == ROOT else self.tree.nodes[request.node].node_id
-        return above if request.segment is None else make_id("segment", above, request.segment)
+        return self.root_id if request.node == ROOT else self.tree.nodes[request.node].node_id
 
-    def prefix_ids(self, request: Request) -> list[int]:
-        """Token ids that a request continues."""
-        if request.segment is None:
-            return self.tree.prefix_ids(request.node)
-        node = self.tree.nodes[request.node]
-        return (
-            self.tree.prefix_ids(node.parent) + node.token_ids[: self.cuts[request.node][request.segment - 1].tokens]
-        )
+    def segment(self, rollout: int, number: int) -> int:
+        """Index of step `number`, from 1, of a rollout that was cut."""
+        return self.index[make_id("segment", self.tree.nodes[rollout].node_id, number)]
 
     def apply(self, event: dict[str, Any]) -> None:
         """Grow by one `samples`, `grades` or `close` event."""
@@ -121,8 +112,6 @@ class OpenTree:
 
     def _add_samples(self, event: dict[str, Any]) -> None:
         above = event["above"]
-        if event["segment"] is not None:
-            above = make_id("segment", above, event["segment"])
         parent = self.index[above]
         if parent != ROOT:
             self.tree.nodes[parent].weight = event["weight"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from .open_tree import OpenTree, Request
 from .rollouts import check_rollouts
-from .tree import ROOT, make_id
+from .tree import ROOT
 
 
 @dataclass(frozen=True)
@@ -88,25 +88,25 @@ class PUCT:
         found = _Pool(self, opened).next()
         if found is None:
             return []
-        request = self._request(*found)
+        request = self._request(found)
         asked = (opened.node_id(request), request.round) in opened.brought  # by a run that was stopped: it is paid for
         return [request] if asked or self._affords(opened) else []
 
     def _affords(self, opened: OpenTree) -> bool:
-        rollouts = [node for node in opened.tree.nodes if node.role == "rollout"]
+        # those of a root filter, whose rounds are negative, come on top
+        rollouts = [node for node in opened.tree.nodes if node.role == "rollout" and node.round >= 0]
         if len(rollouts) + self.num_completions > self.max_sequences:
             return False
         tokens = sum(len(node.token_ids) for node in rollouts)
         return self.max_tokens is None or tokens + self.num_completions * self.max_solution_tokens <= self.max_tokens
 
-    def _request(self, node: int, segment: int | None = None) -> Request:
+    def _request(self, node: int) -> Request:
         return Request(
             node,
             self.num_completions,
             "rollout",
             self.stop,
             self.max_solution_tokens,
-            segment=segment,
             cut=True,  # the right ones too: exports of wrong rollouts alone would be one-sided
         )
 
@@ -127,8 +127,8 @@ class _Pool:
         self.visits: dict[str, int] = {}
         self.used: set[int] = set()
 
-    def next(self) -> tuple[int, int] | None:
-        """The rollout and the number of its steps to continue from, or `None` if nothing is left to learn."""
+    def next(self) -> int | None:
+        """The node to continue from, or `None` if nothing is left to learn."""
         judged = [self.opened.root_id]
         for _ in range(self.search.max_selections):
             chosen = self._select(judged)
@@ -140,9 +140,10 @@ class _Pool:
             low, high = 0, len(self.opened.cuts[rollout])
             while high - low > 1:  # right after `low` steps, wrong after `high`
                 middle = (low + high) // 2
-                node_id = make_id("segment", self.opened.tree.nodes[rollout].node_id, middle)
+                node = self.opened.segment(rollout, middle)
+                node_id = self.opened.tree.nodes[node].node_id
                 if (node_id, 0) not in self.opened.graded:
-                    return rollout, middle
+                    return node
                 judged.append(node_id)
                 share = self._share(node_id)
                 if share is None:  # none of its rollouts came to an answer: nothing can be told

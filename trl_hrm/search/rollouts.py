@@ -67,7 +67,7 @@ class Rollouts:
         """Requests that become possible with the nodes that a request brought."""
         if request.node != ROOT:
             return []
-        prefixes = [(rollout, segment) for rollout in brought for segment in range(1, len(opened.cuts[rollout]))]
+        prefixes = [opened.segment(i, number) for i in brought for number in range(1, len(opened.cuts[i]))]
         spent = sum(len(opened.tree.nodes[i].token_ids) for i in brought)
         affordable = (self.max_sequences - request.n) // self.num_completions
         if self.max_tokens is not None:
@@ -75,8 +75,8 @@ class Rollouts:
                 affordable, (self.max_tokens - spent) // (self.num_completions * self.max_solution_tokens)
             )
         return [
-            Request(rollout, self.num_completions, "rollout", self.stop, self.max_solution_tokens, segment=segment)
-            for rollout, segment in choose(prefixes, affordable, self.seed, opened.root_id)
+            Request(prefix, self.num_completions, "rollout", self.stop, self.max_solution_tokens)
+            for prefix in choose(prefixes, affordable, self.seed, opened.root_id)
         ]
 
     def describe(self) -> dict[str, Any]:

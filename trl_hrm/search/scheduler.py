@@ -267,7 +267,7 @@ class Scheduler:
     async def _sample(self, problem: "_OpenProblem", request: Request) -> None:
         opened = problem.opened
         node_id = opened.node_id(request)
-        prefix_ids = opened.prefix_ids(request)
+        prefix_ids = opened.tree.prefix_ids(request.node)
         seed = request_seed(self.seed, node_id, request.round)
         try:
             samples = await self.engine.sample(
@@ -282,13 +282,11 @@ class Scheduler:
         finally:
             self.progress.count_in_flight(-request.n)
         self._failures = 0
-        above = node_id if request.segment is None else opened.tree.nodes[request.node].node_id
-        before = self._text_before(opened, request)
+        before = opened.tree.text(request.node)
         event = {
             "event": "samples",
             "problem_id": opened.tree.problem.problem_id,
-            "above": above,
-            "segment": request.segment,
+            "above": node_id,
             "round": request.round,
             "role": request.role,
             "cut": request.cut,
@@ -320,13 +318,6 @@ class Scheduler:
         elif request.role == "step":
             record["tail"] = self.rule.tail(sample.text, sample.stop_reason)
         return record
-
-    @staticmethod
-    def _text_before(opened: OpenTree, request: Request) -> str:
-        if request.segment is None:
-            return opened.tree.text(request.node)
-        node = opened.tree.nodes[request.node]
-        return opened.tree.text(node.parent) + node.text[: opened.cuts[request.node][request.segment - 1].characters]
 
     async def _tell(self, problem: "_OpenProblem", request: Request) -> list[Request]:
         """Grade what a request brought, unless the log has that too, and tell the search."""
