@@ -11,6 +11,8 @@ _NAMES = {
     "FullTree": "search.full_tree",
     "HRMRewardConfig": "trainer.hrm_reward_config",
     "HRMRewardTrainer": "trainer.hrm_reward_trainer",
+    "KLSelfConfig": "trainer.kl_self_config",
+    "KLSelfTrainer": "trainer.kl_self_trainer",
     "OpenAIEngine": "search.openai_engine",
     "PUCT": "search.puct",
     "Problem": "search.tree",
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from .step_tree import StepTree
     from .trainer.hrm_reward_config import HRMRewardConfig
     from .trainer.hrm_reward_trainer import HRMRewardTrainer
+    from .trainer.kl_self_config import KLSelfConfig
+    from .trainer.kl_self_trainer import KLSelfTrainer
 
 
 def __getattr__(name: str):

@@ -1,20 +1,33 @@
 """The only module that imports TRL's private names, so that an upgrade of TRL is checked in one place."""
 
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.kernels.chunked_logprob import _use_triton as use_triton
+from trl.models.utils import _ForwardRedirection as ForwardRedirection
+from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
 from trl.trainer.utils import (
+    FusedCausalLMOutput,
     create_model_from_path,
     disable_dropout_in_model,
     get_config_model_id,
     global_then_local_main_first,
+    maybe_gather_lm_head_ctx,
 )
 
 
 __all__ = [
     "BaseConfig",
     "BaseTrainer",
+    "ChunkedDivergenceFunction",
+    "ForwardRedirection",
+    "FusedCausalLMOutput",
     "create_model_from_path",
     "disable_dropout_in_model",
     "get_config_model_id",
     "global_then_local_main_first",
+    "maybe_gather_lm_head_ctx",
+    "prepare_deepspeed",
+    "prepare_fsdp",
+    "use_triton",
 ]
