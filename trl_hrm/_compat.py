@@ -1,5 +1,6 @@
 """The only module that imports TRL's private names, so that an upgrade of TRL is checked in one place."""
 
+from trl.kernels import chunked_divergence
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import _use_triton as use_triton
 from trl.models.utils import _ForwardRedirection as ForwardRedirection
@@ -22,6 +23,7 @@ __all__ = [
     "ChunkedDivergenceFunction",
     "ForwardRedirection",
     "FusedCausalLMOutput",
+    "chunked_divergence",
     "create_model_from_path",
     "disable_dropout_in_model",
     "get_config_model_id",

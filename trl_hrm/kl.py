@@ -1,18 +1,18 @@
 """KL divergence between a policy and its reference: per token, per sequence, scaled. No `[T, V]` tensor is made."""
 
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ._compat import ChunkedDivergenceFunction, use_triton
+from ._compat import ChunkedDivergenceFunction, chunked_divergence, use_triton
 
 
-# TRL's kernel folds tiles in place where there is Triton. Elsewhere each tile of tokens x 32,768 logits comes with several
-# temporaries of its size: blocks of tokens keep them small.
-TOKENS_PER_BLOCK = 256
+# TRL's kernel works on tiles of 4,096 tokens x 32,768 logits. Triton folds them in place; elsewhere each comes with some ten
+# temporaries of its size, 0.5 GB each.
+TOKENS_PER_TILE = 256
 
 DIRECTIONS = {"forward": 0.0, "reverse": 1.0}  # as TRL's kernel calls KL(ref || policy) and KL(policy || ref)
 SCALINGS = ("log1p", "none")
@@ -87,24 +87,15 @@ def token_kl(
     Returns:
         `torch.Tensor`: Shape `(N,)`, float32.
     """
-    # Under ZeRO-3 every call gathers the heads, so ranks must make as many calls
-    whole = use_triton(hidden.device) or is_deepspeed_zero3_enabled()
-    size = max(len(hidden), 1) if whole else TOKENS_PER_BLOCK
-    blocks = zip(hidden.split(size), ref_hidden.split(size), strict=True)
-    return torch.cat([_block_kl(*pair, head, ref_head, DIRECTIONS[direction]) for pair in blocks])
-
-
-def _block_kl(
-    hidden: torch.Tensor, ref_hidden: torch.Tensor, head: LMHead, ref_head: LMHead, beta: float
-) -> torch.Tensor:
-    kl, _ = ChunkedDivergenceFunction.apply(
+    divergence = ChunkedDivergenceFunction if use_triton(hidden.device) else _DivergenceInSmallTiles
+    kl, _ = divergence.apply(
         hidden,
         head.weight,
         head.bias,
         ref_hidden,
         ref_head.weight,
         ref_head.bias,
-        beta,
+        DIRECTIONS[direction],
         1.0,  # temperature
         head.logit_scale,
         head.softcap,
@@ -112,6 +103,23 @@ def _block_kl(
         ref_head.softcap,
     )
     return kl
+
+
+class _DivergenceInSmallTiles(ChunkedDivergenceFunction):
+    """
+    TRL's function with fewer tokens in a tile. Calling it once per block of tokens would do too, but each call makes a gradient
+    of the whole head, and under ZeRO-3 gathers the head, which ranks with different numbers of blocks would not do together.
+    """
+
+    @staticmethod
+    def forward(ctx, *args):
+        with patch.object(chunked_divergence, "TOKEN_CHUNK_SIZE", TOKENS_PER_TILE):
+            return ChunkedDivergenceFunction.forward(ctx, *args)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        with patch.object(chunked_divergence, "TOKEN_CHUNK_SIZE", TOKENS_PER_TILE):
+            return ChunkedDivergenceFunction.backward(ctx, *grads)
 
 
 def trained_tokens(labels: torch.Tensor) -> torch.Tensor:

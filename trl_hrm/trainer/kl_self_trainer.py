@@ -10,7 +10,7 @@ from trl import SFTTrainer
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
 from ..kl import LMHead, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
 from .kl_self_config import KLSelfConfig
-from .ref_hidden import REF_STATES, RefHiddenCollator, RefHiddenStore, precompute_hidden
+from .ref_hidden import REF_STATES, RefHiddenCollator, precompute_hidden
 from .reference import AdapterOff, FrozenReference, causal_lm_of, check_reference, copy_of, load_reference
 
 
@@ -99,7 +99,7 @@ class KLSelfTrainer(SFTTrainer):
             args = KLSelfConfig(f"{model_name.split('/')[-1]}-KLSelf")
         if not isinstance(args, KLSelfConfig):
             raise TypeError(f"`args` is a `{type(args).__name__}`, expected a `KLSelfConfig`.")
-        has_adapter = kwargs.get("peft_config") is not None or is_peft_model(model)
+        has_adapter = kwargs.get("peft_config") is not None or (not isinstance(model, str) and is_peft_model(model))
         reference = self._make_reference(model, args, ref_model, has_adapter, kwargs.get("compute_loss_func"))
         super().__init__(model=model, args=args, **kwargs)
         self.reference = None
@@ -208,7 +208,7 @@ class KLSelfTrainer(SFTTrainer):
         if num_items_in_batch is None:
             kl_loss = kl_loss / max(len(kl), 1)
         else:
-            kl_loss = kl_loss / self._num_sequences_in_batch
+            kl_loss = kl_loss / self._num_sequences_in_batch.clamp(min=1)  # 0 if no rank has a trained token
             # Ranks average their gradients, as in SFTTrainer
             if self.args.average_tokens_across_devices:
                 kl_loss = kl_loss * (self.accelerator.num_processes // self.get_tp_size())

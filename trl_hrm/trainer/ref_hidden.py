@@ -52,6 +52,9 @@ class RefHiddenStore:
     def __contains__(self, key: str) -> bool:
         return key in self._files
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
     def __getitem__(self, key: str) -> torch.Tensor:
         path = self._files[key]
         if path not in self._open:
@@ -102,9 +105,10 @@ class RefHiddenCollator:
     def __init__(self, collator: DataCollator, store: RefHiddenStore):
         self.collator = collator
         self.store = store
+        self._no_states = store[next(iter(store))][:0]  # shape (0, H), for rows without a trained token
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        states = []
+        states = [self._no_states]
         for example in examples:
             for ids, labels in sequences_of(example):
                 if _is_trained(labels):
@@ -284,5 +288,7 @@ def _head_of(model: PreTrainedModel) -> LMHead:
 
         for part in (weight, bias):
             if part is not None:
-                part.ds_status = ZeroParamStatus.AVAILABLE  # TRL's kernel asks every head under ZeRO-3: this one is whole
+                part.ds_status = (
+                    ZeroParamStatus.AVAILABLE
+                )  # TRL's kernel asks every head under ZeRO-3: this one is whole
     return head._replace(weight=weight, bias=bias)
