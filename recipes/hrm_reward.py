@@ -42,10 +42,10 @@ class RecipeArguments:
 def main(script_args, training_args, model_args):
     from pathlib import Path
 
-    from datasets import load_dataset
-    from trl import get_peft_config, get_quantization_config
+    from trl import get_peft_config
 
     from trl_hrm import HRMRewardTrainer
+    from trl_hrm.scripts.recipe_setup import load_splits, model_init_kwargs
 
     if script_args.make_tiny_model:
         from trl_hrm.demo.tiny_model import make_tiny_model, read_texts
@@ -60,31 +60,13 @@ def main(script_args, training_args, model_args):
                     num_labels=num_labels(training_args.step_format()),
                 )
 
-    quantization_config = get_quantization_config(model_args)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **({} if quantization_config is None else {"quantization_config": quantization_config}),
-        **(training_args.model_init_kwargs or {}),
-    }
-
-    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
-    wanted = [script_args.dataset_train_split]
-    if training_args.eval_strategy != "no":
-        wanted.append(script_args.dataset_test_split)
-    missing = set(wanted) - set(dataset)
-    if missing:
-        raise ValueError(
-            f"{script_args.dataset_name} has the splits {list(dataset)}, but {sorted(missing)} is asked for. Set "
-            "`dataset_train_split` and `dataset_test_split`, or `eval_strategy: no`."
-        )
-
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    train_dataset, eval_dataset = load_splits(script_args, training_args)
     trainer = HRMRewardTrainer(
         model=model_args.model_name_or_path,
         args=training_args,
-        train_dataset=dataset[script_args.dataset_train_split],
-        eval_dataset=dataset[script_args.dataset_test_split] if training_args.eval_strategy != "no" else None,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
     )
     for name, report in trainer.reports.items():

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from trl_hrm import HRMRewardConfig
-from trl_hrm.demo.tiny_model import make_tokenizer
+from trl_hrm import HRMRewardConfig, KLSelfConfig
+from trl_hrm.demo.tiny_model import make_tiny_model, make_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,15 +65,17 @@ class TestAccelerateConfigs:
 
 class TestSettings:
     @pytest.mark.parametrize(
-        "path", sorted((ROOT / "recipes").rglob("*reward.yaml")), ids=lambda path: str(path.relative_to(ROOT))
+        "path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: str(path.relative_to(ROOT))
     )
     def test_parses_strictly(self, path):
         """A key that no argument takes is an error: it would be a setting that does nothing."""
-        recipe = load_recipe("hrm_reward.py")
+        is_reward = path.stem.endswith("reward")
+        recipe = load_recipe("hrm_reward.py" if is_reward else "kl_self.py")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         args = ["--config", str(path), "--use_cpu", "true", "--bf16", "false", "--dataset_name", "folder"]
         script_args, training_args, model_args = recipe.make_parser().parse_args_and_config(args)
-        assert isinstance(training_args, HRMRewardConfig) and script_args.dataset_name == "folder"
+        assert isinstance(training_args, HRMRewardConfig if is_reward else KLSelfConfig)
+        assert script_args.dataset_name == "folder"
         for key in values.keys() - {"use_cpu", "bf16", "dataset_name", "report_to"}:
             holders = [holder for holder in (script_args, training_args, model_args) if hasattr(holder, key)]
             found = getattr(holders[0], key)
@@ -89,6 +92,19 @@ class TestSettings:
             assert values["max_grad_norm"] == 0.01
             assert values["learning_rate"] == 1e-5 and values["num_train_epochs"] == 1
 
+    def test_the_papers_settings_of_self_training(self):
+        """Learning rate, epochs and λ of the HRM paper, section 4.3; candidates are chosen, not held back, in RAFT."""
+        values = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / "kl_self.yaml").read_text(encoding="utf-8"))
+        expected = {
+            "learning_rate": 2e-6,
+            "num_train_epochs": 1,
+            "kl_coef": 0.5,
+            "kl_scaling": "log1p",
+            "kl_reduction": "sum",
+        }
+        assert {key: values[key] for key in expected} == expected
+        assert yaml.safe_load((ROOT / "recipes" / "raft.yaml").read_text(encoding="utf-8"))["kl_coef"] == 0
+
     def test_command_line_overrides_the_file(self):
         recipe = load_recipe("hrm_reward.py")
         path = ROOT / "recipes" / "tiny" / "hrm_reward.yaml"
@@ -98,13 +114,45 @@ class TestSettings:
 
 
 class TestCommands:
-    def test_help(self):
+    @pytest.mark.parametrize(
+        ("recipe", "names"),
+        [
+            ("hrm_reward.py", ("--shared_prefix", "--step_separator")),
+            ("kl_self.py", ("--kl_coef", "--kl_scaling", "--ref_model", "--precompute_ref_hidden")),
+        ],
+    )
+    def test_help(self, recipe, names):
         result = subprocess.run(
-            [sys.executable, str(ROOT / "recipes" / "hrm_reward.py"), "--help"], capture_output=True, text=True
+            [sys.executable, str(ROOT / "recipes" / recipe), "--help"], capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr
-        for name in ("--dataset_name", "--shared_prefix", "--step_separator", "--model_name_or_path", "--use_peft"):
+        for name in ("--dataset_name", "--model_name_or_path", "--use_peft", *names):
             assert name in result.stdout
+
+    def test_kl_self_trains_on_a_folder_and_says_which_split_is_missing(self, tmp_path):
+        """A mistyped split would otherwise end in a KeyError of another library."""
+        rows = [{"prompt": "1 + 2", "completion": " = 3"}, {"prompt": "2 + 2", "completion": " = 4"}]
+        (tmp_path / "data").mkdir()
+        Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
+        make_tiny_model(
+            ["1 + 2 = 3"], tmp_path / "policy", kind="causal", hidden_size=32, num_layers=1, vocab_size=270
+        )
+        recipe = load_recipe("kl_self.py")
+        args = ["--config", str(ROOT / "recipes" / "tiny" / "kl_self.yaml"), "--dataset_name", str(tmp_path / "data")]
+        args += [
+            "--model_name_or_path",
+            str(tmp_path / "policy"),
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--max_steps",
+            "3",
+        ]
+        recipe.main(*recipe.make_parser().parse_args_and_config([*args, "--kl_coef", "0.1"]))
+        log = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
+        assert log[0]["kl"] == 0 < log[2]["kl"]
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.hidden_size == 32
+        with pytest.raises(ValueError, match=r"has the splits \['train'\], but \['test'\] is asked for"):
+            recipe.main(*recipe.make_parser().parse_args_and_config([*args, "--eval_strategy", "epoch"]))
 
     @pytest.mark.parametrize("kind", ["token", "causal"])
     def test_make_model(self, tmp_path, kind):

@@ -7,6 +7,7 @@ from trl.models.utils import _ForwardRedirection as ForwardRedirection
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import (
     FusedCausalLMOutput,
     create_model_from_path,
@@ -21,6 +22,7 @@ __all__ = [
     "BaseConfig",
     "BaseTrainer",
     "ChunkedDivergenceFunction",
+    "DataCollatorForLanguageModeling",
     "ForwardRedirection",
     "FusedCausalLMOutput",
     "chunked_divergence",

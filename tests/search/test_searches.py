@@ -322,7 +322,7 @@ def test_seeds_of_two_requests_never_overlap():
         (lambda: FullTree(regex_rule("x")), "cannot be sampled one at a time"),
         (lambda: Rollouts((), num_solutions=9, max_sequences=8), "max_sequences is 8, expected 9"),
         (lambda: Rollouts((), num_solutions=0), "num_solutions is 0, expected 1 or more"),
-        (lambda: Rollouts((), num_completions=0), "num_completions is 0"),
+        (lambda: Rollouts((), num_completions=-1), "num_completions is -1, expected 0 or more"),
         (lambda: PUCT((), alpha=0), "alpha is 0, expected a number above 0"),
         (lambda: PUCT((), max_tokens=5), "max_tokens is 5, expected"),
         (lambda: PUCT((), max_selections=0), "max_selections is 0"),

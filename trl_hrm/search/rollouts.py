@@ -24,7 +24,7 @@ class Rollouts:
         num_solutions (`int`, *optional*, defaults to `15`):
             Solutions of a problem.
         num_completions (`int`, *optional*, defaults to `16`):
-            Completions from a step.
+            Completions from a step. 0 for solutions alone: candidates of a selection.
         max_solution_tokens (`int`, *optional*, defaults to `2048`):
             Most tokens of a solution or a completion.
         max_sequences (`int`, *optional*, defaults to `4096`):
@@ -65,7 +65,7 @@ class Rollouts:
 
     def tell(self, opened: OpenTree, request: Request, brought: list[int]) -> list[Request]:
         """Requests that become possible with the nodes that a request brought."""
-        if request.node != ROOT:
+        if request.node != ROOT or not self.num_completions:
             return []
         prefixes = [opened.segment(i, number) for i in brought for number in range(1, len(opened.cuts[i]))]
         spent = sum(len(opened.tree.nodes[i].token_ids) for i in brought)
@@ -86,9 +86,11 @@ class Rollouts:
 
 def check_rollouts(search: Any, first: str) -> None:
     """Check the numbers of a search that samples whole solutions. `first` names how many of them come first."""
-    for name in (first, "num_completions", "max_solution_tokens"):
+    for name in (first, "max_solution_tokens"):
         if getattr(search, name) < 1:
             raise ValueError(f"{name} is {getattr(search, name)}, expected 1 or more.")
+    if search.num_completions < 0:
+        raise ValueError(f"num_completions is {search.num_completions}, expected 0 or more.")
     least = getattr(search, first)
     if search.max_sequences < least:
         raise ValueError(f"max_sequences is {search.max_sequences}, expected {least} ({first}) or more.")

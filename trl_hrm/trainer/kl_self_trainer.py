@@ -288,7 +288,8 @@ class _PolicyBesideReference:
             hook.remove()
         hidden = states[0][:, :-1][trained_tokens(inputs["labels"])]
         direction = self.trainer.args.kl_direction
-        kl = token_kl(hidden, LMHead.of(causal_lm), self.ref_hidden, self.ref_head, direction)
+        with self.trainer.accelerator.autocast():  # as the fused LM head, inside the forward that accelerate wraps
+            kl = token_kl(hidden, LMHead.of(causal_lm), self.ref_hidden, self.ref_head, direction)
         return KLOutput(**outputs, token_kl=kl)
 
 

@@ -16,9 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import DataCollator, PreTrainedModel
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from .._compat import maybe_gather_lm_head_ctx
+from .._compat import DataCollatorForLanguageModeling, maybe_gather_lm_head_ctx
 from ..kl import LMHead, trained_tokens
 from .reference import AdapterOff, FrozenReference, causal_lm_of
 
@@ -265,8 +264,7 @@ def _compute(
         rows = [{"input_ids": missing[key][0], "labels": missing[key][1]} for key in batch]
         inputs = {name: value.to(accelerator.device) for name, value in collator(rows).items()}
         labels = inputs.pop("labels")
-        with accelerator.autocast():
-            hidden = reference(trainer.model, inputs, labels)[0].to(torch.bfloat16).cpu()
+        hidden = reference(trainer.model, inputs, labels)[0].to(torch.bfloat16).cpu()
         if number < len(batches):
             counts = trained_tokens(labels).sum(dim=1).tolist()
             states |= {key: part.clone() for key, part in zip(batch, hidden.split(counts), strict=True)}

@@ -82,7 +82,8 @@ class FrozenReference:
             `tuple[torch.Tensor, LMHead]`: States of shape `(N, H)`, in row-major order, and the head.
         """
         model = self._accelerator.unwrap_model(self.model)
-        states = ForwardRedirection()(self.model, model, _last_hidden_states, model, inputs)
+        with self._accelerator.autocast():  # as the policy's forward, which accelerate wraps
+            states = ForwardRedirection()(self.model, model, _last_hidden_states, model, inputs)
         return states[:, :-1][trained_tokens(labels)], LMHead.of(model)
 
 
@@ -98,7 +99,7 @@ class AdapterOff:
     ) -> tuple[torch.Tensor, LMHead]:
         """See [`FrozenReference`]."""
         model = self._accelerator.unwrap_model(policy)
-        with _evaluating(model), model.disable_adapter():
+        with _evaluating(model), model.disable_adapter(), self._accelerator.autocast():
             states = ForwardRedirection()(policy, model, _last_hidden_states, model, inputs)
             return states[:, :-1][trained_tokens(labels)], LMHead.of(causal_lm_of(model))
 

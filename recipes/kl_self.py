@@ -1,0 +1,47 @@
+"""
+Train a policy on its best trajectories, held near a reference by a log-scaled KL divergence (KL self-training). With
+`kl_coef: 0` it is supervised fine-tuning, the last step of RAFT.
+
+    accelerate launch recipes/kl_self.py --config recipes/tiny/kl_self.yaml
+
+Every setting of the YAML can be overridden on the command line, for example `--kl_coef 0.01`.
+"""
+
+
+def main(script_args, training_args, model_args):
+    from trl import get_peft_config
+
+    from trl_hrm import KLSelfTrainer
+    from trl_hrm.scripts.recipe_setup import load_splits, model_init_kwargs
+
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    train_dataset, eval_dataset = load_splits(script_args, training_args)
+    trainer = KLSelfTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
+    if training_args.eval_strategy != "no":
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    trainer.end()  # finishes the trackers and the process group
+
+
+def make_parser():
+    from trl import ModelConfig, ScriptArguments, TrlParser
+
+    from trl_hrm import KLSelfConfig
+
+    return TrlParser((ScriptArguments, KLSelfConfig, ModelConfig))
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

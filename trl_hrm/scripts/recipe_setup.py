@@ -1,0 +1,50 @@
+"""What the recipes share: the data they train on, and how the model is loaded."""
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainingArguments
+    from trl import ModelConfig
+
+
+def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArguments") -> dict[str, Any]:
+    """Keyword arguments for `from_pretrained`; those of `training_args.model_init_kwargs` win."""
+    from trl import get_quantization_config
+
+    quantization_config = get_quantization_config(model_args)
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **({} if quantization_config is None else {"quantization_config": quantization_config}),
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def load_splits(script_args: Any, training_args: "TrainingArguments") -> tuple["Dataset", "Dataset | None"]:
+    """
+    The splits to train and to evaluate on, the latter `None` without an `eval_strategy`.
+
+    Args:
+        script_args:
+            Has `dataset_name`, `dataset_config`, `dataset_train_split` and `dataset_test_split`.
+        training_args ([`~transformers.TrainingArguments`]):
+            Tells whether it evaluates.
+
+    Raises:
+        `ValueError`: If a split does not exist.
+    """
+    from datasets import load_dataset
+
+    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    evaluates = training_args.eval_strategy != "no"
+    wanted = {script_args.dataset_train_split} | ({script_args.dataset_test_split} if evaluates else set())
+    missing = wanted - set(dataset)
+    if missing:
+        raise ValueError(
+            f"{script_args.dataset_name} has the splits {list(dataset)}, but {sorted(missing)} is asked for. Set "
+            "`dataset_train_split` and `dataset_test_split`, or `eval_strategy: no`."
+        )
+    return dataset[script_args.dataset_train_split], dataset[script_args.dataset_test_split] if evaluates else None
