@@ -16,6 +16,7 @@ COMMANDS = {
     "annotate": ("annotate", "search solutions of problems with a policy and grade them"),
     "export": ("export", "make a dataset of judged steps of searched trees"),
     "inspect": ("inspect", "show the search tree of a problem, in the terminal and as a page"),
+    "select-raft": ("select_raft", "choose the best of several solutions of each problem with a reward model"),
     "score": ("score", "score steps with a trained reward model"),
     "demo": ("demo", "train a small hierarchical reward model from scratch on CPU and use it"),
 }

@@ -5,6 +5,7 @@ import random
 import shlex
 import shutil
 from collections import Counter, defaultdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from ..search.random_trees import (
     slow_leaves,
     slow_score,
 )
-from ..search.scripted import FINAL, SEARCHES, make_problems, run_scripted
+from ..search.scripted import FINAL, PROMPT, SEARCHES, make_problems, run_scripted
 from ..search.scripted import read_trees as read_scripted
 
 
@@ -559,6 +560,7 @@ class TestSolutions:
             "prompt",
             "completion",
             "mc_score",
+            "problem",
             "problem_id",
             "answer",
             "estimator",
@@ -573,10 +575,55 @@ class TestSolutions:
         assert "| `mc_total` | int32 | leaves with an answer, right or wrong, below that step |" in card
         chosen, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=0.5)
         assert chosen == [row for row in train if row["mc_score"] >= 0.5]
+        below = [row for row in train if row["mc_score"] < 0.5]
+        assert report["notes"]["solutions_below_min_score"] == len(below) > 0
         kept = {row["problem_id"] for row in chosen}  # a problem without any is dropped, and counted as such
-        below = sum(row["problem_id"] in kept and row["mc_score"] < 0.5 for row in train)
-        assert report["notes"]["solutions_below_min_score"] == below > 0
-        assert report["dropped"]["no_right_solution"] == 60 - len(kept)
+        lost = {row["problem_id"] for row in below} - kept
+        assert report["dropped"]["no_solution_with_min_score"] == len(lost) > 0
+        assert report["dropped"]["no_right_solution"] == 60 - len(kept) - len(lost) > 0
+
+    @pytest.mark.parametrize("min_score", [0.0, 0.4])
+    def test_top_k(self, tmp_path, node_file, min_score):
+        """Against sorting by hand. The first ones of a problem, or a wrong order among equals, would look as well."""
+        all_rows, _, _ = export(tmp_path, node_file, view="sft", test_size=0, min_score=min_score)
+        rows, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=min_score, top_k=2)
+        expected, num_ties = [], 0
+        for name in dict.fromkeys(row["problem_id"] for row in all_rows):
+            group = [(place, row) for place, row in enumerate(all_rows) if row["problem_id"] == name]
+            group.sort(key=lambda pair: (-pair[1]["mc_score"], -pair[1]["mc_total"], pair[0]))
+            expected += [row for _, row in sorted(group[:2], key=lambda pair: pair[0])]
+            num_ties += len(group) > 2 and group[1][1]["mc_score"] == group[2][1]["mc_score"]
+        assert rows == expected and num_ties > 2
+        assert report["notes"]["solutions_beyond_top_k"] == len(all_rows) - len(rows) > 10
+        assert "--top_k 2" in report["command"]
+        assert report["facts"]["labels"]["top_k"] == 2
+
+    def test_every_solution_is_counted(self, tmp_path, node_file):
+        """Also those of problems that have no row: found = rows + duplicates + below the least score + beyond the best."""
+        train, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=0.4, top_k=1)
+        found = 0
+        for tree in read_trees(node_file):
+            found += sum(node.role != "rollout" and node.is_final and bool(node.correct) for node in tree.nodes)
+        notes = report["notes"]
+        assert notes["solutions_found"] == found
+        parts = [
+            notes[name] for name in ("duplicate_solutions", "solutions_below_min_score", "solutions_beyond_top_k")
+        ]
+        assert min(parts) > 0
+        assert found == len(train) + sum(parts)
+
+    def test_equal_texts_cut_otherwise(self):
+        """A token across a border moves the cut; the solution is the same one, and trained on twice it counts double."""
+        tree = empty_tree()
+        for parent, place, text in ((ROOT, 0, "a b"), (ROOT, 1, "a"), (1, 0, " b")):
+            add_node(tree, parent, place, "")
+            tree.nodes[-1].text = text
+        end(tree.nodes[0], True)
+        end(tree.nodes[2], True)
+        notes = Counter()
+        (solution,) = right_solutions(tree, ExportConfig("out", view="sft"), notes)
+        assert solution.extra["node_id"] == tree.nodes[0].node_id
+        assert notes["solutions_found"] == 2 and notes["duplicate_solutions"] == 1
 
     def test_no_right_solution(self, tmp_path):
         tree = full_tree(random.Random(0))
@@ -674,8 +721,10 @@ class TestOpenr:
             assert row["labels"][row["completions"].index(tree[2].step_text(first))] == pytest.approx(
                 tree[2].nodes[first].value
             )
-        solutions, _, _ = export(tmp_path, file, format="openr", view="sft", test_size=0)
+        solutions, _, report = export(tmp_path, file, format="openr", view="sft", test_size=0)
         assert all("\\boxed" in row["completion"] for row in solutions)
+        assert all(row["prompt"] == row["problem"] for row in solutions)
+        assert "openr's files do not tell what the policy was asked" in report["warnings"][0]
 
     def test_faults(self, tmp_path):
         good = {
@@ -711,6 +760,9 @@ class TestOpenr:
         ({"balance": 1}, "balance is 1, expected 2"),
         ({"hnc_min_children": 1}, "min_children is 1, expected 2"),
         ({"min_score": 0.5}, "min_score is 0.5 with view='tree'"),
+        ({"min_score": 1.5, "view": "sft"}, "min_score is 1.5, expected a number from 0 to 1"),
+        ({"top_k": 4}, "top_k is 4 with view='tree'"),
+        ({"top_k": 0, "view": "sft"}, "top_k is 0, expected 1 or more"),
         ({"view": "sft", "hnc": True}, "view='sft' has solutions, not labels"),
         ({"view": "flat"}, "view is 'flat', expected one of tree, hrm, prm, orm, sft"),
     ],
@@ -726,6 +778,7 @@ def run_folder(tmp_path) -> Path:
     folder = tmp_path / "run"
     run_scripted(folder, SEARCHES["full_tree"], make_problems(8))
     manifest = {"engine": {"engine": "scripted", "model": "tiny|model"}, "search": SEARCHES["full_tree"].describe()}
+    manifest |= {"prompt": asdict(PROMPT)}
     check_manifest(folder, manifest | {"grader": {"grader": "exact", "version": "1.0"}, "seed": 42, "num_shards": 1})
     finish_shard(folder, 0, 1)
     summary = json.loads((folder / "summary-00000-of-00001.json").read_text())
@@ -791,6 +844,84 @@ def test_options_that_contradict_each_other(tmp_path, capsys, run_folder):
     ):
         assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 1
         assert f"error: {message}" in capsys.readouterr().err
+
+
+def other_run(folder: Path, copy_name: str, **prompt) -> str:
+    """A copy of a run that was asked with another prompt."""
+    copy = folder.with_name(copy_name)
+    shutil.copytree(folder, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"prompt": asdict(replace(PROMPT, **prompt))}))
+    return str(copy)
+
+
+class TestPrompts:
+    """Trained on the bare problem, a policy that is asked with instructions learns nothing of how it is asked."""
+
+    def test_plain(self, tmp_path, run_folder):
+        train, test, report = export(tmp_path, str(run_folder), view="sft")
+        for row in train + test:
+            assert row["prompt"] == PROMPT.text(row["problem"]) != row["problem"]
+            assert row["completion"].startswith("# Step 1\n") and row["completion"].endswith("# END!")
+        assert {row["problem"] for row in train + test} == {f"What is {i} - {i} + 7?" for i in range(8)}
+        assert not [warning for warning in report["warnings"] if "prompt" in warning]
+
+    @pytest.mark.parametrize("system_prompt", [None, "Be brief."])
+    def test_chat(self, tmp_path, run_folder, system_prompt):
+        folder = other_run(run_folder, "chat", style="chat", system_prompt=system_prompt)
+        plain, plain_test, _ = export(tmp_path, str(run_folder), view="sft")
+        train, test, _ = export(tmp_path, folder, view="sft")
+        system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        for row, other in zip(train, plain, strict=True):  # the split goes by the problem
+            assert row["prompt"] == [*system, {"role": "user", "content": other["prompt"]}]
+            assert row["completion"] == [{"role": "assistant", "content": other["completion"]}]
+            assert row["problem"] == other["problem"]
+        assert [row["problem_id"] for row in test] == [row["problem_id"] for row in plain_test]
+        dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+        assert dataset["train"][0]["prompt"] == train[0]["prompt"]
+        card = DatasetCard.load(tmp_path / "out" / "README.md").text
+        assert "what the policy is asked: text, or messages for its chat template" in card
+
+    def test_not_known(self, tmp_path, run_folder):
+        """Files alone do not tell, and two prompts cannot both be right: the bare problem, with a warning."""
+        (file,) = map(str, node_files(run_folder))
+        other = other_run(run_folder, "other", template="Solve: {question}")
+        for sources, reason in (
+            ([file], f"for {file} does not tell what the policy was asked"),
+            ([other, file], f"for {file} does not tell what the policy was asked"),
+            ([str(run_folder), other], f"{run_folder} and {other} were asked with different prompts"),
+        ):
+            train, _, report = export(tmp_path, sources, view="sft")
+            assert all(row["prompt"] == row["problem"] for row in train)
+            (warning,) = [warning for warning in report["warnings"] if "bare problem" in warning]
+            assert reason in warning
+        again = other_run(run_folder, "again", name="renamed", final_stops=("x",))  # asked the same question
+        train, _, _ = export(tmp_path, [str(run_folder), again], view="sft")
+        assert all(row["prompt"] != row["problem"] for row in train)
+        _, _, report = export(tmp_path, file)
+        assert not report["warnings"]  # judged steps have the problem, whatever the policy was asked
+
+    def test_texts_and_messages(self, tmp_path, run_folder):
+        chat = other_run(run_folder, "chat", style="chat")
+        other = other_run(run_folder, "other", template="Solve: {question}")
+        with pytest.raises(ValueError, match="was asked in the prompt style plain, .*chat in the style chat"):
+            export(tmp_path, [str(run_folder), other, chat], view="sft")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--min_score", "--min_value"])
+def test_least_score_on_the_command_line(tmp_path, run_folder, option):
+    """Two spellings of one option: one that is parsed and not passed on keeps every solution."""
+    words = ["--view", "sft", option, "0.6", "--top_k", "3", "--test_size", "0", "--num_proc", "1"]
+    assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 0
+    rows = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").to_pylist()
+    report = json.loads((tmp_path / "out" / "build_report.json").read_text())
+    assert min(row["mc_score"] for row in rows) >= 0.6
+    assert max(Counter(row["problem_id"] for row in rows).values()) == 3
+    assert report["notes"]["solutions_below_min_score"] > 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert main([*shlex.split(report["command"])[1:], "--overwrite"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_several_runs(tmp_path, run_folder):

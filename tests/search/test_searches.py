@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from trl_hrm.data.candidates import finished_solutions
 from trl_hrm.search.full_tree import FullTree
 from trl_hrm.search.open_tree import request_seed
 from trl_hrm.search.puct import PUCT
@@ -138,6 +139,20 @@ def test_rollouts_judge_every_prefix(tmp_path):
             last = tree.nodes[step]
             assert (last.is_final, last.answer, last.correct) == (whole.is_final, whole.answer, whole.correct)
     assert seen > 50
+
+
+def test_rollouts_without_completions_are_solutions_in_steps(tmp_path):
+    """Candidates of a selection: nothing else may be sampled, and each must still be in steps for a reward model to judge."""
+    search = replace(SEARCHES["rollouts"], num_completions=0)
+    run_scripted(tmp_path, search)
+    num_steps = 0
+    for tree in read_trees(tmp_path).values():
+        assert Counter(node.role for node in tree.nodes)["rollout"] == search.num_solutions
+        found = list(finished_solutions(tree))
+        final = [node.text for node in tree.nodes if node.role == "rollout" and node.is_final]
+        assert [text for text, _ in found] == final
+        num_steps += sum(len(steps) for _, steps in found)
+    assert num_steps > 2 * search.num_solutions
 
 
 def test_rollouts_under_a_budget(tmp_path):

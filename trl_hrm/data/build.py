@@ -4,7 +4,7 @@ import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from ..search.prompts import Prompt
 from ..step_tree import StepTree
 from .build_config import BuildConfig
 from .card import build_card, build_command
 from .grouping import group_equal, text_key
-from .hierarchy import hrm_view, orm_view, prm_view, sft_row
+from .hierarchy import hrm_view, orm_view, prm_view
 from .node_files import NodeFiles
 from .output import (
     COLUMNS,
@@ -34,6 +35,7 @@ from .output import (
 )
 from .problems import problem_key, problem_split, read_problem_keys
 from .report import count_row, dump_counts, load_counts, nest_counts
+from .self_training import sft_row
 from .sources import Address, DatasetRows, JsonLines
 
 
@@ -41,7 +43,19 @@ GROUPED_ROWS = 1000
 
 
 class Dropped(Exception):
-    """Raised by a parser for a record that is left out on purpose. The reason is counted in the report."""
+    """
+    Raised by a parser for a record that is left out on purpose.
+
+    Args:
+        reason (`str`):
+            Why. It is counted in the report.
+        notes (`Mapping[str, int]`, *optional*):
+            What was found in the record all the same, to be counted among the notes.
+    """
+
+    def __init__(self, reason: str, notes: Mapping[str, int] | None = None):
+        super().__init__(reason)
+        self.notes = notes or {}
 
 
 @dataclass
@@ -75,6 +89,8 @@ class Recipe:
             What the user should know of the source.
         describe (`Callable[[dict], dict]`, *optional*):
             Makes of the report what report and card say beyond counts, under `"facts"`.
+        asked ([`~search.prompts.Prompt`], *optional*):
+            What the policy was asked, for `view="sft"`. By default its rows have the bare problem.
     """
 
     name: str
@@ -89,6 +105,7 @@ class Recipe:
     command: str | None = None
     warnings: list[str] = field(default_factory=list)
     describe: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    asked: Prompt | None = None
 
     def trees(self, record: Any, where: str, notes: Counter) -> list[StepTree]:
         """The trees of a record."""
@@ -123,15 +140,35 @@ def build_dataset(recipe: Recipe, config: BuildConfig) -> dict[str, Any]:
     with temporary_directory(config) as work:
         worker.parts = str(Path(work, "parts"))
         Path(worker.parts).mkdir()
-        built = Path(work, "dataset")
-        (built / "data").mkdir(parents=True)
-        report = _report(recipe, config, worker.run())
-        example = join_parts(Path(worker.parts), built / "data", report["rows"])
-        report["content"] = digest_of(built / "data")
-        (built / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        build_card(recipe.about, report, *example).save(built / "README.md")
-        move(built, output, Path(work, "replaced"))
+        command = build_command(recipe.command or f"build-{recipe.name}", recipe.inputs, recipe.options, config)
+        report = make_report(recipe.name, recipe.inputs, command, config, worker.run(), recipe.warnings)
+        if recipe.describe:
+            report["facts"] = recipe.describe(report)
+        finish_dataset(Path(work), recipe.about, report, output)
     return report
+
+
+def finish_dataset(work: Path, about: dict[str, Any], report: dict[str, Any], output: Path) -> None:
+    """
+    Make a dataset of its parts, with card and report, and give it the name of the output.
+
+    Args:
+        work (`Path`):
+            Temporary directory with the rows in `parts`, and what else belongs to the dataset in `dataset`, if anything.
+        about (`dict[str, Any]`):
+            See [`Recipe`].
+        report (`dict[str, Any]`):
+            The report. Its `content` is added.
+        output (`Path`):
+            Directory to create or replace.
+    """
+    built = work / "dataset"
+    (built / "data").mkdir(parents=True)
+    example = join_parts(work / "parts", built / "data", report["rows"])
+    report["content"] = digest_of(built / "data")
+    (built / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    build_card(about, report, *example).save(built / "README.md")
+    move(built, output, work / "replaced")
 
 
 def count_labels(recipe: Recipe, config: BuildConfig, bin_of: Callable[[float], int]) -> dict[int, int]:
@@ -207,8 +244,10 @@ class _Worker:
                 raise Dropped("no_labelled_final_step")
             if self.config.view in ("prm", "orm"):
                 notes["left_out_paths"] += sum(len(tree.leaves()) for tree in trees) - len(rows)
-        except Dropped as reason:
-            counts["dropped", str(reason)] += 1
+        except Dropped as dropped:
+            counts["dropped", str(dropped)] += 1
+            for note, count in dropped.notes.items():
+                counts["notes", note] += count
             return []
         counts["records_kept",] += 1
         for note, count in notes.items():
@@ -230,7 +269,7 @@ class _Worker:
         rows = {"train": [], "test": []}
         for tree in trees:
             split = problem_split(tree.prompt, self.config.test_size, self.config.seed)
-            row = sft_row(tree) if self.config.view == "sft" else tree.to_row()
+            row = sft_row(tree, self.recipe.asked) if self.config.view == "sft" else tree.to_row()
             if self.config.view in ("prm", "orm"):
                 del row["parents"]
             row.setdefault("problem_id", problem_key(tree.prompt).hex())
@@ -298,14 +337,23 @@ def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str
     return worker.write(part, trees, where, counts)
 
 
-def _report(recipe: Recipe, config: BuildConfig, counts: Counter) -> dict[str, Any]:
+def make_report(
+    builder: str, inputs: list[str], command: str, config: BuildConfig, counts: Counter, warnings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """
+    The report of a build, from counts with the keys `("records_in",)`, `("records_kept",)`, `("dropped", reason)`,
+    `("rows", split)`, `("labels", split, kind, value)` and `("notes", note)`.
+
+    Raises:
+        `ValueError`: If no row is left, or none for training.
+    """
     found = {"records_in": 0, "records_kept": 0, "dropped": {}, "rows": {}, "labels": {}, "notes": {}}
     found |= nest_counts(+counts)
     dropped = ", ".join(f"{reason}: {count}" for reason, count in found["dropped"].items()) or "none"
     assert found["records_in"] == found["records_kept"] + sum(found["dropped"].values())
     if not found["records_kept"]:
         raise ValueError(
-            f"{', '.join(recipe.inputs)}: no row is left of {found['records_in']} records (dropped: {dropped}). "
+            f"{', '.join(inputs)}: no row is left of {found['records_in']} records (dropped: {dropped}). "
             "Check that the files hold this builder's format, and the options that drop records."
         )
     if "train" not in found["rows"]:
@@ -313,17 +361,17 @@ def _report(recipe: Recipe, config: BuildConfig, counts: Counter) -> dict[str, A
             f"the train split is empty: all {found['rows']['test']} rows fell into the test split at "
             f"test_size={config.test_size} and seed={config.seed}. Lower test_size, or change the seed."
         )
-    warnings = list(recipe.warnings)
+    warnings = list(warnings)
     if config.test_size and "test" not in found["rows"]:
         warnings.append(
             f"the test split is empty and was left out: no problem fell into it at test_size={config.test_size} and "
             f"seed={config.seed}. Raise test_size, or change the seed."
         )
     labels = [kinds for splits in found["labels"].values() for kinds in splits.values()]
-    report = {
-        "builder": recipe.name,
-        "inputs": recipe.inputs,
-        "command": build_command(recipe.command or f"build-{recipe.name}", recipe.inputs, recipe.options, config),
+    return {
+        "builder": builder,
+        "inputs": inputs,
+        "command": command,
         "view": config.view,
         "records_in": found["records_in"],
         "records_kept": found["records_kept"],
@@ -334,7 +382,6 @@ def _report(recipe: Recipe, config: BuildConfig, counts: Counter) -> dict[str, A
         "notes": found["notes"],
         "warnings": warnings,
     }
-    return report | ({"facts": recipe.describe(report)} if recipe.describe else {})
 
 
 def _num_cores() -> int:

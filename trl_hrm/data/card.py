@@ -38,8 +38,23 @@ COLUMNS = {
     "node_id": "the node of the search that the solution ends with",
 }
 SOLUTION_COLUMNS = {
-    "mc_correct": "leaves with the right answer below the first step of the solution with the lowest MC score",
-    "mc_total": "leaves with an answer, right or wrong, below that step",
+    "prompt": "what the policy is asked: text, or messages for its chat template",
+    "problem": "the problem alone",
+}
+VIEW_COLUMNS = {
+    "sft": SOLUTION_COLUMNS
+    | {
+        "mc_correct": "leaves with the right answer below the first step of the solution with the lowest MC score",
+        "mc_total": "leaves with an answer, right or wrong, below that step",
+    },
+    "raft": SOLUTION_COLUMNS
+    | {
+        "completion": "the chosen solution",
+        "score": "the reward model's score of the solution: the aggregate of its step scores",
+        "aggregate": "how step scores become one score",
+        "num_candidates": "number of candidates of the problem, equal ones included, that it was chosen from",
+        "rank": "place among the chosen solutions of the problem, 1 for the best",
+    },
 }
 
 VIEWS = {
@@ -51,6 +66,8 @@ VIEWS = {
     "stepwise-supervision format. A step that several sequences share stands in each.",
     "orm": "One row is one complete sequence of steps. Only its last step has a label.",
     "sft": "One row is one right solution.",
+    "raft": "One row is one solution, chosen among the candidates of its problem for its score by a reward model. The "
+    "reference answer had no say in it.",
 }
 HRM_CITATION = """The merged steps follow
 
@@ -75,7 +92,9 @@ dataset["train"][0]
 
 def build_command(command: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:
     """The command that builds the dataset again, with every option that decides the result."""
-    words = ["trl-hrm", command, *inputs, "--output_dir", config.output_dir, "--view", config.view]
+    words = ["trl-hrm", command, *inputs, "--output_dir", config.output_dir]
+    if len(config.views) > 1:
+        words += ["--view", config.view]
     if config.view == "hrm" or options.get("hnc"):
         separator = config.merge_separator.replace("\n", "\\n").replace("\t", "\\t")
         words.append(f"--merge_separator={separator}")
@@ -84,6 +103,8 @@ def build_command(command: str, inputs: list[str], options: dict[str, Any], conf
     for option, value in options.items():
         if value is True:
             words.append(f"--{option}")
+        elif isinstance(value, (list, tuple)):
+            words += [f"--{option}", *value]
         elif value is not None and value is not False:
             words += [f"--{option}", value]
     words += ["--test_size", config.test_size, "--seed", config.seed]
@@ -116,17 +137,23 @@ def build_card(
         license=about.get("license"),
         language=about.get("language"),
         pretty_name=f"{about['title']} ({report['view']})",
-        tags=["trl", "trl_hrm", "stepwise-supervision", report["view"]],
+        tags=[
+            "trl",
+            "trl_hrm",
+            "stepwise-supervision" if "labels" in schema.names else "prompt-completion",
+            report["view"],
+        ],
         configs=[config],
     )
     shown = json.dumps(_shorten(example), indent=2, ensure_ascii=False)
     sections = [
         f"---\n{data.to_yaml()}\n---\n\n# {about['title']}, `{report['view']}` view",
         f"{about['description']}\n\n{VIEWS[report['view']]}",
-        _table("Columns", ("column", "type", "meaning"), [_describe(field) for field in schema]),
+        _table("Columns", ("column", "type", "meaning"), [_describe(field, report["view"]) for field in schema]),
         f"## Example\n\nThe first training row, shortened:\n\n````json\n{shown}\n````",
         LOAD,
         _facts_section(report),
+        f"![{report['picture']['shows']}]({report['picture']['file']})" if "picture" in report else "",
         _counts_section(report),
         f"## Rebuild\n\n```bash\n{report['command']}\n```",
         f"## Source and license\n\n{about['source']}",
@@ -141,9 +168,9 @@ def _table(title: str, head: tuple[str, ...], rows: list[tuple]) -> str:
     return "\n".join([f"## {title}", "", *lines])
 
 
-def _describe(field: pa.Field) -> tuple[str, str, str]:
+def _describe(field: pa.Field, view: str) -> tuple[str, str, str]:
     kind = f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)
-    columns = COLUMNS if pa.types.is_list(field.type) else COLUMNS | SOLUTION_COLUMNS
+    columns = COLUMNS | VIEW_COLUMNS.get(view, {})
     return f"`{field.name}`", kind, columns.get(field.name, "as in the source")
 
 

@@ -18,7 +18,7 @@ class ExportConfig(BuildConfig):
         view (`str`, *optional*, defaults to `"tree"`):
             Besides the views of [`BuildConfig`], `"sft"`: one row is a right solution, as `prompt` and `completion` for
             supervised fine-tuning, with the lowest MC score of its steps as `mc_score`, and the leaves below that step as
-            `mc_correct` and `mc_total`.
+            `mc_correct` and `mc_total`. The prompt is what the policy was asked, where the inputs tell it.
         labels (`str`, *optional*, defaults to `"soft"`):
             `"soft"` for the MC score, `"hard"` for whether it is above 0, `"entropy"` for ER-PRM's label.
         eta (`float`, *optional*):
@@ -48,6 +48,8 @@ class ExportConfig(BuildConfig):
             it: the inverse of a label's chance to stay.
         min_score (`float`, *optional*, defaults to `0.0`):
             Least `mc_score` of a solution, for `view="sft"`.
+        top_k (`int`, *optional*):
+            Most solutions of a problem, those with the highest `mc_score`, for `view="sft"`. By default all.
 
     Raises:
         `ValueError`: If an option is out of range, or has no meaning beside another.
@@ -67,6 +69,7 @@ class ExportConfig(BuildConfig):
     hnc_seed: int = 42
     balance: int | None = None
     min_score: float = 0.0
+    top_k: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -83,6 +86,8 @@ class ExportConfig(BuildConfig):
             raise ValueError(f"balance is {self.balance}, expected 2 bins or more.")
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"min_score is {self.min_score}, expected a number from 0 to 1.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}, expected 1 or more.")
         check_options(self.hnc_probability, self.hnc_min_children, self.hnc_passes)
         self._check_view()
 
@@ -91,10 +96,13 @@ class ExportConfig(BuildConfig):
         for name in ("hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
             if not self.hnc and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(f"{name} is {getattr(self, name)} without hnc; ask for hnc too, or leave it out.")
-        if self.view != "sft" and self.min_score:
-            raise ValueError(f"min_score is {self.min_score} with view={self.view!r}; it is for view='sft' alone.")
+        for name in ("min_score", "top_k"):
+            if self.view != "sft" and getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} with view={self.view!r}; it is for view='sft' alone."
+                )
         if self.view == "sft" and (self.labels != "soft" or self.hnc or self.balance or self.min_leaves > 1):
             raise ValueError(
                 "view='sft' has solutions, not labels: labels, min_leaves, hnc and balance have no meaning for it. Leave them "
-                "out; min_score chooses among the solutions."
+                "out; min_score and top_k choose among the solutions."
             )

@@ -1,7 +1,6 @@
-"""Views of a step tree: single steps, merged steps (HRM), outcomes (ORM), flat rows (PRM), solutions (SFT)."""
+"""Views of a step tree: single steps, merged steps (HRM), outcomes (ORM), flat rows (PRM)."""
 
 from collections.abc import Callable
-from typing import Any
 
 from ..step_tree import StepTree
 
@@ -83,13 +82,3 @@ def orm_view(tree: StepTree, is_final: Callable[[str], bool] | None = None) -> l
             chain.labels = [None] * (len(chain.labels) - 1) + chain.labels[-1:]
             chains.append(chain)
     return chains
-
-
-def sft_row(solution: StepTree) -> dict[str, Any]:
-    """The row of a solution for supervised fine-tuning. `solution` has the whole text as its one step, scored by its label."""
-    return {
-        "prompt": solution.prompt,
-        "completion": solution.completions[0],
-        "mc_score": solution.labels[0],
-        **solution.extra,
-    }

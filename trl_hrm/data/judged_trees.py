@@ -10,6 +10,7 @@ from ..search.tree import ROOT, SearchTree
 from ..search.values import leaf_counts, make_label, mc_scores
 from ..step_tree import StepTree
 from .export_config import ExportConfig
+from .self_training import choose, distinct
 
 
 class UnitedSteps(NamedTuple):
@@ -138,8 +139,9 @@ def judge(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepT
 def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> list[StepTree]:
     """
     The right solutions of a search tree, one step each: the whole text as the policy wrote it, labelled with the lowest MC
-    score of the steps on its path, and the leaves below the first step with that score. Solutions of equal steps are one.
-    Those below `config.min_score` are left out.
+    score of the steps on its path, and the leaves below the first step with that score. Equal solutions are one. Those below
+    `config.min_score` are left out, and all but the `config.top_k` with the highest scores: of equal scores, those that rest
+    on more leaves. They stay in their order in the tree.
     """
     judged, members_of = judge(tree, config, notes)
     worst: list[int | None] = []  # the first step with the lowest score up to each step
@@ -151,14 +153,23 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
             lowest = step
         worst.append(lowest)
         right = [i for i in members if tree.nodes[i].is_final and tree.nodes[i].correct]
-        if right and judged.labels[lowest] >= config.min_score:
+        if right:
+            notes["solutions_found"] += len(right)
             extra = {name: judged.step_columns[name][lowest] for name in ("mc_correct", "mc_total")}
             extra["node_id"] = tree.nodes[right[0]].node_id
             label = judged.labels[lowest]
             solutions.append(StepTree(tree.problem.prompt, [tree.text(right[0])], [label], [-1], extra=extra))
-        elif right:
-            notes["solutions_below_min_score"] += 1
-    return solutions
+    solutions = [solutions[i] for i in distinct([solution.completions[0] for solution in solutions])]
+    notes["duplicate_solutions"] += notes["solutions_found"] - len(solutions)
+    choice = choose(
+        [solution.labels[0] for solution in solutions],
+        config.min_score,
+        config.top_k,
+        [solution.extra["mc_total"] for solution in solutions],
+    )
+    notes["solutions_below_min_score"] += choice.num_below
+    notes["solutions_beyond_top_k"] += choice.num_beyond
+    return [solutions[i] for i in sorted(choice.kept)]
 
 
 def leave_out_copies(view: StepTree, tree: StepTree, notes: Counter) -> StepTree:

@@ -7,6 +7,7 @@ from typing import Any
 from ..step_tree import StepTree
 
 
+SOLUTION_VIEWS = ("sft", "raft")
 SHOWN_VALUES = 12  # of more different labels, only tenths are shown
 
 
@@ -80,6 +81,13 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
     lines = [("records in", report["records_in"]), ("records kept", report["records_kept"])]
     lines += [(f"records dropped: {reason}", count) for reason, count in report["dropped"].items()]
     lines += [(f"rows out: {split}", count) for split, count in report["rows"].items()]
+    if report["view"] in SOLUTION_VIEWS:  # a row is a solution, and its label a score
+        lines += [
+            (f"scores: {split}, {value}", count)
+            for split, kinds in report["labels"].items()
+            for value, count in group_values(kinds.get("single", {})).items()
+        ]
+        return lines + _notes(report)
     lines.append(("labelled steps", report["labelled_steps"]))
     lines += [
         (f"labels: {split}, {kind}, {value}", count)
@@ -87,7 +95,11 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
         for kind, values in kinds.items()
         for value, count in group_values(values).items()
     ]
-    return lines + [(f"note: {note}", count) for note, count in report["notes"].items()]
+    return lines + _notes(report)
+
+
+def _notes(report: dict[str, Any]) -> list[tuple[str, int]]:
+    return [(f"note: {note}", count) for note, count in report["notes"].items()]
 
 
 def format_report(report: dict[str, Any]) -> str:

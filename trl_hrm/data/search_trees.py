@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ..search.compression import compress, count_moves
 from ..search.nodes import read_totals
+from ..search.prompts import Prompt
 from ..search.run_folder import node_files, read_manifest, read_summary
 from ..search.tree import SearchTree
 from ..step_tree import StepTree
@@ -21,6 +22,7 @@ from .judged_trees import bin_of, judge, leave_out_copies, right_solutions, thin
 from .node_files import NodeFiles
 from .openr import OpenrFiles
 from .problems import problem_split
+from .self_training import MESSAGES, asked, prompt_of
 
 
 FORMATS = ("run", "openr")
@@ -55,7 +57,11 @@ COLUMNS = {
     "source": pa.string(),
     "node_id": pa.string(),
 }
-SOLUTION_COLUMNS = COLUMNS | {"mc_correct": pa.int32(), "mc_total": pa.int32()}
+SOLUTION_COLUMNS = COLUMNS | {"mc_correct": pa.int32(), "mc_total": pa.int32(), "problem": pa.string()}
+SOLUTION_NOTES = ("solutions_found", "duplicate_solutions", "solutions_below_min_score")
+BARE_PROMPTS = (
+    "`prompt` is the bare problem in all rows, for {}. A policy that was asked otherwise learns another prompt."
+)
 
 
 def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str = "run") -> dict[str, Any]:
@@ -76,7 +82,8 @@ def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str 
 
     Raises:
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If an input is given twice, or holds something else than expected; if no row is left for training.
+        `ValueError`: If an input is given twice, or holds something else than expected; if runs of chat and plain prompts
+        would stand in one dataset of solutions; if no row is left for training.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
@@ -93,18 +100,50 @@ def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
     _refuse_repeats(files)
     source = NodeFiles(files)
     runs = {name: read_manifest(name) | read_summary(name) for name in folders}
+    prompt, doubts = _asked(inputs, runs) if config.view == "sft" else (None, [])
     return Recipe(
         name="search-trees",
         source=source,
         inputs=inputs,
         parse=partial(parse_search_tree, config=config),
-        columns=SOLUTION_COLUMNS if config.view == "sft" else COLUMNS,
+        columns=_columns(config, prompt),
         options=_options(config),
         about=ABOUT,
         command="export",
-        warnings=_warnings(runs),
+        warnings=_warnings(runs) + doubts,
         describe=partial(_describe, config=config, totals=read_totals(files), runs=runs),
+        asked=prompt,
     )
+
+
+def _asked(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[Prompt | None, list[str]]:
+    """What the policy was asked in all inputs, or `None` and a warning that says why it is not known."""
+    alone = [name for name in inputs if name not in runs]
+    prompts = {name: prompt_of(run) for name, run in runs.items()}
+    if alone:
+        return None, [
+            BARE_PROMPTS.format(f"{alone[0]} does not tell what the policy was asked, as a run's folder does")
+        ]
+    first, *others = prompts
+    for name in others:
+        if prompts[name].style != prompts[first].style:
+            raise ValueError(
+                f"{first} was asked in the prompt style {prompts[first].style}, {name} in the style {prompts[name].style}: "
+                "rows with texts and rows with messages cannot stand in one dataset. Export them apart."
+            )
+    for name in others:
+        if asked(prompts[name], "") != asked(prompts[first], ""):
+            return None, [
+                BARE_PROMPTS.format(f"{first} and {name} were asked with different prompts; export them apart")
+            ]
+    return prompts[first], []
+
+
+def _columns(config: ExportConfig, prompt: Prompt | None) -> dict[str, pa.DataType]:
+    if config.view != "sft":
+        return COLUMNS
+    is_chat = prompt is not None and prompt.style == "chat"
+    return SOLUTION_COLUMNS | ({"prompt": MESSAGES, "completion": MESSAGES} if is_chat else {})
 
 
 def _openr_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
@@ -120,10 +159,11 @@ def _openr_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
         source=OpenrFiles(inputs),
         inputs=inputs,
         parse=partial(parse_search_tree, config=config, estimator="recorded"),
-        columns=SOLUTION_COLUMNS if config.view == "sft" else COLUMNS,
+        columns=_columns(config, None),
         options={"format": "openr"} | _options(config),
         about=ABOUT_OPENR,
         command="export",
+        warnings=[BARE_PROMPTS.format("openr's files do not tell what the policy was asked")] * (config.view == "sft"),
         describe=lambda report: {"labels": _describe_labels(config, "recorded")},
     )
 
@@ -178,8 +218,8 @@ def parse_search_tree(
             Chance of a training label to stay, by bin. By default labels are not balanced.
 
     Raises:
-        [`Dropped`]: If the search of this problem did not come to its end, as with `"always_solved"`; if no solution is
-            right, for `view="sft"`.
+        [`Dropped`]: If the search of this problem did not come to its end, as with `"always_solved"`; for `view="sft"`,
+            if no solution is right, or none of the right ones reaches `config.min_score`.
     """
     if tree.status != "done":
         raise Dropped(tree.status)
@@ -189,7 +229,8 @@ def parse_search_tree(
     if config.view == "sft":
         solutions = right_solutions(tree, config, notes)
         if not solutions:
-            raise Dropped("no_right_solution")
+            found = {name: notes[name] for name in SOLUTION_NOTES}
+            raise Dropped("no_solution_with_min_score" if found["solutions_found"] else "no_right_solution", found)
         return [replace(solution, extra=extra | solution.extra) for solution in solutions]
     is_train = problem_split(tree.problem.prompt, config.test_size, config.seed) == "train"
     judged = []
@@ -268,7 +309,8 @@ def _describe(
 
 def _describe_labels(config: ExportConfig, estimator: str) -> dict[str, Any]:
     if config.view == "sft":
-        return {"estimator": estimator, "truncated": config.truncated, "min_score": config.min_score}
+        chosen = {"min_score": config.min_score, "top_k": config.top_k or "all"}
+        return {"estimator": estimator, "truncated": config.truncated} | chosen
     names = ["eta"] * (config.labels == "entropy") + ["truncated", "min_leaves"] * (estimator != "recorded")
     hnc = ["hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"] if config.hnc else []
     return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names + hnc}

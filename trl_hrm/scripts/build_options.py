@@ -28,7 +28,7 @@ def add_build_arguments(parser: argparse.ArgumentParser, views: Sequence[str] = 
     )
     parser.add_argument(
         "--merge_separator",
-        type=_unescape,
+        type=unescape,
         default=BuildConfig.merge_separator,
         help=r"text between the steps of a merged step, for --view hrm; \n and \t are read as newline and tab "
         r"(default: \n)",
@@ -67,5 +67,5 @@ def build_config(args: argparse.Namespace, kind: type[Config] = BuildConfig) -> 
     return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")

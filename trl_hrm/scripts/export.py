@@ -4,6 +4,7 @@ Make a dataset of judged steps of searched trees. No policy is asked: labels, vi
 ```bash
 trl-hrm export runs/mcts --labels soft --view hrm --hnc --output_dir data/gsm8k-hrm
 trl-hrm export runs/mcts --labels entropy --eta 2 --view prm --output_dir data/gsm8k-prm
+trl-hrm export runs/mcts --view sft --min_value 0.95 --top_k 4 --output_dir data/gsm8k-sft
 trl-hrm export math-aps-tree.jsonl --format openr --output_dir data/math-aps
 ```
 """
@@ -61,7 +62,17 @@ def _add_label_arguments(group: argparse._ArgumentGroup) -> None:
         "many; label_weights has what undoes it (default: off)",
     )
     group.add_argument(
-        "--min_score", type=float, default=0.0, help="least MC score of all steps of a solution, for --view sft"
+        "--min_score",
+        "--min_value",
+        type=float,
+        default=0.0,
+        help="least MC score of all steps of a solution, for --view sft",
+    )
+    group.add_argument(
+        "--top_k",
+        type=int,
+        metavar="K",
+        help="most solutions of a problem, those with the highest MC scores, for --view sft (default: all)",
     )
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from .score_options import add_score_arguments, load_scorer
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id of the reward model (required)")
@@ -15,48 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FILE", help="write the rows with a column `scores` here (default: print a table)"
     )
-    parser.add_argument(
-        "--spans",
-        type=int,
-        nargs="+",
-        default=[1],
-        help="how many steps are judged as one; `1 2` also judges each step merged with the one before it",
-    )
-    parser.add_argument(
-        "--combine", choices=["max", "mean"], default="max", help="how the scores of several spans become one"
-    )
-    parser.add_argument("--batch_size", type=int, default=8, help="rows of a forward pass")
-    parser.add_argument("--max_length", type=int, default=2048, help="tokens of a row")
-    parser.add_argument("--dtype", default="float32", help="dtype of the model: float32, bfloat16, float16 or auto")
-    parser.add_argument("--revision", help="revision of the model on the Hub (default: main)")
-    parser.add_argument(
-        "--step_format",
-        metavar="FILE",
-        help="a step_format.json, for a model that was saved without one (default: the model's own)",
-    )
+    add_score_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from transformers.utils import logging
-
-    from ..scoring.scorer import StepScorer
-    from ..step_format import StepFormat
-
     trees = _read(args.input)
-    step_format = None
-    if args.step_format is not None:
-        step_format = StepFormat.from_json(Path(args.step_format).read_text(encoding="utf-8"), where=args.step_format)
-    logging.disable_progress_bar()  # loading takes a moment; the bar of scoring is the one to watch
-    scorer = StepScorer.from_pretrained(
-        args.model,
-        step_format=step_format,
-        revision=args.revision,
-        dtype=args.dtype,
-        max_length=args.max_length,
-        batch_size=args.batch_size,
-    )
+    scorer = load_scorer(args.model, args)
     scores = scorer.score_trees(trees, spans=args.spans, combine=args.combine, progress=True)
     if args.output is None:
         print("\n\n".join(format_scores(tree, values) for tree, values in zip(trees, scores, strict=True)))

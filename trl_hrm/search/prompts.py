@@ -63,6 +63,11 @@ class Prompt:
         """The prompt with the question in it."""
         return self.template.replace("{question}", question)
 
+    def messages(self, question: str) -> list[dict[str, str]]:
+        """The prompt as messages, for `style="chat"`: that of the system, if there is one, and that of the user."""
+        system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        return [*system, {"role": "user", "content": self.text(question)}]
+
     def encode(self, tokenizer: Any, question: str) -> list[int]:
         """
         Token ids of the prompt. Rendered once per problem: the policy then continues ids.
@@ -77,9 +82,7 @@ class Prompt:
                 "the policy's tokenizer has no chat template, and the prompt style is chat. Use --prompt_style plain, or "
                 "a policy with a chat template."
             )
-        messages = [{"role": "system", "content": self.system_prompt}] if self.system_prompt is not None else []
-        messages.append({"role": "user", "content": self.text(question)})
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        rendered = tokenizer.apply_chat_template(self.messages(question), tokenize=False, add_generation_prompt=True)
         return list(tokenizer.encode(rendered, add_special_tokens=False))
 
 

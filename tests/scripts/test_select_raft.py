@@ -1,0 +1,573 @@
+"""The command `select-raft`: a planted reward model must find the planted best, whatever the form of the candidates."""
+
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import load_dataset
+from huggingface_hub import DatasetCard
+from trl import SFTConfig, SFTTrainer
+
+from trl_hrm import StepFormat, StepScorer
+from trl_hrm.cli import main
+from trl_hrm.data import raft
+from trl_hrm.data.candidates import cut_text, finished_solutions, read_candidates
+from trl_hrm.data.judged_trees import unite_steps
+from trl_hrm.data.problems import problem_split
+from trl_hrm.data.raft_config import RaftConfig
+from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
+from trl_hrm.scripts import select_raft
+from trl_hrm.search.manifest import check_manifest
+from trl_hrm.search.nodes import read_trees
+from trl_hrm.search.run_folder import finish_shard, node_files
+from trl_hrm.search.steps import RULES
+
+from ..helpers import HEADS, tiny_model, tiny_tokenizer
+from ..search.scripted import PROMPT, SEARCHES, make_problems, run_scripted
+
+
+class Planted(StepScorer):
+    """A step is worth the number in its text. Keeps what it was shown."""
+
+    def score(self, prompts, candidates, spans=(1,), combine="max", progress=False):
+        self.shown = getattr(self, "shown", []) + list(zip(prompts, candidates, strict=True))
+        return [
+            [[float(re.search(r"0\.\d+", step)[0]) for step in steps] for steps in solutions]
+            for solutions in candidates
+        ]
+
+
+@pytest.fixture
+def planted(monkeypatch) -> Planted:
+    scorer = Planted(tiny_model(), tiny_tokenizer(), StepFormat())
+    monkeypatch.setattr(select_raft, "load_scorer", lambda model, args: scorer)
+    return scorer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model(max_position_embeddings=1024).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    StepFormat().save(folder)
+    return str(folder)
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def select(tmp_path: Path, source: str, *more: str, model: str = "planted") -> tuple[list[dict], dict]:
+    """All rows in the order of the files, train before test, and the report."""
+    words = ["select-raft", "--candidates", source, "--reward_model", model, "--output_dir", str(tmp_path / "raft")]
+    assert main([*words, "--overwrite", *(() if "--test_size" in more else ("--test_size", "0")), *more]) == 0
+    files = sorted((tmp_path / "raft" / "data").iterdir(), reverse=True)
+    report = json.loads((tmp_path / "raft" / "build_report.json").read_text())
+    return [row for file in files for row in pq.read_table(file).to_pylist()], report
+
+
+def steps_text(*scores: float) -> str:
+    return "\n\n".join(f"# Step {k}\nI am worth {score}" for k, score in enumerate(scores, start=1))
+
+
+BY_AGGREGATE = {  # of these the best by each aggregate is another one
+    "min": (0.4, 0.4, 0.4),
+    "prod": (0.7, 0.3),
+    "last": (0.1, 0.2, 0.92),
+    "mean": (0.1, 0.9, 0.9, 0.9),
+    "max": (0.99, 0.01, 0.01),
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_each_aggregate_chooses_another_candidate(tmp_path, planted, name):
+    """An aggregate that is accepted and not used would choose as well as any."""
+    best = {k: max(BY_AGGREGATE, key=lambda other: aggregate(BY_AGGREGATE[other], k)) for k in AGGREGATES}
+    assert best == {k: k for k in AGGREGATES}
+    rows = [{"prompt": "1+1?", "completion": steps_text(*scores)} for scores in BY_AGGREGATE.values()]
+    (row,), report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows), "--aggregate", name)
+    assert row == {
+        "prompt": "1+1?",
+        "completion": steps_text(*BY_AGGREGATE[name]),
+        "score": pytest.approx(aggregate(BY_AGGREGATE[name], name)),
+        "aggregate": name,
+        "num_candidates": 5,
+        "rank": 1,
+        "problem_id": row["problem_id"],
+        "problem": "1+1?",
+    }
+    assert report["dropped"] == {"beyond_top_k": 4}
+
+
+def test_against_sorting_by_hand(tmp_path, planted):
+    """Every option at once: cap, repeats, blanks, ties, the least score, and the counts of what each leaves out."""
+    rng = random.Random(0)
+    rows, groups = [], defaultdict(list)
+    for _ in range(400):
+        problem = f"What is {rng.randrange(30)}?"
+        text = (
+            steps_text(*(rng.randrange(1, 9) / 10 for _ in range(rng.randint(1, 2)))) if rng.random() < 0.95 else " \n"
+        )
+        rows.append({"prompt": problem, "completion": text})
+        groups[problem].append(text)
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    exclude = write_rows(tmp_path / "exclude.jsonl", [{"problem": "what is  3?"}])
+    options = "--num_candidates 12 --top_k 3 --min_score 0.4 --aggregate mean --test_size 0.3 --seed 7"
+    found, report = select(tmp_path, source, *options.split(), "--exclude", exclude)
+    expected, ties = {"train": [], "test": []}, 0
+    judged = []
+    dropped = dict.fromkeys(
+        ("excluded", "beyond_num_candidates", "blank", "duplicate", "below_min_score", "beyond_top_k"), 0
+    )
+    empty = 0
+    for problem, texts in groups.items():
+        if problem == "What is 3?":
+            dropped["excluded"] += len(texts)
+            continue
+        dropped["beyond_num_candidates"] += max(0, len(texts) - 12)
+        scored = []
+        for text in texts[:12]:
+            if not text.strip():
+                dropped["blank"] += 1
+            elif text in [other for other, _ in scored]:
+                dropped["duplicate"] += 1
+            else:
+                scores = list(map(float, re.findall(r"0\.\d", text)))
+                scored.append((text, sum(scores) / len(scores)))
+        judged += [score for _, score in scored]
+        reach = [pair for pair in scored if pair[1] >= 0.4]
+        kept = sorted(reach, key=lambda pair: -pair[1])[:3]
+        ties += len({score for _, score in kept}) < len(kept)
+        dropped["below_min_score"] += len(scored) - len(reach)
+        dropped["beyond_top_k"] += len(reach) - len(kept)
+        empty += not kept
+        for rank, (text, score) in enumerate(kept, start=1):
+            row = (problem, text, pytest.approx(score), rank, min(len(texts), 12))
+            expected[problem_split(problem, 0.3, 7)].append(row)
+    names = ("prompt", "completion", "score", "rank", "num_candidates")
+    assert [tuple(row[name] for name in names) for row in found] == expected["train"] + expected["test"]
+    assert ties > 3 and min(dropped.values()) > 0
+    assert report["dropped"] == dropped
+    assert report["rows"] == {split: len(rows) for split, rows in expected.items()}
+    assert report["records_in"] == 400 == len(found) + sum(dropped.values())
+    assert report["notes"]["problems"] == 30 and report["notes"].get("problems_without_a_row", 0) == empty
+    means = report["facts"]["mean score"]
+    assert means["all judged candidates"] == pytest.approx(sum(judged) / len(judged))
+    assert means["chosen"] == pytest.approx(sum(row["score"] for row in found) / len(found))
+
+
+FORMS = {
+    "text": [{"prompt": "p?", "completion": steps_text(*scores)} for scores in BY_AGGREGATE.values()],
+    "steps": [{"prompt": "p?", "completions": steps_text(*s).split("\n\n")} for s in BY_AGGREGATE.values()],
+    "texts": [{"prompt": "p?", "candidates": [steps_text(*scores) for scores in BY_AGGREGATE.values()]}],
+    "lists": [{"prompt": "p?", "candidates": [steps_text(*s).split("\n\n") for s in BY_AGGREGATE.values()]}],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_candidates(tmp_path, planted, form):
+    """Whatever the form, the reward model is shown the same steps and the row has the same text."""
+    (row,), report = select(tmp_path, write_rows(tmp_path / "in.jsonl", FORMS[form]))
+    assert row["completion"] == steps_text(*BY_AGGREGATE["min"]) and report["records_in"] == 5
+    shown = [[f"# Step {k}\nI am worth {v}" for k, v in enumerate(s, start=1)] for s in BY_AGGREGATE.values()]
+    assert planted.shown == [("p?", shown)]
+
+
+def test_messages(tmp_path, planted):
+    """Conversations stay conversations; the reward model is shown the problem alone, as in its training."""
+    rows = []
+    for place, scores in enumerate(BY_AGGREGATE.values()):
+        prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "p?"}]
+        text = steps_text(*scores)
+        completion = [{"role": "assistant", "content": text}] if place % 2 else text
+        rows.append({"prompt": prompt, "completion": completion})
+    rows += [row | {"prompt": row["prompt"][1:] * 2, "problem": "Q?"} for row in rows]
+    found, _ = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows))
+    assert [row["prompt"] for row in found] == [rows[0]["prompt"], rows[-1]["prompt"]]
+    assert [row["problem"] for row in found] == ["p?", "Q?"] == [problem for problem, _ in planted.shown]
+    best = [{"role": "assistant", "content": steps_text(*BY_AGGREGATE["min"])}]
+    assert [row["completion"] for row in found] == [best, best]
+
+
+def test_problem_ids(tmp_path, planted):
+    """Rows of one id stand together; without one, equal prompts do."""
+    rows = [
+        {"prompt": "p?", "completion": steps_text(0.1), "problem_id": "a"},
+        {"prompt": "p?", "completion": steps_text(0.2), "problem_id": "b"},
+        {"prompt": "p?", "completion": steps_text(0.3)},
+        {"prompt": "p?", "completion": steps_text(0.4), "problem_id": "a"},
+        {"prompt": "p?", "completion": steps_text(0.2)},
+    ]
+    found, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows))
+    assert [(row["score"], row["num_candidates"]) for row in found] == [(0.4, 2), (0.2, 1), (0.3, 2)]
+    assert [row["problem_id"] for row in found][:2] == ["a", "b"]
+    assert report["warnings"] == [
+        "every candidate is a single step: all aggregates are the same. Does --segmentation say where steps end?"
+    ]
+
+
+def test_segmentation(tmp_path, planted):
+    """Cut by another rule, the weakest step is another one."""
+    text = "It is 0.9. So 0.8.\n\nThen 0.3, or 0.7."
+    other = "It is 0.4. So 0.8.\n\nThen 0.5."
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "candidates": [text, other]}])
+    for words, shown in (
+        (["blank_line"], [["It is 0.9. So 0.8.", "Then 0.3, or 0.7."], ["It is 0.4. So 0.8.", "Then 0.5."]]),
+        (["sentence"], [["It is 0.9.", "So 0.8.", "Then 0.3, or 0.7."], ["It is 0.4.", "So 0.8.", "Then 0.5."]]),
+        (["regex", "--step_pattern", r"\n+"], [text.split("\n\n"), other.split("\n\n")]),
+    ):
+        planted.shown = []
+        (row,), report = select(tmp_path, source, "--segmentation", *words)
+        assert planted.shown == [("p?", shown)]
+        assert row["completion"] == other
+        assert f"--segmentation {words[0]}" in report["command"] and not report["warnings"]
+
+
+def test_lists_are_joined(tmp_path, planted):
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": [" a 0.5", "b 0.6 "]}])
+    assert select(tmp_path, source)[0][0]["completion"] == " a 0.5\n\nb 0.6 "
+    assert select(tmp_path, source, "--join_steps", r"\n")[0][0]["completion"] == " a 0.5\nb 0.6 "
+    assert planted.shown[0] == ("p?", [["a 0.5", "b 0.6"]])
+
+
+@pytest.fixture(params=["full_tree", "rollouts"])
+def run_folder(request, tmp_path) -> Path:
+    """A finished run of a scripted policy in which one problem is not searched to the end."""
+    folder = tmp_path / "run"
+    run_scripted(folder, SEARCHES[request.param], make_problems(6))
+    check_manifest(folder, {"prompt": asdict(replace(PROMPT, style="chat"))})
+    finish_shard(folder, 0, 1)
+    return folder
+
+
+def test_texts_are_cut_as_exports_cut_them(run_folder):
+    """The reward model learned from the steps of an export; with other space or headers they are other texts to it."""
+    num_steps = 0
+    for tree in (tree for file in node_files(run_folder) for tree in read_trees(file)):
+        known = set(unite_steps(tree, Counter()).texts)
+        for text, steps in finished_solutions(tree):
+            assert cut_text(text, RULES["step_header"]) == steps and set(steps) <= known
+            num_steps += len(steps)
+    assert num_steps > 40
+
+
+def test_run_as_candidates(tmp_path, run_folder, checkpoint):
+    """All finished solutions, right and wrong; the best by a real model, against scoring each by itself."""
+    found, report = select(
+        tmp_path,
+        str(run_folder),
+        "--aggregate",
+        "prod",
+        "--top_k",
+        "2",
+        "--spans",
+        "1",
+        "2",
+        "--combine",
+        "mean",
+        model=checkpoint,
+    )
+    scorer = StepScorer.from_pretrained(checkpoint)
+    trees = [tree for file in node_files(run_folder) for tree in read_trees(file)]
+    expected, wrong, num_finished = [], 0, 0
+    for tree in trees:
+        scored = {}
+        for i, node in enumerate(tree.nodes):
+            if node.is_final and node.role != "rollout":
+                num_finished += 1
+                wrong += not node.correct
+                steps = [text for text in map(tree.step_text, tree.path(i)) if text]
+                score = aggregate(scorer.score([tree.problem.prompt], [[steps]], (1, 2), "mean")[0][0], "prod")
+                scored.setdefault(tree.text(i), score)
+        best = sorted(scored.items(), key=lambda pair: -pair[1])[:2]
+        expected += [(tree.problem.problem_id, text, pytest.approx(score, abs=1e-5)) for text, score in best]
+    assert [(row["problem_id"], row["completion"][0]["content"], row["score"]) for row in found] == expected
+    assert report["records_in"] == num_finished and wrong > 5
+    for row in found:
+        assert row["prompt"] == [{"role": "user", "content": PROMPT.text(row["problem"])}]
+
+
+def test_a_dataset_as_candidates(tmp_path, planted):
+    """Rows of one command are candidates of the next, and another split is another set of candidates."""
+    rows = [{"prompt": f"{i}?", "completion": steps_text(0.1 * (j + 1))} for i in range(20) for j in range(4)]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    first, _ = select(tmp_path, source, "--top_k", "3", "--test_size", "0.3")
+    (tmp_path / "raft").rename(tmp_path / "first")
+    for split in ("train", "test"):
+        found, report = select(tmp_path, str(tmp_path / "first"), "--split", split)
+        expected = [row for row in first if problem_split(row["problem"], 0.3, 42) == split and row["rank"] == 1]
+        same = ("prompt", "completion", "score", "problem_id", "problem")
+        assert [[row[k] for k in same] for row in found] == [[row[k] for k in same] for row in expected]
+        assert report["records_in"] == 3 * len(expected) > 10
+
+
+def test_rebuild_card_and_picture(tmp_path, monkeypatch, checkpoint):
+    """The command on the card makes the same bytes again, the picture's too."""
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(0)
+    rows = [
+        {"prompt": f"{i % 15}+2?", "completion": f"add {rng.randrange(9)}\n\nso {rng.randrange(9)}", "join": 1}
+        for i in range(200)
+    ]
+    write_rows(tmp_path / "in.jsonl", rows)
+    command = "select-raft --candidates in.jsonl --output_dir out --aggregate mean --segmentation blank_line --top_k 2"
+    command += (
+        " --num_candidates 10 --min_score 0.2 --spans 1 2 --combine mean --test_size 0.2 --seed 3 --batch_size 4"
+    )
+    assert main([*command.split(), "--reward_model", checkpoint]) == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert (tmp_path / "out" / "scores.png").read_bytes().startswith(b"\x89PNG") and len(files) == 5
+    report = json.loads((tmp_path / "out" / "build_report.json").read_text())
+    program, *again = shlex.split(report["command"])
+    assert program == "trl-hrm" and main(again) == 1  # the output exists
+    assert main([*again, "--overwrite"]) == 0
+    assert {path: path.read_bytes() for path in files} == files
+    card = DatasetCard.load(tmp_path / "out" / "README.md").text
+    for line in (
+        "![Scores of all judged candidates, and of the chosen ones](scores.png)",
+        f"| reward model: reward model | {checkpoint} |",
+        "| reward model: spans | [1, 2] |",
+        "| selection: aggregate | mean |",
+        "| selection: num candidates | 10 |",
+        report["command"],
+    ):
+        assert line in card
+    dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(dataset[name]) for name in dataset} == report["rows"]
+
+
+def test_trained_on(tmp_path, planted):
+    """TRL takes texts and messages as they stand in the files."""
+    tokenizer = tiny_tokenizer().__class__.from_pretrained(_saved(tmp_path))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}\n{{ m['content'] }}\n{% endfor %}" + (
+        "{% if add_generation_prompt %}assistant\n{% endif %}"
+    )
+    for name, prompt in (("texts", "1+1?\n"), ("messages", [{"role": "user", "content": "1+1?"}])):
+        source = write_rows(tmp_path / f"{name}.jsonl", [{"prompt": prompt, "completion": steps_text(0.5, 0.6)}])
+        select(tmp_path, source)
+        dataset = load_dataset(str(tmp_path / "raft"), split="train", cache_dir=str(tmp_path / name))
+        config = SFTConfig(
+            str(tmp_path / "sft"),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+            max_steps=1,
+            save_strategy="no",
+        )
+        trainer = SFTTrainer(tiny_model(HEADS["lm"]), args=config, train_dataset=dataset, processing_class=tokenizer)
+        (prepared,) = trainer.train_dataset
+        trained = [
+            token for token, label in zip(prepared["input_ids"], prepared["labels"], strict=True) if label != -100
+        ]
+        assert tokenizer.decode(trained, skip_special_tokens=True).strip() == steps_text(0.5, 0.6)
+        trainer.train()
+        assert trainer.state.global_step == 1
+
+
+def _saved(tmp_path: Path) -> str:
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return str(tmp_path / "tokenizer")
+
+
+def test_too_long_for_the_model(tmp_path, planted):
+    """One long sample must not stop the choice among thousands, nor be chosen or lost without a word."""
+    rows = [{"prompt": "p?", "candidates": [steps_text(0.2), steps_text(0.9) + " on" * 600]}]
+    rows += [{"prompt": "q?", "candidates": [steps_text(0.9) + " on" * 600]}]
+    (row,), report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows))
+    assert row["score"] == 0.2
+    assert report["dropped"] == {"too_long_to_judge": 2} and report["notes"]["problems_without_a_row"] == 1
+
+
+GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"completion": "x"}, "in.jsonl:2: `prompt` is None, expected a non-empty text, or messages"),
+        ({"prompt": [{"role": "user"}], "completion": "x"}, "in.jsonl:2: `prompt` is .* expected a non-empty text"),
+        ({"prompt": "p?"}, r"in.jsonl:2: found none of .* among the keys \['prompt'\]"),
+        (GOOD | {"completions": ["x"]}, "in.jsonl:2: found completion and completions of"),
+        ({"prompt": "p?", "completion": 3}, "in.jsonl:2: `completion` is 3, expected a text, or one message"),
+        ({"prompt": "p?", "completion": ["a"]}, r"in.jsonl:2: `completion` is \['a'\], expected a text"),
+        ({"prompt": "p?", "completions": "a"}, "in.jsonl:2: `completions` is 'a', expected a list of step texts"),
+        ({"prompt": "p?", "completions": ["a", " "]}, r"in.jsonl:2: `completions\[1\]` is ' ', expected a non-empty"),
+        ({"prompt": "p?", "candidates": "a"}, "in.jsonl:2: `candidates` is 'a', expected a list of texts"),
+        ({"prompt": "p?", "candidates": ["a", 3]}, r"in.jsonl:2: `candidates\[1\]` is 3, expected a text or a list"),
+        (
+            {"prompt": "p?", "completion": [{"role": "user", "content": "x"}]},
+            "in.jsonl:2: `completion` is .*, expected one message, of the assistant",
+        ),
+        (GOOD | {"problem_id": 7}, "in.jsonl:2: `problem_id` is 7, expected a string"),
+        (GOOD | {"problem": " "}, "in.jsonl:2: the problem is ' ', expected a non-empty text"),
+        (
+            GOOD | {"problem": "other"},
+            "in.jsonl:2: `problem` is 'other' and .*in.jsonl:1 has 'p[?]' for the same prompt",
+        ),
+        (GOOD | {"parents": [-1]}, "in.jsonl:2: the row has `parents`: it is a tree"),
+        (
+            {"prompt": [{"role": "user", "content": "a"}] * 2, "completion": "x"},
+            "in.jsonl:2: `prompt` has 2 messages of the user, expected one",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "a"}], "completion": "x"},
+            "in.jsonl:1 has a text as `prompt`, .*in.jsonl:2 messages",
+        ),
+    ],
+)
+def test_faulty_rows(tmp_path, planted, capsys, row, message):
+    """File and line, and nothing half-written."""
+    source = write_rows(tmp_path / "in.jsonl", [GOOD, row])
+    words = [
+        "select-raft",
+        "--candidates",
+        source,
+        "--reward_model",
+        "planted",
+        "--output_dir",
+        str(tmp_path / "raft"),
+    ]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and re.search(message, error), error
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_same_id_other_prompt(tmp_path, planted, capsys):
+    rows = [GOOD | {"problem_id": "a"}, GOOD | {"prompt": "q?", "problem_id": "a"}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert (
+        main(["select-raft", "--candidates", source, "--reward_model", "x", "--output_dir", str(tmp_path / "o")]) == 1
+    )
+    assert "in.jsonl:2: `prompt` is 'q?' and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--top_k", "0"], "top_k is 0, expected 1 or more"),
+        (["--num_candidates", "0"], "num_candidates is 0, expected 1 or more"),
+        (["--min_score", "1.5"], "min_score is 1.5, expected a number from 0 to 1"),
+        (["--test_size", "1"], "test_size is 1.0, expected a share"),
+        (["--segmentation", "regex"], "segmentation='regex' and step_pattern go together"),
+        (["--step_pattern", "x"], "segmentation='regex' and step_pattern go together"),
+        (["--segmentation", "regex", "--step_pattern", "("], "is no regular expression"),
+        (["--split", "test"], "split is 'test', but .*in.jsonl is a file. Leave it out"),
+        (["--join_steps", "x"], "join_steps joins lists of steps, and all candidates are texts"),
+        (["--min_score", "0.9"], r"no row is left of 1 records \(dropped: below_min_score: 1\)"),
+        (["--candidates", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+    ],
+)
+def test_options_that_cannot_work(tmp_path, planted, capsys, more, message):
+    words = ["--candidates", write_rows(tmp_path / "in.jsonl", [GOOD]), "--reward_model", "x"]
+    assert main(["select-raft", *words, "--output_dir", str(tmp_path / "raft"), *more]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_options_without_meaning(tmp_path, run_folder, planted, capsys):
+    """Steps that are known are not cut again."""
+    for more, message in (
+        (
+            ["--segmentation", "sentence"],
+            "segmentation is 'sentence', but .*run is a run, cut into steps by its search",
+        ),
+        (["--join_steps", "x"], "join_steps is 'x', but"),
+        (["--split", "train"], "split is 'train', but"),
+    ):
+        words = ["--candidates", str(run_folder), "--reward_model", "x", "--output_dir", str(tmp_path / "raft")]
+        assert main(["select-raft", *words, *more]) == 1
+        assert re.search(message, capsys.readouterr().err)
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": ["a"]}])
+    config = RaftConfig(str(tmp_path / "raft"), candidates=source, segmentation="sentence")
+    with pytest.raises(ValueError, match="segmentation cuts texts, and all candidates are lists of steps"):
+        read_candidates(config, {})
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="empty.jsonl: there is nothing in it"):
+        read_candidates(RaftConfig("out", candidates=str(tmp_path / "empty.jsonl")), {})
+
+
+def test_what_is_missing_shows_before_the_long_part(tmp_path, monkeypatch, capsys):
+    """A score takes hours, a picture a moment: found missing after it, matplotlib would cost the scores."""
+    source = write_rows(tmp_path / "in.jsonl", [GOOD])
+    words = [
+        "select-raft",
+        "--candidates",
+        source,
+        "--reward_model",
+        "nowhere",
+        "--output_dir",
+        str(tmp_path / "raft"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.figure", None)
+        assert main(words) == 1
+    assert 'needs matplotlib: pip install "trl-hrm[plots]"' in capsys.readouterr().err
+    (tmp_path / "raft").mkdir()
+    (tmp_path / "raft" / "mine.txt").write_text("x")
+    assert main(words) == 1
+    assert "the output exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("no space left")])
+def test_stopped(tmp_path, monkeypatch, planted, capsys, fault):
+    """While it writes: neither a dataset without its card, nor a folder of parts."""
+    monkeypatch.setattr(raft, "draw_scores", Mock(side_effect=fault))
+    source = write_rows(tmp_path / "in.jsonl", [GOOD])
+    words = [
+        "select-raft",
+        "--candidates",
+        source,
+        "--reward_model",
+        "planted",
+        "--output_dir",
+        str(tmp_path / "raft"),
+    ]
+    assert main(words) == (130 if fault is KeyboardInterrupt else 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.slow
+def test_killed(tmp_path, checkpoint):
+    """Killed while it scores, it leaves no dataset and no other file, and can be started again."""
+    rows = [{"prompt": f"{i}?", "completion": f"add {j} " + "so then " * 40} for i in range(3000) for j in range(2)]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    command = [
+        sys.executable,
+        "-m",
+        "trl_hrm.cli",
+        "select-raft",
+        "--candidates",
+        source,
+        "--reward_model",
+        checkpoint,
+    ]
+    process = subprocess.Popen(
+        [*command, "--output_dir", str(tmp_path / "raft")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    os.set_blocking(process.stderr.fileno(), False)
+    seen = b""
+    while b"/3000" not in seen and process.poll() is None:
+        seen += process.stderr.read() or b""
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert b"Scoring" in seen
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

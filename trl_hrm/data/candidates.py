@@ -1,0 +1,279 @@
+r"""
+Candidate solutions of problems, from JSON Lines files, datasets and runs of `trl-hrm annotate`.
+
+A row is one candidate, or one problem with its candidates; a candidate is a text or a list of steps:
+
+```json
+{"prompt": "1+2+3?", "completion": "1+2 = 3.\n\n3+3 = 6."}
+{"prompt": "1+2+3?", "completions": ["1+2 = 3.", "3+3 = 6."]}
+{"prompt": "1+2+3?", "candidates": ["1+2 = 3.\n\n3+3 = 6.", ["1+2 = 3.", "3+3 = 7."]]}
+```
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+
+from ..search.manifest import MANIFEST
+from ..search.run_folder import node_files, read_manifest
+from ..search.steps import StepRule
+from ..search.tree import SearchTree
+from .node_files import NodeFiles
+from .output import temporary_directory
+from .problems import problem_key
+from .raft_config import RaftConfig
+from .self_training import asked, prompt_of
+from .sources import DatasetRows, JsonLines
+
+
+FORMS = ("completion", "completions", "candidates")
+STEP_END = "\n\n"  # between steps that are given as a list
+
+
+@dataclass
+class Candidates:
+    """
+    A problem and its candidate solutions.
+
+    Args:
+        problem (`str`):
+            The problem alone, as the reward model is shown it.
+        prompt (`str` or `list[dict[str, str]]`):
+            What the policy was asked: text, or messages.
+        problem_id (`str`):
+            Key of the problem.
+        texts (`list[str]`, *optional*):
+            N solutions.
+        steps (`list[list[str]]`, *optional*):
+            N lists of step texts.
+        where (`str`, *optional*, defaults to `""`):
+            Place of the first candidate, for error messages.
+        num_candidates (`int`, *optional*, defaults to `0`):
+            Number of candidates that were considered, blank and equal ones included. Known after [`shortlist`].
+    """
+
+    problem: str
+    prompt: str | list[dict[str, str]]
+    problem_id: str
+    texts: list[str] = field(default_factory=list)
+    steps: list[list[str]] = field(default_factory=list)
+    where: str = ""
+    num_candidates: int = 0
+
+
+def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
+    """
+    Read candidates and put those of one problem together: rows with the same `problem_id` or, without one, the same prompt.
+
+    Args:
+        config ([`RaftConfig`]):
+            What to read, and how texts are cut into steps.
+        counts (`Counter`):
+            Counts problems of a run that have no candidates.
+
+    Returns:
+        `list[Candidates]`: One per problem, in the order in which they first appear.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file or folder.
+        `ValueError`: If a row is faulty, or an option has no meaning for these candidates.
+    """
+    path = Path(config.candidates)
+    if (path / MANIFEST).is_file():
+        kind, found, meaningless = (
+            "a run, cut into steps by its search",
+            _read_run,
+            ("split", "segmentation", "join_steps"),
+        )
+    elif path.is_dir():
+        kind, found, meaningless = "", _read_dataset, ()
+    else:
+        kind, found, meaningless = "a file", _read_file, ("split",)
+    for name in meaningless:
+        if getattr(config, name) is not None:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, but {path} is {kind}. Leave it out.")
+    groups = found(config, counts)
+    if not groups:
+        raise ValueError(f"{path}: there is nothing in it, expected candidates to choose from.")
+    forms = {isinstance(group.prompt, str): group.where for group in reversed(groups)}
+    if len(forms) > 1:
+        raise ValueError(
+            f"{forms[True]} has a text as `prompt`, {forms[False]} messages: they cannot stand in one dataset. Give candidates "
+            "of one form at a time."
+        )
+    return groups
+
+
+def _read_run(config: RaftConfig, counts: Counter) -> list[Candidates]:
+    prompt = prompt_of(read_manifest(config.candidates))
+    source = NodeFiles([str(file) for file in node_files(config.candidates)])
+    groups = []
+    for chunk in source.chunks():
+        for where, _, tree in source.read(chunk):
+            problem = tree.problem
+            solutions = list(finished_solutions(tree)) if tree.status == "done" else []
+            if solutions:
+                texts, steps = map(list, zip(*solutions, strict=True))
+                question = asked(prompt, problem.prompt)
+                groups.append(Candidates(problem.prompt, question, problem.problem_id, texts, steps, where))
+            else:
+                reason = "without_a_finished_solution" if tree.status == "done" else tree.status
+                counts["notes", f"problems_{reason}"] += 1
+    return groups
+
+
+def finished_solutions(tree: SearchTree) -> Iterator[tuple[str, list[str]]]:
+    """
+    Text and steps of every solution that came to its end, right or wrong. Rollouts that only judge a prefix were not cut into
+    steps and are none.
+    """
+    for i, node in enumerate(tree.nodes):
+        if node.is_final and node.role != "rollout":
+            steps = [tree.step_text(j) for j in tree.path(i)]
+            yield tree.text(i), [text for text in steps if text]
+
+
+def _read_file(config: RaftConfig, counts: Counter) -> list[Candidates]:
+    return _RowReader(config).read(JsonLines([config.candidates]), "")
+
+
+def _read_dataset(config: RaftConfig, counts: Counter) -> list[Candidates]:
+    # a cache of its own: the shared one may hold the rows of another directory of the same name
+    with temporary_directory(config) as cache:
+        rows = load_dataset(config.candidates, split=config.split or "train", cache_dir=cache)
+        return _RowReader(config).read(DatasetRows(rows), f"{config.candidates}, ")
+
+
+class _RowReader:
+    """Puts the candidates of rows together by problem."""
+
+    def __init__(self, config: RaftConfig):
+        self.config = config
+        self.rule = config.step_rule()
+        self.groups: dict[tuple[str, str], Candidates] = {}
+        self.num_texts = 0
+        self.num_lists = 0
+
+    def read(self, rows: JsonLines | DatasetRows, before: str) -> list[Candidates]:
+        """The groups of all rows, whose places in error messages begin with `before`."""
+        for chunk in rows.chunks():
+            for where, _, row in rows.read(chunk):
+                self.add(row, before + where)
+        if self.config.segmentation is not None and self.num_lists and not self.num_texts:
+            raise ValueError("segmentation cuts texts, and all candidates are lists of steps. Leave it out.")
+        if self.config.join_steps is not None and self.num_texts and not self.num_lists:
+            raise ValueError("join_steps joins lists of steps, and all candidates are texts. Leave it out.")
+        return list(self.groups.values())
+
+    def add(self, row: dict[str, Any], where: str) -> None:
+        """Add the candidates of one row."""
+        if row.get("parents") is not None:
+            raise ValueError(
+                f"{where}: the row has `parents`: it is a tree, not a candidate. Give rows of single solutions, as the view "
+                "prm has them."
+            )
+        given = [name for name in FORMS if row.get(name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"{where}: found {' and '.join(given) or 'none'} of `completion`, `completions` and `candidates` among the "
+                f"keys {sorted(row)}, expected one: a text, a list of steps, or a list of either."
+            )
+        values = row[given[0]] if given[0] == "candidates" else [row[given[0]]]
+        if not isinstance(values, list):
+            raise ValueError(
+                f"{where}: `candidates` is {_shown(values)}, expected a list of texts or of lists of steps."
+            )
+        group = self._group(row, where)
+        for i, value in enumerate(values):
+            name = f"candidates[{i}]" if given[0] == "candidates" else given[0]
+            text, steps = self._candidate(value, name, where)
+            group.texts.append(text)
+            group.steps.append(steps)
+
+    def _group(self, row: dict[str, Any], where: str) -> Candidates:
+        prompt, problem_id = _prompt(row.get("prompt"), where), row.get("problem_id")
+        if problem_id is not None and not isinstance(problem_id, str):
+            raise ValueError(f"{where}: `problem_id` is {problem_id!r}, expected a string. Write numbers in quotes.")
+        problem = _problem(row, prompt, where)
+        key = ("prompt", json.dumps(prompt)) if problem_id is None else ("problem_id", problem_id)
+        new = Candidates(problem, prompt, problem_id or problem_key(problem).hex(), where=where)
+        group = self.groups.setdefault(key, new)
+        for name in ("prompt", "problem"):
+            if getattr(group, name) != getattr(new, name):
+                raise ValueError(
+                    f"{where}: `{name}` is {_shown(getattr(new, name))} and {group.where} has {_shown(getattr(group, name))} "
+                    f"for the same {key[0]}; candidates are compared within one {name}. Give different problems different ids."
+                )
+        return group
+
+    def _candidate(self, value: Any, name: str, where: str) -> tuple[str, list[str]]:
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = _assistant_text(value, name, where)
+        if isinstance(value, str) and name != "completions":
+            self.num_texts += 1
+            return value, cut_text(value, self.rule)
+        if isinstance(value, list) and name != "completion":
+            for i, step in enumerate(value):
+                if not isinstance(step, str) or not step.strip():
+                    raise ValueError(
+                        f"{where}: `{name}[{i}]` is {_shown(step)}, expected a non-empty step text. Remove the step."
+                    )
+            self.num_lists += 1
+            return (self.config.join_steps or STEP_END).join(value), [step.strip() for step in value]
+        expected = {"completion": "a text, or one message of the assistant", "completions": "a list of step texts"}
+        raise ValueError(
+            f"{where}: `{name}` is {_shown(value)}, expected {expected.get(name, 'a text or a list of step texts')}."
+        )
+
+
+def cut_text(text: str, rule: StepRule) -> list[str]:
+    """The steps of a solution without the space around them, as exports of searched trees have them."""
+    ends = rule.ends(text)
+    steps = [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
+    return [step for step in steps if step]
+
+
+def _prompt(prompt: Any, where: str) -> str | list[dict[str, str]]:
+    if isinstance(prompt, str) and prompt.strip():
+        return prompt
+    if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
+        return [{"role": message["role"], "content": message["content"]} for message in prompt]
+    raise ValueError(
+        f"{where}: `prompt` is {_shown(prompt)}, expected a non-empty text, or messages with `role` and `content`."
+    )
+
+
+def _problem(row: dict[str, Any], prompt: str | list[dict[str, str]], where: str) -> str:
+    """What the reward model is shown: the column `problem`, or else the prompt, or its one message of the user."""
+    problem = row.get("problem")
+    if problem is None:
+        questions = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if m["role"] == "user"]
+        if len(questions) != 1:
+            raise ValueError(
+                f"{where}: `prompt` has {len(questions)} messages of the user, expected one, for the reward model to judge by. "
+                "Give the problem in a column `problem`."
+            )
+        problem = questions[0]
+    if not isinstance(problem, str) or not problem.strip():
+        raise ValueError(f"{where}: the problem is {_shown(problem)}, expected a non-empty text.")
+    return problem
+
+
+def _assistant_text(messages: list[dict[str, Any]], name: str, where: str) -> str:
+    if len(messages) != 1 or not _is_message(messages[0]) or messages[0]["role"] != "assistant":
+        raise ValueError(f"{where}: `{name}` is {_shown(messages)}, expected one message, of the assistant.")
+    return messages[0]["content"]
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("role", "content"))
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -1,0 +1,76 @@
+"""One score per candidate solution, for many problems: a block of them at a time, so that memory does not grow with the data."""
+
+from collections.abc import Sequence
+from itertools import accumulate, compress
+from typing import Literal
+
+from tqdm.auto import tqdm
+
+from .aggregate import aggregate
+from .scorer import StepScorer
+
+
+BLOCK = 256  # problems that are encoded at a time
+
+
+def score_candidates(
+    scorer: StepScorer,
+    problems: Sequence[str],
+    candidates: Sequence[Sequence[Sequence[str]]],
+    name: str,
+    spans: Sequence[int] = (1,),
+    combine: Literal["max", "mean"] = "max",
+    progress: bool = False,
+) -> list[list[float | None]]:
+    """
+    Score candidate solutions with a step reward model.
+
+    Args:
+        scorer ([`StepScorer`]):
+            The reward model.
+        problems (`Sequence[str]`):
+            B problems.
+        candidates (`Sequence[Sequence[Sequence[str]]]`):
+            For each problem N candidates, each a list of S step texts.
+        name (`str`):
+            How the scores of the steps become one. See [`aggregate`].
+        spans, combine:
+            How steps are scored. See [`StepScorer.score`].
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
+
+    Returns:
+        `list[list[float | None]]`: Scores in `[0, 1]`, problems × candidates. `None` for a candidate that has more tokens
+        than the model has positions.
+    """
+    scores: list[list[float | None]] = []
+    with tqdm(total=len(problems), desc="Scoring", unit="problem", disable=not progress) as bar:
+        for start in range(0, len(problems), BLOCK):
+            block = slice(start, start + BLOCK)
+            asked, solutions = problems[block], candidates[block]
+            fits = [
+                [_fits(scorer, problem, steps, spans) for steps in group]
+                for problem, group in zip(asked, solutions, strict=True)
+            ]
+            judged = [list(compress(*pair)) for pair in zip(solutions, fits, strict=True)]
+            some = [i for i, group in enumerate(judged) if group]
+            found = scorer.score([asked[i] for i in some], [judged[i] for i in some], spans=spans, combine=combine)
+            found = dict(zip(some, found, strict=True))
+            for i, flags in enumerate(fits):
+                values = iter(found.get(i, ()))
+                scores.append([aggregate(next(values), name) if flag else None for flag in flags])
+            bar.update(len(asked))
+    return scores
+
+
+def _fits(scorer: StepScorer, problem: str, steps: Sequence[str], spans: Sequence[int]) -> bool:
+    """Whether every judged step ends within the positions of the model."""
+    positions = getattr(scorer.model.config, "max_position_embeddings", None)
+    if positions is None:
+        return True
+    runs = [range(end - span, end) for span in spans if span > 1 for end in range(span, len(steps) + 1)]
+    merged = [scorer.step_format.merge(steps[run.start : run.stop]) for run in runs]
+    prompt_ids, step_ids = scorer.step_format.encode(scorer.tokenizer, problem, [*steps, *merged])
+    before = list(accumulate(map(len, step_ids[: len(steps)]), initial=len(prompt_ids)))
+    ends = [before[run.start] + len(ids) for run, ids in zip(runs, step_ids[len(steps) :], strict=True)]
+    return max(before + ends) <= positions
