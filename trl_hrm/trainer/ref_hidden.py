@@ -134,7 +134,8 @@ class PrecomputedReference:
         self, policy: torch.nn.Module, inputs: dict[str, Any], labels: torch.Tensor
     ) -> tuple[torch.Tensor, LMHead]:
         """See [`FrozenReference`]."""
-        return inputs[REF_STATES], self.head
+        # TRL's kernel computes in the dtype of the states, and would round the head to it
+        return inputs[REF_STATES].to(self.head.weight.dtype), self.head
 
 
 def precompute_hidden(
@@ -186,7 +187,11 @@ def precompute_hidden(
     reference = AdapterOff(accelerator) if model is None else FrozenReference(model, accelerator)
     _compute(trainer, reference, missing, store)
     accelerator.wait_for_everyone()
-    head = _head_of(causal_lm_of(accelerator.unwrap_model(trainer.model if model is None else reference.model)))
+    if model is None:
+        with trainer.model.disable_adapter():  # which may hold a head of its own
+            head = _head_of(causal_lm_of(trainer.model))
+    else:
+        head = _head_of(accelerator.unwrap_model(reference.model))
     return PrecomputedReference(head), RefHiddenStore(folder)
 
 
