@@ -1,0 +1,287 @@
+"""
+Memory and time of the KL term of KLSelfTrainer, at the vocabulary of Qwen2.5 (151,936 tokens).
+
+    python benchmarks/kl_memory.py
+
+Memory: what computing and differentiating a loss adds to the memory of a process that holds hidden states and heads, for
+`--loss_tokens` tokens (LM: the language-model loss of TRL's fused head, which SFTTrainer has too):
+
+- `LM + KL, full logits`: all logits of policy and reference, in plain torch;
+- `KL, TRL's function once`: its tiles of 4,096 tokens;
+- `KL, trl_hrm`, `LM`, `LM + KL, trl_hrm`.
+
+Time: training steps of `--step_tokens` tokens on a Qwen2 with random weights whose body has ten times the parameters of its
+head. SFTTrainer; KLSelfTrainer with a frozen copy and with precomputed states; the same with LoRA, where the reference is the
+policy with its adapter off. Every measurement is a process of its own, round after round; the first step does not count.
+
+With `--gpu`: bfloat16 on one GPU, its memory, and a larger model.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+VOCABULARY = 151_936
+LOSSES = ["LM + KL, full logits", "KL, TRL's function once", "KL, trl_hrm", "LM", "LM + KL, trl_hrm"]
+STEPS = ["SFT", "KL, frozen copy", "KL, precomputed states", "LoRA: SFT", "LoRA: KL, adapter off"]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loss_tokens", type=int, default=4096, help="tokens of the loss (default: 4096)")
+    parser.add_argument("--step_tokens", type=int, default=512, help="tokens of a training step (default: 512)")
+    parser.add_argument("--hidden_size", type=int, default=512, help="width of heads and model (default: 512)")
+    parser.add_argument("--num_steps", type=int, default=2, help="training steps of a run (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
+    parser.add_argument("--gpu", action="store_true", help="bfloat16 on one GPU")
+    parser.add_argument("--worker", choices=LOSSES + STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    return parser
+
+
+# Memory of a loss
+
+
+def measure_loss(args: argparse.Namespace) -> dict:
+    import torch
+
+    torch.manual_seed(0)
+    device, dtype = ("cuda", torch.bfloat16) if args.gpu else ("cpu", torch.float32)
+    options = {"device": device, "dtype": dtype}
+    weight = torch.randn(VOCABULARY, args.hidden_size, **options) * args.hidden_size**-0.5
+    hidden = torch.randn(args.loss_tokens, args.hidden_size, **options)
+    ref_weight, ref_hidden = weight + 0.01, hidden + 0.05 * torch.randn_like(hidden)
+    targets = torch.randint(0, VOCABULARY, (args.loss_tokens,), device=device)
+    for leaf in (weight, hidden):
+        leaf.requires_grad_()
+        leaf.grad = torch.zeros_like(leaf)  # of an earlier micro-batch
+    loss = {
+        "LM + KL, full logits": full_loss,
+        "KL, TRL's function once": lambda *inputs: kl_loss(*inputs, tile=4096),
+        "KL, trl_hrm": kl_loss,
+        "LM": lm_loss,
+        "LM + KL, trl_hrm": lambda *inputs: lm_loss(*inputs) + kl_loss(*inputs),
+    }[args.worker]
+    before = reset_peak(args.gpu)
+    start = time.perf_counter()
+    loss(hidden, weight, ref_hidden, ref_weight, targets).backward()
+    if args.gpu:
+        torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - start, "bytes": peak(args.gpu) - before}
+
+
+def full_loss(hidden, weight, ref_hidden, ref_weight, targets):
+    import torch
+
+    with torch.no_grad():
+        reference = (ref_hidden @ ref_weight.T).float().log_softmax(-1)
+    policy = (hidden @ weight.T).float().log_softmax(-1)
+    kl = (reference.exp() * (reference - policy)).sum()
+    return 0.5 * torch.log1p(kl) - policy.gather(1, targets[:, None]).mean()
+
+
+def kl_loss(hidden, weight, ref_hidden, ref_weight, targets, tile: int | None = None):
+    from trl_hrm import kl
+
+    if tile is not None:
+        kl.TOKENS_PER_TILE = tile
+    divergence = kl.token_kl(hidden, kl.LMHead(weight), ref_hidden, kl.LMHead(ref_weight))
+    return 0.5 * kl.scaled_kl(divergence.sum())
+
+
+def lm_loss(hidden, weight, ref_hidden, ref_weight, targets):
+    from trl.kernels import ChunkedLogProbFunction
+
+    # as TRL's fused head calls it for SFTTrainer
+    outputs = ("log_probs", "entropy", "is_top1")
+    log_probs, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, outputs)
+    return -log_probs.mean()
+
+
+def reset_peak(gpu: bool) -> int:
+    """Forget the peak memory so far, and return the memory in use, in bytes."""
+    import torch
+
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak(gpu)
+
+
+def peak(gpu: bool) -> int:
+    import torch
+
+    if gpu:
+        return torch.cuda.max_memory_allocated()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+# Time of a step
+
+
+def measure_steps(args: argparse.Namespace) -> dict:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from transformers.utils import logging
+    from trl import SFTConfig, SFTTrainer
+
+    from trl_hrm import KLSelfConfig, KLSelfTrainer
+    from trl_hrm.demo.tiny_model import make_tokenizer
+
+    logging.set_verbosity_error()
+    model = make_model(args)
+    sizes = {name: weight.numel() for name, weight in model.named_parameters()}
+    head = sizes["model.embed_tokens.weight"]
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(0, VOCABULARY, (args.num_steps + 1, args.step_tokens), generator=generator).tolist()
+    times = []
+
+    class Clock(TrainerCallback):
+        def now(self) -> float:
+            if args.gpu:
+                torch.cuda.synchronize()
+            return time.perf_counter()
+
+        def on_step_begin(self, *unused, **kwargs):
+            self.start = self.now()
+
+        def on_step_end(self, *unused, **kwargs):
+            times.append(self.now() - self.start)
+
+    settings = {
+        "output_dir": args.work,
+        "use_cpu": not args.gpu,
+        "bf16": args.gpu,
+        "gradient_checkpointing": False,
+        "optim": "sgd",
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 1,
+        "num_train_epochs": 1,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    kwargs = {
+        "train_dataset": Dataset.from_dict({"input_ids": rows, "labels": rows}),
+        "processing_class": make_tokenizer(["0 1 2 3"] * 3, 300),
+        "callbacks": [Clock()],
+    }
+    if args.worker.startswith("LoRA"):
+        from peft import LoraConfig
+
+        kwargs["peft_config"] = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    if "SFT" in args.worker:
+        trainer = SFTTrainer(model, SFTConfig(**settings), **kwargs)
+    else:
+        config = KLSelfConfig(**settings, precompute_ref_hidden="precomputed" in args.worker)
+        trainer = KLSelfTrainer(model, config, **kwargs)
+    reset_peak(args.gpu)
+    trainer.train()
+    seconds = statistics.median(times[1:])
+    return {"seconds": seconds, "bytes": peak(args.gpu), "body": sum(sizes.values()) - head, "head": head}
+
+
+def make_model(args: argparse.Namespace):
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
+
+    width = args.hidden_size
+    num_layers = 24 if args.gpu else 10
+    # a layer's share of ten heads, less its attention
+    intermediate = round((10 * VOCABULARY / num_layers - 2.5 * width) / 3 / 64) * 64
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=num_layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=max(width // 256, 1),
+        tie_word_embeddings=True,
+    )
+    set_seed(0)
+    return Qwen2ForCausalLM(config).to(torch.bfloat16 if args.gpu else torch.float32)
+
+
+# All measurements
+
+
+def run_worker(args: argparse.Namespace, system: str) -> dict:
+    with tempfile.TemporaryDirectory() as work:
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", system, "--work", work]
+        environment = dict(os.environ, HF_HUB_OFFLINE="1")
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{system} failed:\n{result.stdout}\n{result.stderr}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    if args.worker:
+        print(json.dumps(measure_loss(args) if args.worker in LOSSES else measure_steps(args)))
+        return
+    results = {system: [] for system in LOSSES + STEPS}
+    for number in range(args.rounds):
+        for system in results:
+            results[system].append(run_worker(args, system))
+            run = results[system][-1]
+            print(
+                f"round {number + 1}/{args.rounds}  {system:<24} {run['seconds']:7.1f} s  {run['bytes'] / 1e9:6.2f} GB",
+                file=sys.stderr,
+                flush=True,
+            )
+    print(report(args, results))
+
+
+def report(args: argparse.Namespace, results: dict[str, list[dict]]) -> str:
+    def median(system: str, what: str) -> float:
+        return statistics.median(run[what] for run in results[system])
+
+    full = median(LOSSES[0], "bytes")
+    lines = [
+        f"Loss of {args.loss_tokens:,} tokens, vocabulary {VOCABULARY:,}, hidden size {args.hidden_size}:",
+        "",
+        "| loss | added memory, GB | of full logits | seconds (median) |",
+        "|---|---|---|---|",
+    ]
+    for system in LOSSES:
+        added = median(system, "bytes")
+        lines.append(f"| {system} | {added / 1e9:.2f} | 1/{full / added:.1f} | {median(system, 'seconds'):.1f} |")
+    sizes = results["SFT"][0]
+    lines += [
+        "",
+        f"Training steps of {args.step_tokens} tokens, head of {sizes['head'] / 1e6:.0f}M parameters, body of "
+        f"{sizes['body'] / 1e6:.0f}M ({sizes['body'] / sizes['head']:.1f} to 1), {args.rounds} runs:",
+        "",
+        "| step | seconds (median; all) | of SFT | peak memory, GB |",
+        "|---|---|---|---|",
+    ]
+    for system in STEPS:
+        base = median("LoRA: SFT" if system.startswith("LoRA") else "SFT", "seconds")
+        every = ", ".join(f"{run['seconds']:.2f}" for run in results[system])
+        seconds = median(system, "seconds")
+        memory = median(system, "bytes") / 1e9
+        lines.append(f"| {system} | {seconds:.2f} ({every}) | {seconds / base:.2f}× | {memory:.2f} |")
+    names = ("torch", "transformers", "trl", "accelerate", "peft")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    cores = len(os.sched_getaffinity(0))
+    where = "one GPU" if args.gpu else f"{cores} cores"
+    lines += ["", f"{time.strftime('%Y-%m-%d')}; {versions}; Python {platform.python_version()}, {where}."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

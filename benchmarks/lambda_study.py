@@ -1,0 +1,336 @@
+"""
+What λ does: a small policy trains on its own right solutions at several λ, and the HRM paper's figure 4 is drawn of it.
+
+```bash
+python benchmarks/lambda_study.py                                        # makes the policy first
+python benchmarks/lambda_study.py --policy outputs/lambda-study/policy --problems outputs/lambda-study/problems.jsonl
+```
+
+The policy of `recipes/tiny/make_policy.py` samples solutions of problems that it was not trained on. Those with the right answer
+are trained on, as often as they were sampled: united, equal ones would give rare solutions the weight of common ones. Every run
+of a seed starts from the same policy and sees the same batches in the same order.
+
+Every `--measure_every` steps, the same measure for every λ, on the same right solutions of held-out problems: KL(ref ‖ policy),
+summed over a solution's tokens, mean over solutions; and the language-model loss per token. Accuracy is over solutions of the held-out
+problems sampled at T = 1, before and after, with the same noise in every run.
+
+`lambda_study.json` has all points, `lambda_study.png` the picture.
+"""
+
+import argparse
+import asyncio
+import copy
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from lambda_report import Setting, draw, header, shown_accuracy, table
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
+from transformers.utils import logging
+
+from trl_hrm.grading.extraction import extract_answer
+from trl_hrm.kl import SCALINGS, LMHead, sequence_kl, token_kl, trained_sequences, trained_tokens
+from trl_hrm.search.engine import Sample
+from trl_hrm.search.open_tree import request_seed
+from trl_hrm.search.transformers_engine import TransformersEngine
+from trl_hrm.trainer.kl_self_config import KLSelfConfig
+from trl_hrm.trainer.kl_self_trainer import KLSelfTrainer
+
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_PROBLEMS = 700  # made with the policy, which is not trained on them
+HELD_OUT_SEED = 12345  # of the solutions that are measured on: the same for every seed of a study
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="outputs/lambda-study", help="folder (default: outputs/lambda-study)")
+    parser.add_argument("--policy", help="folder of a policy; by default one is made in OUTPUT_DIR")
+    parser.add_argument("--problems", help="JSON lines with `problem` and `answer`; the last seventh is held out")
+    parser.add_argument(
+        "--lambdas", type=float, nargs="+", default=[0, 0.001, 0.5, 10], help="(default: 0 .001 .5 10)"
+    )
+    parser.add_argument(
+        "--scalings", nargs="+", choices=SCALINGS, default=list(SCALINGS), help="of the KL term (default: both)"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of sampling and training (default: 0)")
+    parser.add_argument("--max_steps", type=int, default=100, help="optimizer steps of a run (default: 100)")
+    parser.add_argument("--batch_size", type=int, default=32, help="solutions of a step (default: 32)")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="largest (default: 0.0003)")
+    parser.add_argument("--measure_every", type=int, default=10, help="steps (default: 10)")
+    parser.add_argument("--num_samples", type=int, default=8, help="solutions sampled per problem (default: 8)")
+    parser.add_argument("--max_tokens", type=int, default=160, help="most tokens of a solution (default: 160)")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    if (args.policy is None) != (args.problems is None):
+        raise SystemExit("error: --policy and --problems go together: give both, or neither to make them.")
+    torch.set_num_threads(1)  # tiny models are slower on more
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if args.policy is None:
+        make_policy(args)
+    start = time.perf_counter()
+    result = run(args)
+    seconds = time.perf_counter() - start
+    print(f"\n{header(result)}\n\n{table(result)}\n\n{seconds:.0f} s; lambda_study.json and .png in {args.output_dir}")
+
+
+def make_policy(args: argparse.Namespace) -> None:
+    args.policy, args.problems = f"{args.output_dir}/policy", f"{args.output_dir}/problems.jsonl"
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    script = str(ROOT / "recipes" / "tiny" / "make_policy.py")
+    options = ["--output_dir", args.policy, "--problems", args.problems, "--num_problems", str(NUM_PROBLEMS)]
+    subprocess.run([sys.executable, script, *options], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The study; writes its JSON and its picture to `args.output_dir`, and returns what the JSON has."""
+    with open(args.problems, encoding="utf-8") as file:
+        problems = [json.loads(line) for line in file]
+    policy = AutoModelForCausalLM.from_pretrained(args.policy).requires_grad_(False)
+    study = Study(args, policy, AutoTokenizer.from_pretrained(args.policy), problems)
+    held_out_rows = study.right(study.held_out, HELD_OUT_SEED)
+    result = {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "trl-hrm")},
+        "settings": vars(args),
+        "num_problems": len(study.problems),
+        "num_held_out_problems": len(study.held_out),
+        "num_held_out_trajectories": len(held_out_rows),
+        "seeds": [],
+        "runs": [],
+    }
+    for seed in args.seeds:
+        rows = study.right(study.problems, seed)
+        result["seeds"].append(study.describe(seed, rows))
+        for setting in settings(args):
+            result["runs"].append(study.run(setting, seed, rows, held_out_rows))
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "lambda_study.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draw(result, output / "lambda_study.png")
+    return result
+
+
+def settings(args: argparse.Namespace) -> list[Setting]:
+    """λ and scaling of each run. At λ = 0 nothing is scaled: one run."""
+    return [
+        Setting(kl_coef, scaling) for kl_coef in args.lambdas for scaling in (args.scalings if kl_coef else [None])
+    ]
+
+
+class Study:
+    """
+    What all runs share.
+
+    Args:
+        args (`argparse.Namespace`):
+            Options of [`make_parser`].
+        policy ([`~transformers.PreTrainedModel`]):
+            Policy from which every run starts. It stays as it is.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        problems (`list[dict[str, str]]`):
+            Texts of problems and their answers. The last seventh is held out.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        problems: list[dict[str, str]],
+    ):
+        self.args = args
+        self.policy = policy
+        self.tokenizer = tokenizer
+        split = len(problems) * 6 // 7
+        self.problems, self.held_out = problems[:split], problems[split:]
+
+    def right(self, problems: list[dict[str, str]], seed: int) -> list[dict[str, list[int]]]:
+        """The right ones of sampled solutions, as the ids that were sampled, with labels on them alone."""
+        rows = []
+        sampled = self.sample(self.policy, problems, seed, round=0)
+        for problem, one in sampled:
+            if is_right(one, problem):
+                prompt = self.tokenizer.encode(problem["problem"])
+                rows.append({"input_ids": prompt + one.token_ids, "labels": [-100] * len(prompt) + one.token_ids})
+        if not rows:
+            raise ValueError(
+                f"{self.args.policy}: none of {len(sampled)} solutions of {len(problems)} problems of {self.args.problems} "
+                "is right. Give a policy that solves some of them, or more problems."
+            )
+        return rows
+
+    def describe(self, seed: int, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+        """What the runs of a seed share, in numbers: the rows to train on, and accuracy before it."""
+        described = {
+            "seed": seed,
+            "num_trajectories": len(rows),
+            "num_different": len({tuple(row["input_ids"]) for row in rows}),
+            "mean_tokens": statistics.fmean(sum(label != -100 for label in row["labels"]) for row in rows),
+            "accuracy": self.accuracy(self.policy, seed),
+        }
+        print(
+            f"seed {seed}: trains on {len(rows):,} right solutions, {described['num_different']:,} different; "
+            f"{shown_accuracy(described['accuracy'])} right",
+            flush=True,
+        )
+        return described
+
+    def run(self, setting: Setting, seed: int, rows: list[dict], held_out_rows: list[dict]) -> dict[str, Any]:
+        """Train at one λ; returns the curve on the held-out solutions, the trainer's log, and accuracy after it."""
+        start = time.perf_counter()
+        measure = HeldOut(self.policy, held_out_rows, self.tokenizer, self.args.measure_every)
+        model, log = self.train(setting, seed, rows, measure)
+        found = self.accuracy(model, seed)
+        seconds, last = round(time.perf_counter() - start, 1), measure.curve[-1]
+        print(
+            f"  λ = {setting.kl_coef:g} ({setting.kl_scaling}): LM loss {last['lm_loss']:.4f}, KL {last['kl']:.4f}, "
+            f"{shown_accuracy(found)} right, {seconds:.0f} s",
+            flush=True,
+        )
+        shared = {"seed": seed, **setting._asdict(), "accuracy": found, "seconds": seconds}
+        return {**shared, "curve": measure.curve, "log": log}
+
+    def sample(
+        self, model: PreTrainedModel, problems: list[dict[str, str]], seed: int, round: int
+    ) -> list[tuple[dict, Sample]]:
+        """Problems and solutions at T = 1, `num_samples` of each. The noise depends on seed, problem and round alone."""
+
+        async def sample_all() -> list[list[Sample]]:
+            engine = TransformersEngine(model, self.tokenizer, batch_size=256)
+            prompts = [problem["problem"] for problem in problems]
+            n, max_tokens = self.args.num_samples, self.args.max_tokens
+            requests = [
+                engine.sample(self.tokenizer.encode(prompt), n, [], max_tokens, request_seed(seed, prompt, round))
+                for prompt in prompts
+            ]
+            samples = await asyncio.gather(*requests)
+            await engine.close()
+            return samples
+
+        found = asyncio.run(sample_all())
+        return [(problem, one) for problem, samples in zip(problems, found, strict=True) for one in samples]
+
+    def accuracy(self, model: PreTrainedModel, seed: int) -> dict[str, int]:
+        """Over other samples of the held-out problems than those that are measured on."""
+        right = [is_right(one, problem) for problem, one in self.sample(model, self.held_out, seed, round=1)]
+        return {"num_right": sum(right), "num_samples": len(right)}
+
+    def train(
+        self, setting: Setting, seed: int, rows: list[dict], measure: "HeldOut"
+    ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+        """The trained policy and the trainer's log."""
+        trainer = KLSelfTrainer(
+            copy.deepcopy(self.policy).requires_grad_(True),
+            KLSelfConfig(
+                output_dir=self.args.output_dir,
+                kl_coef=setting.kl_coef,
+                kl_scaling=setting.kl_scaling or "log1p",
+                max_steps=self.args.max_steps,
+                per_device_train_batch_size=self.args.batch_size,
+                learning_rate=self.args.learning_rate,
+                warmup_steps=self.args.max_steps // 10,  # Adam's first steps are long, however small the gradient
+                logging_steps=self.args.measure_every,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                gradient_checkpointing=False,
+                bf16=False,
+                use_cpu=True,
+                seed=seed,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=self.tokenizer,
+            callbacks=[measure],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return trainer.model, trainer.state.log_history
+
+
+def is_right(sample: Sample, problem: dict[str, str]) -> bool:
+    return sample.finish == "eos" and extract_answer(sample.text, ["marker"]) == problem["answer"]
+
+
+class HeldOut(TrainerCallback):
+    """
+    KL divergence to the reference and language-model loss on held-out trajectories, before training, every few steps, and at the
+    end. At λ = 0 the trainer has no reference of its own, so that its log could not be compared.
+
+    Args:
+        reference ([`~transformers.PreTrainedModel`]):
+            The policy before training.
+        rows (`list[dict[str, list[int]]]`):
+            Held-out trajectories: `input_ids` and `labels`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Pads them.
+        every (`int`):
+            Steps between two measures.
+    """
+
+    def __init__(self, reference: PreTrainedModel, rows: list[dict], tokenizer: PreTrainedTokenizerBase, every: int):
+        collator = DataCollatorForSeq2Seq(tokenizer)
+        self.reference = reference.eval()
+        self.batches = [collator(rows[i : i + 64]) for i in range(0, len(rows), 64)]
+        self.every = every
+        self.curve: list[dict[str, float]] = []
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.curve.append({"step": 0, **self.measure(model)})
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.curve.append({"step": state.global_step, **self.measure(model)})
+
+    @torch.no_grad()
+    def measure(self, policy: PreTrainedModel) -> dict[str, float]:
+        """`lm_loss` in nats per token; `kl` in nats per sequence, `log_kl` the mean of ln(1 + KL), `kl_max` the largest."""
+        was_training = policy.training
+        policy.eval()
+        losses, divergences = [], []
+        for batch in self.batches:
+            labels = batch["labels"]
+            hidden, ref_hidden = (last_hidden_states(model, batch) for model in (policy, self.reference))
+            logits = policy.get_output_embeddings()(hidden)
+            targets = labels[:, 1:][trained_tokens(labels)]
+            losses.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+            kl = token_kl(hidden, LMHead.of(policy), ref_hidden, LMHead.of(self.reference))
+            divergences.append(sequence_kl(kl, trained_sequences(labels)))
+        policy.train(was_training)
+        loss, kl = torch.cat(losses), torch.cat(divergences)
+        found = {"lm_loss": loss.mean(), "kl": kl.mean(), "log_kl": kl.log1p().mean(), "kl_max": kl.max()}
+        return {name: value.item() for name, value in found.items()}
+
+
+def last_hidden_states(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """States that predict the trained tokens, shape `(N, H)`."""
+    states = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    return states[:, :-1][trained_tokens(batch["labels"])]
+
+
+if __name__ == "__main__":
+    main(make_parser().parse_args())
