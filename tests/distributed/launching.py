@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -22,6 +24,21 @@ PROBE = Path(__file__).with_name("probe.py")
 
 # name, head, whether input and output embeddings are one parameter
 MODELS = [("classification", "classification", False), ("lm", "lm", False), ("lm-tied", "lm", True)]
+
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+# Ways to split the work of one training over processes
+KINDS = {
+    "ddp": {"config": "cpu_2proc.yaml"},
+    "zero2": {"config": "zero2.yaml"},
+    "zero3": {"config": "zero3.yaml"},
+    "fsdp2": {"config": "fsdp2.yaml", "PROBE_FSDP_ON_CPU": "1"},
+}
+SHARDED = [
+    pytest.param("zero2", marks=needs_deepspeed),
+    pytest.param("zero3", marks=needs_deepspeed),
+    "fsdp2",
+]
 
 
 @dataclass
@@ -56,11 +73,6 @@ class Project:
     ) -> "Run":
         """Run the recipe under `accelerate launch` with a configuration, or in one plain process without."""
         output_dir = self.folder / name
-        launcher = []
-        if config is not None:
-            # the files are for 8 GPUs in bf16
-            launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / config)]
-            launcher += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", str(free_port())]
         settings = {
             "config": ROOT / "recipes" / "tiny" / "hrm_reward.yaml",
             "make_tiny_model": "false",
@@ -77,22 +89,35 @@ class Project:
             "save_total_limit": 10,
             "disable_tqdm": "true",
         }
-        command = [sys.executable, *launcher, str(PROBE)]
-        command += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-        environment = os.environ | {
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_CACHE": str(self.folder / "cache"),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONFAULTHANDLER": "1",
-            "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),  # DeepSpeed builds one for each venv
-        }
-        result = subprocess.run(
-            [*command, *args], env=environment | env, capture_output=True, text=True, timeout=400, cwd=self.folder
-        )
-        log = self.folder / f"{name}.log"
-        log.write_text(result.stdout + result.stderr, encoding="utf-8")
-        assert result.returncode == exit_code, f"exit code {result.returncode}:\n{log.read_text()[-6000:]}"
+        settings = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        launch(PROBE, [*settings, *args], self.folder / f"{name}.log", config, exit_code, **env)
         return Run(output_dir)
+
+
+def launch(script: Path, args: list[str], log: Path, config: str | None = None, exit_code: int = 0, **env) -> None:
+    """Run a script under `accelerate launch` with a configuration, or in one plain process without. Keeps its output."""
+    launcher = []
+    if config is not None:
+        # the files are for 8 GPUs in bf16
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / config)]
+        launcher += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", str(free_port())]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(log.parent / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),  # DeepSpeed builds one for each venv
+    }
+    result = subprocess.run(
+        [sys.executable, *launcher, str(script), *args],
+        env=environment | env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd=log.parent,
+    )
+    log.write_text(result.stdout + result.stderr, encoding="utf-8")
+    assert result.returncode == exit_code, f"exit code {result.returncode}:\n{log.read_text()[-6000:]}"
 
 
 @dataclass
@@ -126,3 +151,18 @@ def free_port() -> int:
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
+
+
+def assert_ran_as(run: Run, kind: str) -> None:
+    for rank in (0, 1):
+        facts = run.facts(rank)
+        assert facts["num_processes"] == 2
+        found = facts["distributed_type"], facts["zero_stage"], facts["wrapper"]
+        if kind == "ddp":
+            assert found == ("MULTI_CPU", None, "DistributedDataParallel")
+        elif kind == "fsdp2":
+            assert found[0] == "FSDP" and found[2].startswith("FSDP")
+        else:
+            assert found == ("DEEPSPEED", int(kind[-1]), "DeepSpeedEngine")
+        share = facts["held"] / facts["in_all"]
+        assert share == pytest.approx(0.5 if kind in ("zero3", "fsdp2") else 1, abs=0.02)

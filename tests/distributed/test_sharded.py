@@ -6,7 +6,6 @@ processes that never exchange gradients. So each test asserts first what ran.
 """
 
 import math
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -15,11 +14,10 @@ import torch
 from trl_hrm import StepScorer
 from trl_hrm.losses import step_loss
 
-from .launching import MODELS, Project, Run, largest_difference
+from .launching import KINDS, MODELS, SHARDED, Project, Run, assert_ran_as, largest_difference
 
 
 pytestmark = pytest.mark.slow
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
 STEPS = 8
 LEARNING_RATE = 1.0
@@ -35,19 +33,8 @@ SETTINGS = (
         "2",
     ),
 )
-LORA = ("--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear")
 ON_CPU = ("--use_cpu", "false", "--ddp_backend", "gloo")
-KINDS = {
-    "ddp": {"config": "cpu_2proc.yaml"},
-    "zero2": {"config": "zero2.yaml"},
-    "zero3": {"config": "zero3.yaml"},
-    "fsdp2": {"config": "fsdp2.yaml", "PROBE_FSDP_ON_CPU": "1"},
-}
-SHARDED = [
-    pytest.param("zero2", marks=needs_deepspeed),
-    pytest.param("zero3", marks=needs_deepspeed),
-    "fsdp2",
-]
+LORA = ("--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "all-linear")
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +57,6 @@ def run(project):
     return run
 
 
-def assert_ran_as(run: Run, kind: str) -> None:
-    for rank in (0, 1):
-        facts = run.facts(rank)
-        assert facts["num_processes"] == 2
-        found = facts["distributed_type"], facts["zero_stage"], facts["wrapper"]
-        if kind == "ddp":
-            assert found == ("MULTI_CPU", None, "DistributedDataParallel")
-        elif kind == "fsdp2":
-            assert found[0] == "FSDP" and found[2].startswith("FSDP")
-        else:
-            assert found == ("DEEPSPEED", int(kind[-1]), "DeepSpeedEngine")
-        share = facts["held"] / facts["in_all"]
-        assert share == pytest.approx(0.5 if kind in ("zero3", "fsdp2") else 1, abs=0.02)
-        assert len([log for log in facts["log_history"] if "loss" in log]) == STEPS
-
-
 def assert_saved_model_is_the_live_one(project: Project, run: Run) -> None:
     """`eval_loss` of the model in memory equals that of the scores which the saved one gives in this process."""
     scorer = StepScorer.from_pretrained(str(run.output_dir))
@@ -103,6 +74,7 @@ def test_equals_data_parallelism(project, run, kind, model):
     reference, sharded = run("ddp", model), run(kind, model)
     assert_ran_as(reference, "ddp")
     assert_ran_as(sharded, kind)
+    assert len(sharded.logged("loss")) == STEPS
     for name in ("loss", "grad_norm", "num_labels", "accuracy", "eval_loss"):
         assert sharded.logged(name) == pytest.approx(reference.logged(name), rel=1e-4), name
     assert largest_difference(sharded.weights(), reference.weights()) < 1e-5

@@ -60,7 +60,9 @@ class FrozenReference:
         elif accelerator.distributed_type == DistributedType.FSDP:
             self.model = prepare_fsdp(model, accelerator)
         else:
-            self.model = accelerator.prepare_model(model, evaluation_mode=True)
+            # Not `prepare_model`: once the accelerator has a model, Trainer takes the policy of an evaluation before
+            # training for prepared, and that one has no mixed precision then
+            self.model = model if accelerator.verify_device_map(model) else model.to(accelerator.device)
         self._accelerator = accelerator
 
     @torch.no_grad()

@@ -1,0 +1,111 @@
+"""`KLSelfTrainer` in two processes and in one: the same losses, the same KL, the same weights."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ..helpers import tiny_tokenizer
+from .kl_launching import LOGGED, LORA, KLProject
+from .launching import Run, largest_difference
+
+
+# What differs from one scenario to the next. Each has its folder of precomputed states in its output folder.
+SCENARIOS = {
+    "copy": {"gradient_accumulation_steps": 2},
+    "long": {"rows": "long", "ref_model": "lm-other", "model": "lm-tied", "kl_direction": "reverse"},
+    "adapter": {"lora": LORA | {"modules_to_save": ["lm_head"]}, "gradient_accumulation_steps": 2},
+    "packed": {"packing": True, "max_length": 64, "gradient_accumulation_steps": 2},
+    "untrained": {"rows": "untrained", "packing": True, "max_length": 40},
+    "states": {"precompute_ref_hidden": True, "gradient_accumulation_steps": 2},
+    "untrained-states": {
+        **{"precompute_ref_hidden": True, "rows": "untrained", "packing": True, "max_length": 40},
+        "per_device_eval_batch_size": 2,  # 3 batches to compute: one rank has one more
+    },
+    "adapter-states": {"precompute_ref_hidden": True, "lora": LORA},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, tuple[Run, Run]]:
+    """Each scenario with 1 row per process in two processes, and with 2 rows in one."""
+    project = KLProject(tmp_path_factory.mktemp("kl"))
+    found = []
+    for num_processes, config in ((2, "cpu_2proc.yaml"), (1, None)):
+        scenarios = []
+        for name, args in SCENARIOS.items():
+            args = args | {"per_device_train_batch_size": 2 // num_processes}
+            if "ref_model" in args:
+                args["ref_model"] = str(project.folder / args["ref_model"])
+            scenarios.append(project.scenario(f"{name}-{num_processes}", **args))
+        found.append(project.run(*scenarios, config=config))
+    return dict(zip(SCENARIOS, zip(*found, strict=True), strict=True))
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    adapter = run.output_dir / "adapter_model.safetensors"
+    return load_file(adapter if adapter.exists() else run.output_dir / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_processes_equal_one(runs, name):
+    """
+    A logarithm of each rank's or micro batch's KL, or a mean per rank over its own sequences, would train without a fault,
+    on other gradients. So would two processes that never exchange any.
+    """
+    double, single = runs[name]
+    for rank in (0, 1):
+        facts = double.facts(rank)
+        assert (facts["num_processes"], facts["distributed_type"]) == (2, "MULTI_CPU")
+        assert facts["wrapper"] == "DistributedDataParallel"
+    assert (single.facts()["num_processes"], single.facts()["distributed_type"]) == (1, "NO")
+    for logged in LOGGED:
+        assert double.logged(logged) == pytest.approx(single.logged(logged), rel=1e-4, abs=1e-5), logged
+    assert len(single.logged("kl")) > 2 and single.logged("kl")[-1] > 0.05  # there is something to compare
+    assert largest_difference(weights(double), weights(single)) < 1e-5
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_reference_does_not_move(runs, name):
+    """A reference that is trained along, or left in training mode, shows as a smaller KL only."""
+    for run in runs[name]:
+        before, after = (run.facts()["reference"][when] for when in ("before", "after"))
+        assert before == after
+        if "states" not in name:
+            assert before["num_frozen"] > 0 and not after["has_gradient"]
+            assert after["in_training_mode"] == ("adapter" in name)
+
+
+def test_rows_without_a_trained_token(runs):
+    """
+    A prompt that fills a row leaves nothing to train on. One rank then has no sequence and the other one has; or none has
+    any, and a mean over no sequences is not a number, which every weight would be from then on.
+    """
+    for name in ("untrained", "untrained-states"):
+        for run in runs[name]:
+            assert len(run.logged("loss")) == 6
+            assert run.logged("loss").count(0) == 3 and len(run.logged("kl")) == 3
+            assert all(weight.isfinite().all() for weight in weights(run).values())
+
+
+def test_long_rows_are_long(runs):
+    """Else the scenario would not show what blocks of tokens and ranks of different length do to each other."""
+    rows = (runs["long"][0].output_dir.parent / "long.jsonl").read_text(encoding="utf-8").splitlines()
+    lengths = [len(ids) for ids in tiny_tokenizer()([row.split('"completion": ')[1] for row in rows])["input_ids"]]
+    assert min(lengths[::2]) > 520 and max(lengths[1::2]) < 16
+
+
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "states" in name])
+def test_ranks_share_the_work(runs, name):
+    """Each computes its part. What is on disk does not tell how many they were; a sequence left out or twice would."""
+    folders = [run.output_dir / "ref_hidden" for run in runs[name]]
+    files = [sorted(folder.glob("*.safetensors")) for folder in folders]
+    assert [len(found) for found in files] == [2, 1]
+    parts = [[load_file(path) for path in found] for found in files]
+    assert not parts[0][0].keys() & parts[0][1].keys()
+    assert abs(len(parts[0][0]) - len(parts[0][1])) <= 8
+    double, single = parts[0][0] | parts[0][1], parts[1][0]
+    assert double.keys() == single.keys() and len(single) == (5 if name.startswith("untrained") else 16)
+    for key, states in single.items():
+        # padded to another length, a state is rounded otherwise
+        torch.testing.assert_close(double[key], states, rtol=0.01, atol=0.01)
+    assert (folders[0] / "manifest.json").read_text() == (folders[1] / "manifest.json").read_text()

@@ -1,0 +1,74 @@
+"""`KLSelfTrainer` killed between two checkpoints, in a real process, and resumed in another one."""
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from safetensors.torch import load_file
+
+from ..distributed.kl_launching import LOGGED, LORA, KLProject
+from ..distributed.launching import Run, largest_difference
+
+
+SCENARIOS = {
+    "copy": {},
+    "adapter": {"lora": LORA | {"lora_dropout": 0.2, "modules_to_save": ["lm_head"]}},
+    "states": {"precompute_ref_hidden": True},
+}
+TRAINING = {
+    "optim": "adamw_torch",
+    "learning_rate": 5e-3,
+    "lr_scheduler_type": "linear",
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "train_sampling_strategy": "random",
+    "save_strategy": "steps",
+    "save_steps": 2,
+}
+FILES = {name: "adapter_model.safetensors" if name == "adapter" else "model.safetensors" for name in SCENARIOS}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, tuple[Run, Run]]:
+    """Each scenario of 8 steps unbroken, and resumed after it was killed at step 5."""
+    project = KLProject(tmp_path_factory.mktemp("kl-resume"))
+
+    def scenario(name: str, folder: str, resume: str = "") -> dict:
+        return project.scenario(f"{name}-{folder}", resume=resume, **TRAINING, **SCENARIOS[name])
+
+    def kill(name: str) -> None:
+        run = project.run(scenario(name, "killed"), exit_code=-signal.SIGKILL, PROBE_KILL_AT_STEP="5")[0]
+        assert (run.output_dir / "checkpoint-4" / FILES[name]).exists()
+        assert not (run.output_dir / "checkpoint-6").exists() and not (run.output_dir / FILES[name]).exists()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(kill, SCENARIOS))
+    resumed = [scenario(name, "killed", "checkpoint-4") for name in SCENARIOS]
+    found = project.run(*resumed, *[scenario(name, "unbroken") for name in SCENARIOS])
+    return dict(zip(SCENARIOS, zip(found[3:], found[:3], strict=True), strict=True))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_resuming_equals_an_unbroken_run(runs, name):
+    """
+    A reference that is made from the checkpoint instead of the model that training began with would give a smaller KL and
+    another policy, and no error. So would rows in another order, or an adapter that is drawn anew.
+    """
+    unbroken, resumed = runs[name]
+    for logged in LOGGED:
+        assert resumed.logged(logged) == unbroken.logged(logged), logged
+    kl = resumed.logged("kl")
+    assert len(kl) == 8 and kl[0] < 1e-3
+    assert min(kl[4:]) > 0.1  # from the checkpoint's model the first one after it would be 0
+    found, expected = (load_file(run.output_dir / FILES[name]) for run in (resumed, unbroken))
+    assert largest_difference(found, expected) == 0
+    assert largest_difference(load_file(unbroken.output_dir / "checkpoint-4" / FILES[name]), expected) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["copy", "adapter"])
+def test_the_reference_is_the_model_that_training_began_with(runs, name):
+    """Its weights to the bit: what an unbroken run logs is no proof where both runs are wrong in the same way."""
+    unbroken, resumed = (run.facts()["reference"] for run in runs[name])
+    digests = {facts[when]["digest"] for facts in (unbroken, resumed) for when in ("before", "after")}
+    assert len(digests) == 1
