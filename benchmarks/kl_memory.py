@@ -4,11 +4,11 @@ Memory and time of the KL term of KLSelfTrainer, at the vocabulary of Qwen2.5 (1
     python benchmarks/kl_memory.py
 
 Memory: what computing and differentiating a loss adds to the memory of a process that holds hidden states and heads, for
-`--loss_tokens` tokens (LM: the language-model loss of TRL's fused head, which SFTTrainer has too):
+`--loss_tokens` tokens (LM: the language-model loss of TRL's fused head):
 
 - `LM + KL, full logits`: all logits of policy and reference, in plain torch;
-- `KL, TRL's function once`: its tiles of 4,096 tokens;
-- `KL, trl_hrm`, `LM`, `LM + KL, trl_hrm`.
+- `KL, TRL's tiles` and `LM, TRL's tiles`: 4,096 tokens x 32,768 logits;
+- `KL, trl_hrm`, `LM, trl_hrm`, `LM + KL, trl_hrm`: the narrow tiles that KLSelfTrainer uses without Triton.
 
 Time: training steps of `--step_tokens` tokens on a Qwen2 with random weights whose body has ten times the parameters of its
 head. SFTTrainer; KLSelfTrainer with a frozen copy and with precomputed states; the same with LoRA, where the reference is the
@@ -31,7 +31,14 @@ from pathlib import Path
 
 
 VOCABULARY = 151_936
-LOSSES = ["LM + KL, full logits", "KL, TRL's function once", "KL, trl_hrm", "LM", "LM + KL, trl_hrm"]
+LOSSES = [
+    "LM + KL, full logits",
+    "LM, TRL's tiles",
+    "KL, TRL's tiles",
+    "LM, trl_hrm",
+    "KL, trl_hrm",
+    "LM + KL, trl_hrm",
+]
 STEPS = ["SFT", "KL, frozen copy", "KL, precomputed states", "LoRA: SFT", "LoRA: KL, adapter off"]
 
 
@@ -66,9 +73,10 @@ def measure_loss(args: argparse.Namespace) -> dict:
         leaf.grad = torch.zeros_like(leaf)  # of an earlier micro-batch
     loss = {
         "LM + KL, full logits": full_loss,
-        "KL, TRL's function once": lambda *inputs: kl_loss(*inputs, tile=4096),
+        "LM, TRL's tiles": lambda *inputs: lm_loss(*inputs, tile=32_768),
+        "KL, TRL's tiles": lambda *inputs: kl_loss(*inputs, tile=32_768),
+        "LM, trl_hrm": lm_loss,
         "KL, trl_hrm": kl_loss,
-        "LM": lm_loss,
         "LM + KL, trl_hrm": lambda *inputs: lm_loss(*inputs) + kl_loss(*inputs),
     }[args.worker]
     before = reset_peak(args.gpu)
@@ -93,17 +101,20 @@ def kl_loss(hidden, weight, ref_hidden, ref_weight, targets, tile: int | None = 
     from trl_hrm import kl
 
     if tile is not None:
-        kl.TOKENS_PER_TILE = tile
+        kl.LOGITS_PER_TILE = tile
     divergence = kl.token_kl(hidden, kl.LMHead(weight), ref_hidden, kl.LMHead(ref_weight))
     return 0.5 * kl.scaled_kl(divergence.sum())
 
 
-def lm_loss(hidden, weight, ref_hidden, ref_weight, targets):
+def lm_loss(hidden, weight, ref_hidden, ref_weight, targets, tile: int | None = None):
     from trl.kernels import ChunkedLogProbFunction
 
-    # as TRL's fused head calls it for SFTTrainer
+    from trl_hrm.kl import LOGITS_PER_TILE
+
+    # as TRL's fused head calls it for SFTTrainer; on a GPU, where Triton is, KLSelfTrainer leaves TRL's tiles alone
+    tile = tile or (32_768 if hidden.is_cuda else LOGITS_PER_TILE)
     outputs = ("log_probs", "entropy", "is_top1")
-    log_probs, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 32768, None, 1.0, outputs)
+    log_probs, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, tile, None, 1.0, outputs)
     return -log_probs.mean()
 
 

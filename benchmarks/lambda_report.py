@@ -90,7 +90,7 @@ def draw(result: dict[str, Any], path: Path) -> "Figure":
 
     found = by_setting(result)
     lambdas = sorted({setting.kl_coef for setting in found} - {0}) or [0]
-    figure = Figure(figsize=(3.4 * len(lambdas) + 0.8, 6), layout="constrained", dpi=150)
+    figure = Figure(figsize=(3.4 * len(lambdas) + 0.8, 6), layout="constrained", dpi=110)
     panels = figure.subplots(2, len(lambdas), sharex=True, sharey="row", squeeze=False)
     for column, kl_coef in zip(panels.T, lambdas, strict=True):
         drawn = {setting: runs for setting, runs in found.items() if setting.kl_coef in (0, kl_coef)}

@@ -94,21 +94,22 @@ def test_no_token_gives_an_empty_differentiable_result():
 def test_tiles_do_not_change_the_result_and_leave_no_trace(monkeypatch):
     """TRL's constant must be what it was after the call, and small also while the gradient is computed."""
     pair = random_pair(33)
-    tiles = chunked_divergence.TOKEN_CHUNK_SIZE
+    tiles = chunked_divergence.VOCAB_CHUNK_SIZE
     whole = token_kl(*pair)
-    monkeypatch.setattr(kl, "TOKENS_PER_TILE", 4)
+    monkeypatch.setattr(kl, "LOGITS_PER_TILE", 7)
     seen = []
     tile = chunked_divergence._backward_tile
     monkeypatch.setattr(
         chunked_divergence,
         "_backward_tile",
-        lambda *args, **kwargs: (seen.append(len(args[0])), tile(*args, **kwargs)),
+        lambda *args, **kwargs: (seen.append(args[0].shape[1]), tile(*args, **kwargs)),
     )
     small = token_kl(*pair)
     torch.testing.assert_close(small, whole, rtol=1e-6, atol=1e-6)
     small.sum().backward()
-    assert seen == [4] * 8 + [1]
-    assert chunked_divergence.TOKEN_CHUNK_SIZE == tiles
+    vocabulary = len(pair[1].weight)
+    assert seen == [7] * (vocabulary // 7) + [vocabulary % 7]
+    assert chunked_divergence.VOCAB_CHUNK_SIZE == tiles
 
 
 SIZES = {

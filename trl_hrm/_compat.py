@@ -5,6 +5,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import _use_triton as use_triton
 from trl.models.utils import _ForwardRedirection as ForwardRedirection
 from trl.models.utils import prepare_deepspeed, prepare_fsdp
+from trl.trainer import utils as trainer_utils
 from trl.trainer.base_config import _BaseConfig as BaseConfig
 from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -33,5 +34,6 @@ __all__ = [
     "maybe_gather_lm_head_ctx",
     "prepare_deepspeed",
     "prepare_fsdp",
+    "trainer_utils",
     "use_triton",
 ]

@@ -1,5 +1,6 @@
 """KL divergence between a policy and its reference: per token, per sequence, scaled. No `[T, V]` tensor is made."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -7,12 +8,12 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ._compat import ChunkedDivergenceFunction, chunked_divergence, use_triton
+from ._compat import ChunkedDivergenceFunction, chunked_divergence, trainer_utils, use_triton
 
 
-# TRL's kernel works on tiles of 4,096 tokens x 32,768 logits. Triton folds them in place; elsewhere each comes with some ten
-# temporaries of its size, 0.5 GB each.
-TOKENS_PER_TILE = 256
+# TRL's kernels work on tiles of 4,096 tokens x 32,768 logits. Triton folds them in place; elsewhere each comes with some ten
+# temporaries of its size, 0.5 GB each. Narrow ones stay in the processor's cache: half the time, a tenth of the memory.
+LOGITS_PER_TILE = 512
 
 DIRECTIONS = {"forward": 0.0, "reverse": 1.0}  # as TRL's kernel calls KL(ref || policy) and KL(policy || ref)
 SCALINGS = ("log1p", "none")
@@ -87,7 +88,7 @@ def token_kl(
     Returns:
         `torch.Tensor`: Shape `(N,)`, float32.
     """
-    divergence = ChunkedDivergenceFunction if use_triton(hidden.device) else _DivergenceInSmallTiles
+    divergence = ChunkedDivergenceFunction if use_triton(hidden.device) else _DivergenceInNarrowTiles
     kl, _ = divergence.apply(
         hidden,
         head.weight,
@@ -105,21 +106,25 @@ def token_kl(
     return kl
 
 
-class _DivergenceInSmallTiles(ChunkedDivergenceFunction):
-    """
-    TRL's function with fewer tokens in a tile. Calling it once per block of tokens would do too, but each call makes a gradient
-    of the whole head, and under ZeRO-3 gathers the head, which ranks with different numbers of blocks would not do together.
-    """
+class _DivergenceInNarrowTiles(ChunkedDivergenceFunction):
+    """TRL's function with fewer logits in a tile."""
 
     @staticmethod
     def forward(ctx, *args):
-        with patch.object(chunked_divergence, "TOKEN_CHUNK_SIZE", TOKENS_PER_TILE):
+        with patch.object(chunked_divergence, "VOCAB_CHUNK_SIZE", LOGITS_PER_TILE):
             return ChunkedDivergenceFunction.forward(ctx, *args)
 
     @staticmethod
     def backward(ctx, *grads):
-        with patch.object(chunked_divergence, "TOKEN_CHUNK_SIZE", TOKENS_PER_TILE):
+        with patch.object(chunked_divergence, "VOCAB_CHUNK_SIZE", LOGITS_PER_TILE):
             return ChunkedDivergenceFunction.backward(ctx, *grads)
+
+
+def narrow_lm_head(device: torch.device) -> AbstractContextManager:
+    """While a model with TRL's fused LM head is called: the same tiles for its language-model loss."""
+    if use_triton(device):
+        return nullcontext()
+    return patch.object(trainer_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", LOGITS_PER_TILE)
 
 
 def trained_tokens(labels: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from trl import SFTConfig, SFTTrainer
 from tests.helpers import assert_gradients_equal, gradients, tiny_model, tiny_tokenizer, weights_of
 from tests.trainer.kl_training import LM, make_kl_trainer, moved, plain_objective, random_rows
 from trl_hrm import KLSelfConfig, KLSelfTrainer
+from trl_hrm._compat import trainer_utils
 from trl_hrm.demo.tiny_model import make_tokenizer
+from trl_hrm.kl import LOGITS_PER_TILE
 from trl_hrm.trainer import ref_hidden
 from trl_hrm.trainer.ref_hidden import REF_STATES, PrecomputedReference
 from trl_hrm.trainer.reference import AdapterOff, FrozenReference
@@ -372,6 +375,17 @@ def test_precomputing_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not set.union(*written) & set.union(*again)
     batches = [made.data_collator(list(made.train_dataset)) for made in (whole, trainer)]
     torch.testing.assert_close(batches[0][REF_STATES], batches[1][REF_STATES])
+
+
+def test_tiles_of_the_language_model_loss(tmp_path, monkeypatch):
+    """TRL's own tiles take gigabytes beside a KL term that takes a tenth of it. SFTTrainer's must stay as they are."""
+    seen = []
+    apply = trainer_utils._ChunkedLogProbFunction.apply
+    function = SimpleNamespace(apply=lambda *args: (seen.append(args[5]), apply(*args))[1])
+    monkeypatch.setattr(trainer_utils, "_ChunkedLogProbFunction", function)
+    for kl_coef in (0.5, 0.0):
+        make_kl_trainer(tmp_path, random_rows(2), kl_coef=kl_coef).train()
+    assert seen == [LOGITS_PER_TILE, trainer_utils._CHUNKED_LOGPROB_CHUNK_SIZE]
 
 
 def test_states_of_another_reference_or_of_other_data_are_refused(tmp_path):

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
-from ..kl import LMHead, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
+from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
 from .kl_self_config import KLSelfConfig
 from .ref_hidden import REF_STATES, RefHiddenCollator, precompute_hidden
 from .reference import AdapterOff, FrozenReference, causal_lm_of, check_reference, copy_of, load_reference
@@ -283,7 +283,8 @@ class _PolicyBesideReference:
             lambda module, args, output: states.append(output.last_hidden_state)
         )
         try:
-            outputs = policy.forward(**inputs)
+            with narrow_lm_head(inputs["labels"].device):
+                outputs = policy.forward(**inputs)
         finally:
             hook.remove()
         hidden = states[0][:, :-1][trained_tokens(inputs["labels"])]
