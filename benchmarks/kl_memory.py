@@ -12,7 +12,8 @@ Memory: what computing and differentiating a loss adds to the memory of a proces
 
 Time: training steps of `--step_tokens` tokens on a Qwen2 with random weights whose body has ten times the parameters of its
 head. SFTTrainer; KLSelfTrainer with a frozen copy and with precomputed states; the same with LoRA, where the reference is the
-policy with its adapter off. Every measurement is a process of its own, round after round; the first step does not count.
+policy with its adapter off. KLSelfTrainer takes narrow tiles for the language-model loss too; `SFT, narrow tiles` shows what that
+alone does. Every measurement is a process of its own, round after round; the first step does not count.
 
 With `--gpu`: bfloat16 on one GPU, its memory, and a larger model.
 """
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -39,7 +41,14 @@ LOSSES = [
     "KL, trl_hrm",
     "LM + KL, trl_hrm",
 ]
-STEPS = ["SFT", "KL, frozen copy", "KL, precomputed states", "LoRA: SFT", "LoRA: KL, adapter off"]
+STEPS = [
+    "SFT",
+    "SFT, narrow tiles",
+    "KL, frozen copy",
+    "KL, precomputed states",
+    "LoRA: SFT",
+    "LoRA: KL, adapter off",
+]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,6 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--hidden_size", type=int, default=512, help="width of heads and model (default: 512)")
     parser.add_argument("--num_steps", type=int, default=2, help="training steps of a run (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=["memory", "time"], default=["memory", "time"], help="(default: both)"
+    )
     parser.add_argument("--gpu", action="store_true", help="bfloat16 on one GPU")
     parser.add_argument("--worker", choices=LOSSES + STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -149,7 +161,9 @@ def measure_steps(args: argparse.Namespace) -> dict:
     from trl import SFTConfig, SFTTrainer
 
     from trl_hrm import KLSelfConfig, KLSelfTrainer
+    from trl_hrm._compat import trainer_utils
     from trl_hrm.demo.tiny_model import make_tokenizer
+    from trl_hrm.kl import LOGITS_PER_TILE
 
     logging.set_verbosity_error()
     model = make_model(args)
@@ -165,11 +179,13 @@ def measure_steps(args: argparse.Namespace) -> dict:
                 torch.cuda.synchronize()
             return time.perf_counter()
 
-        def on_step_begin(self, *unused, **kwargs):
+        def on_train_begin(self, *unused, **kwargs):
             self.start = self.now()
 
-        def on_step_end(self, *unused, **kwargs):
-            times.append(self.now() - self.start)
+        def on_step_end(self, *unused, **kwargs):  # from the end of the last one, so that loading the batch counts
+            now = self.now()
+            times.append(now - self.start)
+            self.start = now
 
     settings = {
         "output_dir": args.work,
@@ -196,6 +212,8 @@ def measure_steps(args: argparse.Namespace) -> dict:
         kwargs["peft_config"] = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
     if "SFT" in args.worker:
         trainer = SFTTrainer(model, SFTConfig(**settings), **kwargs)
+        if "narrow" in args.worker:
+            trainer_utils._CHUNKED_LOGPROB_CHUNK_SIZE = LOGITS_PER_TILE
     else:
         config = KLSelfConfig(**settings, precompute_ref_hidden="precomputed" in args.worker)
         trainer = KLSelfTrainer(model, config, **kwargs)
@@ -244,7 +262,8 @@ def main() -> None:
     if args.worker:
         print(json.dumps(measure_loss(args) if args.worker in LOSSES else measure_steps(args)))
         return
-    results = {system: [] for system in LOSSES + STEPS}
+    systems = (LOSSES if "memory" in args.parts else []) + (STEPS if "time" in args.parts else [])
+    results = {system: [] for system in systems}
     for number in range(args.rounds):
         for system in results:
             results[system].append(run_worker(args, system))
@@ -261,6 +280,17 @@ def report(args: argparse.Namespace, results: dict[str, list[dict]]) -> str:
     def median(system: str, what: str) -> float:
         return statistics.median(run[what] for run in results[system])
 
+    lines = memory_table(args, median) if "memory" in args.parts else []
+    lines += time_table(args, results, median) if "time" in args.parts else []
+    names = ("torch", "transformers", "trl", "accelerate", "peft")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    cores = len(os.sched_getaffinity(0))
+    where = "one GPU" if args.gpu else f"{cores} cores"
+    lines += [f"{time.strftime('%Y-%m-%d')}; {versions}; Python {platform.python_version()}, {where}."]
+    return "\n".join(lines)
+
+
+def memory_table(args: argparse.Namespace, median: Callable[[str, str], float]) -> list[str]:
     full = median(LOSSES[0], "bytes")
     lines = [
         f"Loss of {args.loss_tokens:,} tokens, vocabulary {VOCABULARY:,}, hidden size {args.hidden_size}:",
@@ -271,9 +301,14 @@ def report(args: argparse.Namespace, results: dict[str, list[dict]]) -> str:
     for system in LOSSES:
         added = median(system, "bytes")
         lines.append(f"| {system} | {added / 1e9:.2f} | 1/{full / added:.1f} | {median(system, 'seconds'):.1f} |")
+    return [*lines, ""]
+
+
+def time_table(
+    args: argparse.Namespace, results: dict[str, list[dict]], median: Callable[[str, str], float]
+) -> list[str]:
     sizes = results["SFT"][0]
-    lines += [
-        "",
+    lines = [
         f"Training steps of {args.step_tokens} tokens, head of {sizes['head'] / 1e6:.0f}M parameters, body of "
         f"{sizes['body'] / 1e6:.0f}M ({sizes['body'] / sizes['head']:.1f} to 1), {args.rounds} runs:",
         "",
@@ -286,12 +321,7 @@ def report(args: argparse.Namespace, results: dict[str, list[dict]]) -> str:
         seconds = median(system, "seconds")
         memory = median(system, "bytes") / 1e9
         lines.append(f"| {system} | {seconds:.2f} ({every}) | {seconds / base:.2f}× | {memory:.2f} |")
-    names = ("torch", "transformers", "trl", "accelerate", "peft")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    cores = len(os.sched_getaffinity(0))
-    where = "one GPU" if args.gpu else f"{cores} cores"
-    lines += ["", f"{time.strftime('%Y-%m-%d')}; {versions}; Python {platform.python_version()}, {where}."]
-    return "\n".join(lines)
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

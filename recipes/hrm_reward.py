@@ -9,27 +9,19 @@ Every setting of the YAML can be overridden on the command line, for example `--
 
 from dataclasses import dataclass, field
 
+from trl_hrm.scripts.recipe_setup import DatasetArguments, load_splits, model_init_kwargs
+
 
 @dataclass
-class RecipeArguments:
+class RecipeArguments(DatasetArguments):
     """
     Arguments of this recipe, beside [`HRMRewardConfig`] and [`~trl.ModelConfig`].
 
     Args:
-        dataset_name (`str`): Folder or Hub id of the dataset.
-        dataset_config (`str`, *optional*): Configuration of the dataset.
-        dataset_train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
-        dataset_test_split (`str`, *optional*, defaults to `"test"`): Split to evaluate on, if `eval_strategy` is set.
         make_tiny_model (`bool`, *optional*, defaults to `False`): Make a small model with random weights from the data
             at `model_name_or_path`, if nothing is there yet.
     """
 
-    dataset_name: str = field(metadata={"help": "Folder or Hub id of the dataset."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_test_split: str = field(
-        default="test", metadata={"help": "Split to evaluate on, if `eval_strategy` is set."}
-    )
     make_tiny_model: bool = field(
         default=False,
         metadata={
@@ -45,7 +37,6 @@ def main(script_args, training_args, model_args):
     from trl import get_peft_config
 
     from trl_hrm import HRMRewardTrainer
-    from trl_hrm.scripts.recipe_setup import load_splits, model_init_kwargs
 
     if script_args.make_tiny_model:
         from trl_hrm.demo.tiny_model import make_tiny_model, read_texts

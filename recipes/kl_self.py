@@ -7,12 +7,13 @@ Train a policy on its best trajectories, held near a reference by a log-scaled K
 Every setting of the YAML can be overridden on the command line, for example `--kl_coef 0.01`.
 """
 
+from trl_hrm.scripts.recipe_setup import DatasetArguments, load_splits, model_init_kwargs
+
 
 def main(script_args, training_args, model_args):
     from trl import get_peft_config
 
     from trl_hrm import KLSelfTrainer
-    from trl_hrm.scripts.recipe_setup import load_splits, model_init_kwargs
 
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     train_dataset, eval_dataset = load_splits(script_args, training_args)
@@ -36,11 +37,11 @@ def main(script_args, training_args, model_args):
 
 
 def make_parser():
-    from trl import ModelConfig, ScriptArguments, TrlParser
+    from trl import ModelConfig, TrlParser
 
     from trl_hrm import KLSelfConfig
 
-    return TrlParser((ScriptArguments, KLSelfConfig, ModelConfig))
+    return TrlParser((DatasetArguments, KLSelfConfig, ModelConfig))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,15 @@ def token_kl(
 
     Returns:
         `torch.Tensor`: Shape `(N,)`, float32.
+
+    Raises:
+        `ValueError`: If policy and reference have not the same number of tokens.
     """
+    if len(ref_hidden) != len(hidden):
+        raise ValueError(
+            f"The reference has states of {len(ref_hidden)} tokens, the policy of {len(hidden)}. With precomputed states, a "
+            "data collator must not change which tokens are trained on."
+        )
     divergence = ChunkedDivergenceFunction if use_triton(hidden.device) else _DivergenceInNarrowTiles
     kl, _ = divergence.apply(
         hidden,

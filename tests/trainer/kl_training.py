@@ -5,11 +5,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
-from tests.helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
+from tests.helpers import HEADS, WORDS, tiny_model, tiny_tokenizer, weights_of
 from trl_hrm import KLSelfConfig, KLSelfTrainer
 
 
@@ -44,7 +45,7 @@ def make_kl_trainer(
     model: PreTrainedModel | str | None = None,
     ref_model: PreTrainedModel | str | None = None,
     trainer_class: type[KLSelfTrainer] = KLSelfTrainer,
-    eval_rows: list[dict[str, Any]] | None = None,
+    eval_rows: list[dict[str, Any]] | dict[str, Dataset] | None = None,
     config_ref_model: str | None = None,
     trainer_args: dict[str, Any] | None = None,
     **args,
@@ -72,9 +73,8 @@ def make_kl_trainer(
         args=KLSelfConfig(**(defaults | args), ref_model=config_ref_model),
         ref_model=ref_model,
         train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
-        eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows),
-        processing_class=tiny_tokenizer(),
-        **(trainer_args or {}),
+        eval_dataset=Dataset.from_list(eval_rows) if isinstance(eval_rows, list) else eval_rows,
+        **({"processing_class": tiny_tokenizer()} | (trainer_args or {})),
     )
 
 
@@ -110,3 +110,27 @@ def plain_objective(
             kl = kl / count if reduction == "token_mean" else kl
             terms.append(torch.log(1 + kl) if scaling == "log1p" else kl)
     return torch.stack(losses).mean(), torch.stack(terms).mean()
+
+
+METRICS = ("loss", "lm_loss", "kl", "kl_per_token", "log_kl", "kl_max")
+
+
+def logs_of(trainer: KLSelfTrainer) -> list[dict[str, float]]:
+    """`METRICS` of each logged step."""
+    return [{name: log[name] for name in METRICS} for log in trainer.state.log_history if "lm_loss" in log]
+
+
+def assert_logs_equal(found: KLSelfTrainer, expected: KLSelfTrainer, rel: float = 1e-5) -> None:
+    assert len(logs_of(found)) == len(logs_of(expected)) > 0
+    for one, other in zip(logs_of(found), logs_of(expected), strict=True):
+        assert one == pytest.approx(other, rel=rel, abs=1e-6)
+
+
+def assert_weights_equal(found: torch.nn.Module, expected: torch.nn.Module, atol: float = 1e-5) -> None:
+    for (name, one), other in zip(weights_of(found).items(), weights_of(expected).values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def assert_trained(trainer: KLSelfTrainer) -> None:
+    """Else equal weights would say nothing."""
+    assert max(log["kl"] for log in logs_of(trainer)) > 0.1

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import set_seed
 
 from trl_hrm.trainer.reference import AdapterOff, FrozenReference
@@ -158,3 +158,42 @@ def test_mixed_precision_is_that_of_the_policy(tmp_path, adapter):
     trainer.train()
     assert [log["kl"] for log in trainer.state.log_history if "kl" in log] == [0, 0, 0]
     assert (trainer.model_wrapped(torch.arange(9)[None]).logits - exact).abs().max() > 1e-3  # it is mixed
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_frozen_weights_of_an_adapter_stay_frozen(tmp_path, precompute):
+    """PEFT sets all weights of an adapter to be trained when it is turned on again."""
+    model = policy(True)
+    frozen = {
+        name
+        for name, weight in model.named_parameters()
+        if "lora_A" in name and not weight.requires_grad_(False).requires_grad
+    }
+    trainer = make_kl_trainer(tmp_path, ROWS, model, eval_rows=ROWS, precompute_ref_hidden=precompute)
+    trainer.evaluate()
+    before = weights_of(trainer.model)
+    trainer.train()
+    after = weights_of(trainer.model)
+    assert frozen and all(torch.equal(after[name], before[name]) for name in frozen)
+    assert any(not torch.equal(after[name], before[name]) for name in after if "lora_B" in name)
+
+
+def test_prompt_tuning(tmp_path):
+    """Tokens that are learned come before those of the row: the KL must be at the trained tokens, not some places before."""
+    set_seed(0)
+    config = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    trainer = make_kl_trainer(tmp_path, ROWS, get_peft_model(tiny_model(HEADS["lm"]), config))
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels = batch["labels"]
+    with torch.no_grad():
+        trainer.model.train()
+        trainer.compute_loss(trainer.model, dict(batch))
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        base = trainer.model.get_base_model()
+        base.forward = type(base).forward.__get__(base)  # not the fused head
+        reference = tiny_model(HEADS["lm"])(**inputs).logits[:, :-1][labels[:, 1:] != -100].double().log_softmax(-1)
+        tuned = trainer.model(**inputs).logits[:, 4:][:, :-1][labels[:, 1:] != -100].double().log_softmax(-1)
+    kl = (reference.exp() * (reference - tuned)).sum()
+    assert kl > 0.1
+    sums = trainer._kl_sums["train"]
+    assert (sums[2] / sums[4]).item() == pytest.approx((kl / len(labels)).item(), rel=1e-4)

@@ -1,5 +1,6 @@
 """What the recipes share: the data they train on, and how the model is loaded."""
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 
@@ -7,6 +8,26 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainingArguments
     from trl import ModelConfig
+
+
+@dataclass
+class DatasetArguments:
+    """
+    The data of a recipe.
+
+    Args:
+        dataset_name (`str`): Folder or Hub id of the dataset.
+        dataset_config (`str`, *optional*): Configuration of the dataset.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`): Split to evaluate on, if `eval_strategy` is set.
+    """
+
+    dataset_name: str = field(metadata={"help": "Folder or Hub id of the dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on, if `eval_strategy` is set."}
+    )
 
 
 def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArguments") -> dict[str, Any]:
@@ -23,13 +44,15 @@ def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArgumen
     }
 
 
-def load_splits(script_args: Any, training_args: "TrainingArguments") -> tuple["Dataset", "Dataset | None"]:
+def load_splits(
+    script_args: DatasetArguments, training_args: "TrainingArguments"
+) -> tuple["Dataset", "Dataset | None"]:
     """
     The splits to train and to evaluate on, the latter `None` without an `eval_strategy`.
 
     Args:
-        script_args:
-            Has `dataset_name`, `dataset_config`, `dataset_train_split` and `dataset_test_split`.
+        script_args ([`DatasetArguments`]):
+            Names the data.
         training_args ([`~transformers.TrainingArguments`]):
             Tells whether it evaluates.
 

@@ -43,7 +43,7 @@ class KLSelfConfig(SFTConfig):
             Whether the last hidden states of the reference are computed once, before training, and read from disk. Then only
             the LM head of the reference is kept. They take 2 bytes per trained token and hidden dimension.
         ref_hidden_dir (`str`, *optional*):
-            Folder of the precomputed states. By default `ref_hidden` in `output_dir`.
+            Folder of the precomputed states. By default `_ref_hidden` in `output_dir`, which is not pushed to the Hub.
 
     > [!NOTE]
     > Other defaults are those of [`~trl.SFTConfig`].
@@ -89,7 +89,9 @@ class KLSelfConfig(SFTConfig):
     )
     ref_hidden_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of the precomputed states. By default `ref_hidden` in `output_dir`."},
+        metadata={
+            "help": "Folder of the precomputed states. By default `_ref_hidden` in `output_dir`, which is not pushed to the Hub."
+        },
     )
 
     def __post_init__(self):
@@ -112,10 +114,15 @@ class KLSelfConfig(SFTConfig):
             if self.ref_model is not None or self.precompute_ref_hidden:
                 warnings.warn("`kl_coef` is 0: the reference model is not used.")
             return
-        if self.packing and self.packing_strategy == "wrapped":
+        if (self.packing or self.eval_packing) and self.packing_strategy != "bfd":
             raise ValueError(
-                "`packing_strategy='wrapped'` cuts sequences at the ends of rows, so that they have no KL of their own. Use "
+                f"`packing_strategy={self.packing_strategy!r}` cuts sequences into pieces, which have no KL of their own. Use "
                 "`packing_strategy='bfd'`."
+            )
+        if self.eval_packing and not (self.packing or self.padding_free):
+            raise ValueError(
+                "`eval_packing` without `packing` or `padding_free` packs the evaluation data but tells the model nothing of "
+                "it: a row would be one sequence, with one KL. Set one of them too, or leave `eval_packing` out."
             )
         if self.label_smoothing_factor:
             raise ValueError(

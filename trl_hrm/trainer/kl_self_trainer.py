@@ -1,4 +1,6 @@
+import gc
 import textwrap
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,15 @@ from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_
 from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
 from .kl_self_config import KLSelfConfig
 from .ref_hidden import REF_STATES, RefHiddenCollator, precompute_hidden
-from .reference import AdapterOff, FrozenReference, causal_lm_of, check_reference, copy_of, load_reference
+from .reference import (
+    AdapterOff,
+    FrozenReference,
+    causal_lm_of,
+    check_tokenizer,
+    check_vocabulary,
+    copy_of,
+    load_reference,
+)
 
 
 if TYPE_CHECKING:
@@ -39,8 +49,9 @@ class KLSelfTrainer(SFTTrainer):
     `loss = lm_loss + kl_coef * mean_i ln(1 + KL_i)` over the sequences i of the global batch, where KL_i is the sum over the
     trained tokens of sequence i. It does not depend on how the batch is split over accumulation steps, ranks and packed rows.
 
-    It is [`~trl.SFTTrainer`] with one method extended, `compute_loss`; see there for the arguments that are not below. All its
-    options hold, but for `label_smoothing_factor`, `compute_loss_func`, images, and context and sequence parallelism.
+    It is [`~trl.SFTTrainer`] with another loss; see there for the arguments that are not below. All its options hold, but with a
+    KL term not `label_smoothing_factor`, `compute_loss_func`, packing that cuts sequences, images, `torch_compile` of an
+    adapter, adapters that train biases, and the parallelisms that split a sequence or a model.
 
     Example:
 
@@ -104,12 +115,16 @@ class KLSelfTrainer(SFTTrainer):
         super().__init__(model=model, args=args, **kwargs)
         self.reference = None
         self._forward_redirection = ForwardRedirection()
-        # negative log-likelihood, tokens, KL, ln(1 + KL) and sequences of this rank since the last log; and the largest KL
-        self._kl_sums = {mode: torch.zeros(5, dtype=torch.float64, device=args.device) for mode in ("train", "eval")}
-        self._kl_max = {mode: torch.zeros((), device=args.device) for mode in ("train", "eval")}
+        self._kl_sums: dict[str, torch.Tensor] = {}
+        self._kl_max: dict[str, torch.Tensor] = {}
+        for mode in ("train", "eval"):
+            self._reset_metrics(mode)
         if args.kl_coef:
-            self._check_parallelism()
-            self._use_reference(reference)
+            self._check_support()
+            self._use_reference(reference, args.ref_model if ref_model is None else ref_model)
+        if args.precompute_ref_hidden:
+            del reference
+            gc.collect()  # TRL's redirection of the forward pass leaves a cycle, which would keep the model in memory
 
     def _send_telemetry(self):
         # TRL's trainers report to the Hub when they are made; this package uses no network unless asked
@@ -124,6 +139,8 @@ class KLSelfTrainer(SFTTrainer):
             raise ValueError("`ref_model` was given to the trainer and in its arguments. Give it once.")
         ref_model = args.ref_model if ref_model is None else ref_model
         if args.kl_coef == 0:
+            if ref_model is not None and args.ref_model is None:
+                warnings.warn("`kl_coef` is 0: the reference model is not used.")
             return None
         if compute_loss_func is not None:
             raise ValueError(
@@ -136,11 +153,15 @@ class KLSelfTrainer(SFTTrainer):
                     "`ref_model` was given, and the policy has an adapter: with the adapter off, the policy is the "
                     "reference. Leave `ref_model` out, or train without an adapter."
                 )
+            if args.ref_model_init_kwargs is not None:
+                raise ValueError(
+                    "`ref_model_init_kwargs` was given, and the policy has an adapter: no reference is loaded. Remove it."
+                )
             return None
         if ref_model is None:
             return copy_of(model, args)
         if isinstance(ref_model, str):
-            return load_reference(ref_model, args)
+            return load_reference(ref_model, args, is_policy=ref_model == model)
         if ref_model is model:
             raise ValueError(
                 "`model` and `ref_model` are the same object, so the reference would move. Leave `ref_model` out: a frozen "
@@ -153,7 +174,18 @@ class KLSelfTrainer(SFTTrainer):
             )
         return ref_model
 
-    def _check_parallelism(self) -> None:
+    def _check_support(self) -> None:
+        adapters = self.model.peft_config.values() if is_peft_model(self.model) else ()
+        if any(getattr(adapter, "bias", None) not in (None, "none") for adapter in adapters):
+            raise ValueError(
+                "The adapter trains biases of the base model, which stay as they are trained when the adapter is off: the "
+                "reference would move. Use `bias='none'`."
+            )
+        if adapters and self.args.torch_compile:
+            raise ValueError(
+                "`torch_compile` of a policy with an adapter is not supported with a KL term, which turns the adapter off and "
+                "on. Leave it out, or use `kl_coef=0`."
+            )
         if self._is_vision_dataset:
             raise ValueError("The dataset has images, which the KL term does not support. Use `kl_coef=0`.")
         config = self.accelerator.parallelism_config
@@ -162,10 +194,18 @@ class KLSelfTrainer(SFTTrainer):
                 "Context and sequence parallelism split a sequence over ranks, and its KL is not summed over them. Use "
                 "data parallelism, ZeRO or FSDP, or `kl_coef=0`."
             )
+        devices = set((getattr(self.model, "hf_device_map", None) or {}).values())
+        if self.get_tp_size() > 1 or len(devices) > 1:
+            raise ValueError(
+                "The policy is split over devices (tensor parallelism, or `device_map`), which the KL term does not support. "
+                "Start with `accelerate launch`: one process per device, with ZeRO or FSDP if the policy is too large for one."
+            )
 
-    def _use_reference(self, model: PreTrainedModel | None) -> None:
+    def _use_reference(self, model: PreTrainedModel | None, given: str | PreTrainedModel | None) -> None:
         if model is not None:
-            check_reference(model, causal_lm_of(self.model), self._tokenizer)
+            check_vocabulary(model, causal_lm_of(self.model))
+        if given is not None:
+            check_tokenizer(given, self._tokenizer, self.args)
         if self.args.precompute_ref_hidden:
             self.reference, store = precompute_hidden(self, model)
             self.data_collator = RefHiddenCollator(self.data_collator, store)
@@ -218,17 +258,30 @@ class KLSelfTrainer(SFTTrainer):
 
     # Metrics
 
+    def _reset_metrics(self, mode: str) -> None:
+        device = self.args.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        # negative log-likelihood, tokens, KL, ln(1 + KL) and sequences of this rank since the last log; and the largest KL
+        self._kl_sums[mode] = torch.zeros(5, dtype=dtype, device=device)
+        self._kl_max[mode] = torch.zeros((), device=device)
+
+    def evaluation_loop(self, *args, **kwargs):
+        """The evaluation of [`~trl.SFTTrainer`], whose means begin anew: a prediction before it logs none."""
+        self._reset_metrics("eval")
+        return super().evaluation_loop(*args, **kwargs)
+
     @torch.no_grad()
     def _count(self, outputs: KLOutput, sequences: torch.Tensor, kl: torch.Tensor) -> None:
         mode = "train" if self.model.training else "eval"
         sums = sequence_kl(outputs.token_kl, sequences)
+        dtype = self._kl_sums[mode].dtype
         self._kl_sums[mode] += torch.stack(
             [
-                -outputs.log_probs.sum().double(),
-                outputs.label_mask.sum().double(),
-                sums.double().sum(),
-                kl.log1p().double().sum(),
-                kl.new_tensor(len(kl)).double(),
+                -outputs.log_probs.sum(dtype=dtype),
+                outputs.label_mask.sum(dtype=dtype),
+                sums.sum(dtype=dtype),
+                kl.log1p().sum(dtype=dtype),
+                kl.new_tensor(len(kl), dtype=dtype),
             ]
         )
         if len(sums):
@@ -237,7 +290,9 @@ class KLSelfTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.reference is not None:
             mode = "train" if self.model.training else "eval"
-            prefix = "eval_" if mode == "eval" else ""
+            prefix = ""
+            if mode == "eval":  # of one of several datasets: eval_NAME_
+                prefix = next((name.removesuffix("runtime") for name in logs if name.endswith("_runtime")), "eval_")
             logs |= {f"{prefix}{name}": value for name, value in self._kl_metrics(mode).items()}
         super().log(logs, start_time)
 
@@ -245,8 +300,7 @@ class KLSelfTrainer(SFTTrainer):
         """Means over the tokens or sequences of all ranks since the last log. Empty if there was none."""
         sums = self.accelerator.reduce(self._kl_sums[mode], reduction="sum").tolist()
         kl_max = self.accelerator.gather(self._kl_max[mode]).max().item()
-        self._kl_sums[mode].zero_()
-        self._kl_max[mode] = torch.zeros_like(self._kl_max[mode])
+        self._reset_metrics(mode)
         lm_loss, num_tokens, kl, log_kl, num_sequences = sums
         if not num_sequences:
             return {}
@@ -287,7 +341,8 @@ class _PolicyBesideReference:
                 outputs = policy.forward(**inputs)
         finally:
             hook.remove()
-        hidden = states[0][:, :-1][trained_tokens(inputs["labels"])]
+        length = inputs["labels"].shape[1]  # prompt tuning puts tokens before them
+        hidden = states[0][:, -length:][:, :-1][trained_tokens(inputs["labels"])]
         direction = self.trainer.args.kl_direction
         with self.trainer.accelerator.autocast():  # as the fused LM head, inside the forward that accelerate wraps
             kl = token_kl(hidden, LMHead.of(causal_lm), self.ref_hidden, self.ref_head, direction)

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import DataCollator, PreTrainedModel
 
 from .._compat import DataCollatorForLanguageModeling, maybe_gather_lm_head_ctx
 from ..kl import LMHead, trained_tokens
-from .reference import AdapterOff, FrozenReference, causal_lm_of
+from .reference import AdapterOff, FrozenReference, causal_lm_of, without_adapter
 
 
 if TYPE_CHECKING:
@@ -45,8 +45,13 @@ class RefHiddenStore:
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         for path in sorted(self.folder.glob("states-*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                self._files |= dict.fromkeys(file.keys(), path)
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self._files |= dict.fromkeys(file.keys(), path)
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{path}: the file is damaged ({error}). Remove it; its states are computed again."
+                ) from error
 
     def __contains__(self, key: str) -> bool:
         return key in self._files
@@ -73,7 +78,8 @@ class RefHiddenStore:
 
 def sequences_of(example: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Token ids and labels of each sequence of a row, which holds several if it is packed."""
-    ids, labels = np.asarray(example["input_ids"]), np.asarray(example["labels"])
+    ids = np.asarray(example["input_ids"])
+    labels = np.asarray(example.get("labels", ids))  # as TRL's collator
     borders = np.cumsum(example.get("seq_lengths", [len(ids)]))[:-1]
     yield from zip(np.split(ids, borders), np.split(labels, borders), strict=True)
 
@@ -154,7 +160,7 @@ def precompute_hidden(
         `tuple[PrecomputedReference, RefHiddenStore]`: What remains of the reference, and the states.
 
     Raises:
-        `ValueError`: If the folder has states of another reference or of other data.
+        `ValueError`: If the folder has states of another reference or of other data, or no token is trained on.
         `TypeError`: If a dataset is a stream.
     """
     args, accelerator = trainer.args, trainer.accelerator
@@ -164,8 +170,13 @@ def precompute_hidden(
             "`precompute_ref_hidden` with an adapter does not work under DeepSpeed or FSDP, which wrap the policy later. "
             "Leave it out: with the adapter off, the policy is the reference, and no second model is in memory."
         )
-    folder = Path(args.ref_hidden_dir or Path(args.output_dir) / "ref_hidden")
+    folder = Path(args.ref_hidden_dir or Path(args.output_dir) / "_ref_hidden")
     sequences = _sequences(trainer)
+    if not sequences:
+        raise ValueError(
+            "No sequence of the datasets has a token to train on. Do the prompts fill `max_length`? Raise it, or look at the "
+            "labels of the data."
+        )
     manifest = {
         "version": 1,
         "reference": _digest_of_weights(trainer.model if model is None else model),
@@ -188,7 +199,7 @@ def precompute_hidden(
     _compute(trainer, reference, missing, store)
     accelerator.wait_for_everyone()
     if model is None:
-        with trainer.model.disable_adapter():  # which may hold a head of its own
+        with without_adapter(trainer.model):  # which may hold a head of its own
             head = _head_of(causal_lm_of(trainer.model))
     else:
         head = _head_of(accelerator.unwrap_model(reference.model))
@@ -240,7 +251,12 @@ def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
                 "Remove it, or give another `ref_hidden_dir`."
             )
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: the file is damaged ({error}). Remove the folder to compute the states anew."
+        ) from error
     for name, what in (("version", "format"), ("reference", "reference model"), ("data", "data or tokenizer")):
         if found.get(name) != manifest[name]:
             raise ValueError(
@@ -262,7 +278,8 @@ def _compute(
     batches = [keys[start : start + size] for start in range(0, len(keys), size)]
     rounds = range(0, len(batches), accelerator.num_processes)
     states, num_bytes = {}, 0
-    for first in tqdm(rounds, desc="Hidden states of the reference", disable=not accelerator.is_main_process):
+    shown = accelerator.is_main_process and not trainer.args.disable_tqdm
+    for first in tqdm(rounds, desc="Hidden states of the reference", disable=not shown):
         number = first + accelerator.process_index
         # A rank without a batch of its own takes the first one: under ZeRO-3 and FSDP a forward pass needs all ranks
         batch = batches[number if number < len(batches) else first]
@@ -285,7 +302,11 @@ def _head_of(model: PreTrainedModel) -> LMHead:
     """A copy of the head, so that the rest of the model can go."""
     head = LMHead.of(model)
     with maybe_gather_lm_head_ctx(head.weight, head.bias):
-        weight, bias = (None if part is None else part.detach().clone() for part in (head.weight, head.bias))
+        # Parameters, as TRL's offloading of activations leaves those where they are
+        weight, bias = (
+            None if part is None else torch.nn.Parameter(part.detach().clone(), requires_grad=False)
+            for part in (head.weight, head.bias)
+        )
     if hasattr(head.weight, "ds_status"):
         from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 

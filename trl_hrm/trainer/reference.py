@@ -31,15 +31,19 @@ def _last_hidden_states(model: "PreTrainedModel | PeftModel", inputs: dict[str, 
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and after it the mode that each module was in."""
+def without_adapter(model: "PeftModel") -> Iterator[None]:
+    """The model with its adapter off, in evaluation mode. After it, all modules and weights are in the modes they were in."""
     training = [module for module in model.modules() if module.training]
+    trained = {weight: weight.requires_grad for weight in model.parameters()}
     model.eval()
     try:
-        yield
+        with model.disable_adapter():
+            yield
     finally:
         for module in training:
             module.training = True
+        for weight, flag in trained.items():  # PEFT sets those of the adapter
+            weight.requires_grad_(flag)
 
 
 class FrozenReference:
@@ -101,7 +105,7 @@ class AdapterOff:
     ) -> tuple[torch.Tensor, LMHead]:
         """See [`FrozenReference`]."""
         model = self._accelerator.unwrap_model(policy)
-        with _evaluating(model), model.disable_adapter(), self._accelerator.autocast():
+        with without_adapter(model), self._accelerator.autocast():
             states = ForwardRedirection()(policy, model, _last_hidden_states, model, inputs)
             return states[:, :-1][trained_tokens(labels)], LMHead.of(causal_lm_of(model))
 
@@ -111,11 +115,17 @@ def copy_of(model: str | PreTrainedModel, args: KLSelfConfig) -> PreTrainedModel
     The model once more, as it was given to the trainer.
 
     Raises:
-        `ValueError`: If the model is sharded by ZeRO-3 already and has no name to load it by.
+        `ValueError`: If the model is sharded by ZeRO-3 already and has no name to load it by, or if there are arguments for
+            loading and nothing is loaded.
     """
     if isinstance(model, str):
-        return load_reference(model, args)
+        return load_reference(model, args, is_policy=True)
     if not any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        if args.ref_model_init_kwargs is not None:
+            raise ValueError(
+                "`ref_model_init_kwargs` was given, and the reference is a copy of the model that was passed. Pass a "
+                "`ref_model` by name, or remove `ref_model_init_kwargs`."
+            )
         return copy.deepcopy(model)
     name = get_config_model_id(model.config)
     if not name:
@@ -123,37 +133,58 @@ def copy_of(model: str | PreTrainedModel, args: KLSelfConfig) -> PreTrainedModel
             "The model is sharded by ZeRO-3 already and has no name to load a reference from. Pass the model's name or "
             "path as a string, or a `ref_model`."
         )
-    return load_reference(name, args)
+    return load_reference(name, args, is_policy=True)
 
 
-def load_reference(name: str, args: KLSelfConfig) -> PreTrainedModel:
-    """The causal language model of that name or path, with `args.ref_model_init_kwargs`."""
-    given = args.model_init_kwargs if args.ref_model_init_kwargs is None else args.ref_model_init_kwargs
-    kwargs = {"trust_remote_code": args.trust_remote_code, **(given or {})}
+def load_reference(name: str, args: KLSelfConfig, is_policy: bool = False) -> PreTrainedModel:
+    """The causal language model of that name or path, with `args.ref_model_init_kwargs`, else with those of the policy."""
+    kwargs = {"trust_remote_code": args.trust_remote_code}
+    if args.ref_model_init_kwargs is not None:
+        kwargs |= args.ref_model_init_kwargs
+    else:
+        kwargs |= args.model_init_kwargs or {}
+        if not is_policy:
+            kwargs.pop("revision", None)  # which another model does not have
     # Distributed training requires device_map=None ("auto" fails)
     if args.distributed_state.distributed_type != DistributedType.NO:
         kwargs["device_map"] = None
     return create_model_from_path(name, **kwargs)
 
 
-def check_reference(reference: PreTrainedModel, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(reference: PreTrainedModel, policy: PreTrainedModel) -> None:
     """
-    Refuse a reference whose distributions are over other tokens than those of the policy.
+    Refuse a reference whose distributions have another number of tokens than those of the policy.
 
     Raises:
-        `ValueError`: If the vocabularies differ in size, or the tokenizer that lies beside the reference has other tokens.
+        `ValueError`: If the vocabularies differ in size.
     """
     found, expected = (model.config.get_text_config().vocab_size for model in (reference, policy))
-    name = get_config_model_id(reference.config) or "the reference model"
     if found != expected:
+        name = get_config_model_id(reference.config) or "the reference model"
         raise ValueError(
             f"{name}: the reference has a vocabulary of {found} tokens, the policy one of {expected}. Their distributions "
             "have no divergence. Use a reference of the same family; if the policy was resized (`chat_template_path` adds "
             "tokens), resize the reference in the same way and pass it as `ref_model`."
         )
-    if not Path(name).is_dir() or cached_file(name, "tokenizer_config.json") is None:
+
+
+def check_tokenizer(reference: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: KLSelfConfig) -> None:
+    """
+    Refuse a reference whose tokens are others than those of the policy, where its tokenizer lies beside it: in the folder or
+    repository of a name, or in the folder that a model was loaded from.
+
+    Raises:
+        `ValueError`: If the tokenizers have other tokens.
+    """
+    name = reference if isinstance(reference, str) else get_config_model_id(reference.config)
+    if not isinstance(reference, str) and not (name and Path(name).is_dir()):
+        return  # nothing to look at, or on the Hub, which was not asked for anything
+    revision = (args.ref_model_init_kwargs or {}).get("revision")
+    place = cached_file(name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if place is None:
         return
-    known, expected = AutoTokenizer.from_pretrained(name).get_vocab(), tokenizer.get_vocab()
+    beside = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    known, expected = beside.get_vocab(), tokenizer.get_vocab()
     for token in sorted(known.keys() | expected.keys()):
         if known.get(token) != expected.get(token):
             raise ValueError(
