@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from trl_hrm import HRMRewardConfig, KLSelfConfig
 from trl_hrm.demo.tiny_model import make_tiny_model, make_tokenizer
+from trl_hrm.search.full_tree import FullTree
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +105,13 @@ class TestSettings:
         }
         assert {key: values[key] for key in expected} == expected
         assert yaml.safe_load((ROOT / "recipes" / "raft.yaml").read_text(encoding="utf-8"))["kl_coef"] == 0
+
+    def test_rows_are_not_cut(self):
+        """TRL cuts them without a word: what the commands beside the recipes sample fits, with room for the prompt."""
+        values = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / "kl_self.yaml").read_text(encoding="utf-8"))
+        assert values["max_length"] >= FullTree.max_depth * FullTree.max_step_tokens + 512
+        text = (ROOT / "recipes" / "raft.yaml").read_text(encoding="utf-8")
+        assert yaml.safe_load(text)["max_length"] >= int(text.split("--max_solution_tokens ")[1].split()[0]) + 256
 
     def test_command_line_overrides_the_file(self):
         recipe = load_recipe("hrm_reward.py")

@@ -625,6 +625,51 @@ class TestSolutions:
         assert solution.extra["node_id"] == tree.nodes[0].node_id
         assert notes["solutions_found"] == 2 and notes["duplicate_solutions"] == 1
 
+    def test_equal_texts_have_the_highest_score(self):
+        """Else which of them came first decides whether the solution is kept."""
+        for order in (0, 1):
+            tree = empty_tree()
+            for place, pieces in enumerate((("a b",), ("a", " b"))[:: 1 - 2 * order]):
+                parent = ROOT
+                for piece in pieces:
+                    add_node(tree, parent, place if parent == ROOT else 0, "")
+                    tree.nodes[-1].text = piece
+                    parent = len(tree.nodes) - 1
+                end(tree.nodes[parent], True)
+            (above,) = [i for i, node in enumerate(tree.nodes) if node.text == "a"]
+            add_node(tree, above, 1, " c")
+            end(tree.nodes[-1], False)
+            notes = Counter()
+            (solution,) = right_solutions(tree, ExportConfig("out", view="sft", min_score=0.75), notes)
+            assert (solution.completions, solution.labels) == (["a b"], [1.0])
+            assert notes["duplicate_solutions"] == 1
+
+    def test_steps_that_no_rollout_judges(self, tmp_path):
+        """Without rollouts only the last step has a score, 1 where the answer is right: a least score keeps all."""
+        search = replace(SEARCHES["rollouts"], num_completions=0)
+        run_scripted(tmp_path / "run", search, make_problems(4))
+        check_manifest(tmp_path / "run", {"prompt": asdict(PROMPT)})
+        options = {"view": "sft", "test_size": 0}
+        rows, _, report = export(tmp_path, str(tmp_path / "run"), min_score=0.9, **options)
+        number = report["notes"]["solutions_with_unjudged_steps"]
+        assert number == sum(row["completion"].count("# Step") > 1 for row in rows) > 0
+        (warning,) = report["warnings"]
+        assert warning.startswith(f"{number} of the solutions have steps without an MC score: min_score=0.9 asks for")
+        assert not export(tmp_path, str(tmp_path / "run"), **options)[2]["warnings"]
+        run_scripted(tmp_path / "judged", SEARCHES["full_tree"], make_problems(4))
+        check_manifest(tmp_path / "judged", {"prompt": asdict(PROMPT)})
+        _, _, report = export(tmp_path, str(tmp_path / "judged"), min_score=0.5, **options)
+        assert "solutions_with_unjudged_steps" not in report["notes"] and not report["warnings"]
+
+    def test_scores_as_they_are(self, tmp_path, node_file):
+        """Rounded to 32 bits, a score of 0.8 is above 0.8, and one of 0.9 below 0.9."""
+        train, _, _ = export(tmp_path, node_file, view="sft", test_size=0)
+        scores = set()
+        for tree in read_trees(node_file):
+            config = ExportConfig("out", view="sft")
+            scores |= {solution.labels[0] for solution in right_solutions(tree, config, Counter())}
+        assert {row["mc_score"] for row in train} == scores and len(scores) > 10
+
     def test_no_right_solution(self, tmp_path):
         tree = full_tree(random.Random(0))
         for node in tree.nodes:
@@ -922,6 +967,33 @@ def test_least_score_on_the_command_line(tmp_path, run_folder, option):
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert main([*shlex.split(report["command"])[1:], "--overwrite"]) == 0
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_problems_of_several_trees(tmp_path, run_folder, num_proc):
+    """The best of each tree and not of the problem, and the solution that both found twice: more rows than top_k."""
+    shutil.copytree(run_folder, tmp_path / "again")
+    run_scripted(tmp_path / "again", SEARCHES["full_tree"], make_problems(10))
+    options = {"view": "sft", "test_size": 0, "top_k": 1, "num_proc": num_proc}
+    one, _, report = export(tmp_path, str(run_folder), **options)
+    assert "repeated_problems" not in report["notes"]
+    both, _, report = export(tmp_path, [str(run_folder), str(tmp_path / "again")], **options)
+    counts = Counter(row["problem_id"] for row in both)
+    number = sum(count == 2 for count in counts.values())
+    assert number == len(one) and len(counts) > number and max(counts.values()) == 2
+    assert report["notes"]["repeated_problems"] == number
+    (warning,) = [warning for warning in report["warnings"] if "several trees" in warning]
+    assert warning.startswith(f"{number} problems come in several trees: top_k and duplicates go by tree")
+    _, _, report = export(tmp_path, [str(run_folder), str(tmp_path / "again")])
+    assert "repeated_problems" not in report["notes"]
+
+
+def test_rebuild_with_a_value_that_looks_like_an_option(tmp_path, run_folder):
+    words = ["--labels", "entropy", "--eta=-1e-05", "--test_size", "0", "--num_proc", "1"]
+    assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 0
+    report = (tmp_path / "out" / "build_report.json").read_text()
+    assert main([*shlex.split(json.loads(report)["command"])[1:], "--overwrite"]) == 0
+    assert (tmp_path / "out" / "build_report.json").read_text() == report
 
 
 def test_several_runs(tmp_path, run_folder):

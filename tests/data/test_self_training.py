@@ -38,6 +38,12 @@ class TestChoose:
         assert choose(scores, min_score=1.0) == ([], 5, 0)
         assert choose([]) == ([], 0, 0)
 
+    def test_scores_that_reach_it_but_for_rounding(self):
+        """A mean of 2/5, 5/5 and 5/5 is 0.8; whether it is asked for is not left to the order of a sum."""
+        score = (2 / 5 + 5 / 5 + 5 / 5) / 3
+        assert score == 0.7999999999999999
+        assert choose([score, 0.7999], min_score=0.8) == ([0], 1, 0)
+
     def test_against_all_subsets_of_ranks(self):
         """Kept are those that fewer than k others beat; a sort that turns evidence or ties around passes by hand."""
         rng = random.Random(0)

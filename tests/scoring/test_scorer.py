@@ -171,8 +171,14 @@ class TestRefusals:
         scorer = scorer_of()
         with torch.no_grad():
             scorer.model.score.weight.fill_(float("nan"))
-        with pytest.raises(ValueError, match="a score that is not a number for prompt 0"):
-            scorer.score(["p"], [[["a"]]])
+        with pytest.raises(ValueError, match="a score that is not a number for the prompt 'q'"):
+            scorer.score(["p", "q"], [[], [["a"]]])
+
+    @pytest.mark.parametrize("name", ["batch_size", "max_length"])
+    def test_numbers_below_one(self, name):
+        """A batch of no rows scores nothing, and every score stays what it was before."""
+        with pytest.raises(ValueError, match=f"{name} is 0, expected 1 or more"):
+            scorer_of(**{name: 0})
 
     def test_models_that_do_not_fit(self):
         with pytest.raises(ValueError, match="num_labels=2, but head 'regression' needs 1"):

@@ -12,8 +12,11 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
+import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
@@ -27,15 +30,18 @@ from trl_hrm.data.candidates import cut_text, finished_solutions, read_candidate
 from trl_hrm.data.judged_trees import unite_steps
 from trl_hrm.data.problems import problem_split
 from trl_hrm.data.raft_config import RaftConfig
+from trl_hrm.data.score_picture import draw_scores
 from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
 from trl_hrm.scripts import select_raft
+from trl_hrm.scripts.score_options import load_scorer
+from trl_hrm.search.engine import EngineError
 from trl_hrm.search.manifest import check_manifest
-from trl_hrm.search.nodes import read_trees
+from trl_hrm.search.nodes import read_trees, write_nodes
 from trl_hrm.search.run_folder import finish_shard, node_files
 from trl_hrm.search.steps import RULES
 
 from ..helpers import HEADS, tiny_model, tiny_tokenizer
-from ..search.scripted import PROMPT, SEARCHES, make_problems, run_scripted
+from ..search.scripted import PROMPT, SEARCHES, make_problems, run_scripted, write_solution
 
 
 class Planted(StepScorer):
@@ -148,7 +154,7 @@ def test_against_sorting_by_hand(tmp_path, planted):
                 scores = list(map(float, re.findall(r"0\.\d", text)))
                 scored.append((text, sum(scores) / len(scores)))
         judged += [score for _, score in scored]
-        reach = [pair for pair in scored if pair[1] >= 0.4]
+        reach = [pair for pair in scored if pair[1] >= 0.4 - 1e-9]
         kept = sorted(reach, key=lambda pair: -pair[1])[:3]
         ties += len({score for _, score in kept}) < len(kept)
         dropped["below_min_score"] += len(scored) - len(reach)
@@ -164,6 +170,7 @@ def test_against_sorting_by_hand(tmp_path, planted):
     assert report["rows"] == {split: len(rows) for split, rows in expected.items()}
     assert report["records_in"] == 400 == len(found) + sum(dropped.values())
     assert report["notes"]["problems"] == 30 and report["notes"].get("problems_without_a_row", 0) == empty
+    assert report["notes"]["problems_excluded"] == 1
     means = report["facts"]["mean score"]
     assert means["all judged candidates"] == pytest.approx(sum(judged) / len(judged))
     assert means["chosen"] == pytest.approx(sum(row["score"] for row in found) / len(found))
@@ -203,7 +210,7 @@ def test_messages(tmp_path, planted):
 
 
 def test_problem_ids(tmp_path, planted):
-    """Rows of one id stand together; without one, equal prompts do."""
+    """Rows of one id stand together; without one, those of a problem do."""
     rows = [
         {"prompt": "p?", "completion": steps_text(0.1), "problem_id": "a"},
         {"prompt": "p?", "completion": steps_text(0.2), "problem_id": "b"},
@@ -217,6 +224,31 @@ def test_problem_ids(tmp_path, planted):
     assert report["warnings"] == [
         "every candidate is a single step: all aggregates are the same. Does --segmentation say where steps end?"
     ]
+
+
+def test_problems_that_differ_in_space_and_case(tmp_path, planted):
+    """They have one id in the rows: as two problems with other prompts, the next round would refuse the output of this one."""
+    rows = [{"prompt": "What  is 1?", "candidates": [steps_text(0.1), steps_text(0.7)]}]
+    rows += [{"prompt": "what is 1?\n", "candidates": [steps_text(0.6), steps_text(0.2)]}]
+    for _ in range(2):
+        found, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows), "--top_k", "2")
+        assert [(row["prompt"], row["score"]) for row in found] == [("What  is 1?", 0.7), ("What  is 1?", 0.6)]
+        assert report["notes"]["problems"] == 1
+        rows = [*found, {"prompt": "WHAT IS 1?", "completion": steps_text(0.3)}]
+    messages = [[{"role": "user", "content": text}] for text in ("a b", "A  b")]
+    rows = [{"prompt": prompt, "completion": steps_text(0.1)} for prompt in messages]
+    (row,), _ = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows))
+    assert row["prompt"] == messages[0]
+
+
+def test_excluded_by_the_problem(tmp_path, planted):
+    """The prompt has instructions around the problem: compared with it, no test set would be left out."""
+    rows = [{"prompt": f"Solve: {name}?", "problem": f"{name}?", "completion": steps_text(0.5)} for name in "ab"]
+    rows.append({"prompt": "c?", "problem": "d?", "completion": steps_text(0.5)})
+    exclude = write_rows(tmp_path / "exclude.jsonl", [{"problem": "A?"}, {"problem": "c?"}])
+    found, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows), "--exclude", exclude)
+    assert [row["problem"] for row in found] == ["b?", "d?"]
+    assert report["notes"] == {"problems": 3, "problems_excluded": 1} and report["dropped"] == {"excluded": 1}
 
 
 def test_segmentation(tmp_path, planted):
@@ -241,14 +273,40 @@ def test_lists_are_joined(tmp_path, planted):
     assert select(tmp_path, source)[0][0]["completion"] == " a 0.5\n\nb 0.6 "
     assert select(tmp_path, source, "--join_steps", r"\n")[0][0]["completion"] == " a 0.5\nb 0.6 "
     assert planted.shown[0] == ("p?", [["a 0.5", "b 0.6"]])
+    for separator, written in ((r"\n", "\n"), (r"\t", "\t"), ("", ""), ("-", "-")):
+        (row,), report = select(tmp_path, source, f"--join_steps={separator}")
+        assert row["completion"] == f" a 0.5{written}b 0.6 "
+        assert main([*shlex.split(report["command"])[1:], "--overwrite"]) == 0
+        (again,) = pq.read_table(tmp_path / "raft" / "data").to_pylist()
+        assert again == row
+
+
+def test_advice_on_steps(tmp_path, planted, monkeypatch):
+    """Only texts are cut by --segmentation: given for others, it is an error."""
+    say = "every candidate is a single step: all aggregates are the same."
+    for row, advice in (
+        ({"completion": "a 0.5"}, " Does --segmentation say where steps end?"),
+        ({"completions": ["a 0.5"]}, ""),
+        ({"candidates": ["a 0.5", ["b 0.5"]]}, " Does --segmentation say where steps end?"),
+    ):
+        _, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", [{"prompt": "p?"} | row]))
+        assert report["warnings"] == [say + advice]
+    script = lambda prefix, rng: "It is 0.7.\n\n# END!"  # noqa: E731
+    run_scripted(tmp_path / "run", SEARCHES["rollouts"], make_problems(1), script=script)
+    check_manifest(tmp_path / "run", {"prompt": asdict(PROMPT)})
+    assert select(tmp_path, str(tmp_path / "run"))[1]["warnings"] == [say]
 
 
 @pytest.fixture(params=["full_tree", "rollouts"])
 def run_folder(request, tmp_path) -> Path:
-    """A finished run of a scripted policy in which one problem is not searched to the end."""
+    """A run of a scripted policy in which one problem of seven is not searched to the end."""
     folder = tmp_path / "run"
-    run_scripted(folder, SEARCHES[request.param], make_problems(6))
+    run_scripted(folder, SEARCHES[request.param], make_problems(7))
     check_manifest(folder, {"prompt": asdict(replace(PROMPT, style="chat"))})
+    log = folder / "log-00000-of-00001.jsonl"
+    events = log.read_text().splitlines(keepends=True)
+    assert '"event": "close"' in events.pop()
+    log.write_text("".join(events))
     finish_shard(folder, 0, 1)
     return folder
 
@@ -282,9 +340,13 @@ def test_run_as_candidates(tmp_path, run_folder, checkpoint):
     )
     scorer = StepScorer.from_pretrained(checkpoint)
     trees = [tree for file in node_files(run_folder) for tree in read_trees(file)]
-    expected, wrong, num_finished = [], 0, 0
+    expected, wrong, num_finished, num_cut_off = [], 0, 0, 0
+    assert len(trees) == 6
     for tree in trees:
         scored = {}
+        steps_at = {tuple(tree.path(i)) for i, node in enumerate(tree.nodes) if node.role != "rollout"}
+        above = {path[:-1] for path in steps_at}
+        num_cut_off += sum(path not in above and not tree.nodes[path[-1]].is_final for path in steps_at)
         for i, node in enumerate(tree.nodes):
             if node.is_final and node.role != "rollout":
                 num_finished += 1
@@ -296,12 +358,52 @@ def test_run_as_candidates(tmp_path, run_folder, checkpoint):
         expected += [(tree.problem.problem_id, text, pytest.approx(score, abs=1e-5)) for text, score in best]
     assert [(row["problem_id"], row["completion"][0]["content"], row["score"]) for row in found] == expected
     assert report["records_in"] == num_finished and wrong > 5
+    assert report["notes"]["solutions_without_an_end"] == num_cut_off > 0
+    message = "1 problems are not searched to the end and are left out. Start trl-hrm annotate again to complete them."
+    assert report["warnings"] == [f"{run_folder}: {message}"]
     for row in found:
         assert row["prompt"] == [{"role": "user", "content": PROMPT.text(row["problem"])}]
 
 
-def test_a_dataset_as_candidates(tmp_path, planted):
+def test_what_a_run_leaves_out(tmp_path, planted, monkeypatch, capsys):
+    """A run that stopped halfway looks like a small one, and problems that a filter left out like hard ones."""
+
+    def write(prefix: str, rng: random.Random) -> str:
+        if "What is 3 " in prefix:
+            return "\n# Answer\n\n7\n# END!"  # always right
+        if "What is 4 " in prefix:
+            raise EngineError("no answer")
+        return write_solution(prefix, rng).replace("The value is ", "It is 0.")
+
+    folder = tmp_path / "run"
+    run_scripted(folder, SEARCHES["filtered"], make_problems(8), script=write, shard=(0, 2))
+    check_manifest(folder, {"prompt": asdict(PROMPT)})
+    trees = [tree for file in node_files(folder) for tree in read_trees(file)]
+    status = Counter(tree.status for tree in trees)
+    assert status["always_solved"] > 0 and status["done"] > 2
+    next(tree for tree in trees if any(finished_solutions(tree))).status = "never_solved"
+    write_nodes(trees, node_files(folder)[0])
+    status = Counter(tree.status for tree in trees)
+    _, report = select(tmp_path, str(folder))
+    notes = report["notes"]
+    assert {name: notes[f"problems_{name}"] for name in status if name != "done"} == {
+        name: count for name, count in status.items() if name != "done"
+    }
+    finished = sum(tree.status == "done" and any(finished_solutions(tree)) for tree in trees)
+    assert notes["problems"] == finished
+    assert notes.get("problems_without_a_finished_solution", 0) == status["done"] - finished
+    expected = [
+        f"{folder}: 1 problems have failed requests and are left out. Start trl-hrm annotate again to complete them.",
+        f"{folder}: 1 shards are not in the folder, so their problems are left out.",
+    ]
+    assert report["warnings"] == expected
+    printed = capsys.readouterr().out
+    assert all(f"warning: {warning}" in printed for warning in expected)
+
+
+def test_a_dataset_as_candidates(tmp_path, planted, monkeypatch):
     """Rows of one command are candidates of the next, and another split is another set of candidates."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "shared")  # may hold another folder's rows
     rows = [{"prompt": f"{i}?", "completion": steps_text(0.1 * (j + 1))} for i in range(20) for j in range(4)]
     source = write_rows(tmp_path / "in.jsonl", rows)
     first, _ = select(tmp_path, source, "--top_k", "3", "--test_size", "0.3")
@@ -312,6 +414,27 @@ def test_a_dataset_as_candidates(tmp_path, planted):
         same = ("prompt", "completion", "score", "problem_id", "problem")
         assert [[row[k] for k in same] for row in found] == [[row[k] for k in same] for row in expected]
         assert report["records_in"] == 3 * len(expected) > 10
+    assert not (tmp_path / "shared").exists()
+
+
+def test_inputs_of_another_kind(tmp_path, planted, run_folder, capsys):
+    """Each is a slip of the hand, and read as something else it would give other candidates or a riddle."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    row = {"prompt": ["p?"], "completion": [steps_text(0.5)], "problem_id": [1]}
+    pq.write_table(pa.table(row), folder / "train.parquet")
+    (run_folder / "manifest.json").rename(tmp_path / "elsewhere.json")
+    before = sorted(tmp_path.iterdir())
+    for source, more, message in (
+        (folder / "train.parquet", [], "train.parquet: found a Parquet file, expected JSON Lines or a folder"),
+        (folder, ["--split", "nope"], f"{folder}: Unknown split \"nope\". Should be one of .'train'"),
+        (folder, [], f"{folder}, dataset row 0: `problem_id` is 1, expected a string.* cast the column of a dataset"),
+        (run_folder, [], f"{run_folder}: found the log of a search .* without its manifest.json"),
+    ):
+        words = ["--candidates", str(source), "--reward_model", "x", "--output_dir", str(tmp_path / "raft"), *more]
+        assert main(["select-raft", *words]) == 1
+        assert re.search(message, capsys.readouterr().err)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_rebuild_card_and_picture(tmp_path, monkeypatch, checkpoint):
@@ -413,10 +536,18 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
             "in.jsonl:2: `completion` is .*, expected one message, of the assistant",
         ),
         (GOOD | {"problem_id": 7}, "in.jsonl:2: `problem_id` is 7, expected a string"),
+        (
+            {"prompt": [{"role": "user", "content": "a", "name": "me"}], "completion": "x"},
+            "in.jsonl:2: a message of `prompt` has name beside `role` and `content`",
+        ),
+        (
+            {"prompt": "q?", "completion": [{"role": "assistant", "content": "x", "reasoning_content": "y"}]},
+            "in.jsonl:2: a message of `completion` has reasoning_content beside",
+        ),
         (GOOD | {"problem": " "}, "in.jsonl:2: the problem is ' ', expected a non-empty text"),
         (
-            GOOD | {"problem": "other"},
-            "in.jsonl:2: `problem` is 'other' and .*in.jsonl:1 has 'p[?]' for the same prompt",
+            {"prompt": "Solve: p?", "problem": "p?", "completion": "x"},
+            "in.jsonl:2: `prompt` is 'Solve: p[?]' and .*in.jsonl:1 has 'p[?]' for the same problem",
         ),
         (GOOD | {"parents": [-1]}, "in.jsonl:2: the row has `parents`: it is a tree"),
         (
@@ -448,12 +579,22 @@ def test_faulty_rows(tmp_path, planted, capsys, row, message):
 
 
 def test_same_id_other_prompt(tmp_path, planted, capsys):
-    rows = [GOOD | {"problem_id": "a"}, GOOD | {"prompt": "q?", "problem_id": "a"}]
-    source = write_rows(tmp_path / "in.jsonl", rows)
-    assert (
-        main(["select-raft", "--candidates", source, "--reward_model", "x", "--output_dir", str(tmp_path / "o")]) == 1
-    )
-    assert "in.jsonl:2: `prompt` is 'q?' and" in capsys.readouterr().err
+    for more, message in (
+        ({"prompt": "q?"}, "in.jsonl:2: `prompt` is 'q?' and"),
+        ({"problem": "q?"}, "in.jsonl:2: `problem` is 'q?' and"),
+    ):
+        rows = [GOOD | {"problem_id": "a"}, GOOD | {"problem_id": "a"} | more]
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        words = ["--candidates", source, "--reward_model", "x", "--output_dir", str(tmp_path / "o")]
+        assert main(["select-raft", *words]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_fields_of_messages_without_a_value(tmp_path, planted):
+    """A dataset fills up what other rows have: nothing is lost with it."""
+    prompt = [{"role": "user", "content": "p?", "name": None}]
+    (row,), _ = select(tmp_path, write_rows(tmp_path / "in.jsonl", [GOOD | {"prompt": prompt}]))
+    assert row["prompt"] == [{"role": "user", "content": "p?"}]
 
 
 @pytest.mark.parametrize(
@@ -462,6 +603,7 @@ def test_same_id_other_prompt(tmp_path, planted, capsys):
         (["--top_k", "0"], "top_k is 0, expected 1 or more"),
         (["--num_candidates", "0"], "num_candidates is 0, expected 1 or more"),
         (["--min_score", "1.5"], "min_score is 1.5, expected a number from 0 to 1"),
+        (["--min_score", "-0.1"], "min_score is -0.1, expected a number from 0 to 1"),
         (["--test_size", "1"], "test_size is 1.0, expected a share"),
         (["--segmentation", "regex"], "segmentation='regex' and step_pattern go together"),
         (["--step_pattern", "x"], "segmentation='regex' and step_pattern go together"),
@@ -523,6 +665,48 @@ def test_what_is_missing_shows_before_the_long_part(tmp_path, monkeypatch, capsy
     assert "the output exists already" in capsys.readouterr().err
 
 
+def test_aggregates_from_python():
+    with pytest.raises(ValueError, match="aggregate is 'sum', expected one of min, prod, last, mean, max"):
+        RaftConfig("out", candidates="in.jsonl", aggregate="sum")
+
+
+def scorer_args(**options) -> SimpleNamespace:
+    usual = {"spans": [1], "combine": "max", "batch_size": 8, "max_length": 2048, "dtype": "float32"}
+    return SimpleNamespace(**(usual | {"revision": None, "step_format": None} | options))
+
+
+def test_options_of_the_reward_model(tmp_path, monkeypatch):
+    """Parsed and not passed on, an option changes nothing that anyone would see."""
+    loaded = Mock()
+    monkeypatch.setattr(StepScorer, "from_pretrained", loaded)
+    StepFormat(step_separator="; ").save(tmp_path)
+    given = {"revision": "v2", "dtype": "bfloat16", "max_length": 64, "batch_size": 3}
+    load_scorer("model", scorer_args(step_format=str(tmp_path / "step_format.json"), **given))
+    loaded.assert_called_once_with("model", step_format=StepFormat(step_separator="; "), **given)
+
+
+def test_options_of_the_reward_model_that_cannot_work(checkpoint):
+    with pytest.raises(ValueError, match="--combine mean makes one score of those of several spans, and --spans is 1"):
+        load_scorer(checkpoint, scorer_args(combine="mean"))
+    with pytest.raises(FileNotFoundError, match="there is no file nowhere.json, expected a step_format.json"):
+        load_scorer(checkpoint, scorer_args(step_format="nowhere.json"))
+
+
+def test_the_picture_shows_what_was_judged_and_chosen(tmp_path, planted, monkeypatch):
+    """The two histograms exchanged look as well."""
+    figures = []
+    monkeypatch.setattr(raft, "draw_scores", lambda *args: figures.append(draw_scores(*args)))
+    rows = [{"prompt": f"{i}?", "candidates": [steps_text(0.1), steps_text(0.62 + i / 10)]} for i in range(2)]
+    select(tmp_path, write_rows(tmp_path / "in.jsonl", rows))
+    above, below = figures[0].axes
+    assert above.get_title() == "all judged candidates: 4, mean 0.385" and below.get_title() == "chosen: 2, mean 0.670"
+    for axes, expected in ((above, {4: 2, 24: 1, 28: 1}), (below, {24: 1, 28: 1})):
+        heights = {i: bar.get_height() for i, bar in enumerate(axes.patches)}
+        assert {i: height for i, height in heights.items() if height} == expected
+        assert axes.lines[0].get_xdata()[0] == pytest.approx(float(axes.get_title()[-5:]))
+    assert below.get_xlabel() == "min of step scores"
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("no space left")])
 def test_stopped(tmp_path, monkeypatch, planted, capsys, fault):
     """While it writes: neither a dataset without its card, nor a folder of parts."""
@@ -541,33 +725,26 @@ def test_stopped(tmp_path, monkeypatch, planted, capsys, fault):
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+SLEEPER = """
+import sys, time
+from trl_hrm.cli import main
+from trl_hrm.data import raft
+raft.draw_scores = lambda *args: time.sleep(600)
+main(sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
 def test_killed(tmp_path, checkpoint):
-    """Killed while it scores, it leaves no dataset and no other file, and can be started again."""
-    rows = [{"prompt": f"{i}?", "completion": f"add {j} " + "so then " * 40} for i in range(3000) for j in range(2)]
-    source = write_rows(tmp_path / "in.jsonl", rows)
-    command = [
-        sys.executable,
-        "-m",
-        "trl_hrm.cli",
-        "select-raft",
-        "--candidates",
-        source,
-        "--reward_model",
-        checkpoint,
-    ]
-    process = subprocess.Popen(
-        [*command, "--output_dir", str(tmp_path / "raft")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    os.set_blocking(process.stderr.fileno(), False)
-    seen = b""
-    while b"/3000" not in seen and process.poll() is None:
-        seen += process.stderr.read() or b""
+    """Killed while it writes, with the rows on disk, it leaves nothing under the name of the output, and can be started again."""
+    rows = [{"prompt": f"{i}?", "completion": f"add {j}"} for i in range(20) for j in range(2)]
+    words = ["select-raft", "--candidates", write_rows(tmp_path / "in.jsonl", rows), "--reward_model", checkpoint]
+    words += ["--output_dir", str(tmp_path / "raft"), "--test_size", "0"]
+    process = subprocess.Popen([sys.executable, "-c", SLEEPER, *words], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not list(tmp_path.glob(".raft.*/parts/*.arrow")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert b"Scoring" in seen
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "raft").exists()
+    assert main(words) == 0
+    assert pq.read_table(tmp_path / "raft" / "data").num_rows == 20

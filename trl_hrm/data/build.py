@@ -89,6 +89,8 @@ class Recipe:
             What the user should know of the source.
         describe (`Callable[[dict], dict]`, *optional*):
             Makes of the report what report and card say beyond counts, under `"facts"`.
+        warn (`Callable[[dict], list[str]]`, *optional*):
+            Makes of the report what else the user should know.
         asked ([`~search.prompts.Prompt`], *optional*):
             What the policy was asked, for `view="sft"`. By default its rows have the bare problem.
     """
@@ -105,6 +107,7 @@ class Recipe:
     command: str | None = None
     warnings: list[str] = field(default_factory=list)
     describe: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    warn: Callable[[dict[str, Any]], list[str]] | None = None
     asked: Prompt | None = None
 
     def trees(self, record: Any, where: str, notes: Counter) -> list[StepTree]:
@@ -142,6 +145,8 @@ def build_dataset(recipe: Recipe, config: BuildConfig) -> dict[str, Any]:
         Path(worker.parts).mkdir()
         command = build_command(recipe.command or f"build-{recipe.name}", recipe.inputs, recipe.options, config)
         report = make_report(recipe.name, recipe.inputs, command, config, worker.run(), recipe.warnings)
+        if recipe.warn:
+            report["warnings"] += recipe.warn(report)
         if recipe.describe:
             report["facts"] = recipe.describe(report)
         finish_dataset(Path(work), recipe.about, report, output)
@@ -191,7 +196,12 @@ class _Worker:
         """Write the rows of all chunks, and count."""
         chunks = self.chunks()
         if not (self.recipe.join_prompts and self.config.view in ("tree", "hrm")):
-            return load_counts(self.map(_write_chunk, chunks)["counts"])
+            written = self.map(_write_chunk, chunks)
+            counts = load_counts(written["counts"])
+            if self.config.view == "sft":
+                trees = Counter(key for keys in written["keys"] for key in json.loads(keys))
+                counts["notes", "repeated_problems"] = sum(count > 1 for count in trees.values())
+            return counts
         found = self.map(_index_chunk, chunks, "index")
         addresses = np.concatenate([np.array(chunk, dtype=np.int64).reshape(-1, 3) for chunk in found["addresses"]])
         if not len(addresses):
@@ -296,10 +306,13 @@ def _no_search_for_cycles() -> Iterator[None]:
 
 @_no_search_for_cycles()
 def _write_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, str]:
-    counts, trees, where = Counter(), [], ""
+    counts, trees, keys, where = Counter(), [], [], ""
     for where, _, record in worker.recipe.source.read(chunk):
-        trees += worker.keep(record, where, counts, worker.rows)
-    return worker.write(part, trees, where, counts)
+        rows = worker.keep(record, where, counts, worker.rows)
+        trees += rows
+        if rows and worker.config.view == "sft":
+            keys.append(text_key(rows[0].extra["problem_id"]).hex())
+    return worker.write(part, trees, where, counts) | {"keys": json.dumps(keys)}
 
 
 @_no_search_for_cycles()

@@ -10,7 +10,6 @@ A row is one candidate, or one problem with its candidates; a candidate is a tex
 ```
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ from typing import Any
 from datasets import load_dataset
 
 from ..search.manifest import MANIFEST
-from ..search.run_folder import node_files, read_manifest
+from ..search.run_folder import node_files, read_manifest, read_summary
 from ..search.steps import StepRule
 from ..search.tree import SearchTree
-from .node_files import NodeFiles
+from .node_files import NodeFiles, run_warnings
 from .output import temporary_directory
-from .problems import problem_key
+from .problems import normalize_problem, problem_key
 from .raft_config import RaftConfig
 from .self_training import asked, prompt_of
 from .sources import DatasetRows, JsonLines
@@ -53,6 +52,8 @@ class Candidates:
             N lists of step texts.
         where (`str`, *optional*, defaults to `""`):
             Place of the first candidate, for error messages.
+        num_cut (`int`, *optional*, defaults to `0`):
+            Number of candidates that were cut into steps by the segmentation.
         num_candidates (`int`, *optional*, defaults to `0`):
             Number of candidates that were considered, blank and equal ones included. Known after [`shortlist`].
     """
@@ -63,18 +64,20 @@ class Candidates:
     texts: list[str] = field(default_factory=list)
     steps: list[list[str]] = field(default_factory=list)
     where: str = ""
+    num_cut: int = 0
     num_candidates: int = 0
 
 
 def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
     """
-    Read candidates and put those of one problem together: rows with the same `problem_id` or, without one, the same prompt.
+    Read candidates and put those of one problem together: rows with the same `problem_id` or, without one, the same
+    problem.
 
     Args:
         config ([`RaftConfig`]):
             What to read, and how texts are cut into steps.
         counts (`Counter`):
-            Counts problems of a run that have no candidates.
+            Counts problems of a run that have no candidates, and its solutions that did not come to their end.
 
     Returns:
         `list[Candidates]`: One per problem, in the order in which they first appear.
@@ -89,6 +92,16 @@ def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
             "a run, cut into steps by its search",
             _read_run,
             ("split", "segmentation", "join_steps"),
+        )
+    elif path.is_dir() and any(path.glob("log-*.jsonl")):
+        raise FileNotFoundError(
+            f"{path}: found the log of a search (log-*.jsonl) without its {MANIFEST}, which tells what the policy was asked. "
+            "Copy the whole folder of trl-hrm annotate."
+        )
+    elif path.suffix == ".parquet":
+        raise ValueError(
+            f"{path}: found a Parquet file, expected JSON Lines or a folder. Name the folder of the dataset or of the run "
+            "that it belongs to."
         )
     elif path.is_dir():
         kind, found, meaningless = "", _read_dataset, ()
@@ -109,6 +122,12 @@ def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
     return groups
 
 
+def source_warnings(config: RaftConfig) -> list[str]:
+    """What candidates of a run leave out: problems that are not searched to the end, and those of missing shards."""
+    is_run = Path(config.candidates, MANIFEST).is_file()
+    return run_warnings({config.candidates: read_summary(config.candidates)}) if is_run else []
+
+
 def _read_run(config: RaftConfig, counts: Counter) -> list[Candidates]:
     prompt = prompt_of(read_manifest(config.candidates))
     source = NodeFiles([str(file) for file in node_files(config.candidates)])
@@ -116,6 +135,7 @@ def _read_run(config: RaftConfig, counts: Counter) -> list[Candidates]:
     for chunk in source.chunks():
         for where, _, tree in source.read(chunk):
             problem = tree.problem
+            counts["notes", "solutions_without_an_end"] += _num_cut_off(tree) if tree.status == "done" else 0
             solutions = list(finished_solutions(tree)) if tree.status == "done" else []
             if solutions:
                 texts, steps = map(list, zip(*solutions, strict=True))
@@ -138,6 +158,12 @@ def finished_solutions(tree: SearchTree) -> Iterator[tuple[str, list[str]]]:
             yield tree.text(i), [text for text in steps if text]
 
 
+def _num_cut_off(tree: SearchTree) -> int:
+    """How many solutions end without an end: by length, depth or budget."""
+    goes_on = {node.parent for node in tree.nodes if node.role != "rollout"}
+    return sum(i not in goes_on for i, node in enumerate(tree.nodes) if not node.is_final and node.role != "rollout")
+
+
 def _read_file(config: RaftConfig, counts: Counter) -> list[Candidates]:
     return _RowReader(config).read(JsonLines([config.candidates]), "")
 
@@ -145,7 +171,10 @@ def _read_file(config: RaftConfig, counts: Counter) -> list[Candidates]:
 def _read_dataset(config: RaftConfig, counts: Counter) -> list[Candidates]:
     # a cache of its own: the shared one may hold the rows of another directory of the same name
     with temporary_directory(config) as cache:
-        rows = load_dataset(config.candidates, split=config.split or "train", cache_dir=cache)
+        try:
+            rows = load_dataset(config.candidates, split=config.split or "train", cache_dir=cache)
+        except ValueError as error:  # names the splits that there are, and no place
+            raise ValueError(f"{config.candidates}: {error}") from error
         return _RowReader(config).read(DatasetRows(rows), f"{config.candidates}, ")
 
 
@@ -155,7 +184,7 @@ class _RowReader:
     def __init__(self, config: RaftConfig):
         self.config = config
         self.rule = config.step_rule()
-        self.groups: dict[tuple[str, str], Candidates] = {}
+        self.groups: dict[str, Candidates] = {}
         self.num_texts = 0
         self.num_lists = 0
 
@@ -188,26 +217,29 @@ class _RowReader:
             raise ValueError(
                 f"{where}: `candidates` is {_shown(values)}, expected a list of texts or of lists of steps."
             )
-        group = self._group(row, where)
+        group, num_texts = self._group(row, where), self.num_texts
         for i, value in enumerate(values):
             name = f"candidates[{i}]" if given[0] == "candidates" else given[0]
             text, steps = self._candidate(value, name, where)
             group.texts.append(text)
             group.steps.append(steps)
+        group.num_cut += self.num_texts - num_texts
 
     def _group(self, row: dict[str, Any], where: str) -> Candidates:
         prompt, problem_id = _prompt(row.get("prompt"), where), row.get("problem_id")
         if problem_id is not None and not isinstance(problem_id, str):
-            raise ValueError(f"{where}: `problem_id` is {problem_id!r}, expected a string. Write numbers in quotes.")
+            raise ValueError(
+                f"{where}: `problem_id` is {problem_id!r}, expected a string. Put quotes around a number in JSON Lines; cast "
+                "the column of a dataset to string."
+            )
         problem = _problem(row, prompt, where)
-        key = ("prompt", json.dumps(prompt)) if problem_id is None else ("problem_id", problem_id)
         new = Candidates(problem, prompt, problem_id or problem_key(problem).hex(), where=where)
-        group = self.groups.setdefault(key, new)
+        group = self.groups.setdefault(new.problem_id, new)
         for name in ("prompt", "problem"):
-            if getattr(group, name) != getattr(new, name):
+            if _normalized(getattr(group, name)) != _normalized(getattr(new, name)):
                 raise ValueError(
                     f"{where}: `{name}` is {_shown(getattr(new, name))} and {group.where} has {_shown(getattr(group, name))} "
-                    f"for the same {key[0]}; candidates are compared within one {name}. Give different problems different ids."
+                    f"for the same {'problem' if problem_id is None else 'problem_id'}; candidates are compared within one {name}. Give different problems different ids."
                 )
         return group
 
@@ -224,7 +256,8 @@ class _RowReader:
                         f"{where}: `{name}[{i}]` is {_shown(step)}, expected a non-empty step text. Remove the step."
                     )
             self.num_lists += 1
-            return (self.config.join_steps or STEP_END).join(value), [step.strip() for step in value]
+            separator = STEP_END if self.config.join_steps is None else self.config.join_steps
+            return separator.join(value), [step.strip() for step in value]
         expected = {"completion": "a text, or one message of the assistant", "completions": "a list of step texts"}
         raise ValueError(
             f"{where}: `{name}` is {_shown(value)}, expected {expected.get(name, 'a text or a list of step texts')}."
@@ -242,7 +275,7 @@ def _prompt(prompt: Any, where: str) -> str | list[dict[str, str]]:
     if isinstance(prompt, str) and prompt.strip():
         return prompt
     if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
-        return [{"role": message["role"], "content": message["content"]} for message in prompt]
+        return [_message(message, "prompt", where) for message in prompt]
     raise ValueError(
         f"{where}: `prompt` is {_shown(prompt)}, expected a non-empty text, or messages with `role` and `content`."
     )
@@ -267,7 +300,24 @@ def _problem(row: dict[str, Any], prompt: str | list[dict[str, str]], where: str
 def _assistant_text(messages: list[dict[str, Any]], name: str, where: str) -> str:
     if len(messages) != 1 or not _is_message(messages[0]) or messages[0]["role"] != "assistant":
         raise ValueError(f"{where}: `{name}` is {_shown(messages)}, expected one message, of the assistant.")
-    return messages[0]["content"]
+    return _message(messages[0], name, where)["content"]
+
+
+def _message(message: dict[str, Any], name: str, where: str) -> dict[str, str]:
+    more = sorted(key for key, value in message.items() if key not in ("role", "content") and value is not None)
+    if more:
+        raise ValueError(
+            f"{where}: a message of `{name}` has {', '.join(more)} beside `role` and `content`, which the chosen rows would "
+            "lose. Remove it, or write it into the content."
+        )
+    return {"role": message["role"], "content": message["content"]}
+
+
+def _normalized(prompt: str | list[dict[str, str]]) -> Any:
+    """A problem or prompt without differences of whitespace and case."""
+    if isinstance(prompt, str):
+        return normalize_problem(prompt)
+    return [(message["role"], normalize_problem(message["content"])) for message in prompt]
 
 
 def _is_message(value: Any) -> bool:

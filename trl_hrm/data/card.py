@@ -34,7 +34,7 @@ COLUMNS = {
     "truncated": "what a solution without an answer is: unknown (drop) or wrong",
     "source": "the tree as it was searched (tree), or a view of it with merged nodes (hnc)",
     "completion": "a right solution, as the policy wrote it",
-    "mc_score": "the lowest MC score among the steps of the solution",
+    "mc_score": "the lowest MC score among the judged steps of the solution",
     "node_id": "the node of the search that the solution ends with",
 }
 SOLUTION_COLUMNS = {
@@ -92,7 +92,7 @@ dataset["train"][0]
 
 def build_command(command: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:
     """The command that builds the dataset again, with every option that decides the result."""
-    words = ["trl-hrm", command, *inputs, "--output_dir", config.output_dir]
+    words = ["trl-hrm", command, *inputs, *_option("output_dir", config.output_dir)]
     if len(config.views) > 1:
         words += ["--view", config.view]
     if config.view == "hrm" or options.get("hnc"):
@@ -106,11 +106,16 @@ def build_command(command: str, inputs: list[str], options: dict[str, Any], conf
         elif isinstance(value, (list, tuple)):
             words += [f"--{option}", *value]
         elif value is not None and value is not False:
-            words += [f"--{option}", value]
+            words += _option(option, value)
     words += ["--test_size", config.test_size, "--seed", config.seed]
     if config.exclude:
         words += ["--exclude", *config.exclude]
     return shlex.join(str(word) for word in words)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """The words of an option. A value that begins with a dash would be taken for another option."""
+    return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
 
 
 def build_card(

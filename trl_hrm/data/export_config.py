@@ -17,7 +17,7 @@ class ExportConfig(BuildConfig):
     Args:
         view (`str`, *optional*, defaults to `"tree"`):
             Besides the views of [`BuildConfig`], `"sft"`: one row is a right solution, as `prompt` and `completion` for
-            supervised fine-tuning, with the lowest MC score of its steps as `mc_score`, and the leaves below that step as
+            supervised fine-tuning, with the lowest MC score of its judged steps as `mc_score`, and the leaves below that step as
             `mc_correct` and `mc_total`. The prompt is what the policy was asked, where the inputs tell it.
         labels (`str`, *optional*, defaults to `"soft"`):
             `"soft"` for the MC score, `"hard"` for whether it is above 0, `"entropy"` for ER-PRM's label.

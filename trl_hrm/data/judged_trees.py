@@ -139,13 +139,13 @@ def judge(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepT
 def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> list[StepTree]:
     """
     The right solutions of a search tree, one step each: the whole text as the policy wrote it, labelled with the lowest MC
-    score of the steps on its path, and the leaves below the first step with that score. Equal solutions are one. Those below
-    `config.min_score` are left out, and all but the `config.top_k` with the highest scores: of equal scores, those that rest
-    on more leaves. They stay in their order in the tree.
+    score of the judged steps on its path, and the leaves below the first step with that score. Equal solutions are one, that
+    with the highest score. Those below `config.min_score` are left out, and all but the `config.top_k` with the highest
+    scores: of equal scores, those that rest on more leaves. They stay in their order in the tree.
     """
     judged, members_of = judge(tree, config, notes)
     worst: list[int | None] = []  # the first step with the lowest score up to each step
-    solutions = []
+    solutions, ends = [], []
     for step, members in enumerate(members_of):
         lowest = None if judged.parents[step] == ROOT else worst[judged.parents[step]]
         label = judged.labels[step]
@@ -159,7 +159,10 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
             extra["node_id"] = tree.nodes[right[0]].node_id
             label = judged.labels[lowest]
             solutions.append(StepTree(tree.problem.prompt, [tree.text(right[0])], [label], [-1], extra=extra))
-    solutions = [solutions[i] for i in distinct([solution.completions[0] for solution in solutions])]
+            ends.append(step)
+    ranked = sorted(range(len(solutions)), key=lambda i: -solutions[i].labels[0])
+    best = sorted(ranked[i] for i in distinct([solutions[i].completions[0] for i in ranked]))
+    solutions, ends = [solutions[i] for i in best], [ends[i] for i in best]
     notes["duplicate_solutions"] += notes["solutions_found"] - len(solutions)
     choice = choose(
         [solution.labels[0] for solution in solutions],
@@ -169,6 +172,9 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
     )
     notes["solutions_below_min_score"] += choice.num_below
     notes["solutions_beyond_top_k"] += choice.num_beyond
+    notes["solutions_with_unjudged_steps"] += sum(
+        any(judged.labels[step] is None for step in judged.path(ends[i])) for i in choice.kept
+    )
     return [solutions[i] for i in sorted(choice.kept)]
 
 

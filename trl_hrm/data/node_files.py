@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..search.nodes import open_nodes, read_group
 from ..search.tree import SearchTree
@@ -45,6 +46,22 @@ class NodeFiles:
             for row, tree in enumerate(read_group(file, chunk["group"], token_ids=False)):
                 where = f"{name}, problem {tree.problem.problem_id!r}"
                 yield where, Address(chunk["file"], chunk["group"], row), tree
+
+
+def run_warnings(runs: dict[str, dict[str, Any]]) -> list[str]:
+    """What is not in the node files of runs, given what [`read_summary`] tells of each by its folder."""
+    warnings = []
+    for name, run in runs.items():
+        for status, words in (("error", "have failed requests"), ("open", "are not searched to the end")):
+            if count := run["problems"].get(status):
+                warnings.append(
+                    f"{name}: {count} problems {words} and are left out. Start trl-hrm annotate again to complete them."
+                )
+        if run["shards_missing"]:
+            warnings.append(
+                f"{name}: {run['shards_missing']} shards are not in the folder, so their problems are left out."
+            )
+    return warnings
 
 
 def _num_groups(name: str) -> int:

@@ -22,7 +22,7 @@ COLUMNS = {
     "parents": pa.list_(pa.int32()),
     "num_merged": pa.list_(pa.int32()),
     "completion": pa.string(),
-    "mc_score": pa.float32(),
+    "mc_score": pa.float64(),
 }
 
 

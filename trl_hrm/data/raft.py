@@ -65,6 +65,7 @@ def shortlist(groups: Sequence[Candidates], config: RaftConfig, counts: Counter)
         counts["records_in",] += len(group.texts)
         counts["notes", "problems"] += 1
         if problem_key(group.problem) in excluded:
+            counts["notes", "problems_excluded"] += 1
             counts["dropped", "excluded"] += len(group.texts)
             continue
         considered = group.texts[: config.num_candidates]
@@ -84,6 +85,7 @@ def build_raft(
     config: RaftConfig,
     counts: Counter,
     judge: dict[str, Any],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """
     Choose the best candidates of each problem, and write them as a dataset in TRL's prompt-completion format.
@@ -99,6 +101,8 @@ def build_raft(
             What [`shortlist`] counted. The rest is added.
         judge (`dict[str, Any]`):
             The reward model and how it scored, as options of `trl-hrm select-raft`, for the card and the command that repeats it.
+        warnings (`Sequence[str]`, *optional*):
+            What the user should know of the candidates' source.
 
     Returns:
         `dict[str, Any]`: The report, as written to `build_report.json`.
@@ -112,7 +116,8 @@ def build_raft(
     rows = _choose_rows(groups, scores, config, counts)
     judged = [score for group in scores for score in group if score is not None]
     chosen = [row["score"] for split in rows for row in rows[split]]
-    report = make_report("raft", [config.candidates], _command(config, judge), config, counts, _warnings(groups))
+    warnings = [*warnings, *_warnings(groups)]
+    report = make_report("raft", [config.candidates], _command(config, judge), config, counts, warnings)
     report["facts"] = {
         "reward model": judge,
         "selection": {name: getattr(config, name) for name in ("aggregate", "num_candidates", "top_k", "min_score")},
@@ -180,4 +185,5 @@ def _command(config: RaftConfig, judge: dict[str, Any]) -> str:
 def _warnings(groups: Sequence[Candidates]) -> list[str]:
     if any(len(steps) > 1 for group in groups for steps in group.steps):
         return []
-    return ["every candidate is a single step: all aggregates are the same. Does --segmentation say where steps end?"]
+    advice = " Does --segmentation say where steps end?" if any(group.num_cut for group in groups) else ""
+    return [f"every candidate is a single step: all aggregates are the same.{advice}"]

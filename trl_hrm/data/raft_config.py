@@ -7,6 +7,9 @@ from ..search.steps import RULES, StepRule, regex_rule
 from .build_config import BuildConfig
 
 
+AGGREGATES = ("min", "prod", "last", "mean", "max")
+
+
 @dataclass(kw_only=True)
 class RaftConfig(BuildConfig):
     r"""
@@ -58,6 +61,8 @@ class RaftConfig(BuildConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.aggregate not in AGGREGATES:
+            raise ValueError(f"aggregate is {self.aggregate!r}, expected one of {', '.join(AGGREGATES)}.")
         for name in ("num_candidates", "top_k"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")

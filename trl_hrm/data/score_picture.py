@@ -25,7 +25,7 @@ def new_figure() -> "Figure":
     return Figure(figsize=(6, 4), layout="constrained")
 
 
-def draw_scores(judged: Sequence[float], chosen: Sequence[float], axis: str, path: Path) -> None:
+def draw_scores(judged: Sequence[float], chosen: Sequence[float], axis: str, path: Path) -> "Figure":
     """
     Two histograms on one axis from 0 to 1, each with its mean. The same scores give the same bytes.
 
@@ -38,6 +38,9 @@ def draw_scores(judged: Sequence[float], chosen: Sequence[float], axis: str, pat
             What the scores are.
         path (`Path`):
             PNG file to write.
+
+    Returns:
+        `Figure`: What was written.
     """
     figure = new_figure()
     panels = figure.subplots(2, 1, sharex=True)
@@ -53,3 +56,4 @@ def draw_scores(judged: Sequence[float], chosen: Sequence[float], axis: str, pat
     panels[1].set_xlabel(axis)
     panels[1].set_xlim(0, 1)
     figure.savefig(path, dpi=120, metadata={"Software": None})
+    return figure

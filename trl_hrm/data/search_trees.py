@@ -19,7 +19,7 @@ from .build import Dropped, Recipe, build_dataset, count_labels
 from .build_config import BuildConfig
 from .export_config import ExportConfig
 from .judged_trees import bin_of, judge, leave_out_copies, right_solutions, thin_labels
-from .node_files import NodeFiles
+from .node_files import NodeFiles, run_warnings
 from .openr import OpenrFiles
 from .problems import problem_split
 from .self_training import MESSAGES, asked, prompt_of
@@ -110,7 +110,8 @@ def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
         options=_options(config),
         about=ABOUT,
         command="export",
-        warnings=_warnings(runs) + doubts,
+        warnings=run_warnings(runs) + doubts,
+        warn=partial(_warnings, config=config),
         describe=partial(_describe, config=config, totals=read_totals(files), runs=runs),
         asked=prompt,
     )
@@ -164,6 +165,7 @@ def _openr_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
         about=ABOUT_OPENR,
         command="export",
         warnings=[BARE_PROMPTS.format("openr's files do not tell what the policy was asked")] * (config.view == "sft"),
+        warn=partial(_warnings, config=config),
         describe=lambda report: {"labels": _describe_labels(config, "recorded")},
     )
 
@@ -328,16 +330,18 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def _warnings(runs: dict[str, dict[str, Any]]) -> list[str]:
+def _warnings(report: dict[str, Any], config: ExportConfig) -> list[str]:
+    """What the counts of an export of solutions say that its rows do not."""
     warnings = []
-    for name, run in runs.items():
-        for status, words in (("error", "have failed requests"), ("open", "are not searched to the end")):
-            if count := run["problems"].get(status):
-                warnings.append(
-                    f"{name}: {count} problems {words} and are left out. Start trl-hrm annotate again to complete them."
-                )
-        if run["shards_missing"]:
-            warnings.append(
-                f"{name}: {run['shards_missing']} shards are not in the folder, so their problems are left out."
-            )
+    unjudged, repeated = (report["notes"].get(name) for name in ("solutions_with_unjudged_steps", "repeated_problems"))
+    if config.min_score > 0 and unjudged:
+        warnings.append(
+            f"{unjudged} of the solutions have steps without an MC score: min_score={config.min_score:g} asks for the others "
+            "alone. A search whose rollouts judge every step has none."
+        )
+    if repeated:
+        warnings.append(
+            f"{repeated} problems come in several trees: top_k and duplicates go by tree, so that such a problem may have "
+            "more rows than top_k, and equal ones."
+        )
     return warnings

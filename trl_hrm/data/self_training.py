@@ -9,6 +9,7 @@ from ..search.prompts import Prompt
 from ..step_tree import StepTree
 
 
+ROUNDING = 1e-9  # a mean of 2/5, 5/5 and 5/5 is 0.7999999999999999, and reaches 0.8
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
@@ -57,7 +58,7 @@ def choose(
         scores (`Sequence[float]`):
             N scores.
         min_score (`float`, *optional*, defaults to `0.0`):
-            Least score.
+            Least score, up to rounding.
         top_k (`int`, *optional*):
             Most solutions. By default all that reach `min_score`.
         evidence (`Sequence[int]`, *optional*):
@@ -70,7 +71,7 @@ def choose(
     Choice(kept=[2, 1], num_below=1, num_beyond=1)
     ```
     """
-    reach = [index for index, score in enumerate(scores) if score >= min_score]
+    reach = [index for index, score in enumerate(scores) if score >= min_score - ROUNDING]
     reach.sort(key=lambda index: (-scores[index], -evidence[index] if evidence else 0))
     kept = reach[:top_k]
     return Choice(kept, len(scores) - len(reach), len(reach) - len(kept))

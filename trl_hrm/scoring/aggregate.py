@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 
-
-AGGREGATES = ("min", "prod", "last", "mean", "max")
+from ..data.raft_config import AGGREGATES
 
 
 def aggregate(scores: Sequence[float], name: str) -> float:

@@ -10,7 +10,7 @@ from .aggregate import aggregate
 from .scorer import StepScorer
 
 
-BLOCK = 256  # problems that are encoded at a time
+BLOCK = 64  # problems that are encoded at a time, and that move the progress bar
 
 
 def score_candidates(

@@ -46,7 +46,7 @@ class StepScorer:
             Rows of a forward pass.
 
     Raises:
-        `ValueError`: If model, tokenizer and format do not fit each other.
+        `ValueError`: If model, tokenizer and format do not fit each other, or a number is below 1.
     """
 
     def __init__(
@@ -57,6 +57,9 @@ class StepScorer:
         max_length: int = 2048,
         batch_size: int = 8,
     ):
+        for name, value in (("max_length", max_length), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more.")
         step_format.check(tokenizer)
         check_head(model, step_format)
         check_attention(model.config._attn_implementation)
@@ -175,6 +178,10 @@ class StepScorer:
             self.step_format.check(self.tokenizer, merged=True)
         encoded = [self._encode(tree, sorted(set(spans)), f"prompt {i}") for i, tree in enumerate(trees)]
         scores = self._forward([token_tree for token_tree, _ in encoded], progress)
+        for tree, values in zip(trees, scores, strict=True):
+            if not np.isfinite(values).all():
+                shown = repr(tree.prompt if len(tree.prompt) <= 80 else tree.prompt[:77] + "...")
+                raise ValueError(f"The model returned a score that is not a number for the prompt {shown}: {values}.")
         reduce = np.max if combine == "max" else np.mean
         return [
             [float(reduce(tree_scores[judged])) for judged in steps]
@@ -225,9 +232,6 @@ class StepScorer:
                     for i, part_values in zip(row, np.split(values, ends[:-1]), strict=True):
                         scores[owners[i]][parts[i].steps] = part_values
                 bar.update(len(batch))
-        for i, values in enumerate(scores):
-            if not np.isfinite(values).all():
-                raise ValueError(f"The model returned a score that is not a number for prompt {i}: {values}.")
         return scores
 
     @torch.inference_mode()

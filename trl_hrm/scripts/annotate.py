@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 
+from ..search.steps import RULES
 from .annotate_options import ENGINE_OPTIONS, SEARCH_OPTIONS, make_engine, make_prompt, make_search
 
 
@@ -103,7 +104,7 @@ def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--segmentation",
-        choices=["step_header", "blank_line", "sentence", "formula", "regex"],
+        choices=[*RULES, "regex"],
         help="where steps end (default: the prompt's; for a file, blank_line)",
     )
     group.add_argument("--step_pattern", help="regular expression whose matches end steps, for --segmentation regex")

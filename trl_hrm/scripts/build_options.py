@@ -40,6 +40,16 @@ def add_build_arguments(parser: argparse.ArgumentParser, views: Sequence[str] = 
         help="longest run of steps that is merged, for --view hrm",
     )
     parser.add_argument(
+        "--num_proc",
+        type=int,
+        help="number of processes (default: one per core, and no more than there are chunks of 4 MB to read)",
+    )
+    add_output_arguments(parser)
+
+
+def add_output_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add the split, the problems to leave out, and whether an earlier output may go."""
+    parser.add_argument(
         "--test_size",
         type=float,
         default=BuildConfig.test_size,
@@ -53,11 +63,6 @@ def add_build_arguments(parser: argparse.ArgumentParser, views: Sequence[str] = 
         metavar="FILE",
         help="JSON Lines files of test sets, with the problem under problem, question or prompt; their problems are "
         "dropped (default: none)",
-    )
-    parser.add_argument(
-        "--num_proc",
-        type=int,
-        help="number of processes (default: one per core, and no more than there are chunks of 4 MB to read)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is an earlier build")
 

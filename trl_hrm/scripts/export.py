@@ -66,7 +66,7 @@ def _add_label_arguments(group: argparse._ArgumentGroup) -> None:
         "--min_value",
         type=float,
         default=0.0,
-        help="least MC score of all steps of a solution, for --view sft",
+        help="least MC score of all judged steps of a solution, for --view sft",
     )
     group.add_argument(
         "--top_k",

@@ -32,7 +32,13 @@ def add_score_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def load_scorer(model: str, args: argparse.Namespace) -> "StepScorer":
-    """The reward model, as the options ask for it."""
+    """
+    The reward model, as the options ask for it.
+
+    Raises:
+        `FileNotFoundError`: If there is no such format.
+        `ValueError`: If an option has no meaning beside another.
+    """
     from pathlib import Path
 
     from transformers.utils import logging
@@ -40,8 +46,18 @@ def load_scorer(model: str, args: argparse.Namespace) -> "StepScorer":
     from ..scoring.scorer import StepScorer
     from ..step_format import StepFormat
 
+    if args.combine != "max" and set(args.spans) == {1}:
+        raise ValueError(
+            f"--combine {args.combine} makes one score of those of several spans, and --spans is 1. Give --spans 1 2, or "
+            "leave it out."
+        )
     step_format = None
     if args.step_format is not None:
+        if not Path(args.step_format).is_file():
+            raise FileNotFoundError(
+                f"--step_format: there is no file {args.step_format}, expected a step_format.json, as the trainer saves one "
+                "with every checkpoint."
+            )
         step_format = StepFormat.from_json(Path(args.step_format).read_text(encoding="utf-8"), where=args.step_format)
     logging.disable_progress_bar()  # loading takes a moment; the bar of scoring is the one to watch
     return StepScorer.from_pretrained(

@@ -9,8 +9,9 @@ trl-hrm select-raft --candidates runs/mcts --reward_model outputs/tiny-hrm --num
 
 import argparse
 
-from ..scoring.aggregate import AGGREGATES
-from .build_options import unescape
+from ..data.raft_config import AGGREGATES
+from ..search.steps import RULES
+from .build_options import add_output_arguments, unescape
 from .score_options import add_score_arguments, load_scorer
 
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_choice_arguments(parser.add_argument_group("choice"))
     _add_candidate_arguments(parser.add_argument_group("candidates"))
     add_score_arguments(parser.add_argument_group("scores"))
-    _add_output_arguments(parser.add_argument_group("output"))
+    add_output_arguments(parser.add_argument_group("output"))
 
 
 def _add_choice_arguments(group: argparse._ArgumentGroup) -> None:
@@ -51,7 +52,7 @@ def _add_candidate_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--split", help="split of a dataset (default: train)")
     group.add_argument(
         "--segmentation",
-        choices=["step_header", "blank_line", "sentence", "formula", "regex"],
+        choices=[*RULES, "regex"],
         help="where the steps of a text end; those of a run and of lists are known (default: step_header)",
     )
     group.add_argument("--step_pattern", help="regular expression whose matches end steps, for --segmentation regex")
@@ -63,31 +64,12 @@ def _add_candidate_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--test_size",
-        type=float,
-        default=0.1,
-        help="share of problems that form the test split, from 0 (no test split) to below 1",
-    )
-    group.add_argument("--seed", type=int, default=42, help="seed of the split")
-    group.add_argument(
-        "--exclude",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="JSON Lines files of test sets, with the problem under problem, question or prompt; their problems are "
-        "dropped (default: none)",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace the output if it is an earlier build")
-
-
 def run(args: argparse.Namespace) -> None:
     from collections import Counter
     from dataclasses import fields
     from pathlib import Path
 
-    from ..data.candidates import read_candidates
+    from ..data.candidates import read_candidates, source_warnings
     from ..data.output import check_output
     from ..data.raft import build_raft, format_scores, shortlist
     from ..data.raft_config import RaftConfig
@@ -100,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     new_figure()  # what is missing shows before the long part
     counts = Counter()
     groups = shortlist(read_candidates(config, counts), config, counts)
+    warnings = source_warnings(config)
     scorer = load_scorer(args.reward_model, args)
     scores = score_candidates(
         scorer,
@@ -112,6 +95,6 @@ def run(args: argparse.Namespace) -> None:
     )
     names = ("reward_model", "revision", "step_format", "dtype", "spans", "combine", "max_length", "batch_size")
     judge = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    report = build_raft(groups, scores, config, counts, judge)
+    report = build_raft(groups, scores, config, counts, judge, warnings)
     print(format_report(report))
     print(f"mean score: {format_scores(report)}. The picture: {Path(config.output_dir, report['picture']['file'])}")
