@@ -587,6 +587,9 @@ class TestSolutions:
         """Against sorting by hand. The first ones of a problem, or a wrong order among equals, would look as well."""
         all_rows, _, _ = export(tmp_path, node_file, view="sft", test_size=0, min_score=min_score)
         rows, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=min_score, top_k=2)
+        place = {node.node_id: i for tree in read_trees(node_file) for i, node in enumerate(tree.nodes)}
+        for row, after in zip(all_rows, all_rows[1:], strict=False):
+            assert row["problem_id"] != after["problem_id"] or place[row["node_id"]] < place[after["node_id"]]
         expected, num_ties = [], 0
         for name in dict.fromkeys(row["problem_id"] for row in all_rows):
             group = [(place, row) for place, row in enumerate(all_rows) if row["problem_id"] == name]

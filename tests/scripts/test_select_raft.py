@@ -276,6 +276,7 @@ def test_lists_are_joined(tmp_path, planted):
     for separator, written in ((r"\n", "\n"), (r"\t", "\t"), ("", ""), ("-", "-")):
         (row,), report = select(tmp_path, source, f"--join_steps={separator}")
         assert row["completion"] == f" a 0.5{written}b 0.6 "
+        assert "\n" not in report["command"] and "\t" not in report["command"]
         assert main([*shlex.split(report["command"])[1:], "--overwrite"]) == 0
         (again,) = pq.read_table(tmp_path / "raft" / "data").to_pylist()
         assert again == row
