@@ -127,7 +127,7 @@ def test_accumulation_does_not_change_training(tmp_path, reduction):
             per_device_train_batch_size=size,
             gradient_accumulation_steps=8 // size,
             num_train_epochs=3,
-            learning_rate=0.5,
+            learning_rate=0.1,
         )
         trainer.train()
         trainers.append(trainer)
@@ -150,9 +150,9 @@ def test_accumulation_does_not_change_training(tmp_path, reduction):
 def test_the_layout_of_a_batch_does_not_change_training(tmp_path, options):
     """Sequences of a packed row that share one logarithm, or padding that counts as a sequence, change the loss by a little."""
     rows = random_rows(8)
-    expected = make_kl_trainer(tmp_path / "a", rows, num_train_epochs=4, learning_rate=0.5, max_length=None)
+    expected = make_kl_trainer(tmp_path / "a", rows, num_train_epochs=4, learning_rate=0.1, max_length=None)
     expected.train()
-    found = make_kl_trainer(tmp_path / "b", rows, num_train_epochs=4, learning_rate=0.5, **options)
+    found = make_kl_trainer(tmp_path / "b", rows, num_train_epochs=4, learning_rate=0.1, **options)
     assert options.get("packing", False) == ("seq_lengths" in found.train_dataset.column_names)
     found.train()
     assert_trained(expected)
@@ -166,7 +166,7 @@ def test_gradient_checkpointing_does_not_change_training(tmp_path):
     trainers = []
     for checkpointing in (False, True):
         trainer = make_kl_trainer(
-            tmp_path, rows, gradient_checkpointing=checkpointing, num_train_epochs=3, learning_rate=0.5
+            tmp_path, rows, gradient_checkpointing=checkpointing, num_train_epochs=3, learning_rate=0.1
         )
         trainer.train()
         trainers.append(trainer)
@@ -181,7 +181,7 @@ def test_rows_without_a_trained_token_count_for_nothing(tmp_path):
     ids = tokenizer("sum x = 3 so y = 7 then add").input_ids
     trained = {"input_ids": ids, "labels": [-100] * 3 + ids[3:]}
     blank = {"input_ids": ids, "labels": [-100] * len(ids)}
-    options = {"num_train_epochs": 3, "learning_rate": 0.5, "trainer_args": {}}
+    options = {"num_train_epochs": 3, "learning_rate": 0.1, "trainer_args": {}}
     skip = {"dataset_kwargs": {"skip_prepare_dataset": True}}
     expected = make_kl_trainer(tmp_path, [trained, trained], per_device_train_batch_size=2, **options, **skip)
     expected.train()
@@ -206,7 +206,7 @@ def test_the_default_reference_is_the_policy_as_it_was_given(tmp_path):
     """A copy made after TRL has wrapped the model, or a reload of its name, is another model once its weights were changed."""
     model = moved(tiny_model(LM))
     before = weights_of(model)
-    trainer = make_kl_trainer(tmp_path, random_rows(8), model=model, learning_rate=0.5, num_train_epochs=3)
+    trainer = make_kl_trainer(tmp_path, random_rows(8), model=model, learning_rate=0.1, num_train_epochs=3)
     assert isinstance(trainer.reference, FrozenReference)
     trainer.train()
     assert_trained(trainer)
@@ -285,7 +285,7 @@ def test_tiles_of_the_language_model_loss(tmp_path, monkeypatch):
 def test_a_stream_of_rows_trains_as_a_dataset_does(tmp_path):
     """Sequences of the global batch are counted in the batches, not in a dataset whose length is known."""
     rows = random_rows(8)
-    options = {"max_steps": 4, "learning_rate": 0.5, "num_train_epochs": 4}
+    options = {"max_steps": 4, "learning_rate": 0.1, "num_train_epochs": 4}
     expected = make_kl_trainer(tmp_path, rows, **options)
     expected.train()
     found = make_kl_trainer(tmp_path, IterableDataset.from_generator(lambda: iter(rows)), **options)
@@ -300,7 +300,7 @@ def test_a_stream_of_rows_trains_as_a_dataset_does(tmp_path):
 def test_evaluation_reports_the_kl(tmp_path):
     """Under its own names, and without disturbing the sums of the training steps before it."""
     rows, eval_rows = random_rows(8), random_rows(5, seed=7)
-    options = {"num_train_epochs": 4, "learning_rate": 0.5, "logging_steps": 2}
+    options = {"num_train_epochs": 4, "learning_rate": 0.1, "logging_steps": 2}
     with_eval = make_kl_trainer(
         tmp_path, rows, eval_rows=eval_rows, eval_strategy="epoch", per_device_eval_batch_size=5, **options
     )
