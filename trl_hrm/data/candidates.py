@@ -11,6 +11,7 @@ A row is one candidate, or one problem with its candidates; a candidate is a tex
 """
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,14 +20,14 @@ from typing import Any
 
 from datasets import load_dataset
 
+from ..grading import extract_answer
 from ..search.manifest import MANIFEST
 from ..search.run_folder import node_files, read_manifest
 from ..search.steps import StepRule
 from ..search.tree import SearchTree
+from .candidates_config import CandidatesConfig
 from .node_files import NodeFiles
-from .output import temporary_directory
 from .problems import problem_key
-from .raft_config import RaftConfig
 from .self_training import asked, prompt_of
 from .sources import DatasetRows, JsonLines
 
@@ -53,6 +54,8 @@ class Candidates:
             N lists of step texts.
         where (`str`, *optional*, defaults to `""`):
             Place of the first candidate, for error messages.
+        answer (`str`, *optional*):
+            The reference answer, if answers were read and a row has one.
         num_candidates (`int`, *optional*, defaults to `0`):
             Number of candidates that were considered, blank and equal ones included. Known after [`shortlist`].
     """
@@ -63,18 +66,21 @@ class Candidates:
     texts: list[str] = field(default_factory=list)
     steps: list[list[str]] = field(default_factory=list)
     where: str = ""
+    answer: str | None = None
     num_candidates: int = 0
 
 
-def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
+def read_candidates(config: CandidatesConfig, counts: Counter, answers: bool = False) -> list[Candidates]:
     """
     Read candidates and put those of one problem together: rows with the same `problem_id` or, without one, the same prompt.
 
     Args:
-        config ([`RaftConfig`]):
+        config ([`CandidatesConfig`]):
             What to read, and how texts are cut into steps.
         counts (`Counter`):
             Counts problems of a run that have no candidates.
+        answers (`bool`, *optional*, defaults to `False`):
+            Whether the column `answer` of rows holds reference answers.
 
     Returns:
         `list[Candidates]`: One per problem, in the order in which they first appear.
@@ -84,20 +90,13 @@ def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
         `ValueError`: If a row is faulty, or an option has no meaning for these candidates.
     """
     path = Path(config.candidates)
-    if (path / MANIFEST).is_file():
-        kind, found, meaningless = (
-            "a run, cut into steps by its search",
-            _read_run,
-            ("split", "segmentation", "join_steps"),
-        )
+    if is_run(config):
+        groups = _read_run(config, counts)
     elif path.is_dir():
-        kind, found, meaningless = "", _read_dataset, ()
+        groups = _read_dataset(config, answers)
     else:
-        kind, found, meaningless = "a file", _read_file, ("split",)
-    for name in meaningless:
-        if getattr(config, name) is not None:
-            raise ValueError(f"{name} is {getattr(config, name)!r}, but {path} is {kind}. Leave it out.")
-    groups = found(config, counts)
+        _refuse(config, ("split",), "a file")
+        groups = _RowReader(config, answers).read(JsonLines([config.candidates]), "")
     if not groups:
         raise ValueError(f"{path}: there is nothing in it, expected candidates to choose from.")
     forms = {isinstance(group.prompt, str): group.where for group in reversed(groups)}
@@ -109,7 +108,26 @@ def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
     return groups
 
 
-def _read_run(config: RaftConfig, counts: Counter) -> list[Candidates]:
+def is_run(config: CandidatesConfig) -> bool:
+    """
+    Whether the candidates are those of a run of `trl-hrm annotate`.
+
+    Raises:
+        `ValueError`: If they are and an option has no meaning for them.
+    """
+    if not Path(config.candidates, MANIFEST).is_file():
+        return False
+    _refuse(config, ("split", "segmentation", "join_steps"), "a run, cut into steps by its search")
+    return True
+
+
+def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
+    for name in names:
+        if getattr(config, name) is not None:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, but {config.candidates} is {kind}. Leave it out.")
+
+
+def _read_run(config: CandidatesConfig, counts: Counter) -> list[Candidates]:
     prompt = prompt_of(read_manifest(config.candidates))
     source = NodeFiles([str(file) for file in node_files(config.candidates)])
     groups = []
@@ -138,22 +156,19 @@ def finished_solutions(tree: SearchTree) -> Iterator[tuple[str, list[str]]]:
             yield tree.text(i), [text for text in steps if text]
 
 
-def _read_file(config: RaftConfig, counts: Counter) -> list[Candidates]:
-    return _RowReader(config).read(JsonLines([config.candidates]), "")
-
-
-def _read_dataset(config: RaftConfig, counts: Counter) -> list[Candidates]:
+def _read_dataset(config: CandidatesConfig, answers: bool) -> list[Candidates]:
     # a cache of its own: the shared one may hold the rows of another directory of the same name
-    with temporary_directory(config) as cache:
+    with tempfile.TemporaryDirectory() as cache:
         rows = load_dataset(config.candidates, split=config.split or "train", cache_dir=cache)
-        return _RowReader(config).read(DatasetRows(rows), f"{config.candidates}, ")
+        return _RowReader(config, answers).read(DatasetRows(rows), f"{config.candidates}, ")
 
 
 class _RowReader:
     """Puts the candidates of rows together by problem."""
 
-    def __init__(self, config: RaftConfig):
+    def __init__(self, config: CandidatesConfig, answers: bool):
         self.config = config
+        self.answers = answers
         self.rule = config.step_rule()
         self.groups: dict[tuple[str, str], Candidates] = {}
         self.num_texts = 0
@@ -202,7 +217,15 @@ class _RowReader:
         problem = _problem(row, prompt, where)
         key = ("prompt", json.dumps(prompt)) if problem_id is None else ("problem_id", problem_id)
         new = Candidates(problem, prompt, problem_id or problem_key(problem).hex(), where=where)
+        if self.answers:
+            new.answer = _answer(row.get("answer"), where)
         group = self.groups.setdefault(key, new)
+        if group.answer != new.answer:
+            raise ValueError(
+                f"{where}: `answer` is {_shown(new.answer)} and {group.where} has {_shown(group.answer)} for the same problem, "
+                "expected the one reference answer. If the column holds something else, rename it, and give the problems with "
+                "their answers by themselves."
+            )
         for name in ("prompt", "problem"):
             if getattr(group, name) != getattr(new, name):
                 raise ValueError(
@@ -262,6 +285,17 @@ def _problem(row: dict[str, Any], prompt: str | list[dict[str, str]], where: str
     if not isinstance(problem, str) or not problem.strip():
         raise ValueError(f"{where}: the problem is {_shown(problem)}, expected a non-empty text.")
     return problem
+
+
+def _answer(answer: Any, where: str) -> str | None:
+    """The reference answer; of a solution in GSM8K's format, what follows its last `####`."""
+    if answer is None:
+        return None
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+        raise ValueError(
+            f"{where}: `answer` is {_shown(answer)}, expected a text or a number. Rename or remove the column."
+        )
+    return extract_answer(str(answer), ("hash",)) or str(answer).strip() or None
 
 
 def _assistant_text(messages: list[dict[str, Any]], name: str, where: str) -> str:
