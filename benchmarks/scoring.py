@@ -3,10 +3,10 @@ Seconds to score 64 candidates of one problem: as a forest, against one sequence
 
     python benchmarks/scoring.py
 
-Two workloads of random words, sized like competition problems:
+Workloads of random words, sized like competition problems:
 
-- `shared steps`: a long problem and several steps that all candidates have, then 64 different continuations, as they stand in
-  step search, in a tree of solutions, or where solutions of one beginning are compared;
+- `next step`: a long problem and several steps that all candidates have, then 64 different next steps, as in step search;
+- `shared steps`: the same, then 64 different ends of three steps, as where solutions of one beginning are compared;
 - `shared prompt`: 64 solutions of as many steps that share the problem alone, as in plain best-of-N.
 
 Systems, round after round in one process, on the same weights:
@@ -18,8 +18,8 @@ Systems, round after round in one process, on the same weights:
 - `ceiling`: as many tokens as the forest has, as plain causal rows of `--max_length`;
 - `ceiling short`: the same tokens as plain causal rows as long as a candidate, the stricter bar.
 
-The plain systems get batches sorted by length, so that next to nothing is padded, of the size that suits them best of 1 and 8
-(tried on a part, before the rounds). Before the rounds scores of all systems are compared.
+Each system gets the batch size that suits it best of 1 and 8 (tried on a part, before the rounds), and plain sequences are sorted by
+length, so that next to nothing is padded. Tokenising and building the tree count for the forest alone. Before the rounds scores are compared.
 """
 
 import argparse
@@ -45,43 +45,58 @@ from trl_hrm.losses import step_score
 WORDS = (
     "let x be the sum of all y so that we add and then divide by 2 which gives 3 4 7 12 = + - hence thus now".split()
 )
+LEAST_SECONDS = 5.0  # of a system in a round: one run of the short ones would tell little
 
 
 def main() -> None:
     args = make_parser().parse_args()
     tokenizer = make_tokenizer([" ".join(WORDS) + "\n\n" + " ".join(reversed(WORDS))] * 3, 400)
     report = [versions(args)]
-    for name, shared in (("shared steps", args.shared_steps), ("shared prompt", 0)):
-        report.append(compare(args, tokenizer, name, shared))
+    for name, num_steps, shared in (
+        ("next step", args.shared_steps + 1, args.shared_steps),
+        ("shared steps", args.num_steps, args.shared_steps),
+        ("shared prompt", args.num_steps, 0),
+    ):
+        problem, candidates = make_candidates(tokenizer, args, num_steps, shared)
+        seconds, tokens, batch_sizes = compare(args, tokenizer, name, problem, candidates)
+        title = f"**{name}**: {args.num_candidates} candidates; a problem of {args.prompt_tokens} tokens, {num_steps} steps of "
+        title += f"{args.step_tokens} tokens (and the separator), {shared} of them shared by all."
+        report.append(format_table(title, args.num_candidates, seconds, tokens, batch_sizes))
     print("\n\n".join(report))
 
 
-def compare(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, name: str, shared: int) -> str:
-    """Run all systems on one workload; its table."""
-    problem, candidates = make_candidates(tokenizer, args, shared)
+def compare(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, name: str, problem: str, candidates: list[list[str]]
+) -> tuple[dict[str, list[float]], dict[str, int], dict[str, int]]:
+    """Run all systems on one workload: seconds, tokens that are read, and rows of a batch, for each system."""
     scorer = StepScorer(make_model(args, len(tokenizer)), tokenizer, StepFormat(), max_length=args.max_length)
     plain = make_model(args, len(tokenizer))
+    run_forest = partial(forest_scores, scorer, problem, candidates)
     num_tokens = forest_tokens(scorer, problem, candidates)
     sequences = make_sequences(scorer, problem, candidates, num_tokens)
-    expected = forest_scores(scorer, problem, candidates)
-    for system, first in (("per prefix", 8 * args.num_steps), ("per candidate", 8)):  # those of 8 candidates
+    expected = run_forest(8)
+    for system, first in (("per prefix", 8 * len(candidates[0])), ("per candidate", 8)):  # those of 8 candidates
         found = plain_scores(plain, sequences[system][:first], 8)
         difference = np.abs(found - expected[: len(found)]).max()
         line = f"{name}: {system} differs from the forest by at most {difference:.1e}; scores deviate by {found.std():.2f}"
         print(line, file=sys.stderr, flush=True)
         if not difference < 1e-4:
             raise ValueError(f"{system} has other scores than the forest: they differ by {difference}.")
-    batch_sizes = {system: faster_batch(plain, found) for system, found in sequences.items()}
-    runs = {"forest": partial(forest_scores, scorer, problem, candidates)}
-    runs |= {system: partial(plain_scores, plain, sequences[system], size) for system, size in batch_sizes.items()}
+    batch_sizes = {"forest": faster_batch(run_forest)}
+    for system, found in sequences.items():
+        part = found[:: max(1, len(found) // 64)]
+        batch_sizes[system] = faster_batch(partial(plain_scores, plain, part))
+    runs = {"forest": run_forest} | {
+        system: partial(plain_scores, plain, found) for system, found in sequences.items()
+    }
     seconds: dict[str, list[float]] = {system: [] for system in runs}
     for number in range(args.rounds):
         for system, run in runs.items():
-            seconds[system].append(timed(run))
+            seconds[system].append(timed(run, batch_sizes[system], LEAST_SECONDS))
             line = f"round {number + 1}/{args.rounds}  {name}: {system:<14} {seconds[system][-1]:8.2f} s"
             print(line, file=sys.stderr, flush=True)
     tokens = {"forest": num_tokens} | {s: sum(len(ids) for ids, _ in found) for s, found in sequences.items()}
-    return format_table(args, name, shared, seconds, tokens, batch_sizes)
+    return seconds, tokens, batch_sizes
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -99,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def make_candidates(
-    tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, shared: int
+    tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, num_steps: int, shared: int
 ) -> tuple[str, list[list[str]]]:
     """A problem and solutions whose first `shared` steps are the same."""
     rng = random.Random(0)
@@ -112,7 +127,7 @@ def make_candidates(
     prompt = text(args.prompt_tokens)
     common = [text(args.step_tokens) for _ in range(shared)]
     return prompt, [
-        common + [text(args.step_tokens) for _ in range(args.num_steps - shared)] for _ in range(args.num_candidates)
+        common + [text(args.step_tokens) for _ in range(num_steps - shared)] for _ in range(args.num_candidates)
     ]
 
 
@@ -162,7 +177,8 @@ def causal_rows(num_tokens: int, length: int, vocab_size: int) -> list[tuple[lis
     return [(row, [len(row) - 1]) for row in rows]
 
 
-def forest_scores(scorer: StepScorer, prompt: str, candidates: list[list[str]]) -> np.ndarray:
+def forest_scores(scorer: StepScorer, prompt: str, candidates: list[list[str]], batch_size: int) -> np.ndarray:
+    scorer.batch_size = batch_size
     return np.concatenate(scorer.score([prompt], [candidates])[0])
 
 
@@ -171,7 +187,7 @@ def forest_tokens(scorer: StepScorer, prompt: str, candidates: list[list[str]]) 
     read = []
     score_rows = scorer._score_rows
     scorer._score_rows = lambda rows: read.extend(len(tree) for row in rows for tree in row) or score_rows(rows)
-    forest_scores(scorer, prompt, candidates)
+    forest_scores(scorer, prompt, candidates, 8)
     del scorer._score_rows
     return sum(read)
 
@@ -193,31 +209,31 @@ def plain_scores(model: PreTrainedModel, sequences: list[tuple[list[int], list[i
     return np.concatenate(scores)
 
 
-def timed(run: Callable) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def timed(run: Callable[[int], np.ndarray], batch_size: int, least: float = 0.0) -> float:
+    """Seconds of a run: the mean over as many as begin within `least` seconds."""
+    start, num_runs = time.perf_counter(), 0
+    while num_runs == 0 or time.perf_counter() - start < least:
+        run(batch_size)
+        num_runs += 1
+    return (time.perf_counter() - start) / num_runs
 
 
-def faster_batch(model: PreTrainedModel, sequences: list[tuple[list[int], list[int]]]) -> int:
-    """The better of two batch sizes, on a part of the sequences."""
-    part = sequences[:: max(1, len(sequences) // 64)]
-    plain_scores(model, part, 8)  # warm
-    return min((1, 8), key=lambda size: timed(lambda: plain_scores(model, part, size)))
+def faster_batch(run: Callable[[int], np.ndarray]) -> int:
+    """The better of two batch sizes."""
+    run(8)  # warm
+    return min((1, 8), key=partial(timed, run))
 
 
 def format_table(
-    args: argparse.Namespace,
-    name: str,
-    shared: int,
+    title: str,
+    num_candidates: int,
     seconds: dict[str, list[float]],
     tokens: dict[str, int],
     batch_sizes: dict[str, int],
 ) -> str:
     median = {system: statistics.median(found) for system, found in seconds.items()}
     lines = [
-        f"**{name}**: {args.num_candidates} candidates; a problem of {args.prompt_tokens} tokens, {args.num_steps} steps of "
-        f"{args.step_tokens} tokens (and the separator), {shared} of them shared by all.",
+        title,
         "",
         "| system | tokens read | batch | seconds (median; all) | candidates/s | forest is faster by |",
         "|---|---|---|---|---|---|",
@@ -225,9 +241,9 @@ def format_table(
     for system in seconds:
         ratio = "" if system == "forest" else f"{median[system] / median['forest']:.2f}×"
         every = ", ".join(f"{value:.2f}" for value in seconds[system])
-        rate = args.num_candidates / median[system]
+        rate = num_candidates / median[system]
         lines.append(
-            f"| {system} | {tokens[system]:,} | {batch_sizes.get(system, '')} | {median[system]:.2f} ({every}) | {rate:.1f} "
+            f"| {system} | {tokens[system]:,} | {batch_sizes[system]} | {median[system]:.2f} ({every}) | {rate:.1f} "
             f"| {ratio} |"
         )
     share = {system: median[system] / median["forest"] for system in ("ceiling", "ceiling short")}

@@ -77,7 +77,7 @@ class ServerScorer(ChainScorer):
         self._api_key = api_key or os.environ.get("OPENAI_API_KEY")
         self._patience = (timeout, max_retries, backoff)
         self._served_name = model
-        self._outputs([], False)
+        self._outputs([], False)  # tests the server
 
     @classmethod
     def from_pretrained(
