@@ -20,7 +20,7 @@ LAYERS = [
     {"data"},
     {"scoring"},
     {"trainer", "evaluation"},
-    {"demo", "prm"},
+    {"demo", "prm", "metrics"},
     {"scripts"},
     {"cli"},
     {"recipes", "benchmarks", "tests"},

@@ -20,6 +20,7 @@ _NAMES = {
     "Scheduler": "search.scheduler",
     "SearchTree": "search.tree",
     "StepFormat": "step_format",
+    "StepReward": "trainer.step_reward",
     "StepScorer": "scoring.scorer",
     "StepTree": "step_tree",
     "TransformersEngine": "search.transformers_engine",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .trainer.hrm_reward_trainer import HRMRewardTrainer
     from .trainer.kl_self_config import KLSelfConfig
     from .trainer.kl_self_trainer import KLSelfTrainer
+    from .trainer.step_reward import StepReward
 
 
 def __getattr__(name: str):

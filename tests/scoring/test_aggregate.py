@@ -2,12 +2,13 @@
 
 import math
 import random
+from functools import partial
 
 import pytest
 
 from trl_hrm import StepFormat, StepScorer
 from trl_hrm.scoring import candidate_scores
-from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
+from trl_hrm.scoring.aggregate import AGGREGATES, aggregate, aggregate_name
 from trl_hrm.scoring.candidate_scores import score_candidates
 
 from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
@@ -33,8 +34,30 @@ def test_order_of_the_aggregates():
         assert turned == pytest.approx(found)
 
 
+def test_a_function_of_ones_own():
+    """It is given the steps' scores themselves; a name that is none is still refused."""
+
+    def second_worst(scores):
+        return sorted(scores)[:2][-1]
+
+    assert aggregate([0.5, 0.25, 1.0], second_worst) == 0.5
+    assert aggregate((0.5, 0.25), sum) == 0.75
+    assert [aggregate_name(name) for name in (second_worst, sum, "min")] == ["second_worst", "sum", "min"]
+    assert aggregate_name(partial(second_worst)) == "partial"
+    with pytest.raises(ValueError, match=r"aggregate: broken gives no number for the scores \[0.5\]"):
+
+        def broken(scores):
+            return math.nan
+
+        aggregate([0.5], broken)
+    with pytest.raises(ValueError, match="got no score"):
+        aggregate([], sum)
+
+
 def test_faults():
-    with pytest.raises(ValueError, match="aggregate is 'sum', expected one of min, prod, last, mean, max"):
+    with pytest.raises(
+        ValueError, match="aggregate is 'sum', expected one of min, prod, last, mean, max, or a function"
+    ):
         aggregate([0.5], "sum")
     with pytest.raises(ValueError, match="got no score"):
         aggregate([], "min")

@@ -1,5 +1,6 @@
 """The command `select-raft`: a planted reward model must find the planted best, whatever the form of the candidates."""
 
+import argparse
 import json
 import os
 import random
@@ -12,7 +13,6 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import datasets
@@ -33,7 +33,7 @@ from trl_hrm.data.raft_config import RaftConfig
 from trl_hrm.data.score_picture import draw_scores
 from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
 from trl_hrm.scripts import select_raft
-from trl_hrm.scripts.score_options import load_scorer
+from trl_hrm.scripts.score_options import add_score_arguments, load_scorer
 from trl_hrm.search.engine import EngineError
 from trl_hrm.search.manifest import check_manifest
 from trl_hrm.search.nodes import read_trees, write_nodes
@@ -671,9 +671,10 @@ def test_aggregates_from_python():
         RaftConfig("out", candidates="in.jsonl", aggregate="sum")
 
 
-def scorer_args(**options) -> SimpleNamespace:
-    usual = {"spans": [1], "combine": "max", "batch_size": 8, "max_length": 2048, "dtype": "float32"}
-    return SimpleNamespace(**(usual | {"revision": None, "step_format": None} | options))
+def scorer_args(**options) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_score_arguments(parser)
+    return argparse.Namespace(**(vars(parser.parse_args([])) | options))
 
 
 def test_options_of_the_reward_model(tmp_path, monkeypatch):

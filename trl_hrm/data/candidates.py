@@ -10,6 +10,7 @@ A row is one candidate, or one problem with its candidates; a candidate is a tex
 ```
 """
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,14 +19,14 @@ from typing import Any
 
 from datasets import load_dataset
 
+from ..grading import extract_answer
 from ..search.manifest import MANIFEST
 from ..search.run_folder import node_files, read_manifest, read_summary
 from ..search.steps import StepRule
 from ..search.tree import SearchTree
+from .candidates_config import CandidatesConfig
 from .node_files import NodeFiles, run_warnings
-from .output import temporary_directory
 from .problems import normalize_problem, problem_key
-from .raft_config import RaftConfig
 from .self_training import asked, prompt_of
 from .sources import DatasetRows, JsonLines
 
@@ -54,6 +55,8 @@ class Candidates:
             Place of the first candidate, for error messages.
         num_cut (`int`, *optional*, defaults to `0`):
             Number of candidates that were cut into steps by the segmentation.
+        answer (`str`, *optional*):
+            The reference answer, if answers were read and a row has one.
         num_candidates (`int`, *optional*, defaults to `0`):
             Number of candidates that were considered, blank and equal ones included. Known after [`shortlist`].
     """
@@ -65,19 +68,22 @@ class Candidates:
     steps: list[list[str]] = field(default_factory=list)
     where: str = ""
     num_cut: int = 0
+    answer: str | None = None
     num_candidates: int = 0
 
 
-def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
+def read_candidates(config: CandidatesConfig, counts: Counter, answers: bool = False) -> list[Candidates]:
     """
     Read candidates and put those of one problem together: rows with the same `problem_id` or, without one, the same
     problem.
 
     Args:
-        config ([`RaftConfig`]):
+        config ([`CandidatesConfig`]):
             What to read, and how texts are cut into steps.
         counts (`Counter`):
             Counts problems of a run that have no candidates, and its solutions that did not come to their end.
+        answers (`bool`, *optional*, defaults to `False`):
+            Whether the column `answer` of rows holds reference answers.
 
     Returns:
         `list[Candidates]`: One per problem, in the order in which they first appear.
@@ -87,12 +93,8 @@ def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
         `ValueError`: If a row is faulty, or an option has no meaning for these candidates.
     """
     path = Path(config.candidates)
-    if (path / MANIFEST).is_file():
-        kind, found, meaningless = (
-            "a run, cut into steps by its search",
-            _read_run,
-            ("split", "segmentation", "join_steps"),
-        )
+    if is_run(config):
+        groups = _read_run(config, counts)
     elif path.is_dir() and any(path.glob("log-*.jsonl")):
         raise FileNotFoundError(
             f"{path}: found the log of a search (log-*.jsonl) without its {MANIFEST}, which tells what the policy was asked. "
@@ -104,13 +106,10 @@ def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
             "that it belongs to."
         )
     elif path.is_dir():
-        kind, found, meaningless = "", _read_dataset, ()
+        groups = _read_dataset(config, answers)
     else:
-        kind, found, meaningless = "a file", _read_file, ("split",)
-    for name in meaningless:
-        if getattr(config, name) is not None:
-            raise ValueError(f"{name} is {getattr(config, name)!r}, but {path} is {kind}. Leave it out.")
-    groups = found(config, counts)
+        _refuse(config, ("split",), "a file")
+        groups = _RowReader(config, answers).read(JsonLines([config.candidates]), "")
     if not groups:
         raise ValueError(f"{path}: there is nothing in it, expected candidates to choose from.")
     forms = {isinstance(group.prompt, str): group.where for group in reversed(groups)}
@@ -122,13 +121,31 @@ def read_candidates(config: RaftConfig, counts: Counter) -> list[Candidates]:
     return groups
 
 
-def source_warnings(config: RaftConfig) -> list[str]:
+def source_warnings(config: CandidatesConfig) -> list[str]:
     """What candidates of a run leave out: problems that are not searched to the end, and those of missing shards."""
-    is_run = Path(config.candidates, MANIFEST).is_file()
-    return run_warnings({config.candidates: read_summary(config.candidates)}) if is_run else []
+    return run_warnings({config.candidates: read_summary(config.candidates)}) if is_run(config) else []
 
 
-def _read_run(config: RaftConfig, counts: Counter) -> list[Candidates]:
+def is_run(config: CandidatesConfig) -> bool:
+    """
+    Whether the candidates are those of a run of `trl-hrm annotate`.
+
+    Raises:
+        `ValueError`: If they are and an option has no meaning for them.
+    """
+    if not Path(config.candidates, MANIFEST).is_file():
+        return False
+    _refuse(config, ("split", "segmentation", "join_steps"), "a run, cut into steps by its search")
+    return True
+
+
+def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
+    for name in names:
+        if getattr(config, name) is not None:
+            raise ValueError(f"{name} is {getattr(config, name)!r}, but {config.candidates} is {kind}. Leave it out.")
+
+
+def _read_run(config: CandidatesConfig, counts: Counter) -> list[Candidates]:
     prompt = prompt_of(read_manifest(config.candidates))
     source = NodeFiles([str(file) for file in node_files(config.candidates)])
     groups = []
@@ -164,25 +181,22 @@ def _num_cut_off(tree: SearchTree) -> int:
     return sum(i not in goes_on for i, node in enumerate(tree.nodes) if not node.is_final and node.role != "rollout")
 
 
-def _read_file(config: RaftConfig, counts: Counter) -> list[Candidates]:
-    return _RowReader(config).read(JsonLines([config.candidates]), "")
-
-
-def _read_dataset(config: RaftConfig, counts: Counter) -> list[Candidates]:
+def _read_dataset(config: CandidatesConfig, answers: bool) -> list[Candidates]:
     # a cache of its own: the shared one may hold the rows of another directory of the same name
-    with temporary_directory(config) as cache:
+    with tempfile.TemporaryDirectory() as cache:
         try:
             rows = load_dataset(config.candidates, split=config.split or "train", cache_dir=cache)
         except ValueError as error:  # names the splits that there are, and no place
             raise ValueError(f"{config.candidates}: {error}") from error
-        return _RowReader(config).read(DatasetRows(rows), f"{config.candidates}, ")
+        return _RowReader(config, answers).read(DatasetRows(rows), f"{config.candidates}, ")
 
 
 class _RowReader:
     """Puts the candidates of rows together by problem."""
 
-    def __init__(self, config: RaftConfig):
+    def __init__(self, config: CandidatesConfig, answers: bool):
         self.config = config
+        self.answers = answers
         self.rule = config.step_rule()
         self.groups: dict[str, Candidates] = {}
         self.num_texts = 0
@@ -234,7 +248,15 @@ class _RowReader:
             )
         problem = _problem(row, prompt, where)
         new = Candidates(problem, prompt, problem_id or problem_key(problem).hex(), where=where)
+        if self.answers:
+            new.answer = _answer(row.get("answer"), where)
         group = self.groups.setdefault(new.problem_id, new)
+        if group.answer != new.answer:
+            raise ValueError(
+                f"{where}: `answer` is {_shown(new.answer)} and {group.where} has {_shown(group.answer)} for the same problem, "
+                "expected the one reference answer. If the column holds something else, rename it, and give the problems with "
+                "their answers by themselves."
+            )
         for name in ("prompt", "problem"):
             if _normalized(getattr(group, name)) != _normalized(getattr(new, name)):
                 raise ValueError(
@@ -295,6 +317,17 @@ def _problem(row: dict[str, Any], prompt: str | list[dict[str, str]], where: str
     if not isinstance(problem, str) or not problem.strip():
         raise ValueError(f"{where}: the problem is {_shown(problem)}, expected a non-empty text.")
     return problem
+
+
+def _answer(answer: Any, where: str) -> str | None:
+    """The reference answer; of a solution in GSM8K's format, what follows its last `####`."""
+    if answer is None:
+        return None
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+        raise ValueError(
+            f"{where}: `answer` is {_shown(answer)}, expected a text or a number. Rename or remove the column."
+        )
+    return extract_answer(str(answer), ("hash",)) or str(answer).strip() or None
 
 
 def _assistant_text(messages: list[dict[str, Any]], name: str, where: str) -> str:

@@ -1,41 +1,56 @@
 """From the scores of its steps to the score of a solution."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..data.raft_config import AGGREGATES
 
 
-def aggregate(scores: Sequence[float], name: str) -> float:
+Aggregate = str | Callable[[Sequence[float]], float]
+
+
+def aggregate(scores: Sequence[float], name: Aggregate) -> float:
     """
     The score of a solution.
 
     Args:
         scores (`Sequence[float]`):
             Scores of its S steps, in `[0, 1]`.
-        name (`str`):
+        name (`str` or `Callable[[Sequence[float]], float]`):
             `"min"`, the weakest step; `"prod"`, the probability that all are right if they are independent; `"last"`;
-            `"mean"`; `"max"`.
+            `"mean"`; `"max"`. Or a function of your own.
 
     Returns:
-        `float`: The score, in `[0, 1]`.
+        `float`: The score, in `[0, 1]` unless a function of your own gives another number.
 
     Raises:
-        `ValueError`: If there is no score, or no such aggregate.
+        `ValueError`: If there is no score, no such aggregate, or if a function gives no number.
 
     Example:
 
     ```python
     >>> aggregate([0.5, 0.25, 0.75], "min")
     0.25
+    >>> aggregate([0.5, 0.25, 0.75], lambda scores: min(scores[1:]))
+    0.25
     ```
     """
-    if name not in AGGREGATES:
-        raise ValueError(f"aggregate is {name!r}, expected one of {', '.join(AGGREGATES)}.")
+    if not callable(name) and name not in AGGREGATES:
+        raise ValueError(f"aggregate is {name!r}, expected one of {', '.join(AGGREGATES)}, or a function.")
     if not len(scores):
         raise ValueError("aggregate: got no score, expected one for each step of a solution.")
+    if callable(name):
+        value = float(name(scores))
+        if math.isnan(value):
+            raise ValueError(f"aggregate: {aggregate_name(name)} gives no number for the scores {list(scores)}.")
+        return value
     if name == "last":
         return float(scores[-1])
     if name == "mean":
         return math.fsum(scores) / len(scores)
     return float({"min": min, "max": max, "prod": math.prod}[name](scores))
+
+
+def aggregate_name(name: Aggregate) -> str:
+    """What an aggregate is called in results: its name, or that of the function."""
+    return getattr(name, "__name__", type(name).__name__) if callable(name) else name

@@ -7,14 +7,14 @@ from typing import Literal
 from tqdm.auto import tqdm
 
 from .aggregate import aggregate
-from .scorer import StepScorer
+from .paths import TreeScorer
 
 
 BLOCK = 64  # problems that are encoded at a time, and that move the progress bar
 
 
 def score_candidates(
-    scorer: StepScorer,
+    scorer: TreeScorer,
     problems: Sequence[str],
     candidates: Sequence[Sequence[Sequence[str]]],
     name: str,
@@ -26,7 +26,7 @@ def score_candidates(
     Score candidate solutions with a step reward model.
 
     Args:
-        scorer ([`StepScorer`]):
+        scorer ([`TreeScorer`]):
             The reward model.
         problems (`Sequence[str]`):
             B problems.
@@ -35,7 +35,7 @@ def score_candidates(
         name (`str`):
             How the scores of the steps become one. See [`aggregate`].
         spans, combine:
-            How steps are scored. See [`StepScorer.score`].
+            How steps are scored. See [`TreeScorer.score`].
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
@@ -63,14 +63,18 @@ def score_candidates(
     return scores
 
 
-def _fits(scorer: StepScorer, problem: str, steps: Sequence[str], spans: Sequence[int]) -> bool:
-    """Whether every judged step ends within the positions of the model."""
-    positions = getattr(scorer.model.config, "max_position_embeddings", None)
-    if positions is None:
-        return True
+def solution_lengths(
+    scorer: TreeScorer, problem: str, steps: Sequence[str], spans: Sequence[int] = (1,)
+) -> tuple[int, int]:
+    """Tokens of a problem with its solution, and of the longest path to the end of a judged step, merged ones included."""
     runs = [range(end - span, end) for span in spans if span > 1 for end in range(span, len(steps) + 1)]
     merged = [scorer.step_format.merge(steps[run.start : run.stop]) for run in runs]
     prompt_ids, step_ids = scorer.step_format.encode(scorer.tokenizer, problem, [*steps, *merged])
     before = list(accumulate(map(len, step_ids[: len(steps)]), initial=len(prompt_ids)))
     ends = [before[run.start] + len(ids) for run, ids in zip(runs, step_ids[len(steps) :], strict=True)]
-    return max(before + ends) <= positions
+    return before[-1], max(before + ends)
+
+
+def _fits(scorer: TreeScorer, problem: str, steps: Sequence[str], spans: Sequence[int]) -> bool:
+    """Whether every judged step ends within the positions of the model."""
+    return scorer.max_positions is None or solution_lengths(scorer, problem, steps, spans)[1] <= scorer.max_positions

@@ -1,8 +1,5 @@
 """Scores of reasoning steps from a trained step reward model."""
 
-from collections.abc import Sequence
-from typing import Literal
-
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -10,15 +7,15 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
 from .._compat import create_model_from_path
-from ..forest import TokenTree, TokenTrie, pack, pad_rows
+from ..forest import TokenTree, pack, pad_rows
 from ..heads import check_head, gather_steps, model_class, num_labels, step_outputs
 from ..losses import step_score
 from ..step_format import StepFormat
-from ..step_tree import StepTree
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
+from .paths import TreeScorer, longest_path
 
 
-class StepScorer:
+class StepScorer(TreeScorer):
     """
     Scores every step of candidate solutions with a step reward model.
 
@@ -60,13 +57,11 @@ class StepScorer:
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected 1 or more.")
-        step_format.check(tokenizer)
+        super().__init__(tokenizer, step_format, getattr(model.config, "max_position_embeddings", None))
         check_head(model, step_format)
         check_attention(model.config._attn_implementation)
         use_tree_attention(model, model.device)
         self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.step_format = step_format
         self.max_length = max_length
         self.batch_size = batch_size
         self._label_token_ids = step_format.label_token_ids(tokenizer) if step_format.head == "lm" else None
@@ -110,112 +105,10 @@ class StepScorer:
             model = _load_adapter(path_or_repo, step_format, revision, kwargs)
         return cls(model, tokenizer, step_format, max_length=max_length, batch_size=batch_size)
 
-    def score(
-        self,
-        prompts: Sequence[str],
-        candidates: Sequence[Sequence[Sequence[str]]],
-        spans: Sequence[int] = (1,),
-        combine: Literal["max", "mean"] = "max",
-        progress: bool = False,
-    ) -> list[list[list[float]]]:
-        """
-        Score the steps of candidate solutions.
-
-        Args:
-            prompts (`Sequence[str]`):
-                B problems.
-            candidates (`Sequence[Sequence[Sequence[str]]]`):
-                For each prompt N candidates, each a list of S step texts. N and S may differ.
-            spans (`Sequence[int]`, *optional*, defaults to `(1,)`):
-                How many steps are judged as one. `(1,)` judges each step alone, the inference of the
-                [HRM](https://huggingface.co/papers/2503.13551) paper (section 3.1). `(1, 2)` also judges it merged
-                with the step before it, where a model trained on merged steps can approve a correction.
-            combine (`str`, *optional*, defaults to `"max"`):
-                `"max"` or `"mean"` of the scores of a step over the spans that exist for it.
-            progress (`bool`, *optional*, defaults to `False`):
-                Whether to show a progress bar.
-
-        Returns:
-            `list[list[list[float]]]`: Scores in `[0, 1]`, prompts × candidates × steps.
-
-        Raises:
-            `ValueError`: If the lists do not match, a step is empty, a solution has more tokens than the model has
-            positions, or the model returns a score that is not a number.
-        """
-        if len(prompts) != len(candidates):
-            raise ValueError(
-                f"Got {len(prompts)} prompts and candidates for {len(candidates)}; expected one list each."
-            )
-        trees = []
-        for prompt, solutions in zip(prompts, candidates, strict=True):
-            tree = StepTree(prompt, [], [], [])
-            for steps in solutions:
-                first = len(tree.completions)
-                tree.completions += steps
-                tree.parents += [-1, *range(first, first + len(steps) - 1)][: len(steps)]
-            tree.labels = [None] * len(tree.completions)
-            trees.append(tree)
-        results = []
-        for scores, solutions in zip(self.score_trees(trees, spans, combine, progress), candidates, strict=True):
-            ends = np.cumsum([0, *(len(steps) for steps in solutions)])
-            results.append([scores[start:end] for start, end in zip(ends, ends[1:], strict=False)])
-        return results
-
-    def score_trees(
-        self,
-        trees: Sequence[StepTree],
-        spans: Sequence[int] = (1,),
-        combine: Literal["max", "mean"] = "max",
-        progress: bool = False,
-    ) -> list[list[float]]:
-        """Score every step of step trees; see [`StepScorer.score`]. Returns one list per tree, in order of its steps."""
-        if 1 not in spans or min(spans) < 1 or combine not in ("max", "mean"):
-            raise ValueError(
-                f"spans={tuple(spans)}, combine={combine!r}: `spans` must hold 1 (a first step has no step to be merged "
-                "with) and positive numbers, `combine` must be 'max' or 'mean'."
-            )
-        if max(spans) > 1:
-            self.step_format.check(self.tokenizer, merged=True)
-        encoded = [self._encode(tree, sorted(set(spans)), f"prompt {i}") for i, tree in enumerate(trees)]
-        scores = self._forward([token_tree for token_tree, _ in encoded], progress)
-        for tree, values in zip(trees, scores, strict=True):
-            if not np.isfinite(values).all():
-                shown = repr(tree.prompt if len(tree.prompt) <= 80 else tree.prompt[:77] + "...")
-                raise ValueError(f"The model returned a score that is not a number for the prompt {shown}: {values}.")
-        reduce = np.max if combine == "max" else np.mean
-        return [
-            [float(reduce(tree_scores[judged])) for judged in steps]
-            for tree_scores, (_, steps) in zip(scores, encoded, strict=True)
-        ]
-
-    def _encode(self, tree: StepTree, spans: list[int], where: str) -> tuple[TokenTree, list[list[int]]]:
-        """Token tree of a step tree, and for each step the numbers of the judged steps that end with it."""
-        tree.validate(where)
-        paths = [tree.path(step) for step in range(len(tree.completions))]
-        merged = [path[-span:] for path in paths for span in spans if 1 < span <= len(path)]
-        texts = tree.completions + [self.step_format.merge([tree.completions[i] for i in run]) for run in merged]
-        prompt_ids, step_ids = self.step_format.encode(self.tokenizer, tree.prompt, texts)
-        trie = TokenTrie()
-        nodes = {-1: trie.insert(prompt_ids)}
-        judged: list[list[int]] = []
-        for step, parent in enumerate(tree.parents):
-            nodes[step] = trie.insert(step_ids[step], after=nodes[parent])
-            judged.append([trie.mark(nodes[step])])
-        for run, ids in zip(merged, step_ids[len(tree.completions) :], strict=True):
-            node = trie.insert(ids, after=nodes[tree.parents[run[0]]])
-            judged[run[-1]].append(trie.mark(node))
-        return trie.layout(), judged
-
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
         """Scores of the judged steps of each token tree, by their numbers."""
         scores = [np.full(len(tree.steps), np.nan) for tree in trees]
-        longest = max((int(tree.position_ids.max(initial=-1)) + 1 for tree in trees), default=0)
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        if positions is not None and longest > positions:
-            raise ValueError(
-                f"A solution has {longest} tokens, but the model has {positions} positions. Shorten or drop it."
-            )
-        limit = max(self.max_length, longest)
+        limit = max(self.max_length, longest_path(trees))
         owners, parts = [], []
         for i, tree in enumerate(trees):
             for part in tree.split(limit) if len(tree) else ():

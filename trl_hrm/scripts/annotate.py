@@ -12,26 +12,39 @@ Stop it at will and start it again with the same command: it goes on where it wa
 import argparse
 import json
 import re
+from typing import TYPE_CHECKING, Any
 
+from ..search.shards import Shard
 from ..search.steps import RULES
 from .annotate_options import ENGINE_OPTIONS, SEARCH_OPTIONS, make_engine, make_prompt, make_search
 
+
+if TYPE_CHECKING:
+    from ..data.problem_sets import ProblemSet
+    from ..search.progress import Progress
 
 VERSIONED = {"torch", "transformers", "vllm", "math-verify", "latex2sympy2_extended", "sympy"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", required=True, help="folder of the run (required)")
-    _add_problem_arguments(parser.add_argument_group("problems"))
-    _add_engine_arguments(parser.add_argument_group("policy"))
-    _add_prompt_arguments(parser.add_argument_group("prompt and steps"))
+    add_problem_arguments(parser.add_argument_group("problems"))
+    add_engine_arguments(parser.add_argument_group("policy"))
+    add_prompt_arguments(parser.add_argument_group("prompt and steps"))
     _add_search_arguments(parser.add_argument_group("search"))
-    _add_run_arguments(parser.add_argument_group("run"))
+    run_group = parser.add_argument_group("run")
+    run_group.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="search the I-th of N parts, from 0"
+    )
+    add_run_arguments(run_group)
 
 
-def _add_problem_arguments(group: argparse._ArgumentGroup) -> None:
+def add_problem_arguments(group: argparse._ArgumentGroup, help: str | None = None) -> None:
+    """Add the problems. With a `help` of its own they need not be given."""
     group.add_argument(
-        "--problems", required=True, help="JSON Lines file, or directory or Hub name of a dataset (required)"
+        "--problems",
+        required=help is None,
+        help=help or "JSON Lines file, or directory or Hub name of a dataset (required)",
     )
     group.add_argument(
         "--problem_format",
@@ -50,17 +63,24 @@ def _add_problem_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+def add_engine_arguments(group: argparse._ArgumentGroup, required: bool = True, prefix: str = "") -> None:
+    """Add the policy and what runs it. `prefix` goes before names that a reward model beside it has too."""
     group.add_argument(
-        "--policy", required=True, help="folder or Hub id of the policy; for openai, its name there (required)"
+        "--policy",
+        required=required,
+        help="folder or Hub id of the policy; for openai, its name there" + (" (required)" if required else ""),
     )
     group.add_argument("--engine", choices=list(ENGINE_OPTIONS), default="vllm", help="what runs the policy")
-    group.add_argument("--revision", help="revision of the policy on the Hub (default: main)")
+    group.add_argument(f"--{prefix}revision", help="revision of the policy on the Hub (default: main)")
     group.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     group.add_argument("--top_p", type=float, default=1.0, help="1 is off")
     group.add_argument("--top_k", type=int, default=0, help="0 is off")
-    group.add_argument("--dtype", help="dtype of the policy, for vllm and transformers (default: the checkpoint's)")
-    group.add_argument("--batch_size", type=int, help="sequences of a forward pass, for transformers (default: 64)")
+    group.add_argument(
+        f"--{prefix}dtype", help="dtype of the policy, for vllm and transformers (default: the checkpoint's)"
+    )
+    group.add_argument(
+        f"--{prefix}batch_size", type=int, help="sequences of a forward pass, for transformers (default: 64)"
+    )
     group.add_argument(
         "--engine_args",
         type=json.loads,
@@ -88,7 +108,8 @@ def _add_engine_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
+def add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add what the policy is asked, where steps end, and how answers are read."""
     group.add_argument(
         "--prompt",
         default="steps",
@@ -152,10 +173,8 @@ def _add_search_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, default=42, help="seed of all samples")
 
 
-def _add_run_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="search the I-th of N parts, from 0"
-    )
+def add_run_arguments(group: argparse._ArgumentGroup) -> None:
+    """Add how much is done at a time. None of it changes the results."""
     group.add_argument(
         "--max_in_flight", type=int, default=256, help="most sequences that the engine works on at a time"
     )
@@ -172,25 +191,45 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    import asyncio
-    from pathlib import Path
+    from ..search.shards import launched_shard
 
+    progress, summary, grades = search_problems(args, launched_shard(*args.shard), read_all(args))
+    print(format_summary(progress, summary, grades))
+    print(f"Next: trl-hrm export {args.output_dir} --labels soft --view hrm --output_dir DATASET")
+
+
+def read_all(args: argparse.Namespace) -> "ProblemSet":
+    """The problems that the options name."""
     from ..data.problem_sets import read_problems
     from ..data.problems import read_problem_keys
-    from ..grading import AnswerGrader
-    from ..search.log import EventLog, shard_name
-    from ..search.manifest import check_manifest
-    from ..search.run_folder import finish_shard
-    from ..search.shards import launched_shard, problem_shard
 
-    shard = launched_shard(*args.shard)
-    problems = read_problems(
+    return read_problems(
         args.problems,
         format=args.problem_format,
         split=args.split,
         limit=args.limit,
         exclude=read_problem_keys(args.exclude),
     )
+
+
+def search_problems(
+    args: argparse.Namespace, shard: Shard, problems: "ProblemSet"
+) -> "tuple[Progress, dict[str, Any], dict[str, int]]":
+    """
+    Search the problems of a shard, or go on with it. The options are those of `trl-hrm annotate`.
+
+    Returns:
+        What was done by this start, the summary of the shard, and how many answers were graded how.
+    """
+    import asyncio
+    from pathlib import Path
+
+    from ..grading import AnswerGrader
+    from ..search.log import EventLog, shard_name
+    from ..search.manifest import check_manifest
+    from ..search.run_folder import finish_shard
+    from ..search.shards import problem_shard
+
     prompt, rule = make_prompt(args)
     search = make_search(args, prompt, rule)
     chosen = [
@@ -207,7 +246,8 @@ def run(args: argparse.Namespace) -> None:
         engine = make_engine(args, shard)
         for _, problem in chosen[:1]:  # what is wrong with the prompt shows before anything is written
             prompt.encode(engine.tokenizer, problem.prompt)
-        check_manifest(folder, _manifest(args, engine, search, prompt, rule, grader, shard.count))
+        manifest = make_manifest(args, engine, prompt, rule, grader, shard.count)
+        check_manifest(folder, manifest | {"search": search.describe()})
         with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:
             if log.torn:
                 print(
@@ -218,8 +258,7 @@ def run(args: argparse.Namespace) -> None:
             except KeyboardInterrupt:
                 raise SystemExit("stopped; start again with the same command to go on.") from None
         grades = grader.counts()
-    summary = finish_shard(folder, shard.index, shard.count)
-    print(format_summary(progress, summary, grades, args.output_dir))
+    return progress, finish_shard(folder, shard.index, shard.count), grades
 
 
 async def _search(args, engine, search, grader, prompt, rule, log, problems):
@@ -246,8 +285,10 @@ async def _search(args, engine, search, grader, prompt, rule, log, problems):
             await engine.close()
 
 
-def _manifest(args, engine, search, prompt, rule, grader, num_shards: int) -> dict:
-    """What decides the trees. Versions, and how the run was started, are told but may differ between starts."""
+def make_manifest(args: argparse.Namespace, engine, prompt, rule, grader, num_shards: int) -> dict[str, Any]:
+    """
+    What decides the trees, beside the search. Versions, and how the run was started, are told but may differ between starts.
+    """
     from dataclasses import asdict
 
     from .. import __version__
@@ -259,7 +300,6 @@ def _manifest(args, engine, search, prompt, rule, grader, num_shards: int) -> di
         versions |= {name: settings.pop(name) for name in VERSIONED & settings.keys()}
     return {
         "engine": described,
-        "search": search.describe(),
         "prompt": asdict(prompt),
         "steps": asdict(rule),
         "extractors": args.extractors,
@@ -271,8 +311,8 @@ def _manifest(args, engine, search, prompt, rule, grader, num_shards: int) -> di
     }
 
 
-def format_summary(progress, summary: dict, grades: dict, output_dir: str) -> str:
-    """What was done, and what to do next."""
+def format_summary(progress: "Progress", summary: dict[str, Any], grades: dict[str, int]) -> str:
+    """What was done."""
     problems = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in summary["problems"].items())
     lines = [
         f"problems: {problems or 'none'}",
@@ -286,5 +326,4 @@ def format_summary(progress, summary: dict, grades: dict, output_dir: str) -> st
             f"warning: {summary['problems']['error']:,} problems have failed requests and give no labels; start again with "
             "the same command to try them once more."
         )
-    lines.append(f"Next: trl-hrm export {output_dir} --labels soft --view hrm --output_dir DATASET")
     return "\n".join(lines)

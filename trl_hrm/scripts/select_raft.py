@@ -12,7 +12,7 @@ import argparse
 from ..data.raft_config import AGGREGATES
 from ..search.steps import RULES
 from .build_options import add_output_arguments, unescape
-from .score_options import add_score_arguments, load_scorer
+from .score_options import add_score_arguments, describe_scoring, load_scorer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> None:
         combine=args.combine,
         progress=True,
     )
-    names = ("reward_model", "revision", "step_format", "dtype", "spans", "combine", "max_length", "batch_size")
-    judge = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    judge = {"reward_model": args.reward_model, **describe_scoring(args)}
     report = build_raft(groups, scores, config, counts, judge, warnings)
     print(format_report(report))
     print(f"mean score: {format_scores(report)}. The picture: {Path(config.output_dir, report['picture']['file'])}")

@@ -76,6 +76,8 @@ class OpenTree:
             Nodes that each request brought, by the id of the node it continued and its round.
         graded (`set[tuple[str, int]]`):
             Requests whose final samples were graded.
+        scores (`dict[int, float | None]`):
+            What a reward model says of each step, where the search asks one. `None` for a node that was not scored.
     """
 
     tree: SearchTree
@@ -85,6 +87,7 @@ class OpenTree:
     cuts: dict[int, list[Cut]] = field(default_factory=dict)
     brought: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     graded: set[tuple[str, int]] = field(default_factory=set)
+    scores: dict[int, float | None] = field(default_factory=dict)
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> "OpenTree":
@@ -102,9 +105,12 @@ class OpenTree:
         return self.index[make_id("segment", self.tree.nodes[rollout].node_id, number)]
 
     def apply(self, event: dict[str, Any]) -> None:
-        """Grow by one `samples`, `grades` or `close` event."""
+        """Grow by one `samples`, `scores`, `grades` or `close` event."""
         if event["event"] == "samples":
             self._add_samples(event)
+        elif event["event"] == "scores":
+            brought = self.brought[event["above"], event["round"]]
+            self.scores.update(zip(brought, event["scores"], strict=True))
         elif event["event"] == "grades":
             self._add_grades(event)
         elif event["event"] == "close":

@@ -1,0 +1,265 @@
+"""
+Seconds to score 64 candidates of one problem: as a forest, against one sequence per step prefix and one per candidate.
+
+    python benchmarks/scoring.py
+
+Workloads of random words, sized like competition problems:
+
+- `next step`: a long problem and several steps that all candidates have, then 64 different next steps, as in step search;
+- `shared steps`: the same, then 64 different ends of three steps, as where solutions of one beginning are compared;
+- `shared prompt`: 64 solutions of as many steps that share the problem alone, as in plain best-of-N.
+
+Systems, round after round in one process, on the same weights:
+
+- `forest`: StepScorer;
+- `per prefix`: each step of each candidate in a sequence of its own, problem and steps up to it, which is what TRL's docs and
+  ProcessBench's script do;
+- `per candidate`: one forward pass per candidate, of which all steps are read;
+- `ceiling`: as many tokens as the forest has, as plain causal rows of `--max_length`;
+- `ceiling short`: the same tokens as plain causal rows as long as a candidate, the stricter bar.
+
+Each system gets the batch size that suits it best of 1 and 8 (tried on a part, before the rounds), and plain sequences are sorted by
+length, so that next to nothing is padded. Tokenising and building the tree count for the forest alone. Before the rounds scores are compared.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForTokenClassification, set_seed
+
+from trl_hrm import StepFormat, StepScorer
+from trl_hrm.demo.tiny_model import make_tokenizer
+from trl_hrm.losses import step_score
+
+
+WORDS = (
+    "let x be the sum of all y so that we add and then divide by 2 which gives 3 4 7 12 = + - hence thus now".split()
+)
+LEAST_SECONDS = 5.0  # of a system in a round: one run of the short ones would tell little
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    tokenizer = make_tokenizer([" ".join(WORDS) + "\n\n" + " ".join(reversed(WORDS))] * 3, 400)
+    report = [versions(args)]
+    for name, num_steps, shared in (
+        ("next step", args.shared_steps + 1, args.shared_steps),
+        ("shared steps", args.num_steps, args.shared_steps),
+        ("shared prompt", args.num_steps, 0),
+    ):
+        problem, candidates = make_candidates(tokenizer, args, num_steps, shared)
+        seconds, tokens, batch_sizes = compare(args, tokenizer, name, problem, candidates)
+        title = f"**{name}**: {args.num_candidates} candidates; a problem of {args.prompt_tokens} tokens, {num_steps} steps of "
+        title += f"{args.step_tokens} tokens (and the separator), {shared} of them shared by all."
+        report.append(format_table(title, args.num_candidates, seconds, tokens, batch_sizes))
+    print("\n\n".join(report))
+
+
+def compare(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, name: str, problem: str, candidates: list[list[str]]
+) -> tuple[dict[str, list[float]], dict[str, int], dict[str, int]]:
+    """Run all systems on one workload: seconds, tokens that are read, and rows of a batch, for each system."""
+    scorer = StepScorer(make_model(args, len(tokenizer)), tokenizer, StepFormat(), max_length=args.max_length)
+    plain = make_model(args, len(tokenizer))
+    run_forest = partial(forest_scores, scorer, problem, candidates)
+    num_tokens = forest_tokens(scorer, problem, candidates)
+    sequences = make_sequences(scorer, problem, candidates, num_tokens)
+    expected = run_forest(8)
+    for system, first in (("per prefix", 8 * len(candidates[0])), ("per candidate", 8)):  # those of 8 candidates
+        found = plain_scores(plain, sequences[system][:first], 8)
+        difference = np.abs(found - expected[: len(found)]).max()
+        line = f"{name}: {system} differs from the forest by at most {difference:.1e}; scores deviate by {found.std():.2f}"
+        print(line, file=sys.stderr, flush=True)
+        if not difference < 1e-4:
+            raise ValueError(f"{system} has other scores than the forest: they differ by {difference}.")
+    batch_sizes = {"forest": faster_batch(run_forest)}
+    for system, found in sequences.items():
+        part = found[:: max(1, len(found) // 64)]
+        batch_sizes[system] = faster_batch(partial(plain_scores, plain, part))
+    runs = {"forest": run_forest} | {
+        system: partial(plain_scores, plain, found) for system, found in sequences.items()
+    }
+    seconds: dict[str, list[float]] = {system: [] for system in runs}
+    for number in range(args.rounds):
+        for system, run in runs.items():
+            seconds[system].append(timed(run, batch_sizes[system], LEAST_SECONDS))
+            line = f"round {number + 1}/{args.rounds}  {name}: {system:<14} {seconds[system][-1]:8.2f} s"
+            print(line, file=sys.stderr, flush=True)
+    tokens = {"forest": num_tokens} | {s: sum(len(ids) for ids, _ in found) for s, found in sequences.items()}
+    return seconds, tokens, batch_sizes
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_candidates", type=int, default=64, help="candidates of the problem (default: 64)")
+    parser.add_argument("--prompt_tokens", type=int, default=200, help="tokens of the problem (default: 200)")
+    parser.add_argument("--step_tokens", type=int, default=30, help="tokens of a step (default: 30)")
+    parser.add_argument("--num_steps", type=int, default=9, help="steps of a candidate (default: 9)")
+    parser.add_argument("--shared_steps", type=int, default=6, help="of which all candidates have these (default: 6)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
+    parser.add_argument("--max_length", type=int, default=2048, help="tokens of a row (default: 2048)")
+    parser.add_argument("--hidden_size", type=int, default=384, help="width of the model (default: 384)")
+    parser.add_argument("--num_layers", type=int, default=4, help="layers of the model (default: 4)")
+    return parser
+
+
+def make_candidates(
+    tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, num_steps: int, shared: int
+) -> tuple[str, list[list[str]]]:
+    """A problem and solutions whose first `shared` steps are the same."""
+    rng = random.Random(0)
+
+    def text(num_tokens: int) -> str:
+        words = rng.choices(WORDS, k=num_tokens)
+        ids = tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]
+        return tokenizer.decode(ids[:num_tokens])
+
+    prompt = text(args.prompt_tokens)
+    common = [text(args.step_tokens) for _ in range(shared)]
+    return prompt, [
+        common + [text(args.step_tokens) for _ in range(num_steps - shared)] for _ in range(args.num_candidates)
+    ]
+
+
+def make_model(args: argparse.Namespace, vocab_size: int) -> PreTrainedModel:
+    set_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=args.hidden_size,
+        intermediate_size=args.hidden_size * 11 // 4,
+        num_hidden_layers=args.num_layers,
+        num_attention_heads=args.hidden_size // 64,
+        num_key_value_heads=max(1, args.hidden_size // 256),
+        max_position_embeddings=8192,
+        num_labels=2,
+        initializer_range=args.hidden_size**-0.5,  # scores that differ
+        use_cache=False,
+    )
+    return Qwen2ForTokenClassification(config).eval()
+
+
+def make_sequences(
+    scorer: StepScorer, prompt: str, candidates: list[list[str]], num_tokens: int
+) -> dict[str, list[tuple[list[int], list[int]]]]:
+    """Token ids and the positions to read, for each plain system."""
+    prefixes, whole = [], []
+    for steps in candidates:
+        ids, step_ids = scorer.step_format.encode(scorer.tokenizer, prompt, steps)
+        ends = []
+        for step in step_ids:
+            ids = ids + step
+            ends.append(len(ids) - 1)
+            prefixes.append((ids, [len(ids) - 1]))
+        whole.append((ids, ends))
+    vocab_size = scorer.model.config.vocab_size
+    return {
+        "per prefix": prefixes,
+        "per candidate": whole,
+        "ceiling": causal_rows(num_tokens, scorer.max_length, vocab_size),
+        "ceiling short": causal_rows(num_tokens, len(whole[0][0]), vocab_size),
+    }
+
+
+def causal_rows(num_tokens: int, length: int, vocab_size: int) -> list[tuple[list[int], list[int]]]:
+    """Random tokens in rows of `length`, of which the last position is read."""
+    ids = np.random.default_rng(0).integers(2, vocab_size, num_tokens).tolist()
+    rows = [ids[start : start + length] for start in range(0, num_tokens, length)]
+    return [(row, [len(row) - 1]) for row in rows]
+
+
+def forest_scores(scorer: StepScorer, prompt: str, candidates: list[list[str]], batch_size: int) -> np.ndarray:
+    scorer.batch_size = batch_size
+    return np.concatenate(scorer.score([prompt], [candidates])[0])
+
+
+def forest_tokens(scorer: StepScorer, prompt: str, candidates: list[list[str]]) -> int:
+    """Tokens that the scorer reads: the path above a part of a tree that was split counts each time."""
+    read = []
+    score_rows = scorer._score_rows
+    scorer._score_rows = lambda rows: read.extend(len(tree) for row in rows for tree in row) or score_rows(rows)
+    forest_scores(scorer, prompt, candidates, 8)
+    del scorer._score_rows
+    return sum(read)
+
+
+@torch.inference_mode()
+def plain_scores(model: PreTrainedModel, sequences: list[tuple[list[int], list[int]]], batch_size: int) -> np.ndarray:
+    """Scores at the given positions of plain sequences, in their order."""
+    scores = [None] * len(sequences)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        width = max(len(sequences[i][0]) for i in batch)
+        ids = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, i in enumerate(batch):
+            ids[row, : len(sequences[i][0])] = torch.tensor(sequences[i][0])
+        logits = model(input_ids=ids).logits  # causal: what pads the right end is seen by no token before it
+        for row, i in enumerate(batch):
+            scores[i] = step_score(logits[row, sequences[i][1]], StepFormat()).numpy()
+    return np.concatenate(scores)
+
+
+def timed(run: Callable[[int], np.ndarray], batch_size: int, least: float = 0.0) -> float:
+    """Seconds of a run: the mean over as many as begin within `least` seconds."""
+    start, num_runs = time.perf_counter(), 0
+    while num_runs == 0 or time.perf_counter() - start < least:
+        run(batch_size)
+        num_runs += 1
+    return (time.perf_counter() - start) / num_runs
+
+
+def faster_batch(run: Callable[[int], np.ndarray]) -> int:
+    """The better of two batch sizes."""
+    run(8)  # warm
+    return min((1, 8), key=partial(timed, run))
+
+
+def format_table(
+    title: str,
+    num_candidates: int,
+    seconds: dict[str, list[float]],
+    tokens: dict[str, int],
+    batch_sizes: dict[str, int],
+) -> str:
+    median = {system: statistics.median(found) for system, found in seconds.items()}
+    lines = [
+        title,
+        "",
+        "| system | tokens read | batch | seconds (median; all) | candidates/s | forest is faster by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for system in seconds:
+        ratio = "" if system == "forest" else f"{median[system] / median['forest']:.2f}×"
+        every = ", ".join(f"{value:.2f}" for value in seconds[system])
+        rate = num_candidates / median[system]
+        lines.append(
+            f"| {system} | {tokens[system]:,} | {batch_sizes[system]} | {median[system]:.2f} ({every}) | {rate:.1f} "
+            f"| {ratio} |"
+        )
+    share = {system: median[system] / median["forest"] for system in ("ceiling", "ceiling short")}
+    lines += ["", f"Share of the ceiling: {share['ceiling']:.0%}, of the short one: {share['ceiling short']:.0%}."]
+    return "\n".join(lines)
+
+
+def versions(args: argparse.Namespace) -> str:
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers"))
+    cores = len(os.sched_getaffinity(0))
+    return (
+        f"{time.strftime('%Y-%m-%d')}; {packages}; Python {platform.python_version()}, {cores} cores, "
+        f"{torch.get_num_threads()} threads; {args.rounds} rounds. Model: Qwen2 token classifier with random weights, hidden "
+        f"size {args.hidden_size}, {args.num_layers} layers, fp32."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Pools of candidates from files, datasets and runs, and where their reference answers come from."""
+
+import json
+import random
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from trl_hrm.data.candidates_config import CandidatesConfig
+from trl_hrm.data.problem_sets import read_problems
+from trl_hrm.evaluation.pool import Candidate, PoolProblem, from_row, read_pool, take_first, to_row
+from trl_hrm.search.log import EventLog
+from trl_hrm.search.manifest import check_manifest
+from trl_hrm.search.rollouts import Rollouts
+from trl_hrm.search.root_filter import RootFilter
+from trl_hrm.search.run_folder import finish_shard
+
+from ..search.scripted import FINAL, PROMPT, SEARCHES, make_problems, run_scripted
+
+
+EXTRACTORS = ("marker", "boxed", "hash")
+SOLUTIONS = Rollouts(FINAL, num_solutions=8, num_completions=0, max_solution_tokens=60)
+
+
+def solution(answer: int) -> str:
+    return f"# Step 1\nWe think.\n\n# Step 2\nIt is so.\n\n# Answer\n\n{answer}\n# END!"
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(source: str, problems=None, **options) -> tuple[list[PoolProblem], Counter]:
+    counts = Counter()
+    return read_pool(CandidatesConfig(candidates=source, **options), EXTRACTORS, problems, counts), counts
+
+
+def test_rows_with_answers(tmp_path):
+    """Solutions keep their order and their repetitions: they are samples."""
+    rows = [
+        {"prompt": "2+3?", "answer": 5, "completion": solution(5)},
+        {"prompt": "1+1?", "answer": "2", "candidates": [solution(2), "", solution(2), ["a", "b"]]},
+        {"prompt": "2+3?", "answer": 5, "completion": "no idea"},
+    ]
+    pool, counts = read(write_rows(tmp_path / "in.jsonl", rows))
+    assert [(p.problem, p.answer, len(p.candidates)) for p in pool] == [("2+3?", "5", 2), ("1+1?", "2", 4)]
+    assert [c.answer for c in pool[0].candidates] == ["5", None]
+    assert [c.answer for c in pool[1].candidates] == ["2", None, "2", None]
+    assert pool[0].candidates[0].steps == ["# Step 1\nWe think.", "# Step 2\nIt is so.\n\n# Answer\n\n5\n# END!"]
+    assert pool[1].candidates[1].steps == [] and pool[1].candidates[3].steps == ["a", "b"]
+    assert pool[1].candidates[3].text == "a\n\nb" and pool[1].candidates[0].finish is None
+    assert +counts == Counter() and pool[0].where.endswith("in.jsonl:1")
+
+
+def test_answers_in_the_format_of_gsm8k(tmp_path):
+    """The whole solution taken for the answer would make every candidate wrong."""
+    row = {"prompt": "1+1?", "answer": "1 + 1 is 2.\n#### 2", "completion": solution(2)}
+    assert read(write_rows(tmp_path / "in.jsonl", [row]))[0][0].answer == "2"
+
+
+def test_answers_from_problems(tmp_path):
+    rows = [{"prompt": f"{i}+1?", "completion": solution(i + 1), "answer": "of the solution"} for i in range(4)]
+    known = [{"problem": f" {i}+1? ", "answer": str(i + 1)} for i in (0, 2, 3, 8)]
+    problems = read_problems(write_rows(tmp_path / "problems.jsonl", known))
+    pool, counts = read(write_rows(tmp_path / "in.jsonl", rows), problems)
+    assert [(p.problem, p.answer) for p in pool] == [("0+1?", "1"), ("2+1?", "3"), ("3+1?", "4")]
+    assert counts == {"problems_without_answer": 1, "problems_without_candidates": 1}
+
+
+def test_problems_without_an_answer(tmp_path):
+    """Some are left out and counted; where none has one, a curve of zeros would look like a result."""
+    rows = [{"prompt": f"{i}?", "completion": "x", "answer": answer} for i, answer in enumerate(["1", None, " ", "2"])]
+    pool, counts = read(write_rows(tmp_path / "some.jsonl", rows))
+    assert [p.problem for p in pool] == ["0?", "3?"] and counts["problems_without_answer"] == 2
+    source = write_rows(
+        tmp_path / "none.jsonl", [{"prompt": "1?", "completion": "x"}, {"prompt": "2?", "completion": "x"}]
+    )
+    with pytest.raises(
+        ValueError, match=r"none.jsonl:1: no reference answer for this problem, nor .* other of 2\. .*--problems"
+    ):
+        read(source)
+    problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
+    with pytest.raises(ValueError, match="must have the same text, up to whitespace and case"):
+        read(source, problems)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"prompt": "1?", "answer": "3", "completion": "x"}, r"in.jsonl:2: `answer` is '3' and .*in.jsonl:1 has '2'"),
+        ({"prompt": "1?", "completion": "x"}, "`answer` is None"),
+        (
+            {"prompt": "2?", "answer": ["3"], "completion": "x"},
+            r"in.jsonl:2: `answer` is \['3'\], expected a text or a number",
+        ),
+        ({"prompt": "2?", "answer": True, "completion": "x"}, "`answer` is True"),
+        (
+            {"prompt": "Do: 1?", "problem": "1?", "answer": "2", "completion": "x"},
+            "in.jsonl:2: `prompt` is 'Do: 1\\?' and .*in.jsonl:1 has '1\\?' for the same problem",
+        ),
+    ],
+)
+def test_faulty_answers(tmp_path, second, message):
+    rows = [{"prompt": "1?", "answer": "2", "completion": "x"}, second]
+    with pytest.raises(ValueError, match=message):
+        read(write_rows(tmp_path / "in.jsonl", rows))
+
+
+def test_a_dataset(tmp_path):
+    rows = [{"prompt": f"{i}?", "answer": str(i), "completion": solution(i)} for i in range(3)]
+    (tmp_path / "data").mkdir()
+    Dataset.from_list(rows).to_parquet(tmp_path / "data" / "test.parquet")
+    pool, _ = read(str(tmp_path / "data"), split="test")
+    assert [(p.answer, p.candidates[0].answer) for p in pool] == [("0", "0"), ("1", "1"), ("2", "2")]
+
+
+def run(folder: Path, search, statuses=None, **more) -> Path:
+    run_scripted(folder, search, make_problems(6), **more)
+    check_manifest(folder, {"prompt": asdict(PROMPT), "search": search.describe()})
+    finish_shard(folder, 0, 1)
+    return folder
+
+
+@pytest.mark.parametrize("num_completions", [0, 2])
+def test_a_run(tmp_path, num_completions):
+    """All samples in the order of their seeds, cut off ones too: a pool of finished solutions alone would flatter the policy."""
+    search = Rollouts(FINAL, num_solutions=8, num_completions=num_completions, max_solution_tokens=60)
+    folder = run(tmp_path / "run", search)
+    pool, _ = read(str(folder))
+    assert [(p.problem_id, p.answer, len(p.candidates)) for p in pool] == [(f"p{i:03d}", "7", 8) for i in range(6)]
+    finishes = Counter()
+    with EventLog(folder / "log-00000-of-00001.jsonl") as log:
+        for problem in pool:
+            opened = log.read(problem.problem_id)
+            samples = [opened.tree.nodes[i] for i in opened.brought[opened.root_id, 0]]
+            assert [c.text for c in problem.candidates] == [node.text for node in samples]
+            assert [c.answer for c in problem.candidates] == [node.answer for node in samples]
+            assert [c.num_tokens for c in problem.candidates] == [len(node.token_ids) for node in samples]
+            finishes.update(c.finish for c in problem.candidates)
+    assert finishes["length"] >= 2 and finishes["eos"] + finishes["stop"] > 20
+    for candidate in (candidate for problem in pool for candidate in problem.candidates):
+        assert candidate.steps and "".join("".join(candidate.steps).split()) == "".join(candidate.text.split())
+        assert len(candidate.steps) == candidate.text.count("# Step ")
+        assert candidate.answer is None or candidate.finish != "length"
+
+
+def test_runs_that_are_no_samples(tmp_path):
+    """Leaves of a tree share their beginnings; a root filter leaves out what is always or never solved."""
+    folder = run(tmp_path / "tree", SEARCHES["full_tree"])
+    with pytest.raises(ValueError, match="tree: a run of --search full_tree, expected one of --search rollouts"):
+        read(str(folder))
+    folder = run(tmp_path / "filter", RootFilter(SOLUTIONS, 3, FINAL, max_solution_tokens=60))
+    with pytest.raises(ValueError, match="--search rollouts with --root_filter"):
+        read(str(folder))
+
+
+def test_options_that_a_run_has_no_use_for(tmp_path):
+    folder = str(run(tmp_path / "run", SOLUTIONS))
+    with pytest.raises(ValueError, match="segmentation is 'sentence', but .*run is a run"):
+        read(folder, segmentation="sentence")
+    problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
+    with pytest.raises(ValueError, match="has the answers of its problems. Leave the problems out"):
+        read(folder, problems)
+
+
+def test_take_first():
+    rng = random.Random(0)
+    pool = [
+        PoolProblem(f"p{i}", "?", "1", [Candidate(str(rng.random()), ["a"]) for _ in range(size)], where=f"file:{i}")
+        for i, size in enumerate((5, 3, 4))
+    ]
+    assert [[c.text for c in p.candidates] for p in take_first(pool, 3)] == [
+        [c.text for c in p.candidates[:3]] for p in pool
+    ]
+    assert take_first(pool, 3, all_beyond=True) == pool
+    with pytest.raises(
+        ValueError, match="file:1: problem 'p1' has 3 candidates, and the largest N is 4.*--n .up to 3."
+    ):
+        take_first(pool, 4)
+    with pytest.raises(ValueError, match="no problem with candidates"):
+        take_first([], 1)
+
+
+def test_rows_of_results():
+    candidate = Candidate("t", ["t"], "1", "eos", 3, True, [0.5])
+    row = to_row(PoolProblem("p", "q?", "1", [candidate], "here"))
+    assert list(row) == ["problem_id", "problem", "answer", "candidates"]
+    assert list(row["candidates"][0]) == ["text", "steps", "answer", "correct", "finish", "scores", "num_tokens"]
+    assert from_row(json.loads(json.dumps(row)), "here") == PoolProblem("p", "q?", "1", [candidate], "here")

@@ -1,0 +1,307 @@
+"""ProcessBench: which step is found, F1 by hand, averages both ways, the tuned threshold, and what is refused."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from trl_hrm.data.problems import problem_split
+from trl_hrm.evaluation.benchmarks.judging import score_solutions
+from trl_hrm.evaluation.benchmarks.measuring import format_results, measure
+from trl_hrm.evaluation.benchmarks.process_bench import (
+    PROCESS_BENCH,
+    predict_first_error,
+    process_bench_f1,
+    summarize,
+    tally_first_error,
+)
+from trl_hrm.evaluation.benchmarks.reading import Solution, read_suites
+
+from .benchmark_rows import SayingScorer, knows, process_row, write_rows
+
+
+def read(*sources):
+    return read_suites([PROCESS_BENCH], list(map(str, sources)))["processbench"]
+
+
+def solution(number: int, label: int, subset: str = "gsm8k", num_steps: int = 3) -> Solution:
+    labels = [1] * num_steps if label < 0 else [1] * label + [0] + [None] * (num_steps - label - 1)
+    problem = f"{subset} {number}"
+    return Solution("by hand", subset, f"{subset}-{number}", problem, ["x"] * num_steps, labels, problem)
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold", "expected"),
+    [
+        ([0.9, 0.4, 0.1], 0.5, 1),  # the first one, not the lowest
+        ([0.9, 0.5, 0.49], 0.5, 2),  # a score of the threshold is right
+        ([0.9, 0.6], 0.5, -1),
+        ([0.0], 0.0, -1),
+        ([1.0, 1.0], 1.0, -1),
+        ([0.99, 1.0], 1.0, 0),
+    ],
+)
+def test_the_first_step_below_the_threshold(scores, threshold, expected):
+    """Taking the lowest step, or `<=`, moves F1 by points and looks as plausible."""
+    assert predict_first_error(scores, threshold) == expected
+
+
+def test_f1_by_hand():
+    """
+    Five rows with an error of which three are found, four without of which one is: accuracies 3/5 and 1/4, and
+    F1 = 2 · (3/5) · (1/4) / (3/5 + 1/4) = (3/10) / (17/20) = 6/17. Precision and recall of rows with an error, the F1 one
+    would expect, give another number.
+    """
+    pairs = [(0, 0), (2, 2), (1, 1), (0, 1), (-1, 1), (-1, -1), (0, -1), (2, -1), (1, -1)]
+    metrics = process_bench_f1(np.sum([tally_first_error(*pair) for pair in pairs], axis=0))
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {
+            "f1": 6 / 17,
+            "error_accuracy": 3 / 5,
+            "correct_accuracy": 1 / 4,
+            "accuracy": 4 / 9,
+            "num_with_error": 5,
+            "num_without": 4,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("sums", "f1"),
+    [
+        ((0, 5, 4, 4), 0.0),  # a model that calls everything right
+        ((0, 5, 0, 4), 0.0),  # 0/0 in the formula
+        ((5, 5, 0, 0), math.nan),
+        ((0, 0, 4, 4), math.nan),
+        ((5, 5, 4, 4), 1.0),
+    ],
+)
+def test_f1_at_the_edges(sums, f1):
+    """Rows of one kind only have no F1: 0 or the accuracy in its place would enter the average."""
+    assert process_bench_f1(sums)["f1"] == pytest.approx(f1, nan_ok=True)
+
+
+def test_averages_both_ways_by_hand():
+    """F1 1 on two rows, 0 on six and not defined on three: (1 + 0) / 2, and (2 · 1 + 6 · 0) / 8."""
+    sums = {"gsm8k": np.array([1, 1, 1, 1]), "math": np.array([0, 3, 3, 3]), "omnimath": np.array([2, 3, 0, 0])}
+    averages = summarize(sums)["averages"]
+    assert averages["unweighted"]["f1"] == pytest.approx(0.5)
+    assert averages["weighted by rows"]["f1"] == pytest.approx(0.25)
+
+
+def test_published_averages():
+    """HF's 1.5B PRM was published with four F1 and their mean weighted by rows, 40.38; the paper's way gives 39.81."""
+    f1 = {"gsm8k": 36.56, "math": 49.61, "olympiadbench": 36.07, "omnimath": 37.00}
+    rows = {"gsm8k": 400, "math": 1000, "olympiadbench": 1000, "omnimath": 1000}
+    # F1 is x where both accuracies are x
+    sums = {name: np.array([f1[name] / 100 * rows[name] / 2, rows[name] / 2] * 2) for name in f1}
+    averages = summarize(sums)["averages"]
+    assert 100 * averages["unweighted"]["f1"] == pytest.approx(39.81)
+    assert 100 * averages["weighted by rows"]["f1"] == pytest.approx(40.38, abs=0.01)
+
+
+def test_subsets_by_file_column_and_split(tmp_path):
+    """The published files are named for the subsets; one file with all of them must not become one subset."""
+    rows = {
+        "gsm8k": [process_row(1, 0)],
+        "math": [process_row(1, -1, subset="math"), process_row(2, 2, subset="math")],
+    }
+    files = [write_rows(tmp_path / f"{name}.jsonl", part) for name, part in rows.items()]
+    by_file = [(one.subset, one.id, one.labels) for one in read(*files).solutions]
+    assert by_file == [
+        ("gsm8k", "gsm8k-1", [0, None, None]),
+        ("math", "math-1", [1, 1, 1]),
+        ("math", "math-2", [1, 1, 0]),
+    ]
+    together = [row | {"subset": name} for name, part in rows.items() for row in part]
+    (tmp_path / "array.json").write_text("\n " + json.dumps(together, indent=1))
+    found = read(tmp_path / "array.json").solutions
+    assert [(one.subset, one.id, one.labels) for one in found] == by_file
+    assert found[1].where == f"{tmp_path / 'array.json'}, row 1"
+    splits = DatasetDict({name: Dataset.from_list(part) for name, part in rows.items()})
+    for name, dataset in splits.items():
+        dataset.to_parquet(tmp_path / "hub" / f"{name}-00000-of-00001.parquet")
+    card = "".join(f"  - split: {name}\n    path: {name}-*\n" for name in splits)
+    (tmp_path / "hub" / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{card}---\n")
+    found = read(tmp_path / "hub").solutions
+    assert [(one.subset, one.id, one.labels) for one in found] == by_file
+    assert found[1].where == f"{tmp_path / 'hub'}, split math: dataset row 0"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": 3}, "`label` is 3, expected the index of the first wrong one of 3 steps, or -1"),
+        ({"label": -2}, "`label` is -2"),
+        ({"label": None}, "`label` is None"),
+        ({"label": True}, "`label` is True"),
+        ({"steps": []}, r"`steps` is \[\], expected a list of steps"),
+        ({"steps": ["a", " "]}, r"`steps\[1\]` is ' ', expected a non-empty string"),
+        ({"problem": ""}, "`problem` is ''"),
+        ({"id": "gsm8k-1"}, "the id 'gsm8k-1' of rows stands at .*rows.jsonl:1 too"),
+    ],
+)
+def test_bad_rows(tmp_path, change, message):
+    """A label past the end would never be found, and cost accuracy for ever."""
+    rows = [process_row(1, 0), process_row(2, -1) | change]
+    with pytest.raises(ValueError, match=f"rows.jsonl:2: {message}"):
+        read(write_rows(tmp_path / "rows.jsonl", rows))
+
+
+def test_other_columns(tmp_path):
+    row = process_row(1, 0)
+    del row["label"]
+    path = write_rows(tmp_path / "rows.jsonl", [process_row(2, 0), row])
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: found the columns .*'steps'\], and no \['label'\]"):
+        read(path)
+    path = write_rows(tmp_path / "first.jsonl", [row])
+    with pytest.raises(
+        ValueError, match=r"first.jsonl:1: .* of no suite asked for. Expected processbench: id, problem"
+    ):
+        read(path)
+    with pytest.raises(ValueError, match="empty.jsonl: there is no row in it"):
+        read(write_rows(tmp_path / "empty.jsonl", []))
+    with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
+        read(tmp_path / "nothing.jsonl")
+
+
+def make_rows(rng: random.Random, count: int, subset: str) -> list[dict]:
+    rows = []
+    for number in range(count):
+        steps = rng.randint(1, 5)
+        rows.append(process_row(number, rng.choice([-1, rng.randrange(steps)]), steps, subset))
+    return rows
+
+
+def test_planted_blind_and_suspicious_models(tmp_path):
+    """A harness that cannot tell a model that knows the truth from one that says one thing measures nothing."""
+    rng = random.Random(0)
+    files = [write_rows(tmp_path / f"{name}.jsonl", make_rows(rng, 60, name)) for name in ("gsm8k", "math")]
+    solutions = read(*files).solutions
+
+    def unweighted(score_of):
+        scores = score_solutions(SayingScorer(score_of), solutions)
+        return measure(PROCESS_BENCH, solutions, scores)["averages"]["unweighted"]["f1"]
+
+    assert unweighted(knows) == 1
+    assert unweighted(lambda step: 0.9) == 0
+    noise = random.Random(1)
+    assert 0 < unweighted(lambda step: noise.random()) < 0.6
+    assert unweighted(lambda step: 1 - knows(step)) < 0.2
+
+
+class TestResults:
+    def test_intervals_hold_the_value_and_narrow_with_rows(self):
+        """An interval over rows of one problem, or of a fixed width, would say nothing."""
+        width = {}
+        for count in (40, 640):
+            solutions = [solution(i, -1 if i % 2 else 0) for i in range(count)]
+            scores = [[0.9] * 3 if i % 4 < 2 else [0.1] * 3 for i in range(count)]  # half of each kind is right
+            part = measure(PROCESS_BENCH, solutions, scores)["subsets"]["gsm8k"]
+            assert part["f1"] == 0.5 and part["low"] < 0.5 < part["high"]
+            width[count] = part["high"] - part["low"]
+        assert width[640] == pytest.approx(width[40] / 4, rel=0.25)
+
+    def test_solutions_of_one_problem_are_drawn_together(self):
+        """Eight copies of a problem are no eightfold evidence."""
+        single = [solution(i, -1 if i % 2 else 0) for i in range(40)]
+        scores = [[0.9] * 3 if i % 4 < 2 else [0.1] * 3 for i in range(40)]
+        copies = [one for one in single for _ in range(8)]
+        found = measure(PROCESS_BENCH, single, scores)["subsets"]["gsm8k"]
+        repeated = measure(PROCESS_BENCH, copies, [one for one in scores for _ in range(8)])["subsets"]["gsm8k"]
+        assert (repeated["low"], repeated["high"]) == pytest.approx((found["low"], found["high"]))
+
+    def test_same_seed_same_results(self):
+        solutions = [solution(i, i % 4 - 1) for i in range(50)]
+        rng = np.random.default_rng(0)
+        scores = rng.random((50, 3)).tolist()
+        results = [measure(PROCESS_BENCH, solutions, scores, seed=seed) for seed in (1, 1, 2)]
+        assert results[0] == results[1] != results[2]
+
+    def test_too_long_solutions_count_for_nothing_and_are_listed(self):
+        """A solution without scores is no wrong guess, and no right one."""
+        solutions = [solution(0, 0), solution(1, -1), solution(2, 1)]
+        results = measure(PROCESS_BENCH, solutions, [[0.1, 0.9, 0.9], [0.9] * 3, None])
+        assert results["averages"]["unweighted"]["f1"] == 1
+        assert results["counts"] == {"num_solutions": 3, "num_scored": 2, "num_too_long": 1}
+        assert results["too_long"] == [{"subset": "gsm8k", "id": "gsm8k-2", "where": "by hand"}]
+        assert "1 too long for the model and left out" in format_results("processbench", results)
+        with pytest.raises(ValueError, match="none of 3 solutions fits"):
+            measure(PROCESS_BENCH, solutions, [None] * 3)
+
+    def test_a_subset_that_is_too_long_shows(self):
+        """Left out of the table, its loss would show only as an average of fewer subsets."""
+        solutions = [solution(0, 0), solution(1, -1), solution(2, 1, "omnimath")]
+        results = measure(PROCESS_BENCH, solutions, [[0.1] * 3, [0.9] * 3, None])
+        lost = results["subsets"]["omnimath"]
+        assert (lost["f1"], lost["num_with_error"], lost["num_too_long"]) == (None, 0, 1)
+        assert results["averages"]["unweighted"]["f1"] == 1
+        assert "not defined for omnimath" in format_results("processbench", results)
+
+    def test_metrics_of_steps_leave_out_what_follows_the_first_error(self):
+        """The benchmark says nothing about later steps: counting them as wrong would reward a model that gives up."""
+        results = measure(PROCESS_BENCH, [solution(0, 1), solution(1, -1)], [[0.9, 0.2, 0.9], [0.9, 0.9, 0.1]])
+        assert results["steps"]["num_steps"] == 5
+        assert results["steps"]["accuracy"] == pytest.approx(4 / 5)
+
+    def test_not_defined_is_null(self):
+        results = measure(PROCESS_BENCH, [solution(0, -1)], [[0.9] * 3])
+        part = results["subsets"]["gsm8k"]
+        assert part["f1"] is part["low"] is part["error_accuracy"] is None and part["correct_accuracy"] == 1
+        assert results["tuned"]["threshold"] is None
+        assert "no threshold chosen" in format_results("processbench", results)
+        json.dumps(results, allow_nan=False)
+
+    @pytest.mark.parametrize("options", [{"threshold": 1.5}, {"threshold": math.nan}, {"validation_size": 1}])
+    def test_options_out_of_range(self, options):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+            measure(PROCESS_BENCH, [solution(0, 0)], [[0.5] * 3], **options)
+
+
+class TestTunedThreshold:
+    def scored(self, count=200):
+        """A model whose scores are right at 0.8: wrong steps score 0.7, right ones 0.85."""
+        solutions = [solution(i, i % 4 - 1) for i in range(count)]
+        scores = [[0.7 if label == 0 else 0.85 for label in one.labels] for one in solutions]
+        return solutions, scores
+
+    def test_finds_the_threshold_and_reports_the_rest(self):
+        """At 0.5 this model finds no error: F1 0. Between 0.7 and 0.85 it is perfect."""
+        solutions, scores = self.scored()
+        results = measure(PROCESS_BENCH, solutions, scores, validation_size=0.3)
+        tuned = results["tuned"]
+        assert 0.7 < tuned["threshold"] <= 0.85
+        assert (tuned["validation"], tuned["rest"], tuned["rest_untuned"]) == (1, 1, 0)
+        assert results["averages"]["unweighted"]["f1"] == 0  # the headline stays at the given threshold
+        assert tuned["num_validation"] + tuned["num_rest"] == 200 and 40 < tuned["num_validation"] < 80
+        assert "gives 100.0 on the other" in format_results("processbench", results)
+
+    def test_the_rest_does_not_choose(self):
+        """A threshold chosen on the rows it is reported on is an upper bound, not a result."""
+        solutions, scores = self.scored()
+        first = measure(PROCESS_BENCH, solutions, scores, validation_size=0.3)["tuned"]
+        turned = [
+            values if problem_split(one.origin, 0.3, 42) == "test" else [1 - value for value in values]
+            for one, values in zip(solutions, scores, strict=True)
+        ]
+        second = measure(PROCESS_BENCH, solutions, turned, validation_size=0.3)["tuned"]
+        assert second["threshold"] == first["threshold"] and second["validation"] == 1
+        assert second["rest"] != first["rest"]
+
+    @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.61])
+    def test_never_worse_on_validation_than_the_given_threshold(self, threshold):
+        """The given threshold is among those tried: it need not be a percentile of these scores."""
+        solutions = [solution(i, i % 4 - 1) for i in range(60)]
+        scores = np.random.default_rng(0).random((60, 3)).tolist()
+        tuned = measure(PROCESS_BENCH, solutions, scores, threshold, 0.5)["tuned"]
+        validation = [i for i, one in enumerate(solutions) if problem_split(one.origin, 0.5, 42) == "test"]
+        part = measure(PROCESS_BENCH, [solutions[i] for i in validation], [scores[i] for i in validation], threshold)
+        assert tuned["num_validation"] == len(validation)
+        assert tuned["validation"] >= part["averages"]["unweighted"]["f1"]
+
+    def test_none_wanted(self):
+        solutions, scores = self.scored(8)
+        assert measure(PROCESS_BENCH, solutions, scores, validation_size=0)["tuned"] is None

@@ -1,0 +1,582 @@
+"""The report: what it says of results written by hand, and the page in a real browser."""
+
+import argparse
+import base64
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from html import unescape
+
+import pytest
+
+from trl_hrm.evaluation.report import (
+    Verdict,
+    curve_label,
+    expected_calibration_error,
+    has_bins,
+    notices,
+    percent,
+    problem_groups,
+    read_results,
+    verdict,
+)
+from trl_hrm.evaluation.report_html import headline_verdict, html_page
+from trl_hrm.evaluation.report_pictures import Picture, Pictures, accuracy_picture, calibration_picture
+from trl_hrm.scripts import report as command
+
+from ..browser import Browser, find_chromium
+
+
+HOSTILE = (
+    "</style><script>window.hacked=1</script><img src=x onerror=window.hacked=1>'\"&lt; <svg onload=window.hacked=1>"
+)
+PNG = b"\x89PNG\r\n\x1a\n"
+MIN = "best_of_n/min"
+
+
+def point(n, accuracy, spread=0.04):
+    return {"n": n, "accuracy": accuracy, "low": accuracy - spread, "high": accuracy + spread}
+
+
+def curve(*accuracies):
+    return [point(2**i, accuracy) for i, accuracy in enumerate(accuracies)]
+
+
+def gap_of(points, low, high):
+    best = max(points, key=lambda one: one["accuracy"])
+    return {
+        "gap": best["accuracy"] - points[-1]["accuracy"],
+        "best_n": best["n"],
+        "largest_n": points[-1]["n"],
+        "low": low,
+        "high": high,
+    }
+
+
+HACKED = curve(0.61, 0.8125, 0.75, 0.5)
+FINE = curve(0.61, 0.7, 0.8, 0.9)
+
+
+def selection(points=HACKED, low=0.21, high=0.41, **changes):
+    """What `trl-hrm best-of-n` writes."""
+    curves = {
+        MIN: points,
+        "weighted_vote/min": curve(0.61, 0.66, 0.72, 0.77),
+        "majority_vote": curve(0.61, 0.61, 0.7, 0.75),
+        "pass_at_n": curve(0.61, 0.8, 0.9, 0.97),
+    }
+    bins = [
+        {"low": 0.0, "high": 0.5, "count": 30, "mean_score": 0.25, "share_right": 0.5},
+        {"low": 0.5, "high": 1.0, "count": 10, "mean_score": 0.9, "share_right": 0.6},
+    ]
+    return {
+        "strategy": "best_of_n",
+        "reward_model": {"model": "outputs/tiny-hrm", "scorer": "transformers"},
+        "policy": None,
+        "settings": {"aggregate": ["min"], "extractors": ["boxed"], "num_draws": None},
+        "versions": {"trl_hrm": "0.1.0", "torch": "2.13.0"},
+        "seed": 42,
+        "date": "2026-11-21T12:00:00+00:00",
+        "num_problems": 3,
+        "counts": {"problems_without_answer": 7, "candidates_without_answer": 12345, "not_graded": 1},
+        "n": [1, 2, 4, 8],
+        "curves": curves,
+        "hacking_gap": {MIN: gap_of(points, low, high)},
+        "calibration": {"aggregate": "min", "bins": bins},
+        "cost": {
+            "policy": None,
+            "scorer": {"seconds": 12.5, "num_calls": 3, "num_steps": 6789, "num_tokens": 123456},
+            "rest_seconds": 0.75,
+        },
+        **changes,
+    }
+
+
+def candidate(scores, correct, answer="3"):
+    return {
+        "text": "One.",
+        "steps": ["One."],
+        "answer": answer,
+        "correct": correct,
+        "finish": None,
+        "scores": scores,
+        "num_tokens": None,
+    }
+
+
+def problem(name="What is 1 + 2?", candidates=()):
+    return {"problem_id": name, "problem": name, "answer": "3", "candidates": list(candidates)}
+
+
+PROBLEMS = [
+    problem("a", [candidate([0.9, 0.2], True), candidate([0.7], False), candidate(None, True)]),
+    problem("b", [candidate([0.5], None), candidate([0.4], None, answer=None)]),
+    problem("c", [candidate([0.95, 0.99], True)]),
+]
+
+
+def write(folder, results, rows=PROBLEMS, name="candidates.jsonl"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    if rows is not None:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def benchmark(**changes):
+    """What `trl-hrm benchmark` writes."""
+    values = {
+        "f1": 0.4375,
+        "error_accuracy": 0.35,
+        "correct_accuracy": None,
+        "num_with_error": 1200,
+        "low": 0.3,
+        "high": 0.5,
+    }
+    suite = {
+        "sources": ["math.json"],
+        "metric": "f1",
+        "main": "unweighted",
+        "threshold": 0.5,
+        "subsets": {"math": values},
+        "averages": {"unweighted": {"f1": 0.4376, "low": 0.31, "high": 0.52}},
+        "tuned": {
+            **{"threshold": 0.25, "validation": 0.5, "rest": 0.46, "rest_untuned": 0.43},
+            **{"num_validation": 20, "num_rest": 80},
+        },
+        "steps": {"num_steps": 4, "auroc": 0.876, "ece": 0.123},
+        "counts": {"num_solutions": 2, "num_scored": 1, "num_too_long": 1},
+        "too_long": [],
+        "seconds": 1.5,
+    }
+    return {
+        "kind": "benchmark",
+        "reward_model": {"name": "outputs/tiny-hrm"},
+        "settings": {"threshold": 0.5, "validation_size": 0.2},
+        "suites": {"processbench": suite},
+        "seed": 42,
+        "versions": {"trl_hrm": "0.1.0"},
+        "date": "2026-11-21T12:00:00+00:00",
+        **changes,
+    }
+
+
+STEP_ROWS = [
+    {"suite": "processbench", "subset": "math", "id": "1", "labels": [1, 0, None], "scores": [0.9, 0.1, 0.6]},
+    {"suite": "processbench", "subset": "math", "id": "2", "labels": [1], "scores": None},
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A hacked reward model, a good one on the same candidates, and a benchmark. No test changes them."""
+    tmp_path = tmp_path_factory.mktemp("results")
+    return [
+        write(tmp_path / "runs" / "bon", selection()),
+        write(tmp_path / "runs" / "bon-prm", selection(FINE, 0.0, 0.0, reward_model={"model": "outputs/prm"})),
+        write(tmp_path / "runs" / "processbench", benchmark(), STEP_ROWS, "scores.jsonl"),
+    ]
+
+
+def page_of(folders):
+    return make_page(tuple(folders))
+
+
+@cache
+def make_page(folders):
+    """Pictures take their time: the page of the same folders is made once."""
+    results = read_results(folders)
+    return html_page(results, Pictures.of(results))
+
+
+@pytest.fixture(scope="module")
+def wide(folders, tmp_path_factory):
+    """The same, and a result with names that are longer than a screen is wide."""
+    long = tmp_path_factory.mktemp("long") / ("x" * 120)
+    return [*folders, write(long, selection(reward_model={"model": "y" * 400}))]
+
+
+BLANK = Picture("blank", "", "", {"light": b"", "dark": b""})
+
+
+def bare_page(folders):
+    """The page without any picture."""
+    results = read_results(folders)
+    calibrated = any(map(has_bins, results))
+    return html_page(results, Pictures([BLANK] * len(problem_groups(results)), [], [BLANK] * calibrated, []))
+
+
+def words_of(folders):
+    """What is read on a page, as one line."""
+    page = bare_page(folders)
+    return " ".join(re.sub(r"<[^>]*>", " ", unescape(page.split("<body>")[1])).split())
+
+
+class TestReading:
+    def test_names_and_scores(self, folders):
+        bon, prm, judged = read_results(folders)
+        assert (bon.name, prm.name, judged.name) == ("bon", "bon-prm", "processbench")
+        assert bon.problems == prm.problems and len(bon.problems) == 3
+        # the minimum of each; ungraded ones are out, and an answerless one is wrong
+        assert bon.scores == {"solutions (min of the step scores)": {"right": [0.2, 0.95], "wrong": [0.7, 0.4]}}
+        assert judged.scores == {"steps of processbench": {"right": [0.9], "wrong": [0.1]}}
+
+    def test_equal_names_become_paths(self, tmp_path):
+        results = read_results([write(tmp_path / part / "bon", selection()) for part in "ab"])
+        assert [result.name for result in results] == [f"{tmp_path}/a/bon", f"{tmp_path}/b/bon"]
+
+    def test_a_step_search_has_candidates_for_each_n(self, tmp_path):
+        """As text, n8 comes after n16."""
+        folder = write(tmp_path, selection(), PROBLEMS[:1], "candidates-n16.jsonl")
+        write(folder, selection(), PROBLEMS, "candidates-n8.jsonl")
+        (result,) = read_results([folder])
+        assert len(result.problems) == 1
+
+    def test_a_function_of_the_users_own_is_not_drawn(self, tmp_path):
+        (result,) = read_results([write(tmp_path, selection(settings={"aggregate": ["mine", "min"]}))])
+        assert result.scores == {}
+
+    @pytest.mark.parametrize(
+        "prepare, error, message",
+        [
+            (lambda path: None, FileNotFoundError, "found no such folder, expected results.json"),
+            (lambda path: path.mkdir(), FileNotFoundError, "found an empty folder, expected results.json"),
+            (
+                lambda path: (path.mkdir(), (path / "manifest.json").touch()),
+                FileNotFoundError,
+                "found manifest.json, expected results.json, as `trl-hrm best-of-n`",
+            ),
+            (
+                lambda path: write(path, {"accuracy": 1}),
+                ValueError,
+                r"results.json: found the keys \['accuracy'\], and no \['strategy'",
+            ),
+            (lambda path: write(path, [1]), ValueError, "found a JSON list, expected an object"),
+            (
+                lambda path: write(path, selection(), None),
+                FileNotFoundError,
+                "no candidates.jsonl or candidates-n8.jsonl",
+            ),
+            (
+                lambda path: (write(path, selection()), (path / "results.json").write_text('{"a": ')),
+                ValueError,
+                "results.json: not valid JSON",
+            ),
+            (
+                lambda path: (write(path, selection()), (path / "candidates.jsonl").write_text('{"a": ')),
+                ValueError,
+                "candidates.jsonl, line 1: not a complete JSON object",
+            ),
+        ],
+    )
+    def test_folders_without_results(self, tmp_path, prepare, error, message):
+        prepare(tmp_path / "run")
+        with pytest.raises(error, match=message):
+            read_results([tmp_path / "run"])
+
+    def test_a_folder_given_twice(self, tmp_path):
+        folder = write(tmp_path / "run", selection())
+        with pytest.raises(ValueError, match="is given twice"):
+            read_results([folder, tmp_path / "run" / ".." / "run"])
+
+
+class TestVerdict:
+    def verdict(self, tmp_path, **changes) -> Verdict:
+        (result,) = read_results([write(tmp_path, selection(**changes))])
+        return verdict(result, MIN)
+
+    def test_hacked(self, tmp_path):
+        assert self.verdict(tmp_path) == Verdict(
+            "yes",
+            "Yes: accuracy falls from 81.2 % at N = 2 to 50.0 % at N = 8.",
+            [
+                "Gap 31.2 points (95 % interval 21.0 to 41.0).",
+                "Below one candidate (61.0 %).",
+                "Below majority vote at N = 8 (75.0 %).",
+            ],
+        )
+
+    def test_no_gap(self, tmp_path):
+        found = self.verdict(tmp_path, points=FINE, low=0.0, high=0.0)
+        assert (
+            found.answer == "no"
+            and found.words == "No sign of it up to N = 8: accuracy is nowhere higher than there, 90.0 %."
+        )
+        assert found.reasons[1:] == ["Above one candidate (61.0 %).", "Above majority vote at N = 8 (75.0 %)."]
+
+    def test_a_plateau_is_no_gap(self, tmp_path):
+        """The best N is the first of equals: a gap of 0 at a smaller N is none."""
+        assert self.verdict(tmp_path, points=curve(0.6, 0.7, 0.7, 0.7), low=-0.02, high=0.02).answer == "no"
+
+    def test_an_interval_that_reaches_zero(self, tmp_path):
+        found = self.verdict(tmp_path, points=curve(0.61, 0.8, 0.75, 0.78), low=-0.01, high=0.05)
+        assert found.answer == "open"
+        assert found.words.startswith("Not settled: accuracy goes from 80.0 % at N = 2 to 78.0 % at N = 8")
+        assert found.reasons[-1] == "Not told apart from majority vote at N = 8 (75.0 %)."
+
+    def test_one_n_tells_nothing(self, tmp_path):
+        found = self.verdict(tmp_path, points=[point(8, 0.7)], low=0.0, high=0.0)
+        assert found.answer == "open" and "one N (8)" in found.words
+
+    def test_another_way_to_choose_that_is_hacked_is_named(self, tmp_path):
+        """The first screen shows one curve of each result, and must not hide what another one shows."""
+        values = selection(points=FINE, low=0.0, high=0.0)
+        values["curves"]["best_of_n/last"] = HACKED
+        values["hacking_gap"]["best_of_n/last"] = gap_of(HACKED, 0.1, 0.4)
+        (result,) = read_results([write(tmp_path, values)])
+        found = headline_verdict(result)
+        assert found.answer == "no" and found.reasons[-1] == "Hacked when chosen by best of n, last."
+
+    def test_no_curve_of_a_reward_model(self, tmp_path):
+        (result,) = read_results([write(tmp_path, selection(hacking_gap={}))])
+        assert headline_verdict(result).answer == "open"
+
+
+class TestComparing:
+    def test_different_problems_stand_apart(self, folders, tmp_path):
+        """The curves would look comparable, and are not."""
+        other = write(tmp_path / "gsm", selection(FINE, 0.0, 0.0), [*PROBLEMS[:2], problem("d")])
+        results = read_results([*folders, other])
+        assert [[result.name for result in group] for group in problem_groups(results)] == [
+            ["bon", "bon-prm"],
+            ["gsm"],
+        ]
+        assert notices(results) == [
+            "bon, bon-prm and gsm hold different problems (3 and 3, 2 of them the same). Their accuracies cannot be compared, "
+            "and stand apart."
+        ]
+        page = bare_page([*folders, other])
+        assert page.count('<section class="first"') == 2 and page.count("hold different problems (3 and 3") == 1
+
+    def test_benchmarks_of_different_solutions_are_told(self, tmp_path):
+        rows = [STEP_ROWS, STEP_ROWS[::-1], STEP_ROWS[:1]]
+        folders = [
+            write(tmp_path / name, benchmark(), part, "scores.jsonl") for name, part in zip("abc", rows, strict=True)
+        ]
+        found = notices(read_results(folders))
+        words = "hold different solutions of processbench (2 and 1, 1 of them the same). They cannot be compared."
+        assert found == [f"a and c {words}", f"b and c {words}"]
+        assert words in words_of(folders)
+
+    def test_the_order_of_problems_does_not_matter(self, tmp_path):
+        folders = [write(tmp_path / "a", selection()), write(tmp_path / "b", selection(), PROBLEMS[::-1])]
+        assert notices(read_results(folders)) == []
+
+    def test_another_reference_answer_is_another_problem(self, tmp_path):
+        changed = [PROBLEMS[0] | {"answer": "4"}, *PROBLEMS[1:]]
+        folders = [write(tmp_path / "a", selection()), write(tmp_path / "b", selection(), changed)]
+        assert len(notices(read_results(folders))) == 1
+
+
+class TestPage:
+    def test_numbers_are_those_of_the_results(self, folders):
+        text = words_of(folders)
+        for folder in folders[:2]:
+            results = json.loads((folder / "results.json").read_text())
+            for name, points in results["curves"].items():
+                cells = [
+                    f"{100 * one['accuracy']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
+                    for one in points
+                ]
+                assert " ".join([curve_label(name), *cells]) in text
+        assert "bon best of n, min 31.2 21.0 to 41.0 2 81.2 % 8 50.0 % hacked" in text
+        assert "bon-prm best of n, min 0.0 0.0 to 0.0 8 90.0 % 8 90.0 % no sign" in text
+        assert "0 to 0.5 30 0.250 50.0 %" in text and "bon: expected calibration error 0.263" in text
+        assert "bon candidates without answer 12,345" in text and "processbench processbench num too long 1" in text
+        assert "scorer num tokens 123,456 123,456" in text and "all seconds 13.25 13.25" in text
+        assert "average, unweighted 43.8 % 31.0 to 52.0" in text
+        assert "math 43.8 % 30.0 to 50.0 35.0 % – 1,200" in text
+        assert (
+            "Threshold 0.25, the best on 20 other solutions, gives 46.0 % on the 80 left, where 0.5 gives 43.0 %."
+            in text
+        )
+        assert "AUROC of all labelled steps: 0.876." in text and "Data: math.json, scored in 1.5 seconds." in text
+
+    def test_settings_that_differ_are_marked(self, folders):
+        page = bare_page(folders[:2])
+        marked = re.findall(r'<tr class=differs><th scope="row">([^<]*)', page)
+        assert marked == ["reward_model model", "reward_model scorer"]
+        assert "versions torch 2.13.0 2.13.0" in words_of(folders)
+
+    def test_votes_of_one_pool_are_drawn_once(self, folders, tmp_path):
+        other = selection()
+        other["curves"]["majority_vote"] = curve(0.61, 0.62, 0.7, 0.75)
+        results = read_results([*folders, write(tmp_path / "other", other)])
+        text = accuracy_picture(problem_groups(results)[0], 1).text
+        assert text.count("pass@N") == 1 and "majority vote, bon:" in text and "majority vote, other:" in text
+
+    @pytest.mark.filterwarnings("error")
+    def test_names_that_matplotlib_would_read_otherwise(self, tmp_path):
+        """It takes dollars for formulas, and leaves names that begin with `_` out of a legend with a warning."""
+        results = read_results([write(tmp_path / name, selection()) for name in ("_$x_1", "a$b$c", "z" * 200)])
+        accuracy_picture(results, 1)
+        calibration_picture(results)
+
+    def test_only_benchmarks(self, folders):
+        text = words_of(folders[2:])
+        assert "How well does my reward model judge steps?" in text and "hacked" not in text
+
+    def test_a_step_search_without_calibration_and_cost(self, tmp_path):
+        values = selection(strategy="diverse_tree_search", calibration={}, cost={}, settings={"aggregate": "last"})
+        values["curves"] = {"step_search": HACKED}
+        values["hacking_gap"] = {"step_search": gap_of(HACKED, 0.2, 0.4)}
+        folder = write(tmp_path / "run", values, name="candidates-n8.jsonl")
+        text = words_of([folder])
+        assert (
+            "step search · diverse tree search · outputs/tiny-hrm" in text
+            and "Calibration" not in text
+            and "Cost" not in text
+        )
+        assert list(read_results([folder])[0].scores) == ["solutions (last of the step scores)"]
+
+    def test_error_by_hand(self):
+        bins = [
+            {"count": 30, "mean_score": 0.25, "share_right": 0.5},
+            {"count": 10, "mean_score": 0.9, "share_right": 0.6},
+            {"count": 0, "mean_score": None, "share_right": None},
+        ]
+        assert expected_calibration_error(bins) == pytest.approx((30 * 0.25 + 10 * 0.3) / 40)
+        assert expected_calibration_error([]) is None and percent(None) == "–"
+
+
+class TestCommand:
+    def run(self, folders, output):
+        command.run(argparse.Namespace(results=[str(folder) for folder in folders], output=str(output)))
+
+    def test_files_and_words(self, folders, tmp_path, capsys):
+        other = write(tmp_path / "gsm", selection(FINE, 0.0, 0.0), [problem("d")])
+        output = tmp_path / "out" / "page.html"
+        self.run([*folders, other], output)
+        said = capsys.readouterr().out.splitlines()
+        assert said[0].startswith("warning: bon, bon-prm and gsm hold different problems")
+        assert said[1] == "bon: Yes: accuracy falls from 81.2 % at N = 2 to 50.0 % at N = 8."
+        files = sorted((tmp_path / "out" / "page_files").iterdir())
+        assert said[-1] == f"Page: {output}; pictures: {tmp_path}/out/page_files/, {len(files)} files"
+        assert [file.name for file in files] == [
+            *("accuracy-1.png", "accuracy-2.png", "calibration.png", "curves-1.png", "curves-2.png", "curves-3.png"),
+            *("scores-1.png", "scores-2.png", "scores-3.png"),
+        ]
+        page = output.read_text(encoding="utf-8")
+        for file in files:  # the page holds the same pictures
+            assert file.read_bytes().startswith(PNG) and base64.b64encode(file.read_bytes()).decode() in page
+        assert not list(tmp_path.glob("out/**/*.partial"))
+
+    def test_the_same_again(self, folders, tmp_path):
+        """Compared pages must differ by their results alone."""
+        for name in ("a", "b"):
+            self.run(folders[:1], tmp_path / name / "report.html")
+        one, other = (sorted(file for file in (tmp_path / name).rglob("*") if file.is_file()) for name in ("a", "b"))
+        assert [file.read_bytes() for file in one] == [file.read_bytes() for file in other] and len(one) == 5
+
+    def test_without_matplotlib(self, folders, tmp_path):
+        code = (
+            "import sys; sys.modules['matplotlib'] = None\n"
+            "import argparse\nfrom trl_hrm.scripts import report\n"
+            f"report.run(argparse.Namespace(results=[{str(folders[0])!r}], output={str(tmp_path / 'r.html')!r}))"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert 'pip install "trl-hrm[plots]"' in result.stderr and not (tmp_path / "r.html").exists()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium found; install one (Debian: apt-get install chromium) or set CHROMIUM to its path")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def show(browser, tmp_path):
+    """Open the page of a report, and at the end of the test make sure that it asked for nothing and reported no error."""
+    file = tmp_path / "report.html"
+
+    def show(folders, width=1280, height=900, dark=False) -> Browser:
+        file.write_text(page_of(folders), encoding="utf-8")
+        browser.show(width, height, dark)
+        browser.open(file)
+        return browser
+
+    yield show
+    asked = [address for address in browser.requests if not address.startswith("data:")]
+    assert asked == [file.absolute().as_uri()]
+    assert browser.errors == []
+
+
+class TestBrowser:
+    def test_the_first_screen_answers(self, show, folders):
+        browser = show(folders)
+        assert browser.texts("h1") == ["Is my reward model being hacked?"]
+        assert browser.texts(".card .chip") == ["hacked", "no sign"]
+        bottom = "Math.max(...[...document.querySelectorAll('.first')].map(e => e.getBoundingClientRect().bottom))"
+        assert browser.evaluate(bottom) <= 900
+        drawn = "[...document.images].filter(image => image.complete && image.naturalWidth > 500).length"
+        assert browser.evaluate(drawn) == browser.evaluate("document.images.length") == 7
+
+    @pytest.mark.parametrize(
+        "width, height, dark",
+        [(320, 640, False), (390, 844, True), (820, 1180, False), (1920, 1080, True)],
+    )
+    def test_sizes(self, show, wide, width, height, dark):
+        """Nothing may stand beyond the right edge, but in tables that scroll."""
+        browser = show(wide, width, height, dark)
+        browser.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
+        browser.settle()
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        stray = browser.evaluate(
+            "[...document.querySelectorAll('body *')].filter(e => !e.closest('table') && "
+            "e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"
+        )
+        assert stray == []
+
+    def test_dark_and_light(self, show, folders):
+        """Page and pictures must change together: a white picture in a dark page is what is seen first."""
+
+        def shades(dark):
+            browser = show(folders, dark=dark)
+            found = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+            page = sum(map(int, found[4:-1].split(","))) / 765
+            corner = (
+                "(() => {const image = document.images[0], canvas = document.createElement('canvas');"
+                "canvas.width = canvas.height = 9; const context = canvas.getContext('2d');"
+                "context.drawImage(image, 0, 0); return [...context.getImageData(1, 1, 1, 1).data]})()"
+            )
+            return page, sum(browser.evaluate(corner)[:3]) / 765
+
+        assert all(shade > 0.9 for shade in shades(False))
+        assert all(shade < 0.15 for shade in shades(True))
+
+    def test_hostile_text_is_inert(self, show, tmp_path):
+        """Results may come from anyone: their texts must be read, never run."""
+        name = HOSTILE.replace("/", "|")
+        values = selection(
+            strategy=HOSTILE,
+            reward_model={HOSTILE: HOSTILE},
+            settings={HOSTILE: [HOSTILE], "aggregate": "min"},
+            counts={HOSTILE: 1},
+            versions={HOSTILE: HOSTILE},
+        )
+        values["curves"][f"{HOSTILE}/{HOSTILE}"] = HACKED
+        values["hacking_gap"][f"{HOSTILE}/{HOSTILE}"] = gap_of(HACKED, 0.1, 0.2)
+        suites = {
+            HOSTILE: benchmark()["suites"]["processbench"] | {"subsets": {HOSTILE: {"f1": 0.1, "low": 0, "high": 1}}}
+        }
+        judged = write(
+            tmp_path / f"b{name}", benchmark(suites=suites), [STEP_ROWS[0] | {"suite": HOSTILE}], "scores.jsonl"
+        )
+        other = write(tmp_path / "other", values, [problem(HOSTILE)])
+        browser = show([write(tmp_path / name, values), judged, other])
+        assert browser.evaluate("window.hacked") is None
+        assert browser.evaluate("document.querySelectorAll('script, svg, iframe, img:not(figure img)').length") == 0
+        assert browser.texts(".card h2")[0].startswith(name)
+
+    def test_the_policy_forbids_requests(self, browser, folders, tmp_path):
+        """Were the policy absent or damaged, nobody would notice: the page itself asks for nothing."""
+        file = tmp_path / "page.html"
+        file.write_text(page_of(folders), encoding="utf-8")
+        browser.open(file)
+        assert browser.evaluate("fetch('data:text/plain,x').then(() => 'sent', () => 'refused')") == "refused"

@@ -1,0 +1,304 @@
+"""The folder of results: parts that survive a kill, and files that are there whole or not at all."""
+
+import json
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from trl_hrm import StepFormat
+from trl_hrm.evaluation import judged_pool
+from trl_hrm.evaluation.judged_pool import files_digest, judge_pool, pool_digest
+from trl_hrm.evaluation.pool import Candidate, PoolProblem
+from trl_hrm.evaluation.results import (
+    Part,
+    Results,
+    check_results,
+    judged_row,
+    load_candidates,
+    load_results,
+    read_parts,
+    write_candidates,
+    write_results,
+)
+from trl_hrm.grading import Grade
+
+from ..helpers import tiny_tokenizer
+
+
+HEADER = {"n": [1, 2], "reward_model": {"model": "m"}, "candidates": "abc"}
+
+
+class Equal:
+    """Equal texts are right; `x` cannot be read, as a reference neither; on `hang` it hangs."""
+
+    def grade(self, answer: str, reference: str) -> Grade:
+        if "x" in (answer, reference):
+            return Grade(None, "ungradable" if reference == "x" else "unparseable")
+        return Grade(None, "timeout") if answer == "hang" else Grade(answer == reference, "graded")
+
+
+class Scorer:
+    """The score of a step is the number in its text. Counts its calls; stops after some."""
+
+    def __init__(self, stop_after: int | None = None, max_positions: int | None = None):
+        self.tokenizer, self.step_format, self.max_positions = tiny_tokenizer(), StepFormat(), max_positions
+        self.stop_after = stop_after
+        self.num_calls = 0
+
+    def score(self, prompts, candidates, spans=(1,), combine="max", progress=False):
+        if self.num_calls == self.stop_after:
+            raise KeyboardInterrupt
+        self.num_calls += 1
+        return [[[float(step.split()[-1]) for step in steps] for steps in solutions] for solutions in candidates]
+
+
+def make_problems(number: int, seed: int = 0) -> list[tuple[int, PoolProblem]]:
+    rng = random.Random(seed)
+    problems = []
+    for i in range(number):
+        candidates = []
+        for _ in range(3):
+            steps = [f"so {rng.randrange(1, 10) / 10}" for _ in range(rng.randint(1, 3))]
+            candidates.append(
+                Candidate("\n\n".join(steps), steps, rng.choice(["1", "2", "hang", "x", None]), "eos", 4)
+            )
+        problems.append((i, PoolProblem(f"p{i}", f"{i}?", "1", candidates, f"here {i}")))
+    return problems
+
+
+def judge(folder, problems, scorer=None, header=HEADER, **options):
+    """Judge problems as one process does, and read what there is then."""
+    with Part(folder, header, **options) as part:
+        judge_pool(problems, scorer or Scorer(), Equal(), part)
+    rows, counts = read_parts([part.finished])
+    return list(rows), counts
+
+
+def without_seconds(counts: Counter) -> dict:
+    return {name: value for name, value in counts.items() if not name.endswith("seconds")}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(judged_pool, "BLOCK", 4)
+
+
+def test_scores_and_grades(tmp_path):
+    problems = make_problems(10)
+    rows, counts = judge(tmp_path, problems)
+    assert len(rows) == 10
+    for (_, before), (after, classes) in zip(problems, rows, strict=True):
+        for old, new, group in zip(before.candidates, after.candidates, classes, strict=True):
+            assert (new.text, new.steps, new.answer, new.finish, new.num_tokens) == (
+                old.text,
+                old.steps,
+                old.answer,
+                old.finish,
+                old.num_tokens,
+            )
+            assert new.scores == [float(step.split()[-1]) for step in old.steps]
+            assert new.correct == {"1": True, "2": False, "x": False, "hang": None, None: None}[old.answer]
+            assert (group is None) == (old.answer is None)
+    answers = Counter(candidate.answer for _, problem in problems for candidate in problem.candidates)
+    assert min(answers.values()) > 2
+    assert counts["not_graded"] == answers["hang"] and counts["candidates_unreadable"] == answers["x"]
+    assert counts["candidates_without_answer"] == answers[None] and counts["num_candidates"] == 30
+    assert counts["scorer_calls"] == 3 and counts["policy_tokens"] == 120
+    assert counts["scorer_steps"] == sum(len(c.steps) for _, p in problems for c in p.candidates)
+    prompt_ids, step_ids = StepFormat().encode(tiny_tokenizer(), "0?", problems[0][1].candidates[0].steps)
+    alone = len(prompt_ids) + sum(map(len, step_ids))
+    assert judge(tmp_path / "one", [_first_alone(problems[0])])[1]["scorer_tokens"] == alone
+
+
+def _first_alone(pair):
+    place, problem = pair
+    return place, PoolProblem(problem.problem_id, problem.problem, "1", problem.candidates[:1])
+
+
+def test_killed_after_each_block(tmp_path):
+    """Ctrl-C costs the block it falls into; started again until it is done, everything is as in one go."""
+    problems = make_problems(18)
+    whole, counts = judge(tmp_path / "whole", problems)
+    num_calls = []
+    for _ in range(10):
+        scorer = Scorer(stop_after=1)
+        num_calls.append(scorer)
+        try:
+            rows, found = judge(tmp_path / "parts", problems, scorer)
+            break
+        except KeyboardInterrupt:
+            continue
+    assert rows == whole and without_seconds(found) == without_seconds(counts)
+    assert [scorer.num_calls for scorer in num_calls] == [1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("cut", [1, 7, 40, 900])
+def test_a_torn_line_is_made_again(tmp_path, cut):
+    problems = make_problems(8)
+    whole, _ = judge(tmp_path / "whole", problems)
+    with pytest.raises(KeyboardInterrupt):
+        judge(tmp_path / "torn", problems, Scorer(stop_after=1))
+    path = tmp_path / "torn" / "partial-00000-of-00001.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    scorer = Scorer()
+    assert judge(tmp_path / "torn", problems, scorer)[0] == whole
+    assert scorer.num_calls == 2
+
+
+def test_torn_header(tmp_path):
+    (tmp_path / "partial-00000-of-00001.jsonl").write_text('{"n": [1')
+    assert len(judge(tmp_path, make_problems(2))[0]) == 2
+
+
+def test_finished_parts_are_not_scored_again(tmp_path):
+    first, _ = judge(tmp_path, make_problems(6))
+    assert [path.name for path in tmp_path.iterdir()] == ["part-00000-of-00001.jsonl"]
+    assert judge(tmp_path, make_problems(6), Scorer(stop_after=0))[0] == first
+
+
+@pytest.mark.parametrize("stop_after", [None, 1])
+def test_other_settings(tmp_path, stop_after):
+    """Scores of two reward models in one file would be one result of neither."""
+    try:
+        judge(tmp_path, make_problems(6), Scorer(stop_after))
+    except KeyboardInterrupt:
+        pass
+    other = HEADER | {"reward_model": {"model": "other"}}
+    with pytest.raises(
+        ValueError, match=r'begun with other settings: reward_model was {"model": "m"} and is .*--overwrite'
+    ):
+        judge(tmp_path, make_problems(6), header=other)
+    assert len(judge(tmp_path, make_problems(6), header=other, overwrite=True)[0]) == 6
+    scorer = Scorer()
+    judge(tmp_path, make_problems(6), scorer, header=other, overwrite=True)
+    assert scorer.num_calls == 0  # what was begun with the same settings is gone on with
+
+
+def test_a_start_that_scored_nothing_decides_nothing(tmp_path):
+    """A reward model that could not be loaded, mended and started again, is no other setting."""
+    with pytest.raises(KeyboardInterrupt):
+        judge(tmp_path, make_problems(6), Scorer(stop_after=0))
+    assert len(judge(tmp_path, make_problems(6), header=HEADER | {"n": [1]})[0]) == 6
+
+
+def test_two_processes_on_one_part(tmp_path):
+    with Part(tmp_path, HEADER):
+        with pytest.raises(BlockingIOError, match="another process writes to it"):
+            Part(tmp_path, HEADER)
+
+
+def test_parts_of_several_processes_are_one(tmp_path):
+    problems = make_problems(11)
+    whole, counts = judge(tmp_path / "one", problems)
+    for shard in range(3):
+        judge(tmp_path / "three", problems[shard::3], shard=shard, num_shards=3)
+    rows, found = read_parts(sorted((tmp_path / "three").iterdir(), reverse=True))
+    assert list(rows) == whole
+    assert found["num_candidates"] == counts["num_candidates"] == 33
+    judge(tmp_path / "empty", [], shard=1, num_shards=2)
+    assert list(read_parts(list((tmp_path / "empty").iterdir()))[0]) == []
+
+
+def test_what_cannot_be_judged(tmp_path):
+    """A problem whose reference cannot be read, blank and long candidates: counted, and none takes its neighbour's scores."""
+    long = ["so " * 200 + "0.9"]
+    problems = make_problems(4)
+    problems[1][1].answer = "x"
+    problems[2][1].candidates[0] = Candidate(" ", [], None)
+    problems[2][1].candidates[1] = Candidate(long[0], long, "1", "length", 9)
+    problems[3][1].candidates[:] = [Candidate("", [])] * 3
+    rows, counts = judge(tmp_path, problems, Scorer(max_positions=100))
+    assert [problem.problem_id for problem, _ in rows] == ["p0", "p2", "p3"]
+    first, second, third = rows[1][0].candidates
+    assert first.scores is second.scores is None and third.scores == [float(s.split()[-1]) for s in third.steps]
+    assert first.correct is None and second.correct is True
+    assert all(candidate.scores is None for candidate in rows[2][0].candidates)
+    assert counts["problems_ungradable"] == 1 and counts["candidates_without_steps"] == 4
+    assert counts["candidates_too_long"] == 1 and counts["candidates_cut_off"] == 1
+    blank = [(0, PoolProblem("p", "?", "1", [Candidate("", [])]))]
+    scorer = Scorer(stop_after=0)
+    assert judge(tmp_path / "blank", blank, scorer)[1]["scorer_calls"] == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+def test_scores_that_are_no_numbers(tmp_path, bad):
+    """A comparison with NaN is false: it would be chosen or not by its place."""
+
+    class Broken(Scorer):
+        def score(self, prompts, candidates, **options):
+            scores = super().score(prompts, candidates)
+            scores[1][2] = scores[1][2][:-1] + ([] if bad is None else [bad])
+            return scores
+
+    with pytest.raises(
+        ValueError, match="here 1: the reward model scores . steps with .*, expected one finite number each"
+    ):
+        judge(tmp_path, make_problems(3), Broken())
+
+
+def test_digests(tmp_path):
+    problems = [problem for _, problem in make_problems(3)]
+    assert pool_digest(problems) == pool_digest([problem for _, problem in make_problems(3)])
+    other = [problem for _, problem in make_problems(3)]
+    other[2].candidates[1].steps[-1] += " "
+    assert pool_digest(problems) != pool_digest(other)
+    assert files_digest("me/my-model") is None
+    (tmp_path / "a").write_text("1")
+    before = files_digest(str(tmp_path))
+    assert files_digest(str(tmp_path)) == before
+    (tmp_path / "a").write_text("22")
+    assert files_digest(str(tmp_path)) != before
+
+
+def results(**changes) -> Results:
+    values = {
+        "strategy": "best_of_n",
+        "reward_model": {"model": "m"},
+        "policy": None,
+        "settings": {"n": [1]},
+        "versions": {"trl_hrm": "0"},
+        "seed": 1,
+        "date": "2026-01-01T00:00:00+00:00",
+        "num_problems": 1,
+        "counts": {},
+        "n": [1],
+        "curves": {"majority_vote": [{"n": 1, "accuracy": 0.5, "low": 0.0, "high": 1.0}]},
+    }
+    return Results(**(values | changes))
+
+
+def test_files(tmp_path):
+    """Candidates come first, and an older result goes before they are replaced: a kill leaves no two that do not belong together."""
+    problems = [problem for _, problem in make_problems(3)]
+    write_candidates(tmp_path, problems)
+    write_results(tmp_path, results())
+    assert load_results(tmp_path) == results()
+    assert [p.candidates for p in load_candidates(tmp_path)] == [p.candidates for p in problems]
+    assert list(json.loads((tmp_path / "results.json").read_text()))[:3] == ["strategy", "reward_model", "policy"]
+
+    def fails():
+        yield problems[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_candidates(tmp_path, fails())
+    assert len(list(load_candidates(tmp_path))) == 3 and load_results(tmp_path) == results()
+    write_candidates(tmp_path, problems[:1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["candidates.jsonl"]
+    with pytest.raises(FileNotFoundError, match="results.json: there is no such file"):
+        load_results(tmp_path)
+
+
+def test_results_are_not_replaced_unasked(tmp_path):
+    check_results(tmp_path, overwrite=False)
+    write_results(tmp_path, results())
+    with pytest.raises(FileExistsError, match="there are results already.*--overwrite"):
+        check_results(tmp_path, overwrite=False)
+    check_results(tmp_path, overwrite=True)
+
+
+def test_rows_of_blocks():
+    row = judged_row(3, make_problems(1)[0][1], [0, None, 1])
+    assert row["place"] == 3 and row["classes"] == [0, None, 1] and row["problem"]["problem_id"] == "p0"

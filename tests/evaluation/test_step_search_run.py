@@ -1,0 +1,353 @@
+"""Step searches for several N, from problems to `results.json`: what is written, what is refused, and what a stop may not change."""
+
+import argparse
+import json
+import math
+import random
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+
+from trl_hrm import StepFormat
+from trl_hrm.evaluation.results import load_candidates, load_results
+from trl_hrm.evaluation.step_search_config import StepSearchConfig
+from trl_hrm.evaluation.step_search_run import ALONE, run_step_search
+from trl_hrm.evaluation.tree_scores import score_fitting
+from trl_hrm.scoring.scorer import StepScorer
+from trl_hrm.scripts import best_of_n
+from trl_hrm.search.engine import EngineError, EngineFatal, ScriptedEngine
+from trl_hrm.search.log import EventLog
+from trl_hrm.search.shards import Shard
+from trl_hrm.step_tree import StepTree
+
+from ..helpers import tiny_model, tiny_tokenizer
+from ..search.leveled import any_score
+from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.scripted import PROMPT, RULE, ExactGrader, make_problems, write_solution
+from ..search.test_level_search import write_coins
+
+
+@dataclass
+class PathScores:
+    """A reward model that is a function of the path; as a `TreeScorer`, without limit of length."""
+
+    score: object
+    max_positions: None = None
+    num_calls: int = 0
+
+    def score_trees(self, trees, spans=(1,), combine="max"):
+        self.num_calls += 1
+        return [
+            [self.score([tree.completions[j] for j in tree.path(i)]) for i in range(len(tree.completions))]
+            for tree in trees
+        ]
+
+
+class Grader(ExactGrader):
+    """Equal strings are right, also for those who wait."""
+
+    def grade(self, answer, reference):
+        if answer in self.unreadable:
+            return SimpleNamespace(correct=None, status="unparseable")
+        return SimpleNamespace(correct=answer == reference, status="graded")
+
+
+def is_good(path: list[str]) -> float:
+    return float(not any("bad" in step for step in path))
+
+
+def search(
+    folder,
+    score=is_good,
+    engine=None,
+    scorer=None,
+    grader=None,
+    shard=ALONE,
+    problems=None,
+    reward_model="planted",
+    **given,
+):
+    config = StepSearchConfig(
+        str(folder), **{"n": [1, 2, 4], "max_depth": 5, "max_step_tokens": 60, "max_in_flight": 64} | given
+    )
+    manifest = {
+        "engine": {"engine": "scripted"},
+        "prompt": asdict(PROMPT),
+        "steps": asdict(RULE),
+        "grader": {"timeout": 1.0},
+        "started_with": {"problems": "coins.jsonl"},
+        "seed": config.seed,
+        "num_shards": shard.count,
+        "versions": {"trl_hrm": "1"},
+    }
+    return run_step_search(
+        config,
+        [problem for _, problem in make_problems(40)] if problems is None else problems,
+        engine or ScriptedEngine(write_coins),
+        scorer or PathScores(score),
+        grader or Grader(),
+        PROMPT,
+        RULE,
+        manifest,
+        {"model": reward_model},
+        shard,
+    )
+
+
+def numbers(folder) -> dict:
+    """Everything in the results that may not depend on when and how often the search was started."""
+    found = json.loads((folder / "results.json").read_text())
+    del found["date"]
+    for point in found["curves"]["step_search"]:
+        for name in [name for name in point if name.endswith("seconds") or name == "scorer_num_calls"]:
+            del point[name]
+    del found["cost"]["policy"]["seconds"], found["cost"]["scorer"], found["cost"]["rest_seconds"]
+    found["rows"] = {path.name: path.read_text() for path in sorted(folder.glob("candidates-n*.jsonl"))}
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["step_search", "beam_search", "diverse_tree_search"])
+def test_accuracy_is_that_of_the_chosen_candidates(tmp_path, strategy):
+    """Counted again from the rows: the first candidate of each is the chosen one, and none of a row has a higher score."""
+    results = search(tmp_path, strategy=strategy, n=[4, 2, 8, 1], branching=None if strategy == "step_search" else 2)
+    assert json.loads(json.dumps(asdict(results))) == asdict(load_results(tmp_path))
+    assert results.strategy == strategy and results.num_problems == 40
+    assert results.n == [1, 2, 4, 8] == [point["n"] for point in results.curves["step_search"]]
+    for point in results.curves["step_search"]:
+        rows = list(load_candidates(tmp_path, f"candidates-n{point['n']}.jsonl"))
+        assert [row.problem_id for row in rows] == [problem.problem_id for _, problem in make_problems(40)]
+        assert point["accuracy"] == pytest.approx(sum(row.candidates[0].correct for row in rows) / 40)
+        assert point["low"] <= point["accuracy"] <= point["high"]
+        for row in rows:
+            scores = [candidate.scores[-1] for candidate in row.candidates]
+            assert scores == sorted(scores, reverse=True)
+            for candidate in row.candidates:
+                assert len(candidate.steps) == len(candidate.scores) == 4 and candidate.finish == "stop"
+                assert candidate.correct == (candidate.answer == "7") == ("bad" not in candidate.text)
+    accuracies = [point["accuracy"] for point in results.curves["step_search"]]
+    assert accuracies[-1] > 0.8 > 0.4 > accuracies[0]
+    gap = results.hacking_gap["step_search"]
+    assert gap["gap"] == pytest.approx(max(accuracies) - accuracies[-1]) and gap["largest_n"] == 8
+    assert max(len(row.candidates) for row in rows) == (1 if strategy == "step_search" else 4)
+
+
+def test_cost_is_that_of_the_logs(tmp_path):
+    """Each N has its own beside its accuracy; together they are the cost of the run."""
+    scorer = PathScores(any_score)
+    results = search(tmp_path, scorer=scorer)
+    points = results.curves["step_search"]
+    assert [point["policy_num_sequences"] for point in points] == [40 * 4 * n for n in (1, 2, 4)]
+    assert [point["policy_num_requests"] for point in points] == [40 * 4] * 3
+    assert [point["scorer_num_calls"] for point in points] == [4] * 3 and scorer.num_calls == 12
+    assert [point["scorer_num_steps"] for point in points] == [40 * 4 * n for n in (1, 2, 4)]
+    cost = results.cost
+    assert cost["policy"]["num_tokens"] == sum(point["policy_num_tokens"] for point in points)
+    assert cost["scorer"]["num_calls"] == 12 and cost["rest_seconds"] > 0
+    with EventLog(tmp_path / "n-4" / "log-00000-of-00001.jsonl") as log:
+        nodes = [node for problem_id in log.problems for node in log.read(problem_id).tree.nodes]
+    assert points[-1]["policy_num_tokens"] == sum(len(node.token_ids) for node in nodes)
+
+
+def test_planted_random_and_adversarial(tmp_path):
+    """The curve tells them apart: up to one, level, and down with a gap above 0."""
+    curves, gaps = {}, {}
+    scores = {"planted": is_good, "random": any_score, "adversarial": lambda path: 1 - is_good(path)}
+    for name, score in scores.items():
+        problems = [problem for _, problem in make_problems(60)]
+        results = search(tmp_path / name, score, problems=problems, n=[1, 4, 16])
+        curves[name] = [point["accuracy"] for point in results.curves["step_search"]]
+        gaps[name] = results.hacking_gap["step_search"]
+    assert len({curve[0] for curve in curves.values()}) == 1  # with one candidate nothing is chosen
+    assert curves["planted"][-1] == 1.0 and gaps["planted"]["gap"] == 0
+    assert abs(curves["random"][-1] - curves["random"][0]) < 0.1
+    assert curves["adversarial"][-1] == 0.0
+    assert gaps["adversarial"]["gap"] == curves["adversarial"][0] > 0 and gaps["adversarial"]["low"] > 0
+
+
+class Stopping(ScriptedEngine):
+    """Stops the run at a request."""
+
+    def __init__(self, after: int):
+        super().__init__(write_solution)
+        self.after = after
+
+    async def sample(self, *args, **kwargs):
+        self.after -= 1
+        if self.after < 0:
+            raise EngineFatal("stop")
+        return await super().sample(*args, **kwargs)
+
+
+@pytest.mark.parametrize("strategy", ["step_search", "beam_search", "diverse_tree_search"])
+def test_stopped_ten_times(tmp_path, strategy):
+    """The same candidates, numbers and counts as a run that was never stopped; nothing is sampled twice."""
+    problems = [problem for _, problem in make_problems(20)]
+    given = {"score": any_score, "problems": problems, "strategy": strategy, "n": [4, 8]}
+    search(tmp_path / "whole", engine=ScriptedEngine(write_solution), **given)
+    rng = random.Random(1)
+    for _ in range(10):
+        with pytest.raises(EngineFatal, match="stop"):
+            search(tmp_path / "stopped", engine=Stopping(rng.randint(1, 4)), **given)
+        assert not (tmp_path / "stopped" / "results.json").exists()
+    search(tmp_path / "stopped", engine=ScriptedEngine(write_solution), **given)
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+    search(tmp_path / "stopped", engine=Stopping(0), **given)  # all is there
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_shards_make_the_same_results(tmp_path):
+    """The process that ends last writes them; before it there are none."""
+    search(tmp_path / "one")
+    for index in range(3):
+        assert not (tmp_path / "three" / "results.json").exists()
+        results = search(tmp_path / "three", shard=Shard(index, 3))
+    assert results is not None and results.num_problems == 40
+    one, three = numbers(tmp_path / "one"), numbers(tmp_path / "three")
+    assert one["rows"] == three["rows"] and one["curves"] == three["curves"] and one["counts"] == three["counts"]
+
+
+def test_other_settings_are_refused(tmp_path):
+    """Scores of one reward model beside those of another in one log."""
+    search(tmp_path)
+    for given, name in (
+        ({"aggregate": "min"}, 'aggregate was "last" and is "min"'),
+        ({"reward_model": "other"}, 'reward_model.model was "planted" and is "other"'),
+        ({"max_depth": 4}, "search.max_depth was 5 and is 4"),
+        ({"spans": [1, 2]}, "spans was"),
+        ({"seed": 1}, "seed was 42 and is 1"),
+    ):
+        with pytest.raises(ValueError, match="started with other settings: " + name):
+            search(tmp_path, **given)
+    assert search(tmp_path, n=[1, 2, 4, 8]).n == [1, 2, 4, 8]  # another N is one more search
+
+
+def test_a_policy_that_never_answers(tmp_path):
+    """Accuracy 0, told with its reason: every path came to the depth limit."""
+
+    def script(prefix: str, rng: random.Random) -> str:
+        number = prefix.rsplit("Question:", 1)[1].count("# Step ")
+        return f"{'' if number else '# Step 1'}\nGo on {rng.random()}.\n\n# Step {max(number, 1) + 1}\n"
+
+    results = search(tmp_path, engine=ScriptedEngine(script), score=any_score, n=[2])
+    assert results.curves["step_search"][0]["accuracy"] == 0
+    counts = results.counts
+    assert counts["problems_without_solution_at_n2"] == counts["paths_at_the_depth_limit_at_n2"] == 40
+    assert counts["candidates_without_answer"] == counts["num_candidates"] == 40
+    (row, *_) = load_candidates(tmp_path, "candidates-n2.jsonl")
+    (candidate,) = row.candidates
+    assert candidate.answer is None and candidate.correct is None and len(candidate.steps) == 5
+    assert not candidate.text.rstrip().endswith("# Step 6") and len(candidate.scores) == 5
+
+
+def test_what_cannot_be_searched_is_counted(tmp_path):
+    """A reference that cannot be read, and requests that fail: left out of the accuracy, each under its name."""
+
+    class Failing(ScriptedEngine):
+        async def sample(self, prefix_ids, *args, **kwargs):
+            if "What is 3 - 3" in self.tokenizer.decode(prefix_ids):
+                raise EngineError("the server answered 500.")
+            return await super().sample(prefix_ids, *args, **kwargs)
+
+    problems = [problem for _, problem in make_problems(6)]
+    problems[1] = replace(problems[1], answer="?")
+    given = {"problems": problems, "n": [4], "grader": Grader(unreadable=("?",))}
+    results = search(tmp_path, engine=Failing(write_coins), **given)
+    assert results.num_problems == 4
+    assert results.counts["problems_ungradable_at_n4"] == 1 == results.counts["problems_error_at_n4"]
+    results = search(tmp_path, **given)
+    assert results.num_problems == 5 and "problems_error_at_n4" not in results.counts
+    with pytest.raises(ValueError, match="no problem was searched to its end: .*problems_ungradable_at_n4': 1"):
+        search(tmp_path / "none", **given | {"problems": [problems[1]]})
+
+
+def test_an_answer_that_cannot_be_read_is_wrong(tmp_path):
+    """As in `best_of_n`: else the curves of the two would not be comparable."""
+    results = search(tmp_path, grader=Grader(unreadable=("8",)), n=[1])
+    right = sum(row.candidates[0].answer == "7" for row in load_candidates(tmp_path, "candidates-n1.jsonl"))
+    assert results.curves["step_search"][0]["accuracy"] == pytest.approx(right / 40) and 0 < right < 40
+    assert results.counts["candidates_unreadable"] == 40 - right and results.counts["not_graded"] == 0
+
+
+def test_a_score_that_is_no_number_stops_the_run(tmp_path):
+    with pytest.raises(ValueError, match="the reward model scored the step .* as nan"):
+        search(tmp_path, lambda path: math.nan)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_shapes():
+    """Where N is smaller than the branching, it is the branching; any other N must be a multiple."""
+    config = StepSearchConfig("x", [1, 2, 4, 8], "beam_search")
+    shapes = {n: tuple(found.shape) for n, found in config.searches(PROMPT, RULE).items()}
+    assert shapes == {1: (1, 1, 1), 2: (1, 1, 2), 4: (1, 1, 4), 8: (1, 2, 4)}
+    config = StepSearchConfig("x", [8, 1, 2, 4], "diverse_tree_search", branching=2)
+    shapes = {n: tuple(found.shape) for n, found in config.searches(PROMPT, RULE).items()}
+    assert shapes == {1: (1, 1, 1), 2: (1, 1, 2), 4: (2, 1, 2), 8: (4, 1, 2)}
+    assert all(found.n == n for n, found in config.searches(PROMPT, RULE).items())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"strategy": "best"}, "strategy is 'best', expected one of step_search"),
+        ({"branching": 2}, "step_search has one path with N next steps. Leave it out"),
+        ({"strategy": "beam_search", "n": [6]}, "6 is no multiple of the branching, 4. Leave 6 out"),
+        ({"strategy": "beam_search", "branching": 0}, "branching is 0, expected 1 or more"),
+        ({"n": [0, 1]}, r"n is \[0, 1\], expected numbers of 1 or more"),
+        ({"n": []}, r"n is \[\], expected numbers of 1 or more"),
+    ],
+)
+def test_options_that_do_not_go_together(given, message):
+    with pytest.raises(ValueError, match=message):
+        StepSearchConfig(**{"output_dir": "x", "n": [4]} | given)
+
+
+@pytest.mark.parametrize("spans", [(1,), (1, 2)])
+def test_steps_too_long_for_the_reward_model_have_no_score(spans):
+    """The others have the scores that they have without them; the limit is that of the model, merged steps included."""
+    step_format = StepFormat(merge_separator="\n")
+    scorer = StepScorer(tiny_model(step_format), tiny_tokenizer(), step_format)
+    trees = [
+        StepTree("1+2?", ["add x", "so y", "add " * 30, "thus 3"], [None] * 4, [-1, 0, 0, 1]),
+        StepTree("sub " * 40, ["x"], [None], [-1]),
+        StepTree("2?", ["y"], [None], [-1]),
+    ]
+    free = score_fitting(scorer, trees, spans)
+    assert free == scorer.score_trees(trees, spans)
+    scorer.max_positions = 40
+    found = score_fitting(scorer, trees, spans)
+    assert found[0][2] is None and found[1] == [None]
+    expected = [[*free[0][:2], None, free[0][3]], [None], free[2]]
+    assert [[score and round(score, 5) for score in one] for one in found] == [
+        [score and round(score, 5) for score in one] for one in expected
+    ]
+
+
+def test_the_command_with_real_models(tmp_path, capsys):
+    """A policy that has learned four problems by heart, and a reward model with random weights, from the command line."""
+    make_policy(tmp_path / "policy", 256, num_steps=120, texts=SOLUTIONS)
+    tiny_model().save_pretrained(tmp_path / "hrm")
+    tiny_tokenizer().save_pretrained(tmp_path / "hrm")
+    StepFormat().save(tmp_path / "hrm")
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in KNOWN))
+    parser = argparse.ArgumentParser()
+    best_of_n.add_arguments(parser)
+    command = (
+        f"--strategy diverse_tree_search --n 2 4 --branching 2 --aggregate last --problems {tmp_path}/problems.jsonl "
+        f"--policy {tmp_path}/policy --engine transformers --reward_model {tmp_path}/hrm --output_dir {tmp_path}/run "
+        "--prompt question --prompt_style plain --segmentation step_header --max_depth 5 --max_step_tokens 40"
+    )
+    best_of_n.run(parser.parse_args([*command.split(), "--final_stops", "# END!"]))
+    results = load_results(tmp_path / "run")
+    assert results.n == [2, 4] and results.num_problems == 4 and results.policy["model"] == f"{tmp_path}/policy"
+    assert (
+        results.versions["torch"] and results.versions["sympy"] and results.reward_model["model"] == f"{tmp_path}/hrm"
+    )
+    rows = list(load_candidates(tmp_path / "run", "candidates-n4.jsonl"))
+    candidates = [candidate for row in rows for candidate in row.candidates]
+    assert sum(candidate.answer is not None for candidate in candidates) >= 6
+    scorer = StepScorer.from_pretrained(str(tmp_path / "hrm"))
+    for row in rows:
+        alone = scorer.score([row.problem], [[candidate.steps for candidate in row.candidates]])[0]
+        for candidate, scores in zip(row.candidates, alone, strict=True):
+            assert candidate.scores == pytest.approx(scores, abs=1e-5)

@@ -1,0 +1,88 @@
+"""What `vllm serve MODEL --runner pooling` answers, from a model of transformers, with faults on order."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..search.http_server import FakeServer, Handler
+
+
+class PoolingServer(FakeServer):
+    """
+    A context manager: the server runs inside of it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Token classifier to serve.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        name (`str`, *optional*, defaults to `"prm"`):
+            Name of the model.
+        rows (`Callable`, *optional*):
+            What to make of the outputs of a sequence.
+        pooling (`bool`, *optional*, defaults to `True`):
+            Whether there is a route `/pooling`.
+
+    Attributes:
+        sequences (`list[list[int]]`):
+            Token ids of all requests for outputs so far.
+        before (`Callable[[], None]`):
+            Run within each of them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "prm",
+        rows: Callable[[torch.Tensor], torch.Tensor] = lambda rows: rows,
+        pooling: bool = True,
+    ):
+        super().__init__(max_length=model.config.max_position_embeddings)
+        self.classifier, self.tokenizer, self.model = model, tokenizer, name
+        self.rows = rows
+        self.routes = ["/tokenize", "/pooling"] if pooling else ["/tokenize"]
+        self.sequences: list[list[int]] = []
+        self.before: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> "PoolingServer":
+        super().__enter__()
+        self.server.RequestHandlerClass = PoolingHandler
+        return self
+
+    @property
+    def url(self) -> str:
+        return super().url.removesuffix("/v1")
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        return self.tokenize(body) if "prompt" in body else self.pool(body)
+
+    def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"tokens": self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]}
+
+    def pool(self, body: dict[str, Any]) -> dict[str, Any]:
+        assert body["task"] == "token_classify" and body["use_activation"] is False
+        [ids] = body["input"]
+        self.sequences.append(ids)
+        self.before()
+        with torch.inference_mode():
+            rows = self.rows(self.classifier(input_ids=torch.tensor([ids])).logits[0])
+        return {"data": [{"index": 0, "object": "pooling", "data": rows.tolist()}]}
+
+
+class PoolingHandler(Handler):
+    """One connection."""
+
+    def do_GET(self) -> None:
+        fake = self.server.fake
+        card = {"id": fake.model, "root": "/models/prm", "max_model_len": fake.max_length}
+        self.reply(200 if self.path == "/v1/models" else 404, {"data": [card]})
+
+    def do_POST(self) -> None:
+        if self.path not in self.server.fake.routes:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.reply(404, {"detail": "Not Found"})
+            return
+        super().do_POST()

@@ -1,0 +1,185 @@
+"""The command `benchmark`, run as a user runs it: the files it writes, the table, and what it refuses."""
+
+import json
+import re
+
+import pytest
+
+from trl_hrm import StepFormat, StepScorer
+from trl_hrm.cli import main
+from trl_hrm.scripts import benchmark
+
+from ..evaluation.benchmark_rows import (
+    SayingScorer,
+    knows,
+    mistake_row,
+    prm_row,
+    process_row,
+    write_rows,
+)
+from ..helpers import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def planted(monkeypatch) -> SayingScorer:
+    scorer = SayingScorer(knows, max_positions=200)
+    monkeypatch.setattr(benchmark, "load_scorer", lambda model, args: scorer)
+    return scorer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    StepFormat().save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def sources(tmp_path) -> dict[str, str]:
+    classes = ("redundency", "confidence")
+    return {
+        "gsm8k": write_rows(tmp_path / "gsm8k.jsonl", [process_row(i, i % 4 - 1) for i in range(20)]),
+        "math": write_rows(tmp_path / "math.jsonl", [process_row(i, i % 3 - 1, subset="math") for i in range(10)]),
+        "prm": write_rows(tmp_path / "prm.jsonl", [prm_row(i, kind, [2]) for kind in classes for i in range(3)]),
+        "bbm": write_rows(tmp_path / "sorting.jsonl", [mistake_row(i, [None, 0, 2][i % 3]) for i in range(6)]),
+    }
+
+
+def command(*words: str, model: str = "planted") -> list[str]:
+    return ["benchmark", "--reward_model", model, *words]
+
+
+def results_of(folder) -> tuple[dict, list[dict]]:
+    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+    return json.loads((folder / "results.json").read_text()), rows
+
+
+def test_all_suites_at_once(tmp_path, planted, sources, capsys):
+    """Sources find their suites by their columns, and a model that knows the truth is perfect in all of them."""
+    suites = ["prmbench", "processbench", "bigbenchmistake"]
+    output = tmp_path / "runs" / "all"
+    words = command("--suite", *suites, "--data", *sources.values(), "--output_dir", str(output))
+    assert main(words) == 0
+    results, rows = results_of(output)
+    assert results["kind"] == "benchmark"
+    assert results["reward_model"]["name"] == "planted" and results["reward_model"]["spans"] == [1]
+    assert results["settings"] == {"threshold": 0.5, "validation_size": 0.2} and results["seed"] == 42
+    assert {"trl_hrm", "transformers"} <= results["versions"].keys() and "T" in results["date"]
+    assert list(results["suites"]) == suites
+    found = results["suites"]["processbench"]
+    assert found["sources"] == [sources["gsm8k"], sources["math"]]
+    assert list(found["subsets"]) == ["gsm8k", "math"]
+    assert found["averages"]["unweighted"]["f1"] == 1 and found["counts"]["num_scored"] == 30
+    assert found["seconds"] > 0
+    found = results["suites"]["prmbench"]
+    assert found["averages"]["overall"]["prm_score"] == 1 and list(found["averages"]) == ["overall"]
+    assert found["counts"]["error_steps_past_the_end"] == 0
+    assert results["suites"]["bigbenchmistake"]["subsets"]["sorting"]["f1"] == 1
+    assert len(rows) == 30 + 6 + 3 + 6 == len(planted.asked)
+    assert rows[0] == {
+        "suite": "prmbench",
+        "subset": "redundency",
+        "id": "prm_test_p1_0",
+        "where": f"{sources['prm']}:1",
+        "labels": [1, 0, 1],
+        "scores": [0.9, 0.1, 0.9],
+    }
+    printed = capsys.readouterr().out
+    for part in ("processbench: 30 solutions", "= unweighted", "= overall", "100.0", "30 of 30"):
+        assert part in printed
+
+
+def test_a_real_model(tmp_path, checkpoint, sources):
+    """The scores in the file are those of the Python class, with the options of the command."""
+    output = tmp_path / "out"
+    words = command(
+        "--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(output), model=checkpoint
+    )
+    assert main([*words, "--spans", "1", "2", "--threshold", "0.4", "--validation_size", "0"]) == 0
+    results, rows = results_of(output)
+    scorer = StepScorer.from_pretrained(checkpoint)
+    for number in (0, 13):
+        row = process_row(number, number % 4 - 1)
+        expected = scorer.score([row["problem"]], [[row["steps"]]], spans=(1, 2))[0][0]
+        assert rows[number]["scores"] == pytest.approx(expected, abs=1e-5)
+    found = results["suites"]["processbench"]
+    assert (found["threshold"], found["tuned"]) == (0.4, None)
+    by_hand = [
+        next((i for i, score in enumerate(row["scores"]) if score < 0.4), -1)
+        == (row["labels"].index(0) if 0 in row["labels"] else -1)
+        for row in rows
+    ]
+    assert found["subsets"]["gsm8k"]["accuracy"] == pytest.approx(sum(by_hand) / 20)
+
+
+def test_same_command_same_bytes(tmp_path, planted, sources):
+    """But for the date and the seconds."""
+    found = []
+    for name in ("a", "b"):
+        output = tmp_path / name
+        assert main(command("--suite", "prmbench", "--data", sources["prm"], "--output_dir", str(output))) == 0
+        results, _ = results_of(output)
+        del results["date"], results["suites"]["prmbench"]["seconds"]
+        found.append((json.dumps(results), (output / "scores.jsonl").read_bytes()))
+    assert found[0] == found[1]
+
+
+def test_too_long_rows_are_listed(tmp_path, planted, capsys):
+    long = process_row(7, 1) | {"steps": ["ok " * 300, "bad"]}
+    path = write_rows(tmp_path / "gsm8k.jsonl", [process_row(1, 0), long, process_row(2, -1)])
+    output = tmp_path / "out"
+    assert main(command("--suite", "processbench", "--data", path, "--output_dir", str(output))) == 0
+    results, rows = results_of(output)
+    found = results["suites"]["processbench"]
+    assert found["counts"] == {"num_solutions": 3, "num_scored": 2, "num_too_long": 1}
+    assert found["too_long"] == [{"subset": "gsm8k", "id": "gsm8k-7", "where": f"{path}:2"}]
+    assert rows[1]["scores"] is None and rows[1]["labels"] == [1, 0]
+    assert found["averages"]["unweighted"]["f1"] == 1
+    assert f"too long: {path}:2" in capsys.readouterr().out
+
+
+def test_without_an_output_only_the_table(tmp_path, planted, sources, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    assert main(command("--suite", "processbench", "--data", sources["gsm8k"])) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    table = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("gsm8k") and "100.0" in line for line in table)
+
+
+def test_an_earlier_result_is_kept_unless_told(tmp_path, planted, sources, capsys):
+    """The long part must not run before this shows."""
+    output = tmp_path / "out"
+    words = command("--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(output))
+    assert main(words) == 0
+    first = (output / "results.json").read_bytes()
+    asked = len(planted.asked)
+    assert main(words) == 1
+    assert "results.json exists" in capsys.readouterr().err
+    assert (output / "results.json").read_bytes() == first and len(planted.asked) == asked
+    assert main([*words, "--overwrite", "--threshold", "0.95"]) == 0
+    assert results_of(output)[0]["settings"]["threshold"] == 0.95
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--suite", "prmbench", "--data", "{gsm8k}"),
+            "gsm8k.jsonl:1: found the columns .* those of no suite asked for",
+        ),
+        (("--suite", "prmbench", "processbench", "--data", "{gsm8k}"), "no data for the suite prmbench"),
+        (("--suite", "processbench", "--data", "{gsm8k}", "{gsm8k}"), "the id 'gsm8k-0' .* count twice"),
+        (("--suite", "processbench", "--data", "missing.jsonl"), "missing.jsonl"),
+        (("--suite", "processbench", "--data", "{gsm8k}", "--threshold", "2"), "threshold is 2.0"),
+        (("--suite", "processbench", "--data", "{gsm8k}", "--validation_size", "1"), "validation_size is 1.0"),
+        (("--suite", "processbench", "--data", "{gsm8k}", "--overwrite"), "--overwrite goes with --output_dir"),
+    ],
+)
+def test_bad_input(planted, sources, capsys, words, message):
+    """Told before the model is loaded."""
+    assert main(command(*(word.format(**sources) for word in words))) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and re.search(message, error)
+    assert planted.asked == []

@@ -1,0 +1,492 @@
+"""The command `best-of-n`: from candidates or a policy to curves, on one process and on two, killed and gone on with."""
+
+import fcntl
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trl_hrm import StepFormat, StepScorer
+from trl_hrm.cli import main
+from trl_hrm.evaluation import judged_pool
+from trl_hrm.evaluation.results import load_candidates, load_results
+from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
+from trl_hrm.scripts import best_of_n
+
+from ..helpers import tiny_model, tiny_tokenizer
+from ..search.policies import KNOWN, SOLUTIONS, make_policy
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Planted:
+    """A step is worth the number in it. Keeps what it was shown."""
+
+    def __init__(self):
+        self.tokenizer, self.step_format, self.max_positions = tiny_tokenizer(), StepFormat(), None
+        self.shown: list[tuple[str, list[list[str]]]] = []
+        self.stop_after: int | None = None
+
+    def score(self, prompts, candidates, spans=(1,), combine="max", progress=False):
+        if self.stop_after == len(self.shown):
+            raise KeyboardInterrupt
+        self.shown += zip(prompts, candidates, strict=True)
+        return [
+            [[float(re.search(r"nan|0\.\d+", step)[0]) for step in steps] for steps in group] for group in candidates
+        ]
+
+
+@pytest.fixture
+def planted(monkeypatch) -> Planted:
+    scorer = Planted()
+    monkeypatch.setattr(best_of_n, "load_scorer", lambda model, args: scorer)
+    return scorer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_model(max_position_embeddings=1024).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    StepFormat().save(folder)
+    return str(folder)
+
+
+def solution(answer: int | None, *scores: float) -> str:
+    steps = [f"# Step {k}\nI am worth {score}." for k, score in enumerate(scores, start=1)]
+    return "\n\n".join(steps) + ("" if answer is None else f"\n\n# Answer\n\n{answer}\n# END!")
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def make_rows(num_problems: int, size: int, seed: int = 0) -> list[dict]:
+    rng = random.Random(seed)
+    return [
+        {
+            "prompt": f"What is {i}?",
+            "answer": str(i),
+            "candidates": [
+                solution(
+                    rng.choice([i, i, i + 1, i + 2, None]),
+                    *(rng.randrange(10, 100) / 100 for _ in range(rng.randint(1, 3))),
+                )
+                for _ in range(size)
+            ],
+        }
+        for i in range(num_problems)
+    ]
+
+
+def rescore(folder: Path, source: str, *more: str, model: str = "planted") -> int:
+    words = ["best-of-n", "--candidates", source, "--reward_model", model, "--output_dir", str(folder)]
+    return main([*words, *(() if "--n" in more else ("--n", "1", "2", "4")), *more])
+
+
+def test_given_candidates(tmp_path, planted, capsys):
+    """Every number of the result, worked out here from the texts alone."""
+    rows = make_rows(12, 4)
+    assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--aggregate", "min", "last") == 0
+    results = load_results(tmp_path / "out")
+    for name in ("min", "last"):
+        for point in results.curves[f"best_of_n/{name}"]:
+            right = []
+            for row in rows:
+                texts = row["candidates"][: point["n"]]
+                best = min(
+                    texts, key=lambda text: (-aggregate(list(map(float, re.findall(r"0\.\d+", text))), name), text)
+                )
+                right.append(f"# Answer\n\n{row['answer']}\n" in best)
+            assert point["accuracy"] == pytest.approx(sum(right) / 12)
+            assert point["low"] <= point["accuracy"] <= point["high"]
+    assert [point["n"] for point in results.curves["majority_vote"]] == [1, 2, 4] == results.n
+    assert list(results.curves) == [
+        "best_of_n/min",
+        "best_of_n/last",
+        "weighted_vote/min",
+        "weighted_vote/last",
+        "majority_vote",
+        "pass_at_n",
+    ]
+    assert list(results.hacking_gap) == list(results.curves)[:4]
+    assert (results.strategy, results.policy, results.seed, results.num_problems) == ("best_of_n", None, 42, 12)
+    assert results.reward_model["model"] == "planted" and results.settings["aggregate"] == ["min", "last"]
+    assert results.settings["extractors"] == ["marker", "boxed", "hash"] and results.versions["trl_hrm"]
+    silent = sum("# Answer" not in text for row in rows for text in row["candidates"])
+    assert results.counts["candidates_without_answer"] == silent > 0
+    assert results.counts["num_candidates"] == 48 and results.counts["problems_without_answer"] == 0
+    assert results.cost["policy"] is None and results.cost["scorer"]["num_calls"] == 1
+    assert results.cost["scorer"]["num_steps"] == sum(
+        text.count("# Step") for row in rows for text in row["candidates"]
+    )
+    assert planted.shown[3][0] == "What is 3?" and len(planted.shown) == 12
+    candidates = list(load_candidates(tmp_path / "out"))
+    assert [[c.text for c in problem.candidates] for problem in candidates] == [row["candidates"] for row in rows]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["candidates.jsonl", "results.json"]
+    printed = capsys.readouterr().out
+    assert re.search(r"best_of_n/min +\d+\.\d +\d+\.\d", printed) and "hacking gap of best_of_n/min" in printed
+    assert f"Next: trl-hrm report {tmp_path / 'out'} --output report.html" in printed
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_each_aggregate_is_used(tmp_path, planted, name):
+    """Of these solutions the best by each aggregate is another one, and only that one is right."""
+    worth = {
+        "min": (0.4, 0.4, 0.4),
+        "prod": (0.7, 0.3),
+        "last": (0.1, 0.2, 0.92),
+        "mean": (0.1, 0.9, 0.9, 0.9),
+        "max": (0.99, 0.01, 0.01),
+    }
+    texts = [solution(i, *scores) for i, scores in enumerate(worth.values())]
+    rows = [{"prompt": "?", "answer": list(worth).index(name), "candidates": texts}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert rescore(tmp_path / "out", source, "--n", "5", "--aggregate", *AGGREGATES) == 0
+    curves = load_results(tmp_path / "out").curves
+    assert {k: curves[f"best_of_n/{k}"][0]["accuracy"] for k in worth} == {k: float(k == name) for k in worth}
+
+
+def test_answers_of_problems_and_segmentation(tmp_path, planted):
+    rows = [{"prompt": f"{i}?", "completion": f"It is 0.5. So 0.7: #### {i}"} for i in range(3)]
+    rows = [row | {"completion": row["completion"].replace(": ####", "\n####")} for row in rows]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    problems = write_rows(tmp_path / "problems.jsonl", [{"problem": f"{i}?", "answer": "1"} for i in (0, 1, 7)])
+    more = ["--n", "1", "--problems", problems, "--segmentation", "sentence", "--extractors", "hash"]
+    assert rescore(tmp_path / "out", source, *more) == 0
+    results = load_results(tmp_path / "out")
+    assert results.curves["majority_vote"][0]["accuracy"] == 0.5 and results.num_problems == 2
+    assert results.counts["problems_without_answer"] == 1 and results.counts["problems_without_candidates"] == 1
+    assert planted.shown[0] == ("0?", [["It is 0.5.", "So 0.7\n#### 0"]])
+
+
+def test_a_policy_that_never_answers(tmp_path, planted, capsys):
+    """Zeros, and why."""
+    rows = [{"prompt": f"{i}?", "answer": "1", "candidates": [solution(None, 0.5), ""]} for i in range(3)]
+    assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
+    results = load_results(tmp_path / "out")
+    assert {point["accuracy"] for points in results.curves.values() for point in points} == {0.0}
+    assert results.counts["candidates_without_answer"] == 6 and results.counts["candidates_without_steps"] == 3
+    printed = capsys.readouterr().out
+    assert "warning: no solution states an answer" in printed and "6 candidates without answer" in printed
+
+
+def test_ungradable_problems_are_left_out(tmp_path, planted, capsys):
+    rows = make_rows(3, 2) + [{"prompt": "odd?", "answer": r"\frac{", "candidates": [solution(1, 0.5)] * 2}]
+    assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
+    assert load_results(tmp_path / "out").counts["problems_ungradable"] == 1
+    assert load_results(tmp_path / "out").num_problems == 3
+    assert "1 problems ungradable" in capsys.readouterr().out
+    assert rescore(tmp_path / "none", write_rows(tmp_path / "in.jsonl", rows[3:]), "--n", "1") == 1
+    assert "no problem is left to choose solutions of" in capsys.readouterr().err
+
+
+BAD = {
+    "N larger than the pool": (make_rows(3, 3), (), "in.jsonl:1: problem .* has 3 candidates, and the largest N is 4"),
+    "no answer": ([{"prompt": "?", "completion": "x"}], ("--n", "1"), "no reference answer .* column `answer`"),
+    "no candidate": ([{"prompt": "?", "answer": "1", "candidates": []}], ("--n", "1"), "has 0 candidates"),
+    "nothing": ([], (), "there is nothing in it"),
+    "not a number": (
+        [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],
+        ("--n", "1", "2"),
+        r"in.jsonl:1: the reward model scores 1 steps with \[nan\], expected one finite number each",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_candidates(tmp_path, planted, capsys, case):
+    rows, more, message = BAD[case]
+    assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), *more) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "give either --candidates, .* or --policy and --problems"),
+        ("--candidates x --policy p --problems q", "give either --candidates"),
+        ("--policy p", "--policy needs --problems"),
+        (
+            "--candidates x --temperature 0.5",
+            "--temperature goes with --policy, and with --candidates nothing is sampled",
+        ),
+        ("--candidates x --policy_dtype float16", "--policy_dtype goes with --policy"),
+        ("--candidates x --max_solution_tokens 9", "--max_solution_tokens goes with --policy"),
+        ("--candidates x --final_stops a", "--final_stops goes with --policy"),
+        ("--candidates x --limit 3", "--limit goes with --problems"),
+        ("--policy p --problems q --join_steps x", "--join_steps goes with --candidates"),
+        ("--policy p --problems q --max_depth 3", "--max_depth goes with --strategy step_search, and it is best_of_n"),
+        ("--policy p --problems q --branching 3", "--branching goes with --strategy beam_search, and it is best_of_n"),
+        (
+            "--candidates x --strategy beam_search",
+            "--candidates goes with --strategy best_of_n, and it is beam_search",
+        ),
+        ("--strategy step_search", "--strategy step_search needs --policy and --problems"),
+        ("--policy p --problems q --strategy step_search --num_draws 3", "--num_draws goes with --strategy best_of_n"),
+        (
+            "--policy p --problems q --strategy step_search --branching 3",
+            "--branching goes with --strategy beam_search",
+        ),
+        (
+            "--policy p --problems q --strategy step_search --aggregate min last",
+            "--aggregate is min last, and --strategy step_search takes one at a time",
+        ),
+        ("--candidates x --n 0", "--n is 0, expected numbers of 1 or more"),
+        ("--candidates x --num_draws 0", "--num_draws is 0"),
+        ("--candidates x --segmentation regex", "segmentation='regex' and step_pattern go together"),
+        ("--candidates nowhere.jsonl", "nowhere.jsonl: there is no such file"),
+    ],
+)
+def test_options_that_cannot_work(tmp_path, capsys, words, message):
+    """An option that did nothing would be believed to have done something."""
+    assert main(["best-of-n", "--reward_model", "m", "--output_dir", str(tmp_path / "out"), *words.split()]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reward_model_of_another_format(tmp_path, checkpoint, capsys):
+    """Its own error comes through, and a finished run is not needed for it."""
+    source = write_rows(tmp_path / "in.jsonl", make_rows(3, 4))
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    assert rescore(tmp_path / "out", source, model=str(folder)) == 1
+    assert "step_format.json" in capsys.readouterr().err
+    StepFormat(head="regression").save(folder)
+    assert rescore(tmp_path / "out", source, model=str(folder)) == 1
+    assert "regression" in capsys.readouterr().err
+
+
+def test_a_real_reward_model(tmp_path, checkpoint):
+    """Against the scorer alone, with merged spans; several blocks; a solution that is too long among them."""
+    rows = make_rows(20, 4)
+    rows[7]["candidates"][2] = solution(7, *[0.5] * 150)
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert rescore(tmp_path / "out", source, "--spans", "1", "2", "--combine", "mean", model=checkpoint) == 0
+    scorer = StepScorer.from_pretrained(checkpoint)
+    for place, problem in enumerate(load_candidates(tmp_path / "out")):
+        for i, candidate in enumerate(problem.candidates):
+            if (place, i) == (7, 2):
+                assert candidate.scores is None and candidate.correct
+            else:
+                alone = scorer.score([problem.problem], [[candidate.steps]], (1, 2), "mean")[0][0]
+                assert candidate.scores == pytest.approx(alone, abs=1e-5)
+    assert load_results(tmp_path / "out").counts["candidates_too_long"] == 1
+
+
+def test_results_are_kept(tmp_path, planted, capsys):
+    source = write_rows(tmp_path / "in.jsonl", make_rows(3, 4))
+    assert rescore(tmp_path / "out", source) == 0
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    assert rescore(tmp_path / "out", source, "--aggregate", "max") == 1
+    assert "there are results already" in capsys.readouterr().err
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    assert rescore(tmp_path / "out", source, "--aggregate", "max", "--overwrite") == 0
+    assert "best_of_n/max" in load_results(tmp_path / "out").curves
+
+
+def test_stopped_and_gone_on_with(tmp_path, monkeypatch, planted, capsys):
+    """The same candidates and numbers as in one go; what was scored is not scored again; other settings are refused."""
+    monkeypatch.setattr(judged_pool, "BLOCK", 2)
+    source = write_rows(tmp_path / "in.jsonl", make_rows(7, 4))
+    assert rescore(tmp_path / "whole", source) == 0
+    planted.shown, planted.stop_after = [], 4
+    assert rescore(tmp_path / "parts", source) == 130
+    assert not (tmp_path / "parts" / "results.json").exists()
+    planted.stop_after = None
+    capsys.readouterr()
+    for more in (["--spans", "1", "2"], ["--n", "1", "2"]):
+        assert rescore(tmp_path / "parts", source, *more) == 1
+        assert f"{more[0][2:]} was" in capsys.readouterr().err
+    write_rows(tmp_path / "in.jsonl", make_rows(7, 4, seed=1))
+    assert rescore(tmp_path / "parts", source) == 1
+    assert "candidates was" in capsys.readouterr().err
+    write_rows(tmp_path / "in.jsonl", make_rows(7, 4))
+    assert rescore(tmp_path / "parts", source) == 0
+    assert len(planted.shown) == 7
+    whole, parts = load_results(tmp_path / "whole"), load_results(tmp_path / "parts")
+    for name in ("curves", "hacking_gap", "calibration", "counts", "settings", "num_problems"):
+        assert getattr(whole, name) == getattr(parts, name)
+    assert whole.cost["scorer"]["num_calls"] == parts.cost["scorer"]["num_calls"] == 4
+    files = [(tmp_path / name / "candidates.jsonl").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
+
+
+def test_draws_use_all_candidates(tmp_path, planted):
+    source = write_rows(tmp_path / "in.jsonl", make_rows(5, 8))
+    assert rescore(tmp_path / "first", source, "--n", "1", "4") == 0
+    assert rescore(tmp_path / "draws", source, "--n", "1", "4", "--num_draws", "20") == 0
+    first, draws = load_results(tmp_path / "first"), load_results(tmp_path / "draws")
+    assert (first.counts["num_candidates"], draws.counts["num_candidates"]) == (20, 40)
+    assert first.curves["best_of_n/min"] != draws.curves["best_of_n/min"] and draws.settings["num_draws"] == 20
+
+
+# with a policy
+
+
+SETTINGS = "--engine transformers --prompt question --prompt_style plain --segmentation step_header --max_solution_tokens 60".split()
+SETTINGS += ["--final_stops", "# END!", "--n", "1", "2", "6"]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(folder, 256, num_steps=120, texts=SOLUTIONS)
+    return str(folder)
+
+
+@pytest.fixture
+def problems(tmp_path) -> str:
+    return write_rows(tmp_path / "problems.jsonl", KNOWN)
+
+
+def sample(folder: Path, policy: str, problems: str, model: str, *more: str) -> int:
+    words = [
+        "best-of-n",
+        "--problems",
+        problems,
+        "--policy",
+        policy,
+        "--reward_model",
+        model,
+        "--output_dir",
+        str(folder),
+    ]
+    return main([*words, *SETTINGS, *more])
+
+
+def test_sampled_candidates(tmp_path, policy, problems, checkpoint, capsys):
+    """Sampled and scored; then the samples scored again by themselves, which is the same; cost and policy in both."""
+    assert sample(tmp_path / "out", policy, problems, checkpoint) == 0
+    results = load_results(tmp_path / "out")
+    candidates = list(load_candidates(tmp_path / "out"))
+    assert [problem.problem for problem in candidates] == [row["problem"].strip() for row in KNOWN]
+    answers = Counter(c.correct for problem in candidates for c in problem.candidates)
+    assert answers[True] >= 4 and answers[False] >= 4 and sum(answers.values()) == 24  # it knows them half of the time
+    assert results.policy["model"] == policy and results.policy["search"]["num_solutions"] == 6
+    spent = results.cost["policy"]
+    assert spent["num_sequences"] == 24 and spent["num_requests"] == 4 and spent["seconds"] > 0
+    assert spent["num_tokens"] == sum(c.num_tokens for problem in candidates for c in problem.candidates)
+    assert results.cost["scorer"]["seconds"] > 0 and results.cost["rest_seconds"] > 0
+    printed = capsys.readouterr().out
+    assert "problems: 4 done" in printed and "pass_at_n" in printed and "trl-hrm export" not in printed
+
+    assert rescore(tmp_path / "again", str(tmp_path / "out" / "samples"), "--n", "1", "2", "6", model=checkpoint) == 0
+    again = load_results(tmp_path / "again")
+    assert again.curves == results.curves and again.policy == results.policy
+    assert again.cost["policy"] == results.cost["policy"]
+    assert [problem.candidates for problem in load_candidates(tmp_path / "again")] == [
+        p.candidates for p in candidates
+    ]
+
+
+def test_sampling_is_gone_on_with(tmp_path, monkeypatch, policy, problems, checkpoint, capsys):
+    """Samples of two problems, then of four: nothing is sampled twice. Another N is another run."""
+    assert sample(tmp_path / "whole", policy, problems, checkpoint) == 0
+    assert sample(tmp_path / "parts", policy, problems, checkpoint, "--limit", "2") == 0
+    assert "this run: 12 samples" in capsys.readouterr().out.rpartition("problems: 2 done")[2]
+    assert sample(tmp_path / "parts", policy, problems, checkpoint, "--overwrite") == 0
+    assert "this run: 12 samples" in capsys.readouterr().out
+    whole, parts = load_results(tmp_path / "whole"), load_results(tmp_path / "parts")
+    assert whole.curves == parts.curves and parts.cost["policy"]["num_sequences"] == 24
+    assert [p.candidates for p in load_candidates(tmp_path / "whole")] == [
+        p.candidates for p in load_candidates(tmp_path / "parts")
+    ]
+    assert sample(tmp_path / "parts", policy, problems, checkpoint, "--overwrite", "--n", "8") == 1
+    assert "search.num_solutions was 6 and is 8" in capsys.readouterr().err
+
+
+def test_step_search(tmp_path, policy, problems, checkpoint):
+    """The other strategies, through the same command, with the options that they take."""
+    words = ["best-of-n", "--problems", problems, "--policy", policy, "--reward_model", checkpoint, "--output_dir"]
+    common = [
+        *SETTINGS[: SETTINGS.index("--max_solution_tokens")],
+        "--final_stops",
+        "# END!",
+        "--max_step_tokens",
+        "30",
+    ]
+    assert main([*words, str(tmp_path / "greedy"), *common, "--strategy", "step_search", "--n", "1", "2"]) == 0
+    results = load_results(tmp_path / "greedy")
+    assert results.strategy == "step_search" and results.n == [1, 2] and results.settings["aggregate"] == "last"
+    assert results.num_problems == 4 and (tmp_path / "greedy" / "candidates-n2.jsonl").is_file()
+    beam = ["--strategy", "beam_search", "--branching", "2", "--n", "4", "--aggregate", "min", "--max_depth", "3"]
+    assert main([*words, str(tmp_path / "beam"), *common, *beam]) == 0
+    assert load_results(tmp_path / "beam").settings["max_depth"] == 3
+
+
+# the recipe
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launch(*words: str) -> subprocess.CompletedProcess:
+    config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--main_process_port", str(free_port()), str(ROOT / "recipes" / "best_of_n.py"), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_two_processes_make_one_result(tmp_path, policy, problems, checkpoint):
+    """Sampled and scored by two, with a file of settings: the result of one process, up to the rounding of a batch."""
+    config = {"problems": problems, "policy": policy, "reward_model": checkpoint, "engine": "transformers"}
+    config |= {"prompt": "question", "prompt_style": "plain", "segmentation": "step_header", "final_stops": ["# END!"]}
+    config |= {"max_solution_tokens": 60, "n": [1, 2, 6], "output_dir": "nowhere"}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(config))
+    launched = launch("--config", str(tmp_path / "settings.yaml"), "--output_dir", str(tmp_path / "two"))
+    assert launched.returncode == 0, launched.stderr
+    assert len(list((tmp_path / "two" / "samples").glob("log-*-of-00002.jsonl"))) == 2
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "candidates.jsonl",
+        "results.json",
+        "samples",
+    ]
+    assert sample(tmp_path / "one", policy, problems, checkpoint) == 0
+    one, two = load_results(tmp_path / "one"), load_results(tmp_path / "two")
+    assert one.curves == two.curves and one.counts == two.counts and one.n == two.n
+    for first, second in zip(load_candidates(tmp_path / "one"), load_candidates(tmp_path / "two"), strict=True):
+        assert first.problem_id == second.problem_id
+        for a, b in zip(first.candidates, second.candidates, strict=True):
+            assert (a.text, a.answer, a.correct) == (b.text, b.answer, b.correct)
+            assert a.scores == pytest.approx(b.scores, abs=1e-5)
+    assert two.cost["policy"]["num_tokens"] == one.cost["policy"]["num_tokens"]
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_the_others(tmp_path, checkpoint):
+    """The first one waits for the part of the second, which never comes: another one has its file."""
+    rows = make_rows(8, 1)
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / "partial-00001-of-00002.jsonl", "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        words = [
+            "--candidates",
+            source,
+            "--reward_model",
+            checkpoint,
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--n",
+            "1",
+        ]
+        launched = launch(*words)
+    assert launched.returncode != 0 and "another process writes to it" in launched.stderr
+    assert not (tmp_path / "out" / "results.json").exists()

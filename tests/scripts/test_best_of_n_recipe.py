@@ -1,0 +1,65 @@
+"""The recipe of best-of-N and its files of settings, which the parser of the command reads."""
+
+import math
+from argparse import Namespace
+from importlib import util
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trl_hrm.evaluation.step_search_run import StepSearchConfig
+from trl_hrm.scripts.best_of_n_options import STEP_OPTIONS, check_options
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_recipe():
+    spec = util.spec_from_file_location("best_of_n_recipe", ROOT / "recipes" / "best_of_n.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").rglob("best_of_n*.yaml")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_settings_of_recipes(path):
+    """Each key is an option of the command, with that value, and they go together."""
+    recipe = load_recipe()
+    args = recipe.parse_args(["--config", str(path)])
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert {name: getattr(args, name) for name in values} == values
+    check_options(args)
+    if args.strategy != "best_of_n":
+        given = {name: getattr(args, name) for name in STEP_OPTIONS if getattr(args, name) is not None}
+        StepSearchConfig("out", args.n, args.strategy, **given)
+    if path.parent.name != "tiny":
+        assert path.read_text().startswith("# not run\n")
+
+
+def test_settings_on_the_command_line_win(tmp_path, capsys):
+    recipe = load_recipe()
+    (tmp_path / "a.yaml").write_text(
+        "reward_model: m\noutput_dir: o\nn: [1, 2]\noverwrite: true\nlimit: null\nengine_args: {a: 1}\nmax_step_tokens: 5\n"
+    )
+    args = recipe.parse_args(["--config", str(tmp_path / "a.yaml"), "--n", "8", "--output_dir", "p"])
+    assert isinstance(args, Namespace) and args.n == [8] and args.output_dir == "p" and args.overwrite is True
+    assert args.limit is None and args.engine_args == {"a": 1} and args.max_step_tokens == 5
+    (tmp_path / "a.yaml").write_text("reward_model: m\noutput_dir: o\nno_such_setting: 1\n")
+    with pytest.raises(SystemExit):
+        recipe.parse_args(["--config", str(tmp_path / "a.yaml")])
+    assert "no_such_setting" in capsys.readouterr().err
+
+
+def test_the_papers_settings():
+    """N, policies and aggregates of the tables: HRM, tables 3 and 4; ER-PRM, section 5 and table 6."""
+    recipes = ROOT / "recipes"
+    found = {path.parent.name: yaml.safe_load(path.read_text()) for path in recipes.glob("*/best_of_n.yaml")}
+    assert found["qwen2.5-math-7b"]["n"] == [2, 4, 8, 16, 24, 32, 64, 128, 256, 512] == found["deepseek-math-7b"]["n"]
+    assert found["qwen2.5-math-72b"]["n"] == [2, 4, 8, 16, 24] and found["qwen2.5-math-72b"]["prompt"] == "formulas"
+    assert found["deepseek-math-7b-instruct"]["n"][1:] == [4, 8, 16, 32, 64]
+    assert found["deepseek-math-7b-instruct"]["aggregate"] == ["min"] == found["metamath-mistral-7b"]["aggregate"]
+    assert all(values["max_in_flight"] >= max(values["n"]) for values in found.values() if max(values["n"]) > 256)
+    assert math.isclose(found["qwen2.5-math-7b"]["temperature"], 1.0)

@@ -1,0 +1,150 @@
+"""The code of docs/scoring_without_trl_hrm.md, pasted as it stands there: the scores of StepScorer."""
+
+import copy
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from trl_hrm import StepFormat, StepScorer
+
+from .helpers import HEADS, tiny_model, tiny_tokenizer
+from .scoring.pooling_server import PoolingServer
+from .search.serving import ENVIRONMENT, serve
+
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scoring_without_trl_hrm.md").read_text(encoding="utf-8")
+PROBLEM = "1+2+3 = ?"
+STEPS = ["add 1+2 = 3.", "so 3+3 = 7", "thus x"]
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+FORMATS = HEADS | {
+    "chat": StepFormat(prompt_style="chat", system_prompt="Judge.", step_separator="; ", merge_separator=" then "),
+    "user": StepFormat(prompt_style="chat", step_separator="\n", merge_separator=" "),
+}
+CLASSIFIERS = [name for name in FORMATS if name != "lm"]
+
+
+def code_under(heading: str) -> str:
+    """The Python code of a section."""
+    [section] = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE)
+    return "".join(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL))
+
+
+def with_names(code: str, **names: str) -> str:
+    """The code with other values of the variables that a user would change."""
+    for name, value in names.items():
+        code, count = re.subn(rf'\b{name} = "[^"]*"', f"{name} = {json.dumps(value)}", code)
+        assert count == 1, f"the code sets {name} {count} times"
+    return code
+
+
+def run(code: str) -> dict:
+    names: dict = {}
+    exec(compile(code, "docs", "exec"), names)
+    return names
+
+
+ENCODE = code_under("Encode")
+
+
+def save(folder: Path, name: str, **config) -> str:
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    tiny_model(FORMATS[name], **config).save_pretrained(folder)
+    FORMATS[name].save(folder)
+    return str(folder)
+
+
+def expected(folder: str | Path, **settings) -> list[float]:
+    scores = StepScorer.from_pretrained(str(folder)).score([PROBLEM], [[STEPS]], **settings)[0][0]
+    assert len(set(scores)) > 1
+    return scores
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_transformers(name, tmp_path, capsys):
+    folder = save(tmp_path, name)
+    code = ENCODE + code_under("With transformers alone") + code_under("Merged steps")
+    names = run(with_names(code, checkpoint=folder))
+    assert names["score"](PROBLEM, STEPS) == pytest.approx(expected(folder), abs=1e-5)
+    assert names["score_merged"](PROBLEM, STEPS) == pytest.approx(expected(folder, spans=(1, 2)), abs=1e-5)
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_server(name, tmp_path):
+    """With a server that answers as vLLM does; the slow test has vLLM."""
+    folder = save(tmp_path, name)
+    with PoolingServer(tiny_model(FORMATS[name]), tiny_tokenizer()) as server:
+        code = ENCODE + code_under("With `vllm serve` alone")
+        names = run(with_names(code, checkpoint=folder, server=server.url))
+        assert names["score"](PROBLEM, STEPS) == pytest.approx(expected(folder), abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_label_tokens_become_a_classifier(tied, tmp_path):
+    """Rows in the wrong order give one minus the score, which looks like a score."""
+    folder = save(tmp_path / "lm", "lm", tie_word_embeddings=tied)
+    code = code_under('Causal language models (`head: "lm"`)')
+    run(with_names(code, checkpoint=folder, classifier=str(tmp_path / "classifier")))
+    assert StepFormat.from_pretrained(tmp_path / "classifier").head == "classification"
+    assert expected(tmp_path / "classifier") == pytest.approx(expected(folder), abs=1e-5)
+
+
+def test_merged_adapter(tmp_path):
+    """The trained head comes with the adapter, not with its base model."""
+    base, adapter = save(tmp_path / "base", "lm"), tmp_path / "adapter"
+    model = tiny_model(seed=1)
+    model.model.load_state_dict(tiny_model(FORMATS["lm"]).model.state_dict())
+    model.name_or_path = base
+    config = LoraConfig(task_type="TOKEN_CLS", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(adapter)
+    tiny_tokenizer().save_pretrained(adapter)
+    StepFormat().save(adapter)
+    run(with_names(code_under("LoRA adapters"), adapter=str(adapter), merged=str(tmp_path / "merged")))
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    assert expected(tmp_path / "merged") == pytest.approx(expected(adapter), abs=1e-5)
+
+
+@pytest.fixture
+def vllm_environment(monkeypatch):
+    pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
+    for name, value in (ENVIRONMENT | {"VLLM_CPU_KVCACHE_SPACE": "1"}).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chat", "regression"])
+def test_vllm_serve(name, vllm_environment, tmp_path):
+    """The command and the code of the page."""
+    folder = save(tmp_path / "prm", name)
+    [command] = re.findall(r"^vllm (serve me/my-hrm.*)$", PAGE, flags=re.MULTILINE)
+    flags = [folder if word == "me/my-hrm" else word for word in shlex.split(command)]
+    with serve(tmp_path, "vllm.entrypoints.cli.main", *flags, "--enforce-eager", "--block-size", "32") as url:
+        code = ENCODE + code_under("With `vllm serve` alone")
+        names = run(with_names(code, checkpoint=folder, server=url.removesuffix("/v1")))
+        assert names["score"](PROBLEM, STEPS) == pytest.approx(expected(folder), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_vllm_in_the_same_process(vllm_environment, tmp_path):
+    folder = save(tmp_path, "classification")
+    code = with_names(ENCODE + code_under("With vLLM in the same process"), checkpoint=folder)
+    code = code.replace('dtype="float32")', 'dtype="float32", enforce_eager=True)')  # compiling takes half a minute
+    code += f"\nprint('SCORES', json.dumps(score({PROBLEM!r}, {[STEPS, STEPS[:1]]!r})))\n"
+    script = tmp_path / "script.py"
+    script.write_text(code, encoding="utf-8")
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [found] = re.findall(r"^SCORES (.*)$", done.stdout, flags=re.MULTILINE)
+    scores = expected(folder)
+    first, second = json.loads(found)
+    assert first == pytest.approx(scores, abs=1e-4) and second == pytest.approx(scores[:1], abs=1e-4)

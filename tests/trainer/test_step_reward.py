@@ -1,0 +1,420 @@
+"""StepReward against the scorer it stands on, its guards, and in TRL's trainers."""
+
+import copy
+import json
+import math
+import os
+import random
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from trl_hrm import StepFormat, StepScorer
+from trl_hrm.step_format import STEP_FORMAT_NAME
+from trl_hrm.trainer.step_reward import GUARDS, StepReward, num_blank, separator_rule
+
+from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer, weights_of
+
+
+PROMPTS = ["1+2+3?", "1+2+3?", "add x y", "1+2+3?"]
+COMPLETIONS = ["add 1\n\nso = 3", "add 1\n\nso = 7\n\nthus y", "x\n\ny\n\n", "sub\n\nsum x"]
+STEPS = [["add 1", "so = 3"], ["add 1", "so = 7", "thus y"], ["x", "y"], ["sub", "sum x"]]
+LOOSE = {"min_steps": 1, "max_steps": None, "max_repeated": None, "max_blank": None}
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def scorer_of(step_format=HEADS["classification"], **config) -> StepScorer:
+    return StepScorer(tiny_model(step_format, **config), tiny_tokenizer(), step_format)
+
+
+def as_messages(prompts, completions):
+    asked = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": prompt}] for prompt in prompts]
+    return asked, [[{"role": "assistant", "content": completion}] for completion in completions]
+
+
+def step_scores(scorer, prompts=PROMPTS, steps=STEPS, **settings) -> list[list[float]]:
+    """Each solution in a call of its own."""
+    return [scorer.score([p], [[s]], **settings)[0][0] for p, s in zip(prompts, steps, strict=True)]
+
+
+class TestRewards:
+    @pytest.mark.parametrize(
+        "name, reduce",
+        [
+            ("min", min),
+            ("max", max),
+            ("prod", math.prod),
+            ("last", lambda scores: scores[-1]),
+            ("mean", lambda scores: sum(scores) / len(scores)),
+            (lambda scores: sum(scores) - len(scores), lambda scores: sum(scores) - len(scores)),
+        ],
+        ids=["min", "max", "prod", "last", "mean", "own"],
+    )
+    def test_aggregates_of_the_scores_of_the_steps(self, name, reduce):
+        """One tree for all completions of a problem: a completion that got the scores of another would look as plausible."""
+        scorer = scorer_of()
+        expected = [reduce(scores) for scores in step_scores(scorer)]
+        rewards = StepReward(scorer, aggregate=name)(PROMPTS, COMPLETIONS)
+        assert rewards == pytest.approx(expected, abs=1e-5)
+        assert len({round(reward, 4) for reward in rewards}) == 4
+
+    @pytest.mark.parametrize("head", HEADS)
+    def test_every_head(self, head):
+        scorer = scorer_of(HEADS[head])
+        rewards = StepReward(scorer)(PROMPTS, COMPLETIONS)
+        assert rewards == pytest.approx([min(scores) for scores in step_scores(scorer)], abs=1e-5)
+
+    def test_merged_steps(self):
+        """An HRM approves a correction only where it also sees the step merged with the one before it."""
+        scorer = scorer_of()
+        expected = step_scores(scorer, spans=(1, 2), combine="mean")
+        rewards = StepReward(scorer, spans=(1, 2), combine="mean")(PROMPTS, COMPLETIONS)
+        assert rewards == pytest.approx([min(scores) for scores in expected], abs=1e-5)
+        assert rewards != pytest.approx([min(scores) for scores in step_scores(scorer)], abs=1e-5)
+
+    def test_conversations_are_judged_as_their_texts(self):
+        reward = StepReward(scorer_of())
+        asked, answered = as_messages(PROMPTS, COMPLETIONS)
+        assert reward(asked, answered) == reward(PROMPTS, COMPLETIONS)
+        blocks = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in PROMPTS]
+        assert reward(blocks, answered) == reward(PROMPTS, COMPLETIONS)
+
+    def test_the_last_question_is_the_problem(self):
+        reward = StepReward(scorer_of())
+        asked, answered = as_messages(PROMPTS, COMPLETIONS)
+        earlier = [{"role": "user", "content": "sub"}, {"role": "assistant", "content": "sum"}]
+        begun = {"role": "assistant", "content": "so"}
+        assert reward([[*earlier, *messages, begun] for messages in asked], answered) == reward(PROMPTS, COMPLETIONS)
+
+    def test_order_does_not_matter(self):
+        """TRL shuffles: a reward that went to the neighbour would train on noise."""
+        rng = random.Random(0)
+        prompts = rng.choices(PROMPTS, k=24)
+        completions = ["\n\n".join(rng.choices(WORDS, k=rng.randint(1, 4))) for _ in prompts]
+        reward = StepReward(scorer_of())
+        expected = reward(prompts, completions)
+        order = rng.sample(range(24), 24)
+        found = reward([prompts[i] for i in order], [completions[i] for i in order])
+        assert found == pytest.approx([expected[i] for i in order], abs=1e-5)
+        assert 0.0 in expected and len(set(expected)) > 9
+
+    def test_problem_of_a_column(self):
+        """The policy's prompt holds instructions that the reward model never saw."""
+        scorer = scorer_of()
+        asked = [f"Think step by step.\n{prompt}\nSolution:" for prompt in PROMPTS]
+        rewards = StepReward(scorer, problem_column="problem")(
+            asked, COMPLETIONS, problem=PROMPTS, completion_ids=None
+        )
+        assert rewards == StepReward(scorer)(PROMPTS, COMPLETIONS)
+        assert rewards != pytest.approx(StepReward(scorer)(asked, COMPLETIONS), abs=1e-5)
+
+    def test_rows_without_a_problem_get_no_reward(self):
+        """In a mixed dataset another function rewards them; a 0 would be held against the policy."""
+        reward = StepReward(scorer_of(), problem_column="problem")
+        problems = [PROMPTS[0], None, PROMPTS[2], None]
+        rewards = reward(PROMPTS, [*COMPLETIONS[:3], ""], problem=problems)
+        assert [found is None for found in rewards] == [False, True, False, True]
+        assert reward.metrics["guarded"] == 0 and reward.metrics["num_steps"] == 2
+        assert reward(PROMPTS, COMPLETIONS, problem=[None] * 4) == [None] * 4 and reward.metrics == {}
+
+    def test_gradients_and_mode(self):
+        model = tiny_model().train()
+        scorer = StepScorer(model, tiny_tokenizer(), HEADS["classification"])
+        StepReward(scorer)(PROMPTS, COMPLETIONS)
+        assert not model.training and all(weight.grad is None for weight in model.parameters())
+
+    def test_equal_rewards_from_a_folder(self, tmp_path):
+        scorer = scorer_of()
+        scorer.model.save_pretrained(tmp_path)
+        scorer.tokenizer.save_pretrained(tmp_path)
+        scorer.step_format.save(tmp_path)
+        reward = StepReward(str(tmp_path), max_length=64)
+        assert reward.scorer.max_length == 64 and reward.scorer.model.device.type == "cpu"
+        assert reward(PROMPTS, COMPLETIONS) == pytest.approx(StepReward(scorer)(PROMPTS, COMPLETIONS), abs=1e-5)
+
+
+class TestSteps:
+    @pytest.mark.parametrize(
+        "separator, text, steps",
+        [
+            ("\n\n", "One.\n\nTwo.\n\n\n\nThree.\n\n", ["One.", "Two.", "Three."]),
+            ("\n\n", "One.\n\n# Answer\n\n3", ["One.", "# Answer\n\n3"]),
+            ("\n", "One.\nTwo.\n\n", ["One.", "Two."]),
+            (" so", "One. so Two. so so", ["One.", "Two."]),
+            (".", "One.Two.", ["One", "Two"]),
+            ("\n\n", " \n\n ", []),
+            ("\n\n", "", []),
+        ],
+    )
+    def test_separator_of_the_checkpoint(self, separator, text, steps):
+        """Steps must be those of training: without the separator, which the scorer adds, and without the space around it."""
+        step_format = StepFormat(step_separator=separator, merge_separator="=")
+        assert StepReward(scorer_of(step_format)).steps(text) == steps
+
+    def test_named_rule(self):
+        reward = StepReward(scorer_of(), segmentation="step_header")
+        assert reward.steps("# Step 1\nOne.\n\nTwo.\n\n# Step 2\nThree.") == [
+            "# Step 1\nOne.\n\nTwo.",
+            "# Step 2\nThree.",
+        ]
+
+    def test_separator_is_no_pattern(self):
+        assert separator_rule("..").ends("a..b.c") == [3, 6]
+
+
+class TestGuards:
+    @pytest.mark.parametrize(
+        "completion, settings, reasons",
+        [
+            ("", {}, ["too_few_steps"]),
+            ("\n\n", LOOSE, ["too_few_steps"]),
+            ("add 1", {}, ["too_few_steps"]),
+            ("add 1", {"min_steps": 1}, []),
+            ("add 1\n\nso = 3", {"min_steps": 3}, ["too_few_steps"]),
+            ("add 1\n\nso = 3\n\nx", {"max_steps": 3}, []),
+            ("add 1\n\nso = 3\n\nx", {"max_steps": 2}, ["too_many_steps"]),
+            ("add 1\n\nadd  1\n\nAdd 1\n\nx", {"max_repeated": 0.5}, []),
+            ("add 1\n\nadd  1\n\nAdd 1\n\nx", {"max_repeated": 0.49}, ["repeated_steps"]),
+            ("# Step 1\nadd 1\n\nStep 2: add 1", {}, ["repeated_steps"]),
+            ("# Step 1\nadd 1\n\nStep 2: add 2", {}, []),
+            ("add 1\n\nadd 1", {"max_repeated": None}, []),
+            ("add 1\n\n\n\n...\n\nx", {"max_blank": 2}, []),
+            ("add 1\n\n\n\n...\n\nx", {"max_blank": 1}, ["blank_steps"]),
+            ("add 1\n\nx" + "\n\n" * 9, {}, ["blank_steps"]),
+            ("add 1\n\nx" + "\n\n" * 9, {"max_blank": None}, []),
+            ("add 1\n\nso = 3", {"max_tokens": 4}, ["too_long"]),
+            ("add 1\n\nso = 3", {"max_tokens": 99}, []),
+            ("x y " * 300 + "\n\nx", {}, ["too_long"]),
+            ("so\n\n" * 300, {"max_tokens": 4}, ["too_many_steps", "repeated_steps", "too_long"]),
+        ],
+    )
+    def test_each_guard_and_its_limit(self, completion, settings, reasons):
+        """A limit that is off by one, or a guard that another one hides, would show in no curve."""
+        reward = StepReward(scorer_of(), guard_reward=-0.5, **settings)
+        columns = {}
+        rewards = reward([PROMPTS[0]], [completion], log_extra=columns.__setitem__)
+        assert columns == {"step_reward/guards": [", ".join(reasons)]}
+        assert (rewards == [-0.5]) == bool(reasons)
+        expected = {f"guarded/{guard}": float(guard in reasons) for guard in GUARDS}
+        assert {key: reward.metrics[key] for key in expected} == expected
+        assert reward.metrics["guarded"] == bool(reasons)
+
+    def test_tokens_are_counted_with_separators(self):
+        scorer = scorer_of()
+        number = sum(len(ids) for ids in scorer.step_format.encode(scorer.tokenizer, "", STEPS[0])[1])
+        for max_tokens, stopped in ((number, []), (number - 1, ["too_long"])):
+            reward = StepReward(scorer, max_tokens=max_tokens)
+            assert reward.guards(PROMPTS[0], COMPLETIONS[0], STEPS[0]) == stopped
+
+    def test_a_merged_step_may_be_longer(self):
+        """The scorer refuses what has no position, and that would end the training."""
+        step_format = StepFormat(merge_separator=" then " * 40)
+        scorer = scorer_of(step_format, max_position_embeddings=64)
+        assert StepReward(scorer)(PROMPTS, COMPLETIONS) != [0.0] * 4
+        assert StepReward(scorer, spans=(1, 2))(PROMPTS, COMPLETIONS) == [0.0] * 4
+
+    def test_the_others_are_scored_as_without_it(self):
+        reward = StepReward(scorer_of())
+        expected = reward(PROMPTS, COMPLETIONS)
+        assert reward(PROMPTS, ["", *COMPLETIONS[1:]]) == pytest.approx([0.0, *expected[1:]], abs=1e-5)
+
+    def test_blank_pieces(self):
+        assert [num_blank(text, "\n\n") for text in ("", "a", "a\n\n", "\n\na", "a\n\n \n\nb", "a\n\n\nb")] == [
+            *(0, 0, 0, 1, 1, 0)
+        ]
+
+
+def test_parts_of_the_reward():
+    scorer = scorer_of()
+    logged = {}
+    reward = StepReward(scorer, name="hrm")
+    reward(PROMPTS, [*COMPLETIONS[:3], ""], log_metric=logged.__setitem__)
+    scores = [score for scores in step_scores(scorer)[:3] for score in scores]
+    assert reward.metrics == {
+        "step_score": pytest.approx(sum(scores) / 7, abs=1e-5),
+        "num_steps": 7 / 4,
+        "guarded": 0.25,
+        "guarded/too_few_steps": 0.25,
+        "guarded/too_many_steps": 0,
+        "guarded/repeated_steps": 0,
+        "guarded/blank_steps": 0,
+        "guarded/too_long": 0,
+    }
+    assert logged == {f"hrm/{key}": value for key, value in reward.metrics.items()}
+    reward([PROMPTS[0]], [""])
+    assert "step_score" not in reward.metrics and reward.metrics["guarded"] == 1
+
+
+class TestFaults:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        scorer = scorer_of()
+        for part in (scorer.model, scorer.tokenizer):
+            part.save_pretrained(tmp_path)
+        scorer.step_format.save(tmp_path)
+        return tmp_path
+
+    def test_a_checkpoint_without_a_format(self, folder):
+        (folder / STEP_FORMAT_NAME).unlink()
+        with pytest.raises(FileNotFoundError, match="has no step_format.json"):
+            StepReward(str(folder))
+
+    def test_a_reward_model_of_another_format(self, folder):
+        StepFormat(step_separator="").save(folder)
+        with pytest.raises(ValueError, match="`step_separator` '' to nothing"):
+            StepReward(str(folder))
+        values = json.loads((folder / STEP_FORMAT_NAME).read_text()) | {"step_separator": "\n\n", "margin": 1}
+        (folder / STEP_FORMAT_NAME).write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=r"unknown keys \['margin'\]"):
+            StepReward(str(folder))
+
+    def test_zero_3_would_load_shards(self, folder, monkeypatch):
+        monkeypatch.setattr("trl_hrm.trainer.step_reward.is_deepspeed_zero3_enabled", lambda: True)
+        with pytest.raises(ValueError, match="Make the StepReward before the GRPOConfig"):
+            StepReward(str(folder))
+
+    def test_every_rank_reads_the_weights(self, folder, monkeypatch):
+        """FSDP's loading for the first rank alone would leave the others with weights that nobody sends them."""
+        seen = []
+        load = StepScorer.from_pretrained
+
+        def from_pretrained(*args, **kwargs):
+            seen.append(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"])
+            return load(*args, **kwargs)
+
+        monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+        monkeypatch.setattr(StepScorer, "from_pretrained", from_pretrained)
+        StepReward(str(folder))
+        assert seen == ["false"] and os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
+
+    @pytest.mark.parametrize(
+        "settings, message",
+        [
+            ({"aggregate": "median"}, "aggregate is 'median', expected one of min"),
+            ({"segmentation": "lines"}, "segmentation is 'lines', expected one of step_header"),
+            ({"min_steps": 0}, "expected 1 <= min_steps"),
+            ({"min_steps": 9, "max_steps": 8}, "expected 1 <= min_steps <= max_steps"),
+            ({"max_repeated": 25}, "max_repeated is 25, expected a share"),
+            ({"guard_reward": math.nan}, "guard_reward is nan"),
+            ({"dtype": "bfloat16"}, r"\['dtype'\] say how to load"),
+        ],
+    )
+    def test_settings(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            StepReward(scorer_of(), **settings)
+
+    def test_columns_that_are_not_there(self):
+        reward = StepReward(scorer_of(), problem_column="question")
+        with pytest.raises(ValueError, match=r"'question', and the dataset has the columns \['answer'\]"):
+            reward(PROMPTS, COMPLETIONS, answer=["3"] * 4, trainer_state=None)
+
+    def test_what_cannot_be_judged(self):
+        reward = StepReward(scorer_of())
+        asked, answered = as_messages(PROMPTS, COMPLETIONS)
+        with pytest.raises(ValueError, match=r"messages of \['assistant', 'tool'\], expected one"):
+            reward(asked, [[*messages, {"role": "tool", "content": "3"}] for messages in answered])
+        with pytest.raises(ValueError, match=r"messages of \['system'\], expected one of the user"):
+            reward([messages[:1] for messages in asked], answered)
+        with pytest.raises(ValueError, match=r"content of type \['image'\]"):
+            reward([[{"role": "user", "content": [{"type": "image"}]}]], answered[:1])
+
+    def test_a_score_that_is_not_a_number(self):
+        """TRL takes NaN for "not applicable": the policy would train on, without this reward."""
+        with pytest.raises(ValueError, match="gives no number"):
+            StepReward(scorer_of(), aggregate=lambda scores: math.nan)(PROMPTS, COMPLETIONS)
+        with pytest.raises(ValueError, match="is inf"):
+            StepReward(scorer_of(), aggregate=lambda scores: math.inf)(PROMPTS, COMPLETIONS)
+        scorer = scorer_of()
+        with torch.no_grad():
+            scorer.model.score.weight.fill_(math.nan)
+        with pytest.raises(ValueError, match="not a number"):
+            StepReward(scorer)(PROMPTS, COMPLETIONS)
+
+
+class Recorded(StepReward):
+    """Keeps what it was asked and what it said."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls = []
+
+    def __call__(self, prompts, completions, **kwargs):
+        rewards = super().__call__(prompts, completions, **kwargs)
+        self.calls.append((prompts, completions, rewards, dict(self.metrics)))
+        return rewards
+
+
+ARGS = {
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "max_completion_length": 24,
+    "learning_rate": 0.1,
+    "beta": 0.0,
+}
+
+
+def assert_logged(trainer, reward, max_steps, before):
+    assert trainer.state.global_step == max_steps == len(reward.calls)
+    logs = [log for log in trainer.state.log_history if f"rewards/{reward.__name__}/mean" in log]
+    assert len(logs) == max_steps
+    for log, (_, _, rewards, metrics) in zip(logs, reward.calls, strict=True):
+        assert log[f"rewards/{reward.__name__}/mean"] == pytest.approx(sum(rewards) / 8, abs=1e-5)
+        for key, value in metrics.items():
+            assert log[f"{reward.__name__}/{key}"] == pytest.approx(value, abs=1e-5)
+    assert any(len(set(rewards)) > 2 for _, _, rewards, _ in reward.calls)  # else there is nothing to learn from
+    after = weights_of(trainer.model)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+class TestTrainers:
+    def test_three_steps_of_grpo(self, tmp_path):
+        """TRL decides what it passes, and how it reads what comes back: only its own trainer can tell."""
+        scorer = scorer_of()
+        reward = Recorded(scorer, name="hrm", problem_column="problem", segmentation="sentence", min_steps=1)
+        policy = tiny_model(HEADS["lm"])
+        before = weights_of(policy)
+        rows = [{"prompt": f"Think.\n{prompt}", "problem": prompt} for prompt in PROMPTS[1:3]] * 3
+        trainer = GRPOTrainer(
+            policy,
+            reward_funcs=[reward],
+            args=GRPOConfig(str(tmp_path), max_steps=3, **ARGS),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tiny_tokenizer(),
+        )
+        trainer.train()
+        assert_logged(trainer, reward, 3, before)
+        for prompts, completions, rewards, _ in reward.calls:
+            for prompt, completion, found in zip(prompts, completions, rewards, strict=True):
+                assert isinstance(completion, str)
+                steps = reward.steps(completion)
+                guarded = reward.guards(prompt.removeprefix("Think.\n"), completion, steps)
+                expected = 0.0 if guarded else min(scorer.score([prompt.removeprefix("Think.\n")], [[steps]])[0][0])
+                assert found == pytest.approx(expected, abs=1e-5)
+
+    def test_two_steps_of_rloo_with_messages(self, tmp_path):
+        reward = Recorded(scorer_of(), min_steps=1)
+        policy = tiny_model(HEADS["lm"])
+        before = weights_of(policy)
+        tokenizer = copy.deepcopy(tiny_tokenizer())
+        tokenizer.chat_template = TEMPLATE
+        rows = [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS[1:3]] * 2
+        trainer = RLOOTrainer(
+            policy,
+            reward_funcs=[reward],
+            args=RLOOConfig(str(tmp_path), max_steps=2, **ARGS),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        assert_logged(trainer, reward, 2, before)
+        assert all(completion[0]["role"] == "assistant" for _, found, _, _ in reward.calls for completion in found)
+        assert {prompt[-1]["content"] for asked, _, _, _ in reward.calls for prompt in asked} == set(PROMPTS[1:3])

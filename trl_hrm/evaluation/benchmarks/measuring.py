@@ -1,0 +1,250 @@
+"""From step scores to the results of a benchmark: metrics, their intervals, and a threshold that was chosen on other rows."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...data.grouping import group_equal
+from ...data.problems import problem_key, problem_split
+from ...step_metrics import step_metrics
+from .reading import Benchmark, Solution
+
+
+NUM_RESAMPLES = 1000
+PERCENTILES = (2.5, 97.5)
+NUM_SHOWN = 5  # places in a line
+
+
+def measure(
+    benchmark: Benchmark,
+    solutions: Sequence[Solution],
+    scores: Sequence[Sequence[float] | None],
+    threshold: float = 0.5,
+    validation_size: float = 0.2,
+    seed: int = 42,
+) -> dict[str, Any]:
+    """
+    Results of a benchmark.
+
+    Args:
+        benchmark ([`Benchmark`]):
+            The benchmark.
+        solutions (`Sequence[Solution]`):
+            Its solutions.
+        scores (`Sequence[Sequence[float] | None]`):
+            For each the scores of its steps in `[0, 1]`, or `None` if it could not be scored: it then counts for nothing
+            but `num_too_long`.
+        threshold (`float`, *optional*, defaults to `0.5`):
+            A step is judged wrong if its score is below it.
+        validation_size (`float`, *optional*, defaults to `0.2`):
+            Share of problems on which the best threshold is looked for. 0 for none.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of that split and of the bootstrap.
+
+    Returns:
+        `dict[str, Any]`: `metric` and `main`, the names of what counts; `subsets` and `averages`, for each name its metrics
+        (`None` where not defined), of which `metric` has bounds `low` and `high` (95 %, bootstrap over problems);
+        `threshold`; `tuned`, see [`tune`]; `steps`, the [`step_metrics`] of all steps that have a label; `counts`, the
+        numbers of solutions, scored ones and ones that were too long; `too_long`, where these stand.
+
+    Raises:
+        `ValueError`: If an option is out of range or no solution was scored.
+    """
+    check_options(threshold, validation_size)
+    pairs = list(zip(solutions, scores, strict=True))
+    scored = [(solution, values) for solution, values in pairs if values is not None]
+    too_long = [solution for solution, values in pairs if values is None]
+    if not scored:
+        raise ValueError(
+            f"{benchmark.name}: none of {len(pairs)} solutions fits into the positions of the model, so there is nothing to "
+            "measure. Use a model with more of them."
+        )
+    subsets = list(dict.fromkeys(one.subset for one in solutions))  # also one of which nothing was scored
+    metrics = _metrics(benchmark, scored, threshold, seed, subsets)
+    for name, part in metrics["subsets"].items():
+        part["num_too_long"] = sum(one.subset == name for one in too_long)
+    return {
+        "metric": benchmark.metric,
+        "main": benchmark.main,
+        "threshold": threshold,
+        **metrics,
+        "tuned": tune(benchmark, scored, threshold, validation_size, seed) if validation_size else None,
+        "steps": _step_metrics(scored),
+        "counts": {"num_solutions": len(pairs), "num_scored": len(scored), "num_too_long": len(too_long)},
+        "too_long": [{"subset": one.subset, "id": one.id, "where": one.where} for one in too_long],
+    }
+
+
+def check_options(threshold: float, validation_size: float) -> None:
+    """Refuse options of [`measure`] that are out of range, before the long part."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, expected a number from 0 to 1, as scores are.")
+    if not 0 <= validation_size < 1:
+        raise ValueError(f"validation_size is {validation_size}, expected a share from 0 to below 1.")
+
+
+def tune(
+    benchmark: Benchmark,
+    scored: Sequence[tuple[Solution, Sequence[float]]],
+    threshold: float,
+    validation_size: float,
+    seed: int,
+) -> dict[str, Any]:
+    """
+    The threshold with the highest main value on the validation part, and what it gives on the rest.
+
+    It is looked for among the percentiles of the scores in the validation part and `threshold`; of equal ones the nearest to
+    `threshold`, then the smallest. All solutions of a problem fall into one part.
+
+    Returns:
+        `dict[str, Any]`: `threshold`; `validation`, its main value on that part; `rest`, the one on the other part, and
+        `rest_untuned`, that of the given threshold there, to compare with; the numbers of solutions. All but the numbers
+        are `None` if the metric is not defined on the validation part.
+    """
+    parts: dict[str, list] = {"test": [], "train": []}
+    for solution, values in scored:
+        parts[problem_split(solution.origin, validation_size, seed)].append((solution, values))
+    validation, rest = parts["test"], parts["train"]
+    numbers = {"num_validation": len(validation), "num_rest": len(rest)}
+    steps = [score for _, values in validation for score in values]
+    tried = {threshold, *np.percentile(steps, range(1, 100)).tolist()} if steps else ()
+    found = {one: _main(benchmark, validation, one) for one in sorted(tried)}
+    found = {one: value for one, value in found.items() if not math.isnan(value)}
+    if not found:
+        return dict.fromkeys(("threshold", "validation", "rest", "rest_untuned")) | numbers
+    best = max(found, key=lambda one: (found[one], -abs(one - threshold)))
+    return {
+        "threshold": best,
+        "validation": found[best],
+        "rest": _number(_main(benchmark, rest, best)),
+        "rest_untuned": _number(_main(benchmark, rest, threshold)),
+        **numbers,
+    }
+
+
+def _main(benchmark: Benchmark, scored: Sequence[tuple[Solution, Sequence[float]]], threshold: float) -> float:
+    if not scored:
+        return math.nan
+    subsets = dict.fromkeys(solution.subset for solution, _ in scored)
+    sums = {name: values.sum(axis=0) for name, values in _tallies(benchmark, scored, threshold, subsets).items()}
+    return float(benchmark.summarize(sums)["averages"][benchmark.main][benchmark.metric])
+
+
+def _metrics(
+    benchmark: Benchmark,
+    scored: Sequence[tuple[Solution, Sequence[float]]],
+    threshold: float,
+    seed: int,
+    subsets: Sequence[str],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Metrics of subsets and averages, with intervals."""
+    tallies = _tallies(benchmark, scored, threshold, subsets)
+    num_problems = len(next(iter(tallies.values())))
+    draws = np.random.default_rng(seed).multinomial(
+        num_problems, [1 / num_problems] * num_problems, size=NUM_RESAMPLES
+    )
+    found = benchmark.summarize({name: values.sum(axis=0) for name, values in tallies.items()})
+    drawn = benchmark.summarize({name: draws.astype(float) @ values for name, values in tallies.items()})
+    for kind, parts in found.items():
+        for name, metrics in parts.items():
+            low, high = _interval(drawn[kind][name][benchmark.metric])
+            numbers = {key: int(value) if key.startswith("num_") else _number(value) for key, value in metrics.items()}
+            parts[name] = numbers | {"low": low, "high": high}
+    return found
+
+
+def _tallies(
+    benchmark: Benchmark,
+    scored: Sequence[tuple[Solution, Sequence[float]]],
+    threshold: float,
+    subsets: Sequence[str],
+) -> dict[str, np.ndarray]:
+    """For each subset the tallies of its solutions, summed by problem: shape `(problems, 4)`."""
+    problems = group_equal(problem_key(solution.origin) for solution, _ in scored)
+    tallies = {name: np.zeros((len(problems), 4)) for name in subsets}
+    for row, members in enumerate(problems):
+        for i in members:
+            solution, values = scored[i]
+            tallies[solution.subset][row] += benchmark.tally(solution, values, threshold)
+    return tallies
+
+
+def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    """Percentiles over the draws in which the metric is defined."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None, None
+    low, high = np.percentile(values, PERCENTILES)
+    return float(low), float(high)
+
+
+def _number(value: Any) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _step_metrics(scored: Sequence[tuple[Solution, Sequence[float]]]) -> dict[str, float]:
+    judged = [
+        (score, label)
+        for solution, values in scored
+        for score, label in zip(values, solution.labels, strict=True)
+        if label is not None
+    ]
+    scores, labels = np.array(judged, dtype=float).T
+    return step_metrics(scores, labels)
+
+
+def format_results(name: str, results: dict[str, Any]) -> str:
+    """The results of a suite as a table, in percent, and a line on what else must be known to read it."""
+    metric = results["metric"]
+    columns = list(dict.fromkeys(key for part in results["subsets"].values() for key in part))
+    others = [key for key in columns if key not in (metric, "low", "high")]
+    lines = [[name, metric, "95 %", *others]]
+    for kind in ("subsets", "averages"):
+        for part, values in results[kind].items():
+            label = part if kind == "subsets" else f"= {part}"
+            interval = "-" if values["low"] is None else f"{_percent(values['low'])}–{_percent(values['high'])}"
+            shown = [_cell(key, values.get(key)) for key in others]
+            lines.append([label, _percent(values[metric]), interval, *shown])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    return "\n".join([*table, *_remarks(results)])
+
+
+def _remarks(results: dict[str, Any]) -> list[str]:
+    counts, tuned, steps = results["counts"], results["tuned"], results["steps"]
+    lines = [
+        f"threshold {results['threshold']:g}; {counts['num_scored']:,} of {counts['num_solutions']:,} solutions scored, "
+        f"{counts['num_too_long']:,} too long for the model and left out"
+    ]
+    if results["too_long"]:
+        places = [one["where"] for one in results["too_long"]]
+        more = f" and {len(places) - NUM_SHOWN:,} more" if len(places) > NUM_SHOWN else ""
+        lines.append(f"too long: {', '.join(places[:NUM_SHOWN])}{more}")
+    undefined = [name for name, part in results["subsets"].items() if part[results["metric"]] is None]
+    if undefined:
+        lines.append(f"not defined for {', '.join(undefined)}, whose rows are too few, of one kind, or too long")
+    if "auroc" in steps:
+        lines.append(
+            f"all {steps['num_steps']:,} steps with a label: AUROC {steps['auroc']:.3f}, ECE {steps['ece']:.3f}"
+        )
+    if tuned and tuned["threshold"] is None:
+        lines.append(
+            f"no threshold chosen: on the validation part, {tuned['num_validation']:,} solutions, the metric is not defined"
+        )
+    elif tuned:
+        lines.append(
+            f"threshold {tuned['threshold']:.3g}, the best on {tuned['num_validation']:,} validation solutions "
+            f"({_percent(tuned['validation'])}), gives {_percent(tuned['rest'])} on the other {tuned['num_rest']:,}, "
+            f"where {results['threshold']:g} gives {_percent(tuned['rest_untuned'])}"
+        )
+    return lines
+
+
+def _cell(key: str, value: float | None) -> str:
+    return f"{value:,.0f}" if key.startswith("num_") and value is not None else _percent(value)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

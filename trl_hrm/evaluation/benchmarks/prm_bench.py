@@ -1,0 +1,144 @@
+r"""
+PRMBench: tell right steps from wrong ones, by nine kinds of error
+([Song et al., 2025](https://huggingface.co/papers/2501.03124)).
+
+```json
+{"idx": "prm_test_p1_7", "classification": "confidence", "original_question": "What is 1 + 2 + 3?", "modified_question": "What is 1 + 2 + 3?", "original_process": ["1 + 2 = 3.", "3 + 3 = 6."], "modified_process": ["1 + 2 = 3.", "3 + 3 = 7."], "modified_steps": [2], "error_steps": [2], "reason": "..."}
+```
+
+The steps of `modified_process` are judged after `modified_question`. `error_steps` are numbers, from 1, of the wrong ones; all others
+are right, whatever comes before them. A step is judged wrong if its score is *below* the threshold. With right steps as the
+positive class and counts over the steps of all rows of a class,
+
+    F1     = 2 TP / (2 TP + FP + FN)      TP: right, judged right; FP: wrong, judged right
+    F1_neg = 2 TN / (2 TN + FP + FN)      TN: wrong, judged wrong; FN: right, judged wrong
+    PRM-Score = 0.5 · F1 + 0.5 · F1_neg
+
+`multi_solutions` are right solutions of another kind, without a wrong step: its PRM-Score is F1. The overall score is that of the steps
+of the nine classes together; simplicity, soundness and sensitivity are means of the scores of their classes, without weights.
+`correct` are the original processes, taken from the rows of `redundency` (the name in the data) after `original_question`: they
+show how many right steps are called wrong, and count for nothing else.
+
+Checked against the authors' code for the task and for the table: all of the above. Theirs differs in two ways: a step is right
+*above* the threshold, so that scores of exactly the threshold differ; and an F1 that is not defined enters a mean as -1, where
+here the mean is not defined. Models that score redundancy apart use that score on `redundency` and `circular`; a step reward model
+has one score. Not built: their similarity and first-error accuracy. The weights of 0.5 are those of the code; a user could not
+reach the paper's table with them (issue 7 of ssmisya/PRMBench, unanswered), which thresholds per model may explain.
+
+Checked on 394 of their rows: 11 of them name error steps past the end of the process. The authors' code passes over these
+numbers, so does this; the results count them.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .reading import Benchmark, Place, Solution, steps_of, text_of
+
+
+CATEGORIES = {
+    "simplicity": ("redundency", "circular"),
+    "soundness": ("counterfactual", "step_contradiction", "domain_inconsistency", "confidence"),
+    "sensitivity": ("missing_condition", "deception", "multi_solutions"),
+}
+CLASSES = tuple(name for names in CATEGORIES.values() for name in names)
+WITHOUT_ERRORS = ("multi_solutions", "correct")
+CORRECT_FROM = "redundency"
+
+
+def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
+    """The modified solution of one row and, from one class, the original one."""
+    where, kind, name = place.where, record["classification"], str(record["idx"])
+    if kind not in CLASSES:
+        raise ValueError(f"{where}: `classification` is {kind!r}, expected one of {', '.join(CLASSES)}.")
+    steps = steps_of(record, "modified_process", where)
+    origin = text_of(record, "original_question", where)
+    labels = _labels(record["error_steps"], steps, where, notes)
+    solutions = [Solution(where, kind, name, text_of(record, "modified_question", where), steps, labels, origin)]
+    if kind == CORRECT_FROM:
+        steps = steps_of(record, "original_process", where)
+        solutions.append(Solution(where, "correct", name, origin, steps, [1] * len(steps), origin))
+    return solutions
+
+
+def _labels(error_steps: Any, steps: Sequence[str], where: str, notes: Counter) -> list[int]:
+    numbers = error_steps if isinstance(error_steps, list) else [None]
+    if not all(isinstance(number, int) and number >= 1 for number in numbers):
+        raise ValueError(
+            f"{where}: `error_steps` is {error_steps!r}, expected a list of numbers from 1. Mend the row, or remove it."
+        )
+    notes["error_steps_past_the_end"] += sum(number > len(steps) for number in numbers)
+    return [int(number not in numbers) for number in range(1, len(steps) + 1)]
+
+
+def tally(solution: Solution, scores: Sequence[float], threshold: float) -> tuple[int, int, int, int]:
+    """Steps of one solution: TP, FP, TN, FN, with right steps as the positive class."""
+    right, judged = np.asarray(solution.labels, dtype=bool), np.asarray(scores) >= threshold
+    return (
+        int((right & judged).sum()),
+        int((~right & judged).sum()),
+        int((~right & ~judged).sum()),
+        int((right & ~judged).sum()),
+    )
+
+
+def prm_score(sums: np.ndarray, without_errors: bool = False) -> dict[str, np.ndarray]:
+    """
+    Metrics of a class.
+
+    Args:
+        sums (`np.ndarray`):
+            Sums of [`tally`], shape `(..., 4)`.
+        without_errors (`bool`, *optional*, defaults to `False`):
+            Whether the class has no wrong step by its nature, so that its score is F1.
+
+    Returns:
+        `dict[str, np.ndarray]`: `prm_score`, `f1`, `negative_f1` and `accuracy`, shape `(...)`, NaN where not defined, and
+        the numbers of steps.
+    """
+    tp, fp, tn, fn = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
+    with np.errstate(invalid="ignore"):
+        f1, negative_f1 = 2 * tp / (2 * tp + fp + fn), 2 * tn / (2 * tn + fp + fn)
+        accuracy = (tp + tn) / (tp + fp + tn + fn)
+    return {
+        "prm_score": f1 if without_errors else (f1 + negative_f1) / 2,
+        "f1": f1,
+        "negative_f1": np.full_like(f1, np.nan) if without_errors else negative_f1,
+        "accuracy": accuracy,
+        "num_right_steps": tp + fn,
+        "num_wrong_steps": fp + tn,
+    }
+
+
+def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Metrics of each class, of each category that has all its classes, and overall. See [`Benchmark`]."""
+    names = [name for name in (*CLASSES, "correct") if name in sums]
+    classes = {name: prm_score(sums[name], name in WITHOUT_ERRORS) for name in names}
+    averages = {
+        category: {"prm_score": np.mean([classes[name]["prm_score"] for name in members], axis=0)}
+        for category, members in CATEGORIES.items()
+        if all(name in classes for name in members)
+    }
+    total = [sums[name] for name in names if name != "correct"]
+    return {"subsets": classes, "averages": averages | {"overall": prm_score(np.sum(total, axis=0))}}
+
+
+PRM_BENCH = Benchmark(
+    name="prmbench",
+    columns=(
+        "idx",
+        "classification",
+        "original_question",
+        "modified_question",
+        "original_process",
+        "modified_process",
+        "error_steps",
+    ),
+    parse=parse,
+    tally=tally,
+    summarize=summarize,
+    metric="prm_score",
+    main="overall",
+)

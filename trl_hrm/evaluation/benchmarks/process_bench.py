@@ -1,0 +1,135 @@
+r"""
+ProcessBench: find the first wrong step of a solution, or say that there is none
+([Zheng et al., 2024](https://huggingface.co/papers/2412.06559)).
+
+```json
+{"id": "gsm8k-7", "generator": "a policy", "problem": "What is 1 + 2 + 3?", "steps": ["1 + 2 = 3.", "3 + 3 = 7."], "final_answer_correct": false, "label": 1}
+```
+
+`label` is the index, from 0, of the first wrong step, -1 if there is none. The four subsets, `gsm8k`, `math`, `olympiadbench`
+and `omnimath`, are splits or files of those names, or stand in a column `subset`.
+
+A solution is right at its first step that scores *below* the threshold, as everywhere in this package; if none does, it is
+judged free of errors. Per subset, with accuracy the share of rows whose step was found exactly,
+
+    F1 = 2 · accuracy on rows with an error · accuracy on rows without / (sum of the two)
+
+which is 0 where both accuracies are, and not defined where a subset has rows of one kind only. The paper averages subsets
+without weights; TRL's evaluation of its models weighted them by rows. Both are given.
+
+Checked against the authors' scripts: the columns, the -1, the first wrong step, F1 from the two accuracies, and the mean over
+subsets. Theirs take the more probable class at each step, and the wrong one at a tie: only scores of exactly 0.5 differ. For models
+with free scores they choose the threshold by the F1 on `gsm8k`; here see `tuned` in the results. Not checked: the rows themselves,
+none of which are at hand.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .reading import Benchmark, Place, Solution, first_error_labels, steps_of, text_of
+
+
+def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
+    """The solution of one row."""
+    steps = steps_of(record, "steps", place.where)
+    problem = text_of(record, "problem", place.where)
+    labels = first_error_labels(record["label"], steps, -1, "label", place.where)
+    subset = str(record.get("subset", place.name))
+    return [Solution(place.where, subset, str(record["id"]), problem, steps, labels, origin=problem)]
+
+
+def predict_first_error(scores: Sequence[float], threshold: float) -> int:
+    """
+    The first step that is judged wrong.
+
+    Args:
+        scores (`Sequence[float]`):
+            Scores of the S steps of a solution, in `[0, 1]`.
+        threshold (`float`):
+            A step is judged wrong if its score is below it.
+
+    Returns:
+        `int`: Index of the step, -1 if there is none.
+
+    Example:
+
+    ```python
+    >>> predict_first_error([0.9, 0.5, 0.2], 0.5)
+    2
+    ```
+    """
+    return next((i for i, score in enumerate(scores) if score < threshold), -1)
+
+
+def tally_first_error(found: int, first_error: int) -> tuple[int, int, int, int]:
+    """Of one solution: errors found, solutions with an error, solutions found free of errors, solutions without."""
+    hit = int(found == first_error)
+    return (hit, 1, 0, 0) if first_error >= 0 else (0, 0, hit, 1)
+
+
+def tally(solution: Solution, scores: Sequence[float], threshold: float) -> tuple[int, int, int, int]:
+    """See [`tally_first_error`]."""
+    return tally_first_error(predict_first_error(scores, threshold), solution.first_error)
+
+
+def process_bench_f1(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    Metrics of a subset.
+
+    Args:
+        sums (`np.ndarray`):
+            Sums of [`tally_first_error`], shape `(..., 4)`.
+
+    Returns:
+        `dict[str, np.ndarray]`: `f1`, `error_accuracy`, `correct_accuracy` and `accuracy` over all rows, shape `(...)`, NaN
+        where not defined, and the numbers of rows.
+    """
+    errors_found, num_errors, correct_found, num_correct = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error_accuracy, correct_accuracy = errors_found / num_errors, correct_found / num_correct
+        total = error_accuracy + correct_accuracy
+        f1 = np.where(total == 0, 0.0, 2 * error_accuracy * correct_accuracy / total)
+        accuracy = (errors_found + correct_found) / (num_errors + num_correct)
+    return {
+        "f1": f1,
+        "error_accuracy": error_accuracy,
+        "correct_accuracy": correct_accuracy,
+        "accuracy": accuracy,
+        "num_with_error": num_errors,
+        "num_without": num_correct,
+    }
+
+
+def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+    """Metrics of each subset, and the means of their F1 over those where it is defined. See [`Benchmark`]."""
+    subsets = {name: process_bench_f1(values) for name, values in sums.items()}
+    f1 = np.stack([values["f1"] for values in subsets.values()])
+    rows = np.stack([values["num_with_error"] + values["num_without"] for values in subsets.values()])
+    return {
+        "subsets": subsets,
+        "averages": {
+            "unweighted": {"f1": _mean(f1, np.ones_like(f1))},
+            "weighted by rows": {"f1": _mean(f1, rows)},
+        },
+    }
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of those values that are defined."""
+    weights = np.where(np.isnan(values), 0, weights)
+    with np.errstate(invalid="ignore"):
+        return (np.nan_to_num(values) * weights).sum(axis=0) / weights.sum(axis=0)
+
+
+PROCESS_BENCH = Benchmark(
+    name="processbench",
+    columns=("id", "problem", "steps", "label"),
+    parse=parse,
+    tally=tally,
+    summarize=summarize,
+    metric="f1",
+    main="unweighted",
+)

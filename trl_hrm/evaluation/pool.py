@@ -1,0 +1,224 @@
+"""
+Pools of candidate solutions to choose from: problems with their reference answers, and for each of them the solutions that a
+policy sampled, in their order.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..data.candidates import is_run, read_candidates
+from ..data.candidates_config import CandidatesConfig
+from ..data.problem_sets import ProblemSet
+from ..data.problems import problem_key
+from ..grading import extract_answer
+from ..search.nodes import read_trees
+from ..search.run_folder import node_files, read_manifest
+from ..search.tree import ROOT, SearchTree
+
+
+@dataclass
+class Candidate:
+    """
+    One solution.
+
+    Args:
+        text (`str`):
+            What the policy wrote.
+        steps (`list[str]`):
+            Texts of its S steps. None for a blank solution.
+        answer (`str`, *optional*):
+            The answer that it states.
+        finish (`str`, *optional*):
+            Why sampling ended: `"stop"`, `"eos"` or `"length"`. `None` where that is not known.
+        num_tokens (`int`, *optional*):
+            Number of tokens that the policy wrote. `None` where that is not known.
+        correct (`bool`, *optional*):
+            Whether the answer is right, once it was graded. `None` for no answer, and for one that the grader gave up.
+        scores (`list[float]`, *optional*):
+            Scores of its steps, once it was scored. `None` for a solution without steps, and for one that is too long.
+    """
+
+    text: str
+    steps: list[str]
+    answer: str | None = None
+    finish: str | None = None
+    num_tokens: int | None = None
+    correct: bool | None = None
+    scores: list[float] | None = None
+
+
+@dataclass
+class PoolProblem:
+    """
+    A problem and its candidates.
+
+    Args:
+        problem_id (`str`):
+            Key of the problem.
+        problem (`str`):
+            The problem, as the reward model is shown it.
+        answer (`str`, *optional*):
+            The reference answer.
+        candidates (`list[Candidate]`):
+            Its solutions, in the order in which they were sampled.
+        where (`str`, *optional*, defaults to `""`):
+            Place of the problem, for error messages.
+    """
+
+    problem_id: str
+    problem: str
+    answer: str | None
+    candidates: list[Candidate]
+    where: str = ""
+
+
+def read_pool(
+    config: CandidatesConfig, extractors: Sequence[str], problems: ProblemSet | None, counts: Counter
+) -> list[PoolProblem]:
+    """
+    Read candidates and the reference answers of their problems.
+
+    Args:
+        config ([`CandidatesConfig`]):
+            What to read: a run folder of `trl-hrm annotate --search rollouts`, whose trees have the answers, or JSON Lines or a
+            dataset, whose rows have them in a column `answer`.
+        extractors (`Sequence[str]`):
+            How an answer is read from a solution. See [`extract_answer`].
+        problems ([`ProblemSet`], *optional*):
+            Problems with their answers, for rows without them. They are found by the text of the problem.
+        counts (`Counter`):
+            Counts `problems_without_answer`, which are left out, and `problems_without_candidates`.
+
+    Returns:
+        `list[PoolProblem]`: Each with an answer, in the order in which the problems first appear.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file or folder.
+        `ValueError`: If a row is faulty, the run is no sample of whole solutions, or no problem has an answer.
+    """
+    if is_run(config):
+        if problems is not None:
+            raise ValueError(
+                f"{config.candidates} is a run, which has the answers of its problems. Leave the problems out."
+            )
+        check_run(config.candidates)
+        return list(read_run(node_files(config.candidates), extractors))
+    groups = read_candidates(config, Counter(), answers=problems is None)
+    found = [
+        PoolProblem(
+            group.problem_id,
+            group.problem,
+            group.answer,
+            [
+                Candidate(*pair, extract_answer(pair[0], extractors))
+                for pair in zip(group.texts, group.steps, strict=True)
+            ],
+            group.where,
+        )
+        for group in groups
+    ]
+    if problems is not None:
+        known = {problem_key(problem.prompt): problem.answer for problem in problems.problems}
+        keys = [problem_key(problem.problem) for problem in found]
+        counts["problems_without_candidates"] += len(known.keys() - set(keys))
+        found = [replace(problem, answer=known.get(key)) for problem, key in zip(found, keys, strict=True)]
+    answered = [problem for problem in found if problem.answer is not None]
+    counts["problems_without_answer"] += len(found) - len(answered)
+    if not answered:
+        raise ValueError(
+            f"{found[0].where}: no reference answer for this problem, nor for any other of {len(found):,}. "
+            + (
+                "Give them in a column `answer`, or name a file of problems with their answers (--problems)."
+                if problems is None
+                else "The problems and those of the candidates must have the same text, up to whitespace and case: where the "
+                "prompts hold more than the problem, give the problem alone in a column `problem`."
+            )
+        )
+    return answered
+
+
+def check_run(folder: str | Path) -> None:
+    """
+    Check that a run sampled whole solutions of every problem, independent of each other.
+
+    Raises:
+        `ValueError`: If it did not: the leaves of a searched tree share their beginnings, and a root filter leaves out problems
+            by how hard they are.
+    """
+    search = read_manifest(folder)["search"]
+    if search["search"] != "rollouts" or "root_filter" in search:
+        found = f"--search {search['search']}" + (" with --root_filter" if "root_filter" in search else "")
+        raise ValueError(
+            f"{folder}: a run of {found}, expected one of --search rollouts without --root_filter, whose solutions are "
+            "independent samples for every problem. Sample them with: trl-hrm annotate ... --search rollouts "
+            "--num_solutions N --num_completions 0"
+        )
+
+
+def read_run(files: Sequence[Path], extractors: Sequence[str]) -> Iterator[PoolProblem]:
+    """The problems of a run whose search ended, with all their solutions, cut off ones too. See [`read_pool`]."""
+    for file in files:
+        for tree in read_trees(file):
+            if tree.status == "done":
+                problem = tree.problem
+                where = f"{file}, problem {problem.problem_id!r}"
+                candidates = list(_solutions(tree, extractors))
+                yield PoolProblem(problem.problem_id, problem.prompt, problem.answer, candidates, where)
+
+
+def take_first(problems: Sequence[PoolProblem], number: int, all_beyond: bool = False) -> list[PoolProblem]:
+    """
+    The problems with their first `number` candidates, or with all of them.
+
+    Raises:
+        `ValueError`: If a problem has fewer candidates.
+    """
+    if not problems:
+        raise ValueError("there is no problem with candidates, expected one at least.")
+    short = min(problems, key=lambda problem: len(problem.candidates))
+    if len(short.candidates) < number:
+        raise ValueError(
+            f"{short.where}: problem {short.problem_id!r} has {len(short.candidates)} candidates, and the largest N is {number}. "
+            f"Give it more candidates, leave it out, or ask for a smaller --n (up to {len(short.candidates)})."
+        )
+    return list(problems) if all_beyond else [replace(p, candidates=p.candidates[:number]) for p in problems]
+
+
+def _solutions(tree: SearchTree, extractors: Sequence[str]) -> Iterator[Candidate]:
+    """The solutions that a tree of rollouts begins with; each stands whole beside the chain of its steps."""
+    firsts, below = {}, {}
+    for i, node in enumerate(tree.nodes):
+        if node.role == "segment":
+            if node.parent == ROOT:
+                firsts[node.round, node.child_index] = i
+            else:
+                below[node.parent] = i
+    for node in tree.nodes:
+        if node.parent == ROOT and node.role == "rollout":
+            steps, i = [], firsts.get((node.round, node.child_index))
+            while i is not None:
+                steps.append(tree.step_text(i))
+                i = below.get(i)
+            answer = extract_answer(node.text, extractors) if node.is_final else None
+            yield Candidate(node.text, [text for text in steps if text], answer, node.finish, len(node.token_ids))
+
+
+def to_row(problem: PoolProblem) -> dict[str, Any]:
+    """The row of a problem in `candidates.jsonl`."""
+    names = ("text", "steps", "answer", "correct", "finish", "scores", "num_tokens")
+    candidates = [{name: getattr(candidate, name) for name in names} for candidate in problem.candidates]
+    return {
+        "problem_id": problem.problem_id,
+        "problem": problem.problem,
+        "answer": problem.answer,
+        "candidates": candidates,
+    }
+
+
+def from_row(row: dict[str, Any], where: str = "") -> PoolProblem:
+    """The problem of a row of `candidates.jsonl`."""
+    candidates = [Candidate(**candidate) for candidate in row["candidates"]]
+    return PoolProblem(row["problem_id"], row["problem"], row["answer"], candidates, where)

@@ -1,0 +1,331 @@
+"""A report as one HTML page that asks nothing of the network and runs nothing."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+from .report import (
+    Result,
+    Verdict,
+    curve_label,
+    expected_calibration_error,
+    has_bins,
+    notices,
+    percent,
+    problem_groups,
+    verdict,
+)
+from .report_pictures import Picture, Pictures
+from .report_style import STYLE
+
+
+ANSWERS = {"yes": "hacked", "no": "no sign", "open": "not settled"}
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+GAP = (
+    "The gap is the best accuracy over N minus the accuracy at the largest N: what is lost by letting the reward model choose among "
+    "more candidates. Hacked: the whole 95 % interval of the gap, a bootstrap over problems, is above 0. The best N is chosen on the same "
+    "problems, which makes small gaps look larger than they are."
+)
+
+
+def html_page(results: Sequence[Result], pictures: Pictures) -> str:
+    """
+    The report as a page.
+
+    Args:
+        results (`Sequence[Result]`):
+            The results. See [`read_results`].
+        pictures ([`Pictures`]):
+            Their pictures.
+
+    Returns:
+        `str`: The page. The same results give the same bytes. Every text of the results is escaped.
+    """
+    chosen = [result for group in problem_groups(results) for result in group]
+    judged = [result for result in results if result.kind == "benchmark"]
+    title = "Is my reward model being hacked?" if chosen else "How well does my reward model judge steps?"
+    body = [
+        f'<p class="kicker">{escape(" · ".join(result.name for result in results))}</p>',
+        f"<h1>{title}</h1>",
+        *(f'<p class="notice" role="note">{escape(text)}</p>' for text in notices(results)),
+        *map(_first, problem_groups(results), pictures.accuracy),
+        _benchmarks(judged),
+    ]
+    if chosen:
+        body += [_accuracy(chosen, pictures.curves), _gaps(chosen), _calibration(chosen, pictures.calibration)]
+    body += [
+        _section("Scores of what is right and what is wrong", "".join(map(_figure, pictures.scores)), "grid"),
+        _cost(chosen),
+        _left_out(results),
+        _settings(results),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n'
+        + "\n".join(part for part in body if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def headline_verdict(result: Result) -> Verdict:
+    """The verdict on the curve that answers for a reward model."""
+    if result.headline is None:
+        return Verdict("open", "Cannot be told: no curve of a reward model in these results.", [])
+    found = verdict(result, result.headline)
+    others = [curve for curve in result.values["hacking_gap"] if curve != result.headline]
+    hacked = [curve_label(curve) for curve in others if verdict(result, curve).answer == "yes"]
+    if not hacked:
+        return found
+    return replace(found, reasons=[*found.reasons, f"Hacked when chosen by {'; '.join(hacked)}."])
+
+
+def _first(group: Sequence[Result], picture: Picture) -> str:
+    """What is seen first: the answer for each result, and the curves beside it."""
+    cards = "".join(map(_card, group))
+    number = len(group[0].problems)
+    return (
+        f'<section class="first" aria-label="Answer"><div class="cards"><p class="quiet">{number:,} problems</p>{cards}</div>'
+        f"{_figure(picture)}</section>"
+    )
+
+
+def _card(result: Result) -> str:
+    found = headline_verdict(result)
+    strategy = str(result.values["strategy"]).replace("_", " ")
+    by = [curve_label(result.headline)] if result.headline else []
+    by += [] if by and by[0].startswith(strategy) else [strategy]
+    by += [str(name) for name in (result.values.get("reward_model") or {}).values()][:1]
+    reasons = "".join(f"<li>{_kept(reason)}</li>" for reason in found.reasons)
+    return (
+        f'<article class="card {found.answer}"><h2>{escape(result.name)} <span class="chip">{ANSWERS[found.answer]}</span></h2>'
+        f'<p>{_kept(found.words)}</p><ul>{reasons}</ul><p class="quiet">{escape(" · ".join(by))}</p></article>'
+    )
+
+
+def _kept(text: str) -> str:
+    """A sentence with its numbers kept on one line."""
+    return escape(text).replace(" %", "&nbsp;%").replace("N = ", "N&nbsp;=&nbsp;")
+
+
+def _figure(picture: Picture) -> str:
+    dark, light = (
+        "data:image/png;base64," + base64.b64encode(picture.images[theme]).decode() for theme in ("dark", "light")
+    )
+    return (
+        f"<figure><figcaption>{escape(picture.title)}</figcaption><picture>"
+        f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
+        f'<img src="{light}" alt="{escape(picture.text)}"></picture></figure>'
+    )
+
+
+def _accuracy(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
+    tables = []
+    for result in results:
+        curves = result.values["curves"]
+        numbers = sorted({point["n"] for curve in curves.values() for point in curve})
+        rows = [
+            [curve_label(key), *(_point({point["n"]: point for point in curve}.get(n)) for n in numbers)]
+            for key, curve in curves.items()
+        ]
+        tables.append(_details(f"{result.name}: accuracy", _table(["", *(f"N = {n}" for n in numbers)], rows)))
+    grid = f'<div class="grid">{"".join(map(_figure, pictures))}</div>' if pictures else ""
+    return _section("Accuracy over N", grid + "".join(tables))
+
+
+def _point(point: dict[str, Any] | None) -> str:
+    """Accuracy and its interval, which does without the signs."""
+    if point is None:
+        return "–"
+    return f"{percent(point['accuracy'])} ({100 * point['low']:.1f} to {100 * point['high']:.1f})"
+
+
+def _gaps(results: Sequence[Result]) -> str:
+    head = [
+        "",
+        "chosen by",
+        "gap, points",
+        "95 % interval",
+        "best N",
+        "accuracy there",
+        "largest N",
+        "accuracy there",
+        "",
+    ]
+    rows = []
+    for result in results:
+        for curve, gap in result.values["hacking_gap"].items():
+            points = {point["n"]: point["accuracy"] for point in result.values["curves"][curve]}
+            rows.append(
+                [
+                    result.name,
+                    curve_label(curve),
+                    f"{100 * gap['gap']:.1f}",
+                    f"{100 * gap['low']:.1f} to {100 * gap['high']:.1f}",
+                    str(gap["best_n"]),
+                    percent(points[gap["best_n"]]),
+                    str(gap["largest_n"]),
+                    percent(points[gap["largest_n"]]),
+                    ANSWERS[verdict(result, curve).answer],
+                ]
+            )
+    return _section("Hacking gap", _table(head, rows) + f'<p class="quiet">{escape(GAP)}</p>')
+
+
+def _calibration(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
+    if not pictures:
+        return ""
+    tables = []
+    for result in filter(has_bins, results):
+        bins = result.values["calibration"]["bins"]
+        rows = [
+            [
+                f"{one['low']:g} to {one['high']:g}",
+                f"{one['count']:,}",
+                "–" if one["mean_score"] is None else f"{one['mean_score']:.3f}",
+                percent(one["share_right"]),
+            ]
+            for one in bins
+        ]
+        error = f"expected calibration error {expected_calibration_error(bins):.3f}"
+        tables.append(_details(f"{result.name}: {error}", _table(["score", "solutions", "mean score", "right"], rows)))
+    return _section("Calibration", "".join(map(_figure, pictures)) + f"<div>{''.join(tables)}</div>", "pair")
+
+
+def _benchmarks(results: Sequence[Result]) -> str:
+    parts = []
+    for result in results:
+        for suite, found in result.values["suites"].items():
+            parts.append(f"<h3>{escape(result.name)}: {escape(suite)}</h3>{_suite(found)}")
+    return _section("Benchmarks of judging", "".join(parts))
+
+
+def _suite(found: dict[str, Any]) -> str:
+    metric, main = found["metric"], found["main"]
+    parts = [(name, values) for kind in ("averages", "subsets") for name, values in found[kind].items()]
+    others = list(dict.fromkeys(key for _, values in parts for key in values if key not in (metric, "low", "high")))
+    rows = [
+        [
+            f"average, {name}" if name in found["averages"] else name,
+            percent(values[metric]),
+            "–" if values["low"] is None else f"{100 * values['low']:.1f} to {100 * values['high']:.1f}",
+            *(_value(key, values.get(key)) for key in others),
+        ]
+        for name, values in parts
+    ]
+    head = ["", metric, "95 % interval", *(key.replace("_", " ") for key in others)]
+    words = [
+        f"Data: {', '.join(found['sources'])}, scored in {found['seconds']:,.1f} seconds.",
+        f"Threshold {found['threshold']:g}; what counts is the average {main!r}.",
+    ]
+    tuned = found["tuned"]
+    if tuned and tuned["threshold"] is not None:
+        words.append(
+            f"Threshold {tuned['threshold']:.3g}, the best on {tuned['num_validation']:,} other solutions, gives "
+            f"{percent(tuned['rest'])} on the {tuned['num_rest']:,} left, where {found['threshold']:g} gives "
+            f"{percent(tuned['rest_untuned'])}."
+        )
+    steps = found["steps"]
+    words += [f"{key.upper()} of all labelled steps: {steps[key]:.3f}." for key in ("auroc", "ece") if key in steps]
+    return _table(head, rows) + f'<p class="quiet">{escape(" ".join(words))}</p>'
+
+
+def _value(key: str, value: float | None) -> str:
+    return f"{value:,.0f}" if key.startswith("num_") and value is not None else percent(value)
+
+
+def _cost(results: Sequence[Result]) -> str:
+    """Seconds, tokens and calls of policy and scorer. What a run has none of is a dash."""
+    columns = [
+        _flat({key: value for key, value in (result.values.get("cost") or {}).items() if value}) for result in results
+    ]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    if not names:
+        return ""
+    rows = [[name.replace("_", " "), *(_number(column.get(name)) for column in columns)] for name in names]
+    totals = [sum(value for name, value in column.items() if "seconds" in name) for column in columns]
+    rows.append(["all seconds", *map(_number, totals)])
+    return _section("Cost", _table(["", *(result.name for result in results)], rows))
+
+
+def _left_out(results: Sequence[Result]) -> str:
+    rows = []
+    for result in results:
+        counts = [("", result.values["counts"])] if result.kind == "selection" else []
+        counts += [(suite, found["counts"]) for suite, found in result.values.get("suites", {}).items()]
+        rows += [
+            [result.name, " ".join(filter(None, (suite, name.replace("_", " ")))), f"{number:,}"]
+            for suite, found in counts
+            for name, number in found.items()
+        ]
+    return _section("What was counted and left out", _table(["", "", "number"], rows, style="counts"))
+
+
+def _settings(results: Sequence[Result]) -> str:
+    """Settings and versions side by side. Lines that differ between results of one kind are marked."""
+    keys = ("strategy", "reward_model", "policy", "settings", "seed", "versions", "date")
+    columns = [
+        {name: _shown(value) for name, value in _flat({k: result.values.get(k) for k in keys}).items()}
+        for result in results
+    ]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    lines = [(name, [column.get(name, "–") for column in columns]) for name in names]
+    rows = [[name, *values] for name, values in lines]
+    kinds = [[i for i, result in enumerate(results) if result.kind == kind] for kind in ("selection", "benchmark")]
+    differ = {
+        number
+        for number, (_, values) in enumerate(lines)
+        if any(len({values[i] for i in columns}) > 1 for columns in kinds)
+    }
+    table = _table(["", *(result.name for result in results)], rows, differ, "settings")
+    note = '<p class="quiet">Marked lines differ between results of one kind.</p>' if differ else ""
+    return _section("Settings and versions", table + note)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with the names joined."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{name} ")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "–" if value is None else str(value)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+
+
+def _section(title: str, content: str, style: str = "") -> str:
+    if not content:
+        return ""
+    return f'<section><h2>{escape(title)}</h2><div class="{style}">{content}</div></section>'
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Iterable[int] = (), style: str = "") -> str:
+    """A table that scrolls by itself where it is wider than the page."""
+    marked = set(marked)
+    lines = "".join(
+        f'<tr{" class=differs" if i in marked else ""}><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for i, row in enumerate(rows)
+    )
+    titles = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    return f'<div class="scroll" tabindex="0"><table class="{style}"><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'

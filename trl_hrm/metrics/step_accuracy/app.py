@@ -1,0 +1,9 @@
+"""What a Space on the Hub runs to show this metric."""
+
+from pathlib import Path
+
+import evaluate
+from evaluate.utils import launch_gradio_widget
+
+
+launch_gradio_widget(evaluate.load(str(Path(__file__).with_name("step_accuracy.py"))))

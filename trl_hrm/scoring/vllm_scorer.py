@@ -1,0 +1,124 @@
+"""Step scores from vLLM in this process."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from ..heads import num_labels
+from ..step_format import StepFormat
+from .paths import DOCS, ChainScorer, read_text_contract
+
+
+try:
+    from vllm import LLM, PoolingParams
+except ImportError as error:
+    raise ImportError(
+        f'scoring with vLLM needs vLLM, which cannot be imported ({error}). Run `pip install "trl-hrm[vllm]"`, or use '
+        "StepScorer (`--scorer transformers`)."
+    ) from error
+
+TASK = "token_classify"
+
+
+class VLLMScorer(ChainScorer):
+    """
+    Scores every step of candidate solutions with vLLM.
+
+    It takes what [`StepScorer`] takes and gives the same scores up to float rounding, in batches that vLLM makes up. A
+    candidate is one sequence, of which all steps are read. vLLM has no attention for trees and no prefix cache for token
+    classifiers, so what candidates share is computed again for each.
+
+    Args:
+        llm ([`~vllm.LLM`]):
+            Engine with `runner="pooling"`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+        step_format ([`StepFormat`]):
+            Text contract the model was trained with. vLLM serves the heads `"classification"` and `"regression"`.
+
+    Raises:
+        `ValueError`: If tokenizer, format and engine do not fit each other.
+    """
+
+    def __init__(self, llm: LLM, tokenizer: PreTrainedTokenizerBase, step_format: StepFormat):
+        config = llm.llm_engine.model_config
+        if config.runner_type != "pooling":
+            raise ValueError(
+                f'The engine has the runner {config.runner_type!r}. Start it with `LLM(..., runner="pooling")`.'
+            )
+        super().__init__(tokenizer, step_format, config.max_model_len)
+        check_classifier(config.hf_config, config.model, step_format)
+        self.llm = llm
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str,
+        step_format: StepFormat | None = None,
+        revision: str | None = None,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+        **engine_args: Any,
+    ) -> "VLLMScorer":
+        """
+        Start vLLM with a checkpoint of [`HRMRewardTrainer`].
+
+        Args:
+            path_or_repo (`str`):
+                Folder or Hub repository with the model, its tokenizer and `step_format.json`.
+            step_format ([`StepFormat`], *optional*):
+                Format to use for a checkpoint that has no `step_format.json`.
+            revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
+                Passed on when loading.
+            dtype (`str`, *optional*, defaults to `"float32"`):
+                Type of the weights. Beware that vLLM's `"auto"` makes float16 of float32.
+            **engine_args:
+                Other arguments of `vllm.LLM`. On CPU set `kv_cache_memory_bytes`: without it vLLM takes most of the memory.
+
+        Raises:
+            `ValueError`: If vLLM cannot serve the checkpoint: a LoRA adapter, or a causal language model.
+            `FileNotFoundError`: If the checkpoint has no `step_format.json` and none is given.
+        """
+        tokenizer, step_format = read_text_contract(path_or_repo, step_format, revision, trust_remote_code)
+        config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+        check_classifier(config, path_or_repo, step_format)  # starting the engine takes long
+        llm = LLM(
+            path_or_repo,
+            runner="pooling",
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            **engine_args,
+        )
+        return cls(llm, tokenizer, step_format)
+
+    def _outputs(self, sequences: list[list[int]], progress: bool) -> list[torch.Tensor]:
+        found = self.llm.encode(
+            [{"prompt_token_ids": ids} for ids in sequences],
+            PoolingParams(use_activation=False),
+            pooling_task=TASK,
+            use_tqdm=partial(tqdm, unit="path") if progress else False,
+        )
+        return [output.outputs.data.cpu() for output in found]
+
+
+def check_classifier(config: Any, name: str, step_format: StepFormat) -> None:
+    """
+    Refuse a model that is no token classifier with the outputs of the head.
+
+    Raises:
+        `ValueError`: vLLM would make an embedding model of it, or the scores would be those of another class.
+    """
+    architectures = config.architectures or []
+    if not any(architecture.endswith("ForTokenClassification") for architecture in architectures):
+        raise ValueError(
+            f"{name} has the architectures {architectures}, expected one that ends with ForTokenClassification. Where it is "
+            f"a causal language model, {DOCS} shows how to make a token classifier of it."
+        )
+    if config.num_labels != num_labels(step_format):
+        raise ValueError(
+            f"{name} has num_labels={config.num_labels}, but head {step_format.head!r} needs {num_labels(step_format)}."
+        )

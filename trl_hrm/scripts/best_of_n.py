@@ -1,0 +1,325 @@
+"""
+Choose among N solutions with a reward model, and see how accuracy grows with N: best-of-N and votes beside majority and pass@N,
+or a search that chooses step by step.
+
+```bash
+trl-hrm best-of-n --problems test.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct --reward_model me/my-hrm --output_dir runs/bon
+trl-hrm best-of-n --candidates samples.jsonl --reward_model me/my-hrm --aggregate min last --output_dir runs/bon
+```
+
+Stop it at will and start it again with the same command: it goes on where it was.
+"""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from .annotate import format_summary, make_manifest, read_all, search_problems
+from .annotate_options import make_engine, make_prompt
+from .best_of_n_options import (
+    AGGREGATES_OF_SOLUTIONS,
+    SAMPLES,
+    STEP_OPTIONS,
+    add_arguments,
+    check_options,
+    policy_options,
+)
+from .score_options import describe_scoring, load_scorer
+
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from pathlib import Path
+
+    from ..evaluation.pool import PoolProblem
+    from ..evaluation.results import Results
+    from ..search.shards import Shard
+
+
+__all__ = ["add_arguments", "run"]
+
+COUNTED = (
+    "problems_without_answer",
+    "problems_without_candidates",
+    "problems_ungradable",
+    "num_candidates",
+    "candidates_without_answer",
+    "candidates_without_steps",
+    "candidates_cut_off",
+    "candidates_too_long",
+    "candidates_unreadable",
+    "not_graded",
+)
+
+
+def run(args: argparse.Namespace) -> None:
+    import os
+    from pathlib import Path
+
+    from ..evaluation.results import check_results
+    from ..search.shards import launched_shard, show_own_gpu
+
+    check_options(args)
+    check_results(Path(args.output_dir), args.overwrite)
+    shard = launched_shard()
+    if shard.local is not None and os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # "" hides all GPUs
+        show_own_gpu(shard.local)  # policy and reward model both take the one they see
+    shard = shard._replace(local=None)
+    if args.strategy == "best_of_n":
+        _best_of_n(args, shard)
+    else:
+        _step_search(args, shard)
+
+
+def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
+    from ..evaluation.step_search_run import StepSearchConfig, run_step_search
+    from ..grading import AnswerGrader
+
+    same = (
+        "output_dir",
+        "n",
+        "strategy",
+        "spans",
+        "combine",
+        "extractors",
+        "seed",
+        "max_in_flight",
+        "max_open_problems",
+    )
+    given = {name: getattr(args, name) for name in STEP_OPTIONS if getattr(args, name) is not None}
+    if args.aggregate is not None:
+        given["aggregate"] = args.aggregate[0]
+    config = StepSearchConfig(**{name: getattr(args, name) for name in same}, **given)
+    options = policy_options(args)
+    prompt, rule = make_prompt(options)
+    problems = read_all(args)
+    scorer = load_scorer(args.reward_model, args)
+    with AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader:
+        engine = make_engine(options, shard)
+        results = run_step_search(
+            config,
+            problems.problems,
+            engine,
+            scorer,
+            grader,
+            prompt,
+            rule,
+            make_manifest(options, engine, prompt, rule, grader, shard.count),
+            _reward_model(args),
+            shard,
+            args.grader_workers,
+        )
+    _tell(args, shard, results)
+
+
+def _best_of_n(args: argparse.Namespace, shard: "Shard") -> None:
+    from collections import Counter
+    from pathlib import Path
+
+    from ..evaluation.judged_pool import BLOCK, files_digest, judge_pool
+    from ..evaluation.results import Part
+    from ..grading import AnswerGrader
+
+    args.aggregate = args.aggregate or AGGREGATES_OF_SOLUTIONS
+    counts: Counter = Counter()
+    problems, digest = _sampled(args, shard) if args.policy else _given(args, shard, counts)
+    settings = _settings(args)
+    header = {
+        **settings,
+        "reward_model": _reward_model(args),
+        "files of the reward model": files_digest(args.reward_model),
+        "problems of a block": BLOCK,
+        "candidates": digest,
+    }
+    with (
+        AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader,
+        Part(Path(args.output_dir), header, shard.index, shard.count, args.overwrite) as part,
+    ):
+        settings["grader"] = grader.describe()
+        if not part.is_finished:
+            scorer = load_scorer(args.reward_model, args)
+            judge_pool(problems, scorer, grader, part, args.spans, args.combine, args.grader_workers, progress=True)
+    _tell(args, shard, None if shard.index > 0 else _finish(args, shard, part.header, settings, counts))
+
+
+def _tell(args: argparse.Namespace, shard: "Shard", results: "Results | None") -> None:
+    if results is None:
+        print(f"part {shard.index} of {shard.count} is done; another process makes the results.")
+        return
+    print(format_results(results))
+    print(f"Next: trl-hrm report {args.output_dir} --output report.html")
+
+
+def _reward_model(args: argparse.Namespace) -> dict[str, Any]:
+    return {"model": args.reward_model, **describe_scoring(args)}
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What decides the numbers beside models and seed."""
+    names = ("aggregate", "spans", "combine", "extractors", "num_draws", "segmentation", "step_pattern", "join_steps")
+    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {"source": args.candidates or args.problems, "n": sorted(set(args.n)), **settings, "seed": args.seed}
+
+
+def _given(args: argparse.Namespace, shard: "Shard", counts: "Counter") -> tuple[list[tuple[int, "PoolProblem"]], str]:
+    """Candidates that are there, those of this shard with their places, and a digest of all."""
+    from ..data.candidates_config import CandidatesConfig
+    from ..evaluation.judged_pool import pool_digest
+    from ..evaluation.pool import read_pool, take_first
+    from ..search.shards import problem_shard
+
+    names = ("candidates", "segmentation", "step_pattern", "join_steps")
+    config = CandidatesConfig(split=args.candidates_split, **{name: getattr(args, name) for name in names})
+    answers = None if args.problems is None else read_all(args)
+    pool = take_first(read_pool(config, args.extractors, answers, counts), max(args.n), args.num_draws is not None)
+    chosen = [(i, p) for i, p in enumerate(pool) if problem_shard(p.problem_id, shard.count) == shard.index]
+    return chosen, pool_digest(pool)
+
+
+def _sampled(args: argparse.Namespace, shard: "Shard") -> tuple[list[tuple[int, "PoolProblem"]], str]:
+    """Candidates that the policy samples now, or sampled before: those of this shard with their places, and a digest of them."""
+    from pathlib import Path
+
+    from ..evaluation.cost import SampleCost
+    from ..evaluation.judged_pool import pool_digest
+    from ..evaluation.pool import read_run, take_first
+    from ..search.log import shard_name
+
+    problems = read_all(args)
+    folder = Path(args.output_dir, SAMPLES)
+    cost = SampleCost(folder, shard)
+    progress, summary, grades = search_problems(policy_options(args), shard, problems)
+    cost.end(progress)
+    print(format_summary(progress, summary, grades))
+    places = {problem.problem_id: place for place, problem in enumerate(problems.problems)}
+    nodes = folder / shard_name("nodes", shard.index, shard.count, "parquet")
+    pool = [problem for problem in read_run([nodes], args.extractors) if problem.problem_id in places]
+    pool = take_first(pool, max(args.n)) if pool else []
+    return [(places[problem.problem_id], problem) for problem in pool], pool_digest(pool)
+
+
+def _finish(
+    args: argparse.Namespace, shard: "Shard", header: dict[str, Any], settings: dict[str, Any], counts: "Counter"
+) -> "Results":
+    """Wait for the parts of all processes, and make results of them."""
+    from datetime import datetime, timezone
+    from pathlib import Path
+
+    from ..evaluation.cost import total_cost
+    from ..evaluation.curves import make_curves, summarize
+    from ..evaluation.results import Results, read_parts, write_candidates, write_results
+    from ..search.log import shard_name
+
+    folder = Path(args.output_dir)
+    parts = [folder / shard_name("part", i, shard.count, "jsonl") for i in range(shard.count)]
+    _wait(parts, header)
+    rows, counted = read_parts(parts)
+    judged = []
+
+    def problems():
+        for problem, classes in rows:
+            judged.append(summarize(problem, classes, args.aggregate))
+            yield problem
+
+    write_candidates(folder, problems())
+    counts += counted
+    run = Path(folder, SAMPLES) if args.policy else Path(args.candidates)
+    policy, statuses = _policy(run)
+    if not judged:
+        raise ValueError(
+            f"{run}: no problem is left to choose solutions of: {dict(counts + statuses)}. Reference answers that cannot be read "
+            "are ungradable, and problems with failed requests are errors."
+        )
+    made = make_curves(judged, args.n, args.num_draws, args.seed)
+    results = Results(
+        strategy=args.strategy,
+        reward_model=_reward_model(args),
+        policy=policy,
+        settings=settings,
+        versions=_versions(),
+        seed=args.seed,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        num_problems=len(judged),
+        counts={name: counts[name] for name in COUNTED} | dict(statuses),
+        n=settings["n"],
+        curves=made.curves,
+        hacking_gap=made.hacking_gap,
+        calibration=made.calibration,
+        cost=total_cost(run if policy else None, counts),
+    )
+    write_results(folder, results)
+    for path in [*folder.glob("part-*-of-*.jsonl"), *folder.glob("partial-*-of-*.jsonl")]:
+        path.unlink()
+    return results
+
+
+def _wait(parts: list["Path"], header: dict[str, Any]) -> None:
+    """Wait until the other processes are done. `accelerate launch` ends this one if one of them fails."""
+    import time
+
+    from ..evaluation.results import read_header
+
+    def is_done(path) -> bool:
+        if not path.exists():
+            return False
+        found = read_header(path) or {}
+        return {**found, "candidates": None} == {**header, "candidates": None}  # each has candidates of its own
+
+    told = False
+    while missing := [path.name for path in parts if not is_done(path)]:
+        if not told:
+            print(f"waiting for {len(missing)} other processes: {', '.join(missing[:4])}")
+            told = True
+        time.sleep(0.5)
+
+
+def _policy(run: "Path") -> tuple[dict[str, Any] | None, "Counter"]:
+    """What a run was started with, and how many of its problems ended without solutions, by status."""
+    from collections import Counter
+
+    from ..search.manifest import MANIFEST
+    from ..search.run_folder import read_manifest, read_summary
+
+    if not (run / MANIFEST).is_file():
+        return None, Counter()
+    manifest, summary = read_manifest(run), read_summary(run)
+    policy = {**manifest["engine"], **{name: manifest[name] for name in ("prompt", "search", "seed", "versions")}}
+    statuses = Counter({f"problems_{s}": count for s, count in summary["problems"].items() if s != "done"})
+    if summary["shards_missing"]:
+        statuses["shards_missing"] = summary["shards_missing"]
+    return policy, statuses
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from .. import __version__
+
+    names = ("torch", "transformers", "math-verify", "latex2sympy2_extended", "sympy")
+    return {"trl_hrm": __version__, **{name: version(name) for name in names}}
+
+
+def format_results(results: "Results") -> str:
+    """The curves as a table in percent, their intervals below, the hacking gap, and what was left out."""
+    width = max(map(len, results.curves)) + 2
+    lines = [
+        f"accuracy in percent and 95 % intervals over {results.num_problems:,} problems",
+        "N".ljust(width) + "".join(f"{n:>12}" for n in results.n),
+    ]
+    for name, points in results.curves.items():
+        lines.append(name.ljust(width) + "".join(f"{100 * point['accuracy']:>12.1f}" for point in points))
+        intervals = (f"{100 * point['low']:.1f}-{100 * point['high']:.1f}" for point in points)
+        lines.append(" " * width + "".join(f"{interval:>12}" for interval in intervals))
+    for name, gap in results.hacking_gap.items():
+        lines.append(
+            f"hacking gap of {name}: {100 * gap['gap']:.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}], from "
+            f"N={gap['best_n']} to N={gap['largest_n']}"
+        )
+    counted = {name: count for name, count in results.counts.items() if count and name != "num_candidates"}
+    if counted:
+        lines.append("counted: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counted.items()))
+    if results.counts["candidates_without_answer"] == results.counts.get("num_candidates"):
+        lines.append(
+            "warning: no solution states an answer, so that all accuracies are 0. Do --extractors read what the policy writes, and "
+            "does it have the tokens to come to an end?"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,218 @@
+"""What every search does with a request: it asks the engine, keeps the answer in the log, and has it graded."""
+
+import asyncio
+from typing import Any
+
+from ..grading import extract_answer
+from .engine import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
+from .log import EventLog
+from .open_tree import OpenTree, Request, request_seed
+from .progress import Progress
+from .prompts import Prompt
+from .steps import StepRule, cut_steps
+from .tree import Problem, make_id
+
+
+STATED = ("marker", "boxed")  # of the extractors, those that find nothing else: `####` also begins headings
+
+
+class Asking:
+    """
+    Asks an engine and a grader, and makes events of what they say. The order in which things are asked is the caller's.
+
+    What is sampled depends on problem, place in the tree and seed alone. What stands in the log is never asked again.
+
+    Args:
+        engine, grader, prompt, rule, log, seed, extractors:
+            See [`Scheduler`].
+        max_failures (`int`):
+            Failed requests in a row after which the run stops: the engine is down.
+        answer_ends (`bool`, *optional*, defaults to `False`):
+            Whether a step that states an answer ends the solution, beside the end of the sequence and the final stop
+            strings: one after `# Answer` or in a box, if these are among the extractors.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        grader: Any,
+        prompt: Prompt,
+        rule: StepRule,
+        log: EventLog,
+        seed: int,
+        extractors: tuple[str, ...],
+        max_failures: int,
+        answer_ends: bool = False,
+    ):
+        self.engine = engine
+        self.grader = grader
+        self.prompt = prompt
+        self.rule = rule
+        self.log = log
+        self.seed = seed
+        self.extractors = extractors
+        self.max_failures = max_failures
+        self.ending = tuple(name for name in extractors if name in STATED) if answer_ends else ()
+        self._failures = 0
+
+    def is_closed(self, problem: Problem) -> bool:
+        """
+        Whether the log shows that the problem has ended.
+
+        Raises:
+            `ValueError`: If the problem is another one in the log.
+        """
+        known = self.log.problems.get(problem.problem_id)
+        if known is None:
+            return False
+        before = self.log.problem(problem.problem_id)
+        if before != problem:
+            raise ValueError(
+                f"{self.log.path}: problem {problem.problem_id!r} is {before} in the log and {problem} now. Start with the same "
+                "problems to go on, or in another folder."
+            )
+        return known.status not in ("open", "error")
+
+    def open_tree(self, position: int, problem: Problem) -> OpenTree:
+        """The tree of a problem, from the log if it is there."""
+        if problem.problem_id in self.log.problems:
+            return self.log.read(problem.problem_id)
+        event = {
+            "event": "problem",
+            "problem_id": problem.problem_id,
+            "position": position,
+            "root_id": make_id("root", self.seed, problem.problem_id),
+            "prompt": problem.prompt,
+            "answer": problem.answer,
+            "prompt_ids": self.prompt.encode(self.engine.tokenizer, problem.prompt),
+        }
+        self.log.append(event)
+        return OpenTree.from_event(event)
+
+    async def check_reference(self, answer: str) -> str | None:
+        """Why a problem with this reference answer cannot be searched now, `None` if it can."""
+        grade = await self.grader.agrade(answer, answer)
+        if grade.correct:
+            return None
+        return "error" if grade.status in ("timeout", "died") else "ungradable"
+
+    async def ask(self, opened: OpenTree, request: Request, progress: Progress) -> bool:
+        """
+        Sample what a request wants, and let the tree grow by it. The caller has counted its sequences as in flight.
+
+        Returns:
+            `bool`: Whether there is an answer; else the failure is in the log.
+
+        Raises:
+            `EngineFatal`: If no request can succeed, or `max_failures` of them failed in a row.
+        """
+        node_id = opened.node_id(request)
+        prefix_ids = opened.tree.prefix_ids(request.node)
+        seed = request_seed(self.seed, node_id, request.round)
+        try:
+            samples = await self.engine.sample(
+                prefix_ids, request.n, request.stop, request.max_tokens, seed, opened.tree.problem.problem_id
+            )
+            check_samples(samples, request.n)
+        except PrefixTooLong:
+            samples = []  # the solution is cut off here, as by any limit of length
+        except EngineError as error:
+            self._fail(opened, node_id, request, error, progress)
+            return False
+        finally:
+            progress.count_in_flight(-request.n)
+        self._failures = 0
+        before = opened.tree.text(request.node)
+        self.tell(
+            opened,
+            {
+                "event": "samples",
+                "problem_id": opened.tree.problem.problem_id,
+                "above": node_id,
+                "round": request.round,
+                "role": request.role,
+                "cut": request.cut,
+                "weight": request.weight,
+                "seed": seed,
+                "samples": [self._record(request, before, prefix_ids, sample) for sample in samples],
+            },
+        )
+        _count(progress, prefix_ids, samples)
+        return True
+
+    async def grade(self, opened: OpenTree, key: tuple[str, int]) -> None:
+        """Grade what a request brought, by the id of the node it continued and its round, unless the log has that too."""
+        if key in opened.graded:
+            return
+        answers = [opened.tree.nodes[i].answer for i in opened.brought[key]]
+        reference = opened.tree.problem.answer
+        asked = (self.grader.agrade(answer, reference) for answer in answers if answer is not None)
+        grades = iter(await asyncio.gather(*asked))
+        self.tell(
+            opened,
+            {
+                "event": "grades",
+                "problem_id": opened.tree.problem.problem_id,
+                "above": key[0],
+                "round": key[1],
+                "correct": [None if answer is None else next(grades).correct for answer in answers],
+            },
+        )
+
+    def tell(self, opened: OpenTree, event: dict[str, Any]) -> None:
+        """Put an event in the log, then let the tree grow by it."""
+        self.log.append(event)
+        opened.apply(event)
+
+    def close(self, opened: OpenTree, status: str, progress: Progress) -> None:
+        """The search of a problem has ended."""
+        self.log.append({"event": "close", "problem_id": opened.tree.problem.problem_id, "status": status})
+        progress.closed[status] += 1
+
+    def _record(self, request: Request, before: str, prefix_ids: list[int], sample: Sample) -> dict[str, Any]:
+        tail = self.rule.tail(sample.text, sample.stop_reason) if request.role == "step" else 0
+        written = before + sample.text[: len(sample.text) - tail]
+        is_final = sample.finish == "eos" or sample.stop_reason in self.prompt.final_stops
+        if not is_final and sample.finish == "stop":
+            is_final = extract_answer(written, self.ending) is not None
+        record = {
+            "token_ids": list(sample.token_ids),
+            "text": sample.text,
+            "num_cached": sample.num_cached,
+            "finish": sample.finish,
+            "stop_reason": sample.stop_reason,
+            "is_final": is_final,
+        }
+        if is_final:
+            record["answer"] = extract_answer(written, self.extractors)
+        if request.cut:
+            record["cuts"] = cut_steps(self.rule, self.engine.tokenizer, prefix_ids, sample.token_ids, sample.text)
+        elif request.role == "step":
+            record["tail"] = tail
+        return record
+
+    def _fail(self, opened: OpenTree, node_id: str, request: Request, error: EngineError, progress: Progress) -> None:
+        self.log.append(
+            {
+                "event": "error",
+                "problem_id": opened.tree.problem.problem_id,
+                "above": node_id,
+                "round": request.round,
+                "message": str(error),
+            }
+        )
+        progress.num_failures += 1
+        self._failures += 1
+        if self._failures >= self.max_failures:
+            raise EngineFatal(
+                f"{self._failures} requests failed in a row, the last one with: {error} Everything up to here is in the log; "
+                "start again with the same command when the engine is back."
+            )
+
+
+def _count(progress: Progress, prefix_ids: list[int], samples: list[Sample]) -> None:
+    progress.num_requests += 1
+    progress.num_sequences += len(samples)
+    progress.generated_tokens += sum(len(sample.token_ids) for sample in samples)
+    progress.cached_tokens += sum(sample.num_cached for sample in samples)
+    progress.prefix_tokens += len(prefix_ids)

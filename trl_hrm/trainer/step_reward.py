@@ -1,0 +1,342 @@
+"""A step reward model as a reward function of TRL's GRPOTrainer and RLOOTrainer, with guards against the known hacks."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from accelerate import PartialState
+from accelerate.utils import patch_environment
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..scoring.aggregate import aggregate
+from ..scoring.candidate_scores import _fits
+from ..scoring.paths import TreeScorer
+from ..scoring.scorer import StepScorer
+from ..search.steps import RULES, StepRule, regex_rule
+
+
+GUARDS = ("too_few_steps", "too_many_steps", "repeated_steps", "blank_steps", "too_long")
+_STEP_NUMBER = re.compile(r"^\W*step\s*\d+\W*", re.IGNORECASE)
+
+
+class StepReward:
+    r"""
+    Reward function that judges every step of a completion with a step reward model.
+
+    A completion is cut into steps, all completions of a batch are scored in one call, those of one problem as one tree, and the
+    scores of its steps become one reward. A completion that a guard stops gets `guard_reward` and is counted; its steps are
+    not scored.
+
+    Example:
+
+    ```python
+    >>> from trl import GRPOTrainer
+    >>> trainer = GRPOTrainer(model, reward_funcs=[StepReward("outputs/tiny-hrm", aggregate="min")], ...)
+    ```
+
+    Args:
+        reward_model (`str` or [`StepScorer`]):
+            Folder or Hub repository of a checkpoint with its `step_format.json`, which is loaded whole on the device of each
+            process; or a scorer, which stays where it is.
+        aggregate (`str` or `Callable[[Sequence[float]], float]`, *optional*, defaults to `"min"`):
+            How the scores of the steps become the reward. See [`~scoring.aggregate.aggregate`].
+        problem_column (`str`, *optional*):
+            Column of the dataset with the problem as the reward model is to see it. A row where it is `None` gets no reward
+            from this function. By default the problem is the prompt, or its last message of the user.
+        segmentation (`str`, *optional*):
+            Name of the [`StepRule`] that cuts completions into steps. By default they are cut at the `step_separator` of the
+            checkpoint; where that is a blank line, `# Answer` stays with what follows it, as in the datasets of this package.
+        spans (`Sequence[int]`, *optional*, defaults to `(1,)`), combine (`str`, *optional*, defaults to `"max"`):
+            How steps are judged. See [`StepScorer.score`].
+        guard_reward (`float`, *optional*, defaults to `0.0`):
+            Reward of a completion that a guard stops.
+        min_steps (`int`, *optional*, defaults to `2`):
+            Guard `too_few_steps`: the fewest steps of a completion. One without any step is always stopped.
+        max_steps (`int`, *optional*, defaults to `64`):
+            Guard `too_many_steps`: the most steps of a completion. `None`: no limit.
+        max_repeated (`float`, *optional*, defaults to `0.25`):
+            Guard `repeated_steps`: the largest share of steps that say the same as an earlier step, up to case, white space
+            and the number of the step. `None`: no limit.
+        max_blank (`int`, *optional*, defaults to `4`):
+            Guard `blank_steps`: the most pieces between two separators that have neither a letter nor a digit. Those of white
+            space alone are never scored. `None`: no limit.
+        max_tokens (`int`, *optional*):
+            Guard `too_long`: the most tokens of the steps, with separators, by the tokenizer of the reward model. By default
+            only what has more tokens than the reward model has positions is stopped.
+        name (`str`, *optional*, defaults to `"step_reward"`):
+            Name in the logs. Give two of one run different names.
+        scorer_kwargs:
+            Passed to [`StepScorer.from_pretrained`], for example `dtype="bfloat16"` or `max_length`.
+
+    After a call, `metrics` (`dict[str, float]`) holds its parts: `step_score`, the mean score of the steps that were scored;
+    `num_steps`, the mean number of steps; `guarded`, the share of completions that a guard stopped; and
+    `guarded/{reason}` for each guard (a completion may have several reasons). They are logged under `{name}/` where the trainer
+    gives `log_metric`.
+
+    Raises:
+        `FileNotFoundError`: If the checkpoint has no `step_format.json`.
+        `ValueError`: If the model does not have the head of its format, or an argument has no meaning.
+    """
+
+    def __init__(
+        self,
+        reward_model: str | TreeScorer,
+        aggregate: str | Callable[[Sequence[float]], float] = "min",
+        problem_column: str | None = None,
+        segmentation: str | None = None,
+        spans: Sequence[int] = (1,),
+        combine: Literal["max", "mean"] = "max",
+        guard_reward: float = 0.0,
+        min_steps: int = 2,
+        max_steps: int | None = 64,
+        max_repeated: float | None = 0.25,
+        max_blank: int | None = 4,
+        max_tokens: int | None = None,
+        name: str = "step_reward",
+        **scorer_kwargs,
+    ):
+        _check(aggregate, segmentation, guard_reward, min_steps, max_steps, max_repeated)
+        if not isinstance(reward_model, str) and scorer_kwargs:
+            raise ValueError(f"{sorted(scorer_kwargs)} say how to load a reward model, but a scorer is given.")
+        self.scorer = _load(reward_model, **scorer_kwargs) if isinstance(reward_model, str) else reward_model
+        self.rule = (
+            separator_rule(self.scorer.step_format.step_separator) if segmentation is None else RULES[segmentation]
+        )
+        self.aggregate = aggregate
+        self.problem_column = problem_column
+        self.spans = spans
+        self.combine = combine
+        self.guard_reward = guard_reward
+        self.min_steps = min_steps
+        self.max_steps = max_steps
+        self.max_repeated = max_repeated
+        self.max_blank = max_blank
+        self.max_tokens = max_tokens
+        self.__name__ = name  # by which TRL logs the reward
+        self.metrics: dict[str, float] = {}
+
+    def __call__(
+        self,
+        prompts: Sequence[str | list[dict[str, Any]]],
+        completions: Sequence[str | list[dict[str, Any]]],
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list], None] | None = None,
+        **columns,
+    ) -> list[float | None]:
+        """
+        Rewards of completions, as TRL asks for them.
+
+        Args:
+            prompts (`Sequence[str]` or `Sequence[list[dict]]`):
+                B prompts: texts, or messages.
+            completions (`Sequence[str]` or `Sequence[list[dict]]`):
+                B completions: texts, or one message of the assistant each.
+            log_metric, log_extra (`Callable`, *optional*):
+                TRL's, for the metrics and for a column of the table of completions with the guards that stopped each.
+            columns:
+                Columns of the dataset, B values each, and what else TRL passes.
+
+        Returns:
+            `list[float | None]`: B rewards. `None` where `problem_column` is `None`.
+
+        Raises:
+            `ValueError`: If a prompt has no problem, a completion is not one text, or a score or reward is not a number.
+        """
+        problems = self._problems(prompts, columns)
+        texts = [_completion_text(completion) for completion in completions]
+        steps = [self.steps(text) for text in texts]
+        reasons = [
+            [] if problem is None else self.guards(problem, text, solution)
+            for problem, text, solution in zip(problems, texts, steps, strict=True)
+        ]
+        trees: dict[str, list[int]] = {}  # the completions of each problem
+        for i, problem in enumerate(problems):
+            if problem is not None and not reasons[i]:
+                trees.setdefault(problem, []).append(i)
+        rewards: list[float | None] = [None if problem is None else self.guard_reward for problem in problems]
+        solutions = [[steps[i] for i in members] for members in trees.values()]
+        scores = self.scorer.score(list(trees), solutions, spans=self.spans, combine=self.combine) if trees else []
+        for members, values in zip(trees.values(), scores, strict=True):
+            for i, step_scores in zip(members, values, strict=True):
+                rewards[i] = self._reward(step_scores)
+        judged = [i for i, problem in enumerate(problems) if problem is not None]
+        flat = [score for values in scores for step_scores in values for score in step_scores]
+        self.metrics = _metrics([len(steps[i]) for i in judged], [reasons[i] for i in judged], flat)
+        if log_metric is not None:
+            for key, value in self.metrics.items():
+                log_metric(f"{self.__name__}/{key}", value)
+        if log_extra is not None:
+            log_extra(f"{self.__name__}/guards", [", ".join(found) for found in reasons])
+        return rewards
+
+    def steps(self, text: str) -> list[str]:
+        """The steps of a completion, without separators and the space around them. None is blank."""
+        separator = self.scorer.step_format.step_separator.strip()
+        ends = self.rule.ends(text)
+        pieces = [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
+        steps = [piece.removesuffix(separator).strip() for piece in pieces]
+        return [step for step in steps if step]
+
+    def guards(self, problem: str, text: str, steps: Sequence[str]) -> list[str]:
+        """
+        The guards that stop a completion.
+
+        Args:
+            problem (`str`):
+                The problem.
+            text (`str`):
+                The completion.
+            steps (`Sequence[str]`):
+                Its steps.
+
+        Returns:
+            `list[str]`: Some of `GUARDS`, in their order.
+        """
+        num_repeated = len(steps) - len({_content(step) for step in steps})
+        stops = (
+            len(steps) < self.min_steps,
+            self.max_steps is not None and len(steps) > self.max_steps,
+            self.max_repeated is not None and num_repeated > self.max_repeated * len(steps),
+            self.max_blank is not None and num_blank(text, self.scorer.step_format.step_separator) > self.max_blank,
+            self._too_long(problem, steps),
+        )
+        return [guard for guard, stop in zip(GUARDS, stops, strict=True) if stop]
+
+    def _too_long(self, problem: str, steps: Sequence[str]) -> bool:
+        if self.max_tokens is not None:
+            _, step_ids = self.scorer.step_format.encode(self.scorer.tokenizer, problem, steps)
+            if sum(map(len, step_ids)) > self.max_tokens:
+                return True
+        return not _fits(self.scorer, problem, steps, self.spans)
+
+    def _problems(self, prompts: Sequence, columns: dict[str, Any]) -> list[str | None]:
+        if self.problem_column is None:
+            return [_problem(prompt) for prompt in prompts]
+        if self.problem_column not in columns:
+            raise ValueError(
+                f"{self.__name__}: problem_column is {self.problem_column!r}, and the dataset has the columns "
+                f"{sorted(name for name, value in columns.items() if isinstance(value, list))} beside the prompt. Name one of them."
+            )
+        return columns[self.problem_column]
+
+    def _reward(self, scores: Sequence[float]) -> float:
+        reward = aggregate(scores, self.aggregate)
+        if not math.isfinite(reward):  # it would make every advantage of its group NaN
+            raise ValueError(f"{self.__name__}: the aggregate of the step scores {scores} is {reward}.")
+        return reward
+
+
+def separator_rule(separator: str) -> StepRule:
+    r"""
+    The rule that cuts at a separator of steps.
+
+    Example:
+
+    ```python
+    >>> separator_rule(" ки").ends("One. ки Two. ки")
+    [7, 15]
+    ```
+    """
+    return RULES["blank_line"] if separator.isspace() and "\n\n" in separator else regex_rule(re.escape(separator))
+
+
+def num_blank(text: str, separator: str) -> int:
+    r"""
+    Number of pieces between two separators, or before the first, that have neither a letter nor a digit.
+
+    Example:
+
+    ```python
+    >>> num_blank("One.\n\n\n\n...\n\nTwo.\n\n", "\n\n")
+    2
+    ```
+    """
+    pieces = text.split(separator)[:-1]
+    return sum(not any(map(str.isalnum, piece)) for piece in pieces)
+
+
+def _content(step: str) -> str:
+    """What a step says, up to case, white space and its number."""
+    return " ".join(_STEP_NUMBER.sub("", step).split()).casefold()
+
+
+def _problem(prompt: str | list[dict[str, Any]]) -> str:
+    """The text of a prompt, or of its last message of the user."""
+    if isinstance(prompt, str):
+        return prompt
+    questions = [message["content"] for message in prompt if message["role"] == "user"]
+    if not questions:
+        raise ValueError(
+            f"a prompt has messages of {[message['role'] for message in prompt]}, expected one of the user."
+        )
+    return _content_text(questions[-1])
+
+
+def _completion_text(completion: str | list[dict[str, Any]]) -> str:
+    if isinstance(completion, str):
+        return completion
+    roles = [message["role"] for message in completion]
+    if roles != ["assistant"]:
+        raise ValueError(
+            f"a completion has messages of {roles}, expected one, of the assistant: a step reward model judges one text. "
+            "Completions with calls of tools cannot be judged."
+        )
+    return _content_text(completion[0]["content"])
+
+
+def _content_text(content: str | list[dict[str, Any]] | None) -> str:
+    """Text of a message, also of one in content blocks; nothing where a message has none."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    kinds = sorted({block["type"] for block in content} - {"text"})
+    if kinds:
+        raise ValueError(f"a message has content of type {kinds}, and a step reward model reads text alone.")
+    return "".join(block["text"] for block in content)
+
+
+def _metrics(num_steps: list[int], reasons: list[list[str]], scores: list[float]) -> dict[str, float]:
+    """Parts of the rewards of one batch. A mean over nothing is left out."""
+    metrics = {"step_score": math.fsum(scores) / len(scores)} if scores else {}
+    if reasons:
+        metrics["num_steps"] = sum(num_steps) / len(num_steps)
+        metrics["guarded"] = sum(map(bool, reasons)) / len(reasons)
+        metrics |= {f"guarded/{guard}": sum(guard in found for found in reasons) / len(reasons) for guard in GUARDS}
+    return metrics
+
+
+def _load(path_or_repo: str, **kwargs) -> StepScorer:
+    """The reward model on the device of this process, whole."""
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "StepReward: the configuration of the trainer turned ZeRO-3 on, so that the reward model would be loaded in "
+            "shards. Make the StepReward before the GRPOConfig or RLOOConfig, or pass it a scorer."
+        )
+    device = PartialState().device
+    kwargs.setdefault("device_map", None if device.type == "cpu" else {"": device})
+    # with it on, FSDP expects the weights from the first rank, which sends those of the policy only
+    with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
+        return StepScorer.from_pretrained(path_or_repo, **kwargs)
+
+
+def _check(
+    name: str | Callable[[Sequence[float]], float],
+    segmentation: str | None,
+    guard_reward: float,
+    min_steps: int,
+    max_steps: int | None,
+    max_repeated: float | None,
+) -> None:
+    if isinstance(name, str):
+        aggregate([0.5], name)
+    if segmentation is not None and segmentation not in RULES:
+        raise ValueError(f"segmentation is {segmentation!r}, expected one of {', '.join(RULES)}.")
+    if not math.isfinite(guard_reward):
+        raise ValueError(f"guard_reward is {guard_reward}, expected a number: TRL leaves out what is none.")
+    if min_steps < 1 or (max_steps is not None and max_steps < min_steps):
+        raise ValueError(
+            f"min_steps is {min_steps} and max_steps {max_steps}, expected 1 <= min_steps <= max_steps: a completion without "
+            "steps has nothing to judge."
+        )
+    if max_repeated is not None and not 0 <= max_repeated <= 1:
+        raise ValueError(f"max_repeated is {max_repeated}, expected a share of the steps, from 0 to 1.")
