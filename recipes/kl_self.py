@@ -7,7 +7,7 @@ Train a policy on its best trajectories, held near a reference by a log-scaled K
 Every setting of the YAML can be overridden on the command line, for example `--kl_coef 0.01`.
 """
 
-from trl_hrm.scripts.recipe_setup import DatasetArguments, load_splits, model_init_kwargs
+from trl_hrm.scripts.recipe_setup import DatasetArguments, end_together, load_splits, model_init_kwargs
 
 
 def main(script_args, training_args, model_args):
@@ -33,7 +33,7 @@ def main(script_args, training_args, model_args):
         trainer.save_metrics("eval", metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.end()  # finishes the trackers and the process group
+    end_together(trainer)
 
 
 def make_parser():

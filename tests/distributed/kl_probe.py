@@ -126,4 +126,5 @@ allow_fsdp_on_cpu()
 gc.freeze()  # each training ends with a collection, of all that is imported otherwise
 for path in sys.argv[1:]:
     train(**json.loads(Path(path).read_text(encoding="utf-8")))
+PartialState().wait_for_everyone()  # see `end_together` of the recipes
 PartialState().destroy_process_group()

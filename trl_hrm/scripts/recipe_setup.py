@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainingArguments
+    from transformers import Trainer, TrainingArguments
     from trl import ModelConfig
 
 
@@ -71,3 +71,15 @@ def load_splits(
             "`dataset_train_split` and `dataset_test_split`, or `eval_strategy: no`."
         )
     return dataset[script_args.dataset_train_split], dataset[script_args.dataset_test_split] if evaluates else None
+
+
+def end_together(trainer: "Trainer") -> None:
+    """
+    Finish the trackers and the process group, once every process is there. The last call of a script.
+
+    Without a barrier a process may leave within a millisecond of its last collective. With gloo (on CPU) a thread of its
+    process group is then still freeing the tensors of that collective, for which it needs the interpreter: now and then the
+    process aborts ("terminate called without an active exception") or hangs.
+    """
+    trainer.accelerator.wait_for_everyone()
+    trainer.end()
