@@ -43,6 +43,10 @@ def words_of(path: str) -> list[str]:
 
     with open(path, encoding="utf-8") as file:
         settings = yaml.safe_load(file)
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{path}: found {settings!r}, expected settings, one a line, as in `output_dir: runs/best-of-n`."
+        )
     words = []
     for name, value in settings.items():
         if isinstance(value, list):

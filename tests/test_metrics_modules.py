@@ -153,10 +153,25 @@ class TestProcessBenchF1:
         found = load("process_bench_f1").compute(predictions=[[0.9]], references=[-1])
         assert found["f1"] is found["error_accuracy"] is None and found["accuracy"] == 1
 
-    @pytest.mark.parametrize("first_error", [-2, 2])
-    def test_bad_input(self, load, first_error):
-        with pytest.raises(ValueError, match=f"the first wrong step is {first_error}, expected an index of 2 steps"):
-            load("process_bench_f1").compute(predictions=[[0.9, 0.9]], references=[first_error])
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"references": [-2]}, "the first wrong step is -2, expected an index of 2 steps"),
+            ({"references": [2]}, "the first wrong step is 2, expected an index of 2 steps"),
+            ({"references": [None]}, "the first wrong step is None"),
+            ({"predictions": [[0.9, 1.5]]}, r"solution 0: the scores are \[0.9, 1.5\]"),
+            ({"predictions": [[0.9, math.nan]]}, r"solution 0: the scores are \[0.9, nan\]"),
+            ({"predictions": [[0.9, None]]}, r"solution 0: the scores are \[0.9, None\]"),
+            ({"predictions": [[]]}, r"solution 0: the scores are \[\]"),
+            ({"predictions": [], "references": []}, "there is no solution"),
+            ({"threshold": math.nan}, "threshold is nan"),
+            ({"threshold": 50}, "threshold is 50, expected a number from 0 to 1"),
+        ],
+    )
+    def test_bad_input(self, load, change, message):
+        """A solution without steps would count as found free of errors, and a threshold in percent would find errors everywhere."""
+        with pytest.raises(ValueError, match=message):
+            load("process_bench_f1").compute(**{"predictions": [[0.9, 0.9]], "references": [-1]} | change)
 
 
 class TestBestOfN:
@@ -210,6 +225,7 @@ class TestBestOfN:
         ("change", "message"),
         [
             ({"n": [8]}, r"n is \[8\], expected numbers from 1 to 2, the solutions of problem 0"),
+            ({"num_draws": 0}, "num_draws is 0, expected 1 or more"),
             ({"predictions": [[0.5, 1.5]]}, r"problem 0: the scores are \[0.5, 1.5\], expected numbers from 0 to 1"),
             ({"predictions": [[0.5, math.nan]]}, "problem 0: the scores are"),
             ({"texts": [["a"]]}, "problem 0: got 2 scores, 2 judgements and 1 texts"),

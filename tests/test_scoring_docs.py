@@ -78,6 +78,48 @@ def test_transformers(name, tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)) == 2
 
 
+READ_REVISIONS = f"""
+from trl_hrm import StepScorer
+from trl_hrm.scoring.paths import read_text_contract
+for revision in ("main", "v2"):
+    scorer = StepScorer.from_pretrained(checkpoint, revision=revision)
+    tokenizer, step_format = read_text_contract(checkpoint, None, revision, False)
+    assert step_format == scorer.step_format and tokenizer.chat_template == scorer.tokenizer.chat_template
+    print("FOUND", json.dumps([tokenizer.chat_template, scorer.score([{PROBLEM!r}], [[{STEPS!r}]])[0][0]]))
+try:
+    read_text_contract(checkpoint, None, "lora", False)
+except ValueError as error:
+    print("FOUND", json.dumps(str(error)))
+"""
+
+
+def test_pushed(tmp_path):
+    """
+    The page word for word, with what was pushed under the name that it uses, as the client of the Hub keeps it.
+
+    Another revision has other weights, another format, and another template: with a mix of two, scores would still be scores.
+    """
+    repo = tmp_path / "models--me--my-hrm"
+    (repo / "refs").mkdir(parents=True)
+    folders = {}
+    for revision, name, seed in (("main", "chat", 0), ("v2", "user", 1), ("lora", "chat", 0)):
+        (repo / "refs" / revision).write_text(commit := revision[0] * 40)
+        folders[revision] = save(repo / "snapshots" / commit, name, seed=seed)
+    Path(folders["v2"], "chat_template.jinja").write_text("{{ messages[0]['content'] }}?")
+    Path(folders["lora"], "adapter_config.json").write_text("{}")
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    code = ENCODE + code_under("With transformers alone") + READ_REVISIONS
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    of_page = json.loads(done.stdout.splitlines()[0])
+    main, v2, of_adapter = map(json.loads, re.findall("^FOUND (.*)$", done.stdout, flags=re.MULTILINE))
+    scorer = StepScorer.from_pretrained(folders["main"])
+    assert of_page == pytest.approx(scorer.score(["1+2+3 = ?"], [[["1+2 = 3.", "3+3 = 7."]]])[0][0], abs=1e-5)
+    assert main == [TEMPLATE, pytest.approx(expected(folders["main"]), abs=1e-6)]
+    assert v2 == ["{{ messages[0]['content'] }}?", pytest.approx(expected(folders["v2"]), abs=1e-6)]
+    assert "is a LoRA adapter" in of_adapter
+
+
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_server(name, tmp_path):
     """With a server that answers as vLLM does; the slow test has vLLM."""
@@ -96,6 +138,25 @@ def test_label_tokens_become_a_classifier(tied, tmp_path):
     run(with_names(code, checkpoint=folder, classifier=str(tmp_path / "classifier")))
     assert StepFormat.from_pretrained(tmp_path / "classifier").head == "classification"
     assert expected(tmp_path / "classifier") == pytest.approx(expected(folder), abs=1e-5)
+
+
+def test_merged_adapter_of_a_language_model(tmp_path):
+    """Merged as the page says, and then made a classifier."""
+    base, adapter, merged = save(tmp_path / "base", "lm"), tmp_path / "adapter", str(tmp_path / "merged")
+    model = tiny_model(FORMATS["lm"])
+    model.name_or_path = base
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(adapter)
+    tiny_tokenizer().save_pretrained(adapter)
+    FORMATS["lm"].save(adapter)
+    [loading] = re.findall(r'^For `head: "lm"` load it with `(.*)`,', PAGE, flags=re.MULTILINE)
+    code = code_under("LoRA adapters").replace("AutoPeftModelForTokenClassification", "AutoPeftModelForCausalLM")
+    code = re.sub(r"AutoPeftModelForCausalLM\.from_pretrained\(.*?\)", loading, code)
+    run(with_names(code, adapter=str(adapter), merged=merged))
+    code = code_under('Causal language models (`head: "lm"`)')
+    run(with_names(code, checkpoint=merged, classifier=str(tmp_path / "classifier")))
+    assert expected(tmp_path / "classifier") == pytest.approx(expected(adapter), abs=1e-5)
+    assert expected(adapter) != pytest.approx(expected(base), abs=1e-3)
 
 
 def test_merged_adapter(tmp_path):

@@ -7,6 +7,11 @@ Write judged solutions of a small arithmetic world, to try everything without a 
 
 import argparse
 import json
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from trl_hrm import StepTree
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -16,6 +21,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON Lines file to write")
     parser.add_argument("--num_problems", type=int, default=300, help="number of problems")
     parser.add_argument("--num_solutions", type=int, default=8, help="solutions of each problem")
+    parser.add_argument(
+        "--step_headers",
+        action="store_true",
+        help="write steps as the policy of make_policy.py does, to judge its solutions",
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of the world")
     return parser
 
@@ -25,8 +35,22 @@ def main(args: argparse.Namespace) -> None:
 
     with open(args.output, "w", encoding="utf-8") as file:
         for tree in step_trees(args.num_problems, args.num_solutions, args.seed):
-            file.write(json.dumps(tree.to_row()) + "\n")
+            file.write(json.dumps((headed(tree) if args.step_headers else tree).to_row()) + "\n")
     print(f"{args.num_problems} problems written to {args.output}.")
+
+
+def headed(tree: "StepTree") -> "StepTree":
+    """The tree with a header before each step, and each answer in one step with what it follows."""
+    from trl_hrm import StepTree
+
+    chains = []
+    for answer in (i for i, text in enumerate(tree.completions) if text.startswith("# Answer")):
+        *path, last, _ = tree.path(answer)
+        texts = [f"# Step {k}\n{tree.completions[i]}" for k, i in enumerate([*path, last], start=1)]
+        texts[-1] += f"\n\n{tree.completions[answer]}\n# END!"
+        labels = [tree.labels[i] for i in [*path, answer]]
+        chains.append(StepTree(tree.prompt, texts, labels, list(range(-1, len(texts) - 1))))
+    return StepTree.from_chains(chains)[0]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output_dir", default="outputs/tiny-policy", help="folder to write the policy to")
     parser.add_argument("--problems", default="problems.jsonl", help="file to write problems and their answers to")
+    parser.add_argument("--test_problems", help="file for as many other problems, to measure on (default: none)")
     parser.add_argument("--num_problems", type=int, default=20, help="problems to write; none of them is trained on")
     parser.add_argument(
         "--max_steps", type=int, default=700, help="optimizer steps: 4 of 7 without slips, then with them"
@@ -36,6 +37,8 @@ def main(args: argparse.Namespace) -> None:
     rng = random.Random(args.seed)
     held_out = different_problems(rng, args.num_problems)
     problems = [problem for problem in different_problems(rng, 6000) if problem not in held_out]
+    test = problems[: args.num_problems] if args.test_problems else []
+    problems = problems[len(test) :]
     sample = [solution(problem, rng, 0.25) for problem in problems[:1000]]
     make_tiny_model(texts_of(sample), args.output_dir, kind="causal", vocab_size=320, seed=args.seed)
     model = AutoModelForCausalLM.from_pretrained(args.output_dir)
@@ -58,10 +61,10 @@ def main(args: argparse.Namespace) -> None:
         collator = DataCollatorForSeq2Seq(tokenizer)
         Trainer(model, settings, train_dataset=rows, data_collator=collator, processing_class=tokenizer).train()
     model.save_pretrained(args.output_dir)
-    with open(args.problems, "w", encoding="utf-8") as file:
-        for problem in held_out:
-            file.write(json.dumps({"problem": problem.text(), "answer": str(problem.values()[-1])}) + "\n")
-    print(f"Policy saved to {args.output_dir}, {len(held_out)} problems written to {args.problems}.")
+    print(f"Policy saved to {args.output_dir}.")
+    write_problems(held_out, args.problems)
+    if test:
+        write_problems(test, args.test_problems)
 
 
 def different_problems(rng: random.Random, number: int) -> list:
@@ -72,6 +75,14 @@ def different_problems(rng: random.Random, number: int) -> list:
     while len(found) < number:
         found[make_problem(rng)] = None
     return list(found)
+
+
+def write_problems(problems: list, path: str) -> None:
+    """Problems with their answers, as JSON Lines."""
+    with open(path, "w", encoding="utf-8") as file:
+        for problem in problems:
+            file.write(json.dumps({"problem": problem.text(), "answer": str(problem.values()[-1])}) + "\n")
+    print(f"{len(problems)} problems written to {path}.")
 
 
 def solution(problem, rng: random.Random, slip_rate: float) -> tuple[str, str]:

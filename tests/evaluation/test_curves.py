@@ -156,6 +156,12 @@ def test_intervals_cover_the_truth():
     assert 176 <= covered <= 200
 
 
+def test_intervals_are_of_95_percent():
+    """As wide as that of the binomial, 2 * 1.96 deviations: those of 90 % would cover nearly as often in the test above."""
+    points, _ = curve_with_gap("x", np.array([[1.0] * 500 + [0.0] * 500]), [1])
+    assert points[0]["high"] - points[0]["low"] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 1000), rel=0.08)
+
+
 def test_the_gap_is_paired():
     """The same problems fail at both N: unpaired, the interval of a gap of 0.1 over 100 problems would reach below 0."""
     solved = np.array([[1.0] * 50 + [0.0] * 50, [1.0] * 40 + [0.0] * 60])
@@ -171,6 +177,11 @@ def test_seeds():
     assert first == again
     other = make_curves(pool, [1, 8], num_draws=3, seed=2)
     assert first.curves["best_of_n/min"] != other.curves["best_of_n/min"]
+    first, other = (make_curves(pool, [1, 8], seed=seed).curves["best_of_n/min"] for seed in (1, 2))
+    assert [point["accuracy"] for point in first] == [point["accuracy"] for point in other] and first != other
+    # equal problems have orders of their own: else an unlucky one would be that of all
+    same = [judged([True, False], [0.5, 0.5], name=f"p{i}") for i in range(40)]
+    assert 0.2 < accuracies(make_curves(same, [1], num_draws=1), "best_of_n/min")[0] < 0.8
     # draws of a problem do not depend on what other problems there are; all solutions are one set whatever the draw
     alone = make_curves(pool[7:8], [1, 8, 16], num_draws=3, seed=1)
     values = make_curves(pool[7:9], [1, 8, 16], num_draws=3, seed=1)

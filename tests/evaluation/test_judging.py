@@ -56,6 +56,15 @@ def test_too_long_ones_are_none_and_the_others_are_scored(spans):
     assert found[1] == pytest.approx(scorer.score(["1?"], [[short]], spans=spans)[0][0], abs=1e-5)
 
 
+def test_a_merged_step_may_be_longer():
+    """A scorer refuses what has no position: one row would end the run."""
+    step_format = StepFormat(merge_separator=" then " * 40)
+    scorer = StepScorer(tiny_model(step_format, max_position_embeddings=64), tiny_tokenizer(), step_format)
+    solutions = [solution("1?", ["x y", "so 3"]), solution("2?", ["x"])]
+    assert [scores is None for scores in score_solutions(scorer, solutions)] == [False, False]
+    assert [scores is None for scores in score_solutions(scorer, solutions, spans=(1, 2))] == [True, False]
+
+
 def test_no_number_raises():
     scorer = SayingScorer(lambda step: math.nan if step == "bad" else 0.5)
     with pytest.raises(ValueError, match=r"file:b: the reward model returned \[0.5, nan\] for 2 steps"):

@@ -3,7 +3,7 @@
 import json
 import random
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from trl_hrm.search.rollouts import Rollouts
 from trl_hrm.search.root_filter import RootFilter
 from trl_hrm.search.run_folder import finish_shard
 
-from ..search.scripted import FINAL, PROMPT, SEARCHES, make_problems, run_scripted
+from ..search.scripted import FINAL, PROMPT, SEARCHES, ExactGrader, make_problems, run_scripted
 
 
 EXTRACTORS = ("marker", "boxed", "hash")
@@ -118,8 +118,8 @@ def test_a_dataset(tmp_path):
     assert [(p.answer, p.candidates[0].answer) for p in pool] == [("0", "0"), ("1", "1"), ("2", "2")]
 
 
-def run(folder: Path, search, statuses=None, **more) -> Path:
-    run_scripted(folder, search, make_problems(6), **more)
+def run(folder: Path, search, problems=None, **more) -> Path:
+    run_scripted(folder, search, problems or make_problems(6), **more)
     check_manifest(folder, {"prompt": asdict(PROMPT), "search": search.describe()})
     finish_shard(folder, 0, 1)
     return folder
@@ -146,6 +146,24 @@ def test_a_run(tmp_path, num_completions):
         assert candidate.steps and "".join("".join(candidate.steps).split()) == "".join(candidate.text.split())
         assert len(candidate.steps) == candidate.text.count("# Step ")
         assert candidate.answer is None or candidate.finish != "length"
+
+
+def test_a_run_with_problems_and_solutions_without_an_end(tmp_path):
+    """
+    A solution that was cut off has no answer, as in the run itself, though it says one before it goes on; a problem without
+    solutions is none of the pool: with no candidate it would stop everything at the largest N.
+    """
+
+    def script(prefix: str, rng: random.Random) -> str:
+        return "# Step 1\nIt is \\boxed{7}" + (", and so on" * 40 if rng.random() < 0.5 else ".\n# END!")
+
+    problems = [(i, replace(problem, answer="?" if i == 2 else "7")) for i, problem in make_problems(6)]
+    grader = ExactGrader(unreadable=("?",))
+    folder = run(tmp_path / "run", SOLUTIONS, problems, script=script, grader=grader)
+    pool, _ = read(str(folder))
+    assert [p.problem_id for p in pool] == ["p000", "p001", "p003", "p004", "p005"]
+    answers = Counter((c.finish, c.answer) for p in pool for c in p.candidates)
+    assert set(answers) == {("length", None), ("stop", "7")} and min(answers.values()) > 10
 
 
 def test_runs_that_are_no_samples(tmp_path):

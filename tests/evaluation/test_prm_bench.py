@@ -94,6 +94,18 @@ def test_a_category_without_one_of_its_classes_has_no_average():
     assert list(found["averages"]) == ["simplicity", "sensitivity", "overall"]
 
 
+def test_a_validation_part_of_original_processes_only():
+    """Where the modified ones are too long: hours of scoring must not end in an error of numpy."""
+    solutions, scores = [], []
+    for i in range(30):
+        for kind, labels, values in (("redundency", [1, 0], [0.9, 0.1]), ("correct", [1, 1], [0.9, 0.8])):
+            solutions.append(Solution("by hand", kind, str(i), f"{kind} {i}", ["x", "y"], labels, f"p{i}"))
+            scores.append(None if kind == "redundency" and i != 29 else values)
+    results = measure(PRM_BENCH, solutions, scores)
+    assert results["averages"]["overall"]["prm_score"] == 1
+    assert results["tuned"]["threshold"] is None and results["tuned"]["num_validation"] > 0
+
+
 def test_rows(tmp_path):
     """Steps are counted from 1, the modified question is asked, and one class gives the original solution too."""
     rows = [prm_row(1, "redundency", [2, 9]), prm_row(1, "confidence", [1, 3])]

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,8 @@ def test_subsets_by_file_column_and_split(tmp_path):
     found = read(tmp_path / "array.json").solutions
     assert [(one.subset, one.id, one.labels) for one in found] == by_file
     assert found[1].where == f"{tmp_path / 'array.json'}, row 1"
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(together).encode())  # as some editors save it
+    assert [one.labels for one in read(tmp_path / "marked.json").solutions] == [labels for *_, labels in by_file]
     splits = DatasetDict({name: Dataset.from_list(part) for name, part in rows.items()})
     for name, dataset in splits.items():
         dataset.to_parquet(tmp_path / "hub" / f"{name}-00000-of-00001.parquet")
@@ -206,13 +209,32 @@ class TestResults:
         assert width[640] == pytest.approx(width[40] / 4, rel=0.25)
 
     def test_solutions_of_one_problem_are_drawn_together(self):
-        """Eight copies of a problem are no eightfold evidence."""
+        """Eight solutions of a problem are no eightfold evidence."""
         single = [solution(i, -1 if i % 2 else 0) for i in range(40)]
         scores = [[0.9] * 3 if i % 4 < 2 else [0.1] * 3 for i in range(40)]
-        copies = [one for one in single for _ in range(8)]
+        copies = [replace(one, id=f"{one.id}.{k}") for one in single for k in range(8)]
         found = measure(PROCESS_BENCH, single, scores)["subsets"]["gsm8k"]
         repeated = measure(PROCESS_BENCH, copies, [one for one in scores for _ in range(8)])["subsets"]["gsm8k"]
         assert (repeated["low"], repeated["high"]) == pytest.approx((found["low"], found["high"]))
+
+    def test_interval_against_a_plain_bootstrap(self):
+        """Nine tenths in place of 95 %, or draws that forget a subset, look as plausible."""
+        rng = np.random.default_rng(0)
+        solutions = [solution(i, i % 4 - 1, "math" if i % 3 else "gsm8k") for i in range(60)]
+        scores = rng.choice([0.2, 0.8, 0.9], (60, 3)).tolist()
+        hits = [predict_first_error(row, 0.5) == one.first_error for one, row in zip(solutions, scores, strict=True)]
+        found = []
+        for draw in np.random.default_rng(42).multinomial(60, [1 / 60] * 60, size=1000):
+            f1 = []
+            for subset in ("gsm8k", "math"):
+                part = [i for i, one in enumerate(solutions) if one.subset == subset]
+                kinds = [[i for i in part if (solutions[i].first_error < 0) == right] for right in (False, True)]
+                first, second = (sum(draw[i] * hits[i] for i in kind) / sum(draw[kind]) for kind in kinds)
+                f1.append(2 * first * second / (first + second) if first + second else 0)
+            found.append(sum(f1) / 2)
+        average = measure(PROCESS_BENCH, solutions, scores)["averages"]["unweighted"]
+        assert (average["low"], average["high"]) == pytest.approx(tuple(np.percentile(found, [2.5, 97.5])))
+        assert average["low"] < average["f1"] < average["high"]
 
     def test_same_seed_same_results(self):
         solutions = [solution(i, i % 4 - 1) for i in range(50)]
@@ -279,6 +301,16 @@ class TestTunedThreshold:
         assert tuned["num_validation"] + tuned["num_rest"] == 200 and 40 < tuned["num_validation"] < 80
         assert "gives 100.0 on the other" in format_results("processbench", results)
 
+    @pytest.mark.parametrize(("threshold", "nearest"), [(0.5, 0.7), (0.95, 0.85)])
+    def test_of_equal_ones_the_nearest_to_the_given_threshold(self, threshold, nearest):
+        """Every threshold between the two scores is as good, and the steps that follow an error lie there."""
+        solutions, _ = self.scored()
+        between = iter(np.linspace(0.701, 0.849, 600).tolist())
+        said = {0: lambda: 0.7, 1: lambda: 0.85, None: lambda: next(between)}
+        scores = [[said[label]() for label in one.labels] for one in solutions]
+        tuned = measure(PROCESS_BENCH, solutions, scores, threshold, 0.3)["tuned"]
+        assert tuned["validation"] == 1 and tuned["threshold"] == pytest.approx(nearest, abs=0.01)
+
     def test_the_rest_does_not_choose(self):
         """A threshold chosen on the rows it is reported on is an upper bound, not a result."""
         solutions, scores = self.scored()
@@ -289,7 +321,13 @@ class TestTunedThreshold:
         ]
         second = measure(PROCESS_BENCH, solutions, turned, validation_size=0.3)["tuned"]
         assert second["threshold"] == first["threshold"] and second["validation"] == 1
-        assert second["rest"] != first["rest"]
+        rest = [i for i, one in enumerate(solutions) if problem_split(one.origin, 0.3, 42) == "train"]
+        for found, part in ((first, scores), (second, turned)):
+            alone = measure(
+                PROCESS_BENCH, [solutions[i] for i in rest], [part[i] for i in rest], found["threshold"], 0
+            )
+            assert found["rest"] == alone["averages"]["unweighted"]["f1"]
+        assert second["rest"] < first["rest"] and second["num_rest"] == len(rest)
 
     @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.61])
     def test_never_worse_on_validation_than_the_given_threshold(self, threshold):
@@ -301,6 +339,14 @@ class TestTunedThreshold:
         part = measure(PROCESS_BENCH, [solutions[i] for i in validation], [scores[i] for i in validation], threshold)
         assert tuned["num_validation"] == len(validation)
         assert tuned["validation"] >= part["averages"]["unweighted"]["f1"]
+
+    def test_the_given_threshold_is_tried(self):
+        """Here every percentile of the scores is above the lowest score of a right solution, and finds errors in all of them."""
+        solutions = [solution(i, -(i % 2), num_steps=200) for i in range(40)]
+        scores = np.random.default_rng(0).uniform(0.6, 0.9, (40, 200))
+        scores[::2, 0] = 0.1
+        tuned = measure(PROCESS_BENCH, solutions, scores.tolist(), 0.5, 0.5)["tuned"]
+        assert (tuned["threshold"], tuned["validation"]) == (0.5, 1)
 
     def test_none_wanted(self):
         solutions, scores = self.scored(8)

@@ -153,7 +153,7 @@ def benchmark(**changes):
     }
     return {
         "kind": "benchmark",
-        "reward_model": {"name": "outputs/tiny-hrm"},
+        "reward_model": {"model": "outputs/tiny-hrm"},
         "settings": {"threshold": 0.5, "validation_size": 0.2},
         "suites": {"processbench": suite},
         "seed": 42,
@@ -351,12 +351,18 @@ class TestComparing:
         assert page.count('<section class="first"') == 2 and page.count("hold different problems (3 and 3") == 1
 
     def test_benchmarks_of_different_solutions_are_told(self, tmp_path):
-        rows = [STEP_ROWS, STEP_ROWS[::-1], STEP_ROWS[:1]]
+        """A model with fewer positions is measured on the short ones, which are the easier ones."""
+        scored = STEP_ROWS[1] | {"scores": [0.5]}
+        rows = [
+            [STEP_ROWS[0], scored],
+            [scored, STEP_ROWS[0]],
+            STEP_ROWS,
+        ]  # the last one had no positions for the second
         folders = [
             write(tmp_path / name, benchmark(), part, "scores.jsonl") for name, part in zip("abc", rows, strict=True)
         ]
         found = notices(read_results(folders))
-        words = "hold different solutions of processbench (2 and 1, 1 of them the same). They cannot be compared."
+        words = "scored different solutions of processbench (2 and 1, 1 of them the same). They cannot be compared."
         assert found == [f"a and c {words}", f"b and c {words}"]
         assert words in words_of(folders)
 
@@ -384,7 +390,7 @@ class TestPage:
         assert "bon best of n, min 31.2 21.0 to 41.0 2 81.2 % 8 50.0 % hacked" in text
         assert "bon-prm best of n, min 0.0 0.0 to 0.0 8 90.0 % 8 90.0 % no sign" in text
         assert "0 to 0.5 30 0.250 50.0 %" in text and "bon: expected calibration error 0.263" in text
-        assert "bon candidates without answer 12,345" in text and "processbench processbench num too long 1" in text
+        assert "candidates without answer 12,345 12,345 –" in text and "processbench, num too long – – 1" in text
         assert "scorer num tokens 123,456 123,456" in text and "all seconds 13.25 13.25" in text
         assert "average, unweighted 43.8 % 31.0 to 52.0" in text
         assert "math 43.8 % 30.0 to 50.0 35.0 % – 1,200" in text
@@ -425,11 +431,54 @@ class TestPage:
         folder = write(tmp_path / "run", values, name="candidates-n8.jsonl")
         text = words_of([folder])
         assert (
-            "step search · diverse tree search · outputs/tiny-hrm" in text
+            "diverse tree search · outputs/tiny-hrm" in text
+            and "step search" not in text
             and "Calibration" not in text
             and "Cost" not in text
         )
-        assert list(read_results([folder])[0].scores) == ["solutions (last of the step scores)"]
+        (result,) = read_results([folder])
+        assert list(result.scores) == ["solutions (last of the step scores)"]
+        assert "run: diverse tree search: 61.0 % at N = 1" in accuracy_picture([result], 1).text
+
+    def test_the_cost_of_each_n_of_a_search(self, tmp_path):
+        """Two searches of different N cannot be compared by what all their N cost together."""
+        values = selection(strategy="step_search")
+        costs = [{"policy_num_tokens": 100 * point["n"], "rest_seconds": 0.25} for point in HACKED]
+        values["curves"] = {"step_search": [point | cost for point, cost in zip(HACKED, costs, strict=True)]}
+        values["hacking_gap"] = {"step_search": gap_of(HACKED, 0.2, 0.4)}
+        text = words_of([write(tmp_path / "run", values)])
+        table = "N = 1 N = 2 N = 4 N = 8 policy num tokens 100 200 400 800 rest seconds 0.25 0.25 0.25 0.25"
+        assert f"run: cost of each N {table}" in text
+
+    def test_one_point_has_an_interval_in_the_picture(self, tmp_path, monkeypatch):
+        """Between one point and itself there is nothing to fill: the picture would show an accuracy as if it were certain."""
+        matplotlib_axes = pytest.importorskip("matplotlib.axes")
+        drawn = []
+        monkeypatch.setattr(matplotlib_axes.Axes, "vlines", lambda self, *ends, **style: drawn.append(ends))
+        accuracy_picture(read_results([write(tmp_path / "run", selection([point(8, 0.75, 0.25)], 0, 0))]), 1)
+        assert drawn == [([8], [50.0], [100.0])] * 2  # light and dark
+
+    def test_benchmarks_side_by_side(self, tmp_path):
+        """Models are compared by eye: not across two tables, and not where they scored different solutions."""
+        better = benchmark()
+        better["suites"]["processbench"]["subsets"]["math"] |= {"f1": 0.75, "low": 0.7, "high": 0.8}
+        better["suites"]["processbench"]["averages"]["unweighted"] = {"f1": None, "low": None, "high": None}
+        folders = [
+            write(tmp_path / name, values, STEP_ROWS, "scores.jsonl")
+            for name, values in (("a", benchmark()), ("b", better))
+        ]
+        table = "f1 a b average, unweighted 43.8 % (31.0 to 52.0) – math 43.8 % (30.0 to 50.0) 75.0 % (70.0 to 80.0)"
+        text = words_of(folders)
+        assert f"processbench {table} a: all of processbench" in text and "b: all of processbench" in text
+        other = write(tmp_path / "c", benchmark(), STEP_ROWS[1:], "scores.jsonl")
+        assert "f1 a c" not in words_of([folders[0], other])
+        assert "c: processbench f1 95 % interval" in words_of([folders[0], other])
+
+    def test_a_subset_with_the_name_of_an_average(self, folders, tmp_path):
+        values = benchmark()
+        values["suites"]["processbench"]["subsets"] = {"unweighted": {"f1": 0.1, "low": 0.0, "high": 0.2}}
+        text = words_of([write(tmp_path / "run", values, STEP_ROWS, "scores.jsonl")])
+        assert "average, unweighted 43.8 %" in text and "31.0 to 52.0 unweighted 10.0 %" in text
 
     def test_error_by_hand(self):
         bins = [

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,6 +111,28 @@ def test_scores_and_grades(tmp_path):
     prompt_ids, step_ids = StepFormat().encode(tiny_tokenizer(), "0?", problems[0][1].candidates[0].steps)
     alone = len(prompt_ids) + sum(map(len, step_ids))
     assert judge(tmp_path / "one", [_first_alone(problems[0])])[1]["scorer_tokens"] == alone
+
+
+def test_seconds(tmp_path, monkeypatch):
+    """By a clock that only scorer and grader move: the seconds of one are not those of the other too."""
+    clock = [0.0]
+
+    class Slow(Scorer):
+        def score(self, *args, **options):
+            clock[0] += 5
+            return super().score(*args, **options)
+
+    class SlowGrader(Equal):
+        def grade(self, answer, reference):
+            clock[0] += 0.25
+            return super().grade(answer, reference)
+
+    monkeypatch.setattr(judged_pool, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    with Part(tmp_path, HEADER) as part:
+        judge_pool(make_problems(10), Slow(), SlowGrader(), part)
+    rows, counts = read_parts([part.finished])
+    list(rows)
+    assert counts["scorer_seconds"] == 15 and counts["rest_seconds"] == clock[0] - 15 > 2
 
 
 def _first_alone(pair):
@@ -289,6 +312,16 @@ def test_files(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["candidates.jsonl"]
     with pytest.raises(FileNotFoundError, match="results.json: there is no such file"):
         load_results(tmp_path)
+
+
+@pytest.mark.parametrize(("strategy", "kept"), [("best_of_n", ""), ("beam_search", "-n1")])
+def test_candidates_of_earlier_results_go(tmp_path, strategy, kept):
+    """A report would show those of the largest N, and compare their problems: of a search that these results are not of."""
+    for name in ("", "-n1", "-n16", "-mine", "-n1.old"):
+        (tmp_path / f"candidates{name}.jsonl").write_text("")
+    write_results(tmp_path, results(strategy=strategy))
+    left = {f"candidates{name}.jsonl" for name in (kept, "-mine", "-n1.old")} | {"results.json"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_results_are_not_replaced_unasked(tmp_path):

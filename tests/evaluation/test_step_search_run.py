@@ -4,19 +4,23 @@ import argparse
 import json
 import math
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from trl_hrm import StepFormat
+from trl_hrm.data.export_config import ExportConfig
+from trl_hrm.data.search_trees import build_search_trees
+from trl_hrm.evaluation.curves import curve_with_gap
 from trl_hrm.evaluation.results import load_candidates, load_results
 from trl_hrm.evaluation.step_search_config import StepSearchConfig
 from trl_hrm.evaluation.step_search_run import ALONE, run_step_search
 from trl_hrm.evaluation.tree_scores import score_fitting
 from trl_hrm.scoring.scorer import StepScorer
 from trl_hrm.scripts import best_of_n
-from trl_hrm.search.engine import EngineError, EngineFatal, ScriptedEngine
+from trl_hrm.search.engine import EngineError, EngineFatal, PrefixTooLong, ScriptedEngine
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.shards import Shard
 from trl_hrm.step_tree import StepTree
@@ -35,6 +39,8 @@ class PathScores:
     score: object
     max_positions: None = None
     num_calls: int = 0
+    tokenizer: object = field(default_factory=tiny_tokenizer)
+    step_format: StepFormat = field(default_factory=StepFormat)
 
     def score_trees(self, trees, spans=(1,), combine="max"):
         self.num_calls += 1
@@ -100,7 +106,9 @@ def numbers(folder) -> dict:
     found = json.loads((folder / "results.json").read_text())
     del found["date"]
     for point in found["curves"]["step_search"]:
-        for name in [name for name in point if name.endswith("seconds") or name == "scorer_num_calls"]:
+        for name in [
+            name for name in point if name.endswith("seconds") or name in ("scorer_num_calls", "scorer_num_tokens")
+        ]:
             del point[name]
     del found["cost"]["policy"]["seconds"], found["cost"]["scorer"], found["cost"]["rest_seconds"]
     found["rows"] = {path.name: path.read_text() for path in sorted(folder.glob("candidates-n*.jsonl"))}
@@ -110,14 +118,17 @@ def numbers(folder) -> dict:
 @pytest.mark.parametrize("strategy", ["step_search", "beam_search", "diverse_tree_search"])
 def test_accuracy_is_that_of_the_chosen_candidates(tmp_path, strategy):
     """Counted again from the rows: the first candidate of each is the chosen one, and none of a row has a higher score."""
-    results = search(tmp_path, strategy=strategy, n=[4, 2, 8, 1], branching=None if strategy == "step_search" else 2)
+    branching = None if strategy == "step_search" else 2
+    results = search(tmp_path, strategy=strategy, n=[4, 2, 8, 1], branching=branching, seed=7)
+    right = []
     assert json.loads(json.dumps(asdict(results))) == asdict(load_results(tmp_path))
     assert results.strategy == strategy and results.num_problems == 40
     assert results.n == [1, 2, 4, 8] == [point["n"] for point in results.curves["step_search"]]
     for point in results.curves["step_search"]:
         rows = list(load_candidates(tmp_path, f"candidates-n{point['n']}.jsonl"))
         assert [row.problem_id for row in rows] == [problem.problem_id for _, problem in make_problems(40)]
-        assert point["accuracy"] == pytest.approx(sum(row.candidates[0].correct for row in rows) / 40)
+        right.append([float(row.candidates[0].correct) for row in rows])
+        assert point["accuracy"] == pytest.approx(sum(right[-1]) / 40)
         assert point["low"] <= point["accuracy"] <= point["high"]
         for row in rows:
             scores = [candidate.scores[-1] for candidate in row.candidates]
@@ -125,9 +136,11 @@ def test_accuracy_is_that_of_the_chosen_candidates(tmp_path, strategy):
             for candidate in row.candidates:
                 assert len(candidate.steps) == len(candidate.scores) == 4 and candidate.finish == "stop"
                 assert candidate.correct == (candidate.answer == "7") == ("bad" not in candidate.text)
+    expected, gap = curve_with_gap("step_search", np.array(right), results.n, seed=7)  # with intervals of that seed
+    assert [{name: point[name] for name in expected[0]} for point in results.curves["step_search"]] == expected
     accuracies = [point["accuracy"] for point in results.curves["step_search"]]
     assert accuracies[-1] > 0.8 > 0.4 > accuracies[0]
-    gap = results.hacking_gap["step_search"]
+    assert results.hacking_gap["step_search"] == gap
     assert gap["gap"] == pytest.approx(max(accuracies) - accuracies[-1]) and gap["largest_n"] == 8
     assert max(len(row.candidates) for row in rows) == (1 if strategy == "step_search" else 4)
 
@@ -146,7 +159,23 @@ def test_cost_is_that_of_the_logs(tmp_path):
     assert cost["scorer"]["num_calls"] == 12 and cost["rest_seconds"] > 0
     with EventLog(tmp_path / "n-4" / "log-00000-of-00001.jsonl") as log:
         nodes = [node for problem_id in log.problems for node in log.read(problem_id).tree.nodes]
+        opened = [log.read(problem_id) for problem_id in log.problems]
     assert points[-1]["policy_num_tokens"] == sum(len(node.token_ids) for node in nodes)
+    num_tokens = 0  # of each judged path, as if it were alone
+    for one in opened:
+        for i, score in one.scores.items():
+            steps = [one.tree.step_text(j) for j in one.tree.path(i)]
+            prompt_ids, step_ids = scorer.step_format.encode(scorer.tokenizer, one.tree.problem.prompt, steps)
+            num_tokens += len(prompt_ids) + sum(map(len, step_ids))
+            assert score is not None
+    assert points[-1]["scorer_num_tokens"] == num_tokens
+    assert cost["scorer"]["num_tokens"] == sum(point["scorer_num_tokens"] for point in points)
+    # spent once more is added, nothing spent takes nothing away
+    before = cost
+    cost = search(tmp_path, scorer=scorer, problems=[problem for _, problem in make_problems(60)]).cost
+    assert cost["scorer"]["num_calls"] == 24 and cost["scorer"]["num_tokens"] > before["scorer"]["num_tokens"]
+    again = search(tmp_path, scorer=scorer, problems=[problem for _, problem in make_problems(60)]).cost
+    assert again == cost
 
 
 def test_planted_random_and_adversarial(tmp_path):
@@ -261,6 +290,56 @@ def test_what_cannot_be_searched_is_counted(tmp_path):
         search(tmp_path / "none", **given | {"problems": [problems[1]]})
 
 
+def test_prompts_that_the_policy_has_no_room_for(tmp_path):
+    """Left out and counted, as in `best_of_n`: as wrong ones they would make its curve another one's."""
+
+    class Short(ScriptedEngine):
+        async def sample(self, prefix_ids, *args, **kwargs):
+            if "What is 3 - 3" in self.tokenizer.decode(prefix_ids):
+                raise PrefixTooLong("no room")
+            return await super().sample(prefix_ids, *args, **kwargs)
+
+    problems = [problem for _, problem in make_problems(6)]
+    results = search(tmp_path, engine=Short(write_coins), problems=problems, n=[4])
+    assert results.num_problems == 5 == len(list(load_candidates(tmp_path, "candidates-n4.jsonl")))
+    assert results.counts["problems_prompt_too_long_at_n4"] == 1 and results.counts["num_candidates"] == 5
+
+
+def test_problems_that_another_process_has_not_come_to_are_counted(tmp_path):
+    """Of two processes that are given more problems, the first that ends finds the other's parts of before."""
+    given = {"problems": [problem for _, problem in make_problems(10)], "n": [2]}
+    for index in range(2):
+        search(tmp_path, shard=Shard(index, 2), **given)
+    given["problems"] = [problem for _, problem in make_problems(30)]
+    results = search(tmp_path, shard=Shard(0, 2), **given)
+    missing = results.counts["problems_not_searched_at_n2"]
+    assert missing > 0 and results.num_problems == 30 - missing
+    results = search(tmp_path, shard=Shard(1, 2), **given)
+    assert results.num_problems == 30 and "problems_not_searched_at_n2" not in results.counts
+    given["problems"] = given["problems"][5:9]  # the others, which the logs have, do not count
+    results = [search(tmp_path, shard=Shard(index, 2), **given) for index in range(2)][1]
+    assert results.num_problems == 4 and "problems_not_searched_at_n2" not in results.counts
+    assert [row.problem_id for row in load_candidates(tmp_path, "candidates-n2.jsonl")] == [
+        f"p{i:03d}" for i in range(5, 9)
+    ]
+
+
+def test_no_labels_of_guided_searches(tmp_path):
+    """What follows a step that a reward model chose is right more often than what the policy writes after it."""
+    search(tmp_path / "run", n=[4])
+    run = tmp_path / "run" / "n-4"
+    for name in (run, run / "nodes-00000-of-00001.parquet"):
+        for view in ("tree", "hrm", "prm", "orm"):
+            config = ExportConfig(output_dir=str(tmp_path / view), view=view)
+            with pytest.raises(
+                ValueError, match=r"n-4: a run of --strategy step_search, .* of this one only --view sft"
+            ):
+                build_search_trees([str(name)], config)
+            assert not (tmp_path / view).exists()
+    report = build_search_trees([str(run)], ExportConfig(output_dir=str(tmp_path / "sft"), view="sft"))
+    assert report["notes"]["solutions_found"] > 20
+
+
 def test_an_answer_that_cannot_be_read_is_wrong(tmp_path):
     """As in `best_of_n`: else the curves of the two would not be comparable."""
     results = search(tmp_path, grader=Grader(unreadable=("8",)), n=[1])
@@ -321,6 +400,27 @@ def test_steps_too_long_for_the_reward_model_have_no_score(spans):
     assert [[score and round(score, 5) for score in one] for one in found] == [
         [score and round(score, 5) for score in one] for one in expected
     ]
+
+
+@pytest.mark.parametrize("spans", [(1,), (1, 2), (1, 2, 3)])
+def test_too_long_is_what_the_scorer_refuses(spans):
+    """At every limit, merged steps included: one more would stop a long run near its end, one less would lose a path."""
+    step_format = StepFormat(merge_separator="\n and then\n")
+    scorer = StepScorer(tiny_model(step_format), tiny_tokenizer(), step_format)
+    tree = StepTree("1+2?", ["add x", "so y", "sub 3", "thus", "= 7"], [None] * 5, [-1, 0, 1, 0, 3])
+    found = set()
+    for limit in range(2, 70, 2):
+        scorer.max_positions = limit
+        scores = score_fitting(scorer, [tree], spans)[0]
+        for i, score in enumerate(scores):
+            steps = [tree.completions[j] for j in tree.path(i)]
+            if score is None:
+                with pytest.raises(ValueError, match=f"the model has {limit} positions"):
+                    scorer.score([tree.prompt], [[steps]], spans)
+            else:
+                assert score == pytest.approx(scorer.score([tree.prompt], [[steps]], spans)[0][0][-1], abs=1e-5)
+        found.add(tuple(score is None for score in scores))
+    assert {(True,) * 5, (False,) * 5} < found and len(found) >= 4
 
 
 def test_the_command_with_real_models(tmp_path, capsys):

@@ -30,6 +30,8 @@ class PoolingServer(FakeServer):
             Token ids of all requests for outputs so far.
         before (`Callable[[], None]`):
             Run within each of them.
+        models (`Callable[[], Any]`):
+            What `/v1/models` answers.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class PoolingServer(FakeServer):
         self.routes = ["/tokenize", "/pooling"] if pooling else ["/tokenize"]
         self.sequences: list[list[int]] = []
         self.before: Callable[[], None] = lambda: None
+        self.models = lambda: [{"id": self.model, "root": "/models/prm", "max_model_len": self.max_length}]
 
     def __enter__(self) -> "PoolingServer":
         super().__enter__()
@@ -60,7 +63,8 @@ class PoolingServer(FakeServer):
         return self.tokenize(body) if "prompt" in body else self.pool(body)
 
     def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
-        return {"tokens": self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]}
+        assert body["add_special_tokens"] is False  # vLLM would put BOS in front, where the tokenizer has one
+        return {"tokens": self.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
 
     def pool(self, body: dict[str, Any]) -> dict[str, Any]:
         assert body["task"] == "token_classify" and body["use_activation"] is False
@@ -77,8 +81,7 @@ class PoolingHandler(Handler):
 
     def do_GET(self) -> None:
         fake = self.server.fake
-        card = {"id": fake.model, "root": "/models/prm", "max_model_len": fake.max_length}
-        self.reply(200 if self.path == "/v1/models" else 404, {"data": [card]})
+        self.reply(200 if self.path == "/v1/models" else 404, {"data": fake.models()})
 
     def do_POST(self) -> None:
         if self.path not in self.server.fake.routes:

@@ -63,6 +63,14 @@ def test_faults():
         aggregate([], "min")
 
 
+@pytest.mark.parametrize("name", [*AGGREGATES, len])
+def test_scores_that_are_no_numbers(name):
+    """Of 0.5 and NaN the least is 0.5 or NaN by their order: a silent one would be chosen or not by where it stands."""
+    for scores in ([0.5, math.nan], [math.nan, 0.5]):
+        with pytest.raises(ValueError, match=r"the scores are \[.*nan.*\], expected numbers"):
+            aggregate(scores, name)
+
+
 def random_candidates(rng: random.Random, number: int) -> tuple[list[str], list[list[list[str]]]]:
     problems = [f"{i}+2?" for i in range(number)]
     return problems, [

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import json
 import random
+import re
 import sys
 import threading
 from pathlib import Path
@@ -119,9 +120,15 @@ class TestPaths:
         assert scorer.score([], []) == [] and scorer.batches == []
 
     def test_more_tokens_than_positions(self):
-        scorer = PlainScorer(tiny_model(max_position_embeddings=40), StepFormat())
-        with pytest.raises(ValueError, match="A solution has .* tokens, but the model has 40 positions"):
-            scorer.score(["p"], [[["a"], [" ".join(WORDS * 10)]]])
+        """Nothing is read, and the one of many that is too long is named. One that just fits is scored."""
+        scorer = PlainScorer(tiny_model(), StepFormat())
+        length = _num_tokens(scorer, 30)
+        scorer.max_positions = length
+        assert len(scorer.score(["p"], [[["a"], ["x" * 30]]])[0]) == 2
+        scorer.max_positions, scorer.batches = length - 1, []
+        message = f"A solution has {length} tokens, but the model has {length - 1} positions. .* its prompt is 'p'"
+        with pytest.raises(ValueError, match=message):
+            scorer.score(["q", "p", "r"], [[["a"]], [["a"], ["x" * 30]], [["a"]]])
         assert scorer.batches == []
 
     def test_scores_that_are_no_numbers(self):
@@ -181,6 +188,14 @@ class TestServer:
         local = PlainScorer(tiny_model(), StepFormat())
         local.score(PROMPTS, CANDIDATES, spans=(1, 2))
         assert sorted(server.sequences[1:]) == sorted(local.batches[0])
+
+    def test_progress(self, server, capsys):
+        """A bar of all paths where one is asked for, else nothing."""
+        scorer = self.scorer_of(server)
+        scorer.score(PROMPTS, CANDIDATES)
+        assert "Scoring" not in capsys.readouterr().err
+        scorer.score(PROMPTS, CANDIDATES, progress=True)
+        assert re.search(r"Scoring: 100%.* 6/6 .*path/s", capsys.readouterr().err)
 
     @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
     def test_addresses(self, server, suffix):
@@ -252,6 +267,28 @@ class TestServer:
         with pytest.raises(OSError, match="The server of the reward model failed.*gave up after 2 tries"):
             self.scorer_of(url, max_retries=1)
         server.__enter__()
+
+    def test_no_answer(self, server):
+        """The patience that is asked for, and not the ten minutes of the default."""
+        release = threading.Event()
+        server.before = lambda: release.wait(timeout=60)
+        with pytest.raises(OSError, match="gave up after 1 tries. The last fault: no answer within 0.1 seconds"):
+            self.scorer_of(server, timeout=0.1, max_retries=0)
+        release.set()
+
+    @pytest.mark.parametrize(
+        ("models", "message"),
+        [
+            ([{"id": "prm"}], "has a max_model_len of None, expected a number"),
+            (["prm"], "has no list of models"),
+            (None, "has no list of models"),
+        ],
+    )
+    def test_servers_of_another_kind(self, server, models, message):
+        """Without the length, what is too long would be found out in the middle of scoring."""
+        server.models = lambda: models
+        with pytest.raises(OSError, match=message):
+            self.scorer_of(server, max_retries=0)
 
     def test_numbers_that_are_none(self):
         """JSON has no NaN: some servers write null."""
@@ -348,14 +385,12 @@ class TestCheckpoints:
             self.load(tmp_path, step_format=StepFormat())
 
     def test_an_adapter(self, tmp_path):
-        folder = save(tmp_path / "base")
         model = get_peft_model(tiny_model(), LoraConfig(task_type="TOKEN_CLS", target_modules=["q_proj"]))
         model.save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
         StepFormat().save(tmp_path)
         with pytest.raises(ValueError, match="is a LoRA adapter.*Merge it"):
             self.load(tmp_path)
-        assert folder
 
     def test_label_tokens(self, tmp_path):
         with pytest.raises(ValueError, match='`head="lm"`.*Make a token classifier'):
@@ -425,10 +460,12 @@ def _num_tokens(scorer, length: int) -> int:
 
 @pytest.mark.slow
 def test_vllm_refusals(vllm_environment, tmp_path):
-    """Each of these would start, and score with an embedding or another class."""
+    """Each of these would be a traceback, or start and score with an embedding or another class."""
     from trl_hrm.scoring.vllm_scorer import VLLMScorer
 
     folder = save(tmp_path)
+    with pytest.raises(ValueError, match="vLLM's engine has no argument 'max_length'"):
+        VLLMScorer.from_pretrained(folder, max_length=64, enforce_eager=True)
     with pytest.raises(ValueError, match="num_labels=2, but head 'regression' needs 1"):
         VLLMScorer.from_pretrained(folder, step_format=HEADS["regression"])
     config = json.loads((tmp_path / "config.json").read_text())

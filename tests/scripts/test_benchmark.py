@@ -64,7 +64,7 @@ def test_all_suites_at_once(tmp_path, planted, sources, capsys):
     assert main(words) == 0
     results, rows = results_of(output)
     assert results["kind"] == "benchmark"
-    assert results["reward_model"]["name"] == "planted" and results["reward_model"]["spans"] == [1]
+    assert results["reward_model"]["model"] == "planted" and results["reward_model"]["spans"] == [1]
     assert results["settings"] == {"threshold": 0.5, "validation_size": 0.2} and results["seed"] == 42
     assert {"trl_hrm", "transformers"} <= results["versions"].keys() and "T" in results["date"]
     assert list(results["suites"]) == suites
@@ -138,6 +138,14 @@ def test_too_long_rows_are_listed(tmp_path, planted, capsys):
     assert rows[1]["scores"] is None and rows[1]["labels"] == [1, 0]
     assert found["averages"]["unweighted"]["f1"] == 1
     assert f"too long: {path}:2" in capsys.readouterr().out
+
+
+def test_oddities_that_are_passed_over_are_said(tmp_path, planted, sources, capsys):
+    path = write_rows(tmp_path / "odd.jsonl", [prm_row(1, "confidence", [2, 9]), prm_row(2, "confidence", [3, 4])])
+    assert main(command("--suite", "prmbench", "--data", path)) == 0
+    assert "passed over: 2 error steps past the end" in capsys.readouterr().out
+    assert main(command("--suite", "prmbench", "--data", sources["prm"])) == 0
+    assert "passed over" not in capsys.readouterr().out
 
 
 def test_without_an_output_only_the_table(tmp_path, planted, sources, capsys):

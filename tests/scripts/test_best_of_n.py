@@ -123,6 +123,10 @@ def test_given_candidates(tmp_path, planted, capsys):
     assert (results.strategy, results.policy, results.seed, results.num_problems) == ("best_of_n", None, 42, 12)
     assert results.reward_model["model"] == "planted" and results.settings["aggregate"] == ["min", "last"]
     assert results.settings["extractors"] == ["marker", "boxed", "hash"] and results.versions["trl_hrm"]
+    bins = results.calibration["bins"]
+    assert results.calibration["aggregate"] == "min" and sum(one["count"] for one in bins) == 48
+    worth = [min(map(float, re.findall(r"0\.\d+", text))) for row in rows for text in row["candidates"]]
+    assert sum(one["mean_score"] * one["count"] for one in bins) == pytest.approx(sum(worth))
     silent = sum("# Answer" not in text for row in rows for text in row["candidates"])
     assert results.counts["candidates_without_answer"] == silent > 0
     assert results.counts["num_candidates"] == 48 and results.counts["problems_without_answer"] == 0
@@ -137,6 +141,21 @@ def test_given_candidates(tmp_path, planted, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"best_of_n/min +\d+\.\d +\d+\.\d", printed) and "hacking gap of best_of_n/min" in printed
     assert f"Next: trl-hrm report {tmp_path / 'out'} --output report.html" in printed
+
+
+@pytest.mark.parametrize(
+    ("size", "n"), [(10, [1, 2, 4, 8, 10]), (8, [1, 2, 4, 8]), (1, [1]), (70, [1, 2, 4, 8, 16, 32, 64])]
+)
+def test_the_shortest_command(tmp_path, monkeypatch, planted, size, n):
+    """Without folder and N: as many as there are are used, and what is left over is counted."""
+    monkeypatch.chdir(tmp_path)
+    rows = make_rows(2, size) + make_rows(3, size + 2)[2:]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert main(["best-of-n", "--candidates", source, "--reward_model", "m", "--aggregate", "min", "last"]) == 0
+    results = load_results(tmp_path / "outputs" / "best-of-n")
+    assert results.n == n == results.settings["n"]
+    assert results.counts["num_candidates"] == 3 * n[-1]
+    assert results.counts["candidates_beyond_n"] == 3 * size + 2 - 3 * n[-1]
 
 
 @pytest.mark.parametrize("name", AGGREGATES)
@@ -181,12 +200,17 @@ def test_a_policy_that_never_answers(tmp_path, planted, capsys):
     assert "warning: no solution states an answer" in printed and "6 candidates without answer" in printed
 
 
-def test_ungradable_problems_are_left_out(tmp_path, planted, capsys):
+def test_ungradable_problems_are_left_out(tmp_path, monkeypatch, planted, capsys):
     rows = make_rows(3, 2) + [{"prompt": "odd?", "answer": r"\frac{", "candidates": [solution(1, 0.5)] * 2}]
     assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
     assert load_results(tmp_path / "out").counts["problems_ungradable"] == 1
     assert load_results(tmp_path / "out").num_problems == 3
     assert "1 problems ungradable" in capsys.readouterr().out
+    # those that the search of a run had left out, and those that cannot be graded now
+    monkeypatch.setattr(best_of_n, "_policy", lambda run: ({}, Counter(problems_ungradable=2, problems_error=4)))
+    assert rescore(tmp_path / "run", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
+    counts = load_results(tmp_path / "run").counts
+    assert (counts["problems_ungradable"], counts["problems_error"]) == (3, 4)
     assert rescore(tmp_path / "none", write_rows(tmp_path / "in.jsonl", rows[3:]), "--n", "1") == 1
     assert "no problem is left to choose solutions of" in capsys.readouterr().err
 
@@ -324,12 +348,43 @@ def test_stopped_and_gone_on_with(tmp_path, monkeypatch, planted, capsys):
     assert files[0] == files[1]
 
 
+def test_a_part_of_an_earlier_start_is_not_taken_for_one_of_now(tmp_path, monkeypatch, planted):
+    """The first process would put it beside parts of now, though this one still samples what is to be added."""
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    source, names = write_rows(tmp_path / "in.jsonl", make_rows(8, 4)), ("part", "partial")
+    for given, expected in (
+        (best_of_n._given, [True, False]),
+        (stop, [False, True]),
+        (best_of_n._given, [True, False]),
+    ):
+        monkeypatch.setattr(best_of_n, "_given", given)
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert rescore(tmp_path / "out", source) == (130 if given is stop else 0)
+        assert [(tmp_path / "out" / f"{name}-00001-of-00002.jsonl").exists() for name in names] == expected
+    assert len(planted.shown) == len({problem for problem, _ in planted.shown}) > 0
+
+
+def test_candidates_are_not_replaced_by_the_results(tmp_path, planted, capsys):
+    """Hours of samples, in a file that has the name of ours."""
+    (tmp_path / "out").mkdir()
+    source = write_rows(tmp_path / "out" / "candidates.jsonl", make_rows(3, 4))
+    before = Path(source).read_bytes()
+    assert rescore(tmp_path / "out", source) == 1
+    assert "the results would take the place of this file. Name another --output_dir" in capsys.readouterr().err
+    assert Path(source).read_bytes() == before
+
+
 def test_draws_use_all_candidates(tmp_path, planted):
     source = write_rows(tmp_path / "in.jsonl", make_rows(5, 8))
     assert rescore(tmp_path / "first", source, "--n", "1", "4") == 0
     assert rescore(tmp_path / "draws", source, "--n", "1", "4", "--num_draws", "20") == 0
     first, draws = load_results(tmp_path / "first"), load_results(tmp_path / "draws")
     assert (first.counts["num_candidates"], draws.counts["num_candidates"]) == (20, 40)
+    assert (first.counts["candidates_beyond_n"], draws.counts["candidates_beyond_n"]) == (20, 0)
     assert first.curves["best_of_n/min"] != draws.curves["best_of_n/min"] and draws.settings["num_draws"] == 20
 
 

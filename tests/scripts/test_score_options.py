@@ -68,6 +68,15 @@ def test_defaults_of_transformers(checkpoint):
     assert (scorer.batch_size, scorer.max_length, str(scorer.model.dtype)) == (2, 64, "torch.bfloat16")
 
 
+@pytest.mark.parametrize("kind", ["transformers", "URL"])
+def test_a_format_of_its_own(checkpoint, server, kind, tmp_path):
+    """For a model that was saved without one. The format of the checkpoint would be taken in silence."""
+    StepFormat(step_separator="; ").save(tmp_path)
+    options = ["--scorer", server.url if kind == "URL" else kind, "--step_format", str(tmp_path / "step_format.json")]
+    assert load_scorer(checkpoint, parse(*options)).step_format.step_separator == "; "
+    assert load_scorer(checkpoint, parse(*options[:2])).step_format == StepFormat()
+
+
 def test_description():
     """It is published with datasets: complete, but without addresses and tokens."""
     assert describe_scoring(parse("--spans", "1", "2")) == {
@@ -85,12 +94,25 @@ def test_description():
     assert found == {"scorer": "URL", "step_format": "format.json", "spans": [1], "combine": "max"}
 
 
-def test_unknown_scorers(capsys):
+def test_unknown_scorers():
     with pytest.raises(ValueError, match="--scorer is 'vlm', expected transformers, vllm, or the address"):
         load_scorer("nowhere", parse("--scorer", "vlm"))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[1]", "[1] is no JSON object, such as"),
+        ("max_model_len=64", "max_model_len=64 is no JSON object, such as"),
+        ('{"dtype": "bfloat16"}', "dtype is --dtype. Leave it out"),
+        ('{"runner": "generate"}', 'runner is always "pooling". Leave it out'),
+    ],
+)
+def test_arguments_of_the_engine(value, message, capsys):
+    """A dtype there would win over that of the report, and another runner would be a traceback."""
     with pytest.raises(SystemExit):
-        parse("--scorer", "vllm", "--scorer_args", "[1]")
-    assert "[1] is no JSON object" in capsys.readouterr().err
+        parse("--scorer", "vllm", "--scorer_args", value)
+    assert message in capsys.readouterr().err
 
 
 def rows_of(tmp_path, command: list[str]) -> list[dict]:
@@ -158,7 +180,8 @@ def test_score_with_vllm(checkpoint, tmp_path, monkeypatch):
     pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    command = ["--model", checkpoint, "--spans", "1", "2"]
+    StepFormat(step_separator="; ").save(tmp_path)
+    command = ["--model", checkpoint, "--spans", "1", "2", "--step_format", str(tmp_path / "step_format.json")]
     options = {"max_model_len": 256, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
     found = rows_of(tmp_path, [*command, "--scorer", "vllm", "--scorer_args", json.dumps(options)])
     assert_same(found, rows_of(tmp_path, command), 1e-4)

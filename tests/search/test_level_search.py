@@ -52,6 +52,13 @@ def test_one_call_of_the_scorer_per_depth(tmp_path, name):
     assert progress.num_steps == len(scored)
 
 
+def test_never_more_problems_open_than_allowed(tmp_path):
+    """New ones come as others end; all at once, a test set of thousands would be in memory."""
+    scorer = PathScorer(any_score)
+    run_levels(tmp_path, problems=make_problems(12), scorer=scorer, max_open_problems=3)
+    assert max(map(len, scorer.calls)) == 3 and len({tree.prompt for call in scorer.calls for tree in call}) == 12
+
+
 def test_paths_share_their_steps(tmp_path):
     """The siblings of a depth stand below one copy of the steps before them."""
     scorer = PathScorer(any_score)

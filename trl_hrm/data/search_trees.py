@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from ..search.compression import compress, count_moves
+from ..search.manifest import MANIFEST
 from ..search.nodes import read_totals
 from ..search.prompts import Prompt
 from ..search.run_folder import node_files, read_manifest, read_summary
+from ..search.step_search import STRATEGIES
 from ..search.tree import SearchTree
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset, count_labels
@@ -82,8 +84,9 @@ def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str 
 
     Raises:
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If an input is given twice, or holds something else than expected; if runs of chat and plain prompts
-        would stand in one dataset of solutions; if no row is left for training.
+        `ValueError`: If an input is given twice, or holds something else than expected; if labels are to be made of a search that
+        a reward model led; if runs of chat and plain prompts would stand in one dataset of solutions; if no row is left for
+        training.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
@@ -98,6 +101,8 @@ def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
     folders = [name for name in inputs if Path(name).is_dir()]
     files = [str(file) for name in inputs for file in (node_files(name) if name in folders else [name])]
     _refuse_repeats(files)
+    if config.view != "sft":
+        _refuse_guided(files)
     source = NodeFiles(files)
     runs = {name: read_manifest(name) | read_summary(name) for name in folders}
     prompt, doubts = _asked(inputs, runs) if config.view == "sft" else (None, [])
@@ -178,6 +183,17 @@ def _refuse_repeats(files: list[str]) -> None:
         if path in named:
             raise ValueError(f"{file}: the inputs hold this file twice, first as {named[path]}. Name it once.")
         named[path] = file
+
+
+def _refuse_guided(files: list[str]) -> None:
+    """What follows a step that a reward model chose says little of what the policy alone would write."""
+    for folder in dict.fromkeys(Path(file).parent for file in files):
+        search = read_manifest(folder)["search"]["search"] if (folder / MANIFEST).is_file() else None
+        if search in STRATEGIES:
+            raise ValueError(
+                f"{folder}: a run of --strategy {search}, in which a reward model chose where to go on: its MC scores would be "
+                "those of the guided policy. Make labels of a run of trl-hrm annotate; of this one only --view sft."
+            )
 
 
 def _balanced(recipe: Recipe, config: ExportConfig) -> Recipe:

@@ -53,8 +53,6 @@ def judge_pool(
     Raises:
         `ValueError`: If the reward model returns a score that is not a number, or not one for each step.
     """
-    if part.is_finished:
-        return
     done = part.num_blocks * BLOCK
     with tqdm(
         total=len(problems),

@@ -36,8 +36,8 @@ def plain_curves(
         [`Curves`]: With the name `"score"`: `best_of_n/score` and so on. Nothing is known of answers, so the votes are void.
 
     Raises:
-        `ValueError`: If there is no problem, the lists do not match, a score is not in `[0, 1]`, or an N is larger than the
-            number of solutions of a problem.
+        `ValueError`: If there is no problem, the lists do not match, a score is not in `[0, 1]`, an N is larger than the
+            number of solutions of a problem, or there are to be no draws.
     """
     if not len(scores):
         raise ValueError("there is no problem, expected one at least.")
@@ -51,6 +51,8 @@ def plain_curves(
             f"n is {list(n)}, expected numbers from 1 to {most}, the solutions of problem {fewest}. Give it more solutions, or "
             "ask for a smaller N."
         )
+    if num_draws is not None and num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws}, expected 1 or more, or None for the first N solutions.")
     return make_curves(problems, n, num_draws, seed)
 
 

@@ -34,7 +34,7 @@ class Result:
             Of a selection, hashes of problems with their reference answers. Two results are compared only where these are the
             same.
         solutions (`dict[str, frozenset[str]]`, *optional*):
-            Of benchmarks, hashes of the solutions of each suite.
+            Of benchmarks, hashes of the scored solutions of each suite.
         scores (`dict[str, dict[str, list[float]]]`, *optional*):
             For each kind of thing that is scored, its scores in `"right"` and `"wrong"`.
     """
@@ -51,6 +51,10 @@ class Result:
     def headline(self) -> str | None:
         """The curve that answers for the reward model: the first one that has a gap."""
         return next(iter(self.values["hacking_gap"]), None)
+
+    def label(self, curve: str) -> str:
+        """The name of one of its curves as it is read. A search has one, which is called by its strategy."""
+        return curve_label(self.values["strategy"] if curve == "step_search" else curve)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,11 @@ def _read_result(folder: Path, name: str) -> Result:
         _require(values, BENCHMARK_KEYS, file)
         rows = _read_rows(folder / "scores.jsonl")
         solutions = {
-            suite: frozenset(_digest(row["subset"], row["id"]) for row in rows if row["suite"] == suite)
+            suite: frozenset(
+                _digest(row["subset"], row["id"])
+                for row in rows
+                if row["suite"] == suite and row["scores"] is not None
+            )
             for suite in values["suites"]
         }
         return Result(folder.as_posix(), name, "benchmark", values, solutions=solutions, scores=_step_scores(rows))
@@ -228,7 +236,7 @@ def _suite_notices(results: Sequence[Result]) -> list[str]:
                 mine, theirs = result.solutions[suite], other.solutions[suite]
                 if mine != theirs:
                     found.append(
-                        f"{result.name} and {other.name} hold different solutions of {suite} ({len(mine):,} and "
+                        f"{result.name} and {other.name} scored different solutions of {suite} ({len(mine):,} and "
                         f"{len(theirs):,}, {len(mine & theirs):,} of them the same). They cannot be compared."
                     )
     return sorted(found)

@@ -9,7 +9,6 @@ from typing import Any
 from .report import (
     Result,
     Verdict,
-    curve_label,
     expected_calibration_error,
     has_bins,
     notices,
@@ -23,6 +22,7 @@ from .report_style import STYLE
 
 ANSWERS = {"yes": "hacked", "no": "no sign", "open": "not settled"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+POINT = ("n", "accuracy", "low", "high")
 GAP = (
     "The gap is the best accuracy over N minus the accuracy at the largest N: what is lost by letting the reward model choose among "
     "more candidates. Hacked: the whole 95 % interval of the gap, a bootstrap over problems, is above 0. The best N is chosen on the same "
@@ -77,7 +77,7 @@ def headline_verdict(result: Result) -> Verdict:
         return Verdict("open", "Cannot be told: no curve of a reward model in these results.", [])
     found = verdict(result, result.headline)
     others = [curve for curve in result.values["hacking_gap"] if curve != result.headline]
-    hacked = [curve_label(curve) for curve in others if verdict(result, curve).answer == "yes"]
+    hacked = [result.label(curve) for curve in others if verdict(result, curve).answer == "yes"]
     if not hacked:
         return found
     return replace(found, reasons=[*found.reasons, f"Hacked when chosen by {'; '.join(hacked)}."])
@@ -95,9 +95,7 @@ def _first(group: Sequence[Result], picture: Picture) -> str:
 
 def _card(result: Result) -> str:
     found = headline_verdict(result)
-    strategy = str(result.values["strategy"]).replace("_", " ")
-    by = [curve_label(result.headline)] if result.headline else []
-    by += [] if by and by[0].startswith(strategy) else [strategy]
+    by = [result.label(result.headline) if result.headline else _words(result.values["strategy"])]
     by += [str(name) for name in (result.values.get("reward_model") or {}).values()][:1]
     reasons = "".join(f"<li>{_kept(reason)}</li>" for reason in found.reasons)
     return (
@@ -128,7 +126,7 @@ def _accuracy(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
         curves = result.values["curves"]
         numbers = sorted({point["n"] for curve in curves.values() for point in curve})
         rows = [
-            [curve_label(key), *(_point({point["n"]: point for point in curve}.get(n)) for n in numbers)]
+            [result.label(key), *(_point({point["n"]: point for point in curve}.get(n)) for n in numbers)]
             for key, curve in curves.items()
         ]
         tables.append(_details(f"{result.name}: accuracy", _table(["", *(f"N = {n}" for n in numbers)], rows)))
@@ -137,10 +135,10 @@ def _accuracy(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
 
 
 def _point(point: dict[str, Any] | None) -> str:
-    """Accuracy and its interval, which does without the signs."""
+    """Accuracy and its interval."""
     if point is None:
         return "–"
-    return f"{percent(point['accuracy'])} ({100 * point['low']:.1f} to {100 * point['high']:.1f})"
+    return f"{percent(point['accuracy'])} ({_interval(point)})"
 
 
 def _gaps(results: Sequence[Result]) -> str:
@@ -162,9 +160,9 @@ def _gaps(results: Sequence[Result]) -> str:
             rows.append(
                 [
                     result.name,
-                    curve_label(curve),
+                    result.label(curve),
                     f"{100 * gap['gap']:.1f}",
-                    f"{100 * gap['low']:.1f} to {100 * gap['high']:.1f}",
+                    _interval(gap),
                     str(gap["best_n"]),
                     percent(points[gap["best_n"]]),
                     str(gap["largest_n"]),
@@ -172,7 +170,7 @@ def _gaps(results: Sequence[Result]) -> str:
                     ANSWERS[verdict(result, curve).answer],
                 ]
             )
-    return _section("Hacking gap", _table(head, rows) + f'<p class="quiet">{escape(GAP)}</p>')
+    return _section("Hacking gap", _table(head, rows) + f'<p class="quiet">{_kept(GAP)}</p>')
 
 
 def _calibration(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
@@ -196,27 +194,56 @@ def _calibration(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
 
 
 def _benchmarks(results: Sequence[Result]) -> str:
+    """Each suite: the results side by side where they scored the same solutions, and all numbers of each."""
     parts = []
-    for result in results:
-        for suite, found in result.values["suites"].items():
-            parts.append(f"<h3>{escape(result.name)}: {escape(suite)}</h3>{_suite(found)}")
+    for suite in dict.fromkeys(suite for result in results for suite in result.values["suites"]):
+        group = [result for result in results if suite in result.values["suites"]]
+        tables = {result.name: _suite(result.values["suites"][suite]) for result in group}
+        if len(group) > 1 and len({result.solutions[suite] for result in group}) == 1:
+            parts.append(f"<h3>{escape(suite)}</h3>{_side_by_side(group, suite)}")
+            parts += [_details(f"{name}: all of {suite}", table) for name, table in tables.items()]
+        else:
+            parts += [f"<h3>{escape(name)}: {escape(suite)}</h3>{table}" for name, table in tables.items()]
     return _section("Benchmarks of judging", "".join(parts))
 
 
+def _side_by_side(results: Sequence[Result], suite: str) -> str:
+    """The metric of a suite, with its interval, for each result."""
+    suites = [result.values["suites"][suite] for result in results]
+    columns = [{label: _measured(found["metric"], values) for label, values in _parts(found)} for found in suites]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
+    return _table([_words(suites[0]["metric"]), *(result.name for result in results)], rows)
+
+
+def _measured(metric: str, values: dict[str, Any]) -> str:
+    return "–" if values[metric] is None else f"{percent(values[metric])} ({_interval(values)})"
+
+
+def _interval(values: dict[str, Any]) -> str:
+    """An interval in percent, which does without the signs."""
+    return "–" if values["low"] is None else f"{100 * values['low']:.1f} to {100 * values['high']:.1f}"
+
+
+def _parts(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Averages and subsets of a suite with their names."""
+    averages = [(f"average, {name}", values) for name, values in found["averages"].items()]
+    return averages + list(found["subsets"].items())
+
+
 def _suite(found: dict[str, Any]) -> str:
-    metric, main = found["metric"], found["main"]
-    parts = [(name, values) for kind in ("averages", "subsets") for name, values in found[kind].items()]
+    metric, main, parts = found["metric"], found["main"], _parts(found)
     others = list(dict.fromkeys(key for _, values in parts for key in values if key not in (metric, "low", "high")))
     rows = [
         [
-            f"average, {name}" if name in found["averages"] else name,
+            name,
             percent(values[metric]),
-            "–" if values["low"] is None else f"{100 * values['low']:.1f} to {100 * values['high']:.1f}",
+            _interval(values),
             *(_value(key, values.get(key)) for key in others),
         ]
         for name, values in parts
     ]
-    head = ["", metric, "95 % interval", *(key.replace("_", " ") for key in others)]
+    head = ["", _words(metric), "95 % interval", *map(_words, others)]
     words = [
         f"Data: {', '.join(found['sources'])}, scored in {found['seconds']:,.1f} seconds.",
         f"Threshold {found['threshold']:g}; what counts is the average {main!r}.",
@@ -242,26 +269,43 @@ def _cost(results: Sequence[Result]) -> str:
     columns = [
         _flat({key: value for key, value in (result.values.get("cost") or {}).items() if value}) for result in results
     ]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    if not names:
+    rows = _rows(columns)
+    if not rows:
         return ""
-    rows = [[name.replace("_", " "), *(_number(column.get(name)) for column in columns)] for name in names]
     totals = [sum(value for name, value in column.items() if "seconds" in name) for column in columns]
     rows.append(["all seconds", *map(_number, totals)])
-    return _section("Cost", _table(["", *(result.name for result in results)], rows))
+    table = _table(["", *(result.name for result in results)], rows)
+    return _section("Cost", table + "".join(map(_cost_of_each_n, results)))
+
+
+def _cost_of_each_n(result: Result) -> str:
+    """A search is another one for each N, and its points hold what each cost beside their accuracies."""
+    tables = []
+    for curve in result.values["curves"].values():
+        columns = [{name: value for name, value in point.items() if name not in POINT} for point in curve]
+        if any(columns):
+            table = _table(["", *(f"N = {point['n']}" for point in curve)], _rows(columns))
+            tables.append(_details(f"{result.name}: cost of each N", table))
+    return "".join(tables)
 
 
 def _left_out(results: Sequence[Result]) -> str:
-    rows = []
+    columns = []
     for result in results:
-        counts = [("", result.values["counts"])] if result.kind == "selection" else []
-        counts += [(suite, found["counts"]) for suite, found in result.values.get("suites", {}).items()]
-        rows += [
-            [result.name, " ".join(filter(None, (suite, name.replace("_", " ")))), f"{number:,}"]
-            for suite, found in counts
-            for name, number in found.items()
-        ]
-    return _section("What was counted and left out", _table(["", "", "number"], rows, style="counts"))
+        if result.kind == "selection":
+            found = {"": result.values["counts"]}
+        else:
+            found = {f"{suite}, ": values["counts"] for suite, values in result.values["suites"].items()}
+        columns.append({prefix + name: number for prefix, counts in found.items() for name, number in counts.items()})
+    return _section(
+        "What was counted and left out", _table(["", *(result.name for result in results)], _rows(columns))
+    )
+
+
+def _rows(columns: Sequence[dict[str, float]]) -> list[list[str]]:
+    """Rows of a table from its columns, with a dash where one has no such number."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[_words(name), *(_number(column.get(name)) for column in columns)] for name in names]
 
 
 def _settings(results: Sequence[Result]) -> str:
@@ -300,6 +344,10 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "–" if value is None else str(value)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _number(value: float | None) -> str:

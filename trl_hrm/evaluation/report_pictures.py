@@ -127,7 +127,7 @@ def _panel(theme: Theme, height: float) -> Iterator["Panel"]:
 def accuracy_picture(group: Sequence[Result], number: int) -> Picture:
     """Accuracy over N of the headline curve of each result, with votes and pass@N. `number` tells it from other groups'."""
     curves = [
-        (f"{result.name}: {curve_label(result.headline)}", result.values["curves"][result.headline])
+        (f"{result.name}: {result.label(result.headline)}", result.values["curves"][result.headline])
         for result in group
         if result.headline
     ]
@@ -137,6 +137,8 @@ def accuracy_picture(group: Sequence[Result], number: int) -> Picture:
         for (label, curve), color, marker in zip(curves, cycle(theme.curves), cycle(MARKERS), strict=False):
             n, accuracy, low, high = _columns(curve)
             axes.fill_between(n, low, high, color=color, alpha=0.15, linewidth=0)
+            if len(n) == 1:  # nothing to fill
+                axes.vlines(n, low, high, color=color, alpha=0.4)
             axes.plot(n, accuracy, color=color, marker=marker, markersize=4, linewidth=2, label=_label(label))
         _paint_beside(axes, theme, curves, beside)
 
@@ -276,7 +278,7 @@ def scores_picture(result: Result, kind: str, number: int) -> Picture:
         axes.axhline(0, color=theme.quiet, linewidth=1)
         axes.set_xlim(0, 1)
         axes.set_xlabel("score")
-        axes.set_ylabel("share of right (up) and wrong (down), %")
+        axes.set_ylabel("share of each, %")
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
         _legend(axes, theme)
 

@@ -65,11 +65,11 @@ picture, img { display: block; width: 100%; height: auto; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); gap: 16px; margin-bottom: 14px; }
 .pair { display: grid; grid-template-columns: minmax(0, 1.15fr) minmax(0, 1fr); gap: 16px; align-items: start; }
 .scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: 8px; background: var(--surface); }
-.scroll + p { margin-top: 8px; }
+.scroll + :is(p, details) { margin-top: 8px; }
 table { border-collapse: collapse; min-width: 100%; font-size: 13px; }
 th, td { padding: 6px 12px; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
 tbody tr:last-child > * { border-bottom: 0; }
-th:first-child, .settings :is(th, td), .counts td:nth-child(2) { text-align: left; }
+th:first-child, .settings :is(th, td) { text-align: left; }
 .settings td { min-width: 12em; max-width: 28em; white-space: normal; }
 thead th { color: var(--quiet); font-weight: 500; background: var(--sunken); }
 tbody th { font-weight: 550; }
@@ -81,6 +81,7 @@ summary { padding: 6px 0; cursor: pointer; font-weight: 550; }
   h1 { font-size: 21px; }
   .first, .pair { grid-template-columns: minmax(0, 1fr); gap: 12px; }
   figure { padding: 10px 8px; }
+  .settings tbody th { white-space: normal; overflow-wrap: break-word; }
 }
 @media print {
   body { max-width: none; }

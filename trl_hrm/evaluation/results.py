@@ -4,6 +4,7 @@ import fcntl
 import heapq
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from .pool import PoolProblem, from_row, to_row
 
 RESULTS = "results.json"
 CANDIDATES = "candidates.jsonl"
+_CANDIDATES = re.compile(r"candidates(-n\d+)?\.jsonl")
 
 
 @dataclass(kw_only=True)
@@ -72,8 +74,16 @@ def check_results(folder: Path, overwrite: bool) -> None:
         )
 
 
+def candidates_name(n: int) -> str:
+    """The file of the candidates of a step search at one N."""
+    return f"candidates-n{n}.jsonl"
+
+
 def write_results(folder: Path, results: Results) -> None:
-    """Write `results.json`, which is there whole or not at all."""
+    """Write `results.json`, which is there whole or not at all. Candidates that earlier results had beside those of these go."""
+    names = [CANDIDATES] if results.strategy == "best_of_n" else map(candidates_name, results.n)
+    for name in {path.name for path in folder.iterdir() if _CANDIDATES.fullmatch(path.name)} - set(names):
+        (folder / name).unlink()
     write_json(folder / RESULTS, asdict(results))
 
 
@@ -111,11 +121,22 @@ def load_candidates(folder: str | Path, name: str = CANDIDATES) -> Iterator[Pool
             yield from_row(json.loads(line), f"{path}:{number}")
 
 
+def reopen_part(folder: Path, shard: int, num_shards: int) -> None:
+    """
+    Take a part that an earlier start finished for unfinished, until this start has seen that nothing is to be added: the process
+    that puts all parts together would take it for one of now.
+    """
+    finished = folder / shard_name("part", shard, num_shards, "jsonl")
+    if finished.exists():
+        os.replace(finished, folder / shard_name("partial", shard, num_shards, "jsonl"))
+
+
 class Part:
     """
     The judged problems of one process, block by block in a file of JSON lines: killed at any moment, at most one block is lost.
 
-    The file is `partial-00000-of-00001.jsonl` until its last block is written, then `part-00000-of-00001.jsonl`.
+    The file is `partial-00000-of-00001.jsonl` until its last block is written, then `part-00000-of-00001.jsonl`, until it is gone on
+    with: see [`reopen_part`].
 
     Args:
         folder (`Path`):
@@ -140,11 +161,8 @@ class Part:
         self.finished = folder / shard_name("part", shard, num_shards, "jsonl")
         self.num_blocks = 0
         folder.mkdir(parents=True, exist_ok=True)
-        if self.finished.exists() and not self._goes_on(self.finished, overwrite):
-            self.finished.unlink()
-        self.is_finished = self.finished.exists()
-        if not self.is_finished:
-            self._open(overwrite)
+        reopen_part(folder, shard, num_shards)
+        self._open(overwrite)
 
     def append(self, block: dict[str, Any]) -> None:
         """Write one block."""
@@ -158,12 +176,10 @@ class Part:
         """All blocks are written."""
         self.close()
         os.replace(self.path, self.finished)
-        self.is_finished = True
 
     def close(self) -> None:
         """Close the file."""
-        if not self.is_finished:
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> "Part":
         return self
@@ -175,7 +191,7 @@ class Part:
         self._file = open(self.path, "a+b", buffering=0)  # no block waits in a buffer
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            whole = _whole_lines(self.path) if self._goes_on(self.path, overwrite) else []
+            whole = _whole_lines(self.path) if self._goes_on(overwrite) else []
         except BlockingIOError as error:
             self._file.close()
             raise BlockingIOError(
@@ -189,11 +205,11 @@ class Part:
         if not whole:
             self._file.write(json.dumps(self.header).encode() + b"\n")
 
-    def _goes_on(self, path: Path, overwrite: bool) -> bool:
+    def _goes_on(self, overwrite: bool) -> bool:
         """Whether the file was begun with this header. If not, its blocks are lost if it is begun anew."""
-        found = read_header(path)
-        if found != self.header and len(_whole_lines(path)) > 1 and not overwrite:
-            raise ValueError(_other_settings(path, found, self.header))
+        found = read_header(self.path)
+        if found != self.header and len(_whole_lines(self.path)) > 1 and not overwrite:
+            raise ValueError(_other_settings(self.path, found, self.header))
         return found == self.header
 
 

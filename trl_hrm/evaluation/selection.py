@@ -1,7 +1,7 @@
 """
 Which of N solutions to take: pure functions of scores, of classes of equivalent answers, and of texts.
 
-Equal texts are one solution, and ties go to the smallest text: no choice depends on the order of the solutions.
+Ties go to the smallest text, so that no choice depends on the order of the solutions. Each of several equal texts has a vote.
 """
 
 import math

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..search.prompts import Prompt
-from ..search.step_search import BeamSearch, DiverseTreeSearch, GreedyStepSearch, StepSearch
+from ..search.step_search import STRATEGIES, BeamSearch, DiverseTreeSearch, GreedyStepSearch, StepSearch
 from ..search.steps import StepRule
 
 
-STRATEGIES = ("step_search", "beam_search", "diverse_tree_search")
 BRANCHING = 4
 
 

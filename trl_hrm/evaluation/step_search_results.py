@@ -14,7 +14,6 @@ from .answer_classes import judge_problems
 from .pool import Candidate, PoolProblem
 
 
-ENDED = ("done", "prompt_too_long")
 ENDINGS = {"max_depth": "paths_at_the_depth_limit", "dead_end": "dead_ends"}
 
 
@@ -22,8 +21,8 @@ class SearchedProblems:
     """
     What the logs of one N have: problems with their paths, what was counted, and what it cost.
 
-    Tokens, requests and steps are those in the logs, however often the search was started. Seconds and calls are what all starts
-    spent, but for the last depth of one that was killed.
+    What the policy wrote and the steps that were scored are those in the logs, however often the search was started. Seconds, and
+    calls and tokens of the scorer, are what all starts spent, but for the last depth of one that was killed.
 
     Args:
         search ([`StepSearch`]):
@@ -81,20 +80,24 @@ class SearchedProblems:
                 "seconds": spent["scorer_seconds"],
                 "num_calls": spent["num_calls"],
                 "num_steps": self.num_steps,
+                "num_tokens": spent["num_tokens"],
             },
             "rest_seconds": spent["seconds"] - spent["policy_seconds"] - spent["scorer_seconds"],
         }
 
     def _problems(self) -> Iterator[PoolProblem]:
+        missing = set(self.places)
         for path in sorted(self.folder.glob("log-*.jsonl")):
             with EventLog(path) as log:
                 for problem_id in log.problems.keys() & self.places.keys():
+                    missing.discard(problem_id)
                     opened, status = log.read(problem_id), log.problems[problem_id].status
                     self._count(opened)
-                    if status in ENDED:
+                    if status == "done":
                         yield self._problem(opened, f"{path}, problem {problem_id!r}")
                     else:
                         self.counts[f"problems_{status}"] += 1
+        self.counts["problems_not_searched"] += len(missing)  # by another process, which has not come to them
 
     def _problem(self, opened: OpenTree, where: str) -> PoolProblem:
         problem, endings = opened.tree.problem, self.search.endings(opened)

@@ -29,7 +29,7 @@ from ..search.steps import StepRule
 from ..search.tree import Problem
 from .curves import curve_with_gap
 from .pool import PoolProblem
-from .results import Results, write_candidates, write_results
+from .results import Results, candidates_name, write_candidates, write_results
 from .step_search_config import StepSearchConfig
 from .step_search_results import SearchedProblems
 from .tree_scores import score_fitting
@@ -37,7 +37,7 @@ from .tree_scores import score_fitting
 
 CURVE = "step_search"
 ALONE = Shard(0, 1)
-SPENT = ("seconds", "policy_seconds", "scorer_seconds", "num_calls", "num_failures")
+SPENT = ("seconds", "policy_seconds", "scorer_seconds", "num_calls")
 TOTALS = (
     "num_candidates",
     "problems_without_answer",
@@ -124,13 +124,13 @@ async def _search_all(
     grader: Any,
     shard: Shard,
 ) -> None:
-    score = partial(score_fitting, scorer, spans=config.spans, combine=config.combine)
     try:
         for n, search in searches.items():
-            folder = _folder_of(config, n)
+            folder, counts = _folder_of(config, n), Counter()
+            score = partial(score_fitting, scorer, spans=config.spans, combine=config.combine, counts=counts)
             log_path = folder / shard_name("log", shard.index, shard.count, "jsonl")
             cost_path = folder / shard_name("cost", shard.index, shard.count, "json")
-            with EventLog(log_path, write=True) as log, _Watch(cost_path, f"N={n}") as watch:
+            with EventLog(log_path, write=True) as log, _Watch(cost_path, f"N={n}", counts) as watch:
                 if log.torn:
                     watch.bar.write(
                         f"The log of N={n} ended in half an event ({log.torn} bytes), as after a kill: it will be made again."
@@ -153,12 +153,13 @@ async def _search_all(
 
 
 class _Watch:
-    """The live line of a search, and the file that adds up what all its starts have spent."""
+    """The live line of a search, and the file that adds up what all its starts have spent: `counts`, and seconds and calls."""
 
-    def __init__(self, path: Path, name: str):
+    def __init__(self, path: Path, name: str, counts: Counter):
         self.path = path
         self.name = name
-        self.before = read_json(path) if path.exists() else dict.fromkeys(SPENT, 0)
+        self.counts = counts
+        self.before = Counter(read_json(path) if path.exists() else {})
         self.num_levels = 0
 
     def __enter__(self) -> "_Watch":
@@ -173,7 +174,8 @@ class _Watch:
         seconds = progress.seconds
         if progress.num_levels > self.num_levels:
             self.num_levels = progress.num_levels
-            write_json(self.path, {name: self.before[name] + getattr(progress, name) for name in SPENT})
+            now = Counter({name: getattr(progress, name) for name in SPENT})
+            write_json(self.path, now + self.counts + self.before)
         self.bar.total = progress.num_problems
         self.bar.set_postfix(
             {
@@ -204,7 +206,7 @@ def _write(
     for n, search in searches.items():
         found = SearchedProblems(search, _folder_of(config, n), problems)
         rows = found.judge(grader, num_graders)
-        write_candidates(folder, rows, f"candidates-n{n}.jsonl")
+        write_candidates(folder, rows, candidates_name(n))
         solved.append({problem.problem_id: _is_solved(problem) for problem in rows})
         spent.append(found.cost())
         counts.update({name if name in TOTALS else f"{name}_at_n{n}": c for name, c in found.counts.items() if c})

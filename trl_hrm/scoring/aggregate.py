@@ -24,7 +24,7 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
         `float`: The score, in `[0, 1]` unless a function of your own gives another number.
 
     Raises:
-        `ValueError`: If there is no score, no such aggregate, or if a function gives no number.
+        `ValueError`: If there is no score, one that is not a number, no such aggregate, or if a function gives no number.
 
     Example:
 
@@ -39,6 +39,8 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
         raise ValueError(f"aggregate is {name!r}, expected one of {', '.join(AGGREGATES)}, or a function.")
     if not len(scores):
         raise ValueError("aggregate: got no score, expected one for each step of a solution.")
+    if any(map(math.isnan, scores)):  # compared with others it would be the least or not by its place
+        raise ValueError(f"aggregate: the scores are {list(scores)}, expected numbers.")
     if callable(name):
         value = float(name(scores))
         if math.isnan(value):

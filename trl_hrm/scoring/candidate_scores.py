@@ -48,15 +48,15 @@ def score_candidates(
         for start in range(0, len(problems), BLOCK):
             block = slice(start, start + BLOCK)
             asked, solutions = problems[block], candidates[block]
-            fits = [
-                [_fits(scorer, problem, steps, spans) for steps in group]
+            fitting = [
+                [fits(scorer, problem, steps, spans) for steps in group]
                 for problem, group in zip(asked, solutions, strict=True)
             ]
-            judged = [list(compress(*pair)) for pair in zip(solutions, fits, strict=True)]
+            judged = [list(compress(*pair)) for pair in zip(solutions, fitting, strict=True)]
             some = [i for i, group in enumerate(judged) if group]
             found = scorer.score([asked[i] for i in some], [judged[i] for i in some], spans=spans, combine=combine)
             found = dict(zip(some, found, strict=True))
-            for i, flags in enumerate(fits):
+            for i, flags in enumerate(fitting):
                 values = iter(found.get(i, ()))
                 scores.append([aggregate(next(values), name) if flag else None for flag in flags])
             bar.update(len(asked))
@@ -75,6 +75,6 @@ def solution_lengths(
     return before[-1], max(before + ends)
 
 
-def _fits(scorer: TreeScorer, problem: str, steps: Sequence[str], spans: Sequence[int]) -> bool:
-    """Whether every judged step ends within the positions of the model."""
+def fits(scorer: TreeScorer, problem: str, steps: Sequence[str], spans: Sequence[int] = (1,)) -> bool:
+    """Whether every judged step, merged ones included, ends within the positions of the model."""
     return scorer.max_positions is None or solution_lengths(scorer, problem, steps, spans)[1] <= scorer.max_positions

@@ -107,16 +107,20 @@ class TreeScorer:
             self.step_format.check(self.tokenizer, merged=True)
         encoded = [self._encode(tree, sorted(set(spans)), f"prompt {i}") for i, tree in enumerate(trees)]
         token_trees = [token_tree for token_tree, _ in encoded]
-        longest = longest_path(token_trees)
-        if self.max_positions is not None and longest > self.max_positions:
-            raise ValueError(
-                f"A solution has {longest} tokens, but the model has {self.max_positions} positions. Shorten or drop it."
-            )
+        if self.max_positions is not None:
+            for tree, token_tree in zip(trees, token_trees, strict=True):
+                longest = longest_path([token_tree])
+                if longest > self.max_positions:
+                    raise ValueError(
+                        f"A solution has {longest} tokens, but the model has {self.max_positions} positions. Shorten or drop "
+                        f"it; its prompt is {_shown(tree.prompt)}."
+                    )
         scores = self._forward(token_trees, progress)
         for tree, values in zip(trees, scores, strict=True):
             if not np.isfinite(values).all():
-                shown = repr(tree.prompt if len(tree.prompt) <= 80 else tree.prompt[:77] + "...")
-                raise ValueError(f"The model returned a score that is not a number for the prompt {shown}: {values}.")
+                raise ValueError(
+                    f"The model returned a score that is not a number for the prompt {_shown(tree.prompt)}: {values}."
+                )
         reduce = np.max if combine == "max" else np.mean
         return [
             [float(reduce(tree_scores[judged])) for judged in steps]
@@ -193,6 +197,10 @@ def refuse_label_tokens(step_format: StepFormat) -> None:
             f"causal language model. Make a token classifier of these two, as {DOCS} shows, or use StepScorer "
             "(`--scorer transformers`)."
         )
+
+
+def _shown(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 80 else prompt[:77] + "...")
 
 
 def longest_path(trees: Sequence[TokenTree]) -> int:

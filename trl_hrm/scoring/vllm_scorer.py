@@ -1,5 +1,6 @@
 """Step scores from vLLM in this process."""
 
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from .paths import DOCS, ChainScorer, read_text_contract
 
 
 try:
-    from vllm import LLM, PoolingParams
+    from vllm import LLM, EngineArgs, PoolingParams
 except ImportError as error:
     raise ImportError(
         f'scoring with vLLM needs vLLM, which cannot be imported ({error}). Run `pip install "trl-hrm[vllm]"`, or use '
@@ -79,9 +80,12 @@ class VLLMScorer(ChainScorer):
                 Other arguments of `vllm.LLM`. On CPU set `kv_cache_memory_bytes`: without it vLLM takes most of the memory.
 
         Raises:
-            `ValueError`: If vLLM cannot serve the checkpoint: a LoRA adapter, or a causal language model.
+            `ValueError`: If vLLM cannot serve the checkpoint, a LoRA adapter or a causal language model, or has no such argument.
             `FileNotFoundError`: If the checkpoint has no `step_format.json` and none is given.
         """
+        unknown = engine_args.keys() - {field.name for field in fields(EngineArgs)}
+        if unknown:
+            raise ValueError(f"vLLM's engine has no argument {', '.join(map(repr, sorted(unknown)))}.")
         tokenizer, step_format = read_text_contract(path_or_repo, step_format, revision, trust_remote_code)
         config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
         check_classifier(config, path_or_repo, step_format)  # starting the engine takes long

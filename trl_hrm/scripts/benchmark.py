@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     if args.output_dir is not None:
         report = {
             "kind": "benchmark",
-            "reward_model": {"name": args.reward_model, **describe_scoring(args)},
+            "reward_model": {"model": args.reward_model, **describe_scoring(args)},
             "settings": {"threshold": args.threshold, "validation_size": args.validation_size},
             "suites": results,
             "seed": args.seed,

@@ -4,7 +4,7 @@ or a search that chooses step by step.
 
 ```bash
 trl-hrm best-of-n --problems test.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct --reward_model me/my-hrm --output_dir runs/bon
-trl-hrm best-of-n --candidates samples.jsonl --reward_model me/my-hrm --aggregate min last --output_dir runs/bon
+trl-hrm best-of-n --candidates samples.jsonl --reward_model me/my-hrm --aggregate min last
 ```
 
 Stop it at will and start it again with the same command: it goes on where it was.
@@ -17,6 +17,7 @@ from .annotate import format_summary, make_manifest, read_all, search_problems
 from .annotate_options import make_engine, make_prompt
 from .best_of_n_options import (
     AGGREGATES_OF_SOLUTIONS,
+    NUMBERS,
     SAMPLES,
     STEP_OPTIONS,
     add_arguments,
@@ -42,6 +43,7 @@ COUNTED = (
     "problems_without_candidates",
     "problems_ungradable",
     "num_candidates",
+    "candidates_beyond_n",
     "candidates_without_answer",
     "candidates_without_steps",
     "candidates_cut_off",
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
     if shard.local is not None and os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # "" hides all GPUs
         show_own_gpu(shard.local)  # policy and reward model both take the one they see
     shard = shard._replace(local=None)
+    if args.n is None and args.policy is not None:
+        args.n = NUMBERS
     if args.strategy == "best_of_n":
         _best_of_n(args, shard)
     else:
@@ -92,6 +96,10 @@ def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
     options = policy_options(args)
     prompt, rule = make_prompt(options)
     problems = read_all(args)
+    print(
+        f"{problems.num_records:,} records: {len(problems.problems):,} problems, {problems.num_repeated:,} repeated, "
+        f"{problems.num_excluded:,} excluded."
+    )
     scorer = load_scorer(args.reward_model, args)
     with AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader:
         engine = make_engine(options, shard)
@@ -116,9 +124,11 @@ def _best_of_n(args: argparse.Namespace, shard: "Shard") -> None:
     from pathlib import Path
 
     from ..evaluation.judged_pool import BLOCK, files_digest, judge_pool
-    from ..evaluation.results import Part
+    from ..evaluation.results import Part, reopen_part
     from ..grading import AnswerGrader
 
+    folder = Path(args.output_dir)
+    reopen_part(folder, shard.index, shard.count)
     args.aggregate = args.aggregate or AGGREGATES_OF_SOLUTIONS
     counts: Counter = Counter()
     problems, digest = _sampled(args, shard) if args.policy else _given(args, shard, counts)
@@ -132,12 +142,11 @@ def _best_of_n(args: argparse.Namespace, shard: "Shard") -> None:
     }
     with (
         AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader,
-        Part(Path(args.output_dir), header, shard.index, shard.count, args.overwrite) as part,
+        Part(folder, header, shard.index, shard.count, args.overwrite) as part,
     ):
         settings["grader"] = grader.describe()
-        if not part.is_finished:
-            scorer = load_scorer(args.reward_model, args)
-            judge_pool(problems, scorer, grader, part, args.spans, args.combine, args.grader_workers, progress=True)
+        scorer = load_scorer(args.reward_model, args) if part.num_blocks * BLOCK < len(problems) else None
+        judge_pool(problems, scorer, grader, part, args.spans, args.combine, args.grader_workers, progress=True)
     _tell(args, shard, None if shard.index > 0 else _finish(args, shard, part.header, settings, counts))
 
 
@@ -162,15 +171,30 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _given(args: argparse.Namespace, shard: "Shard", counts: "Counter") -> tuple[list[tuple[int, "PoolProblem"]], str]:
     """Candidates that are there, those of this shard with their places, and a digest of all."""
+    from pathlib import Path
+
     from ..data.candidates_config import CandidatesConfig
     from ..evaluation.judged_pool import pool_digest
     from ..evaluation.pool import read_pool, take_first
+    from ..evaluation.results import CANDIDATES
     from ..search.shards import problem_shard
 
+    if Path(args.candidates).resolve() == Path(args.output_dir, CANDIDATES).resolve():
+        raise ValueError(
+            f"{args.candidates}: the results would take the place of this file. Name another --output_dir."
+        )
     names = ("candidates", "segmentation", "step_pattern", "join_steps")
     config = CandidatesConfig(split=args.candidates_split, **{name: getattr(args, name) for name in names})
     answers = None if args.problems is None else read_all(args)
-    pool = take_first(read_pool(config, args.extractors, answers, counts), max(args.n), args.num_draws is not None)
+    pool = read_pool(config, args.extractors, answers, counts)
+    if args.n is None:
+        fewest = min((len(problem.candidates) for problem in pool), default=0)
+        largest = min(max(fewest, 1), max(NUMBERS))
+        args.n = [*(n for n in NUMBERS if n < largest), largest]
+        print(f"N is {' '.join(map(str, args.n))}: every problem has {fewest:,} candidates or more.")
+    counts["candidates_beyond_n"] += sum(len(problem.candidates) for problem in pool)
+    pool = take_first(pool, max(args.n), args.num_draws is not None)
+    counts["candidates_beyond_n"] -= sum(len(problem.candidates) for problem in pool)
     chosen = [(i, p) for i, p in enumerate(pool) if problem_shard(p.problem_id, shard.count) == shard.index]
     return chosen, pool_digest(pool)
 
@@ -239,7 +263,7 @@ def _finish(
         seed=args.seed,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         num_problems=len(judged),
-        counts={name: counts[name] for name in COUNTED} | dict(statuses),
+        counts={name: counts[name] + statuses[name] for name in dict.fromkeys([*COUNTED, *statuses])},
         n=settings["n"],
         curves=made.curves,
         hacking_gap=made.hacking_gap,

@@ -22,12 +22,13 @@ OF_CANDIDATES = ("candidates_split", "join_steps")
 OF_PROBLEMS = ("problem_format", "split", "limit", "exclude")
 # of the prompt these say how any solution is read: the others are of sampling
 _READING = ("segmentation", "step_pattern", "extractors")
+NUMBERS = [1, 2, 4, 8, 16, 32, 64]
 SAMPLES = "samples"  # the run folder of the policy's solutions, in the folder of the results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward_model", required=True, help="folder or Hub id of the reward model (required)")
-    parser.add_argument("--output_dir", required=True, help="folder of the results (required)")
+    parser.add_argument("--output_dir", default="outputs/best-of-n", help="folder of the results")
     _add_choice_arguments(parser.add_argument_group("choice"))
     _add_candidate_arguments(parser.add_argument_group("given candidates"))
     add_problem_arguments(
@@ -53,7 +54,12 @@ def _add_choice_arguments(group: argparse._ArgumentGroup) -> None:
         help="best_of_n: among whole solutions, also by votes; the others choose among next steps: step_search greedily (what the "
         "HRM paper calls best-of-N), beam_search keeps several paths, diverse_tree_search (DVTS) searches in several trees",
     )
-    group.add_argument("--n", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="how many to choose from")
+    group.add_argument(
+        "--n",
+        type=int,
+        nargs="+",
+        help="how many to choose from (default: 1 2 4 8 16 32 64; with --candidates, no more than every problem has)",
+    )
     group.add_argument(
         "--aggregate",
         nargs="+",
@@ -114,7 +120,7 @@ def check_options(args: argparse.Namespace) -> None:
             if getattr(args, name) != parser.get_default(name):
                 raise ValueError(f"--{name} {why} Leave it out.")
 
-    if min(args.n) < 1:
+    if args.n is not None and min(args.n) < 1:
         raise ValueError(f"--n is {' '.join(map(str, args.n))}, expected numbers of 1 or more.")
     if args.num_draws is not None and args.num_draws < 1:
         raise ValueError(f"--num_draws is {args.num_draws}, expected 1 or more.")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 
@@ -13,6 +14,13 @@ SCORER_OPTIONS: dict[str, dict[str, Any]] = {
     "transformers": {"revision": None, "dtype": "float32", "max_length": 2048, "batch_size": 8},
     "vllm": {"revision": None, "dtype": "float32", "scorer_args": None},
     "URL": {"revision": None, "served_model_name": None},
+}
+# Arguments of vLLM's engine that have a word of their own here
+_OWN_OPTIONS = {
+    "model": "the reward model",
+    "revision": "--revision",
+    "dtype": "--dtype",
+    "runner": 'always "pooling"',
 }
 
 
@@ -61,10 +69,37 @@ def add_score_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def _engine_args(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text} is no JSON object, such as '{{\"max_model_len\": 4096}}'")
+    for name, own in _OWN_OPTIONS.items():
+        if name in value:
+            raise argparse.ArgumentTypeError(f"{name} is {own}. Leave it out")
     return value
+
+
+def check_score_options(args: argparse.Namespace) -> None:
+    """
+    Refuse options that cannot work, before anything is loaded.
+
+    Raises:
+        `FileNotFoundError`: If there is no such format.
+        `ValueError`: If an option goes with another scorer, or has no meaning beside another option.
+    """
+    _settings(args)
+    if args.combine != "max" and set(args.spans) == {1}:
+        raise ValueError(
+            f"--combine {args.combine} makes one score of those of several spans, and --spans is 1. Give --spans 1 2, or "
+            "leave it out."
+        )
+    if args.step_format is not None and not Path(args.step_format).is_file():
+        raise FileNotFoundError(
+            f"--step_format: there is no file {args.step_format}, expected a step_format.json, as the trainer saves one "
+            "with every checkpoint."
+        )
 
 
 def load_scorer(model: str, args: argparse.Namespace) -> "TreeScorer":
@@ -72,28 +107,16 @@ def load_scorer(model: str, args: argparse.Namespace) -> "TreeScorer":
     The reward model, as the options ask for it.
 
     Raises:
-        `FileNotFoundError`: If there is no such format.
-        `ValueError`: If an option goes with another scorer, or has no meaning beside another option.
+        `FileNotFoundError`, `ValueError`: See [`check_score_options`], and the scorers.
     """
-    from pathlib import Path
-
     from transformers.utils import logging
 
     from ..step_format import StepFormat
 
-    if args.combine != "max" and set(args.spans) == {1}:
-        raise ValueError(
-            f"--combine {args.combine} makes one score of those of several spans, and --spans is 1. Give --spans 1 2, or "
-            "leave it out."
-        )
+    check_score_options(args)
     settings = _settings(args)
     step_format = None
     if args.step_format is not None:
-        if not Path(args.step_format).is_file():
-            raise FileNotFoundError(
-                f"--step_format: there is no file {args.step_format}, expected a step_format.json, as the trainer saves one "
-                "with every checkpoint."
-            )
         step_format = StepFormat.from_json(Path(args.step_format).read_text(encoding="utf-8"), where=args.step_format)
     logging.disable_progress_bar()  # loading takes a moment; the bar of scoring is the one to watch
     if args.scorer == "transformers":

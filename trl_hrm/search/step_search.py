@@ -15,6 +15,9 @@ from .steps import StepRule
 from .tree import ROOT
 
 
+STRATEGIES = ("step_search", "beam_search", "diverse_tree_search")  # names of the searches in manifests and results
+
+
 def last(scores: Sequence[float]) -> float:
     """The score of the last step."""
     return scores[-1]

@@ -10,14 +10,14 @@ from accelerate.utils import patch_environment
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..scoring.aggregate import aggregate
-from ..scoring.candidate_scores import _fits
+from ..scoring.candidate_scores import fits
 from ..scoring.paths import TreeScorer
 from ..scoring.scorer import StepScorer
 from ..search.steps import RULES, StepRule, regex_rule
 
 
 GUARDS = ("too_few_steps", "too_many_steps", "repeated_steps", "blank_steps", "too_long")
-_STEP_NUMBER = re.compile(r"^\W*step\s*\d+\W*", re.IGNORECASE)
+_STEP_NUMBER = re.compile(r"^\W*(?:step\s*\d+\W*|\d+[.:)]\s+)", re.IGNORECASE)  # "Step 2: x", "(2) x", "2. x"
 
 
 class StepReward:
@@ -36,7 +36,7 @@ class StepReward:
     ```
 
     Args:
-        reward_model (`str` or [`StepScorer`]):
+        reward_model (`str` or [`~scoring.paths.TreeScorer`]):
             Folder or Hub repository of a checkpoint with its `step_format.json`, which is loaded whole on the device of each
             process; or a scorer, which stays where it is.
         aggregate (`str` or `Callable[[Sequence[float]], float]`, *optional*, defaults to `"min"`):
@@ -96,10 +96,11 @@ class StepReward:
         name: str = "step_reward",
         **scorer_kwargs,
     ):
-        _check(aggregate, segmentation, guard_reward, min_steps, max_steps, max_repeated)
+        _check(aggregate, segmentation, guard_reward, min_steps, max_steps, max_repeated, max_blank, max_tokens)
         if not isinstance(reward_model, str) and scorer_kwargs:
             raise ValueError(f"{sorted(scorer_kwargs)} say how to load a reward model, but a scorer is given.")
         self.scorer = _load(reward_model, **scorer_kwargs) if isinstance(reward_model, str) else reward_model
+        self.scorer.score([], [], spans=spans, combine=combine)  # what it refuses shows before anything is sampled
         self.rule = (
             separator_rule(self.scorer.step_format.step_separator) if segmentation is None else RULES[segmentation]
         )
@@ -208,7 +209,7 @@ class StepReward:
             _, step_ids = self.scorer.step_format.encode(self.scorer.tokenizer, problem, steps)
             if sum(map(len, step_ids)) > self.max_tokens:
                 return True
-        return not _fits(self.scorer, problem, steps, self.spans)
+        return not fits(self.scorer, problem, steps, self.spans)
 
     def _problems(self, prompts: Sequence, columns: dict[str, Any]) -> list[str | None]:
         if self.problem_column is None:
@@ -326,6 +327,8 @@ def _check(
     min_steps: int,
     max_steps: int | None,
     max_repeated: float | None,
+    max_blank: int | None,
+    max_tokens: int | None,
 ) -> None:
     if isinstance(name, str):
         aggregate([0.5], name)
@@ -340,3 +343,6 @@ def _check(
         )
     if max_repeated is not None and not 0 <= max_repeated <= 1:
         raise ValueError(f"max_repeated is {max_repeated}, expected a share of the steps, from 0 to 1.")
+    for limit, value, least in (("max_blank", max_blank, 0), ("max_tokens", max_tokens, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{limit} is {value}, expected {least} or more: it would stop every completion.")

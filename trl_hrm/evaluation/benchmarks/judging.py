@@ -7,7 +7,7 @@ from typing import Literal
 from tqdm.auto import tqdm
 
 from ...data.grouping import group_equal
-from ...scoring.candidate_scores import solution_lengths
+from ...scoring.candidate_scores import fits
 from ...scoring.paths import TreeScorer
 from .reading import Solution
 
@@ -47,7 +47,10 @@ def score_solutions(
     with tqdm(total=len(solutions), desc="Scoring", unit="solution", disable=not progress) as bar:
         for start in range(0, len(problems), BLOCK):
             block = problems[start : start + BLOCK]
-            fitting = [[i for i in members if _fits(scorer, solutions[i], spans)] for members in block]
+            fitting = [
+                [i for i in members if fits(scorer, solutions[i].problem, solutions[i].steps, spans)]
+                for members in block
+            ]
             asked = [members for members in fitting if members]
             found = scorer.score(
                 [solutions[members[0]].problem for members in asked],
@@ -60,13 +63,6 @@ def score_solutions(
                     scores[i] = _checked(solutions[i], steps)
             bar.update(sum(map(len, block)))
     return scores
-
-
-def _fits(scorer: TreeScorer, solution: Solution, spans: Sequence[int]) -> bool:
-    """Whether every judged step ends within the positions of the model."""
-    if scorer.max_positions is None:
-        return True
-    return solution_lengths(scorer, solution.problem, solution.steps, spans)[1] <= scorer.max_positions
 
 
 def _checked(solution: Solution, scores: Sequence[float]) -> list[float]:

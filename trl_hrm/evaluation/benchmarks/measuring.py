@@ -218,6 +218,11 @@ def _remarks(results: dict[str, Any]) -> list[str]:
         f"threshold {results['threshold']:g}; {counts['num_scored']:,} of {counts['num_solutions']:,} solutions scored, "
         f"{counts['num_too_long']:,} too long for the model and left out"
     ]
+    passed_over = [
+        name for name in counts if name not in ("num_solutions", "num_scored", "num_too_long") and counts[name]
+    ]
+    if passed_over:
+        lines.append("passed over: " + ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in passed_over))
     if results["too_long"]:
         places = [one["where"] for one in results["too_long"]]
         more = f" and {len(places) - NUM_SHOWN:,} more" if len(places) > NUM_SHOWN else ""

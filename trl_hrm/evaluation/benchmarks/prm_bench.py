@@ -17,13 +17,14 @@ positive class and counts over the steps of all rows of a class,
 `multi_solutions` are right solutions of another kind, without a wrong step: its PRM-Score is F1. The overall score is that of the steps
 of the nine classes together; simplicity, soundness and sensitivity are means of the scores of their classes, without weights.
 `correct` are the original processes, taken from the rows of `redundency` (the name in the data) after `original_question`: they
-show how many right steps are called wrong, and count for nothing else.
+show how many right steps are called wrong. Beside that they count only for the numbers over all steps (AUROC, calibration).
 
-Checked against the authors' code for the task and for the table: all of the above. Theirs differs in two ways: a step is right
-*above* the threshold, so that scores of exactly the threshold differ; and an F1 that is not defined enters a mean as -1, where
-here the mean is not defined. Models that score redundancy apart use that score on `redundency` and `circular`; a step reward model
-has one score. Not built: their similarity and first-error accuracy. The weights of 0.5 are those of the code; a user could not
-reach the paper's table with them (issue 7 of ssmisya/PRMBench, unanswered), which thresholds per model may explain.
+Checked against the authors' code for the task and for the table: all of the above. Theirs differs in three ways: a step is right
+*above* the threshold, so that scores of exactly the threshold differ; an F1 that is not defined enters a mean as -1, where here the
+mean is not defined; and so does an F1 whose precision and recall are both 0, which is 0 here. Models that score redundancy apart
+use that score on `redundency` and `circular`; a step reward model has one score. Not built: their similarity and first-error
+accuracy. The weights of 0.5 are those of the code; a user could not reach the paper's table with them (issue 7 of
+ssmisya/PRMBench, unanswered), which thresholds per model may explain.
 
 Checked on 394 of their rows: 11 of them name error steps past the end of the process. The authors' code passes over these
 numbers, so does this; the results count them.
@@ -121,8 +122,8 @@ def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.n
         for category, members in CATEGORIES.items()
         if all(name in classes for name in members)
     }
-    total = [sums[name] for name in names if name != "correct"]
-    return {"subsets": classes, "averages": averages | {"overall": prm_score(np.sum(total, axis=0))}}
+    total = sum((sums[name] for name in names if name != "correct"), np.zeros(4))
+    return {"subsets": classes, "averages": averages | {"overall": prm_score(total)}}
 
 
 PRM_BENCH = Benchmark(

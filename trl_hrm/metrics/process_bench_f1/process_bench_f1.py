@@ -61,13 +61,19 @@ class ProcessBenchF1(evaluate.Metric):
     def _compute(
         self, predictions: list[list[float]], references: list[int], threshold: float = 0.5
     ) -> dict[str, float | None]:
+        if not predictions:
+            raise ValueError("there is no solution, expected one at least.")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}, expected a number from 0 to 1, as scores are.")
         for i, (scores, first_error) in enumerate(zip(predictions, references, strict=True)):
-            if not -1 <= first_error < len(scores):
+            if not scores or not all(score is not None and 0 <= score <= 1 for score in scores):
+                raise ValueError(
+                    f"solution {i}: the scores are {scores}, expected a number from 0 to 1 for each step."
+                )
+            if first_error not in range(-1, len(scores)):
                 raise ValueError(
                     f"solution {i}: the first wrong step is {first_error}, expected an index of {len(scores)} steps, or -1."
                 )
-            if not all(0 <= score <= 1 for score in scores):
-                raise ValueError(f"solution {i}: the scores are {scores}, expected numbers from 0 to 1.")
         found = [predict_first_error(scores, threshold) for scores in predictions]
         tallies = [tally_first_error(*pair) for pair in zip(found, references, strict=True)]
         metrics = process_bench_f1(np.sum(tallies, axis=0))
