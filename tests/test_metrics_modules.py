@@ -190,6 +190,8 @@ class TestBestOfN:
         gap = load("reward_hacking_gap").compute(**rows, n=[1, 2, 3, 4])
         assert (gap["gap"], gap["best_n"], gap["largest_n"]) == (0.5, 3, 4)
         assert load("best_of_n_accuracy").compute(**rows)["n"] == [1, 2, 4]
+        three = {name: [row[:3] for row in values] for name, values in rows.items()}
+        assert load("best_of_n_accuracy").compute(**three)["n"] == [1, 2, 3]
 
     def test_the_order_of_solutions_does_not_matter(self, load):
         backwards = [[row[::-1] for row in rows] for rows in (self.scores, self.right, self.texts)]
@@ -211,6 +213,7 @@ class TestBestOfN:
         assert load("best_of_n_accuracy").compute(**rows)["accuracy"] == expected
         assert load("reward_hacking_gap").compute(**rows) == curves.hacking_gap["best_of_n/score"]
         assert len(set(expected)) > 1
+        assert load("best_of_n_accuracy").compute(**rows | {"seed": 8})["accuracy"] != expected
 
     def test_without_a_score_comes_last_and_without_a_grade_does_not_count(self, load):
         found = load("best_of_n_accuracy").compute(
@@ -224,7 +227,8 @@ class TestBestOfN:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"n": [8]}, r"n is \[8\], expected numbers from 1 to 2, the solutions of problem 0"),
+            ({"n": [3]}, r"n is \[3\], expected numbers from 1 to 2, the solutions of problem 0"),
+            ({"n": [0]}, r"n is \[0\], expected numbers from 1 to 2"),
             ({"num_draws": 0}, "num_draws is 0, expected 1 or more"),
             ({"predictions": [[0.5, 1.5]]}, r"problem 0: the scores are \[0.5, 1.5\], expected numbers from 0 to 1"),
             ({"predictions": [[0.5, math.nan]]}, "problem 0: the scores are"),

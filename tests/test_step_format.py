@@ -133,6 +133,20 @@ class TestFile:
         with pytest.raises(FileNotFoundError, match=r"has no step_format.json.*Pass `step_format=StepFormat"):
             StepFormat.from_pretrained(tmp_path)
 
+    def test_no_such_folder(self, monkeypatch):
+        """The Hub's own error does not say what was looked for."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(
+            FileNotFoundError, match="outputs/nothing: there is no such folder, and no such repository"
+        ):
+            StepFormat.from_pretrained("outputs/nothing")
+
+    def test_torn(self, tmp_path):
+        """Among several checkpoints the message must say which."""
+        (tmp_path / STEP_FORMAT_NAME).write_text('{"head"')
+        with pytest.raises(ValueError, match="step_format.json: expected JSON, as the trainer saves it"):
+            StepFormat.from_pretrained(tmp_path)
+
     def test_of_another_version(self, tmp_path):
         """A key that is not known may change every score: no default fills it."""
         StepFormat().save(tmp_path)

@@ -187,8 +187,8 @@ class StepFormat:
                 Passed to [`~huggingface_hub.hf_hub_download`], for example `revision`.
 
         Raises:
-            `FileNotFoundError`: If there is no `step_format.json`.
-            `ValueError`: If it holds unknown or missing keys.
+            `FileNotFoundError`: If there is no `step_format.json`, or no such folder and the Hub cannot be reached.
+            `ValueError`: If it is no JSON, or holds unknown or missing keys.
         """
         path = _find(path_or_repo, **kwargs)
         if path is None:
@@ -202,7 +202,10 @@ class StepFormat:
     @classmethod
     def from_json(cls, text: str, where: str = STEP_FORMAT_NAME) -> "StepFormat":
         """Parse what [`StepFormat.save`] wrote. `where` names the source in errors."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: expected JSON, as the trainer saves it: {error}.") from error
         expected = {field.name for field in fields(cls)}
         if set(values) != expected:
             raise ValueError(
@@ -221,9 +224,14 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
         path = Path(path_or_repo) / STEP_FORMAT_NAME
         return path if path.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     try:
         return hf_hub_download(str(path_or_repo), STEP_FORMAT_NAME, **kwargs)
     except RemoteEntryNotFoundError:
         return None
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path_or_repo}: there is no such folder, and no such repository in the cache of the Hub, which cannot be reached: "
+            f"{error}"
+        ) from error

@@ -28,3 +28,13 @@ def test_the_cost_of_a_killed_start_is_not_known(tmp_path):
     counts = Counter(policy_tokens=7, num_candidates=3)
     found = total_cost(tmp_path, counts)["policy"]
     assert found == {"seconds": None, "num_tokens": 7, "num_requests": None, "num_sequences": 3}
+
+
+def test_the_cost_of_several_shards_is_their_sum(tmp_path):
+    for index in range(3):
+        cost = SampleCost(tmp_path, Shard(index, 3))
+        cost.end(Progress(num_problems=1, num_requests=2, num_sequences=8, generated_tokens=10**index))
+    found = total_cost(tmp_path, Counter())["policy"]
+    assert (found["num_tokens"], found["num_requests"], found["num_sequences"]) == (111, 6, 24) and found[
+        "seconds"
+    ] > 0

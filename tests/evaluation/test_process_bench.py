@@ -171,6 +171,15 @@ def test_other_columns(tmp_path):
         read(tmp_path / "nothing.jsonl")
 
 
+def test_an_array_of_something_else(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([process_row(1, 0), 7]))
+    with pytest.raises(ValueError, match="rows.json, row 1: found a JSON int, expected an object"):
+        read(tmp_path / "rows.json")
+    (tmp_path / "torn.json").write_text(json.dumps([process_row(1, 0)])[:-5])
+    with pytest.raises(ValueError, match=r"torn.json: not valid JSON \(.*fetch it again"):
+        read(tmp_path / "torn.json")
+
+
 def make_rows(rng: random.Random, count: int, subset: str) -> list[dict]:
     rows = []
     for number in range(count):
@@ -220,18 +229,16 @@ class TestResults:
     def test_interval_against_a_plain_bootstrap(self):
         """Nine tenths in place of 95 %, or draws that forget a subset, look as plausible."""
         rng = np.random.default_rng(0)
-        solutions = [solution(i, i % 4 - 1, "math" if i % 3 else "gsm8k") for i in range(60)]
-        scores = rng.choice([0.2, 0.8, 0.9], (60, 3)).tolist()
+        solutions = [solution(i, i % 2 - 1, "math" if i % 3 else "gsm8k") for i in range(120)]
+        scores = rng.choice([0.2, 0.8, 0.9], (120, 3)).tolist()
         hits = [predict_first_error(row, 0.5) == one.first_error for one, row in zip(solutions, scores, strict=True)]
+        kinds = [
+            [i for i in range(120) if bool(i % 3) == math_ and i % 2 == odd] for math_ in (0, 1) for odd in (0, 1)
+        ]
         found = []
-        for draw in np.random.default_rng(42).multinomial(60, [1 / 60] * 60, size=1000):
-            f1 = []
-            for subset in ("gsm8k", "math"):
-                part = [i for i, one in enumerate(solutions) if one.subset == subset]
-                kinds = [[i for i in part if (solutions[i].first_error < 0) == right] for right in (False, True)]
-                first, second = (sum(draw[i] * hits[i] for i in kind) / sum(draw[kind]) for kind in kinds)
-                f1.append(2 * first * second / (first + second) if first + second else 0)
-            found.append(sum(f1) / 2)
+        for draw in np.random.default_rng(42).multinomial(120, [1 / 120] * 120, size=1000):
+            a, b, c, d = (sum(draw[i] * hits[i] for i in kind) / sum(draw[kind]) for kind in kinds)
+            found.append((2 * a * b / (a + b) + 2 * c * d / (c + d)) / 2)
         average = measure(PROCESS_BENCH, solutions, scores)["averages"]["unweighted"]
         assert (average["low"], average["high"]) == pytest.approx(tuple(np.percentile(found, [2.5, 97.5])))
         assert average["low"] < average["f1"] < average["high"]

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from html import unescape
 
@@ -23,7 +24,7 @@ from trl_hrm.evaluation.report import (
     verdict,
 )
 from trl_hrm.evaluation.report_html import headline_verdict, html_page
-from trl_hrm.evaluation.report_pictures import Picture, Pictures, accuracy_picture, calibration_picture
+from trl_hrm.evaluation.report_pictures import Picture, Pictures, accuracy_picture, calibration_picture, scores_picture
 from trl_hrm.scripts import report as command
 
 from ..browser import Browser, find_chromium
@@ -310,11 +311,18 @@ class TestVerdict:
         """The best N is the first of equals: a gap of 0 at a smaller N is none."""
         assert self.verdict(tmp_path, points=curve(0.6, 0.7, 0.7, 0.7), low=-0.02, high=0.02).answer == "no"
 
-    def test_an_interval_that_reaches_zero(self, tmp_path):
-        found = self.verdict(tmp_path, points=curve(0.61, 0.8, 0.75, 0.78), low=-0.01, high=0.05)
+    @pytest.mark.parametrize("low", [-0.01, 0.0])
+    def test_an_interval_that_reaches_zero(self, tmp_path, low):
+        found = self.verdict(tmp_path, points=curve(0.61, 0.8, 0.75, 0.78), low=low, high=0.05)
         assert found.answer == "open"
         assert found.words.startswith("Not settled: accuracy goes from 80.0 % at N = 2 to 78.0 % at N = 8")
         assert found.reasons[-1] == "Not told apart from majority vote at N = 8 (75.0 %)."
+
+    @pytest.mark.parametrize(("accuracy", "word"), [(0.84, "Above"), (0.82, "Not told apart from"), (0.66, "Below")])
+    def test_above_and_below_are_beyond_both_intervals(self, tmp_path, accuracy, word):
+        """The vote is at 75 %, 71 to 79: 82 % ± 4 lies above it by the one interval, and not by the other."""
+        found = self.verdict(tmp_path, points=[point(1, 0.5), point(8, accuracy)], low=0.0, high=0.0)
+        assert found.reasons[-1] == f"{word} majority vote at N = 8 (75.0 %)."
 
     def test_one_n_tells_nothing(self, tmp_path):
         found = self.verdict(tmp_path, points=[point(8, 0.7)], low=0.0, high=0.0)
@@ -366,6 +374,16 @@ class TestComparing:
         assert found == [f"a and c {words}", f"b and c {words}"]
         assert words in words_of(folders)
 
+    def test_suites_are_compared_each_for_itself(self, tmp_path):
+        suites = benchmark()["suites"] | {"prmbench": benchmark()["suites"]["processbench"]}
+        rows = [row | {"suite": suite, "scores": [0.5]} for row in STEP_ROWS for suite in suites]
+        folders = [
+            write(tmp_path / name, benchmark(suites=suites), part, "scores.jsonl")
+            for name, part in (("a", rows), ("b", rows[:-1]))
+        ]
+        (notice,) = notices(read_results(folders))
+        assert notice.startswith("a and b scored different solutions of prmbench (2 and 1, 1 of them the same)")
+
     def test_the_order_of_problems_does_not_matter(self, tmp_path):
         folders = [write(tmp_path / "a", selection()), write(tmp_path / "b", selection(), PROBLEMS[::-1])]
         assert notices(read_results(folders)) == []
@@ -405,6 +423,9 @@ class TestPage:
         marked = re.findall(r'<tr class=differs><th scope="row">([^<]*)', page)
         assert marked == ["reward_model model", "reward_model scorer"]
         assert "versions torch 2.13.0 2.13.0" in words_of(folders)
+        # a benchmark has no strategy and no aggregate, which is no difference between two selections
+        marked = re.findall(r'<tr class=differs><th scope="row">([^<]*)', bare_page(folders))
+        assert marked == ["reward_model model", "reward_model scorer"]
 
     def test_votes_of_one_pool_are_drawn_once(self, folders, tmp_path):
         other = selection()
@@ -414,11 +435,22 @@ class TestPage:
         assert text.count("pass@N") == 1 and "majority vote, bon:" in text and "majority vote, other:" in text
 
     @pytest.mark.filterwarnings("error")
-    def test_names_that_matplotlib_would_read_otherwise(self, tmp_path):
-        """It takes dollars for formulas, and leaves names that begin with `_` out of a legend with a warning."""
+    def test_names_that_matplotlib_would_read_otherwise(self, tmp_path, monkeypatch):
+        """It takes dollars for formulas, and leaves names that begin with `_` out of a legend."""
+        axes = pytest.importorskip("matplotlib.axes").Axes
+        shown, legend = [], axes.legend
+
+        def record(self, **style):
+            found = legend(self, **style)
+            shown.append([text.get_text() for text in found.get_texts()])
+            return found
+
+        monkeypatch.setattr(axes, "legend", record)
         results = read_results([write(tmp_path / name, selection()) for name in ("_$x_1", "a$b$c", "z" * 200)])
         accuracy_picture(results, 1)
+        assert len(shown[0]) == 5 and shown[0][0] == r" _\$x_1: best of n, min"
         calibration_picture(results)
+        assert shown[-1] == [r" _\$x_1", r"a\$b\$c", "z" * 59 + "…"]
 
     def test_only_benchmarks(self, folders):
         text = words_of(folders[2:])
@@ -450,6 +482,13 @@ class TestPage:
         table = "N = 1 N = 2 N = 4 N = 8 policy num tokens 100 200 400 800 rest seconds 0.25 0.25 0.25 0.25"
         assert f"run: cost of each N {table}" in text
 
+    def test_a_cost_that_is_not_known(self, tmp_path):
+        """Samples of a run that was killed once: what the parts add up to is not known either, and no reason to fail."""
+        values = selection()
+        values["cost"]["policy"] = {"seconds": None, "num_requests": None, "num_tokens": 50, "num_sequences": 4}
+        text = words_of([write(tmp_path / "run", values)])
+        assert "policy seconds – policy num requests – policy num tokens 50" in text and "all seconds –" in text
+
     def test_one_point_has_an_interval_in_the_picture(self, tmp_path, monkeypatch):
         """Between one point and itself there is nothing to fill: the picture would show an accuracy as if it were certain."""
         matplotlib_axes = pytest.importorskip("matplotlib.axes")
@@ -457,6 +496,27 @@ class TestPage:
         monkeypatch.setattr(matplotlib_axes.Axes, "vlines", lambda self, *ends, **style: drawn.append(ends))
         accuracy_picture(read_results([write(tmp_path / "run", selection([point(8, 0.75, 0.25)], 0, 0))]), 1)
         assert drawn == [([8], [50.0], [100.0])] * 2  # light and dark
+
+    def test_right_ones_stand_up_and_wrong_ones_hang_down(self, folders, monkeypatch):
+        """Swapped, a model that knows nothing would look like one that knows all."""
+        axes = pytest.importorskip("matplotlib.axes").Axes
+        drawn, bar = {}, axes.bar
+
+        def record(self, x, height, *args, label, **style):
+            drawn[label] = {round(left, 2): share for left, share in zip(x, height, strict=True) if share}
+            return bar(self, x, height, *args, label=label, **style)
+
+        monkeypatch.setattr(axes, "bar", record)
+        (result,) = read_results(folders[:1])
+        picture = scores_picture(result, "solutions (min of the step scores)", 1)
+        assert drawn == {
+            "right: 2, mean 0.575": {0.2: 50.0, 0.95: 50.0},
+            "wrong: 2, mean 0.550": {0.4: -50.0, 0.7: -50.0},
+        }
+        assert "2 right, mean 0.575, 2 wrong, mean 0.550" in picture.text
+        drawn.clear()
+        scores_picture(replace(result, scores={"all": {"right": [0.0, 1.0], "wrong": []}}), "all", 1)  # both ends
+        assert drawn == {"right: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
 
     def test_benchmarks_side_by_side(self, tmp_path):
         """Models are compared by eye: not across two tables, and not where they scored different solutions."""

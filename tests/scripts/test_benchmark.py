@@ -126,6 +126,20 @@ def test_same_command_same_bytes(tmp_path, planted, sources):
     assert found[0] == found[1]
 
 
+def test_the_seed_reaches_the_results(tmp_path, planted):
+    path = write_rows(tmp_path / "rows.jsonl", [prm_row(i, "confidence", [1, 2][: 1 + i % 2]) for i in range(12)])
+    found = []
+    for i, seed in enumerate(("1", "1", "2")):
+        words = command(
+            "--suite", "prmbench", "--data", path, "--threshold", "0.95", "--output_dir", str(tmp_path / str(i))
+        )
+        assert main([*words, "--seed", seed]) == 0
+        results, _ = results_of(tmp_path / str(i))
+        assert results["seed"] == int(seed)
+        found.append(results["suites"]["prmbench"] | {"seconds": 0})
+    assert found[0] == found[1] != found[2]
+
+
 def test_too_long_rows_are_listed(tmp_path, planted, capsys):
     long = process_row(7, 1) | {"steps": ["ok " * 300, "bad"]}
     path = write_rows(tmp_path / "gsm8k.jsonl", [process_row(1, 0), long, process_row(2, -1)])
@@ -166,7 +180,8 @@ def test_an_earlier_result_is_kept_unless_told(tmp_path, planted, sources, capsy
     assert main(words) == 1
     assert "results.json exists" in capsys.readouterr().err
     assert (output / "results.json").read_bytes() == first and len(planted.asked) == asked
-    assert main([*words, "--overwrite", "--threshold", "0.95"]) == 0
+    assert main([*words, "--overwrite", "--threshold", "0.95", "--suite", "processbench", "processbench"]) == 0
+    assert len(planted.asked) == 2 * asked  # a suite that is named twice runs once
     assert results_of(output)[0]["settings"]["threshold"] == 0.95
 
 

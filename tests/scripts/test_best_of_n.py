@@ -270,6 +270,9 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
         ("--candidates x --n 0", "--n is 0, expected numbers of 1 or more"),
         ("--candidates x --num_draws 0", "--num_draws is 0"),
         ("--candidates x --segmentation regex", "segmentation='regex' and step_pattern go together"),
+        ("--candidates x --scorer vlm", "--scorer is 'vlm', expected transformers, vllm"),
+        ("--policy p --problems q --combine mean", "--combine mean makes one score of those of several spans"),
+        ("--policy p --problems q", "m: there is no such folder, and no such repository"),
         ("--candidates nowhere.jsonl", "nowhere.jsonl: there is no such file"),
     ],
 )
@@ -366,6 +369,20 @@ def test_a_part_of_an_earlier_start_is_not_taken_for_one_of_now(tmp_path, monkey
         assert rescore(tmp_path / "out", source) == (130 if given is stop else 0)
         assert [(tmp_path / "out" / f"{name}-00001-of-00002.jsonl").exists() for name in names] == expected
     assert len(planted.shown) == len({problem for problem, _ in planted.shown}) > 0
+
+
+def test_parts_of_other_settings_are_waited_for(tmp_path, monkeypatch):
+    """Left by an earlier start; each process has candidates of its own."""
+    header, path, waits = {"spans": [1], "candidates": "mine"}, tmp_path / "part-00001-of-00002.jsonl", []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        path.write_text(json.dumps(header | {"candidates": "its own"}) + "\n")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    path.write_text(json.dumps(header | {"spans": [1, 2]}) + "\n")
+    best_of_n._wait([path], header)
+    assert len(waits) == 1
 
 
 def test_candidates_are_not_replaced_by_the_results(tmp_path, planted, capsys):

@@ -272,10 +272,15 @@ def _cost(results: Sequence[Result]) -> str:
     rows = _rows(columns)
     if not rows:
         return ""
-    totals = [sum(value for name, value in column.items() if "seconds" in name) for column in columns]
-    rows.append(["all seconds", *map(_number, totals)])
+    rows.append(["all seconds", *(_number(_total(column)) for column in columns)])
     table = _table(["", *(result.name for result in results)], rows)
     return _section("Cost", table + "".join(map(_cost_of_each_n, results)))
+
+
+def _total(column: dict[str, Any]) -> float | None:
+    """Seconds of all parts. Not known if those of one are not: of samples whose run was killed once."""
+    seconds = [value for name, value in column.items() if "seconds" in name]
+    return None if None in seconds else sum(seconds)
 
 
 def _cost_of_each_n(result: Result) -> str:

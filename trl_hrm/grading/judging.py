@@ -95,7 +95,8 @@ def _verify(gold: list, found: list) -> bool | None:
     from math_verify import verify
 
     try:
-        return bool(verify(gold, found, timeout_seconds=None, raise_on_error=True))
+        # the comparison of relations: x > 2 is (2, oo)
+        return bool(verify(gold, found, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True))
     except Exception:  # whatever SymPy raises; by default math-verify would call the answer wrong
         return None
 

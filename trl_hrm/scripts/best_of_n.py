@@ -24,7 +24,7 @@ from .best_of_n_options import (
     check_options,
     policy_options,
 )
-from .score_options import describe_scoring, load_scorer
+from .score_options import check_score_options, describe_scoring, load_scorer
 
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     from ..search.shards import launched_shard, show_own_gpu
 
     check_options(args)
+    check_score_options(args)
     check_results(Path(args.output_dir), args.overwrite)
     shard = launched_shard()
     if shard.local is not None and os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # "" hides all GPUs
@@ -207,7 +208,10 @@ def _sampled(args: argparse.Namespace, shard: "Shard") -> tuple[list[tuple[int, 
     from ..evaluation.judged_pool import pool_digest
     from ..evaluation.pool import read_run, take_first
     from ..search.log import shard_name
+    from ..step_format import StepFormat
 
+    if args.step_format is None:  # a wrong --reward_model shows before anything is sampled
+        StepFormat.from_pretrained(args.reward_model, revision=args.revision)
     problems = read_all(args)
     folder = Path(args.output_dir, SAMPLES)
     cost = SampleCost(folder, shard)
