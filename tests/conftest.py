@@ -1,9 +1,12 @@
 """Fixtures that many tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from .browser import Browser, find_chromium
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub
@@ -17,3 +20,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real files at {folder}; set TRL_HRM_SHARED_DATA to one")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    """A headless Chromium."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium found; install one (Debian: apt-get install chromium) or set CHROMIUM to its path")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,6 +61,14 @@ ARCHITECTURES = {
         **sizes,
     ),
 }
+
+
+def save_checkpoint(folder: Path, **config) -> str:
+    """Save a tiny classifier of random weights with its tokenizer and format; `config` changes its configuration."""
+    tiny_model(**config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    StepFormat().save(folder)
+    return str(folder)
 
 
 @cache

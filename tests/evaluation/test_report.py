@@ -7,8 +7,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
-from html import unescape
 
 import pytest
 
@@ -16,203 +14,33 @@ from trl_hrm.evaluation.report import (
     Verdict,
     curve_label,
     expected_calibration_error,
-    has_bins,
     notices,
     percent,
     problem_groups,
     read_results,
     verdict,
 )
-from trl_hrm.evaluation.report_html import headline_verdict, html_page
-from trl_hrm.evaluation.report_pictures import Picture, Pictures, accuracy_picture, calibration_picture, scores_picture
+from trl_hrm.evaluation.report_html import headline_verdict
+from trl_hrm.evaluation.report_pictures import accuracy_picture, calibration_picture, scores_picture
 from trl_hrm.scripts import report as command
 
-from ..browser import Browser, find_chromium
-
-
-HOSTILE = (
-    "</style><script>window.hacked=1</script><img src=x onerror=window.hacked=1>'\"&lt; <svg onload=window.hacked=1>"
+from .report_runs import (
+    FINE,
+    HACKED,
+    MIN,
+    PNG,
+    PROBLEMS,
+    STEP_ROWS,
+    bare_page,
+    benchmark,
+    curve,
+    gap_of,
+    point,
+    problem,
+    selection,
+    words_of,
+    write,
 )
-PNG = b"\x89PNG\r\n\x1a\n"
-MIN = "best_of_n/min"
-
-
-def point(n, accuracy, spread=0.04):
-    return {"n": n, "accuracy": accuracy, "low": accuracy - spread, "high": accuracy + spread}
-
-
-def curve(*accuracies):
-    return [point(2**i, accuracy) for i, accuracy in enumerate(accuracies)]
-
-
-def gap_of(points, low, high):
-    best = max(points, key=lambda one: one["accuracy"])
-    return {
-        "gap": best["accuracy"] - points[-1]["accuracy"],
-        "best_n": best["n"],
-        "largest_n": points[-1]["n"],
-        "low": low,
-        "high": high,
-    }
-
-
-HACKED = curve(0.61, 0.8125, 0.75, 0.5)
-FINE = curve(0.61, 0.7, 0.8, 0.9)
-
-
-def selection(points=HACKED, low=0.21, high=0.41, **changes):
-    """What `trl-hrm best-of-n` writes."""
-    curves = {
-        MIN: points,
-        "weighted_vote/min": curve(0.61, 0.66, 0.72, 0.77),
-        "majority_vote": curve(0.61, 0.61, 0.7, 0.75),
-        "pass_at_n": curve(0.61, 0.8, 0.9, 0.97),
-    }
-    bins = [
-        {"low": 0.0, "high": 0.5, "count": 30, "mean_score": 0.25, "share_right": 0.5},
-        {"low": 0.5, "high": 1.0, "count": 10, "mean_score": 0.9, "share_right": 0.6},
-    ]
-    return {
-        "strategy": "best_of_n",
-        "reward_model": {"model": "outputs/tiny-hrm", "scorer": "transformers"},
-        "policy": None,
-        "settings": {"aggregate": ["min"], "extractors": ["boxed"], "num_draws": None},
-        "versions": {"trl_hrm": "0.1.0", "torch": "2.13.0"},
-        "seed": 42,
-        "date": "2026-11-21T12:00:00+00:00",
-        "num_problems": 3,
-        "counts": {"problems_without_answer": 7, "candidates_without_answer": 12345, "not_graded": 1},
-        "n": [1, 2, 4, 8],
-        "curves": curves,
-        "hacking_gap": {MIN: gap_of(points, low, high)},
-        "calibration": {"aggregate": "min", "bins": bins},
-        "cost": {
-            "policy": None,
-            "scorer": {"seconds": 12.5, "num_calls": 3, "num_steps": 6789, "num_tokens": 123456},
-            "rest_seconds": 0.75,
-        },
-        **changes,
-    }
-
-
-def candidate(scores, correct, answer="3"):
-    return {
-        "text": "One.",
-        "steps": ["One."],
-        "answer": answer,
-        "correct": correct,
-        "finish": None,
-        "scores": scores,
-        "num_tokens": None,
-    }
-
-
-def problem(name="What is 1 + 2?", candidates=()):
-    return {"problem_id": name, "problem": name, "answer": "3", "candidates": list(candidates)}
-
-
-PROBLEMS = [
-    problem("a", [candidate([0.9, 0.2], True), candidate([0.7], False), candidate(None, True)]),
-    problem("b", [candidate([0.5], None), candidate([0.4], None, answer=None)]),
-    problem("c", [candidate([0.95, 0.99], True)]),
-]
-
-
-def write(folder, results, rows=PROBLEMS, name="candidates.jsonl"):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    if rows is not None:
-        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
-
-
-def benchmark(**changes):
-    """What `trl-hrm benchmark` writes."""
-    values = {
-        "f1": 0.4375,
-        "error_accuracy": 0.35,
-        "correct_accuracy": None,
-        "num_with_error": 1200,
-        "low": 0.3,
-        "high": 0.5,
-    }
-    suite = {
-        "sources": ["math.json"],
-        "metric": "f1",
-        "main": "unweighted",
-        "threshold": 0.5,
-        "subsets": {"math": values},
-        "averages": {"unweighted": {"f1": 0.4376, "low": 0.31, "high": 0.52}},
-        "tuned": {
-            **{"threshold": 0.25, "validation": 0.5, "rest": 0.46, "rest_untuned": 0.43},
-            **{"num_validation": 20, "num_rest": 80},
-        },
-        "steps": {"num_steps": 4, "auroc": 0.876, "ece": 0.123},
-        "counts": {"num_solutions": 2, "num_scored": 1, "num_too_long": 1},
-        "too_long": [],
-        "seconds": 1.5,
-    }
-    return {
-        "kind": "benchmark",
-        "reward_model": {"model": "outputs/tiny-hrm"},
-        "settings": {"threshold": 0.5, "validation_size": 0.2},
-        "suites": {"processbench": suite},
-        "seed": 42,
-        "versions": {"trl_hrm": "0.1.0"},
-        "date": "2026-11-21T12:00:00+00:00",
-        **changes,
-    }
-
-
-STEP_ROWS = [
-    {"suite": "processbench", "subset": "math", "id": "1", "labels": [1, 0, None], "scores": [0.9, 0.1, 0.6]},
-    {"suite": "processbench", "subset": "math", "id": "2", "labels": [1], "scores": None},
-]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A hacked reward model, a good one on the same candidates, and a benchmark. No test changes them."""
-    tmp_path = tmp_path_factory.mktemp("results")
-    return [
-        write(tmp_path / "runs" / "bon", selection()),
-        write(tmp_path / "runs" / "bon-prm", selection(FINE, 0.0, 0.0, reward_model={"model": "outputs/prm"})),
-        write(tmp_path / "runs" / "processbench", benchmark(), STEP_ROWS, "scores.jsonl"),
-    ]
-
-
-def page_of(folders):
-    return make_page(tuple(folders))
-
-
-@cache
-def make_page(folders):
-    """Pictures take their time: the page of the same folders is made once."""
-    results = read_results(folders)
-    return html_page(results, Pictures.of(results))
-
-
-@pytest.fixture(scope="module")
-def wide(folders, tmp_path_factory):
-    """The same, and a result with names that are longer than a screen is wide."""
-    long = tmp_path_factory.mktemp("long") / ("x" * 120)
-    return [*folders, write(long, selection(reward_model={"model": "y" * 400}))]
-
-
-BLANK = Picture("blank", "", "", {"light": b"", "dark": b""})
-
-
-def bare_page(folders):
-    """The page without any picture."""
-    results = read_results(folders)
-    calibrated = any(map(has_bins, results))
-    return html_page(results, Pictures([BLANK] * len(problem_groups(results)), [], [BLANK] * calibrated, []))
-
-
-def words_of(folders):
-    """What is read on a page, as one line."""
-    page = bare_page(folders)
-    return " ".join(re.sub(r"<[^>]*>", " ", unescape(page.split("<body>")[1])).split())
 
 
 class TestReading:
@@ -587,105 +415,3 @@ class TestCommand:
         )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert 'pip install "trl-hrm[plots]"' in result.stderr and not (tmp_path / "r.html").exists()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium found; install one (Debian: apt-get install chromium) or set CHROMIUM to its path")
-    browser = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture
-def show(browser, tmp_path):
-    """Open the page of a report, and at the end of the test make sure that it asked for nothing and reported no error."""
-    file = tmp_path / "report.html"
-
-    def show(folders, width=1280, height=900, dark=False) -> Browser:
-        file.write_text(page_of(folders), encoding="utf-8")
-        browser.show(width, height, dark)
-        browser.open(file)
-        return browser
-
-    yield show
-    asked = [address for address in browser.requests if not address.startswith("data:")]
-    assert asked == [file.absolute().as_uri()]
-    assert browser.errors == []
-
-
-class TestBrowser:
-    def test_the_first_screen_answers(self, show, folders):
-        browser = show(folders)
-        assert browser.texts("h1") == ["Is my reward model being hacked?"]
-        assert browser.texts(".card .chip") == ["hacked", "no sign"]
-        bottom = "Math.max(...[...document.querySelectorAll('.first')].map(e => e.getBoundingClientRect().bottom))"
-        assert browser.evaluate(bottom) <= 900
-        drawn = "[...document.images].filter(image => image.complete && image.naturalWidth > 500).length"
-        assert browser.evaluate(drawn) == browser.evaluate("document.images.length") == 7
-
-    @pytest.mark.parametrize(
-        "width, height, dark",
-        [(320, 640, False), (390, 844, True), (820, 1180, False), (1920, 1080, True)],
-    )
-    def test_sizes(self, show, wide, width, height, dark):
-        """Nothing may stand beyond the right edge, but in tables that scroll."""
-        browser = show(wide, width, height, dark)
-        browser.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
-        browser.settle()
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width
-        stray = browser.evaluate(
-            "[...document.querySelectorAll('body *')].filter(e => !e.closest('table') && "
-            "e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"
-        )
-        assert stray == []
-
-    def test_dark_and_light(self, show, folders):
-        """Page and pictures must change together: a white picture in a dark page is what is seen first."""
-
-        def shades(dark):
-            browser = show(folders, dark=dark)
-            found = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-            page = sum(map(int, found[4:-1].split(","))) / 765
-            corner = (
-                "(() => {const image = document.images[0], canvas = document.createElement('canvas');"
-                "canvas.width = canvas.height = 9; const context = canvas.getContext('2d');"
-                "context.drawImage(image, 0, 0); return [...context.getImageData(1, 1, 1, 1).data]})()"
-            )
-            return page, sum(browser.evaluate(corner)[:3]) / 765
-
-        assert all(shade > 0.9 for shade in shades(False))
-        assert all(shade < 0.15 for shade in shades(True))
-
-    def test_hostile_text_is_inert(self, show, tmp_path):
-        """Results may come from anyone: their texts must be read, never run."""
-        name = HOSTILE.replace("/", "|")
-        values = selection(
-            strategy=HOSTILE,
-            reward_model={HOSTILE: HOSTILE},
-            settings={HOSTILE: [HOSTILE], "aggregate": "min"},
-            counts={HOSTILE: 1},
-            versions={HOSTILE: HOSTILE},
-        )
-        values["curves"][f"{HOSTILE}/{HOSTILE}"] = HACKED
-        values["hacking_gap"][f"{HOSTILE}/{HOSTILE}"] = gap_of(HACKED, 0.1, 0.2)
-        suites = {
-            HOSTILE: benchmark()["suites"]["processbench"] | {"subsets": {HOSTILE: {"f1": 0.1, "low": 0, "high": 1}}}
-        }
-        judged = write(
-            tmp_path / f"b{name}", benchmark(suites=suites), [STEP_ROWS[0] | {"suite": HOSTILE}], "scores.jsonl"
-        )
-        other = write(tmp_path / "other", values, [problem(HOSTILE)])
-        browser = show([write(tmp_path / name, values), judged, other])
-        assert browser.evaluate("window.hacked") is None
-        assert browser.evaluate("document.querySelectorAll('script, svg, iframe, img:not(figure img)').length") == 0
-        assert browser.texts(".card h2")[0].startswith(name)
-
-    def test_the_policy_forbids_requests(self, browser, folders, tmp_path):
-        """Were the policy absent or damaged, nobody would notice: the page itself asks for nothing."""
-        file = tmp_path / "page.html"
-        file.write_text(page_of(folders), encoding="utf-8")
-        browser.open(file)
-        assert browser.evaluate("fetch('data:text/plain,x').then(() => 'sent', () => 'refused')") == "refused"

@@ -1,69 +1,18 @@
-"""Scorers that read plain sequences: the scores of StepScorer, each path once, and clear refusals. Slow: real vLLM."""
+"""Scorers that read plain sequences: the scores of StepScorer, each path once, and clear refusals. Slow: vLLM in this process."""
 
-import asyncio
 import importlib
 import json
 import random
-import re
 import sys
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from trl_hrm import StepFormat, StepScorer
-from trl_hrm.scoring.http_scorer import ServerScorer
-from trl_hrm.scoring.paths import ChainScorer
 
-from ..helpers import HEADS, WORDS, random_tree, tiny_model, tiny_tokenizer
-from ..search.http_server import body, cut, hang_up, status
-from ..search.serving import ENVIRONMENT, serve
-from .pooling_server import PoolingServer
-
-
-PROMPTS = ["1+2+3?", "add x y", "nothing", "x"]
-CANDIDATES = [
-    [["add 1", "so = 3"], ["add 1", "so = 7", "thus y"], ["x"], ["add 1"]],
-    [["sub", "sum"], ["add 1"], []],
-    [],
-    [["thus = 7", "so", "x y", "sum = 3", "then"]],
-]
-CLASSIFIERS = [head for head in HEADS if head != "lm"]
-SERVED = {"backoff": 0.001, "timeout": 10.0}
-VLLM = {
-    "max_model_len": 256,
-    "enforce_eager": True,
-    "kv_cache_memory_bytes": 64 << 20,
-    "block_size": 32,
-}
-
-
-class PlainScorer(ChainScorer):
-    """Each sequence alone through the model of transformers. Keeps what it read."""
-
-    def __init__(self, model, step_format):
-        super().__init__(tiny_tokenizer(), step_format, model.config.max_position_embeddings)
-        self.model = model
-        self.batches = []
-
-    @torch.inference_mode()
-    def _outputs(self, sequences, progress):
-        self.batches.append(sequences)
-        return [self.model(input_ids=torch.tensor([ids])).logits[0] for ids in sequences]
-
-
-def flat(scores) -> np.ndarray:
-    return np.array([score for prompt in scores for candidate in prompt for score in candidate])
-
-
-def save(folder: Path, step_format: StepFormat = HEADS["classification"], architecture: str = "qwen2") -> str:
-    tiny_model(step_format, architecture).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    step_format.save(folder)
-    return str(folder)
+from ..helpers import HEADS, random_tree, tiny_model, tiny_tokenizer
+from .solutions import CANDIDATES, CLASSIFIERS, PROMPTS, VLLM, PlainScorer, flat, long_candidates, num_tokens, save
 
 
 class TestPaths:
@@ -122,7 +71,7 @@ class TestPaths:
     def test_more_tokens_than_positions(self):
         """Nothing is read, and the one of many that is too long is named. One that just fits is scored."""
         scorer = PlainScorer(tiny_model(), StepFormat())
-        length = _num_tokens(scorer, 30)
+        length = num_tokens(scorer, 30)
         scorer.max_positions = length
         assert len(scorer.score(["p"], [[["a"], ["x" * 30]]])[0]) == 2
         scorer.max_positions, scorer.batches = length - 1, []
@@ -152,275 +101,12 @@ class TestPaths:
             PlainScorer(tiny_model(), HEADS["lm"])
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return StepScorer(tiny_model(), tiny_tokenizer(), StepFormat()).score(PROMPTS, CANDIDATES, spans=(1, 2))
-
-
-class TestServer:
-    """ServerScorer and a server on this machine, with real faults."""
-
-    @pytest.fixture
-    def server(self):
-        with PoolingServer(tiny_model(), tiny_tokenizer()) as server:
-            yield server
-
-    def scorer_of(self, server, step_format=HEADS["classification"], **options) -> ServerScorer:
-        url = server if isinstance(server, str) else server.url
-        options = {"model": "prm"} | SERVED | options
-        return ServerScorer(url, tokenizer=tiny_tokenizer(), step_format=step_format, **options)
-
-    @pytest.mark.parametrize("head", CLASSIFIERS)
-    def test_scores_of_step_scorer(self, head):
-        step_format = HEADS[head]
-        model = tiny_model(step_format)
-        expected = StepScorer(tiny_model(step_format), tiny_tokenizer(), step_format).score(PROMPTS, CANDIDATES)
-        with PoolingServer(model, tiny_tokenizer()) as server:
-            found = self.scorer_of(server, step_format).score(PROMPTS, CANDIDATES)
-        np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-5)
-
-    def test_requests(self, server, expected):
-        """One for each path, and one of each test."""
-        scorer = self.scorer_of(server)
-        server.sequences.clear()
-        found = scorer.score(PROMPTS, CANDIDATES, spans=(1, 2))
-        np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-5)
-        local = PlainScorer(tiny_model(), StepFormat())
-        local.score(PROMPTS, CANDIDATES, spans=(1, 2))
-        assert sorted(server.sequences[1:]) == sorted(local.batches[0])
-
-    def test_progress(self, server, capsys):
-        """A bar of all paths where one is asked for, else nothing."""
-        scorer = self.scorer_of(server)
-        scorer.score(PROMPTS, CANDIDATES)
-        assert "Scoring" not in capsys.readouterr().err
-        scorer.score(PROMPTS, CANDIDATES, progress=True)
-        assert re.search(r"Scoring: 100%.* 6/6 .*path/s", capsys.readouterr().err)
-
-    @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
-    def test_addresses(self, server, suffix):
-        """Other clients of the same server want `/v1`."""
-        assert self.scorer_of(server.url + suffix).score(["p"], [[["a"]]])
-
-    def test_names(self, server):
-        assert self.scorer_of(server, model="/models/prm").score(["p"], [[["a"]]])
-        assert {request["model"] for request in server.requests} == {"prm"}
-
-    def test_length(self, server):
-        server.max_length = 40
-        scorer = self.scorer_of(server)
-        with pytest.raises(ValueError, match="A solution has .* tokens, but the model has 40 positions"):
-            scorer.score(["p"], [[[" ".join(WORDS * 10)]]])
-
-    def test_requests_in_flight(self, server, expected):
-        """Two at a time: neither one after the other, which a barrier for two would hold up, nor more."""
-        scorer = self.scorer_of(server, max_requests=2)
-        lock, barrier, open_requests, most = threading.Lock(), threading.Barrier(2), 0, 0
-
-        def before():
-            nonlocal open_requests, most
-            with lock:
-                open_requests += 1
-                most = max(most, open_requests)
-            if len(server.sequences) > tested:
-                barrier.wait(timeout=30)
-            with lock:
-                open_requests -= 1
-
-        tested = len(server.sequences) + 1
-        server.before = before
-        candidates = [[[word, str(i)] for i, word in enumerate(WORDS)]]
-        assert len(scorer.score(["p"], candidates)[0]) == 10
-        assert most == 2 and len(server.sequences) == tested + 10
-
-    @pytest.mark.parametrize(
-        "fault",
-        [
-            status(503),
-            status(429, headers={"Retry-After": "0"}),
-            status(500, "Out of range float values are not JSON compliant"),
-            cut,
-            hang_up,
-            body(b"<html>"),
-            body({"data": []}),
-            body({"data": [{"data": "AAAA"}]}),
-            body({"data": [{"data": [[1.0, 2.0], [3.0]]}]}),
-        ],
-    )
-    def test_faults_that_pass(self, server, expected, fault):
-        scorer = self.scorer_of(server, max_requests=1)
-        third = len(server.sequences) + 3  # after the test of the server
-        server.before = lambda: server.faults.extend([fault, fault]) if len(server.sequences) == third else None
-        found = scorer.score(PROMPTS, CANDIDATES, spans=(1, 2))
-        assert not server.faults
-        np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-5)
-
-    def test_faults_that_stay(self, server):
-        scorer = self.scorer_of(server, max_retries=2)
-        server.before = lambda: server.faults.extend([status(503, "asleep")] * 1000)
-        with pytest.raises(OSError, match="The server of the reward model failed. .* gave up after 3 tries.*asleep"):
-            scorer.score(PROMPTS, CANDIDATES)
-
-    def test_no_server(self, server):
-        url = server.url
-        server.__exit__()
-        with pytest.raises(OSError, match="The server of the reward model failed.*gave up after 2 tries"):
-            self.scorer_of(url, max_retries=1)
-        server.__enter__()
-
-    def test_no_answer(self, server):
-        """The patience that is asked for, and not the ten minutes of the default."""
-        release = threading.Event()
-        server.before = lambda: release.wait(timeout=60)
-        with pytest.raises(OSError, match="gave up after 1 tries. The last fault: no answer within 0.1 seconds"):
-            self.scorer_of(server, timeout=0.1, max_retries=0)
-        release.set()
-
-    @pytest.mark.parametrize(
-        ("models", "message"),
-        [
-            ([{"id": "prm"}], "has a max_model_len of None, expected a number"),
-            (["prm"], "has no list of models"),
-            (None, "has no list of models"),
-        ],
-    )
-    def test_servers_of_another_kind(self, server, models, message):
-        """Without the length, what is too long would be found out in the middle of scoring."""
-        server.models = lambda: models
-        with pytest.raises(OSError, match=message):
-            self.scorer_of(server, max_retries=0)
-
-    def test_numbers_that_are_none(self):
-        """JSON has no NaN: some servers write null."""
-        with PoolingServer(tiny_model(), tiny_tokenizer(), rows=lambda rows: _Nulls(rows)) as server:
-            scorer = self.scorer_of(server)
-            with pytest.raises(ValueError, match="a score that is not a number for the prompt 'p'"):
-                scorer.score(["p"], [[["a"]]])
-
-    def test_another_model(self, server):
-        with pytest.raises(OSError, match="does not serve 'policy', but 'prm'.*served_model_name"):
-            self.scorer_of(server, model="policy")
-
-    def test_another_model_later(self, server):
-        """A server that was started again, with something else, gives scores of that."""
-        scorer = self.scorer_of(server)
-        server.model = "policy"
-        with pytest.raises(OSError, match="does not serve 'prm', but 'policy'"):
-            scorer.score(["p"], [[["a"]]])
-
-    def test_another_vocabulary(self):
-        """Its ids are tokens there as well, of other texts."""
-        from trl_hrm.demo.tiny_model import make_tokenizer
-
-        other = make_tokenizer(["Add 12 and 345: the sum is 357.\n\nSo x"] * 3, 300)
-        with PoolingServer(tiny_model(), other) as server:
-            with pytest.raises(OSError, match="its tokenizer makes .* it serves another model"):
-                self.scorer_of(server)
-
-    def test_no_pooling(self):
-        with PoolingServer(tiny_model(), tiny_tokenizer(), pooling=False) as server:
-            with pytest.raises(OSError, match="HTTP 404: Not Found.*`vllm serve MODEL --runner pooling`"):
-                self.scorer_of(server)
-
-    @pytest.mark.parametrize("rows", [lambda rows: rows[3:4], lambda rows: rows[:, :1], lambda rows: rows[-1]])
-    def test_another_pooling(self, rows):
-        with PoolingServer(tiny_model(), tiny_tokenizer(), rows=rows) as server:
-            with pytest.raises(ValueError, match=r"with outputs of shape .* expected \(\d+, 2\)"):
-                self.scorer_of(server)
-
-    def test_within_an_event_loop(self, server, expected):
-        """As in a notebook, where `asyncio.run` is refused."""
-        scorer = self.scorer_of(server)
-
-        async def cell():
-            return scorer.score(PROMPTS, CANDIDATES, spans=(1, 2))
-
-        np.testing.assert_allclose(flat(asyncio.run(cell())), flat(expected), rtol=0, atol=1e-5)
-
-    def test_key(self, server, monkeypatch):
-        self.scorer_of(server, api_key="sk-secret")
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
-        self.scorer_of(server)
-        sent = [headers["Authorization"] for headers in server.headers]
-        assert sent[:2] == ["Bearer sk-secret"] * 2 and sent[2:] == ["Bearer sk-other"] * 2
-
-    def test_options(self, server):
-        with pytest.raises(ValueError, match="max_requests is 0"):
-            self.scorer_of(server, max_requests=0)
-        with pytest.raises(ValueError, match="the base URL is 'localhost'"):
-            self.scorer_of("localhost")
-
-    def test_from_pretrained(self, server, expected, tmp_path):
-        folder = save(tmp_path)
-        scorer = ServerScorer.from_pretrained(folder, server.url, served_model_name="prm", **SERVED)
-        np.testing.assert_allclose(
-            flat(scorer.score(PROMPTS, CANDIDATES, spans=(1, 2))), flat(expected), rtol=0, atol=1e-5
-        )
-        with pytest.raises(OSError, match="does not serve '.*', but 'prm'"):
-            ServerScorer.from_pretrained(folder, server.url, **SERVED)
-
-
-class _Nulls(list):
-    """Rows whose last numbers are null."""
-
-    def __init__(self, rows):
-        super().__init__([*rows.tolist()[:-1], [None, None]])
-
-    def tolist(self):
-        return list(self)
-
-
-class TestCheckpoints:
-    """What vLLM cannot serve is refused before it starts, and before a server is asked."""
-
-    def load(self, folder, **options):
-        return ServerScorer.from_pretrained(str(folder), "http://127.0.0.1:1", max_retries=0, **options)
-
-    def test_without_a_format(self, tmp_path):
-        save(tmp_path)
-        (tmp_path / "step_format.json").unlink()
-        with pytest.raises(FileNotFoundError, match="has no step_format.json"):
-            self.load(tmp_path)
-        with pytest.raises(OSError, match="gave up after 1 tries"):
-            self.load(tmp_path, step_format=StepFormat())
-
-    def test_an_adapter(self, tmp_path):
-        model = get_peft_model(tiny_model(), LoraConfig(task_type="TOKEN_CLS", target_modules=["q_proj"]))
-        model.save_pretrained(tmp_path)
-        tiny_tokenizer().save_pretrained(tmp_path)
-        StepFormat().save(tmp_path)
-        with pytest.raises(ValueError, match="is a LoRA adapter.*Merge it"):
-            self.load(tmp_path)
-
-    def test_label_tokens(self, tmp_path):
-        with pytest.raises(ValueError, match='`head="lm"`.*Make a token classifier'):
-            self.load(save(tmp_path, HEADS["lm"]))
-
-
 def test_without_vllm_the_remedy_is_named(monkeypatch):
     """The name of a missing module alone does not tell what to install."""
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delitem(sys.modules, "trl_hrm.scoring.vllm_scorer", raising=False)
     with pytest.raises(ImportError, match=r'pip install "trl-hrm\[vllm\]"'):
         importlib.import_module("trl_hrm.scoring.vllm_scorer")
-
-
-# Real vLLM
-
-
-@pytest.fixture
-def vllm_environment(monkeypatch):
-    pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-
-
-def long_candidates() -> tuple[list[str], list[list[list[str]]]]:
-    """Some that fill several blocks of vLLM's cache, begin alike, and lie in the batch next to others."""
-    rng = random.Random(0)
-    steps = [" ".join(rng.choices(WORDS, k=12)) for _ in range(8)]
-    candidates = [steps[:k] + [" ".join(rng.choices(WORDS, k=9)) for _ in range(3)] for k in (0, 3, 3, 5, 5, 5)]
-    return [*PROMPTS, "long"], [*CANDIDATES, candidates]
 
 
 @pytest.mark.slow
@@ -442,8 +128,8 @@ def test_vllm(vllm_environment, tmp_path, head, architecture):
             np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-4)
     assert flat(expected).std() > 0.01
     assert scorer.score(["p"], [[]]) == [[]]
-    longest = next(n for n in range(300) if _num_tokens(scorer, n + 1) > 256)
-    assert _num_tokens(scorer, longest) == scorer.max_positions == 256
+    longest = next(n for n in range(300) if num_tokens(scorer, n + 1) > 256)
+    assert num_tokens(scorer, longest) == scorer.max_positions == 256
     steps = ["x" * longest]
     np.testing.assert_allclose(
         scorer.score(["p"], [[steps]])[0][0], reference.score(["p"], [[steps]])[0][0], rtol=0, atol=1e-4
@@ -451,11 +137,6 @@ def test_vllm(vllm_environment, tmp_path, head, architecture):
     with pytest.raises(ValueError, match="A solution has 257 tokens, but the model has 256 positions"):
         scorer.score(["p"], [[["x" * (longest + 1)]]])
     scorer.llm.llm_engine.engine_core.shutdown()
-
-
-def _num_tokens(scorer, length: int) -> int:
-    prompt_ids, [step_ids] = scorer.step_format.encode(scorer.tokenizer, "p", ["x" * length])
-    return len(prompt_ids) + len(step_ids)
 
 
 @pytest.mark.slow
@@ -474,54 +155,3 @@ def test_vllm_refusals(vllm_environment, tmp_path):
         VLLMScorer.from_pretrained(folder)
     with pytest.raises(ValueError, match='`head="lm"`'):
         VLLMScorer.from_pretrained(folder, step_format=HEADS["lm"])
-
-
-@pytest.mark.slow
-class TestVLLMServer:
-    """`vllm serve`, over HTTP."""
-
-    FLAGS = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--block-size", "32"]
-    FLAGS += ["--kv-cache-memory-bytes", str(64 << 20)]
-
-    def serve(self, folder: Path, *more: str):
-        return serve(folder, "vllm.entrypoints.cli.main", "serve", str(folder), *self.FLAGS, *more)
-
-    def test_scores_of_step_scorer(self, vllm_environment, tmp_path):
-        folder = save(tmp_path / "prm")
-        other = save(tmp_path / "other", HEADS["regression"])
-        prompts, candidates = long_candidates()
-        reference = StepScorer.from_pretrained(folder)
-        with self.serve(tmp_path / "prm", "--runner", "pooling") as url:
-            scorer = ServerScorer.from_pretrained(folder, url, max_retries=1)
-            assert scorer.max_positions == 256
-            for spans in ((1,), (1, 2)):
-                found = scorer.score(prompts, candidates, spans=spans)
-                np.testing.assert_allclose(
-                    flat(found), flat(reference.score(prompts, candidates, spans=spans)), rtol=0, atol=1e-4
-                )
-            steps = ["x" * next(n for n in range(300) if _num_tokens(scorer, n + 1) > 256)]
-            assert scorer.score(["p"], [[steps]])[0][0] == pytest.approx(
-                reference.score(["p"], [[steps]])[0][0], abs=1e-4
-            )
-            with pytest.raises(OSError, match=f"does not serve '{other}', but '{folder}'"):
-                ServerScorer.from_pretrained(other, url)
-            with pytest.raises(ValueError, match=r"with outputs of shape .* expected \(\d+, 1\)"):
-                ServerScorer.from_pretrained(other, url, served_model_name=folder)
-
-    @pytest.mark.parametrize(
-        ("head", "flags", "message"),
-        [
-            ("lm", [], "HTTP 404.*Expected a token classifier"),
-            ("lm", ["--runner", "pooling"], "HTTP 400.*Expected a token classifier"),
-            (
-                "classification",
-                ["--runner", "pooling", "--pooler-config", '{"pooling_type":"STEP","step_tag_id":3}'],
-                "with outputs of shape",
-            ),
-        ],
-    )
-    def test_servers_of_something_else(self, vllm_environment, tmp_path, head, flags, message):
-        folder = save(tmp_path, HEADS[head])
-        with self.serve(tmp_path, *flags) as url:
-            with pytest.raises((OSError, ValueError), match=message):
-                ServerScorer.from_pretrained(folder, url, step_format=StepFormat(), max_retries=0)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from trl_hrm import StepFormat, StepScorer
+from trl_hrm import StepScorer
 from trl_hrm.cli import main
 from trl_hrm.scripts import benchmark
 
@@ -17,7 +17,7 @@ from ..evaluation.benchmark_rows import (
     process_row,
     write_rows,
 )
-from ..helpers import tiny_model, tiny_tokenizer
+from ..helpers import save_checkpoint
 
 
 @pytest.fixture
@@ -29,11 +29,7 @@ def planted(monkeypatch) -> SayingScorer:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    StepFormat().save(folder)
-    return str(folder)
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from trl_hrm.evaluation.results import load_candidates, load_results
 from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
 from trl_hrm.scripts import best_of_n
 
-from ..helpers import tiny_model, tiny_tokenizer
+from ..helpers import save_checkpoint, tiny_model, tiny_tokenizer
 from ..search.policies import KNOWN, SOLUTIONS, make_policy
 
 
@@ -54,11 +54,7 @@ def planted(monkeypatch) -> Planted:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model(max_position_embeddings=1024).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    StepFormat().save(folder)
-    return str(folder)
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), max_position_embeddings=1024)
 
 
 def solution(answer: int | None, *scores: float) -> str:

@@ -5,19 +5,15 @@ import re
 
 import pytest
 
-from trl_hrm import StepFormat, StepScorer
+from trl_hrm import StepScorer
 from trl_hrm.cli import main
 
-from ..helpers import tiny_model, tiny_tokenizer
+from ..helpers import save_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    StepFormat().save(folder)
-    return str(folder)
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 ROWS = [

@@ -10,18 +10,14 @@ from trl_hrm import StepFormat, StepScorer
 from trl_hrm.cli import main
 from trl_hrm.scripts.score_options import add_score_arguments, describe_scoring, load_scorer
 
-from ..helpers import tiny_model, tiny_tokenizer
+from ..helpers import save_checkpoint, tiny_model, tiny_tokenizer
 from ..scoring.pooling_server import PoolingServer
 from ..search.serving import ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    StepFormat().save(folder)
-    return str(folder)
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ from trl_hrm.search.nodes import read_trees, write_nodes
 from trl_hrm.search.run_folder import finish_shard, node_files
 from trl_hrm.search.steps import RULES
 
-from ..helpers import HEADS, tiny_model, tiny_tokenizer
+from ..helpers import HEADS, save_checkpoint, tiny_model, tiny_tokenizer
 from ..search.scripted import PROMPT, SEARCHES, make_problems, run_scripted, write_solution
 
 
@@ -64,11 +64,7 @@ def planted(monkeypatch) -> Planted:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tiny_model(max_position_embeddings=1024).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    StepFormat().save(folder)
-    return str(folder)
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), max_position_embeddings=1024)
 
 
 def write_rows(path: Path, rows: list[dict]) -> str:

@@ -9,7 +9,7 @@ from trl_hrm.search.inspection import Inspection
 from trl_hrm.search.inspection_html import html_page
 from trl_hrm.search.tree import ROOT
 
-from ..browser import Browser, find_chromium
+from ..browser import Browser
 from .trees import full_tree, inspection_of, random_search_tree, tree_of
 
 
@@ -18,16 +18,6 @@ HOSTILE = (
     "<style>*{display:none}</style>&lt;b&gt; javascript:window.hacked=1"
 )
 SOLUTION = "First line.\n\n    indented  twice\n\\[ x < 3 & y > 2 \\]"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium found; install one (Debian: apt-get install chromium) or set CHROMIUM to its path")
-    browser = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

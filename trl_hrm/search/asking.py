@@ -1,6 +1,7 @@
 """What every search does with a request: it asks the engine, keeps the answer in the log, and has it graded."""
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from ..grading import extract_answer
@@ -55,7 +56,24 @@ class Asking:
         self.ending = tuple(name for name in extractors if name in STATED) if answer_ends else ()
         self._failures = 0
 
-    def is_closed(self, problem: Problem) -> bool:
+    def waiting(
+        self, problems: Iterable[tuple[int, Problem]], max_samples: int, max_in_flight: int
+    ) -> list[tuple[int, Problem]]:
+        """
+        The problems, each with its place, that the log does not show as ended.
+
+        Raises:
+            `ValueError`: If a request, which may have `max_samples` samples, is more than may be in flight, or if a problem is
+                another one in the log.
+        """
+        if max_samples > max_in_flight:
+            raise ValueError(
+                f"max_in_flight is {max_in_flight}, expected {max_samples} or more: a request of this search may have "
+                f"{max_samples} samples."
+            )
+        return [(place, problem) for place, problem in problems if not self._is_closed(problem)]
+
+    def _is_closed(self, problem: Problem) -> bool:
         """
         Whether the log shows that the problem has ended.
 

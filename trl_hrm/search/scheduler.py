@@ -110,12 +110,7 @@ class Scheduler:
             `EngineFatal`: If the engine cannot serve any request, or failed `max_failures` times in a row. Everything up to
                 then is in the log.
         """
-        if self.search.max_samples > self.config.max_in_flight:
-            raise ValueError(
-                f"max_in_flight is {self.config.max_in_flight}, expected {self.search.max_samples} or more: a request of this "
-                f"search may have {self.search.max_samples} samples."
-            )
-        waiting = [(place, problem) for place, problem in problems if not self.asking.is_closed(problem)]
+        waiting = self.asking.waiting(problems, self.search.max_samples, self.config.max_in_flight)
         self.progress = Progress(num_problems=len(waiting))
         self._waiting = iter(waiting)
         self._again: list[tuple[int, Problem, int]] = []

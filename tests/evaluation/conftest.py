@@ -1,0 +1,23 @@
+"""Fixtures of the tests of the report."""
+
+import pytest
+
+from .report_runs import FINE, STEP_ROWS, benchmark, selection, write
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A hacked reward model, a good one on the same candidates, and a benchmark. No test changes them."""
+    tmp_path = tmp_path_factory.mktemp("results")
+    return [
+        write(tmp_path / "runs" / "bon", selection()),
+        write(tmp_path / "runs" / "bon-prm", selection(FINE, 0.0, 0.0, reward_model={"model": "outputs/prm"})),
+        write(tmp_path / "runs" / "processbench", benchmark(), STEP_ROWS, "scores.jsonl"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def wide(folders, tmp_path_factory):
+    """The same, and a result with names that are longer than a screen is wide."""
+    long = tmp_path_factory.mktemp("long") / ("x" * 120)
+    return [*folders, write(long, selection(reward_model={"model": "y" * 400}))]

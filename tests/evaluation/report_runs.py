@@ -1,0 +1,178 @@
+"""Results of runs, written by hand, and what is read on their page."""
+
+import json
+import re
+from functools import cache
+from html import unescape
+
+from trl_hrm.evaluation.report import (
+    has_bins,
+    problem_groups,
+    read_results,
+)
+from trl_hrm.evaluation.report_html import html_page
+from trl_hrm.evaluation.report_pictures import Picture, Pictures
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+MIN = "best_of_n/min"
+
+
+def point(n, accuracy, spread=0.04):
+    return {"n": n, "accuracy": accuracy, "low": accuracy - spread, "high": accuracy + spread}
+
+
+def curve(*accuracies):
+    return [point(2**i, accuracy) for i, accuracy in enumerate(accuracies)]
+
+
+def gap_of(points, low, high):
+    best = max(points, key=lambda one: one["accuracy"])
+    return {
+        "gap": best["accuracy"] - points[-1]["accuracy"],
+        "best_n": best["n"],
+        "largest_n": points[-1]["n"],
+        "low": low,
+        "high": high,
+    }
+
+
+HACKED = curve(0.61, 0.8125, 0.75, 0.5)
+FINE = curve(0.61, 0.7, 0.8, 0.9)
+
+
+def selection(points=HACKED, low=0.21, high=0.41, **changes):
+    """What `trl-hrm best-of-n` writes."""
+    curves = {
+        MIN: points,
+        "weighted_vote/min": curve(0.61, 0.66, 0.72, 0.77),
+        "majority_vote": curve(0.61, 0.61, 0.7, 0.75),
+        "pass_at_n": curve(0.61, 0.8, 0.9, 0.97),
+    }
+    bins = [
+        {"low": 0.0, "high": 0.5, "count": 30, "mean_score": 0.25, "share_right": 0.5},
+        {"low": 0.5, "high": 1.0, "count": 10, "mean_score": 0.9, "share_right": 0.6},
+    ]
+    return {
+        "strategy": "best_of_n",
+        "reward_model": {"model": "outputs/tiny-hrm", "scorer": "transformers"},
+        "policy": None,
+        "settings": {"aggregate": ["min"], "extractors": ["boxed"], "num_draws": None},
+        "versions": {"trl_hrm": "0.1.0", "torch": "2.13.0"},
+        "seed": 42,
+        "date": "2026-11-21T12:00:00+00:00",
+        "num_problems": 3,
+        "counts": {"problems_without_answer": 7, "candidates_without_answer": 12345, "not_graded": 1},
+        "n": [1, 2, 4, 8],
+        "curves": curves,
+        "hacking_gap": {MIN: gap_of(points, low, high)},
+        "calibration": {"aggregate": "min", "bins": bins},
+        "cost": {
+            "policy": None,
+            "scorer": {"seconds": 12.5, "num_calls": 3, "num_steps": 6789, "num_tokens": 123456},
+            "rest_seconds": 0.75,
+        },
+        **changes,
+    }
+
+
+def candidate(scores, correct, answer="3"):
+    return {
+        "text": "One.",
+        "steps": ["One."],
+        "answer": answer,
+        "correct": correct,
+        "finish": None,
+        "scores": scores,
+        "num_tokens": None,
+    }
+
+
+def problem(name="What is 1 + 2?", candidates=()):
+    return {"problem_id": name, "problem": name, "answer": "3", "candidates": list(candidates)}
+
+
+PROBLEMS = [
+    problem("a", [candidate([0.9, 0.2], True), candidate([0.7], False), candidate(None, True)]),
+    problem("b", [candidate([0.5], None), candidate([0.4], None, answer=None)]),
+    problem("c", [candidate([0.95, 0.99], True)]),
+]
+
+
+def write(folder, results, rows=PROBLEMS, name="candidates.jsonl"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    if rows is not None:
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def benchmark(**changes):
+    """What `trl-hrm benchmark` writes."""
+    values = {
+        "f1": 0.4375,
+        "error_accuracy": 0.35,
+        "correct_accuracy": None,
+        "num_with_error": 1200,
+        "low": 0.3,
+        "high": 0.5,
+    }
+    suite = {
+        "sources": ["math.json"],
+        "metric": "f1",
+        "main": "unweighted",
+        "threshold": 0.5,
+        "subsets": {"math": values},
+        "averages": {"unweighted": {"f1": 0.4376, "low": 0.31, "high": 0.52}},
+        "tuned": {
+            **{"threshold": 0.25, "validation": 0.5, "rest": 0.46, "rest_untuned": 0.43},
+            **{"num_validation": 20, "num_rest": 80},
+        },
+        "steps": {"num_steps": 4, "auroc": 0.876, "ece": 0.123},
+        "counts": {"num_solutions": 2, "num_scored": 1, "num_too_long": 1},
+        "too_long": [],
+        "seconds": 1.5,
+    }
+    return {
+        "kind": "benchmark",
+        "reward_model": {"model": "outputs/tiny-hrm"},
+        "settings": {"threshold": 0.5, "validation_size": 0.2},
+        "suites": {"processbench": suite},
+        "seed": 42,
+        "versions": {"trl_hrm": "0.1.0"},
+        "date": "2026-11-21T12:00:00+00:00",
+        **changes,
+    }
+
+
+STEP_ROWS = [
+    {"suite": "processbench", "subset": "math", "id": "1", "labels": [1, 0, None], "scores": [0.9, 0.1, 0.6]},
+    {"suite": "processbench", "subset": "math", "id": "2", "labels": [1], "scores": None},
+]
+
+
+def page_of(folders):
+    return make_page(tuple(folders))
+
+
+@cache
+def make_page(folders):
+    """Pictures take their time: the page of the same folders is made once."""
+    results = read_results(folders)
+    return html_page(results, Pictures.of(results))
+
+
+BLANK = Picture("blank", "", "", {"light": b"", "dark": b""})
+
+
+def bare_page(folders):
+    """The page without any picture."""
+    results = read_results(folders)
+    calibrated = any(map(has_bins, results))
+    return html_page(results, Pictures([BLANK] * len(problem_groups(results)), [], [BLANK] * calibrated, []))
+
+
+def words_of(folders):
+    """What is read on a page, as one line."""
+    page = bare_page(folders)
+    return " ".join(re.sub(r"<[^>]*>", " ", unescape(page.split("<body>")[1])).split())

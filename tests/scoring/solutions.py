@@ -1,0 +1,67 @@
+"""Solutions to score, and checkpoints to score them with."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trl_hrm import StepFormat
+from trl_hrm.scoring.paths import ChainScorer
+
+from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
+
+
+PROMPTS = ["1+2+3?", "add x y", "nothing", "x"]
+CANDIDATES = [
+    [["add 1", "so = 3"], ["add 1", "so = 7", "thus y"], ["x"], ["add 1"]],
+    [["sub", "sum"], ["add 1"], []],
+    [],
+    [["thus = 7", "so", "x y", "sum = 3", "then"]],
+]
+CLASSIFIERS = [head for head in HEADS if head != "lm"]
+SERVED = {"backoff": 0.001, "timeout": 10.0}
+VLLM = {
+    "max_model_len": 256,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+    "block_size": 32,
+}
+
+
+def flat(scores) -> np.ndarray:
+    return np.array([score for prompt in scores for candidate in prompt for score in candidate])
+
+
+def save(folder: Path, step_format: StepFormat = HEADS["classification"], architecture: str = "qwen2") -> str:
+    tiny_model(step_format, architecture).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    step_format.save(folder)
+    return str(folder)
+
+
+def long_candidates() -> tuple[list[str], list[list[list[str]]]]:
+    """Some that fill several blocks of vLLM's cache, begin alike, and lie in the batch next to others."""
+    rng = random.Random(0)
+    steps = [" ".join(rng.choices(WORDS, k=12)) for _ in range(8)]
+    candidates = [steps[:k] + [" ".join(rng.choices(WORDS, k=9)) for _ in range(3)] for k in (0, 3, 3, 5, 5, 5)]
+    return [*PROMPTS, "long"], [*CANDIDATES, candidates]
+
+
+def num_tokens(scorer, length: int) -> int:
+    prompt_ids, [step_ids] = scorer.step_format.encode(scorer.tokenizer, "p", ["x" * length])
+    return len(prompt_ids) + len(step_ids)
+
+
+class PlainScorer(ChainScorer):
+    """Each sequence alone through the model of transformers. Keeps what it read."""
+
+    def __init__(self, model, step_format):
+        super().__init__(tiny_tokenizer(), step_format, model.config.max_position_embeddings)
+        self.model = model
+        self.batches = []
+
+    @torch.inference_mode()
+    def _outputs(self, sequences, progress):
+        self.batches.append(sequences)
+        return [self.model(input_ids=torch.tensor([ids])).logits[0] for ids in sequences]
