@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from .browser import Browser, find_chromium
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start jobs in the background without it
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on more
 
