@@ -12,6 +12,8 @@ from trl_hrm.demo.tiny_model import make_tiny_model, texts_of
 from trl_hrm.demo.world import step_trees
 from trl_hrm.step_metrics import judged_steps
 
+from .helpers import save_checkpoint
+
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,6 +23,18 @@ def code_block(page: str, marker: str) -> str:
     found = [block for block in blocks if marker in block]
     assert len(found) == 1, f"{page} has {len(found)} code blocks with {marker!r}"
     return found[0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])
+def test_scoring_of_the_docs(tmp_path, monkeypatch, page):
+    """The first lines that a user copies: a name that moved would break them and no other test."""
+    save_checkpoint(tmp_path / "outputs" / "tiny-hrm")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code_block(page, "StepScorer.from_pretrained"), page, "exec"), names)
+    found = [names["scores"]] if "best" in names else names["scores"]
+    assert [[len(steps) for steps in candidates] for candidates in found] == [[2, 2]]
+    assert names.get("best", 0) in (0, 1)
 
 
 def test_subclass_of_the_docs(tmp_path):

@@ -1,6 +1,7 @@
 """Every file of settings is read by what reads it in use, and the recipes' commands run."""
 
 import json
+import random
 import subprocess
 import sys
 from importlib import util
@@ -12,8 +13,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from trl_hrm import HRMRewardConfig, KLSelfConfig
+from trl_hrm import HRMRewardConfig, KLSelfConfig, StepTree
 from trl_hrm.demo.tiny_model import make_tiny_model, make_tokenizer
+from trl_hrm.demo.world import make_problem, solve
 from trl_hrm.search.full_tree import FullTree
 
 
@@ -34,6 +36,18 @@ def load_recipe(name: str):
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def test_judged_solutions_of_the_tiny_policy():
+    """A header or an end that is not the policy's would train a judge of other texts, which scores these as well."""
+    headed, solution = load_recipe("tiny/make_data.py").headed, load_recipe("tiny/make_policy.py").solution
+    problem = make_problem(random.Random(0))
+    prompt, written = solution(problem, random.Random(3), 1.0)
+    steps, labels = solve(problem, random.Random(3), 1.0)
+    tree = headed(StepTree(prompt, steps, labels, list(range(-1, len(steps) - 1))))
+    assert "\n\n".join(tree.completions) == written and "Wait," in written
+    assert written.startswith("# Step 1\na:") and written.endswith(f"\n\n{steps[-1]}\n# END!")
+    assert tree.labels == [*labels[:-2], labels[-1]] and tree.parents == list(range(-1, len(steps) - 2))
 
 
 class TestAccelerateConfigs:

@@ -42,13 +42,13 @@ def main(args: argparse.Namespace) -> None:
 def headed(tree: "StepTree") -> "StepTree":
     """The tree with a header before each step, and each answer in one step with what it follows."""
     from trl_hrm import StepTree
+    from trl_hrm.demo.world import with_headers
 
     chains = []
     for answer in (i for i, text in enumerate(tree.completions) if text.startswith("# Answer")):
-        *path, last, _ = tree.path(answer)
-        texts = [f"# Step {k}\n{tree.completions[i]}" for k, i in enumerate([*path, last], start=1)]
-        texts[-1] += f"\n\n{tree.completions[answer]}\n# END!"
-        labels = [tree.labels[i] for i in [*path, answer]]
+        path = tree.path(answer)
+        texts = with_headers([tree.completions[i] for i in path])
+        labels = [tree.labels[i] for i in [*path[:-2], answer]]
         chains.append(StepTree(tree.prompt, texts, labels, list(range(-1, len(texts) - 1))))
     return StepTree.from_chains(chains)[0]
 

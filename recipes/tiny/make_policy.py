@@ -87,11 +87,9 @@ def write_problems(problems: list, path: str) -> None:
 
 def solution(problem, rng: random.Random, slip_rate: float) -> tuple[str, str]:
     """A problem and one solution of it, with headers."""
-    from trl_hrm.demo.world import solve
+    from trl_hrm.demo.world import solve, with_headers
 
-    *steps, answer = solve(problem, rng, slip_rate)[0]
-    headed = [f"# Step {k}\n{step}\n\n" for k, step in enumerate(steps, start=1)]
-    return problem.text(), "".join(headed) + f"{answer}\n# END!"
+    return problem.text(), "\n\n".join(with_headers(solve(problem, rng, slip_rate)[0]))
 
 
 def tokenize(tokenizer, prompt: str, completion: str) -> dict[str, list[int]]:

@@ -269,19 +269,25 @@ def test_a_policy_that_never_answers(tmp_path):
     assert not candidate.text.rstrip().endswith("# Step 6") and len(candidate.scores) == 5
 
 
+class Refusing(ScriptedEngine):
+    """Fails at one problem."""
+
+    def __init__(self, error):
+        super().__init__(write_coins)
+        self.error = error
+
+    async def sample(self, prefix_ids, *args, **kwargs):
+        if "What is 3 - 3" in self.tokenizer.decode(prefix_ids):
+            raise self.error
+        return await super().sample(prefix_ids, *args, **kwargs)
+
+
 def test_what_cannot_be_searched_is_counted(tmp_path):
     """A reference that cannot be read, and requests that fail: left out of the accuracy, each under its name."""
-
-    class Failing(ScriptedEngine):
-        async def sample(self, prefix_ids, *args, **kwargs):
-            if "What is 3 - 3" in self.tokenizer.decode(prefix_ids):
-                raise EngineError("the server answered 500.")
-            return await super().sample(prefix_ids, *args, **kwargs)
-
     problems = [problem for _, problem in make_problems(6)]
     problems[1] = replace(problems[1], answer="?")
     given = {"problems": problems, "n": [4], "grader": Grader(unreadable=("?",))}
-    results = search(tmp_path, engine=Failing(write_coins), **given)
+    results = search(tmp_path, engine=Refusing(EngineError("the server answered 500.")), **given)
     assert results.num_problems == 4
     assert results.counts["problems_ungradable_at_n4"] == 1 == results.counts["problems_error_at_n4"]
     results = search(tmp_path, **given)
@@ -292,15 +298,8 @@ def test_what_cannot_be_searched_is_counted(tmp_path):
 
 def test_prompts_that_the_policy_has_no_room_for(tmp_path):
     """Left out and counted, as in `best_of_n`: as wrong ones they would make its curve another one's."""
-
-    class Short(ScriptedEngine):
-        async def sample(self, prefix_ids, *args, **kwargs):
-            if "What is 3 - 3" in self.tokenizer.decode(prefix_ids):
-                raise PrefixTooLong("no room")
-            return await super().sample(prefix_ids, *args, **kwargs)
-
     problems = [problem for _, problem in make_problems(6)]
-    results = search(tmp_path, engine=Short(write_coins), problems=problems, n=[4])
+    results = search(tmp_path, engine=Refusing(PrefixTooLong("no room")), problems=problems, n=[4])
     assert results.num_problems == 5 == len(list(load_candidates(tmp_path, "candidates-n4.jsonl")))
     assert results.counts["problems_prompt_too_long_at_n4"] == 1 and results.counts["num_candidates"] == 5
 

@@ -152,15 +152,17 @@ def _read_run(config: CandidatesConfig, counts: Counter) -> list[Candidates]:
     for chunk in source.chunks():
         for where, _, tree in source.read(chunk):
             problem = tree.problem
-            counts["notes", "solutions_without_an_end"] += _num_cut_off(tree) if tree.status == "done" else 0
-            solutions = list(finished_solutions(tree)) if tree.status == "done" else []
+            if tree.status != "done":
+                counts["notes", f"problems_{tree.status}"] += 1
+                continue
+            counts["notes", "solutions_without_an_end"] += _num_cut_off(tree)
+            solutions = list(finished_solutions(tree))
             if solutions:
                 texts, steps = map(list, zip(*solutions, strict=True))
                 question = asked(prompt, problem.prompt)
                 groups.append(Candidates(problem.prompt, question, problem.problem_id, texts, steps, where))
             else:
-                reason = "without_a_finished_solution" if tree.status == "done" else tree.status
-                counts["notes", f"problems_{reason}"] += 1
+                counts["notes", "problems_without_a_finished_solution"] += 1
     return groups
 
 
@@ -259,9 +261,10 @@ class _RowReader:
             )
         for name in ("prompt", "problem"):
             if _normalized(getattr(group, name)) != _normalized(getattr(new, name)):
+                same = "problem" if problem_id is None else "problem_id"
                 raise ValueError(
                     f"{where}: `{name}` is {_shown(getattr(new, name))} and {group.where} has {_shown(getattr(group, name))} "
-                    f"for the same {'problem' if problem_id is None else 'problem_id'}; candidates are compared within one {name}. Give different problems different ids."
+                    f"for the same {same}; candidates are compared within one {name}. Give different problems different ids."
                 )
         return group
 

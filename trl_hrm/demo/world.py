@@ -18,6 +18,7 @@ which a model of three layers learns to see from scratch in a minute.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..step_tree import StepTree
@@ -100,6 +101,14 @@ def solve(
     steps.append(f"# Answer\n\n{value}")
     labels.append(float(value == right[-1]))
     return steps, labels
+
+
+def with_headers(solution: Sequence[str]) -> list[str]:
+    """The steps of a solution as the tiny policy writes them: each with a header, and the answer in one step with the last."""
+    *steps, answer = solution
+    headed = [f"# Step {k}\n{step}" for k, step in enumerate(steps, start=1)]
+    headed[-1] += f"\n\n{answer}\n# END!"
+    return headed
 
 
 def step_trees(num_problems: int, num_solutions: int, seed: int) -> list[StepTree]:
