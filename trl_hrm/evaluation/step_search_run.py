@@ -7,7 +7,7 @@ The folder of each N, such as `n-8`, is a run like those of `trl-hrm annotate`, 
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ def _write(
         settings=_settings(config, searches, manifest),
         versions=manifest["versions"],
         seed=config.seed,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
         num_problems=len(ids),
         counts=dict(counts),
         n=list(searches),

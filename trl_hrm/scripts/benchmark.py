@@ -8,6 +8,7 @@ trl-hrm benchmark --reward_model outputs/tiny-hrm --suite processbench --data gs
 """
 
 import argparse
+from datetime import UTC
 
 from .score_options import add_score_arguments, describe_scoring, load_scorer
 
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     import time
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     from ..evaluation.benchmarks.big_bench_mistake import BIG_BENCH_MISTAKE
     from ..evaluation.benchmarks.judging import score_solutions
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
             "suites": results,
             "seed": args.seed,
             "versions": _versions(),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         _write(args.output_dir, report, rows)
         print(f"Results: {args.output_dir}/{RESULTS}; scores of all steps: {args.output_dir}/{SCORES}")

@@ -11,6 +11,7 @@ Stop it at will and start it again with the same command: it goes on where it wa
 """
 
 import argparse
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from .annotate import format_summary, make_manifest, read_all, search_problems
@@ -229,7 +230,7 @@ def _finish(
     args: argparse.Namespace, shard: "Shard", header: dict[str, Any], settings: dict[str, Any], counts: "Counter"
 ) -> "Results":
     """Wait for the parts of all processes, and make results of them."""
-    from datetime import datetime, timezone
+    from datetime import datetime
     from pathlib import Path
 
     from ..evaluation.cost import total_cost
@@ -265,7 +266,7 @@ def _finish(
         settings=settings,
         versions=_versions(),
         seed=args.seed,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
         num_problems=len(judged),
         counts={name: counts[name] + statuses[name] for name in dict.fromkeys([*COUNTED, *statuses])},
         n=settings["n"],

@@ -139,7 +139,7 @@ class HTTPClient:
         try:
             async with self._open_session().request(method, f"{server.url}/{path}", json=body) as response:
                 status, headers, content = response.status, response.headers, await response.read()
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise Fault(f"no answer within {self.timeout:g} seconds") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Fault(self._shown(f"{type(error).__name__}: {error}")) from error

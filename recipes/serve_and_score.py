@@ -1,0 +1,231 @@
+"""
+Show that a step reward model gives the same scores wherever it runs: in StepScorer, in transformers' pipeline, in `vllm serve`.
+
+    python recipes/serve_and_score.py --model me/my-hrm --input solutions.jsonl
+
+Without `--url` it starts `vllm serve`, where vLLM is installed, and stops it at the end. Words after `--` are options of that
+server, for example `-- --max-model-len 4096`. Exits with 1 if two scores of a step differ by more than `--tolerance`.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trl_hrm import StepFormat, StepTree
+
+
+def main(args: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
+    from trl_hrm import StepScorer
+    from trl_hrm.scoring.http_scorer import ServerScorer
+    from trl_hrm.scoring.paths import read_text_contract
+
+    logging.disable_progress_bar()
+    chains = read_chains(args.input)
+    tokenizer, step_format = read_text_contract(args.model, None, None, False)
+    columns = {"StepScorer": StepScorer.from_pretrained(args.model).score_trees(chains)}
+    if step_format.head == "regression":
+        print("pipeline: left out, its softmax over the one label of a regression head is always 1.")
+    else:
+        columns["pipeline"] = pipeline_scores(args.model, tokenizer, step_format, chains)
+    if args.url is not None:
+        scorer = ServerScorer.from_pretrained(args.model, args.url, served_model_name=args.served_model_name)
+        columns["vllm serve"] = scorer.score_trees(chains)
+    elif find_spec("vllm") is None:
+        print('vllm serve: left out, vLLM is not installed (`pip install "trl-hrm[vllm]"`, or give --url).')
+    else:
+        with vllm_server(args.model, args.server_args) as url:
+            columns["vllm serve"] = ServerScorer.from_pretrained(args.model, url).score_trees(chains)
+
+    if len(columns) == 1:
+        raise ValueError("there is nothing to compare the scores of StepScorer with. Install vLLM, or give --url.")
+    print(format_table(chains, columns))
+    differences = largest_differences(columns)
+    print("\nLargest difference from StepScorer: " + ", ".join(f"{n} {d:.1e}" for n, d in differences.items()))
+    if not all(difference <= args.tolerance for difference in differences.values()):  # NaN is not
+        raise ValueError(
+            f"scores differ by more than {args.tolerance:g} (--tolerance). Look for another dtype, another revision, or a "
+            "server that has another checkpoint."
+        )
+
+
+def read_chains(path: str) -> "list[StepTree]":
+    """Every candidate solution of the rows of a JSON Lines file. A row with `parents` is a tree, and has several."""
+    from trl_hrm import StepTree
+    from trl_hrm.data.sources import JsonLines
+
+    rows = JsonLines([path])
+    chains = []
+    for chunk in rows.chunks():
+        for where, _, row in rows.read(chunk):
+            chains += StepTree.from_row({"labels": [None] * len(row.get("completions", ())), **row}, where).chains()
+    if not chains:
+        raise ValueError(f"{path}: no solution in it, expected JSON Lines with `prompt` and `completions`.")
+    return chains
+
+
+def pipeline_scores(
+    model: str, tokenizer: "PreTrainedTokenizerBase", step_format: "StepFormat", chains: "Sequence[StepTree]"
+) -> list[list[float]]:
+    """
+    Step scores from `pipeline("token-classification")`.
+
+    Raises:
+        `ValueError`: If the pipeline makes other ids of a solution than training did.
+    """
+    import torch
+    from transformers import pipeline
+
+    classifier = pipeline("token-classification", model, tokenizer=tokenizer, dtype=torch.float32)
+    right = classifier.model.config.id2label[1]
+    scores = []
+    for chain in chains:
+        ids, step_ids = step_format.encode(tokenizer, chain.prompt, chain.completions)
+        places = []
+        for more in step_ids:
+            ids += more
+            places.append(len(ids) - 1)
+        words = words_of(tokenizer, step_format, chain.prompt, chain.completions)
+        if tokenizer(words, is_split_into_words=True, truncation=True)["input_ids"][: len(ids)] != ids:
+            raise ValueError(
+                f"{model}: the pipeline encodes a solution otherwise than training did, or cuts it after "
+                f"{tokenizer.model_max_length} tokens. Call the model with the ids, as docs/scoring_without_trl_hrm.md shows."
+            )
+        [tokens] = classifier([words], is_split_into_words=True)
+        found = {token["index"]: token for token in tokens}
+        scores.append([_probability(found[place], right) for place in places])
+    return scores
+
+
+def words_of(
+    tokenizer: "PreTrainedTokenizerBase", step_format: "StepFormat", prompt: str, steps: Sequence[str]
+) -> list[str]:
+    """A solution as words: the tokenizer encodes each word alone, as training did with prompt, steps and separators."""
+    adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    if step_format.prompt_style == "chat":
+        system = (
+            [] if step_format.system_prompt is None else [{"role": "system", "content": step_format.system_prompt}]
+        )
+        messages = [*system, {"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        words = [text.removeprefix(tokenizer.bos_token) if adds_bos else text]
+    else:
+        words = [prompt] if adds_bos or tokenizer.bos_token is None else [tokenizer.bos_token, prompt]
+    return words + [word for step in steps for word in (step, step_format.step_separator)]
+
+
+def _probability(token: dict, right: str) -> float:
+    """The pipeline gives the more probable label, and its probability."""
+    return float(token["score"] if token["entity"] == right else 1 - token["score"])
+
+
+@contextmanager
+def vllm_server(model: str, server_args: Sequence[str]) -> Iterator[str]:
+    """
+    Run `vllm serve MODEL --runner pooling` until the end of the block.
+
+    Args:
+        model (`str`):
+            Folder or Hub id of the reward model.
+        server_args (`Sequence[str]`):
+            More options of `vllm serve`.
+
+    Yields:
+        `str`: Its address, once it answers.
+
+    Raises:
+        `OSError`: If it ends before it answers, with the end of its log.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--runner", "pooling"]
+    command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), *server_args]
+    with tempfile.NamedTemporaryFile(prefix="vllm-serve-", suffix=".log") as log:
+        environment = os.environ | {"VLLM_NO_USAGE_STATS": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            print(f"Starting vLLM. Its log is in {log.name}.", flush=True)
+            while not _answers(f"{url}/health"):
+                if process.poll() is not None:
+                    with open(log.name, encoding="utf-8", errors="replace") as text:
+                        end = text.read()[-3000:]
+                    raise OSError(
+                        f"`vllm serve` ended with exit code {process.returncode}. The end of its log:\n{end}"
+                    )
+                time.sleep(0.5)
+            yield url
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30)
+            with suppress(ProcessLookupError):  # it has processes of its own
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+        return response.status == 200
+    return False
+
+
+def format_table(chains: "Sequence[StepTree]", columns: dict[str, list[list[float]]]) -> str:
+    """Each prompt, and below it its steps with a column of scores for each name."""
+    lines = []
+    for i, chain in enumerate(chains):
+        lines += [chain.prompt, "  " + "".join(f"{name:>12}" for name in columns) + "  step"]
+        for j, text in enumerate(chain.completions):
+            lines.append("  " + "".join(f"{s[i][j]:>12.6f}" for s in columns.values()) + f"  {' '.join(text.split())}")
+    return "\n".join(lines)
+
+
+def largest_differences(columns: dict[str, list[list[float]]]) -> dict[str, float]:
+    """For each column but the first, the largest distance of a score from that of the first."""
+    import numpy as np
+
+    first, *others = (np.concatenate(column) for column in columns.values())
+    return {name: float(np.abs(values - first).max()) for name, values in zip(list(columns)[1:], others, strict=True)}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    from trl_hrm.cli import HelpFormatter
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1], formatter_class=HelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the reward model (required)")
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="FILE",
+        help="JSON Lines of solutions with `prompt`, `completions` and optional `parents`, as for `trl-hrm score` "
+        "(required)",
+    )
+    parser.add_argument("--url", help="address of a running `vllm serve MODEL --runner pooling --dtype float32`")
+    parser.add_argument("--served_model_name", metavar="NAME", help="name of the model at the server of --url")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of two scores of a step")
+    parser.add_argument("server_args", nargs="*", metavar="-- ...", help="options of the `vllm serve` that is started")
+    return parser
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped too
+    try:
+        main(make_parser().parse_args())
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,105 @@
+"""What only GitHub and a maintainer read: nothing else would notice that it names what is not there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trl_hrm.cli import COMMANDS
+
+
+ROOT = Path(__file__).resolve().parents[1]
+GITHUB = ROOT / ".github"
+FORMS = ["bug_report.yml", "feature_request.yml"]
+PAGES = ["CONTRIBUTING.md", "docs/releasing.md", ".github/PULL_REQUEST_TEMPLATE.md"]
+
+
+def read_yaml(path: Path) -> dict:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_files():
+    """GitHub ignores a file with another name without a word."""
+    found = {str(path.relative_to(GITHUB)) for path in GITHUB.rglob("*") if path.is_file()}
+    forms = {f"ISSUE_TEMPLATE/{name}" for name in [*FORMS, "config.yml"]}
+    assert found == {"PULL_REQUEST_TEMPLATE.md", "workflows/ci.yml"} | forms
+
+
+class TestWorkflow:
+    workflow = read_yaml(GITHUB / "workflows" / "ci.yml")
+
+    def test_runs_what_runs_elsewhere(self):
+        """A second list of commands would drift from `.ci/run`; without the bit to execute, it fails there alone."""
+        [job] = self.workflow["jobs"].values()
+        assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+        assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+        assert self.workflow[True].keys() == {"push", "pull_request"}  # YAML reads the key `on` as true
+        assert self.workflow["permissions"] == {"contents": "read"}
+
+    def test_versions_are_those_of_the_classifiers(self):
+        """A version is declared if, and only if, CI runs on it."""
+        [job] = self.workflow["jobs"].values()
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        declared = re.findall(r"Python :: (3\.\d+)", project)
+        assert job["strategy"]["matrix"] == {"python-version": declared}
+        assert f'requires-python = ">={declared[0]}"' in project
+
+    def test_cache_depends_on_files_that_are_there(self):
+        """With a path that is not there the cache would never be renewed."""
+        [job] = self.workflow["jobs"].values()
+        [setup] = [step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python")]
+        files = setup["cache-dependency-path"].split()
+        assert setup["cache"] == "pip" and files and all((ROOT / file).is_file() for file in files)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_issue_forms(name):
+    """A form that GitHub refuses is not offered, and shows nothing but a line on a page that nobody opens."""
+    form = read_yaml(GITHUB / "ISSUE_TEMPLATE" / name)
+    assert form.keys() == {"name", "description", "labels", "body"}
+    fields = form["body"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    for field in fields:
+        assert field["type"] == "textarea" and re.fullmatch(r"\w+", field["id"])
+        assert field.keys() <= {"type", "id", "attributes", "validations"}
+        assert field["attributes"].keys() == {"label", "description"}
+        assert field.get("validations", {"required": True}) == {"required": True}
+
+
+def test_chooser():
+    config = read_yaml(GITHUB / "ISSUE_TEMPLATE" / "config.yml")
+    assert config.keys() == {"blank_issues_enabled", "contact_links"}
+    for link in config["contact_links"]:
+        assert link.keys() == {"name", "url", "about"} and link["url"].startswith("https://")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(f".github/ISSUE_TEMPLATE/{name}" for name in FORMS)])
+def test_commands_and_files_of_the_pages(page):
+    """Make targets, commands, links and paths move; the pages that name them are read by strangers."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for target in re.findall(r"(?:`|^|\n)make ([\w-]+)", text):
+        assert target in targets, target
+    for command in re.findall(r"trl-hrm ([\w-]+)", text):
+        assert command in COMMANDS, command
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+    folders = "trl_hrm|tests|recipes|docs|benchmarks|accelerate_configs|\\.ci|\\.github"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("target", ["install", "lint", "format", "test", "test-hub", "test-slow"])
+def test_every_tier_is_described(target):
+    """A tier that CONTRIBUTING does not name is one that contributors do not run."""
+    assert f"make {target}" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_release_has_one_version():
+    """A citation of another version than the one installed."""
+    from trl_hrm import __version__
+
+    assert read_yaml(ROOT / "CITATION.cff")["version"] == __version__
+    heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert heading.group(1) == __version__

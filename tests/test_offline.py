@@ -1,0 +1,148 @@
+"""Commands that work on local data need no network: all of them, one after another, on a machine that can reach nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trl_hrm.cli import COMMANDS
+
+from .data.test_math_shepherd import record
+from .evaluation.benchmark_rows import process_row, write_rows
+from .helpers import save_checkpoint
+from .search.policies import KNOWN, SOLUTIONS, make_policy
+
+
+NEEDS_THE_HUB = {"push-dataset": "it sends files there"}
+POLICY = (
+    "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
+)
+LOCAL = {
+    "build-prm800k": "build-prm800k phase2.jsonl --output_dir prm800k".split(),
+    "build-math-shepherd": "build-math-shepherd shepherd.jsonl --output_dir shepherd".split(),
+    "build-stepwise": "build-stepwise rows.jsonl --view hrm --output_dir rows".split(),
+    "annotate": [*"annotate --problems problems.jsonl --policy policy --output_dir run".split(), *POLICY, "# END!"],
+    "inspect": "inspect run --problem 0".split(),
+    "export": "export run --view hrm --hnc --output_dir search".split(),
+    "select-raft": "select-raft --candidates run --reward_model model --aggregate min --output_dir raft".split(),
+    "best-of-n": [
+        *"best-of-n --problems problems.jsonl --policy policy --reward_model model --output_dir bon --n 1 2".split(),
+        *POLICY,
+        "# END!",
+    ],
+    "report": "report bon --output report.html".split(),
+    "benchmark": "benchmark --reward_model model --suite processbench --data gsm8k.jsonl --output_dir judged".split(),
+    "score": "score --model model --input rows.jsonl".split(),
+    "demo": "demo --output_dir demo --num_problems 20 --num_solutions 4 --max_steps 2".split(),
+    "env": ["env"],
+}
+LOCAL["annotate"] += "--num_children 3 --max_depth 4 --max_step_tokens 40 --max_in_flight 24".split()
+LOCAL["best-of-n"] += "--extractors marker --max_solution_tokens 60".split()
+
+# Python runs it at the start of every process that finds it on its path, also of those that commands start
+GUARD = """
+import os, socket
+
+def guarded(name):
+    real = getattr(socket.socket, name)
+    def call(self, *args):
+        address = args[-1]
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "localhost", "::1"):
+            refuse(name, address[0])
+        return real(self, *args)
+    setattr(socket.socket, name, call)
+
+def refuse(name, host):
+    with open(os.environ["ATTEMPTS"], "a") as file:
+        file.write(f"{name} {host}\\n")
+    raise OSError("no network in this test")
+
+for name in ("connect", "connect_ex", "sendto"):
+    guarded(name)
+resolve = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *args, **kwargs: (
+    resolve(host, *args, **kwargs) if host in ("127.0.0.1", "localhost", None) else refuse("getaddrinfo", host)
+)
+"""
+DRIVER = """
+import json, sys
+from trl_hrm.cli import main
+
+for name, words in json.loads(sys.argv[1]).items():
+    before = len(open("attempts").readlines())
+    code = main(words)
+    print("RESULT", json.dumps([name, code, open("attempts").readlines()[before:]]), flush=True)
+"""
+
+
+def run(folder: Path, code: str, *argv: str, offline: bool) -> subprocess.CompletedProcess:
+    (folder / "guard").mkdir(exist_ok=True)
+    (folder / "guard" / "sitecustomize.py").write_text(GUARD)
+    (folder / "attempts").touch()
+    environment = os.environ | {
+        "PYTHONPATH": str(folder / "guard"),
+        "ATTEMPTS": str(folder / "attempts"),
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": str(int(offline)),
+    }
+    environment.pop("CI", None)  # libraries send no telemetry there
+    command = [sys.executable, "-c", code, *argv]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("offline")
+    completion = {"text": "a", "rating": 1, "flagged": False}
+    step = {"completions": [completion], "chosen_completion": 0, "human_completion": None}
+    question = {"problem": "q", "ground_truth_answer": "1"}
+    write_rows(
+        folder / "phase2.jsonl", [{"question": question, "label": {"steps": [step], "finish_reason": "solution"}}]
+    )
+    write_rows(folder / "shepherd.jsonl", [record("1+2+3? Step 1: 1+2=3. #\nStep 2: 3+3=7. #", "+-")])
+    rows = [{"prompt": f"What is {i}?", "completions": ["a", "b"], "labels": [True, False]} for i in range(20)]
+    write_rows(folder / "rows.jsonl", rows)
+    write_rows(folder / "problems.jsonl", KNOWN)
+    write_rows(folder / "gsm8k.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
+    save_checkpoint(folder / "model")
+    make_policy(folder / "policy", 256, num_steps=120, texts=SOLUTIONS)
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(True, id="HF_HUB_OFFLINE=1"), pytest.param(False, id="=0", marks=pytest.mark.slow)],
+)
+def results(request, folder, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
+    """Exit code and attempts of each command. Without HF_HUB_OFFLINE, the libraries would be free to ask."""
+    place = tmp_path_factory.mktemp("place") / "copy"
+    shutil.copytree(folder, place)
+    done = run(place, DRIVER, json.dumps(LOCAL), offline=request.param)
+    print(done.stdout, done.stderr)
+    found = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if "RESULT" in line]
+    return {name: (code, attempts) for name, code, attempts in found}
+
+
+@pytest.mark.parametrize("command", LOCAL)
+def test_command(results, command):
+    """A call that fails is often caught and forgotten by the library that makes it: what counts is that none is made."""
+    assert results[command] == (0, [])
+
+
+def test_every_command_is_here():
+    assert sorted([*LOCAL, *NEEDS_THE_HUB]) == sorted(COMMANDS)
+
+
+def test_the_guard_holds(folder):
+    """It sees the clients of the Hub, and processes that others start; with a guard that saw nothing, all would pass."""
+    code = (
+        "import subprocess, sys\n"
+        "code = \"from huggingface_hub import HfApi; HfApi(endpoint='http://192.0.2.1').model_info('a/b')\"\n"
+        "print(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stderr)"
+    )
+    run(folder, code, offline=False)
+    assert "192.0.2.1" in (folder / "attempts").read_text()

@@ -1,0 +1,60 @@
+"""Print the versions that a bug report needs. No value of an environment variable, no path and no user is printed."""
+
+import argparse
+
+
+PACKAGES = (
+    "trl_hrm",
+    "torch",
+    "transformers",
+    "trl",
+    "accelerate",
+    "datasets",
+    "peft",
+    "deepspeed",
+    "vllm",
+    "huggingface_hub",
+    "hf_xet",
+    "math-verify",
+    "evaluate",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """There is nothing to choose."""
+
+
+def run(args: argparse.Namespace) -> None:
+    import platform
+    from pathlib import Path
+
+    import torch
+    from accelerate.commands.config import default_config_file
+
+    facts = {
+        "Platform": platform.platform(),
+        "Python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "CUDA of torch": torch.version.cuda or "none",
+        "Devices": _devices(),
+        "Default configuration of accelerate": "yes" if Path(default_config_file).is_file() else "no",
+    }
+    print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> str:
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if not names and torch.backends.mps.is_available():
+        names = ["MPS"]
+    return ", ".join(names) or "none"
