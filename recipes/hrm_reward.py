@@ -9,7 +9,7 @@ Every setting of the YAML can be overridden on the command line, for example `--
 
 from dataclasses import dataclass, field
 
-from trl_hrm.scripts.recipe_setup import DatasetArguments, end_together, load_splits, model_init_kwargs
+from trl_hrm.scripts.recipe_setup import DatasetArguments, finish, load_splits, model_init_kwargs
 
 
 @dataclass
@@ -60,19 +60,12 @@ def main(script_args, training_args, model_args):
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
     )
+    trainer.dataset_name = script_args.dataset_name  # for the model card
     for name, report in trainer.reports.items():
         trainer.accelerator.print(f"{name}: {report}")
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    trainer.save_model(training_args.output_dir)
-    trainer.accelerator.print(f"Model saved to {training_args.output_dir}.")
-    if training_args.eval_strategy != "no":
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    end_together(trainer)
+    finish(trainer)
 
 
 def make_parser():

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": ("export", "make a dataset of judged steps of searched trees"),
     "inspect": ("inspect", "show the search tree of a problem, in the terminal and as a page"),
     "select-raft": ("select_raft", "choose the best of several solutions of each problem with a reward model"),
+    "push-dataset": ("push_dataset", "push built datasets to the Hub, each as a configuration of a repository"),
     "best-of-n": (
         "best_of_n",
         "choose among N solutions with a reward model, and measure how accuracy grows with N",
@@ -25,6 +26,7 @@ COMMANDS = {
     "report": ("report", "put results of several runs on one page: curves, hacking gap, calibration, cost"),
     "score": ("score", "score steps with a trained reward model"),
     "demo": ("demo", "train a small hierarchical reward model from scratch on CPU and use it"),
+    "env": ("env", "print the versions that a bug report needs"),
 }
 
 

@@ -170,6 +170,10 @@ class StepFormat:
         step_ids = tokenizer(list(steps), add_special_tokens=False)["input_ids"] if len(steps) else []
         return self.encode_prompt(tokenizer, prompt), [ids + separator_ids for ids in step_ids]
 
+    def encode_step(self, tokenizer: "PreTrainedTokenizerBase", step: str) -> list[int]:
+        """Ids of one step and the separator after it, as [`StepFormat.encode`] gives them for several at a time."""
+        return _encode(tokenizer, step) + _encode(tokenizer, self.step_separator)
+
     def save(self, directory: str | Path) -> None:
         """Write `step_format.json` into `directory`."""
         path = Path(directory) / STEP_FORMAT_NAME

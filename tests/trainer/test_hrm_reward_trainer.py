@@ -395,7 +395,7 @@ class TestCheckpoint:
         trainer.train()
         card = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert "@article{wang2025hierarchical" in card and "2503.13551" in card
-        assert f'StepScorer.from_pretrained("{tmp_path}")' in card
+        assert f'StepScorer.from_pretrained("{tmp_path.name}")' in card  # an absolute path tells a user name
         assert "pipeline(" not in card and "huggingface.co/None" not in card
         for tag in ("trl-hrm", "step-reward-model"):
             assert f"- {tag}\n" in card

@@ -146,8 +146,9 @@ class StepScorer(TreeScorer):
 def _load_adapter(path_or_repo: str, step_format: StepFormat, revision: str | None, kwargs: dict):
     from peft import PeftConfig, PeftModel
 
-    base = PeftConfig.from_pretrained(path_or_repo, revision=revision).base_model_name_or_path
+    adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
     if step_format.head != "lm":
         kwargs = {"num_labels": num_labels(step_format), **kwargs}
-    model = create_model_from_path(base, model_class(step_format), **kwargs)
+    kwargs = {"revision": adapter.revision, **kwargs}  # of the base model
+    model = create_model_from_path(adapter.base_model_name_or_path, model_class(step_format), **kwargs)
     return PeftModel.from_pretrained(model, path_or_repo, revision=revision)

@@ -73,9 +73,30 @@ def load_splits(
     return dataset[script_args.dataset_train_split], dataset[script_args.dataset_test_split] if evaluates else None
 
 
+def finish(trainer: "Trainer") -> None:
+    """
+    Save, evaluate and push a trained model, and end together. The last call of a script.
+
+    The push comes last: if it fails, the model is saved and its metrics are known, and the script fails with a
+    [`~trl_hrm.hub.PushError`].
+    """
+    trainer.save_model(_internal_call=True)  # without it, `save_model` pushes, before there are metrics for the card
+    trainer.accelerator.print(f"Model saved to {trainer.args.output_dir}.")
+    if trainer.args.eval_strategy != "no":
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+        trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}.")
+    else:
+        trainer.create_model_card()  # with the metrics
+    end_together(trainer)
+
+
 def end_together(trainer: "Trainer") -> None:
     """
-    Finish the trackers and the process group, once every process is there. The last call of a script.
+    Finish the trackers and the process group, once every process is there.
 
     Without a barrier a process may leave within a millisecond of its last collective. With gloo (on CPU) a thread of its
     process group is then still freeing the tensors of that collective, for which it needs the interpreter: now and then the

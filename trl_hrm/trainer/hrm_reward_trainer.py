@@ -1,14 +1,10 @@
 import logging
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict
 from transformers import (
     AutoTokenizer,
@@ -18,22 +14,20 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import EvalPrediction
 from transformers.utils import is_peft_available
 
-from .._compat import (
-    BaseTrainer,
-    disable_dropout_in_model,
-    get_config_model_id,
-    global_then_local_main_first,
-)
+from .._compat import get_config_model_id, global_then_local_main_first
 from ..heads import check_head, gather_steps, step_outputs
-from ..losses import step_loss, step_score
+from ..losses import step_score
 from ..step_metrics import judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
-from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder, ForestReport
+from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder
 from .hrm_reward_config import HRMRewardConfig
-from .model_setup import add_adapter, load_model, with_scorer
+from .model_card import CardFacts, write_card
+from .model_setup import load_model
+from .reward_model_card import data_section, quick_start, step_format_section
+from .step_trainer import StepTrainer, set_up_model
 
 
 if is_peft_available():
@@ -43,7 +37,7 @@ if is_peft_available():
 logger = get_logger(__name__)
 
 
-class HRMRewardTrainer(BaseTrainer):
+class HRMRewardTrainer(StepTrainer):
     """
     Trainer for step reward models: Hierarchical (HRM), process (PRM) and outcome (ORM) reward models.
 
@@ -105,12 +99,17 @@ class HRMRewardTrainer(BaseTrainer):
         packed).
     """
 
-    # compute_loss divides by the weight of the global batch itself
-    loss_is_scaled_for_ga = True
-
     _tag_names = ["trl", "trl-hrm", "hrm-reward", "step-reward-model"]
     _name = "HRM Reward"
     _template_file = "rm_model_card.md"
+    _card_settings = (
+        "shared_prefix",
+        "packing",
+        "label_weighting",
+        "error_weight",
+        "train_on_last_step_only",
+        "disable_dropout",
+    )
     _paper = {
         "title": "Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models",
         "id": "2503.13551",
@@ -156,8 +155,7 @@ class HRMRewardTrainer(BaseTrainer):
         if processing_class.pad_token_id is None:
             raise ValueError("The tokenizer has neither a padding nor an EOS token. Set `tokenizer.pad_token`.")
         self.step_format.check(processing_class)
-        if peft_config is not None:
-            model = add_adapter(model, peft_config, args, self.step_format)
+        model = set_up_model(model, args, peft_config, self.step_format)
         check_head(model, self.step_format)
         if args.shared_prefix:
             check_attention(model.config._attn_implementation)
@@ -165,16 +163,6 @@ class HRMRewardTrainer(BaseTrainer):
         self._label_token_ids = (
             self.step_format.label_token_ids(processing_class) if self.step_format.head == "lm" else None
         )
-        if args.disable_dropout:
-            disable_dropout_in_model(model)
-        # transformers.Trainer does this for plain models; see https://github.com/huggingface/transformers/issues/42489
-        if is_peft_model(model) and args.gradient_checkpointing:
-            model.enable_input_require_grads()
-
-        # Datasets
-        self.reports: dict[str, ForestReport] = {}
-        train_dataset = self._prepare_dataset(train_dataset, processing_class, args, "train_dataset")
-        eval_dataset = self._prepare_eval_dataset(eval_dataset, processing_class, args)
         if data_collator is None:
             data_collator = DataCollatorForForest(
                 processing_class.pad_token_id,
@@ -193,35 +181,10 @@ class HRMRewardTrainer(BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{type(self).__name__} does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are "
-                "visible to a single process. Launch the script with `accelerate launch` or `torchrun`, or make a "
-                "single GPU visible with `CUDA_VISIBLE_DEVICES`."
-            )
         self.label_names = ["labels", "label_weights", "num_merged"]
-        # hits, labels and tokens of this rank since the last log
-        self._train_counts = torch.zeros(3, dtype=torch.long, device=self.args.device)
-        self._labels_seen = 0
-        self._counting_since = None
-        if hasattr(self.model, "add_model_tags"):
-            self.model.add_model_tags(self._tag_names)
+        self._signature_columns = TOKEN_COLUMNS + STEP_COLUMNS  # other columns are removed
 
-    def _send_telemetry(self):
-        # TRL's trainers report to the Hub when they are made; this package uses no network unless asked
-        pass
-
-    # Datasets
-
-    def _prepare_eval_dataset(self, eval_dataset, processing_class, args):
-        if isinstance(eval_dataset, dict):
-            return {
-                name: self._prepare_dataset(dataset, processing_class, args, f"eval_dataset[{name!r}]")
-                for name, dataset in eval_dataset.items()
-            }
-        if eval_dataset is not None:
-            return self._prepare_dataset(eval_dataset, processing_class, args, "eval_dataset")
-        return None
+    # Datasets and batches
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase, args: HRMRewardConfig, name: str
@@ -250,60 +213,6 @@ class HRMRewardTrainer(BaseTrainer):
         logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
         return rows
 
-    def _set_signature_columns_if_needed(self):
-        # If `self.args.remove_unused_columns` is True, non-signature columns are removed.
-        if self._signature_columns is None:
-            self._signature_columns = TOKEN_COLUMNS + STEP_COLUMNS
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        # A dataset passed here is prepared as `__init__` does; a `str` selects one that is
-        if not isinstance(eval_dataset, str):
-            eval_dataset = self._prepare_eval_dataset(eval_dataset, self.processing_class, self.args)
-        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
-
-    def predict(self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"):
-        test_dataset = self._prepare_dataset(test_dataset, self.processing_class, self.args, "test_dataset")
-        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
-
-    # Loss
-
-    def compute_step_loss(self, logits: torch.Tensor, labels: torch.Tensor, num_merged: torch.Tensor) -> torch.Tensor:
-        """
-        Loss of each judged step, before weighting. Override it to train with another loss.
-
-        Args:
-            logits (`torch.Tensor`):
-                Outputs at the step tokens of N judged steps, shape `(N, C)`, C = 2 (0 wrong, 1 correct) or 1.
-            labels (`torch.Tensor`):
-                Probabilities that the steps are correct, shape `(N,)`.
-            num_merged (`torch.Tensor`):
-                Original steps in each judged step (1, or 2 for a merged pair), shape `(N,)`.
-
-        Returns:
-            `torch.Tensor`: Losses, shape `(N,)`.
-        """
-        return step_loss(logits, labels, self.step_format)
-
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """The batches of one optimizer step, and the weight of their judged steps on all ranks."""
-        batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batch_samples:
-            return batch_samples, None
-        if self._counting_since is None:
-            self._counting_since = time.perf_counter()
-        weight = torch.stack([batch["label_weights"].sum() for batch in batch_samples]).sum().to(device)
-        return batch_samples, self.accelerator.reduce(weight, reduction="sum")
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # With DeepSpeed, Trainer casts every float input to the dtype of the model: a label of 0.9 would be 0.8984
-        floats = {name: inputs[name].to(self.args.device) for name in ("labels", "label_weights")}
-        return floats | super()._prepare_inputs({k: v for k, v in inputs.items() if k not in floats})
-
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Outputs at the step tokens, shape `(B, S, C)`; padded steps repeat token 0."""
         tokens = {name: inputs[name] for name in TOKEN_COLUMNS}
@@ -316,43 +225,13 @@ class HRMRewardTrainer(BaseTrainer):
             logits = model(**tokens).logits
         return gather_steps(logits, inputs["step_positions"])
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """
-        Sum of `w·ℓ` over the judged steps of this batch, divided by the sum of `w` over the global batch.
+    def _step_labels(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return inputs["labels"], inputs["label_weights"], inputs["num_merged"]
 
-        `num_items_in_batch` is that global weight. Ranks average their gradients, hence the factor `num_processes`.
-        """
-        logits = self._step_logits(model, inputs)
-        judged = inputs["labels"] >= 0
-        labels, weights = inputs["labels"][judged], inputs["label_weights"][judged]
-        losses = self.compute_step_loss(logits[judged], labels, inputs["num_merged"][judged])
-        if num_items_in_batch is None:
-            num_items_in_batch = weights.sum()
-        else:
-            weights = weights * self.accelerator.num_processes
-        # A batch without any label (all weights 0) has loss 0, not NaN
-        loss = (weights * losses).sum() / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny)
-        if self.model.training:
-            self._count(inputs, logits.detach()[judged], labels)
-        return (loss, {"logits": logits}) if return_outputs else loss
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        # The loss of an evaluation is a mean over all its steps, not over batches: `evaluation_loop` computes it
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            logits = self._step_logits(model, inputs).float()
-        return None, logits, tuple(inputs[name] for name in self.label_names)
+    def _num_tokens(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return inputs["num_tokens"].sum()
 
     # Metrics
-
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        logits, labels, weights, num_merged = judged_steps(output.predictions, output.label_ids)
-        losses = self.compute_step_loss(
-            torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(num_merged)
-        ).numpy()
-        output.metrics[f"{metric_key_prefix}_loss"] = float(np.average(losses, weights=weights.astype(np.float64)))
-        return output
 
     def compute_metrics(self, eval_prediction: EvalPrediction) -> dict[str, float]:
         """
@@ -377,46 +256,47 @@ class HRMRewardTrainer(BaseTrainer):
                 metrics |= {f"{name}_{k}": v for k, v in step_metrics(scores[group], labels[group]).items()}
         return metrics
 
-    def _count(self, inputs: dict[str, torch.Tensor], logits: torch.Tensor, labels: torch.Tensor) -> None:
-        scores = step_score(logits, self.step_format)
-        self._train_counts += torch.stack(
-            [
-                ((scores >= 0.5) == (labels >= 0.5)).sum(),
-                labels.new_tensor(len(labels)).long(),
-                inputs["num_tokens"].sum(),
-            ]
-        )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # an interval of training
-            hits, labels, tokens = self.accelerator.reduce(self._train_counts, reduction="sum").tolist()
-            self._labels_seen += labels
-            seconds = time.perf_counter() - self._counting_since
-            logs["accuracy"] = hits / max(labels, 1)
-            logs["labels_per_second"] = labels / seconds
-            logs["tokens_per_second"] = tokens / seconds
-            logs["num_labels"] = self._labels_seen
-            if "train_dataset" in self.reports:  # not if it was given as forest rows
-                logs["dropped_labels"] = self.reports["train_dataset"].labels_too_long
-            self._train_counts.zero_()
-            self._counting_since = None  # the next batch starts the clock, so evaluating and saving do not count
-        super().log(logs, start_time)
-
     # Saving
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            self.step_format.save(output_dir or self.args.output_dir)
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """
+        Write the model card, from facts of this run, as `README.md` in `output_dir`.
 
-    def _save_checkpoint(self, model, trial):
-        # Ensure the model card is saved along with the checkpoint
-        self.create_model_card(model_name=Path(self.args.hub_model_id or self.args.output_dir).name)
-        super()._save_checkpoint(model, trial)
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model. By default that of its repository or folder.
+            dataset_name (`str`, *optional*):
+                Dataset it was trained on. By default `trainer.dataset_name`.
+            tags (`str` or `list[str]`, *optional*):
+                Tags beside those of this trainer.
+            license (`str`, *optional*):
+                Licence of the model, as the Hub abbreviates it.
+        """
+        if not self.is_world_process_zero():
+            return
+        facts = CardFacts.of(self, model_name or self._card_name(), dataset_name, self._card_settings)
+        super().create_model_card(model_name=facts.model_name, dataset_name=facts.dataset_on_hub, tags=tags)
+        start, sections = self._card_sections(facts)
+        write_card(
+            Path(self.args.output_dir) / "README.md",
+            facts,
+            start,
+            task="text-generation" if self.step_format.head == "lm" else "token-classification",
+            license=license,
+            sections=sections,
+        )
 
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
-        if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / "README.md"
-            card = with_scorer(path.read_text(encoding="utf-8"), self.hub_model_id or self.args.output_dir)
-            path.write_text(card, encoding="utf-8")
+    def _card_sections(self, facts: CardFacts) -> tuple[str, str]:
+        """The quick start of the card, and what follows it."""
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        merged = any(report.labels_merged for report in self.reports.values())
+        return (
+            quick_start(facts, self.step_format, self.processing_class, dtype, merged),
+            "\n\n".join([step_format_section(self.step_format), data_section(facts, self.reports)]),
+        )

@@ -2,6 +2,7 @@ import gc
 import textwrap
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,9 @@ from trl import SFTTrainer
 
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
 from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
+from .hub_push import HubPushMixin
 from .kl_self_config import KLSelfConfig
+from .model_card import CardFacts, policy_quick_start, write_card
 from .ref_hidden import REF_STATES, RefHiddenCollator, precompute_hidden
 from .reference import (
     AdapterOff,
@@ -41,7 +44,7 @@ class KLOutput(FusedCausalLMOutput):
     token_kl: torch.Tensor | None = None
 
 
-class KLSelfTrainer(SFTTrainer):
+class KLSelfTrainer(HubPushMixin, SFTTrainer):
     """
     Trainer for self-training: supervised fine-tuning on a policy's own best trajectories, held near a reference by a
     log-scaled KL divergence ([HRM](https://huggingface.co/papers/2503.13551), section 3.3).
@@ -85,6 +88,7 @@ class KLSelfTrainer(SFTTrainer):
 
     _tag_names = ["trl", "trl-hrm", "sft", "kl-self"]
     _name = "KL self-training"
+    _card_settings = ("kl_coef", "kl_scaling", "kl_direction", "kl_reduction", "packing", "completion_only_loss")
     _paper = {
         "title": "Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models",
         "id": "2503.13551",
@@ -311,6 +315,29 @@ class KLSelfTrainer(SFTTrainer):
             "log_kl": log_kl / num_sequences,
             "kl_max": kl_max,
         }
+
+    # Saving
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """As [`HRMRewardTrainer.create_model_card`]."""
+        if not self.is_world_process_zero():
+            return
+        facts = CardFacts.of(self, model_name or self._card_name(), dataset_name, self._card_settings)
+        super().create_model_card(model_name=facts.model_name, dataset_name=facts.dataset_on_hub, tags=tags)
+        write_card(
+            Path(self.args.output_dir) / "README.md",
+            facts,
+            policy_quick_start(facts, chat=self.processing_class.chat_template is not None),
+            task="text-generation",
+            license=license,
+            sections="",
+        )
 
 
 class _PolicyBesideReference:

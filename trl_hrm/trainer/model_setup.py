@@ -1,7 +1,5 @@
-"""The model of a trainer: load it with the outputs of its head, wrap it in an adapter, describe it in a card."""
+"""The model of a trainer: load it with the outputs of its head, and wrap it in an adapter."""
 
-import re
-import textwrap
 from typing import TYPE_CHECKING
 
 from accelerate.utils import DistributedType, is_peft_model
@@ -65,24 +63,7 @@ def add_adapter(
         peft_config.exclude_modules = peft_config.exclude_modules or ["classifier", "score"]
     # ZeRO-3 gathers parameters of one dtype only; see https://github.com/huggingface/trl/issues/6089
     zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-    return get_peft_model(model, peft_config, **({"autocast_adapter_dtype": False} if zero3 else {}))
-
-
-def with_scorer(card: str, model_id: str) -> str:
-    """The model card of TRL, whose quick start scores whole texts, with one that scores steps."""
-    quick_start = textwrap.dedent(f"""\
-        ## Quick start
-
-        This model judges each step of a solution. `step_format.json` holds how its text is encoded.
-
-        ```python
-        from trl_hrm import StepScorer
-
-        scorer = StepScorer.from_pretrained("{model_id}")
-        scores = scorer.score(["1+2+3 = ?"], [[["1+2 = 3.", "3+3 = 6."]]])[0][0]  # one score per step
-        ```
-
-        """)
-    # TRL names the base model "None" when it did not come from the Hub
-    card = card.replace("a fine-tuned version of [None](https://huggingface.co/None)", "a step reward model")
-    return re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: quick_start, card, flags=re.DOTALL)
+    # the adapter names its base model, and must name the revision that it fits too
+    revision = (getattr(args, "model_init_kwargs", None) or {}).get("revision")
+    kwargs = {"autocast_adapter_dtype": False} if zero3 else {}
+    return get_peft_model(model, peft_config, revision=revision, **kwargs)

@@ -1,0 +1,275 @@
+"""What is published, without a Hub: builds that are refused, shards, and the card of several configurations."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, concatenate_datasets
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard
+
+from trl_hrm.data import sources
+from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.publish import push_dataset
+from trl_hrm.data.publish_card import Config, merge_card
+from trl_hrm.data.publish_shards import File, _group, dataset_info, published_files, read_build
+from trl_hrm.data.stepwise import build_stepwise
+from trl_hrm.hub import PushError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A build in the prm view with several row groups per split."""
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 1000)
+    file = tmp_path / "rows.jsonl"
+    with open(file, "w") as lines:
+        for i in range(80):
+            row = {"prompt": f"What is {i}?", "completions": [f"It is {i}."], "labels": [i % 2 == 0]}
+            lines.write(json.dumps(row) + "\n")
+    build_stepwise([str(file)], BuildConfig(str(tmp_path / "built"), view="prm", test_size=0.25, num_proc=1))
+    return tmp_path / "built"
+
+
+def edit_report(folder: Path, **changes) -> None:
+    path = folder / "build_report.json"
+    report = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in report.items() if value is not None}))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            lambda folder: shutil.rmtree(folder),
+            "no build_report.json in it, expected a folder that a trl-hrm command wrote",
+        ),
+        (
+            lambda folder: (folder / "README.md").unlink(),
+            "built: README.md is missing, the build is not whole. Build it again",
+        ),
+        (
+            lambda folder: (folder / "data" / "test-00000-of-00001.parquet").unlink(),
+            "built: data/test-00000-of-00001.parquet is missing, the build is not whole",
+        ),
+        (
+            lambda folder: (folder / "data" / "train-00001-of-00002.parquet").write_bytes(b"more"),
+            "the files in data are not those that the build wrote",
+        ),
+        (
+            lambda folder: (folder / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1"),
+            "the files in data are not those that the build wrote",
+        ),
+        (
+            lambda folder: edit_report(folder, rows={"train": 3, "test": 1}),
+            r"train.*: \d+ rows, build_report.json says 3",
+        ),
+        (
+            lambda folder: edit_report(folder, content=None),
+            "build_report.json: no content in it, so it is no whole report",
+        ),
+        (lambda folder: edit_report(folder, picture={"file": "scores.png"}), "scores.png is missing"),
+    ],
+)
+def test_a_build_that_is_not_whole(folder, fault, words):
+    """Rows that went missing on the way to the Hub would be missing for everyone. There is no Hub here to be asked."""
+    fault(folder)
+    with pytest.raises(ValueError, match=words):
+        push_dataset(folder, "me/x")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"config_name": "a/b"}, "config_name is 'a/b', expected letters"),
+        ({"config_name": ".."}, r"config_name is '\.\.', expected letters"),
+        ({"repo_id": "x"}, "repo_id is 'x', expected the name of a user or an organisation too, as in 'me/x'"),
+        ({"repo_id": "me/x/y"}, "Repo id must be in the form"),
+        ({"max_shard_size": "many"}, "not in a valid format"),
+        ({"max_shard_size": -1}, "max_shard_size is -1, expected a size"),
+    ],
+)
+def test_options_that_cannot_work(folder, options, words):
+    with pytest.raises(ValueError, match=words):
+        push_dataset(folder, **({"repo_id": "me/x"} | options))
+
+
+def test_offline(folder):
+    """HF_HUB_OFFLINE=1, as in all tests without a Hub: the reason must not be taken for one of the token's."""
+    for dry_run in (False, True):
+        with pytest.raises(PushError, match="dataset me/x failed: .*HF_HUB_OFFLINE is set. Unset it to push"):
+            push_dataset(folder, "me/x", dry_run=dry_run)
+
+
+def test_groups_by_hand():
+    assert _group([3, 3, 3, 9, 1, 1], 6) == [[0, 1], [2], [3], [4, 5]]
+    assert _group([3, 3, 3, 9, 1, 1], 1) == [[0], [1], [2], [3], [4], [5]]
+    assert _group([3, 3], 100) == [[0, 1]]
+
+
+def test_shards(folder, tmp_path):
+    """The same rows in the same order, with the same types, and the same bytes each time: a second push sends nothing."""
+    source = folder / "data" / "train-00000-of-00001.parquet"
+    build = read_build(folder)
+    for max_bytes in (1, 2500, 10_000_000):
+        files = published_files(build, max_bytes, tmp_path / f"first-{max_bytes}")
+        again = published_files(build, max_bytes, tmp_path / f"second-{max_bytes}")
+        assert [(file.path, file.size, file.sha256) for file in files] == [
+            (file.path, file.size, file.sha256) for file in again
+        ]
+        shards = [file for file in files if file.path.startswith("prm/train")]
+        total = len(shards)
+        assert [file.path for file in shards] == [f"prm/train-{i:05d}-of-{total:05d}.parquet" for i in range(total)]
+        parts = [Dataset.from_parquet(str(file.local), cache_dir=str(tmp_path / "cache")) for file in shards]
+        joined = concatenate_datasets(parts)
+        whole = Dataset.from_parquet(str(source), cache_dir=str(tmp_path / "cache"))
+        assert joined.to_list() == whole.to_list() and joined.features == whole.features
+        assert all(pq.read_schema(file.local).equals(pq.read_schema(source), check_metadata=True) for file in shards)
+        if max_bytes == 1:
+            assert total == pq.read_metadata(source).num_row_groups > 3
+        elif max_bytes == 2500:
+            assert 1 < total < pq.read_metadata(source).num_row_groups
+        else:
+            assert [file.local for file in shards] == [source]
+        info = dataset_info(build, files)
+        assert {name: split.num_examples for name, split in info.splits.items()} == build.report["rows"]
+        assert info.download_size == sum(file.size for file in files if file.path.endswith(".parquet"))
+        assert info.dataset_size > 0 and info.features == whole.features
+
+
+def test_names_of_files_as_git_has_them(tmp_path):
+    """Files that seem other than they are would be sent at each push."""
+    (tmp_path / "x").write_bytes(b"what is up, doc?")
+    file = File("x", tmp_path / "x")
+    assert file.blob == "bd9dbf5aae1a3862dd1526723246b20206e5fc37"  # the example of the book "Pro Git", chapter 10.2
+    assert file.sha256 == "af4e812d13b4eae6da91024f15f7679dae49d40aee3fb4c7216b56d04193f46c"
+
+
+CARD = """---
+license: mit
+pretty_name: Sums (prm)
+tags:
+- trl
+- prm
+configs:
+- config_name: default
+  data_files: x
+---
+
+# Sums, `prm` view
+
+What they are. ## is no heading here.
+
+## Load
+
+```python
+# one
+dataset = load_dataset("path/to/this/directory")
+```
+
+## Rebuild
+
+````bash
+# how
+```
+## still code
+````
+
+![scores](scores.png)
+"""
+
+
+@pytest.fixture
+def config(folder) -> Config:
+    (folder / "README.md").write_text(CARD)
+    (folder / "scores.png").write_bytes(b"")
+    edit_report(folder, picture={"file": "scores.png", "shows": "scores"})
+    build = read_build(folder)
+    return Config(build, dataset_info(build, []))
+
+
+def test_the_card_of_a_new_repository(config):
+    card = merge_card(None, "me/sums", [config])
+    text = card.partition("\n---\n")[2]
+    assert (
+        text
+        == """
+# sums
+
+<!-- trl_hrm: config prm begins. The next push of it replaces what follows, up to its end. -->
+
+## Sums, `prm` view
+
+What they are. ## is no heading here.
+
+### Load
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("me/sums", "prm")
+dataset["train"][0]
+```
+
+### Rebuild
+
+````bash
+# how
+```
+## still code
+````
+
+![scores](prm/scores.png)
+
+<!-- trl_hrm: config prm ends. -->
+"""
+    )
+    data = DatasetCard(card).data
+    assert (data.license, data.pretty_name, data.tags) == ("mit", "Sums", ["trl", "prm"])
+    assert MetadataConfigs.from_dataset_card_data(data) == {
+        "prm": {
+            "data_files": [
+                {"split": "train", "path": "prm/train-*.parquet"},
+                {"split": "test", "path": "prm/test-*.parquet"},
+            ]
+        }
+    }
+    info = DatasetInfosDict.from_dataset_card_data(data)["prm"]
+    assert info.features == config.info.features
+    assert [split.num_examples for split in info.splits.values()] == list(config.build.report["rows"].values())
+
+
+def test_merging_again_changes_nothing(config):
+    """A card that grows by a blank line at each push makes a commit at each push."""
+    once = merge_card(None, "me/sums", [config])
+    assert merge_card(once, "me/sums", [config]) == once
+    assert merge_card(once.replace("\n", "\r\n"), "me/sums", [config]) == once  # edited on Windows
+    other = Config(read_build(config.build.folder, "other"), config.info)
+    both = merge_card(once, "me/sums", [other])
+    assert both == merge_card(None, "me/sums", [config, other])
+    assert merge_card(both, "me/sums", [config]) == merge_card(both, "me/sums", [other, config]) == both
+    # the order in which they were pushed is kept; a replaced part stays where it is
+    assert both.index("config prm begins") < both.index("config prm ends") < both.index("config other begins")
+
+
+def test_a_card_without_metadata(config):
+    card = merge_card("Only words.", "me/sums", [config])
+    assert card.partition("\n---\n")[2].startswith("Only words.\n\n<!-- trl_hrm: config prm begins.")
+    assert MetadataConfigs.from_dataset_card_data(DatasetCard(card).data).keys() == {"prm"}
+
+
+def test_another_license(config, caplog):
+    """A card says what holds for all of it: that is for people to decide, who must know of it."""
+    card = merge_card("---\nlicense: cc-by-nc-4.0\n---\n# Mine\n", "me/sums", [config])
+    assert DatasetCard(card).data.license == "cc-by-nc-4.0"
+    assert "the card of me/sums has the license cc-by-nc-4.0, the source of prm mit." in caplog.text
+
+
+@pytest.mark.parametrize("card", ["---\nlicense: [mit\n---\n", "---\n- a\n---\n", "---\nconfigs:\n- a: 1\n---\n"])
+def test_a_card_that_cannot_be_read(config, card):
+    with pytest.raises(
+        ValueError, match=r"README.md of me/sums: its metadata cannot be read \(.*Mend it, then push again"
+    ):
+        merge_card(card, "me/sums", [config])

@@ -1,0 +1,280 @@
+"""Publishing built datasets: what a reader gets is what was built, and a push sends what is missing."""
+
+import json
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi
+
+from trl_hrm.cli import main
+from trl_hrm.data.publish import format_push, push_dataset
+
+from .publishing import (
+    VIEWS,
+    build,
+    build_row_groups,
+    card_of,
+    commits_of,
+    features_of,
+    files_of,
+    local,
+    published,
+    rows_of,
+    writes,
+)
+
+
+DATA = ("test-00000-of-00001.parquet", "train-00000-of-00001.parquet")
+
+
+def edit_card(repo: str, change) -> None:
+    """Someone edits the card on the Hub's page."""
+    card = change(card_of(repo)).encode()
+    HfApi().create_commit(repo, [CommitOperationAdd("README.md", card)], commit_message="Edit", repo_type="dataset")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_round_trip(hub, repo, uses_xet, tmp_path, view):
+    """A column that came back as another type, or a split that lost a row, trains all the same."""
+    folder = build(tmp_path / view, view)
+    expected = local(folder)
+    start = len(hub.log)
+    push_dataset(folder, repo, private=True)
+    # whether rows went the way that most users' go, not only whether they arrived
+    assert (hub.count("POST", "^/cas/v1/shards", start) > 0) == uses_xet
+    assert (hub.count("PUT", "^/_put/", start) > 0) == (not uses_xet)
+    found = published(repo, view, tmp_path)
+    assert set(found) == {"train", "test"}
+    assert rows_of(found) == rows_of(expected)
+    assert features_of(found) == features_of(expected)
+    streamed = published(repo, view, tmp_path, streaming=True)
+    assert rows_of(streamed) == rows_of(expected)
+    assert features_of(streamed) == features_of(expected)
+    assert HfApi().dataset_info(repo).private is True
+
+
+def test_configurations_in_one_repository(hub, repo, tmp_path):
+    """datasets' own push of one configuration can wipe the metadata of another, whose name is then unknown."""
+    folders = {view: build(tmp_path / view, view, word=view) for view in ("tree", "hrm", "raft")}
+    push_dataset([folders["tree"], folders["hrm"]], repo)
+    push_dataset(folders["raft"], repo)
+    assert commits_of(repo) == ["Push raft with trl_hrm", "Push tree, hrm with trl_hrm", "initial commit"]
+    assert datasets.get_dataset_config_names(repo) == ["hrm", "raft", "tree"]
+    for view, folder in folders.items():
+        assert rows_of(published(repo, view, tmp_path)) == rows_of(local(folder))
+    assert files_of(repo) == [
+        ".gitattributes",
+        "README.md",
+        *(
+            f"{view}/{name}"
+            for view in ("hrm", "raft", "tree")
+            for name in ("build_report.json", *["scores.png"] * (view == "raft"), *DATA)
+        ),
+    ]
+    card = card_of(repo)
+    assert "![Scores of all judged candidates, and of the chosen ones](raft/scores.png)" in card
+    for view in folders:
+        assert f'dataset = load_dataset("{repo}", "{view}")' in card
+        report = json.loads((folders[view] / "build_report.json").read_text())
+        assert report["command"] in card
+    info = DatasetCard(card).data.dataset_info
+    assert [(config["config_name"], [split["num_examples"] for split in config["splits"]]) for config in info] == [
+        ("hrm", [19, 5]),
+        ("raft", [19, 5]),
+        ("tree", [19, 5]),
+    ]
+
+
+def test_pushing_again(hub, repo, tmp_path):
+    """A second push that sends everything again, or makes an empty commit, costs hours and hides what changed."""
+    folder = build(tmp_path / "tree")
+    first = push_dataset(folder, repo)
+    assert list(first.sent) == [f"tree/{DATA[1]}", f"tree/{DATA[0]}", "tree/build_report.json", "README.md"]
+    start = len(hub.log)
+    again = push_dataset(folder, repo)
+    assert (again.commit, again.sent, again.deleted) == (first.commit, {}, [])
+    assert again.unchanged == first.sent
+    assert writes(hub, start) == []
+    assert format_push(again).endswith(
+        f"tree is on {repo} as it is here: nothing to send. {hub.base}/datasets/{repo}/tree/main"
+    )
+    # other rows of one configuration; the other one is left alone
+    push_dataset(build(tmp_path / "prm", "prm"), repo)
+    changed = push_dataset(build(tmp_path / "tree", word="thus"), repo)
+    assert list(changed.sent) == list(first.sent)
+    assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "tree"))
+    assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "prm"))
+
+
+def test_what_people_wrote_stays(hub, repo, tmp_path):
+    """A card made anew at each push loses what others wrote into it, and nobody looks there after a push."""
+    push_dataset(build(tmp_path / "tree"), repo)
+
+    def edit(card: str) -> str:
+        card = card.replace(
+            "pretty_name: Step trees", "pretty_name: Ours\nlicense: cc-by-4.0\nsize_categories:\n- n<1K"
+        )
+        card = card.replace("tags:\n- trl\n", "tags:\n- ours\n")
+        head, begin, rest = card.partition("<!-- trl_hrm: config tree begins")
+        return head + "Words above.\n\n## Thanks\n\nTo all.\n\n" + begin + rest + "\n## Below\n\nMore words.\n"
+
+    edit_card(repo, edit)
+    before = card_of(repo)
+    push_dataset(build(tmp_path / "tree", word="thus", rows=30), repo)
+    after = card_of(repo)
+    assert before.partition("\n---\n")[2].replace("| 24 |", "| 30 |") != before  # the generated part had to change
+    head, tail = (
+        "Words above.\n\n## Thanks\n\nTo all.\n\n<!-- trl_hrm: config tree begins",
+        "\n## Below\n\nMore words.\n",
+    )
+    assert head in after and after.endswith(tail)
+    assert "thus 1." in after and "so 1." in before and "so 1." not in after
+    data = DatasetCard(after).data
+    assert (data.pretty_name, data.license, data.size_categories) == ("Ours", "cc-by-4.0", ["n<1K"])
+    assert data.tags == ["ours", "trl_hrm", "stepwise-supervision", "tree"]
+    assert [split["num_examples"] for split in data.dataset_info["splits"]] == [24, 6]
+    push_dataset(build(tmp_path / "prm", "prm"), repo)
+    both = card_of(repo)
+    assert head in both and tail in both
+    assert DatasetCard(both).data.tags == ["ours", "trl_hrm", "stepwise-supervision", "tree", "trl", "prm"]
+
+
+def test_markers_that_someone_broke(hub, repo, tmp_path):
+    """Half a pair of comments would take the text below it for generated, and remove it."""
+    push_dataset(build(tmp_path / "tree"), repo)
+    edit_card(repo, lambda card: card.replace("<!-- trl_hrm: config tree ends. -->", ""))
+    start = len(hub.log)
+    with pytest.raises(ValueError, match="expected one comment .* and below it one .*, found 1 and 0. Put them back"):
+        push_dataset(build(tmp_path / "tree", word="thus"), repo)
+    assert writes(hub, start) == []
+
+
+def test_metadata_that_is_no_yaml(hub, repo, tmp_path):
+    """A card without readable metadata would be replaced by one that has only ours."""
+    HfApi().create_repo(repo, repo_type="dataset")
+    card = b"---\nconfigs: 3\n---\n# Mine\n"
+    HfApi().create_commit(repo, [CommitOperationAdd("README.md", card)], commit_message="Card", repo_type="dataset")
+    with pytest.raises(ValueError, match=f"README.md of {repo}: its metadata cannot be read .*Mend it"):
+        push_dataset(build(tmp_path / "tree"), repo)
+
+
+def test_dry_run(hub, repo, tmp_path):
+    """A dry run that creates the repository or uploads rows is none."""
+    folder = build(tmp_path / "tree")
+    start = len(hub.log)
+    push = push_dataset(folder, repo, private=True, dry_run=True)
+    assert writes(hub, start) == []
+    assert push.commit is None and f"{repo}, which does not exist yet, would send 4 files" in format_push(push)
+    sizes = {f"tree/{name}": (folder / "data" / name).stat().st_size for name in DATA}
+    assert sizes.items() <= push.sent.items()
+    pushed = push_dataset(folder, repo)
+    assert push.sent == pushed.sent
+    start = len(hub.log)
+    push = push_dataset(build(tmp_path / "other", word="thus", rows=36), repo, max_shard_size=1, dry_run=True)
+    assert writes(hub, start) == []
+    assert (list(push.sent), push.deleted) == (list(pushed.sent), [])
+    assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(folder))
+
+
+def test_shards(hub, repo, tmp_path, monkeypatch):
+    """Shards of an earlier push that stay behind are read with the new ones: rows twice."""
+    folder = build_row_groups(tmp_path / "prm", monkeypatch, num_groups=4)
+    push = push_dataset(folder, repo, max_shard_size=1)
+    total = pq.read_metadata(folder / "data" / "train-00000-of-00001.parquet").num_row_groups
+    shards = [f"prm/train-{i:05d}-of-{total:05d}.parquet" for i in range(total)]
+    assert [path for path in push.sent if path.startswith("prm/train")] == shards
+    expected = rows_of(local(folder))
+    assert rows_of(published(repo, "prm", tmp_path)) == expected
+    again = push_dataset(folder, repo, max_shard_size=1)  # the same bytes, so nothing to send
+    assert again.sent == {}
+    whole = push_dataset(folder, repo)
+    assert set(shards) <= set(whole.deleted)
+    assert files_of(repo) == [
+        ".gitattributes",
+        "README.md",
+        "prm/build_report.json",
+        *(f"prm/{name}" for name in DATA),
+    ]
+    assert rows_of(published(repo, "prm", tmp_path)) == expected
+
+
+def test_files_of_others_stay(hub, repo, tmp_path):
+    """Only rows of the configuration itself are replaced."""
+    push_dataset(build(tmp_path / "tree"), repo)
+    others = ["tree/notes.md", "tree/more/train-00000-of-00001.parquet", "tree2/train-00000-of-00001.parquet"]
+    operations = [CommitOperationAdd(path, b"x") for path in others]
+    HfApi().create_commit(repo, operations, commit_message="More", repo_type="dataset")
+    push_dataset(build(tmp_path / "tree", word="thus"), repo)
+    assert set(others) <= set(files_of(repo))
+
+
+def test_data_that_could_not_be_loaded_any_more(hub, repo, tmp_path):
+    """`load_dataset` reads all configurations as files of one kind: rows of others, or ours, would be read as garbage."""
+    HfApi().create_repo(repo, repo_type="dataset")
+    rows = CommitOperationAdd("mine.jsonl", b'{"a": 1}\n')
+    HfApi().create_commit(repo, [rows], commit_message="Mine", repo_type="dataset")
+    folder = build(tmp_path / "tree")
+    card = b"---\nconfigs:\n- config_name: mine\n  data_files:\n  - split: train\n    path: mine.*\n---\n# Mine\n"
+    for words in (
+        "holds data that its card does not name, as mine.jsonl",
+        "a configuration mine of files such as mine.jsonl",
+    ):
+        start = len(hub.log)
+        with pytest.raises(ValueError, match=f"{repo} .*{words}"):
+            push_dataset(folder, repo)
+        assert writes(hub, start) == []
+        assert rows_of(published(repo, None, tmp_path)) == {"train": [{"a": 1}]}
+        edit = CommitOperationAdd("README.md", card)
+        HfApi().create_commit(repo, [edit], commit_message="Name it", repo_type="dataset")
+
+
+def test_beside_a_dataset_that_datasets_pushed(hub, repo, tmp_path):
+    """Its metadata has other forms: a pattern without an ending, one `dataset_info` that is no list."""
+    mine = datasets.DatasetDict(train=datasets.Dataset.from_list([{"a": 1}]))
+    mine.push_to_hub(repo, "mine")
+    mine.push_to_hub(repo)
+    push_dataset(build(tmp_path / "tree"), repo)
+    assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "tree"))
+    for name in ("mine", None):
+        assert rows_of(published(repo, name, tmp_path)) == rows_of(mine)
+
+
+def test_names_and_branches(hub, repo, tmp_path):
+    folder = build(tmp_path / "tree")
+    push_dataset(folder, repo, config_name="math-500", revision="draft")
+    assert files_of(repo) == [".gitattributes"]
+    found = published(repo, "math-500", tmp_path, revision="draft")
+    assert rows_of(found) == rows_of(local(folder))
+    with pytest.raises(ValueError, match="have the view tree both.* --config_name"):
+        push_dataset([folder, build(tmp_path / "other", word="thus")], repo)
+    with pytest.raises(ValueError, match="config_name is 'x' for 2 folders"):
+        push_dataset([folder, build(tmp_path / "prm", "prm")], repo, config_name="x")
+
+
+def test_command(hub, repo, tmp_path, capfd):
+    """The command of the README, from a folder to what `load_dataset` gives, with a bar that tells how long it takes."""
+    folder = build(tmp_path / "prm800k-hrm", "hrm")
+    capfd.readouterr()
+    assert main(["push-dataset", str(folder), "--repo_id", repo, "--private", "--dry_run"]) == 0
+    assert f"Dry run: nothing was sent. A push of hrm to {repo}, which does not exist yet," in capfd.readouterr().out
+    assert main(["push-dataset", str(folder), "--repo_id", repo, "--private"]) == 0
+    output = capfd.readouterr()
+    assert f"Pushed hrm to {repo}: 4 files, " in output.out
+    assert (
+        f"{repo}: 2 files: 100%" in output.err and "[00:00<00:00, " in output.err
+    )  # huggingface_hub's bars have no time left
+    assert rows_of(published(repo, "hrm", tmp_path)) == rows_of(local(folder))
+    assert main(["push-dataset", str(tmp_path), "--repo_id", repo]) == 1
+    assert "error: " in capfd.readouterr().err
+
+
+def test_a_gitignore_in_the_repository(hub, repo, tmp_path):
+    """The Hub leaves ignored files out of a commit and says nothing: a card would tell of rows that are not there."""
+    folder = build(tmp_path / "tree")
+    HfApi().create_repo(repo, repo_type="dataset")
+    files = [{"path": f"tree/{name}", "uploadMode": "lfs", "shouldIgnore": True, "oid": None} for name in DATA]
+    hub.fault("POST", "/preupload/", 200, body={"files": files})
+    with pytest.raises(ValueError, match=f"{repo}: its .gitignore names tree/train-.*Nothing was pushed"):
+        push_dataset(folder, repo)
+    assert files_of(repo) == [".gitattributes"]

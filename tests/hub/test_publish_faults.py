@@ -1,0 +1,267 @@
+"""Faults while a dataset is published. Whoever loads it afterwards gets the old one or the new one, whole."""
+
+import logging
+import traceback
+from functools import partial
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from trl_hrm import hub as trl_hrm_hub
+from trl_hrm.data import publish
+from trl_hrm.data.publish import push_dataset
+from trl_hrm.hub import PushError, retry
+
+from .publishing import build, build_row_groups, commits_of, files_of, local, published, rows_of
+
+
+RATE_LIMIT = {"ratelimit": '"api";r=0;t=77', "ratelimit-policy": '"fixed window";"api";q=1000;w=300'}
+STALE = {"error": "A commit has happened since. Please refresh and try again."}
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """The pauses between tries, which are not waited for."""
+    pauses = []
+    monkeypatch.setattr(publish, "retry", partial(retry, sleep=pauses.append))
+    return pauses
+
+
+@pytest.fixture
+def upload(uses_xet) -> tuple[str, str]:
+    """The request that carries rows."""
+    return ("POST", "^/cas/v1/xorbs") if uses_xet else ("PUT", "^/_put/")
+
+
+# what happens, the pauses that follow, and whether the commit of the first try has landed
+PASSING = {
+    "rate limit": (("POST", "/commit/", 429, {"headers": RATE_LIMIT}), [78]),
+    "rate limit of long ago": (("POST", "/commit/", 429, {"headers": {"Retry-After": "5"}}), [5]),
+    "commit of another": (("POST", "/commit/", 412, {"body": STALE, "times": 2}), [1, 2]),
+    "conflict": (("POST", "/commit/", 409, {}), [1]),
+    "trouble": (("POST", "/commit/", 500, {"times": 4}), [1, 2, 4, 8]),
+    "answer lost": (("POST", "/commit/", 504, {"after": True}), [1]),
+    "cut on commit": (("POST", "/commit/", 0, {"drop": True}), [1]),
+    "cut after commit": (("POST", "/commit/", 0, {"drop": True, "after": True}), [1]),
+    "card not checked": (("POST", "/validate-yaml", 503, {}), [1]),
+    "no look": (("GET", "/api/datasets/alice/[^/]*$", 503, {}), [1]),
+    "no tree": (("GET", "/tree/", 0, {"drop": True}), []),  # here the client tries again itself
+    "no look back": (("GET", "/tree/", 502, {"skip": 2}), []),
+}
+
+
+@pytest.mark.parametrize("what", PASSING)
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "over-old"])
+def test_what_passes(hub, repo, pauses, tmp_path, what, overwrite):
+    """The clients retry none of these on a commit; a second commit after one that had landed hides what changed."""
+    fault, expected = PASSING[what]
+    if overwrite:
+        push_dataset(build(tmp_path / "old", word="old"), repo)
+    folder = build(tmp_path / "new")
+    *request, options = fault
+    hub.fault(*request, **options)
+    push = push_dataset(folder, repo)
+    assert pauses == expected
+    assert commits_of(repo) == ["Push tree with trl_hrm"] * (1 + overwrite) + ["initial commit"]
+    assert list(push.sent) and not push.unchanged
+    assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(folder))
+
+
+def test_socket_cut_while_rows_are_sent(hub, repo, pauses, upload, tmp_path):
+    """The clients send it again themselves; nothing may be seen before."""
+    folder = build(tmp_path / "new", word=repo)  # what another test has sent would not be sent
+    hub.fault(*upload, 0, drop=True)
+    push_dataset(folder, repo)
+    assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "new"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "over-old"])
+def test_sixty_shards_with_a_fault_in_the_middle(hub, repo, pauses, upload, tmp_path, monkeypatch, overwrite):
+    """In datasets' own push, 50 of 60 shards are there for all to load, and none of them says so."""
+    if overwrite:
+        push_dataset(build_row_groups(tmp_path / "old", monkeypatch, f"old {repo}", 6), repo, max_shard_size=1)
+    folder = build_row_groups(tmp_path / "new", monkeypatch, repo)  # what another test has sent would not be sent
+    before = files_of(repo) if overwrite else [".gitattributes"]
+    monkeypatch.setattr(publish, "BATCH", 1)  # with Xet, 60 small shards would be one request
+    monkeypatch.setattr(publish, "retry", partial(retry, sleep=pauses.append))
+    hub.fault(*upload, 403, skip=30, times=99)  # refused at once by the clients
+    with pytest.raises(PushError, match="failed: .*403 Forbidden") as error:
+        push_dataset(folder, repo, max_shard_size=1)
+    assert error.value.status == 403 and pauses == []
+    assert files_of(repo) == before
+    if overwrite:
+        assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "old"))
+    hub.faults.clear()
+    start = len(hub.log)
+    push = push_dataset(folder, repo, max_shard_size=1)
+    shards = [path for path in push.sent if path.endswith(".parquet")]
+    assert len(shards) > 60
+    assert hub.count(*upload, start) == len(shards) - 30  # those that had arrived are not sent again
+    assert commits_of(repo) == ["Push prm with trl_hrm"] * (1 + overwrite) + ["initial commit"]
+    assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(folder))
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["lost", "landed"])
+def test_lasting_fault_on_commit(hub, repo, pauses, tmp_path, after):
+    """Whether the commit landed or not: the dataset is one of the two, and the error says that pushing again is safe."""
+    push_dataset(build(tmp_path / "old", word="old"), repo)
+    hub.fault("POST", "/commit/", 504, times=99, after=after)
+    folder = build(tmp_path / "new")
+    if after:
+        push_dataset(folder, repo)  # the second try finds it there
+    else:
+        with pytest.raises(
+            PushError, match="504 Gateway.* Push again later: what has arrived is not sent again"
+        ) as error:
+            push_dataset(folder, repo)
+        assert error.value.status == 504
+        assert pauses == [1, 2, 4, 8, 16, 30, 30]
+    expected = folder if after else tmp_path / "old"
+    assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(expected))
+
+
+def test_rate_limit_of_an_hour(hub, repo, pauses, tmp_path):
+    """Waiting in silence for an hour looks like a hang."""
+    hub.fault("POST", "/commit/", 429, headers={"Retry-After": "3600"})
+    with pytest.raises(PushError, match="The Hub limits how often it is asked. Push again in 3600 s.") as error:
+        push_dataset(build(tmp_path / "tree"), repo)
+    assert (error.value.status, pauses) == (429, [])
+
+
+def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_ro")
+    words = r"403 Forbidden.* The token from HF_TOKEN, of alice, may only read\. Make one that may write at http"
+    with pytest.raises(PushError, match=words):
+        push_dataset(build(tmp_path / "tree"), repo)
+    push_dataset(tmp_path / "tree", repo, token="hf_alice")
+    words = "The token from the argument `token`, of alice, may only read"
+    with pytest.raises(PushError, match=words):
+        push_dataset(build(tmp_path / "tree", word="thus"), repo, token="hf_ro")
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("hf_nope", "The Hub does not know the token from HF_TOKEN. Make a new one at http"),
+        (None, r"No token was found. Log in with `hf auth login`, or set HF_TOKEN \(http"),
+    ],
+)
+def test_no_token_that_the_hub_knows(hub, repo, monkeypatch, tmp_path, token, words):
+    monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(PushError, match=words) as error:
+        push_dataset(build(tmp_path / "tree"), repo)
+    assert error.value.status == 401
+
+
+def test_a_repository_of_someone_else(hub, repo, upload, tmp_path):
+    name = repo.replace("alice/", "bob/")
+    folder = build(tmp_path / "tree")
+    words = f"the push to the dataset {name} failed: .*403.* is that of alice, who pushes to names that begin with one of: alice, acme"
+    with pytest.raises(PushError, match=words):
+        push_dataset(folder, name)  # there is none
+    HfApi(token="hf_bob").create_repo(name, repo_type="dataset")
+    start = len(hub.log)
+    with pytest.raises(PushError, match=words):
+        push_dataset(folder, name)
+    assert hub.count(*upload, start) == 0
+    HfApi(token="hf_bob").create_repo(f"{name}-hidden", repo_type="dataset", private=True)
+    with pytest.raises(PushError, match=f"Is the name {name}-hidden right, and may you write there?"):
+        push_dataset(folder, f"{name}-hidden")
+
+
+def test_private_on_a_public_repository(hub, repo, monkeypatch, tmp_path):
+    """The Hub ignores `private` of a repository that is there: the rows would be public."""
+    folder = build(tmp_path / "tree")
+    HfApi().create_repo(repo, repo_type="dataset")
+    for dry_run in (True, False):
+        start = len(hub.log)
+        with pytest.raises(
+            ValueError, match=f"{repo} is public, and a private repository was asked for: .*nothing was sent"
+        ):
+            push_dataset(folder, repo, private=True, dry_run=dry_run)
+        assert hub.count("POST", "", start) == hub.count("PUT", "", start) == 0
+    # someone makes it just before we do
+    other = f"{repo}-race"
+    create = HfApi.create_repo
+    monkeypatch.setattr(
+        HfApi,
+        "create_repo",
+        lambda self, name, private, **options: (
+            create(self, name, **options),
+            create(self, name, private=private, **options),
+        ),
+    )
+    with pytest.raises(ValueError, match=f"{other} is public, and a private repository was asked for"):
+        push_dataset(folder, other, private=True)
+    assert files_of(other) == [".gitattributes"]
+    monkeypatch.undo()
+    HfApi().create_repo(f"{repo}-private", repo_type="dataset", private=True)
+    with pytest.raises(ValueError, match="is private, and a public repository was asked for"):
+        push_dataset(folder, f"{repo}-private", private=False)
+    push_dataset(folder, f"{repo}-private")
+    assert HfApi().dataset_info(f"{repo}-private").private is True
+
+
+def test_made_public_during_the_push(hub, repo, tmp_path):
+    """Whoever asked for a private dataset must not be told that all is well."""
+    facts = hub.root / "repos" / "dataset" / f"{repo}.git" / "hub.json"
+    hub.fault("POST", "/commit/", 0, delay=lambda: facts.write_text(facts.read_text().replace("true", "false")))
+    with pytest.raises(PushError, match=f"{repo} became public while [0-9a-f]+ was pushed to it"):
+        push_dataset(build(tmp_path / "tree"), repo, private=True)
+
+
+def test_a_commit_that_holds_something_else(hub, repo, pauses, monkeypatch, tmp_path):
+    """A push that believes the Hub's 200 tells of success whatever is there."""
+    create = HfApi.create_commit
+
+    def without_one(self, repo_id, operations, **options):
+        return create(self, repo_id, [op for op in operations if "test-" not in op.path_in_repo], **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", without_one)
+    words = r"is not what was pushed: other or missing are \['tree/test-00000-of-00001.parquet'\].* Push again"
+    with pytest.raises(PushError, match=words):
+        push_dataset(build(tmp_path / "tree"), repo)
+    monkeypatch.undo()
+    assert list(push_dataset(tmp_path / "tree", repo).sent) == ["tree/test-00000-of-00001.parquet"]
+
+
+def test_no_token_in_anything_written(hub, repo, pauses, monkeypatch, caplog, capfd, tmp_path):
+    """A token in a log or a card is found by robots within minutes."""
+    secret = "hf_" + "PLANTEDplanted" * 2
+    hub.tokens[secret] = ("alice", "write")
+    hub.tokens[f"{secret}READ"] = ("alice", "read")
+    monkeypatch.setenv("HF_TOKEN", secret)
+    folder = build(tmp_path / "tree")
+    caplog.set_level(logging.DEBUG)
+    said = []
+
+    def push(**options) -> None:
+        try:
+            said.append(repr(push_dataset(folder, repo, **options)))
+        except (PushError, ValueError) as error:
+            said.extend(traceback.format_exception(error))
+
+    hub.fault("POST", "/commit/", 403, times=1, body={"error": f"no rights for {secret}"})
+    push()
+    hub.fault("POST", "/commit/", 500, times=1, body={"error": f"{secret} broke it"})
+    push()
+    assert pauses == [1]
+    push(token=f"{secret}UNKNOWN")
+    push(token=f"{secret}READ")
+    push(token=f"{secret}\n")  # the HTTP library would quote a header that it cannot send
+    push(dry_run=True)
+    assert any("<token> broke it" in record.getMessage() for record in caplog.records)
+    assert any("no rights for <token>" in words for words in said)
+    written = [*said, *(record.getMessage() for record in caplog.records), *capfd.readouterr()]
+    assert len("".join(written)) > 5000
+    assert not [text for text in written if "PLANTED" in text]
+    home = Path(trl_hrm_hub.constants.HF_HOME)
+    paths = [*tmp_path.rglob("*"), *home.rglob("*"), *(Path(path) for path in snapshot(repo))]
+    assert any(path.name == "README.md" for path in paths)
+    assert not [path for path in paths if path.is_file() and b"PLANTED" in path.read_bytes()]
+
+
+def snapshot(repo: str) -> list[Path]:
+    return [path for path in Path(HfApi().snapshot_download(repo, repo_type="dataset")).rglob("*") if path.is_file()]

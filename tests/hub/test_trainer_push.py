@@ -1,0 +1,253 @@
+"""What is in the commits of a trainer's pushes: which step's weights, whole, with all that scoring needs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from tests.helpers import HEADS, tiny_model, tiny_tokenizer, weights_of
+from tests.hub.trainer_pushes import (
+    MODEL_FILES,
+    TREES,
+    SlowHub,
+    commits,
+    push_base,
+    push_trainer,
+    scores,
+    sha256,
+    steps_on_disk,
+    steps_pushed,
+)
+from tests.trainer.kl_training import make_kl_trainer, random_rows
+from trl_hrm import StepScorer
+
+
+STATE_FILES = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+ALL_STEPS = {f"Training in progress, step {step}": step for step in (1, 2, 3, 4)}
+
+
+def test_end_pushes_once(hub, repo, tmp_path, uses_xet):
+    """A push in the middle of the training would be one that nobody asked for."""
+    start = len(hub.log)
+    trainer = push_trainer(tmp_path, repo, hub_strategy="end")
+    trainer.train()
+    assert commits(hub, repo) == []
+    trainer.push_to_hub(dataset_name="alice/steps")
+    [(title, files)] = commits(hub, repo)
+    assert title == "End of training" and files.keys() == MODEL_FILES
+    assert steps_on_disk(tmp_path)[files["model.safetensors"]] == 4
+    assert (hub.count("POST", "/cas/v1/shards", start) > 0) == uses_xet
+    assert (hub.count("PUT", "/_put/", start) > 0) == (not uses_xet)
+
+
+def test_every_save(hub, repo, tmp_path):
+    """With `hub_always_push`, the Trainer's own job reads the output folder when it runs: step 1 gets the weights of step 4."""
+    trainer = push_trainer(tmp_path, repo, hub_always_push=True)
+    slow = SlowHub(hub)
+    trainer.add_callback(slow)
+    trainer.train()
+    assert steps_pushed(hub, repo, steps_on_disk(tmp_path)) == ALL_STEPS
+    assert all(files.keys() == MODEL_FILES for _, files in commits(hub, repo))
+    assert not list((tmp_path / "out").glob("_push*"))
+
+
+def test_every_save_on_a_slow_hub_names_what_it_skips(hub, repo, tmp_path, caplog):
+    """A user who looks for step 2 on the Hub must learn why it is not there."""
+    trainer = push_trainer(tmp_path, repo)
+    trainer.add_callback(SlowHub(hub))
+    trainer.train()
+    assert steps_pushed(hub, repo, steps_on_disk(tmp_path)) == {"Training in progress, step 1": 1}
+    [message] = [r.getMessage() for r in caplog.records if "Steps not pushed" in r.getMessage()]
+    assert "2, 3, 4" in message and "hub_always_push" in message
+    trainer.push_to_hub()
+    assert steps_pushed(hub, repo, steps_on_disk(tmp_path))["End of training"] == 4
+    assert len([r for r in caplog.records if "Steps not pushed" in r.getMessage()]) == 1  # told once
+
+
+def test_checkpoint(hub, repo, tmp_path):
+    """Weights of one step beside the optimizer of another would resume to another model, and say nothing."""
+    trainer = push_trainer(tmp_path, repo, hub_strategy="checkpoint", hub_always_push=True)
+    trainer.add_callback(SlowHub(hub))
+    trainer.train()
+    disk = steps_on_disk(tmp_path)
+    optimizers = steps_on_disk(tmp_path, "trainer_state.json")
+    history = commits(hub, repo)
+    assert len(history) == 4
+    for step, (title, files) in enumerate(history, start=1):
+        assert title == f"Training in progress, step {step}"
+        assert files.keys() == MODEL_FILES | {f"last-checkpoint/{name}" for name in MODEL_FILES | STATE_FILES}
+        assert disk[files["model.safetensors"]] == disk[files["last-checkpoint/model.safetensors"]] == step
+        at = HfApi().list_repo_commits(repo)[4 - step].commit_id
+        state = hf_hub_download(repo, "last-checkpoint/trainer_state.json", revision=at, cache_dir=tmp_path / "c")
+        assert optimizers[sha256(Path(state))] == step
+    # and the training goes on from it, to the same weights
+    pushed = snapshot_download(repo, revision=HfApi().list_repo_commits(repo)[2].commit_id, cache_dir=tmp_path / "d")
+    resumed = push_trainer(tmp_path / "resumed", repo, push_to_hub=False, hub_model_id=None)
+    resumed.train(resume_from_checkpoint=f"{pushed}/last-checkpoint")
+    for (name, found), expected in zip(
+        weights_of(resumed.model).items(), weights_of(trainer.model).values(), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def test_all_checkpoints(hub, repo, tmp_path, caplog):
+    """On a slow Hub the Trainer's own pushes lose steps, and `save_total_limit` deletes what waits to be sent."""
+    everything = push_trainer(tmp_path / "reference", repo, push_to_hub=False, hub_model_id=None)
+    everything.train()
+    disk = steps_on_disk(tmp_path / "reference")
+    trainer = push_trainer(tmp_path, repo, hub_strategy="all_checkpoints", save_total_limit=1)
+    trainer.add_callback(SlowHub(hub))
+    trainer.train()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+    history = commits(hub, repo)
+    assert {title: disk[files["model.safetensors"]] for title, files in history} == ALL_STEPS
+    _, files = history[-1]
+    for step in (1, 2, 3, 4):
+        assert disk[files[f"checkpoint-{step}/model.safetensors"]] == step
+        assert {f"checkpoint-{step}/{name}" for name in MODEL_FILES | STATE_FILES} <= files.keys()
+    assert not any("Steps not pushed" in record.getMessage() for record in caplog.records)
+    assert not list((tmp_path / "out").glob("_push*"))
+
+
+def test_a_resumed_run_pushes_its_own_steps(hub, repo, tmp_path, caplog):
+    """The snapshot of a killed run must neither stop the next one nor be pushed under another step's name."""
+
+    class Kill(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    first = push_trainer(tmp_path, repo, hub_always_push=True)
+    first.add_callback(Kill())
+    first.train()
+    for step in (2, 3):  # as a kill in mid-push leaves it
+        left = tmp_path / "out" / f"_push-step-{step}"
+        left.mkdir()
+        (left / "model.safetensors").write_bytes(b"old")
+    second = push_trainer(tmp_path, repo, hub_always_push=True)
+    [message] = [r.getMessage() for r in caplog.records if "An earlier run did not push" in r.getMessage()]
+    assert "_push-step-2" in message and f"hf upload {repo}" in message
+    second.train(resume_from_checkpoint=True)
+    assert steps_pushed(hub, repo, steps_on_disk(tmp_path)) == ALL_STEPS
+    second.push_to_hub()
+    assert not any(path.startswith("_") for path in commits(hub, repo)[-1][1])
+
+
+def test_epochs_are_named(hub, repo, tmp_path):
+    trainer = push_trainer(tmp_path, repo, save_strategy="epoch", num_train_epochs=2, hub_always_push=True)
+    trainer.train()
+    held = steps_pushed(hub, repo, steps_on_disk(tmp_path))
+    assert held == {"Training in progress, epoch 1": 4, "Training in progress, epoch 2": 8}
+
+
+def test_a_push_beside_the_training_from_a_branch(hub, repo, tmp_path):
+    """`revision` and `blocking=False` are options of the Trainer's `push_to_hub`, which this one replaces."""
+    trainer = push_trainer(tmp_path, repo, hub_strategy="end")
+    trainer.train()
+    HfApi().create_branch(repo, branch="v1")
+    commit = trainer.push_to_hub(commit_message="one", revision="v1", blocking=False, tags="mine").result(60)
+    assert commits(hub, repo) == []  # main is untouched
+    assert commit.commit_message == "one"
+    card = hf_hub_download(repo, "README.md", revision="v1")
+    with open(card, encoding="utf-8") as file:
+        assert "mine" in yaml.safe_load(file.read().split("---\n")[1])["tags"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_scores_are_the_same_from_the_hub(hub, repo, tmp_path, head):
+    """A head that is not pushed is made new, at random, where the model is loaded, with no more than a warning."""
+    args = {"head": HEADS[head].head, "regression_loss": HEADS[head].regression_loss, "learning_rate": 1e-3}
+    trainer = push_trainer(tmp_path, repo, hub_strategy="end", **args)
+    trainer.train()
+    trainer.push_to_hub()
+    live = np.concatenate(StepScorer(trainer.model, trainer.processing_class, trainer.step_format).score_trees(TREES))
+    assert live.std() > 1e-3
+    np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)  # sums depend on where weights lie in memory
+    for name, weight in weights_of(StepScorer.from_pretrained(repo).model).items():
+        assert torch.equal(weight, weights_of(trainer.model)[name]), name
+
+
+@pytest.mark.parametrize("head", ["classification", "regression", "lm"])
+def test_an_adapter_scores_the_same_from_the_hub(hub, repo, tmp_path, head):
+    """The adapter must name its base model, be pushed with its classifier, and with our card in place of PEFT's."""
+    base = push_base(repo)
+    trainer = push_trainer(
+        tmp_path,
+        repo,
+        model=base,
+        head=head,
+        hub_always_push=True,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    )
+    trainer.train()
+    held = steps_pushed(hub, repo, steps_on_disk(tmp_path, "adapter_model.safetensors"), "adapter_model.safetensors")
+    assert held == ALL_STEPS
+    trainer.push_to_hub()
+    files = commits(hub, repo)[-1][1]
+    assert files.keys() == MODEL_FILES - {"config.json", "model.safetensors"} | {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    with open(hf_hub_download(repo, "README.md"), encoding="utf-8") as file:
+        card = file.read()
+    facts = yaml.safe_load(card.split("---\n")[1])
+    assert facts["base_model"] == base and facts["library_name"] == "peft"
+    assert "AutoPeftModel" in card and "More Information Needed" not in card
+    live = np.concatenate(StepScorer(trainer.model, trainer.processing_class, trainer.step_format).score_trees(TREES))
+    np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_remembers_the_revision_of_its_base(hub, repo, tmp_path):
+    """On top of other base weights an adapter loads without a word, and scores at random."""
+    base = push_base(repo)
+    HfApi().create_branch(base, branch="v1")
+    tiny_model(HEADS["lm"], seed=1).push_to_hub(base)  # main goes on
+    trainer = push_trainer(
+        tmp_path,
+        repo,
+        model=base,
+        hub_strategy="end",
+        model_init_kwargs={"revision": "v1"},
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+    )
+    trainer.train()
+    trainer.push_to_hub()
+    live = np.concatenate(StepScorer(trainer.model, trainer.processing_class, trainer.step_format).score_trees(TREES))
+    np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_of_a_local_base_warns(hub, repo, tmp_path, caplog):
+    """Nobody else can load it, and the message that they get names a folder that they never had."""
+    base = tmp_path / "base"
+    tiny_model(HEADS["lm"]).save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    push_trainer(tmp_path, repo, model=str(base), peft_config=LoraConfig(r=4, target_modules=["q_proj"]))
+    assert any("not on the Hub, so it loads on this machine at most" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save"])
+def test_the_policy(hub, repo, tmp_path, strategy):
+    """KLSelfTrainer saves through SFTTrainer, which has a `_save_checkpoint` of its own."""
+    trainer = make_kl_trainer(
+        tmp_path / "out",
+        random_rows(8),
+        per_device_train_batch_size=2,
+        save_strategy="steps",
+        save_steps=1,
+        push_to_hub=True,
+        hub_model_id=repo,
+        hub_strategy=strategy,
+        hub_always_push=True,
+    )
+    trainer.add_callback(SlowHub(hub)) if strategy == "every_save" else None
+    trainer.train()
+    disk = steps_on_disk(tmp_path)
+    assert steps_pushed(hub, repo, disk) == (ALL_STEPS if strategy == "every_save" else {})
+    trainer.push_to_hub(commit_message="last", tags=["mine"])
+    title, files = commits(hub, repo)[-1]
+    assert title == "last" and disk[files["model.safetensors"]] == 4
+    assert files.keys() == MODEL_FILES - {"step_format.json"} | {"generation_config.json"}

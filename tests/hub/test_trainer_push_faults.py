@@ -1,0 +1,167 @@
+"""Pushes of a trainer that fail: told loudly, with nothing lost, and no token anywhere."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+
+from tests.hub.trainer_pushes import SlowHub, commits, push_trainer, sha256, steps_on_disk, steps_pushed
+from trl_hrm.hub import PushError
+
+
+def errors(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def test_a_failed_push_in_the_background_is_told_at_the_end(hub, repo, tmp_path, caplog):
+    """The Trainer's own push fails without a word: the user finds out months later that step 2 is not on the Hub."""
+    hub.fault("POST", "/commit/", 403, skip=1)
+    trainer = push_trainer(tmp_path, repo, hub_always_push=True)
+    trainer.train()
+    at_once, at_the_end = errors(caplog)
+    assert "Not pushed: " in at_once and "step-2" in at_once
+    assert f"Step 2 is not on the Hub ({repo})" in at_the_end and "403" in at_the_end
+    assert f"Its weights are in {tmp_path}/out/checkpoint-2." in at_the_end and "`push_to_hub()`" in at_the_end
+    disk = steps_on_disk(tmp_path)
+    assert list(steps_pushed(hub, repo, disk).values()) == [1, 3, 4]
+    caplog.clear()
+    trainer.push_to_hub(tags=["final"])
+    assert steps_pushed(hub, repo, disk)["End of training"] == 4 and not errors(caplog)
+    assert not list((tmp_path / "out").glob("_push*"))
+
+
+def test_a_deleted_checkpoint_that_was_not_pushed(hub, repo, tmp_path, caplog):
+    """A message that sends the user to a folder that is gone would be no remedy."""
+    hub.fault("POST", "/commit/", 403)
+    trainer = push_trainer(tmp_path, repo, hub_always_push=True, save_total_limit=1)
+    trainer.train()
+    assert "Its checkpoint is deleted, as `save_total_limit` asks." in errors(caplog)[-1]
+
+
+def test_a_checkpoint_that_the_hub_shall_keep_stays_here_until_it_does(hub, repo, tmp_path, caplog):
+    """With `save_total_limit`, the copy on the Hub is the only one: if it does not arrive, the weights would be lost."""
+    hub.fault("POST", "/commit/", 403, skip=1)
+    trainer = push_trainer(tmp_path, repo, hub_strategy="all_checkpoints", save_total_limit=1)
+    trainer.add_callback(SlowHub(hub))
+    trainer.train()
+    left = tmp_path / "out" / "_push-step-2"
+    assert f"`hf upload {repo} {left} .`" in errors(caplog)[-1] and not (tmp_path / "out" / "checkpoint-2").exists()
+    HfApi().upload_folder(repo_id=repo, folder_path=left)
+    files = commits(hub, repo)[-1][1]
+    assert files["checkpoint-2/model.safetensors"] == sha256(left / "model.safetensors")
+    assert {f"checkpoint-{step}/optimizer.pt" for step in (1, 2, 3, 4)} <= files.keys()
+
+
+def test_the_final_push_fails(hub, repo, tmp_path):
+    """A script that goes on after it, and ends with 0, would be taken for one that has pushed."""
+    trainer = push_trainer(tmp_path, repo, hub_strategy="end")
+    trainer.train()
+    hub.fault("POST", "/commit/", 403)
+    with pytest.raises(PushError, match=f"the push to the model {repo} failed.*403"):
+        trainer.push_to_hub()
+    assert steps_on_disk(tmp_path)[sha256(tmp_path / "out" / "model.safetensors")] == 4
+    trainer.push_to_hub()
+    assert [title for title, _ in commits(hub, repo)] == ["End of training"]
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"status": 504, "after": True}, {"drop": True}])
+def test_a_fault_that_passes(hub, repo, tmp_path, caplog, fault):
+    """After a lost answer the commit is there: the next try must not make another one."""
+    hub.fault("POST", "/commit/", **fault, skip=1)
+    trainer = push_trainer(tmp_path, repo, hub_always_push=True)
+    trainer.train()
+    assert list(steps_pushed(hub, repo, steps_on_disk(tmp_path)).values()) == [1, 2, 3, 4]
+    assert any("Trying again" in record.getMessage() for record in caplog.records) and not errors(caplog)
+
+
+def test_a_private_model_never_goes_to_a_public_repository(hub, repo, tmp_path):
+    """The Hub ignores the wish for an existing repository: the weights would be public, and nobody told."""
+    HfApi().create_repo(repo, private=False)
+    start = len(hub.log)
+    with pytest.raises(ValueError, match=f"{repo} exists and is public"):
+        push_trainer(tmp_path, repo, hub_private_repo=True)
+    assert hub.count("POST", "preupload|commit", start) == 0
+    trainer = push_trainer(tmp_path, f"{repo}-new", hub_private_repo=True)
+    trainer.train()
+    trainer.push_to_hub()
+    assert HfApi().model_info(f"{repo}-new").private
+
+
+@pytest.mark.parametrize(
+    "token, words",
+    [("hf_ro", "may only read"), ("hf_bob", "of bob"), ("hf_nobody", "does not know")],
+    ids=["read-only", "other-user", "unknown"],
+)
+def test_a_token_that_may_not_push_shows_before_the_training(hub, repo, tmp_path, token, words):
+    """Days later, at the end of the training, would be late."""
+    with pytest.raises(PushError, match=words) as caught:
+        push_trainer(tmp_path, repo, hub_token=token)
+    assert token not in str(caught.value)
+
+
+PLANTED = "hf_PlantedTokenOfCarol0123456789abcd"
+
+
+class WithoutToken(SlowHub):
+    """Releases the pushes while the arguments have no token, as in the middle of a save."""
+
+    def on_train_end(self, args, *_, **kwargs):
+        args.hub_token = None
+        super().on_train_end()
+
+
+def test_a_push_that_waits_keeps_its_token(hub, repo, tmp_path):
+    """A push that begins while a checkpoint is saved, which hides the token, would go out under another name, or fail."""
+    hub.tokens[PLANTED] = ("carol", "write")
+    repo = repo.replace("alice/", "carol/")
+    trainer = push_trainer(tmp_path, repo, hub_token=PLANTED, hub_always_push=True)
+    trainer.add_callback(WithoutToken(hub))
+    trainer.train()
+    assert list(steps_pushed(hub, repo, steps_on_disk(tmp_path)).values()) == [1, 2, 3, 4]
+
+
+def files_with(text: str, *folders: Path) -> list[Path]:
+    return [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and text.encode() in path.read_bytes()
+    ]
+
+
+def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, capfd):
+    """The Trainer pickles `hub_token` into `training_args.bin`, and pushes it."""
+    caplog.set_level(logging.DEBUG)
+    hub.tokens[PLANTED] = ("carol", "write")  # no other token may write there, so that it is this one which is used
+    repo = repo.replace("alice/", "carol/")
+    (tmp_path / "canary").mkdir()
+    torch.save({"hub_token": PLANTED}, tmp_path / "canary" / "args.bin")
+    assert len(files_with(PLANTED, tmp_path)) == 1  # the search finds what torch pickles
+    start = len(hub.log)
+    trainer = push_trainer(
+        tmp_path, repo, hub_token=PLANTED, hub_strategy="all_checkpoints", eval_strategy="no", report_to="none"
+    )
+    hub.fault("POST", "/commit/", 403, skip=1)
+    hub.fault("POST", "/commit/", 503, skip=1)
+    trainer.train()
+    hub.fault("POST", "/commit/", 401)
+    with pytest.raises(PushError) as caught:
+        trainer.push_to_hub(tags=["final"])
+    trainer.push_to_hub(tags=["final"])
+    assert trainer.args.hub_token == PLANTED and len(commits(hub, repo)) == 4
+    assert {request["user"] for request in hub.log[start:] if request["route"] == "commit"} <= {"carol", None}
+    for name in ("out/training_args.bin", "out/checkpoint-4/training_args.bin"):
+        saved = torch.load(tmp_path / name, weights_only=False)
+        assert saved.hub_token is None and saved.hub_model_id == repo
+    assert files_with(PLANTED, tmp_path / "out", hub.root, Path(os.environ["HF_HOME"])) == []
+    assert not any("training_args.bin" in path for _, files in commits(hub, repo) for path in files)
+    error = caught.value
+    while error is not None:
+        assert PLANTED not in str(error) + repr(error)
+        error = error.__cause__ or error.__context__
+    output = capfd.readouterr()
+    assert PLANTED not in caplog.text + output.out + output.err
+    assert any("Step 2 is not on the Hub" in message for message in errors(caplog))

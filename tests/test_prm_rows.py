@@ -1,0 +1,375 @@
+"""Ids and labels of `PRMTrainer`, token by token: those of TRL 1.13, and what is done where it lost labels in silence."""
+
+import re
+from dataclasses import asdict
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Sequence, Value
+from transformers import DataCollatorForTokenClassification
+
+from trl_hrm.prm import PRMTrainer
+from trl_hrm.prm.token_rows import DataCollatorForStepLabels
+
+from .helpers import tiny_model
+from .prm_training import make_prm_trainer, word_tokenizer
+
+
+ROW = {"prompt": "which is larger", "completions": ["so nine", "ten is larger"], "labels": [True, False]}
+# <s> which is larger | so nine \n | ten is larger \n
+IDS = [2, 5, 6, 7, 10, 8, 3, 9, 6, 7, 3]
+LABELS = [-100, -100, -100, -100, -100, -100, 1, -100, -100, -100, 0]
+
+
+def tokenize(row=ROW, bos=True, step_separator="\n", **settings) -> dict[str, list]:
+    defaults = {
+        "max_length": None,
+        "max_completion_length": None,
+        "train_on_last_step_only": False,
+        "is_eval": False,
+    }
+    return PRMTrainer.tokenize_row(row, word_tokenizer(bos), step_separator, **(defaults | settings))
+
+
+def prepared(tmp_path, rows: list[dict] | Dataset, **args) -> Dataset:
+    return trainer_of(tmp_path, rows, **args).train_dataset
+
+
+def trainer_of(tmp_path, rows: list[dict] | Dataset, **args) -> PRMTrainer:
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
+    return make_prm_trainer(tmp_path, dataset, tiny_model(vocab_size=16), tokenizer=word_tokenizer(), **args)
+
+
+class TestTokenizeRow:
+    @pytest.mark.parametrize(
+        ("settings", "ids", "labels"),
+        [
+            ({}, IDS, LABELS),
+            ({"bos": False}, IDS[1:], LABELS[1:]),
+            # the separator of several tokens: the label is on its last one
+            (
+                {"step_separator": "\n\n"},
+                [2, 5, 6, 7, 10, 8, 3, 3, 9, 6, 7, 3, 3],
+                [-100, -100, -100, -100, -100, -100, -100, 1, -100, -100, -100, -100, 0],
+            ),
+            ({"step_separator": ";"}, [2, 5, 6, 7, 10, 8, 4, 9, 6, 7, 4], LABELS),
+            # the completion is cut first, then the whole; a step that is cut keeps its tokens and loses its label
+            ({"max_completion_length": 5}, IDS[:9], LABELS[:9]),
+            ({"max_completion_length": 3}, IDS[:7], LABELS[:7]),
+            ({"max_completion_length": 2}, IDS[:6], LABELS[:6]),
+            ({"max_length": 10}, IDS[:10], LABELS[:10]),
+            ({"max_length": 3}, IDS[:3], [-100] * 3),
+            ({"max_length": 8, "max_completion_length": 3}, IDS[:7], LABELS[:7]),
+            ({"max_length": 6, "max_completion_length": 3}, IDS[:6], LABELS[:6]),
+            ({"max_length": 100, "max_completion_length": 100}, IDS, LABELS),
+            # the last step only, in training
+            ({"train_on_last_step_only": True}, IDS, [-100] * 10 + [0]),
+            ({"train_on_last_step_only": True, "is_eval": True}, IDS, LABELS),
+            ({"train_on_last_step_only": True, "max_length": 10}, IDS[:10], [-100] * 10),
+            ({"is_eval": True}, IDS, LABELS),
+        ],
+        ids=str,
+    )
+    def test_ids_and_labels(self, settings, ids, labels):
+        """One token beside, and the model would learn its labels from the wrong texts at a plausible loss."""
+        found = tokenize(**settings)
+        assert found == {"input_ids": ids, "labels": labels}
+        assert all(type(label) is int for label in found["labels"])
+
+    @pytest.mark.parametrize(
+        ("labels", "expected", "types"),
+        [
+            ([1, 0], (1, 0), {int}),
+            ([1.0, 0.0], (1, 0), {int}),
+            ([0.9, 0.5], (0.9, 0.5), {float}),
+            ([0.9, 0.0], (0.9, 0), {float, int}),
+            ([None, True], (-100, 1), {int}),
+            ([False, -100], (0, -100), {int}),
+        ],
+    )
+    def test_kinds_of_labels(self, labels, expected, types):
+        """`int(0.9)` is 0: a step that is right in nine of ten rollouts was trained as wrong."""
+        found = tokenize(ROW | {"labels": labels})["labels"]
+        assert (found[6], found[10]) == expected
+        assert {type(found[6]), type(found[10])} == types
+        assert {found[i] for i in range(11) if i not in (6, 10)} == {-100}
+
+    def test_an_empty_step_is_its_separator(self):
+        found = tokenize(ROW | {"completions": ["", "ten"]})
+        assert found == {"input_ids": [2, 5, 6, 7, 3, 9, 3], "labels": [-100, -100, -100, -100, 1, -100, 0]}
+
+    def test_a_tokenizer_of_single_texts(self):
+        """Tokenizers of users' own, and stand-ins in their tests, take one text at a time, as TRL gave it to them."""
+
+        class CharacterTokenizer:
+            bos_token_id = 1
+
+            def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+                return {"input_ids": [1] * add_special_tokens + [ord(character) for character in text]}
+
+        row = {"prompt": "q", "completions": ["ab", "c"], "labels": [True, 0.5]}
+        assert PRMTrainer.tokenize_row(row, CharacterTokenizer(), "\n\n", None, None, False, False) == {
+            "input_ids": [1, 113, 97, 98, 10, 10, 99, 10, 10],
+            "labels": [-100, -100, -100, -100, -100, 1, -100, -100, 0.5],
+        }
+
+    def test_an_override_is_used(self, tmp_path):
+        class Shouting(PRMTrainer):
+            @staticmethod
+            def tokenize_row(features, tokenizer, **settings):
+                return PRMTrainer.tokenize_row(features | {"prompt": "ten ten"}, tokenizer, **settings)
+
+        assert prepared(tmp_path, [ROW], trainer_class=Shouting)[0]["input_ids"] == [2, 9, 9] + IDS[4:]
+
+
+class TestDataset:
+    def test_columns(self, tmp_path):
+        rows = prepared(tmp_path, [ROW | {"id": 7}, ROW | {"labels": [False, True]}])
+        assert rows.features == Features({"labels": Sequence(Value("int64")), "input_ids": Sequence(Value("int64"))})
+        assert rows["input_ids"][:] == [IDS, IDS]
+        assert [[row[6], row[10]] for row in rows["labels"]] == [[1, 0], [0, 1]]
+
+    @pytest.mark.parametrize("labels", [[[1.0, 0.0], [0.0, 1.0]], [[1, 0], [0, 1]], [[1, None], [0, 1]]])
+    def test_hard_labels_are_integers_whatever_their_column(self, tmp_path, labels):
+        """Metrics and collators of users expect what TRL made: `int64`."""
+        rows = prepared(tmp_path, [ROW | {"labels": row} for row in labels])
+        assert rows.features["labels"].feature.dtype == "int64"
+        assert rows[0]["labels"][6] == 1 and rows[1]["labels"][10] == 1
+
+    def test_soft_labels_stay_soft(self, tmp_path):
+        """Also if the first rows, which the type of a column is guessed from, are hard."""
+        rows = prepared(tmp_path, [ROW | {"labels": [1.0, 0.0]}] * 3 + [ROW | {"labels": [0.9, 0.25]}])
+        assert rows.features["labels"].feature.dtype == "float32"
+        assert rows[3]["labels"] == pytest.approx([-100] * 6 + [0.9] + [-100] * 3 + [0.25])
+        assert rows[0]["labels"] == LABELS
+
+    def test_settings_reach_the_rows(self, tmp_path):
+        args = {"max_length": 9, "max_completion_length": 4, "step_separator": ";"}
+        assert prepared(tmp_path, [ROW], **args)[0] == {
+            "input_ids": [2, 5, 6, 7, 10, 8, 4, 9],
+            "labels": [-100] * 6 + [1, -100],
+        }
+
+    def test_the_last_step_only(self, tmp_path):
+        """Evaluation judges all steps."""
+        trainer = trainer_of(tmp_path, [ROW], evaluation=Dataset.from_list([ROW]), train_on_last_step_only=True)
+        assert trainer.train_dataset[0]["labels"] == [-100] * 10 + [0]
+        assert trainer.eval_dataset[0]["labels"] == LABELS
+        assert trainer.reports["train_dataset"].labels_in == trainer.reports["train_dataset"].labels_kept == 1
+
+    def test_two_processes(self, tmp_path):
+        one = prepared(tmp_path, [ROW, ROW | {"labels": [False, True]}])
+        two = prepared(tmp_path, [ROW, ROW | {"labels": [False, True]}], dataset_num_proc=2)
+        assert two[:] == one[:]
+
+    def test_rows_without_labels_are_dropped_and_counted(self, tmp_path, caplog):
+        """The mean over no step is NaN, and the optimizer takes it."""
+        long = ROW | {"prompt": "which is larger " * 4}
+        halved = ROW | {"completions": ["so nine", "ten is larger so ten is larger"]}
+        unknown = ROW | {"labels": [None, None]}
+        trainer = trainer_of(
+            tmp_path,
+            [long, ROW, halved, unknown, ROW | {"completions": [], "labels": []}],
+            max_length=11,
+            evaluation=Dataset.from_list([ROW, long]),
+        )
+        assert trainer.train_dataset["input_ids"][:] == [IDS, IDS[:8] + [6, 7, 10]]
+        assert len(trainer.eval_dataset) == 1
+        report = asdict(trainer.reports["train_dataset"])
+        assert report == {
+            "rows_in": 5,
+            "rows_out": 2,
+            "labels_in": 6,
+            "labels_kept": 3,
+            "labels_too_long": 3,
+            "trees_without_labels": 3,
+            "labels_merged": 0,
+            "labels_joined": 0,
+            "labels_contradicting": 0,
+            "tokens": 11 + 11 + 11 + 11 + 4,
+            "tokens_unshared": 7 + 11 + 7,
+            "labels_soft": 0,
+            "labels_elsewhere": 0,
+        }
+        assert trainer.reports["eval_dataset"].trees_without_labels == 1
+        warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert any("train_dataset: rows in 5, rows out 2" in line and "labels too long 3" in line for line in warned)
+
+    def test_nothing_is_warned_where_nothing_is_lost(self, tmp_path, caplog):
+        trainer_of(tmp_path, [ROW])
+        assert not [r for r in caplog.records if r.levelname == "WARNING" and "train_dataset" in r.getMessage()]
+
+
+class TestPretokenized:
+    def test_rows_are_used_as_they_are(self, tmp_path):
+        given = Dataset.from_dict({"input_ids": [[5, 8, 3]], "labels": [[-100, -100, 1]], "length": [3]})
+        trainer = trainer_of(tmp_path, given, max_length=2)
+        assert trainer.train_dataset is given
+
+    @pytest.mark.parametrize("tokenized", ["train", "eval"])
+    def test_each_dataset_is_tokenized_by_itself(self, tmp_path, tokenized):
+        """TRL looked at the training rows alone: evaluation rows of the other kind went through as text, or twice."""
+        tokens = Dataset.from_dict({"input_ids": [[5, 8, 3]], "labels": [[-100, -100, 1]]})
+        steps = Dataset.from_list([ROW])
+        pair = (tokens, steps) if tokenized == "train" else (steps, tokens)
+        trainer = trainer_of(tmp_path, pair[0], evaluation=pair[1])
+        for dataset, given in zip((trainer.train_dataset, trainer.eval_dataset), pair, strict=True):
+            assert dataset[0]["input_ids"] == ([5, 8, 3] if given is tokens else IDS)
+        assert trainer.evaluate()["eval_accuracy"] in (0, 0.5, 1)
+
+    @pytest.mark.parametrize("container", [dict, DatasetDict])
+    def test_several_evaluation_sets(self, tmp_path, container):
+        """TRL called `.map` of the dict."""
+        tokens = Dataset.from_dict({"input_ids": [[5, 8, 3]], "labels": [[-100, -100, 1]]})
+        trainer = trainer_of(tmp_path, [ROW], evaluation=container({"a": Dataset.from_list([ROW] * 2), "b": tokens}))
+        assert trainer.eval_dataset["a"]["input_ids"][:] == [IDS, IDS]
+        assert trainer.eval_dataset["b"][0]["input_ids"] == [5, 8, 3]
+        metrics = trainer.evaluate()
+        assert {"eval_a_loss", "eval_a_accuracy", "eval_b_loss", "eval_b_accuracy"} <= metrics.keys()
+
+    def test_rows_without_labels_stay_and_are_counted(self, tmp_path, caplog):
+        given = Dataset.from_dict({"input_ids": [[5, 8], [5, 3]], "labels": [[-100, -100], [-100, 1]]})
+        trainer = trainer_of(tmp_path, given, per_device_train_batch_size=1)
+        assert len(trainer.train_dataset) == 2 and trainer.reports["train_dataset"].trees_without_labels == 1
+        assert "trees without labels 1" in caplog.text
+        trainer.train()
+        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+        assert 0 in losses and all(loss == loss for loss in losses)  # not NaN
+        assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+
+    def test_without_a_tokenizer(self, tmp_path):
+        """Rows of tokens and a collator need none."""
+        given = Dataset.from_dict({"input_ids": [[5, 8, 3]] * 2, "labels": [[-100, -100, 1], [-100, -100, 0]]})
+        trainer = PRMTrainer(
+            tiny_model(vocab_size=16),
+            make_prm_trainer(tmp_path, given).args,
+            data_collator=DataCollatorForTokenClassification(word_tokenizer()),
+            train_dataset=given,
+        )
+        trainer.train()
+        assert trainer.processing_class is None and trainer.state.global_step == 1
+        trainer.save_model()  # how the rows were made is not known
+        assert (tmp_path / "model.safetensors").exists() and not (tmp_path / "step_format.json").exists()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            (
+                {"labels": [1, -1]},
+                "train_dataset row 1: the label at token 10 is -1, expected a probability in [0, 1]",
+            ),
+            ({"labels": [2, 1]}, "train_dataset row 1: the label at token 6 is 2, expected"),
+            ({"labels": [1.0, 1.5]}, "train_dataset row 1: the label at token 10 is 1.5, expected"),
+            ({"labels": [float("nan"), 1.0]}, "train_dataset row 1: the label at token 6 is nan, expected"),
+            ({"labels": [1]}, "train_dataset row 1: `labels` has 1 entries and `completions` has 2"),
+        ],
+        ids=str,
+    )
+    def test_labels(self, tmp_path, row, message):
+        """TRL handed a -1 to the loss, which took it for an index."""
+        with pytest.raises(ValueError, match=re.escape(message)):
+            good = ROW | {"labels": [type(label)(1) for label in (row["labels"] * 2)[:2]]}
+            trainer_of(tmp_path, [good, ROW | row])
+
+    def test_labels_of_tokens(self, tmp_path):
+        good, bad = ([5, 3], [-100, 1]), ([8, 3], [-1, 0])
+        ids, labels = zip(good, bad, strict=True)
+        with pytest.raises(ValueError, match=re.escape("row 1: the label at token 0 is -1")):
+            trainer_of(tmp_path, Dataset.from_dict({"input_ids": ids, "labels": labels}))
+        with pytest.raises(ValueError, match="row 0: `labels` has 1 entries and `input_ids` has 2; expected one per"):
+            trainer_of(tmp_path, Dataset.from_dict({"input_ids": [[5, 3]], "labels": [[1]]}))
+        with pytest.raises(ValueError, match="train_dataset has `input_ids` without `labels`"):
+            trainer_of(tmp_path, Dataset.from_dict({"input_ids": [[5, 3]]}))
+
+    def test_a_bad_row_of_an_evaluation_set_is_named(self, tmp_path):
+        bad = Dataset.from_list([ROW, ROW | {"labels": [True]}])
+        with pytest.raises(ValueError, match=re.escape("eval_dataset['x'] row 1: `labels` has 1 entries")):
+            trainer_of(tmp_path, [ROW], evaluation={"x": bad})
+
+    def test_no_label_left(self, tmp_path):
+        with pytest.raises(
+            ValueError, match="train_dataset: no labelled step is left .*labels too long 2.*`max_length`"
+        ):
+            trainer_of(tmp_path, [ROW], max_length=3)
+        with pytest.raises(ValueError, match="train_dataset has no rows"):
+            trainer_of(tmp_path, Dataset.from_list([ROW]).select([]))
+
+    def test_trees(self, tmp_path):
+        """Read as chains, siblings would follow each other, at a plausible loss."""
+        with pytest.raises(ValueError, match="a column `parents`: its rows are trees.*Train with HRMRewardTrainer"):
+            trainer_of(tmp_path, [ROW | {"parents": [-1, -1]}])
+
+    def test_other_columns(self, tmp_path):
+        with pytest.raises(ValueError, match=r"has the columns \['text'\], expected `prompt`, `completions` and"):
+            trainer_of(tmp_path, [{"text": "a"}])
+
+    def test_streams(self, tmp_path):
+        stream = IterableDataset.from_generator(lambda: iter([ROW]))
+        with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`, expected.*without `streaming"):
+            make_prm_trainer(tmp_path, stream, tokenizer=word_tokenizer())
+
+    def test_a_separator_without_a_token(self, tmp_path):
+        """It was labelled all the same, at the last word of the step."""
+        with pytest.raises(ValueError, match="encodes `step_separator` ' ' to nothing"):
+            trainer_of(tmp_path, [ROW], step_separator=" ")
+
+    def test_no_tokenizer(self, tmp_path):
+        args = make_prm_trainer(tmp_path, Dataset.from_list([ROW]), tokenizer=word_tokenizer()).args
+        with pytest.raises(ValueError, match="`processing_class` is missing: without a `data_collator`"):
+            PRMTrainer(tiny_model(), args, train_dataset=Dataset.from_list([ROW]))
+        collator = DataCollatorForTokenClassification(word_tokenizer())
+        with pytest.raises(ValueError, match="`processing_class` is missing: train_dataset has no `input_ids`"):
+            PRMTrainer(tiny_model(), args, data_collator=collator, train_dataset=Dataset.from_list([ROW]))
+
+    def test_no_dataset(self, tmp_path):
+        with pytest.raises(ValueError, match="`train_dataset` is required"):
+            PRMTrainer(tiny_model(), None)
+
+    def test_a_model_by_name(self):
+        with pytest.raises(ValueError, match=r"`model` is the string 'a/b'.*from_pretrained\('a/b', num_labels=2\)"):
+            PRMTrainer("a/b", train_dataset=Dataset.from_list([ROW]))
+
+    def test_three_classes(self, tmp_path):
+        model = tiny_model(vocab_size=16)
+        model.score = torch.nn.Linear(64, 3)
+        trainer = make_prm_trainer(tmp_path, Dataset.from_list([ROW]), model, tokenizer=word_tokenizer())
+        with pytest.raises(ValueError, match="The model has 3 outputs per token, expected 2.*`num_labels=2`"):
+            trainer.train()
+
+
+class TestCollator:
+    @pytest.mark.parametrize("side", ["right", "left"])
+    def test_batches(self, side):
+        tokenizer = word_tokenizer().__class__(tokenizer_object=word_tokenizer()._tokenizer, pad_token="[PAD]")
+        tokenizer.padding_side = side
+        collator = DataCollatorForStepLabels(tokenizer)
+        rows = [{"input_ids": [5, 8, 3], "labels": [-100, -100, 0.9]}, {"input_ids": [8, 3], "labels": [-100, 0.25]}]
+        batch = collator(rows)
+        first = torch.tensor([-100, -100, 0.9])
+        second = torch.tensor([-100, 0.25, -100] if side == "right" else [-100, -100, 0.25])
+        assert torch.equal(batch["labels"], torch.stack([first, second])) and batch["labels"].dtype == torch.float32
+        assert batch["input_ids"][1].tolist() == ([8, 3, 0] if side == "right" else [0, 8, 3])
+        assert batch["attention_mask"].sum() == 5
+        hard = [{"input_ids": row["input_ids"], "labels": [-100] * (len(row["labels"]) - 1) + [1]} for row in rows]
+        expected = DataCollatorForTokenClassification(tokenizer)([dict(row) for row in hard])
+        found = collator(hard)
+        assert found["labels"].dtype == torch.int64 and found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def test_a_collator_that_cuts_soft_labels_is_refused(self, tmp_path):
+        """It makes `int64` of 0.9, and nothing tells."""
+        given = {"data_collator": DataCollatorForTokenClassification(word_tokenizer())}
+        soft = [ROW, ROW | {"labels": [1.0, 0.9]}]
+        soft = [row | {"labels": [float(label) for label in row["labels"]]} for row in soft]
+        message = r"train_dataset row 1 has a soft label.*DataCollatorForTokenClassification\) makes torch.int64"
+        with pytest.raises(ValueError, match=message):
+            trainer_of(tmp_path, soft, given=given)
+        trainer = trainer_of(tmp_path, [ROW], given=given)
+        with pytest.raises(ValueError, match="eval_dataset row 1 has a soft label"):
+            trainer.evaluate(Dataset.from_list(soft))
+        # labels of 0 and 1 are cut to themselves
+        trainer_of(tmp_path, soft[:1], given=given)
+        tokens = Dataset.from_dict({"input_ids": [[5, 3]], "labels": [[-100.0, 1.0]], "text": ["a"]})
+        trainer_of(tmp_path, tokens, given=given).train()

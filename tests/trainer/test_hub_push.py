@@ -1,0 +1,107 @@
+"""Pushes of a trainer, where no Hub is needed: what is saved, what a snapshot holds, and what is refused."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import make_trainer, random_tree
+from trl_hrm.trainer import hub_push
+from trl_hrm.trainer.hub_push import NEVER_PUSHED, TRAINING_STATE
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    rng = random.Random(0)
+    trees = [random_tree(rng, f"p{i}") for i in range(4)]
+    return make_trainer(tmp_path / "out", trees, hub_token="hf_secret", save_strategy="epoch")
+
+
+def test_no_saved_file_holds_the_token(trainer, tmp_path):
+    """`training_args.bin` is a pickle, which nobody reads before sharing the folder."""
+    trainer.train()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parent.name for path in files if path.name == "training_args.bin"} == {"checkpoint-1", "elsewhere"}
+    assert not [path for path in files if b"hf_secret" in path.read_bytes()]
+    assert trainer.args.hub_token == "hf_secret"
+
+
+def test_the_token_is_back_after_a_save_that_fails(trainer, tmp_path, monkeypatch):
+    """The run would go on after a full disk, and fail at its end, with no token to push with."""
+    monkeypatch.setattr(torch, "save", lambda *args: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        trainer.save_model(str(tmp_path / "elsewhere"))
+    assert trainer.args.hub_token == "hf_secret"
+
+
+def test_every_saved_folder_has_its_card(trainer, tmp_path):
+    """Whoever copies a checkpoint must find how to score with it."""
+    trainer.train()
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    for folder in (tmp_path / "out" / "checkpoint-1", tmp_path / "elsewhere"):
+        assert "StepScorer" in (folder / "README.md").read_text(encoding="utf-8")
+        assert (folder / "step_format.json").exists()
+
+
+class TestSnapshot:
+    @pytest.fixture
+    def checkpoint(self, tmp_path) -> Path:
+        state = ["optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_1.pth"]
+        state += ["trainer_state.json", "training_args.bin", "latest", "zero_to_fp32.py"]
+        model = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "README.md", "merges.txt"]
+        for name in [*state, *model, "optimizer_0/__0_0.distcp", "global_step4/mp_rank_00_model_states.pt"]:
+            path = tmp_path / "checkpoint-4" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+        for name in ("pytorch_model_fsdp_0/__0_0.distcp", "additional_chat_templates/tool.jinja"):
+            path = tmp_path / "checkpoint-4" / name
+            path.parent.mkdir()
+            path.write_text(name)
+        return tmp_path / "checkpoint-4"
+
+    def files(self, folder: Path) -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+    def test_the_model_alone(self, checkpoint, tmp_path):
+        """Optimizer states are twice the size of the model, and of no use to who scores with it."""
+        hub_push._link_tree(checkpoint, tmp_path / "snapshot", *TRAINING_STATE, *NEVER_PUSHED)
+        assert self.files(tmp_path / "snapshot") == {
+            "README.md",
+            "additional_chat_templates/tool.jinja",
+            "merges.txt",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+        }
+
+    def test_the_whole_checkpoint(self, checkpoint, tmp_path):
+        hub_push._link_tree(checkpoint, tmp_path / "snapshot", *NEVER_PUSHED)
+        assert self.files(tmp_path / "snapshot") == self.files(checkpoint) - {"training_args.bin"}
+
+    @pytest.mark.parametrize("links", [True, False])
+    def test_outlives_its_checkpoint(self, checkpoint, tmp_path, monkeypatch, links):
+        """`save_total_limit` deletes what waits to be pushed. Not every file system has hard links."""
+
+        def refuse(source, target):
+            raise PermissionError("no hard links here")
+
+        if not links:
+            monkeypatch.setattr(os, "link", refuse)
+        snapshot = tmp_path / "snapshot"
+        hub_push._link_tree(checkpoint, snapshot, *TRAINING_STATE)
+        same = (snapshot / "merges.txt").samefile(checkpoint / "merges.txt")
+        assert same == links  # links take no space
+        for path in checkpoint.rglob("*"):
+            if path.is_file():
+                path.unlink()
+        assert (snapshot / "merges.txt").read_text() == "merges.txt"
+
+
+def test_a_folder_without_weights_is_not_pushed(trainer, tmp_path):
+    """A sharded state dict leaves a repository with a tokenizer and a card that loads nothing."""
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no weights.*FULL_STATE_DICT.*zero3_save_16bit_model"):
+        trainer._push_folder(tmp_path / "sharded", "message", None, None)

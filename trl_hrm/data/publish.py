@@ -1,0 +1,382 @@
+"""
+Built datasets to the Hub, as configurations of one repository.
+
+All rows are uploaded first; one commit then shows them, with the card, and removes what they replace. So who loads the dataset
+meanwhile, or after a push that failed anywhere, gets the old one or the new one, whole.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from datasets.utils.py_utils import convert_file_size_to_int
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, hf_hub_url
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm, validate_repo_id
+
+from ..hub import PushError, pushing, retry
+from .publish_card import Config, check_others, merge_card
+from .publish_shards import CARD_FILE, Build, File, dataset_info, published_files, read_build
+
+
+BATCH = 1 << 30  # bytes that are uploaded together
+UPLOAD_TRIES = 3  # the clients try for minutes themselves
+
+
+@dataclass
+class DatasetPush:
+    """
+    What a push of a dataset did or, with `dry_run`, would do.
+
+    Args:
+        repo_id (`str`):
+            The repository.
+        revision (`str`):
+            The branch.
+        configs (`list[str]`):
+            The configurations.
+        dry_run (`bool`):
+            Whether nothing was done.
+        commit (`str`, *optional*):
+            The commit that holds the dataset. `None` in a dry run of a repository that does not exist.
+        url (`str`, *optional*):
+            Where to see it.
+        sent (`dict[str, int]`):
+            Files that were new or other than those of the repository, with their bytes.
+        deleted (`list[str]`):
+            Files of the configurations that were there before and belong to them no more.
+        unchanged (`dict[str, int]`):
+            Files that were there already.
+    """
+
+    repo_id: str
+    revision: str
+    configs: list[str]
+    dry_run: bool
+    commit: str | None = None
+    url: str | None = None
+    sent: dict[str, int] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)
+    unchanged: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Plan:
+    """What lies between a commit and the dataset as it shall be."""
+
+    head: str | None
+    wanted: list[File]
+    add: list[File]
+    delete: list[str]
+
+
+def push_dataset(
+    folders: str | Path | Sequence[str | Path],
+    repo_id: str,
+    *,
+    config_name: str | None = None,
+    private: bool | None = None,
+    revision: str = "main",
+    max_shard_size: int | str = "500MB",
+    dry_run: bool = False,
+    token: str | None = None,
+) -> DatasetPush:
+    """
+    Push built datasets to a repository on the Hub, each as a configuration: `load_dataset("me/prm800k", "hrm")`.
+
+    What is there already is not sent again, and a push without a change makes no commit. Rate limits, trouble of the Hub, cut
+    connections and other pushes at the same time are met with pauses and further tries.
+
+    Args:
+        folders (`str`, `Path` or a sequence of them):
+            Folders that the builders wrote.
+        repo_id (`str`):
+            The repository, as in `"me/prm800k"`. It is created if it does not exist.
+        config_name (`str`, *optional*):
+            Name of the configuration, for a single folder. By default its view: `"tree"`, `"hrm"`, `"prm"`, `"orm"`, `"sft"` or
+            `"raft"`.
+        private (`bool`, *optional*):
+            Whether the repository is private. By default a new one is what the Hub makes it, and an existing one stays as it is.
+            An existing one that is otherwise is refused before anything is sent.
+        revision (`str`, *optional*, defaults to `"main"`):
+            The branch. It is created if it does not exist.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"500MB"`):
+            Size above which the file of a split is cut into shards, at its row groups.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Compare and tell, and send nothing.
+        token (`str`, *optional*):
+            A token that may write. By default that of `HF_TOKEN` or of `hf auth login`.
+
+    Returns:
+        [`DatasetPush`]: What was sent, deleted, and there already.
+
+    Raises:
+        [`~hub.PushError`]: If the Hub or the way to it fails.
+        `ValueError`: If a folder is not a whole build, two folders have one name, or the repository is public where a private one is
+            asked for, or the other way around.
+    """
+    builds = _read_builds([folders] if isinstance(folders, (str, Path)) else folders, config_name)
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(
+            f"repo_id is {repo_id!r}, expected the name of a user or an organisation too, as in 'me/{repo_id}'."
+        )
+    max_bytes = convert_file_size_to_int(max_shard_size)
+    if max_bytes < 1:
+        raise ValueError(f"max_shard_size is {max_shard_size!r}, expected a size as in '500MB', or a number of bytes.")
+    with tempfile.TemporaryDirectory() as work, pushing(repo_id, "dataset", token):
+        push = _Push(repo_id, revision, private, token, Path(work), builds, max_bytes)
+        return push.dry_run() if dry_run else push.run()
+
+
+def format_push(push: DatasetPush) -> str:
+    """A push in a few lines, one for each file that it changes."""
+    lines = [f"send       {path}  ({_size(size)})" for path, size in push.sent.items()]
+    lines += [f"delete     {path}" for path in push.deleted]
+    lines += [f"unchanged  {len(push.unchanged)} files ({_size(sum(push.unchanged.values()))})"] * bool(push.unchanged)
+    total = f"{len(push.sent)} files, {_size(sum(push.sent.values()))}"
+    names = ", ".join(push.configs)
+    if push.dry_run:
+        place = push.repo_id if push.commit else f"{push.repo_id}, which does not exist yet,"
+        end = f"Dry run: nothing was sent. A push of {names} to {place} would send {total}."
+    elif push.sent or push.deleted:
+        end = f"Pushed {names} to {push.repo_id}: {total}. {push.url}"
+    else:
+        end = f"{names} is on {push.repo_id} as it is here: nothing to send. {push.url}"
+    return "\n".join([*lines, end])
+
+
+def _size(size: int) -> str:
+    return f"{tqdm.format_sizeof(size)}B"
+
+
+def _read_builds(folders: Sequence[str | Path], config_name: str | None) -> list[Build]:
+    if config_name is not None and len(folders) != 1:
+        raise ValueError(
+            f"config_name is {config_name!r} for {len(folders)} folders. Push them one by one, each with its own."
+        )
+    builds: dict[str, Build] = {}
+    for folder in folders:
+        build = read_build(folder, config_name)
+        if build.name in builds:
+            raise ValueError(
+                f"{build.folder} and {builds[build.name].folder} have the view {build.name} both, and a repository has one "
+                "configuration of a name. Push them one by one, with --config_name (`config_name=`)."
+            )
+        builds[build.name] = build
+    return list(builds.values())
+
+
+class _Push:
+    def __init__(
+        self,
+        repo_id: str,
+        revision: str,
+        private: bool | None,
+        token: str | None,
+        work: Path,
+        builds: list[Build],
+        max_shard_size: int,
+    ):
+        self.api = HfApi(token=token)
+        self.repo_id = repo_id
+        self.revision = revision
+        self.private = private
+        self.token = token
+        self.work = work
+        self.files: list[File] = []
+        self.configs = []
+        for build in builds:
+            files = published_files(build, max_shard_size, work / build.name)
+            self.configs.append(Config(build, dataset_info(build, files)))
+            self.files += files
+        self.operations: dict[str, CommitOperationAdd] = {}
+        self.result = DatasetPush(repo_id, revision, [build.name for build in builds], dry_run=False)
+
+    def run(self) -> DatasetPush:
+        head = self._retry(self._open, "opening the repository")
+        plan = self._retry(partial(self._plan, head), "reading the repository")
+        self._retry(partial(self._check_card, plan.add), "checking the card")
+        self._retry(partial(self._upload, plan.add), "uploading", max_tries=UPLOAD_TRIES)
+        plan = self._retry(self._commit, "committing")
+        self._retry(partial(self._verify, plan), "reading back what was pushed")
+        self.result.commit = plan.head
+        self.result.url = f"{self.api.endpoint}/datasets/{self.repo_id}/tree/{self.revision}"
+        return self.result
+
+    def dry_run(self) -> DatasetPush:
+        self.result.dry_run = True
+        self.result.commit = self._retry(self._head_to_be, "reading the repository")
+        self._note(self._retry(partial(self._plan, self.result.commit), "reading the repository"))
+        return self.result
+
+    def _retry(self, attempt, what: str, **options):
+        return retry(attempt, f"{self.repo_id}: {what}", token=self.token, **options)
+
+    def _open(self) -> str:
+        """The commit to begin from, of a repository and a branch that are made if they are missing."""
+        try:
+            self._check_private(self.api.dataset_info(self.repo_id))
+        except RepositoryNotFoundError:
+            # the Hub ignores `private` if another process was quicker: what came of it is checked below
+            self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
+            self._check_private(self.api.dataset_info(self.repo_id))
+        try:
+            return self._head()
+        except RevisionNotFoundError:
+            self.api.create_branch(self.repo_id, repo_type="dataset", branch=self.revision, exist_ok=True)
+            return self._head()
+
+    def _head(self) -> str:
+        return self.api.dataset_info(self.repo_id, revision=self.revision).sha
+
+    def _head_to_be(self) -> str | None:
+        """The commit that a push would begin from, `None` where it would create the repository."""
+        try:
+            info = self.api.dataset_info(self.repo_id)
+        except RepositoryNotFoundError:
+            return None
+        self._check_private(info)
+        try:
+            return self._head()
+        except RevisionNotFoundError:  # a new branch begins where the main one is
+            return info.sha
+
+    def _check_private(self, info) -> None:
+        if self.private is not None and info.private != self.private:
+            is_, asked = ("private", "public") if info.private else ("public", "private")
+            raise ValueError(
+                f"{self.repo_id} is {is_}, and a {asked} repository was asked for: a push does not change that, and nothing was "
+                f"sent. Make it {asked} in its settings on the Hub, or push to another."
+            )
+
+    def _plan(self, head: str | None) -> _Plan:
+        tree = self._tree(head) if head else {}
+        existing = self._read_card(head) if CARD_FILE in tree else None
+        card = self._write_card(existing)
+        check_others(existing, self.repo_id, [path for path in tree if not self._is_rows(path)], self.result.configs)
+        wanted = [*self.files, card]
+        paths = {file.path for file in wanted}
+        return _Plan(
+            head=head,
+            wanted=wanted,
+            add=[file for file in wanted if not _is_there(file, tree)],
+            delete=[path for path in tree if self._is_rows(path) and path not in paths],
+        )
+
+    def _tree(self, commit: str) -> dict[str, RepoFile]:
+        entries = self.api.list_repo_tree(self.repo_id, repo_type="dataset", revision=commit, recursive=True)
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def _is_rows(self, path: str) -> bool:
+        """Whether `load_dataset` would read a file as rows of a configuration that is pushed."""
+        folder, _, name = path.rpartition("/")
+        return name.endswith(".parquet") and folder in self.result.configs
+
+    def _read_card(self, commit: str) -> str:
+        url = hf_hub_url(self.repo_id, CARD_FILE, repo_type="dataset", revision=commit, endpoint=self.api.endpoint)
+        response = get_session().get(url, headers=build_hf_headers(token=self.token))
+        hf_raise_for_status(response)
+        return response.content.decode("utf-8-sig")
+
+    def _write_card(self, existing: str | None) -> File:
+        path = self.work / CARD_FILE
+        path.write_bytes(merge_card(existing, self.repo_id, self.configs).encode())
+        return File(CARD_FILE, path)
+
+    def _check_card(self, files: list[File]) -> None:
+        """Have the Hub check the card's metadata, as it does at the commit: before the rows are sent, not after."""
+        for file in files:
+            if file.path == CARD_FILE:
+                DatasetCard.load(file.local).validate()
+
+    def _upload(self, files: list[File]) -> None:
+        """Send the rows. Nobody sees them yet."""
+        rows = [file for file in files if file.path.endswith(".parquet")]
+        total = sum(file.size for file in rows)
+        with tqdm(
+            total=total, desc=f"{self.repo_id}: {len(rows)} files", unit="B", unit_scale=True, disable=not rows
+        ) as bar:
+            for batch in _batches(rows):
+                operations = [self._operation(file) for file in batch]
+                self.api.preupload_lfs_files(
+                    self.repo_id, operations, repo_type="dataset", revision=self.revision, free_memory=False
+                )
+                if ignored := [operation.path_in_repo for operation in operations if operation._should_ignore]:
+                    raise ValueError(
+                        f"{self.repo_id}: its .gitignore names {', '.join(ignored)}, so the Hub would leave that out. Nothing was "
+                        "pushed. Mend the .gitignore, then push again."
+                    )
+                bar.update(sum(file.size for file in batch))
+
+    def _operation(self, file: File) -> CommitOperationAdd:
+        """The upload of a file. Of rows, it remembers that they have arrived."""
+        if not file.path.endswith(".parquet"):
+            return CommitOperationAdd(file.path, str(file.local))
+        if file.path not in self.operations:
+            self.operations[file.path] = CommitOperationAdd(file.path, str(file.local))
+        return self.operations[file.path]
+
+    def _commit(self) -> _Plan:
+        """
+        Make the one commit, unless nothing is left to change. The plan is made anew: another push may have come between, or an
+        earlier try of this one may have landed though its answer was lost.
+        """
+        plan = self._plan(self._head())
+        self._note(plan)
+        if plan.add or plan.delete:
+            operations = [CommitOperationDelete(path) for path in plan.delete]
+            operations += [self._operation(file) for file in plan.add]
+            commit = self.api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=f"Push {', '.join(self.result.configs)} with trl_hrm",
+                repo_type="dataset",
+                revision=self.revision,
+                parent_commit=plan.head,
+            )
+            plan.head = commit.oid
+        return plan
+
+    def _note(self, plan: _Plan) -> None:
+        """Tell what is sent, of all tries together."""
+        self.result.sent.update({file.path: file.size for file in plan.add})
+        self.result.deleted = list(dict.fromkeys([*self.result.deleted, *plan.delete]))
+        self.result.unchanged = {file.path: file.size for file in plan.wanted if file.path not in self.result.sent}
+
+    def _verify(self, plan: _Plan) -> None:
+        tree = self._tree(plan.head)
+        missing = [file.path for file in plan.wanted if not _is_there(file, tree)]
+        stale = [path for path in plan.delete if path in tree]
+        if missing or stale:
+            raise PushError(
+                f"the commit {plan.head} of {self.repo_id} is not what was pushed: other or missing are {missing}, and still there "
+                f"are {stale}. Push again; if that does not help, look for a .gitignore in the repository that names these files."
+            )
+        private = self.api.dataset_info(self.repo_id).private
+        if self.private is not None and private != self.private:
+            raise PushError(
+                f"{self.repo_id} became {'private' if private else 'public'} while {plan.head} was pushed to it. Set in its "
+                "settings on the Hub who may see it."
+            )
+
+
+def _is_there(file: File, tree: dict[str, RepoFile]) -> bool:
+    entry = tree.get(file.path)
+    if entry is None or entry.size != file.size:
+        return False
+    return entry.lfs.sha256 == file.sha256 if entry.lfs else entry.blob_id == file.blob
+
+
+def _batches(files: list[File]) -> Iterator[list[File]]:
+    batch: list[File] = []
+    for file in files:
+        if batch and sum(other.size for other in batch) + file.size > BATCH:
+            yield batch
+            batch = []
+        batch.append(file)
+    if batch:
+        yield batch

@@ -1,0 +1,213 @@
+"""A built dataset as the files that stand for it on the Hub: checked to be whole, large splits cut into shards."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import DatasetInfo, Features, SplitDict, SplitInfo
+
+from .output import REPORT_FILE, digest_of
+
+
+CARD_FILE = "README.md"
+BLOCK = 1 << 20
+
+
+@dataclass
+class File:
+    """
+    A file to publish.
+
+    Args:
+        path (`str`):
+            Its path in the repository.
+        local (`Path`):
+            Where its bytes are.
+    """
+
+    path: str
+    local: Path
+
+    @cached_property
+    def size(self) -> int:
+        return self.local.stat().st_size
+
+    @cached_property
+    def sha256(self) -> str:
+        """What the Hub calls a large file."""
+        return self._digest(hashlib.sha256())
+
+    @cached_property
+    def blob(self) -> str:
+        """What git, and so the Hub, calls a small file."""
+        return self._digest(hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False))
+
+    def _digest(self, digest) -> str:
+        with open(self.local, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass
+class Build:
+    """
+    A folder that a builder wrote.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        name (`str`):
+            The configuration that it becomes on the Hub.
+        report (`dict[str, Any]`):
+            Its `build_report.json`.
+    """
+
+    folder: Path
+    name: str
+    report: dict[str, Any]
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self.report["rows"])
+
+    def parquet(self, split: str) -> Path:
+        return self.folder / "data" / f"{split}-00000-of-00001.parquet"
+
+    @property
+    def card(self) -> str:
+        """The text of its card."""
+        return (self.folder / CARD_FILE).read_text(encoding="utf-8-sig")
+
+
+def read_build(folder: str | Path, config_name: str | None = None) -> Build:
+    """
+    Read a folder that a builder wrote.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder.
+        config_name (`str`, *optional*):
+            The configuration that it becomes on the Hub. By default its view.
+
+    Returns:
+        [`Build`]: The build.
+
+    Raises:
+        `ValueError`: If it is not a whole build: a file is missing, or the rows are not those that the report tells of.
+    """
+    folder = Path(folder)
+    report = _read_report(folder)
+    build = Build(folder, config_name or report["view"], report)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", build.name):
+        raise ValueError(
+            f"config_name is {build.name!r}, expected letters, digits, `_`, `-` and `.`: it names a folder of the repository."
+        )
+    for path in (folder / CARD_FILE, *map(build.parquet, build.splits), *_assets(build)):
+        if not path.is_file():
+            raise ValueError(
+                f"{folder}: {path.relative_to(folder)} is missing, the build is not whole. Build it again."
+            )
+    content = digest_of(folder / "data")
+    if content != report["content"]:
+        raise ValueError(
+            f"{folder}: the files in data are not those that the build wrote (content {content}, {REPORT_FILE} says "
+            f"{report['content']}). Build it again."
+        )
+    for split, expected in report["rows"].items():
+        found = pq.read_metadata(build.parquet(split)).num_rows
+        if found != expected:
+            raise ValueError(f"{build.parquet(split)}: {found} rows, {REPORT_FILE} says {expected}. Build it again.")
+    return build
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{folder}: no {REPORT_FILE} in it, expected a folder that a trl-hrm command wrote: build-prm800k, "
+            "build-math-shepherd, build-stepwise, export or select-raft."
+        )
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if missing := {"view", "rows", "content"} - set(report):
+        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in it, so it is no whole report. Build it again.")
+    return report
+
+
+def _assets(build: Build) -> list[Path]:
+    """What the card shows besides text."""
+    return [build.folder / build.report["picture"]["file"]] if "picture" in build.report else []
+
+
+def published_files(build: Build, max_shard_size: int, work: Path) -> list[File]:
+    """
+    The files of a build, in the folder of its configuration.
+
+    Args:
+        build ([`Build`]):
+            The build.
+        max_shard_size (`int`):
+            Bytes above which a split is cut at its row groups. The same file gives the same shards, byte by byte.
+        work (`Path`):
+            An empty folder, for the shards.
+    """
+    files = []
+    for split in build.splits:
+        shards = list(_write_shards(build.parquet(split), max_shard_size, work / split))
+        for i, shard in enumerate(shards):
+            files.append(File(f"{build.name}/{split}-{i:05d}-of-{len(shards):05d}.parquet", shard))
+    files += [File(f"{build.name}/{path.name}", path) for path in (build.folder / REPORT_FILE, *_assets(build))]
+    return files
+
+
+def _write_shards(source: Path, max_bytes: int, folder: Path) -> Iterator[Path]:
+    file = pq.ParquetFile(source)
+    shards = _group(_row_group_sizes(file.metadata), max_bytes)
+    if source.stat().st_size <= max_bytes or len(shards) == 1:
+        yield source
+        return
+    folder.mkdir(parents=True)
+    for i, groups in enumerate(shards):
+        path = folder / f"{i:05d}.parquet"
+        with pq.ParquetWriter(path, file.schema_arrow) as writer:
+            for group in groups:
+                writer.write_table(file.read_row_group(group))
+        yield path
+
+
+def _row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    return [sum(group.column(j).total_compressed_size for j in range(group.num_columns)) for group in groups]
+
+
+def _group(sizes: list[int], most: int) -> list[list[int]]:
+    """Places of consecutive sizes whose sum is at most `most`; a size above it stands alone."""
+    groups, total = [], 0
+    for i, size in enumerate(sizes):
+        if not groups or total + size > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(i)
+        total += size
+    return groups
+
+
+def dataset_info(build: Build, files: list[File]) -> DatasetInfo:
+    """Features and sizes of a build, as the card's metadata has them."""
+    splits = SplitDict()
+    for split in build.splits:
+        file = pq.ParquetFile(build.parquet(split))
+        num_bytes = sum(batch.nbytes for batch in file.iter_batches())
+        splits.add(SplitInfo(split, num_bytes=num_bytes, num_examples=file.metadata.num_rows))
+    return DatasetInfo(
+        features=Features.from_arrow_schema(pq.read_schema(build.parquet(build.splits[0]))),
+        splits=splits,
+        download_size=sum(file.size for file in files if file.path.endswith(".parquet")),
+        dataset_size=sum(split.num_bytes for split in splits.values()),
+    )

@@ -1,0 +1,61 @@
+from dataclasses import dataclass, field
+
+from .._compat import BaseConfig
+
+
+@dataclass
+class PRMConfig(BaseConfig):
+    r"""
+    Configuration class for the [`PRMTrainer`]: the fields and defaults of TRL 1.13.
+
+    This class includes only the parameters that are specific to process reward models. For a full list of training
+    arguments, please refer to the [`~transformers.TrainingArguments`] documentation. Note that default values in this
+    class may differ from those in [`~transformers.TrainingArguments`].
+
+    Parameters:
+        max_length (`int` or `None`, *optional*, defaults to `1024`):
+            Most tokens of a row (prompt and steps); what is beyond is cut off. If `None`, nothing is.
+        max_completion_length (`int`, *optional*):
+            Most tokens of the steps of a row, without the prompt.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to disable dropout in the model.
+        step_separator (`str`, *optional*, defaults to `"\n"`):
+            Text after every step. Its last token is where the step is judged.
+        train_on_last_step_only (`bool`, *optional*, defaults to `False`):
+            Whether to train only on the last step of each row. Evaluation still judges every labelled step.
+        dataset_num_proc (`int`, *optional*):
+            Number of processes to use for processing the dataset.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~transformers.TrainingArguments`]:
+    > - `logging_steps`: Defaults to `10` instead of `500`.
+    > - `gradient_checkpointing`: Defaults to `True` instead of `False`.
+    > - `bf16`: Defaults to `True` if `fp16` is not set, instead of `False`.
+    > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
+    """
+
+    # Parameters whose default values are overridden from TrainingArguments
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+
+    max_length: int | None = field(
+        default=1024,
+        metadata={
+            "help": "Most tokens of a row (prompt and steps); what is beyond is cut off. If `None`, nothing is."
+        },
+    )
+    max_completion_length: int | None = field(
+        default=None, metadata={"help": "Most tokens of the steps of a row, without the prompt."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Whether to disable dropout in the model."})
+    step_separator: str = field(
+        default="\n", metadata={"help": "Text after every step. Its last token is where the step is judged."}
+    )
+    train_on_last_step_only: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to train only on the last step of each row. Evaluation still judges every labelled step."
+        },
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Number of processes to use for processing the dataset."}
+    )

@@ -1,0 +1,381 @@
+import logging
+import textwrap
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    BaseImageProcessor,
+    DataCollator,
+    FeatureExtractionMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_utils import EvalPrediction
+from transformers.utils import is_peft_available
+
+from .._compat import get_config_model_id, global_then_local_main_first
+from ..step_format import STEP_FORMAT_NAME, StepFormat
+from ..trainer.hrm_reward_trainer import HRMRewardTrainer
+from ..trainer.model_card import CardFacts
+from ..trainer.reward_model_card import data_section
+from ..trainer.step_trainer import set_up_model
+from .prm_config import PRMConfig
+from .token_rows import IGNORED, DataCollatorForStepLabels, check_token_rows, tokenize_dataset
+
+
+if is_peft_available():
+    from peft import PeftConfig
+
+
+logger = get_logger(__name__)
+
+UNKNOWN_FORMAT = """\
+## Quick start
+
+This model is a token classifier with two labels (0 wrong, 1 right), read at the last token of each step of a solution. It was trained
+on rows of tokens; how they were made from text is not known, so score it with tokens made in the same way."""
+
+
+def compute_accuracy(eval_pred: EvalPrediction) -> dict[str, float]:
+    """
+    Share of right predictions.
+
+    Args:
+        eval_pred ([`~transformers.EvalPrediction`] or `tuple`):
+            `predictions` of shape `(B, L, C)` with `labels` of shape `(B, L)`, -100 where nothing is judged; a soft label
+            counts as correct from 0.5 on. Or `predictions` of shape `(B, 2)`, the rewards of pairs, with the index of the
+            better one as label; ties are left out, with a warning.
+
+    Returns:
+        `dict[str, float]`: `accuracy`.
+    """
+    predictions, labels, *_ = eval_pred
+    if predictions.ndim == 3:
+        judged = labels != IGNORED
+        predictions, labels = predictions[judged], labels[judged]
+        if np.issubdtype(labels.dtype, np.floating):
+            labels = labels >= 0.5
+    else:
+        ties = predictions[:, 0] == predictions[:, 1]
+        if ties.any():
+            logging.getLogger(__name__).warning(
+                f"{ties.sum()} of {len(ties)} pairs have equal rewards; they are left out of the accuracy."
+            )
+        predictions, labels = predictions[~ties], labels[~ties]
+    return {"accuracy": float((predictions.argmax(axis=-1) == labels).mean())}
+
+
+class PRMTrainer(HRMRewardTrainer):
+    """
+    Trainer for process reward models: chains of judged steps, as the trainer of that name in TRL up to 1.13.
+
+    Arguments, columns and metrics are those of TRL. The loss is that of [`HRMRewardTrainer`]: the mean over the judged
+    steps of the global batch, whatever their split over accumulation steps and ranks. All differences are listed in
+    `docs/migrating_from_trl_prm.md`. For trees of steps, packing and other heads use [`HRMRewardTrainer`].
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+    from trl_hrm.prm import PRMConfig, PRMTrainer
+
+    trainer = PRMTrainer(
+        model=AutoModelForTokenClassification.from_pretrained("Qwen/Qwen2.5-0.5B", num_labels=2),
+        args=PRMConfig(output_dir="outputs/prm"),
+        processing_class=AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B"),
+        train_dataset=load_dataset("trl-lib/math_shepherd", split="train"),
+    )
+    trainer.train()
+    ```
+
+    Args:
+        model ([`~transformers.PreTrainedModel`], *optional*):
+            Model with two `logits` per token (0 wrong, 1 correct), preferably an `AutoModelForTokenClassification`.
+        args ([`PRMConfig`], *optional*):
+            Configuration for this trainer. If `None`, a default configuration is used.
+        data_collator ([`~transformers.DataCollator`], *optional*):
+            Function that forms a batch of `input_ids`, `labels`, and whatever else the model takes. Will default to
+            [`~prm.token_rows.DataCollatorForStepLabels`].
+        train_dataset ([`~datasets.Dataset`]):
+            Rows of `prompt`, `completions` and `labels`. Or `input_ids` and `labels`, which are used as they are.
+        eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
+            Dataset to use for evaluation, or several by name. Each is tokenised if it has no `input_ids`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer. Only a `data_collator` and rows that are tokenised do without.
+        model_init (`Callable[[], PreTrainedModel]`, *optional*):
+            Makes the model, in place of `model`, also anew for each trial of a hyperparameter search.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
+            Takes `predictions` of shape `(B, L, C)` and `label_ids` of shape `(B, L)`, both padded with -100. Will default
+            to [`compute_accuracy`].
+        callbacks, optimizers, preprocess_logits_for_metrics:
+            See [`~transformers.Trainer`].
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            PEFT configuration used to wrap the model. Its task type is set to token classification, so that the newly
+            made classifier is trained and saved with the adapter.
+
+    Raises:
+        `ValueError`: If the dataset, the tokenizer or the collator does not fit; each message says what to do.
+        `TypeError`: If a dataset is not a [`~datasets.Dataset`].
+    """
+
+    _tag_names = ["trl", "prm"]
+    _name = "PRM"
+    _paper = {
+        "title": "Solving math word problems with process-and outcome-based feedback",
+        "id": "2211.14275",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{uesato2022solving,
+                title        = {{Solving Math Word Problems With Process- and Outcome-Based Feedback}},
+                author       = {Uesato, Jonathan and Kushman, Nate and Kumar, Ramana and Song, Francis and Siegel, Noah and Wang, Lisa and Creswell, Antonia and Irving, Geoffrey and Higgins, Irina},
+                year         = 2022,
+                journal      = {arXiv preprint arXiv:2211.14275}
+            }"""),
+    }
+
+    _card_settings = ("max_completion_length", "train_on_last_step_only", "disable_dropout")
+
+    compute_metrics = staticmethod(compute_accuracy)
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: PRMConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase
+        | BaseImageProcessor
+        | FeatureExtractionMixin
+        | ProcessorMixin
+        | None = None,
+        model_init: Callable[[], PreTrainedModel] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        peft_config: "PeftConfig | None" = None,
+    ):
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required")
+        if isinstance(model, str):
+            raise ValueError(
+                f"`model` is the string {model!r}, expected a model. Load it with "
+                f"`AutoModelForTokenClassification.from_pretrained({model!r}, num_labels=2)`, or use HRMRewardTrainer, "
+                "which loads models by name."
+            )
+        if args is None:
+            args = (
+                PRMConfig() if model is None else PRMConfig(f"{get_config_model_id(model.config).split('/')[-1]}-PRM")
+            )
+        if data_collator is None:
+            if processing_class is None:
+                raise ValueError(
+                    "`processing_class` is missing: without a `data_collator`, batches are padded by the tokenizer."
+                )
+            data_collator = DataCollatorForStepLabels(processing_class)
+        self.step_format = StepFormat(step_separator=args.step_separator)
+        self.data_collator = data_collator  # read when datasets are prepared
+        self._peft_config = peft_config
+        if model is not None:
+            set_seed(args.seed)  # an adapter is random
+            model = set_up_model(model, args, peft_config, self.step_format)
+
+        # HRMRewardTrainer's own loads models by name and makes forests of datasets
+        super(HRMRewardTrainer, self).__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_metrics=compute_metrics or self.compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        self.label_names = ["labels"]
+
+    def call_model_init(self, trial=None) -> nn.Module:
+        return set_up_model(super().call_model_init(trial), self.args, self._peft_config, self.step_format)
+
+    # Datasets and batches
+
+    @staticmethod
+    def tokenize_row(
+        features: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        step_separator: str,
+        max_length: int | None,
+        max_completion_length: int | None,
+        train_on_last_step_only: bool,
+        is_eval: bool,
+    ) -> dict[str, list]:
+        r"""
+        Tokenize a row of the dataset.
+
+        Args:
+            features (`dict[str, Any]`):
+                Row with the keys `"prompt"`, `"completions"` and `"labels"`. A label of `None` is context only.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the model.
+            step_separator (`str`):
+                Text after every step. Its last token carries the label of the step.
+            max_length (`int` or `None`):
+                Most tokens of the row. `None`: no limit.
+            max_completion_length (`int` or `None`):
+                Most tokens of the steps. `None`: no limit.
+            train_on_last_step_only (`bool`):
+                Whether only the last step keeps its label.
+            is_eval (`bool`):
+                Whether the row is evaluated on, where `train_on_last_step_only` has no effect.
+
+        Returns:
+            `dict[str, list]`: `"input_ids"`, and `"labels"` of the same length: -100 but for the last token of each step.
+            Labels of 0 and 1 are integers, others stay as they are.
+
+        Example:
+
+        ```python
+        >>> row = {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=7."], "labels": [True, False]}
+        >>> PRMTrainer.tokenize_row(row, tokenizer, "\n", None, None, train_on_last_step_only=False, is_eval=False)
+        {'input_ids': [5, 11, 6, 11, 7, 12, 5, 11, 6, 13, 7, 14, 3, 7, 11, 7, 13, 8, 14, 3],
+         'labels': [-100, -100, -100, -100, -100, -100, -100, -100, -100, -100, -100, -100, 1, -100, -100, -100, -100, -100, -100, 0]}
+        ```
+        """
+        step_format = StepFormat(step_separator=step_separator)
+        prompt_ids = step_format.encode_prompt(tokenizer, features["prompt"])
+        # one text at a time, as callers of this function may pass a tokenizer that takes no lists
+        step_ids = [step_format.encode_step(tokenizer, step) for step in features["completions"]]
+        step_labels = [_token_label(label) for label in features["labels"]]
+        if train_on_last_step_only and not is_eval:
+            step_labels[:-1] = [IGNORED] * len(step_labels[:-1])
+        completion_ids = list(chain.from_iterable(step_ids))
+        labels = list(
+            chain.from_iterable(
+                [IGNORED] * (len(ids) - 1) + [label] for ids, label in zip(step_ids, step_labels, strict=True)
+            )
+        )
+        input_ids = prompt_ids + completion_ids[:max_completion_length]
+        labels = [IGNORED] * len(prompt_ids) + labels[:max_completion_length]
+        return {"input_ids": input_ids[:max_length], "labels": labels[:max_length]}
+
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: PreTrainedTokenizerBase | None, args: PRMConfig, name: str
+    ) -> Dataset:
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"`{name}` is a `{type(dataset).__name__}`, expected a `datasets.Dataset`: its labels are checked before "
+                "training, which a stream does not allow. Load it without `streaming=True`."
+            )
+        if not len(dataset):
+            raise ValueError(f"{name} has no rows, so no labelled step is left to train on.")
+        with global_then_local_main_first():
+            rows = dataset
+            if "input_ids" not in dataset.column_names:
+                if processing_class is None:
+                    raise ValueError(f"`processing_class` is missing: {name} has no `input_ids`, so it is tokenised.")
+                self.step_format.check(processing_class)
+                rows = tokenize_dataset(
+                    dataset,
+                    name,
+                    self.tokenize_row,
+                    args.dataset_num_proc,
+                    tokenizer=processing_class,
+                    step_separator=args.step_separator,
+                    max_length=args.max_length,
+                    max_completion_length=args.max_completion_length,
+                    train_on_last_step_only=args.train_on_last_step_only,
+                    is_eval=name != "train_dataset",
+                )
+            separator_ids = (
+                None
+                if processing_class is None
+                else processing_class(args.step_separator, add_special_tokens=False)["input_ids"]
+            )
+            rows, report = check_token_rows(rows, name, separator_ids, args.dataset_num_proc)
+        self.reports[name] = report
+        dropped = report.labels_too_long or report.trees_without_labels
+        logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
+        if report.labels_soft:
+            self._check_collator(rows, args, name)
+        if name == "train_dataset" and not self._format_is_known:
+            logger.warning(
+                f"{name}: {report.labels_elsewhere} of {report.labels_kept} labelled tokens do not end a `step_separator` "
+                f"{args.step_separator!r}, so how the steps were encoded is not known and no {STEP_FORMAT_NAME} is saved. "
+                "Set `step_separator` to what the rows were made with, and pass the tokenizer as `processing_class`."
+            )
+        return rows
+
+    def _check_collator(self, rows: Dataset, args: PRMConfig, name: str) -> None:
+        """Refuse a collator of the user's that makes integers of soft labels: 0.9 would train as 0."""
+        i = next(i for i, labels in enumerate(rows["labels"]) if set(np.unique(labels)) - {IGNORED, 0, 1})
+        row = rows[i]
+        if args.remove_unused_columns:  # what is left of the columns; a collator may not know the others
+            row = {key: row[key] for key in ("input_ids", "attention_mask", "labels") if key in row}
+        labels = self.data_collator([row])["labels"]
+        if not labels.is_floating_point():
+            raise ValueError(
+                f"{name} row {i} has a soft label, and the `data_collator` ({type(self.data_collator).__name__}) makes "
+                f"{labels.dtype} of labels: it would train as 0. Leave `data_collator` out, take "
+                "`trl_hrm.prm.token_rows.DataCollatorForStepLabels`, or round the labels of the dataset."
+            )
+
+    def _step_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Outputs at every token, shape `(B, L, C)`."""
+        logits = model(**{name: values for name, values in inputs.items() if name not in self.label_names}).logits
+        if logits.shape[-1] != 2:
+            raise ValueError(
+                f"The model has {logits.shape[-1]} outputs per token, expected 2 (0 wrong, 1 correct). Load it with "
+                "`num_labels=2`."
+            )
+        return logits
+
+    def _step_labels(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        labels = inputs["labels"]
+        return labels, (labels >= 0).float(), torch.ones_like(labels, dtype=torch.long)
+
+    def _num_tokens(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        mask = inputs.get("attention_mask")  # not every collator makes one
+        return (inputs["labels"].new_tensor(inputs["labels"].numel()) if mask is None else mask.sum()).long()
+
+    # Loss
+
+    def compute_step_loss(self, logits: torch.Tensor, labels: torch.Tensor, num_merged: torch.Tensor) -> torch.Tensor:
+        epsilon = self.args.label_smoothing_factor  # takes its share from the label and gives it to both classes
+        return super().compute_step_loss(logits, (1 - epsilon) * labels + epsilon / 2, num_merged)
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and not self._format_is_known:
+            (Path(output_dir or self.args.output_dir) / STEP_FORMAT_NAME).unlink()
+
+    def _card_sections(self, facts: CardFacts) -> tuple[str, str]:
+        if self._format_is_known:
+            return super()._card_sections(facts)
+        return UNKNOWN_FORMAT, data_section(facts, self.reports)
+
+    @property
+    def _format_is_known(self) -> bool:
+        """Whether scoring with `step_format` encodes as the training rows are. They may have come as tokens."""
+        return not self.reports["train_dataset"].labels_elsewhere
+
+
+def _token_label(label: Any) -> int | float:
+    if label is None:
+        return IGNORED
+    return int(label) if label in (0, 1, IGNORED) else float(label)

@@ -1,0 +1,294 @@
+"""Pushes of a trainer: each commit holds the weights of the step it names, whole, and none fails in silence."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+
+from .. import __version__
+from ..hub import pushing, retry
+
+
+logger = get_logger(__name__)
+
+SNAPSHOT = "_push-step-"  # and the step: a folder in the output folder, from where what begins with "_" is not pushed
+# What a checkpoint holds beside the model so that training can go on
+TRAINING_STATE = (
+    "optimizer*",
+    "scheduler.pt",
+    "scaler.pt",
+    "rng_state*",
+    "trainer_state.json",
+    "pytorch_model_fsdp*",
+    "global_step*",
+    "latest",
+    "zero_to_fp32.py",
+)
+# A pickle, which holds paths of this machine. The model card tells the settings.
+NEVER_PUSHED = ("training_args.bin",)
+
+
+@dataclass(frozen=True)
+class StepPush:
+    """A push in the background: of the checkpoint of `step`, from the files in `snapshot`."""
+
+    step: int
+    checkpoint: Path
+    snapshot: Path
+    job: "Future[CommitInfo]"
+
+
+class HubPushMixin:
+    """
+    `push_to_hub` and `hub_strategy` for a [`~transformers.Trainer`], which comes after it among the bases.
+
+    Differs from the Trainer's own pushes in this:
+
+    - A checkpoint is pushed from a snapshot (hard links) made when it is saved, in one commit, so that the commit holds the
+      weights of the step that it names, however slow the Hub is, and a reader never sees half of it.
+    - `hub_strategy="all_checkpoints"` pushes every checkpoint, one after another. `"every_save"` and `"checkpoint"` skip one
+      that is saved while a push runs, unless `hub_always_push=True`, and name it at the end of the training.
+    - Pushes are tried again where a fault may pass. One that fails in the background is logged as an error, at once and at the
+      end of the training; [`HubPushMixin.push_to_hub`] raises [`PushError`].
+    - The model card and the tokenizer are in every folder that is saved and in every commit; `hub_token` in no saved file.
+
+    Attributes:
+        dataset_name (`str` or `None`):
+            Dataset that the model card names: set it before the training, and the cards of checkpoints name it too.
+    """
+
+    dataset_name: str | None = None
+
+    def __init__(self, *args, **kwargs):
+        self._pushes: list[StepPush] = []
+        self._skipped_pushes: list[int] = []
+        self._push_executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        super().__init__(*args, **kwargs)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Create the repository, if there is none yet.
+
+        Raises:
+            [`PushError`]: If it cannot be created.
+            `ValueError`: If it shall be private, but exists and is public.
+        """
+        if not self.is_world_process_zero():
+            return
+        token = token or self.args.hub_token
+        private = self.args.hub_private_repo if private is None else private
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        with pushing(name, token=token):
+            retry(lambda: super(HubPushMixin, self).init_hf_repo(token, private), f"creating {name}", token=token)
+            is_public = private and not HfApi(token=token).model_info(self.hub_model_id).private
+        if is_public:
+            raise ValueError(
+                f"A private repository is asked for, but {self.hub_model_id} exists and is public, so the weights would be too. "
+                "Make it private in its settings on the Hub, or choose another `hub_model_id`."
+            )
+        self._warn_of_local_base()
+        left = sorted(map(str, Path(self.args.output_dir).glob(f"{SNAPSHOT}*")))
+        if left:
+            logger.warning(
+                f"An earlier run did not push {', '.join(left)}. Push each with `hf upload {self.hub_model_id} FOLDER .`, or "
+                "delete it."
+            )
+
+    def _warn_of_local_base(self) -> None:
+        if not is_peft_model(self.model):
+            return
+        base = self.model.peft_config[self.model.active_adapter].base_model_name_or_path
+        if not base or os.path.isdir(base):
+            logger.warning(
+                f"The adapter pushed to {self.hub_model_id} names {base!r} as its base model, which is not on the Hub, so it loads "
+                "on this machine at most. To share it, push the base model, and train from its id."
+            )
+
+    def _card_name(self) -> str:
+        return Path(self.hub_model_id or self.args.hub_model_id or self.args.output_dir).absolute().name
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        with _without_token(self.args):
+            super()._save(output_dir, state_dict)
+        self.create_model_card(model_name=self._card_name())  # after the model: PEFT writes a card of its own
+        card = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and card.parent.resolve() != Path(output_dir).resolve():
+            shutil.copy(card, output_dir)
+
+    # In the background
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        strategy = self.args.hub_strategy
+        if strategy == HubStrategy.END:
+            return
+        self.accelerator.wait_for_everyone()  # each rank writes its part of the checkpoint
+        if not self.is_world_process_zero():
+            return
+        step = self.state.global_step
+        running = any(not push.job.done() for push in self._pushes)
+        if running and strategy != HubStrategy.ALL_CHECKPOINTS and not self.args.hub_always_push:
+            self._skipped_pushes.append(step)
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        checkpoint = Path(checkpoint_folder)
+        snapshot = Path(self.args.output_dir, f"{SNAPSHOT}{step}")
+        shutil.rmtree(snapshot, ignore_errors=True)  # of a run that was killed
+        _link_tree(checkpoint, snapshot, *TRAINING_STATE, *NEVER_PUSHED)
+        if strategy != HubStrategy.EVERY_SAVE:
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            _link_tree(checkpoint, snapshot / name, *NEVER_PUSHED)
+        by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
+        name = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {step}"
+        # The token as it is now: while a checkpoint is saved, the arguments have none
+        job = self._submit(self._push_snapshot, snapshot, f"Training in progress, {name}", self.args.hub_token)
+        self._pushes.append(StepPush(step, checkpoint, snapshot, job))
+
+    def _submit(self, function: Callable[..., CommitInfo], folder: Path, *args) -> "Future[CommitInfo]":
+        """Push after those that are under way. A failure is logged when it happens: the training may not come to its end."""
+        job = self._push_executor.submit(function, folder, *args)
+
+        def log_failure(job):
+            if (error := job.exception()) is not None:
+                logger.error(f"Not pushed: {folder}. {error}")
+
+        job.add_done_callback(log_failure)
+        return job
+
+    def _push_snapshot(self, snapshot: Path, message: str, token: str | None) -> CommitInfo:
+        # With `save_total_limit`, the snapshot may be all that is left of a checkpoint that the user wants on the Hub
+        keep = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+        try:
+            commit = self._push_folder(snapshot, message, token, self.args.hub_revision)
+            keep = False
+            return commit
+        finally:
+            if not keep:
+                shutil.rmtree(snapshot)
+
+    def _push_folder(
+        self, folder: Path, message: str | None, token: str | None, revision: str | None, ignore: Sequence[str] = ()
+    ) -> CommitInfo:
+        """Push the files of a folder in one commit."""
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        files = list(filter_repo_objects(files, ignore_patterns=[*DEFAULT_IGNORE_PATTERNS, *ignore]))
+        if not any(file.endswith(".safetensors") for file in files):
+            raise ValueError(
+                f"{folder} holds no weights in the format of transformers to push, only parts of them per process. Have them "
+                "gathered when they are saved: `fsdp_state_dict_type: FULL_STATE_DICT` with FSDP, "
+                "`zero3_save_16bit_model: true` with DeepSpeed."
+            )
+        operations = [CommitOperationAdd(file, folder / file) for file in files]
+        with pushing(self.hub_model_id, token=token):
+            return retry(
+                lambda: HfApi(library_name="trl_hrm", library_version=__version__).create_commit(
+                    self.hub_model_id, operations, commit_message=message, token=token, revision=revision
+                ),
+                f"pushing {folder} to {self.hub_model_id}",
+                token=token,
+            )
+
+    def _finish_current_push(self) -> None:
+        """Wait for the pushes in the background. Then tell which failed, and which steps were not pushed at all."""
+        if any(not push.job.done() for push in self._pushes):
+            logger.info(f"Waiting for the pushes to {self.hub_model_id} to finish.")
+        for push in self._pushes:
+            if (error := push.job.exception()) is not None:
+                logger.error(
+                    f"Step {push.step} is not on the Hub ({self.hub_model_id}): {error} {self._what_is_left(push)} The training "
+                    "went on; `push_to_hub()` pushes its final weights."
+                )
+        if self._skipped_pushes:
+            logger.warning(
+                f"Steps not pushed to {self.hub_model_id}, because the push of an earlier one was still running: "
+                f"{', '.join(map(str, self._skipped_pushes))}. To push every one, set `hub_always_push=True`."
+            )
+        self._pushes, self._skipped_pushes = [], []  # each is told once
+
+    def _what_is_left(self, push: StepPush) -> str:
+        if push.snapshot.exists():
+            return (
+                f"Its files are in {push.snapshot}: push them with `hf upload {self.hub_model_id} {push.snapshot} .`."
+            )
+        if push.checkpoint.exists():
+            return f"Its weights are in {push.checkpoint}."
+        return "Its checkpoint is deleted, as `save_total_limit` asks."
+
+    # At the end
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> "CommitInfo | Future[CommitInfo] | None":
+        """
+        Save the model in `output_dir`, and push this folder, without its checkpoints.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to wait until it is pushed. If not, leave the folder as it is until the returned `Future` is done.
+            token (`str`, *optional*), revision (`str`, *optional*), private (`bool`, *optional*):
+                Token, branch, and whether a new repository is private. By default as the arguments of the trainer say.
+            kwargs:
+                Passed to `create_model_card`, for example `license`.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`], without `blocking` a `Future` of it; `None` on all processes but the first.
+
+        Raises:
+            [`PushError`]: If the push fails. The model is in `output_dir`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token or self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        tags = kwargs.pop("tags", None) or []
+        tags = {*([tags] if isinstance(tags, str) else tags), *(getattr(self.model, "model_tags", None) or [])}
+        self.create_model_card(**{"model_name": self._card_name(), **kwargs}, tags=sorted(tags))
+        self._finish_current_push()
+        folder = Path(self.args.output_dir)
+        target = (commit_message, token, revision or self.args.hub_revision, ("_*", "checkpoint-*", *NEVER_PUSHED))
+        return self._push_folder(folder, *target) if blocking else self._submit(self._push_folder, folder, *target)
+
+
+@contextmanager
+def _without_token(args: TrainingArguments) -> Iterator[None]:
+    """The Trainer pickles its arguments beside the model."""
+    token, args.hub_token = args.hub_token, None
+    try:
+        yield
+    finally:
+        args.hub_token = token
+
+
+def _link_tree(source: Path, target: Path, *ignored: str) -> None:
+    """The files of a folder again, under another name: no time and no space, where the file system has hard links."""
+    shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(*ignored))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,258 @@
+"""What trainers of judged steps share: the loss over the global batch, the same in evaluation, counts and logs."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from .._compat import BaseTrainer, disable_dropout_in_model
+from ..losses import step_loss, step_score
+from ..step_format import StepFormat
+from .hub_push import HubPushMixin
+from .model_setup import add_adapter
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+class StepTrainer(HubPushMixin, BaseTrainer):
+    """
+    Base of the trainers of judged steps.
+
+    A subclass sets `step_format` before it calls `__init__` and `label_names` after it, prepares datasets
+    (`_prepare_dataset`), and reads batches (`_step_logits`, `_step_labels`, `_num_tokens`).
+
+    Args:
+        args ([`~transformers.TrainingArguments`]):
+            Configuration for this trainer.
+        train_dataset, eval_dataset, processing_class:
+            As given by the user.
+        trainer_arguments:
+            Other arguments of [`~transformers.Trainer`].
+    """
+
+    # compute_loss divides by the weight of the global batch itself
+    loss_is_scaled_for_ga = True
+    step_format: StepFormat
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | DatasetDict | dict[str, Dataset] | None,
+        processing_class: PreTrainedTokenizerBase | None,
+        **trainer_arguments,
+    ):
+        self.reports: dict[str, Any] = {}  # what became of each dataset, by its name
+        train_dataset = self._prepare_dataset(train_dataset, processing_class, args, "train_dataset")
+        eval_dataset = self._prepare_eval_dataset(eval_dataset, processing_class, args)
+        super().__init__(
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **trainer_arguments,
+        )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{type(self).__name__} does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are "
+                "visible to a single process. Launch the script with `accelerate launch` or `torchrun`, or make a "
+                "single GPU visible with `CUDA_VISIBLE_DEVICES`."
+            )
+        # hits, labels and tokens of this rank since the last log
+        self._train_counts = torch.zeros(3, dtype=torch.long, device=self.args.device)
+        self._labels_seen = 0
+        self._counting_since = None
+        # loss and weight of each evaluated row on all ranks
+        self._eval_sums: list[torch.Tensor] = []
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(self._tag_names)
+
+    def _send_telemetry(self):
+        # TRL's trainers report to the Hub when they are made; this package uses no network unless asked
+        pass
+
+    # What a subclass says
+
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: PreTrainedTokenizerBase | None, args: TrainingArguments, name: str
+    ) -> Dataset:
+        """The rows that are trained or evaluated on. What became of the dataset goes into `self.reports[name]`."""
+        raise NotImplementedError
+
+    def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Outputs of the head, shape `(B, S, C)`."""
+        raise NotImplementedError
+
+    def _step_labels(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Labels (negative: not judged), their weights, and original steps in each, shape `(B, S)` each."""
+        raise NotImplementedError
+
+    def _num_tokens(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Number of tokens without padding."""
+        raise NotImplementedError
+
+    # Datasets
+
+    def _prepare_eval_dataset(self, eval_dataset, processing_class, args):
+        if isinstance(eval_dataset, dict):
+            return {
+                name: self._prepare_dataset(dataset, processing_class, args, f"eval_dataset[{name!r}]")
+                for name, dataset in eval_dataset.items()
+            }
+        if eval_dataset is not None:
+            return self._prepare_dataset(eval_dataset, processing_class, args, "eval_dataset")
+        return None
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        # A dataset passed here is prepared as `__init__` does; a `str` selects one that is
+        if not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_eval_dataset(eval_dataset, self.processing_class, self.args)
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def predict(self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"):
+        test_dataset = self._prepare_dataset(test_dataset, self.processing_class, self.args, "test_dataset")
+        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    # Loss
+
+    def compute_step_loss(self, logits: torch.Tensor, labels: torch.Tensor, num_merged: torch.Tensor) -> torch.Tensor:
+        """
+        Loss of each judged step, before weighting. Override it to train with another loss.
+
+        Args:
+            logits (`torch.Tensor`):
+                Outputs at the step tokens of N judged steps, shape `(N, C)`, C = 2 (0 wrong, 1 correct) or 1.
+            labels (`torch.Tensor`):
+                Probabilities that the steps are correct, shape `(N,)`.
+            num_merged (`torch.Tensor`):
+                Original steps in each judged step (1, or 2 for a merged pair), shape `(N,)`.
+
+        Returns:
+            `torch.Tensor`: Losses, shape `(N,)`.
+        """
+        return step_loss(logits, labels, self.step_format)
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The batches of one optimizer step, and the weight of their judged steps on all ranks."""
+        batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batch_samples:
+            return batch_samples, None
+        if self._counting_since is None:
+            self._counting_since = time.perf_counter()
+        weight = torch.stack([self._step_labels(batch)[1].sum() for batch in batch_samples]).sum().to(device)
+        return batch_samples, self.accelerator.reduce(weight, reduction="sum")
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # With DeepSpeed, Trainer casts every float input to the dtype of the model: a label of 0.9 would be 0.8984
+        labels = {name: inputs[name].to(self.args.device) for name in self.label_names}
+        return labels | super()._prepare_inputs({k: v for k, v in inputs.items() if k not in labels})
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """
+        Sum of `w·ℓ` over the judged steps of this batch, divided by the sum of `w` over the global batch.
+
+        `num_items_in_batch` is that global weight. Ranks average their gradients, hence the factor `num_processes`.
+        """
+        logits = self._step_logits(model, inputs)
+        labels, weights, num_merged = self._step_labels(inputs)
+        judged = labels >= 0
+        labels, weights = labels[judged], weights[judged]
+        losses = self.compute_step_loss(logits[judged], labels, num_merged[judged])
+        if num_items_in_batch is None:
+            num_items_in_batch = weights.sum()
+        else:
+            weights = weights * self.accelerator.num_processes
+        # A batch without any label (all weights 0) has loss 0, not NaN
+        loss = (weights * losses).sum() / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny)
+        if self.model.training:
+            self._count(inputs, logits.detach()[judged], labels)
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    # Evaluation
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = self._step_logits(model, inputs).float()
+        labels, weights, num_merged = self._step_labels(inputs)
+        judged = labels >= 0
+        losses = torch.zeros_like(weights)
+        losses[judged] = weights[judged] * self.compute_step_loss(logits[judged], labels[judged], num_merged[judged])
+        # By rows, so that those that only fill up the last batch of several ranks are left out
+        sums = torch.stack([losses.sum(dim=1), weights.sum(dim=1)], dim=1)
+        self._eval_sums.append(self.accelerator.gather_for_metrics(sums).cpu())
+        loss = losses.sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        if prediction_loss_only:
+            return loss, None, None
+        label_ids = tuple(inputs[name] for name in self.label_names)
+        return loss, logits, label_ids if len(label_ids) > 1 else label_ids[0]
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        # The loss of an evaluation is the mean over all its steps; Trainer's is one over its batches
+        self._eval_sums = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        loss, weight = torch.cat(self._eval_sums).double().sum(dim=0).tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / weight
+        return output
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self.step_format.save(output_dir or self.args.output_dir)
+
+    # Logs
+
+    def _count(self, inputs: dict[str, torch.Tensor], logits: torch.Tensor, labels: torch.Tensor) -> None:
+        scores = step_score(logits, self.step_format)
+        self._train_counts += torch.stack(
+            [
+                ((scores >= 0.5) == (labels >= 0.5)).sum(),
+                labels.new_tensor(len(labels)).long(),
+                self._num_tokens(inputs),
+            ]
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # an interval of training
+            hits, labels, tokens = self.accelerator.reduce(self._train_counts, reduction="sum").tolist()
+            self._labels_seen += labels
+            seconds = time.perf_counter() - self._counting_since
+            logs["accuracy"] = hits / max(labels, 1)
+            logs["labels_per_second"] = labels / seconds
+            logs["tokens_per_second"] = tokens / seconds
+            logs["num_labels"] = self._labels_seen
+            if "train_dataset" in self.reports:  # not if it was given as forest rows
+                logs["dropped_labels"] = self.reports["train_dataset"].labels_too_long
+            self._train_counts.zero_()
+            self._counting_since = None  # the next batch starts the clock, so evaluating and saving do not count
+        super().log(logs, start_time)
+
+
+def set_up_model(
+    model: "PreTrainedModel | PeftModel",
+    args: TrainingArguments,
+    peft_config: "PeftConfig | None",
+    step_format: StepFormat,
+) -> "PreTrainedModel | PeftModel":
+    """Make a model ready for training: its adapter, no dropout if `args.disable_dropout`, gradients at its inputs."""
+    if peft_config is not None:
+        model = add_adapter(model, peft_config, args, step_format)
+    if args.disable_dropout:
+        disable_dropout_in_model(model)
+    # transformers.Trainer does this for plain models; see https://github.com/huggingface/transformers/issues/42489
+    if is_peft_model(model) and args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return model
