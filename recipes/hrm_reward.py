@@ -45,7 +45,7 @@ def main(script_args, training_args, model_args):
         with training_args.main_process_first(desc="making the tiny model"):
             if not Path(model_args.model_name_or_path, "config.json").exists():
                 make_tiny_model(
-                    read_texts(script_args.dataset_name),
+                    read_texts(script_args.dataset_name, script_args.dataset_config),
                     model_args.model_name_or_path,
                     kind="causal" if training_args.head == "lm" else "token",
                     num_labels=num_labels(training_args.step_format()),

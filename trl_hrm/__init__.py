@@ -16,9 +16,11 @@ _NAMES = {
     "OpenAIEngine": "search.openai_engine",
     "PUCT": "search.puct",
     "Problem": "search.tree",
+    "PushError": "hub",
     "Rollouts": "search.rollouts",
     "Scheduler": "search.scheduler",
     "SearchTree": "search.tree",
+    "ServerScorer": "scoring.http_scorer",
     "StepFormat": "step_format",
     "StepReward": "trainer.step_reward",
     "StepScorer": "scoring.scorer",
@@ -31,14 +33,18 @@ _NAMES = {
     "mc_scores": "search.values",
     "orm_view": "data.hierarchy",
     "prm_view": "data.hierarchy",
+    "push_dataset": "data.publish",
 }
 
 __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
     from .data.hierarchy import hrm_view, orm_view, prm_view
+    from .data.publish import push_dataset
     from .grading.extraction import extract_answer
     from .grading.grader import AnswerGrader
+    from .hub import PushError
+    from .scoring.http_scorer import ServerScorer
     from .scoring.scorer import StepScorer
     from .search.compression import compress
     from .search.full_tree import FullTree

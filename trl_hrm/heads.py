@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from .step_format import StepFormat
 
 
+LABEL_NAMES = {0: "wrong", 1: "correct"}
+
+
 def model_class(step_format: StepFormat):
     """The auto class that loads a model with this head."""
     return AutoModelForCausalLM if step_format.head == "lm" else AutoModelForTokenClassification

@@ -423,6 +423,7 @@ class TestCheckpoint:
         assert not torch.equal(found["a"].score.weight, found["seed"].score.weight)
         assert found["regression"].score.weight.shape[0] == 1
         assert not hasattr(found["lm"], "score")
+        assert found["a"].config.id2label == {0: "wrong", 1: "correct"}  # what a pipeline prints
 
     @pytest.mark.parametrize("target_modules", ["all-linear", ["q_proj", "v_proj"]])
     @pytest.mark.parametrize("head", ["classification", "regression", "lm"])

@@ -83,8 +83,8 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(item)
 
 
-def read_texts(data: str) -> Iterator[str]:
-    """All strings of a JSON-lines file, or of every split of a dataset that `datasets.load_dataset` reads."""
+def read_texts(data: str, config: str | None = None) -> Iterator[str]:
+    """All strings of a JSON-lines file, or of every split of a dataset, or of its `config`, as `load_dataset` reads it."""
     if Path(data).is_file():
         with open(data, encoding="utf-8") as file:
             for line in file:
@@ -92,6 +92,6 @@ def read_texts(data: str) -> Iterator[str]:
         return
     from datasets import load_dataset
 
-    for split in load_dataset(data).values():
+    for split in load_dataset(data, config).values():
         for row in split:
             yield from texts_of(row)

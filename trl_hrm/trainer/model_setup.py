@@ -6,7 +6,7 @@ from accelerate.utils import DistributedType, is_peft_model
 from transformers import PreTrainedModel
 
 from .._compat import create_model_from_path
-from ..heads import model_class, num_labels
+from ..heads import LABEL_NAMES, model_class, num_labels
 from ..step_format import StepFormat
 from .hrm_reward_config import HRMRewardConfig
 
@@ -37,6 +37,8 @@ def load_model(
         kwargs["device_map"] = None
     if step_format.head != "lm":
         kwargs["num_labels"] = num_labels(step_format)
+    if step_format.head == "classification":  # what pipelines call the two classes
+        kwargs |= {"id2label": LABEL_NAMES, "label2id": {name: i for i, name in LABEL_NAMES.items()}}
     return create_model_from_path(model, model_class(step_format), **kwargs), kwargs.get("revision")
 
 
