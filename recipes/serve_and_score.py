@@ -35,6 +35,10 @@ def main(args: argparse.Namespace) -> None:
     from trl_hrm.scoring.http_scorer import ServerScorer
     from trl_hrm.scoring.paths import read_text_contract
 
+    if args.url is not None and args.server_args:
+        raise ValueError(f"{args.server_args} are options of a server that is started, but --url names one that runs.")
+    if args.url is None and args.served_model_name is not None:
+        raise ValueError("--served_model_name is the name at the server of --url, which is not given.")
     logging.disable_progress_bar()
     chains = read_chains(args.input)
     tokenizer, step_format = read_text_contract(args.model, None, None, False)

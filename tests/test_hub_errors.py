@@ -135,9 +135,25 @@ def test_signed_addresses_and_tokens_are_left_out(monkeypatch):
     with pytest.raises(PushError, match="an old one: <token>"):
         with pushing("me/x"):
             raise ConnectionError("an old one: hf_" + "aB3" * 8)
-    for token in ("", "hf_x\n", "hf x", "hf_é"):
-        with pytest.raises(PushError, match="was not pushed: `token` is empty, or holds") as raised:
-            with pushing("me/x", token=token):
+    # where the text is cut, the half of a token must not be left
+    for token in ("hf_short", "hf_" + "aB3" * 10):
+        for before in range(hub.SHOWN - 60, hub.SHOWN):
+            with pytest.raises(PushError) as raised:
+                with pushing("me/x"):
+                    raise ConnectionError("-" * before + token)
+            assert token[:6] not in str(raised.value)
+
+
+@pytest.mark.parametrize("token", ["", "hf_x\n", "hf x", "hf_é"])
+def test_a_token_that_no_header_can_hold(monkeypatch, token):
+    """The HTTP library would quote it, or speak of an ASCII codec."""
+    given = {"the argument `token`": token}
+    if token.strip() and not token.endswith("\n"):  # the client cleans that of the environment
+        given["HF_TOKEN"] = None
+        monkeypatch.setenv("HF_TOKEN", token)
+    for origin, argument in given.items():
+        with pytest.raises(PushError, match=f"was not pushed: the token from {origin} is empty, or holds") as raised:
+            with pushing("me/x", token=argument):
                 raise AssertionError("it was sent")
         assert not token.strip() or token.strip() not in str(raised.value)
 

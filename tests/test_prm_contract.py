@@ -122,6 +122,9 @@ class TestAccuracy:
         rewards, labels = np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]]), np.array([0, 1, 1])
         with caplog.at_level(logging.WARNING):
             assert compute_accuracy((rewards, labels)) == {"accuracy": 0.5}
-        assert "1 of 3 pairs have equal rewards" in caplog.text
+        assert (  # TRL's own tests look for these words
+            "There are 1 out of 3 instances where the predictions for both options are equal. These instances are ignored in "
+            "the accuracy computation."
+        ) in caplog.text
         caplog.clear()
         assert compute_accuracy((rewards[:2], labels[:2])) == {"accuracy": 0.5} and not caplog.text

@@ -9,10 +9,10 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Sequence, 
 from transformers import DataCollatorForTokenClassification
 
 from trl_hrm.prm import PRMTrainer
-from trl_hrm.prm.token_rows import DataCollatorForStepLabels
+from trl_hrm.prm.token_rows import DataCollatorForStepLabels, _has_soft_labels
 
 from .helpers import tiny_model
-from .prm_training import make_prm_trainer, word_tokenizer
+from .prm_training import make_prm_trainer, prm_config, word_tokenizer
 
 
 ROW = {"prompt": "which is larger", "completions": ["so nine", "ten is larger"], "labels": [True, False]}
@@ -143,6 +143,15 @@ class TestDataset:
         assert rows[3]["labels"] == pytest.approx([-100] * 6 + [0.9] + [-100] * 3 + [0.25])
         assert rows[0]["labels"] == LABELS
 
+    def test_soft_labels_are_looked_for_in_the_rows_given(self, tmp_path):
+        """Not in the table that they are taken from, and past the first of its parts."""
+        soft = [ROW | {"labels": [1.0, 0.0]}] * 10_001 + [ROW | {"labels": [0.9, None]}]
+        dataset = Dataset.from_list(soft)
+        assert not _has_soft_labels(dataset.select(range(10_001)))
+        assert _has_soft_labels(dataset) and _has_soft_labels(dataset.select([10_001, 0]))
+        assert not _has_soft_labels(Dataset.from_list([ROW | {"labels": [None, None]}]))
+        assert not _has_soft_labels(Dataset.from_list([ROW | {"labels": [-100, 1]}]))
+
     def test_settings_reach_the_rows(self, tmp_path):
         args = {"max_length": 9, "max_completion_length": 4, "step_separator": ";"}
         assert prepared(tmp_path, [ROW], **args)[0] == {
@@ -200,6 +209,30 @@ class TestDataset:
         assert not [r for r in caplog.records if r.levelname == "WARNING" and "train_dataset" in r.getMessage()]
 
 
+class TestReports:
+    def test_a_dataset_is_prepared_once(self, tmp_path):
+        """Prepared again, its report forgot what had been dropped, and the model card told that nothing was."""
+        long = ROW | {"prompt": "which is larger " * 4}
+        rows = Dataset.from_list([ROW, long])
+        trainer = trainer_of(tmp_path, [ROW], max_length=11, evaluation=rows)
+        report = asdict(trainer.reports["eval_dataset"])
+        assert report["trees_without_labels"] == 1
+        trainer.evaluate(trainer.eval_dataset)
+        trainer.predict(trainer.eval_dataset)
+        assert asdict(trainer.reports["eval_dataset"]) == report
+        assert trainer.reports.keys() == {"train_dataset", "eval_dataset"}
+
+    def test_several(self, tmp_path):
+        """`Trainer.evaluate` calls itself with each dataset of a dict."""
+        trainer = trainer_of(tmp_path, [ROW])
+        trainer.evaluate({"a": Dataset.from_list([ROW] * 2), "b": Dataset.from_list([ROW])})
+        assert {name: report.rows_in for name, report in trainer.reports.items()} == {
+            "train_dataset": 1,
+            "eval_dataset['a']": 2,
+            "eval_dataset['b']": 1,
+        }
+
+
 class TestPretokenized:
     def test_rows_are_used_as_they_are(self, tmp_path):
         given = Dataset.from_dict({"input_ids": [[5, 8, 3]], "labels": [[-100, -100, 1]], "length": [3]})
@@ -226,6 +259,13 @@ class TestPretokenized:
         assert trainer.eval_dataset["b"][0]["input_ids"] == [5, 8, 3]
         metrics = trainer.evaluate()
         assert {"eval_a_loss", "eval_a_accuracy", "eval_b_loss", "eval_b_accuracy"} <= metrics.keys()
+
+    def test_labels_elsewhere(self, tmp_path):
+        """A separator of two tokens ends with both: its last one alone may also be the end of something else."""
+        args = {"step_separator": "\n;"}
+        assert trainer_of(tmp_path, [ROW], **args).reports["train_dataset"].labels_elsewhere == 0
+        given = Dataset.from_dict({"input_ids": [[5, 3, 4, 8, 4], [4]], "labels": [[-100, -100, 1, -100, 0], [1]]})
+        assert trainer_of(tmp_path, given, **args).reports["train_dataset"].labels_elsewhere == 2
 
     def test_rows_without_labels_stay_and_are_counted(self, tmp_path, caplog):
         given = Dataset.from_dict({"input_ids": [[5, 8], [5, 3]], "labels": [[-100, -100], [-100, 1]]})
@@ -296,6 +336,27 @@ class TestRefusals:
         with pytest.raises(ValueError, match="train_dataset has no rows"):
             trainer_of(tmp_path, Dataset.from_list([ROW]).select([]))
 
+    @pytest.mark.parametrize(
+        ("row", "column"),
+        [
+            ({"prompt": None}, "prompt"),
+            ({"completions": None}, "completions"),
+            ({"completions": ["so nine", None]}, "completions"),
+            ({"labels": None}, "labels"),
+        ],
+        ids=str,
+    )
+    def test_nulls(self, tmp_path, row, column):
+        """The tokenizer's own error names no row of a million."""
+        with pytest.raises(ValueError, match=f"train_dataset row 1: null in `{column}`, expected a text"):
+            trainer_of(tmp_path, [ROW, ROW | row])
+
+    @pytest.mark.parametrize(("column", "value"), [("labels", 1), ("completions", "so nine")])
+    def test_columns_without_lists(self, tmp_path, column, value):
+        """A step text in place of a list of them would be read as a list of characters."""
+        with pytest.raises(ValueError, match=f"the column `{column}` holds (int64|string), expected lists"):
+            trainer_of(tmp_path, [ROW | {column: value}])
+
     def test_trees(self, tmp_path):
         """Read as chains, siblings would follow each other, at a plausible loss."""
         with pytest.raises(ValueError, match="a column `parents`: its rows are trees.*Train with HRMRewardTrainer"):
@@ -331,6 +392,19 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"`model` is the string 'a/b'.*from_pretrained\('a/b', num_labels=2\)"):
             PRMTrainer("a/b", train_dataset=Dataset.from_list([ROW]))
 
+    def test_several_devices_in_one_process(self, tmp_path):
+        """`nn.DataParallel` would cut the batch, and each part would be divided by the labels of the whole."""
+        args = prm_config(tmp_path)
+        args.device  # is looked for now, and not again
+        args._n_gpu = 2
+        with pytest.raises(ValueError, match="PRMTrainer does not support `nn.DataParallel`.*`accelerate launch`"):
+            PRMTrainer(
+                tiny_model(vocab_size=16),
+                args,
+                train_dataset=Dataset.from_list([ROW]),
+                processing_class=word_tokenizer(),
+            )
+
     def test_three_classes(self, tmp_path):
         model = tiny_model(vocab_size=16)
         model.score = torch.nn.Linear(64, 3)
@@ -352,6 +426,8 @@ class TestCollator:
         assert torch.equal(batch["labels"], torch.stack([first, second])) and batch["labels"].dtype == torch.float32
         assert batch["input_ids"][1].tolist() == ([8, 3, 0] if side == "right" else [0, 8, 3])
         assert batch["attention_mask"].sum() == 5
+        other = DataCollatorForStepLabels(tokenizer, label_pad_token_id=-1)(rows)
+        assert (other["labels"][1] == -1).sum() == 1
         hard = [{"input_ids": row["input_ids"], "labels": [-100] * (len(row["labels"]) - 1) + [1]} for row in rows]
         expected = DataCollatorForTokenClassification(tokenizer)([dict(row) for row in hard])
         found = collator(hard)
@@ -363,13 +439,24 @@ class TestCollator:
         given = {"data_collator": DataCollatorForTokenClassification(word_tokenizer())}
         soft = [ROW, ROW | {"labels": [1.0, 0.9]}]
         soft = [row | {"labels": [float(label) for label in row["labels"]]} for row in soft]
-        message = r"train_dataset row 1 has a soft label.*DataCollatorForTokenClassification\) makes torch.int64"
+        message = r"train_dataset has soft labels.*DataCollatorForTokenClassification\) makes torch.int64"
         with pytest.raises(ValueError, match=message):
             trainer_of(tmp_path, soft, given=given)
         trainer = trainer_of(tmp_path, [ROW], given=given)
-        with pytest.raises(ValueError, match="eval_dataset row 1 has a soft label"):
+        with pytest.raises(ValueError, match="eval_dataset has soft labels"):
             trainer.evaluate(Dataset.from_list(soft))
-        # labels of 0 and 1 are cut to themselves
-        trainer_of(tmp_path, soft[:1], given=given)
-        tokens = Dataset.from_dict({"input_ids": [[5, 3]], "labels": [[-100.0, 1.0]], "text": ["a"]})
+        trainer_of(tmp_path, soft[:1], given=given)  # labels of 0 and 1 are cut to themselves
+
+    def test_a_collator_that_keeps_them_is_taken(self, tmp_path):
+        """It is tried with a row as batches have them: without the columns that the model does not take."""
+        tokens = Dataset.from_dict({"input_ids": [[5, 3]], "labels": [[-100, 0.9]], "text": ["a"]})
+        given = {"data_collator": DataCollatorForStepLabels(word_tokenizer())}
         trainer_of(tmp_path, tokens, given=given).train()
+
+        def collate(features):  # with all columns it must do itself
+            seen.append(set(features[0]))
+            return given["data_collator"]([{k: v for k, v in row.items() if k != "text"} for row in features])
+
+        seen = []
+        trainer_of(tmp_path, tokens, given={"data_collator": collate}, remove_unused_columns=False).train()
+        assert seen == [{"input_ids", "labels", "text"}] * 2

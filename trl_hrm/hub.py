@@ -72,9 +72,11 @@ def pushing(repo_id: str, repo_type: str = "model", token: str | None = None) ->
     ...     HfApi().upload_folder(repo_id="me/my-hrm", folder_path="outputs/hrm")
     ```
     """
-    if token is not None and not re.fullmatch("[!-~]+", token):
+    used = get_token() if token is None else token
+    if used is not None and not re.fullmatch("[!-~]+", used):
         raise PushError(
-            f"the {repo_type} {repo_id} was not pushed: `token` is empty, or holds white space or letters that no token has."
+            f"the {repo_type} {repo_id} was not pushed: the token from {_origin(token)} is empty, or holds white space or letters "
+            "that no token has."
         )
     try:
         yield
@@ -82,7 +84,7 @@ def pushing(repo_id: str, repo_type: str = "model", token: str | None = None) ->
         if not is_fault(error):
             raise
         status = status_of(error)
-        reason = _scrub(_say(error), token)
+        reason = _say(error, token)
         message = f"the push to the {repo_type} {repo_id} failed: {reason}. {_remedy(error, repo_id, token)}"
         # the error itself may quote the token
         raise PushError(message, status) from (None if _quotes_token(error, token) else error)
@@ -125,7 +127,7 @@ def retry(
             if not may_pass(error) or pause > MAX_PAUSE:
                 raise
             logger.warning(
-                f"{what}: {_scrub(_say(error), token)}. Trying again in {pause} s (try {number + 1} of {max_tries})."
+                f"{what}: {_say(error, token)}. Trying again in {pause} s (try {number + 1} of {max_tries})."
             )
             sleep(pause)
     return attempt()
@@ -174,15 +176,15 @@ def _response_of(error: BaseException | None):
     return None
 
 
-def _say(error: BaseException) -> str:
-    """An error and its causes, on one line."""
+def _say(error: BaseException, token: str | None) -> str:
+    """An error and its causes, on one line, without secrets."""
     causes = [error]
     while causes[-1].__cause__ is not None and not isinstance(causes[-1], HfHubHTTPError):
         causes.append(causes[-1].__cause__)
     said = [" ".join(f"{type(cause).__name__}: {cause}".split()).rstrip(".") for cause in causes]
     if isinstance(error, json.JSONDecodeError):
         said = ["the Hub, or a gateway before it, answered with something that is no JSON"]
-    text = ", because of ".join(dict.fromkeys(said))
+    text = _scrub(", because of ".join(dict.fromkeys(said)), token)  # whole: half a token is not recognised
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
@@ -230,7 +232,7 @@ def _identity(token: str | None) -> str:
 
 
 def _origin(token: str | None) -> str | None:
-    if token:
+    if token is not None:
         return "the argument `token`"
     if not get_token():
         return None

@@ -13,8 +13,10 @@ from huggingface_hub import DatasetCard
 
 from trl_hrm.data import sources
 from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.card import LOAD_SECTION
+from trl_hrm.data.output import digest_of
 from trl_hrm.data.publish import push_dataset
-from trl_hrm.data.publish_card import Config, merge_card
+from trl_hrm.data.publish_card import Config, check_others, merge_card, warn_of_licenses
 from trl_hrm.data.publish_shards import File, _group, dataset_info, published_files, read_build
 from trl_hrm.data.stepwise import build_stepwise
 from trl_hrm.hub import PushError
@@ -71,6 +73,10 @@ def edit_report(folder: Path, **changes) -> None:
             "build_report.json: no content in it, so it is no whole report",
         ),
         (lambda folder: edit_report(folder, picture={"file": "scores.png"}), "scores.png is missing"),
+        (
+            lambda folder: (folder / "build_report.json").write_text("{"),
+            r"build_report.json: no JSON \(Expecting .*Build it again",
+        ),
     ],
 )
 def test_a_build_that_is_not_whole(folder, fault, words):
@@ -85,6 +91,8 @@ def test_a_build_that_is_not_whole(folder, fault, words):
     [
         ({"config_name": "a/b"}, "config_name is 'a/b', expected letters"),
         ({"config_name": ".."}, r"config_name is '\.\.', expected letters"),
+        ({"config_name": ""}, "config_name is '', expected letters"),
+        ({"config_name": "README.md"}, "config_name is 'README.md', expected letters"),
         ({"repo_id": "x"}, "repo_id is 'x', expected the name of a user or an organisation too, as in 'me/x'"),
         ({"repo_id": "me/x/y"}, "Repo id must be in the form"),
         ({"max_shard_size": "many"}, "not in a valid format"),
@@ -94,6 +102,12 @@ def test_a_build_that_is_not_whole(folder, fault, words):
 def test_options_that_cannot_work(folder, options, words):
     with pytest.raises(ValueError, match=words):
         push_dataset(folder, **({"repo_id": "me/x"} | options))
+
+
+def test_no_folder():
+    """A glob that finds nothing would make a repository with an empty card."""
+    with pytest.raises(ValueError, match="no folder was given"):
+        push_dataset([], "me/x")
 
 
 def test_offline(folder):
@@ -139,6 +153,18 @@ def test_shards(folder, tmp_path):
         assert info.dataset_size > 0 and info.features == whole.features
 
 
+def test_a_split_without_rows(folder, tmp_path):
+    """Cut into no shard at all, it would be missing on the Hub, where the card tells of it."""
+    path = folder / "data" / "test-00000-of-00001.parquet"
+    pq.ParquetWriter(path, pq.read_schema(path)).close()
+    report = json.loads((folder / "build_report.json").read_text())
+    edit_report(folder, content=digest_of(folder / "data"), rows=report["rows"] | {"test": 0})
+    build = read_build(folder)
+    files = published_files(build, 1, tmp_path / "shards")
+    assert [file.local for file in files if file.path.startswith("prm/test")] == [path]
+    assert dataset_info(build, files).splits["test"].num_examples == 0
+
+
 def test_names_of_files_as_git_has_them(tmp_path):
     """Files that seem other than they are would be sent at each push."""
     (tmp_path / "x").write_bytes(b"what is up, doc?")
@@ -162,14 +188,16 @@ configs:
 
 What they are. ## is no heading here.
 
-## Load
+LOAD_SECTION
 
-```python
-# one
-dataset = load_dataset("path/to/this/directory")
-```
+Mind the step: what people write below it stays.
 
-## Rebuild
+### Rebuild
+======
+
+```one``` is no fence.
+
+## More
 
 ````bash
 # how
@@ -177,8 +205,12 @@ dataset = load_dataset("path/to/this/directory")
 ## still code
 ````
 
+  ```
+# an indented fence
+  ```
+
 ![scores](scores.png)
-"""
+""".replace("LOAD_SECTION", LOAD_SECTION)
 
 
 @pytest.fixture
@@ -213,13 +245,24 @@ dataset = load_dataset("me/sums", "prm")
 dataset["train"][0]
 ```
 
-### Rebuild
+Mind the step: what people write below it stays.
+
+#### Rebuild
+======
+
+```one``` is no fence.
+
+### More
 
 ````bash
 # how
 ```
 ## still code
 ````
+
+  ```
+# an indented fence
+  ```
 
 ![scores](prm/scores.png)
 
@@ -264,10 +307,82 @@ def test_another_license(config, caplog):
     """A card says what holds for all of it: that is for people to decide, who must know of it."""
     card = merge_card("---\nlicense: cc-by-nc-4.0\n---\n# Mine\n", "me/sums", [config])
     assert DatasetCard(card).data.license == "cc-by-nc-4.0"
-    assert "the card of me/sums has the license cc-by-nc-4.0, the source of prm mit." in caplog.text
+    warn_of_licenses(card, "me/sums", [config])
+    warn_of_licenses(merge_card(None, "me/sums", [config]), "me/sums", [config])
+    assert [message.partition(" The card")[0] for message in caplog.messages] == [
+        "the card of me/sums has the license cc-by-nc-4.0, the source of prm mit."
+    ]
 
 
-@pytest.mark.parametrize("card", ["---\nlicense: [mit\n---\n", "---\n- a\n---\n", "---\nconfigs:\n- a: 1\n---\n"])
+def test_metadata_that_people_gave(config):
+    """What stands in the folder's README goes to the Hub; what the card on the Hub has stays, `default` too."""
+    readme = config.build.folder / "README.md"
+    words = "license: other\nlicense_name: ours\nlicense_link: https://me.org\ntask_categories:\n- other\n"
+    readme.write_text(CARD.replace("license: mit\n", words).replace("pretty_name: Sums (prm)", "pretty_name: 2024"))
+    data = DatasetCard(merge_card(None, "me/sums", [config])).data
+    assert (data.license, data.license_name, data.license_link) == ("other", "ours", "https://me.org")
+    assert (data.task_categories, data.pretty_name) == (["other"], "2024")
+    there = "---\nlicense: mit\ntags: math\nconfigs:\n- config_name: prm2\n  data_files: prm2/*.parquet\n---\n"
+    card = merge_card(there, "me/sums", [config])
+    data = DatasetCard(card).data
+    assert (data.license, data.get("license_name"), data.tags) == ("mit", None, ["math", "trl", "prm"])
+    card = card.replace("- config_name: prm\n", "- config_name: prm\n  default: true\n")
+    assert merge_card(card, "me/sums", [config]) == card
+
+
+@pytest.mark.parametrize("which", ["begins", "ends"])
+def test_marks_in_the_readme_of_the_folder(config, which):
+    """A README copied from the Hub would put pairs of marks into each other: no later push could tell them apart."""
+    card = merge_card(None, "me/sums", [config])
+    line = next(line for line in card.splitlines() if f"config prm {which}" in line)
+    (config.build.folder / "README.md").write_text(f"{CARD}\n{line}\n")
+    with pytest.raises(ValueError, match=f"built/README.md: the comment '<!-- trl_hrm: config prm {which}.*Remove it"):
+        merge_card(None, "me/sums", [config])
+
+
+def test_marks_with_space_after_them(config):
+    """Editors leave it there. Marks that are not found would have the part put in a second time."""
+    card = merge_card(None, "me/sums", [config])
+    assert merge_card(card.replace(" -->\n", " --> \n"), "me/sums", [config]) == card
+
+
+@pytest.mark.parametrize(
+    ("data_files", "paths", "words"),
+    [
+        ("mine.*", ["mine.jsonl"], "a configuration mine of files such as mine.jsonl, and `load_dataset` reads all"),
+        ("'**/*.jsonl'", ["mine.jsonl"], "a configuration mine of files such as mine.jsonl"),
+        ("'**/*.jsonl'", ["a/mine.jsonl"], "a configuration mine of files such as a/mine.jsonl"),
+        ("mine/*", ["other.jsonl", "mine/x.parquet"], None),
+    ],
+)
+def test_configurations_of_other_files(data_files, paths, words):
+    """`load_dataset` would read them, or ours, as files of another kind."""
+    card = f"---\nconfigs:\n- config_name: mine\n  data_files: {data_files}\n---\n"
+    if words is None:
+        check_others(card, "me/sums", paths, ["prm"])
+        return
+    with pytest.raises(ValueError, match=words):
+        check_others(card, "me/sums", paths, ["prm"])
+
+
+def test_a_configuration_of_that_name_elsewhere():
+    """Its files would stay, and no configuration would name them any more."""
+    card = "---\nconfigs:\n- config_name: prm\n  data_files: data/*.parquet\n---\n"
+    words = "a configuration prm of files such as data/a.parquet, which the pushed one would put out of reach. .*--config_name"
+    with pytest.raises(ValueError, match=words):
+        check_others(card, "me/sums", ["data/a.parquet"], ["prm"])
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\nlicense: [mit\n---\n",
+        "---\n- a\n---\n",
+        "---\nconfigs:\n- a: 1\n---\n",
+        "---\nconfigs:\n- config_name: 2024\n---\n",
+        "---\ndataset_info:\n- features: []\n---\n",
+    ],
+)
 def test_a_card_that_cannot_be_read(config, card):
     with pytest.raises(
         ValueError, match=r"README.md of me/sums: its metadata cannot be read \(.*Mend it, then push again"

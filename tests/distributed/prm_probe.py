@@ -45,6 +45,7 @@ trainer = PRMTrainer(
     eval_dataset=rows["test"],
     processing_class=AutoTokenizer.from_pretrained(folder),
 )
+trainer.evaluate()  # before the training, which must still bring the gradients of the processes together
 trainer.train()
 write_facts(trainer)
 trainer.save_model()

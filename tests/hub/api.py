@@ -211,7 +211,10 @@ def preupload(request: Request, revision: str) -> int:
     asked = json.loads(request.body)
     entries = request.repository.entries(request.commit_id(revision))
     there = {entry["path"]: entry.get("lfs", entry)["oid"] for entry in entries}  # the sha256 of an LFS file
-    ignored = [line for line in asked.get("gitIgnore", "").splitlines() if line and line[0] != "#"]
+    rules = asked.get("gitIgnore")
+    if rules is None and ".gitignore" in there:
+        rules = request.repository.blob(there[".gitignore"]).decode()
+    ignored = [line for line in (rules or "").splitlines() if line and line[0] != "#"]
 
     def answer(file: dict[str, Any]) -> dict[str, Any]:
         path = file["path"]
@@ -237,6 +240,8 @@ def commit(request: Request, revision: str) -> int:
     repository = request.repository
     with request.hub.lock:
         parent = request.commit_id(revision)
+        if not revision.startswith("refs/") and not repository.references(f"refs/heads/{revision}"):
+            raise HubError(400, f"{revision} is no branch")
         if not parent.startswith(header.get("parentCommit", "")):
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         there = {entry["path"] for entry in repository.entries(parent)}

@@ -56,13 +56,15 @@ def uses_xet() -> bool:
 
 @pytest.fixture
 def hub():
-    """The Hub. A test fails if a fault that it asked for never happened, and if a request found no handler."""
+    """The Hub. A test fails if a fault that it asked for never happened, if a request found no handler, and if a handler failed."""
     _hub.faults.clear()
+    _hub.crashes.clear()
     start = len(_hub.log)
     yield _hub
     idle = [(fault.method, fault.pattern) for fault in _hub.faults if not fault.fired]
     _hub.faults.clear()
     assert not idle, f"faults that never happened: {idle}"
+    assert not _hub.crashes, "\n".join(_hub.crashes)
     # hf_xet looks for newer routes of the store before it takes these
     unknown = [
         (request["method"], request["path"])

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -90,6 +91,7 @@ class Hub:
         self.lock = threading.RLock()
         self.log: list[dict[str, Any]] = []
         self.faults: list[Fault] = []
+        self.crashes: list[str] = []  # of the server itself: a client that tries again would hide them
         self.signature = secrets.token_hex(8)  # of the addresses of the storage
         for folder in ("lfs", "xorbs", "files"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -166,34 +168,37 @@ class Request(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         path, _, query = self.path.partition("?")
         self.query = parse_qs(query)
-        self.user = self.role = self.answered_by = None
-        status, started = 0, time.time()
+        self.role = None
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.entry = {
+            "method": self.command,
+            "path": path,
+            "status": 0,
+            "size": len(self.body),
+            "user": None,
+            "route": None,
+            "auth": "Authorization" in self.headers,
+        }
+        self.hub.log.append(self.entry)  # before the answer: who has it may look here at once
         fault = self.hub.next_fault(self.command, path)
         try:
             if fault is None:
-                status = self.dispatch(path)
+                self.dispatch(path)
             else:
-                status = self.answer_falsely(fault, path)
+                self.answer_falsely(fault, path)
         except HubError as error:
-            status = self.reply(error.status, error.body, error.headers)
+            self.reply(error.status, error.body, error.headers)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        finally:
-            self.hub.log.append(
-                {
-                    "method": self.command,
-                    "path": path,
-                    "status": status,
-                    "size": len(self.body),
-                    "user": self.user,
-                    "route": self.answered_by,
-                    "auth": "Authorization" in self.headers,
-                    "seconds": round(time.time() - started, 4),
-                }
-            )
+        except Exception:
+            self.hub.crashes.append(f"{self.command} {path}\n{traceback.format_exc()}")
+            raise
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
+
+    @property
+    def user(self) -> str | None:
+        return self.entry["user"]
 
     def answer_falsely(self, fault: Fault, path: str) -> int:
         if callable(fault.delay):
@@ -218,14 +223,15 @@ class Request(BaseHTTPRequestHandler):
     def dispatch(self, path: str) -> int:
         authorization = self.headers.get("Authorization")
         if authorization and not path.startswith(("/cas/", "/_")):
-            self.user, self.role = self.hub.tokens.get(authorization.removeprefix("Bearer ").strip(), (None, None))
+            known = self.hub.tokens.get(authorization.removeprefix("Bearer ").strip(), (None, None))
+            self.entry["user"], self.role = known
             if not self.user:  # this very text keeps the client from speaking of a repository that is not found
                 raise HubError(401, "Invalid credentials in Authorization header")
         for known in ROUTES:
             match = known.pattern.fullmatch(path)
             if match and self.command in known.methods:
                 groups = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
-                self.answered_by = known.answer.__name__
+                self.entry["route"] = known.answer.__name__
                 if known.access:
                     access = "write" if groups.get("what") == "write" else known.access
                     self.open(groups.pop("kind", "model"), groups.pop("name"), access)
@@ -261,6 +267,7 @@ class Request(BaseHTTPRequestHandler):
     def reply(self, status: int, body: Any = b"", headers: dict[str, Any] | None = None) -> int:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         kind = "application/octet-stream" if raw is body else "application/json"
+        self.entry["status"] = status
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": len(raw), **(headers or {})}.items():
             self.send_header(name, " ".join(str(value).split()))

@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi
 
 from trl_hrm.cli import main
 from trl_hrm.data.publish import format_push, push_dataset
+from trl_hrm.hub import PushError
 
 from .publishing import (
     VIEWS,
@@ -165,7 +166,8 @@ def test_dry_run(hub, repo, tmp_path):
     start = len(hub.log)
     push = push_dataset(folder, repo, private=True, dry_run=True)
     assert writes(hub, start) == []
-    assert push.commit is None and f"{repo}, which does not exist yet, would send 4 files" in format_push(push)
+    assert push.commit is None
+    assert f"{repo}, which does not exist or is hidden from you, would send 4 files" in format_push(push)
     sizes = {f"tree/{name}": (folder / "data" / name).stat().st_size for name in DATA}
     assert sizes.items() <= push.sent.items()
     pushed = push_dataset(folder, repo)
@@ -174,6 +176,8 @@ def test_dry_run(hub, repo, tmp_path):
     push = push_dataset(build(tmp_path / "other", word="thus", rows=36), repo, max_shard_size=1, dry_run=True)
     assert writes(hub, start) == []
     assert (list(push.sent), push.deleted) == (list(pushed.sent), [])
+    draft = push_dataset(folder, repo, revision="draft", dry_run=True)  # a branch that would begin where main is
+    assert (draft.commit, draft.sent) == (pushed.commit, {})
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(folder))
 
 
@@ -257,24 +261,110 @@ def test_command(hub, repo, tmp_path, capfd):
     folder = build(tmp_path / "prm800k-hrm", "hrm")
     capfd.readouterr()
     assert main(["push-dataset", str(folder), "--repo_id", repo, "--private", "--dry_run"]) == 0
-    assert f"Dry run: nothing was sent. A push of hrm to {repo}, which does not exist yet," in capfd.readouterr().out
+    assert f"Dry run: nothing was sent. A push of hrm to {repo}, which does not exist" in capfd.readouterr().out
     assert main(["push-dataset", str(folder), "--repo_id", repo, "--private"]) == 0
     output = capfd.readouterr()
     assert f"Pushed hrm to {repo}: 4 files, " in output.out
     assert (
-        f"{repo}: 2 files: 100%" in output.err and "[00:00<00:00, " in output.err
+        f"{repo}: 4 files: 100%" in output.err and "[00:00<00:00, " in output.err
     )  # huggingface_hub's bars have no time left
     assert rows_of(published(repo, "hrm", tmp_path)) == rows_of(local(folder))
     assert main(["push-dataset", str(tmp_path), "--repo_id", repo]) == 1
     assert "error: " in capfd.readouterr().err
 
 
-def test_a_gitignore_in_the_repository(hub, repo, tmp_path):
+@pytest.mark.parametrize(("rule", "ignored"), [("*.parquet", "tree/train-"), ("*.json", "tree/build_report.json")])
+def test_a_gitignore_in_the_repository(hub, repo, tmp_path, rule, ignored):
     """The Hub leaves ignored files out of a commit and says nothing: a card would tell of rows that are not there."""
     folder = build(tmp_path / "tree")
     HfApi().create_repo(repo, repo_type="dataset")
-    files = [{"path": f"tree/{name}", "uploadMode": "lfs", "shouldIgnore": True, "oid": None} for name in DATA]
-    hub.fault("POST", "/preupload/", 200, body={"files": files})
-    with pytest.raises(ValueError, match=f"{repo}: its .gitignore names tree/train-.*Nothing was pushed"):
+    rules = CommitOperationAdd(".gitignore", f"{rule}\n".encode())
+    HfApi().create_commit(repo, [rules], commit_message="Ignore", repo_type="dataset")
+    with pytest.raises(ValueError, match=f"{repo}: its .gitignore names {ignored}.*Nothing was pushed"):
         push_dataset(folder, repo)
-    assert files_of(repo) == [".gitattributes"]
+    assert commits_of(repo) == ["Ignore", "initial commit"]
+
+
+def test_a_card_that_the_hub_refuses(hub, repo, tmp_path):
+    """Told after hours of upload, in JSON and without the file's name, it helps nobody."""
+    hub.fault("POST", "/validate-yaml", 400, body={"errors": [{"message": '"license" must be one of ...'}]})
+    start = len(hub.log)
+    with pytest.raises(
+        ValueError, match=f"refuses the metadata of README.md.* of {repo} .*license.* Nothing was pushed"
+    ):
+        push_dataset(build(tmp_path / "tree"), repo)
+    assert hub.count("POST", "/preupload/|/commit/", start) == 0
+
+
+def test_a_card_edited_between_plan_and_commit(hub, repo, tmp_path):
+    """The commit would put back the card as it was read."""
+    push_dataset(build(tmp_path / "tree"), repo)
+    hub.fault("POST", "/commit/", 0, delay=lambda: edit_card(repo, lambda card: card + "\nWords of a person.\n"))
+    push_dataset(build(tmp_path / "tree", word="thus"), repo)
+    assert commits_of(repo) == ["Push tree with trl_hrm", "Edit", "Push tree with trl_hrm", "initial commit"]
+    assert card_of(repo).endswith("\nWords of a person.\n")
+    assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "tree"))
+
+
+def test_a_card_that_lost_its_configurations(hub, repo, tmp_path):
+    """`DatasetCard.push_to_hub` of a new card drops them. A push must mend that, and not take its own files for those of others."""
+    push_dataset(build(tmp_path / "tree"), repo)
+    DatasetCard("---\nlicense: mit\n---\n# Mine\n").push_to_hub(repo)
+    assert datasets.get_dataset_config_names(repo) != ["tree"]
+    push = push_dataset(tmp_path / "tree", repo)
+    assert list(push.sent) == ["README.md"]
+    assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "tree"))
+    assert "# Mine" in card_of(repo)
+    push_dataset(build(tmp_path / "prm", "prm"), repo)
+    DatasetCard("---\nlicense: mit\n---\n# Mine\n").push_to_hub(repo)
+    with pytest.raises(ValueError, match="its card does not name, as prm/.* push them all in one call"):
+        push_dataset(tmp_path / "tree", repo)
+    push_dataset([tmp_path / "tree", tmp_path / "prm"], repo)
+    assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "prm"))
+
+
+def test_a_card_with_a_byte_order_mark(hub, repo, tmp_path):
+    """Its metadata would pass for text, and be put in a second time."""
+    HfApi().create_repo(repo, repo_type="dataset")
+    card = CommitOperationAdd("README.md", b"\xef\xbb\xbf---\nlicense: mit\n---\n# Mine\n")
+    HfApi().create_commit(repo, [card], commit_message="Card", repo_type="dataset")
+    push_dataset(build(tmp_path / "tree"), repo)
+    assert DatasetCard(card_of(repo)).data.license == "mit" and card_of(repo).count("license: mit") == 1
+
+
+def test_fewer_splits(hub, repo, tmp_path):
+    """A split that stays behind is evaluated on, though its rows are in the training split now."""
+    push_dataset(build(tmp_path / "tree"), repo)
+    push = push_dataset(build(tmp_path / "tree", test_size=0), repo)
+    assert push.deleted == [f"tree/{DATA[0]}"]
+    found = published(repo, "tree", tmp_path)
+    assert set(found) == {"train"} and rows_of(found) == rows_of(local(tmp_path / "tree"))
+
+
+def test_names_that_are_not_ascii(hub, repo, tmp_path):
+    """Names of folders here are nobody's business there; names of configurations are paths and YAML."""
+    folder = build(tmp_path / "données ö" / "数学", "prm", word="é 数")
+    push_dataset(folder, repo, config_name="été-数学")
+    assert rows_of(published(repo, "été-数学", tmp_path)) == rows_of(local(folder))
+    renamed = folder.rename(tmp_path / "moved")
+    assert push_dataset(renamed, repo, config_name="été-数学").sent == {}
+    push_dataset(renamed, repo)
+    assert datasets.get_dataset_config_names(repo) == ["prm", "été-数学"]
+
+
+def test_a_dry_run_without_a_token(hub, repo, monkeypatch, tmp_path):
+    """What nobody may see and what is not there look alike to it: it must not say that the name is free."""
+    folder = build(tmp_path / "tree")
+    push_dataset(folder, repo, private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    start = len(hub.log)
+    push = push_dataset(folder, repo, dry_run=True)
+    assert f"{repo}, which does not exist or is hidden from you," in format_push(push)
+    assert writes(hub, start) == []
+
+
+def test_a_revision_that_is_no_branch(hub, repo, tmp_path):
+    push_dataset(build(tmp_path / "tree"), repo)
+    HfApi().create_tag(repo, tag="v1", repo_type="dataset")
+    with pytest.raises(PushError, match="v1 is no branch.* The Hub refuses what was sent; its words say why"):
+        push_dataset(build(tmp_path / "tree", word="thus"), repo, revision="v1")

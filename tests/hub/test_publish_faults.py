@@ -219,12 +219,20 @@ def test_a_commit_that_holds_something_else(hub, repo, pauses, monkeypatch, tmp_
     def without_one(self, repo_id, operations, **options):
         return create(self, repo_id, [op for op in operations if "test-" not in op.path_in_repo], **options)
 
-    monkeypatch.setattr(HfApi, "create_commit", without_one)
-    words = r"is not what was pushed: other or missing are \['tree/test-00000-of-00001.parquet'\].* Push again"
-    with pytest.raises(PushError, match=words):
-        push_dataset(build(tmp_path / "tree"), repo)
-    monkeypatch.undo()
-    assert list(push_dataset(tmp_path / "tree", repo).sent) == ["tree/test-00000-of-00001.parquet"]
+    file = "tree/test-00000-of-00001.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", without_one)
+        with pytest.raises(
+            PushError, match=rf"is not what was pushed: other or missing are \['{file}'\].* Push again"
+        ):
+            push_dataset(build(tmp_path / "tree"), repo)
+    assert list(push_dataset(tmp_path / "tree", repo).sent) == [file]
+    build(tmp_path / "tree", test_size=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", without_one)
+        with pytest.raises(PushError, match=rf"is not what was pushed: .* are \[\], and still there are \['{file}'\]"):
+            push_dataset(tmp_path / "tree", repo)
+    assert push_dataset(tmp_path / "tree", repo).deleted == [file]
 
 
 def test_no_token_in_anything_written(hub, repo, pauses, monkeypatch, caplog, capfd, tmp_path):

@@ -1,14 +1,17 @@
 """What is in the commits of a trainer's pushes: which step's weights, whole, with all that scoring needs."""
 
+import random
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from peft import LoraConfig
-from transformers import TrainerCallback
+from datasets import Dataset
+from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
+from peft import AutoPeftModelForCausalLM, LoraConfig
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, TrainerCallback
 
 from tests.helpers import HEADS, tiny_model, tiny_tokenizer, weights_of
 from tests.hub.trainer_pushes import (
@@ -23,6 +26,7 @@ from tests.hub.trainer_pushes import (
     steps_on_disk,
     steps_pushed,
 )
+from tests.prm_training import make_prm_trainer, random_chain, rows_of
 from tests.trainer.kl_training import make_kl_trainer, random_rows
 from trl_hrm import StepScorer
 
@@ -139,10 +143,81 @@ def test_a_resumed_run_pushes_its_own_steps(hub, repo, tmp_path, caplog):
 
 
 def test_epochs_are_named(hub, repo, tmp_path):
-    trainer = push_trainer(tmp_path, repo, save_strategy="epoch", num_train_epochs=2, hub_always_push=True)
+    """A training that ends within an epoch: two commits of one name, and the wrong one for the second."""
+    trainer = push_trainer(tmp_path, repo, save_strategy="epoch", max_steps=6, hub_always_push=True)
     trainer.train()
     held = steps_pushed(hub, repo, steps_on_disk(tmp_path))
-    assert held == {"Training in progress, epoch 1": 4, "Training in progress, epoch 2": 8}
+    assert held == {"Training in progress, epoch 1": 4, "Training in progress, epoch 1.5": 6}
+
+
+def test_the_best_are_pushed(hub, repo, tmp_path):
+    """`save_strategy="best"` saves at steps of its own."""
+    trainer = push_trainer(
+        tmp_path,
+        repo,
+        evaluation=TREES,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="best",
+        metric_for_best_model="loss",
+        hub_always_push=True,
+    )
+    trainer.train()
+    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    best = [step for step in (1, 2, 3, 4) if losses[step - 1] == min(losses[:step])]
+    assert 1 < len(best) < 4
+    expected = {f"Training in progress, step {step}": step for step in best}
+    assert steps_pushed(hub, repo, steps_on_disk(tmp_path)) == expected
+
+
+def test_a_branch_of_its_own(hub, repo, tmp_path):
+    """A branch that is missing would show at the first push: days after the start, and in a repository made anew it always is."""
+    trainer = push_trainer(tmp_path, repo, hub_revision="runs/1", hub_always_push=True)
+    trainer.train()
+    trainer.push_to_hub()
+    again = push_trainer(tmp_path / "again", repo, hub_revision="runs/1", hub_strategy="end", learning_rate=0.02)
+    again.train()
+    again.push_to_hub(commit_message="again")
+    assert commits(hub, repo) == []
+    titles = [commit.title for commit in HfApi().list_repo_commits(repo, revision="runs/1")]
+    # what did not change is not pushed again
+    assert titles[:-1] == ["again", *(f"Training in progress, step {step}" for step in (4, 3, 2, 1))]
+
+
+class Break(TrainerCallback):
+    """An error in the middle of a training, while pushes wait for the Hub."""
+
+    def __init__(self, hub):
+        self.done = threading.Event()
+        hub.fault("POST", "/commit/", 0, delay=lambda: self.done.wait(60))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            threading.Timer(1, self.done.set).start()
+            raise RuntimeError("out of memory")
+
+
+def test_a_training_that_breaks(hub, repo, tmp_path, caplog):
+    """Pushes that wait until the interpreter exits cannot upload any more; those that go on beside the next training would push
+    files that it writes again."""
+    trainer = push_trainer(tmp_path, repo, hub_always_push=True)
+    trainer.add_callback(Break(hub))
+    hub.fault("POST", "/commit/", 403, skip=1)  # after the one that waits
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train()
+    disk = steps_on_disk(tmp_path)
+    assert list(steps_pushed(hub, repo, disk).values()) == [1, 2]
+    assert any("Step 3 is not on the Hub" in record.getMessage() for record in caplog.records)
+    assert not list((tmp_path / "out").glob("_push*"))
+
+
+def test_a_push_without_a_save(hub, repo, tmp_path):
+    """No repository yet, no checkpoint, no training."""
+    trainer = push_trainer(tmp_path, repo, push_to_hub=False, save_strategy="no")
+    assert trainer.push_to_hub().repo_url.repo_id == repo
+    assert commits(hub, repo)[0][1].keys() == MODEL_FILES
+    live = np.concatenate(StepScorer(trainer.model, trainer.processing_class, trainer.step_format).score_trees(TREES))
+    np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)
 
 
 def test_a_push_beside_the_training_from_a_branch(hub, repo, tmp_path):
@@ -230,6 +305,44 @@ def test_an_adapter_of_a_local_base_warns(hub, repo, tmp_path, caplog):
     assert any("not on the Hub, so it loads on this machine at most" in r.getMessage() for r in caplog.records)
 
 
+def test_the_prm_trainer(hub, repo, tmp_path):
+    """The drop-in has a `_save` of its own, and TRL's users push with `dataset_name`."""
+    rows = rows_of([random_chain(random.Random(seed), f"p{seed} 1+2?") for seed in range(8)])
+    trainer = make_prm_trainer(
+        tmp_path / "out",
+        rows,
+        per_device_train_batch_size=2,
+        save_strategy="steps",
+        save_steps=1,
+        push_to_hub=True,
+        hub_model_id=repo,
+        hub_always_push=True,
+    )
+    trainer.train()
+    assert steps_pushed(hub, repo, steps_on_disk(tmp_path)) == ALL_STEPS
+    trainer.push_to_hub(dataset_name="alice/rows")
+    assert commits(hub, repo)[-1][1].keys() == MODEL_FILES
+    card = ModelCard.load(repo)
+    assert card.data.datasets == "alice/rows" and "prm" in card.data.tags and "2211.14275" in card.text
+    live = np.concatenate(StepScorer(trainer.model, trainer.processing_class, trainer.step_format).score_trees(TREES))
+    assert live.std() > 1e-3 and trainer.step_format.step_separator == "\n"
+    np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)
+    loaded = AutoModelForTokenClassification.from_pretrained(repo)
+    for name, weight in weights_of(loaded).items():
+        assert torch.equal(weight, weights_of(trainer.model)[name]), name
+
+
+def test_the_prm_trainer_with_rows_of_unknown_format(hub, repo, tmp_path):
+    """A `step_format.json` that is a guess would give scores that are wrong, and say nothing."""
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [-100, 1, -100, 0]}] * 4)
+    trainer = make_prm_trainer(tmp_path / "out", rows, push_to_hub=True, hub_model_id=repo)
+    trainer.train()
+    trainer.push_to_hub()
+    assert commits(hub, repo)[-1][1].keys() == MODEL_FILES - {"step_format.json"}
+    with pytest.raises(FileNotFoundError, match="step_format.json"):
+        StepScorer.from_pretrained(repo)
+
+
 @pytest.mark.parametrize("strategy", ["end", "every_save"])
 def test_the_policy(hub, repo, tmp_path, strategy):
     """KLSelfTrainer saves through SFTTrainer, which has a `_save_checkpoint` of its own."""
@@ -252,3 +365,47 @@ def test_the_policy(hub, repo, tmp_path, strategy):
     title, files = commits(hub, repo)[-1]
     assert title == "last" and disk[files["model.safetensors"]] == 4
     assert files.keys() == MODEL_FILES - {"step_format.json"} | {"generation_config.json"}
+    loaded, live = weights_of(AutoModelForCausalLM.from_pretrained(repo)), weights_of(trainer.model)
+    assert loaded.keys() == live.keys() and all(torch.equal(loaded[name], live[name]) for name in live)
+    reference = trainer.reference.model
+    assert not all(torch.equal(weight, live[name]) for name, weight in weights_of(reference).items())
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_an_adapter_of_a_policy(hub, repo, tmp_path, precomputed):
+    """Hidden states of the reference lie in the output folder, and are larger than the adapter."""
+    base = push_base(repo)
+    trainer = make_kl_trainer(
+        tmp_path / "out",
+        random_rows(8),
+        base,
+        per_device_train_batch_size=2,
+        save_strategy="steps",
+        save_steps=1,
+        push_to_hub=True,
+        hub_model_id=repo,
+        hub_strategy="checkpoint",
+        hub_always_push=True,
+        precompute_ref_hidden=precomputed,
+        trainer_args={"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])},
+    )
+    trainer.train()
+    disk = steps_on_disk(tmp_path, "adapter_model.safetensors")
+    assert steps_pushed(hub, repo, disk, "adapter_model.safetensors") == ALL_STEPS
+    trainer.push_to_hub()
+    files = commits(hub, repo)[-1][1]
+    model = {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert {path for path in files if not path.startswith("last-checkpoint/")} == model
+    assert (tmp_path / "out" / "_ref_hidden").exists() == precomputed
+    ids = torch.tensor([[5, 6, 7, 8]])
+    loaded = AutoPeftModelForCausalLM.from_pretrained(repo)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(ids).logits, trainer.model.eval()(ids).logits, rtol=0, atol=1e-5)
+        with loaded.disable_adapter():
+            assert (loaded(ids).logits - trainer.model(ids).logits).abs().max() > 1e-3

@@ -2,13 +2,23 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi
+from transformers import TrainerCallback
 
-from tests.hub.trainer_pushes import SlowHub, commits, push_trainer, sha256, steps_on_disk, steps_pushed
+from tests.hub.trainer_pushes import (
+    SlowHub,
+    commits,
+    push_base,
+    push_trainer,
+    sha256,
+    steps_on_disk,
+    steps_pushed,
+)
 from trl_hrm.hub import PushError
 
 
@@ -47,12 +57,17 @@ def test_a_checkpoint_that_the_hub_shall_keep_stays_here_until_it_does(hub, repo
     trainer = push_trainer(tmp_path, repo, hub_strategy="all_checkpoints", save_total_limit=1)
     trainer.add_callback(SlowHub(hub))
     trainer.train()
-    left = tmp_path / "out" / "_push-step-2"
-    assert f"`hf upload {repo} {left} .`" in errors(caplog)[-1] and not (tmp_path / "out" / "checkpoint-2").exists()
-    HfApi().upload_folder(repo_id=repo, folder_path=left)
+    assert not (tmp_path / "out" / "checkpoint-2").exists()
+    trainer.push_to_hub()
+    [command] = re.findall("`(hf upload .*?)`", errors(caplog)[-1])
+    left = tmp_path / "out" / "_push-step-2" / "checkpoint-2"
+    assert command == f"hf upload {repo} {left} checkpoint-2"
+    before = commits(hub, repo)[-1][1]
+    HfApi().upload_folder(repo_id=repo, folder_path=left, path_in_repo="checkpoint-2")  # as the command does
     files = commits(hub, repo)[-1][1]
-    assert files["checkpoint-2/model.safetensors"] == sha256(left / "model.safetensors")
+    assert files["checkpoint-2/model.safetensors"] == sha256(left / "model.safetensors") != files["model.safetensors"]
     assert {f"checkpoint-{step}/optimizer.pt" for step in (1, 2, 3, 4)} <= files.keys()
+    assert {path: files[path] for path in before} == before  # the final model, too, is as it was
 
 
 def test_the_final_push_fails(hub, repo, tmp_path):
@@ -73,7 +88,8 @@ def test_a_fault_that_passes(hub, repo, tmp_path, caplog, fault):
     hub.fault("POST", "/commit/", **fault, skip=1)
     trainer = push_trainer(tmp_path, repo, hub_always_push=True)
     trainer.train()
-    assert list(steps_pushed(hub, repo, steps_on_disk(tmp_path)).values()) == [1, 2, 3, 4]
+    disk = steps_on_disk(tmp_path)
+    assert [disk[files["model.safetensors"]] for _, files in commits(hub, repo)] == [1, 2, 3, 4]
     assert any("Trying again" in record.getMessage() for record in caplog.records) and not errors(caplog)
 
 
@@ -88,6 +104,19 @@ def test_a_private_model_never_goes_to_a_public_repository(hub, repo, tmp_path):
     trainer.train()
     trainer.push_to_hub()
     assert HfApi().model_info(f"{repo}-new").private
+
+
+@pytest.mark.parametrize("created", ["by the trainer", "before"])
+def test_a_push_that_shall_be_private(hub, repo, tmp_path, created):
+    """The wish comes late, after a public repository was made; or the call is repeated, as a cell of a notebook is."""
+    if created == "before":
+        HfApi().create_repo(repo, private=False)
+    trainer = push_trainer(tmp_path, repo, save_strategy="no", push_to_hub=created == "by the trainer")
+    start = len(hub.log)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"{repo} exists and is public"):
+            trainer.push_to_hub(private=True)
+    assert hub.count("POST", "preupload|commit", start) == 0
 
 
 @pytest.mark.parametrize(
@@ -105,24 +134,6 @@ def test_a_token_that_may_not_push_shows_before_the_training(hub, repo, tmp_path
 PLANTED = "hf_PlantedTokenOfCarol0123456789abcd"
 
 
-class WithoutToken(SlowHub):
-    """Releases the pushes while the arguments have no token, as in the middle of a save."""
-
-    def on_train_end(self, args, *_, **kwargs):
-        args.hub_token = None
-        super().on_train_end()
-
-
-def test_a_push_that_waits_keeps_its_token(hub, repo, tmp_path):
-    """A push that begins while a checkpoint is saved, which hides the token, would go out under another name, or fail."""
-    hub.tokens[PLANTED] = ("carol", "write")
-    repo = repo.replace("alice/", "carol/")
-    trainer = push_trainer(tmp_path, repo, hub_token=PLANTED, hub_always_push=True)
-    trainer.add_callback(WithoutToken(hub))
-    trainer.train()
-    assert list(steps_pushed(hub, repo, steps_on_disk(tmp_path)).values()) == [1, 2, 3, 4]
-
-
 def files_with(text: str, *folders: Path) -> list[Path]:
     return [
         path
@@ -132,9 +143,17 @@ def files_with(text: str, *folders: Path) -> list[Path]:
     ]
 
 
+class Logged(TrainerCallback):
+    """What TensorBoard, W&B and others write of the arguments."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.arguments = args.to_json_string() + str(args.to_dict()) + str(args) + repr(vars(args))
+
+
 def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, capfd):
-    """The Trainer pickles `hub_token` into `training_args.bin`, and pushes it."""
+    """The Trainer pickles its arguments into `training_args.bin`, and pushes it. Callbacks log them."""
     caplog.set_level(logging.DEBUG)
+    base = push_base(repo)
     hub.tokens[PLANTED] = ("carol", "write")  # no other token may write there, so that it is this one which is used
     repo = repo.replace("alice/", "carol/")
     (tmp_path / "canary").mkdir()
@@ -142,8 +161,15 @@ def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, ca
     assert len(files_with(PLANTED, tmp_path)) == 1  # the search finds what torch pickles
     start = len(hub.log)
     trainer = push_trainer(
-        tmp_path, repo, hub_token=PLANTED, hub_strategy="all_checkpoints", eval_strategy="no", report_to="none"
+        tmp_path,
+        repo,
+        model=base,
+        model_init_kwargs={"token": PLANTED, "revision": "main"},
+        hub_token=PLANTED,
+        hub_strategy="all_checkpoints",
     )
+    logged = Logged()
+    trainer.add_callback(logged)
     hub.fault("POST", "/commit/", 403, skip=1)
     hub.fault("POST", "/commit/", 503, skip=1)
     trainer.train()
@@ -151,11 +177,12 @@ def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, ca
     with pytest.raises(PushError) as caught:
         trainer.push_to_hub(tags=["final"])
     trainer.push_to_hub(tags=["final"])
-    assert trainer.args.hub_token == PLANTED and len(commits(hub, repo)) == 4
+    assert len(commits(hub, repo)) == 4 and PLANTED not in logged.arguments
     assert {request["user"] for request in hub.log[start:] if request["route"] == "commit"} <= {"carol", None}
     for name in ("out/training_args.bin", "out/checkpoint-4/training_args.bin"):
         saved = torch.load(tmp_path / name, weights_only=False)
         assert saved.hub_token is None and saved.hub_model_id == repo
+        assert saved.model_init_kwargs == {"revision": "main"}
     assert files_with(PLANTED, tmp_path / "out", hub.root, Path(os.environ["HF_HOME"])) == []
     assert not any("training_args.bin" in path for _, files in commits(hub, repo) for path in files)
     error = caught.value

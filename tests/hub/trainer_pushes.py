@@ -68,7 +68,10 @@ def commits(hub, repo: str) -> list[tuple[str, dict[str, str]]]:
 
 def steps_pushed(hub, repo: str, disk: dict[str, int], name: str = "model.safetensors") -> dict[str, int]:
     """Which step's weights each commit holds."""
-    return {title: disk[files[name]] for title, files in commits(hub, repo)}
+    history = commits(hub, repo)
+    steps = {title: disk[files[name]] for title, files in history}
+    assert len(steps) == len(history)  # no commit twice
+    return steps
 
 
 class SlowHub(TrainerCallback):

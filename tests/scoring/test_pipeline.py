@@ -175,6 +175,17 @@ class TestRecipe:
         assert "pipeline: left out" in printed and "vllm serve: left out, vLLM is not installed" in printed
 
     @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--url", "http://127.0.0.1:1", "--", "--max-model-len", "256"], "--url names one that runs"),
+            (["--served_model_name", "prm"], "--url, which is not given"),
+        ],
+    )
+    def test_options_without_effect(self, rows, tmp_path, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.run("--model", str(tmp_path), "--input", rows, *options)
+
+    @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("", "no solution in it"),

@@ -105,6 +105,24 @@ class TestLogs:
             assert log["tokens_per_second"] / log["labels_per_second"] == pytest.approx(tokens / labels)
             assert log["accuracy"] * labels == pytest.approx(round(log["accuracy"] * labels))
 
+    def test_a_second_training_counts_anew(self, tmp_path, trees):
+        """What the first did not log would be in the first interval of the second, with the time between them."""
+        trainer = make_trainer(tmp_path, trees, per_device_train_batch_size=2, logging_steps=2)
+        counts = []
+        for _ in range(2):
+            trainer.train()
+            counts.append([log["num_labels"] for log in trainer.state.log_history if "loss" in log])
+            trainer._counting_since -= 1e6  # the third step, which is not logged, was long ago
+        assert counts[0] == counts[1]
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        assert len(logs) == 1 and logs[0]["labels_per_second"] > 1
+
+    def test_a_log_of_the_user(self, tmp_path, trees):
+        """Outside of a training there is nothing to count."""
+        trainer = make_trainer(tmp_path, trees)
+        trainer.log({"loss": 1.0})
+        assert trainer.state.log_history[-1]["loss"] == 1 and "accuracy" not in trainer.state.log_history[-1]
+
     def test_training_accuracy(self, tmp_path, trees):
         trainer = make_trainer(tmp_path, trees)
         expected = self.accuracy(trainer.model, trees)

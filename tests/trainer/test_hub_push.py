@@ -1,15 +1,16 @@
 """Pushes of a trainer, where no Hub is needed: what is saved, what a snapshot holds, and what is refused."""
 
 import os
+import pickle
 import random
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.helpers import make_trainer, random_tree
+from trl_hrm import KLSelfConfig
 from trl_hrm.trainer import hub_push
-from trl_hrm.trainer.hub_push import NEVER_PUSHED, TRAINING_STATE
+from trl_hrm.trainer.hub_push import NEVER_PUSHED, TRAINING_STATE, _without_tokens
 
 
 @pytest.fixture
@@ -26,15 +27,43 @@ def test_no_saved_file_holds_the_token(trainer, tmp_path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.parent.name for path in files if path.name == "training_args.bin"} == {"checkpoint-1", "elsewhere"}
     assert not [path for path in files if b"hf_secret" in path.read_bytes()]
-    assert trainer.args.hub_token == "hf_secret"
 
 
-def test_the_token_is_back_after_a_save_that_fails(trainer, tmp_path, monkeypatch):
-    """The run would go on after a full disk, and fail at its end, with no token to push with."""
-    monkeypatch.setattr(torch, "save", lambda *args: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError, match="no space"):
-        trainer.save_model(str(tmp_path / "elsewhere"))
-    assert trainer.args.hub_token == "hf_secret"
+def test_arguments_that_are_used_again(tmp_path):
+    """The arguments belong to the user: without their token, the next trainer could not load its model, or would push as another."""
+    given = {"token": "hf_secret", "dtype": "float32"}
+    args = KLSelfConfig(
+        str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        hub_token="hf_secret",
+        model_init_kwargs=given,
+        ref_model_init_kwargs=given,
+    )
+    without = _without_tokens(args)
+    assert args.hub_token == "hf_secret" and args.model_init_kwargs == given and args.ref_model_init_kwargs == given
+    assert without.hub_token is None
+    assert without.model_init_kwargs == without.ref_model_init_kwargs == {"dtype": "float32"}
+    assert "hf_secret" not in repr(vars(without)) and _without_tokens(without) is without
+
+
+def test_a_trainer_can_be_sent_to_other_processes(trainer):
+    """A hyperparameter search with Ray sends it. A pool of threads cannot be sent."""
+    ours = {name: value for name, value in vars(trainer).items() if "push" in name}
+    assert "_pushes" in ours and pickle.loads(pickle.dumps(ours)) == ours
+
+
+def test_a_training_that_breaks(trainer, monkeypatch):
+    """What failed in the background would not be told."""
+
+    def stop(*args, **kwargs):
+        trainer._skipped_pushes.append(7)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer._skipped_pushes == []
 
 
 def test_every_saved_folder_has_its_card(trainer, tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import re
+import shlex
 import urllib.request
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from peft import LoraConfig
 
 from tests.helpers import HEADS, dataset_of, make_trainer, random_tree, tiny_model, tiny_tokenizer
@@ -204,8 +206,12 @@ def test_only_metrics_of_these_weights(tmp_path, trees):
         assert shown["loss"] == loss and f"Of the weights of step {step}." in text
 
 
-def test_metrics_of_the_best_weights(tmp_path, trees):
-    """With `load_best_model_at_end`, the weights at the end are not those of the last evaluation."""
+@pytest.mark.parametrize("save_steps", [1, 2])
+def test_metrics_of_the_best_weights(tmp_path, save_steps):
+    """With `load_best_model_at_end`, the weights at the end are not those of the last evaluation, nor of the best one if it was
+    not saved."""
+    rng = random.Random(0)
+    trees = [random_tree(rng, f"p{i}") for i in range(8)]
     trainer = make_trainer(
         tmp_path,
         trees,
@@ -214,15 +220,18 @@ def test_metrics_of_the_best_weights(tmp_path, trees):
         eval_strategy="steps",
         eval_steps=1,
         save_strategy="steps",
-        save_steps=1,
+        save_steps=save_steps,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=True,  # so that it is not the last one by chance
     )
     trainer.train()
     losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
-    best = max(losses, key=losses.get)
-    assert trainer.state.best_global_step == best
+    best = trainer.state.best_global_step
+    assert best == max(losses, key=losses.get)
+    if save_steps == 2:
+        assert best == 3  # not saved, so that those of the best before are loaded
+        best = 2
     trainer.create_model_card()
     facts, text = read(tmp_path / "README.md")
     shown = {metric["type"]: metric["value"] for metric in facts["model-index"][0]["results"][0]["metrics"]}
@@ -273,6 +282,40 @@ def test_the_card_of_a_policy(tmp_path, monkeypatch, chat):
     found = {}
     exec(code.replace("max_new_tokens=512", "max_new_tokens=2"), found)
     assert isinstance(found["solution"], str)
+
+
+def test_odd_names(tmp_path, trees, monkeypatch):
+    """A name that ends a cell of a table, or means something in YAML or in a shell, breaks the card, and the Hub refuses it."""
+    monkeypatch.chdir(tmp_path)
+    name = "my: hrm's #1"
+    trainer = make_trainer(name, trees, evaluation={"a|b": dataset_of(trees), "- x\n: y": dataset_of(trees)})
+    trainer.dataset_name = "/data/Ünï: 'steps' #1 | x"
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    card = ModelCard.load(Path(name) / "README.md")
+    assert card.data.model_name == name
+    assert {(result.dataset_name, result.dataset_config) for result in card.data.eval_results} == {
+        ("Ünï: 'steps' #1 | x, a|b", "a|b"),
+        ("Ünï: 'steps' #1 | x, - x\n: y", "- x\n: y"),
+    }
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+    assert "| a\\|b | loss |" in card.text and "| - x : y | loss |" in card.text
+    for rows in re.findall(r"(?:^\|.*\n)+", card.text, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows.splitlines()}) == 1, rows
+    command = re.search("(vllm serve .*) --runner", card.text)[1]
+    assert shlex.split(command) == ["vllm", "serve", name]
+
+
+def test_what_is_no_fact(tmp_path, trees):
+    """TRL writes `licence: license`, and counts tokens in every evaluation."""
+    trainer = make_trainer(tmp_path / "hrm", trees)
+    trainer.save_model()
+    assert not any("licen" in key for key in read(tmp_path / "hrm" / "README.md")[0])
+    policy = make_kl_trainer(tmp_path / "policy", random_rows(4), eval_rows=random_rows(2))
+    assert "eval_num_tokens" in policy.evaluate()
+    policy.save_model()
+    assert "num tokens" not in read(tmp_path / "policy" / "README.md")[1]
 
 
 def test_names():

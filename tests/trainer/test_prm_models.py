@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForSeq2Seq,
+    TrainerCallback,
+    set_seed,
 )
 
 import trl_hrm
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepScorer, StepTree
 from trl_hrm._compat import BaseConfig
 from trl_hrm.prm import PRMConfig, PRMTrainer, prm_trainer
+from trl_hrm.trainer.step_trainer import StepTrainer
 
 from ..helpers import tiny_model, tiny_tokenizer, weights_of
 from ..prm_training import (
@@ -46,8 +49,8 @@ def chains() -> list[StepTree]:
 
 
 class TestModels:
-    def test_it_is_an_hrm_reward_trainer(self):
-        assert issubclass(PRMTrainer, HRMRewardTrainer)
+    def test_it_shares_its_base_with_the_other_trainer(self):
+        assert issubclass(PRMTrainer, StepTrainer) and issubclass(HRMRewardTrainer, StepTrainer)
 
     def test_default_arguments(self, tmp_path, chains, monkeypatch):
         """TRL read `args.disable_dropout` of None."""
@@ -84,8 +87,37 @@ class TestModels:
         trainer.train()
         assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights_of(trainer.model).items())
 
+    def test_optimizers_and_callbacks(self, tmp_path, chains):
+        """Left out on the way to Trainer, the run would go on with others."""
+
+        class Counter(TrainerCallback):
+            steps = 0
+
+            def on_step_end(self, args, state, control, **kwargs):
+                self.steps += 1
+
+        model, counter = tiny_model(FORMAT), Counter()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        given = {"optimizers": (optimizer, None), "callbacks": [counter]}
+        start = weights_of(model)
+        trainer = make_prm_trainer(tmp_path, rows_of(chains), model, given=given)
+        trainer.train()
+        assert counter.steps == trainer.state.global_step == 1
+        assert all(torch.equal(weight, start[name]) for name, weight in weights_of(trainer.model).items())
+
+    def test_a_new_adapter_is_drawn_from_the_seed(self, tmp_path, chains):
+        """From wherever the generator stands, two runs of one script would differ."""
+        drawn = []
+        for number, seed in enumerate((1, 1, 2)):
+            model = tiny_model(FORMAT)
+            set_seed(number)
+            given = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
+            trainer = make_prm_trainer(tmp_path, rows_of(chains), model, given=given, seed=seed)
+            drawn.append(next(w for name, w in weights_of(trainer.model).items() if "lora_A" in name))
+        assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
     def test_a_module_of_the_user(self, tmp_path, chains):
-        """Anything whose output has logits."""
+        """Anything whose output has logits. It takes no labels, so that transformers knows of none."""
 
         class Wrapped(torch.nn.Module):
             def __init__(self):
@@ -93,8 +125,7 @@ class TestModels:
                 self.inner = tiny_model(FORMAT)
                 self.config = self.inner.config
 
-            def forward(self, input_ids, attention_mask=None, labels=None):
-                assert labels is None  # the loss is the trainer's
+            def forward(self, input_ids, attention_mask=None):
                 return self.inner(input_ids=input_ids, attention_mask=attention_mask)
 
         trainer = make_prm_trainer(tmp_path, rows_of(chains), Wrapped(), evaluation=rows_of(chains))
@@ -171,6 +202,7 @@ class TestFiles:
         card = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert ("StepScorer.from_pretrained" in card) == ("step_format.json" in card) == known
         assert ("how they were made from text is not known" in card) != known
+        assert "| labels | 3 |" in card
         assert ("3 of 3 labelled tokens do not end a `step_separator` ';'" in caplog.text) != known
 
     def test_adapter(self, tmp_path, chains):

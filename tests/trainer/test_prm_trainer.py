@@ -142,6 +142,7 @@ class TestLoss:
     def test_an_override_of_the_loss(self, tmp_path, chains):
         class Sevenfold(PRMTrainer):
             def compute_step_loss(self, logits, labels, num_merged):
+                assert logits.shape == (len(labels), 2) and num_merged.tolist() == [1] * len(labels)
                 return 7 * super().compute_step_loss(logits, labels, num_merged)
 
         trainer = make_prm_trainer(tmp_path, rows_of(chains), trainer_class=Sevenfold, evaluation=rows_of(chains))
@@ -149,6 +150,22 @@ class TestLoss:
         assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
         trainer.train()
         assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+    def test_an_override_of_compute_loss(self, tmp_path, chains):
+        """Written against transformers, where what comes with the loss has attributes."""
+
+        class Doubled(PRMTrainer):
+            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+                loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+                shapes.append((outputs.logits.shape[-1], outputs["logits"].shape[:2] == inputs["labels"].shape))
+                return (2 * loss, outputs) if return_outputs else 2 * loss
+
+        shapes = []
+        trainer = make_prm_trainer(tmp_path, rows_of(chains), trainer_class=Doubled)
+        trainer.train()
+        expected = 2 * slow_losses(tiny_model(FORMAT), chains).mean().item()
+        assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+        assert shapes == [(2, True)]
 
     def test_a_bidirectional_model(self, tmp_path):
         """Every token of BERT sees padding, unless the mask reaches it."""
@@ -168,6 +185,19 @@ class TestLoss:
         assert trainer.evaluate()["eval_loss"] == pytest.approx(np.mean(alone), abs=1e-6)
         trainer.train()
         assert trainer.state.log_history[0]["loss"] == pytest.approx(np.mean(alone), abs=1e-6)
+
+
+class TestLogs:
+    def test_counts(self, tmp_path, chains):
+        """Padding is no token, and a step without a label is none that is judged."""
+        chains = [*chains, StepTree("q", ["x", "y"], [None, 1.0], [-1, 0])]
+        trainer = make_prm_trainer(tmp_path, rows_of(chains), per_device_train_batch_size=16)
+        trainer.train()
+        log = trainer.state.log_history[0]
+        labels = sum(label is not None for chain in chains for label in chain.labels)
+        assert log["num_labels"] == labels and log["dropped_labels"] == 0
+        tokens = sum(map(len, trainer.train_dataset["input_ids"]))
+        assert log["tokens_per_second"] / log["labels_per_second"] == pytest.approx(tokens / labels)
 
 
 class TestEvaluation:
@@ -242,12 +272,62 @@ class TestEvaluation:
         assert "eval_accuracy" not in metrics
         assert metrics["eval_loss"] == pytest.approx(slow_losses(tiny_model(FORMAT), chains).mean().item(), abs=1e-5)
 
+    def test_an_override_of_the_prediction_step(self, tmp_path, chains):
+        """The losses that it returns are then those of the evaluation."""
+
+        class Constant(PRMTrainer):
+            def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+                return torch.tensor(3.0), torch.zeros(*inputs["labels"].shape, 2), inputs["labels"]
+
+        trainer = make_prm_trainer(
+            tmp_path, rows_of(chains), trainer_class=Constant, evaluation=rows_of(chains), per_device_eval_batch_size=3
+        )
+        metrics = trainer.evaluate()
+        wrong = [label == 0 for chain in chains for label in chain.labels]
+        assert metrics["eval_loss"] == 3 and metrics["eval_accuracy"] == pytest.approx(np.mean(wrong))
+
+    def test_without_any_label(self, tmp_path, chains):
+        """A collator of the user may cut the labels off. The mean of nothing is told, not an error after hours."""
+
+        def collate(features):
+            batch = DataCollatorForTokenClassification(tiny_tokenizer())(features)
+            return batch | {"labels": torch.full_like(batch["labels"], -100)}
+
+        trainer = make_prm_trainer(
+            tmp_path,
+            rows_of(chains),
+            evaluation=rows_of(chains),
+            given={"data_collator": collate, "compute_metrics": lambda _: {}},
+        )
+        assert np.isnan(trainer.evaluate()["eval_loss"])
+
+    def test_default_metrics_beside_losses(self, tmp_path, chains):
+        """With `include_for_metrics` an `EvalPrediction` unpacks into more than two."""
+        trainer = make_prm_trainer(
+            tmp_path, rows_of(chains), evaluation=rows_of(chains), include_for_metrics=["inputs", "loss"]
+        )
+        assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+
+    def test_losses_for_metrics(self, tmp_path, chains):
+        """`include_for_metrics` gives metrics the inputs and the loss of each batch, as TRL's trainer did."""
+        trainer = make_prm_trainer(
+            tmp_path,
+            rows_of(chains),
+            evaluation=rows_of(chains),
+            given={"compute_metrics": lambda p: {"found": float(p.losses.mean()), "rows": len(p.inputs)}},
+            include_for_metrics=["inputs", "loss"],
+        )
+        metrics = trainer.evaluate()
+        assert metrics["eval_rows"] == 8 and metrics["eval_found"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
+
     def test_other_datasets(self, tmp_path, chains):
-        """TRL tokenised only what the constructor was given."""
+        """TRL tokenised only what the constructor was given. Nothing of one evaluation is left in the next."""
         trainer = make_prm_trainer(tmp_path, rows_of(chains))
-        expected = slow_losses(tiny_model(FORMAT), chains[:4]).mean().item()
-        assert trainer.evaluate(rows_of(chains[:4]))["eval_loss"] == pytest.approx(expected, abs=1e-5)
-        assert trainer.evaluate({"a": rows_of(chains[:4])})["eval_a_loss"] == pytest.approx(expected, abs=1e-5)
+        first, second = (slow_losses(tiny_model(FORMAT), part).mean().item() for part in (chains[:4], chains[4:]))
+        assert abs(first - second) > 1e-2
+        assert trainer.evaluate(rows_of(chains[:4]))["eval_loss"] == pytest.approx(first, abs=1e-5)
+        metrics = trainer.evaluate({"a": rows_of(chains[:4]), "b": rows_of(chains[4:])})
+        assert [metrics["eval_a_loss"], metrics["eval_b_loss"]] == pytest.approx([first, second], abs=1e-5)
         output = trainer.predict(rows_of(chains[:4]))
-        assert output.metrics["test_loss"] == pytest.approx(expected, abs=1e-5)
+        assert output.metrics["test_loss"] == pytest.approx(first, abs=1e-5)
         assert output.predictions.ndim == 3 and output.label_ids.ndim == 2

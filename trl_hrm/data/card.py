@@ -79,7 +79,15 @@ HRM_CITATION = """The merged steps follow
   year    = {2025}
 }
 ```"""
-LOAD_TITLE = "Load"
+LOAD_FOLDER = 'load_dataset("path/to/this/directory")  # or the name of the repository on the Hub'
+LOAD_SECTION = f"""## Load
+
+```python
+from datasets import load_dataset
+
+dataset = {LOAD_FOLDER}
+dataset["train"][0]
+```"""
 
 
 def build_command(command: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:
@@ -148,7 +156,7 @@ def build_card(
         f"{about['description']}\n\n{VIEWS[report['view']]}",
         _table("Columns", ("column", "type", "meaning"), [_describe(field, report["view"]) for field in schema]),
         f"## Example\n\nThe first training row, shortened:\n\n````json\n{shown}\n````",
-        load_section("path/to/this/directory", note="  # or the name of the repository on the Hub"),
+        LOAD_SECTION,
         _facts_section(report),
         f"![{report['picture']['shows']}]({report['picture']['file']})" if "picture" in report else "",
         _counts_section(report),
@@ -158,19 +166,6 @@ def build_card(
         HRM_CITATION if report["view"] == "hrm" else "",
     ]
     return DatasetCard("\n\n".join(section for section in sections if section) + "\n", ignore_metadata_errors=False)
-
-
-def load_section(where: str, config: str | None = None, note: str = "") -> str:
-    """The section that shows how to load a dataset: a folder, or a configuration of a repository."""
-    named = ", ".join(json.dumps(name) for name in (where, config) if name)
-    return f"""## {LOAD_TITLE}
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset({named}){note}
-dataset["train"][0]
-```"""
 
 
 def _table(title: str, head: tuple[str, ...], rows: list[tuple]) -> str:

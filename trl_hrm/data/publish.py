@@ -18,7 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm, validate_repo_id
 
 from ..hub import PushError, pushing, retry
-from .publish_card import Config, check_others, merge_card
+from .publish_card import Config, check_others, merge_card, warn_of_licenses
 from .publish_shards import CARD_FILE, Build, File, dataset_info, published_files, read_build
 
 
@@ -140,7 +140,7 @@ def format_push(push: DatasetPush) -> str:
     total = f"{len(push.sent)} files, {_size(sum(push.sent.values()))}"
     names = ", ".join(push.configs)
     if push.dry_run:
-        place = push.repo_id if push.commit else f"{push.repo_id}, which does not exist yet,"
+        place = push.repo_id if push.commit else f"{push.repo_id}, which does not exist or is hidden from you,"
         end = f"Dry run: nothing was sent. A push of {names} to {place} would send {total}."
     elif push.sent or push.deleted:
         end = f"Pushed {names} to {push.repo_id}: {total}. {push.url}"
@@ -154,6 +154,8 @@ def _size(size: int) -> str:
 
 
 def _read_builds(folders: Sequence[str | Path], config_name: str | None) -> list[Build]:
+    if not folders:
+        raise ValueError("no folder was given, expected at least one that a builder wrote.")
     if config_name is not None and len(folders) != 1:
         raise ValueError(
             f"config_name is {config_name!r} for {len(folders)} folders. Push them one by one, each with its own."
@@ -186,7 +188,7 @@ class _Push:
         self.revision = revision
         self.private = private
         self.token = token
-        self.work = work
+        self.card = work / CARD_FILE
         self.files: list[File] = []
         self.configs = []
         for build in builds:
@@ -203,6 +205,7 @@ class _Push:
         self._retry(partial(self._upload, plan.add), "uploading", max_tries=UPLOAD_TRIES)
         plan = self._retry(self._commit, "committing")
         self._retry(partial(self._verify, plan), "reading back what was pushed")
+        warn_of_licenses(self.card.read_text(encoding="utf-8"), self.repo_id, self.configs)
         self.result.commit = plan.head
         self.result.url = f"{self.api.endpoint}/datasets/{self.repo_id}/tree/{self.revision}"
         return self.result
@@ -211,6 +214,7 @@ class _Push:
         self.result.dry_run = True
         self.result.commit = self._retry(self._head_to_be, "reading the repository")
         self._note(self._retry(partial(self._plan, self.result.commit), "reading the repository"))
+        warn_of_licenses(self.card.read_text(encoding="utf-8"), self.repo_id, self.configs)
         return self.result
 
     def _retry(self, attempt, what: str, **options):
@@ -256,10 +260,11 @@ class _Push:
     def _plan(self, head: str | None) -> _Plan:
         tree = self._tree(head) if head else {}
         existing = self._read_card(head) if CARD_FILE in tree else None
-        card = self._write_card(existing)
-        check_others(existing, self.repo_id, [path for path in tree if not self._is_rows(path)], self.result.configs)
-        wanted = [*self.files, card]
+        self.card.write_bytes(merge_card(existing, self.repo_id, self.configs).encode())
+        wanted = [*self.files, File(CARD_FILE, self.card)]
         paths = {file.path for file in wanted}
+        others = [path for path in tree if path not in paths and not self._is_rows(path)]
+        check_others(existing, self.repo_id, others, self.result.configs)
         return _Plan(
             head=head,
             wanted=wanted,
@@ -282,25 +287,25 @@ class _Push:
         hf_raise_for_status(response)
         return response.content.decode("utf-8-sig")
 
-    def _write_card(self, existing: str | None) -> File:
-        path = self.work / CARD_FILE
-        path.write_bytes(merge_card(existing, self.repo_id, self.configs).encode())
-        return File(CARD_FILE, path)
-
     def _check_card(self, files: list[File]) -> None:
         """Have the Hub check the card's metadata, as it does at the commit: before the rows are sent, not after."""
-        for file in files:
-            if file.path == CARD_FILE:
-                DatasetCard.load(file.local).validate()
+        if all(file.local != self.card for file in files):
+            return
+        try:
+            DatasetCard.load(self.card).validate()
+        except ValueError as error:
+            raise ValueError(
+                f"the Hub refuses the metadata of {CARD_FILE}, which is made of that of {self.repo_id} and of the folders: {error}. "
+                "Nothing was pushed. Mend it where it comes from, then push again."
+            ) from error
 
     def _upload(self, files: list[File]) -> None:
-        """Send the rows. Nobody sees them yet."""
-        rows = [file for file in files if file.path.endswith(".parquet")]
-        total = sum(file.size for file in rows)
+        """Send the rows, which nobody sees yet, and ask whether the Hub takes the rest."""
+        total = sum(file.size for file in files)
         with tqdm(
-            total=total, desc=f"{self.repo_id}: {len(rows)} files", unit="B", unit_scale=True, disable=not rows
+            total=total, desc=f"{self.repo_id}: {len(files)} files", unit="B", unit_scale=True, disable=not files
         ) as bar:
-            for batch in _batches(rows):
+            for batch in _batches(files):
                 operations = [self._operation(file) for file in batch]
                 self.api.preupload_lfs_files(
                     self.repo_id, operations, repo_type="dataset", revision=self.revision, free_memory=False

@@ -15,7 +15,7 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
-from .card import LOAD_TITLE, load_section
+from .card import LOAD_FOLDER
 from .publish_shards import CARD_FILE, Build
 
 
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 BEGIN = "<!-- trl_hrm: config {} begins. The next push of it replaces what follows, up to its end. -->"
 END = "<!-- trl_hrm: config {} ends. -->"
 OTHER_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".arrow", ".txt", ".gz", ".zip", ".zst")  # that `load_dataset` reads
-KEPT = ("license", "language", "pretty_name")  # metadata that a new configuration gives a card that has none of it
+OWN = ("configs", "dataset_info", "tags")  # metadata of a configuration that the card does not take over as it is
+MARK = r"^<!-- trl_hrm: config {} {}\b.*-->[ \t]*$"
 
 
 @dataclass
@@ -65,14 +66,37 @@ def merge_card(existing: str | None, repo_id: str, configs: Sequence[Config]) ->
     there = MetadataConfigs.from_dataset_card_data(card.data)
     for config in configs:
         name = config.build.name
-        own = _parse(config.build.card, str(config.build.folder / CARD_FILE))
+        own = _own_card(config.build)
         if name not in there:
             _give_metadata(card, own, config.build)
-        _warn_of_license(card, own, repo_id, config.build)
         card.text = _replace_part(card.text, name, _generated(own.text, config.build, repo_id), repo_id)
-        MetadataConfigs({name: config.metadata}).to_dataset_card_data(card.data)
+        # whether `load_dataset` takes it when none is named is for people to say
+        default = {"default": True} if there.get(name, {}).get("default") else {}
+        MetadataConfigs({name: default | config.metadata}).to_dataset_card_data(card.data)
         DatasetInfosDict({name: config.info}).to_dataset_card_data(card.data)
     return str(card)
+
+
+def warn_of_licenses(card: str, repo_id: str, configs: Sequence[Config]) -> None:
+    """
+    Tell of sources with another license than that of the repository's card.
+
+    Args:
+        card (`str`):
+            The card after the push.
+        repo_id (`str`):
+            The repository.
+        configs (`Sequence[Config]`):
+            What is pushed.
+    """
+    license = DatasetCard(card).data.get("license")
+    for config in configs:
+        own = _own_card(config.build).data.get("license")
+        if own and own != license:
+            logger.warning(
+                f"the card of {repo_id} has {f'the license {license}' if license else 'no license'}, the source of "
+                f"{config.build.name} {own}. The card keeps its own; set on the Hub what is right for all of it."
+            )
 
 
 def check_others(existing: str | None, repo_id: str, paths: Sequence[str], names: Sequence[str]) -> None:
@@ -88,7 +112,7 @@ def check_others(existing: str | None, repo_id: str, paths: Sequence[str], names
         repo_id (`str`):
             The repository.
         paths (`Sequence[str]`):
-            Its files, without the rows of the pushed configurations.
+            Its files, without those that the push writes or deletes.
         names (`Sequence[str]`):
             The pushed configurations.
     """
@@ -97,11 +121,19 @@ def check_others(existing: str | None, repo_id: str, paths: Sequence[str], names
     for path in paths:
         if not configs and path.endswith((*OTHER_KINDS, ".parquet")):
             raise ValueError(
-                f"{repo_id} holds data that its card does not name, as {path}: it could not be loaded. {remedy}"
+                f"{repo_id} holds data that its card does not name, as {path}: it could not be loaded. {remedy} If its card has lost "
+                "configurations that were pushed from here, push them all in one call."
             )
         for name, config in configs.items():
             patterns = _patterns(config.get("data_files"), config.get("data_dir"))
-            if name not in names and path.endswith(OTHER_KINDS) and any(fnmatch(path, other) for other in patterns):
+            if not any(fnmatch(path, pattern) for pattern in patterns):
+                continue
+            if name in names and path.endswith((*OTHER_KINDS, ".parquet")):
+                raise ValueError(
+                    f"{repo_id} has a configuration {name} of files such as {path}, which the pushed one would put out of reach. "
+                    "Push to another repository, or under another name with --config_name (`config_name=`)."
+                )
+            if name not in names and path.endswith(OTHER_KINDS):
                 raise ValueError(
                     f"{repo_id} has a configuration {name} of files such as {path}, and `load_dataset` reads all configurations of "
                     f"a repository as files of one kind. {remedy}"
@@ -113,7 +145,7 @@ def _patterns(data_files: str | dict | list | None, folder: str | None) -> list[
     if data_files is None:
         return [f"{folder}/*" if folder else "*"]
     if isinstance(data_files, str):
-        return [data_files]
+        return [data_files.replace("**/", "*")]  # `*` of fnmatch goes across folders
     if isinstance(data_files, dict):
         return _patterns(data_files["path"], folder)
     return [pattern for item in data_files for pattern in _patterns(item, folder)]
@@ -122,39 +154,51 @@ def _patterns(data_files: str | dict | list | None, folder: str | None) -> list[
 def _parse(text: str, where: str) -> DatasetCard:
     try:
         card = DatasetCard(text, ignore_metadata_errors=False)
-        MetadataConfigs.from_dataset_card_data(card.data)
+        names = list(MetadataConfigs.from_dataset_card_data(card.data))
+        infos = card.data.get("dataset_info")
+        names += [info.get("config_name") for info in infos] if isinstance(infos, list) else []
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"expected a text as each config_name, found {names}")
         return card
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{where}: its metadata cannot be read ({reason}). Mend it, then push again.") from error
 
 
-def _give_metadata(card: DatasetCard, own: DatasetCard, build: Build) -> None:
-    """License, language, name and tags of a configuration that is new to the card."""
-    for key in KEPT:
-        value = own.data.get(key)
-        if key == "pretty_name" and value:
-            value = value.removesuffix(f" ({build.report['view']})")
-        if value and not card.data.get(key):
-            card.data[key] = value
-    tags = list(card.data.get("tags") or [])
-    card.data["tags"] = tags + [tag for tag in own.data.get("tags") or [] if tag not in tags]
-
-
-def _warn_of_license(card: DatasetCard, own: DatasetCard, repo_id: str, build: Build) -> None:
-    license = own.data.get("license")
-    if license and license != card.data.get("license"):
-        logger.warning(
-            f"the card of {repo_id} has the license {card.data.get('license')}, the source of {build.name} {license}. The card "
-            "keeps its own; set on the Hub what is right for all of it."
+def _own_card(build: Build) -> DatasetCard:
+    """The card of a folder."""
+    where = str(build.folder / CARD_FILE)
+    card = _parse(build.card, where)
+    if mark := re.search(MARK.format(".*", "(begins|ends)"), card.text, flags=re.MULTILINE):
+        raise ValueError(
+            f"{where}: the comment {mark[0]!r} belongs into the card of a repository, where the next push would take what follows "
+            "for its own. Remove it."
         )
+    return card
+
+
+def _give_metadata(card: DatasetCard, own: DatasetCard, build: Build) -> None:
+    """License, language, name, tags and more of a configuration that is new to the card, where the card has none."""
+    other_license = card.data.get("license") not in (None, own.data.get("license"))
+    for key, value in own.data.to_dict().items():
+        if key in OWN or card.data.get(key) or (other_license and key.startswith("license_")):
+            continue
+        card.data[key] = str(value).removesuffix(f" ({build.report['view']})") if key == "pretty_name" else value
+    tags = _listed(card.data.get("tags"))
+    card.data["tags"] = tags + [tag for tag in _listed(own.data.get("tags")) if tag not in tags]
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def _replace_part(text: str, name: str, generated: str, repo_id: str) -> str:
     """The text with the generated part of a configuration replaced, or put at the end if there is none."""
     part = f"{BEGIN.format(name)}\n\n{generated}\n\n{END.format(name)}"
-    begin = list(re.finditer(rf"^<!-- trl_hrm: config {re.escape(name)} begins\b.*-->$", text, flags=re.MULTILINE))
-    end = list(re.finditer(rf"^<!-- trl_hrm: config {re.escape(name)} ends\b.*-->$", text, flags=re.MULTILINE))
+    begin, end = (
+        list(re.finditer(MARK.format(re.escape(name), which), text, flags=re.MULTILINE))
+        for which in ("begins", "ends")
+    )
     if not begin and not end:
         return f"{text.rstrip()}\n\n{part}\n" if text.strip() else f"\n{part}\n"
     if len(begin) != 1 or len(end) != 1 or begin[0].start() > end[0].start():
@@ -167,15 +211,8 @@ def _replace_part(text: str, name: str, generated: str, repo_id: str) -> str:
 
 def _generated(text: str, build: Build, repo_id: str) -> str:
     """The card of the folder as a part of the repository's: one level down, links and loading from the Hub."""
-    lines, skipping = [], False
-    for line, is_text in _lines(text.strip()):
-        if is_text and line.startswith("## "):
-            skipping = line == f"## {LOAD_TITLE}"
-            if skipping:
-                lines += [*load_section(repo_id, build.name).replace("## ", "### ", 1).split("\n"), ""]
-        if not skipping:
-            lines.append(f"#{line}" if is_text and re.match("#+ ", line) else line)
-    shown = "\n".join(lines).strip()
+    text = text.strip().replace(LOAD_FOLDER, f'load_dataset("{repo_id}", "{build.name}")')
+    shown = "\n".join(f"#{line}" if is_text and re.match("#+ ", line) else line for line, is_text in _lines(text))
     if "picture" in build.report:
         file = build.report["picture"]["file"]
         shown = shown.replace(f"]({file})", f"]({build.name}/{file})")
@@ -186,9 +223,9 @@ def _lines(text: str) -> Iterator[tuple[str, bool]]:
     """The lines of a Markdown text, and whether each is text, not code between fences."""
     fence = ""
     for line in text.split("\n"):
-        mark = re.match("`{3,}|~{3,}", line)
+        mark = re.match(" {0,3}(`{3,}(?!.*`)|~{3,})", line)
         yield line, not fence and not mark
         if mark and not fence:
-            fence = mark[0]
-        elif mark and line.strip() == mark[0] and mark[0].startswith(fence):
+            fence = mark[1]
+        elif mark and line.strip() == mark[1] and mark[1].startswith(fence):
             fence = ""

@@ -104,10 +104,11 @@ def read_build(folder: str | Path, config_name: str | None = None) -> Build:
     """
     folder = Path(folder)
     report = _read_report(folder)
-    build = Build(folder, config_name or report["view"], report)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", build.name):
+    build = Build(folder, report["view"] if config_name is None else config_name, report)
+    if not re.fullmatch(r"[^\W_][\w.-]*", build.name) or build.name == CARD_FILE:
         raise ValueError(
-            f"config_name is {build.name!r}, expected letters, digits, `_`, `-` and `.`: it names a folder of the repository."
+            f"config_name is {build.name!r}, expected letters, digits, `_`, `-` and `.`, of which a letter or digit comes first: it "
+            f"names a folder of the repository, beside {CARD_FILE}."
         )
     for path in (folder / CARD_FILE, *map(build.parquet, build.splits), *_assets(build)):
         if not path.is_file():
@@ -134,7 +135,10 @@ def _read_report(folder: Path) -> dict[str, Any]:
             f"{folder}: no {REPORT_FILE} in it, expected a folder that a trl-hrm command wrote: build-prm800k, "
             "build-math-shepherd, build-stepwise, export or select-raft."
         )
-    report = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error}). Build it again.") from error
     if missing := {"view", "rows", "content"} - set(report):
         raise ValueError(f"{path}: no {', '.join(sorted(missing))} in it, so it is no whole report. Build it again.")
     return report
@@ -169,7 +173,7 @@ def published_files(build: Build, max_shard_size: int, work: Path) -> list[File]
 def _write_shards(source: Path, max_bytes: int, folder: Path) -> Iterator[Path]:
     file = pq.ParquetFile(source)
     shards = _group(_row_group_sizes(file.metadata), max_bytes)
-    if source.stat().st_size <= max_bytes or len(shards) == 1:
+    if source.stat().st_size <= max_bytes or len(shards) < 2:
         yield source
         return
     folder.mkdir(parents=True)

@@ -25,10 +25,9 @@ from transformers.utils import is_peft_available
 
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..step_format import STEP_FORMAT_NAME, StepFormat
-from ..trainer.hrm_reward_trainer import HRMRewardTrainer
 from ..trainer.model_card import CardFacts
 from ..trainer.reward_model_card import data_section
-from ..trainer.step_trainer import set_up_model
+from ..trainer.step_trainer import StepTrainer, set_up_model
 from .prm_config import PRMConfig
 from .token_rows import IGNORED, DataCollatorForStepLabels, check_token_rows, tokenize_dataset
 
@@ -68,14 +67,16 @@ def compute_accuracy(eval_pred: EvalPrediction) -> dict[str, float]:
     else:
         ties = predictions[:, 0] == predictions[:, 1]
         if ties.any():
+            # TRL's words, which its users' tests look for. Not accelerate's logger, which asks for a trainer
             logging.getLogger(__name__).warning(
-                f"{ties.sum()} of {len(ties)} pairs have equal rewards; they are left out of the accuracy."
+                f"There are {ties.sum()} out of {len(ties)} instances where the predictions for both options are equal. "
+                "These instances are ignored in the accuracy computation."
             )
         predictions, labels = predictions[~ties], labels[~ties]
     return {"accuracy": float((predictions.argmax(axis=-1) == labels).mean())}
 
 
-class PRMTrainer(HRMRewardTrainer):
+class PRMTrainer(StepTrainer):
     """
     Trainer for process reward models: chains of judged steps, as the trainer of that name in TRL up to 1.13.
 
@@ -192,8 +193,7 @@ class PRMTrainer(HRMRewardTrainer):
             set_seed(args.seed)  # an adapter is random
             model = set_up_model(model, args, peft_config, self.step_format)
 
-        # HRMRewardTrainer's own loads models by name and makes forests of datasets
-        super(HRMRewardTrainer, self).__init__(
+        super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
@@ -328,8 +328,8 @@ class PRMTrainer(HRMRewardTrainer):
         labels = self.data_collator([row])["labels"]
         if not labels.is_floating_point():
             raise ValueError(
-                f"{name} row {i} has a soft label, and the `data_collator` ({type(self.data_collator).__name__}) makes "
-                f"{labels.dtype} of labels: it would train as 0. Leave `data_collator` out, take "
+                f"{name} has soft labels, and the `data_collator` ({type(self.data_collator).__name__}) makes "
+                f"{labels.dtype} of labels: 0.9 would train as 0. Leave `data_collator` out, take "
                 "`trl_hrm.prm.token_rows.DataCollatorForStepLabels`, or round the labels of the dataset."
             )
 

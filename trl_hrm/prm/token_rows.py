@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, Sequence, Value
 from transformers import DataCollatorForTokenClassification
@@ -58,7 +60,8 @@ def tokenize_dataset(
         [`LABELS_BEFORE`].
 
     Raises:
-        `ValueError`: If a column is missing, if the rows are trees, or if a row has not one label for each step.
+        `ValueError`: If a column is missing or holds no lists, if the rows are trees, if a text is null, or if a row has
+        not one label for each step.
     """
     missing = {"prompt", "completions", "labels"} - set(dataset.column_names)
     if missing:
@@ -72,7 +75,11 @@ def tokenize_dataset(
             "steps. Train with HRMRewardTrainer, which takes trees as they are, or remove the column if they are "
             "chains."
         )
-    soft = any(label not in (0, 1, None, IGNORED) for labels in dataset["labels"] for label in labels)
+    for column in ("completions", "labels"):
+        if isinstance(dataset.features[column], Value):
+            raise ValueError(
+                f"{name}: the column `{column}` holds {dataset.features[column].dtype}, expected lists: one entry for each step."
+            )
     return dataset.map(
         _tokenize,
         with_indices=True,
@@ -83,12 +90,22 @@ def tokenize_dataset(
         # Given, since the type of a column does not follow from the first rows, which may all be 0 and 1
         features=Features(
             {
-                "labels": Sequence(Value("float32" if soft else "int64")),
+                "labels": Sequence(Value("float32" if _has_soft_labels(dataset) else "int64")),
                 "input_ids": Sequence(Value("int64")),
                 LABELS_BEFORE: Value("int64"),
             }
         ),
     )
+
+
+def _has_soft_labels(dataset: Dataset) -> bool:
+    # In Arrow: a Python object for each label of a large dataset takes minutes, in every process and every run
+    for batch in dataset.select_columns("labels").with_format("arrow").iter(10_000):
+        labels = pc.list_flatten(batch["labels"]).cast("float64").drop_null()
+        hard = pc.is_in(labels, pa.array([0.0, 1.0, IGNORED]))
+        if pc.any(pc.invert(hard)).as_py():
+            return True
+    return False
 
 
 # `version` is not read: `datasets` caches rows by the arguments of these functions, not by their code
@@ -102,6 +119,12 @@ def _tokenize(
     settings: dict[str, Any],
     version: str,
 ) -> dict[str, Any]:
+    for column in ("prompt", "completions", "labels"):
+        if row[column] is None or (column == "completions" and None in row[column]):
+            raise ValueError(
+                f"{name} row {i}: null in `{column}`, expected a text as `prompt`, a text for each step in `completions`, and a "
+                "label for each in `labels`. Remove the row. Only a label may be null: context only."
+            )
     labels = row["labels"]
     if len(labels) != len(row["completions"]):
         raise ValueError(
@@ -147,12 +170,11 @@ def check_token_rows(
         num_proc=num_proc,
         desc=f"Checking {name}",
     ).with_format("numpy")[:]
-    tokenized_here = LABELS_BEFORE in rows.column_names
     kept = facts["labels"]
     report = TokenReport(
         rows_in=len(rows),
         rows_out=len(rows),
-        labels_in=int(sum(rows[LABELS_BEFORE]) if tokenized_here else kept.sum()),
+        labels_in=int(facts["before"].sum()),
         labels_kept=int(kept.sum()),
         trees_without_labels=int((kept == 0).sum()),
         tokens=int(facts["tokens"].sum()),
@@ -166,7 +188,7 @@ def check_token_rows(
             f"{name}: no labelled step is left ({report}). Steps lose their label where a row is longer than "
             "`max_length` or `max_completion_length`; raise them, or give rows with labels."
         )
-    if tokenized_here:
+    if LABELS_BEFORE in rows.column_names:
         rows = rows.remove_columns(LABELS_BEFORE)
         if report.trees_without_labels:
             rows = rows.select(np.flatnonzero(kept))
@@ -196,6 +218,7 @@ def _facts(row: Mapping[str, Any], i: int, name: str, separator_ids: list[int] |
         "tokens": len(ids),
         "tokens_unshared": int((positions + 1).sum()),
         "labels": len(positions),
+        "before": row.get(LABELS_BEFORE, len(positions)),
         "soft": int(((found != 0) & (found != 1)).sum()),
         "elsewhere": elsewhere,
     }

@@ -1,7 +1,6 @@
 import logging
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
@@ -24,9 +23,7 @@ from ..step_metrics import judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
 from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder
 from .hrm_reward_config import HRMRewardConfig
-from .model_card import CardFacts, write_card
 from .model_setup import load_model
-from .reward_model_card import data_section, quick_start, step_format_section
 from .step_trainer import StepTrainer, set_up_model
 
 
@@ -101,7 +98,6 @@ class HRMRewardTrainer(StepTrainer):
 
     _tag_names = ["trl", "trl-hrm", "hrm-reward", "step-reward-model"]
     _name = "HRM Reward"
-    _template_file = "rm_model_card.md"
     _card_settings = (
         "shared_prefix",
         "packing",
@@ -255,48 +251,3 @@ class HRMRewardTrainer(StepTrainer):
             for name, group in (("single", ~merged), ("merged", merged)):
                 metrics |= {f"{name}_{k}": v for k, v in step_metrics(scores[group], labels[group]).items()}
         return metrics
-
-    # Saving
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        license: str | None = None,
-    ) -> None:
-        """
-        Write the model card, from facts of this run, as `README.md` in `output_dir`.
-
-        Args:
-            model_name (`str`, *optional*):
-                Name of the model. By default that of its repository or folder.
-            dataset_name (`str`, *optional*):
-                Dataset it was trained on. By default `trainer.dataset_name`.
-            tags (`str` or `list[str]`, *optional*):
-                Tags beside those of this trainer.
-            license (`str`, *optional*):
-                Licence of the model, as the Hub abbreviates it.
-        """
-        if not self.is_world_process_zero():
-            return
-        facts = CardFacts.of(self, model_name or self._card_name(), dataset_name, self._card_settings)
-        super().create_model_card(model_name=facts.model_name, dataset_name=facts.dataset_on_hub, tags=tags)
-        start, sections = self._card_sections(facts)
-        write_card(
-            Path(self.args.output_dir) / "README.md",
-            facts,
-            start,
-            task="text-generation" if self.step_format.head == "lm" else "token-classification",
-            license=license,
-            sections=sections,
-        )
-
-    def _card_sections(self, facts: CardFacts) -> tuple[str, str]:
-        """The quick start of the card, and what follows it."""
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        merged = any(report.labels_merged for report in self.reports.values())
-        return (
-            quick_start(facts, self.step_format, self.processing_class, dtype, merged),
-            "\n\n".join([step_format_section(self.step_format), data_section(facts, self.reports)]),
-        )

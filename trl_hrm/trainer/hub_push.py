@@ -1,11 +1,13 @@
 """Pushes of a trainer: each commit holds the weights of the step it names, whole, and none fails in silence."""
 
 import os
+import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from accelerate.logging import get_logger
@@ -55,12 +57,16 @@ class HubPushMixin:
     Differs from the Trainer's own pushes in this:
 
     - A checkpoint is pushed from a snapshot (hard links) made when it is saved, in one commit, so that the commit holds the
-      weights of the step that it names, however slow the Hub is, and a reader never sees half of it.
+      weights of the step that it names, however slow the Hub is, and a reader never sees half of it. Until it is pushed, it
+      takes the space of the checkpoint, also of one that `save_total_limit` deletes.
     - `hub_strategy="all_checkpoints"` pushes every checkpoint, one after another. `"every_save"` and `"checkpoint"` skip one
       that is saved while a push runs, unless `hub_always_push=True`, and name it at the end of the training.
     - Pushes are tried again where a fault may pass. One that fails in the background is logged as an error, at once and at the
       end of the training; [`HubPushMixin.push_to_hub`] raises [`PushError`].
-    - The model card and the tokenizer are in every folder that is saved and in every commit; `hub_token` in no saved file.
+    - The model card and the tokenizer are in every folder that is saved and in every commit.
+    - `hub_token`, and a `token` in `model_init_kwargs`, are in no saved file and no log: where one is given, the trainer works
+      with a copy of its arguments that lacks it.
+    - The branch that `hub_revision` names is made if there is none.
 
     Attributes:
         dataset_name (`str` or `None`):
@@ -72,12 +78,26 @@ class HubPushMixin:
     def __init__(self, *args, **kwargs):
         self._pushes: list[StepPush] = []
         self._skipped_pushes: list[int] = []
-        self._push_executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+        self._hub_token: str | None = None
         super().__init__(*args, **kwargs)
+        self._hub_token = self.args.hub_token
+        self.args = _without_tokens(self.args)
+
+    @cached_property
+    def _push_executor(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            # Also if it stops with an error: what failed is told, the Hub gets what waits (at the exit of the interpreter an
+            # upload fails), and no push reads a checkpoint that the next training writes again
+            self._finish_current_push()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """
-        Create the repository, if there is none yet.
+        Create the repository, and the branch that `hub_revision` names, if there is none yet.
 
         Raises:
             [`PushError`]: If it cannot be created.
@@ -85,24 +105,40 @@ class HubPushMixin:
         """
         if not self.is_world_process_zero():
             return
-        token = token or self.args.hub_token
+        token = token or self._hub_token or self.args.hub_token
         private = self.args.hub_private_repo if private is None else private
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         with pushing(name, token=token):
             retry(lambda: super(HubPushMixin, self).init_hf_repo(token, private), f"creating {name}", token=token)
-            is_public = private and not HfApi(token=token).model_info(self.hub_model_id).private
-        if is_public:
+        self._refuse_public(token, private)
+        if self.args.hub_revision is not None:
+            with pushing(self.hub_model_id, token=token):
+                retry(lambda: self._create_branch(token), f"the branch {self.args.hub_revision}", token=token)
+        self._warn_of_local_base()
+        left = sorted(Path(self.args.output_dir).glob(f"{SNAPSHOT}*"), key=lambda path: (len(path.name), path.name))
+        if left:
+            logger.warning(
+                f"An earlier run did not push {', '.join(map(str, left))}. `{self._upload_command('FOLDER', '.')}` pushes one, in "
+                "place of the model that is there. Delete what you do not need."
+            )
+
+    def _refuse_public(self, token: str | None, private: bool | None) -> None:
+        """The Hub ignores the wish for a repository that exists."""
+        if not private:
+            return
+        api = HfApi(token=token)
+        with pushing(self.hub_model_id, token=token):
+            info = retry(lambda: api.model_info(self.hub_model_id), f"asking about {self.hub_model_id}", token=token)
+        if not info.private:
             raise ValueError(
                 f"A private repository is asked for, but {self.hub_model_id} exists and is public, so the weights would be too. "
                 "Make it private in its settings on the Hub, or choose another `hub_model_id`."
             )
-        self._warn_of_local_base()
-        left = sorted(map(str, Path(self.args.output_dir).glob(f"{SNAPSHOT}*")))
-        if left:
-            logger.warning(
-                f"An earlier run did not push {', '.join(left)}. Push each with `hf upload {self.hub_model_id} FOLDER .`, or "
-                "delete it."
-            )
+
+    def _create_branch(self, token: str | None) -> None:
+        api, revision = HfApi(token=token), self.args.hub_revision
+        if not api.revision_exists(self.hub_model_id, revision):
+            api.create_branch(self.hub_model_id, branch=revision)
 
     def _warn_of_local_base(self) -> None:
         if not is_peft_model(self.model):
@@ -121,8 +157,7 @@ class HubPushMixin:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
-        with _without_token(self.args):
-            super()._save(output_dir, state_dict)
+        super()._save(output_dir, state_dict)
         self.create_model_card(model_name=self._card_name())  # after the model: PEFT writes a card of its own
         card = Path(self.args.output_dir) / "README.md"
         if self.is_world_process_zero() and card.parent.resolve() != Path(output_dir).resolve():
@@ -151,9 +186,8 @@ class HubPushMixin:
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
             _link_tree(checkpoint, snapshot / name, *NEVER_PUSHED)
         by_epoch = self.args.save_strategy == SaveStrategy.EPOCH
-        name = f"epoch {int(self.state.epoch)}" if by_epoch else f"step {step}"
-        # The token as it is now: while a checkpoint is saved, the arguments have none
-        job = self._submit(self._push_snapshot, snapshot, f"Training in progress, {name}", self.args.hub_token)
+        name = f"epoch {self.state.epoch:g}" if by_epoch else f"step {step}"
+        job = self._submit(self._push_snapshot, snapshot, f"Training in progress, {name}")
         self._pushes.append(StepPush(step, checkpoint, snapshot, job))
 
     def _submit(self, function: Callable[..., CommitInfo], folder: Path, *args) -> "Future[CommitInfo]":
@@ -167,11 +201,11 @@ class HubPushMixin:
         job.add_done_callback(log_failure)
         return job
 
-    def _push_snapshot(self, snapshot: Path, message: str, token: str | None) -> CommitInfo:
+    def _push_snapshot(self, snapshot: Path, message: str) -> CommitInfo:
         # With `save_total_limit`, the snapshot may be all that is left of a checkpoint that the user wants on the Hub
         keep = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
         try:
-            commit = self._push_folder(snapshot, message, token, self.args.hub_revision)
+            commit = self._push_folder(snapshot, message, self._hub_token, self.args.hub_revision)
             keep = False
             return commit
         finally:
@@ -179,7 +213,7 @@ class HubPushMixin:
                 shutil.rmtree(snapshot)
 
     def _push_folder(
-        self, folder: Path, message: str | None, token: str | None, revision: str | None, ignore: Sequence[str] = ()
+        self, folder: Path, message: str, token: str | None, revision: str | None, ignore: Sequence[str] = ()
     ) -> CommitInfo:
         """Push the files of a folder in one commit."""
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -190,15 +224,16 @@ class HubPushMixin:
                 "gathered when they are saved: `fsdp_state_dict_type: FULL_STATE_DICT` with FSDP, "
                 "`zero3_save_16bit_model: true` with DeepSpeed."
             )
-        operations = [CommitOperationAdd(file, folder / file) for file in files]
-        with pushing(self.hub_model_id, token=token):
-            return retry(
-                lambda: HfApi(library_name="trl_hrm", library_version=__version__).create_commit(
-                    self.hub_model_id, operations, commit_message=message, token=token, revision=revision
-                ),
-                f"pushing {folder} to {self.hub_model_id}",
-                token=token,
+
+        def attempt() -> CommitInfo:
+            # New operations each time: used ones do not ask what is on the Hub, and would commit again what has landed
+            operations = [CommitOperationAdd(file, folder / file) for file in files]
+            return HfApi(library_name="trl_hrm", library_version=__version__).create_commit(
+                self.hub_model_id, operations, commit_message=message, token=token, revision=revision
             )
+
+        with pushing(self.hub_model_id, token=token):
+            return retry(attempt, f"pushing {folder} to {self.hub_model_id}", token=token)
 
     def _finish_current_push(self) -> None:
         """Wait for the pushes in the background. Then tell which failed, and which steps were not pushed at all."""
@@ -220,17 +255,23 @@ class HubPushMixin:
     def _what_is_left(self, push: StepPush) -> str:
         if push.snapshot.exists():
             return (
-                f"Its files are in {push.snapshot}: push them with `hf upload {self.hub_model_id} {push.snapshot} .`."
+                f"Its files are in {push.snapshot}: push them with "
+                # not the model beside it, which would replace a later one
+                f"`{self._upload_command(push.snapshot / push.checkpoint.name, push.checkpoint.name)}`."
             )
         if push.checkpoint.exists():
             return f"Its weights are in {push.checkpoint}."
         return "Its checkpoint is deleted, as `save_total_limit` asks."
 
+    def _upload_command(self, folder: "str | Path", path_in_repo: str) -> str:
+        revision = [] if self.args.hub_revision is None else ["--revision", self.args.hub_revision]
+        return shlex.join(["hf", "upload", self.hub_model_id, str(folder), path_in_repo, *revision])
+
     # At the end
 
     def push_to_hub(
         self,
-        commit_message: str | None = "End of training",
+        commit_message: str = "End of training",
         blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
@@ -244,7 +285,8 @@ class HubPushMixin:
             commit_message (`str`, *optional*, defaults to `"End of training"`):
                 Message of the commit.
             blocking (`bool`, *optional*, defaults to `True`):
-                Whether to wait until it is pushed. If not, leave the folder as it is until the returned `Future` is done.
+                Whether to wait until it is pushed. If not, leave the folder as it is, and the process alive, until the returned
+                `Future` is done.
             token (`str`, *optional*), revision (`str`, *optional*), private (`bool`, *optional*):
                 Token, branch, and whether a new repository is private. By default as the arguments of the trainer say.
             kwargs:
@@ -255,11 +297,14 @@ class HubPushMixin:
 
         Raises:
             [`PushError`]: If the push fails. The model is in `output_dir`.
+            `ValueError`: If the repository shall be private, but is public.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token or self.args.hub_token
+        token = token or self._hub_token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
+        else:
+            self._refuse_public(token, self.args.hub_private_repo if private is None else private)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
@@ -272,14 +317,17 @@ class HubPushMixin:
         return self._push_folder(folder, *target) if blocking else self._submit(self._push_folder, folder, *target)
 
 
-@contextmanager
-def _without_token(args: TrainingArguments) -> Iterator[None]:
-    """The Trainer pickles its arguments beside the model."""
-    token, args.hub_token = args.hub_token, None
-    try:
-        yield
-    finally:
-        args.hub_token = token
+def _without_tokens(args: TrainingArguments) -> TrainingArguments:
+    """A copy without tokens, if there are any: the Trainer pickles its arguments beside the model, and callbacks log them."""
+    secret = {"hub_token": None} if args.hub_token is not None else {}
+    for name in ("model_init_kwargs", "ref_model_init_kwargs"):
+        given = getattr(args, name, None)
+        if given and "token" in given:
+            secret[name] = {key: value for key, value in given.items() if key != "token"}
+    if secret:
+        args = copy(args)
+        vars(args).update(secret)
+    return args
 
 
 def _link_tree(source: Path, target: Path, *ignored: str) -> None:

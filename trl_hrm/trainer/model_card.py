@@ -35,7 +35,7 @@ SETTINGS = (
     "max_length",
 )
 # What an evaluation logs beside its metrics
-_SPEED = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+_NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 
 
 def hub_id(name: str | None) -> str | None:
@@ -116,8 +116,9 @@ class CardFacts:
 def weights_step(trainer: "Trainer") -> int:
     """The optimizer step that the weights come from: not the last one if the best ones were loaded at the end."""
     state = trainer.state
-    if trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_global_step:
-        return state.best_global_step
+    if trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_model_checkpoint:
+        # not `best_global_step`, whose weights may not have been saved: then those of the checkpoint before are loaded
+        return int(state.best_model_checkpoint.rpartition("-")[2])
     return state.global_step
 
 
@@ -130,7 +131,7 @@ def metrics_at(trainer: "Trainer", step: int) -> dict[str, dict[str, float]]:
     for key, value in logged.items():
         prefix, name = next((pair for pair in prefixes if key.startswith(pair[0])), ("", ""))
         metric = key.removeprefix(prefix)
-        if prefix and metric not in _SPEED and isinstance(value, float) and math.isfinite(value):
+        if prefix and metric not in _NO_METRICS and isinstance(value, float) and math.isfinite(value):
             found.setdefault(name, {})[metric] = value
     return found
 
@@ -155,6 +156,7 @@ def write_card(path: Path, facts: CardFacts, quick_start: str, task: str, licens
     """
     card = ModelCard(path.read_text(encoding="utf-8"))
     card.data.tags = sorted(set(card.data.tags))  # TRL's order changes from run to run
+    card.data.licence = None  # TRL's placeholder
     card.data.pipeline_tag = task
     card.data.library_name = "peft" if facts.adapter else "transformers"
     if license is not None:
@@ -192,7 +194,10 @@ def eval_results(facts: CardFacts, task: str) -> list[EvalResult]:
 
 
 def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
+    cells = [
+        [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, ("---",) * len(head), *rows)
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([title, "", *lines])
 
 
@@ -223,7 +228,7 @@ def _adapter(model) -> str | None:
 
 def _cell(value) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
-    return json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|")
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def policy_quick_start(facts: CardFacts, chat: bool) -> str:

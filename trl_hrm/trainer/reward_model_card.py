@@ -1,6 +1,7 @@
 """Sections of a reward model's card: code that scores steps with it, in three ways, its step format, and its data."""
 
 import json
+import shlex
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
@@ -199,9 +200,9 @@ def _scores(step_format: StepFormat) -> str:
 def _with_vllm(facts: CardFacts, dtype: str, scores: str) -> str:
     served = f"{facts.model_name}-merged" if facts.adapter else facts.model_id
     merge = MERGE.format(merged=_quote(served)) if facts.adapter else ""
-    title, code = WITH_VLLM.format(served=served, served_name=_quote(served), dtype=dtype, scores=scores).split(
-        "\n\n", 1
-    )
+    title, code = WITH_VLLM.format(
+        served=shlex.quote(served), served_name=_quote(served), dtype=dtype, scores=scores
+    ).split("\n\n", 1)
     return f"{title}\n\n{merge}{code}"
 
 

@@ -1,19 +1,23 @@
 """What trainers of judged steps share: the loss over the global batch, the same in evaluation, counts and logs."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.trainer_utils import EvalLoopOutput
 
 from .._compat import BaseTrainer, disable_dropout_in_model
 from ..losses import step_loss, step_score
 from ..step_format import StepFormat
 from .hub_push import HubPushMixin
+from .model_card import CardFacts, write_card
 from .model_setup import add_adapter
+from .reward_model_card import data_section, quick_start, step_format_section
 
 
 if TYPE_CHECKING:
@@ -25,7 +29,8 @@ class StepTrainer(HubPushMixin, BaseTrainer):
     Base of the trainers of judged steps.
 
     A subclass sets `step_format` before it calls `__init__` and `label_names` after it, prepares datasets
-    (`_prepare_dataset`), and reads batches (`_step_logits`, `_step_labels`, `_num_tokens`).
+    (`_prepare_dataset`), reads batches (`_step_logits`, `_step_labels`, `_num_tokens`), and names the arguments that
+    its model card shows (`_card_settings`).
 
     Args:
         args ([`~transformers.TrainingArguments`]):
@@ -38,6 +43,8 @@ class StepTrainer(HubPushMixin, BaseTrainer):
 
     # compute_loss divides by the weight of the global batch itself
     loss_is_scaled_for_ga = True
+    _template_file = "rm_model_card.md"
+    _card_settings: tuple[str, ...]
     step_format: StepFormat
 
     def __init__(
@@ -49,7 +56,8 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         **trainer_arguments,
     ):
         self.reports: dict[str, Any] = {}  # what became of each dataset, by its name
-        train_dataset = self._prepare_dataset(train_dataset, processing_class, args, "train_dataset")
+        self._prepared: list[Dataset] = []
+        train_dataset = self._prepare_once(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, processing_class, args)
         super().__init__(
             args=args,
@@ -64,10 +72,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
                 "visible to a single process. Launch the script with `accelerate launch` or `torchrun`, or make a "
                 "single GPU visible with `CUDA_VISIBLE_DEVICES`."
             )
-        # hits, labels and tokens of this rank since the last log
-        self._train_counts = torch.zeros(3, dtype=torch.long, device=self.args.device)
-        self._labels_seen = 0
-        self._counting_since = None
+        self._start_counting()
         # loss and weight of each evaluated row on all ranks
         self._eval_sums: list[torch.Tensor] = []
         if hasattr(self.model, "add_model_tags"):
@@ -99,14 +104,23 @@ class StepTrainer(HubPushMixin, BaseTrainer):
 
     # Datasets
 
+    def _prepare_once(self, dataset, processing_class, args, name):
+        # Prepared again, what was dropped before would be missing in its report. `Trainer.evaluate` comes back to
+        # `evaluate` with each dataset of a dict, and users pass `trainer.eval_dataset`
+        if any(dataset is prepared for prepared in self._prepared):
+            return dataset
+        dataset = self._prepare_dataset(dataset, processing_class, args, name)
+        self._prepared.append(dataset)
+        return dataset
+
     def _prepare_eval_dataset(self, eval_dataset, processing_class, args):
         if isinstance(eval_dataset, dict):
             return {
-                name: self._prepare_dataset(dataset, processing_class, args, f"eval_dataset[{name!r}]")
+                name: self._prepare_once(dataset, processing_class, args, f"eval_dataset[{name!r}]")
                 for name, dataset in eval_dataset.items()
             }
         if eval_dataset is not None:
-            return self._prepare_dataset(eval_dataset, processing_class, args, "eval_dataset")
+            return self._prepare_once(eval_dataset, processing_class, args, "eval_dataset")
         return None
 
     def evaluate(
@@ -121,7 +135,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     def predict(self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"):
-        test_dataset = self._prepare_dataset(test_dataset, self.processing_class, self.args, "test_dataset")
+        test_dataset = self._prepare_once(test_dataset, self.processing_class, self.args, "test_dataset")
         return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     # Loss
@@ -177,7 +191,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         loss = (weights * losses).sum() / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny)
         if self.model.training:
             self._count(inputs, logits.detach()[judged], labels)
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return (loss, TokenClassifierOutput(loss=loss, logits=logits)) if return_outputs else loss
 
     # Evaluation
 
@@ -191,7 +205,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         losses[judged] = weights[judged] * self.compute_step_loss(logits[judged], labels[judged], num_merged[judged])
         # By rows, so that those that only fill up the last batch of several ranks are left out
         sums = torch.stack([losses.sum(dim=1), weights.sum(dim=1)], dim=1)
-        self._eval_sums.append(self.accelerator.gather_for_metrics(sums).cpu())
+        self._eval_sums.append(self.accelerator.gather_for_metrics(sums))
         loss = losses.sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
         if prediction_loss_only:
             return loss, None, None
@@ -202,18 +216,77 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         # The loss of an evaluation is the mean over all its steps; Trainer's is one over its batches
         self._eval_sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        loss, weight = torch.cat(self._eval_sums).double().sum(dim=0).tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = loss / weight
+        if self._eval_sums:  # not if a subclass has a `prediction_step` of its own
+            loss, weight = torch.cat(self._eval_sums).cpu().double().sum(dim=0)
+            output.metrics[f"{metric_key_prefix}_loss"] = (loss / weight).item()
         return output
 
-    # Saving
+    # Saving and the model card
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.step_format.save(output_dir or self.args.output_dir)
 
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """
+        Write the model card, from facts of this run, as `README.md` in `output_dir`.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model. By default that of its repository or folder.
+            dataset_name (`str`, *optional*):
+                Dataset it was trained on. By default `trainer.dataset_name`.
+            tags (`str` or `list[str]`, *optional*):
+                Tags beside those of this trainer.
+            license (`str`, *optional*):
+                Licence of the model, as the Hub abbreviates it.
+        """
+        if not self.is_world_process_zero():
+            return
+        facts = CardFacts.of(self, model_name or self._card_name(), dataset_name, self._card_settings)
+        super().create_model_card(model_name=facts.model_name, dataset_name=facts.dataset_on_hub, tags=tags)
+        start, sections = self._card_sections(facts)
+        write_card(
+            Path(self.args.output_dir) / "README.md",
+            facts,
+            start,
+            task="text-generation" if self.step_format.head == "lm" else "token-classification",
+            license=license,
+            sections=sections,
+        )
+
+    def _card_sections(self, facts: CardFacts) -> tuple[str, str]:
+        """The quick start of the card, and what follows it."""
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        merged = any(report.labels_merged for report in self.reports.values())
+        return (
+            quick_start(facts, self.step_format, self.processing_class, dtype, merged),
+            "\n\n".join([step_format_section(self.step_format), data_section(facts, self.reports)]),
+        )
+
+    # Training
+
+    def train(self, *args, **kwargs):
+        self._start_counting()  # what an earlier training did not log is not part of this one
+        # Accelerate takes a model that was evaluated before for one that is ready, and would train each rank by itself
+        if self.model_wrapped is self.model:
+            self.model._is_accelerate_prepared = False
+        return super().train(*args, **kwargs)
+
     # Logs
+
+    def _start_counting(self) -> None:
+        # hits, labels and tokens of this rank since the last log
+        self._train_counts = torch.zeros(3, dtype=torch.long, device=self.args.device)
+        self._labels_seen = 0
+        self._counting_since = None
 
     def _count(self, inputs: dict[str, torch.Tensor], logits: torch.Tensor, labels: torch.Tensor) -> None:
         scores = step_score(logits, self.step_format)
@@ -226,7 +299,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # an interval of training
+        if "loss" in logs and self._counting_since is not None:  # an interval of training
             hits, labels, tokens = self.accelerator.reduce(self._train_counts, reduction="sum").tolist()
             self._labels_seen += labels
             seconds = time.perf_counter() - self._counting_since
