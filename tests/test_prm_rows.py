@@ -395,7 +395,7 @@ class TestRefusals:
     def test_several_devices_in_one_process(self, tmp_path):
         """`nn.DataParallel` would cut the batch, and each part would be divided by the labels of the whole."""
         args = prm_config(tmp_path)
-        args.device  # is looked for now, and not again
+        assert args.n_gpu == 0  # now devices are looked for, and not again
         args._n_gpu = 2
         with pytest.raises(ValueError, match="PRMTrainer does not support `nn.DataParallel`.*`accelerate launch`"):
             PRMTrainer(

@@ -50,7 +50,14 @@ class KLProject:
         return " ".join(rng.choices(WORDS, k=num_words))
 
     def scenario(
-        self, name: str, model: str = "lm", rows: str = "uneven", lora: dict | None = None, resume: str = "", **args
+        self,
+        name: str,
+        model: str = "lm",
+        rows: str = "uneven",
+        lora: dict | None = None,
+        resume: str = "",
+        evaluate_first: bool = False,
+        **args,
     ) -> dict[str, Any]:
         """Arguments of `kl_probe.train`. The folder `name` is for everything; `resume` is a checkpoint in it."""
         return {
@@ -60,6 +67,7 @@ class KLProject:
             "args": args,
             "lora": lora,
             "resume_from_checkpoint": str(self.folder / name / resume) if resume else None,
+            "evaluate_first": evaluate_first,
         }
 
     def run(self, *scenarios: dict[str, Any], config: str | None = None, exit_code: int = 0, **env) -> list[Run]:

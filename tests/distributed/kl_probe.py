@@ -98,6 +98,7 @@ def train(
     args: dict[str, Any],
     lora: dict[str, Any] | None = None,
     resume_from_checkpoint: str | None = None,
+    evaluate_first: bool = False,
 ) -> None:
     """
     Train the model of a folder on the rows of a file, in their order, and save it.
@@ -109,6 +110,7 @@ def train(
         args (`dict[str, Any]`): Arguments of `KLSelfConfig`, beside `DEFAULTS`.
         lora (`dict[str, Any]`, *optional*): Arguments of `LoraConfig`.
         resume_from_checkpoint (`str`, *optional*): Folder of the checkpoint to go on from.
+        evaluate_first (`bool`, *optional*): Evaluate before the training.
     """
     lines = Path(rows).read_text(encoding="utf-8").splitlines()
     set_seed(0)  # the adapter is drawn before the trainer sets its seed
@@ -118,6 +120,8 @@ def train(
         train_dataset=Dataset.from_list([json.loads(line) for line in lines]),
         peft_config=None if lora is None else LoraConfig(task_type="CAUSAL_LM", **lora),
     )
+    if evaluate_first:
+        trainer.evaluate(trainer.train_dataset)
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     trainer.save_model(output_dir)
 

@@ -12,6 +12,7 @@ from .launching import Run, largest_difference
 # What differs from one scenario to the next. Each has its folder of precomputed states in its output folder.
 SCENARIOS = {
     "copy": {"gradient_accumulation_steps": 2},
+    "evaluated": {"evaluate_first": True},  # which must not leave each process to itself
     "long": {"rows": "long", "ref_model": "lm-other", "model": "lm-tied", "kl_direction": "reverse"},
     "adapter": {"lora": LORA | {"modules_to_save": ["lm_head"]}, "gradient_accumulation_steps": 2},
     "packed": {"packing": True, "max_length": 64, "gradient_accumulation_steps": 2},

@@ -62,6 +62,10 @@ class TestModels:
         trainer = PRMTrainer(model, train_dataset=rows_of(chains), processing_class=tiny_tokenizer())
         assert trainer.args.output_dir == "small-PRM" and trainer.args.max_length == 1024
 
+    def test_tags(self, tmp_path, chains):
+        """Of the model, which takes them to wherever it is pushed from."""
+        assert make_prm_trainer(tmp_path, rows_of(chains)).model.model_tags == PRMTrainer._tag_names == ["trl", "prm"]
+
     @pytest.mark.parametrize("disable", [True, False])
     def test_dropout(self, tmp_path, chains, disable):
         trainer = make_prm_trainer(tmp_path, rows_of(chains), disable_dropout=disable)
@@ -217,6 +221,8 @@ class TestFiles:
             model,
             given={"peft_config": LoraConfig(r=4, target_modules="all-linear")},
             gradient_checkpointing=True,
+            # without gradients at the inputs nothing in it is trained
+            gradient_checkpointing_kwargs={"use_reentrant": True},
             save_strategy="epoch",
         )
         before = weights_of(trainer.model)

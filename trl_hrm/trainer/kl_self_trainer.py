@@ -15,6 +15,7 @@ from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, train
 from .hub_push import HubPushMixin
 from .kl_self_config import KLSelfConfig
 from .model_card import CardFacts, policy_quick_start, write_card
+from .model_setup import forget_evaluation
 from .ref_hidden import REF_STATES, RefHiddenCollator, precompute_hidden
 from .reference import (
     AdapterOff,
@@ -259,6 +260,10 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         loss = loss + self.args.kl_coef * kl_loss
         self._count(policy.outputs, sequences, kl.detach())
         return (loss, outputs) if return_outputs else loss
+
+    def train(self, *args, **kwargs):
+        forget_evaluation(self)
+        return super().train(*args, **kwargs)
 
     # Metrics
 

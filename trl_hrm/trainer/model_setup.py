@@ -13,6 +13,7 @@ from .hrm_reward_config import HRMRewardConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from transformers import Trainer
 
 
 def load_model(
@@ -40,6 +41,16 @@ def load_model(
     if step_format.head == "classification":  # what pipelines call the two classes
         kwargs |= {"id2label": LABEL_NAMES, "label2id": {name: i for i, name in LABEL_NAMES.items()}}
     return create_model_from_path(model, model_class(step_format), **kwargs), kwargs.get("revision")
+
+
+def forget_evaluation(trainer: "Trainer") -> None:
+    """
+    Have Accelerate prepare the model of a trainer for training.
+
+    It takes a model that was evaluated before for one that is ready, and would train each process by itself.
+    """
+    if trainer.model_wrapped is trainer.model:
+        trainer.model._is_accelerate_prepared = False
 
 
 def add_adapter(

@@ -16,7 +16,7 @@ from ..losses import step_loss, step_score
 from ..step_format import StepFormat
 from .hub_push import HubPushMixin
 from .model_card import CardFacts, write_card
-from .model_setup import add_adapter
+from .model_setup import add_adapter, forget_evaluation
 from .reward_model_card import data_section, quick_start, step_format_section
 
 
@@ -275,9 +275,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
 
     def train(self, *args, **kwargs):
         self._start_counting()  # what an earlier training did not log is not part of this one
-        # Accelerate takes a model that was evaluated before for one that is ready, and would train each rank by itself
-        if self.model_wrapped is self.model:
-            self.model._is_accelerate_prepared = False
+        forget_evaluation(self)
         return super().train(*args, **kwargs)
 
     # Logs
