@@ -1,5 +1,7 @@
 """What the recipes share: the data they train on, and how the model is loaded."""
 
+import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +98,15 @@ def finish(trainer: "Trainer") -> None:
 
 def end_together(trainer: "Trainer") -> None:
     """
-    Finish the trackers and the process group, once every process is there.
+    Finish the trackers and the process group, once every process is there, and leave.
 
-    Without a barrier a process may leave within a millisecond of its last collective. With gloo (on CPU) a thread of its
-    process group is then still freeing the tensors of that collective, for which it needs the interpreter: now and then the
-    process aborts ("terminate called without an active exception") or hangs.
+    With gloo (several processes on CPU) a thread of the process group may still be freeing the tensors of the last collective,
+    for which it needs the interpreter. If that is being shut down meanwhile, now and then the process aborts ("terminate called
+    without an active exception") or hangs. So there the process leaves without shutting the interpreter down.
     """
     trainer.accelerator.wait_for_everyone()
     trainer.end()
+    if trainer.accelerator.num_processes > 1 and trainer.args.device.type == "cpu":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
