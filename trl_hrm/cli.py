@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .scripts.settings_file import add_config_argument, with_settings
 
 
 COMMANDS = {
@@ -59,9 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
         if name == asked:
             chosen = importlib.import_module(f".scripts.{module}", __package__)
+            add_config_argument(command)
             chosen.add_arguments(command)
-    args = parser.parse_args(argv)
     try:
+        if asked:
+            place = argv.index(asked) + 1
+            argv = argv[:place] + with_settings(argv[place:])
+        args = parser.parse_args(argv)
         chosen.run(args)
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)

@@ -14,7 +14,7 @@ def labels_from_text(prompt: str, steps: list[str]) -> list[float]:
         due[name] = value
     labels = []
     for step in steps:
-        answer = re.fullmatch(r"# Answer\n\n(\d+)", step)
+        answer = re.fullmatch(r"# Answer\n(\d+)", step)
         found = answer[1] if answer else step.split("=")[1]
         name = "d" if answer else step.removeprefix("Wait,")[0]
         labels.append(float(int(found) == due[name]))

@@ -1,25 +1,26 @@
 """The recipe of best-of-N and its files of settings, which the parser of the command reads."""
 
 import math
-from argparse import Namespace
-from importlib import util
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from trl_hrm.evaluation.step_search_run import StepSearchConfig
-from trl_hrm.scripts.best_of_n_options import STEP_OPTIONS, check_options
+from trl_hrm.scripts.best_of_n_options import STEP_OPTIONS, add_arguments, check_options
+from trl_hrm.scripts.settings_file import add_config_argument, with_settings
 
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def load_recipe():
-    spec = util.spec_from_file_location("best_of_n_recipe", ROOT / "recipes" / "best_of_n.py")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def read(*words: str) -> Namespace:
+    """The options of `trl-hrm best-of-n`, which the recipe calls."""
+    parser = ArgumentParser()
+    add_config_argument(parser)
+    add_arguments(parser)
+    return parser.parse_args(with_settings(words))
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,7 @@ def load_recipe():
 )
 def test_settings_of_recipes(path):
     """Each key is an option of the command, with that value, and they go together."""
-    recipe = load_recipe()
-    args = recipe.parse_args(["--config", str(path)])
+    args = read("--config", str(path))
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert {name: getattr(args, name) for name in values} == values
     check_options(args)
@@ -40,20 +40,19 @@ def test_settings_of_recipes(path):
 
 
 def test_settings_on_the_command_line_win(tmp_path, capsys):
-    recipe = load_recipe()
     (tmp_path / "a.yaml").write_text(
         "reward_model: m\noutput_dir: o\nn: [1, 2]\noverwrite: true\nlimit: null\nengine_args: {a: 1}\nmax_step_tokens: 5\n"
     )
-    args = recipe.parse_args(["--config", str(tmp_path / "a.yaml"), "--n", "8", "--output_dir", "p"])
+    args = read("--config", str(tmp_path / "a.yaml"), "--n", "8", "--output_dir", "p")
     assert isinstance(args, Namespace) and args.n == [8] and args.output_dir == "p" and args.overwrite is True
     assert args.limit is None and args.engine_args == {"a": 1} and args.max_step_tokens == 5
     (tmp_path / "a.yaml").write_text("reward_model: m\noutput_dir: o\nno_such_setting: 1\n")
     with pytest.raises(SystemExit):
-        recipe.parse_args(["--config", str(tmp_path / "a.yaml")])
+        read("--config", str(tmp_path / "a.yaml"))
     assert "no_such_setting" in capsys.readouterr().err
     (tmp_path / "a.yaml").write_text("# not run\n")
     with pytest.raises(ValueError, match="a.yaml: found None, expected settings, one a line"):
-        recipe.parse_args(["--config", str(tmp_path / "a.yaml")])
+        read("--config", str(tmp_path / "a.yaml"))
 
 
 def test_the_papers_settings():

@@ -94,6 +94,24 @@ def test_a_sample_does_not_depend_on_its_batch(engine):
     assert len({tuple(sample.token_ids) for samples in together for sample in samples}) == 12
 
 
+def test_samples_of_one_prefix_share_its_computation(engine):
+    """Rows mixed up as the cache is spread over them, or the padding of a shorter prefix seen, would give other samples."""
+    long, short = prefixes(engine)[2], prefixes(engine)[1]
+    computed = []
+    hook = engine.model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, args: computed.append(args[0].shape)
+    )
+    try:
+        together = ask(engine, (long, 5, [], 4, 1), (short, 3, [], 4, 50), (long, 2, [], 4, 100))
+    finally:
+        hook.remove()
+    assert computed[:2] == [(2, len(long) - 1), (10, 1)]  # each prefix once, then the last token of every row
+    alone = [ask(engine, (ids, 1, [], 4, seed))[0][0] for ids, seed in ((long, 3), (short, 52), (long, 101))]
+    assert [together[0][2].token_ids, together[1][2].token_ids, together[2][1].token_ids] == [
+        one.token_ids for one in alone
+    ]
+
+
 def test_samples_do_not_depend_on_batch_size(folder, engine):
     request = (prefixes(engine)[1], 7, ["\n"], 16, 5)
     small = TransformersEngine.from_pretrained(folder, device="cpu", batch_size=3)

@@ -12,20 +12,26 @@ rightly; a *correction* takes the last operation again with the right value:
     b:1*2=2         slip: the running value is 2
     Wait,b:2*2=4    correction
 
-A step is labelled correct when the running value is right after it, so a correction is correct and what is built on an
-uncorrected slip is not. The texts have no spaces: a slip is then five tokens away from the value it should have copied,
-which a model of three layers learns to see from scratch in a minute.
+There are two rules by which a judge may label a step. By its *state*: the running value is right after it, so that a correction
+is right, and what is built on an uncorrected slip is not. Or *sticky*, as a judge who stops at the first error: right as long as no
+error came before, so that a correction is wrong too, as a single step; merged with the error that it takes back it is right. The texts
+have no spaces: a slip is then five tokens away from the value it should have copied, which a model of three layers learns to see from
+scratch in a minute.
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..data.hierarchy import hrm_view
 from ..step_tree import StepTree
 
 
 MODULUS = 5
 NAMES = "abcd"
+STEP = re.compile(r"(Wait,)?([a-d]):(\d)([-+*])(\d)=(\d)")
+ANSWER = re.compile(r"# Answer\n(\d)")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,23 @@ class Problem:
 
     start: int
     operations: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Problem":
+        """
+        The problem of a text that [`Problem.text`] wrote.
+
+        Raises:
+            `ValueError`: If it is none.
+        """
+        start = re.match(r"Start with (\d)\. ", text)
+        operations = tuple((op, int(operand)) for op, operand in re.findall(r"[a-d]([-+*])(\d)", text))
+        problem = start and cls(int(start[1]), operations)
+        if not problem or len(operations) != len(NAMES) or problem.text() != text:
+            raise ValueError(
+                f"{text!r} is no problem of the world, expected one as in 'Start with 4. a+3 b*2 c-3 d*3. Work modulo {MODULUS}.'"
+            )
+        return problem
 
     def text(self) -> str:
         operations = " ".join(
@@ -98,9 +121,61 @@ def solve(
             labels.append(float(problem.apply(value, i) == right[i + 1]))
             seen = value
         value = problem.apply(seen, i)
-    steps.append(f"# Answer\n\n{value}")
+    steps.append(f"# Answer\n{value}")
     labels.append(float(value == right[-1]))
     return steps, labels
+
+
+@dataclass(frozen=True)
+class Judged:
+    """
+    What a checker says of a step.
+
+    Args:
+        on_track (`bool`):
+            Whether the running value is right after it; for the answer, whether it is right.
+        kind (`str`):
+            `"right"`: on track, as the step before. `"first_error"`: the step before was on track. `"correction"`: takes an error
+            back. `"locally_right"`: goes on rightly from a wrong value. `"new_error"`: goes on wrongly from a wrong value, or cannot be
+            read. `"lucky"`: on track again without taking anything back. `"answer"`: the answer.
+    """
+
+    on_track: bool
+    kind: str
+
+
+def judge(problem: Problem, steps: Sequence[str]) -> list[Judged]:
+    """What a checker says of each step of a solution, or of its beginning, from the texts alone."""
+    right, value, on_track, judged = problem.values(), problem.start, True, []
+    for text in steps:
+        if found := ANSWER.fullmatch(text):
+            judged.append(Judged(int(found[1]) == right[-1], "answer"))
+            continue
+        found = STEP.fullmatch(text)
+        was_on_track, on_track = on_track, bool(found) and _is_due(problem, right, found)
+        follows = bool(found) and _is_operation(problem, found) and not found[1] and int(found[3]) == value
+        judged.append(Judged(on_track, _kind(was_on_track, on_track, follows, bool(found and found[1]))))
+        value = int(found[6]) if found else value
+    return judged
+
+
+def _is_operation(problem: Problem, step: re.Match) -> bool:
+    """Whether the step applies its operation, to whatever value, and calculates rightly."""
+    i = NAMES.index(step[2])
+    return problem.operations[i] == (step[4], int(step[5])) and problem.apply(int(step[3]), i) == int(step[6])
+
+
+def _is_due(problem: Problem, right: list[int], step: re.Match) -> bool:
+    """Whether the step ends with the value that is due after its operation."""
+    return _is_operation(problem, step) and int(step[6]) == right[NAMES.index(step[2]) + 1]
+
+
+def _kind(was_on_track: bool, on_track: bool, follows: bool, is_correction: bool) -> str:
+    if was_on_track:
+        return "right" if on_track else "first_error"
+    if on_track:
+        return "correction" if is_correction else "lucky"
+    return "locally_right" if follows else "new_error"
 
 
 def with_headers(solution: Sequence[str]) -> list[str]:
@@ -127,11 +202,35 @@ def step_trees(num_problems: int, num_solutions: int, seed: int) -> list[StepTre
     problems: dict[Problem, None] = {}
     while len(problems) < num_problems:
         problems[make_problem(rng)] = None
-    trees = []
-    for problem in problems:
-        chains = []
-        for _ in range(num_solutions):
-            steps, labels = solve(problem, rng)
-            chains.append(StepTree(problem.text(), steps, labels, list(range(-1, len(steps) - 1))))
-        trees.append(StepTree.from_chains(chains)[0])
-    return trees
+    return [solution_tree(problem, num_solutions, rng) for problem in problems]
+
+
+def solution_tree(problem: Problem, num_solutions: int, rng: random.Random) -> StepTree:
+    """Solutions of a problem as a tree, judged by the state after each step."""
+    chains = []
+    for _ in range(num_solutions):
+        steps, labels = solve(problem, rng)
+        chains.append(StepTree(problem.text(), steps, labels, list(range(-1, len(steps) - 1))))
+    return StepTree.from_chains(chains)[0]
+
+
+def sticky(tree: StepTree, merged: bool = False) -> StepTree:
+    """
+    A tree of solutions as a judge labels it who stops at the first error.
+
+    Args:
+        tree ([`StepTree`]):
+            Tree of single steps of one problem.
+        merged (`bool`, *optional*, defaults to `False`):
+            Whether to add pairs of consecutive steps. A pair is right if the value is right after it and no error came before it.
+    """
+    problem = Problem.parse(tree.prompt)
+    judged = [judge(problem, [tree.completions[i] for i in tree.path(step)]) for step in range(len(tree.labels))]
+    single = [float(all(step.on_track for step in steps)) for steps in judged]
+    alone = StepTree(tree.prompt, tree.completions, single, tree.parents)
+    if not merged:
+        return alone
+    pairs = [float(steps[-1].on_track and all(step.on_track for step in steps[:-2])) for steps in judged]
+    both = hrm_view(StepTree(tree.prompt, tree.completions, pairs, tree.parents))
+    both.labels[: len(single)] = single
+    return both

@@ -46,7 +46,7 @@ class TransformersEngine:
     its batch, up to float rounding: each has noise of its own from its seed, and the most probable token after Gumbel noise is
     a draw from the softmax.
 
-    Prefixes are computed anew for each sample; [`VLLMEngine`] keeps them.
+    Samples of a batch that continue the same prefix share its computation. The next batch computes it anew; [`VLLMEngine`] keeps it.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -167,12 +167,14 @@ class TransformersEngine:
         width = max(len(sequence.prefix_ids) for sequence in batch)
         padding = [width - len(sequence.prefix_ids) for sequence in batch]
         rows = [[self._pad_id()] * pad + s.prefix_ids for pad, s in zip(padding, batch, strict=True)]
-        mask = [[0] * pad + [1] * (width - pad) for pad in padding]
+        ids = torch.tensor(rows, device=device)
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
         ends = _Ends(self.tokenizer, self._eos_ids, batch, width)
         try:
             output = self.model.generate(
-                torch.tensor(rows, device=device),
-                attention_mask=torch.tensor(mask, device=device),
+                ids,
+                attention_mask=mask,
+                past_key_values=self._shared_prefixes(batch, ids, mask),
                 generation_config=GenerationConfig(
                     do_sample=False,  # the noise is in the logits
                     max_new_tokens=max(sequence.max_tokens for sequence in batch),
@@ -187,6 +189,27 @@ class TransformersEngine:
                 f"({str(error).splitlines()[0]})"
             ) from error
         return [ends.sample(row, output[row, width:].tolist()) for row in range(len(batch))]
+
+    def _shared_prefixes(self, batch: list[_Sequence], ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        """
+        The cache of all rows but for their last tokens, which `generate` goes on from, each distinct prefix computed once. `None`
+        where nothing is shared.
+        """
+        places: dict[tuple[int, ...], int] = {}
+        shared = [places.setdefault(tuple(sequence.prefix_ids), len(places)) for sequence in batch]
+        if len(places) == len(batch) or ids.shape[1] == 1:
+            return None
+        first = [shared.index(place) for place in range(len(places))]
+        mask = mask[first, :-1]
+        output = self.model(
+            ids[first, :-1],
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        output.past_key_values.reorder_cache(torch.tensor(shared, device=ids.device))
+        return output.past_key_values
 
     def _logits_processors(self, batch: list[_Sequence]) -> LogitsProcessorList:
         if self.sampling.is_greedy:

@@ -1,0 +1,69 @@
+"""What `recipes/hrm_reward.py` does: train a step reward model by the dataset and the settings."""
+
+from dataclasses import dataclass, field
+
+from .recipe_setup import DatasetArguments, finish, load_splits, model_init_kwargs
+
+
+@dataclass
+class RecipeArguments(DatasetArguments):
+    """
+    Arguments of this recipe, beside [`HRMRewardConfig`] and [`~trl.ModelConfig`].
+
+    Args:
+        make_tiny_model (`bool`, *optional*, defaults to `False`): Make a small model with random weights from the data
+            at `model_name_or_path`, if nothing is there yet.
+    """
+
+    make_tiny_model: bool = field(
+        default=False,
+        metadata={
+            "help": "Make a small model with random weights from the data at `model_name_or_path`, if nothing is "
+            "there yet."
+        },
+    )
+
+
+def main(script_args, training_args, model_args):
+    from pathlib import Path
+
+    from trl import get_peft_config
+
+    from trl_hrm import HRMRewardTrainer
+
+    if script_args.make_tiny_model:
+        from trl_hrm.demo.tiny_model import make_tiny_model, read_texts
+        from trl_hrm.heads import num_labels
+
+        with training_args.main_process_first(desc="making the tiny model"):
+            if not Path(model_args.model_name_or_path, "config.json").exists():
+                make_tiny_model(
+                    read_texts(script_args.dataset_name, script_args.dataset_config),
+                    model_args.model_name_or_path,
+                    kind="causal" if training_args.head == "lm" else "token",
+                    num_labels=num_labels(training_args.step_format()),
+                )
+
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    train_dataset, eval_dataset = load_splits(script_args, training_args)
+    trainer = HRMRewardTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.dataset_name = script_args.dataset_name  # for the model card
+    for name, report in trainer.reports.items():
+        trainer.accelerator.print(f"{name}: {report}")
+
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    finish(trainer)
+
+
+def make_parser():
+    from trl import ModelConfig, TrlParser
+
+    from trl_hrm import HRMRewardConfig
+
+    return TrlParser((RecipeArguments, HRMRewardConfig, ModelConfig))

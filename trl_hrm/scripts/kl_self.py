@@ -1,0 +1,30 @@
+"""What `recipes/kl_self.py` does: train a policy on its best trajectories, held near a reference."""
+
+from .recipe_setup import DatasetArguments, finish, load_splits, model_init_kwargs
+
+
+def main(script_args, training_args, model_args):
+    from trl import get_peft_config
+
+    from trl_hrm import KLSelfTrainer
+
+    training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
+    train_dataset, eval_dataset = load_splits(script_args, training_args)
+    trainer = KLSelfTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.dataset_name = script_args.dataset_name  # for the model card
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    finish(trainer)
+
+
+def make_parser():
+    from trl import ModelConfig, TrlParser
+
+    from trl_hrm import KLSelfConfig
+
+    return TrlParser((DatasetArguments, KLSelfConfig, ModelConfig))

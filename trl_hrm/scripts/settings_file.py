@@ -1,0 +1,54 @@
+"""Settings of a command in a YAML file: `--config FILE`, named as its options. What the command line says itself wins."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file of settings, named as the options; options given beside it win"
+    )
+
+
+def with_settings(argv: Sequence[str]) -> list[str]:
+    """
+    The words of a command line, before them those of the file that its `--config` names: both are read, and refused, by one parser.
+
+    Raises:
+        `OSError`: If the file cannot be read.
+        `ValueError`: If it holds no settings.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    return [*(words_of(read_settings(path)) if path else ()), *argv]
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """What a YAML file of settings holds."""
+    import yaml
+
+    with open(path, encoding="utf-8") as file:
+        settings = yaml.safe_load(file)
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"{path}: found {settings!r}, expected settings, one a line, as in `output_dir: runs/best-of-n`."
+        )
+    return settings
+
+
+def words_of(settings: dict[str, Any]) -> list[str]:
+    """Settings as the words of a command line."""
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif isinstance(value, dict):
+            words.append(f"--{name}={json.dumps(value)}")
+        elif value is True:
+            words.append(f"--{name}")
+        elif value is not False and value is not None:
+            words.append(f"--{name}={value}")
+    return words
