@@ -79,9 +79,11 @@ class TestAccelerateConfigs:
 
 
 class TestSettings:
-    @pytest.mark.parametrize(  # those of recipes/best_of_n.py are no settings of a training
+    @pytest.mark.parametrize(
         "path",
-        sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if not path.stem.startswith("best_of_n")),
+        sorted(
+            path for path in (ROOT / "recipes").rglob("*.yaml") if path.stem.endswith(("reward", "kl_self", "raft"))
+        ),
         ids=lambda path: str(path.relative_to(ROOT)),
     )
     def test_parses_strictly(self, path):
@@ -90,6 +92,7 @@ class TestSettings:
         recipe = load_recipe("hrm_reward.py" if is_reward else "kl_self.py")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         args = ["--config", str(path), "--use_cpu", "true", "--bf16", "false", "--dataset_name", "folder"]
+        args += [] if "output_dir" in values else ["--output_dir", "out"]
         script_args, training_args, model_args = recipe.make_parser().parse_args_and_config(args)
         assert isinstance(training_args, HRMRewardConfig if is_reward else KLSelfConfig)
         assert script_args.dataset_name == "folder"

@@ -142,7 +142,15 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
     score of the judged steps on its path, and the leaves below the first step with that score. Equal solutions are one, that
     with the highest score. Those below `config.min_score` are left out, and all but the `config.top_k` with the highest
     scores: of equal scores, those that rest on more leaves. They stay in their order in the tree.
+
+    Raises:
+        `ValueError`: If the solutions go on from a beginning that was given.
     """
+    if any(node.role == "given" for node in tree.nodes):
+        raise ValueError(
+            f"problem {tree.problem.problem_id!r}: its solutions begin with steps that were given (--prefix_column), which are not the "
+            "policy's. Export solutions of a run without them."
+        )
     judged, members_of = judge(tree, config, notes)
     worst: list[int | None] = []  # the first step with the lowest score up to each step
     solutions, ends = [], []

@@ -11,14 +11,14 @@ Problems with reference answers, from the files and datasets that hold them.
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..grading import extract_answer
-from ..search.tree import Problem
+from ..search.tree import Problem, make_id
 from .problems import problem_key
 from .sources import DatasetRows, JsonLines
 
@@ -48,11 +48,11 @@ class ProblemSet:
     Args:
         problems (`list[Problem]`):
             The problems, in the order of the source. No two have the same id, nor the same text but for whitespace and
-            case.
+            case and the same prefix.
         num_records (`int`):
             Records read.
         num_repeated (`int`):
-            Records whose problem and answer stood in an earlier one.
+            Records whose problem, prefix and answer stood in an earlier one.
         num_excluded (`int`):
             Records of problems that were excluded.
     """
@@ -70,11 +70,14 @@ def read_problems(
     config: str | None = None,
     limit: int | None = None,
     exclude: frozenset[bytes] = frozenset(),
+    prefix_column: str | None = None,
+    prefix_fault: Callable[[str], str | None] | None = None,
 ) -> ProblemSet:
     """
     Read problems and their reference answers.
 
-    A problem without an explicit id gets the hash of its text, [`problem_key`], so that it keeps it in other files.
+    A problem without an explicit id gets the hash of its text, [`problem_key`], so that it keeps it in other files. A hash of the
+    prefix, if there is one, is added to either: one problem with several prefixes is several.
 
     Args:
         source (`str`):
@@ -88,47 +91,55 @@ def read_problems(
         limit (`int`, *optional*):
             Read no further than this many problems.
         exclude (`frozenset[bytes]`, *optional*):
-            Keys of problems to leave out. See [`read_problem_keys`].
+            Keys of problems to leave out, whatever their prefixes. See [`read_problem_keys`].
+        prefix_column (`str`, *optional*):
+            Column with the beginning of each solution, raw text that a step search goes on from.
+        prefix_fault (`Callable[[str], str | None]`, *optional*):
+            Says what is wrong with a prefix. See [`~search.prefixes.prefix_fault`].
 
     Returns:
         [`ProblemSet`]
 
     Raises:
         `FileNotFoundError`: If the file is missing.
-        `ValueError`: If a record has no problem or no answer, if two have one id, or one problem and two answers, or if
-            no problem is left. The message names file and line, or the row.
+        `ValueError`: If a record has no problem or no answer, or a prefix is missing or has a fault, if two records have one id,
+            or one problem and two answers, or if no problem is left. The message names file and line, or the row.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, expected 1 or more.")
     found = ProblemSet([])
-    places: dict[str, str] = {}
-    known: dict[bytes, tuple[str, str]] = {}
+    places: dict[tuple[str, str], str] = {}
+    answers: dict[bytes, tuple[str, str]] = {}
+    known: set[tuple[bytes, str]] = set()
     with _open(source, split, config) as records:
         for where, record in records:
             if format == "auto":
                 format = _format_of(record, where)
             found.num_records += 1
             problem, key, has_id = _problem(record, format, where)
-            if has_id and problem.problem_id in places:
+            prefix = "" if prefix_column is None else _prefix(record, prefix_column, prefix_fault, where)
+            if has_id and (problem.problem_id, prefix) in places:
                 raise ValueError(
-                    f"{where}: the id {problem.problem_id!r} stands at {places[problem.problem_id]} too, expected one "
-                    "record per id. Remove one of them, or rename its id."
+                    f"{where}: the id {problem.problem_id!r} stands at {places[problem.problem_id, prefix]} too, expected one "
+                    f"record per id{' and prefix' if prefix else ''}. Remove one of them, or rename its id."
                 )
-            places[problem.problem_id] = where
+            places[problem.problem_id, prefix] = where
             if key in exclude:
                 found.num_excluded += 1
-            elif key not in known:
-                known[key] = problem.answer, where
-                found.problems.append(problem)
-            elif known[key][0] == problem.answer:
-                found.num_repeated += 1
-            else:
+                continue
+            answer, before = answers.setdefault(key, (problem.answer, where))
+            if answer != problem.answer:
                 raise ValueError(
-                    f"{where}: the answer is {problem.answer!r}, and {known[key][0]!r} at {known[key][1]}, where the same "
+                    f"{where}: the answer is {problem.answer!r}, and {answer!r} at {before}, where the same "
                     "problem stands; expected one answer. Remove the record that is wrong."
                 )
+            if (key, prefix) in known:
+                found.num_repeated += 1
+            else:
+                known.add((key, prefix))
+                found.problems.append(_with_prefix(problem, prefix) if prefix else problem)
             if len(found.problems) == limit:
                 break
     if not found.problems:
@@ -188,6 +199,24 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
     key = problem_key(text)
     problem_id = key.hex() if given is None else str(given)
     return Problem(problem_id, text.strip(), answer), key, given is not None
+
+
+def _prefix(record: dict[str, Any], column: str, prefix_fault: Callable[[str], str | None] | None, where: str) -> str:
+    prefix = record.get(column)
+    if not isinstance(prefix, str) or not prefix.strip():
+        found = f"{column!r} is {prefix!r}" if column in record else f"no {column!r} among the keys {sorted(record)}"
+        raise ValueError(
+            f"{where}: found {found}, expected the beginning of a solution as a string that is not blank. Fill the column, or "
+            "remove the record."
+        )
+    fault = prefix_fault and prefix_fault(prefix)
+    if fault is not None:
+        raise ValueError(f"{where}: {fault}")
+    return prefix
+
+
+def _with_prefix(problem: Problem, prefix: str) -> Problem:
+    return replace(problem, problem_id=f"{problem.problem_id}-{make_id(prefix)}", prefix=prefix)
 
 
 def _answer(record: dict[str, Any], format: str) -> str | None:

@@ -9,7 +9,7 @@ from ..search.log import EventLog
 from ..search.open_tree import OpenTree
 from ..search.run_folder import read_json
 from ..search.step_search import Ending, StepSearch, is_step
-from ..search.tree import ROOT, Problem
+from ..search.tree import Problem
 from .answer_classes import judge_problems
 from .pool import Candidate, PoolProblem
 
@@ -22,7 +22,8 @@ class SearchedProblems:
     What the logs of one N have: problems with their paths, what was counted, and what it cost.
 
     What the policy wrote and the steps that were scored are those in the logs, however often the search was started. Seconds, and
-    calls and tokens of the scorer, are what all starts spent, but for the last depth of one that was killed.
+    calls and tokens of the scorer, are what all starts spent, but for the last depth of one that was killed. Given steps stand in
+    the texts and steps of the candidates; they are not counted, and have no scores.
 
     Args:
         search ([`StepSearch`]):
@@ -103,12 +104,12 @@ class SearchedProblems:
         problem, endings = opened.tree.problem, self.search.endings(opened)
         self.counts["problems_without_solution"] += all(ending.reason in ENDINGS for ending in endings)
         self.counts.update(ENDINGS[ending.reason] for ending in endings if ending.reason in ENDINGS)
-        candidates = [_candidate(opened, ending) for ending in endings if ending.node != ROOT]
+        candidates = [_candidate(opened, ending) for ending in endings if ending.node != opened.start]
         return PoolProblem(problem.problem_id, problem.prompt, problem.answer, candidates, where)
 
     def _count(self, opened: OpenTree) -> None:
-        nodes = opened.tree.nodes
-        judged = [score for i, score in opened.scores.items() if is_step(opened, i)]
+        nodes = opened.sampled
+        judged = [score for i, score in opened.scores.items() if i > opened.start and is_step(opened, i)]
         self.policy["num_tokens"] += sum(len(node.token_ids) for node in nodes)
         self.policy["num_requests"] += len(opened.brought)
         self.policy["num_sequences"] += len(nodes)
@@ -126,6 +127,6 @@ def _candidate(opened: OpenTree, ending: Ending) -> Candidate:
         steps=[step for step in steps if step],
         answer=node.answer,
         finish=node.finish,
-        num_tokens=sum(len(tree.nodes[i].token_ids) for i in path),
+        num_tokens=sum(len(tree.nodes[i].token_ids) for i in path if i > opened.start),
         scores=ending.scores,
     )

@@ -67,7 +67,7 @@ def run_step_search(
         config ([`StepSearchConfig`]):
             How to search.
         problems (`Sequence[Problem]`):
-            All problems; those of other shards are left to them.
+            All problems; those of other shards are left to them. One with a prefix is searched from the end of it.
         engine ([`Engine`]):
             The policy. It is closed at the end.
         scorer ([`~scoring.paths.TreeScorer`]):
@@ -246,8 +246,10 @@ def _is_solved(problem: PoolProblem) -> float:
 
 
 def _settings(config: StepSearchConfig, searches: dict[int, StepSearch], manifest: dict[str, Any]) -> dict[str, Any]:
+    started_with = manifest["started_with"]
     return {
-        "source": manifest["started_with"]["problems"],
+        "source": started_with["problems"],
+        **{name: started_with[name] for name in ("prefix_column",) if name in started_with},
         "segmentation": manifest["steps"]["name"],
         **config.describe(),
         "max_depth": config.max_depth,

@@ -198,8 +198,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"Next: trl-hrm export {args.output_dir} --labels soft --view hrm --output_dir DATASET")
 
 
-def read_all(args: argparse.Namespace) -> "ProblemSet":
-    """The problems that the options name."""
+def read_all(args: argparse.Namespace, **prefixes: Any) -> "ProblemSet":
+    """The problems that the options name. See `read_problems` for those with prefixes."""
     from ..data.problem_sets import read_problems
     from ..data.problems import read_problem_keys
 
@@ -209,6 +209,7 @@ def read_all(args: argparse.Namespace) -> "ProblemSet":
         split=args.split,
         limit=args.limit,
         exclude=read_problem_keys(args.exclude),
+        **prefixes,
     )
 
 

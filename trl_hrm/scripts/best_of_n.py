@@ -77,8 +77,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
+    from functools import partial
+
     from ..evaluation.step_search_run import StepSearchConfig, run_step_search
     from ..grading import AnswerGrader
+    from ..search.asking import ending_extractors
+    from ..search.prefixes import prefix_fault
 
     same = (
         "output_dir",
@@ -97,7 +101,14 @@ def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
     config = StepSearchConfig(**{name: getattr(args, name) for name in same}, **given)
     options = policy_options(args)
     prompt, rule = make_prompt(options)
-    problems = read_all(args)
+    fault = partial(
+        prefix_fault,
+        rule=rule,
+        final_stops=prompt.final_stops,
+        max_depth=config.max_depth,
+        ending=ending_extractors(config.extractors),
+    )
+    problems = read_all(args, prefix_column=args.prefix_column, prefix_fault=fault)
     print(
         f"{problems.num_records:,} records: {len(problems.problems):,} problems, {problems.num_repeated:,} repeated, "
         f"{problems.num_excluded:,} excluded."
@@ -105,6 +116,9 @@ def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
     scorer = load_scorer(args.reward_model, args)
     with AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader:
         engine = make_engine(options, shard)
+        manifest = make_manifest(options, engine, prompt, rule, grader, shard.count)
+        if args.prefix_column is not None:
+            manifest["started_with"]["prefix_column"] = args.prefix_column
         results = run_step_search(
             config,
             problems.problems,
@@ -113,7 +127,7 @@ def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
             grader,
             prompt,
             rule,
-            make_manifest(options, engine, prompt, rule, grader, shard.count),
+            manifest,
             _reward_model(args),
             shard,
             args.grader_workers,

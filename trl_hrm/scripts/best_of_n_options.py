@@ -13,9 +13,9 @@ from .score_options import add_score_arguments
 STEP_OPTIONS = ("branching", "max_depth", "max_step_tokens")
 STRATEGY_OPTIONS = {
     "best_of_n": ("candidates", "num_draws", "max_solution_tokens"),
-    "step_search": STEP_OPTIONS[1:],
-    "beam_search": STEP_OPTIONS,
-    "diverse_tree_search": STEP_OPTIONS,
+    "step_search": (*STEP_OPTIONS[1:], "prefix_column"),
+    "beam_search": (*STEP_OPTIONS, "prefix_column"),
+    "diverse_tree_search": (*STEP_OPTIONS, "prefix_column"),
 }
 AGGREGATES_OF_SOLUTIONS = ["min", "last", "prod", "mean"]
 OF_CANDIDATES = ("candidates_split", "join_steps")
@@ -31,10 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", default="outputs/best-of-n", help="folder of the results")
     _add_choice_arguments(parser.add_argument_group("choice"))
     _add_candidate_arguments(parser.add_argument_group("given candidates"))
+    problem_group = parser.add_argument_group("problems")
     add_problem_arguments(
-        parser.add_argument_group("problems"),
+        problem_group,
         help="JSON Lines file, or directory or Hub name of a dataset, to sample solutions of; beside --candidates, for their "
         "reference answers",
+    )
+    problem_group.add_argument(
+        "--prefix_column",
+        metavar="NAME",
+        help="column with the beginning of each solution, raw text up to the end of a step, from which step searches go on "
+        "(default: none, they begin at the problem)",
     )
     add_engine_arguments(parser.add_argument_group("policy"), required=False, prefix="policy_")
     add_prompt_arguments(parser.add_argument_group("prompt and steps"))
@@ -96,7 +103,9 @@ def _add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max_solution_tokens", type=int, help="most tokens of a solution, for best_of_n (default: 2048)"
     )
-    group.add_argument("--max_depth", type=int, help="most steps of a solution, for step searches (default: 40)")
+    group.add_argument(
+        "--max_depth", type=int, help="most steps of a solution, prefix included, for step searches (default: 40)"
+    )
     group.add_argument("--max_step_tokens", type=int, help="most tokens of a step, for step searches (default: 512)")
     group.add_argument(
         "--branching",

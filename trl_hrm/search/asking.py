@@ -1,20 +1,30 @@
 """What every search does with a request: it asks the engine, keeps the answer in the log, and has it graded."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..grading import extract_answer
 from .engine import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
 from .log import EventLog
 from .open_tree import OpenTree, Request, request_seed
+from .prefixes import cut_prefix
 from .progress import Progress
 from .prompts import Prompt
 from .steps import StepRule, cut_steps
 from .tree import Problem, make_id
 
 
-STATED = ("marker", "boxed")  # of the extractors, those that find nothing else: `####` also begins headings
+def ending_extractors(extractors: Sequence[str]) -> tuple[str, ...]:
+    """Of the extractors, those whose answer ends a solution: they find nothing else, but `####` also begins headings."""
+    return tuple(name for name in extractors if name in ("marker", "boxed"))
+
+
+def _from_the_prompt(prefix: str) -> str:
+    return (
+        f"the solution is to go on after {prefix[:80]!r}, and this search begins at the prompt. Leave the prefix out, or search "
+        "with LevelSearch (trl-hrm best-of-n --strategy step_search)."
+    )
 
 
 class Asking:
@@ -53,25 +63,42 @@ class Asking:
         self.seed = seed
         self.extractors = extractors
         self.max_failures = max_failures
-        self.ending = tuple(name for name in extractors if name in STATED) if answer_ends else ()
+        self.ending = ending_extractors(extractors) if answer_ends else ()
         self._failures = 0
 
     def waiting(
-        self, problems: Iterable[tuple[int, Problem]], max_samples: int, max_in_flight: int
+        self,
+        problems: Iterable[tuple[int, Problem]],
+        max_samples: int,
+        max_in_flight: int,
+        prefix_fault: Callable[[str], str | None] = _from_the_prompt,
     ) -> list[tuple[int, Problem]]:
         """
         The problems, each with its place, that the log does not show as ended.
 
+        Args:
+            problems (`Iterable[tuple[int, Problem]]`):
+                All problems.
+            max_samples, max_in_flight (`int`):
+                Most samples of a request, and of all requests together.
+            prefix_fault (`Callable[[str], str | None]`, *optional*):
+                What keeps the search from going on after a prefix. By default it cannot go on after any.
+
         Raises:
-            `ValueError`: If a request, which may have `max_samples` samples, is more than may be in flight, or if a problem is
-                another one in the log.
+            `ValueError`: If a request is more than may be in flight, if a problem is another one in the log, or if its prefix has
+                a fault.
         """
         if max_samples > max_in_flight:
             raise ValueError(
                 f"max_in_flight is {max_in_flight}, expected {max_samples} or more: a request of this search may have "
                 f"{max_samples} samples."
             )
-        return [(place, problem) for place, problem in problems if not self._is_closed(problem)]
+        waiting = [(place, problem) for place, problem in problems if not self._is_closed(problem)]
+        for _, problem in waiting:
+            fault = prefix_fault(problem.prefix) if problem.prefix else None
+            if fault is not None:
+                raise ValueError(f"problem {problem.problem_id!r}: {fault}")
+        return waiting
 
     def _is_closed(self, problem: Problem) -> bool:
         """
@@ -95,6 +122,7 @@ class Asking:
         """The tree of a problem, from the log if it is there."""
         if problem.problem_id in self.log.problems:
             return self.log.read(problem.problem_id)
+        prompt_ids = self.prompt.encode(self.engine.tokenizer, problem.prompt)
         event = {
             "event": "problem",
             "problem_id": problem.problem_id,
@@ -102,8 +130,11 @@ class Asking:
             "root_id": make_id("root", self.seed, problem.problem_id),
             "prompt": problem.prompt,
             "answer": problem.answer,
-            "prompt_ids": self.prompt.encode(self.engine.tokenizer, problem.prompt),
+            "prompt_ids": prompt_ids,
         }
+        if problem.prefix:
+            ids, cuts = cut_prefix(self.rule, self.engine.tokenizer, prompt_ids, problem.prefix)
+            event |= {"prefix": problem.prefix, "prefix_ids": ids, "prefix_cuts": cuts}
         self.log.append(event)
         return OpenTree.from_event(event)
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from .asking import Asking
 from .engine import Engine
 from .log import EventLog
 from .open_tree import OpenTree, Request
+from .prefixes import prefix_fault
 from .progress import Progress
 from .prompts import Prompt
 from .scheduler import SchedulerConfig
@@ -53,6 +55,9 @@ class LevelSearch:
     resumed ends as one that was not. A solution also ends where a step states its answer after `# Answer` or
     in a box.
 
+    A problem with a prefix is searched from the end of it. The steps that it gives are neither sampled nor judged, but they stand
+    before the others in the trees that the scorer is shown, and count for `max_depth`.
+
     Args:
         engine ([`Engine`]):
             The policy.
@@ -69,8 +74,8 @@ class LevelSearch:
             Called after each request and at the end of each depth.
 
     Raises:
-        `ValueError`: If a request of the search is larger than `max_in_flight`, or if the scorer returns anything but one number
-        per step.
+        `ValueError`: If a request of the search is larger than `max_in_flight`, if the search cannot go on after the prefix of a
+        problem (see [`prefix_fault`]), or if the scorer returns anything but one number per step.
     """
 
     def __init__(
@@ -108,7 +113,15 @@ class LevelSearch:
             `EngineFatal`: If the engine cannot serve any request, or failed `max_failures` times in a row. Everything up to
                 then is in the log.
         """
-        waiting = self.asking.waiting(problems, self.search.max_samples, self.config.max_in_flight)
+        search, limit = self.search, self.config.max_in_flight
+        fault = partial(
+            prefix_fault,
+            rule=search.rule,
+            final_stops=search.final_stops,
+            max_depth=search.max_depth,
+            ending=self.asking.ending,
+        )
+        waiting = self.asking.waiting(problems, search.max_samples, limit, fault)
         self.progress = LevelProgress(num_problems=len(waiting))
         queue, live = iter(waiting), []
         while live := await self._fill(live, queue):
@@ -128,12 +141,12 @@ class LevelSearch:
 
     async def _open(self, position: int, problem: Problem) -> "_OpenProblem | None":
         opened = self.asking.open_tree(position, problem)
-        if not opened.tree.nodes:  # before any token is spent on it
+        if not opened.sampled:  # before any token is spent on it
             status = await self.asking.check_reference(problem.answer)
             if status is not None:
                 self.asking.close(opened, status, self.progress)
                 return None
-        return _OpenProblem(opened, [self.search.advance(opened, beam) for beam in self.search.start()])
+        return _OpenProblem(opened, [self.search.advance(opened, beam) for beam in self.search.start(opened)])
 
     async def _sample(self, live: list["_OpenProblem"]) -> None:
         """Answer every request of this depth, as many at a time as the engine may have."""
@@ -207,7 +220,7 @@ class LevelSearch:
         elif any(beam.requests for beam in problem.beams):
             status = None
         else:
-            status = "done" if problem.opened.tree.nodes else "prompt_too_long"
+            status = "done" if problem.opened.sampled else "prompt_too_long"
         if status is not None:
             self.asking.close(problem.opened, status, self.progress)
         return status is not None

@@ -165,9 +165,9 @@ def read_totals(paths: Iterable[str | Path]) -> Counter:
 
 
 def tree_totals(tree: SearchTree) -> dict[str, int]:
-    """The totals of one tree. What a rollout was cut into is not counted beside the rollout."""
+    """The totals of one tree. What a rollout was cut into is not counted beside the rollout, nor what was given."""
     counts, followed = leaf_counts(tree), {node.parent for node in tree.nodes}
-    sampled = [node for node in tree.nodes if node.role != "segment"]
+    sampled = [node for node in tree.nodes if node.role not in ("segment", "given")]
     leaves = [counts[i] for i, node in enumerate(tree.nodes) if node.role != "segment" and i not in followed]
     return {
         "num_nodes": len(tree.nodes),

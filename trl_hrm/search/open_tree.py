@@ -1,5 +1,6 @@
 """A search tree that grows by events: the live search and the reading of its log go through the same function."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,8 @@ class OpenTree:
             Requests whose final samples were graded.
         scores (`dict[int, float | None]`):
             What a reward model says of each step, where the search asks one. `None` for a node that was not scored.
+        num_given (`int`, *optional*, defaults to `0`):
+            Number of steps that the problem's prefix has. They are the first nodes, one below the other.
     """
 
     tree: SearchTree
@@ -88,13 +91,27 @@ class OpenTree:
     brought: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     graded: set[tuple[str, int]] = field(default_factory=set)
     scores: dict[int, float | None] = field(default_factory=dict)
+    num_given: int = 0
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> "OpenTree":
         """The tree of a `problem` event."""
-        problem = Problem(event["problem_id"], event["prompt"], event["answer"])
+        problem = Problem(event["problem_id"], event["prompt"], event["answer"], event.get("prefix", ""))
         tree = SearchTree(problem, prompt_ids=event["prompt_ids"])
-        return cls(tree, event["root_id"], event["position"], index={event["root_id"]: ROOT})
+        opened = cls(tree, event["root_id"], event["position"], index={event["root_id"]: ROOT})
+        if problem.prefix:
+            opened._give(event["prefix_ids"], [Cut(*cut) for cut in event["prefix_cuts"]])
+        return opened
+
+    @property
+    def start(self) -> int:
+        """Index of the node that the search begins at: the last given step, `ROOT` if there is none."""
+        return self.num_given - 1
+
+    @property
+    def sampled(self) -> list[Node]:
+        """The nodes that the search has brought."""
+        return self.tree.nodes[self.num_given :]
 
     def node_id(self, request: Request) -> str:
         """Id of the node that a request continues."""
@@ -115,6 +132,17 @@ class OpenTree:
             self._add_grades(event)
         elif event["event"] == "close":
             self.tree.status = event["status"]
+
+    def _give(self, token_ids: list[int], cuts: list[Cut]) -> None:
+        """Lay the steps of the prefix below the prompt, as a chain. No reward model is asked about them."""
+        for number, (ids, text, tail) in enumerate(_pieces(token_ids, self.tree.problem.prefix, cuts)):
+            node_id = make_id("given", self.root_id, number)
+            self._add(Node(node_id, number - 1, 0, 0, ids, text, tail, "given"))
+            self.scores[number] = None
+        self.num_given = len(cuts)
+        last = self.tree.nodes[-1]
+        if last.tail:  # its numbers say which headers may end the next step
+            last.stop_reason = last.text[-last.tail :]
 
     def _add_samples(self, event: dict[str, Any]) -> None:
         above = event["above"]
@@ -153,27 +181,36 @@ class OpenTree:
     def _cut(self, rollout: int) -> None:
         """Lay the steps of a rollout beside it, as a chain. The last one ends as the rollout does."""
         whole = self.tree.nodes[rollout]
-        parent, first, begin = whole.parent, 0, 0
-        for number, cut in enumerate(self.cuts[rollout], start=1):
+        parent = whole.parent
+        pieces = _pieces(whole.token_ids, whole.text, self.cuts[rollout])
+        for number, (token_ids, text, tail) in enumerate(pieces, start=1):
             is_last = number == len(self.cuts[rollout])
             node = Node(
                 node_id=make_id("segment", whole.node_id, number),
                 parent=parent,
                 child_index=whole.child_index if number == 1 else 0,
                 round=whole.round,
-                token_ids=whole.token_ids[first : cut.tokens],
-                text=whole.text[begin : cut.characters],
-                tail=cut.tail,
+                token_ids=token_ids,
+                text=text,
+                tail=tail,
                 role="segment",
                 seed=whole.seed,
             )
             if is_last:
                 node.finish, node.stop_reason, node.is_final = whole.finish, whole.stop_reason, whole.is_final
                 node.answer, node.correct = whole.answer, whole.correct
-            parent, first, begin = self._add(node), cut.tokens, cut.characters
+            parent = self._add(node)
 
     def _add(self, node: Node) -> int:
         assert node.node_id not in self.index, f"node {node.node_id} came twice"
         self.tree.nodes.append(node)
         self.index[node.node_id] = len(self.tree.nodes) - 1
         return len(self.tree.nodes) - 1
+
+
+def _pieces(token_ids: list[int], text: str, cuts: Sequence[Cut]) -> Iterator[tuple[list[int], str, int]]:
+    """Token ids, text and tail of each step of a text."""
+    first, begin = 0, 0
+    for cut in cuts:
+        yield token_ids[first : cut.tokens], text[begin : cut.characters], cut.tail
+        first, begin = cut.tokens, cut.characters

@@ -38,7 +38,7 @@ class Beam:
 
     Args:
         live (`tuple[int, ...]`):
-            Last nodes of the open paths, best first.
+            Last nodes of the open paths, best first. That which the search begins at, before anything is sampled.
         finals (`tuple[int, ...]`, *optional*, defaults to `()`):
             Last nodes of the finished paths.
         requests (`tuple[Request, ...]`, *optional*, defaults to `()`):
@@ -60,11 +60,11 @@ class Ending:
 
     Args:
         node (`int`):
-            Its last node, `ROOT` if it has no step.
+            Its last node; that which the search begins at, if nothing was sampled.
         reason (`str`):
             `"final"`: a solution. `"max_depth"`: as many steps as are allowed. `"dead_end"`: no next step can be used.
         scores (`list[float]`):
-            Scores of its steps.
+            Scores of its steps, but for given ones.
     """
 
     node: int
@@ -86,7 +86,7 @@ class StepSearch:
         final_stops (`tuple[str, ...]`, *optional*, defaults to `()`):
             Strings that end a solution.
         max_depth (`int`, *optional*, defaults to `40`):
-            Most steps of a solution.
+            Most steps of a solution, given ones included.
         max_step_tokens (`int`, *optional*, defaults to `512`):
             Most tokens of a step.
         rank (`Callable[[Sequence[float]], float]`, *optional*):
@@ -123,14 +123,12 @@ class StepSearch:
         """Most samples of a request."""
         return self.shape.width * self.shape.expansion
 
-    def start(self) -> list[Beam]:
+    def start(self, opened: OpenTree) -> list[Beam]:
         """The beams of a problem, before anything is sampled. Each asks for first steps of its own."""
-        stop = self.rule.stop_strings() + self.final_stops
         requests = [
-            Request(ROOT, self.max_samples, "step", stop, self.max_step_tokens, round=number)
-            for number in range(self.shape.num_beams)
+            self._request(opened, opened.start, self.max_samples, number) for number in range(self.shape.num_beams)
         ]
-        return [Beam((ROOT,), requests=(request,)) for request in requests]
+        return [Beam((opened.start,), requests=(request,)) for request in requests]
 
     def advance(self, opened: OpenTree, beam: Beam) -> Beam:
         """The beam as far as the scores in the tree take it."""
@@ -144,7 +142,7 @@ class StepSearch:
         one that the search has chosen.
         """
         found = []
-        for beam in self.start():
+        for beam in self.start(opened):
             beam = self.advance(opened, beam)
             assert not beam.requests, "the search has not ended"
             found += [(node, "final") for node in beam.finals] + [(node, beam.reason) for node in beam.live]
@@ -165,7 +163,7 @@ class StepSearch:
         live = tuple(i for i in kept if not nodes[i].is_final)
         if opened.tree.depth(kept[0]) == self.max_depth:
             return Beam(live, finals, reason="max_depth")
-        return Beam(live, finals, tuple(self._request(opened, i) for i in live))
+        return Beam(live, finals, tuple(self._request(opened, i, self.shape.expansion) for i in live))
 
     def _usable(self, opened: OpenTree, beam: Beam) -> list[int]:
         """The next steps that can be used, those of the best paths first, one of each text."""
@@ -182,9 +180,10 @@ class StepSearch:
         score = self.rank(ending.scores) if ending.scores else float("-inf")
         return -score, opened.tree.text(ending.node)
 
-    def _request(self, opened: OpenTree, node: int) -> Request:
-        stop = self.rule.stop_strings(opened.tree.nodes[node].stop_reason) + self.final_stops
-        return Request(node, self.shape.expansion, "step", stop, self.max_step_tokens)
+    def _request(self, opened: OpenTree, node: int, n: int, round: int = 0) -> Request:
+        header = None if node == ROOT else opened.tree.nodes[node].stop_reason
+        stop = self.rule.stop_strings(header) + self.final_stops
+        return Request(node, n, "step", stop, self.max_step_tokens, round)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +259,9 @@ def is_step(opened: OpenTree, node: int) -> bool:
 
 
 def path_scores(opened: OpenTree, node: int) -> list[float]:
-    """Scores of the steps on the path to a node. A node that ends a solution without a word of its own has none."""
+    """
+    Scores of the steps on the path to a node. Given steps have none, nor do nodes that end a solution without a word of theirs.
+    """
     scores = (opened.scores[i] for i in opened.tree.path(node))
     return [score for score in scores if score is not None]
 
@@ -269,7 +270,7 @@ def _is_usable(opened: OpenTree, node: int) -> bool:
     if opened.scores[node] is not None:
         return True
     found = opened.tree.nodes[node]
-    ends_here = found.is_final and found.parent != ROOT
+    ends_here = found.is_final and found.parent != opened.start
     return ends_here and not opened.tree.step_text(
         node
     )  # the end of the sequence alone: the step before it was the last

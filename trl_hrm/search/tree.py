@@ -12,7 +12,7 @@ ROOT = -1
 @dataclass(frozen=True)
 class Problem:
     """
-    A problem to annotate.
+    A problem to solve.
 
     Args:
         problem_id (`str`):
@@ -21,11 +21,14 @@ class Problem:
             The problem, as the user wrote it.
         answer (`str`):
             The reference answer.
+        prefix (`str`, *optional*, defaults to `""`):
+            The beginning of the solution, where it stands written before the search. Step searches alone can go on from one.
     """
 
     problem_id: str
     prompt: str
     answer: str
+    prefix: str = ""
 
 
 @dataclass(slots=True)
@@ -52,7 +55,8 @@ class Node:
             this one.
         role (`str`, *optional*, defaults to `"step"`):
             `"step"`: sampled as a next step. `"rollout"`: sampled to the end of the solution, to judge its parent.
-            `"segment"`: one step of a rollout that was cut into steps; no sample of its own.
+            `"segment"`: one step of a rollout that was cut into steps; no sample of its own. `"given"`: one step of the
+            problem's prefix, which was not sampled.
         num_cached (`int`, *optional*, defaults to `0`):
             Prefix tokens that the engine took from its cache.
         seed (`int`, *optional*, defaults to `0`):
@@ -110,7 +114,7 @@ class Node:
     @property
     def is_sample(self) -> bool:
         """Whether it is one draw of what follows its parent. Only draws say what the parent is worth."""
-        return self.role != "segment" and self.merged_from is None
+        return self.role not in ("segment", "given") and self.merged_from is None
 
 
 @dataclass

@@ -1,0 +1,76 @@
+"""Problems with prefixes: which are the same, what they are called, and what is refused, with its place."""
+
+import pytest
+from datasets import Dataset
+
+from trl_hrm.data.problem_sets import read_problems
+from trl_hrm.data.problems import problem_key
+from trl_hrm.search.tree import Problem, make_id
+
+from .test_problem_sets import GSM8K, MATH, PLAIN, PRM800K, counts, read, write
+
+
+ONE, TWO = "1+2=4.\n\n", "1+2=5.\n\n"
+
+
+@pytest.mark.parametrize("record", [GSM8K, MATH, PRM800K, PLAIN, PLAIN | {"id": 17}])
+def test_a_prefix_is_read_as_it_stands(tmp_path, record):
+    """In every format, with its whitespace. Its hash is added to the id, whether that is given or made of the text."""
+    (problem,) = read(tmp_path, record | {"begun": ONE}, prefix_column="begun").problems
+    (bare,) = read(tmp_path, record | {"begun": ONE}).problems
+    assert problem == Problem(f"{bare.problem_id}-{make_id(ONE)}", "What is 1+2?", "3", ONE) and bare.prefix == ""
+
+
+@pytest.mark.parametrize("record", [MATH, PLAIN])
+def test_one_problem_with_two_prefixes_is_two(tmp_path, record):
+    """Also where the rows have one id: the second would be taken for a repetition of the first, and lost."""
+    rows = [record | {"begun": prefix} for prefix in (ONE, TWO)]
+    found = read(tmp_path, *rows, prefix_column="begun")
+    assert counts(found) == (2, 2, 0, 0)
+    assert [problem.prefix for problem in found.problems] == [ONE, TWO]
+    assert len({problem.problem_id for problem in found.problems}) == 2
+
+
+def test_repetitions_exclusion_and_limit(tmp_path):
+    """The same problem and prefix is counted once; an excluded problem is so with every prefix; `limit` counts each."""
+    rows = [PLAIN | {"begun": ONE}, PLAIN | {"begun": TWO, "problem": " what is\n1+2?"}, PLAIN | {"begun": ONE}]
+    rows += [PLAIN | {"begun": ONE, "problem": "What is 2+1?"}]
+    assert counts(read(tmp_path, *rows, prefix_column="begun")) == (4, 3, 1, 0)
+    exclude = frozenset({problem_key("What is 1+2?")})
+    assert counts(read(tmp_path, *rows, prefix_column="begun", exclude=exclude)) == (4, 1, 0, 3)
+    assert counts(read(tmp_path, *rows, prefix_column="begun", limit=2)) == (2, 2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (PLAIN, r"found no 'begun' among the keys \['answer', 'problem'\], expected the beginning of a solution"),
+        (PLAIN | {"begun": None}, "found 'begun' is None, expected the beginning of a solution"),
+        (PLAIN | {"begun": " \n\n"}, r"found 'begun' is ' \\n\\n', expected .* not blank. Fill the column, or remove"),
+        (PLAIN | {"begun": ["a"]}, r"found 'begun' is \['a'\], expected"),
+        (PLAIN | {"begun": "bad"}, "^{file}:3: the prefix is bad.$"),
+        (
+            PLAIN | {"begun": TWO, "answer": "4"},
+            "the answer is '4', and '3' at {file}:1, where the same problem stands",
+        ),
+        (
+            PLAIN | {"begun": ONE, "id": "a"},
+            "the id 'a' stands at {file}:1 too, expected one record per id and prefix",
+        ),
+    ],
+)
+def test_faults_name_file_and_line(tmp_path, bad, message):
+    """One row without its prefix would be searched from the problem, among those that begin after an error."""
+    good = PLAIN | {"begun": ONE} | ({"id": "a"} if "id" in bad else {})
+    file = write(tmp_path / "problems.jsonl", good, "", bad)
+    faults = {"bad": "the prefix is bad."}
+    with pytest.raises(ValueError, match=message.format(file=file)) as error:
+        read_problems(file, prefix_column="begun", prefix_fault=faults.get)
+    assert str(error.value).startswith(f"{file}:3: ")
+
+
+def test_faults_of_a_dataset_name_the_row(tmp_path):
+    """A column of a dataset stands in every row, empty or not."""
+    Dataset.from_list([PLAIN | {"begun": ONE}, PLAIN | {"begun": None}]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="^dataset row 1: found 'begun' is None"):
+        read_problems(str(tmp_path), prefix_column="begun")

@@ -1,0 +1,193 @@
+"""`best-of-n --prefix_column`: searches of a real policy from given steps, what is recorded, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from trl_hrm import StepScorer
+from trl_hrm.cli import main
+from trl_hrm.evaluation.results import load_candidates, load_results
+from trl_hrm.search.log import EventLog
+from trl_hrm.search.tree import make_id
+
+from ..helpers import save_checkpoint
+from ..search.policies import KNOWN, SOLUTIONS, make_policy
+
+
+WE_START, COUNT = "# Step 1\nWe start.\n\n# Step 2", "# Step 1\nCount.\n\n# Step 2"
+ROWS = [row | {"problem_id": f"q{i}", "begun": begun} for i, row in enumerate(KNOWN) for begun in (WE_START, COUNT)]
+PROMPT = "--prompt question --prompt_style plain --segmentation step_header --final_stops".split() + ["# END!"]
+SEARCH = [*PROMPT, "--engine", "transformers", "--max_step_tokens", "30", "--strategy", "step_search", "--n", "2", "4"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("policy")
+    make_policy(folder, 256, num_steps=120, texts=SOLUTIONS)
+    return str(folder)
+
+
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def run(folder: Path, rows: list[dict], policy: str, model: str, *more: str) -> int:
+    problems = write_rows(folder.parent / "problems.jsonl", rows)
+    words = ["--problems", problems, "--policy", policy, "--reward_model", model, "--output_dir", str(folder)]
+    return main(["best-of-n", *words, *SEARCH, *more])
+
+
+def test_from_prefixes_to_results(tmp_path, policy, checkpoint, capsys):
+    """Two prefixes of each problem. Scores are those of the whole path, from the first sampled step on; given ones have none."""
+    assert run(tmp_path / "out", ROWS, policy, checkpoint, "--prefix_column", "begun", "--spans", "1", "2") == 0
+    assert "8 records: 8 problems, 0 repeated" in capsys.readouterr().out
+    results = load_results(tmp_path / "out")
+    assert results.num_problems == 8 and results.settings["prefix_column"] == "begun"
+    manifest = json.loads((tmp_path / "out" / "n-4" / "manifest.json").read_text())
+    assert manifest["started_with"]["prefix_column"] == "begun"
+    rows = list(load_candidates(tmp_path / "out", "candidates-n4.jsonl"))
+    assert [row.problem_id for row in rows] == [f"{row['problem_id']}-{make_id(row['begun'])}" for row in ROWS]
+    scorer = StepScorer.from_pretrained(checkpoint)
+    for given, row in zip(ROWS, rows, strict=True):
+        for candidate in row.candidates:
+            assert candidate.text.startswith(given["begun"])
+            assert candidate.steps[0] == given["begun"].removesuffix("# Step 2").strip()
+            scores = scorer.score([row.problem], [[candidate.steps]], (1, 2))[0][0]
+            assert candidate.scores == pytest.approx(scores[1:], abs=1e-5)
+    points = results.curves["step_search"]
+    with EventLog(tmp_path / "out" / "n-4" / "log-00000-of-00001.jsonl") as log:
+        sampled = [node for problem_id in log.problems for node in log.read(problem_id).sampled]
+    assert points[-1]["policy_num_tokens"] == sum(len(node.token_ids) for node in sampled)
+    assert points[-1]["policy_num_sequences"] == len(sampled)
+
+
+def test_a_greedy_policy_goes_on_as_it_did(tmp_path, policy, checkpoint):
+    """
+    At temperature 0 the same solution, cut after each of its steps and continued: the policy reads the ids that it read when it
+    came there by itself.
+    """
+    greedy = ("--temperature", "0", "--n", "1")
+    assert run(tmp_path / "whole", KNOWN, policy, checkpoint, *greedy) == 0
+    with EventLog(tmp_path / "whole" / "n-1" / "log-00000-of-00001.jsonl") as log:
+        trees = [log.read(problem_id).tree for problem_id in log.problems]
+    rows, expected = [], []
+    for row, tree in zip(KNOWN, trees, strict=True):
+        last = len(tree.nodes) - 1
+        for node in tree.path(last)[:-1]:
+            rows.append(row | {"begun": tree.text(node)})
+            expected.append((tree.text(last), tree.prefix_ids(last)))
+    assert len(rows) >= 4
+    assert run(tmp_path / "after", rows, policy, checkpoint, *greedy, "--prefix_column", "begun") == 0
+    with EventLog(tmp_path / "after" / "n-1" / "log-00000-of-00001.jsonl") as log:
+        trees = [log.read(problem_id).tree for problem_id in log.problems]
+    assert [(tree.text(len(tree.nodes) - 1), tree.prefix_ids(len(tree.nodes) - 1)) for tree in trees] == expected
+
+
+def test_more_prefixes_are_more_problems(tmp_path, policy, checkpoint):
+    """Started again with more rows, a run keeps what it has and searches the new ones: no prefix gets another's samples."""
+    more = ("--prefix_column", "begun", "--overwrite")
+    assert run(tmp_path / "out", ROWS[:2], policy, checkpoint, *more) == 0
+    log = tmp_path / "out" / "n-4" / "log-00000-of-00001.jsonl"
+    before = log.read_bytes()
+    assert run(tmp_path / "out", ROWS, policy, checkpoint, *more) == 0
+    assert log.read_bytes().startswith(before) and load_results(tmp_path / "out").num_problems == 8
+    assert run(tmp_path / "whole", ROWS, policy, checkpoint, *more) == 0
+    found, expected = (list(load_candidates(tmp_path / name, "candidates-n4.jsonl")) for name in ("out", "whole"))
+    assert [[c.text for c in row.candidates] for row in found] == [
+        [c.text for c in row.candidates] for row in expected
+    ]
+
+
+def test_without_the_option_nothing_is_recorded(tmp_path, policy, checkpoint):
+    """A column that is not named is not read, and results of before and now have the same keys."""
+    rows = [row | {"begun": "no end"} for row in KNOWN]
+    assert run(tmp_path / "out", rows, policy, checkpoint, "--n", "1") == 0
+    assert "prefix_column" not in load_results(tmp_path / "out").settings
+    text = (tmp_path / "out" / "n-1" / "log-00000-of-00001.jsonl").read_text()
+    text += (tmp_path / "out" / "n-1" / "manifest.json").read_text()
+    assert "prefix" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--policy p --problems q",
+            "--prefix_column goes with --strategy step_search, and it is best_of_n. Leave it out",
+        ),
+        ("--candidates x", "--prefix_column goes with --strategy step_search, and it is best_of_n. Leave it out"),
+        ("--candidates x --strategy beam_search", "--candidates goes with --strategy best_of_n"),
+        ("--strategy step_search", "--strategy step_search needs --policy and --problems"),
+    ],
+)
+def test_only_step_searches_read_a_prefix(tmp_path, capsys, words, message):
+    """Whole solutions are sampled from the problem: with the option ignored, they would be taken for some that begin with it."""
+    words = ["--reward_model", "m", "--output_dir", str(tmp_path / "out"), "--prefix_column", "begun", *words.split()]
+    assert main(["best-of-n", *words]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_annotate_has_no_prefixes(tmp_path, capsys):
+    """Its labels are values of what follows the problem."""
+    with pytest.raises(SystemExit):
+        main(["annotate", "--problems", "q", "--policy", "p", "--output_dir", str(tmp_path), "--prefix_column", "x"])
+    assert "unrecognized arguments: --prefix_column x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("column", "begun", "more", "message"),
+    [
+        (
+            "start",
+            WE_START,
+            (),
+            "found no 'start' among the keys ['answer', 'begun', 'problem'], expected the beginning",
+        ),
+        ("begun", "", (), "found 'begun' is '', expected the beginning of a solution as a string that is not blank"),
+        (
+            "begun",
+            "# Step 1\nWe",
+            (),
+            "the prefix ends with '# Step 1\\nWe', expected the end of a step, which by the rule",
+        ),
+        (
+            "begun",
+            WE_START + "\nIt is \\boxed{3}\n\n# Step 3",
+            (),
+            "the prefix states the answer '3', which ends a solution",
+        ),
+        ("begun", WE_START + "\n# END!", (), "the prefix holds '# END!', which ends a solution"),
+        (
+            "begun",
+            WE_START,
+            ("--max_depth", "1"),
+            "the prefix has 1 steps, and max_depth, which counts them too, is 1",
+        ),
+    ],
+)
+def test_faults_name_file_and_line(tmp_path, capsys, column, begun, more, message):
+    """Before policy and reward model are loaded, and before anything is written."""
+    rows = [KNOWN[0] | {"begun": WE_START} if column == "begun" and not more else KNOWN[0] | {"begun": begun}]
+    rows += [KNOWN[1] | {"begun": begun}]
+    assert run(tmp_path / "out", rows, "p", "m", "--prefix_column", column, *more) == 1
+    error = capsys.readouterr().err
+    line = 1 if column == "start" or more else 2
+    assert re.search(rf"error: \S*problems\.jsonl:{line}: {re.escape(message)}", error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_answer_counts_that_the_extractors_read(tmp_path, policy, checkpoint, capsys):
+    """With other extractors a box ends no solution, in a prefix as in a sampled step."""
+    rows = [KNOWN[0] | {"begun": "# Step 1\nIt is \\boxed{3}.\n\n# Step 2"}]
+    more = ("--prefix_column", "begun", "--n", "1")
+    assert run(tmp_path / "a", rows, policy, checkpoint, *more) == 1
+    assert "the prefix states the answer '3'" in capsys.readouterr().err
+    assert run(tmp_path / "b", rows, policy, checkpoint, *more, "--extractors", "marker") == 0
