@@ -1,8 +1,13 @@
 """The labels of the arithmetic world, computed again from the texts alone."""
 
+import random
 import re
+from collections import Counter
 
-from trl_hrm.demo.world import MODULUS, step_trees
+import pytest
+
+from trl_hrm.demo.world import MODULUS, Problem, different_problems, judge, solve, step_trees, sticky
+from trl_hrm.step_tree import StepTree
 
 
 def labels_from_text(prompt: str, steps: list[str]) -> list[float]:
@@ -38,3 +43,61 @@ def test_seed():
     rows = [[tree.to_row() for tree in step_trees(10, 4, seed)] for seed in (0, 0, 1)]
     assert rows[0] == rows[1] != rows[2]
     assert len({row["prompt"] for row in rows[0]}) == 10
+
+
+PROBLEM = Problem.parse("Start with 4. a+3 b*2 c-3 d*3. Work modulo 5.")
+
+
+def test_problems_read_back():
+    problems = different_problems(random.Random(3), 200)
+    assert [Problem.parse(problem.text()) for problem in problems] == problems and len(set(problems)) == 200
+    for text in ("What is 1 + 1?", "Start with 4. a+3 b*2 c-3. Work modulo 5.", PROBLEM.text() + " "):
+        with pytest.raises(ValueError, match="is no problem of the world"):
+            Problem.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("steps", "kinds"),
+    [
+        (["a:4+3=2", "b:2*2=4", "c:4-3=1", "d:1*3=3", "# Answer\n3"], ["right"] * 4 + ["answer"]),
+        (["a:4+3=2", "b:1*2=2", "Wait,b:2*2=4"], ["right", "first_error", "correction"]),
+        (["a:4+3=2", "b:1*2=2", "c:2-3=4", "d:1*3=3"], ["right", "first_error", "locally_right", "lucky"]),
+        (["a:3+3=1", "b:0*2=0", "Wait,b:1*2=2"], ["first_error", "new_error", "new_error"]),
+        (["a:4+3=3", "b:2*3=1", "hm"], ["first_error", "new_error", "new_error"]),
+        (["a:4+3=2", "Wait,a:4+3=2"], ["right", "right"]),
+    ],
+)
+def test_kinds_of_steps(steps, kinds):
+    """The demo's tables rest on these words: a correction that corrects nothing must not count as one."""
+    assert [step.kind for step in judge(PROBLEM, steps)] == kinds
+
+
+def test_kinds_agree_with_labels():
+    """The checker reads texts, the generator knows what it did: they must say the same."""
+    for tree in step_trees(40, 8, seed=5):
+        problem = Problem.parse(tree.prompt)
+        for chain in tree.chains():
+            judged = judge(problem, chain.completions)
+            assert [float(step.on_track) for step in judged] == chain.labels
+
+
+def test_sticky_labels():
+    """By the rule of one who stops at the first error a correction is wrong alone, and right with the error it takes back."""
+    steps = ["a:4+3=2", "b:1*2=2", "Wait,b:2*2=4", "c:4-3=1"]
+    tree = StepTree(PROBLEM.text(), steps, [None] * 4, [-1, 0, 1, 2])
+    assert sticky(tree).labels == [1, 0, 0, 0]
+    both = sticky(tree, merged=True)
+    assert both.labels[:4] == [1, 0, 0, 0] and both.num_merged == [1, 1, 1, 1, 2, 2, 2]
+    pairs = dict(zip(both.completions[4:], both.labels[4:], strict=True))
+    assert pairs == {"\n".join(steps[:2]): 0, "\n".join(steps[1:3]): 1, "\n".join(steps[2:]): 0}
+    assert both.parents[4:] == [-1, 0, 1]
+
+
+def test_skewed_slips():
+    """Each wrong value four times as often as the next larger one, and none that is right."""
+    rng, seen = random.Random(0), Counter()
+    for _ in range(3000):
+        steps, labels = solve(PROBLEM, rng, 1.0, 0.0, skew=4.0)
+        seen[steps[0][2]] += 1
+    assert list(seen) and seen.keys() == set("0123")
+    assert 3 < seen["0"] / seen["1"] < 5 and 3 < seen["1"] / seen["2"] < 5.5

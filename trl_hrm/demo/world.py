@@ -89,8 +89,16 @@ def make_problem(rng: random.Random) -> Problem:
     return Problem(rng.randrange(MODULUS), operations)
 
 
+def different_problems(rng: random.Random, number: int) -> list[Problem]:
+    """So many problems, no two the same."""
+    problems: dict[Problem, None] = {}
+    while len(problems) < number:
+        problems[make_problem(rng)] = None
+    return list(problems)
+
+
 def solve(
-    problem: Problem, rng: random.Random, slip_rate: float = 0.25, correction_rate: float = 0.5
+    problem: Problem, rng: random.Random, slip_rate: float = 0.25, correction_rate: float = 0.5, skew: float = 1.0
 ) -> tuple[list[str], list[float]]:
     """
     One solution with its labels.
@@ -104,6 +112,8 @@ def solve(
             Probability that an operation copies a wrong running value.
         correction_rate (`float`, *optional*, defaults to `0.5`):
             Probability that a slip is corrected by the next step.
+        skew (`float`, *optional*, defaults to `1.0`):
+            How many times likelier each wrong value is to be seen than the next larger one.
 
     Returns:
         `tuple[list[str], list[float]]`: Steps, the last of which is the answer, and labels, 0 or 1.
@@ -113,7 +123,8 @@ def solve(
     for i in range(len(problem.operations)):
         seen = value
         if rng.random() < slip_rate:
-            seen = rng.choice([other for other in range(MODULUS) if other != value])
+            others = [other for other in range(MODULUS) if other != value]
+            seen = rng.choices(others, [skew**-other for other in others])[0]
         steps.append(problem.step(i, seen))
         labels.append(float(problem.apply(seen, i) == right[i + 1]))
         if seen != value and rng.random() < correction_rate:
@@ -199,10 +210,7 @@ def step_trees(num_problems: int, num_solutions: int, seed: int) -> list[StepTre
             Seed: the same one gives the same trees.
     """
     rng = random.Random(seed)
-    problems: dict[Problem, None] = {}
-    while len(problems) < num_problems:
-        problems[make_problem(rng)] = None
-    return [solution_tree(problem, num_solutions, rng) for problem in problems]
+    return [solution_tree(problem, num_solutions, rng) for problem in different_problems(rng, num_problems)]
 
 
 def solution_tree(problem: Problem, num_solutions: int, rng: random.Random) -> StepTree:

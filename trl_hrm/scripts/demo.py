@@ -1,94 +1,81 @@
-"""Train a small hierarchical reward model from scratch on a world of arithmetic, and use it. Needs no network."""
+"""
+Both papers from end to end on a small world of arithmetic, without a network: a policy that errs and corrects itself, labels by tree
+search, reward models, choices among N, self-training, and one page that says what was seen.
+
+```bash
+trl-hrm demo
+trl-hrm demo --profile full --output_dir outputs/evidence
+```
+
+Killed at any moment, the same command goes on where it was.
+"""
 
 import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output_dir", default="outputs/demo", help="folder for the checkpoint and its metrics")
-    parser.add_argument("--num_problems", type=int, default=1500, help="training problems")
-    parser.add_argument("--num_solutions", type=int, default=8, help="solutions of each problem")
-    parser.add_argument("--max_steps", type=int, default=1500, help="optimizer steps")
-    parser.add_argument("--seed", type=int, default=42, help="seed of the data and of the training")
+    parser.add_argument("--output_dir", default="outputs/demo", help="folder of everything that is made")
+    parser.add_argument(
+        "--profile",
+        choices=["quick", "full"],
+        default="quick",
+        help="how much of it: minutes, or the evidence of docs/evidence.md in an hour or more",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of the world and of the policy")
+    parser.add_argument("--num_workers", type=int, help="jobs at a time (default: one for each core)")
+    parser.add_argument("--force", action="store_true", help="do everything again")
 
 
 def run(args: argparse.Namespace) -> None:
-    import warnings
+    import os
+    import time
     from pathlib import Path
 
-    from datasets import Dataset
-    from transformers.utils import logging
+    from .demo_profiles import PROFILES
+    from .demo_report import collect
+    from .demo_runner import Runner
+    from .demo_stages import stages
 
-    from ..data.hierarchy import hrm_view
-    from ..demo.tiny_model import make_tiny_model, texts_of
-    from ..demo.world import step_trees
-    from ..scoring.scorer import StepScorer
-    from ..trainer.hrm_reward_config import HRMRewardConfig
-    from ..trainer.hrm_reward_trainer import HRMRewardTrainer
+    if args.num_workers is not None and args.num_workers < 1:
+        raise ValueError(f"--num_workers is {args.num_workers}, expected 1 or more.")
+    folder = Path(args.output_dir)
+    _prepare(folder, {"profile": args.profile, "seed": args.seed}, args.force)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is made here
+    profile = PROFILES[args.profile]
+    with Runner(folder, args.num_workers or os.cpu_count() or 1) as runner:
+        for stage in stages(profile, str(folder), args.seed):
+            runner.run(stage)
+    began = time.perf_counter()
+    from ..demo.report import write_report
+    from ..search.log import write_json
 
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's defaults use a name that transformers renames
-    held_out = 200
-    trees = step_trees(args.num_problems + held_out, args.num_solutions, args.seed)
-    rows = [hrm_view(tree).to_row() for tree in trees]
-    train, test = Dataset.from_list(rows[held_out:]), Dataset.from_list(rows[:held_out])
-    print(f"World: {len(train):,} problems to train on, {len(test)} held out.")
-
-    start = Path(args.output_dir) / "random-model"
-    make_tiny_model((text for row in rows for text in texts_of(row)), start, vocab_size=320, seed=args.seed)
-    trainer = HRMRewardTrainer(
-        model=str(start),
-        args=HRMRewardConfig(
-            output_dir=args.output_dir,
-            max_steps=args.max_steps,
-            per_device_train_batch_size=4,
-            learning_rate=1e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=20,
-            max_length=512,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            seed=args.seed,
-            save_strategy="no",
-            logging_steps=100,
-            report_to="none",
-        ),
-        train_dataset=train,
-        eval_dataset=test,
-    )
-    print(f"Training rows: {trainer.reports['train_dataset']}")
-    trainer.train()
-    trainer.save_model()
-    trainer.create_model_card(model_name="demo-hrm")
-    metrics = trainer.evaluate()
-    trainer.save_metrics("eval", metrics)
-    print(format_metrics(metrics))
-
-    scorer = StepScorer.from_pretrained(args.output_dir)
-    tree = _with_correction(trees[:held_out])
-    print("\nA held-out solution, each step judged alone, and with the pair that it ends (highest):")
-    alone, pairs = (scorer.score_trees([tree], spans=spans)[0] for spans in ((1,), (1, 2)))
-    print(f"  {tree.prompt}\n  {'label':>6}{'alone':>8}{'pair':>8}  step")
-    for text, label, one, two in zip(tree.completions, tree.labels, alone, pairs, strict=True):
-        print(f"  {label:>6.0f}{one:>8.3f}{two:>8.3f}  {' '.join(text.split())}")
-    print(
-        f"\nCheckpoint: {args.output_dir}. Score your own solutions: trl-hrm score --model {args.output_dir} --input FILE"
-    )
+    data = collect(folder, profile, args, runner.costs)
+    write_json(folder / "report.json", data)
+    write_report(data, folder / "report.html")
+    print(f"{'report':<16}{time.perf_counter() - began:>6.0f} s  {folder / 'report.html'}")
+    print(f"{'total':<16}{data['total_seconds']:>6.0f} s")
+    print(f"Next: open {folder / 'report.html'}; trl-hrm score --model {folder / 'models' / 'hrm-0'} --input FILE")
 
 
-def format_metrics(metrics: dict[str, float]) -> str:
-    """Held-out metrics as a table: all, single and merged steps."""
-    lines = [f"\n{'held-out steps':<16}{'steps':>8}{'accuracy':>10}{'error F1':>10}{'AUROC':>8}"]
-    for name, prefix in (("all", "eval_"), ("single", "eval_single_"), ("merged", "eval_merged_")):
-        values = [metrics[prefix + key] for key in ("num_steps", "accuracy", "error_f1", "auroc")]
-        lines.append("{:<16}{:>8,}{:>10.3f}{:>10.3f}{:>8.3f}".format(name, *values))
-    return "\n".join(lines)
+def _prepare(folder, settings: dict, force: bool) -> None:
+    """Begin a folder, or go on with it if it was begun with the same settings."""
+    import json
+    import shutil
 
+    from .. import __version__
+    from ..search.log import write_json
 
-def _with_correction(trees):
-    """The first solution that slips and takes it back."""
-    for tree in trees:
-        for chain in tree.chains():
-            if any(text.startswith("Wait") for text in chain.completions) and chain.labels[-1] == 1:
-                return chain
-    raise ValueError("No held-out solution corrects a slip; raise --num_solutions.")
+    mark = folder / ".done" / "demo.json"
+    settings = {**settings, "trl_hrm": __version__}
+    if mark.exists():
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        if force:
+            shutil.rmtree(folder)
+        elif found != settings:
+            raise ValueError(
+                f"{folder}: made with {found}, and {settings} is asked for. Name another --output_dir, or pass --force to replace it."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: holds something that is no demo. Name another --output_dir.")
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    write_json(mark, settings)

@@ -3,7 +3,7 @@
 from .recipe_setup import DatasetArguments, finish, load_splits, model_init_kwargs
 
 
-def main(script_args, training_args, model_args):
+def main(script_args, training_args, model_args, callbacks=None):
     from trl import get_peft_config
 
     from trl_hrm import KLSelfTrainer
@@ -16,6 +16,7 @@ def main(script_args, training_args, model_args):
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
+        callbacks=callbacks,
     )
     trainer.dataset_name = script_args.dataset_name  # for the model card
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -1,0 +1,200 @@
+"""What the demo measures of the world by its checker: a policy's solutions, a search's values, a reward model's scores."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.pool import PoolProblem, read_run
+from ..scoring.paths import TreeScorer
+from ..search.nodes import read_trees
+from ..search.run_folder import node_files
+from ..search.tree import SearchTree
+from ..search.values import leaf_counts, mc_scores
+from ..step_metrics import auroc
+from ..step_tree import StepTree
+from .policy import policy_rates
+from .world import MODULUS, Problem, judge
+
+
+KINDS = ("correction", "locally_right", "first_error", "right")
+
+
+def measure_policy(run: str | Path) -> dict[str, Any]:
+    """What a policy does in the solutions of a run: its accuracy and [`PolicyRates`]."""
+    solutions = [(Problem.parse(problem.problem), one.text, one.answer) for problem, one in _candidates(run)]
+    rates = policy_rates((problem, text) for problem, text, _ in solutions)
+    right = sum(answer == str(problem.values()[-1]) for problem, _, answer in solutions)
+    return {
+        "num_right": right,
+        "num_solutions": len(solutions),
+        "accuracy": right / len(solutions),
+        "slip_rate": rates.slip_rate,
+        "correction_rate": rates.correction_rate,
+        "spurious_rate": rates.spurious_rate,
+        "sight": rates.sight if rates.num_spurious else None,
+    }
+
+
+def _candidates(run: str | Path) -> Iterator[tuple[PoolProblem, Any]]:
+    for problem in read_run(node_files(Path(run)), ["marker"]):
+        for candidate in problem.candidates:
+            yield problem, candidate
+
+
+def run_trees(run: str | Path) -> Iterator[SearchTree]:
+    """The search trees of a run."""
+    for file in node_files(Path(run)):
+        yield from read_trees(file, token_ids=False)
+
+
+def node_kinds(tree: SearchTree) -> list[str]:
+    """What the checker says of each node's step: see [`~world.Judged`]."""
+    problem = Problem.parse(tree.problem.prompt)
+    texts = [tree.step_text(i) for i in range(len(tree.nodes))]
+    return [judge(problem, [texts[j] for j in tree.path(i)])[-1].kind for i in range(len(tree.nodes))]
+
+
+def measure_values(run: str | Path) -> dict[str, Any]:
+    """
+    Mean MC score of steps by kind, where solutions that the depth cut off count as wrong, as in the HRM paper, and their share.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    num_problems = leaves = unresolved = 0
+    for tree in run_trees(run):
+        num_problems += 1
+        counts = leaf_counts(tree)[-1]
+        leaves += counts.answered + counts.unresolved
+        unresolved += counts.unresolved
+        for kind, value in zip(node_kinds(tree), mc_scores(tree, truncated="wrong"), strict=False):
+            if value is not None:
+                values[kind].append(value)
+    means = {
+        kind: {"mean": fmean(values[kind]) if values[kind] else None, "count": len(values[kind])} for kind in KINDS
+    }
+    return {**means, "unfinished": unresolved / leaves, "num_problems": num_problems}
+
+
+def measure_scores(scorer: TreeScorer, trees: Sequence[StepTree]) -> dict[str, float]:
+    """
+    How well scores of single steps tell steps on track from those off it (`auroc`), and right steps from first errors
+    (`first_error_auroc`): the latter are what a search meets.
+    """
+    scores, on_track, first = [], [], []
+    for tree, found in zip(trees, scorer.score_trees(trees), strict=True):
+        problem = Problem.parse(tree.prompt)
+        for step, score in enumerate(found):
+            judged = judge(problem, [tree.completions[i] for i in tree.path(step)])[-1]
+            scores.append(score)
+            on_track.append(judged.on_track)
+            first.append(judged.kind in ("right", "first_error"))
+    values, labels, kept = np.array(scores), np.array(on_track), np.array(first)
+    return {"auroc": auroc(values, labels), "first_error_auroc": auroc(values[kept], labels[kept])}
+
+
+def slipped(problem: Problem, rng: random.Random) -> list[str]:
+    """The beginning of a solution whose last step is its first slip, with an operation to come."""
+    place = rng.randrange(len(problem.operations) - 1)
+    values = problem.values()
+    wrong = rng.choice([value for value in range(MODULUS) if value != values[place]])
+    return [problem.step(i, values[i]) for i in range(place)] + [problem.step(place, wrong)]
+
+
+def next_steps(problem: Problem, steps: Sequence[str], rng: random.Random) -> dict[str, str]:
+    """What may follow a slip: a step that takes it back, one that goes on rightly from it, and one that slips again."""
+    place = len(steps) - 1
+    due, wrong = problem.values()[place], int(steps[-1][-1])
+    right = problem.values()[place + 1]
+    others = [value for value in range(MODULUS) if value not in (wrong, right)]
+    return {
+        "correction": problem.step(place, due, correction=True),
+        "locally_right": problem.step(place + 1, wrong),
+        "new_error": problem.step(place + 1, rng.choice(others)),
+    }
+
+
+def measure_kinds(
+    scorer: TreeScorer, starts: Iterable[tuple[Problem, list[str]]], spans: Sequence[int], seed: int
+) -> dict[str, float]:
+    """Mean scores of the [`next_steps`] of slips, and how well corrections are told from the two others (`auroc`)."""
+    rng = random.Random(seed)
+    trees = []
+    for problem, steps in starts:
+        ends = list(next_steps(problem, steps, rng).values())
+        parents = [*range(-1, len(steps) - 1), *[len(steps) - 1] * len(ends)]
+        trees.append(StepTree(problem.text(), [*steps, *ends], [None] * len(parents), parents))
+    names = ("correction", "locally_right", "new_error")
+    scores = np.array([found[-len(names) :] for found in scorer.score_trees(trees, spans)])
+    is_correction = np.zeros(scores.shape, bool)
+    is_correction[:, 0] = True
+    means = dict(zip(names, scores.mean(axis=0).tolist(), strict=True))
+    return {**means, "auroc": auroc(scores.ravel(), is_correction.ravel())}
+
+
+def small_tree(run: str | Path, most_nodes: int = 25) -> dict[str, Any]:
+    """
+    A part of a search tree with a correction in it, for a picture: equal texts after the same steps are one node, and the most frequent
+    paths are shown beside a path that is corrected.
+    """
+    best: dict[str, Any] = {}
+    for tree in run_trees(run):
+        nodes = _distinct(tree)
+        corrected = [i for i, node in enumerate(nodes) if node["kind"] == "correction" and node["value"] is not None]
+        if corrected and (not best or len(corrected) > best["corrected"]):
+            best = {
+                "problem": tree.problem.prompt,
+                "nodes": _frequent(nodes, corrected, most_nodes),
+                "corrected": len(corrected),
+            }
+    if not best:
+        raise ValueError(f"{run}: no tree has a correction. Does the policy see its slips? Search more problems.")
+    return {name: best[name] for name in ("problem", "nodes")}
+
+
+def _distinct(tree: SearchTree) -> list[dict[str, Any]]:
+    """Nodes of a tree, one for each text after the same steps, with their mean value."""
+    place: dict[int, int] = {-1: -1}
+    found: dict[tuple[int, str], int] = {}
+    nodes: list[dict[str, Any]] = []
+    values: list[list[float]] = []
+    for i, (node, kind, value) in enumerate(zip(tree.nodes, node_kinds(tree), mc_scores(tree), strict=False)):
+        text = tree.step_text(i)
+        key = (place[node.parent], text)
+        place[i] = found.setdefault(key, len(nodes))
+        if place[i] == len(nodes):
+            nodes.append({"parent": key[0], "text": text, "kind": kind, "count": 0, "correct": node.correct})
+            values.append([])
+        nodes[place[i]]["count"] += 1
+        if value is not None:
+            values[place[i]].append(value)
+    for node, seen in zip(nodes, values, strict=True):
+        node["value"] = fmean(seen) if seen else None
+    return nodes
+
+
+def _frequent(nodes: list[dict[str, Any]], corrected: list[int], most: int) -> list[dict[str, Any]]:
+    """The most frequent correction with all that leads to it and from it most often, then the most frequent others."""
+    kept: set[int] = set()
+
+    def keep(i: int) -> None:
+        while i != -1 and i not in kept:
+            kept.add(i)
+            i = nodes[i]["parent"]
+
+    below: dict[int, list[int]] = defaultdict(list)
+    for i, node in enumerate(nodes):
+        below[node["parent"]].append(i)
+    i = max(corrected, key=lambda i: nodes[i]["count"])
+    keep(i)
+    while below[i]:
+        i = max(below[i], key=lambda i: nodes[i]["count"])
+        keep(i)
+    for i in sorted(range(len(nodes)), key=lambda i: (-nodes[i]["count"], i)):
+        if len(kept) < most and (nodes[i]["parent"] == -1 or nodes[i]["parent"] in kept):
+            kept.add(i)
+    new = {-1: -1} | {old: number for number, old in enumerate(sorted(kept))}
+    return [{**nodes[old], "parent": new[nodes[old]["parent"]]} for old in sorted(kept)]

@@ -1,0 +1,143 @@
+"""What the demo does beside calling the commands: it makes the world and the policy, and measures by the world's checker."""
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..search.log import write_json
+from .demo_runner import run_recipe
+
+
+RECIPES = Path(__file__).resolve().parents[1] / "demo" / "recipes"  # recipes/demo of a clone
+SOLUTIONS = 6  # solutions of each judged problem
+
+
+def recipe(name: str) -> str:
+    """Path of a file of settings of the demo."""
+    return str(RECIPES / f"{name}.yaml")
+
+
+def make_world(folder: str, num_train: int, num_test: int, num_starts: int, num_judged: int, seed: int) -> None:
+    """Write problems to search, to solve and to solve from a slip on, and trees that the world's judge labels, all different."""
+    from ..demo.measures import slipped
+    from ..demo.policy import solution_text
+    from ..demo.world import different_problems, solution_tree, sticky
+
+    rng = random.Random(seed)
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    problems = iter(different_problems(rng, num_train + num_test + num_starts + 2 * num_judged))
+
+    def take(number: int) -> list:
+        return [next(problems) for _ in range(number)]
+
+    for name, number in (("train", num_train), ("test", num_test)):
+        _write(out / f"{name}.jsonl", ({"problem": p.text(), "answer": str(p.values()[-1])} for p in take(number)))
+    starts = [(problem, slipped(problem, rng)) for problem in take(num_starts)]
+    _write(
+        out / "starts.jsonl",
+        (
+            {
+                "problem": p.text(),
+                "answer": str(p.values()[-1]),
+                "steps": steps,
+                "prefix": solution_text(steps) + "\n\n",
+            }
+            for p, steps in starts
+        ),
+    )
+    trees = [solution_tree(problem, SOLUTIONS, rng) for problem in take(num_judged)]
+    _write(out / "judged-prm.jsonl", (sticky(tree).to_row() for tree in trees))
+    _write(out / "judged-hrm.jsonl", (sticky(tree, merged=True).to_row() for tree in trees))
+    _write(out / "held-out.jsonl", (solution_tree(problem, SOLUTIONS, rng).to_row() for problem in take(num_judged)))
+
+
+def make_policy(world: str, folder: str, steps: int, seed: int) -> None:
+    """Train a policy on all problems of the world but those that are searched and solved."""
+    from ..demo.policy import train_policy
+    from ..demo.world import Problem, different_problems
+
+    kept = {Problem.parse(row[key]) for file, key in _FILES for row in _read(Path(world, file))}
+    problems = [problem for problem in different_problems(random.Random(seed), 6000) if problem not in kept]
+    train_policy(folder, problems, steps, seed)
+
+
+_FILES = (
+    ("train.jsonl", "problem"),
+    ("test.jsonl", "problem"),
+    ("starts.jsonl", "problem"),
+    ("held-out.jsonl", "prompt"),
+)
+
+
+def measure_policy(run: str, output: str) -> None:
+    from ..demo.measures import measure_policy
+
+    _keep(output, measure_policy(run))
+
+
+def measure_values(run: str, cap: int, output: str) -> None:
+    from ..demo.measures import measure_values
+
+    _keep(output, {"cap": cap, **measure_values(run)})
+
+
+def measure_tree(run: str, output: str) -> None:
+    from ..demo.measures import small_tree
+
+    _keep(output, small_tree(run))
+
+
+def measure_model(model: str, world: str, spans: list[list[int]], seed: int, output: str) -> None:
+    """Judge held-out steps, and what may follow slips, with a reward model."""
+    from ..demo.measures import measure_kinds, measure_scores
+    from ..demo.world import Problem
+    from ..scoring.scorer import StepScorer
+    from ..step_tree import StepTree
+
+    scorer = StepScorer.from_pretrained(model, batch_size=16)
+    trees = [StepTree.from_row(row) for row in _read(Path(world, "held-out.jsonl"))]
+    starts = [(Problem.parse(row["problem"]), row["steps"]) for row in _read(Path(world, "starts.jsonl"))]
+    kinds = [{"spans": span, **measure_kinds(scorer, starts, span, seed)} for span in spans]
+    _keep(output, {**measure_scores(scorer, trees), "kinds": kinds})
+
+
+def self_train(policy: str, data: str, output: str, steps: int, settings: dict[str, Any]) -> None:
+    """Train the policy on its best solutions, measured every few steps on those of held-out problems."""
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ..demo.held_out import HeldOut
+
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    rows = []
+    for row in load_dataset(data, split="test"):
+        prompt, answer = (tokenizer.encode(row[name]) for name in ("prompt", "completion"))
+        rows.append(
+            {
+                "input_ids": [*prompt, *answer, tokenizer.eos_token_id],
+                "labels": [-100] * len(prompt) + [*answer, tokenizer.eos_token_id],
+            }
+        )
+    measured = HeldOut(
+        AutoModelForCausalLM.from_pretrained(policy).requires_grad_(False), rows, tokenizer, max(steps // 15, 1)
+    )
+    given = {"model_name_or_path": policy, "dataset_name": data, "output_dir": output, "max_steps": steps, **settings}
+    run_recipe("kl_self", recipe("kl_self"), given, callbacks=[measured])
+    write_json(Path(output, "held_out.json"), {**settings, "curve": measured.curve})
+
+
+def _keep(output: str, found: dict[str, Any]) -> None:
+    """Write what was measured."""
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    write_json(Path(output), found)
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

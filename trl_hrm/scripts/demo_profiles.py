@@ -1,0 +1,178 @@
+"""Sizes of the demo: how much of everything."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """
+    A reward model of the demo.
+
+    Args:
+        name (`str`):
+            Name, as in file names.
+        title (`str`):
+            Name, as in the report.
+        labels (`str`):
+            `"soft"`, `"hard"`, `"entropy"` or `"judged"`.
+        data (`str`):
+            Its dataset.
+        seeds (`tuple[int, ...]`):
+            Seeds of its trainings.
+        steps (`int`):
+            Optimizer steps.
+        ranks, searches, corrects (`bool`, *optional*, default to `False`):
+            Whether it chooses among whole solutions; searches step by step; is measured on what follows a slip.
+    """
+
+    name: str
+    title: str
+    labels: str
+    data: str
+    seeds: tuple[int, ...]
+    steps: int
+    ranks: bool = False
+    searches: bool = False
+    corrects: bool = False
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Names of its trainings, and their seeds."""
+        return [(f"{self.name}-{seed}", seed) for seed in self.seeds]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """
+    Sizes of a demo.
+
+    Args:
+        policy_steps (`int`):
+            Optimizer steps of the policy.
+        num_train, num_test, num_starts (`int`):
+            Problems that are searched; that are solved with reward models; that are solved from a slip on.
+        num_judged (`int`):
+            Problems whose solutions the world's judge labels.
+        max_depth (`int`):
+            Most steps of a search for labels.
+        caps (`tuple[int, ...]`), num_capped (`int`):
+            Other such depths, for the values by depth alone, and the problems that are searched with them.
+        n, prefix_n (`tuple[int, ...]`):
+            Numbers of candidates; those after a slip.
+        models (`tuple[RewardModel, ...]`):
+            The reward models.
+        etas (`tuple[float, ...]`):
+            Strengths of entropy regularisation.
+        again (`bool`):
+            Whether to search the training problems a second time, for a control with as many rows as node compression gives.
+        self_training (`tuple[dict[str, Any], ...]`), self_training_steps (`int`), self_training_samples (`int`):
+            λ and what goes with it; optimizer steps; solutions of each test problem afterwards.
+    """
+
+    policy_steps: int
+    num_train: int
+    num_test: int
+    num_starts: int
+    num_judged: int
+    max_depth: int
+    caps: tuple[int, ...]
+    num_capped: int
+    n: tuple[int, ...]
+    prefix_n: tuple[int, ...]
+    models: tuple[RewardModel, ...]
+    etas: tuple[float, ...]
+    again: bool
+    self_training: tuple[dict[str, Any], ...]
+    self_training_steps: int
+    self_training_samples: int
+
+
+def _models(
+    seeds: tuple[int, ...], steps: int, judged: tuple[int, ...], etas: tuple[float, ...], eta_seeds: tuple[int, ...]
+) -> tuple[RewardModel, ...]:
+    """The reward models that every profile has."""
+    return (
+        RewardModel("orm", "ORM", "soft", "orm", seeds, steps, ranks=True),
+        RewardModel("prm", "PRM", "soft", "prm", seeds, steps, ranks=True, searches=True, corrects=True),
+        RewardModel("hrm", "HRM", "soft", "hrm", seeds, steps, ranks=True, searches=True, corrects=True),
+        RewardModel("hnc", "HRM + HNC", "soft", "hnc", seeds, steps, ranks=True, searches=True),
+        RewardModel("prm-hard", "PRM, hard labels", "hard", "prm-hard", eta_seeds, steps, ranks=True),
+        *(
+            RewardModel(
+                f"prm-eta{eta:g}",
+                f"PRM, entropy labels, η = {eta:g}",
+                "entropy",
+                f"prm-eta{eta:g}",
+                eta_seeds,
+                steps,
+                ranks=True,
+            )
+            for eta in etas
+        ),
+        RewardModel(
+            "judged-prm", "PRM, sticky labels of a judge", "judged", "judged-prm", judged, steps, corrects=True
+        ),
+        RewardModel(
+            "judged-hrm", "HRM, sticky labels of a judge", "judged", "judged-hrm", judged, steps, corrects=True
+        ),
+    )
+
+
+def _lambdas(values: tuple[float, ...], *others: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    return tuple({"kl_coef": value, **other} for other in ({}, *others) for value in values if value or not other)
+
+
+QUICK = Profile(
+    policy_steps=800,
+    num_train=48,
+    num_test=60,
+    num_starts=60,
+    num_judged=400,
+    max_depth=7,
+    caps=(5,),
+    num_capped=24,
+    n=(1, 4, 16, 64),
+    prefix_n=(1, 16),
+    models=_models((0, 1), 200, (0,), (2.0,), (0,)),
+    etas=(2.0,),
+    again=False,
+    self_training=_lambdas((0.0, 0.001, 0.5)),
+    self_training_steps=80,
+    self_training_samples=8,
+)
+_SIX = (0, 1, 2, 3, 4, 5)
+_CONVERGED = 1200
+FULL = Profile(
+    policy_steps=1200,
+    num_train=60,
+    num_test=150,
+    num_starts=150,
+    num_judged=400,
+    max_depth=7,
+    caps=(5, 6, 8),
+    num_capped=24,
+    n=(1, 2, 4, 16, 64),
+    prefix_n=(1, 4, 16),
+    models=(
+        *_models(_SIX, 300, _SIX[:3], (-2.0, 2.0, 8.0), _SIX[:3]),
+        RewardModel("control", "HRM, as many rows", "soft", "control", _SIX, 300, searches=True),
+        *(
+            RewardModel(
+                f"{name}-long",
+                f"{title}, trained {_CONVERGED // 300} times as long",
+                "soft",
+                name,
+                _SIX,
+                _CONVERGED,
+                searches=True,
+            )
+            for name, title in (("prm", "PRM"), ("hrm", "HRM"), ("hnc", "HRM + HNC"))
+        ),
+    ),
+    etas=(-2.0, 2.0, 8.0),
+    again=True,
+    self_training=_lambdas((0.0, 0.001, 0.01, 0.1, 0.5, 10.0), {"kl_scaling": "none"}, {"kl_reduction": "token_mean"}),
+    self_training_steps=150,
+    self_training_samples=16,
+)
+PROFILES = {"quick": QUICK, "full": FULL}

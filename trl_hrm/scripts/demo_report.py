@@ -1,0 +1,266 @@
+"""From the folders of a demo to `report.json`: every number of the report, each read from what a stage left."""
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..demo.over_seeds import spread
+from ..demo.world import NAMES
+from .demo_profiles import Profile, RewardModel
+
+
+SEES = 5.0  # a policy that corrects slips less often than this many times as often as right steps shows nothing
+VERSIONS = ("torch", "transformers", "trl", "datasets", "accelerate", "trl-hrm")
+DATASETS = {
+    "orm": "whole solutions, the outcome alone",
+    "prm": "single steps, MC scores of the search",
+    "hrm": "single and merged steps, MC scores",
+    "hnc": "the same, and once more with compressed nodes",
+    "control": "single and merged steps of two searches",
+    "prm-hard": "single steps, right if any solution after them is",
+    "judged-prm": "single steps of the world's solutions, right up to the first error",
+    "judged-hrm": "the same, and merged with the step before",
+    "sft": "solutions for self-training",
+}
+
+
+def collect(folder: Path, profile: Profile, args: argparse.Namespace, costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """All that the report shows."""
+    policy = _json(folder / "measures" / "policy.json")
+    return {
+        **_header(profile, args),
+        "policy": {**policy, "is_sighted": policy["sight"] is None or policy["sight"] >= SEES},
+        "datasets": [_dataset(folder, path.name) for path in sorted((folder / "datasets").iterdir())],
+        "models": [_model(folder, model) for model in profile.models],
+        "n": list(profile.n),
+        "best_of_n": _best_of_n(folder, profile),
+        "step_search": {
+            "models": [_chosen(folder / "results" / "step-search", m) for m in profile.models if m.searches]
+        },
+        "wrong_prefix": _wrong_prefix(folder, profile),
+        "step_kinds": [kinds for model in profile.models if model.corrects for kinds in _step_kinds(folder, model)],
+        "values_by_cap": [
+            _json(folder / "measures" / f"cap-{cap}.json") for cap in sorted({*profile.caps, profile.max_depth})
+        ],
+        "solution_length": len(NAMES) + 1,
+        "calibration": [one for model in profile.models if model.ranks for one in _calibration(folder, model)],
+        "self_training": _self_training(folder, profile, policy),
+        "eta": _etas(folder, profile),
+        "hnc": _hnc(folder, profile),
+        "tree": _json(folder / "measures" / "tree.json"),
+        "stages": costs,
+        "total_seconds": sum(cost["seconds"] for cost in costs),
+    }
+
+
+def _header(profile: Profile, args: argparse.Namespace) -> dict[str, Any]:
+    from datetime import UTC, datetime
+    from importlib.metadata import version
+
+    return {
+        "profile": args.profile,
+        "command": f"trl-hrm demo --profile {args.profile} --seed {args.seed}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "seed": args.seed,
+        "versions": {name: version(name) for name in VERSIONS},
+        "machine": {"cores": os.cpu_count(), "processor": _processor(), "python": platform.python_version()},
+        "problems": {"train": profile.num_train, "test": profile.num_test, "policy": 6000},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")  # `platform.processor` knows the architecture alone
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _dataset(folder: Path, name: str) -> dict[str, Any]:
+    from datasets import load_dataset
+
+    rows = load_dataset(str(folder / "datasets" / name), split="train")
+    column = "mc_score" if name == "sft" else "labels"
+    labels = [x for value in rows[column] for x in (value if isinstance(value, list) else [value]) if x is not None]
+    what = DATASETS.get(name) or f"single steps, entropy labels, η = {name.removeprefix('prm-eta')}"
+    return {
+        "name": name,
+        "what": what,
+        "rows": len(rows),
+        "labels": len(labels),
+        "mean_label": sum(labels) / len(labels),
+    }
+
+
+def _model(folder: Path, model: RewardModel) -> dict[str, Any]:
+    found = [_json(folder / "measures" / "models" / f"{name}.json") for name, _ in model.runs()]
+    seconds = [_json(folder / "models" / name / "train_results.json")["train_runtime"] for name, _ in model.runs()]
+    return {
+        "name": model.name,
+        "title": model.title,
+        "labels": model.labels,
+        "data": model.data,
+        "rows": _dataset(folder, model.data)["rows"],
+        "seeds": list(model.seeds),
+        "auroc": [one["auroc"] for one in found],
+        "first_error_auroc": [one["first_error_auroc"] for one in found],
+        "seconds": seconds,
+    }
+
+
+def _chosen(results: Path, model: RewardModel) -> dict[str, Any]:
+    """Accuracies over N of all seeds of a model."""
+    from ..evaluation.report import read_results, verdict
+
+    found = read_results([results / name for name, _ in model.runs()])
+    curves = [one.values["curves"][one.headline] for one in found]
+    gaps = [one.values["hacking_gap"][one.headline] for one in found]
+    return {
+        "name": model.name,
+        "seeds": list(model.seeds),
+        "accuracy": [[point["accuracy"] for point in curve] for curve in curves],
+        "interval": [[[point["low"], point["high"]] for point in curve] for curve in curves],
+        "verdicts": [verdict(one, one.headline).answer for one in found],
+        "gap": [[gap[name] for name in ("gap", "low", "high", "best_n", "largest_n")] for gap in gaps],
+    }
+
+
+def _best_of_n(folder: Path, profile: Profile) -> dict[str, Any]:
+    results = folder / "results" / "best-of-n"
+    models = [model for model in profile.models if model.ranks]
+    plain = _json(results / models[0].runs()[0][0] / "results.json")["curves"]
+    return {
+        "aggregate": "min",
+        **{name: [point["accuracy"] for point in plain[name]] for name in ("majority_vote", "pass_at_n")},
+        "models": [_chosen(results, model) for model in models],
+    }
+
+
+def _wrong_prefix(folder: Path, profile: Profile) -> dict[str, Any]:
+    found = []
+    for model in (model for model in profile.models if model.corrects):
+        for spans in ([1], [1, 2]):
+            paths = [
+                folder / "results" / "wrong-prefix" / f"{name}-{max(spans)}" / "results.json"
+                for name, _ in model.runs()
+            ]
+            if paths[0].exists():
+                curves = [_json(path)["curves"]["step_search"] for path in paths]
+                accuracy = [[point["accuracy"] for point in curve] for curve in curves]
+                found.append(
+                    {
+                        "name": model.name,
+                        "title": model.title,
+                        "spans": spans,
+                        "seeds": list(model.seeds),
+                        "accuracy": accuracy,
+                    }
+                )
+    return {"num_problems": profile.num_starts, "n": list(profile.prefix_n), "models": found}
+
+
+def _step_kinds(folder: Path, model: RewardModel) -> list[dict[str, Any]]:
+    found = [_json(folder / "measures" / "models" / f"{name}.json")["kinds"] for name, _ in model.runs()]
+    names = ("correction", "locally_right", "new_error", "auroc")
+    shared = {"name": model.name, "title": model.title, "seeds": list(model.seeds)}
+    return [
+        {**shared, "spans": same[0]["spans"], **{name: [one[name] for one in same] for name in names}}
+        for same in zip(*found, strict=True)
+    ]
+
+
+def _calibration(folder: Path, model: RewardModel) -> list[dict[str, Any]]:
+    from ..evaluation.report import expected_calibration_error
+
+    name, seed = model.runs()[0]
+    bins = _json(folder / "results" / "best-of-n" / name / "results.json")["calibration"]["bins"]
+    return [{"name": model.name, "seed": seed, "bins": bins, "ece": expected_calibration_error(bins)}]
+
+
+def _self_training(folder: Path, profile: Profile, policy: dict[str, Any]) -> dict[str, Any]:
+    from datasets import load_dataset
+
+    from ..demo.measures import measure_policy
+
+    rows = load_dataset(str(folder / "datasets" / "sft"), split="train")
+    runs = []
+    for place, settings in enumerate(profile.self_training):
+        accuracy = measure_policy(folder / "runs" / f"self-trained-{place}")
+        runs.append(
+            {
+                "kl_coef": settings["kl_coef"],
+                "kl_scaling": settings.get("kl_scaling", "log1p") if settings["kl_coef"] else None,
+                "kl_reduction": settings.get("kl_reduction", "sum") if settings["kl_coef"] else None,
+                "curve": _json(folder / "self-training" / str(place) / "held_out.json")["curve"],
+                "accuracy": {"num_right": accuracy["num_right"], "num_samples": accuracy["num_solutions"]},
+            }
+        )
+    return {
+        "reference_accuracy": {"num_right": policy["num_right"], "num_samples": policy["num_solutions"]},
+        "num_trajectories": len(rows),
+        "num_different": len(set(zip(rows["prompt"], rows["completion"], strict=True))),
+        "runs": runs,
+    }
+
+
+def _etas(folder: Path, profile: Profile) -> list[dict[str, Any]]:
+    found = []
+    for model in profile.models:
+        if model.name == "prm" or (model.labels in ("hard", "entropy")):
+            eta = float(model.name.removeprefix("prm-eta")) if model.labels == "entropy" else None
+            measured, chosen = _model(folder, model), _chosen(folder / "results" / "best-of-n", model)
+            found.append(
+                {
+                    "labels": model.labels,
+                    "eta": eta,
+                    "mean_label": _dataset(folder, model.data)["mean_label"],
+                    "seeds": list(model.seeds),
+                    "auroc": measured["first_error_auroc"],
+                    "accuracy": chosen["accuracy"],
+                }
+            )
+    return found
+
+
+def _hnc(folder: Path, profile: Profile) -> dict[str, Any] | None:
+    """Paired differences in step search, seed by seed, where there is a control."""
+    models = {model.name: model for model in profile.models}
+    if "control" not in models:
+        return None
+    accuracy = {
+        name: _chosen(folder / "results" / "step-search", model)["accuracy"]
+        for name, model in models.items()
+        if model.searches
+    }
+    pairs = [
+        ("hnc", "prm"),
+        ("hnc", "hrm"),
+        ("hnc", "control"),
+        ("hrm", "prm"),
+        ("hnc-long", "prm-long"),
+        ("hnc-long", "hrm-long"),
+    ]
+    return {
+        "seeds": list(models["hnc"].seeds),
+        "n": list(profile.n),
+        "rows": {name: _dataset(folder, models[name].data)["rows"] for name in ("prm", "hrm", "hnc", "control")},
+        "comparisons": [
+            {"a": a, "b": b, "steps": models[a].steps, "difference": _differences(accuracy[a], accuracy[b])}
+            for a, b in pairs
+        ],
+    }
+
+
+def _differences(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """For each N the difference of two models over their seeds, the accuracies of each seed given."""
+    found = [
+        spread([own - other for own, other in zip(*pair, strict=True)])
+        for pair in zip(zip(*a, strict=True), zip(*b, strict=True), strict=True)
+    ]
+    return [{"mean": one.mean, "low": one.low, "high": one.high, "per_seed": list(one.values)} for one in found]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
