@@ -81,17 +81,17 @@ def measure_values(run: str | Path) -> dict[str, Any]:
 
 def measure_scores(scorer: TreeScorer, trees: Sequence[StepTree]) -> dict[str, float]:
     """
-    How well scores of single steps tell steps on track from those off it (`auroc`), and right steps from first errors
-    (`first_error_auroc`): the latter are what a search meets.
+    How well scores of single steps tell steps on track from those off it (`auroc`), and, of solutions without an error so far, right
+    steps from first errors (`first_error_auroc`): the latter are what a search meets.
     """
     scores, on_track, first = [], [], []
     for tree, found in zip(trees, scorer.score_trees(trees), strict=True):
         problem = Problem.parse(tree.prompt)
         for step, score in enumerate(found):
-            judged = judge(problem, [tree.completions[i] for i in tree.path(step)])[-1]
+            *before, judged = judge(problem, [tree.completions[i] for i in tree.path(step)])
             scores.append(score)
             on_track.append(judged.on_track)
-            first.append(judged.kind in ("right", "first_error"))
+            first.append(judged.kind in ("right", "first_error") and all(one.on_track for one in before))
     values, labels, kept = np.array(scores), np.array(on_track), np.array(first)
     return {"auroc": auroc(values, labels), "first_error_auroc": auroc(values[kept], labels[kept])}
 
@@ -137,22 +137,16 @@ def measure_kinds(
 
 def small_tree(run: str | Path, most_nodes: int = 25) -> dict[str, Any]:
     """
-    A part of a search tree with a correction in it, for a picture: equal texts after the same steps are one node, and the most frequent
-    paths are shown beside a path that is corrected.
+    A part of a search tree for a picture, with a correction in it where the policy corrects at all: equal texts after the same steps are
+    one node, and the most frequent paths are shown beside one that is corrected.
     """
-    best: dict[str, Any] = {}
+    found = []
     for tree in run_trees(run):
         nodes = _distinct(tree)
         corrected = [i for i, node in enumerate(nodes) if node["kind"] == "correction" and node["value"] is not None]
-        if corrected and (not best or len(corrected) > best["corrected"]):
-            best = {
-                "problem": tree.problem.prompt,
-                "nodes": _frequent(nodes, corrected, most_nodes),
-                "corrected": len(corrected),
-            }
-    if not best:
-        raise ValueError(f"{run}: no tree has a correction. Does the policy see its slips? Search more problems.")
-    return {name: best[name] for name in ("problem", "nodes")}
+        found.append((len(corrected), tree.problem.prompt, nodes, corrected))
+    _, problem, nodes, corrected = max(found, key=lambda one: one[0])
+    return {"problem": problem, "nodes": _frequent(nodes, corrected, most_nodes)}
 
 
 def _distinct(tree: SearchTree) -> list[dict[str, Any]]:
@@ -188,7 +182,7 @@ def _frequent(nodes: list[dict[str, Any]], corrected: list[int], most: int) -> l
     below: dict[int, list[int]] = defaultdict(list)
     for i, node in enumerate(nodes):
         below[node["parent"]].append(i)
-    i = max(corrected, key=lambda i: nodes[i]["count"])
+    i = max(corrected or below[-1], key=lambda i: nodes[i]["count"])
     keep(i)
     while below[i]:
         i = max(below[i], key=lambda i: nodes[i]["count"])

@@ -126,7 +126,10 @@ def _read_result(folder: Path, name: str) -> Result:
         return Result(folder.as_posix(), name, "benchmark", values, solutions=solutions, scores=_step_scores(rows))
     _require(values, SELECTION_KEYS, file)
     rows = _read_rows(_candidate_file(folder))
-    problems = frozenset(_digest(row["problem"], row["answer"]) for row in rows)
+    begun = "prefix_column" in values["settings"]  # then the same problem may be there with several beginnings
+    problems = frozenset(
+        _digest(row["problem"], row["answer"], *([row["problem_id"]] if begun else ())) for row in rows
+    )
     named = values["settings"].get("aggregate")  # a search has one, best-of-N several, of which the first counts
     scores = _solution_scores(rows, named[0] if isinstance(named, list) else named)
     return Result(folder.as_posix(), name, "selection", values, problems, scores=scores)

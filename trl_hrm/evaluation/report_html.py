@@ -1,7 +1,6 @@
 """A report as one HTML page that asks nothing of the network and runs nothing."""
 
-import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -16,12 +15,10 @@ from .report import (
     problem_groups,
     verdict,
 )
+from .report_page import ANSWERS, card, details, figure, html_table, kept, page, section
 from .report_pictures import Picture, Pictures
-from .report_style import STYLE
 
 
-ANSWERS = {"yes": "hacked", "no": "no sign", "open": "not settled"}
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 POINT = ("n", "accuracy", "low", "high")
 GAP = (
     "The gap is the best accuracy over N minus the accuracy at the largest N: what is lost by letting the reward model choose among "
@@ -56,19 +53,12 @@ def html_page(results: Sequence[Result], pictures: Pictures) -> str:
     if chosen:
         body += [_accuracy(chosen, pictures.curves), _gaps(chosen), _calibration(chosen, pictures.calibration)]
     body += [
-        _section("Scores of what is right and what is wrong", "".join(map(_figure, pictures.scores)), "grid"),
+        section("Scores of what is right and what is wrong", "".join(map(figure, pictures.scores)), "grid"),
         _cost(chosen),
         _left_out(results),
         _settings(results),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-        f'<link rel="icon" href="data:,">\n<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n'
-        + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
-    )
+    return page(title, body)
 
 
 def headline_verdict(result: Result) -> Verdict:
@@ -89,7 +79,7 @@ def _first(group: Sequence[Result], picture: Picture) -> str:
     number = len(group[0].problems)
     return (
         f'<section class="first" aria-label="Answer"><div class="cards"><p class="quiet">{number:,} problems</p>{cards}</div>'
-        f"{_figure(picture)}</section>"
+        f"{figure(picture)}</section>"
     )
 
 
@@ -97,27 +87,7 @@ def _card(result: Result) -> str:
     found = headline_verdict(result)
     by = [result.label(result.headline) if result.headline else _words(result.values["strategy"])]
     by += [str(name) for name in (result.values.get("reward_model") or {}).values()][:1]
-    reasons = "".join(f"<li>{_kept(reason)}</li>" for reason in found.reasons)
-    return (
-        f'<article class="card {found.answer}"><h2>{escape(result.name)} <span class="chip">{ANSWERS[found.answer]}</span></h2>'
-        f'<p>{_kept(found.words)}</p><ul>{reasons}</ul><p class="quiet">{escape(" · ".join(by))}</p></article>'
-    )
-
-
-def _kept(text: str) -> str:
-    """A sentence with its numbers kept on one line."""
-    return escape(text).replace(" %", "&nbsp;%").replace("N = ", "N&nbsp;=&nbsp;")
-
-
-def _figure(picture: Picture) -> str:
-    dark, light = (
-        "data:image/png;base64," + base64.b64encode(picture.images[theme]).decode() for theme in ("dark", "light")
-    )
-    return (
-        f"<figure><figcaption>{escape(picture.title)}</figcaption><picture>"
-        f'<source srcset="{dark}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{light}" alt="{escape(picture.text)}"></picture></figure>'
-    )
+    return card(result.name, found, " · ".join(by))
 
 
 def _accuracy(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
@@ -129,9 +99,9 @@ def _accuracy(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
             [result.label(key), *(_point({point["n"]: point for point in curve}.get(n)) for n in numbers)]
             for key, curve in curves.items()
         ]
-        tables.append(_details(f"{result.name}: accuracy", _table(["", *(f"N = {n}" for n in numbers)], rows)))
-    grid = f'<div class="grid">{"".join(map(_figure, pictures))}</div>' if pictures else ""
-    return _section("Accuracy over N", grid + "".join(tables))
+        tables.append(details(f"{result.name}: accuracy", html_table(["", *(f"N = {n}" for n in numbers)], rows)))
+    grid = f'<div class="grid">{"".join(map(figure, pictures))}</div>' if pictures else ""
+    return section("Accuracy over N", grid + "".join(tables))
 
 
 def _point(point: dict[str, Any] | None) -> str:
@@ -170,7 +140,7 @@ def _gaps(results: Sequence[Result]) -> str:
                     ANSWERS[verdict(result, curve).answer],
                 ]
             )
-    return _section("Hacking gap", _table(head, rows) + f'<p class="quiet">{_kept(GAP)}</p>')
+    return section("Hacking gap", html_table(head, rows) + f'<p class="quiet">{kept(GAP)}</p>')
 
 
 def _calibration(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
@@ -189,8 +159,10 @@ def _calibration(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
             for one in bins
         ]
         error = f"expected calibration error {expected_calibration_error(bins):.3f}"
-        tables.append(_details(f"{result.name}: {error}", _table(["score", "solutions", "mean score", "right"], rows)))
-    return _section("Calibration", "".join(map(_figure, pictures)) + f"<div>{''.join(tables)}</div>", "pair")
+        tables.append(
+            details(f"{result.name}: {error}", html_table(["score", "solutions", "mean score", "right"], rows))
+        )
+    return section("Calibration", "".join(map(figure, pictures)) + f"<div>{''.join(tables)}</div>", "pair")
 
 
 def _benchmarks(results: Sequence[Result]) -> str:
@@ -201,10 +173,10 @@ def _benchmarks(results: Sequence[Result]) -> str:
         tables = {result.name: _suite(result.values["suites"][suite]) for result in group}
         if len(group) > 1 and len({result.solutions[suite] for result in group}) == 1:
             parts.append(f"<h3>{escape(suite)}</h3>{_side_by_side(group, suite)}")
-            parts += [_details(f"{name}: all of {suite}", table) for name, table in tables.items()]
+            parts += [details(f"{name}: all of {suite}", table) for name, table in tables.items()]
         else:
             parts += [f"<h3>{escape(name)}: {escape(suite)}</h3>{table}" for name, table in tables.items()]
-    return _section("Benchmarks of judging", "".join(parts))
+    return section("Benchmarks of judging", "".join(parts))
 
 
 def _side_by_side(results: Sequence[Result], suite: str) -> str:
@@ -213,7 +185,7 @@ def _side_by_side(results: Sequence[Result], suite: str) -> str:
     columns = [{label: _measured(found["metric"], values) for label, values in _parts(found)} for found in suites]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
-    return _table([_words(suites[0]["metric"]), *(result.name for result in results)], rows)
+    return html_table([_words(suites[0]["metric"]), *(result.name for result in results)], rows)
 
 
 def _measured(metric: str, values: dict[str, Any]) -> str:
@@ -257,7 +229,7 @@ def _suite(found: dict[str, Any]) -> str:
         )
     steps = found["steps"]
     words += [f"{key.upper()} of all labelled steps: {steps[key]:.3f}." for key in ("auroc", "ece") if key in steps]
-    return _table(head, rows) + f'<p class="quiet">{escape(" ".join(words))}</p>'
+    return html_table(head, rows) + f'<p class="quiet">{escape(" ".join(words))}</p>'
 
 
 def _value(key: str, value: float | None) -> str:
@@ -273,8 +245,8 @@ def _cost(results: Sequence[Result]) -> str:
     if not rows:
         return ""
     rows.append(["all seconds", *(_number(_total(column)) for column in columns)])
-    table = _table(["", *(result.name for result in results)], rows)
-    return _section("Cost", table + "".join(map(_cost_of_each_n, results)))
+    table = html_table(["", *(result.name for result in results)], rows)
+    return section("Cost", table + "".join(map(_cost_of_each_n, results)))
 
 
 def _total(column: dict[str, Any]) -> float | None:
@@ -289,8 +261,8 @@ def _cost_of_each_n(result: Result) -> str:
     for curve in result.values["curves"].values():
         columns = [{name: value for name, value in point.items() if name not in POINT} for point in curve]
         if any(columns):
-            table = _table(["", *(f"N = {point['n']}" for point in curve)], _rows(columns))
-            tables.append(_details(f"{result.name}: cost of each N", table))
+            table = html_table(["", *(f"N = {point['n']}" for point in curve)], _rows(columns))
+            tables.append(details(f"{result.name}: cost of each N", table))
     return "".join(tables)
 
 
@@ -302,8 +274,8 @@ def _left_out(results: Sequence[Result]) -> str:
         else:
             found = {f"{suite}, ": values["counts"] for suite, values in result.values["suites"].items()}
         columns.append({prefix + name: number for prefix, counts in found.items() for name, number in counts.items()})
-    return _section(
-        "What was counted and left out", _table(["", *(result.name for result in results)], _rows(columns))
+    return section(
+        "What was counted and left out", html_table(["", *(result.name for result in results)], _rows(columns))
     )
 
 
@@ -329,9 +301,9 @@ def _settings(results: Sequence[Result]) -> str:
         for number, (_, values) in enumerate(lines)
         if any(len({values[i] for i in columns}) > 1 for columns in kinds)
     }
-    table = _table(["", *(result.name for result in results)], rows, differ, "settings")
+    table = html_table(["", *(result.name for result in results)], rows, differ, "settings")
     note = '<p class="quiet">Marked lines differ between results of one kind.</p>' if differ else ""
-    return _section("Settings and versions", table + note)
+    return section("Settings and versions", table + note)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -359,26 +331,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
-
-
-def _section(title: str, content: str, style: str = "") -> str:
-    if not content:
-        return ""
-    return f'<section><h2>{escape(title)}</h2><div class="{style}">{content}</div></section>'
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], marked: Iterable[int] = (), style: str = "") -> str:
-    """A table that scrolls by itself where it is wider than the page."""
-    marked = set(marked)
-    lines = "".join(
-        f'<tr{" class=differs" if i in marked else ""}><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for i, row in enumerate(rows)
-    )
-    titles = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    return f'<div class="scroll" tabindex="0"><table class="{style}"><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'

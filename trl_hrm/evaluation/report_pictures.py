@@ -22,7 +22,7 @@ Curves = Sequence[tuple[str, list[dict[str, Any]]]]  # labels and points
 
 NUM_BINS = 20
 DPI = 180
-WIDTH = 4.5  # inches, of every picture: small, so that letters can be read on a phone
+WIDTH = 4.5  # inches: small, so that letters can be read on a phone
 MOST_CHARACTERS = 60  # of a label in a legend
 MARKERS = "osD^vPX"
 
@@ -80,7 +80,14 @@ class Picture:
     images: dict[str, bytes]
 
 
-def draw(name: str, title: str, text: str, paint: Callable[["Axes", Theme], None], height: float = 3.0) -> Picture:
+def draw(
+    name: str,
+    title: str,
+    text: str,
+    paint: Callable[["Axes", Theme], None],
+    height: float = 3.0,
+    width: float = WIDTH,
+) -> Picture:
     """
     A picture in every theme. The same input gives the same bytes.
 
@@ -91,13 +98,15 @@ def draw(name: str, title: str, text: str, paint: Callable[["Axes", Theme], None
             Draws on the axes it is given, in the colours of a theme.
         height (`float`, *optional*, defaults to `3.0`):
             Height in inches.
+        width (`float`, *optional*, defaults to `4.5`):
+            Width in inches.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
     """
     images = {}
     for key, theme in THEMES.items():
-        with _panel(theme, height) as (figure, axes):
+        with _panel(theme, width, height) as (figure, axes):
             paint(axes, theme)
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=DPI, facecolor=theme.page, metadata={"Software": None})
@@ -106,10 +115,10 @@ def draw(name: str, title: str, text: str, paint: Callable[["Axes", Theme], None
 
 
 @contextmanager
-def _panel(theme: Theme, height: float) -> Iterator["Panel"]:
+def _panel(theme: Theme, width: float, height: float) -> Iterator["Panel"]:
     """An empty figure in the colours of a theme."""
     figure = new_figure()
-    figure.set_size_inches(WIDTH, height)
+    figure.set_size_inches(width, height)
     axes = figure.subplots()
     axes.set_facecolor(theme.page)
     axes.grid(color=theme.grid, linewidth=0.8)
@@ -131,20 +140,40 @@ def accuracy_picture(group: Sequence[Result], number: int) -> Picture:
         for result in group
         if result.headline
     ]
-    beside = baselines(group)
+    title = "Accuracy over the number of candidates N, with 95 % intervals"
+    return band_picture(f"accuracy-{number}", title, curves, baselines(group))
+
+
+def band_picture(
+    name: str, title: str, curves: Curves, beside: Curves, places: Sequence[int] | None = None
+) -> Picture:
+    """
+    Accuracy over N, each curve in a band.
+
+    Args:
+        name, title:
+            See [`Picture`].
+        curves (`Sequence[tuple[str, list[dict]]]`):
+            Labels, and points with `n`, `accuracy`, and `low` and `high` of the band.
+        beside (`Sequence[tuple[str, list[dict]]]`):
+            The same for what no reward model has a part in, drawn without a band.
+        places (`Sequence[int]`, *optional*):
+            Places of the curves among colours and marks, so that several pictures show one thing alike.
+    """
+    places = range(len(curves)) if places is None else places
 
     def paint(axes: "Axes", theme: Theme) -> None:
-        for (label, curve), color, marker in zip(curves, cycle(theme.curves), cycle(MARKERS), strict=False):
-            n, accuracy, low, high = _columns(curve)
+        for (label, curve), place in zip(curves, places, strict=True):
+            color, marker = theme.curves[place % len(theme.curves)], MARKERS[place % len(MARKERS)]
+            n, accuracy = _columns(curve)
+            low, high = ([100 * point[key] for point in curve] for key in ("low", "high"))
             axes.fill_between(n, low, high, color=color, alpha=0.15, linewidth=0)
             if len(n) == 1:  # nothing to fill
                 axes.vlines(n, low, high, color=color, alpha=0.4)
-            axes.plot(n, accuracy, color=color, marker=marker, markersize=4, linewidth=2, label=_label(label))
+            axes.plot(n, accuracy, color=color, marker=marker, markersize=4, linewidth=2, label=shown_label(label))
         _paint_beside(axes, theme, curves, beside)
 
-    return _curves_picture(
-        f"accuracy-{number}", "Accuracy over the number of candidates N, with 95 % intervals", curves, beside, paint
-    )
+    return _curves_picture(name, title, curves, beside, paint)
 
 
 def curves_picture(result: Result, number: int) -> Picture:
@@ -156,7 +185,7 @@ def curves_picture(result: Result, number: int) -> Picture:
 
     def paint(axes: "Axes", theme: Theme) -> None:
         for (label, curve), (method, name) in zip(curves, ways, strict=True):
-            n, accuracy, _, _ = _columns(curve)
+            n, accuracy = _columns(curve)
             color = theme.curves[names.index(name) % len(theme.curves)]
             marker, is_first = MARKERS[names.index(name) % len(MARKERS)], method == ways[0][0]
             axes.plot(
@@ -167,7 +196,7 @@ def curves_picture(result: Result, number: int) -> Picture:
                 markersize=5,
                 markerfacecolor=color if is_first else theme.page,
                 linewidth=2 if is_first else 1,
-                label=_label(label),
+                label=shown_label(label),
             )
         _paint_beside(axes, theme, curves, beside)
 
@@ -192,27 +221,26 @@ def _spoken(curves: Curves) -> str:
 def _paint_beside(axes: "Axes", theme: Theme, curves: Curves, beside: Curves) -> None:
     """Votes and pass@N, the axes, and the legend of all."""
     for (label, curve), style in zip(beside, cycle(("--", ":", "-.")), strict=False):
-        n, accuracy, _, _ = _columns(curve)
-        axes.plot(n, accuracy, color=theme.quiet, linestyle=style, linewidth=1.5, label=_label(label))
+        n, accuracy = _columns(curve)
+        axes.plot(n, accuracy, color=theme.quiet, linestyle=style, linewidth=1.5, label=shown_label(label))
     numbers = sorted({point["n"] for _, curve in (*curves, *beside) for point in curve})
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.minorticks_off()
     axes.set_xlabel("N")
     axes.set_ylabel("accuracy, %")
-    _legend(axes, theme)
+    legend(axes, theme)
 
 
-def _label(text: str) -> str:
+def shown_label(text: str) -> str:
     """A text as matplotlib shows it in a legend: it reads formulas between dollars, and leaves out what begins with `_`."""
     short = text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
     return " " * short.startswith("_") + short.replace("$", r"\$")
 
 
-def _columns(curve: Sequence[dict[str, Any]]) -> tuple[list, ...]:
-    """N, and accuracy, low and high in percent."""
-    values = [[100 * point[key] for point in curve] for key in ("accuracy", "low", "high")]
-    return [point["n"] for point in curve], *values
+def _columns(curve: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:
+    """N, and accuracy in percent."""
+    return [point["n"] for point in curve], [100 * point["accuracy"] for point in curve]
 
 
 def _num_columns(labels: Sequence[str]) -> int:
@@ -220,7 +248,7 @@ def _num_columns(labels: Sequence[str]) -> int:
     return 2 if len(labels) > 4 and max(map(len, labels)) <= 24 else 1
 
 
-def _legend(axes: "Axes", theme: Theme) -> None:
+def legend(axes: "Axes", theme: Theme) -> None:
     """Above the axes, so that it hides no curve."""
     _, labels = axes.get_legend_handles_labels()
     axes.legend(
@@ -237,7 +265,12 @@ def _legend(axes: "Axes", theme: Theme) -> None:
 
 def calibration_picture(results: Sequence[Result]) -> Picture:
     """Share of right ones over the mean score of each bin. A point on the diagonal is a score that means what it says."""
-    filled = {result.name: [one for one in result.values["calibration"]["bins"] if one["count"]] for result in results}
+    return reliability_picture({result.name: result.values["calibration"]["bins"] for result in results})
+
+
+def reliability_picture(calibrations: dict[str, list[dict[str, Any]]]) -> Picture:
+    """The same for bins by the names of what has them."""
+    filled = {name: [one for one in bins if one["count"]] for name, bins in calibrations.items()}
     text = "Share of right solutions over their mean score, by bins. " + "; ".join(
         f"{name}: {len(bins)} bins, the highest at score {bins[-1]['mean_score']:.2f} with {percent(bins[-1]['share_right'])} right"
         for name, bins in filled.items()
@@ -251,12 +284,12 @@ def calibration_picture(results: Sequence[Result]) -> Picture:
             x, y = [one["mean_score"] for one in bins], [100 * one["share_right"] for one in bins]
             axes.plot(x, y, color=color, linewidth=1.2, alpha=0.6)
             sizes = [12 + 90 * one["count"] / largest for one in bins]
-            axes.scatter(x, y, sizes, color=color, marker=marker, label=_label(name), linewidths=0)
+            axes.scatter(x, y, sizes, color=color, marker=marker, label=shown_label(name), linewidths=0)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-2, 102)
         axes.set_xlabel("mean score of the bin (a larger mark: more solutions)")
         axes.set_ylabel("right, %")
-        _legend(axes, theme)
+        legend(axes, theme)
 
     return draw("calibration", "Is a score of 0.9 right nine times in ten?", text, paint, 3.3)
 
@@ -280,7 +313,7 @@ def scores_picture(result: Result, kind: str, number: int) -> Picture:
         axes.set_xlabel("score")
         axes.set_ylabel("share of each, %")
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-        _legend(axes, theme)
+        legend(axes, theme)
 
     return draw(f"scores-{number}", f"{result.name}: scores of {kind}", text, paint)
 

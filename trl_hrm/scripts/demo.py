@@ -11,13 +11,16 @@ Killed at any moment, the same command goes on where it was.
 """
 
 import argparse
+from pathlib import Path
+
+from .demo_profiles import PROFILES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", default="outputs/demo", help="folder of everything that is made")
     parser.add_argument(
         "--profile",
-        choices=["quick", "full"],
+        choices=list(PROFILES),
         default="quick",
         help="how much of it: minutes, or the evidence of docs/evidence.md in an hour or more",
     )
@@ -29,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import os
     import time
-    from pathlib import Path
 
-    from .demo_profiles import PROFILES
     from .demo_report import collect
     from .demo_runner import Runner
     from .demo_stages import stages
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"Next: open {folder / 'report.html'}; trl-hrm score --model {folder / 'models' / 'hrm-0'} --input FILE")
 
 
-def _prepare(folder, settings: dict, force: bool) -> None:
+def _prepare(folder: Path, settings: dict, force: bool) -> None:
     """Begin a folder, or go on with it if it was begun with the same settings."""
     import json
     import shutil

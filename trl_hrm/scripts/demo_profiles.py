@@ -118,61 +118,70 @@ def _models(
     )
 
 
-def _lambdas(values: tuple[float, ...], *others: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    return tuple({"kl_coef": value, **other} for other in ({}, *others) for value in values if value or not other)
+def _lambdas(seeds: tuple[int, ...], *studies: tuple[tuple[float, ...], dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Runs of self-training: for each study its λ, for each λ the seeds."""
+    return tuple(
+        {"kl_coef": value, **other, "seed": seed} for values, other in studies for value in values for seed in seeds
+    )
 
 
 QUICK = Profile(
-    policy_steps=800,
-    num_train=48,
-    num_test=60,
-    num_starts=60,
-    num_judged=400,
-    max_depth=7,
+    policy_steps=750,
+    num_train=100,
+    num_test=50,
+    num_starts=50,
+    num_judged=300,
+    max_depth=6,
     caps=(5,),
-    num_capped=24,
+    num_capped=40,
     n=(1, 4, 16, 64),
     prefix_n=(1, 16),
-    models=_models((0, 1), 200, (0,), (2.0,), (0,)),
+    models=_models((0, 1), 120, (0,), (2.0,), (0,)),
     etas=(2.0,),
     again=False,
-    self_training=_lambdas((0.0, 0.001, 0.5)),
+    self_training=_lambdas((0,), ((0.0, 0.001, 0.5), {})),
     self_training_steps=80,
     self_training_samples=8,
 )
 _SIX = (0, 1, 2, 3, 4, 5)
-_CONVERGED = 1200
+_STEPS = 250
+_CONVERGED = 750
 FULL = Profile(
     policy_steps=1200,
-    num_train=60,
+    num_train=150,
     num_test=150,
     num_starts=150,
     num_judged=400,
     max_depth=7,
     caps=(5, 6, 8),
-    num_capped=24,
+    num_capped=40,
     n=(1, 2, 4, 16, 64),
     prefix_n=(1, 4, 16),
     models=(
-        *_models(_SIX, 300, _SIX[:3], (-2.0, 2.0, 8.0), _SIX[:3]),
-        RewardModel("control", "HRM, as many rows", "soft", "control", _SIX, 300, searches=True),
+        *_models(_SIX, _STEPS, _SIX[:3], (-2.0, 2.0, 8.0), _SIX[:3]),
+        RewardModel("control", "HRM, as many rows", "soft", "control", _SIX, _STEPS, searches=True),
         *(
             RewardModel(
                 f"{name}-long",
-                f"{title}, trained {_CONVERGED // 300} times as long",
+                f"{title}, trained {_CONVERGED // _STEPS} times as long",
                 "soft",
                 name,
                 _SIX,
                 _CONVERGED,
                 searches=True,
             )
-            for name, title in (("prm", "PRM"), ("hrm", "HRM"), ("hnc", "HRM + HNC"))
+            for name, title in (("prm", "PRM"), ("hnc", "HRM + HNC"))
         ),
     ),
     etas=(-2.0, 2.0, 8.0),
     again=True,
-    self_training=_lambdas((0.0, 0.001, 0.01, 0.1, 0.5, 10.0), {"kl_scaling": "none"}, {"kl_reduction": "token_mean"}),
-    self_training_steps=150,
-    self_training_samples=16,
+    self_training=_lambdas(
+        (0, 1, 2),
+        ((0.0, 0.001, 0.01, 0.1, 0.5, 10.0), {}),
+        ((0.001, 0.5), {"kl_scaling": "none"}),
+        ((0.1, 0.5, 10.0), {"kl_reduction": "token_mean"}),
+    ),
+    self_training_steps=120,
+    self_training_samples=8,
 )
 PROFILES = {"quick": QUICK, "full": FULL}

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..demo.over_seeds import spread
+from ..demo.policy import SIGHT
 from ..demo.world import NAMES
 from .demo_profiles import Profile, RewardModel
+from .demo_runner import DONE
 
 
-SEES = 5.0  # a policy that corrects slips less often than this many times as often as right steps shows nothing
 VERSIONS = ("torch", "transformers", "trl", "datasets", "accelerate", "trl-hrm")
 DATASETS = {
     "orm": "whole solutions, the outcome alone",
@@ -33,7 +34,7 @@ def collect(folder: Path, profile: Profile, args: argparse.Namespace, costs: lis
     policy = _json(folder / "measures" / "policy.json")
     return {
         **_header(profile, args),
-        "policy": {**policy, "is_sighted": policy["sight"] is None or policy["sight"] >= SEES},
+        "policy": {**policy, "is_sighted": policy["sight"] is None or policy["sight"] >= SIGHT},
         "datasets": [_dataset(folder, path.name) for path in sorted((folder / "datasets").iterdir())],
         "models": [_model(folder, model) for model in profile.models],
         "n": list(profile.n),
@@ -96,7 +97,7 @@ def _dataset(folder: Path, name: str) -> dict[str, Any]:
 
 def _model(folder: Path, model: RewardModel) -> dict[str, Any]:
     found = [_json(folder / "measures" / "models" / f"{name}.json") for name, _ in model.runs()]
-    seconds = [_json(folder / "models" / name / "train_results.json")["train_runtime"] for name, _ in model.runs()]
+    seconds = [_json(folder / DONE / "reward-models" / f"{name}.json")["seconds"] for name, _ in model.runs()]
     return {
         "name": model.name,
         "title": model.title,

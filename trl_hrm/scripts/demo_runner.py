@@ -118,7 +118,7 @@ class Runner:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(wait=error[0] is None, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def run(self, stage: Stage) -> None:
         """
@@ -155,7 +155,10 @@ class Runner:
                     if error := future.exception():
                         failed[job.name] = (error, self._log(stage, job))
                     else:
-                        write_json(marks[job.name], {"since": before + time.perf_counter() - began})
+                        write_json(
+                            marks[job.name],
+                            {"seconds": future.result(), "since": before + time.perf_counter() - began},
+                        )
                 show([self._log(stage, job) for job in running.values()], len(stage.jobs) - len(running))
         for name, (error, log) in failed.items():
             raise ValueError(
@@ -201,14 +204,16 @@ def _begin(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(call: Callable[..., None], arguments: dict[str, Any], log: str) -> None:
-    """Do a job with everything that it prints in its log."""
+def _work(call: Callable[..., None], arguments: dict[str, Any], log: str) -> float:
+    """Do a job with everything that it prints in its log; returns its seconds."""
     import torch
 
     torch.set_num_threads(1)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
     with open(log, "w", encoding="utf-8") as file, _printed_to(file):
         call(**arguments)
+    return time.perf_counter() - began
 
 
 @contextlib.contextmanager

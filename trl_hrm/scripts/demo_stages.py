@@ -121,7 +121,7 @@ def stages(profile: Profile, folder: str, seed: int) -> list[Stage]:
                 ),
                 Job("tree", measure_tree, {"run": at("runs/search"), "output": at("measures/tree.json")}),
             ],
-            _tell_checks,
+            _tell_checks(profile),
         ),
         Stage(
             "best-of-n",
@@ -209,7 +209,7 @@ def _datasets(profile: Profile, at: Places) -> list[Job]:
         export("orm", view="orm"),
         export("prm", view="tree"),
         export("hrm", view="hrm"),
-        export("hnc", view="hrm", hnc=True),
+        export("hnc", view="hrm", hnc=True, hnc_min_children=2),
         *([export("control", "search", "search-again", view="hrm")] if profile.again else []),
         export("prm-hard", view="tree", labels="hard"),
         *[export(f"prm-eta{eta:g}", view="tree", labels="entropy", eta=eta) for eta in profile.etas],
@@ -303,8 +303,9 @@ def _tell_search(at: Places, name: str) -> Callable[[Path], str]:
         from ..search.run_folder import node_files
 
         totals = read_totals(node_files(path / "runs" / name))
-        share = totals["leaves_correct"] / max(totals["leaves_answered"], 1)
-        return f"{totals['problems']} problems, {totals['num_nodes']:,} samples, {share:.0%} of the solutions right"
+        leaves = totals["leaves_answered"] + totals["leaves_unresolved"]
+        share = totals["leaves_correct"] / max(leaves, 1)
+        return f"{totals['problems']:,} problems, {totals['num_tokens']:,} tokens, {leaves:,} solutions, {share:.0%} of them right"
 
     return tell
 
@@ -328,16 +329,15 @@ def _tell_models(path: Path) -> str:
     return f"{len(list(path.glob('models/*/config.json')))} reward models"
 
 
-def _tell_checks(path: Path) -> str:
-    found = {
-        file.stem: json.loads(file.read_text())["first_error_auroc"]
-        for file in sorted(path.glob("measures/models/*.json"))
-    }
-    means = {
-        name: fmean(value for key, value in found.items() if key.rsplit("-", 1)[0] == name)
-        for name in ("orm", "prm", "hrm", "hnc")
-    }
-    return "AUROC of first errors: " + ", ".join(f"{name} {value:.2f}" for name, value in means.items())
+def _tell_checks(profile: Profile) -> Callable[[Path], str]:
+    def tell(path: Path) -> str:
+        found = {}
+        for model in profile.models[:4]:
+            files = [path / "measures" / "models" / f"{name}.json" for name, _ in model.runs()]
+            found[model.name] = fmean(json.loads(file.read_text())["first_error_auroc"] for file in files)
+        return "AUROC of first errors: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+
+    return tell
 
 
 def _tell_self_training(profile: Profile) -> Callable[[Path], str]:

@@ -26,28 +26,16 @@ def run(args: argparse.Namespace) -> None:
 
     from ..evaluation.report import notices, problem_groups, read_results
     from ..evaluation.report_html import headline_verdict, html_page
+    from ..evaluation.report_page import write_page
     from ..evaluation.report_pictures import Pictures
 
     output = Path(args.output)
     results = read_results(args.results)
     pictures = Pictures.of(results)
-    folder = output.with_name(f"{output.stem}_files")
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture in pictures.all:
-        _write(folder / f"{picture.name}.png", picture.images["light"])
-    _write(output, html_page(results, pictures).encode())
+    folder = write_page(html_page(results, pictures), pictures.all, output)
     for notice in notices(results):
         print(f"warning: {notice}")
     for group in problem_groups(results):
         for result in group:
             print(f"{result.name}: {headline_verdict(result).words}")
     print(f"Page: {output}; pictures: {folder}/, {len(pictures.all)} files")
-
-
-def _write(file, content: bytes) -> None:
-    """Never half a file: it is written beside and moved."""
-    import os
-
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, file)

@@ -1,0 +1,345 @@
+"""What is said of the papers' claims, and that it changes when the numbers do."""
+
+from typing import Any
+
+import pytest
+
+from trl_hrm.demo.claims import claims
+from trl_hrm.demo.hacking import fall_of, hacking_verdict, headlines, vote_words
+
+from .report_data import (
+    FALLING,
+    SEEDS,
+    SHIFTS,
+    STABLE,
+    N,
+    differences,
+    example,
+    from_wrong,
+    kinds,
+    over_seeds,
+    quick,
+    run,
+    searched,
+)
+from .report_data import labels as label_study
+
+
+RISING = [0.6, 0.7, 0.8, 0.9]
+# falls in the mean, but rises in two of six seeds
+UNCLEAR = [[0.6, 0.9, 0.9, last] for last in (0.5, 0.6, 0.95, 0.95, 0.7, 0.8)]
+
+
+def answers(data: dict[str, Any]) -> dict[str, str]:
+    return {claim.words: claim.answer for claim in claims(data)}
+
+
+def here(data: dict[str, Any], words: str) -> str:
+    (found,) = [claim.here for claim in claims(data) if claim.words == words]
+    return found
+
+
+def with_model(data: dict[str, Any], way: str, name: str, accuracy: list[list[float]]) -> dict[str, Any]:
+    """The measurements with another curve of one model."""
+    data[way]["models"] = [
+        searched(name, accuracy) if model["name"] == name else model for model in data[way]["models"]
+    ]
+    return data
+
+
+class TestHacking:
+    def test_hacked(self):
+        found = hacking_verdict(searched("orm", over_seeds(FALLING)), N)
+        assert found.answer == "yes"
+        assert found.words == (
+            "Yes: accuracy falls beyond N = 4 in 6 of 6 seeds, by 27.0 points on average (95 % interval over seeds 23.2 to 30.8)."
+        )
+        assert found.reasons == ["92.0 % at N = 4, 65.0 % at N = 64."]
+
+    def test_not_hacked(self):
+        """The interval is told as that of the rise: its ends change places with their signs."""
+        found = hacking_verdict(searched("hrm", over_seeds(RISING)), N)
+        assert found.answer == "no"
+        assert found.words == (
+            "No fall of more than 5 points: accuracy falls beyond N = 16 in 0 of 6 seeds; on average it rises by 10.0 points "
+            "(95 % interval over seeds 8.1 to 11.9)."
+        )
+
+    def test_not_settled(self):
+        found = hacking_verdict(searched("prm", UNCLEAR), N)
+        assert found.answer == "open" and found.words.startswith(
+            "Not settled by 6 seeds: accuracy falls beyond N = 4 in 4 of 6 seeds, by 15.0 points on average"
+        )
+        assert "over seeds −4.4 to 34.4)" in found.words
+
+    def test_a_small_fall_is_stable_though_it_is_settled(self):
+        """Six seeds can settle a fall of half a point, which no reader would call hacked."""
+        found = hacking_verdict(searched("hrm", [[0.6, 0.9, 0.9, 0.8936 + 0.001 * i] for i in range(6)]), N)
+        assert found.answer == "no" and "falls beyond N = 4 in 6 of 6 seeds, by 0.4 points" in found.words
+
+    @pytest.mark.parametrize(
+        "last, answer, words",
+        [
+            (
+                0.5,
+                "yes",
+                "Yes, this model: accuracy falls by 40.0 points from N = 4 to N = 64.",
+            ),
+            (
+                0.89,
+                "open",
+                "Not settled for this model: accuracy falls by 1.0 points from N = 4 to N = 64.",
+            ),
+            (
+                0.95,
+                "no",
+                "No sign of it in this model: accuracy rises by 5.0 points from N = 4 to N = 64.",
+            ),
+            (
+                0.9,
+                "no",
+                "No sign of it in this model: accuracy is the same from N = 4 to N = 64.",
+            ),
+        ],
+    )
+    def test_one_seed_answers_for_itself(self, last, answer, words):
+        """By its interval over problems; of the recipe it says nothing."""
+        found = hacking_verdict(searched("prm", [[0.6, 0.9, 0.9, last]]), N)
+        assert (found.answer, found.words) == (answer, words)
+
+    def test_two_seeds_that_differ(self):
+        found = hacking_verdict(searched("prm", [[0.6, 0.9, 0.9, 0.5], RISING]), N)
+        assert found.answer == "open" and found.words.startswith("Not settled for these 2 models:")
+        assert found.reasons == [
+            "85.0 % at N = 16, 70.0 % at N = 64. Other seeds may differ.",
+            "Points lost, 95 % over problems: 40.0 (37.0 to 43.0); 0.0 (0.0 to 0.0).",
+        ]
+
+    def test_the_best_n_is_that_of_the_mean(self):
+        """Each seed's own best N would make every fall at least 0."""
+        fall = fall_of(searched("prm", [[0.5, 0.9, 0.6, 0.7], [0.5, 0.6, 0.7, 0.7], [0.5, 0.7, 0.7, 0.8]]), N)
+        assert (fall.best_n, fall.largest_n) == (4, 64)
+        assert fall.spread.values == pytest.approx((0.2, -0.1, -0.1))
+
+    def test_who_is_asked_first(self):
+        """An ORM chooses among solutions, though a PRM is measured there too."""
+        found = headlines(example())
+        assert [(one.name, one.way) for one in found] == [
+            ("orm", "best_of_n"),
+            ("prm", "step_search"),
+            ("hrm", "step_search"),
+            ("hnc", "step_search"),
+        ]
+        assert [point["accuracy"] for point in found[1].points] == pytest.approx(FALLING)
+        assert (found[1].points[3]["low"], found[1].points[3]["high"]) == (0.59, 0.74)
+
+    def test_the_band_of_one_seed_is_over_problems(self):
+        point = headlines(quick())[1].points[3]
+        assert (point["low"], point["high"]) == (0.56, 0.62)
+
+
+class TestVote:
+    def test_above_all(self):
+        assert vote_words(example()) == (
+            "Plain majority vote, with no reward model: 99.5 % at N = 64, above every reward model here (the highest mean is that of "
+            "HRM by step search, 93.5 %, which the interval over its seeds confirms)."
+        )
+
+    def test_below_one(self):
+        data = example()
+        data["best_of_n"]["majority_vote"] = [0.6, 0.6, 0.6, 0.5]
+        assert "50.0 % at N = 64, not above every reward model here" in vote_words(data)
+
+    def test_near_one(self):
+        data = example()
+        data["best_of_n"]["majority_vote"] = [0.6, 0.6, 0.6, 0.94]
+        assert "above every reward model here" in vote_words(data) and "not settled" in vote_words(data)
+
+
+class TestClaims:
+    def test_what_is_written_by_hand(self):
+        assert list(answers(example()).items()) == [
+            ("ORM loses accuracy as N grows.", "held"),
+            ("PRM loses accuracy as N grows.", "held"),
+            ("HRM stays stable as N grows.", "held"),
+            ("HRM is above PRM at the largest N.", "held"),
+            ("HRM judges a correction by the pair that it ends, where PRM looks at one step.", "held"),
+            ("HRM judges a correction better than PRM as the papers score: each step alone.", "open"),
+            ("HRM recovers from an error that it is given, where PRM does not.", "held"),
+            ("HRM + HNC is above PRM.", "held"),
+            ("HRM + HNC is above HRM.", "held"),
+            ("HRM + HNC is above HRM, as many rows (a control of ours).", "open"),
+            ("HRM + HNC, trained 4 times as long is above PRM, trained 4 times as long.", "not held"),
+            (
+                "Without a KL term the policy drifts, and a small λ hardly holds it: KL(0) > KL(0.001) > KL(0.5).",
+                "held",
+            ),
+            ("λ = 0.5 is the best balance.", "not held"),
+            ("The logarithm of KL gives the balance: at λ = 0.5, accuracy is higher with it.", "not held"),
+            ("Entropy labels are above hard and soft ones.", "held"),
+        ]
+
+    def test_one_seed_settles_nothing(self):
+        """Whatever the numbers, which are shown all the same."""
+        found = claims(quick())
+        assert {claim.answer for claim in found} == {"open"}
+        for claim in found:
+            assert claim.here.endswith(("Not settled by 1 seed.", "Not settled by 1 run.", "run the full one."))
+        assert "70.0 % at N = 4, 38.0 % at N = 64; accuracy falls by 32.0 points" in found[0].here
+
+    @pytest.mark.parametrize(
+        "accuracy, falls, stays",
+        [
+            (over_seeds(FALLING), "held", "not held"),
+            (over_seeds(RISING), "not held", "held"),
+            (UNCLEAR, "open", "open"),
+        ],
+    )
+    def test_curves(self, accuracy, falls, stays):
+        data = with_model(example(), "best_of_n", "orm", accuracy)
+        for name in ("prm", "hrm"):
+            with_model(data, "step_search", name, accuracy)
+        found = answers(data)
+        assert [found[f"{name} loses accuracy as N grows."] for name in ("ORM", "PRM")] == [falls, falls]
+        assert found["HRM stays stable as N grows."] == stays
+
+    def test_orm_is_judged_by_best_of_n_and_prm_by_step_search(self):
+        data = with_model(example(), "best_of_n", "prm", over_seeds(RISING))
+        assert answers(data)["PRM loses accuracy as N grows."] == "held"
+        assert here(data, "PRM loses accuracy as N grows.").startswith(
+            "By step search: 92.0 % at N = 4, 65.0 % at N = 64;"
+        )
+
+    @pytest.mark.parametrize(
+        "prm, answer", [(FALLING, "held"), ([0.6, 0.9, 0.95, 0.94], "open"), ([0.6, 0.99, 0.99, 1.2], "not held")]
+    )
+    def test_hrm_over_prm(self, prm, answer):
+        """By pairs of one seed: the reward models of a seed share their data."""
+        data = with_model(example(), "step_search", "prm", over_seeds(prm))
+        assert answers(data)["HRM is above PRM at the largest N."] == answer
+
+    def test_difference_by_hand(self):
+        """The shifts of the six seeds, three times at N = 64, those of HRM two places on: its fourth is 6 points above 1, and cut."""
+        mine = [min(STABLE[3] + 3 * shift, 1.0) for shift in SHIFTS[2:] + SHIFTS[:2]]
+        mean = sum(a - (FALLING[3] + 3 * b) for a, b in zip(mine, SHIFTS, strict=True)) / 6
+        assert f"step search: +{100 * mean:.1f} points" in here(example(), "HRM is above PRM at the largest N.")
+
+    def kinds_answers(self, prm, one_step, pairs):
+        found = answers(
+            example(
+                step_kinds=[
+                    kinds("judged-prm", [1], prm),
+                    kinds("judged-hrm", [1], one_step),
+                    kinds("judged-hrm", [1, 2], pairs),
+                ]
+            )
+        )
+        return [answer for words, answer in found.items() if "judges a correction" in words]
+
+    def test_corrections(self):
+        blind, sees = (0.1, 0.5, 0.1, 0.35), (0.7, 0.5, 0.1, 0.85)
+        assert self.kinds_answers(blind, blind, sees) == ["held", "open"]
+        assert self.kinds_answers(blind, sees, blind) == ["open", "held"]
+        assert self.kinds_answers(sees, blind, sees) == ["open", "not held"]
+
+    def test_a_model_that_likes_everything_more_does_not_judge_better(self):
+        """The higher of two scores is higher everywhere: the correction's score alone would call it self-correction."""
+        assert self.kinds_answers((0.1, 0.1, 0.1, 0.5), (0.1, 0.1, 0.1, 0.5), (0.7, 0.7, 0.7, 0.3))[0] == "not held"
+
+    @pytest.mark.parametrize("pairs, answer", [(0.52, "held"), (0.17, "open"), (0.05, "not held")])
+    def test_wrong_prefix(self, pairs, answer):
+        data = example()
+        data["wrong_prefix"]["models"][2] = from_wrong("judged-hrm", [1, 2], [0.38, pairs])
+        assert answers(data)["HRM recovers from an error that it is given, where PRM does not."] == answer
+
+    @pytest.mark.parametrize("mean, answer", [(0.2, "held"), (0.005, "open"), (-0.2, "not held")])
+    def test_hnc(self, mean, answer):
+        data = example()
+        data["hnc"]["comparisons"] = [differences("prm", 500, [0.9, 0.9, 0.9, mean])]
+        assert answers(data)["HRM + HNC is above PRM."] == answer
+        assert "Difference at N = 64, step search, 500 training steps:" in here(data, "HRM + HNC is above PRM.")
+
+    def test_hnc_at_two_lengths_of_training_is_two_claims(self):
+        """Held early and not held late must not become one answer."""
+        data = example()
+        late = differences("prm", 2000, [0.0, 0.0, 0.0, -0.2])
+        data["hnc"]["comparisons"] = [differences("prm", 500, [0.0, 0.1, 0.2, 0.3]), late]
+        found = [(claim.answer, claim.here) for claim in claims(data) if claim.words == "HRM + HNC is above PRM."]
+        assert [answer for answer, _ in found] == ["held", "not held"] and "2,000 training steps" in found[1][1]
+
+    def test_without_hnc(self):
+        found = answers(example(hnc=None))
+        assert found["HRM + HNC is above PRM."] == found["HRM + HNC is above HRM."] == "open"
+
+    def self_trained(self, *settings) -> dict[str, str]:
+        """Claims of three runs each of (λ, scaling, KL, right of 1,000)."""
+        data = example()
+        data["self_training"]["runs"] = [
+            run(coef, scaling, "sum" if coef else None, kl + 0.001 * i, right + i)
+            for coef, scaling, kl, right in settings
+            for i in range(3)
+        ]
+        return {words: answer for words, answer in answers(data).items() if "λ" in words}
+
+    def test_drift(self):
+        rest = [(0.5, "log1p", 0.1, 900), (0.5, "none", 0.1, 900)]
+        in_order = self.self_trained((0.0, None, 3.0, 600), (0.001, "log1p", 2.0, 700), *rest)
+        assert list(in_order.values()) == ["held", "held", "not held"]
+        turned = self.self_trained((0.0, None, 2.0, 600), (0.001, "log1p", 3.0, 700), *rest)
+        assert list(turned.values())[0] == "not held"
+        frozen = [(0.5, "log1p", 2.5, 900), (0.5, "none", 0.1, 900)]
+        middle = self.self_trained((0.0, None, 3.0, 600), (0.001, "log1p", 2.0, 700), *frozen)
+        assert list(middle.values())[0] == "not held"
+        larger = self.self_trained((0.0, None, 3.0, 600), (0.001, "log1p", 2.0, 700), *rest, (10.0, "log1p", 0.2, 600))
+        assert list(larger.values())[0] == "held"  # 10 is the paper's too, but this claim is not about it
+
+    def test_the_logarithm(self):
+        rest = [(0.0, None, 3.0, 600), (0.001, "log1p", 2.0, 700)]
+        better = self.self_trained(*rest, (0.5, "log1p", 0.1, 900), (0.5, "none", 0.1, 700))
+        worse = self.self_trained(*rest, (0.5, "log1p", 0.1, 700), (0.5, "none", 0.1, 900))
+        alike = self.self_trained(*rest, (0.5, "log1p", 0.1, 902), (0.5, "none", 0.1, 900))
+        assert [list(one.values())[-1] for one in (better, worse, alike)] == ["held", "not held", "not held"]
+
+    def test_runs_that_have_no_pair(self):
+        """Cut to the shorter, a difference would be of fewer runs than the table shows."""
+        data = example()
+        del data["self_training"]["runs"][0]
+        with pytest.raises(ValueError, match="found 2 of one λ and 3 of another"):
+            claims(data)
+
+    def test_kl_per_token_is_no_claim_of_the_paper(self):
+        """Its λ = 0.5 is another one: taken for the paper's it would turn the answers."""
+        data = example()
+        data["self_training"]["runs"] += [run(0.5, "log1p", "token_mean", 9.0, 999)] * 3
+        assert answers(data) == answers(example())
+
+    @pytest.mark.parametrize(
+        "entropy, answer",
+        [((0.42, 0.35), "held"), ((0.35, 0.42), "held"), ((0.3, 0.28), "open"), ((0.1, 0.2), "not held")],
+    )
+    def test_entropy(self, entropy, answer):
+        """The best η stands for all, whichever it is."""
+        data = example(
+            eta=[
+                label_study("soft", None, 0.4, 0.30),
+                label_study("entropy", 2.0, 0.5, entropy[0]),
+                label_study("entropy", 8.0, 0.7, entropy[1]),
+                label_study("hard", None, 0.9, 0.24),
+            ]
+        )
+        words = "Entropy labels are above hard and soft ones."
+        assert answers(data)[words] == answer
+        assert f"the best η here, {2 if entropy[0] > entropy[1] else 8}:" in here(data, words)
+
+    def test_what_was_not_measured_is_open(self):
+        data = example(step_kinds=[], eta=[], hnc=None)
+        data["wrong_prefix"]["models"] = data["self_training"]["runs"] = data["best_of_n"]["models"] = []
+        data["step_search"]["models"] = data["step_search"]["models"][:1]
+        found = answers(data)
+        assert len(found) == 13 and found.pop("PRM loses accuracy as N grows.") == "held"
+        assert set(found.values()) == {"open"}
+        assert here(data, "HRM stays stable as N grows.") == "Not measured here."
+
+    def test_seeds_of_the_example(self):
+        """Six different seeds: with equal ones, intervals over seeds would be nothing."""
+        assert len(set(SEEDS)) == len(SHIFTS) == 6 and len(set(map(tuple, over_seeds(FALLING)))) == 5

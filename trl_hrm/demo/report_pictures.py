@@ -1,0 +1,322 @@
+"""The pictures of the demo's report, each in light and dark."""
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+from ..evaluation.report import percent
+from ..evaluation.report_pictures import (
+    MARKERS,
+    Picture,
+    Theme,
+    band_picture,
+    draw,
+    legend,
+    reliability_picture,
+    shown_label,
+)
+from .claims import compared
+from .hacking import MAIN, WAYS, beside_curves, curve_of, curve_over_seeds, fall_of, headlines, titles
+from .over_seeds import Spread, spread, told
+from .report_tree import tree_picture
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KINDS = {
+    "correction": "correction",
+    "locally_right": "locally right, stays wrong",
+    "new_error": "new error",
+    "first_error": "first error",
+    "right": "right",
+}
+SCALINGS = {"log1p": "log", "none": "no log"}
+REDUCTIONS = {"sum": "summed over a solution", "token_mean": "mean over tokens"}
+
+
+def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
+    """
+    All pictures of the report.
+
+    Args:
+        data (`dict[str, Any]`):
+            The measurements. See [`write_report`].
+
+    Returns:
+        `dict[str, list[Picture]]`: By the key of their section, in the order of the page.
+    """
+    return {
+        "first": [_headline_picture(data)],
+        "accuracy": _way_pictures(data),
+        "gap": [_gap_picture(data)],
+        "wrong-prefix": _wrong_prefix_pictures(data["wrong_prefix"]),
+        "step-kinds": [_kinds_picture(data["step_kinds"])],
+        "depth-cap": [_caps_picture(data["values_by_cap"], data["solution_length"])],
+        "calibration": [_calibration_picture(data)],
+        "lambda": _lambda_pictures(data["self_training"]["runs"]),
+        "eta": [_eta_picture(data["eta"], data["n"][-1])],
+        "hnc": [_hnc_picture(data["hnc"], titles(data))] if data["hnc"] else [],
+        "tree": [tree_picture(data["tree"])],
+    }
+
+
+def eta_name(one: dict[str, Any]) -> str:
+    """
+    Labels of the η study as they are read.
+
+    Example:
+
+    ```python
+    >>> eta_name({"labels": "entropy", "eta": 2.0})
+    'entropy, η = 2'
+    ```
+    """
+    return one["labels"] if one["eta"] is None else f"{one['labels']}, η = {one['eta']:g}".replace("-", "−")
+
+
+def band_words(data: dict[str, Any]) -> str:
+    """What the bands of the curves are."""
+    several = {len(model["seeds"]) > 1 for way in WAYS for model in data[way]["models"]}
+    if several == {False}:
+        return "One seed of each reward model. Bands: 95 % intervals over problems."
+    words = "Lines: means over reward-model seeds. Bands: from the lowest seed to the highest"
+    return f"{words}{', of one seed the 95 % interval over problems' * (False in several)}."
+
+
+def _headline_picture(data: dict[str, Any]) -> Picture:
+    found = headlines(data)
+    curves = [(f"{one.title} ({WAYS[one.way]})", one.points) for one in found]
+    places = [MAIN.index(one.name) for one in found]
+    return band_picture("accuracy", "Accuracy over the number of candidates N", curves, beside_curves(data), places)
+
+
+def _way_pictures(data: dict[str, Any]) -> list[Picture]:
+    """For each way to choose the main models, in the same colours everywhere, and their variants."""
+    names, pictures = titles(data), []
+    for way, words in WAYS.items():
+        main = [model for model in data[way]["models"] if model["name"] in MAIN]
+        variants = [model for model in data[way]["models"] if model["name"] not in MAIN]
+        parts = (
+            ("", "", main, [MAIN.index(model["name"]) for model in main]),
+            ("-variants", ", variants", variants, None),
+        )
+        for end, title, models, places in parts:
+            if models:
+                name, title = f"accuracy-{way.replace('_', '-')}{end}", f"By {words}{title}"
+                curves = [(names[model["name"]], curve_of(model, data["n"])) for model in models]
+                pictures.append(band_picture(name, title, curves, beside_curves(data), places))
+    return pictures
+
+
+def _gap_picture(data: dict[str, Any]) -> Picture:
+    names, n = titles(data), data["n"]
+    rows = [
+        (f"{names[model['name']]}, {WAYS[way]}", fall_of(model, n).spread)
+        for way in WAYS
+        for model in data[way]["models"]
+    ]
+    return spreads_picture("gap", f"Points lost from the best smaller N to N = {n[-1]}", rows, "points lost")
+
+
+def spreads_picture(
+    name: str, title: str, rows: Sequence[tuple[str, Spread]], axis: str, is_difference: bool = True
+) -> Picture:
+    """
+    A line for each number over seeds: a small mark for each seed, a large one for the mean, a bar for its 95 % interval.
+
+    Args:
+        name, title:
+            See [`Picture`].
+        rows (`Sequence[tuple[str, Spread]]`):
+            Labels and shares or their differences, from the top down.
+        axis (`str`):
+            What they are.
+        is_difference (`bool`, *optional*, defaults to `True`):
+            Whether 0 is to be seen.
+    """
+
+    def paint(axes: "Axes", theme: Theme) -> None:
+        for y, (_, found) in enumerate(rows):
+            axes.scatter(
+                [100 * value for value in found.values], [y] * len(found.values), 14, color=theme.quiet, alpha=0.7
+            )
+            if found.is_settled:
+                axes.hlines(y, 100 * found.low, 100 * found.high, color=theme.right, linewidth=2.5)
+            axes.scatter([100 * found.mean], [y], 46, color=theme.right, marker="D", zorder=3)
+        if is_difference:
+            axes.axvline(0, color=theme.text, linewidth=1)
+        axes.set_yticks(range(len(rows)), [_wrapped(label) for label, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(axis)
+
+    text = f"{title}. " + "; ".join(
+        f"{label}: {told(found) if is_difference else percent(found.mean)}" for label, found in rows
+    )
+    num_lines = max((_wrapped(label).count("\n") + 1 for label, _ in rows), default=1)
+    return draw(name, title, text, paint, 0.9 + (0.1 + 0.15 * num_lines) * len(rows))
+
+
+def _wrapped(label: str) -> str:
+    return "\n".join(map(shown_label, textwrap.wrap(label, 30, break_on_hyphens=False)))
+
+
+def _wrong_prefix_pictures(found: dict[str, Any]) -> list[Picture]:
+    """Models of one kind of labels each: all of them are too many for one picture."""
+    pictures = []
+    for end, is_judged in (("", True), ("-search", False)):
+        models = [one for one in found["models"] if one["name"].startswith("judged") == is_judged]
+        if models:
+            curves = [(scored_title(one), curve_over_seeds(one["accuracy"], found["n"])) for one in models]
+            title = (
+                f"Accuracy of a search that starts after an error, labels of {'a judge' if is_judged else 'a search'}"
+            )
+            pictures.append(band_picture(f"wrong-prefix{end}", title, curves, []))
+    return pictures
+
+
+def scored_title(one: dict[str, Any]) -> str:
+    """A model with how its steps are scored."""
+    return f"{one['title']}, {'one step' if one['spans'] == [1] else 'pairs too'}"
+
+
+def _kinds_picture(found: Sequence[dict[str, Any]]) -> Picture:
+    kinds = ("correction", "locally_right", "new_error")
+
+    def paint(axes: "Axes", theme: Theme) -> None:
+        colors = (theme.right, theme.curves[2], theme.wrong)
+        for kind, color, marker, shift in zip(kinds, colors, "Dos", (-0.22, 0, 0.22), strict=True):
+            y = [row + shift for row in range(len(found))]
+            axes.hlines(
+                y, [min(one[kind]) for one in found], [max(one[kind]) for one in found], color=color, linewidth=2
+            )
+            means = [statistics.fmean(one[kind]) for one in found]
+            axes.scatter(means, y, 34, color=color, marker=marker, label=KINDS[kind], zorder=3)
+        axes.set_yticks(range(len(found)), [_wrapped(scored_title(one)) for one in found])
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("mean score")
+        legend(axes, theme)
+
+    text = "Mean scores of steps after one wrong step. " + "; ".join(
+        f"{scored_title(one)}: " + ", ".join(f"{KINDS[kind]} {statistics.fmean(one[kind]):.2f}" for kind in kinds)
+        for one in found
+    )
+    return draw("step-kinds", "Scores of what may come after a wrong step", text, paint, 1.5 + 0.5 * len(found))
+
+
+def _caps_picture(found: Sequence[dict[str, Any]], solution_length: int) -> Picture:
+    kinds = ("right", "first_error", "correction", "locally_right")
+    caps = [one["cap"] for one in found]
+
+    def paint(axes: "Axes", theme: Theme) -> None:
+        axes.axvline(solution_length, color=theme.quiet, linestyle=":", linewidth=1.5, label="cap = solution length")
+        colors = (theme.curves[2], theme.wrong, theme.right, theme.curves[3])
+        for kind, color, marker in zip(kinds, colors, MARKERS, strict=False):
+            means = [float("nan") if one[kind]["mean"] is None else one[kind]["mean"] for one in found]
+            axes.plot(caps, means, color=color, marker=marker, markersize=5, linewidth=2, label=KINDS[kind])
+        axes.set_xticks(caps, [str(cap) for cap in caps])
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel("depth cap of the search tree, steps")
+        axes.set_ylabel("mean MC value")
+        legend(axes, theme)
+
+    text = "Mean MC value by depth cap. " + "; ".join(
+        f"cap {one['cap']}: " + ", ".join(f"{KINDS[kind]} {shown_mean(one[kind])}" for kind in kinds) for one in found
+    )
+    return draw("depth-cap", "Mean MC value of steps, by the depth cap of the tree", text, paint, 3.4)
+
+
+def shown_mean(found: dict[str, Any]) -> str:
+    """The mean of a kind of steps, a dash where there are none."""
+    return "–" if found["mean"] is None else f"{found['mean']:.3f}"
+
+
+def calibration_name(data: dict[str, Any], one: dict[str, Any]) -> str:
+    """A reward model, with its seed."""
+    return f"{titles(data)[one['name']]}, seed {one['seed']}"
+
+
+def _calibration_picture(data: dict[str, Any]) -> Picture:
+    return reliability_picture(
+        {calibration_name(data, one): one["bins"] for one in data["calibration"] if one["name"] in MAIN}
+    )
+
+
+def run_name(run: dict[str, Any]) -> str:
+    """
+    A run by its λ and scaling.
+
+    Example:
+
+    ```python
+    >>> run_name({"kl_coef": 0.5, "kl_scaling": "log1p"})
+    'λ = 0.5, log'
+    ```
+    """
+    name = f"λ = {run['kl_coef']:g}"
+    return f"{name}, {SCALINGS[run['kl_scaling']]}" if run["kl_coef"] else name
+
+
+def _lambda_pictures(runs: Sequence[dict[str, Any]]) -> list[Picture]:
+    """Language-model loss and KL over steps, for each way to reduce KL. λ = 0 stands in all: it has no KL to reduce."""
+    reductions = list(dict.fromkeys(run["kl_reduction"] for run in runs if run["kl_coef"]))
+    pictures = []
+    for reduction in reductions:
+        drawn = [run for run in runs if run["kl_coef"] == 0 or run["kl_reduction"] == reduction]
+        pictures += [_lambda_picture(drawn, reduction, "kl"), _lambda_picture(drawn, reduction, "lm_loss")]
+    return pictures
+
+
+def _lambda_picture(runs: Sequence[dict[str, Any]], reduction: str, key: str) -> Picture:
+    coefs = sorted({run["kl_coef"] for run in runs})
+    what = {"kl": "KL(ref ‖ policy), nats per solution", "lm_loss": "language-model loss, nats per token"}[key]
+
+    def paint(axes: "Axes", theme: Theme) -> None:
+        colors = dict(zip(coefs, cycle((theme.wrong, *theme.curves[:1], *theme.curves[2:])), strict=False))
+        named = set()
+        for run in runs:
+            label = f"_{run_name(run)}" if run_name(run) in named else run_name(run)
+            named.add(run_name(run))
+            style = "--" if run["kl_scaling"] == "none" else "-"
+            points = [point for point in run["curve"] if key != "kl" or point["kl"] > 0]  # every run begins at KL 0
+            steps, values = [point["step"] for point in points], [point[key] for point in points]
+            axes.plot(steps, values, color=colors[run["kl_coef"]], linestyle=style, linewidth=1.4, label=label)
+        if key == "kl":
+            axes.set_yscale("log")
+            axes.tick_params(which="minor", colors=theme.quiet, labelsize=8, length=0)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(what)
+        legend(axes, theme)
+
+    ends = "; ".join(f"{run_name(run)}: {run['curve'][0][key]:.3g} to {run['curve'][-1][key]:.3g}" for run in runs)
+    title = f"{'KL' if key == 'kl' else 'Language-model loss'} over steps, KL {REDUCTIONS[reduction]} in the loss"
+    name = f"lambda-{reduction.replace('_', '-')}-{key.replace('_', '-')}"
+    return draw(name, title, f"{title}. {ends}", paint, 3.3)
+
+
+def _eta_picture(found: Sequence[dict[str, Any]], n: int) -> Picture:
+    ordered = sorted(found, key=lambda one: one["mean_label"])
+    rows = [
+        (
+            f"{eta_name(one)} (mean label {one['mean_label']:.2f})",
+            spread([accuracy[-1] for accuracy in one["accuracy"]]),
+        )
+        for one in ordered
+    ]
+    return spreads_picture(
+        "eta", f"Best-of-N accuracy at N = {n} by the labels of the reward model", rows, "accuracy, %", False
+    )
+
+
+def comparison_name(data_titles: dict[str, str], one: dict[str, Any]) -> str:
+    """Who is compared with whom, after how many training steps."""
+    a, b = (data_titles.get(one[key], one[key]) for key in ("a", "b"))
+    return f"{a} − {b}, {one['steps']:,} steps"
+
+
+def _hnc_picture(found: dict[str, Any], names: dict[str, str]) -> Picture:
+    rows = [(comparison_name(names, one), compared(one["difference"][-1])) for one in found["comparisons"]]
+    return spreads_picture("hnc", f"Differences seed by seed at N = {found['n'][-1]}", rows, "difference, points")
