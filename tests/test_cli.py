@@ -125,3 +125,19 @@ def test_a_reader_that_has_seen_enough(tmp_path):
     command = f"{sys.executable} -m trl_hrm.cli inspect {path} --format openr | head -n 1"
     result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == "" and len(result.stdout.splitlines()) == 1
+
+
+def test_settings_of_a_file(tmp_path, rows_file):
+    """Words that follow a list at the end of a file, and options beside it: the command line's own are read last, and whole."""
+    settings = tmp_path / "settings.yaml"
+    left_out = tmp_path / "exclude.jsonl"
+    left_out.write_text('{"problem": "what is 3?"}\n')
+    settings.write_text(f"view: prm\ntest_size: 0\nnum_proc: 1\noutput_dir: {tmp_path / 'a'}\nexclude: [{left_out}]\n")
+    assert main(["build-stepwise", rows_file, "--config", str(settings), "--view", "tree"]) == 0
+    report = json.loads((tmp_path / "a" / "build_report.json").read_text())
+    assert report["view"] == "tree" and report["dropped"] == {"excluded": 1}
+    settings.write_text("no_such_option: 1\n")
+    with pytest.raises(SystemExit):
+        main(["build-stepwise", rows_file, "--config", str(settings)])
+    settings.write_text("- a list\n")
+    assert main(["build-stepwise", rows_file, "--config", str(settings)]) == 1

@@ -26,7 +26,7 @@ COMMANDS = {
     "benchmark": ("benchmark", "measure how well a reward model finds wrong steps, on benchmarks of judging"),
     "report": ("report", "put results of several runs on one page: curves, hacking gap, calibration, cost"),
     "score": ("score", "score steps with a trained reward model"),
-    "demo": ("demo", "train a small hierarchical reward model from scratch on CPU and use it"),
+    "demo": ("demo", "both papers from end to end on a small world of arithmetic, on CPU, with a report"),
     "env": ("env", "print the versions that a bug report needs"),
 }
 

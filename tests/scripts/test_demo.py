@@ -18,6 +18,8 @@ from trl_hrm.scripts.demo_report import collect
 from trl_hrm.scripts.demo_runner import Runner
 from trl_hrm.scripts.demo_stages import stages
 
+from ..test_offline import guarded
+
 
 def test_folders_that_are_something_else(tmp_path):
     """A folder of the user, or of a demo with other settings, must stay as it is."""
@@ -39,6 +41,8 @@ def test_folders_that_are_something_else(tmp_path):
 
 EVIDENCE = replace(
     QUICK,
+    num_test=100,
+    num_starts=60,
     n=(1, 2, 16, 64),
     models=(
         RewardModel("orm", "ORM", "soft", "orm", (0,), 120, ranks=True),
@@ -125,10 +129,11 @@ def test_killed_twice_the_report_is_the_same(tmp_path):
     """What is left of a stage that a kill cut off must be done in the same way, whatever stands already."""
     script = tmp_path / "small.py"
     script.write_text(SMALL)
+    environment = guarded(tmp_path, offline=False)
 
     def start(folder: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / folder)], stdout=subprocess.PIPE, text=True
+            [sys.executable, str(script), str(tmp_path / folder)], stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def kill_at(stage: str) -> None:
@@ -151,6 +156,7 @@ def test_killed_twice_the_report_is_the_same(tmp_path):
     assert reports[0] == reports[1]
     again, _ = start("whole").communicate()
     assert again.splitlines()[:-3] == output.splitlines()[:-3]  # nothing is done a second time
+    assert not (tmp_path / "attempts").read_text()  # to reach anything
 
 
 def without_times(report: dict) -> dict:

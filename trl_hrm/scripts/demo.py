@@ -32,11 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import os
     import time
+    from importlib.util import find_spec
 
     from .demo_report import collect
     from .demo_runner import Runner
     from .demo_stages import stages
 
+    if find_spec("matplotlib") is None:
+        raise ImportError('the report needs matplotlib: pip install "trl-hrm[plots]"')
     if args.num_workers is not None and args.num_workers < 1:
         raise ValueError(f"--num_workers is {args.num_workers}, expected 1 or more.")
     folder = Path(args.output_dir)

@@ -126,17 +126,17 @@ def _lambdas(seeds: tuple[int, ...], *studies: tuple[tuple[float, ...], dict[str
 
 
 QUICK = Profile(
-    policy_steps=750,
-    num_train=100,
-    num_test=50,
-    num_starts=50,
+    policy_steps=700,
+    num_train=80,
+    num_test=40,
+    num_starts=40,
     num_judged=300,
     max_depth=6,
     caps=(5,),
     num_capped=40,
     n=(1, 4, 16, 64),
     prefix_n=(1, 16),
-    models=_models((0, 1), 120, (0,), (2.0,), (0,)),
+    models=_models((0, 1), 100, (0,), (2.0,), (0,)),
     etas=(2.0,),
     again=False,
     self_training=_lambdas((0,), ((0.0, 0.001, 0.5), {})),

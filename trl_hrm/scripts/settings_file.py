@@ -23,7 +23,8 @@ def with_settings(argv: Sequence[str]) -> list[str]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(argv)[0].config
-    return [*(words_of(read_settings(path)) if path else ()), *argv]
+    # a list at the end of the file must not take the words that follow it
+    return [*words_of(read_settings(path)), f"--config={path}", *argv] if path else list(argv)
 
 
 def read_settings(path: str) -> dict[str, Any]:
