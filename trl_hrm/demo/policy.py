@@ -57,7 +57,6 @@ CURRICULUM = (
     Stage(share=1 / 4, learning_rate=1e-3, slip_rate=0.2, correction_rate=0.5),
 )
 BATCH_SIZE = 32
-SIGHT = 5  # corrected slips over spurious corrections, as rates: with fewer, a policy does not see its errors
 
 
 def solution_text(steps: list[str]) -> str:

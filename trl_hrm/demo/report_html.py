@@ -10,10 +10,10 @@ from ..evaluation.report_pictures import Picture
 from .claims import Claim, claims
 from .hacking import WAYS, Headline, headlines, vote_words
 from .over_seeds import MIN_SEEDS
-from .policy import SIGHT
 from .report_pictures import band_words
 from .report_sections import accuracy, calibration, depth_cap, gap, step_kinds, wrong_prefix
 from .report_training import again, cost, eta, hnc, made, self_training, tree
+from .world import SIGHT
 
 
 TITLE = "Is my reward model being hacked?"

@@ -30,6 +30,7 @@ from ..step_tree import StepTree
 
 MODULUS = 5
 NAMES = "abcd"
+SIGHT = 5  # corrected slips over spurious corrections, as rates: with fewer, a policy does not see its errors
 STEP = re.compile(r"(Wait,)?([a-d]):(\d)([-+*])(\d)=(\d)")
 ANSWER = re.compile(r"# Answer\n(\d)")
 

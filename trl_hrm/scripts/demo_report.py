@@ -5,12 +5,12 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..demo.over_seeds import spread
-from ..demo.policy import SIGHT
-from ..demo.world import NAMES
+from ..demo.world import NAMES, SIGHT
 from .demo_profiles import Profile, RewardModel
 from .demo_runner import DONE
 
@@ -79,6 +79,7 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
+@cache
 def _dataset(folder: Path, name: str) -> dict[str, Any]:
     from datasets import load_dataset
 
