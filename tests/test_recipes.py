@@ -46,7 +46,7 @@ def test_judged_solutions_of_the_tiny_policy():
     steps, labels = solve(problem, random.Random(3), 1.0)
     tree = headed(StepTree(prompt, steps, labels, list(range(-1, len(steps) - 1))))
     assert "\n\n".join(tree.completions) == written and "Wait," in written
-    assert written.startswith("# Step 1\na:") and written.endswith(f"\n\n{steps[-1]}\n# END!")
+    assert written.startswith("# Step 1\na:") and written.endswith(f"\n\n# Answer\n\n{steps[-1][-1]}\n# END!")
     assert tree.labels == [*labels[:-2], labels[-1]] and tree.parents == list(range(-1, len(steps) - 2))
 
 

@@ -191,10 +191,13 @@ def _kind(was_on_track: bool, on_track: bool, follows: bool, is_correction: bool
 
 
 def with_headers(solution: Sequence[str]) -> list[str]:
-    """The steps of a solution as the tiny policy writes them: each with a header, and the answer in one step with the last."""
+    """
+    The steps of a solution as the tiny policy writes them, in the format of the HRM paper's prompts: each with a header, and the answer
+    after a blank line in one step with the last.
+    """
     *steps, answer = solution
     headed = [f"# Step {k}\n{step}" for k, step in enumerate(steps, start=1)]
-    headed[-1] += f"\n\n{answer}\n# END!"
+    headed[-1] += "\n\n" + answer.replace("\n", "\n\n") + "\n# END!"
     return headed
 
 
