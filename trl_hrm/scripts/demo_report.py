@@ -1,4 +1,9 @@
-"""From the folders of a demo to `report.json`: every number of the report, each read from what a stage left."""
+"""
+From the folders of a demo to `report.json`: every number of the report, each read from what a stage left.
+
+Shares are from 0 to 1. Lists under `auroc`, `accuracy`, `seconds` and the like have one entry for each of the `seeds` beside them; accuracies
+and intervals have below that one entry for each N. What a part holds is in the function that makes it.
+"""
 
 import argparse
 import json
