@@ -53,13 +53,3 @@ def test_score_bad_input(checkpoint, tmp_path, capsys, line, message):
     error = capsys.readouterr().err
     assert "error: " in error and re.search(message, error)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
-
-
-def test_demo(tmp_path, capsys):
-    """The whole demo at its smallest: the table, the scored solution, and a checkpoint that loads."""
-    sizes = ["--num_problems", "20", "--num_solutions", "4", "--max_steps", "2"]
-    assert main(["demo", "--output_dir", str(tmp_path / "demo"), *sizes]) == 0
-    printed = capsys.readouterr().out
-    for part in ("held-out steps", "merged", "Wait,", f"Checkpoint: {tmp_path / 'demo'}"):
-        assert part in printed
-    assert StepScorer.from_pretrained(str(tmp_path / "demo")).score(["1+2?"], [[["so 3"]]])
