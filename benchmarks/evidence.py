@@ -197,7 +197,8 @@ def hnc_table(data: dict[str, Any]) -> str:
     counts = ", ".join(f"{name} {rows:,}" for name, rows in found["rows"].items())
     text = (
         f"Differences in step search, paired by seed ({len(found['seeds'])} seeds), in points, with their 95 % t intervals. Rows of the data "
-        f"sets: {counts}; the control has those of a second search of the same problems."
+        f"sets: {counts}; the control has those of a second search of the same problems. Equal steps of a problem are one when they are trained on, so that equal rows are not equally "
+        "many steps."
     )
     rows = [
         [

@@ -127,7 +127,7 @@ def test_a_reader_that_has_seen_enough(tmp_path):
     assert result.returncode == 0 and result.stderr == "" and len(result.stdout.splitlines()) == 1
 
 
-def test_settings_of_a_file(tmp_path, rows_file):
+def test_settings_of_a_file(tmp_path, capsys, rows_file):
     """Words that follow a list at the end of a file, and options beside it: the command line's own are read last, and whole."""
     settings = tmp_path / "settings.yaml"
     left_out = tmp_path / "exclude.jsonl"
@@ -136,8 +136,9 @@ def test_settings_of_a_file(tmp_path, rows_file):
     assert main(["build-stepwise", rows_file, "--config", str(settings), "--view", "tree"]) == 0
     report = json.loads((tmp_path / "a" / "build_report.json").read_text())
     assert report["view"] == "tree" and report["dropped"] == {"excluded": 1}
-    settings.write_text("no_such_option: 1\n")
-    with pytest.raises(SystemExit):
-        main(["build-stepwise", rows_file, "--config", str(settings)])
-    settings.write_text("- a list\n")
-    assert main(["build-stepwise", rows_file, "--config", str(settings)]) == 1
+    for text in ("no_such_option: null\n", f"config: {settings}\n", "- a list\n"):
+        settings.write_text(text)
+        assert main(["build-stepwise", rows_file, "--config", str(settings)]) == 1
+        assert f"error: {settings}: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # half a name is none: its file would not be read
+        main(["build-stepwise", rows_file, "--conf", str(settings)])

@@ -57,15 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     asked = next((word for word in argv if word in COMMANDS), None)
     for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=HelpFormatter, allow_abbrev=False
+        )
         if name == asked:
             chosen = importlib.import_module(f".scripts.{module}", __package__)
+            own = command
             add_config_argument(command)
             chosen.add_arguments(command)
     try:
         if asked:
             place = argv.index(asked) + 1
-            argv = argv[:place] + with_settings(argv[place:])
+            argv = argv[:place] + with_settings(own, argv[place:])
         args = parser.parse_args(argv)
         chosen.run(args)
     except KeyboardInterrupt:

@@ -221,7 +221,7 @@ def example(num_seeds: int = 6, **changes: Any) -> dict[str, Any]:
         "models": [model(name, num_seeds) for name in TITLES],
         "n": N,
         "best_of_n": {
-            "aggregate": "min",
+            "aggregate": {"orm": "last", "prm": "min", "hrm": "min", "hnc": "min"},
             "majority_vote": VOTE,
             "pass_at_n": PASS,
             "models": [

@@ -23,6 +23,9 @@ def test_rates_of_written_solutions():
     assert rates.slip_rate == 1 / 4 and rates.correction_rate == 1 / 2 and rates.spurious_rate == 1 / 6
     assert math.isclose(rates.sight, 3)
     assert policy_rates([(PROBLEM, seeing)]).sight == math.inf
+    assert (
+        policy_rates([(PROBLEM, seeing.replace("Wait,b:2*2=4\n\n", ""))]).sight == 0
+    )  # one that corrects nothing sees nothing
 
 
 def test_only_what_follows_from_seeing_is_trained_in_between():

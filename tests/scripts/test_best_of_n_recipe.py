@@ -21,7 +21,7 @@ def read(*words: str) -> Namespace:
     parser = ArgumentParser()
     add_config_argument(parser)
     add_arguments(parser)
-    return parser.parse_args(with_settings(words))
+    return parser.parse_args(with_settings(parser, words))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_settings_of_recipes(path):
         assert path.read_text().startswith("# not run\n")
 
 
-def test_settings_on_the_command_line_win(tmp_path, capsys):
+def test_settings_on_the_command_line_win(tmp_path):
     (tmp_path / "a.yaml").write_text(
         "reward_model: m\noutput_dir: o\nn: [1, 2]\noverwrite: true\nlimit: null\nengine_args: {a: 1}\nmax_step_tokens: 5\n"
     )
@@ -50,9 +50,8 @@ def test_settings_on_the_command_line_win(tmp_path, capsys):
     assert isinstance(args, Namespace) and args.n == [8] and args.output_dir == "p" and args.overwrite is True
     assert args.limit is None and args.engine_args == {"a": 1} and args.max_step_tokens == 5
     (tmp_path / "a.yaml").write_text("reward_model: m\noutput_dir: o\nno_such_setting: 1\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="a.yaml: no_such_setting: no such option"):
         read("--config", str(tmp_path / "a.yaml"))
-    assert "no_such_setting" in capsys.readouterr().err
     (tmp_path / "a.yaml").write_text("# not run\n")
     with pytest.raises(ValueError, match="a.yaml: found None, expected settings, one a line"):
         read("--config", str(tmp_path / "a.yaml"))

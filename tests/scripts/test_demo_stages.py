@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from trl_hrm.data.export_config import ExportConfig
+from trl_hrm.scripts import kl_self
 from trl_hrm.scripts.annotate_options import make_prompt, make_search
 from trl_hrm.scripts.best_of_n_options import check_options
 from trl_hrm.scripts.build_options import build_config
-from trl_hrm.scripts.demo_jobs import RECIPES
+from trl_hrm.scripts.demo_jobs import RECIPES, recipe, self_train
 from trl_hrm.scripts.demo_profiles import PROFILES
 from trl_hrm.scripts.demo_runner import run_command, run_recipe
 from trl_hrm.scripts.demo_stages import stages
@@ -38,7 +39,7 @@ def parse(name, config, settings):
     parser = argparse.ArgumentParser()
     add_config_argument(parser)
     module.add_arguments(parser)
-    return parser.parse_args(with_settings([*free, "--config", config, *words_of(settings)]))
+    return parser.parse_args(with_settings(parser, [*free, "--config", config, *words_of(settings)]))
 
 
 def test_commands_take_their_settings(demo):
@@ -67,20 +68,29 @@ def test_recipes_take_their_settings(demo):
         _, config, model = module.make_parser().parse_args_and_config(words)
         assert config.seed == arguments["settings"]["seed"] and model.model_name_or_path == "demo/policy"
     assert len({arguments["settings"]["output_dir"] for arguments in found}) == len(found)
+    for arguments in jobs_of(demo, self_train):
+        words = [
+            "--config",
+            recipe("kl_self"),
+            "--dataset_name",
+            "d",
+            "--output_dir",
+            "o",
+            *words_of(arguments["settings"]),
+        ]
+        _, config, _ = kl_self.make_parser().parse_args_and_config(words)
+        assert {name: getattr(config, name) for name in arguments["settings"]} == arguments["settings"]
 
 
 def test_every_input_is_made_before(demo):
     """The stages stand in an order in which a reader, and a first run, can follow them."""
-    made = {"world", "policy", "world/starts.jsonl"}
+    made: set[str] = set()
     for stage in demo:
         for job in stage.jobs:
             read, _ = paths(job.arguments)
-            assert {path for path in read if path.split("/")[0] not in ("world", "policy")} <= made, (
-                stage.name,
-                job.name,
-            )
-        for job in stage.jobs:
-            made |= paths(job.arguments)[1]
+            missing = {path for path in read if not any(f"{path}/".startswith(f"{one}/") for one in made)}
+            assert not missing, (stage.name, job.name)
+        made |= {path for job in stage.jobs for path in paths(job.arguments)[1]}
     names = [(stage.name, job.name) for stage in demo for job in stage.jobs]
     assert len(set(names)) == len(names)
 

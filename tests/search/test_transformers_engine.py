@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MambaConfig, MambaForCausalLM
 
 from trl_hrm.demo.tiny_model import make_tiny_model
 from trl_hrm.search.engine import EngineFatal, PrefixTooLong, check_samples, find_stop
@@ -109,6 +109,21 @@ def test_samples_of_one_prefix_share_its_computation(engine):
     alone = [ask(engine, (ids, 1, [], 4, seed))[0][0] for ids, seed in ((long, 3), (short, 52), (long, 101))]
     assert [together[0][2].token_ids, together[1][2].token_ids, together[2][1].token_ids] == [
         one.token_ids for one in alone
+    ]
+
+
+def test_models_without_keys_and_values(engine):
+    """Their outputs have no cache of keys and values, so that nothing is shared: the samples are those of one at a time."""
+    torch.manual_seed(0)
+    size = len(engine.tokenizer)
+    config = MambaConfig(
+        vocab_size=size, hidden_size=32, num_hidden_layers=1, state_size=4, pad_token_id=0, eos_token_id=1
+    )
+    mamba = TransformersEngine(MambaForCausalLM(config), engine.tokenizer)
+    ids = prefixes(engine)[1]
+    together = ask(mamba, (ids, 3, [], 4, 7))[0]
+    assert [one.token_ids for one in together] == [
+        ask(mamba, (ids, 1, [], 4, 7 + i))[0][0].token_ids for i in range(3)
     ]
 
 

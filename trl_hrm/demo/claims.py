@@ -184,7 +184,7 @@ def _hnc(found: dict[str, Any] | None, names: dict[str, str]) -> list[Claim]:
 
 
 def _of_hnc(comparison: dict[str, Any], n: int, names: dict[str, str]) -> Claim:
-    a, b = (names.get(comparison[key], comparison[key]) for key in ("a", "b"))
+    a, b = (names[comparison[key]] for key in ("a", "b"))
     difference = compared(comparison["difference"][-1])
     words = f"{a} is above {b}{' (a control of ours)' if comparison['b'] == 'control' else ''}."
     here = f"Difference at N = {n}, step search, {comparison['steps']:,} training steps: {told(difference)}."

@@ -1,8 +1,9 @@
 """What the demo measures of the world by its checker: a policy's solutions, a search's values, a reward model's scores."""
 
+import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,7 +37,7 @@ def measure_policy(run: str | Path) -> dict[str, Any]:
         "slip_rate": rates.slip_rate,
         "correction_rate": rates.correction_rate,
         "spurious_rate": rates.spurious_rate,
-        "sight": rates.sight if rates.num_spurious else None,
+        "sight": None if rates.sight == math.inf else rates.sight,
     }
 
 
@@ -59,13 +60,16 @@ def node_kinds(tree: SearchTree) -> list[str]:
     return [judge(problem, [texts[j] for j in tree.path(i)])[-1].kind for i in range(len(tree.nodes))]
 
 
-def measure_values(run: str | Path) -> dict[str, Any]:
+def measure_values(run: str | Path, problems: Collection[str]) -> dict[str, Any]:
     """
-    Mean MC score of steps by kind, where solutions that the depth cut off count as wrong, as in the HRM paper, and their share.
+    Mean MC score of all sampled steps of some problems by kind, where solutions that the depth cut off count as wrong, as in the HRM
+    paper, and their share.
     """
     values: dict[str, list[float]] = defaultdict(list)
     num_problems = leaves = unresolved = 0
     for tree in run_trees(run):
+        if tree.problem.prompt not in problems:
+            continue
         num_problems += 1
         counts = leaf_counts(tree)[-1]
         leaves += counts.answered + counts.unresolved

@@ -179,8 +179,10 @@ class PolicyRates:
 
     @property
     def sight(self) -> float:
-        """How much likelier a correction is after a slip than after a right step; 1 for a policy that sees nothing."""
-        return self.correction_rate / self.spurious_rate if self.num_spurious else float("inf")
+        """How much likelier a correction is after a slip than after a right step; 1 for a policy that sees nothing, 0 if it corrects none."""
+        if self.num_spurious:
+            return self.correction_rate / self.spurious_rate
+        return float("inf") if self.num_corrected else 0.0
 
 
 def policy_rates(solutions: Iterable[tuple[Problem, str]]) -> PolicyRates:

@@ -24,8 +24,9 @@ HACKING = (
 )
 RULE = (
     f"Held or not held: a 95 % interval over at least {MIN_SEEDS} seeds leaves out what the other answer would need. All else is open. "
-    "Where a claim is that a curve is stable, or that something matters, differences below 5 points count as none. This is one small "
-    "world of arithmetic with one policy: what holds here may not hold elsewhere."
+    "Where a claim is that a curve is stable, or that something matters, differences below 5 points count as none. Seeds share the "
+    "test problems, the labels and the policy of one small world of arithmetic: what holds here may not hold elsewhere, and the best N is "
+    "chosen on the problems that it is measured on."
 )
 CHIPS = {"yes": "hacked", "no": "stable", "open": "not settled"}
 Make = Callable[[dict[str, Any], Sequence[Picture]], str]

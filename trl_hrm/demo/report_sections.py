@@ -38,11 +38,20 @@ def accuracy(data: dict[str, Any], pictures: Sequence[Picture]) -> str:
         + grid(pictures)
         + "".join(tables)
         + note(
-            f"Best-of-N chooses one of N whole solutions by the aggregate {data['best_of_n']['aggregate']} of its step scores; step "
-            "search keeps the best of N next steps, which is what the HRM paper calls best-of-N for PRM and HRM. "
+            f"Best-of-N chooses one of N whole solutions by an aggregate of the scores of its steps ({_aggregates(data)}); step search "
+            " keeps the best of N next steps, which is what the HRM paper calls best-of-N for PRM and HRM. "
             f"{band_words(data)} In brackets: the lowest and the highest seed."
         )
         + details("Each seed, with 95 % intervals over problems", html_table(head, each))
+    )
+
+
+def _aggregates(data: dict[str, Any]) -> str:
+    names, used = titles(data), data["best_of_n"]["aggregate"]
+    words = {"min": "the lowest", "last": "the last"}
+    return "; ".join(
+        f"{words[one]} for {', '.join(names[name] for name, its in used.items() if its == one)}"
+        for one in dict.fromkeys(used.values())
     )
 
 

@@ -94,7 +94,7 @@ def hnc(data: dict[str, Any], pictures: Sequence[Picture]) -> str:
     trained = "; ".join(f"{names.get(name, name)} {number:,}" for name, number in found["rows"].items())
     words = (
         f"At N = {found['n'][-1]}, {len(above)} of {len(found['comparisons'])} differences are above 0 by their interval over "
-        f"{len(found['seeds'])} seeds. Rows trained on: {trained}."
+        f"{len(found['seeds'])} seeds. Trees trained on, where equal steps are one: {trained}."
     )
     head = ["difference, points", *(f"N = {n}" for n in found["n"])]
     each = details("Each seed", _each_difference(found, names))

@@ -11,9 +11,20 @@ Killed at any moment, the same command goes on where it was.
 """
 
 import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from .. import __version__
 from .demo_profiles import PROFILES
+
+
+MARK = ".trl-hrm-demo.json"  # what the folder was begun with
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import os
-    import time
     from importlib.util import find_spec
 
-    from .demo_report import collect
     from .demo_runner import Runner
     from .demo_stages import stages
 
@@ -42,44 +50,68 @@ def run(args: argparse.Namespace) -> None:
         raise ImportError('the report needs matplotlib: pip install "trl-hrm[plots]"')
     if args.num_workers is not None and args.num_workers < 1:
         raise ValueError(f"--num_workers is {args.num_workers}, expected 1 or more.")
-    folder = Path(args.output_dir)
-    _prepare(folder, {"profile": args.profile, "seed": args.seed}, args.force)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is made here
-    profile = PROFILES[args.profile]
-    with Runner(folder, args.num_workers or os.cpu_count() or 1) as runner:
-        for stage in stages(profile, str(folder), args.seed):
-            runner.run(stage)
-    began = time.perf_counter()
+    settings = {"profile": args.profile, "seed": args.seed, "output_dir": args.output_dir, "trl_hrm": __version__}
+    with begun(Path(args.output_dir), settings, args.force):
+        with Runner(Path(args.output_dir), args.num_workers or _num_cores()) as runner:
+            for stage in stages(PROFILES[args.profile], args.output_dir, args.seed):
+                runner.run(stage)
+        _report(args, runner.costs)
+
+
+def _report(args: argparse.Namespace, costs: list[dict[str, Any]]) -> None:
+    import time
+
     from ..demo.report import write_report
     from ..search.log import write_json
+    from .demo_report import collect
 
-    data = collect(folder, profile, args, runner.costs)
+    began, folder = time.perf_counter(), Path(args.output_dir)
+    data = collect(folder, PROFILES[args.profile], args, costs)
     write_json(folder / "report.json", data)
     write_report(data, folder / "report.html")
-    print(f"{'report':<16}{time.perf_counter() - began:>6.0f} s  {folder / 'report.html'}")
-    print(f"{'total':<16}{data['total_seconds']:>6.0f} s")
+    seconds = time.perf_counter() - began
+    print(f"{'report':<16}{seconds:>6.0f} s  {folder / 'report.html'}")
+    print(f"{'total':<16}{data['total_seconds'] + seconds:>6.0f} s")
     print(f"Next: open {folder / 'report.html'}; trl-hrm score --model {folder / 'models' / 'hrm-0'} --input FILE")
 
 
-def _prepare(folder: Path, settings: dict, force: bool) -> None:
-    """Begin a folder, or go on with it if it was begun with the same settings."""
-    import json
-    import shutil
+@contextlib.contextmanager
+def begun(folder: Path, settings: dict[str, Any], force: bool = False) -> Iterator[None]:
+    """
+    A folder that is begun, or gone on with if it was begun with the same settings, and that no other demo works in meanwhile.
 
-    from .. import __version__
-    from ..search.log import write_json
-
-    mark = folder / ".done" / "demo.json"
-    settings = {**settings, "trl_hrm": __version__}
-    if mark.exists():
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        if force:
-            shutil.rmtree(folder)
-        elif found != settings:
+    Raises:
+        `ValueError`: If it holds something else, was begun with other settings, or another demo works in it.
+    """
+    others = [path for path in folder.iterdir() if path.name != MARK] if folder.exists() else []
+    if others and not (folder / MARK).exists():
+        raise ValueError(f"{folder}: holds something that is no demo. Name another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / MARK, "a+", encoding="utf-8") as mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another demo works in it. Wait for it, or name another --output_dir."
+            ) from None
+        mark.seek(0)
+        found = json.loads(mark.read() or "null")
+        if found not in (None, settings) and not force:
             raise ValueError(
                 f"{folder}: made with {found}, and {settings} is asked for. Name another --output_dir, or pass --force to replace it."
             )
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder}: holds something that is no demo. Name another --output_dir.")
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    write_json(mark, settings)
+        if force:
+            for path in others:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        mark.truncate(0)
+        mark.write(json.dumps(settings))
+        mark.flush()
+        yield
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -11,6 +11,7 @@ from .demo_runner import run_recipe
 
 
 RECIPES = Path(__file__).resolve().parents[1] / "demo" / "recipes"  # recipes/demo of a clone
+NUM_PROBLEMS = 6000  # of the 6,480 that the world has, before those that are kept apart
 SOLUTIONS = 6  # solutions of each judged problem
 
 
@@ -60,8 +61,9 @@ def make_policy(world: str, folder: str, steps: int, seed: int) -> None:
     from ..demo.world import Problem, different_problems
 
     kept = {Problem.parse(row[key]) for file, key in _FILES for row in _read(Path(world, file))}
-    problems = [problem for problem in different_problems(random.Random(seed), 6000) if problem not in kept]
+    problems = [problem for problem in different_problems(random.Random(seed), NUM_PROBLEMS) if problem not in kept]
     train_policy(folder, problems, steps, seed)
+    _keep(str(Path(folder, "problems.json")), {"num_problems": len(problems)})
 
 
 _FILES = (
@@ -78,10 +80,12 @@ def measure_policy(run: str, output: str) -> None:
     _keep(output, measure_policy(run))
 
 
-def measure_values(run: str, cap: int, output: str) -> None:
+def measure_values(run: str, world: str, num_problems: int, cap: int, output: str) -> None:
+    """Values in a search of so many steps, of the first problems, so that those of several searches can be compared."""
     from ..demo.measures import measure_values
 
-    _keep(output, {"cap": cap, **measure_values(run)})
+    problems = {row["problem"] for row in _read(Path(world, "train.jsonl"))[:num_problems]}
+    _keep(output, {"cap": cap, **measure_values(run, problems)})
 
 
 def measure_tree(run: str, output: str) -> None:

@@ -22,6 +22,12 @@ class RewardModel:
             Seeds of its trainings.
         steps (`int`):
             Optimizer steps.
+        eta (`float`, *optional*):
+            Strength of the entropy regularisation, for `labels="entropy"`.
+        is_merged (`bool`, *optional*, defaults to `False`):
+            Whether it is trained on merged steps too, so that it can score pairs.
+        aggregate (`str`, *optional*, defaults to `"min"`):
+            How the scores of its steps become that of a whole solution.
         ranks, searches, corrects (`bool`, *optional*, default to `False`):
             Whether it chooses among whole solutions; searches step by step; is measured on what follows a slip.
     """
@@ -32,6 +38,9 @@ class RewardModel:
     data: str
     seeds: tuple[int, ...]
     steps: int
+    eta: float | None = None
+    is_merged: bool = False
+    aggregate: str = "min"
     ranks: bool = False
     searches: bool = False
     corrects: bool = False
@@ -92,10 +101,12 @@ def _models(
 ) -> tuple[RewardModel, ...]:
     """The reward models that every profile has."""
     return (
-        RewardModel("orm", "ORM", "soft", "orm", seeds, steps, ranks=True),
+        RewardModel("orm", "ORM", "soft", "orm", seeds, steps, aggregate="last", ranks=True),
         RewardModel("prm", "PRM", "soft", "prm", seeds, steps, ranks=True, searches=True, corrects=True),
-        RewardModel("hrm", "HRM", "soft", "hrm", seeds, steps, ranks=True, searches=True, corrects=True),
-        RewardModel("hnc", "HRM + HNC", "soft", "hnc", seeds, steps, ranks=True, searches=True),
+        RewardModel(
+            "hrm", "HRM", "soft", "hrm", seeds, steps, is_merged=True, ranks=True, searches=True, corrects=True
+        ),
+        RewardModel("hnc", "HRM + HNC", "soft", "hnc", seeds, steps, is_merged=True, ranks=True, searches=True),
         RewardModel("prm-hard", "PRM, hard labels", "hard", "prm-hard", eta_seeds, steps, ranks=True),
         *(
             RewardModel(
@@ -105,6 +116,7 @@ def _models(
                 f"prm-eta{eta:g}",
                 eta_seeds,
                 steps,
+                eta=eta,
                 ranks=True,
             )
             for eta in etas
@@ -113,7 +125,14 @@ def _models(
             "judged-prm", "PRM, sticky labels of a judge", "judged", "judged-prm", judged, steps, corrects=True
         ),
         RewardModel(
-            "judged-hrm", "HRM, sticky labels of a judge", "judged", "judged-hrm", judged, steps, corrects=True
+            "judged-hrm",
+            "HRM, sticky labels of a judge",
+            "judged",
+            "judged-hrm",
+            judged,
+            steps,
+            is_merged=True,
+            corrects=True,
         ),
     )
 
@@ -159,7 +178,7 @@ FULL = Profile(
     prefix_n=(1, 4, 16),
     models=(
         *_models(_SIX, _STEPS, _SIX[:3], (-2.0, 2.0, 8.0), _SIX[:3]),
-        RewardModel("control", "HRM, as many rows", "soft", "control", _SIX, _STEPS, searches=True),
+        RewardModel("control", "HRM, searched twice", "soft", "control", _SIX, _STEPS, is_merged=True, searches=True),
         *(
             RewardModel(
                 f"{name}-long",
@@ -168,6 +187,7 @@ FULL = Profile(
                 name,
                 _SIX,
                 _CONVERGED,
+                is_merged=name == "hnc",
                 searches=True,
             )
             for name, title in (("prm", "PRM"), ("hnc", "HRM + HNC"))

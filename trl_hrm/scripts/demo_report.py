@@ -18,9 +18,11 @@ from ..demo.over_seeds import spread
 from ..demo.world import NAMES, SIGHT
 from .demo_profiles import Profile, RewardModel
 from .demo_runner import DONE
+from .demo_stages import spans_of
 
 
 VERSIONS = ("torch", "transformers", "trl", "datasets", "accelerate", "trl-hrm")
+HNC_PAIRS = (("hnc", "prm"), ("hnc", "hrm"), ("hnc", "control"), ("hrm", "prm"), ("hnc-long", "prm-long"))
 DATASETS = {
     "orm": "whole solutions, the outcome alone",
     "prm": "single steps, MC scores of the search",
@@ -38,9 +40,9 @@ def collect(folder: Path, profile: Profile, args: argparse.Namespace, costs: lis
     """All that the report shows."""
     policy = _json(folder / "measures" / "policy.json")
     return {
-        **_header(profile, args),
+        **_header(folder, profile, args),
         "policy": {**policy, "is_sighted": policy["sight"] is None or policy["sight"] >= SIGHT},
-        "datasets": [_dataset(folder, path.name) for path in sorted((folder / "datasets").iterdir())],
+        "datasets": [_dataset(folder, path.name) for path in sorted((folder / "datasets").glob("[!.]*"))],
         "models": [_model(folder, model) for model in profile.models],
         "n": list(profile.n),
         "best_of_n": _best_of_n(folder, profile),
@@ -63,7 +65,7 @@ def collect(folder: Path, profile: Profile, args: argparse.Namespace, costs: lis
     }
 
 
-def _header(profile: Profile, args: argparse.Namespace) -> dict[str, Any]:
+def _header(folder: Path, profile: Profile, args: argparse.Namespace) -> dict[str, Any]:
     from datetime import UTC, datetime
     from importlib.metadata import version
 
@@ -74,7 +76,11 @@ def _header(profile: Profile, args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "versions": {name: version(name) for name in VERSIONS},
         "machine": {"cores": os.cpu_count(), "processor": _processor(), "python": platform.python_version()},
-        "problems": {"train": profile.num_train, "test": profile.num_test, "policy": 6000},
+        "problems": {
+            "train": profile.num_train,
+            "test": profile.num_test,
+            "policy": _json(folder / "policy" / "problems.json")["num_problems"],
+        },
     }
 
 
@@ -139,7 +145,7 @@ def _best_of_n(folder: Path, profile: Profile) -> dict[str, Any]:
     models = [model for model in profile.models if model.ranks]
     plain = _json(results / models[0].runs()[0][0] / "results.json")["curves"]
     return {
-        "aggregate": "min",
+        "aggregate": {model.name: model.aggregate for model in models},
         **{name: [point["accuracy"] for point in plain[name]] for name in ("majority_vote", "pass_at_n")},
         "models": [_chosen(results, model) for model in models],
     }
@@ -148,23 +154,18 @@ def _best_of_n(folder: Path, profile: Profile) -> dict[str, Any]:
 def _wrong_prefix(folder: Path, profile: Profile) -> dict[str, Any]:
     found = []
     for model in (model for model in profile.models if model.corrects):
-        for spans in ([1], [1, 2]):
-            paths = [
-                folder / "results" / "wrong-prefix" / f"{name}-{max(spans)}" / "results.json"
-                for name, _ in model.runs()
-            ]
-            if paths[0].exists():
-                curves = [_json(path)["curves"]["step_search"] for path in paths]
-                accuracy = [[point["accuracy"] for point in curve] for curve in curves]
-                found.append(
-                    {
-                        "name": model.name,
-                        "title": model.title,
-                        "spans": spans,
-                        "seeds": list(model.seeds),
-                        "accuracy": accuracy,
-                    }
-                )
+        for spans in spans_of(model):
+            results = folder / "results" / "wrong-prefix"
+            curves = [_json(results / f"{name}-{max(spans)}" / "results.json")["curves"] for name, _ in model.runs()]
+            found.append(
+                {
+                    "name": model.name,
+                    "title": model.title,
+                    "spans": spans,
+                    "seeds": list(model.seeds),
+                    "accuracy": [[point["accuracy"] for point in one["step_search"]] for one in curves],
+                }
+            )
     return {"num_problems": profile.num_starts, "n": list(profile.prefix_n), "models": found}
 
 
@@ -216,12 +217,11 @@ def _etas(folder: Path, profile: Profile) -> list[dict[str, Any]]:
     found = []
     for model in profile.models:
         if model.name == "prm" or (model.labels in ("hard", "entropy")):
-            eta = float(model.name.removeprefix("prm-eta")) if model.labels == "entropy" else None
             measured, chosen = _model(folder, model), _chosen(folder / "results" / "best-of-n", model)
             found.append(
                 {
                     "labels": model.labels,
-                    "eta": eta,
+                    "eta": model.eta,
                     "mean_label": _dataset(folder, model.data)["mean_label"],
                     "seeds": list(model.seeds),
                     "auroc": measured["first_error_auroc"],
@@ -241,21 +241,13 @@ def _hnc(folder: Path, profile: Profile) -> dict[str, Any] | None:
         for name, model in models.items()
         if model.searches
     }
-    pairs = [
-        ("hnc", "prm"),
-        ("hnc", "hrm"),
-        ("hnc", "control"),
-        ("hrm", "prm"),
-        ("hnc-long", "prm-long"),
-        ("hnc-long", "hrm-long"),
-    ]
     return {
         "seeds": list(models["hnc"].seeds),
         "n": list(profile.n),
         "rows": {name: _dataset(folder, models[name].data)["rows"] for name in ("prm", "hrm", "hnc", "control")},
         "comparisons": [
             {"a": a, "b": b, "steps": models[a].steps, "difference": _differences(accuracy[a], accuracy[b])}
-            for a, b in pairs
+            for a, b in HNC_PAIRS
         ],
     }
 

@@ -12,6 +12,7 @@ import shlex
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -81,10 +82,10 @@ def run_command(name: str, config: str | None, settings: dict[str, Any]) -> None
     free = [word for key in ("inputs", "results") for word in settings.pop(key, ())]
     words = [*free, *(["--config", config] if config else []), *words_of(settings)]
     print(f"$ trl-hrm {shlex.join([name, *words])}", flush=True)
-    parser = argparse.ArgumentParser(prog=f"trl-hrm {name}")
+    parser = argparse.ArgumentParser(prog=f"trl-hrm {name}", allow_abbrev=False)
     add_config_argument(parser)
     module.add_arguments(parser)
-    module.run(parser.parse_args(with_settings(words)))
+    module.run(parser.parse_args(with_settings(parser, words)))
 
 
 def run_recipe(name: str, config: str, settings: dict[str, Any], **more: Any) -> None:
@@ -146,24 +147,23 @@ class Runner:
             for job in stage.jobs
             if not marks[job.name].exists()
         }
-        failed = {}
+        failed = []
         with self._bar(stage, len(stage.jobs) - len(running)) as show:
             while running:
                 done, _ = wait(running, timeout=0.5)
                 for future in done:
                     job = running.pop(future)
                     if error := future.exception():
-                        failed[job.name] = (error, self._log(stage, job))
+                        told = f"{stage.name}, {job.name}: {type(error).__name__}: {error}"
+                        failed.append(f"{told} All that it printed: {self._log(stage, job)}")
                     else:
                         write_json(
                             marks[job.name],
                             {"seconds": future.result(), "since": before + time.perf_counter() - began},
                         )
                 show([self._log(stage, job) for job in running.values()], len(stage.jobs) - len(running))
-        for name, (error, log) in failed.items():
-            raise ValueError(
-                f"{stage.name}, {name}: {type(error).__name__}: {error} All that it printed: {log}"
-            ) from error
+        if failed:
+            raise ValueError("; ".join(failed))
         return before + time.perf_counter() - began
 
     def _log(self, stage: Stage, job: Job) -> Path:
@@ -212,7 +212,11 @@ def _work(call: Callable[..., None], arguments: dict[str, Any], log: str) -> flo
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with open(log, "w", encoding="utf-8") as file, _printed_to(file):
-        call(**arguments)
+        try:
+            call(**arguments)
+        except BaseException:
+            traceback.print_exc()
+            raise
     return time.perf_counter() - began
 
 

@@ -138,12 +138,16 @@ class Demo:
     def checks(self) -> Stage:
         """What the world's checker says of reward models and of the values of searches."""
         caps = {**{cap: f"cap-{cap}" for cap in self.profile.caps}, self.profile.max_depth: "search"}
-        jobs = [self._measured(model, name, seed) for model in self.profile.models for name, seed in model.runs()]
+        jobs = [self._measured(model, name) for model in self.profile.models for name, _ in model.runs()]
         for cap, run in caps.items():
-            output = self.at(f"measures/cap-{cap}.json")
-            jobs.append(
-                Job(f"cap-{cap}", measure_values, {"run": self.at(f"runs/{run}"), "cap": cap, "output": output})
-            )
+            settings = {
+                "run": self.at(f"runs/{run}"),
+                "world": self.at("world"),
+                "num_problems": self.profile.num_capped,  # as many, and the same ones
+                "cap": cap,
+                "output": self.at(f"measures/cap-{cap}.json"),
+            }
+            jobs.append(Job(f"cap-{cap}", measure_values, settings))
         jobs.append(
             Job("tree", measure_tree, {"run": self.at("runs/search"), "output": self.at("measures/tree.json")})
         )
@@ -167,7 +171,7 @@ class Demo:
         jobs = [
             self._searching("wrong-prefix", name, "starts", self.profile.prefix_n, spans)
             for model, name in runs
-            for spans in _spans_of(model)
+            for spans in spans_of(model)
         ]
         return Stage("wrong-prefix", jobs, tell.wrong_prefix(self.profile))
 
@@ -225,12 +229,12 @@ class Demo:
         }
         return Job(name, run_recipe, {"name": "hrm_reward", "config": recipe("hrm_reward"), "settings": settings})
 
-    def _measured(self, model: RewardModel, name: str, seed: int) -> Job:
+    def _measured(self, model: RewardModel, name: str) -> Job:
         settings = {
             "model": self.at(f"models/{name}"),
             "world": self.at("world"),
-            "spans": _spans_of(model),
-            "seed": seed,
+            "spans": spans_of(model),
+            "seed": self.seed,  # the same steps for all
             "output": self.at(f"measures/models/{name}.json"),
         }
         return Job(name, measure_model, settings)
@@ -241,7 +245,7 @@ class Demo:
             "reward_model": self.at(f"models/{name}"),
             "output_dir": self.at(f"results/best-of-n/{name}"),
             "n": list(self.profile.n),
-            "aggregate": ["last" if model.data == "orm" else "min"],
+            "aggregate": [model.aggregate],
         }
         return Job(name, run_command, command("best-of-n", recipe("best_of_n"), **settings))
 
@@ -261,6 +265,6 @@ class Demo:
         return Job(output, run_command, command("best-of-n", recipe("step_search"), **settings))
 
 
-def _spans_of(model: RewardModel) -> list[list[int]]:
+def spans_of(model: RewardModel) -> list[list[int]]:
     """How its scores are taken after a slip: as the papers do, and where it has learned pairs, with them."""
-    return [[1], PAIRS] if "hrm" in model.data else [[1]]
+    return [[1], PAIRS] if model.is_merged else [[1]]

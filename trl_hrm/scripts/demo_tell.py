@@ -46,7 +46,7 @@ def policy_check(folder: Path) -> str:
 
 
 def datasets(folder: Path) -> str:
-    return f"{len(list(folder.glob('datasets/*')))} datasets of judged steps and of solutions"
+    return f"{len(list(folder.glob('datasets/[!.]*')))} datasets of judged steps and of solutions"
 
 
 def reward_models(folder: Path) -> str:

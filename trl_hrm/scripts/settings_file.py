@@ -8,23 +8,40 @@ from typing import Any
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", metavar="FILE", help="YAML file of settings, named as the options; options given beside it win"
+        "--config",
+        metavar="FILE",
+        help="YAML file of settings, named as the options; options given beside it win, but for switches that it turns on",
     )
 
 
-def with_settings(argv: Sequence[str]) -> list[str]:
+def with_settings(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
     """
-    The words of a command line, before them those of the file that its `--config` names: both are read, and refused, by one parser.
+    The words of a command line, before them those of the file that its `--config` names.
+
+    Args:
+        parser (`argparse.ArgumentParser`):
+            Parser of the command.
+        argv (`Sequence[str]`):
+            Words after the command.
 
     Raises:
         `OSError`: If the file cannot be read.
-        `ValueError`: If it holds no settings.
+        `ValueError`: If it holds no settings, or one that is no option of the command.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     path = first.parse_known_args(argv)[0].config
+    if path is None:
+        return list(argv)
+    settings = read_settings(path)
+    known = {word.removeprefix("--") for action in parser._actions for word in action.option_strings} - {"config"}
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{path}: {', '.join(map(str, unknown))}: no such option, expected some of {', '.join(sorted(known))}."
+        )
     # a list at the end of the file must not take the words that follow it
-    return [*words_of(read_settings(path)), f"--config={path}", *argv] if path else list(argv)
+    return [*words_of(settings), f"--config={path}", *argv]
 
 
 def read_settings(path: str) -> dict[str, Any]:

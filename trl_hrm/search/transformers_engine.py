@@ -193,7 +193,7 @@ class TransformersEngine:
     def _shared_prefixes(self, batch: list[_Sequence], ids: torch.Tensor, mask: torch.Tensor) -> Any:
         """
         The cache of all rows but for their last tokens, which `generate` goes on from, each distinct prefix computed once. `None`
-        where nothing is shared.
+        where nothing is shared, and for models that keep something else than keys and values.
         """
         places: dict[tuple[int, ...], int] = {}
         shared = [places.setdefault(tuple(sequence.prefix_ids), len(places)) for sequence in batch]
@@ -208,8 +208,10 @@ class TransformersEngine:
             use_cache=True,
             logits_to_keep=1,
         )
-        output.past_key_values.reorder_cache(torch.tensor(shared, device=ids.device))
-        return output.past_key_values
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None:
+            cache.reorder_cache(torch.tensor(shared, device=ids.device))
+        return cache
 
     def _logits_processors(self, batch: list[_Sequence]) -> LogitsProcessorList:
         if self.sampling.is_greedy:
