@@ -17,6 +17,7 @@ from typing import Any
 
 from trl_hrm.demo.claims import claims
 from trl_hrm.demo.hacking import vote_words
+from trl_hrm.evaluation.report import percent
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,9 +25,8 @@ PICTURES = "images/evidence"
 INTRODUCTION = """# Evidence
 
 What the two papers claim, and what is seen of it on a small world of arithmetic, from the policy to the curves. This page is written by
-`benchmarks/evidence.py` from what `trl-hrm demo` measured; [the demo](demo.md) says what its stages are. It is one world with one
-policy, a hundred thousand parameters and problems of four steps: what holds here may not hold elsewhere, and nothing here is a number of the
-papers.
+`benchmarks/evidence.py` from what `trl-hrm demo` measured; [the demo](demo.md) says what its stages are. It is one small
+world with one policy: what holds here may not hold elsewhere, and nothing here is a number of the papers.
 """
 NEEDS_GPU = """## What would need a GPU
 
@@ -139,7 +139,7 @@ def accuracy_table(data: dict[str, Any], models: Sequence[dict[str, Any]], vote:
         [
             title(data, m["name"]),
             str(len(m["seeds"])),
-            *(spread(column) for column in zip(*m["accuracy"], strict=True)),
+            *(mean_sd(column) for column in zip(*m["accuracy"], strict=True)),
         ]
         for m in models
     ]
@@ -158,7 +158,7 @@ def wrong_prefix_table(data: dict[str, Any]) -> str:
             one["title"],
             spans(one),
             str(len(one["seeds"])),
-            *(spread(column) for column in zip(*one["accuracy"], strict=True)),
+            *(mean_sd(column) for column in zip(*one["accuracy"], strict=True)),
         ]
         for one in found["models"]
     ]
@@ -168,7 +168,7 @@ def wrong_prefix_table(data: dict[str, Any]) -> str:
 def kinds_table(data: dict[str, Any]) -> str:
     names = ("correction", "locally_right", "new_error", "auroc")
     rows = [
-        [one["title"], spans(one), *(spread(one[name], scale=1, digits=2) for name in names)]
+        [one["title"], spans(one), *(mean_sd(one[name], scale=1, digits=2) for name in names)]
         for one in data["step_kinds"]
     ]
     return table(["reward model", "scored", "correction", "locally right", "new error", "AUROC"], rows)
@@ -218,8 +218,8 @@ def eta_table(data: dict[str, Any]) -> str:
             "" if one["eta"] is None else f"{one['eta']:g}",
             f"{one['mean_label']:.3f}",
             str(len(one["seeds"])),
-            spread(one["auroc"], scale=1, digits=2),
-            *(spread(column) for column in zip(*one["accuracy"], strict=True)),
+            mean_sd(one["auroc"], scale=1, digits=2),
+            *(mean_sd(column) for column in zip(*one["accuracy"], strict=True)),
         ]
         for one in data["eta"]
     ]
@@ -251,9 +251,9 @@ def self_training_table(data: dict[str, Any]) -> str:
                 scaling or "",
                 reduction or "",
                 str(len(runs)),
-                spread([x["lm_loss"] for x in last], 1, 4),
-                spread([x["kl"] for x in last], 1, 4),
-                spread(right),
+                mean_sd([x["lm_loss"] for x in last], 1, 4),
+                mean_sd([x["kl"] for x in last], 1, 4),
+                mean_sd(right),
             ]
         )
     return table(["λ", "scaling", "reduction", "seeds", "LM loss", "KL", "right, %"], rows)
@@ -267,14 +267,10 @@ def spans(one: dict[str, Any]) -> str:
     return "one step" if one["spans"] == [1] else "pairs too"
 
 
-def spread(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:
+def mean_sd(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:
     """Mean ± standard deviation."""
     mean = f"{scale * fmean(values):.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {scale * stdev(values):.{digits}f}"
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
