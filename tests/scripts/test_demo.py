@@ -131,7 +131,7 @@ from dataclasses import replace
 from trl_hrm import cli
 from trl_hrm.scripts import demo_profiles as profiles
 small = replace(
-    profiles.QUICK, policy_steps=300, num_train=8, num_test=6, num_starts=6, num_judged=8, num_capped=4, n=(1, 4), prefix_n=(1,),
+    profiles.QUICK, policy_steps=600, num_train=8, num_test=6, num_starts=6, num_judged=8, num_capped=4, n=(1, 4), prefix_n=(1,),
     models=profiles._models((0,), 4, (0,), (2.0,), (0,)), self_training_steps=4, self_training_samples=2,
 )
 profiles.PROFILES["small"] = small
