@@ -44,20 +44,17 @@ def test_what_a_kill_left_is_done(tmp_path):
 
 def test_a_job_that_fails(tmp_path):
     """The other jobs of the stage come to their ends, the stage is not done, and the message tells where to look."""
-    jobs = [
-        Job(
-            "bad",
-            run_command,
-            {"name": "score", "config": None, "settings": {"model": str(tmp_path / "none"), "input": "none"}},
-        )
-    ]
+    config = tmp_path / "score.yaml"
+    config.write_text(f"model: {tmp_path / 'none'}\n")
+    jobs = [Job("bad", run_command, {"name": "score", "config": str(config), "settings": {"input": "none"}})]
     jobs += stage(tmp_path, 2).jobs
     with (
         Runner(tmp_path, num_workers=1) as runner,
         pytest.raises(ValueError, match="stage, bad: .* All that it printed: .*bad.log"),
     ):
         runner.run(Stage("stage", jobs, lambda path: "done"))
-    assert "$ trl-hrm score --model=" in (tmp_path / "logs" / "stage" / "bad.log").read_text()
+    log = (tmp_path / "logs" / "stage" / "bad.log").read_text()
+    assert log.startswith(f"$ trl-hrm score --config {config} --input=none") and "Traceback" in log
     assert len(list(tmp_path.glob("out-*"))) == 2 and not (tmp_path / ".done" / "stage.json").exists()
 
 

@@ -3,9 +3,10 @@ A small policy, trained from scratch to solve the world's problems, to slip, and
 
 Whether a step slipped shows in two tokens that should be equal, and to tell equal from unequal is learned late: among all the tokens of a
 solution, of which a slip's are noise that nobody can predict, the one that says "Wait" hardly counts. A policy that is trained on
-whole solutions says it at random after a thousand steps. So there are three stages: arithmetic without slips; then solutions in which every slip is
-corrected, trained on nothing but what follows from seeing it (whether a step is a correction, and the correction); then the
-world as it is.
+whole solutions says it at random after a thousand steps. So there are four stages: arithmetic without slips; two of solutions in which
+every slip is corrected, trained on nothing but what follows from seeing it (whether a step is a correction, and the correction); then
+the world as it is. In the first of the two, slips mostly see one value: where any two values differ equally often, no single token tells
+anything, and most seeds found no way out of that in as many steps.
 """
 
 import random
@@ -40,6 +41,7 @@ class Stage:
         slip_rate, correction_rate (`float`): See [`world.solve`].
         decisions (`bool`): Whether to train on the first token of each step and on corrections alone, and on a quarter of
             solutions without slips, whole, so that arithmetic is not forgotten.
+        skew (`float`): See [`world.solve`].
     """
 
     share: float

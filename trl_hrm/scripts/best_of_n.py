@@ -82,7 +82,6 @@ def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
     from ..evaluation.step_search_run import StepSearchConfig, run_step_search
     from ..grading import AnswerGrader
     from ..search.asking import ending_extractors
-    from ..search.prefixes import prefix_fault
 
     same = (
         "output_dir",
@@ -101,13 +100,8 @@ def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
     config = StepSearchConfig(**{name: getattr(args, name) for name in same}, **given)
     options = policy_options(args)
     prompt, rule = make_prompt(options)
-    fault = partial(
-        prefix_fault,
-        rule=rule,
-        final_stops=prompt.final_stops,
-        max_depth=config.max_depth,
-        ending=ending_extractors(config.extractors),
-    )
+    search = next(iter(config.searches(prompt, rule).values()))  # prefixes are the same to all N
+    fault = partial(search.prefix_fault, ending=ending_extractors(config.extractors))
     problems = read_all(args, prefix_column=args.prefix_column, prefix_fault=fault)
     print(
         f"{problems.num_records:,} records: {len(problems.problems):,} problems, {problems.num_repeated:,} repeated, "

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile",
         choices=list(PROFILES),
         default="quick",
-        help="how much of it: minutes, or the evidence of docs/evidence.md in an hour or more",
+        help="how much of it: minutes, or the evidence of docs/evidence.md in an hour",
     )
     parser.add_argument("--seed", type=int, default=42, help="seed of the world and of the policy")
     parser.add_argument("--num_workers", type=int, help="jobs at a time (default: one for each core)")
@@ -104,9 +104,10 @@ def begun(folder: Path, settings: dict[str, Any], force: bool = False) -> Iterat
         if force:
             for path in others:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        mark.truncate(0)
-        mark.write(json.dumps(settings))
-        mark.flush()
+        if found != settings:
+            mark.truncate(0)
+            mark.write(json.dumps(settings))
+            mark.flush()
         yield
 
 

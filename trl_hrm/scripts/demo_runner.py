@@ -68,19 +68,19 @@ class Stage:
     tell: Callable[[Path], str]
 
 
-def command(name: str, config: str | None = None, **settings: Any) -> dict[str, Any]:
+def command(name: str, config: str, **settings: Any) -> dict[str, Any]:
     """The arguments of [`run_command`] for `trl-hrm NAME --config FILE` with more settings."""
     return {"name": name, "config": config, "settings": settings}
 
 
-def run_command(name: str, config: str | None, settings: dict[str, Any]) -> None:
+def run_command(name: str, config: str, settings: dict[str, Any]) -> None:
     """What `trl-hrm NAME` does, in this process. `inputs` and `results` are the words that have no name."""
     import argparse
 
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
     settings = dict(settings)
     free = [word for key in ("inputs", "results") for word in settings.pop(key, ())]
-    words = [*free, *(["--config", config] if config else []), *words_of(settings)]
+    words = [*free, "--config", config, *words_of(settings)]
     print(f"$ trl-hrm {shlex.join([name, *words])}", flush=True)
     parser = argparse.ArgumentParser(prog=f"trl-hrm {name}", allow_abbrev=False)
     add_config_argument(parser)

@@ -14,7 +14,6 @@ from .asking import Asking
 from .engine import Engine
 from .log import EventLog
 from .open_tree import OpenTree, Request
-from .prefixes import prefix_fault
 from .progress import Progress
 from .prompts import Prompt
 from .scheduler import SchedulerConfig
@@ -75,7 +74,7 @@ class LevelSearch:
 
     Raises:
         `ValueError`: If a request of the search is larger than `max_in_flight`, if the search cannot go on after the prefix of a
-        problem (see [`prefix_fault`]), or if the scorer returns anything but one number per step.
+        problem (see [`StepSearch.prefix_fault`]), or if the scorer returns anything but one number per step.
     """
 
     def __init__(
@@ -114,13 +113,7 @@ class LevelSearch:
                 then is in the log.
         """
         search, limit = self.search, self.config.max_in_flight
-        fault = partial(
-            prefix_fault,
-            rule=search.rule,
-            final_stops=search.final_stops,
-            max_depth=search.max_depth,
-            ending=self.asking.ending,
-        )
+        fault = partial(search.prefix_fault, ending=self.asking.ending)
         waiting = self.asking.waiting(problems, search.max_samples, limit, fault)
         self.progress = LevelProgress(num_problems=len(waiting))
         queue, live = iter(waiting), []

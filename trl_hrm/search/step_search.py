@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from .open_tree import OpenTree, Request
+from .prefixes import prefix_fault
 from .steps import StepRule
 from .tree import ROOT
 
@@ -129,6 +130,10 @@ class StepSearch:
             self._request(opened, opened.start, self.max_samples, number) for number in range(self.shape.num_beams)
         ]
         return [Beam((opened.start,), requests=(request,)) for request in requests]
+
+    def prefix_fault(self, prefix: str, ending: Sequence[str]) -> str | None:
+        """What keeps this search from going on after a prefix. See [`~search.prefixes.prefix_fault`]."""
+        return prefix_fault(prefix, self.rule, self.final_stops, self.max_depth, ending)
 
     def advance(self, opened: OpenTree, beam: Beam) -> Beam:
         """The beam as far as the scores in the tree take it."""
