@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trl_hrm.step_format import STEP_FORMAT_NAME, StepFormat
+from trl_hrm.step_format import OLD_DEFAULTS, STEP_FORMAT_NAME, VERSION, StepFormat
 
 from .helpers import tiny_tokenizer
 
@@ -24,6 +26,10 @@ def word_tokenizer(words: list[str], **special) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special)
+
+
+def write(folder: Path, content) -> None:
+    (folder / STEP_FORMAT_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 class TestEncode:
@@ -147,12 +153,107 @@ class TestFile:
         with pytest.raises(ValueError, match="step_format.json: expected JSON, as the trainer saves it"):
             StepFormat.from_pretrained(tmp_path)
 
-    def test_of_another_version(self, tmp_path):
-        """A key that is not known may change every score: no default fills it."""
+    def test_unknown_keys(self, tmp_path):
+        """A key that is not known may change every score."""
+        write(tmp_path, asdict(StepFormat()) | {"suffix": "x"})
+        with pytest.raises(
+            ValueError, match=r"step_format.json: unknown keys \['suffix'\], expected some of .*upgrade"
+        ):
+            StepFormat.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"step_separator": 5}, "`step_separator` is 5, expected a string"),
+            ({"step_separator": None}, "`step_separator` is None, expected a string"),
+            ({"merge_separator": ["\n"]}, "`merge_separator` is ['\\n'], expected a string"),
+            (
+                {"prompt_style": "chat", "system_prompt": False},
+                "`system_prompt` is False, expected a string or nothing",
+            ),
+            ({"head": ["lm"]}, "`head` is ['lm'], expected one of"),
+            ({"label_tokens": "+-"}, "`label_tokens` is '+-', expected two different tokens"),
+            ({"label_tokens": [1, 2]}, "`label_tokens` is (1, 2), expected two different tokens"),
+            ({"label_tokens": None}, "`label_tokens` is None, expected two different tokens"),
+            ([], "found [], expected a JSON object"),
+            (None, "found null, expected a JSON object"),
+            ({"version": "2"}, "`version` is '2', expected a whole number from 1 to"),
+            ({"version": True}, "`version` is True, expected a whole number from 1 to"),
+            ({"version": 2.0}, "`version` is 2.0, expected a whole number from 1 to"),
+            ({"version": None}, "`version` is None, expected a whole number from 1 to"),
+            ({"version": 0}, "`version` is 0, expected a whole number from 1 to"),
+        ],
+    )
+    def test_malformed(self, tmp_path, content, message):
+        write(tmp_path, content)
+        with pytest.raises(ValueError, match=rf"{STEP_FORMAT_NAME}: .*{re.escape(message)}"):
+            StepFormat.from_pretrained(tmp_path)
+
+    def test_repeated_keys(self):
+        """`json` keeps the last of them, which may not be the one that was meant."""
+        with pytest.raises(ValueError, match=r"mine.json: .* a key occurs twice in \['head', 'version', 'head'\]"):
+            StepFormat.from_json('{"head": "lm", "version": 2, "head": "classification"}', where="mine.json")
+
+    def test_not_utf8(self, tmp_path):
+        (tmp_path / STEP_FORMAT_NAME).write_bytes('{"step_separator": "é"}'.encode("latin-1"))
+        with pytest.raises(ValueError, match="step_format.json: expected JSON"):
+            StepFormat.from_pretrained(tmp_path)
+
+
+class TestVersions:
+    FIRST = {
+        "prompt_style": "chat",
+        "system_prompt": "Sum.",
+        "step_separator": "\n",
+        "merge_separator": " | ",
+        "head": "lm",
+        "regression_loss": "mse",
+        "label_tokens": ["a", "b"],
+    }
+
+    def test_new_files_name_the_version(self, tmp_path):
         StepFormat().save(tmp_path)
-        path = tmp_path / STEP_FORMAT_NAME
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values["suffix"] = values.pop("head")
-        path.write_text(json.dumps(values), encoding="utf-8")
-        with pytest.raises(ValueError, match=r"unknown keys \['suffix'\], missing keys \['head'\]"):
+        assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["version"] == VERSION == 2
+
+    def test_files_without_a_version(self, tmp_path):
+        """All that were written before there was one."""
+        write(tmp_path, self.FIRST)
+        first = StepFormat.from_pretrained(tmp_path)
+        assert {name: getattr(first, name) for name in self.FIRST} == self.FIRST | {"label_tokens": ("a", "b")}
+        write(tmp_path, self.FIRST | {"version": 1})
+        assert StepFormat.from_pretrained(tmp_path) == first
+
+    @pytest.mark.parametrize("version", [1, 2])
+    @pytest.mark.parametrize("key", FIRST)
+    def test_missing_keys_have_the_default(self, tmp_path, version, key):
+        """A field that is added later is missing in every older file."""
+        values = self.FIRST | {"version": version}
+        del values[key]
+        if key == "prompt_style":
+            del values["system_prompt"]
+        write(tmp_path, values)
+        assert getattr(StepFormat.from_pretrained(tmp_path), key) == getattr(StepFormat(), key)
+
+    def test_a_default_of_its_own_for_an_old_version(self, tmp_path, monkeypatch):
+        """The checkpoint keeps the encoding it was trained with. A key that is there wins."""
+        monkeypatch.setattr(f"{StepFormat.__module__}.OLD_DEFAULTS", {1: {"step_separator": " old"}})
+        found = {}
+        for version in (None, 1, 2):
+            write(tmp_path, {} if version is None else {"version": version})
+            found[version] = StepFormat.from_pretrained(tmp_path).step_separator
+        assert found == {None: " old", 1: " old", 2: StepFormat().step_separator}
+        write(tmp_path, {"version": 1, "step_separator": " given"})
+        assert StepFormat.from_pretrained(tmp_path).step_separator == " given"
+
+    def test_old_defaults_name_fields(self):
+        """A misspelt one would fail for every old checkpoint."""
+        names = {field.name for field in fields(StepFormat)}
+        assert all(version < VERSION and names >= set(values) for version, values in OLD_DEFAULTS.items())
+
+    def test_a_version_from_the_future(self, tmp_path):
+        """Its keys may be known and mean something else."""
+        write(tmp_path, self.FIRST | {"version": VERSION + 1, "new": 1})
+        with pytest.raises(
+            ValueError, match=rf"`version` is {VERSION + 1}. This trl_hrm reads versions up to {VERSION}. Upgrade"
+        ):
             StepFormat.from_pretrained(tmp_path)

@@ -4,13 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 STEP_FORMAT_NAME = "step_format.json"
+# Version of `step_format.json`. It changes when a file without some key must be read differently than before
+VERSION = 2
+# For each older version, the values of keys missing from its files where today's default is different: a checkpoint keeps
+# the encoding it was trained with. Files without a version are version 1.
+OLD_DEFAULTS: dict[int, dict[str, Any]] = {1: {}}
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class StepFormat:
     label_tokens: tuple[str, str] = ("+", "-")
 
     def __post_init__(self):
+        for name in ("step_separator", "merge_separator", "system_prompt"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name != "system_prompt"):
+                expected = "a string or nothing" if name == "system_prompt" else "a string"
+                raise ValueError(f"StepFormat: `{name}` is {value!r}, expected {expected}.")
         for name, allowed in (
             ("prompt_style", ("plain", "chat")),
             ("head", ("classification", "regression", "lm")),
@@ -72,11 +82,16 @@ class StepFormat:
                 raise ValueError(f"StepFormat: `{name}` is {getattr(self, name)!r}, expected one of {allowed}.")
         if self.system_prompt is not None and self.prompt_style != "chat":
             raise ValueError('StepFormat: `system_prompt` needs `prompt_style="chat"`; a plain prompt has no roles.')
-        # JSON and the command line give lists
-        object.__setattr__(self, "label_tokens", tuple(self.label_tokens))
-        if len(self.label_tokens) != 2 or self.label_tokens[0] == self.label_tokens[1]:
+        if isinstance(self.label_tokens, list):  # JSON and the command line give lists
+            object.__setattr__(self, "label_tokens", tuple(self.label_tokens))
+        if (
+            not isinstance(self.label_tokens, tuple)  # the string "+-" would be two tokens
+            or not all(isinstance(token, str) for token in self.label_tokens)
+            or len(self.label_tokens) != 2
+            or self.label_tokens[0] == self.label_tokens[1]
+        ):
             raise ValueError(
-                f"StepFormat: `label_tokens` is {self.label_tokens}, expected two different tokens: correct, wrong."
+                f"StepFormat: `label_tokens` is {self.label_tokens!r}, expected two different tokens: correct, wrong."
             )
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", merged: bool = False) -> None:
@@ -174,10 +189,13 @@ class StepFormat:
         """Ids of one step and the separator after it, as [`StepFormat.encode`] gives them for several at a time."""
         return _encode(tokenizer, step) + _encode(tokenizer, self.step_separator)
 
+    def to_json(self) -> str:
+        """Return the content of `step_format.json`."""
+        return json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False)
+
     def save(self, directory: str | Path) -> None:
         """Write `step_format.json` into `directory`."""
-        path = Path(directory) / STEP_FORMAT_NAME
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (Path(directory) / STEP_FORMAT_NAME).write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, **kwargs) -> "StepFormat":
@@ -192,7 +210,7 @@ class StepFormat:
 
         Raises:
             `FileNotFoundError`: If there is no `step_format.json`, or no such folder and the Hub cannot be reached.
-            `ValueError`: If it is no JSON, or holds unknown or missing keys.
+            `ValueError`: See [`StepFormat.from_json`].
         """
         path = _find(path_or_repo, **kwargs)
         if path is None:
@@ -201,22 +219,60 @@ class StepFormat:
                 "`step_format=StepFormat(...)` (`--step_format FILE` on the command line) with the separators, prompt "
                 "style and head it was trained with."
             )
-        return cls.from_json(Path(path).read_text(encoding="utf-8"), where=str(path))
+        return cls.from_json(Path(path).read_bytes(), where=str(path))
 
     @classmethod
-    def from_json(cls, text: str, where: str = STEP_FORMAT_NAME) -> "StepFormat":
-        """Parse what [`StepFormat.save`] wrote. `where` names the source in errors."""
+    def from_json(cls, text: str | bytes, where: str = STEP_FORMAT_NAME) -> "StepFormat":
+        """
+        Parse the content of a `step_format.json`.
+
+        Missing keys have the default of the version in which the file was written. A file without a `version` was written
+        before there was one: it is version 1.
+
+        Args:
+            text (`str` or `bytes`):
+                Content of the file.
+            where (`str`, *optional*, defaults to `"step_format.json"`):
+                Name of the file, for errors.
+
+        Raises:
+            `ValueError`: If it is not a JSON object, has unknown or repeated keys or invalid values, or was written by a
+            newer version of this package.
+        """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = json.loads(text, object_pairs_hook=_unique_keys)
+        except ValueError as error:
             raise ValueError(f"{where}: expected JSON, as the trainer saves it: {error}.") from error
-        expected = {field.name for field in fields(cls)}
-        if set(values) != expected:
+        if not isinstance(values, dict):
             raise ValueError(
-                f"{where}: unknown keys {sorted(set(values) - expected)}, missing keys {sorted(expected - set(values))}. "
-                "It was written by another version of trl_hrm; scoring with a guess would change the scores."
+                f"{where}: found {json.dumps(values)[:60]}, expected a JSON object, as the trainer saves it."
             )
-        return cls(**values)
+        version = values.pop("version", 1)
+        if type(version) is not int or version < 1:
+            raise ValueError(f"{where}: `version` is {version!r}, expected a whole number from 1 to {VERSION}.")
+        if version > VERSION:
+            raise ValueError(
+                f"{where}: `version` is {version}. This trl_hrm reads versions up to {VERSION}. Upgrade it with `pip install "
+                "--upgrade trl-hrm`."
+            )
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(values.keys() - set(known))
+        if unknown:
+            raise ValueError(
+                f"{where}: unknown keys {unknown}, expected some of {known}. Correct or remove them. If a newer trl_hrm "
+                "wrote the file, upgrade: ignoring a key could change the scores."
+            )
+        try:
+            return cls(**(OLD_DEFAULTS.get(version, {}) | values))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key occurs twice in {[key for key, _ in pairs]}")
+    return values
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

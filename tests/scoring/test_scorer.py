@@ -224,6 +224,6 @@ class TestFromPretrained:
             StepScorer.from_pretrained(str(checkpoint))
 
     def test_a_damaged_format(self, checkpoint):
-        (checkpoint / STEP_FORMAT_NAME).write_text(json.dumps({"head": "lm"}), encoding="utf-8")
-        with pytest.raises(ValueError, match="missing keys"):
+        (checkpoint / STEP_FORMAT_NAME).write_text(json.dumps({"haed": "lm"}), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"unknown keys \['haed'\]"):
             StepScorer.from_pretrained(str(checkpoint))

@@ -148,9 +148,7 @@ def test_metadata_and_metrics(tmp_path, trees):
     report = trainer.reports["train_dataset"]
     assert report.labels_merged == 1 and "spans=(1, 2)" in text
     assert f"| labels | {report.labels_in} | {trainer.reports['eval_dataset'].labels_in} |" in text
-    assert json.loads(re.search(r"````json\n(.*?)````", text, flags=re.DOTALL)[1]) == json.loads(
-        json.dumps(vars(StepFormat()))
-    )
+    assert re.search(r"````json\n(.*?)````", text, flags=re.DOTALL)[1] == StepFormat().to_json() + "\n"
     assert text.count("@article{wang2025hierarchical") == 1
     first = (tmp_path / "README.md").read_bytes()
     trainer.create_model_card(dataset_name="me/steps", tags="math", license="apache-2.0")

@@ -117,7 +117,7 @@ def load_scorer(model: str, args: argparse.Namespace) -> "TreeScorer":
     settings = _settings(args)
     step_format = None
     if args.step_format is not None:
-        step_format = StepFormat.from_json(Path(args.step_format).read_text(encoding="utf-8"), where=args.step_format)
+        step_format = StepFormat.from_json(Path(args.step_format).read_bytes(), where=args.step_format)
     logging.disable_progress_bar()  # loading takes a moment; the bar of scoring is the one to watch
     if args.scorer == "transformers":
         from ..scoring.scorer import StepScorer

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from ..heads import num_labels
@@ -141,8 +141,7 @@ def quick_start(
 
 
 def step_format_section(step_format: StepFormat) -> str:
-    values = json.dumps(asdict(step_format), indent=2, ensure_ascii=False)
-    return f"## Step format\n\n`{STEP_FORMAT_NAME}`:\n\n````json\n{values}\n````"
+    return f"## Step format\n\n`{STEP_FORMAT_NAME}`:\n\n````json\n{step_format.to_json()}\n````"
 
 
 def data_section(facts: CardFacts, reports: dict[str, ForestReport]) -> str:
