@@ -6,6 +6,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .encoding import (
+    CHAT_TEMPLATE_DATE,
+    check_chat_template_options,
+    encode_around,
+    find_control_text,
+    plain_text_ids,
+    render_chat,
+)
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,7 +24,7 @@ STEP_FORMAT_NAME = "step_format.json"
 VERSION = 2
 # For each older version, the values of keys missing from its files where today's default is different: a checkpoint keeps
 # the encoding it was trained with. Files without a version are version 1.
-OLD_DEFAULTS: dict[int, dict[str, Any]] = {1: {}}
+OLD_DEFAULTS: dict[int, dict[str, Any]] = {1: {"chat_template_date": None, "sanitize_control_tokens": False}}
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,14 @@ class StepFormat:
             its sigmoid. Only read with `head="regression"`.
         label_tokens (`tuple[str, str]`, *optional*, defaults to `("+", "-")`):
             Tokens for a correct and a wrong step. Only read with `head="lm"`.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Variables for the chat template, such as `{"enable_thinking": False}`. Only with `prompt_style="chat"`.
+        chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
+            The date that a chat template that prints today's date is given instead. `None`, which files of version 1 mean,
+            is the clock: the ids then depend on the day, which such a template is warned about.
+        sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
+            Whether control tokens in the problem and the steps, such as `<|im_end|>`, are encoded as plain text. If
+            `False`, which files of version 1 mean, they become the tokens, so that data can forge turns and step tokens.
 
     Example:
 
@@ -66,6 +83,9 @@ class StepFormat:
     head: Literal["classification", "regression", "lm"] = "classification"
     regression_loss: Literal["mse", "bce"] = "mse"
     label_tokens: tuple[str, str] = ("+", "-")
+    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_date: str | None = CHAT_TEMPLATE_DATE
+    sanitize_control_tokens: bool = True
 
     def __post_init__(self):
         for name in ("step_separator", "merge_separator", "system_prompt"):
@@ -82,6 +102,15 @@ class StepFormat:
                 raise ValueError(f"StepFormat: `{name}` is {getattr(self, name)!r}, expected one of {allowed}.")
         if self.system_prompt is not None and self.prompt_style != "chat":
             raise ValueError('StepFormat: `system_prompt` needs `prompt_style="chat"`; a plain prompt has no roles.')
+        if self.chat_template_kwargs is not None and self.prompt_style != "chat":
+            raise ValueError(
+                'StepFormat: `chat_template_kwargs` needs `prompt_style="chat"`; a plain prompt has no chat template.'
+            )
+        check_chat_template_options(self.chat_template_kwargs, self.chat_template_date)
+        if not isinstance(self.sanitize_control_tokens, bool):
+            raise ValueError(
+                f"StepFormat: `sanitize_control_tokens` is {self.sanitize_control_tokens!r}, expected true or false."
+            )
         if isinstance(self.label_tokens, list):  # JSON and the command line give lists
             object.__setattr__(self, "label_tokens", tuple(self.label_tokens))
         if (
@@ -106,7 +135,9 @@ class StepFormat:
 
         Raises:
             `ValueError`: If a separator encodes to nothing or to the unknown token, if both separators encode to the
-            same ids and merged steps are used, if the chat template is missing, or if a label token is not one token.
+            same ids and merged steps are used, if `merge_separator` holds a control token, which in a merged step would be
+            plain text, if the chat template is missing or does not know `chat_template_kwargs`, or if a label token is
+            not one token.
         """
         step_ids = self._separator_ids(tokenizer, "step_separator")
         if merged and self._separator_ids(tokenizer, "merge_separator") == step_ids:
@@ -115,11 +146,18 @@ class StepFormat:
                 f"encode to the same ids {step_ids}. A merged step would be the same text as two single steps, with "
                 "another label. Choose two separators that the tokenizer tells apart."
             )
-        if self.prompt_style == "chat" and not tokenizer.chat_template:
+        if merged and self.sanitize_control_tokens and find_control_text(tokenizer, self.merge_separator):
             raise ValueError(
-                'StepFormat: `prompt_style="chat"`, but the tokenizer has no chat template. Set '
-                '`tokenizer.chat_template`, or use `prompt_style="plain"`.'
+                f"StepFormat: `merge_separator` {self.merge_separator!r} holds a control token. Merged steps are data, in which "
+                "it would be plain text. Choose a separator of ordinary text, or set `sanitize_control_tokens=False`."
             )
+        if self.prompt_style == "chat":
+            if not tokenizer.chat_template:
+                raise ValueError(
+                    'StepFormat: `prompt_style="chat"`, but the tokenizer has no chat template. Set '
+                    '`tokenizer.chat_template`, or use `prompt_style="plain"`.'
+                )
+            self._render(tokenizer, "1+1 = ?")
         if self.head == "lm":
             self.label_token_ids(tokenizer)
 
@@ -151,17 +189,35 @@ class StepFormat:
         """Text of the step that is made of consecutive `steps`."""
         return self.merge_separator.join(steps)
 
+    def find_markers(self, tokenizer: "PreTrainedTokenizerBase", step: str) -> list[str]:
+        """
+        Return what marks the structure of a text and is forged within a step.
+
+        These are control tokens of the tokenizer, without tags such as `<think>`, which a policy writes itself; and
+        separators that can be seen, such as `" ки"`. Separators of white space stand in ordinary text as well.
+        """
+        visible = {text.strip() for text in (self.step_separator, self.merge_separator)} - {""}
+        found = find_control_text(tokenizer, step, tags=False)
+        return found + sorted(text for text in visible - set(found) if text in step)
+
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
         """Ids of the prompt, up to where the first step begins."""
         if self.prompt_style == "chat":
-            messages = [{"role": "user", "content": prompt}]
-            if self.system_prompt is not None:
-                messages.insert(0, {"role": "system", "content": self.system_prompt})
-            return list(
-                tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-            )
+            if self.sanitize_control_tokens:
+                return encode_around(tokenizer, prompt, lambda text: self._render(tokenizer, text))
+            return _encode(tokenizer, self._render(tokenizer, prompt))
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return bos + _encode(tokenizer, prompt)
+        return bos + self._encode_data(tokenizer, prompt)
+
+    def _render(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:
+        messages = [{"role": "user", "content": prompt}]
+        if self.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        return render_chat(tokenizer, messages, self.chat_template_kwargs, self.chat_template_date)
+
+    def _encode_data(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+        ids = _encode(tokenizer, text)
+        return plain_text_ids(tokenizer, text, ids) if self.sanitize_control_tokens else ids
 
     def encode(
         self, tokenizer: "PreTrainedTokenizerBase", prompt: str, steps: Sequence[str]
@@ -183,11 +239,13 @@ class StepFormat:
         """
         separator_ids = _encode(tokenizer, self.step_separator)
         step_ids = tokenizer(list(steps), add_special_tokens=False)["input_ids"] if len(steps) else []
+        if self.sanitize_control_tokens:
+            step_ids = [plain_text_ids(tokenizer, step, ids) for step, ids in zip(steps, step_ids, strict=True)]
         return self.encode_prompt(tokenizer, prompt), [ids + separator_ids for ids in step_ids]
 
     def encode_step(self, tokenizer: "PreTrainedTokenizerBase", step: str) -> list[int]:
         """Ids of one step and the separator after it, as [`StepFormat.encode`] gives them for several at a time."""
-        return _encode(tokenizer, step) + _encode(tokenizer, self.step_separator)
+        return self._encode_data(tokenizer, step) + _encode(tokenizer, self.step_separator)
 
     def to_json(self) -> str:
         """Return the content of `step_format.json`."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ..search.prompts import Prompt
+from ..search.prompts import Prompt, started_prompt
 from ..step_tree import StepTree
 
 
@@ -89,7 +89,7 @@ def answered(prompt: str | list[dict[str, str]], text: str) -> str | list[dict[s
 
 def prompt_of(manifest: dict[str, Any]) -> Prompt:
     """The prompt that a run was started with."""
-    return Prompt(**manifest["prompt"])
+    return Prompt(**started_prompt(manifest))
 
 
 def sft_row(solution: StepTree, prompt: Prompt | None = None) -> dict[str, Any]:

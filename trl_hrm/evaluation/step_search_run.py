@@ -7,6 +7,7 @@ The folder of each N, such as `n-8`, is a run like those of `trl-hrm annotate`, 
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..scoring.paths import TreeScorer
 from ..search.engine import Engine
 from ..search.level_search import LevelProgress, LevelSearch
 from ..search.log import EventLog, shard_name, write_json
-from ..search.manifest import check_manifest
+from ..search.manifest import check_manifest, resumed_prompt
 from ..search.prompts import Prompt
 from ..search.run_folder import finish_shard, read_json, read_summary
 from ..search.scheduler import SchedulerConfig
@@ -93,9 +94,13 @@ def run_step_search(
         `ValueError`: If the folder holds a search with other settings, a score is not a number, or no problem could be searched.
     """
     searches = config.searches(prompt, rule)
+    prompt = resumed_prompt(prompt, *(_folder_of(config, n) for n in searches))
     for problem in problems[:1]:  # what is wrong with the prompt shows before anything is written
         prompt.encode(engine.tokenizer, problem.prompt)
-    manifest = manifest | {"reward_model": reward_model} | config.describe()
+    note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for problem in problems))
+    if note is not None:
+        tqdm.write(note)
+    manifest = manifest | {"prompt": asdict(prompt), "reward_model": reward_model} | config.describe()
     for n, search in searches.items():
         check_manifest(_folder_of(config, n), manifest | {"search": {"search": config.strategy} | search.describe()})
     mine = [

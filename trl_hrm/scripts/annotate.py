@@ -14,6 +14,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..encoding import CHAT_TEMPLATE_DATE
 from ..search.shards import Shard
 from ..search.steps import RULES
 from .annotate_options import ENGINE_OPTIONS, SEARCH_OPTIONS, make_engine, make_prompt, make_search
@@ -121,6 +122,18 @@ def add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--system_prompt", help="system message, for the chat style (default: none)")
     group.add_argument(
+        "--chat_template_kwargs",
+        type=json.loads,
+        metavar="JSON",
+        help="""variables for the chat template, as in '{"enable_thinking": false}' (default: none)""",
+    )
+    group.add_argument(
+        "--chat_template_date",
+        default=CHAT_TEMPLATE_DATE,
+        metavar="YYYY-MM-DD",
+        help="date for chat templates that print today's, so that prompts do not change from day to day",
+    )
+    group.add_argument(
         "--final_stops", nargs="*", help="strings that end a solution (default: the prompt's; for a file, none)"
     )
     group.add_argument(
@@ -227,18 +240,19 @@ def search_problems(
 
     from ..grading import AnswerGrader
     from ..search.log import EventLog, shard_name
-    from ..search.manifest import check_manifest
+    from ..search.manifest import check_manifest, resumed_prompt
     from ..search.run_folder import finish_shard
     from ..search.shards import problem_shard
 
+    folder = Path(args.output_dir)
     prompt, rule = make_prompt(args)
+    prompt = resumed_prompt(prompt, folder)
     search = make_search(args, prompt, rule)
     chosen = [
         (place, problem)
         for place, problem in enumerate(problems.problems)
         if problem_shard(problem.problem_id, shard.count) == shard.index
     ]
-    folder = Path(args.output_dir)
     print(
         f"{problems.num_records:,} records: {len(problems.problems):,} problems, {problems.num_repeated:,} repeated, "
         f"{problems.num_excluded:,} excluded. Shard {shard.index}/{shard.count}: {len(chosen):,} problems."
@@ -247,6 +261,9 @@ def search_problems(
         engine = make_engine(args, shard)
         for _, problem in chosen[:1]:  # what is wrong with the prompt shows before anything is written
             prompt.encode(engine.tokenizer, problem.prompt)
+        note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for _, problem in chosen))
+        if note is not None:
+            print(note)
         manifest = make_manifest(args, engine, prompt, rule, grader, shard.count)
         check_manifest(folder, manifest | {"search": search.describe()})
         with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:

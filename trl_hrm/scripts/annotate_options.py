@@ -38,7 +38,14 @@ def make_prompt(args: argparse.Namespace) -> tuple[Prompt, StepRule]:
             f"--prompt is {args.prompt!r}, expected {', '.join(PROMPTS)}, or a file with {{question}} in it."
         )
     final_stops = prompt.final_stops if args.final_stops is None else tuple(args.final_stops)
-    prompt = replace(prompt, style=args.prompt_style, system_prompt=args.system_prompt, final_stops=final_stops)
+    prompt = replace(
+        prompt,
+        style=args.prompt_style,
+        system_prompt=args.system_prompt,
+        final_stops=final_stops,
+        chat_template_kwargs=args.chat_template_kwargs or None,
+        chat_template_date=args.chat_template_date,
+    )
     if (args.segmentation == "regex") != (args.step_pattern is not None):
         raise ValueError("--segmentation regex and --step_pattern go together, and one of them is missing.")
     rule = regex_rule(args.step_pattern) if args.step_pattern else RULES[args.segmentation or prompt.rule]

@@ -2,10 +2,12 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .log import write_json
+from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 
 
 MANIFEST = "manifest.json"
@@ -33,6 +35,8 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         finally:
             fresh.unlink()
     found = json.loads(path.read_text(encoding="utf-8"))
+    if "prompt" in found:
+        found["prompt"] = started_prompt(found)
     asked = json.loads(json.dumps(manifest))
     changed = [
         f"{name} was {_shown(found, name)} and is {_shown(asked, name)}"
@@ -44,6 +48,24 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
             f"{path}: this run was started with other settings: {'; '.join(changed)}. Start with the same settings to go "
             "on, or in another --output_dir."
         )
+
+
+def resumed_prompt(prompt: Prompt, *folders: Path) -> Prompt:
+    """
+    Return the prompt with which a run can be resumed that was started before manifests had all of its options.
+
+    Args:
+        prompt ([`Prompt`]):
+            The prompt of a new run.
+        folders (`Path`):
+            Folders of the run. Those without a manifest are new.
+    """
+    defaults = {name: value for name, value in OLD_DEFAULTS.items() if getattr(prompt, name) == getattr(Prompt, name)}
+    for path in (folder / MANIFEST for folder in folders):
+        if path.exists():
+            started = json.loads(path.read_text(encoding="utf-8")).get("prompt", OLD_DEFAULTS)
+            prompt = replace(prompt, **{name: value for name, value in defaults.items() if name not in started})
+    return prompt
 
 
 def _names(value: Any, prefix: str = "") -> set[str]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .engine import EngineFatal, Sample, find_stop
+from ..encoding import control_tokens, find_control_text
+from .engine import EngineError, EngineFatal, Sample, find_stop
 from .http_client import Fault, HTTPClient, Server
 from .sampling import Sampling, room, sample_from_vllm
 from .server_check import check_server
@@ -203,12 +204,25 @@ class OpenAIEngine:
         return Sample(token_ids if eos is None else [*token_ids, eos], text, "eos")
 
     def _prompt_text(self, prefix_ids: Sequence[int]) -> str:
-        """The prefix as text, without the special tokens that the server puts before every text."""
+        """
+        The prefix as text, without the special tokens that the server puts before every text.
+
+        Raises:
+            `EngineError`: If it holds control tokens as plain text: the server would make tokens of them.
+        """
         added = list(self.tokenizer.encode("", add_special_tokens=True))
         ids = list(prefix_ids)
         if added and ids[: len(added)] == added:
             ids = ids[len(added) :]
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        known = control_tokens(self.tokenizer)
+        tokens, written = [known[i] for i in ids if i in known], find_control_text(self.tokenizer, text)
+        if tokens != written:
+            raise EngineError(
+                f"the prefix holds the text of control tokens ({', '.join(map(repr, dict.fromkeys(written)))}), of which a server "
+                "that takes text makes tokens. Remove it from the problem, or use vLLM, which takes token ids."
+            )
+        return text
 
     def describe(self) -> dict[str, Any]:
         return {

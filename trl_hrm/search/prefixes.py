@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..encoding import find_control_text
 from ..grading import extract_answer
 from .engine import continued_text
 from .steps import Cut, StepRule, cut_steps
@@ -75,8 +76,15 @@ def cut_prefix(rule: StepRule, tokenizer: Any, prompt_ids: Sequence[int], prefix
             A prefix in which [`prefix_fault`] finds nothing wrong.
 
     Raises:
-        `ValueError`: If the tokenizer does not give the text back: steps would be cut in the wrong places.
+        `ValueError`: If the tokenizer does not give the text back: steps would be cut in the wrong places. If the prefix holds
+        control tokens, which would start another turn.
     """
+    control = find_control_text(tokenizer, prefix, tags=False)
+    if control:
+        raise ValueError(
+            f"the prefix {prefix[:80]!r} holds {control[0]!r}, a control token of the policy's tokenizer, expected text alone. "
+            "Remove it."
+        )
     token_ids = list(tokenizer.encode(prefix, add_special_tokens=False))
     found = continued_text(tokenizer, prompt_ids, token_ids)
     if found != prefix:

@@ -1,7 +1,10 @@
 """What a policy is asked. The two prompts of the HRM paper in our words, with its markers, and the question alone."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ..encoding import CHAT_TEMPLATE_DATE, check_chat_template_options, encode_around, find_control_text, render_chat
 
 
 _ANSWER = """When you are done, write a line '# Answer', leave the next line empty, and give the final answer alone, without any \
@@ -15,6 +18,10 @@ _END = """# Answer
 Question: {question}
 
 """
+
+
+# What a manifest means that was written before there were these options: its run keeps the encoding it was started with
+OLD_DEFAULTS = {"chat_template_kwargs": None, "chat_template_date": None, "sanitize_control_tokens": False}
 
 
 @dataclass(frozen=True)
@@ -35,9 +42,17 @@ class Prompt:
             `"chat"`: a user's message in the policy's chat template. `"plain"`: the text alone.
         system_prompt (`str`, *optional*):
             System message, for `style="chat"`.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Variables for the chat template, such as `{"enable_thinking": False}`, for `style="chat"`.
+        chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
+            The date that a chat template that prints today's date is given instead. `None` is the clock, as in runs that
+            were started before there was this option.
+        sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
+            Whether control tokens in the question, such as `<|im_end|>`, are encoded as plain text. Those of `template` and
+            `system_prompt` are always tokens.
 
     Raises:
-        `ValueError`: If the template has no `{question}`, or if an option does not go with the style.
+        `ValueError`: If the template has no `{question}`, or if an option is invalid or does not go with the style.
     """
 
     name: str
@@ -46,6 +61,9 @@ class Prompt:
     final_stops: tuple[str, ...] = ()
     style: str = "chat"
     system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_date: str | None = CHAT_TEMPLATE_DATE
+    sanitize_control_tokens: bool = True
 
     def __post_init__(self):
         if "{question}" not in self.template:
@@ -58,6 +76,11 @@ class Prompt:
             raise ValueError(
                 "a system prompt goes with the prompt style chat only; leave it out, or put it in the prompt."
             )
+        if self.chat_template_kwargs is not None and self.style != "chat":
+            raise ValueError(
+                "`chat_template_kwargs` needs the prompt style chat. Leave it out, or use `--prompt_style chat`."
+            )
+        check_chat_template_options(self.chat_template_kwargs, self.chat_template_date)
 
     def text(self, question: str) -> str:
         """The prompt with the question in it."""
@@ -73,17 +96,37 @@ class Prompt:
         Token ids of the prompt. Rendered once per problem: the policy then continues ids.
 
         Raises:
-            `ValueError`: If the style is `"chat"` and the tokenizer has no chat template.
+            `ValueError`: If the style is `"chat"` and the tokenizer has no chat template, or one that has no variable of the
+            names in `chat_template_kwargs`.
         """
-        if self.style == "plain":
-            return list(tokenizer.encode(self.text(question)))
-        if not tokenizer.chat_template:
+        if self.style == "chat" and not tokenizer.chat_template:
             raise ValueError(
                 "the policy's tokenizer has no chat template, and the prompt style is chat. Use --prompt_style plain, or "
                 "a policy with a chat template."
             )
-        rendered = tokenizer.apply_chat_template(self.messages(question), tokenize=False, add_generation_prompt=True)
-        return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+        def render(text: str) -> str:
+            if self.style == "plain":
+                return self.text(text)
+            return render_chat(tokenizer, self.messages(text), self.chat_template_kwargs, self.chat_template_date)
+
+        add_special_tokens = self.style == "plain"  # a chat template writes them
+        if self.sanitize_control_tokens:
+            return encode_around(tokenizer, question, render, add_special_tokens)
+        return list(tokenizer.encode(render(question), add_special_tokens=add_special_tokens))
+
+    def describe_control_text(self, tokenizer: Any, questions: Iterable[str]) -> str | None:
+        """Return a note about the questions that hold control tokens of the policy, or `None` if none does."""
+        found = [tokens for question in questions if (tokens := find_control_text(tokenizer, question))]
+        if not found:
+            return None
+        how = "as plain text" if self.sanitize_control_tokens else "as these tokens, as this run was started"
+        return f"{len(found):,} problems hold control tokens of the policy, such as {found[0][0]!r}, which are encoded {how}."
+
+
+def started_prompt(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the [`Prompt`] of a manifest, also of one written before all of them were there."""
+    return OLD_DEFAULTS | manifest["prompt"]
 
 
 PROMPTS = {

@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .._compat import BaseConfig
+from ..encoding import CHAT_TEMPLATE_DATE
 from ..step_format import StepFormat
 
 
@@ -35,6 +36,13 @@ class HRMRewardConfig(BaseConfig):
             `"plain"` or `"chat"`.
         system_prompt (`str`, *optional*):
             System message. Only with `prompt_style="chat"`.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Variables for the chat template, such as `{"enable_thinking": False}`. Only with `prompt_style="chat"`.
+        chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
+            The date that a chat template that prints today's date is given instead, so that the ids do not depend on the
+            day.
+        sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
+            Whether control tokens in the problem and the steps, such as `<|im_end|>`, are encoded as plain text.
         step_separator (`str`, *optional*, defaults to `"\n\n"`):
             Text after every step. Its last token is where the step is judged.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
@@ -82,7 +90,7 @@ class HRMRewardConfig(BaseConfig):
     > - `learning_rate`: Defaults to `1e-5` instead of `5e-5`.
     """
 
-    _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
+    _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs", "chat_template_kwargs"]
 
     # Parameters whose default values are overridden from TrainingArguments
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -114,6 +122,22 @@ class HRMRewardConfig(BaseConfig):
     )
     system_prompt: str | None = field(
         default=None, metadata={"help": 'System message. Only with `prompt_style="chat"`.'}
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Variables for the chat template, such as `{"enable_thinking": false}`. Only with `prompt_style="chat"`.'
+        },
+    )
+    chat_template_date: str = field(
+        default=CHAT_TEMPLATE_DATE,
+        metadata={"help": "The date that a chat template that prints today's date is given instead."},
+    )
+    sanitize_control_tokens: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether control tokens in the problem and the steps, such as `<|im_end|>`, are encoded as plain text."
+        },
     )
     step_separator: str = field(
         default="\n\n",
@@ -197,6 +221,11 @@ class HRMRewardConfig(BaseConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.chat_template_date is None:
+            raise ValueError(
+                "`chat_template_date` is None, so that a chat template that prints today's date would give other ids on "
+                f"another day. Set a date such as {CHAT_TEMPLATE_DATE!r}."
+            )
         self.step_format()  # refuses what the format does not allow before anything is loaded
         if self.label_weighting not in ("unique", "occurrence"):
             raise ValueError(f"`label_weighting` is {self.label_weighting!r}, expected 'unique' or 'occurrence'.")
@@ -223,4 +252,7 @@ class HRMRewardConfig(BaseConfig):
             head=self.head,
             regression_loss=self.regression_loss,
             label_tokens=self.label_tokens,
+            chat_template_kwargs=self.chat_template_kwargs,
+            chat_template_date=self.chat_template_date,
+            sanitize_control_tokens=self.sanitize_control_tokens,
         )

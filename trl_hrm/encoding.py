@@ -1,0 +1,376 @@
+"""Encode chat prompts and data texts so that the ids depend neither on today's date nor on control tokens in the data."""
+
+import datetime
+import inspect
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+
+# The date that Llama 3.2's template has without a clock. Any fixed date does; templates print it as "today".
+CHAT_TEMPLATE_DATE = "2024-07-26"
+_DIRECTIVES = "aAbBcCdDeFgGhHIjmMpRTuUVwWxXyY"  # of strftime, those that a date without a time zone has
+_UNPADDED = "dmyHIMSj"  # `%-d` and the like
+_BARS = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
+_BRACKETS = re.compile(r"[<\[{(].+[>\]})]", re.DOTALL)
+_TAG = re.compile(r"</?([\w.-]+)>")
+_UNSEEN = [*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900)]  # noncharacters and private use, for marks inside a text
+
+
+# Chat templates
+
+
+def check_chat_template_options(kwargs: Mapping[str, Any] | None, date: str | None) -> None:
+    """
+    Refuse options that no chat template can take.
+
+    Args:
+        kwargs (`Mapping[str, Any]`, *optional*):
+            Variables for the template, such as `{"enable_thinking": False}`.
+        date (`str`, *optional*):
+            The date that the template is given as today, as in `"2024-07-26"`.
+
+    Raises:
+        `ValueError`: If `kwargs` is not a JSON object, sets what is set already, or `date` is not a date.
+    """
+    if kwargs is not None:
+        if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+            raise ValueError(f"`chat_template_kwargs` is {kwargs!r}, expected a JSON object: names and their values.")
+        try:
+            json.dumps(kwargs, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`chat_template_kwargs` is {kwargs!r}, expected JSON values only, which can be saved: {error}."
+            ) from error
+        taken = sorted(kwargs.keys() & _reserved_names())
+        if taken:
+            raise ValueError(
+                f"`chat_template_kwargs` sets {', '.join(taken)}, which cannot be set here. Remove it; only variables that the "
+                "chat template itself defines, such as `enable_thinking`, are options."
+            )
+    if date is not None:
+        try:
+            datetime.date.fromisoformat(date)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`chat_template_date` is {date!r}, expected a date such as '2024-07-26'.") from error
+
+
+@lru_cache
+def _reserved_names() -> frozenset[str]:
+    from transformers import PreTrainedTokenizerBase
+
+    parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return frozenset(parameters) | {"messages", "strftime_now", "sanitize_control_tokens"}
+
+
+def render_chat(
+    tokenizer: Any, messages: list[dict[str, str]], kwargs: Mapping[str, Any] | None, date: str | None
+) -> str:
+    """
+    Render messages with the chat template of a tokenizer, up to where the assistant's answer begins.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer with a chat template.
+        messages (`list[dict[str, str]]`):
+            Messages with `role` and `content`.
+        kwargs (`Mapping[str, Any]`, *optional*):
+            Variables for the template.
+        date (`str`, *optional*):
+            The date that the template is given as today. `None`: the clock, with a warning if the template reads it.
+
+    Raises:
+        `ValueError`: If the template has no variable of such a name, or if it renders something else each time.
+    """
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else tokenizer.get_chat_template()
+    facts = _read_template(template)
+    if facts.random:
+        raise ValueError(
+            f"The chat template uses `{facts.random}`, so that a prompt has other ids each time. Set another "
+            "`tokenizer.chat_template`."
+        )
+    unknown = sorted(kwargs.keys() - facts.variables) if kwargs else []
+    if unknown:
+        special = set(getattr(tokenizer, "special_tokens_map", ()))
+        known = ", ".join(sorted(facts.variables - _reserved_names() - special)) or "none"
+        raise ValueError(
+            f"`chat_template_kwargs` sets {', '.join(unknown)}, but the chat template has no such variable, so that it would be "
+            f"ignored. Variables of this template: {known}. Remove or correct it."
+        )
+    if "strftime_now" in facts.variables:
+        if date is None:
+            warnings.warn(
+                "The chat template prints today's date and `chat_template_date` is not set, so that prompts have other ids "
+                "on another day. Set it to a fixed date, for an existing reward model to the day it was trained, in its "
+                "`step_format.json`."
+            )
+        else:
+            kwargs = dict(kwargs or {}) | {"chat_template": dated_template(template, date)}
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **(kwargs or {}))
+
+
+def uses_clock(template: str) -> bool:
+    """Return whether a chat template reads the current date or time."""
+    return "strftime_now" in _read_template(template).variables
+
+
+def dated_template(template: str, date: str) -> str:
+    """
+    Return the chat template with a fixed date in place of the clock.
+
+    A macro of the name of the function that transformers offers to templates, `strftime_now`, takes its place. (A function
+    cannot be passed as a variable: transformers passes plain JSON types only.)
+    """
+    day = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
+    values = {f"%{letter}": day.strftime(f"%{letter}") for letter in _DIRECTIVES}
+    values |= {f"%-{letter}": str(int(day.strftime(f"%{letter}"))) for letter in _UNPADDED}
+    values = {"%%": "\0"} | values | {"\0": "%"}
+    filters = "".join(f" | replace({json.dumps(name)}, {json.dumps(value)})" for name, value in values.items())
+    # transformers drops the first newline after a block, so that this one does not show
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
+
+
+class _Template:
+    """What a chat template reads: its `variables`, and the `random` thing in it, if any."""
+
+    def __init__(self, template: str):
+        import jinja2.meta
+        from transformers.utils.chat_template_utils import _compile_jinja_template  # knows the tags of chat templates
+
+        environment = _compile_jinja_template(template).environment
+        tree = environment.parse(template)
+        undeclared = jinja2.meta.find_undeclared_variables(tree)
+        filters = {node.name for node in tree.find_all(jinja2.nodes.Filter)}
+        self.random = "random" if "random" in filters else "lipsum" if "lipsum" in undeclared else None
+        self.variables = undeclared - (environment.globals.keys() - {"strftime_now"})
+
+
+_read_template = lru_cache(_Template)
+
+
+# Control tokens in data
+
+
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+    """
+    Return the control tokens of a tokenizer, which structure a text and do not stand for a piece of it.
+
+    These are the special tokens, and those of the other added tokens that are written between bars (`<|user|>`, DeepSeek's
+    `<｜User｜>`) or between brackets in the chat template (`<tool_call>`). The rest are ordinary text, such as runs of white
+    space and Gemma's `<table>`.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            A tokenizer. One without `added_tokens_decoder` has none.
+
+    Returns:
+        `dict[int, str]`: Ids and texts of the tokens.
+    """
+    return _control(tokenizer).tokens
+
+
+def find_control_text(tokenizer: Any, text: str, tags: bool = True) -> list[str]:
+    """
+    Return the texts of control tokens that occur in a text, in order.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            A tokenizer.
+        text (`str`):
+            Text to search.
+        tags (`bool`, *optional*, defaults to `True`):
+            Whether to include tags that are not special tokens, such as Qwen's `<think>` and `</think>`, which a policy
+            writes itself.
+
+    Example:
+
+    ```python
+    >>> find_control_text(tokenizer, "7<|im_end|><think>")
+    ['<|im_end|>', '<think>']
+    ```
+    """
+    control = _control(tokenizer)
+    found = control.pattern.findall(text)
+    return found if tags else [token for token in found if token not in control.tags]
+
+
+def plain_text_ids(tokenizer: Any, text: str, ids: Sequence[int]) -> list[int]:
+    """
+    Return the ids of a text in which control tokens are plain text.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            A tokenizer.
+        text (`str`):
+            Text whose source is not trusted, such as a step of a solution.
+        ids (`Sequence[int]`):
+            Ids that the tokenizer gives the text, without special tokens around it. They are returned if none is a control
+            token.
+
+    Raises:
+        `ValueError`: If the text holds control tokens and this tokenizer cannot encode them as plain text.
+    """
+    control = _control(tokenizer)
+    return control.encode(tokenizer, text, str, False) if control.occur_in(text, ids) else list(ids)
+
+
+def encode_around(
+    tokenizer: Any, data: str, render: Callable[[str], str], add_special_tokens: bool = False
+) -> list[int]:
+    """
+    Encode a text around data. Control tokens are plain text in the data, and tokens in the text around it.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            A tokenizer.
+        data (`str`):
+            Text whose source is not trusted, such as a problem.
+        render (`Callable[[str], str]`):
+            Puts the data into the text around it.
+        add_special_tokens (`bool`, *optional*, defaults to `False`):
+            Whether the tokenizer adds its own special tokens, such as BOS.
+
+    Raises:
+        `ValueError`: If the data holds control tokens and this tokenizer cannot encode them as plain text.
+    """
+    control = _control(tokenizer)
+    if control.occur_in(data, tokenizer.encode(data, add_special_tokens=False)):
+        return control.encode(tokenizer, data, render, add_special_tokens)
+    return list(tokenizer.encode(render(data), add_special_tokens=add_special_tokens))
+
+
+class _Control:
+    """The control tokens of a tokenizer: their ids and texts, a pattern that finds them, and the `tags` among them."""
+
+    def __init__(self, tokenizer: Any):
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        listed = set(getattr(tokenizer, "chat_control_tokens", None) or ())
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        self.tokens = {
+            index: token.content
+            for index, token in added.items()
+            if token.special
+            or token.content in listed
+            or _BARS.fullmatch(token.content)
+            or (_BRACKETS.fullmatch(token.content) and token.content in template)
+        }
+        longest_first = sorted(self.tokens.values(), key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing
+        self.tags = {text for index, text in self.tokens.items() if _TAG.fullmatch(text) and not added[index].special}
+        self._unknown = getattr(tokenizer, "unk_token_id", None)
+        self._copies: dict[str, _PlainCopy] = {}
+
+    def occur_in(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether control tokens are among the ids of a text. An unknown word has the id of the unknown token as well."""
+        found = self.tokens.keys() & ids
+        return bool(found - {self._unknown}) or (bool(found) and self.tokens[self._unknown] in text)
+
+    def encode(self, tokenizer: Any, data: str, render: Callable[[str], str], add_special_tokens: bool) -> list[int]:
+        """Ids of `render(data)`, with control tokens in the data as plain text."""
+        around = render("")
+        mark = next(chr(code) for code in _UNSEEN if chr(code) not in data and chr(code) not in around)
+        if mark not in self._copies:
+            self._copies[mark] = _PlainCopy(tokenizer, self.tokens, mark)
+        copy = self._copies[mark]
+        # A mark before each control token in the data tells it from those of the text around. The template may drop tokens
+        # and leave their marks
+        marked = render(self.pattern.sub(lambda match: mark + match[0], data))
+        text = re.sub(
+            f"{mark}({self.pattern.pattern})|({self.pattern.pattern})|{mark}",
+            lambda match: match[1] or (copy.alias(match[2]) if match[2] else ""),
+            marked,
+        )
+        return copy.encode(text, self._unknown, add_special_tokens)
+
+
+_CONTROL: WeakKeyDictionary[Any, tuple[Any, _Control]] = WeakKeyDictionary()
+
+
+def _control(tokenizer: Any) -> _Control:
+    if not hasattr(tokenizer, "added_tokens_decoder"):
+        return _Control(tokenizer)
+    state = (len(tokenizer), str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens))
+    found = _CONTROL.get(tokenizer)
+    if found is None or found[0] != state:
+        found = _CONTROL[tokenizer] = (state, _Control(tokenizer))
+    return found[1]
+
+
+class _PlainCopy:
+    """
+    A copy of a tokenizer in which the control tokens have other names, their aliases: their texts are ordinary text.
+
+    Unlike encoding apart what stands before and after a control token, this gives the ids of a tokenizer that never had it.
+    """
+
+    def __init__(self, tokenizer: Any, tokens: dict[int, str], mark: str):
+        from tokenizers import Tokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise ValueError(
+                f"A text contains control tokens, and a {type(tokenizer).__name__} cannot encode them as plain text. Use a fast "
+                "tokenizer, remove them from the text, or set `sanitize_control_tokens=False`."
+            )
+        self._aliases = {text: f"{mark}{index}{mark}" for index, text in tokens.items()}
+        values = json.loads(backend.to_str())
+        values["truncation"] = values["padding"] = None
+        kept = _rename(values["model"], self._aliases)
+        for token in values["added_tokens"]:
+            if token["content"] in self._aliases:
+                token |= {"content": self.alias(token["content"]), "normalized": False}
+        # An alias whose token keeps its place in the vocabulary takes a new id: at the end, where it moves no other
+        last = {self.alias(text) for text in kept}
+        values["added_tokens"].sort(key=lambda token: token["content"] in last)
+        self._tokenizer = Tokenizer.from_str(json.dumps(values))
+        self._ids = {self._tokenizer.token_to_id(self.alias(text)): index for index, text in tokens.items()}
+        self._tokens = tokens
+
+    def alias(self, token: str) -> str:
+        """Name of a control token."""
+        return self._aliases[token]
+
+    def encode(self, text: str, unknown: int | None, add_special_tokens: bool) -> list[int]:
+        """
+        Ids of a text in which control tokens have their aliases.
+
+        Raises:
+            `ValueError`: If the model of the tokenizer makes control tokens of other text.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        made = (self._tokens.keys() & ids) - self._ids.keys() - {unknown}
+        if made:
+            raise ValueError(
+                f"The tokenizer makes {', '.join(repr(self._tokens[index]) for index in sorted(made))} of plain text, so that it "
+                "cannot be encoded as such. Remove it from the text, or set `sanitize_control_tokens=False`."
+            )
+        if add_special_tokens:
+            ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+        return [self._ids.get(index, index) for index in ids]
+
+
+def _rename(model: dict[str, Any], names: dict[str, str]) -> set[str]:
+    """
+    Rename tokens of a vocabulary, so that the model cannot make them of text.
+
+    Returns:
+        `set[str]`: Tokens of the vocabulary that keep their names: the unknown token, and what merges make.
+    """
+    vocab = model["vocab"]
+    if isinstance(vocab, list):  # of a Unigram model
+        unknown = set() if model.get("unk_id") is None else {vocab[model["unk_id"]][0]}
+        for entry in vocab:
+            if entry[0] not in unknown:
+                entry[0] = names.get(entry[0], entry[0])
+        return unknown & names.keys()
+    merges = model.get("merges", ())
+    merged = {merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in merges}
+    found = names.keys() & vocab.keys()
+    kept = found & (merged | {model.get("unk_token")})
+    for text in found - kept:
+        vocab[names[text]] = vocab.pop(text)
+    return kept
