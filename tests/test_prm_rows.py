@@ -199,6 +199,9 @@ class TestDataset:
             "tokens_unshared": 7 + 11 + 7,
             "labels_soft": 0,
             "labels_elsewhere": 0,
+            "prompts_with_control_text": 0,
+            "steps_with_control_text": 0,
+            "steps_with_separator": 0,
         }
         assert trainer.reports["eval_dataset"].trees_without_labels == 1
         warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]

@@ -129,24 +129,38 @@ def dated_template(template: str, date: str) -> str:
     values = {f"%{letter}": day.strftime(f"%{letter}") for letter in _DIRECTIVES}
     values |= {f"%-{letter}": str(int(day.strftime(f"%{letter}"))) for letter in _UNPADDED}
     values = {"%%": "\0"} | values | {"\0": "%"}
+    formats = _read_template(template).formats
+    if formats is not None and "%%" not in formats:
+        values = {name: value for name, value in values.items() if name in formats}
     filters = "".join(f" | replace({json.dumps(name)}, {json.dumps(value)})" for name, value in values.items())
     # transformers drops the first newline after a block, so that this one does not show
     return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
 
 
 class _Template:
-    """What a chat template reads: its `variables`, and the `random` thing in it, if any."""
+    """What a chat template reads: its `variables`, the `random` thing in it, and the `formats` of dates, if all are literals."""
 
     def __init__(self, template: str):
         import jinja2.meta
         from transformers.utils.chat_template_utils import _compile_jinja_template  # knows the tags of chat templates
 
         environment = _compile_jinja_template(template).environment
-        tree = environment.parse(template)
+        without_globals = environment.overlay()
+        without_globals.globals = {}  # else they are taken for declared
+        tree = without_globals.parse(template)
         undeclared = jinja2.meta.find_undeclared_variables(tree)
         filters = {node.name for node in tree.find_all(jinja2.nodes.Filter)}
         self.random = "random" if "random" in filters else "lipsum" if "lipsum" in undeclared else None
         self.variables = undeclared - (environment.globals.keys() - {"strftime_now"})
+        calls = [node for node in tree.find_all(jinja2.nodes.Call) if _is_clock(node.node)]
+        tests = [node for node in tree.find_all(jinja2.nodes.Test) if _is_clock(node.node)]
+        literals = [node.args[0].value for node in calls if node.args and isinstance(node.args[0], jinja2.nodes.Const)]
+        is_known = len(literals) == len(calls) == sum(map(_is_clock, tree.find_all(jinja2.nodes.Name))) - len(tests)
+        self.formats = "\n".join(literals) if is_known else None
+
+
+def _is_clock(node: Any) -> bool:
+    return getattr(node, "name", None) == "strftime_now"
 
 
 _read_template = lru_cache(_Template)

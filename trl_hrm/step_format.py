@@ -193,12 +193,13 @@ class StepFormat:
         """
         Return what marks the structure of a text and is forged within a step.
 
-        These are control tokens of the tokenizer, without tags such as `<think>`, which a policy writes itself; and
-        separators that can be seen, such as `" ки"`. Separators of white space stand in ordinary text as well.
+        These are control tokens of the tokenizer, without tags such as `<think>`, which a policy writes itself; and the
+        `step_separator` if it has letters or digits, such as `" ки"`. White space and punctuation stand in ordinary text
+        as well.
         """
-        visible = {text.strip() for text in (self.step_separator, self.merge_separator)} - {""}
         found = find_control_text(tokenizer, step, tags=False)
-        return found + sorted(text for text in visible - set(found) if text in step)
+        is_marker = any(map(str.isalnum, self.step_separator)) and self.step_separator not in found
+        return found + [self.step_separator] * (is_marker and self.step_separator in step)
 
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
         """Ids of the prompt, up to where the first step begins."""

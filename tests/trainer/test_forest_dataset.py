@@ -112,6 +112,9 @@ class TestReport:
             "labels_too_long": 3,
             "labels_contradicting": 1,
             "trees_without_labels": 2,
+            "prompts_with_control_text": 0,
+            "steps_with_control_text": 0,
+            "steps_with_separator": 0,
         }
         assert report.labels_in == report.labels_kept + report.labels_joined + report.labels_too_long
         assert "labels too long 3" in str(report)

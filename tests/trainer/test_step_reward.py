@@ -243,6 +243,7 @@ def test_parts_of_the_reward():
         "guarded/repeated_steps": 0,
         "guarded/blank_steps": 0,
         "guarded/too_long": 0,
+        "guarded/control_text": 0,
     }
     assert logged == {f"hrm/{key}": value for key, value in reward.metrics.items()}
     reward([PROMPTS[0]], [""])

@@ -59,6 +59,8 @@ class Candidates:
             The reference answer, if answers were read and a row has one.
         num_candidates (`int`, *optional*, defaults to `0`):
             Number of candidates that were considered, blank and equal ones included. Known after [`shortlist`].
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Variables for the chat template with which the policy was asked.
     """
 
     problem: str
@@ -70,6 +72,7 @@ class Candidates:
     num_cut: int = 0
     answer: str | None = None
     num_candidates: int = 0
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 def read_candidates(config: CandidatesConfig, counts: Counter, answers: bool = False) -> list[Candidates]:
@@ -160,7 +163,17 @@ def _read_run(config: CandidatesConfig, counts: Counter) -> list[Candidates]:
             if solutions:
                 texts, steps = map(list, zip(*solutions, strict=True))
                 question = asked(prompt, problem.prompt)
-                groups.append(Candidates(problem.prompt, question, problem.problem_id, texts, steps, where))
+                groups.append(
+                    Candidates(
+                        problem.prompt,
+                        question,
+                        problem.problem_id,
+                        texts,
+                        steps,
+                        where,
+                        chat_template_kwargs=prompt.chat_template_kwargs,
+                    )
+                )
             else:
                 counts["notes", "problems_without_a_finished_solution"] += 1
     return groups

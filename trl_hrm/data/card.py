@@ -40,6 +40,7 @@ COLUMNS = {
 SOLUTION_COLUMNS = {
     "prompt": "what the policy is asked: text, or messages for its chat template",
     "problem": "the problem alone",
+    "chat_template_kwargs": "variables for the chat template, with which the policy is asked",
 }
 VIEW_COLUMNS = {
     "sft": SOLUTION_COLUMNS

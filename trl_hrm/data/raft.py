@@ -169,6 +169,7 @@ def _choose_rows(
                     "rank": rank,
                     "problem_id": group.problem_id,
                     "problem": group.problem,
+                    **({"chat_template_kwargs": group.chat_template_kwargs} if group.chat_template_kwargs else {}),
                 }
             )
     return rows

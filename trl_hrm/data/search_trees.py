@@ -138,11 +138,16 @@ def _asked(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[Prompt |
                 "rows with texts and rows with messages cannot stand in one dataset. Export them apart."
             )
     for name in others:
-        if asked(prompts[name], "") != asked(prompts[first], ""):
+        if _rendered_from(prompts[name]) != _rendered_from(prompts[first]):
             return None, [
                 BARE_PROMPTS.format(f"{first} and {name} were asked with different prompts; export them apart")
             ]
     return prompts[first], []
+
+
+def _rendered_from(prompt: Prompt) -> tuple[Any, ...]:
+    """What decides the text that a policy is asked."""
+    return asked(prompt, ""), prompt.chat_template_kwargs, prompt.chat_template_date
 
 
 def _columns(config: ExportConfig, prompt: Prompt | None) -> dict[str, pa.DataType]:

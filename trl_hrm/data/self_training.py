@@ -101,7 +101,8 @@ def sft_row(solution: StepTree, prompt: Prompt | None = None) -> dict[str, Any]:
         solution ([`StepTree`]):
             The problem, the whole text as its one step, and the score as that step's label.
         prompt ([`~search.prompts.Prompt`], *optional*):
-            What the policy was asked. By default the bare problem.
+            What the policy was asked. By default the bare problem. If it has variables for the chat template, the row has
+            them as `chat_template_kwargs`, with which TRL's trainers render the messages.
     """
     question = solution.prompt if prompt is None else asked(prompt, solution.prompt)
     return {
@@ -109,5 +110,6 @@ def sft_row(solution: StepTree, prompt: Prompt | None = None) -> dict[str, Any]:
         "completion": answered(question, solution.completions[0]),
         "mc_score": solution.labels[0],
         "problem": solution.prompt,
+        **({"chat_template_kwargs": prompt.chat_template_kwargs} if prompt and prompt.chat_template_kwargs else {}),
         **solution.extra,
     }

@@ -306,8 +306,12 @@ class PRMTrainer(StepTrainer):
                 else processing_class(args.step_separator, add_special_tokens=False)["input_ids"]
             )
             rows, report = check_token_rows(rows, name, separator_ids, args.dataset_num_proc)
+            if "input_ids" not in dataset.column_names:
+                for row in dataset.select_columns(["prompt", "completions"]):
+                    report.count_control_text(processing_class, self.step_format, row["prompt"], row["completions"])
         self.reports[name] = report
         dropped = report.labels_too_long or report.trees_without_labels
+        dropped = dropped or report.prompts_with_control_text or report.steps_with_control_text
         logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
         if report.labels_soft:
             self._check_collator(rows, args, name)

@@ -79,18 +79,18 @@ def cut_prefix(rule: StepRule, tokenizer: Any, prompt_ids: Sequence[int], prefix
         `ValueError`: If the tokenizer does not give the text back: steps would be cut in the wrong places. If the prefix holds
         control tokens, which would start another turn.
     """
-    control = find_control_text(tokenizer, prefix, tags=False)
-    if control:
-        raise ValueError(
-            f"the prefix {prefix[:80]!r} holds {control[0]!r}, a control token of the policy's tokenizer, expected text alone. "
-            "Remove it."
-        )
     token_ids = list(tokenizer.encode(prefix, add_special_tokens=False))
     found = continued_text(tokenizer, prompt_ids, token_ids)
     if found != prefix:
         raise ValueError(
             f"the policy's tokenizer makes {found[:80]!r} of the prefix {prefix[:80]!r}, expected the same text. Searches from a "
             "prefix need a tokenizer that changes nothing, such as a byte-level one, and no special tokens in the prefix."
+        )
+    control = find_control_text(tokenizer, prefix, tags=False)
+    if control:
+        raise ValueError(
+            f"the prefix {prefix[:80]!r} holds {control[0]!r}, a control token of the policy's tokenizer, expected text alone. "
+            "Remove it."
         )
     end = _last_end(rule, prefix)
     cuts = cut_steps(rule, tokenizer, prompt_ids, token_ids, prefix[:end])

@@ -1,6 +1,6 @@
 """From rows of judged steps to rows of tokens: encode, join by prompt, drop what cannot be trained, split, pack."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from transformers.data.data_collator import DataCollatorMixin
 
 from .. import __version__
 from ..data.grouping import group_by_prompt
+from ..encoding import find_control_text
 from ..forest import TokenTree, TokenTrie, pack, pad_rows
 from ..step_format import StepFormat
 from ..step_tree import StepTree
@@ -35,6 +36,10 @@ class ForestReport:
         labels_too_long (`int`): Labels dropped because their path is longer than `max_length`.
         trees_without_labels (`int`): Trees dropped because no label was left.
         tokens (`int`): Distinct tokens of the trees, against `tokens_unshared` in one sequence per label.
+        prompts_with_control_text, steps_with_control_text (`int`): Prompts and steps that hold control tokens of the
+            tokenizer. [`StepFormat`] says how they are encoded.
+        steps_with_separator (`int`): Steps that hold the `step_separator`, or, if it can be seen, the `merge_separator`
+            without being merged. To the model such a step looks like several.
     """
 
     rows_in: int = 0
@@ -48,6 +53,25 @@ class ForestReport:
     trees_without_labels: int = 0
     tokens: int = 0
     tokens_unshared: int = 0
+    prompts_with_control_text: int = 0
+    steps_with_control_text: int = 0
+    steps_with_separator: int = 0
+
+    def count_control_text(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        step_format: StepFormat,
+        prompt: str,
+        steps: Sequence[str],
+        num_merged: Sequence[int] | None = None,
+    ) -> None:
+        """Count a prompt and steps that hold control tokens or separators."""
+        self.prompts_with_control_text += bool(find_control_text(tokenizer, prompt))
+        merge = step_format.merge_separator
+        for step, count in zip(steps, num_merged or [1] * len(steps), strict=True):
+            self.steps_with_control_text += bool(find_control_text(tokenizer, step))
+            is_forged = count == 1 and not merge.isspace() and merge in step
+            self.steps_with_separator += step_format.step_separator in step or is_forged
 
     def __str__(self) -> str:
         return ", ".join(f"{field.name.replace('_', ' ')} {getattr(self, field.name):,}" for field in fields(self))
@@ -148,6 +172,7 @@ class ForestBuilder:
         num_merged: list[int] = []
         for tree, where in zip(trees, places, strict=True):
             kept = self._kept_labels(tree, where)
+            report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
             prompt_ids, step_ids = self.step_format.encode(self.tokenizer, tree.prompt, tree.completions)
             if self.max_length is not None and len(prompt_ids) >= self.max_length:
                 raise ValueError(

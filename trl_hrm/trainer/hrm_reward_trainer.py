@@ -206,6 +206,7 @@ class HRMRewardTrainer(StepTrainer):
             rows, report = builder(dataset, name, num_proc=args.dataset_num_proc)
         self.reports[name] = report
         dropped = report.labels_too_long or report.labels_contradicting or report.trees_without_labels
+        dropped = dropped or report.prompts_with_control_text or report.steps_with_control_text
         logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
         return rows
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from trl import SFTConfig
 
+from ..encoding import CHAT_TEMPLATE_DATE, check_chat_template_options
 from ..kl import DIRECTIONS, REDUCTIONS, SCALINGS
 
 
@@ -44,6 +45,11 @@ class KLSelfConfig(SFTConfig):
             the LM head of the reference is kept. They take 2 bytes per trained token and hidden dimension.
         ref_hidden_dir (`str`, *optional*):
             Folder of the precomputed states. By default `_ref_hidden` in `output_dir`, which is not pushed to the Hub.
+
+        > Parameters that control the data preprocessing
+
+        chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
+            The date that a chat template that prints today's date is given instead, as it is in `trl-hrm annotate`.
 
     > [!NOTE]
     > Other defaults are those of [`~trl.SFTConfig`].
@@ -94,8 +100,17 @@ class KLSelfConfig(SFTConfig):
         },
     )
 
+    # Parameters that control the data preprocessing
+    chat_template_date: str = field(
+        default=CHAT_TEMPLATE_DATE,
+        metadata={"help": "The date that a chat template that prints today's date is given instead."},
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.chat_template_date is None:
+            raise ValueError(f"`chat_template_date` is None, expected a date such as {CHAT_TEMPLATE_DATE!r}.")
+        check_chat_template_options(None, self.chat_template_date)
         if not (math.isfinite(self.kl_coef) and self.kl_coef >= 0):
             raise ValueError(f"`kl_coef` is {self.kl_coef}, expected 0 (no KL term) or a number above.")
         for name, choices in (

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
+from ..encoding import dated_template, uses_clock
 from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
 from .hub_push import HubPushMixin
 from .kl_self_config import KLSelfConfig
 from .model_card import CardFacts, policy_quick_start, write_card
 from .model_setup import forget_evaluation
+from .policy_rows import check_trained_rows, drop_empty_completions
 from .ref_hidden import REF_STATES, RefHiddenCollator, precompute_hidden
 from .reference import (
     AdapterOff,
@@ -84,7 +87,8 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             and `peft_config`.
 
     Raises:
-        `ValueError`: If the reference does not fit the policy, or an option does not go with a KL term.
+        `ValueError`: If the reference does not fit the policy, an option does not go with a KL term, or no row of a dataset has
+        a token to train on.
     """
 
     _tag_names = ["trl", "trl-hrm", "sft", "kl-self"]
@@ -130,6 +134,29 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         if args.precompute_ref_hidden:
             del reference
             gc.collect()  # TRL's redirection of the forward pass leaves a cycle, which would keep the model in memory
+
+    # Data
+
+    def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        """
+        The rows of [`~trl.SFTTrainer`], without those that have nothing to learn from.
+
+        Raises:
+            `ValueError`: If no row is left, or a row of a stream has an empty completion.
+        """
+        template = self.chat_template
+        if template is None and getattr(processing_class, "chat_template", None):
+            template = processing_class.get_chat_template()
+        if template is not None and uses_clock(template):
+            self.chat_template = dated_template(template, args.chat_template_date)
+        if formatting_func is None:
+            dataset = drop_empty_completions(dataset, dataset_name, args.dataset_text_field)
+        rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if isinstance(dataset, Dataset) and not (
+            packing and args.packing_strategy != "bfd"
+        ):  # others cut rows into pieces
+            check_trained_rows(rows, dataset_name, len(dataset), args.max_length)
+        return rows
 
     def _send_telemetry(self):
         # TRL's trainers report to the Hub when they are made; this package uses no network unless asked

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from ..encoding import dated_template, uses_clock
 from ..heads import num_labels
 from ..step_format import STEP_FORMAT_NAME, StepFormat
 from .forest_dataset import ForestReport
@@ -90,6 +91,9 @@ COUNTS = {
     "labels_too_long": "labels dropped: longer than `max_length`",
     "trees_without_labels": "problems dropped: no label left",
     "tokens": "tokens",
+    "prompts_with_control_text": "prompts that hold control tokens of the tokenizer",
+    "steps_with_control_text": "steps that hold control tokens of the tokenizer",
+    "steps_with_separator": "steps that hold a separator",
 }
 
 
@@ -124,6 +128,11 @@ def quick_start(
         "This model judges each step of a solution with a score from 0 (wrong) to 1 (right). Its scores depend on the token ids: "
         f"`{STEP_FORMAT_NAME}` holds how they are made, and the code below makes them so."
     )
+    if step_format.sanitize_control_tokens:
+        intro += (
+            " Control tokens in the text of a problem or a step, such as `<|im_end|>`, are plain text to this model: trl_hrm "
+            "encodes them so, and the other code does not."
+        )
     if merged:
         intro += (
             " It has also learned to judge a step merged with the one before it: `scorer.score(..., spans=(1, 2))` does both, and "
@@ -172,9 +181,16 @@ def _prompt(step_format: StepFormat, tokenizer: "PreTrainedTokenizerBase") -> st
     if step_format.prompt_style == "chat":
         system = step_format.system_prompt
         before = "" if system is None else f'{{"role": "system", "content": {_quote(system)}}}, '
+        options = "".join(f", {name}={value!r}" for name, value in (step_format.chat_template_kwargs or {}).items())
+        template = tokenizer.get_chat_template()
+        date = ""
+        if step_format.chat_template_date is not None and uses_clock(template):
+            dated = dated_template(template, step_format.chat_template_date).removesuffix(template)
+            date = f"date = {dated!r}  # in place of today's\n"
+            options += ", chat_template=date + tokenizer.get_chat_template()"
         return (
-            f'messages = [{before}{{"role": "user", "content": problem}}]\n'
-            "encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)\n"
+            f'messages = [{before}{{"role": "user", "content": problem}}]\n{date}'
+            f"encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True{options})\n"
             'ids = list(encoded["input_ids"])'
         )
     return (

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import patch_environment
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ..encoding import find_control_text
 from ..scoring.aggregate import aggregate
 from ..scoring.candidate_scores import fits
 from ..scoring.paths import TreeScorer
@@ -16,7 +17,7 @@ from ..scoring.scorer import StepScorer
 from ..search.steps import RULES, StepRule, regex_rule
 
 
-GUARDS = ("too_few_steps", "too_many_steps", "repeated_steps", "blank_steps", "too_long")
+GUARDS = ("too_few_steps", "too_many_steps", "repeated_steps", "blank_steps", "too_long", "control_text")
 _STEP_NUMBER = re.compile(r"^\W*(?:step\s*\d+\W*|\d+[.:)]\s+)", re.IGNORECASE)  # "Step 2: x", "(2) x", "2. x"
 
 
@@ -27,6 +28,11 @@ class StepReward:
     A completion is cut into steps, all completions of a batch are scored in one call, those of one problem as one tree, and the
     scores of its steps become one reward. A completion that a guard stops gets `guard_reward` and is counted; its steps are
     not scored.
+
+    The guard `control_text`, which has no option, stops a completion with a step that holds control tokens of the reward
+    model, such as `<|im_end|>`, or the `step_separator` if that has letters or digits: it could forge turns and ends of steps.
+    Tags that are not special tokens, such as `<think>`, are not counted. One special token at the very end is not either: it
+    is the end of the sequence, left in the text by some trainers, and is removed.
 
     Example:
 
@@ -47,6 +53,7 @@ class StepReward:
         segmentation (`str`, *optional*):
             Name of the [`StepRule`] that cuts completions into steps. By default they are cut at the `step_separator` of the
             checkpoint; where that is a blank line, `# Answer` stays with what follows it, as in the datasets of this package.
+            Where it is a control token, which a policy does not write, they are cut at blank lines.
         spans (`Sequence[int]`, *optional*, defaults to `(1,)`), combine (`str`, *optional*, defaults to `"max"`):
             How steps are judged. See [`StepScorer.score`].
         guard_reward (`float`, *optional*, defaults to `0.0`):
@@ -101,9 +108,12 @@ class StepReward:
             raise ValueError(f"{sorted(scorer_kwargs)} say how to load a reward model, but a scorer is given.")
         self.scorer = _load(reward_model, **scorer_kwargs) if isinstance(reward_model, str) else reward_model
         self.scorer.score([], [], spans=spans, combine=combine)  # what it refuses shows before anything is sampled
-        self.rule = (
-            separator_rule(self.scorer.step_format.step_separator) if segmentation is None else RULES[segmentation]
-        )
+        separator = self.scorer.step_format.step_separator
+        if segmentation is None:
+            is_control = find_control_text(self.scorer.tokenizer, separator)
+            self.rule = RULES["blank_line"] if is_control else separator_rule(separator)
+        else:
+            self.rule = RULES[segmentation]
         self.aggregate = aggregate
         self.problem_column = problem_column
         self.spans = spans
@@ -172,7 +182,10 @@ class StepReward:
         return rewards
 
     def steps(self, text: str) -> list[str]:
-        """The steps of a completion, without separators and the space around them. None is blank."""
+        """The steps of a completion, without separators, the space around them and the end of the sequence. None is blank."""
+        end = find_control_text(self.scorer.tokenizer, text, tags=False)[-1:]
+        if end and text.rstrip().endswith(end[0]):
+            text = text.rstrip().removesuffix(end[0])
         separator = self.scorer.step_format.step_separator.strip()
         ends = self.rule.ends(text)
         pieces = [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
@@ -201,6 +214,7 @@ class StepReward:
             self.max_repeated is not None and num_repeated > self.max_repeated * len(steps),
             self.max_blank is not None and num_blank(text, self.scorer.step_format.step_separator) > self.max_blank,
             self._too_long(problem, steps),
+            any(self.scorer.step_format.find_markers(self.scorer.tokenizer, step) for step in steps),
         )
         return [guard for guard, stop in zip(GUARDS, stops, strict=True) if stop]
 
