@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import datetime
 import os
 import signal
 from collections.abc import Iterator
@@ -33,3 +34,19 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
     browser = Browser(program, tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
+
+
+@pytest.fixture
+def on_day(monkeypatch):
+    """Set the clock of chat templates."""
+    from transformers.utils import chat_template_utils
+
+    def set_clock(day: str) -> None:
+        class Clock(datetime.datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return cls.fromisoformat(f"{day}T13:14:15")
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+    return set_clock

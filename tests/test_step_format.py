@@ -2,16 +2,18 @@
 
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from trl_hrm.encoding import control_tokens
 from trl_hrm.step_format import OLD_DEFAULTS, STEP_FORMAT_NAME, VERSION, StepFormat
 
 from .helpers import tiny_tokenizer
+from .test_encoding import GPT, INDIRECT, LLAMA, byte_level
 
 
 CHAT_TEMPLATE = (
@@ -126,6 +128,131 @@ class TestRefusals:
 
     def test_label_tokens_of_other_heads_are_not_read(self):
         StepFormat(label_tokens=("very good", "bad")).check(tiny_tokenizer())
+
+
+class TestControlTokens:
+    @pytest.mark.parametrize("style", ["plain", "chat"])
+    def test_data_makes_no_control_tokens(self, style):
+        tokenizer = byte_level()
+        control = control_tokens(tokenizer)
+        step_format = StepFormat(prompt_style=style, step_separator="<extra_0>")
+        texts = [f"a{token} b" for token in control.values()] + list(control.values())
+        expected = [control[i] for i in step_format.encode_prompt(tokenizer, "a") if i in control]
+        for text in texts:
+            prompt_ids, step_ids = step_format.encode(tokenizer, text, [text, "b", text])
+            assert [control[i] for i in prompt_ids if i in control] == expected
+            assert [[control[i] for i in ids if i in control] for ids in step_ids] == [["<extra_0>"]] * 3
+            assert [tokenizer.decode(ids) for ids in step_ids] == [
+                f"{text}<extra_0>",
+                "b<extra_0>",
+                f"{text}<extra_0>",
+            ]
+            assert step_format.encode_step(tokenizer, text) == step_ids[0]
+            if style == "plain":
+                assert tokenizer.decode(prompt_ids) == text
+
+    def test_ids_of_ordinary_text_do_not_change(self):
+        tokenizer = byte_level()
+        for style in ("plain", "chat"):
+            new = StepFormat(prompt_style=style)
+            old = replace(new, sanitize_control_tokens=False)
+            texts = ["Find x.\n\n\n 2 < 3 <table>", "kilogram"]
+            assert new.encode(tokenizer, texts[0], texts) == old.encode(tokenizer, texts[0], texts)
+
+    def test_first_version_keeps_its_ids(self, tmp_path):
+        """A checkpoint is scored with the ids it was trained with."""
+        tokenizer = byte_level()
+        write(tmp_path, {"step_separator": "<extra_0>"})
+        first = StepFormat.from_pretrained(tmp_path)
+        ids = tokenizer("a<extra_0>b<extra_0>", add_special_tokens=False)["input_ids"]
+        assert first.encode(tokenizer, "", ["a<extra_0>b"])[1] == [ids]
+        assert ids.count(tokenizer.convert_tokens_to_ids("<extra_0>")) == 2
+
+    def test_merged_steps_with_a_control_token_between(self):
+        tokenizer = byte_level()
+        with pytest.raises(ValueError, match="`merge_separator` '<extra_0>' holds a control token.*ordinary text"):
+            StepFormat(merge_separator="<extra_0>").check(tokenizer, merged=True)
+        StepFormat(merge_separator="<extra_0>").check(tokenizer)
+        StepFormat(merge_separator="<extra_0>", sanitize_control_tokens=False).check(tokenizer, merged=True)
+
+    def test_markers(self):
+        tokenizer = byte_level()
+        step_format = StepFormat(step_separator=" ки", merge_separator="|")
+        assert step_format.find_markers(tokenizer, "a ки b</s><think>") == ["</s>", " ки"]
+        assert step_format.find_markers(tokenizer, "a\n\nb | c") == []
+        assert StepFormat(step_separator="<extra_0>").find_markers(tokenizer, "a<extra_0>") == ["<extra_0>"]
+        assert StepFormat(step_separator=". ").find_markers(tokenizer, "One. Two.\n\nThree") == []
+
+
+class TestChatTemplate:
+    def test_ids_do_not_depend_on_the_day(self, on_day, tmp_path):
+        tokenizer = byte_level()
+        step_format = StepFormat(prompt_style="chat")
+        for template in (LLAMA, GPT, INDIRECT):
+            tokenizer.chat_template = template
+            found = set()
+            for day in ("2024-07-26", "2025-03-04"):
+                on_day(day)
+                step_format.save(tmp_path)
+                found.add(tuple(StepFormat.from_pretrained(tmp_path).encode_prompt(tokenizer, "1+1?")))
+            assert len(found) == 1
+            text = tokenizer.decode(found.pop())
+            assert "26" in text and ("2024" in text or "day 208" in text)
+
+    def test_another_date(self, on_day):
+        tokenizer = byte_level()
+        tokenizer.chat_template = LLAMA
+        ids = StepFormat(prompt_style="chat", chat_template_date="2001-02-03").encode_prompt(tokenizer, "1+1?")
+        assert "03 Feb 2001" in tokenizer.decode(ids)
+
+    def test_first_version_reads_the_clock_and_says_so(self, on_day, tmp_path):
+        tokenizer = byte_level()
+        tokenizer.chat_template = LLAMA
+        write(tmp_path, {"prompt_style": "chat"})
+        first = StepFormat.from_pretrained(tmp_path)
+        on_day("2025-03-04")
+        with pytest.warns(
+            UserWarning, match="prints today's date.*to the day it was trained, in its `step_format.json`"
+        ):
+            first.check(tokenizer)
+        with pytest.warns(UserWarning):
+            assert "04 Mar 2025" in tokenizer.decode(first.encode_prompt(tokenizer, "1+1?"))
+        write(tmp_path, {"prompt_style": "chat", "chat_template_date": "2024-12-24"})
+        dated = StepFormat.from_pretrained(tmp_path)
+        assert "24 Dec 2024" in tokenizer.decode(dated.encode_prompt(tokenizer, "1+1?"))
+
+    def test_variables_are_saved(self, tmp_path):
+        tokenizer = byte_level()
+        tokenizer.chat_template = GPT
+        StepFormat(prompt_style="chat", chat_template_kwargs={"effort": "high"}).save(tmp_path)
+        loaded = StepFormat.from_pretrained(tmp_path)
+        assert "high" in tokenizer.decode(loaded.encode_prompt(tokenizer, "1+1?"))
+        with pytest.raises(ValueError, match="sets thinking, but the chat template has no such variable"):
+            replace(loaded, chat_template_kwargs={"thinking": False}).check(tokenizer)
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"chat_template_kwargs": {"a": 1}}, '`chat_template_kwargs` needs `prompt_style="chat"`'),
+            ({"chat_template_kwargs": ["a"]}, "`chat_template_kwargs` is ['a'], expected a JSON object"),
+            ({"chat_template_kwargs": {"a": {1}}}, "expected JSON values only"),
+            ({"chat_template_kwargs": {"a": float("nan")}}, "expected JSON values only"),
+            ({"chat_template_kwargs": {1: "a"}}, "expected a JSON object"),
+            (
+                {"chat_template_kwargs": {"messages": []}},
+                "`chat_template_kwargs` sets messages, which cannot be set here",
+            ),
+            ({"chat_template_kwargs": {"tokenize": True}}, "`chat_template_kwargs` sets tokenize"),
+            ({"chat_template_kwargs": {"strftime_now": "x"}}, "`chat_template_kwargs` sets strftime_now"),
+            ({"chat_template_date": "26 Jul 2024"}, "`chat_template_date` is '26 Jul 2024', expected a date such as"),
+            ({"chat_template_date": 2024}, "`chat_template_date` is 2024, expected a date such as"),
+            ({"sanitize_control_tokens": "no"}, "`sanitize_control_tokens` is 'no', expected true or false"),
+        ],
+    )
+    def test_values(self, values, message):
+        style = "plain" if "needs" in message else "chat"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            StepFormat(prompt_style=style, **values)
 
 
 class TestFile:

@@ -2,6 +2,7 @@
 
 import datetime
 import inspect
+import itertools
 import json
 import re
 import warnings
@@ -285,16 +286,16 @@ class _Control:
 
     def encode(self, tokenizer: Any, data: str, render: Callable[[str], str], add_special_tokens: bool) -> list[int]:
         """Ids of `render(data)`, with control tokens in the data as plain text."""
-        around = render("")
-        mark = next(chr(code) for code in _UNSEEN if chr(code) not in data and chr(code) not in around)
+        used = {*data, *render("")}
+        mark, end = itertools.islice((letter for letter in map(chr, _UNSEEN) if letter not in used), 2)
         if mark not in self._copies:
             self._copies[mark] = _PlainCopy(tokenizer, self.tokens, mark)
         copy = self._copies[mark]
-        # A mark before each control token in the data tells it from those of the text around. The template may drop tokens
-        # and leave their marks
-        marked = render(self.pattern.sub(lambda match: mark + match[0], data))
+        # Marks around the control tokens of the data tell them from those of the text around it. The template may drop a part
+        # of the data and leave a mark
+        marked = render(self.pattern.sub(lambda match: mark + match[0] + end, data))
         text = re.sub(
-            f"{mark}({self.pattern.pattern})|({self.pattern.pattern})|{mark}",
+            f"{mark}({self.pattern.pattern}){end}|({self.pattern.pattern})|{mark}|{end}",
             lambda match: match[1] or (copy.alias(match[2]) if match[2] else ""),
             marked,
         )

@@ -43,7 +43,7 @@ def make_prompt(args: argparse.Namespace) -> tuple[Prompt, StepRule]:
         style=args.prompt_style,
         system_prompt=args.system_prompt,
         final_stops=final_stops,
-        chat_template_kwargs=args.chat_template_kwargs or None,
+        chat_template_kwargs=None if args.chat_template_kwargs == {} else args.chat_template_kwargs,
         chat_template_date=args.chat_template_date,
     )
     if (args.segmentation == "regex") != (args.step_pattern is not None):

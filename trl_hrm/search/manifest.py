@@ -35,9 +35,10 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         finally:
             fresh.unlink()
     found = json.loads(path.read_text(encoding="utf-8"))
-    if "prompt" in found:
-        found["prompt"] = started_prompt(found)
     asked = json.loads(json.dumps(manifest))
+    for values in (found, asked):
+        if "prompt" in values:
+            values["prompt"] = started_prompt(values)
     changed = [
         f"{name} was {_shown(found, name)} and is {_shown(asked, name)}"
         for name in sorted(_names(found) | _names(asked))

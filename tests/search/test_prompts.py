@@ -1,0 +1,136 @@
+"""What a policy is given: control tokens in the problem, the date, variables of the template, and runs of before."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from trl_hrm.encoding import control_tokens
+from trl_hrm.search.engine import EngineError
+from trl_hrm.search.manifest import MANIFEST, check_manifest, resumed_prompt
+from trl_hrm.search.openai_engine import OpenAIEngine
+from trl_hrm.search.prefixes import cut_prefix
+from trl_hrm.search.prompts import OLD_DEFAULTS, Prompt, started_prompt
+from trl_hrm.search.steps import RULES
+
+from ..test_encoding import GPT, LLAMA, byte_level
+
+
+CHAT = Prompt("mine", "<|im_start|>Q: {question}", "blank_line", system_prompt="Be brief.<|im_end|>")
+PLAIN = Prompt("raw", "<|im_start|>{question}<|im_end|>\n<think>", "blank_line", style="plain")
+OLD = {"chat_template_date": None, "sanitize_control_tokens": False}
+
+
+def written(tokenizer, ids) -> list[str]:
+    control = control_tokens(tokenizer)
+    return [control[i] for i in ids if i in control]
+
+
+@pytest.mark.parametrize("prompt", [CHAT, PLAIN], ids=["chat", "plain"])
+def test_a_problem_writes_no_control_tokens(prompt):
+    """Those of the prompt file and of the system message are meant; those of a problem would end the turn."""
+    tokenizer = byte_level()
+    expected = written(tokenizer, prompt.encode(tokenizer, "1+1?"))
+    assert expected.count("<|im_end|>") == (3 if prompt is CHAT else 1)
+    for token in control_tokens(tokenizer).values():
+        ids = prompt.encode(tokenizer, f"1{token}1?{token}")
+        assert written(tokenizer, ids) == expected
+        assert f"1{token}1?{token}" in tokenizer.decode(ids)
+        assert written(tokenizer, replace(prompt, **OLD).encode(tokenizer, f"1{token}")) != expected
+
+
+@pytest.mark.parametrize("prompt", [CHAT, PLAIN], ids=["chat", "plain"])
+def test_ordinary_problems_have_the_ids_they_always_had(prompt):
+    tokenizer = byte_level()
+    for problem in ("1+1?", " Find\n\n\n x <table>", ""):
+        assert prompt.encode(tokenizer, problem) == replace(prompt, **OLD).encode(tokenizer, problem)
+
+
+def test_problems_with_control_tokens_are_counted():
+    tokenizer = byte_level()
+    assert CHAT.describe_control_text(tokenizer, ["1", "im_end"]) is None
+    note = CHAT.describe_control_text(tokenizer, ["1", "2</s>", "<｜User｜>"])
+    assert note == "2 problems hold control tokens of the policy, such as '</s>', which are encoded as plain text."
+    assert "as these tokens" in replace(CHAT, **OLD).describe_control_text(tokenizer, ["</s>"])
+
+
+@pytest.mark.parametrize("template", [LLAMA, GPT])
+def test_ids_do_not_depend_on_the_day(template, on_day):
+    tokenizer = byte_level()
+    tokenizer.chat_template = template
+    found = set()
+    for day in ("2024-07-26", "2025-03-04"):
+        on_day(day)
+        found.add(tuple(CHAT.encode(tokenizer, "1+1?")))
+    assert len(found) == 1
+    on_day("2025-03-04")
+    with pytest.warns(UserWarning, match="prints today's date"):
+        assert tuple(replace(CHAT, **OLD).encode(tokenizer, "1+1?")) not in found
+
+
+def test_variables_of_the_template():
+    tokenizer = byte_level()
+    tokenizer.chat_template = GPT
+    high = replace(CHAT, chat_template_kwargs={"effort": "high"})
+    assert "high" in tokenizer.decode(high.encode(tokenizer, "1+1?"))
+    with pytest.raises(ValueError, match="sets enable_thinking, .* Variables of this template: effort"):
+        replace(CHAT, chat_template_kwargs={"enable_thinking": False}).encode(tokenizer, "1+1?")
+    with pytest.raises(ValueError, match="needs the prompt style chat"):
+        replace(PLAIN, chat_template_kwargs={"effort": "high"})
+    with pytest.raises(ValueError, match="sets add_generation_prompt, which cannot be set here"):
+        replace(CHAT, chat_template_kwargs={"add_generation_prompt": False})
+
+
+class TestManifest:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"chat_template_kwargs": {"effort": "high"}}, 'chat_template_kwargs.effort was null and is "high"'),
+            ({"chat_template_date": "2025-01-01"}, 'chat_template_date was "2024-07-26" and is "2025-01-01"'),
+            ({"sanitize_control_tokens": False}, "sanitize_control_tokens was true and is false"),
+        ],
+    )
+    def test_a_restart_with_other_options_is_refused(self, tmp_path, change, message):
+        check_manifest(tmp_path, {"prompt": asdict(CHAT)})
+        check_manifest(tmp_path, {"prompt": asdict(CHAT)})
+        with pytest.raises(ValueError, match=f"prompt.{message}"):
+            check_manifest(tmp_path, {"prompt": asdict(replace(CHAT, **change))})
+
+    def test_a_run_of_before_is_resumed_as_it_was_started(self, tmp_path):
+        values = {name: value for name, value in asdict(CHAT).items() if name not in OLD_DEFAULTS}
+        check_manifest(tmp_path, {"prompt": values})
+        prompt = resumed_prompt(CHAT, tmp_path, tmp_path / "new")
+        assert prompt == replace(CHAT, **OLD)
+        check_manifest(tmp_path, {"prompt": asdict(prompt)})
+        started = Prompt(**started_prompt(json.loads((tmp_path / MANIFEST).read_text())))
+        assert replace(started, final_stops=()) == prompt
+        assert resumed_prompt(CHAT, tmp_path / "new") == CHAT
+
+    def test_options_are_not_dropped_to_resume_a_run_of_before(self, tmp_path):
+        """An option that was given and not used would be one that is ignored."""
+        values = {name: value for name, value in asdict(CHAT).items() if name not in OLD_DEFAULTS}
+        check_manifest(tmp_path, {"prompt": values})
+        for change in ({"chat_template_kwargs": {"effort": "high"}}, {"chat_template_date": "2025-01-01"}):
+            prompt = resumed_prompt(replace(CHAT, **change), tmp_path)
+            with pytest.raises(ValueError, match="started with other settings: prompt.chat_template"):
+                check_manifest(tmp_path, {"prompt": asdict(prompt)})
+
+
+def test_a_prefix_with_control_tokens_is_refused():
+    """DeepSeek's `<｜User｜>` is no special token, so that the text comes back and shows nothing."""
+    tokenizer = byte_level()
+    with pytest.raises(ValueError, match="holds '<｜User｜>', a control token of the policy's tokenizer"):
+        cut_prefix(RULES["blank_line"], tokenizer, [], "x<｜User｜> = 3.\n\n")
+    ids, _ = cut_prefix(RULES["blank_line"], tokenizer, [], "<think>x = 3.\n\n")  # as the policy writes it
+    assert written(tokenizer, ids) == ["<think>"]
+
+
+def test_a_server_that_takes_text_is_not_sent_control_tokens_as_text():
+    """It would make tokens of them."""
+    tokenizer = byte_level()
+    tokenizer.eos_token = "</s>"
+    engine = OpenAIEngine(["http://localhost:1"], "policy", tokenizer, api="text")
+    ids = CHAT.encode(tokenizer, "1+1?")
+    assert engine._prompt_text(ids) == tokenizer.decode(ids)
+    with pytest.raises(EngineError, match="holds the text of control tokens .*'<｜User｜>'.* or use vLLM"):
+        engine._prompt_text(CHAT.encode(tokenizer, "1+1?<｜User｜>"))

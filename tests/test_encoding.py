@@ -1,0 +1,308 @@
+"""Ids depend neither on the clock nor on control tokens in the data. Each claim is held against a plain reference."""
+
+import json
+import random
+import string
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from trl_hrm.encoding import (
+    control_tokens,
+    dated_template,
+    encode_around,
+    find_control_text,
+    plain_text_ids,
+    render_chat,
+    uses_clock,
+)
+
+
+TEXTS = [
+    "Find x in 3x + 4 = 10.\n\nThen x = 2 <b>and</b> 2 < 3.",
+    "im_end eot_id extra User table think |> <| [INST] ",
+]
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<extra_0>", "[INST]", "</s>"]
+ADDED = ["<｜User｜>", "<think>", "</think>", "<call>", "\n\n\n", "<table>", "kilogram"]
+LETTERS = string.printable + "｜\ufdd0\ufdd1"
+CONTROL = {*SPECIAL, "<｜User｜>", "<think>", "</think>", "<call>"}
+CHAT = (
+    "{{ bos_token or '' }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+    "{% if done %}</think>{% endif %}{% if tools %}<call>kilogram</call>{% endif %}"
+)
+LLAMA = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}\n\nToday Date: {{ date_string }}\n"
+    "{{ messages[0]['content'] }}"
+)
+GPT = (
+    "{%- macro system() -%}{{ 'Current date: ' + strftime_now('%Y-%m-%d') }} {{ effort | default('low') }}{%- endmacro -%}"
+    "{{ system() }} {{ messages[0]['content'] }}"
+)
+INDIRECT = "  {%- set now = strftime_now %}{{ now('%A, %-d. %B, day %j, 100%%') }} {{ messages[0]['content'] }}"
+
+
+def byte_level(added: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, as of Qwen and Llama 3: control tokens are outside of the vocabulary of the model."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet))
+    return with_tokens(tokenizer, added)
+
+
+def metaspace(added: bool = True) -> PreTrainedTokenizerFast:
+    """BPE with control tokens within its vocabulary, as of Gemma."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.decoder = decoders.Replace("▁", " ")
+    alphabet = sorted({*LETTERS.replace(" ", "▁")})
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXTS * 3, trainer)
+    return with_tokens(tokenizer, added)
+
+
+def unigram(added: bool = True) -> PreTrainedTokenizerFast:
+    """Unigram, whose best way to write `</s>` would be the token of that name."""
+    pieces = [("<unk>", 0.0), *((text, 0.0) for text in SPECIAL)]
+    pieces += [("im", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.decoder = decoders.Fuse()
+    return with_tokens(tokenizer, added)
+
+
+def with_tokens(tokenizer: Tokenizer, added: bool) -> PreTrainedTokenizerFast:
+    names = [AddedToken(text, special=True, normalized=False) for text in SPECIAL]
+    names += [AddedToken(text, special=False, normalized=False) for text in ADDED]
+    tokenizer.add_tokens([name for name in names if added or name.content not in CONTROL])
+    special = {"additional_special_tokens": SPECIAL} if added else {}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT if added else None, **special)
+
+
+KINDS = {"byte_level": byte_level, "metaspace": metaspace, "unigram": unigram}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def plain(tokenizer, text: str) -> list[int]:
+    return plain_text_ids(tokenizer, text, ids_of(tokenizer, text))
+
+
+def random_text(rng: random.Random) -> str:
+    """Ordinary text with control tokens, alone, in a row, at the ends and within words."""
+    words = [*SPECIAL, *ADDED, "x = 3", " ", "\n", "\n\n", "<", "|>", "im_end", "a", "<|", "table"]
+    return "".join(rng.choices(words, k=rng.randint(1, 8)))
+
+
+class TestControlTokens:
+    def test_what_is_a_control_token(self, kind):
+        """Special, in bars, or in brackets in the template. White space, HTML and words of the user are text."""
+        assert set(control_tokens(KINDS[kind]()).values()) == CONTROL
+
+    def test_without_a_template(self):
+        """Brackets alone tell nothing: Gemma has `<table>`, which is text."""
+        tokenizer = byte_level()
+        assert "<think>" in control_tokens(tokenizer).values()
+        tokenizer.chat_template = None  # is seen, though the tokenizer was read before
+        assert set(control_tokens(tokenizer).values()) == {*SPECIAL, "<｜User｜>"}
+        tokenizer.add_special_tokens({"pad_token": "<table>"})
+        assert "<table>" in control_tokens(tokenizer).values()
+
+    def test_texts_are_found_in_order(self):
+        tokenizer = byte_level()
+        text = "a<think>b</s><table>\n\n\n<|im_end|></s>"
+        assert find_control_text(tokenizer, text) == ["<think>", "</s>", "<|im_end|>", "</s>"]
+        assert find_control_text(tokenizer, text, tags=False) == ["</s>", "<|im_end|>", "</s>"]
+        assert find_control_text(object(), text) == []
+
+
+class TestPlainText:
+    def test_ordinary_text_has_the_ids_it_always_had(self, kind):
+        tokenizer = KINDS[kind]()
+        for text in [*TEXTS[:1], "a\n\n\n b", "<table>", "kilogram", "", " ", "im_end|>"]:
+            assert plain(tokenizer, text) == ids_of(tokenizer, text)
+
+    def test_as_a_tokenizer_that_never_had_the_tokens(self, kind):
+        """The reference: the same tokenizer without its control tokens."""
+        tokenizer, reference = KINDS[kind](), KINDS[kind](added=False)
+        rng = random.Random(0)
+        changed = 0
+        for text in [*SPECIAL, *ADDED, *(random_text(rng) for _ in range(300))]:
+            found = plain(tokenizer, text)
+            assert not set(found) & control_tokens(tokenizer).keys()
+            assert tokenizer.decode(found) == text
+            changed += found != ids_of(tokenizer, text)
+            if kind == "byte_level":  # the others have the tokens in the vocabulary of the model
+                names = tokenizer.convert_ids_to_tokens(found)
+                assert names == reference.convert_ids_to_tokens(ids_of(reference, text))
+        assert changed > 150
+
+    def test_a_text_that_the_normalizer_makes_a_control_token(self):
+        """Tokens that are matched after normalization have more than one spelling."""
+        tokenizer = byte_level()
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+        tokenizer.add_tokens([AddedToken("<|end|>", normalized=True)])
+        wide = "a＜|end|＞"
+        assert set(ids_of(tokenizer, wide)) & control_tokens(tokenizer).keys()
+        found = plain(tokenizer, wide)
+        assert not set(found) & control_tokens(tokenizer).keys() and tokenizer.decode(found) == "a<|end|>"
+
+    def test_an_unknown_word_is_no_control_token(self):
+        vocab = {"[UNK]": 0, "</s>": 1, "a": 2, "b": 3}
+        tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="</s>")
+        assert plain(tokenizer, "a what b") == [2, 0, 3]
+        assert plain(tokenizer, "a </s> b") == [2, 0, 3]  # a word that this vocabulary does not have
+
+    def test_a_control_token_that_merges_make_is_refused(self):
+        vocab = {letter: i for i, letter in enumerate("<s>")} | {"<s": 3, "<s>": 4}
+        tokenizer = Tokenizer(models.BPE(vocab, [("<", "s"), ("<s", ">")]))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+        with pytest.raises(ValueError, match="makes '<s>' of plain text.*Remove it.*or set"):
+            plain(tokenizer, "s<s>")
+        assert plain(tokenizer, "s<") == [1, 0]
+
+    def test_a_tokenizer_without_a_copy_is_refused_only_where_it_matters(self):
+        class Slow:
+            chat_template = None
+            unk_token_id = None
+            all_special_tokens = ["<s>"]
+            added_tokens_decoder = {7: AddedToken("<s>", special=True)}
+
+            def __len__(self):
+                return 8
+
+        slow = Slow()
+        assert plain_text_ids(slow, "a", [1]) == [1]
+        with pytest.raises(ValueError, match="a Slow cannot encode them as plain text. Use a fast tokenizer"):
+            plain_text_ids(slow, "<s>", [7])
+
+    def test_the_tokenizer_is_not_changed(self):
+        tokenizer = byte_level()
+        before = tokenizer.backend_tokenizer.to_str()
+        plain(tokenizer, "a<|im_end|>")
+        assert tokenizer.backend_tokenizer.to_str() == before
+
+
+class TestDataInATemplate:
+    def render(self, tokenizer):
+        return lambda text: render_chat(tokenizer, [{"role": "user", "content": text}], None, None)
+
+    def test_only_the_template_writes_control_tokens(self, kind):
+        tokenizer = KINDS[kind]()
+        render, control = self.render(tokenizer), control_tokens(tokenizer)
+        expected = ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<think>"]
+        rng = random.Random(1)
+        for text in ["1+1?", *(random_text(rng) for _ in range(100)), "\ufdd0<|im_end|>\ufdd1", "</s>" * 3]:
+            found = encode_around(tokenizer, text, render)
+            assert [control[i] for i in found if i in control] == expected
+            assert tokenizer.decode(found) == render(text)
+
+    def test_ordinary_data_has_the_ids_it_always_had(self, kind):
+        tokenizer = KINDS[kind]()
+        messages = [{"role": "user", "content": TEXTS[0]}]
+        found = encode_around(tokenizer, TEXTS[0], self.render(tokenizer))
+        assert found == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+
+    def test_as_the_pieces_that_transformers_joins(self):
+        """Where tokens are split at the border anyway, the ids are those of transformers' own `sanitize_control_tokens`."""
+        tokenizer = byte_level()
+        for text in ("</s>", "<|im_end|>", "3<think>7"):
+            messages = [{"role": "user", "content": text}]
+            expected = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, sanitize_control_tokens=True
+            )["input_ids"]
+            assert encode_around(tokenizer, text, self.render(tokenizer)) == expected
+
+    def test_a_template_that_drops_a_token_leaves_no_mark(self):
+        tokenizer = byte_level()
+        tokenizer.chat_template = "<|im_start|>{{ messages[0]['content'].split('</s>')[0] }}<|im_end|>"
+        found = encode_around(tokenizer, "a<|im_end|>b</s>c", self.render(tokenizer))
+        assert tokenizer.decode(found) == "<|im_start|>a<|im_end|>b<|im_end|>"
+        assert tokenizer.convert_ids_to_tokens(found).count("<|im_end|>") == 1
+
+    def test_a_token_in_front_of_every_text(self):
+        tokenizer = byte_level()
+        bos = tokenizer.convert_tokens_to_ids("</s>")
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="</s> $A", special_tokens=[("</s>", bos)]
+        )
+        found = encode_around(tokenizer, "1</s>", "Q: {}".format, add_special_tokens=True)
+        assert found == [bos, *plain(tokenizer, "Q: 1</s>")] and found.count(bos) == 1
+
+
+class TestClock:
+    @pytest.mark.parametrize("template", [LLAMA, GPT, INDIRECT])
+    def test_the_date_is_the_one_that_is_given(self, template, on_day):
+        """The reference is the template itself on that day."""
+        tokenizer = byte_level()
+        tokenizer.chat_template = template
+        messages = [{"role": "user", "content": "1+1?"}]
+        assert uses_clock(template) and not uses_clock(dated_template(template, "2024-07-26"))
+        for day in ("2024-07-26", "2025-03-04", "1999-12-31"):
+            on_day(day)
+            with pytest.warns(UserWarning, match="prints today's date and `chat_template_date` is not set"):
+                expected = render_chat(tokenizer, messages, None, None)
+            for other in ("2031-01-01", "2000-02-29"):
+                on_day(other)
+                assert render_chat(tokenizer, messages, None, day) == expected
+                assert render_chat(tokenizer, messages, None, other) != expected
+
+    def test_a_template_without_a_clock_is_left_as_it_is(self, recwarn):
+        tokenizer = byte_level()
+        messages = [{"role": "user", "content": "1+1?"}]
+        assert render_chat(tokenizer, messages, None, None) == render_chat(tokenizer, messages, None, "2001-01-01")
+        assert not uses_clock(CHAT) and not uses_clock("{# strftime_now('%Y') #}strftime_now") and not list(recwarn)
+
+    @pytest.mark.parametrize("template", ["{{ ['a', 'b'] | random }}", "{{ lipsum() }}"])
+    def test_a_random_template_is_refused(self, template):
+        tokenizer = byte_level()
+        tokenizer.chat_template = template
+        with pytest.raises(ValueError, match="other ids each time. Set another `tokenizer.chat_template`"):
+            render_chat(tokenizer, [], None, "2024-07-26")
+
+
+class TestVariables:
+    def test_they_reach_the_template(self):
+        tokenizer = byte_level()
+        tokenizer.chat_template = GPT
+        messages = [{"role": "user", "content": "1+1?"}]
+        assert "high 1+1?" in render_chat(tokenizer, messages, {"effort": "high"}, "2024-07-26")
+        tokenizer.chat_template = LLAMA
+        assert "Date: May 1\n" in render_chat(tokenizer, messages, {"date_string": "May 1"}, "2024-07-26")
+
+    def test_one_that_the_template_does_not_have_is_refused(self):
+        """transformers ignores it: the policy would think, though it was told not to."""
+        tokenizer = byte_level()
+        tokenizer.chat_template = GPT
+        with pytest.raises(ValueError, match="sets enable_thinking, but .* Variables of this template: effort."):
+            render_chat(tokenizer, [], {"enable_thinking": False}, "2024-07-26")
+
+    def test_named_templates(self):
+        tokenizer = byte_level()
+        tokenizer.chat_template = {"default": GPT, "tool_use": "{{ tools }}<call>"}
+        text = render_chat(tokenizer, [{"role": "user", "content": "1+1?"}], None, "2024-07-26")
+        assert text == "Current date: 2024-07-26 low 1+1?"
+        assert "<call>" in control_tokens(tokenizer).values()
+
+
+def test_saved_and_loaded(tmp_path):
+    """What is a control token comes with the files of the tokenizer."""
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = "a<|im_end|><｜User｜><think>\n\n\n<table>"
+    assert control_tokens(loaded) == control_tokens(tokenizer) and plain(loaded, text) == plain(tokenizer, text)
+    assert json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
