@@ -207,6 +207,17 @@ class TestDataset:
         warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
         assert any("train_dataset: rows in 5, rows out 2" in line and "labels too long 3" in line for line in warned)
 
+    def test_control_text_is_counted_and_plain(self, tmp_path, caplog):
+        """`<s>` in a prompt would begin the sequence once more."""
+        trainer = trainer_of(
+            tmp_path, [ROW | {"prompt": "which <s> larger"}, ROW | {"completions": ["so", "<s> ten"]}]
+        )
+        assert all(row.count(2) == 1 for row in trainer.train_dataset["input_ids"])
+        report = trainer.reports["train_dataset"]
+        assert (report.prompts_with_control_text, report.steps_with_control_text) == (1, 1)
+        warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        assert any("prompts with control text 1, steps with control text 1" in line for line in warned)
+
     def test_nothing_is_warned_where_nothing_is_lost(self, tmp_path, caplog):
         trainer_of(tmp_path, [ROW])
         assert not [r for r in caplog.records if r.levelname == "WARNING" and "train_dataset" in r.getMessage()]

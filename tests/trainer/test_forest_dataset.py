@@ -13,6 +13,7 @@ from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepTree, hrm
 from trl_hrm.trainer.forest_dataset import DataCollatorForForest, ForestBuilder
 
 from ..helpers import dataset_of, random_tree, tiny_model, tiny_tokenizer
+from ..test_encoding import byte_level
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,19 @@ class TestReport:
         }
         assert report.labels_in == report.labels_kept + report.labels_joined + report.labels_too_long
         assert "labels too long 3" in str(report)
+
+    def test_control_text_and_separators_are_counted(self):
+        step_format = StepFormat(merge_separator=" | ")
+        builder = ForestBuilder(byte_level(), step_format, max_length=None)
+        rows = [
+            row("a</s>,b,a | b", [1.0, 0.0, 0.0], prompt="1<｜User｜>", parents=[-1, 0, -1], num_merged=[1, 1, 2]),
+            row("a | b,c\n\nd,<think>", [1.0, 0.0, 1.0], prompt="im_end"),
+        ]
+        rows[1] |= {"parents": [-1, 0, 1], "num_merged": [1, 1, 1]}
+        _, report = builder(Dataset.from_list(rows), "rows")
+        counts = (report.prompts_with_control_text, report.steps_with_control_text, report.steps_with_separator)
+        assert counts == (1, 2, 2)
+        assert "prompts with control text 1, steps with control text 2, steps with separator 2" in str(report)
 
     def test_contradicting_labels_are_averaged(self, build):
         rows, _ = build([row("a", [1.0]), row("a", [0.0]), row("a", [None]), row("a", [0.5])])

@@ -1,0 +1,126 @@
+"""Rows of self-training that have nothing to learn from, and chat templates with a date."""
+
+import pytest
+from datasets import Dataset
+
+from tests.helpers import tiny_model
+from tests.test_encoding import LLAMA, byte_level
+from tests.trainer.kl_training import LM, make_kl_trainer
+from trl_hrm import KLSelfConfig
+from trl_hrm.trainer.policy_rows import drop_empty_completions
+
+
+GOOD = {"prompt": "add x", "completion": " = 3"}
+LONG = {"prompt": "add x y " * 20, "completion": " = 3"}
+EMPTY = {"prompt": "add x", "completion": " \n"}
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def messages(prompt: str, completion: str, **more: str) -> dict[str, list[dict[str, str]]]:
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": completion, **more}],
+    }
+
+
+class TestEmptyCompletions:
+    def test_they_are_dropped_and_counted(self, tmp_path, caplog):
+        """They train the end of the sequence as the first token of an answer."""
+        trainer = make_kl_trainer(tmp_path, [GOOD, EMPTY, GOOD, GOOD | {"completion": ""}])
+        assert len(trainer.train_dataset) == 2
+        assert any(
+            "train: 2 of 4 rows have an empty completion and are dropped" in line for line in warnings_of(caplog)
+        )
+
+    def test_of_the_evaluation(self, tmp_path, caplog):
+        trainer = make_kl_trainer(tmp_path, [GOOD], eval_rows=[EMPTY, GOOD])
+        assert len(trainer.eval_dataset) == 1
+        assert any("eval: 1 of 2 rows have an empty completion" in line for line in warnings_of(caplog))
+
+    @pytest.mark.parametrize(
+        ("rows", "kept"),
+        [
+            ([messages("a", "b"), messages("a", " ")], [True, False]),
+            ([messages("a", "", reasoning_content="so"), messages("a", "", reasoning_content="")], [True, False]),
+            ([{"messages": [{"role": "user", "content": "a"}]}], [True]),
+            (
+                [{"messages": messages("a", "b")["completion"]}, {"messages": messages("a", "")["completion"]}],
+                [True, False],
+            ),
+            ([{"text": "a"}, {"text": ""}], [True, False]),
+            ([{"prompt": [], "completion": []}, messages("a", "b")], [False, True]),
+            ([{"input_ids": [1, 2]}, {"input_ids": []}], [True, True]),
+        ],
+    )
+    def test_in_every_format(self, rows, kept):
+        dataset = Dataset.from_list(rows)
+        assert drop_empty_completions(dataset, "train").to_list() == [
+            row for row, keep in zip(dataset.to_list(), kept, strict=True) if keep
+        ]
+
+    def test_none_is_left(self, tmp_path):
+        with pytest.raises(ValueError, match="train: all 2 completions are empty, so no row is left"):
+            make_kl_trainer(tmp_path, [EMPTY, EMPTY])
+
+    def test_no_rows(self):
+        with pytest.raises(ValueError, match="train has no rows"):
+            drop_empty_completions(Dataset.from_list([GOOD]).select([]), "train")
+
+    def test_in_a_stream(self, tmp_path):
+        """Nobody counts what a stream leaves out."""
+        stream = Dataset.from_list([GOOD, EMPTY]).to_iterable_dataset()
+        trainer = make_kl_trainer(tmp_path, stream, max_steps=2, per_device_train_batch_size=1)
+        with pytest.raises(ValueError, match="a row has an empty completion, expected a text: .*add x.* Remove it"):
+            trainer.train()
+
+
+class TestTrainedRows:
+    @pytest.mark.parametrize("packing", [False, True])
+    def test_no_row_has_a_trained_token(self, tmp_path, packing):
+        """TRL leaves an empty dataset, whose sampler fails with `num_samples=0`."""
+        with pytest.raises(
+            ValueError, match="none of 2 rows has a token to train on. The prompts alone fill `max_length` 8"
+        ):
+            make_kl_trainer(tmp_path, [LONG, LONG], max_length=8, packing=packing, padding_free=False)
+
+    @pytest.mark.parametrize("packing", [False, True])
+    def test_some_have_none(self, tmp_path, caplog, packing):
+        make_kl_trainer(tmp_path, [LONG, GOOD, LONG], max_length=24, packing=packing)
+        [line] = [line for line in warnings_of(caplog) if "token to train on" in line]
+        assert "2 of 3 rows have no token to train on and are ignored. The prompts alone fill `max_length` 24" in line
+
+    @pytest.mark.parametrize("packing", [False, True])
+    def test_nothing_is_warned_where_all_are_trained(self, tmp_path, caplog, packing):
+        make_kl_trainer(tmp_path, [GOOD] * 3, max_length=64, packing=packing)
+        assert not [line for line in warnings_of(caplog) if "token to train on" in line]
+
+
+def test_rows_do_not_depend_on_the_day(tmp_path, on_day):
+    """As `trl-hrm annotate` asked on any day. The tokenizer that is saved keeps its template."""
+    found = []
+    for day in ("2024-07-26", "2025-03-04"):
+        on_day(day)
+        tokenizer = byte_level()
+        tokenizer.chat_template = LLAMA
+        tokenizer.add_special_tokens({"eos_token": "</s>", "pad_token": "</s>"})
+        rows = [{"messages": messages("1+1?", "2")["prompt"]}]
+        trainer = make_kl_trainer(
+            tmp_path / day,
+            rows,
+            model=tiny_model(LM, vocab_size=len(tokenizer)),
+            trainer_args={"processing_class": tokenizer},
+        )
+        found.append(tokenizer.decode(trainer.train_dataset[0]["input_ids"]))
+        assert trainer.processing_class.chat_template == LLAMA
+    assert found[0] == found[1] and "26 Jul 2024" in found[0]
+
+
+def test_a_date_that_is_none(tmp_path):
+    for date in (None, "today"):
+        with pytest.raises(
+            ValueError, match=f"`chat_template_date` is {date!r}, expected a date such as '2024-07-26'"
+        ):
+            KLSelfConfig(str(tmp_path), use_cpu=True, bf16=False, chat_template_date=date)
