@@ -1,5 +1,6 @@
 """The choice among solutions, and rows that TRL's SFTTrainer trains on as the policy was asked."""
 
+import copy
 import random
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -154,6 +155,30 @@ def test_trained_as_asked(tmp_path, tokenizer, prompt):
         assert tokenizer.decode(prepared["input_ids"][len(given) :]) == text + end
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+def test_trained_as_asked_with_variables_of_the_template(tmp_path, tokenizer):
+    """A policy that was told not to think is not trained on a prompt that lets it."""
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template = CHATML.replace("assistant\n", "assistant\n{% if not think %}No.{% endif %}")
+    prompt = replace(PROMPT, style="chat", chat_template_kwargs={"think": True})
+    dataset = exported(tmp_path, prompt)
+    assert set(map(str, dataset["chat_template_kwargs"])) == {"{'think': True}"}
+    trainer = sft_trainer(tmp_path, dataset, thinking)
+    for row, prepared in zip(dataset, trainer.train_dataset, strict=True):
+        given = prompt.encode(thinking, row["problem"])
+        assert prepared["input_ids"][: len(given)] == given
+        assert given != replace(prompt, chat_template_kwargs=None).encode(thinking, row["problem"])
+
+
+def test_runs_with_different_variables_have_no_common_prompt(tmp_path):
+    for name, change in (("a", {}), ("b", {"chat_template_kwargs": {"think": True}})):
+        run_scripted(tmp_path / name, SEARCHES["full_tree"], make_problems(4))
+        check_manifest(tmp_path / name, {"prompt": asdict(replace(PROMPT, style="chat", **change))})
+        finish_shard(tmp_path / name, 0, 1)
+    config = ExportConfig(str(tmp_path / "sft"), view="sft", test_size=0, num_proc=1)
+    report = build_search_trees([str(tmp_path / "a"), str(tmp_path / "b")], config)
+    assert any("were asked with different prompts" in warning for warning in report["warnings"])
 
 
 def test_trained_as_asked_with_a_token_before_the_text(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from trl_hrm.cli import main
 from trl_hrm.search.nodes import read_trees
@@ -85,6 +87,38 @@ def test_other_settings_are_refused(tmp_path, policy, problems, capsys):
     assert annotate(policy, problems, tmp_path / "run", "--shard", "0/2") == 1
     assert "num_shards was 1 and is 2" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
+    """They decide the prompt, so that they are saved, and a restart with others is refused."""
+    chat = tmp_path / "chat"
+    shutil.copytree(policy, chat)
+    (chat / "chat_template.jinja").write_text(
+        "{{ strftime_now('%Y') }}{% if think %}Think.{% endif %}{{ messages[0]['content'] }}"
+    )
+    rows = [*KNOWN[:1], {"problem": "What is<|endoftext|> 1 - 1 + 7?", "answer": "7"}]
+    Path(problems).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    think = ["--prompt_style", "chat", "--chat_template_kwargs", '{"think": true}']
+    assert annotate(str(chat), problems, tmp_path / "run", *think) == 0
+    assert (
+        "Problems with control tokens of the policy, such as '<|endoftext|>': 1. They are" in capsys.readouterr().out
+    )
+    prompt = json.loads((tmp_path / "run" / "manifest.json").read_text())["prompt"]
+    assert prompt["chat_template_kwargs"] == {"think": True} and prompt["chat_template_date"] == "2024-07-26"
+    log = (tmp_path / "run" / "log-00000-of-00001.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in log]
+    ids = [event["prompt_ids"] for event in events if event.get("event") == "problem"]
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    assert sorted(map(tokenizer.decode, ids)) == sorted(f"2024Think.{row['problem'].strip()}" for row in rows)
+    assert not {tokenizer.eos_token_id} & {token for row in ids for token in row}
+    for more, message in (
+        (think[:2], "prompt.chat_template_kwargs.think was true and is null"),
+        ([*think, "--chat_template_date", "2025-01-01"], 'was "2024-07-26" and is "2025-01-01"'),
+        ([*think[:3], '{"thinking": true}'], "sets thinking, but the chat template has no such variable"),
+        ([*think[:3], '["think"]'], "expected a JSON object"),
+    ):
+        assert annotate(str(chat), problems, tmp_path / "run", *more) == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

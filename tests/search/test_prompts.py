@@ -50,8 +50,8 @@ def test_problems_with_control_tokens_are_counted():
     tokenizer = byte_level()
     assert CHAT.describe_control_text(tokenizer, ["1", "im_end"]) is None
     note = CHAT.describe_control_text(tokenizer, ["1", "2</s>", "<｜User｜>"])
-    assert note == "2 problems hold control tokens of the policy, such as '</s>', which are encoded as plain text."
-    assert "as these tokens" in replace(CHAT, **OLD).describe_control_text(tokenizer, ["</s>"])
+    assert note == "Problems with control tokens of the policy, such as '</s>': 2. They are encoded as plain text."
+    assert "as these tokens, as when" in replace(CHAT, **OLD).describe_control_text(tokenizer, ["</s>"])
 
 
 @pytest.mark.parametrize("template", [LLAMA, GPT])

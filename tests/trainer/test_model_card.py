@@ -105,6 +105,33 @@ def test_the_code_of_the_card_gives_the_scores_of_the_scorer(tmp_path, monkeypat
     assert server.names == ["out-merged" if adapter else "out"]
 
 
+def test_the_code_of_the_card_has_the_variables_and_the_date_of_the_template(tmp_path, monkeypatch, trees, on_day):
+    """On another day, with transformers alone, the scores are the same."""
+    monkeypatch.chdir(tmp_path)
+    save_base(tmp_path / "base", "chat")
+    dated = "{{ strftime_now('%d %b %Y') }}{% if brief %}so{% endif %}" + CHAT
+    (tmp_path / "base" / "chat_template.jinja").write_text(dated)
+    make_trainer(
+        "out",
+        trees,
+        str(tmp_path / "base"),
+        tokenizer=tiny_tokenizer().__class__.from_pretrained(tmp_path / "base"),
+        step_separator="\n",
+        merge_separator=" ",
+        prompt_style="chat",
+        chat_template_kwargs={"brief": True},
+        chat_template_date="2025-03-04",
+    ).save_model()
+    code = blocks(read(tmp_path / "out" / "README.md")[1])[1]
+    expected = StepScorer.from_pretrained("out").score([PROBLEM], [[STEPS]])[0][0]
+    for day in ("2024-07-26", "2026-01-01"):
+        on_day(day)
+        found = {}
+        exec(code, found)
+        assert found["tokenizer"].decode(found["ids"]).startswith("04 Mar 2025so<user>")
+        np.testing.assert_allclose(found["scores"], expected, rtol=0, atol=1e-6)
+
+
 def save_base(folder: Path, style: str) -> Path:
     tiny_model(HEADS["lm"]).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)

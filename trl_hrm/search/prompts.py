@@ -116,12 +116,12 @@ class Prompt:
         return list(tokenizer.encode(render(question), add_special_tokens=add_special_tokens))
 
     def describe_control_text(self, tokenizer: Any, questions: Iterable[str]) -> str | None:
-        """Return a note about the questions that hold control tokens of the policy, or `None` if none does."""
+        """Return a note about questions with control tokens of the policy, or `None` if there are none."""
         found = [tokens for question in questions if (tokens := find_control_text(tokenizer, question))]
         if not found:
             return None
-        how = "as plain text" if self.sanitize_control_tokens else "as these tokens, as this run was started"
-        return f"{len(found):,} problems hold control tokens of the policy, such as {found[0][0]!r}, which are encoded {how}."
+        how = "plain text" if self.sanitize_control_tokens else "these tokens, as when this run was started"
+        return f"Problems with control tokens of the policy, such as {found[0][0]!r}: {len(found):,}. They are encoded as {how}."
 
 
 def started_prompt(manifest: Mapping[str, Any]) -> dict[str, Any]:
