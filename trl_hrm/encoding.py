@@ -36,7 +36,7 @@ def check_chat_template_options(kwargs: Mapping[str, Any] | None, date: str | No
             The date that the template is given as today, as in `"2024-07-26"`.
 
     Raises:
-        `ValueError`: If `kwargs` is not a JSON object, sets what is set already, or `date` is not a date.
+        `ValueError`: If `kwargs` is not a JSON object or has a reserved name, or if `date` is not a date.
     """
     if kwargs is not None:
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
@@ -123,8 +123,8 @@ def dated_template(template: str, date: str) -> str:
     """
     Return the chat template with a fixed date in place of the clock.
 
-    A macro of the name of the function that transformers offers to templates, `strftime_now`, takes its place. (A function
-    cannot be passed as a variable: transformers passes plain JSON types only.)
+    transformers gives templates a function `strftime_now`. A macro of that name replaces it, because a function cannot be
+    passed as a variable: transformers only passes JSON types.
     """
     day = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
     values = {f"%{letter}": day.strftime(f"%{letter}") for letter in _DIRECTIVES}
@@ -134,12 +134,15 @@ def dated_template(template: str, date: str) -> str:
     if formats is not None and "%%" not in formats:
         values = {name: value for name, value in values.items() if name in formats}
     filters = "".join(f" | replace({json.dumps(name)}, {json.dumps(value)})" for name, value in values.items())
-    # transformers drops the first newline after a block, so that this one does not show
+    # The newline is not rendered: transformers drops the first one after a block
     return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
 
 
 class _Template:
-    """What a chat template reads: its `variables`, the `random` thing in it, and the `formats` of dates, if all are literals."""
+    """
+    Facts about a chat template: the `variables` that it reads, what makes it `random`, if anything, and the `formats` of its
+    dates, if all of them are literals.
+    """
 
     def __init__(self, template: str):
         import jinja2.meta
@@ -147,7 +150,7 @@ class _Template:
 
         environment = _compile_jinja_template(template).environment
         without_globals = environment.overlay()
-        without_globals.globals = {}  # else they are taken for declared
+        without_globals.globals = {}  # jinja2 takes globals for declared
         tree = without_globals.parse(template)
         undeclared = jinja2.meta.find_undeclared_variables(tree)
         filters = {node.name for node in tree.find_all(jinja2.nodes.Filter)}
@@ -155,7 +158,8 @@ class _Template:
         self.variables = undeclared - (environment.globals.keys() - {"strftime_now"})
         calls = [node for node in tree.find_all(jinja2.nodes.Call) if _is_clock(node.node)]
         tests = [node for node in tree.find_all(jinja2.nodes.Test) if _is_clock(node.node)]
-        literals = [node.args[0].value for node in calls if node.args and isinstance(node.args[0], jinja2.nodes.Const)]
+        constants = [node.args[0] for node in calls if node.args and isinstance(node.args[0], jinja2.nodes.Const)]
+        literals = [node.value for node in constants if isinstance(node.value, str)]
         is_known = len(literals) == len(calls) == sum(map(_is_clock, tree.find_all(jinja2.nodes.Name))) - len(tests)
         self.formats = "\n".join(literals) if is_known else None
 
@@ -172,11 +176,11 @@ _read_template = lru_cache(_Template)
 
 def control_tokens(tokenizer: Any) -> dict[int, str]:
     """
-    Return the control tokens of a tokenizer, which structure a text and do not stand for a piece of it.
+    Return the control tokens of a tokenizer. They mark the structure of a text, such as the end of a turn.
 
-    These are the special tokens, and those of the other added tokens that are written between bars (`<|user|>`, DeepSeek's
-    `<｜User｜>`) or between brackets in the chat template (`<tool_call>`). The rest are ordinary text, such as runs of white
-    space and Gemma's `<table>`.
+    Special tokens are control tokens. So are other added tokens with bars (`<|user|>`, DeepSeek's `<｜User｜>`), and added
+    tokens in brackets that the chat template contains (`<tool_call>`). All other added tokens are ordinary text, such as runs
+    of white space and Gemma's `<table>`.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -286,13 +290,12 @@ class _Control:
 
     def encode(self, tokenizer: Any, data: str, render: Callable[[str], str], add_special_tokens: bool) -> list[int]:
         """Ids of `render(data)`, with control tokens in the data as plain text."""
-        used = {*data, *render("")}
+        used = {*data, *render(data)}
         mark, end = itertools.islice((letter for letter in map(chr, _UNSEEN) if letter not in used), 2)
         if mark not in self._copies:
             self._copies[mark] = _PlainCopy(tokenizer, self.tokens, mark)
         copy = self._copies[mark]
-        # Marks around the control tokens of the data tell them from those of the text around it. The template may drop a part
-        # of the data and leave a mark
+        # Mark the control tokens of the data, to tell them from those of the template, which may cut the data and leave a mark
         marked = render(self.pattern.sub(lambda match: mark + match[0] + end, data))
         text = re.sub(
             f"{mark}({self.pattern.pattern}){end}|({self.pattern.pattern})|{mark}|{end}",
@@ -317,9 +320,10 @@ def _control(tokenizer: Any) -> _Control:
 
 class _PlainCopy:
     """
-    A copy of a tokenizer in which the control tokens have other names, their aliases: their texts are ordinary text.
+    A copy of a tokenizer in which each control token has another name, its alias. Its text is then ordinary text.
 
-    Unlike encoding apart what stands before and after a control token, this gives the ids of a tokenizer that never had it.
+    The ids are those of a tokenizer without control tokens. Encoding the text before and after a control token separately
+    would give different ones.
     """
 
     def __init__(self, tokenizer: Any, tokens: dict[int, str], mark: str):
@@ -338,7 +342,7 @@ class _PlainCopy:
         for token in values["added_tokens"]:
             if token["content"] in self._aliases:
                 token |= {"content": self.alias(token["content"]), "normalized": False}
-        # An alias whose token keeps its place in the vocabulary takes a new id: at the end, where it moves no other
+        # The alias of a token that stays in the vocabulary gets a new id. It comes last, so that other ids stay the same
         last = {self.alias(text) for text in kept}
         values["added_tokens"].sort(key=lambda token: token["content"] in last)
         self._tokenizer = Tokenizer.from_str(json.dumps(values))
