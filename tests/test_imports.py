@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"trl_hrm", "step_tree", "step_format", "hub", "_compat"},
     {"forest", "tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
-    {"search"},
+    {"search", "loading"},
     {"data"},
     {"scoring"},
     {"trainer", "evaluation"},
