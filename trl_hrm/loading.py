@@ -1,10 +1,11 @@
 """Load step reward models. A checkpoint whose weights do not fit its head is refused: the missing ones would be random."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,10 +24,26 @@ from .step_format import StepFormat
 if TYPE_CHECKING:
     from peft import PeftModel
 
-logger = logging.getLogger(__name__)
-
 _LM_HEADS = ("lm_head.", "embed_out.")  # output embeddings of causal language models, as transformers names them
 _PEFT_PREFIX = "base_model.model."  # in front of the names of weights in an adapter's files
+
+
+def list_misfits(
+    missing: Iterable[str], unexpected: Iterable[str] = (), mismatched: Mapping[str, tuple] = MappingProxyType({})
+) -> str:
+    """Name the first few weights of each kind and count the others, for errors. Mismatched are (found, expected) shapes."""
+    kinds = {
+        "missing": [f"`{name}`" for name in sorted(missing)],
+        "unexpected": [f"`{name}`" for name in sorted(unexpected)],
+        "with another shape": [
+            f"`{name}` {has}, expected {needs}" for name, (has, needs) in sorted(mismatched.items())
+        ],
+    }
+    return "; ".join(
+        f"{kind} {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 @dataclass(frozen=True)
@@ -77,17 +94,10 @@ class WeightFit:
         """Raise `ValueError` if any weight does not fit. The message names weights and remedy; `remedy` is added to it."""
         if not (self.random or self.unexpected):
             return
-        shapes = [
-            f"`{key}` {found}, expected {expected}" for key, (found, expected) in sorted(self.mismatched.items())
-        ]
-        found = {
-            "missing": [f"`{key}`" for key in sorted(self.missing)],
-            "unexpected": [f"`{key}`" for key in sorted(self.unexpected)],
-            "with another shape": shapes,
-        }
         raise ValueError(
-            f"{name}: the weights do not fit {self.model_name} with head {step_format.head!r}: {_listed(found)}. A weight "
-            f"that is not in the checkpoint would be random, and so would every score. {self._remedy(step_format)}{remedy}"
+            f"{name}: the weights do not fit {self.model_name} with head {step_format.head!r}: "
+            f"{list_misfits(self.missing, self.unexpected, self.mismatched)}. A weight that is not in the checkpoint would "
+            f"be random, and so would every score. {self._remedy(step_format)}{remedy}"
         )
 
     def _remedy(self, step_format: StepFormat) -> str:
@@ -99,15 +109,15 @@ class WeightFit:
             )
         if step_format.head != "lm" and self.mismatched.keys() & self.head:
             return (
-                f"Head {step_format.head!r} has {num_labels(step_format)} outputs. Set `head` of the step format to the "
-                'head it was trained with: "classification" has 2 outputs, "regression" has 1.'
+                'Set `head` of the step format to the head it was trained with: "classification" has 2 outputs, '
+                '"regression" has 1.'
             )
-        if self.other_heads or self.head > random > frozenset():
+        if step_format.head != "lm" and (self.other_heads or self.head > random > frozenset()):
             return (
                 "Its head is not one of this package's, which are a linear layer with bias of a token classifier, or the "
                 "output embeddings of a causal language model. Pass a checkpoint that HRMRewardTrainer saved."
             )
-        if random:
+        if step_format.head != "lm" and random:
             return (
                 "It has no trained head: it is a base model, or a causal language model. Pass a checkpoint that "
                 'HRMRewardTrainer saved. If it judges by label tokens, set `head` of the step format to "lm".'
@@ -140,8 +150,6 @@ def load_reward_model(
     Raises:
         `ValueError`: If weights are missing, unexpected or of another shape. The message names them and the remedy.
     """
-    if step_format.head != "lm":
-        kwargs = {"num_labels": num_labels(step_format), **kwargs}
     if find_adapter_config_file(path_or_repo, revision=revision) is not None:
         return _load_adapter(path_or_repo, step_format, revision, is_trainable, kwargs)
     with _held_load_report():  # what it says becomes an error
@@ -172,11 +180,13 @@ def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
         model, fit = _load(path_or_repo, step_format, **kwargs)
     new_head = step_format.head != "lm" and fit.random == fit.missing == fit.head
     if fit.other_heads or (fit.random and not new_head):
-        remedy = (
-            f" To train a new head on its body, load it with `{model_class(step_format).__name__}.from_pretrained` and "
-            "pass the model itself."
-        )
-        fit.refuse(path_or_repo, step_format, remedy if fit.random <= fit.head else "")
+        remedy = ""
+        if fit.random <= (frozenset() if step_format.head == "lm" else fit.head):
+            remedy = (
+                f" To train a new head on its body, load it with `{model_class(step_format).__name__}.from_pretrained` and "
+                "pass the model itself."
+            )
+        fit.refuse(path_or_repo, step_format, remedy)
     _log_again(reports)
     return model, new_head
 
@@ -288,10 +298,10 @@ def _refuse_adapter(name: str, missing: Iterable[str], unexpected: Iterable[str]
     }
     if any(found.values()):
         raise ValueError(
-            f"{name}: the weights of the adapter do not fit: {_listed(found)}. A weight that is not in the files would be "
-            'random, and so would every score. Save the adapter with its head: set `task_type="TOKEN_CLS"` or '
-            "`modules_to_save` in its PEFT configuration. HRMRewardTrainer does so. Check also that adapter_config.json "
-            "belongs to these weights."
+            f"{name}: the weights of the adapter do not fit: {list_misfits(missing, unexpected)}. A weight that is not in "
+            "the files would be random, and so would every score. Set `head` of the step format to the head it was trained "
+            "with. An adapter of a token classifier must bring its head: save it with "
+            '`task_type="TOKEN_CLS"` or `modules_to_save` in its PEFT configuration, as HRMRewardTrainer does.'
         )
 
 
@@ -323,13 +333,18 @@ def _load_adapter(
     except KeyError as error:  # the name of a weight of `modules_to_save` that the files do not have
         _refuse_adapter(path_or_repo, error.args)
     except RuntimeError as error:
-        raise ValueError(f"{path_or_repo}: the weights of the adapter do not fit its base model: {error}") from error
+        raise ValueError(
+            f"{path_or_repo}: the weights of the adapter do not fit its base model: {' '.join(str(error).split())} Set `head` "
+            "of the step format to the head it was trained with, and check its base model."
+        ) from error
     check_adapter(model, path_or_repo, revision)
     return model
 
 
 def _load(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
-    # With mismatched sizes ignored, they are reported with the others
+    if step_format.head != "lm":
+        kwargs = {"num_labels": num_labels(step_format), **kwargs}
+    # Mismatched sizes that are ignored are reported with the others
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         model, info = create_model_from_path(path_or_repo, model_class(step_format), **kwargs)
@@ -382,12 +397,3 @@ def _tensor_shapes(path_or_repo: str, revision: str | None) -> dict[str, list[in
         except (NotASafetensorsRepoError, OSError, HTTPError):
             return None
     return {name: tensor.shape for file in metadata.files_metadata.values() for name, tensor in file.tensors.items()}
-
-
-def _listed(found: dict[str, list[str]], most: int = 4) -> str:
-    """The first few of each kind, and how many more there are."""
-    return "; ".join(
-        f"{kind} {', '.join(names[:most])}" + (f" and {len(names) - most} more" if len(names) > most else "")
-        for kind, names in found.items()
-        if names
-    )

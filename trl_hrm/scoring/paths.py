@@ -109,7 +109,7 @@ class TreeScorer:
                 "with) and positive numbers, `combine` must be 'max' or 'mean'."
             )
         if max(spans) > 1:
-            self.step_format.check(self.tokenizer, merged=True)
+            self.step_format.check_merged(self.tokenizer)
         encoded = [self._encode(tree, sorted(set(spans)), f"prompt {i}") for i, tree in enumerate(trees)]
         token_trees = [token_tree for token_tree, _ in encoded]
         if self.max_positions is not None:

@@ -187,7 +187,7 @@ class ForestBuilder:
     def _kept_labels(self, tree: StepTree, where: str) -> list[float | None]:
         merged = [i for i, count in enumerate(tree.num_merged or ()) if count > 1]
         if merged:  # before they are encoded: with equal separators a merged step joins its last single one
-            self.step_format.check(self.tokenizer, merged=True)
+            self.step_format.check_merged(self.tokenizer)
         for i in merged:
             if self.step_format.merge_separator not in tree.completions[i]:
                 raise ValueError(

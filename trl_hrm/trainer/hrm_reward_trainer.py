@@ -64,7 +64,9 @@ class HRMRewardTrainer(StepTrainer):
 
             - A string: id of a model on the Hub, or path to a *directory* with a saved model. It is loaded as a token
               classifier (`head` `"classification"`, `"regression"`) or as a causal language model (`"lm"`) with the
-              keyword arguments in `args.model_init_kwargs`; `dtype` defaults to `float32`.
+              keyword arguments in `args.model_init_kwargs`; `dtype` defaults to `float32`. A base model gets a new
+              head. A trained reward model, with a `step_format.json`, and an adapter of one are loaded whole, to be
+              evaluated or trained further.
             - A model with the outputs that the head needs.
         args ([`HRMRewardConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
@@ -141,10 +143,11 @@ class HRMRewardTrainer(StepTrainer):
 
         # The head of a token classifier is new and random: seed before it is made
         set_seed(args.seed)
-        model, revision = load_model(model, args, self.step_format)
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        model, revision, self._has_new_head = load_model(model, args, self.step_format)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(
-                get_config_model_id(model.config), revision=revision, trust_remote_code=args.trust_remote_code
+                name, revision=revision, trust_remote_code=args.trust_remote_code
             )
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
