@@ -17,7 +17,7 @@ LAYERS = [
     {"encoding"},
     {"trl_hrm", "step_tree", "step_format", "hub", "_compat"},
     {"forest", "tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
-    {"search"},
+    {"search", "loading"},
     {"data"},
     {"scoring"},
     {"trainer", "evaluation"},

@@ -151,6 +151,18 @@ class TestControlTokens:
             if style == "plain":
                 assert tokenizer.decode(prompt_ids) == text
 
+    def test_a_separator_of_white_space_that_is_a_special_token(self):
+        """In a step it is no step token, and no sign of a forgery either."""
+        tokenizer = byte_level()
+        tokenizer.add_tokens(["\n\n"], special_tokens=True)
+        step_format = StepFormat()
+        prompt_ids, [ids] = step_format.encode(tokenizer, "x\n\ny", ["a\n\nb"])
+        assert [i for i in prompt_ids + ids if i in control_tokens(tokenizer)] == [
+            tokenizer.convert_tokens_to_ids("\n\n")
+        ]
+        assert tokenizer.decode(prompt_ids + ids) == "x\n\nya\n\nb\n\n"
+        assert step_format.find_markers(tokenizer, "a\n\nb") == []
+
     def test_ids_of_ordinary_text_do_not_change(self):
         tokenizer = byte_level()
         for style in ("plain", "chat"):

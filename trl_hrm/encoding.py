@@ -68,6 +68,31 @@ def _reserved_names() -> frozenset[str]:
     return frozenset(parameters) | {"messages", "strftime_now", "sanitize_control_tokens"}
 
 
+def check_chat_template(tokenizer: Any, kwargs: Mapping[str, Any] | None) -> str:
+    """
+    Return the chat template of a tokenizer.
+
+    Raises:
+        `ValueError`: If the template has no variable of a name in `kwargs`, or if it renders something else each time.
+    """
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else tokenizer.get_chat_template()
+    facts = _read_template(template)
+    if facts.random:
+        raise ValueError(
+            f"The chat template uses `{facts.random}`, so that a prompt has other ids each time. Set another "
+            "`tokenizer.chat_template`."
+        )
+    unknown = sorted(kwargs.keys() - facts.variables) if kwargs else []
+    if unknown:
+        special = set(getattr(tokenizer, "special_tokens_map", ()))
+        known = ", ".join(sorted(facts.variables - _reserved_names() - special)) or "none"
+        raise ValueError(
+            f"`chat_template_kwargs` sets {', '.join(unknown)}, but the chat template has no such variable, so that it would be "
+            f"ignored. Variables of this template: {known}. Remove or correct it."
+        )
+    return template
+
+
 def render_chat(
     tokenizer: Any, messages: list[dict[str, str]], kwargs: Mapping[str, Any] | None, date: str | None
 ) -> str:
@@ -85,24 +110,10 @@ def render_chat(
             The date that the template is given as today. `None`: the clock, with a warning if the template reads it.
 
     Raises:
-        `ValueError`: If the template has no variable of such a name, or if it renders something else each time.
+        `ValueError`: See [`check_chat_template`].
     """
-    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else tokenizer.get_chat_template()
-    facts = _read_template(template)
-    if facts.random:
-        raise ValueError(
-            f"The chat template uses `{facts.random}`, so that a prompt has other ids each time. Set another "
-            "`tokenizer.chat_template`."
-        )
-    unknown = sorted(kwargs.keys() - facts.variables) if kwargs else []
-    if unknown:
-        special = set(getattr(tokenizer, "special_tokens_map", ()))
-        known = ", ".join(sorted(facts.variables - _reserved_names() - special)) or "none"
-        raise ValueError(
-            f"`chat_template_kwargs` sets {', '.join(unknown)}, but the chat template has no such variable, so that it would be "
-            f"ignored. Variables of this template: {known}. Remove or correct it."
-        )
-    if "strftime_now" in facts.variables:
+    template = check_chat_template(tokenizer, kwargs)
+    if uses_clock(template):
         if date is None:
             warnings.warn(
                 "The chat template prints today's date and `chat_template_date` is not set, so that prompts have other ids "
@@ -194,7 +205,7 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 
 def find_control_text(tokenizer: Any, text: str, tags: bool = True) -> list[str]:
     """
-    Return the texts of control tokens that occur in a text, in order.
+    Return the texts of control tokens that occur in a text, in order. White space is not one, even if it is a special token.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -213,7 +224,7 @@ def find_control_text(tokenizer: Any, text: str, tags: bool = True) -> list[str]
     ```
     """
     control = _control(tokenizer)
-    found = control.pattern.findall(text)
+    found = [token for token in control.pattern.findall(text) if not token.isspace()]
     return found if tags else [token for token in found if token not in control.tags]
 
 

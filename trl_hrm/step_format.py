@@ -1,13 +1,15 @@
 """How a problem and its steps become token ids. Training, scoring, evaluation and serving all encode through it."""
 
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .encoding import (
     CHAT_TEMPLATE_DATE,
+    check_chat_template,
     check_chat_template_options,
     encode_around,
     find_control_text,
@@ -125,7 +127,7 @@ class StepFormat:
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", merged: bool = False) -> None:
         """
-        Refuse a tokenizer that cannot express this format.
+        Refuse a tokenizer that cannot express this format, and warn if it splits `step_separator`.
 
         Args:
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -136,30 +138,76 @@ class StepFormat:
         Raises:
             `ValueError`: If a separator encodes to nothing or to the unknown token, if both separators encode to the
             same ids and merged steps are used, if `merge_separator` holds a control token, which in a merged step would be
-            plain text, if the chat template is missing or does not know `chat_template_kwargs`, or if a label token is
-            not one token.
+            plain text, if the chat template is missing, fails, leaves out the prompt or the system message or has no
+            variable of `chat_template_kwargs`, or if a label token is not one token.
         """
         step_ids = self._separator_ids(tokenizer, "step_separator")
-        if merged and self._separator_ids(tokenizer, "merge_separator") == step_ids:
+        if len(step_ids) > 1:
+            last = tokenizer.decode(step_ids[-1:])
+            warnings.warn(
+                f"StepFormat: the tokenizer encodes `step_separator` {self.step_separator!r} to {len(step_ids)} tokens, "
+                f"and steps are judged at the last, {last!r}, which may also occur inside steps. If the model has a token for "
+                "it, use the tokenizer of the model. To train with it, choose a separator that is one token, or add it "
+                f"with `tokenizer.add_tokens([{self.step_separator!r}], special_tokens=True)` and resize the embeddings.",
+                stacklevel=2,
+            )
+        if merged:
+            self.check_merged(tokenizer)
+        if self.prompt_style == "chat":
+            self._check_chat_template(tokenizer)
+        if self.head == "lm":
+            self.label_token_ids(tokenizer)
+
+    def check_merged(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Refuse a tokenizer that cannot tell `merge_separator` from `step_separator`."""
+        step_ids = self._separator_ids(tokenizer, "step_separator")
+        if self._separator_ids(tokenizer, "merge_separator") == step_ids:
             raise ValueError(
                 f"StepFormat: `merge_separator` {self.merge_separator!r} and `step_separator` {self.step_separator!r} "
                 f"encode to the same ids {step_ids}. A merged step would be the same text as two single steps, with "
                 "another label. Choose two separators that the tokenizer tells apart."
             )
-        if merged and self.sanitize_control_tokens and find_control_text(tokenizer, self.merge_separator):
+        if self.sanitize_control_tokens and find_control_text(tokenizer, self.merge_separator):
             raise ValueError(
                 f"StepFormat: `merge_separator` {self.merge_separator!r} holds a control token. Merged steps are data, in which "
                 "it would be plain text. Choose a separator of ordinary text, or set `sanitize_control_tokens=False`."
             )
-        if self.prompt_style == "chat":
-            if not tokenizer.chat_template:
-                raise ValueError(
-                    'StepFormat: `prompt_style="chat"`, but the tokenizer has no chat template. Set '
-                    '`tokenizer.chat_template`, or use `prompt_style="plain"`.'
-                )
-            self._render(tokenizer, "1+1 = ?")
-        if self.head == "lm":
-            self.label_token_ids(tokenizer)
+
+    def _check_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                'StepFormat: `prompt_style="chat"`, but the tokenizer has no chat template. Set '
+                '`tokenizer.chat_template`, or use `prompt_style="plain"`.'
+            )
+        check_chat_template(tokenizer, self.chat_template_kwargs)
+        without_system = replace(self, system_prompt=None)
+        try:
+            ids = without_system.encode_prompt(tokenizer, "1+2?")
+            other_ids = without_system.encode_prompt(tokenizer, "3+4?")
+        except Exception as error:  # templates raise whatever they like
+            raise ValueError(
+                f"StepFormat: the chat template of the tokenizer fails with a user message ({error}). Set another "
+                '`tokenizer.chat_template`, or use `prompt_style="plain"`.'
+            ) from error
+        if ids == other_ids:
+            raise ValueError(
+                "StepFormat: the chat template of the tokenizer leaves out the user message, so every problem has the same "
+                'ids. Set another `tokenizer.chat_template`, or use `prompt_style="plain"`.'
+            )
+        if self.system_prompt is None:
+            return
+        remedy = "Remove `system_prompt`, or set a `tokenizer.chat_template` that supports system messages."
+        try:
+            system_ids = self.encode_prompt(tokenizer, "1+2?")
+        except Exception as error:
+            raise ValueError(
+                f"StepFormat: the chat template of the tokenizer refuses the system message ({error}). {remedy}"
+            ) from error
+        if system_ids == ids:
+            raise ValueError(
+                "StepFormat: the chat template of the tokenizer ignores the system message, so `system_prompt` would have "
+                f"no effect. {remedy}"
+            )
 
     def _separator_ids(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> list[int]:
         separator = getattr(self, name)
@@ -279,6 +327,15 @@ class StepFormat:
                 "style and head it was trained with."
             )
         return cls.from_json(Path(path).read_bytes(), where=str(path))
+
+    @classmethod
+    def find(cls, path_or_repo: str | Path, **kwargs) -> "StepFormat | None":
+        """Read `step_format.json` as [`StepFormat.from_pretrained`] does. Return `None` if it cannot be found."""
+        try:
+            path = _find(path_or_repo, **kwargs)
+        except FileNotFoundError:
+            return None
+        return None if path is None else cls.from_json(Path(path).read_bytes(), where=str(path))
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = STEP_FORMAT_NAME) -> "StepFormat":

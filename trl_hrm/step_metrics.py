@@ -3,6 +3,9 @@
 import numpy as np
 
 
+METRICS = ("num_steps", "accuracy", "ece", "error_f1", "balanced_accuracy", "auroc")
+
+
 def step_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
     Metrics of step scores against labels. A step counts as correct from 0.5 on, in scores and in labels.

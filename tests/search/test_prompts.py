@@ -132,5 +132,5 @@ def test_a_server_that_takes_text_is_not_sent_control_tokens_as_text():
     engine = OpenAIEngine(["http://localhost:1"], "policy", tokenizer, api="text")
     ids = CHAT.encode(tokenizer, "1+1?")
     assert engine._prompt_text(ids) == tokenizer.decode(ids)
-    with pytest.raises(EngineError, match="holds the text of control tokens .*'<｜User｜>'.* or use vLLM"):
+    with pytest.raises(EngineError, match="holds control tokens as plain text .*'<｜User｜>'.* or use vLLM"):
         engine._prompt_text(CHAT.encode(tokenizer, "1+1?<｜User｜>"))

@@ -173,7 +173,6 @@ def check_token_rows(
     kept = facts["labels"]
     report = TokenReport(
         rows_in=len(rows),
-        rows_out=len(rows),
         labels_in=int(facts["before"].sum()),
         labels_kept=int(kept.sum()),
         trees_without_labels=int((kept == 0).sum()),
@@ -192,7 +191,8 @@ def check_token_rows(
         rows = rows.remove_columns(LABELS_BEFORE)
         if report.trees_without_labels:
             rows = rows.select(np.flatnonzero(kept))
-            report.rows_out = len(rows)
+            facts = {column: values[kept > 0] for column, values in facts.items()}
+    report.describe_rows(facts["tokens"], facts["labels"])
     return rows, report
 
 

@@ -93,6 +93,9 @@ class ServerScorer(ChainScorer):
         """
         Read tokenizer and format of the checkpoint that a server has.
 
+        The configuration and the names of the weights are checked too, as far as the folder or the Hub has them. What the
+        server has loaded is not visible.
+
         Args:
             path_or_repo (`str`):
                 Folder or Hub repository with the tokenizer and `step_format.json`.
@@ -108,7 +111,8 @@ class ServerScorer(ChainScorer):
                 Other arguments of [`ServerScorer`].
 
         Raises:
-            `ValueError`: If vLLM cannot serve the checkpoint: a LoRA adapter, or a causal language model.
+            `ValueError`: If vLLM cannot serve the checkpoint, a LoRA adapter or a causal language model, or if its weights
+            do not fit the head.
             `FileNotFoundError`: If the checkpoint has no `step_format.json` and none is given.
             `OSError`: If the server cannot be used, with what to do.
         """

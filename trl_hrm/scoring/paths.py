@@ -1,19 +1,24 @@
 """What all scorers share: candidates become trees of judged steps, and the outputs at their ends the scores of the steps."""
 
+import logging
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import find_adapter_config_file
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME, find_adapter_config_file
 
 from ..forest import TokenTree, TokenTrie
 from ..heads import num_labels
+from ..loading import check_checkpoint
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
 
+
+logger = logging.getLogger(__name__)
 
 DOCS = "docs/scoring_without_trl_hrm.md"
 
@@ -104,7 +109,7 @@ class TreeScorer:
                 "with) and positive numbers, `combine` must be 'max' or 'mean'."
             )
         if max(spans) > 1:
-            self.step_format.check(self.tokenizer, merged=True)
+            self.step_format.check_merged(self.tokenizer)
         encoded = [self._encode(tree, sorted(set(spans)), f"prompt {i}") for i, tree in enumerate(trees)]
         token_trees = [token_tree for token_tree, _ in encoded]
         if self.max_positions is not None:
@@ -212,10 +217,14 @@ def read_text_contract(
     path_or_repo: str, step_format: StepFormat | None, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedTokenizerBase, StepFormat]:
     """
-    Tokenizer and format of a checkpoint that vLLM is to serve.
+    Read the tokenizer and the format of a checkpoint that vLLM serves, and check that its weights fit the head.
+
+    vLLM loads the weights itself, so their names and shapes are read from the headers of the files (see
+    [`~loading.check_checkpoint`]).
 
     Raises:
-        `ValueError`: If it is a LoRA adapter, or a causal language model.
+        `ValueError`: If it is a LoRA adapter, if it is not a token classifier with the outputs of the head, or if weights
+        are missing or unexpected.
         `FileNotFoundError`: If it has no `step_format.json` and none is given.
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is not None:
@@ -227,4 +236,36 @@ def read_text_contract(
         step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
     refuse_label_tokens(step_format)
     tokenizer = AutoTokenizer.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+    checked = False
+    if not Path(path_or_repo).is_dir() or Path(path_or_repo, CONFIG_NAME).exists():
+        config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+        check_classifier(config, path_or_repo, step_format)
+        checked = check_checkpoint(path_or_repo, step_format, revision, trust_remote_code)
+    if not checked:
+        logger.warning(
+            "%s has no safetensors files that can be read here, so whether its weights have head %r is not checked. A "
+            "missing head would be random, and so would every score. Save it with `save_pretrained`, or check it once "
+            "with `StepScorer.from_pretrained`, which reads all formats of weights.",
+            path_or_repo,
+            step_format.head,
+        )
     return tokenizer, step_format
+
+
+def check_classifier(config: Any, name: str, step_format: StepFormat) -> None:
+    """
+    Refuse the configuration of a model that is not a token classifier with the outputs of the head.
+
+    Raises:
+        `ValueError`: vLLM would make an embedding model of it, or the scores would be those of another class.
+    """
+    architectures = config.architectures or []
+    if not any(architecture.endswith("ForTokenClassification") for architecture in architectures):
+        raise ValueError(
+            f"{name} has the architectures {architectures}, expected one that ends with ForTokenClassification. If it is "
+            f"a causal language model, {DOCS} shows how to make a token classifier of it. Other heads are not supported."
+        )
+    if config.num_labels != num_labels(step_format):
+        raise ValueError(
+            f"{name} has num_labels={config.num_labels}, but head {step_format.head!r} needs {num_labels(step_format)}."
+        )

@@ -4,11 +4,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import find_adapter_config_file
 
-from .._compat import create_model_from_path
 from ..forest import TokenTree, pack, pad_rows
-from ..heads import check_head, gather_steps, model_class, num_labels, step_outputs
+from ..heads import check_head, gather_steps, step_outputs
+from ..loading import load_reward_model
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
@@ -94,15 +93,14 @@ class StepScorer(TreeScorer):
 
         Raises:
             `FileNotFoundError`: If the checkpoint has no `step_format.json` and none is given.
+            `ValueError`: If the weights of the checkpoint do not fit the head, so that some would be random, or if model,
+            tokenizer and format do not fit each other.
         """
         if step_format is None:
             step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
         kwargs = {"trust_remote_code": trust_remote_code, **model_init_kwargs}
-        if find_adapter_config_file(path_or_repo, revision=revision) is None:
-            model = create_model_from_path(path_or_repo, model_class(step_format), revision=revision, **kwargs)
-        else:
-            model = _load_adapter(path_or_repo, step_format, revision, kwargs)
+        model = load_reward_model(path_or_repo, step_format, revision=revision, **kwargs)
         return cls(model, tokenizer, step_format, max_length=max_length, batch_size=batch_size)
 
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
@@ -141,14 +139,3 @@ class StepScorer(TreeScorer):
         scores = step_score(gather_steps(logits, torch.from_numpy(positions).to(device)), self.step_format)
         ends = np.cumsum([len(row.steps) for row in joined])[:-1]
         return np.split(scores.cpu().numpy().astype(np.float64), ends)
-
-
-def _load_adapter(path_or_repo: str, step_format: StepFormat, revision: str | None, kwargs: dict):
-    from peft import PeftConfig, PeftModel
-
-    adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
-    if step_format.head != "lm":
-        kwargs = {"num_labels": num_labels(step_format), **kwargs}
-    kwargs = {"revision": adapter.revision, **kwargs}  # of the base model
-    model = create_model_from_path(adapter.base_model_name_or_path, model_class(step_format), **kwargs)
-    return PeftModel.from_pretrained(model, path_or_repo, revision=revision)

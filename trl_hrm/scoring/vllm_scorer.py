@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from ..heads import num_labels
 from ..step_format import StepFormat
-from .paths import DOCS, ChainScorer, read_text_contract
+from .paths import ChainScorer, check_classifier, read_text_contract
 
 
 try:
@@ -80,15 +79,15 @@ class VLLMScorer(ChainScorer):
                 Other arguments of `vllm.LLM`. On CPU set `kv_cache_memory_bytes`: without it vLLM takes most of the memory.
 
         Raises:
-            `ValueError`: If vLLM cannot serve the checkpoint, a LoRA adapter or a causal language model, or has no such argument.
+            `ValueError`: If vLLM cannot serve the checkpoint, a LoRA adapter or a causal language model, if its weights do
+            not fit the head, or if vLLM has no such argument.
             `FileNotFoundError`: If the checkpoint has no `step_format.json` and none is given.
         """
         unknown = engine_args.keys() - {field.name for field in fields(EngineArgs)}
         if unknown:
             raise ValueError(f"vLLM's engine has no argument {', '.join(map(repr, sorted(unknown)))}.")
+        # checks the checkpoint too: starting the engine takes long
         tokenizer, step_format = read_text_contract(path_or_repo, step_format, revision, trust_remote_code)
-        config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
-        check_classifier(config, path_or_repo, step_format)  # starting the engine takes long
         llm = LLM(
             path_or_repo,
             runner="pooling",
@@ -107,22 +106,3 @@ class VLLMScorer(ChainScorer):
             use_tqdm=partial(tqdm, unit="path") if progress else False,
         )
         return [output.outputs.data.cpu() for output in found]
-
-
-def check_classifier(config: Any, name: str, step_format: StepFormat) -> None:
-    """
-    Refuse a model that is no token classifier with the outputs of the head.
-
-    Raises:
-        `ValueError`: vLLM would make an embedding model of it, or the scores would be those of another class.
-    """
-    architectures = config.architectures or []
-    if not any(architecture.endswith("ForTokenClassification") for architecture in architectures):
-        raise ValueError(
-            f"{name} has the architectures {architectures}, expected one that ends with ForTokenClassification. Where it is "
-            f"a causal language model, {DOCS} shows how to make a token classifier of it."
-        )
-    if config.num_labels != num_labels(step_format):
-        raise ValueError(
-            f"{name} has num_labels={config.num_labels}, but head {step_format.head!r} needs {num_labels(step_format)}."
-        )

@@ -25,7 +25,7 @@ from .best_of_n_options import (
     check_options,
     policy_options,
 )
-from .score_options import check_score_options, describe_scoring, load_scorer
+from .score_options import check_reward_model, check_score_options, describe_scoring, load_scorer
 
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ def _best_of_n(args: argparse.Namespace, shard: "Shard") -> None:
     from ..evaluation.judged_pool import BLOCK, files_digest, judge_pool
     from ..evaluation.results import Part, reopen_part
     from ..grading import AnswerGrader
+    from ..search.log import shard_name
 
     folder = Path(args.output_dir)
     reopen_part(folder, shard.index, shard.count)
@@ -150,12 +151,16 @@ def _best_of_n(args: argparse.Namespace, shard: "Shard") -> None:
         "problems of a block": BLOCK,
         "candidates": digest,
     }
+    scorer = None
+    if problems and not (folder / shard_name("partial", shard.index, shard.count, "jsonl")).exists():
+        scorer = load_scorer(args.reward_model, args)  # before the folder is made: a refused model leaves no files
     with (
         AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader,
         Part(folder, header, shard.index, shard.count, args.overwrite) as part,
     ):
         settings["grader"] = grader.describe()
-        scorer = load_scorer(args.reward_model, args) if part.num_blocks * BLOCK < len(problems) else None
+        if scorer is None and part.num_blocks * BLOCK < len(problems):
+            scorer = load_scorer(args.reward_model, args)
         judge_pool(problems, scorer, grader, part, args.spans, args.combine, args.grader_workers, progress=True)
     _tell(args, shard, None if shard.index > 0 else _finish(args, shard, part.header, settings, counts))
 
@@ -217,10 +222,8 @@ def _sampled(args: argparse.Namespace, shard: "Shard") -> tuple[list[tuple[int, 
     from ..evaluation.judged_pool import pool_digest
     from ..evaluation.pool import read_run, take_first
     from ..search.log import shard_name
-    from ..step_format import StepFormat
 
-    if args.step_format is None:  # a wrong --reward_model shows before anything is sampled
-        StepFormat.from_pretrained(args.reward_model, revision=args.revision)
+    check_reward_model(args.reward_model, args)  # before anything is sampled
     problems = read_all(args)
     folder = Path(args.output_dir, SAMPLES)
     cost = SampleCost(folder, shard)

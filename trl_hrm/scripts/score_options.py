@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..scoring.paths import TreeScorer
+    from ..step_format import StepFormat
 
 # What each scorer takes, and what it takes if nothing is given
 SCORER_OPTIONS: dict[str, dict[str, Any]] = {
@@ -102,6 +103,21 @@ def check_score_options(args: argparse.Namespace) -> None:
         )
 
 
+def check_reward_model(model: str, args: argparse.Namespace) -> None:
+    """
+    Refuse a reward model whose format or weights do not fit, without loading it.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: See [`~step_format.StepFormat.from_pretrained`] and
+        [`~loading.check_checkpoint`].
+    """
+    from ..loading import check_checkpoint
+    from ..step_format import StepFormat
+
+    step_format = _step_format(args) or StepFormat.from_pretrained(model, revision=args.revision)
+    check_checkpoint(model, step_format, args.revision)
+
+
 def load_scorer(model: str, args: argparse.Namespace) -> "TreeScorer":
     """
     The reward model, as the options ask for it.
@@ -111,13 +127,9 @@ def load_scorer(model: str, args: argparse.Namespace) -> "TreeScorer":
     """
     from transformers.utils import logging
 
-    from ..step_format import StepFormat
-
     check_score_options(args)
     settings = _settings(args)
-    step_format = None
-    if args.step_format is not None:
-        step_format = StepFormat.from_json(Path(args.step_format).read_bytes(), where=args.step_format)
+    step_format = _step_format(args)
     logging.disable_progress_bar()  # loading takes a moment; the bar of scoring is the one to watch
     if args.scorer == "transformers":
         from ..scoring.scorer import StepScorer
@@ -131,6 +143,15 @@ def load_scorer(model: str, args: argparse.Namespace) -> "TreeScorer":
     from ..scoring.http_scorer import ServerScorer
 
     return ServerScorer.from_pretrained(model, args.scorer, step_format=step_format, **settings)
+
+
+def _step_format(args: argparse.Namespace) -> "StepFormat | None":
+    """The format of --step_format, if it is given."""
+    from ..step_format import StepFormat
+
+    if args.step_format is None:
+        return None
+    return StepFormat.from_json(Path(args.step_format).read_bytes(), where=args.step_format)
 
 
 def describe_scoring(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..encoding import control_tokens, find_control_text
+from ..encoding import control_tokens
 from .engine import EngineError, EngineFatal, Sample, find_stop
 from .http_client import Fault, HTTPClient, Server
 from .sampling import Sampling, room, sample_from_vllm
@@ -216,11 +216,14 @@ class OpenAIEngine:
             ids = ids[len(added) :]
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
         known = control_tokens(self.tokenizer)
-        tokens, written = [known[i] for i in ids if i in known], find_control_text(self.tokenizer, text)
-        if tokens != written:
+        sent, read = (
+            [known[i] for i in tokens if i in known]
+            for tokens in (ids, self.tokenizer.encode(text, add_special_tokens=False))
+        )
+        if sent != read:
             raise EngineError(
-                f"the prefix holds the text of control tokens ({', '.join(map(repr, dict.fromkeys(written)))}), of which a server "
-                "that takes text makes tokens. Remove it from the problem, or use vLLM, which takes token ids."
+                f"the prompt holds control tokens as plain text ({', '.join(map(repr, dict.fromkeys(read)))}), and a server that "
+                "takes text would read them as tokens. Remove them from the problem, or use vLLM, which takes token ids."
             )
         return text
 

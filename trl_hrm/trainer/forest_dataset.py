@@ -1,10 +1,13 @@
 """From rows of judged steps to rows of tokens: encode, join by prompt, drop what cannot be trained, split, pack."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -40,6 +43,10 @@ class ForestReport:
             tokenizer. [`StepFormat`] says how they are encoded.
         steps_with_separator (`int`): Steps that hold the `step_separator`, or, if it can be seen, the `merge_separator`
             without being merged. To the model such a step looks like several.
+        tokens_in_rows (`int`): Tokens of all rows. More than `tokens` if trees longer than `max_length` are split, since
+            each part repeats its prefix, or without `shared_prefix`.
+        labels_per_row_p10, labels_per_row_median (`float`): 10th percentile and median of the judged steps per row.
+        max_length_p99 (`int`): Smallest `max_length` that keeps 99 % of the labels. 0 if it is not known.
     """
 
     rows_in: int = 0
@@ -56,6 +63,10 @@ class ForestReport:
     prompts_with_control_text: int = 0
     steps_with_control_text: int = 0
     steps_with_separator: int = 0
+    tokens_in_rows: int = 0
+    labels_per_row_p10: float = 0
+    labels_per_row_median: float = 0
+    max_length_p99: int = 0
 
     def count_control_text(
         self,
@@ -74,11 +85,41 @@ class ForestReport:
             self.steps_with_separator += step_format.step_separator in step or is_forged
 
     def __str__(self) -> str:
-        return ", ".join(f"{field.name.replace('_', ' ')} {getattr(self, field.name):,}" for field in fields(self))
+        return ", ".join(f"{field.name.replace('_', ' ')} {getattr(self, field.name):,.15g}" for field in fields(self))
+
+    def describe_rows(self, tokens: np.ndarray, labels: np.ndarray) -> None:
+        """Fill in the figures of the rows from the numbers of tokens and of judged steps of each."""
+        self.rows_out = len(tokens)
+        self.tokens_in_rows = int(tokens.sum())
+        if len(labels):
+            self.labels_per_row_p10, self.labels_per_row_median = map(float, np.percentile(labels, [10, 50]))
+
+    def dropped_by_length(self, max_length: int | None) -> str | None:
+        """Say which `max_length` would keep 99 % of the labels, if fewer are kept."""
+        if not self.max_length_p99 or 100 * self.labels_too_long <= self.labels_in:
+            return None
+        return (
+            f"{self.labels_too_long:,} of {self.labels_in:,} labels ({self.labels_too_long / self.labels_in:.1%}) are dropped "
+            f"because their path is longer than `max_length` {max_length}. `max_length={self.max_length_p99}` would keep 99 % "
+            "of the labels."
+        )
 
 
 # Columns of counts that travel beside each tree until they are summed
-COUNTS = [field.name for field in fields(ForestReport) if field.name not in ("rows_in", "rows_out")]
+COUNTS = [
+    "labels_in",
+    "labels_kept",
+    "labels_merged",
+    "labels_joined",
+    "labels_too_long",
+    "labels_contradicting",
+    "trees_without_labels",
+    "tokens",
+    "tokens_unshared",
+    "prompts_with_control_text",
+    "steps_with_control_text",
+    "steps_with_separator",
+]
 
 
 @dataclass(frozen=True)
@@ -149,8 +190,12 @@ class ForestBuilder:
             desc=f"Encoding {name}",
         )
         report = ForestReport(rows_in=len(dataset), **{count: int(np.sum(trees[count])) for count in COUNTS})
-        rows = trees.remove_columns(COUNTS).map(self._rows, batched=True, num_proc=num_proc, desc=f"Laying out {name}")
-        report.rows_out = len(rows)
+        lengths = np.sort(flat_column(trees, "path_lengths"))
+        if len(lengths):
+            report.max_length_p99 = int(lengths[math.ceil(len(lengths) * 99 / 100) - 1])
+        trees = trees.remove_columns([*COUNTS, "path_lengths"])
+        rows = trees.map(self._rows, batched=True, num_proc=num_proc, desc=f"Laying out {name}")
+        report.describe_rows(_lengths(rows, "input_ids"), _lengths(rows, "labels"))
         if not len(rows):
             raise ValueError(f"{name}: no labelled step is left to train on ({report}).")
         return rows, report
@@ -170,6 +215,7 @@ class ForestBuilder:
         trie = TokenTrie()
         labels: list[list[float]] = []
         num_merged: list[int] = []
+        path_lengths: list[int] = []  # of every label, also of those that are dropped
         for tree, where in zip(trees, places, strict=True):
             kept = self._kept_labels(tree, where)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
@@ -184,9 +230,8 @@ class ForestBuilder:
                 nodes[i] = trie.insert(ids, after=nodes[tree.parents[i]])
                 if kept[i] is None:
                     continue
-                report.labels_in += 1
-                report.tokens_unshared += trie.path_length(nodes[i])
-                if self.max_length is not None and trie.path_length(nodes[i]) > self.max_length:
+                path_lengths.append(trie.path_length(nodes[i]))
+                if self.max_length is not None and path_lengths[-1] > self.max_length:
                     report.labels_too_long += 1
                     continue
                 step = trie.mark(nodes[i])
@@ -195,6 +240,8 @@ class ForestBuilder:
                     num_merged.append(tree.num_merged[i] if tree.num_merged else 1)
                 labels[step].append(kept[i])
         token_tree = trie.layout()
+        report.labels_in = len(path_lengths)
+        report.tokens_unshared = sum(path_lengths)
         report.labels_kept = len(labels)
         report.labels_merged = sum(count > 1 for count in num_merged)
         report.labels_joined = sum(len(given) - 1 for given in labels)
@@ -207,12 +254,13 @@ class ForestBuilder:
         weights = times * (means + (1 - means) * np.float32(self.error_weight))
         order = token_tree.steps
         columns = _columns(token_tree, means[order], weights[order], np.array(num_merged, dtype=np.int32)[order])
-        return columns | {name: getattr(report, name) for name in COUNTS}
+        counts = {name: getattr(report, name) for name in COUNTS}
+        return columns | counts | {"path_lengths": np.array(path_lengths, dtype=np.int32)}
 
     def _kept_labels(self, tree: StepTree, where: str) -> list[float | None]:
         merged = [i for i, count in enumerate(tree.num_merged or ()) if count > 1]
         if merged:  # before they are encoded: with equal separators a merged step joins its last single one
-            self.step_format.check(self.tokenizer, merged=True)
+            self.step_format.check_merged(self.tokenizer)
         for i in merged:
             if self.step_format.merge_separator not in tree.completions[i]:
                 raise ValueError(
@@ -256,6 +304,24 @@ class ForestBuilder:
             ]
             rows.append(_columns(TokenTree.join([pieces[i] for i in group]), *steps))
         return {name: [row[name] for row in rows] for name in TOKEN_COLUMNS + STEP_COLUMNS}
+
+
+def _arrow(rows: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
+    # A Python object for each token of a large dataset takes minutes
+    for batch in rows.select_columns(column).with_format("arrow").iter(10_000):
+        yield batch[column]
+
+
+def _lengths(rows: Dataset, column: str) -> np.ndarray:
+    """Length of the list in each row."""
+    return np.concatenate(
+        [np.array([], int), *(pc.list_value_length(lists).to_numpy() for lists in _arrow(rows, column))]
+    )
+
+
+def flat_column(rows: Dataset, column: str) -> np.ndarray:
+    """The lists of all rows as one array."""
+    return np.concatenate([np.array([], int), *(pc.list_flatten(lists).to_numpy() for lists in _arrow(rows, column))])
 
 
 def _token_tree(row: Mapping[str, Any]) -> TokenTree:

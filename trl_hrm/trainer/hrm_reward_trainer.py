@@ -2,6 +2,7 @@ import logging
 import textwrap
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict
@@ -19,9 +20,9 @@ from transformers.utils import is_peft_available
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..heads import check_head, gather_steps, step_outputs
 from ..losses import step_score
-from ..step_metrics import judged_steps, step_metrics
+from ..step_metrics import METRICS, judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
-from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder
+from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder, flat_column
 from .hrm_reward_config import HRMRewardConfig
 from .model_setup import load_model
 from .step_trainer import StepTrainer, set_up_model
@@ -64,7 +65,9 @@ class HRMRewardTrainer(StepTrainer):
 
             - A string: id of a model on the Hub, or path to a *directory* with a saved model. It is loaded as a token
               classifier (`head` `"classification"`, `"regression"`) or as a causal language model (`"lm"`) with the
-              keyword arguments in `args.model_init_kwargs`; `dtype` defaults to `float32`.
+              keyword arguments in `args.model_init_kwargs`; `dtype` defaults to `float32`. A base model gets a new
+              head. A trained reward model, with a `step_format.json`, and an adapter of one are loaded whole, to be
+              evaluated or trained further.
             - A model with the outputs that the head needs.
         args ([`HRMRewardConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
@@ -141,10 +144,11 @@ class HRMRewardTrainer(StepTrainer):
 
         # The head of a token classifier is new and random: seed before it is made
         set_seed(args.seed)
-        model, revision = load_model(model, args, self.step_format)
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        model, revision, self._has_new_head = load_model(model, args, self.step_format)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(
-                get_config_model_id(model.config), revision=revision, trust_remote_code=args.trust_remote_code
+                name, revision=revision, trust_remote_code=args.trust_remote_code
             )
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
@@ -208,6 +212,9 @@ class HRMRewardTrainer(StepTrainer):
         dropped = report.labels_too_long or report.labels_contradicting or report.trees_without_labels
         dropped = dropped or report.prompts_with_control_text or report.steps_with_control_text
         logger.log(logging.WARNING if dropped else logging.INFO, f"{name}: {report}")
+        too_long = report.dropped_by_length(args.max_length)
+        if too_long is not None:
+            logger.warning(f"{name}: {too_long}")
         return rows
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -246,9 +253,40 @@ class HRMRewardTrainer(StepTrainer):
         """
         logits, labels, _, num_merged = judged_steps(eval_prediction.predictions, eval_prediction.label_ids)
         scores = step_score(torch.from_numpy(logits).double(), self.step_format).numpy()
-        metrics = step_metrics(scores, labels)
-        merged = num_merged > 1
-        if merged.any():
-            for name, group in (("single", ~merged), ("merged", merged)):
-                metrics |= {f"{name}_{k}": v for k, v in step_metrics(scores[group], labels[group]).items()}
-        return metrics
+        return _metrics(scores, labels, num_merged)
+
+    def train(self, *args, **kwargs):
+        self._check_best_metric()
+        return super().train(*args, **kwargs)
+
+    def _check_best_metric(self) -> None:
+        """Refuse a metric that the evaluation set does not define: `Trainer` misses it after the first evaluation."""
+        wanted = self.args.metric_for_best_model
+        own = getattr(self.compute_metrics, "__func__", None) is HRMRewardTrainer.compute_metrics
+        if wanted is None or self.eval_dataset is None or not own:
+            return
+        wanted = f"eval_{wanted.removeprefix('eval_')}"
+        datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for name, dataset in datasets.items():
+            metric = wanted.removeprefix(f"eval_{name}_" if name else "eval_")
+            labels, num_merged = flat_column(dataset, "labels"), flat_column(dataset, "num_merged")
+            if metric.removeprefix("single_").removeprefix("merged_") not in METRICS:
+                continue  # of another dataset, or one that does not depend on the labels
+            if metric not in _metrics(labels, labels, num_merged):
+                raise ValueError(
+                    f"`metric_for_best_model` is {wanted!r}, which the evaluation set does not define: it has "
+                    f"{(labels >= 0.5).sum():,} correct and {(labels < 0.5).sum():,} wrong steps, and {(num_merged > 1).sum():,} "
+                    "of them are merged steps. `auroc` and `balanced_accuracy` need correct and wrong steps, `error_f1` needs "
+                    "wrong steps, and `single_...` and `merged_...` need merged steps. Add such steps to the evaluation set, or "
+                    "choose another metric, such as `eval_loss` or `eval_accuracy`."
+                )
+
+
+def _metrics(scores: np.ndarray, labels: np.ndarray, num_merged: np.ndarray) -> dict[str, float]:
+    """Metrics over all steps, and over single and merged steps alone if there are merged ones."""
+    metrics = step_metrics(scores, labels)
+    merged = num_merged > 1
+    if merged.any():
+        for name, group in (("single", ~merged), ("merged", merged)):
+            metrics |= {f"{name}_{k}": v for k, v in step_metrics(scores[group], labels[group]).items()}
+    return metrics

@@ -90,10 +90,13 @@ COUNTS = {
     "labels_contradicting": "steps whose labels contradict each other (their mean is trained)",
     "labels_too_long": "labels dropped: longer than `max_length`",
     "trees_without_labels": "problems dropped: no label left",
-    "tokens": "tokens",
+    "tokens": "distinct tokens",
     "prompts_with_control_text": "prompts that hold control tokens of the tokenizer",
     "steps_with_control_text": "steps that hold control tokens of the tokenizer",
     "steps_with_separator": "steps that hold a separator",
+    "tokens_in_rows": "tokens in rows: more where split trees repeat their prefix",
+    "labels_per_row_p10": "judged steps per row, 10th percentile",
+    "labels_per_row_median": "judged steps per row, median",
 }
 
 
@@ -158,7 +161,7 @@ def data_section(facts: CardFacts, reports: dict[str, ForestReport]) -> str:
     if not reports:
         return ""
     rows = [
-        (f"`{name}`", *(f"{getattr(report, field.name):,}" for field in fields(report) if field.name in COUNTS))
+        (f"`{name}`", *(f"{getattr(report, field.name):,.15g}" for field in fields(report) if field.name in COUNTS))
         for name, report in reports.items()
     ]
     columns = list(zip(("", *COUNTS.values()), *rows, strict=True))

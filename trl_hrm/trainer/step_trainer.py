@@ -5,23 +5,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import find_adapter_config_file
 
 from .._compat import BaseTrainer, disable_dropout_in_model
+from ..loading import check_adapter, list_misfits
 from ..losses import step_loss, step_score
 from ..step_format import StepFormat
 from .hub_push import HubPushMixin
 from .model_card import CardFacts, write_card
-from .model_setup import add_adapter, forget_evaluation
+from .model_setup import add_adapter, forget_evaluation, warn_of_another_format
 from .reward_model_card import data_section, quick_start, step_format_section
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+logger = get_logger(__name__)
 
 
 class StepTrainer(HubPushMixin, BaseTrainer):
@@ -46,6 +51,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
     _template_file = "rm_model_card.md"
     _card_settings: tuple[str, ...]
     step_format: StepFormat
+    _has_new_head = False  # newly initialized, as far as this trainer knows
 
     def __init__(
         self,
@@ -130,13 +136,23 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         # A dataset passed here is prepared as `__init__` does; a `str` selects one that is
+        self._warn_of_new_head()
         if not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval_dataset(eval_dataset, self.processing_class, self.args)
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     def predict(self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"):
+        self._warn_of_new_head()
         test_dataset = self._prepare_once(test_dataset, self.processing_class, self.args, "test_dataset")
         return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def _warn_of_new_head(self) -> None:
+        if self._has_new_head and not self.state.global_step:
+            logger.warning(
+                "The head of the model is newly initialized and has not been trained, so its scores are random and the "
+                "metrics are those of guessing. To evaluate a trained reward model, pass its checkpoint as `model`, or train "
+                "first."
+            )
 
     # Loss
 
@@ -270,6 +286,34 @@ class StepTrainer(HubPushMixin, BaseTrainer):
             quick_start(facts, self.step_format, self.processing_class, dtype, merged),
             "\n\n".join([step_format_section(self.step_format), data_section(facts, self.reports)]),
         )
+
+    # Checkpoints
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        self._loaded_from = resume_from_checkpoint
+        trained_format = StepFormat.find(resume_from_checkpoint)
+        if trained_format is not None:
+            warn_of_another_format(resume_from_checkpoint, trained_format, self.step_format)
+        if is_peft_model(self.model) and not self.is_fsdp_enabled and find_adapter_config_file(resume_from_checkpoint):
+            check_adapter(self.model, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        self._loaded_from = self.state.best_model_checkpoint
+        super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Trainer only warns, and the weights that are not in the checkpoint stay as they were before
+        absent = set(load_result.missing_keys)
+        sources = getattr(self.model, "all_tied_weights_keys", {})
+        missing = [name for name in absent if sources.get(name, name) in absent]
+        if missing or load_result.unexpected_keys:
+            raise ValueError(
+                f"{self._loaded_from}: the weights do not fit {type(self.model).__name__}: "
+                f"{list_misfits(missing, load_result.unexpected_keys)}. A weight that is not in the checkpoint would keep "
+                "the value from before it was trained. Resume from a checkpoint that this trainer saved, with the same "
+                "`model` and `head`."
+            )
 
     # Training
 

@@ -1,0 +1,399 @@
+"""Load step reward models. A checkpoint whose weights do not fit its head is refused: the missing ones would be random."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import get_local_safetensors_metadata, get_safetensors_metadata
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
+
+from ._compat import create_model_from_path
+from .heads import model_class, num_labels
+from .hub import HTTPError
+from .step_format import StepFormat
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_LM_HEADS = ("lm_head.", "embed_out.")  # output embeddings of causal language models, as transformers names them
+_PEFT_PREFIX = "base_model.model."  # in front of the names of weights in an adapter's files
+
+
+def list_misfits(
+    missing: Iterable[str], unexpected: Iterable[str] = (), mismatched: Mapping[str, tuple] = MappingProxyType({})
+) -> str:
+    """Name the first few weights of each kind and count the others, for errors. Mismatched are (found, expected) shapes."""
+    kinds = {
+        "missing": [f"`{name}`" for name in sorted(missing)],
+        "unexpected": [f"`{name}`" for name in sorted(unexpected)],
+        "with another shape": [
+            f"`{name}` {has}, expected {needs}" for name, (has, needs) in sorted(mismatched.items())
+        ],
+    }
+    return "; ".join(
+        f"{kind} {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        for kind, names in kinds.items()
+        if names
+    )
+
+
+@dataclass(frozen=True)
+class WeightFit:
+    """
+    How the weights of a checkpoint fit a model.
+
+    Args:
+        model_name (`str`): Class of the model.
+        head (`frozenset[str]`): Names of the weights of its head: all that are not in the body.
+        missing (`frozenset[str]`): Names of weights that the checkpoint lacks. They are newly initialized.
+        unexpected (`frozenset[str]`): Names in the checkpoint that the model does not have. They are ignored.
+        mismatched (`dict[str, tuple]`): Shapes in the checkpoint and in the model, where they differ.
+        body_prefix (`str`): Prefix of the names of the body's weights.
+    """
+
+    model_name: str
+    head: frozenset[str]
+    missing: frozenset[str]
+    unexpected: frozenset[str]
+    mismatched: dict[str, tuple]
+    body_prefix: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, info: dict[str, Any]) -> "WeightFit":
+        """Read what `from_pretrained(..., output_loading_info=True)` returns."""
+        prefix = f"{model.base_model_prefix}."
+        return cls(
+            type(model).__name__,
+            frozenset(name for name in model.state_dict() if not name.startswith(prefix)),
+            frozenset(info["missing_keys"]),
+            frozenset(info["unexpected_keys"]),
+            {name: (tuple(found), tuple(expected)) for name, found, expected in info["mismatched_keys"]},
+            prefix,
+        )
+
+    @property
+    def random(self) -> frozenset[str]:
+        """Names of the weights that do not come from the checkpoint."""
+        return self.missing | self.mismatched.keys()
+
+    @property
+    def other_heads(self) -> frozenset[str]:
+        """Names of weights of other heads in the checkpoint. The output embeddings of a language model are not counted."""
+        return frozenset(name for name in self.unexpected if not name.startswith((self.body_prefix, *_LM_HEADS)))
+
+    def refuse(self, name: str, step_format: StepFormat, remedy: str = "") -> None:
+        """Raise `ValueError` if any weight does not fit. The message names weights and remedy; `remedy` is added to it."""
+        if not (self.random or self.unexpected):
+            return
+        raise ValueError(
+            f"{name}: the weights do not fit {self.model_name} with head {step_format.head!r}: "
+            f"{list_misfits(self.missing, self.unexpected, self.mismatched)}. A weight that is not in the checkpoint would "
+            f"be random, and so would every score. {self._remedy(step_format)}{remedy}"
+        )
+
+    def _remedy(self, step_format: StepFormat) -> str:
+        random = self.random & self.head
+        if step_format.head == "lm" and self.other_heads:
+            return (
+                'It has another head. If it is a token classifier, set `head` of the step format to "classification" or '
+                '"regression". Other heads are not supported.'
+            )
+        if step_format.head != "lm" and self.mismatched.keys() & self.head:
+            return (
+                'Set `head` of the step format to the head it was trained with: "classification" has 2 outputs, '
+                '"regression" has 1.'
+            )
+        if step_format.head != "lm" and (self.other_heads or self.head > random > frozenset()):
+            return (
+                "Its head is not one of this package's, which are a linear layer with bias of a token classifier, or the "
+                "output embeddings of a causal language model. Pass a checkpoint that HRMRewardTrainer saved."
+            )
+        if step_format.head != "lm" and random:
+            return (
+                "It has no trained head: it is a base model, or a causal language model. Pass a checkpoint that "
+                'HRMRewardTrainer saved. If it judges by label tokens, set `head` of the step format to "lm".'
+            )
+        return "Files are missing or damaged, or config.json describes another model. Download or save it again."
+
+
+def load_reward_model(
+    path_or_repo: str,
+    step_format: StepFormat,
+    revision: str | None = None,
+    is_trainable: bool = False,
+    **kwargs: Any,
+) -> "PreTrainedModel | PeftModel":
+    """
+    Load a trained step reward model, or a PEFT adapter of one with its base model.
+
+    Args:
+        path_or_repo (`str`):
+            Folder or Hub repository with the model or the adapter.
+        step_format ([`StepFormat`]):
+            Format it was trained with.
+        revision (`str`, *optional*):
+            Revision of the repository.
+        is_trainable (`bool`, *optional*, defaults to `False`):
+            Whether an adapter is loaded for training.
+        kwargs:
+            Passed to `from_pretrained` of the model.
+
+    Raises:
+        `ValueError`: If weights are missing, unexpected or of another shape. The message names them and the remedy.
+    """
+    if find_adapter_config_file(path_or_repo, revision=revision) is not None:
+        return _load_adapter(path_or_repo, step_format, revision, is_trainable, kwargs)
+    with _held_load_report():  # what it says becomes an error
+        model, fit = _load(path_or_repo, step_format, revision=revision, **kwargs)
+    fit.refuse(path_or_repo, step_format)
+    return model
+
+
+def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
+    """
+    Load a model to train a step reward model from.
+
+    Args:
+        path_or_repo (`str`):
+            Folder or Hub repository of a base model, which gets a new head, or of a model with a trained head.
+        step_format ([`StepFormat`]):
+            Format it will be trained with.
+        kwargs:
+            Passed to `from_pretrained` of the model.
+
+    Returns:
+        `tuple[PreTrainedModel, bool]`: The model, and whether its head is newly initialized.
+
+    Raises:
+        `ValueError`: If weights of the body are missing, or if the checkpoint has a part of the head or another head.
+    """
+    with _held_load_report() as reports:
+        model, fit = _load(path_or_repo, step_format, **kwargs)
+    new_head = step_format.head != "lm" and fit.random == fit.missing == fit.head
+    if fit.other_heads or (fit.random and not new_head):
+        remedy = ""
+        if fit.random <= (frozenset() if step_format.head == "lm" else fit.head):
+            remedy = (
+                f" To train a new head on its body, load it with `{model_class(step_format).__name__}.from_pretrained` and "
+                "pass the model itself."
+            )
+        fit.refuse(path_or_repo, step_format, remedy)
+    _log_again(reports)
+    return model, new_head
+
+
+def check_checkpoint(
+    path_or_repo: str, step_format: StepFormat, revision: str | None = None, trust_remote_code: bool = False
+) -> bool:
+    """
+    Refuse a checkpoint whose weights do not fit the head, without loading it.
+
+    The names and shapes of its tensors are read from the headers of its safetensors files, in the folder, in the cache or
+    on the Hub. Of an adapter, the names of its weights are checked against the files of its base model.
+
+    Args:
+        path_or_repo (`str`):
+            Folder or Hub repository with the model or the adapter.
+        step_format ([`StepFormat`]):
+            Format it was trained with.
+        revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Passed on when its configuration is loaded.
+
+    Returns:
+        `bool`: Whether it was checked. It is not if there are no safetensors files that can be read.
+
+    Raises:
+        `ValueError`: If weights are missing, unexpected or of another shape. The message names them and the remedy.
+    """
+    if find_adapter_config_file(path_or_repo, revision=revision) is None:
+        fit = _fit_of_files(path_or_repo, step_format, revision, trust_remote_code)
+        if fit is not None:
+            fit.refuse(path_or_repo, step_format)
+        return fit is not None
+    from peft import PeftConfig
+    from peft.utils import load_peft_weights
+
+    adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
+    fit = _fit_of_files(adapter.base_model_name_or_path, step_format, adapter.revision, trust_remote_code)
+    if fit is not None:
+        brought = load_peft_weights(path_or_repo, device="cpu", revision=revision)
+        _refuse_base(fit, adapter.base_model_name_or_path, path_or_repo, brought, step_format)
+    return fit is not None
+
+
+def _fit_of_files(
+    path_or_repo: str, step_format: StepFormat, revision: str | None, trust_remote_code: bool
+) -> WeightFit | None:
+    """How the tensors in the safetensors files of a checkpoint fit the model. `None` if there are no such files."""
+    shapes = _tensor_shapes(path_or_repo, revision)
+    if shapes is None:
+        return None
+    config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+    quantized = getattr(config, "quantization_config", None) is not None
+    if quantized:
+        del config.quantization_config  # loading with it needs the library that quantized the model
+    if step_format.head != "lm":
+        config.num_labels = num_labels(step_format)
+    with torch.device("meta"):
+        model = model_class(step_format).from_config(config, trust_remote_code=trust_remote_code)
+    # transformers itself matches the names, which differ between files and models of some architectures
+    with _held_load_report():
+        model, info = type(model).from_pretrained(
+            None,
+            config=config,
+            state_dict={name: torch.empty(shape, device="meta") for name, shape in shapes.items()},
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    fit = WeightFit.of(model, info)
+    if not quantized:
+        return fit
+    return replace(  # the weights of its body have other names and shapes
+        fit,
+        missing=fit.missing & fit.head,
+        unexpected=fit.other_heads,
+        mismatched={name: shapes for name, shapes in fit.mismatched.items() if name in fit.head},
+    )
+
+
+def check_adapter(model: "PeftModel", path_or_repo: str, revision: str | None = None) -> None:
+    """
+    Refuse an adapter whose files lack weights of the adapter, or have others.
+
+    Args:
+        model ([`~peft.PeftModel`]):
+            Model with an adapter of the same configuration.
+        path_or_repo (`str`):
+            Folder or Hub repository of the adapter.
+        revision (`str`, *optional*):
+            Revision of the repository.
+
+    Raises:
+        `ValueError`: If weights are missing or unexpected. The message names them and the remedy.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+    found = load_peft_weights(path_or_repo, device="cpu", revision=revision).keys()
+    others = {
+        name for name, _ in model.named_parameters()
+    }  # whole layers may be saved with an adapter, such as embeddings
+    _refuse_adapter(path_or_repo, expected - found, found - expected - others)
+
+
+def _refuse_adapter(name: str, missing: Iterable[str], unexpected: Iterable[str] = ()) -> None:
+    found = {
+        kind: [f"`{key}`" for key in sorted(keys)] for kind, keys in (("missing", missing), ("unexpected", unexpected))
+    }
+    if any(found.values()):
+        raise ValueError(
+            f"{name}: the weights of the adapter do not fit: {list_misfits(missing, unexpected)}. A weight that is not in "
+            "the files would be random, and so would every score. Set `head` of the step format to the head it was trained "
+            "with. An adapter of a token classifier must bring its head: save it with "
+            '`task_type="TOKEN_CLS"` or `modules_to_save` in its PEFT configuration, as HRMRewardTrainer does.'
+        )
+
+
+def _refuse_base(
+    fit: WeightFit, base_name: str, adapter_name: str, brought: dict[str, torch.Tensor], step_format: StepFormat
+) -> None:
+    """Refuse the base model of an adapter if weights are random that the adapter does not bring."""
+    if not fit.random <= fit.head:
+        fit.refuse(base_name, step_format)
+    _refuse_adapter(adapter_name, {_PEFT_PREFIX + name for name in fit.random} - brought.keys())
+
+
+def _load_adapter(
+    path_or_repo: str, step_format: StepFormat, revision: str | None, is_trainable: bool, kwargs: dict[str, Any]
+) -> "PeftModel":
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
+
+    adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
+    brought = load_peft_weights(path_or_repo, device="cpu", revision=revision)
+    kwargs = {"revision": adapter.revision, **kwargs}  # of the base model
+    with _held_load_report() as reports:
+        model, fit = _load(adapter.base_model_name_or_path, step_format, **kwargs)
+    _refuse_base(fit, adapter.base_model_name_or_path, path_or_repo, brought, step_format)
+    if any(name.startswith(fit.body_prefix) for name in fit.unexpected):  # not about the head alone
+        _log_again(reports)
+    try:
+        model = PeftModel.from_pretrained(model, path_or_repo, revision=revision, is_trainable=is_trainable)
+    except KeyError as error:  # the name of a weight of `modules_to_save` that the files do not have
+        _refuse_adapter(path_or_repo, error.args)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path_or_repo}: the weights of the adapter do not fit its base model: {' '.join(str(error).split())} Set `head` "
+            "of the step format to the head it was trained with, and check its base model."
+        ) from error
+    check_adapter(model, path_or_repo, revision)
+    return model
+
+
+def _load(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
+    if step_format.head != "lm":
+        kwargs = {"num_labels": num_labels(step_format), **kwargs}
+    # Mismatched sizes that are ignored are reported with the others
+    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        model, info = create_model_from_path(path_or_repo, model_class(step_format), **kwargs)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path_or_repo}: a file of weights is damaged ({error}). Download or save it again."
+        ) from error
+    return model, WeightFit.of(model, info)
+
+
+@contextmanager
+def _held_load_report() -> Iterator[list[logging.LogRecord]]:
+    """Hold back what transformers logs about missing weights ("newly initialized"). [`_log_again`] logs it."""
+    reports: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            reports.append(record)
+        return not is_report
+
+    source = logging.getLogger("transformers.modeling_utils")
+    source.addFilter(hold)
+    try:
+        yield reports
+    finally:
+        source.removeFilter(hold)
+
+
+def _log_again(reports: list[logging.LogRecord]) -> None:
+    for record in reports:
+        logging.getLogger(record.name).handle(record)
+
+
+def _tensor_shapes(path_or_repo: str, revision: str | None) -> dict[str, list[int]] | None:
+    """Shape of each tensor in the safetensors files of a checkpoint. `None` if there are none that can be read."""
+    is_folder = Path(path_or_repo).is_dir()
+    try:
+        folder = path_or_repo if is_folder else Path(cached_file(path_or_repo, CONFIG_NAME, revision=revision)).parent
+        metadata = get_local_safetensors_metadata(folder)
+    except SafetensorsParsingError as error:
+        raise ValueError(
+            f"{path_or_repo}: a file of weights is damaged ({error}). Download or save it again."
+        ) from error
+    except (NotASafetensorsRepoError, OSError):
+        if is_folder:
+            return None
+        try:
+            metadata = get_safetensors_metadata(path_or_repo, revision=revision)
+        except (NotASafetensorsRepoError, OSError, HTTPError):
+            return None
+    return {name: tensor.shape for file in metadata.files_metadata.values() for name, tensor in file.tensors.items()}
