@@ -62,11 +62,11 @@ class StepFormat:
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`. Only with `prompt_style="chat"`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            The date that a chat template that prints today's date is given instead. `None`, which files of version 1 mean,
-            is the clock: the ids then depend on the day, which such a template is warned about.
+            Date for chat templates that print today's date. `None`, the default of files of version 1, is the clock: the
+            ids depend on the day, with a warning.
         sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
-            Whether control tokens in the problem and the steps, such as `<|im_end|>`, are encoded as plain text. If
-            `False`, which files of version 1 mean, they become the tokens, so that data can forge turns and step tokens.
+            Whether to encode control tokens in the problem and the steps, such as `<|im_end|>`, as plain text. With
+            `False`, the default of files of version 1, they become tokens, so data can forge turns and step tokens.
 
     Example:
 
@@ -239,11 +239,10 @@ class StepFormat:
 
     def find_markers(self, tokenizer: "PreTrainedTokenizerBase", step: str) -> list[str]:
         """
-        Return what marks the structure of a text and is forged within a step.
+        Return the control tokens and separators that occur inside a step, where they would forge turns or steps.
 
-        These are control tokens of the tokenizer, without tags such as `<think>`, which a policy writes itself; and the
-        `step_separator` if it has letters or digits, such as `" ки"`. White space and punctuation stand in ordinary text
-        as well.
+        Tags such as `<think>`, which policies write, are not included. The `step_separator` is included only if it has
+        letters or digits, such as `" ки"`: ordinary text contains white space and punctuation too.
         """
         found = find_control_text(tokenizer, step, tags=False)
         is_marker = any(map(str.isalnum, self.step_separator)) and self.step_separator not in found

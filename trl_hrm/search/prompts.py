@@ -20,7 +20,7 @@ Question: {question}
 """
 
 
-# What a manifest means that was written before there were these options: its run keeps the encoding it was started with
+# Values for manifests written before these options existed: a run keeps the encoding it was started with
 OLD_DEFAULTS = {"chat_template_kwargs": None, "chat_template_date": None, "sanitize_control_tokens": False}
 
 
@@ -45,11 +45,11 @@ class Prompt:
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`, for `style="chat"`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            The date that a chat template that prints today's date is given instead. `None` is the clock, as in runs that
-            were started before there was this option.
+            Date for chat templates that print today's date. `None` is the clock, as in runs started before this option
+            existed.
         sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
-            Whether control tokens in the question, such as `<|im_end|>`, are encoded as plain text. Those of `template` and
-            `system_prompt` are always tokens.
+            Whether to encode control tokens in the question, such as `<|im_end|>`, as plain text. In `template` and
+            `system_prompt` they are always tokens.
 
     Raises:
         `ValueError`: If the template has no `{question}`, or if an option is invalid or does not go with the style.
@@ -125,7 +125,7 @@ class Prompt:
 
 
 def started_prompt(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the [`Prompt`] of a manifest, also of one written before all of them were there."""
+    """Return the arguments of the [`Prompt`] of a manifest. Options that it lacks have their old defaults."""
     return OLD_DEFAULTS | manifest["prompt"]
 
 

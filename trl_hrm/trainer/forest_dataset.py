@@ -40,9 +40,9 @@ class ForestReport:
         trees_without_labels (`int`): Trees dropped because no label was left.
         tokens (`int`): Distinct tokens of the trees, against `tokens_unshared` in one sequence per label.
         prompts_with_control_text, steps_with_control_text (`int`): Prompts and steps that hold control tokens of the
-            tokenizer. [`StepFormat`] says how they are encoded.
-        steps_with_separator (`int`): Steps that hold the `step_separator`, or, if it can be seen, the `merge_separator`
-            without being merged. To the model such a step looks like several.
+            tokenizer. See `sanitize_control_tokens` of [`StepFormat`].
+        steps_with_separator (`int`): Steps that hold the `step_separator`, or single steps that hold a
+            `merge_separator` other than white space. To the model such a step looks like several.
         tokens_in_rows (`int`): Tokens of all rows. More than `tokens` if trees longer than `max_length` are split, since
             each part repeats its prefix, or without `shared_prefix`.
         labels_per_row_p10, labels_per_row_median (`float`): 10th percentile and median of the judged steps per row.

@@ -39,10 +39,9 @@ class HRMRewardConfig(BaseConfig):
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`. Only with `prompt_style="chat"`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            The date that a chat template that prints today's date is given instead, so that the ids do not depend on the
-            day.
+            Date for chat templates that print today's date, so that ids do not depend on the day.
         sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
-            Whether control tokens in the problem and the steps, such as `<|im_end|>`, are encoded as plain text.
+            Whether to encode control tokens in the problem and the steps, such as `<|im_end|>`, as plain text.
         step_separator (`str`, *optional*, defaults to `"\n\n"`):
             Text after every step. Its last token is where the step is judged.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
@@ -131,12 +130,12 @@ class HRMRewardConfig(BaseConfig):
     )
     chat_template_date: str = field(
         default=CHAT_TEMPLATE_DATE,
-        metadata={"help": "The date that a chat template that prints today's date is given instead."},
+        metadata={"help": "Date for chat templates that print today's date."},
     )
     sanitize_control_tokens: bool = field(
         default=True,
         metadata={
-            "help": "Whether control tokens in the problem and the steps, such as `<|im_end|>`, are encoded as plain text."
+            "help": "Whether to encode control tokens in the problem and the steps, such as `<|im_end|>`, as plain text."
         },
     )
     step_separator: str = field(

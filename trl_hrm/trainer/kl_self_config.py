@@ -49,7 +49,7 @@ class KLSelfConfig(SFTConfig):
         > Parameters that control the data preprocessing
 
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            The date that a chat template that prints today's date is given instead, as it is in `trl-hrm annotate`.
+            Date for chat templates that print today's date, as in `trl-hrm annotate`.
 
     > [!NOTE]
     > Other defaults are those of [`~trl.SFTConfig`].
@@ -103,7 +103,7 @@ class KLSelfConfig(SFTConfig):
     # Parameters that control the data preprocessing
     chat_template_date: str = field(
         default=CHAT_TEMPLATE_DATE,
-        metadata={"help": "The date that a chat template that prints today's date is given instead."},
+        metadata={"help": "Date for chat templates that print today's date."},
     )
 
     def __post_init__(self):

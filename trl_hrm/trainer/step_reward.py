@@ -29,10 +29,10 @@ class StepReward:
     scores of its steps become one reward. A completion that a guard stops gets `guard_reward` and is counted; its steps are
     not scored.
 
-    The guard `control_text`, which has no option, stops a completion with a step that holds control tokens of the reward
-    model, such as `<|im_end|>`, or the `step_separator` if that has letters or digits: it could forge turns and ends of steps.
-    Tags that are not special tokens, such as `<think>`, are not counted. One special token at the very end is not either: it
-    is the end of the sequence, left in the text by some trainers, and is removed.
+    The guard `control_text` is always on. It stops a completion if a step holds a control token of the reward model, such as
+    `<|im_end|>`, or a `step_separator` with letters or digits: these could forge turns and ends of steps. Tags that are not
+    special tokens, such as `<think>`, are allowed. One control token at the very end is removed: some trainers leave the end
+    of the sequence in the text.
 
     Example:
 
@@ -53,7 +53,7 @@ class StepReward:
         segmentation (`str`, *optional*):
             Name of the [`StepRule`] that cuts completions into steps. By default they are cut at the `step_separator` of the
             checkpoint; where that is a blank line, `# Answer` stays with what follows it, as in the datasets of this package.
-            Where it is a control token, which a policy does not write, they are cut at blank lines.
+            If it is a control token, which policies do not write, they are cut at blank lines.
         spans (`Sequence[int]`, *optional*, defaults to `(1,)`), combine (`str`, *optional*, defaults to `"max"`):
             How steps are judged. See [`StepScorer.score`].
         guard_reward (`float`, *optional*, defaults to `0.0`):
