@@ -250,7 +250,11 @@ def test_ungradable_problems_are_left_out(tmp_path, monkeypatch, planted, capsys
 BAD = {
     "N larger than the pool": (make_rows(3, 3), (), "in.jsonl:1: problem .* has 3 candidates, and the largest N is 4"),
     "no answer": ([{"prompt": "?", "completion": "x"}], ("--n", "1"), "no reference answer .* column `answer`"),
-    "no candidate": ([{"prompt": "?", "answer": "1", "candidates": []}], ("--n", "1"), "found no candidates for this problem"),
+    "no candidate": (
+        [{"prompt": "?", "answer": "1", "candidates": []}],
+        ("--n", "1"),
+        "found no candidates for this problem",
+    ),
     "nothing": ([], (), "there is nothing in it"),
     "not a number": (
         [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],
