@@ -51,7 +51,7 @@ class StepTree:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], where: str = "row") -> "StepTree":
+    def from_row(cls, row: Mapping[str, Any], where: str = "row", blank_steps: bool = False) -> "StepTree":
         """
         Read and validate one dataset row.
 
@@ -61,6 +61,8 @@ class StepTree:
                 Labels may be booleans, numbers in `[0, 1]` or `None`.
             where (`str`, *optional*, defaults to `"row"`):
                 Place of the row (file and line, or dataset and row), used in error messages.
+            blank_steps (`bool`, *optional*, defaults to `False`):
+                Allow steps without text.
 
         Raises:
             `ValueError`: If a column is missing, or if a value is not what the format asks for. The message names the
@@ -86,11 +88,19 @@ class StepTree:
             step_columns=step_columns,
             extra={name: value for name, value in row.items() if name not in own},
         )
-        tree.validate(where)
+        tree.validate(where, blank_steps)
         return tree
 
-    def validate(self, where: str = "row") -> None:
-        """Raise `ValueError` if the fields do not form a tree of non-empty steps. See [`StepTree.from_row`]."""
+    def validate(self, where: str = "row", blank_steps: bool = False) -> None:
+        """
+        Raise `ValueError` if the fields do not form a tree of steps. See [`StepTree.from_row`].
+
+        Args:
+            where (`str`, *optional*, defaults to `"row"`):
+                Place of the tree, used in error messages.
+            blank_steps (`bool`, *optional*, defaults to `False`):
+                Allow steps without text. Benchmarks have them, and their labels count them.
+        """
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"{where}: column `prompt` holds {self.prompt!r}, expected a non-empty string.")
         columns = {"labels": self.labels, "parents": self.parents} | self.step_columns
@@ -103,7 +113,7 @@ class StepTree:
                     f"{len(self.completions)}; expected one per step."
                 )
         for i, text in enumerate(self.completions):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or not (text.strip() or blank_steps):
                 raise ValueError(
                     f"{where}: `completions[{i}]` is {text!r}, expected a non-empty step text. Remove the step."
                 )

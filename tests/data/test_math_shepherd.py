@@ -9,6 +9,7 @@ from datasets import load_dataset
 from trl_hrm.data.build import Dropped
 from trl_hrm.data.build_config import BuildConfig
 from trl_hrm.data.math_shepherd import build_math_shepherd, parse_math_shepherd
+from trl_hrm.data.stepwise import build_stepwise
 
 
 def record(text: str, labels: str, task: str = "GSM8K") -> dict[str, str]:
@@ -74,6 +75,88 @@ def test_faults_are_named(value, message):
     with pytest.raises(ValueError) as error:
         parse_math_shepherd(value, "file:1", Counter())
     assert message in str(error.value)
+
+
+ER_PRM = {"text": "1+2? Step 1: a ки\nStep 2: b ки", "value": [0.9, 0.25]}
+TURNS = [("user", "1+2? Step 1: a"), ("assistant", "+"), ("user", "Step 2: b"), ("assistant", "-")]
+
+
+def conversation(turns) -> dict:
+    return {"conversations": [{"role": role, "content": content} for role, content in turns]}
+
+
+@pytest.mark.parametrize(("value", "labels"), [(ER_PRM, [0.9, 0.25]), (conversation(TURNS), [1.0, 0.0])])
+def test_formats_that_others_write_such_data_in(value, labels):
+    """Told by their keys. Values are soft labels: rounded, most of what they say is lost."""
+    tree = parse_math_shepherd(value, "file:1", Counter())
+    assert (tree.prompt, tree.completions) == ("1+2?", ["Step 1: a", "Step 2: b"])
+    assert (tree.labels, tree.parents) == (labels, [-1, 0])
+
+
+def test_a_header_before_the_first_step_is_no_part_of_the_question():
+    turns = [("user", "1+2?\n\n## Step 1: a"), ("assistant", " + ")]
+    tree = parse_math_shepherd(conversation(turns), "file:1", Counter())
+    assert (tree.prompt, tree.completions) == ("1+2?", ["## Step 1: a"])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (ER_PRM | {"value": [0.9]}, "`value` has 1 values for 2 steps, expected one for each"),
+        (ER_PRM | {"value": [0.9, 1.5]}, r"`value` is \[0.9, 1.5\], expected numbers from 0 to 1"),
+        (ER_PRM | {"value": [0.9, None]}, "expected numbers from 0 to 1"),
+        (ER_PRM | {"text": None}, "`text` is None, expected a string"),
+        (conversation(TURNS[:3]), "expected messages with `role` and `content`: a step of the user"),
+        (conversation(TURNS[1:]), "expected messages"),
+        ({"conversations": "x"}, "expected messages"),
+    ],
+)
+def test_faults_of_these_formats_are_named(value, message):
+    with pytest.raises(ValueError, match=f"^file:1: .*{message}"):
+        parse_math_shepherd(value, "file:1", Counter())
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (conversation([*TURNS[:3], ("assistant", "maybe")]), "unknown_label"),
+        (conversation([("user", "1+2? It is 3."), ("assistant", "+")]), "no_first_step"),
+        (conversation([*TURNS[:2], ("user", " "), ("assistant", "+")]), "empty_step"),
+        (ER_PRM | {"text": "1+2? Step 1: a"}, "no_tag"),
+    ],
+)
+def test_odd_records_of_these_formats_are_dropped_by_reason(value, reason):
+    with pytest.raises(Dropped, match=f"^{reason}$"):
+        parse_math_shepherd(value, "file:1", Counter())
+
+
+def test_one_faulty_record_does_not_stop_a_build(tmp_path):
+    good, bad = record("q Step 1: a #", "+"), {"input": "q Step 1: a ки", "label": None}
+    file = write(tmp_path / "shepherd.jsonl", good, bad, {"input": "x"})
+    report = build_math_shepherd([file], BuildConfig(str(tmp_path / "out"), test_size=0))
+    assert report["dropped"] == {"missing_key": 1, "not_a_string": 1} and report["records_in"] == 3
+    assert f"1 row left out (not a string): {file}:2" in report["warnings"]
+    with pytest.raises(ValueError, match="shepherd.jsonl:2: `label` is None, expected a string"):
+        build_math_shepherd([file], BuildConfig(str(tmp_path / "strict"), test_size=0, strict=True))
+
+
+@pytest.mark.parametrize("build", [build_math_shepherd, build_stepwise])
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [
+        ("er_prm.jsonl", [["9", [0.9, 0.8]], ["6", [0.1, 0.0]]]),
+        ("rlhflow_conversations.jsonl", [["8", [1.0, 0.0]]]),
+    ],
+)
+def test_real_formats(tmp_path, shared_data, build, file, rows):
+    """Read by the builder whose data they resemble, and by the one of rows in general."""
+    config = BuildConfig(str(tmp_path / "out"), view="prm", test_size=0)
+    report = build([str(shared_data / "formats" / file)], config)
+    assert report["records_kept"] == report["records_in"] == len(rows) and report["warnings"] == []
+    found = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
+    assert [row["labels"] for row in found] == [pytest.approx(labels) for _, labels in rows]
+    assert all(len(row["completions"]) == 2 and row["completions"][1].startswith("Step 2:") for row in found)
+    assert all(row["prompt"].endswith("?") for row in found)
 
 
 def test_solutions_of_a_problem_are_one_tree(tmp_path):

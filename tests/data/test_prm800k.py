@@ -158,7 +158,7 @@ def test_screening_records():
         ({"question": {}, "label": {"steps": []}}, "`label`: the key `finish_reason` is missing"),
         ({"question": {}, "label": {"finish_reason": "solution", "steps": []}}, "`question`: the key `problem` is"),
         (record() | {"label": {"finish_reason": "solution"}}, "`label`: the key `steps` is missing"),
-        (record("a"), "`label.steps[0]` is 'a', expected an object with the key `chosen_completion`"),
+        (record("a"), "`label.steps[0]`: found 'a', expected an object with the key `chosen_completion`"),
         (record({}), "`label.steps[0]`: the key `chosen_completion` is missing, found []"),
         (record(step(candidate("a", 1), chosen=1)), "`chosen_completion` is 1, expected null or an index of the 1"),
         (record(step(candidate("a", 1), chosen="0")), "`chosen_completion` is '0', expected int or null"),
@@ -176,6 +176,26 @@ def test_faults_are_named(value, message):
         parse_prm800k(value, "file:1", Counter())
     assert str(error.value).startswith("file:1: ")
     assert message in str(error.value)
+
+
+def test_one_faulty_record_does_not_stop_a_build(tmp_path):
+    """It is counted and named; `strict` stops at it, and so does a file in which nothing else is left."""
+    good = record(step(candidate("a", 1), chosen=0))
+    lines = [good, record({}), good, record(step(candidate("b", 1)), problem=" ")]
+    file = tmp_path / "phase.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = build_prm800k([file], BuildConfig(str(tmp_path / "out"), test_size=0))
+    assert (report["records_in"], report["records_kept"]) == (4, 2)
+    assert report["dropped"] == {"blank_prompt": 1, "not_the_schema": 1}
+    assert f"1 row left out (not the schema): {file}:2: `label.steps[0]`" in report["warnings"]
+    assert f"1 row left out (blank prompt): {file}:4" in report["warnings"]
+    with pytest.raises(ValueError, match="phase.jsonl:2: `label.steps"):
+        build_prm800k([file], BuildConfig(str(tmp_path / "strict"), test_size=0, strict=True))
+    file.write_text('{"prompt": "q"}\n' * 3)
+    with pytest.raises(
+        ValueError, match="no row is left of 3 records .* first fault: .*phase.jsonl:1: the key `question` is"
+    ):
+        build_prm800k([file], BuildConfig(str(tmp_path / "other"), test_size=0))
 
 
 def test_views_of_a_file(tmp_path):

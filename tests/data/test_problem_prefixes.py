@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from trl_hrm.data.problem_sets import read_problems
-from trl_hrm.data.problems import problem_key
+from trl_hrm.data.problems import exclusion_key
 from trl_hrm.search.tree import Problem, make_id
 
 from .test_problem_sets import GSM8K, MATH, PLAIN, PRM800K, counts, read, write
@@ -33,10 +33,10 @@ def test_one_problem_with_two_prefixes_is_two(tmp_path, record):
 
 def test_repetitions_exclusion_and_limit(tmp_path):
     """The same problem and prefix is counted once; an excluded problem is so with every prefix; `limit` counts each."""
-    rows = [PLAIN | {"begun": ONE}, PLAIN | {"begun": TWO, "problem": " what is\n1+2?"}, PLAIN | {"begun": ONE}]
+    rows = [PLAIN | {"begun": ONE}, PLAIN | {"begun": TWO, "problem": " What is\n1+2?"}, PLAIN | {"begun": ONE}]
     rows += [PLAIN | {"begun": ONE, "problem": "What is 2+1?"}]
     assert counts(read(tmp_path, *rows, prefix_column="begun")) == (4, 3, 1, 0)
-    exclude = frozenset({problem_key("What is 1+2?")})
+    exclude = frozenset({exclusion_key("What is 1+2?")})
     assert counts(read(tmp_path, *rows, prefix_column="begun", exclude=exclude)) == (4, 1, 0, 3)
     assert counts(read(tmp_path, *rows, prefix_column="begun", limit=2)) == (2, 2, 0, 0)
 
@@ -54,8 +54,8 @@ def test_repetitions_exclusion_and_limit(tmp_path):
             "the answer is '4', and '3' at {file}:1, where the same problem stands",
         ),
         (
-            PLAIN | {"begun": ONE, "id": "a"},
-            "the id 'a' stands at {file}:1 too, expected one record per id and prefix",
+            PLAIN | {"begun": ONE, "id": "a", "problem": "What is 2+1?"},
+            "the id 'a' stands at {file}:1 too, for another problem; expected one problem per id",
         ),
     ],
 )
@@ -65,7 +65,7 @@ def test_faults_name_file_and_line(tmp_path, bad, message):
     file = write(tmp_path / "problems.jsonl", good, "", bad)
     faults = {"bad": "the prefix is bad."}
     with pytest.raises(ValueError, match=message.format(file=file)) as error:
-        read_problems(file, prefix_column="begun", prefix_fault=faults.get)
+        read_problems(file, prefix_column="begun", prefix_fault=faults.get, strict=True)
     assert str(error.value).startswith(f"{file}:3: ")
 
 

@@ -2,12 +2,13 @@
 
 import json
 import os
+import random
 
 import pytest
 from datasets import Dataset
 
-from trl_hrm.data.problem_sets import read_problems
-from trl_hrm.data.problems import problem_key, read_problem_keys
+from trl_hrm.data.problem_sets import read_problems, refuse_caseless_ids
+from trl_hrm.data.problems import exclusion_key, problem_key, read_problem_keys
 from trl_hrm.search.tree import Problem
 
 
@@ -69,7 +70,7 @@ def test_real_test_problems_are_excluded(shared_data):
 )
 def test_formats(tmp_path, format, record):
     """By name and by the keys of the first record alike. An id in the record wins over the hash of the text."""
-    problem_id = record.get("unique_id", problem_key("what is  1+2?").hex())
+    problem_id = record.get("unique_id", problem_key("What is  1+2?").hex())
     for name in (format, "auto"):
         assert read(tmp_path, record, format=name).problems == [Problem(problem_id, "What is 1+2?", "3")]
 
@@ -88,6 +89,21 @@ def test_formats(tmp_path, format, record):
         ({"question": "What is 1+2?", "answer": "3"}, None, "3"),
         # The original MATH has the answer in the solution's last box only
         ({"problem": "What is 1+2?", "solution": r"$\boxed{1}+2$ is $\boxed{\frac{6}{2}}$."}, None, r"\frac{6}{2}"),
+        ({"Problem": "What is 1+2?", "Answer": 3, "ID": "2024-I-1"}, "2024-I-1", "3"),
+        ({"question": "What is 1+2?", "final_answer": ["3"]}, None, "3"),
+        ({"question": "What is 1+2?", "final_answer": ["3", "$3$"]}, None, "3"),
+        ({"question": "What is 1+2?", "ground_truth": "#### 3"}, None, "3"),
+        ({"prompt": [{"role": "user", "content": "What is 1+2?"}], "answer": "3"}, None, "3"),
+        (
+            {"prompt": [{"role": "user", "content": "What is 1+2?"}], "reward_model": {"ground_truth": "3"}},
+            None,
+            "3",
+        ),
+        (
+            {"question": [{"role": "user", "content": [{"type": "text", "text": "What is 1+2?"}]}], "answer": 3},
+            None,
+            "3",
+        ),
     ],
 )
 def test_what_is_accepted(tmp_path, record, problem_id, answer):
@@ -98,7 +114,7 @@ def test_what_is_accepted(tmp_path, record, problem_id, answer):
 @pytest.mark.parametrize("record", [GSM8K, MATH | {"unique_id": None}, PRM800K, PLAIN])
 def test_the_same_problem_twice_is_counted(tmp_path, record):
     """Annotated twice, a problem would weigh twice, and its two trees would have one id."""
-    again = json.loads(json.dumps(record).replace("What is", "what  is"))
+    again = json.loads(json.dumps(record).replace("What is", "What  is"))
     found = read(tmp_path, record, again, record)
     assert counts(found) == (3, 1, 2, 0)
     assert found.problems[0].prompt == "What is 1+2?"
@@ -106,7 +122,7 @@ def test_the_same_problem_twice_is_counted(tmp_path, record):
 
 def test_limit_and_exclusion_are_counted(tmp_path):
     rows = [PLAIN | {"problem": f"What is {i}+2?", "answer": i + 2} for i in (1, 1, 2, 3, 4)]
-    exclude = frozenset({problem_key("what is 2+2?")})
+    exclude = frozenset({exclusion_key("what is 2+2?")})
     assert counts(read(tmp_path, *rows)) == (5, 4, 1, 0)
     assert counts(read(tmp_path, *rows, exclude=exclude)) == (5, 3, 1, 1)
     found = read(tmp_path, *rows, exclude=exclude, limit=2)
@@ -117,7 +133,6 @@ def test_limit_and_exclusion_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("good", "bad", "message"),
     [
-        (PLAIN, '{"problem": "What', "the line is not valid JSON (Unterminated string"),
         (
             PLAIN,
             {"problem": "What is 1+3?"},
@@ -126,18 +141,21 @@ def test_limit_and_exclusion_are_counted(tmp_path):
         (PLAIN, PLAIN | {"answer": None}, "found no answer to the problem 'What is 1+2?'"),
         (PLAIN, PLAIN | {"answer": " "}, "found no answer"),
         (PLAIN, PLAIN | {"answer": True}, "found no answer"),
-        (PLAIN, PLAIN | {"answer": ["3"]}, "found no answer"),
+        (PLAIN, PLAIN | {"answer": []}, "found no answer"),
+        (PLAIN, PLAIN | {"answer": {"value": "3"}}, "found no answer"),
+        (PLAIN, PLAIN | {"answer": ["3", "4"]}, "found the answers 3, 4 to the problem 'What is 1+2?', expected one"),
         (PLAIN, '{"problem": "What is 1+2?", "answer": NaN}', "found no answer"),
-        (PLAIN, '{"problem": "\\ud800", "answer": "3"}', "a string holds half of a surrogate pair"),
-        (PLAIN, '{"problem": "What is 1+3?", "answer": "\\udc00"}', "a string holds half of a surrogate pair"),
-        (PLAIN, '{"problem": "What is 1+3?", "answer": "4", "id": "\\uD800x"}', "a string holds half of a"),
         (PLAIN, {"answer": "3"}, "the problem is None, expected a non-empty string"),
         (PLAIN, PLAIN | {"problem": " "}, "the problem is ' ', expected a non-empty string"),
         (PLAIN, PLAIN | {"problem": ["q"]}, "the problem is ['q'], expected a non-empty string"),
         (PLAIN, PLAIN | {"id": ""}, "the id is '', expected a non-empty string or an integer"),
         (PLAIN, PLAIN | {"id": 1.5}, "the id is 1.5, expected a non-empty string or an integer"),
         (PLAIN, PLAIN | {"answer": "4"}, "the answer is '4', and '3' at {file}:1, where the same problem stands"),
-        (PLAIN | {"id": 7}, PLAIN | {"id": "7"}, "the id '7' stands at {file}:1 too, expected one record per id"),
+        (
+            PLAIN | {"id": 7},
+            PLAIN | {"problem": "What is 1+3?", "id": "7"},
+            "the id '7' stands at {file}:1 too, for another problem; expected one problem per id",
+        ),
         (GSM8K, GSM8K | {"answer": "3"}, "found no answer to the problem 'What is 1+2?'. The format 'gsm8k' expects"),
         (GSM8K, GSM8K | {"answer": "it is 3\n#### "}, "found no answer"),
         (GSM8K, GSM8K | {"answer": None}, "found no answer"),
@@ -152,12 +170,207 @@ def test_limit_and_exclusion_are_counted(tmp_path):
     ],
 )
 def test_faults_name_file_and_line(tmp_path, good, bad, message):
-    """A problem without its answer, or with another's, gives a whole tree of false labels."""
+    """A problem without its answer, or with another's, gives a whole tree of false labels. `strict` stops at the first."""
     file = write(tmp_path / "problems.jsonl", good, "", bad)
     with pytest.raises(ValueError) as error:
-        read_problems(file)
+        read_problems(file, strict=True)
     assert str(error.value).startswith(f"{file}:3: ")
     assert message.format(file=file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"problem": "What', "the line is not valid JSON (Unterminated string"),
+        ('{"problem": "\\ud800", "answer": "3"}', "a string holds half of a surrogate pair"),
+        ('{"problem": "What is 1+3?", "answer": "\\udc00"}', "a string holds half of a surrogate pair"),
+        ('{"problem": "What is 1+3?", "answer": "4", "id": "\\uD800x"}', "a string holds half of a"),
+    ],
+)
+def test_a_damaged_file_stops_the_reading(tmp_path, line, message):
+    """Of a file that is not what it was, more than one row may be missing."""
+    file = write(tmp_path / "problems.jsonl", PLAIN, "", line)
+    with pytest.raises(ValueError) as error:
+        read_problems(file)
+    assert str(error.value).startswith(f"{file}:3: ") and message in str(error.value)
+
+
+BAD = {
+    "no_answer": [{"problem": "What is 1+4?"}, PLAIN | {"problem": "What is 1+5?", "answer": None}],
+    "no_problem": [{"answer": "3"}, PLAIN | {"problem": " \n"}],
+    "several_answers": [PLAIN | {"problem": "What is 1+6?", "answer": ["7", "8"]}],
+    "bad_id": [PLAIN | {"problem": "What is 1+7?", "id": 1.5}],
+    "answer_not_among_choices": [PLAIN | {"problem": "Which is 1+8?", "choices": ["8", "10"]}],
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_with_faults_are_left_out_counted_and_named_all_at_once(tmp_path, first):
+    """One bad row of thousands, the first one too, must not stop the others; nor may it go without a word."""
+    bad = [row for rows in BAD.values() for row in rows]
+    rows = [*bad, PLAIN] if first else [PLAIN, *bad]
+    file = write(tmp_path / "problems.jsonl", *rows)
+    found = read_problems(file)
+    assert [problem.prompt for problem in found.problems] == ["What is 1+2?"]
+    assert {reason: len(places) for reason, places in found.faults.left_out.items()} == {
+        reason: len(rows) for reason, rows in BAD.items()
+    }
+    assert found.num_records == len(rows) == 1 + found.faults.num_left_out
+    start = 1 if first else 2
+    assert found.faults.left_out["no_answer"] == [f"{file}:{start}", f"{file}:{start + 1}"]
+    assert f"warning: 2 rows left out (no answer): {file}:{start}, {file}:{start + 1}" in found.describe()
+    assert "8 records: 1 problems, 0 repeated, 0 excluded, 7 left out." in found.describe()
+    with pytest.raises(ValueError, match="problems.jsonl:"):
+        read_problems(file, strict=True)
+
+
+def test_a_problem_with_two_answers_is_left_out_whole(tmp_path):
+    """Which of the two is right is not known: the one that comes first would be as good as a coin."""
+    other = PLAIN | {"problem": "What is 2+2?", "answer": "4"}
+    rows = [PLAIN, PLAIN, other, PLAIN | {"answer": "4"}, PLAIN, other | {"answer": " $4.0$"}]
+    found = read(tmp_path, *rows)
+    assert [problem.prompt for problem in found.problems] == ["What is 2+2?"]
+    assert counts(found) == (6, 1, 1, 0) and found.faults.num_left_out == 4
+    assert set(found.faults.left_out) == {"several_answers"}
+
+
+def test_an_id_of_two_problems_is_made_two(tmp_path):
+    """Both are problems of the benchmark; under one id their trees would be one."""
+    rows = [PLAIN | {"id": 7}, PLAIN | {"id": 7, "problem": "What is 1+3?", "answer": "4"}, PLAIN | {"id": 7}]
+    found = read(tmp_path, *rows)
+    key = problem_key("What is 1+3?").hex()
+    assert [(one.problem_id, one.answer) for one in found.problems] == [("7", "3"), (f"7-{key}", "4")]
+    assert counts(found) == (3, 2, 1, 0)
+    assert found.faults.kept == {"repeated_id": [f"{tmp_path / 'problems.jsonl'}:2"]}
+    assert "1 row kept as given (repeated id)" in found.describe()
+
+
+def test_letter_case_makes_two_problems(tmp_path):
+    """`$N$` and `$n$` are different variables: as one problem, they would have two answers."""
+    rows = [PLAIN | {"problem": f"Find ${name}$ of $N + 2n$.", "answer": name} for name in "Nn"]
+    found = read(tmp_path, *rows)
+    assert [problem.answer for problem in found.problems] == ["N", "n"]
+    assert len({problem.problem_id for problem in found.problems}) == 2 and not found.faults.left_out
+
+
+def test_a_run_with_caseless_ids_is_not_resumed(tmp_path):
+    """All its problems would be searched again under other ids, and an export would have both trees of each."""
+    problem = read(tmp_path, PLAIN).problems[0]
+    earlier = exclusion_key(problem.prompt).hex()
+    refuse_caseless_ids([problem], {problem.problem_id, "other"}, "log")
+    refuse_caseless_ids([problem], {}, "log")
+    refuse_caseless_ids([Problem("17", problem.prompt, "3")], {earlier}, "log")
+    with pytest.raises(
+        ValueError, match=f"^log: this run was begun by a version that ignored letter case .*{earlier}"
+    ):
+        refuse_caseless_ids([problem], {earlier}, "log")
+    prefixed = Problem(f"{problem.problem_id}-abc", problem.prompt, "3", "x")
+    with pytest.raises(ValueError, match=f"{earlier}-abc"):
+        refuse_caseless_ids([prefixed], {f"{earlier}-abc"}, "log")
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "text", "expected"),
+    [
+        (["5", "3"], "B", "A. 5\nB. 3", "B"),
+        (["5", "3"], "(B)", "A. 5\nB. 3", "B"),
+        (["5", "3"], "3", "A. 5\nB. 3", "B"),
+        (["five", "three"], 1, "A. five\nB. three", "B"),
+        (["A) 5", "B) 3"], "B", "A. 5\nB. 3", "B"),
+        ({"A": "5", "B": "3"}, "B", "A. 5\nB. 3", "B"),
+        ({"label": ["1", "2"], "text": ["five", "three"]}, "2", "1. five\n2. three", "2"),
+    ],
+)
+def test_choices_are_part_of_the_problem(tmp_path, choices, answer, text, expected):
+    """Without them a multiple-choice problem cannot be solved, and every answer would be wrong."""
+    found = read(tmp_path, {"question": "What is 1+2?", "choices": choices, "answer": answer})
+    assert found.problems == [Problem(problem_key(f"What is 1+2?\n{text}").hex(), f"What is 1+2?\n{text}", expected)]
+    assert not found.unused
+
+
+def test_choices_that_the_problem_has_already(tmp_path):
+    row = {"question": "Which is 1+2? (A) 5 (B) 3", "options": ["5", "3"], "answer": "B"}
+    assert read(tmp_path, row).problems[0].prompt == row["question"]
+
+
+def test_an_index_that_is_also_a_choice_is_no_clear_answer(tmp_path):
+    """0-based index 1 is the choice 2; as a text it is the choice 1."""
+    found = read(tmp_path, PLAIN, {"problem": "Which?", "choices": ["1", "2"], "answer": 1})
+    assert set(found.faults.left_out) == {"answer_not_among_choices"}
+
+
+def test_columns_that_carry_part_of_a_problem_are_named(tmp_path):
+    """What the policy is not shown must be said: its wrong answers would be the reader's fault."""
+    row = PLAIN | {"image": "a.png", "context": "Tom has a pen.", "hints": [], "source": "x", "options": "A or B"}
+    found = read(
+        tmp_path,
+        row,
+        {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "q"}]} | {"answer": 1},
+    )
+    assert found.unused == {"image": 1, "context": 1, "options": 1, "prompt (message of role system)": 1}
+    assert "warning: 1 row has a column `image`" in found.describe()
+
+
+def test_columns_under_other_names(tmp_path):
+    rows = [{"Q": {"text": f"What is {i}+2?"}, "gold": [i + 2], "answer": "a long text"} for i in range(3)]
+    file = write(tmp_path / "problems.jsonl", *rows)
+    columns = {"problem": "Q.text", "answer": "gold.0"}
+    found = read_problems(file, columns=columns)
+    assert [(one.prompt, one.answer) for one in found.problems] == [(f"What is {i}+2?", str(i + 2)) for i in range(3)]
+    with pytest.raises(
+        ValueError, match=r"problems.jsonl:1: found no column Gold, .* The row has Q.text, gold, answer\.$"
+    ):
+        read_problems(file, columns={"answer": "Gold"})
+    Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
+    assert read_problems(str(tmp_path / "data"), columns=columns).problems == found.problems
+
+
+@pytest.mark.parametrize(
+    ("file", "problems"),
+    [
+        ("aime_problems.jsonl", [("What is 3 + 4?", "7")]),
+        ("olympiad_problems.jsonl", [("What is 3 + 4?", "7")]),
+        ("problems_array.json", [("What is 3 + 4?", "7"), ("What is 5 + 4?", "9")]),
+        ("verl_problems.jsonl", [("What is 3 + 4?", "7"), ("What is 5 + 4?", "9")]),
+    ],
+)
+def test_formats_of_the_field(shared_data, file, problems):
+    found = read_problems(str(shared_data / "formats" / file))
+    assert [(one.prompt, one.answer) for one in found.problems] == problems
+    assert not found.faults.left_out and found.num_records == len(problems)
+
+
+def test_real_record_without_an_answer(shared_data):
+    """PRM800K has records without one: the others are read."""
+    file = shared_data / "samples" / "prm800k.jsonl"
+    found = read_problems(str(file))
+    assert (found.num_records, len(found.problems)) == (6, 5)
+    assert found.faults.left_out == {"no_answer": [f"{file}:6"]}
+    with pytest.raises(ValueError, match="prm800k.jsonl:6: found no answer"):
+        read_problems(str(file), strict=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_in_are_rows_out_and_rows_left_out(tmp_path, seed):
+    """Whatever comes together: no row is lost, and none is counted twice."""
+    rng = random.Random(seed)
+    bad = [row for rows in BAD.values() for row in rows]
+    rows = []
+    for _ in range(200):
+        number = rng.randrange(40)
+        good = PLAIN | {"problem": f"What is {number}+2?", "answer": number + 2 + (number < 5 and rng.randrange(2))}
+        good |= {"id": rng.randrange(60)} if rng.random() < 0.5 else {}
+        rows.append(rng.choice(bad) if rng.random() < 0.2 else good)
+    exclude = frozenset(exclusion_key(f"What is {number}+2?") for number in (7, 8))
+    found = read(tmp_path, *rows, exclude=exclude)
+    assert found.num_records == 200
+    assert 200 == len(found.problems) + found.num_repeated + found.num_excluded + found.faults.num_left_out
+    assert (
+        len({one.problem_id for one in found.problems})
+        == len({one.prompt for one in found.problems})
+        == len(found.problems)
+    )
+    assert found.num_excluded > 0 and found.num_repeated > 0 and found.faults.kept["repeated_id"]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +380,7 @@ def test_unknown_format(tmp_path, record):
     with pytest.raises(ValueError) as error:
         read(tmp_path, record)
     assert f"problems.jsonl:1: no format has the keys {sorted(record)}. Expected plain: `problem`" in str(error.value)
+    assert "no problem is left of 1 records (0 of them excluded, 1 left out)" in str(error.value)
     assert all(f"{name}: " in str(error.value) for name in ("gsm8k", "math", "prm800k"))
 
 
@@ -197,5 +411,6 @@ def test_dataset(tmp_path):
 
 def test_faults_of_a_dataset_name_the_row(tmp_path):
     Dataset.from_list([PLAIN, PLAIN | {"answer": None}]).to_parquet(tmp_path / "train.parquet")
+    assert read_problems(str(tmp_path)).faults.left_out == {"no_answer": ["dataset row 1"]}
     with pytest.raises(ValueError, match="^dataset row 1: found no answer to the problem 'What is 1"):
-        read_problems(str(tmp_path))
+        read_problems(str(tmp_path), strict=True)

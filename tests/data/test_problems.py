@@ -4,12 +4,24 @@ import pytest
 from datasets import Dataset
 
 from trl_hrm.data.grouping import group_by_prompt
-from trl_hrm.data.problems import problem_key, problem_split, read_problem_keys
+from trl_hrm.data.problems import (
+    exclusion_key,
+    problem_key,
+    problem_split,
+    read_problem_keys,
+)
 
 
-def test_whitespace_and_case_do_not_matter():
-    assert problem_key("What is\n 1+2? ") == problem_key("what is 1+2?")
+def test_letter_case_is_part_of_a_problem_and_whitespace_is_not():
+    """Of `$N$` and `$n$` as one problem, the second would be lost, or graded against the answer of the first."""
+    assert problem_key("What is\n 1+2? ") == problem_key("What is 1+2?")
+    assert problem_key("Find $N + n$.") != problem_key("Find $n + N$.")
     assert problem_key("What is 1+2?") != problem_key("What is 1+3?")
+
+
+def test_a_test_problem_is_excluded_in_any_letter_case():
+    """Exclusion protects test sets: it goes further than identity."""
+    assert exclusion_key("What is\n 1+2? ") == exclusion_key("what is 1+2?") != problem_key("What is 1+2?")
 
 
 def test_split_goes_by_the_problem():
@@ -33,7 +45,7 @@ def test_exclusion_files(tmp_path):
     file.write_text(
         '{"problem": "A?"}\n{"question": "B?"}\n{"prompt": "C?"}\n{"question": {"problem": "D?"}, "label": {}}\n'
     )
-    assert read_problem_keys([file]) == {problem_key(text) for text in ("a?", "b?", "c?", "d?")}
+    assert read_problem_keys([file]) == {exclusion_key(text) for text in ("a?", "b?", "c?", "d?")}
     assert read_problem_keys([]) == frozenset()
 
 

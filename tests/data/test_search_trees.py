@@ -1,5 +1,6 @@
 """Exports of searched trees: every label against a slow plain reference, splits, compression, balance, solutions, openr."""
 
+import gzip
 import json
 import random
 import shlex
@@ -793,6 +794,23 @@ class TestOpenr:
                 export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr")
         with pytest.raises(ValueError, match="min_leaves is 2, but openr's files hold values"):
             export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr", min_leaves=2)
+
+    @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
+    def test_without_the_format_the_option_is_named(self, tmp_path, name):
+        """ "No Parquet file" would send the user off to make one."""
+        row = {"question": "1+2?", "final_answer": "3", "reasoning_steps": {"text": "", "mc_value": 1, "children": []}}
+        data = json.dumps([row] if name.endswith("json") else row).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        with pytest.raises(ValueError, match=f"{name}: found JSON, .* need --format openr"):
+            export(tmp_path, str(tmp_path / name))
+
+    def test_arrays_and_other_columns(self, tmp_path, file):
+        rows = [json.loads(line) for line in open(file, encoding="utf-8")]
+        renamed = [{"q": row.pop("question"), "a": {"gold": row.pop("final_answer")}, **row} for row in rows]
+        (tmp_path / "array.json").write_text(json.dumps(renamed, indent=1))
+        columns = {"question": "q", "final_answer": "a.gold"}
+        found, *_ = export(tmp_path, str(tmp_path / "array.json"), format="openr", test_size=0, columns=columns)
+        assert found == export(tmp_path, file, format="openr", test_size=0)[0]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
 """Reading lines: numbers that an editor shows, whatever the line ends and wherever a chunk ends."""
 
+import gzip
 import json
+import math
+import pickle
+import tempfile
 
 import pytest
 from datasets import Dataset
 
 from trl_hrm.data import sources
-from trl_hrm.data.sources import DatasetRows, JsonLines
+from trl_hrm.data.sources import DatasetRows, JsonLines, parse_columns, rename_columns
 
 
 @pytest.fixture
@@ -45,8 +49,8 @@ def test_several_files_and_chunks(tmp_path, small_chunks):
     [
         (b'{"prompt": "tru', "the line is not valid JSON (Unterminated string"),
         (b'{"a": 1}{"a": 2}', "the line is not valid JSON (Extra data"),
-        (b'{"a": "\xff"}', "the line is not valid JSON ('utf-8' codec can't decode"),
-        (b"[1, 2]", "found a JSON list, expected one JSON object per line"),
+        (b'{"a": "\xff"}', "the text is not in UTF-8 ('utf-8' codec can't decode"),
+        (b"[1, 2]", "found a JSON list, expected an object for each row"),
         (b'{"a": "\\uD83D"}', "half of a surrogate pair"),
     ],
 )
@@ -57,6 +61,142 @@ def test_faults_are_named(tmp_path, line, message):
         read([file])
     assert str(error.value).startswith(f"{file}:3: ")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        (b'{"a": 1}\n{"a": 2, "b": "tru', "The file ends within this row. It may be truncated"),
+        (b'{"a": 1}\n{"a": 2,', "The file ends within this row. It may be truncated"),
+        (b'{\n  "a": 1\n}\n', "jq -c . FILE"),
+        (b'{\n  "data": [\n {"a": 1}\n ]\n}\n', r"jq -c '.data\[\]' FILE"),
+        (b'{"version": 2, "data": [{"a": 1}, {"a": 2}]}\n', "a list of 2 objects under `data`"),
+        (b'{"a": 1}{"a": 2}\n', "Put each object on a line of its own"),
+        (b'{"a": 1},\n{"a": 2}\n', "Put each object on a line of its own"),
+        (b'{"a": 1}\r{"a": 2}\r', "Put each object on a line of its own"),
+        (b"{'a': 1}\n", "This is how Python prints values"),
+        (b'{"a": None}\n', "This is how Python prints values"),
+        (b'{"a": nan}\n', "This is how Python prints values"),
+        (b'{"a": True}\n', "This is how Python prints values"),
+        (b"a,b\n1,2\n", "Expected one JSON object per line. Correct the row"),
+        ('{"a": "é"}\n'.encode("latin-1"), "iconv -f latin1"),
+        ('{"a": 1}\n'.encode("utf-16"), "iconv -f utf-16"),
+        ('{"a": 1}\n'.encode("utf-16-le"), "iconv -f utf-16"),
+        ('[{"a": "é"}]'.encode("latin-1"), "iconv -f latin1"),
+        (b'[{"a": 1}, {"a":', "row 1: not valid JSON .* The file ends within this row"),
+        (b'[{"a": 1}, ', "ends before its JSON array does, after 1 rows"),
+        (b'[{"a": 1}] [{"a": 2}]', "found more after the end of the JSON array"),
+        (b'[{"a": 1} {"a": 2}]', "row 1: not valid JSON: found '{\"a\": 2}]' after the row before it"),
+        (b'[{"a": 1}, 7]', "row 1: found a JSON int, expected an object"),
+        (b'[{"a": 1}, {"a": None}]', "row 1: not valid JSON .* This is how Python prints values"),
+        (b"PAR1....", "found a Parquet file"),
+        (b"<!DOCTYPE html>", "found HTML or XML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\x28\xb5\x2f\xfd....", "zstd, expected JSON. Decompress it first"),
+        (gzip.compress(b'{"a": 1}\n' * 999)[:-12], "gzip file cannot be decompressed"),
+        (b"\x1f\x8b" + b"x" * 30, "gzip file cannot be decompressed"),
+    ],
+)
+def test_the_message_names_the_remedy(tmp_path, data, remedy):
+    """Called truncated, a whole file is fetched again, and again in vain."""
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=remedy) as error:
+        read([file])
+    assert str(error.value).startswith(str(file))
+    assert ("truncated" in str(error.value)) == ("truncated" in remedy or "ends" in remedy or "decompressed" in remedy)
+
+
+def test_nan_is_read_as_python_writes_it(tmp_path):
+    """`json.dumps` and pandas write it; what a reader makes of it is the reader's business."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": NaN}\n')
+    ((_, record),) = read([file])
+    assert math.isnan(record["a"])
+
+
+ROWS = [{"a": "x\u2028é"}, {"b": [1, {"c": None}]}, {}, {"a": '"]},{[', "n": 1.5e-7}, {"long": "y" * 300}]
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 0, 2])
+@pytest.mark.parametrize("start", ["", "\ufeff", " \n"])
+def test_arrays(tmp_path, monkeypatch, small_chunks, block, indent, start):
+    """Pretty-printed or not, wherever a block ends. Rows count from 0."""
+    monkeypatch.setattr(sources, "ARRAY_BLOCK", block)
+    file = tmp_path / "rows.json"
+    file.write_text(start + json.dumps(ROWS, indent=indent, ensure_ascii=False) + "\n")
+    assert read([file]) == [(f"{file}, row {i}", row) for i, row in enumerate(ROWS)]
+
+
+def test_an_empty_array_has_no_rows(tmp_path):
+    (tmp_path / "rows.json").write_text(" [ ]\n")
+    assert read([tmp_path / "rows.json"]) == []
+
+
+def test_compressed_files_keep_their_lines(tmp_path, small_chunks):
+    """Plain, compressed and array files side by side, each with its own places."""
+    lines = "\n\n".join(json.dumps(row) for row in ROWS) + "\n"
+    files = [tmp_path / name for name in ("plain.jsonl", "lines.jsonl.gz", "array.json.gz")]
+    files[0].write_text(lines)
+    files[1].write_bytes(gzip.compress(lines.encode()))
+    files[2].write_bytes(gzip.compress(json.dumps(ROWS, indent=1).encode()))
+    expected = [(f"{file}:{2 * i + 1}", row) for file in files[:2] for i, row in enumerate(ROWS)]
+    assert read(files) == expected + [(f"{files[2]}, row {i}", row) for i, row in enumerate(ROWS)]
+
+
+def test_plain_copies_do_not_stay(tmp_path, monkeypatch):
+    """Copies of every benchmark would fill the disk."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "rows.json").write_text("[{}]")
+    source = JsonLines([tmp_path / "rows.json"])
+    assert len(list((tmp_path / "temporary").rglob("*.jsonl"))) == 1
+    copy = pickle.loads(pickle.dumps(source))  # as a process gets it
+    del copy
+    assert len(list(source.read(source.chunks()[0]))) == 1
+    del source
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+class TestColumns:
+    def test_new_names(self):
+        record = {"q": "x", "nested": {"a": {"b": 1}, "l": [{"c": 2}]}, "a.b": 3, "answer": "own"}
+        assert rename_columns(record, {}) is record
+        assert rename_columns(record, {"problem": "q"}) == {"problem": "x"} | {k: record[k] for k in list(record)[1:]}
+        found = rename_columns(record, {"one": "nested.a.b", "two": "nested.l.0.c", "three": "a.b"})
+        assert (found["one"], found["two"], found["three"]) == (1, 2, 3) and "a.b" not in found
+        assert rename_columns({"a": 1, "b": 2}, {"a": "b", "b": "a"}) == {"a": 2, "b": 1}
+
+    def test_a_row_without_the_column_does_not_fall_back_to_another(self):
+        """Its own `answer` may be a whole solution."""
+        assert rename_columns({"answer": "own"}, {"answer": "gold"}) == {}
+
+    def test_a_column_that_is_not_there(self, tmp_path):
+        file = tmp_path / "rows.jsonl"
+        file.write_text('\n{"q": 1, "info": {"gold": 2}}\n')
+        with pytest.raises(
+            ValueError, match=r"rows.jsonl:2: found no column Q, info.god, .* The row has q, info.gold\."
+        ):
+            JsonLines([file], {"problem": "Q", "answer": "info.god"})
+        with pytest.raises(ValueError, match="dataset row 0: found no column Q"):
+            DatasetRows(Dataset.from_list([{"q": 1}]), {"problem": "Q"})
+
+    def test_words(self):
+        assert parse_columns(["a=b", "c=d.e"]) == {"a": "b", "c": "d.e"} and parse_columns(None) == {}
+        for words, message in (
+            (["a"], "found 'a', expected NAME=COLUMN"),
+            (["a=b", "a=c"], "a is given twice, as b and c"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                parse_columns(words)
+
+    def test_types_of_a_dataset_follow(self):
+        rows = DatasetRows(
+            Dataset.from_dict({"steps": [["a"]], "year": [1]}), {"completions": "steps", "when": "year"}
+        )
+        assert list(rows.types()) == ["when"]
+        assert [record for _, _, record in rows.read(rows.chunks()[0])] == [{"completions": ["a"], "when": 1}]
 
 
 def test_whole_surrogate_pairs_are_fine(tmp_path):

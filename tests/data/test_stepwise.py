@@ -1,10 +1,13 @@
 """Stepwise rows: what is refused, with file and line or row, and what passes unchanged."""
 
+import gzip
 import json
+import random
 
 import pytest
 from datasets import Dataset, load_dataset
 
+from trl_hrm.data import sources
 from trl_hrm.data.build_config import BuildConfig
 from trl_hrm.data.stepwise import build_stepwise
 
@@ -18,7 +21,15 @@ FAULTS = [
     (GOOD | {"labels": [True, 1.5]}, "`labels[1]` is 1.5, expected a boolean, a probability in [0, 1], or null"),
     (GOOD | {"parents": [1, 0]}, "`parents[0]` is 1, expected -1 (the prompt) or the index of an earlier step"),
     (GOOD | {"parents": [-1, 1]}, "`parents[1]` is 1, expected -1 (the prompt) or the index of an earlier step"),
-    (GOOD | {"completions": ["a", ""]}, "`completions[1]` is '', expected a non-empty step text. Remove the step."),
+]
+BLANK = [
+    (GOOD | {"completions": ["a", ""]}, "blank_step", "`completions[1]` is '', expected a non-empty step text."),
+    (
+        GOOD | {"completions": [" \n", "b"]},
+        "blank_step",
+        "`completions[0]` is ' \\n', expected a non-empty step text.",
+    ),
+    (GOOD | {"prompt": " "}, "blank_prompt", "column `prompt` holds ' ', expected a non-empty string."),
 ]
 
 
@@ -43,6 +54,80 @@ def test_faults_name_file_and_line_and_leave_nothing(tmp_path, view, row, messag
     assert str(error.value).startswith(f"{file}:3: ")
     assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("view", ["tree", "prm"])
+@pytest.mark.parametrize(("row", "reason", "message"), BLANK)
+def test_rows_with_blank_texts_are_left_out_and_named(tmp_path, view, row, reason, message):
+    """A public dataset has a few; its labels must not move to other steps. `strict` stops at the first."""
+    file = write(tmp_path / "rows.jsonl", GOOD, row, GOOD | {"completions": []} | {"labels": []}, row)
+    rows, report = build(tmp_path, [file], view)
+    assert [one["completions"] for one in rows] == [GOOD["completions"]]
+    assert report["dropped"] == {reason: 2, "no_labelled_step": 1} and report["records_in"] == 4
+    assert report["warnings"] == [f"2 rows left out ({reason.replace('_', ' ')}): {file}:2, {file}:4"]
+    with pytest.raises(ValueError) as error:
+        build_stepwise([file], BuildConfig(str(tmp_path / "strict"), view=view, strict=True))
+    assert str(error.value).startswith(f"{file}:2: {message}")
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_rows_in_are_rows_out_and_rows_dropped(tmp_path, monkeypatch, num_proc):
+    """Also over many chunks and processes: the counts add up, and places come in the order of the file."""
+    monkeypatch.setattr(sources, "CHUNK_BYTES", 300)
+    rng = random.Random(0)
+    kinds = [rng.choice([GOOD, GOOD, BLANK[0][0], BLANK[2][0]]) for _ in range(100)]
+    file = write(tmp_path / "rows.jsonl", *kinds)
+    report = build_stepwise([file], BuildConfig(str(tmp_path / "out"), view="prm", test_size=0, num_proc=num_proc))
+    assert report["records_in"] == 100 == report["records_kept"] + sum(report["dropped"].values())
+    blank = [i for i, kind in enumerate(kinds, 1) if kind is BLANK[0][0]]
+    shown = ", ".join(f"{file}:{i}" for i in blank[:5])
+    assert f"{len(blank)} rows left out (blank step): {shown} and {len(blank) - 5} more" in report["warnings"]
+    first = next(i for i, kind in enumerate(kinds, 1) if kind is not GOOD)
+    config = BuildConfig(str(tmp_path / "strict"), view="prm", test_size=0, num_proc=num_proc, strict=True)
+    with pytest.raises(
+        ValueError, match=rf"rows.jsonl:{first if num_proc == 1 else '[0-9]+'}: .* expected a non-empty"
+    ):
+        build_stepwise([file], config)
+
+
+@pytest.mark.parametrize("form", ["lines", "array", "gz"])
+def test_arrays_compressed_files_and_other_columns(tmp_path, form):
+    """The same dataset, whatever the rows come in; and the command on the card makes it again."""
+    rows = [{"q": {"text": f"{i}?"}, "steps": ["a", "b"], "ok": [1, 0], "year": i} for i in range(3)]
+    data = (json.dumps(rows) if form == "array" else "".join(json.dumps(row) + "\n" for row in rows)).encode()
+    file = tmp_path / "rows.json"
+    file.write_bytes(gzip.compress(data) if form == "gz" else data)
+    columns = {"prompt": "q.text", "completions": "steps", "labels": "ok"}
+    found, report = build(tmp_path, [str(file)], "prm", columns=columns)
+    assert [(row["prompt"], row["completions"], row["labels"], row["year"]) for row in found] == [
+        (f"{i}?", ["a", "b"], [1.0, 0.0], i) for i in range(3)
+    ]
+    assert "--columns prompt=q.text completions=steps labels=ok" in report["command"]
+    Dataset.from_list(rows).to_parquet(tmp_path / "in" / "train.parquet")
+    assert build(tmp_path, [str(tmp_path / "in")], "prm", columns=columns, overwrite=True)[0] == found
+
+
+def test_a_column_that_may_carry_part_of_the_problem_is_named(tmp_path):
+    file = write(tmp_path / "rows.jsonl", GOOD | {"image": "x.png", "choices": ["1", "2"]}, GOOD)
+    _, report = build(tmp_path, [file], "prm")
+    assert [warning.split(",")[0] for warning in report["warnings"]] == [
+        "1 row has a column `choices`",
+        "1 row has a column `image`",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        ({"question": "q", "final_answer": "3", "reasoning_steps": {}}, "trl-hrm export FILE --format openr"),
+        ({"question": {}, "label": {"finish_reason": "solution", "steps": []}}, "trl-hrm build-prm800k"),
+        ({"input": "q", "steps": ["a"], "mistake_index": 0}, "--suite bigbenchmistake"),
+        ({"id": 1, "problem": "q", "steps": ["a"], "label": 0, "final_answer_correct": True}, "--suite processbench"),
+    ],
+)
+def test_rows_of_another_command_are_sent_there(tmp_path, row, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        build_stepwise([write(tmp_path / "rows.jsonl", row)], BuildConfig(str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize("view", ["tree", "prm"])

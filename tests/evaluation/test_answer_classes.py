@@ -126,6 +126,18 @@ def test_reference_that_cannot_be_read():
     assert judge_answers(["a"], "b", Scripted({"b": "timeout"})) is None
 
 
+def test_given_grades_are_kept():
+    """Graded again, by whatever the extractor finds, they would be other grades. Votes need the classes all the same."""
+    grader = Scripted()
+    answers, grades = ["ab", "ba", "c", None, "c"], [True, False, None, True, False]
+    (judged,) = judge_problems([answers], [None], grader, grades=[grades])
+    assert judged.correct == grades and judged.num_unreadable == 0
+    assert groups(answers, judged.classes) == {frozenset({"ab", "ba"}), frozenset({"c"})}
+    assert judged.classes[3] is None
+    graded, kept = judge_problems([["a"], ["a"]], ["a", "b"], grader, grades=[None, [False]])
+    assert (graded.correct, kept.correct) == ([True], [False])
+
+
 def test_many_problems_keep_their_order():
     answers = [[f"{i}", f"{i + 1}", None] for i in range(40)]
     found = judge_problems(answers, [str(i) for i in range(40)], Scripted(), num_workers=4)

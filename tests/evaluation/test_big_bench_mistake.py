@@ -11,8 +11,8 @@ from trl_hrm.evaluation.benchmarks.reading import read_suites
 from .benchmark_rows import SayingScorer, knows, mistake_row, process_row, write_rows
 
 
-def read(*sources):
-    return read_suites([BIG_BENCH_MISTAKE], list(map(str, sources)))["bigbenchmistake"]
+def read(*sources, **options):
+    return read_suites([BIG_BENCH_MISTAKE], list(map(str, sources)), **options)["bigbenchmistake"]
 
 
 def test_rows(tmp_path):
@@ -29,7 +29,7 @@ def test_rows(tmp_path):
 def test_bad_index(tmp_path, index):
     path = write_rows(tmp_path / "rows.jsonl", [mistake_row(1, 0) | {"mistake_index": index}])
     with pytest.raises(ValueError, match="rows.jsonl:1: `mistake_index` is .* of 3 steps, or null for no error"):
-        read(path)
+        read(path, strict=True)
 
 
 def test_same_results_as_processbench(tmp_path):
@@ -53,21 +53,47 @@ def test_same_results_as_processbench(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "num_without", "first"), [("logical_deduction", 6, 2), ("multistep_arithmetic", 62, 3)]
+    ("file", "num_rows", "num_without", "first"),
+    [
+        ("dyck_languages", 986, 336, 12),
+        ("logical_deduction", 300, 6, 2),
+        ("multistep_arithmetic", 300, 62, 3),
+        ("tracking_shuffled_objects", 300, 40, 3),
+        ("word_sorting", 300, 34, 1),
+    ],
 )
-def test_real_files(shared_data, file, num_without, first):
+def test_real_files(shared_data, file, num_rows, num_without, first):
     """Every row is read, and a model that knows the mistakes finds every one of them."""
     path = shared_data / "samples" / f"bbm_{file}.jsonl"
     if not path.is_file():
         pytest.skip(f"no {path}")
-    solutions = read(path).solutions
-    assert len(solutions) == 300
+    found = read(path)
+    solutions = found.solutions
+    assert len(solutions) == found.num_rows == num_rows and not found.faults.left_out
+    blank = {"blank_step": [f"{path}:539"]} if file == "dyck_languages" else {}
+    assert found.faults.kept == blank
     assert [one.first_error for one in solutions].count(-1) == num_without
     assert solutions[0].first_error == first
     told = {id(one): [0.1 if label == 0 else 0.9 for label in one.labels] for one in solutions}
     results = measure(BIG_BENCH_MISTAKE, solutions, [told[id(one)] for one in solutions])
     part = results["subsets"][f"bbm_{file}"]
     assert (part["f1"], part["accuracy"], part["num_without"]) == (1, 1, num_without)
+
+
+def test_a_blank_step_moves_no_index(shared_data):
+    """Left out, the 55th step of line 539 would make every later index one too large. With `strict` it is an error."""
+    path = shared_data / "samples" / "bbm_dyck_languages.jsonl"
+    one = read(path).solutions[538]
+    assert (one.steps[54], len(one.steps), one.first_error) == ("", 57, 16)
+    with pytest.raises(ValueError, match="dyck_languages.jsonl:539: step 54 of 'bbm_dyck_languages-538' is ''"):
+        read(path, strict=True)
+
+
+def test_missing_values_of_a_table(tmp_path):
+    """Pandas makes floats of integers with gaps, and NaN of the gaps."""
+    rows = [mistake_row(1, 0) | {"mistake_index": 1.0}, mistake_row(2, 0) | {"mistake_index": float("nan")}]
+    found = read(write_rows(tmp_path / "rows.jsonl", rows))
+    assert [one.first_error for one in found.solutions] == [1, -1]
 
 
 def test_scoring_asks_for_every_solution(tmp_path):

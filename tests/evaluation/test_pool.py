@@ -84,7 +84,7 @@ def test_problems_without_an_answer(tmp_path):
     ):
         read(source)
     problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
-    with pytest.raises(ValueError, match="must have the same text, up to whitespace and case"):
+    with pytest.raises(ValueError, match="must have the same text, up to whitespace: where"):
         read(source, problems)
 
 
@@ -108,6 +108,61 @@ def test_faulty_answers(tmp_path, second, message):
     rows = [{"prompt": "1?", "answer": "2", "completion": "x"}, second]
     with pytest.raises(ValueError, match=message):
         read(write_rows(tmp_path / "in.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"candidates": [solution(5), solution(6)], "correct": [False, True]}],
+        [{"candidates": [solution(5), solution(6)], "is_correct": [0, 1]}],
+        [{"candidates": [solution(5), solution(6)], "labels": [0.0, 1.0]}],
+        [{"completion": solution(5), "correct": False}, {"completion": solution(6), "is_correct": 1}],
+        [{"completions": ["a"], "correct": False, "labels": [True]}, {"completions": ["b"], "correct": True}],
+    ],
+)
+@pytest.mark.parametrize("answer", [{}, {"answer": "5"}])
+def test_grades_that_are_given(tmp_path, rows, answer):
+    """They are used in place of the reference answer, which may be missing. Labels of steps are not grades."""
+    source = write_rows(tmp_path / "in.jsonl", [{"prompt": "2+3?"} | answer | row for row in rows])
+    pool, counts = read(source)
+    assert [[c.correct for c in p.candidates] for p in pool] == [[False, True]] and pool[0].graded
+    assert counts["problems_with_given_grades"] == 1 and not counts["problems_without_answer"]
+    assert from_row(json.loads(json.dumps(to_row(pool[0]))), pool[0].where) == pool[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"candidates": ["a", "b"], "correct": [True]}, "in.jsonl:2: `correct` has 1 grades for 2 candidates"),
+        ({"candidates": ["a", "b"], "correct": True}, "in.jsonl:2: `correct` has True for 2 candidates"),
+        ({"candidates": ["a"], "labels": [0.5]}, "in.jsonl:2: `labels` has 0.5, expected true or false"),
+        ({"completion": "a", "correct": "yes"}, "in.jsonl:2: `correct` has 'yes', expected true or false"),
+        ({"completion": "a"}, "in.jsonl:2: found no grades of the candidates, and .*in.jsonl:1 has them"),
+    ],
+)
+def test_faulty_grades(tmp_path, row, message):
+    """A score taken for a grade would make every solution right that is not worth nothing."""
+    rows = [{"prompt": "q?", "completion": "x", "correct": True}, {"prompt": "q?"} | row]
+    with pytest.raises(ValueError, match=message):
+        read(write_rows(tmp_path / "in.jsonl", rows))
+
+
+def test_columns_blank_steps_and_parts_that_are_not_used(tmp_path):
+    rows = [{"q": "2+3?", "gold": "5", "samples": [["a", " ", "b"], solution(5)], "image": "x.png"}]
+    columns = {"prompt": "q", "answer": "gold", "candidates": "samples"}
+    pool, counts = read(write_rows(tmp_path / "in.jsonl", rows), columns=columns)
+    assert (pool[0].problem, pool[0].answer) == ("2+3?", "5")
+    assert pool[0].candidates[0].steps == ["a", "b"]
+    assert +counts == {"blank_steps_left_out": 1, "rows_with_unused_column_image": 1}
+
+
+def test_an_empty_list_of_candidates_does_not_stop_the_others(tmp_path):
+    """There is nothing to choose from; with it in the pool, no N would be small enough."""
+    rows = [{"prompt": f"{i}?", "answer": "1", "candidates": [solution(1)] * (i % 2)} for i in range(4)]
+    pool, counts = read(write_rows(tmp_path / "in.jsonl", rows))
+    assert [p.problem for p in pool] == ["1?", "3?"] and counts["problems_without_candidates"] == 2
+    with pytest.raises(ValueError, match="in.jsonl:1: found no candidates for this problem, nor for any other of 1"):
+        read(write_rows(tmp_path / "in.jsonl", rows[:1]))
 
 
 def test_a_dataset(tmp_path):

@@ -15,8 +15,8 @@ from trl_hrm.evaluation.benchmarks.reading import Solution, read_suites
 from .benchmark_rows import SayingScorer, knows, prm_row, write_rows
 
 
-def read(path):
-    return read_suites([PRM_BENCH], [str(path)])["prmbench"]
+def read(path, **options):
+    return read_suites([PRM_BENCH], [str(path)], **options)["prmbench"]
 
 
 def solution(labels: list[int], kind: str = "confidence") -> Solution:
@@ -126,13 +126,19 @@ def test_rows(tmp_path):
         ({"error_steps": [0]}, r"`error_steps` is \[0\], expected a list of numbers from 1"),
         ({"error_steps": "2"}, "`error_steps` is '2'"),
         ({"error_steps": ["2"]}, r"`error_steps` is \['2'\]"),
-        ({"modified_process": ["a", ""]}, r"`modified_process\[1\]` is ''"),
+        ({"modified_process": ["a", ""]}, "step 1 of 'prm_test_p1_2' is ''"),
     ],
 )
 def test_bad_rows(tmp_path, change, message):
+    """Left out or, where only a step is blank, kept; with `strict` an error."""
     rows = [prm_row(1, "confidence", [1]), prm_row(2, "confidence", [1]) | change]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ValueError, match=f"rows.jsonl:2: {message}"):
-        read(write_rows(tmp_path / "rows.jsonl", rows))
+        read(path, strict=True)
+    found = read(path)
+    is_kept = "modified_process" in change
+    assert len(found.solutions) == 1 + is_kept
+    assert list((found.faults.kept if is_kept else found.faults.left_out).values()) == [[f"{path}:2"]]
 
 
 def test_a_planted_model(tmp_path):

@@ -1,9 +1,11 @@
 """ProcessBench: which step is found, F1 by hand, averages both ways, the tuned threshold, and what is refused."""
 
+import gzip
 import json
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +26,8 @@ from trl_hrm.evaluation.benchmarks.reading import Solution, read_suites
 from .benchmark_rows import SayingScorer, knows, process_row, write_rows
 
 
-def read(*sources):
-    return read_suites([PROCESS_BENCH], list(map(str, sources)))["processbench"]
+def read(*sources, **options):
+    return read_suites([PROCESS_BENCH], list(map(str, sources)), **options)["processbench"]
 
 
 def solution(number: int, label: int, subset: str = "gsm8k", num_steps: int = 3) -> Solution:
@@ -147,11 +149,168 @@ def test_subsets_by_file_column_and_split(tmp_path):
         ({"id": "gsm8k-1"}, "the id 'gsm8k-1' of rows stands at .*rows.jsonl:1 too"),
     ],
 )
-def test_bad_rows(tmp_path, change, message):
+def test_bad_rows_with_strict(tmp_path, change, message):
     """A label past the end would never be found, and cost accuracy for ever."""
     rows = [process_row(1, 0), process_row(2, -1) | change]
+    message = message.replace("`steps\\[1\\]`", "step 1 of 'gsm8k-2'")
     with pytest.raises(ValueError, match=f"rows.jsonl:2: {message}"):
-        read(write_rows(tmp_path / "rows.jsonl", rows))
+        read(write_rows(tmp_path / "rows.jsonl", rows), strict=True)
+
+
+def test_one_bad_row_does_not_stop_a_benchmark(tmp_path):
+    """All of them are counted and named at once; what can be scored is kept, and no index moves."""
+    bad = [
+        {"label": 3},
+        {"label": None},
+        {"steps": []},
+        {"steps": ["a", 7, "c"]},
+        {"problem": " "},
+        {"steps": ["a", " ", "c"], "label": 2},
+        {"id": "gsm8k-0"},
+        {"id": "gsm8k-0", "label": 0},
+    ]
+    rows = [process_row(0, 1), *(process_row(i, 1) | change for i, change in enumerate(bad, 1)), process_row(9, -1)]
+    rows = [{name: value for name, value in rows[0].items() if name != "label"} | {"id": "first"}, *rows]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    found = read(path)
+    assert found.faults.left_out == {
+        "missing_columns": [f"{path}:1"],
+        "bad_label": [f"{path}:3", f"{path}:4"],
+        "no_steps": [f"{path}:5"],
+        "bad_step": [f"{path}:6"],
+        "no_problem": [f"{path}:7"],
+    }
+    assert found.faults.kept == {"blank_step": [f"{path}:8"], "repeated_id": [f"{path}:9", f"{path}:10"]}
+    assert [(one.where, one.first_error) for one in found.solutions] == [
+        (f"{path}:2", 1),
+        (f"{path}:8", 2),
+        (f"{path}:9", 1),
+        (f"{path}:10", 0),
+        (f"{path}:11", -1),
+    ]
+    assert found.solutions[1].steps == ["a", " ", "c"]
+    assert found.num_rows == len(rows) == len(found.solutions) + found.faults.num_left_out
+    assert f"2 rows left out (bad label): {path}:3, {path}:4" in found.warnings()
+    assert found.counts()["rows_left_out_bad_label"] == 2 and found.counts()["rows_kept_blank_step"] == 1
+
+
+def test_a_compressed_file_is_the_same_subset(tmp_path):
+    rows = [process_row(i, i % 3) for i in range(4)]
+    plain = write_rows(tmp_path / "gsm8k.jsonl", rows)
+    (tmp_path / "z").mkdir()
+    packed = tmp_path / "z" / "gsm8k.jsonl.gz"
+    packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    found = read(packed).solutions
+    assert [(one.subset, one.id, one.labels) for one in found] == [
+        (one.subset, one.id, one.labels) for one in read(plain).solutions
+    ]
+    assert found[2].where == f"{packed}:3"
+
+
+def test_a_source_without_a_usable_row_is_an_error(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [process_row(i, 0) | {"label": 7} for i in range(3)])
+    with pytest.raises(
+        ValueError, match="rows.jsonl: no row of it can be used. The first fault: .*rows.jsonl:1: `label` is 7"
+    ):
+        read(path)
+
+
+def test_rows_of_two_sources_count_once(tmp_path):
+    """A file and a copy of a part of it; the subsets are the same by their column."""
+    rows = [process_row(i, 0) | {"subset": "gsm8k"} for i in range(4)]
+    paths = [write_rows(tmp_path / "all.jsonl", rows), write_rows(tmp_path / "part.jsonl", rows[:3])]
+    (tmp_path / "more.jsonl").write_text("")
+    with pytest.raises(ValueError, match="part.jsonl: no row of it can be used"):
+        read(*paths)
+    write_rows(tmp_path / "part.jsonl", [*rows[:3], process_row(9, 0) | {"subset": "gsm8k"}])
+    found = read(*paths)
+    assert [one.id for one in found.solutions] == [f"gsm8k-{i}" for i in (0, 1, 2, 3, 9)]
+    assert len(found.faults.left_out["in_an_earlier_source"]) == 3
+    with pytest.raises(ValueError, match="given twice, and its rows would count twice"):
+        read(paths[0], tmp_path / "." / "all.jsonl")
+
+
+@pytest.mark.parametrize(("label", "first_error"), [(1, 0), (3, 2), (0, -1), (-1, -1), (2.0, 1)])
+def test_labels_that_count_from_1(tmp_path, label, first_error):
+    """Read from 0, every error would be looked for one step too late, and the last one nowhere."""
+    path = write_rows(tmp_path / "rows.jsonl", [process_row(1, -1) | {"label": label}])
+    assert read(path, first_step=1).solutions[0].first_error == first_error
+
+
+def test_a_label_of_the_number_of_steps_asks_where_labels_begin(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [process_row(1, -1) | {"label": 3}])
+    with pytest.raises(ValueError, match="Do the labels count from 1. Then pass --first_step 1"):
+        read(path)
+    with pytest.raises(ValueError, match="counted from 1, or -1 or 0 for no error"):
+        read(write_rows(tmp_path / "rows.jsonl", [process_row(1, -1) | {"label": 4}]), first_step=1)
+
+
+def mr_row(number: int, step, correctness="wrong", **more) -> dict:
+    return {
+        "uuid": f"u{number}",
+        "question": f"What is {number} + {number}?",
+        "ground_truth_answer": "1",
+        "model_output_steps": ["a", "b", "c"],
+        "model_output_answer_correctness": correctness,
+        "model_output_solution_correctness": correctness,
+        "model_output_solution_first_error_step": step,
+    } | more
+
+
+@pytest.mark.parametrize(
+    ("row", "labels"),
+    [
+        (mr_row(1, 1), [0, None, None]),
+        (mr_row(1, "3"), [1, 1, 0]),
+        (mr_row(1, 2, "incorrect"), [1, 0, None]),
+        (mr_row(1, "N/A", "correct"), [1, 1, 1]),
+        (mr_row(1, None, "correct"), [1, 1, 1]),
+        (mr_row(1, 0, "correct"), [1, 1, 1]),
+        (mr_row(1, 2, model_output_step_format=[["1. a"], ["2. b"]]), [1, 0]),
+    ],
+)
+def test_rows_of_mr_gsm8k(tmp_path, row, labels):
+    """Its steps count from 1, whatever `first_step` is."""
+    path = write_rows(tmp_path / "mr.jsonl", [row])
+    for first_step in (0, 1):
+        (one,) = read(path, first_step=first_step).solutions
+        assert (one.labels, one.problem, one.id, one.subset) == (labels, "What is 1 + 1?", "u1", "mr")
+    assert all(isinstance(step, str) for step in one.steps)
+
+
+@pytest.mark.parametrize(("step", "correctness"), [("N/A", "wrong"), (2, "correct"), (0, "incorrect")])
+def test_rows_of_mr_gsm8k_that_contradict_themselves(tmp_path, step, correctness):
+    """Taken for free of errors, a wrong solution without its step would be one that no model may find."""
+    path = write_rows(tmp_path / "mr.jsonl", [mr_row(1, 1), mr_row(2, step, correctness)])
+    found = read(path)
+    assert len(found.solutions) == 1
+    assert found.faults.left_out == {"label_contradicts_correctness": [f"{path}:2"]}
+
+
+def test_columns_under_other_names_and_columns_that_are_not_used(tmp_path):
+    rows = [{"q": f"{i}?", "chain": ["a", "b"], "first": 1, "image": "x.png"} for i in range(3)]
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    found = read(path, columns={"problem": "q", "steps": "chain", "label": "first"})
+    assert [(one.problem, one.id, one.first_error) for one in found.solutions] == [
+        (f"{i}?", f"mine-{i}", 1) for i in range(3)
+    ]
+    assert "3 rows have a column `image`" in found.warnings()[0]
+
+
+@pytest.mark.parametrize(("file", "rows", "errors"), [("gsm8k", 400, 207), ("olympiadbench", 1000, 661)])
+def test_real_files_are_read_whole(shared_data, file, rows, errors):
+    """They are JSON arrays. A row less, or an index moved, would be another benchmark under the same name."""
+    path = shared_data / "processbench" / f"{file}.json"
+    found = read(path)
+    assert len(found.solutions) == found.num_rows == rows and not found.faults.left_out and not found.faults.kept
+    assert sum(one.first_error >= 0 for one in found.solutions) == errors
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    assert [(one.steps, one.first_error) for one in found.solutions] == [(row["steps"], row["label"]) for row in plain]
+
+
+def test_real_format_that_counts_from_1(shared_data):
+    (one,) = read(shared_data / "formats" / "mr_gsm8k.jsonl").solutions
+    assert (one.problem, one.labels) == ("Tom has 3 pens and buys 4. How many?", [0, None])
 
 
 def test_other_columns(tmp_path):
@@ -159,13 +318,13 @@ def test_other_columns(tmp_path):
     del row["label"]
     path = write_rows(tmp_path / "rows.jsonl", [process_row(2, 0), row])
     with pytest.raises(ValueError, match=r"rows.jsonl:2: found the columns .*'steps'\], and no \['label'\]"):
-        read(path)
+        read(path, strict=True)
     path = write_rows(tmp_path / "first.jsonl", [row])
     with pytest.raises(
-        ValueError, match=r"first.jsonl:1: .* of no suite asked for. Expected processbench: id, problem"
+        ValueError, match=r"first.jsonl:1: .* none of the suites in --suite. Expected processbench: problem, steps"
     ):
         read(path)
-    with pytest.raises(ValueError, match="empty.jsonl: there is no row in it"):
+    with pytest.raises(ValueError, match="empty.jsonl: found no rows"):
         read(write_rows(tmp_path / "empty.jsonl", []))
     with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
         read(tmp_path / "nothing.jsonl")
@@ -176,7 +335,7 @@ def test_an_array_of_something_else(tmp_path):
     with pytest.raises(ValueError, match="rows.json, row 1: found a JSON int, expected an object"):
         read(tmp_path / "rows.json")
     (tmp_path / "torn.json").write_text(json.dumps([process_row(1, 0)])[:-5])
-    with pytest.raises(ValueError, match=r"torn.json: not valid JSON \(.*fetch it again"):
+    with pytest.raises(ValueError, match=r"torn.json, row 0: not valid JSON \(.*fetch it again"):
         read(tmp_path / "torn.json")
 
 

@@ -140,14 +140,26 @@ class TestScore:
         assert scorer.score(PROMPTS, CANDIDATES) == scorer.score(PROMPTS, CANDIDATES)
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\n"])
+@pytest.mark.parametrize("spans", [(1,), (1, 2)])
+def test_a_blank_step_is_judged_as_it_stands(blank, spans):
+    """Benchmarks have blank steps, and their labels count them: left out, all later scores would be those of other steps."""
+    scorer = scorer_of()
+    steps = ["so 3", blank, "thus 3"]
+    scores = scorer.score(["1+2?"], [[steps]], spans=spans)[0][0]
+    assert len(scores) == 3
+    if spans == (1,):
+        assert scores == pytest.approx([plain_score(scorer, "1+2?", steps[: i + 1]) for i in range(3)], abs=1e-5)
+
+
 class TestRefusals:
     def test_lists_that_do_not_match(self):
         with pytest.raises(ValueError, match="Got 3 prompts and candidates for 1"):
             scorer_of().score(PROMPTS, [[["a"]]])
 
-    def test_an_empty_step(self):
-        with pytest.raises(ValueError, match=r"prompt 1: `completions\[2\]` is ' ', expected a non-empty step text"):
-            scorer_of().score(["p", "q"], [[["a"]], [["a", "b"], [" "]]])
+    def test_a_step_that_is_no_text(self):
+        with pytest.raises(ValueError, match=r"prompt 1: `completions\[2\]` is None, expected a non-empty step text"):
+            scorer_of().score(["p", "q"], [[["a"]], [["a", "b"], [None]]])
 
     @pytest.mark.parametrize(("spans", "combine"), [((2,), "max"), ((0, 1), "max"), ((1, 2), "min")])
     def test_spans(self, spans, combine):

@@ -1,5 +1,6 @@
 """The command from problems to nodes, with a real engine on a tiny policy, and its refusals."""
 
+import gzip
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from trl_hrm.cli import main
+from trl_hrm.data.problems import exclusion_key, problem_key
 from trl_hrm.search.nodes import read_trees
 from trl_hrm.search.run_folder import node_files, read_summary
 
@@ -153,15 +155,47 @@ def test_options_that_cannot_work(tmp_path, policy, problems, capsys, more, mess
 
 
 def test_bad_problems(tmp_path, policy, capsys):
+    """Left out and named, and the others are searched; with --strict nothing is begun."""
     path = tmp_path / "bad.jsonl"
     path.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?", "answer": ""}\n')
-    assert annotate(policy, str(path), tmp_path / "run") == 1
-    assert f"{path}:2" in capsys.readouterr().err
+    assert annotate(policy, str(path), tmp_path / "run", "--strict") == 1
+    assert f"{path}:2" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert annotate(policy, str(path), tmp_path / "lenient") == 0
+    printed = capsys.readouterr().out
+    assert "2 records: 1 problems, 0 repeated, 0 excluded, 1 left out." in printed
+    assert f"warning: 1 row left out (no answer): {path}:2" in printed and len(trees_of(tmp_path / "lenient")) == 1
     path.write_text('{"id": "a", "problem": "1+1?", "answer": "2"}\n{"id": "a", "problem": "1+2?", "answer": "3"}\n')
-    assert annotate(policy, str(path), tmp_path / "run") == 1
+    assert annotate(policy, str(path), tmp_path / "run", "--strict") == 1
     message = capsys.readouterr().err
     assert f"{path}:2" in message and f"{path}:1" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_problems_of_the_field_under_other_names(tmp_path, policy):
+    """An array, compressed, whose answers are nested: the trees are those of plain rows."""
+    rows = [{"Frage": row["problem"], "gold": {"value": row["answer"]}} for row in KNOWN[:2]]
+    path = tmp_path / "problems.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(rows, indent=1).encode()))
+    assert annotate(policy, str(path), tmp_path / "a", "--columns", "problem=Frage", "answer=gold.value") == 0
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps({k: row[k] for k in ("problem", "answer")}) + "\n" for row in KNOWN[:2]))
+    assert annotate(policy, str(plain), tmp_path / "b") == 0
+    assert trees_of(tmp_path / "a") == trees_of(tmp_path / "b") and len(trees_of(tmp_path / "a")) == 2
+
+
+def test_a_run_of_an_earlier_version_is_not_resumed_under_other_ids(tmp_path, policy, capsys):
+    """It would search all problems again, and an export would have two trees of each."""
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"problem": "What is 1+1?", "answer": "2"}) + "\n")
+    assert annotate(policy, str(path), tmp_path / "run") == 0
+    log = tmp_path / "run" / "log-00000-of-00001.jsonl"
+    key, earlier = problem_key("What is 1+1?").hex(), exclusion_key("What is 1+1?").hex()
+    log.write_text(log.read_text().replace(key, earlier))
+    before = log.read_bytes()
+    capsys.readouterr()
+    assert annotate(policy, str(path), tmp_path / "run") == 1
+    assert "begun by a version that ignored letter case" in capsys.readouterr().err
+    assert log.read_bytes() == before
 
 
 def test_stopped_by_hand_and_started_again(tmp_path, policy):

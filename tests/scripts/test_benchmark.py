@@ -158,6 +158,52 @@ def test_oddities_that_are_passed_over_are_said(tmp_path, planted, sources, caps
     assert "passed over" not in capsys.readouterr().out
 
 
+def test_rows_with_faults_are_said_and_kept_in_the_results(tmp_path, planted, capsys):
+    """A blank step is scored; what is left out is in the printed lines, in the counts and, place by place, in the results."""
+    rows = [process_row(i, i % 2 - 1) for i in range(6)]
+    rows[2]["steps"][1] = ""
+    rows[4]["label"] = 9
+    path = write_rows(tmp_path / "gsm8k.jsonl", rows)
+    output = tmp_path / "out"
+    words = command("--suite", "processbench", "--data", path, "--output_dir", str(output))
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert f"warning: 1 row left out (bad label): {path}:5" in printed
+    assert f"warning: 1 row kept as given (blank step): {path}:3" in printed
+    results, scores = results_of(output)
+    found = results["suites"]["processbench"]
+    assert found["faults"] == {"left_out": {"bad_label": [f"{path}:5"]}, "kept": {"blank_step": [f"{path}:3"]}}
+    assert found["counts"]["rows_left_out_bad_label"] == 1 and found["counts"]["num_scored"] == 5
+    assert len(scores) == 5 and len(scores[2]["scores"]) == 3
+    assert main([*words, "--overwrite", "--strict"]) == 1
+    assert "gsm8k.jsonl:3: step 1 of 'gsm8k-2' is ''" in capsys.readouterr().err
+
+
+def test_blank_steps_with_a_real_model(tmp_path, checkpoint):
+    """As in the real `dyck_languages`: every step has its score, the blank one too."""
+    row = mistake_row(1, 2) | {"steps": ["ok 1", "", "bad 2"]}
+    path = write_rows(tmp_path / "dyck.jsonl", [row, mistake_row(2, None)])
+    output = tmp_path / "out"
+    words = command("--suite", "bigbenchmistake", "--data", path, "--output_dir", str(output), model=checkpoint)
+    assert main([*words, "--spans", "1", "2"]) == 0
+    results, scores = results_of(output)
+    assert [len(one["scores"]) for one in scores] == [3, 3] and scores[0]["labels"] == [1, 1, 0]
+    assert results["suites"]["bigbenchmistake"]["counts"]["rows_kept_blank_step"] == 1
+
+
+def test_other_columns_that_count_from_1(tmp_path, planted):
+    rows = [{"q": f"{i}?", "chain": process_row(i, i % 3)["steps"], "first": i % 3 + 1} for i in range(9)]
+    rows += [{"q": f"{i}?", "chain": process_row(i, -1)["steps"], "first": 0} for i in range(9, 12)]
+    path = write_rows(tmp_path / "mine.jsonl", rows)
+    output = tmp_path / "out"
+    words = command("--suite", "processbench", "--data", path, "--output_dir", str(output), "--first_step", "1")
+    assert main([*words, "--columns", "problem=q", "steps=chain", "label=first"]) == 0
+    results, _ = results_of(output)
+    assert results["suites"]["processbench"]["subsets"]["mine"]["f1"] == 1
+    assert results["settings"]["columns"] == ["problem=q", "steps=chain", "label=first"]
+    assert results["settings"]["first_step"] == 1
+
+
 def test_without_an_output_only_the_table(tmp_path, planted, sources, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert main(command("--suite", "processbench", "--data", sources["gsm8k"])) == 0
@@ -186,10 +232,13 @@ def test_an_earlier_result_is_kept_unless_told(tmp_path, planted, sources, capsy
     [
         (
             ("--suite", "prmbench", "--data", "{gsm8k}"),
-            "gsm8k.jsonl:1: found the columns .* those of no suite asked for",
+            "gsm8k.jsonl:1: found the columns .* belong to none of the suites",
         ),
         (("--suite", "prmbench", "processbench", "--data", "{gsm8k}"), "no data for the suite prmbench"),
-        (("--suite", "processbench", "--data", "{gsm8k}", "{gsm8k}"), "the id 'gsm8k-0' .* count twice"),
+        (
+            ("--suite", "processbench", "--data", "{gsm8k}", "{gsm8k}"),
+            "gsm8k.jsonl: the source is given twice, and its rows would count twice",
+        ),
         (("--suite", "processbench", "--data", "missing.jsonl"), "missing.jsonl"),
         (("--suite", "processbench", "--data", "{gsm8k}", "--threshold", "2"), "threshold is 2.0"),
         (("--suite", "processbench", "--data", "{gsm8k}", "--validation_size", "1"), "validation_size is 1.0"),

@@ -139,6 +139,42 @@ def test_given_candidates(tmp_path, planted, capsys):
     assert f"Next: trl-hrm report {tmp_path / 'out'} --output report.html" in printed
 
 
+def test_given_grades(tmp_path, planted, capsys):
+    """Accuracies are those of the grades that came with the candidates, though their answers say something else."""
+    rows = make_rows(6, 4)
+    for row in rows:
+        row["correct"] = [text != row["candidates"][0] for text in row["candidates"]]
+        del row["answer"]
+    assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--aggregate", "min") == 0
+    results = load_results(tmp_path / "out")
+    assert results.curves["pass_at_n"][0]["accuracy"] == pytest.approx(
+        sum(sum(row["correct"]) / 4 for row in rows) / 6
+    )
+    assert results.curves["best_of_n/min"][0]["accuracy"] == 0
+    assert results.counts["problems_with_given_grades"] == 6 and results.counts["problems_without_answer"] == 0
+    assert "the grades of 6 problems were given with their candidates" in capsys.readouterr().out
+    judged = list(load_candidates(tmp_path / "out"))
+    assert [[c.correct for c in problem.candidates] for problem in judged] == [row["correct"] for row in rows]
+
+
+def test_columns_of_candidates_and_of_problems(tmp_path, planted, capsys):
+    """With both files, each option names the columns of one of them."""
+    rows = make_rows(4, 4)
+    samples = [{"q": row["prompt"], "outputs": row["candidates"], "gold": row["answer"]} for row in rows]
+    known = [{"Question": row["prompt"], "info": {"gold": row["answer"]}} for row in rows] + [{"Question": "x"}]
+    source, problems = write_rows(tmp_path / "in.jsonl", samples), write_rows(tmp_path / "p.jsonl", known)
+    assert rescore(tmp_path / "a", source, "--columns", "prompt=q", "candidates=outputs", "answer=gold") == 0
+    words = ["--problems", problems, "--columns", "problem=Question", "answer=info.gold"]
+    assert rescore(tmp_path / "b", source, *words, "--candidates_columns", "prompt=q", "candidates=outputs") == 0
+    found = [load_results(tmp_path / name) for name in "ab"]
+    assert found[0].curves == found[1].curves and found[1].counts["problem_records_left_out"] == 1
+    assert f"warning: 1 row left out (no answer): {problems}:5" in capsys.readouterr().out
+    assert rescore(tmp_path / "c", source, "--candidates_columns", "prompt=q") == 1
+    assert "--candidates_columns goes with --problems" in capsys.readouterr().err
+    assert rescore(tmp_path / "c", source, *words, "--strict", "--candidates_columns", "prompt=q") == 1
+    assert "p.jsonl:5: found no answer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("size", "n"), [(10, [1, 2, 4, 8, 10]), (8, [1, 2, 4, 8]), (1, [1]), (70, [1, 2, 4, 8, 16, 32, 64])]
 )
@@ -214,7 +250,11 @@ def test_ungradable_problems_are_left_out(tmp_path, monkeypatch, planted, capsys
 BAD = {
     "N larger than the pool": (make_rows(3, 3), (), "in.jsonl:1: problem .* has 3 candidates, and the largest N is 4"),
     "no answer": ([{"prompt": "?", "completion": "x"}], ("--n", "1"), "no reference answer .* column `answer`"),
-    "no candidate": ([{"prompt": "?", "answer": "1", "candidates": []}], ("--n", "1"), "has 0 candidates"),
+    "no candidate": (
+        [{"prompt": "?", "answer": "1", "candidates": []}],
+        ("--n", "1"),
+        "found no candidates for this problem",
+    ),
     "nothing": ([], (), "there is nothing in it"),
     "not a number": (
         [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],

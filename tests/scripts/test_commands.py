@@ -1,5 +1,6 @@
 """The commands `score` and `demo`, run as a user runs them."""
 
+import gzip
 import json
 import re
 
@@ -41,9 +42,10 @@ def test_score(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "1+2?", "comp', "in.jsonl, line 2: not a complete JSON object"),
-        ('{"prompt": "1+2?"}', "in.jsonl, line 2: found .* expected an object with `prompt` and a list `completions`"),
-        ('{"prompt": "1+2?", "completions": ["a", " "]}', r"in.jsonl, line 2: `completions\[1\]`"),
+        ('{"prompt": "1+2?", "comp', "in.jsonl:2: the line is not valid JSON .* The file ends within this row"),
+        ('{"prompt": "1+2?"}', "in.jsonl:2: found .* expected an object with `prompt` and a list `completions`"),
+        ('{"prompt": "1+2?", "completions": ["a", 3]}', r"in.jsonl:2: `completions\[1\]`"),
+        ('{"prompt": " ", "completions": ["a"]}', "in.jsonl:2: column `prompt` holds ' '"),
     ],
 )
 def test_score_bad_input(checkpoint, tmp_path, capsys, line, message):
@@ -53,3 +55,62 @@ def test_score_bad_input(checkpoint, tmp_path, capsys, line, message):
     error = capsys.readouterr().err
     assert "error: " in error and re.search(message, error)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+def test_score_leaves_out_what_is_too_long_and_says_so(checkpoint, tmp_path, capsys):
+    """One long solution must not cost the scores of all others; a tree is too long if one of its paths is."""
+    long = "so " * 600
+    rows = [
+        ROWS[0],
+        {"prompt": "1+2?", "completions": [long], "id": 8},
+        {"prompt": "x?", "completions": ["x", "y", long], "parents": [-1, 0, 0]},
+        ROWS[1],
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["score", "--model", checkpoint, "--input", str(source)]
+    assert main([*command, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "Scores of 5 steps of 2 rows" in printed
+    assert (
+        f"warning: 2 rows not scored (more tokens than the 512 positions of the model): {source}:2, {source}:3"
+        in printed
+    )
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["scores"] is None for row in found] == [False, True, True, False] and found[1]["id"] == 8
+    scorer = StepScorer.from_pretrained(checkpoint)
+    assert found[0]["scores"] == pytest.approx(scorer.score(["1+2?"], [[ROWS[0]["completions"]]])[0][0], abs=1e-6)
+    assert main(command) == 0
+    assert "too long for the model" in capsys.readouterr().out
+
+
+def test_score_of_no_steps_and_of_blank_ones(checkpoint, tmp_path, capsys):
+    """Every row comes out, in its place, with one score for each of its steps."""
+    rows = [
+        {"prompt": "1+2?", "completions": []},
+        {"prompt": "1+2?", "completions": ["so 3", "", "thus 3"]},
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["score", "--model", checkpoint, "--input", str(source), "--output", str(output)]) == 0
+    found = [json.loads(line)["scores"] for line in output.read_text().splitlines()]
+    assert found[0] == [] and len(found[1]) == 3
+    printed = capsys.readouterr().out
+    assert f"warning: 1 row scored as given (a blank step): {source}:2" in printed
+    assert f"warning: 1 row without scores (no steps): {source}:1" in printed
+
+
+@pytest.mark.parametrize("kind", ["array", "lines.gz", "array.gz"])
+def test_score_of_arrays_compressed_files_and_other_columns(checkpoint, tmp_path, kind):
+    """The same scores, whatever the rows come in."""
+    rows = [{"info": {"question": row["prompt"]}, "steps": row["completions"]} for row in (ROWS[0], ROWS[0])]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    data = (json.dumps(rows, indent=1) if "array" in kind else lines).encode()
+    source, output = tmp_path / f"in.{kind}", tmp_path / "out.jsonl"
+    source.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+    words = ["--columns", "prompt=info.question", "completions=steps", "--output", str(output)]
+    assert main(["score", "--model", checkpoint, "--input", str(source), *words]) == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    expected = StepScorer.from_pretrained(checkpoint).score(["1+2?"], [[ROWS[0]["completions"]]])[0][0]
+    assert [row["scores"] for row in found] == [pytest.approx(expected, abs=1e-6)] * 2
+    assert found[0]["prompt"] == "1+2?" and found[0]["completions"] == ROWS[0]["completions"]

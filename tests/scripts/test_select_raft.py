@@ -222,19 +222,36 @@ def test_problem_ids(tmp_path, planted):
     ]
 
 
-def test_problems_that_differ_in_space_and_case(tmp_path, planted):
+def test_blank_steps_of_a_list_are_left_out_and_counted(tmp_path, planted):
+    """As where a text is cut into steps. The text of the candidate stays as it is."""
+    steps = [steps_text(0.5), " ", ""]
+    (row,), report = select(tmp_path, write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": steps}]))
+    assert planted.shown == [("p?", [[steps_text(0.5)]])]
+    assert row["completion"] == "\n\n".join(steps)
+    assert report["notes"]["blank_steps_left_out"] == 2
+
+
+def test_problems_that_differ_in_space(tmp_path, planted):
     """They have one id in the rows: as two problems with other prompts, the next round would refuse the output of this one."""
     rows = [{"prompt": "What  is 1?", "candidates": [steps_text(0.1), steps_text(0.7)]}]
-    rows += [{"prompt": "what is 1?\n", "candidates": [steps_text(0.6), steps_text(0.2)]}]
+    rows += [{"prompt": "What is 1?\n", "candidates": [steps_text(0.6), steps_text(0.2)]}]
     for _ in range(2):
         found, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows), "--top_k", "2")
         assert [(row["prompt"], row["score"]) for row in found] == [("What  is 1?", 0.7), ("What  is 1?", 0.6)]
         assert report["notes"]["problems"] == 1
-        rows = [*found, {"prompt": "WHAT IS 1?", "completion": steps_text(0.3)}]
-    messages = [[{"role": "user", "content": text}] for text in ("a b", "A  b")]
+        rows = [*found, {"prompt": " What is 1?", "completion": steps_text(0.3)}]
+    messages = [[{"role": "user", "content": text}] for text in ("a b", "a  b")]
     rows = [{"prompt": prompt, "completion": steps_text(0.1)} for prompt in messages]
     (row,), _ = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows))
     assert row["prompt"] == messages[0]
+
+
+def test_problems_that_differ_in_case_are_two(tmp_path, planted):
+    """`$N$` and `$n$` are different variables: together, the candidates of one would be chosen for the other."""
+    rows = [{"prompt": f"Find ${name}$.", "completion": steps_text(0.5)} for name in "Nn"]
+    found, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows))
+    assert [row["prompt"] for row in found] == ["Find $N$.", "Find $n$."] and report["notes"]["problems"] == 2
+    assert len({row["problem_id"] for row in found}) == 2
 
 
 def test_excluded_by_the_problem(tmp_path, planted):
@@ -525,7 +542,7 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
         ({"prompt": "p?", "completion": 3}, "in.jsonl:2: `completion` is 3, expected a text, or one message"),
         ({"prompt": "p?", "completion": ["a"]}, r"in.jsonl:2: `completion` is \['a'\], expected a text"),
         ({"prompt": "p?", "completions": "a"}, "in.jsonl:2: `completions` is 'a', expected a list of step texts"),
-        ({"prompt": "p?", "completions": ["a", " "]}, r"in.jsonl:2: `completions\[1\]` is ' ', expected a non-empty"),
+        ({"prompt": "p?", "completions": ["a", 3]}, r"in.jsonl:2: `completions\[1\]` is 3, expected a step text"),
         ({"prompt": "p?", "candidates": "a"}, "in.jsonl:2: `candidates` is 'a', expected a list of texts"),
         ({"prompt": "p?", "candidates": ["a", 3]}, r"in.jsonl:2: `candidates\[1\]` is 3, expected a text or a list"),
         (

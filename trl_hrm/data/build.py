@@ -19,6 +19,7 @@ from ..search.prompts import Prompt
 from ..step_tree import StepTree
 from .build_config import BuildConfig
 from .card import build_card, build_command
+from .faults import NUM_SHOWN, RowError, format_places
 from .grouping import group_equal, text_key
 from .hierarchy import hrm_view, orm_view, prm_view
 from .node_files import NodeFiles
@@ -33,7 +34,7 @@ from .output import (
     temporary_directory,
     write_part,
 )
-from .problems import problem_key, problem_split, read_problem_keys
+from .problems import exclusion_key, problem_key, problem_split, read_problem_keys
 from .report import count_row, dump_counts, load_counts, nest_counts
 from .self_training import sft_row
 from .sources import Address, DatasetRows, JsonLines
@@ -72,7 +73,8 @@ class Recipe:
             Files or datasets, as the user named them.
         parse (`Callable[[Any, str, Counter], StepTree | list[StepTree]]`):
             Makes a tree, or several of one problem, of a record. It is given the record, its place for error messages, and
-            a counter for notes. It raises [`Dropped`] for records left out on purpose and `ValueError` for faults.
+            a counter for notes. It raises [`Dropped`] for records left out on purpose, [`RowError`] for records with a fault,
+            which are left out unless `config.strict`, and `ValueError` for what stops the build.
         columns (`Mapping[str, pa.DataType]`, *optional*):
             Types of the columns that the trees carry in `extra`. Types not given are taken from the values.
         is_final (`Callable[[str], bool]`, *optional*):
@@ -244,7 +246,7 @@ class _Worker:
         counts["records_in",] += 1
         try:
             trees = self.recipe.trees(record, where, notes)
-            if any(problem_key(tree.prompt) in self.excluded for tree in trees):
+            if any(exclusion_key(tree.prompt) in self.excluded for tree in trees):
                 raise Dropped("excluded")
             trees = [tree for tree in trees if any(label is not None for label in tree.labels)]
             if not trees:
@@ -254,6 +256,13 @@ class _Worker:
                 raise Dropped("no_labelled_final_step")
             if self.config.view in ("prm", "orm"):
                 notes["left_out_paths"] += sum(len(tree.leaves()) for tree in trees) - len(rows)
+        except RowError as fault:
+            if self.config.strict:
+                raise
+            counts["dropped", fault.reason] += 1
+            if counts["dropped", fault.reason] <= NUM_SHOWN:
+                counts["faults", fault.reason, fault.where, str(fault)] += 1
+            return []
         except Dropped as dropped:
             counts["dropped", str(dropped)] += 1
             for note, count in dropped.notes.items():
@@ -360,14 +369,16 @@ def make_report(
     Raises:
         `ValueError`: If no row is left, or none for training.
     """
+    faults = [key[1:] for key in counts if key[0] == "faults"]
     found = {"records_in": 0, "records_kept": 0, "dropped": {}, "rows": {}, "labels": {}, "notes": {}}
-    found |= nest_counts(+counts)
+    found |= nest_counts(Counter({key: count for key, count in counts.items() if count > 0 and key[0] != "faults"}))
     dropped = ", ".join(f"{reason}: {count}" for reason, count in found["dropped"].items()) or "none"
     assert found["records_in"] == found["records_kept"] + sum(found["dropped"].values())
     if not found["records_kept"]:
         raise ValueError(
             f"{', '.join(inputs)}: no row is left of {found['records_in']} records (dropped: {dropped}). "
             "Check that the files hold this builder's format, and the options that drop records."
+            + (f" The first fault: {faults[0][2]}" if faults else "")
         )
     if "train" not in found["rows"]:
         raise ValueError(
@@ -380,6 +391,9 @@ def make_report(
             f"the test split is empty and was left out: no problem fell into it at test_size={config.test_size} and "
             f"seed={config.seed}. Raise test_size, or change the seed."
         )
+    for reason in dict.fromkeys(reason for reason, *_ in faults):
+        places = [where for other, where, _ in faults if other == reason]
+        warnings.append(format_places(reason, places, number=found["dropped"][reason]))
     labels = [kinds for splits in found["labels"].values() for kinds in splits.values()]
     return {
         "builder": builder,

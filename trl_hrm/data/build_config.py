@@ -27,11 +27,15 @@ class BuildConfig:
         seed (`int`, *optional*, defaults to `42`):
             Seed of the split.
         exclude (`list[str]`, *optional*):
-            JSON Lines files of test sets; their problems are dropped.
+            JSON files of test sets; their problems are dropped.
         num_proc (`int`, *optional*):
             Number of processes. `None` is one per core, and no more than there are chunks of 4 MB to read.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace `output_dir` if it is an earlier build.
+        columns (`dict[str, str]`, *optional*):
+            New names of columns, such as `{"completions": "steps"}`. See [`~data.sources.rename_columns`].
+        strict (`bool`, *optional*, defaults to `False`):
+            Stop at the first record with a fault instead of leaving such records out.
 
     Raises:
         `ValueError`: If an option is out of range.
@@ -48,6 +52,8 @@ class BuildConfig:
     exclude: list[str] = field(default_factory=list)
     num_proc: int | None = None
     overwrite: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
+    strict: bool = False
 
     def __post_init__(self):
         if self.view not in self.views:

@@ -8,6 +8,12 @@ A row is one candidate, or one problem with its candidates; a candidate is a tex
 {"prompt": "1+2+3?", "completions": ["1+2 = 3.", "3+3 = 6."]}
 {"prompt": "1+2+3?", "candidates": ["1+2 = 3.\n\n3+3 = 6.", ["1+2 = 3.", "3+3 = 7."]]}
 ```
+
+Grades are in a column `correct` or `is_correct`, of several candidates as a list, which may also be called `labels`:
+
+```json
+{"prompt": "1+2+3?", "candidates": ["It is 6.", "It is 7."], "correct": [true, false]}
+```
 """
 
 import tempfile
@@ -26,12 +32,13 @@ from ..search.steps import StepRule
 from ..search.tree import SearchTree
 from .candidates_config import CandidatesConfig
 from .node_files import NodeFiles, run_warnings
-from .problems import normalize_problem, problem_key
+from .problems import UNUSED, choices_of, normalize_problem, parts_warning, problem_key, unused_parts
 from .self_training import asked, prompt_of
-from .sources import DatasetRows, JsonLines
+from .sources import DatasetRows, JsonLines, all_rows
 
 
 FORMS = ("completion", "completions", "candidates")
+GRADES = ("correct", "is_correct")  # columns with the grade of a candidate, or a list of them
 STEP_END = "\n\n"  # between steps that are given as a list
 
 
@@ -57,6 +64,8 @@ class Candidates:
             Number of candidates that were cut into steps by the segmentation.
         answer (`str`, *optional*):
             The reference answer, if answers were read and a row has one.
+        grades (`list[bool | None]`, *optional*):
+            Whether each candidate is right, if the rows say so.
         num_candidates (`int`, *optional*, defaults to `0`):
             Number of candidates that were considered, blank and equal ones included. Known after [`shortlist`].
         chat_template_kwargs (`dict[str, Any]`, *optional*):
@@ -71,11 +80,14 @@ class Candidates:
     where: str = ""
     num_cut: int = 0
     answer: str | None = None
+    grades: list[bool | None] | None = None
     num_candidates: int = 0
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-def read_candidates(config: CandidatesConfig, counts: Counter, answers: bool = False) -> list[Candidates]:
+def read_candidates(
+    config: CandidatesConfig, counts: Counter, answers: bool = False, grades: bool = False
+) -> list[Candidates]:
     """
     Read candidates and put those of one problem together: rows with the same `problem_id` or, without one, the same
     problem.
@@ -84,9 +96,12 @@ def read_candidates(config: CandidatesConfig, counts: Counter, answers: bool = F
         config ([`CandidatesConfig`]):
             What to read, and how texts are cut into steps.
         counts (`Counter`):
-            Counts problems of a run that have no candidates, and its solutions that did not come to their end.
+            Counts problems of a run that have no candidates, and its solutions that did not come to their end; of rows, blank
+            steps that are left out of lists, and columns that may carry a part of the problem and are not used.
         answers (`bool`, *optional*, defaults to `False`):
             Whether the column `answer` of rows holds reference answers.
+        grades (`bool`, *optional*, defaults to `False`):
+            Whether the column `correct` (or `is_correct`, or `labels` next to `candidates`) of rows holds grades of the candidates.
 
     Returns:
         `list[Candidates]`: One per problem, in the order in which they first appear.
@@ -109,10 +124,10 @@ def read_candidates(config: CandidatesConfig, counts: Counter, answers: bool = F
             "that it belongs to."
         )
     elif path.is_dir():
-        groups = _read_dataset(config, answers)
+        groups = _read_dataset(config, answers, grades, counts)
     else:
         _refuse(config, ("split",), "a file")
-        groups = _RowReader(config, answers).read(JsonLines([config.candidates]), "")
+        groups = _RowReader(config, answers, grades, counts).read(JsonLines([config.candidates], config.columns), "")
     if not groups:
         raise ValueError(f"{path}: there is nothing in it, expected candidates to choose from.")
     forms = {isinstance(group.prompt, str): group.where for group in reversed(groups)}
@@ -138,13 +153,13 @@ def is_run(config: CandidatesConfig) -> bool:
     """
     if not Path(config.candidates, MANIFEST).is_file():
         return False
-    _refuse(config, ("split", "segmentation", "join_steps"), "a run, cut into steps by its search")
+    _refuse(config, ("split", "segmentation", "join_steps", "columns"), "a run, cut into steps by its search")
     return True
 
 
 def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
     for name in names:
-        if getattr(config, name) is not None:
+        if getattr(config, name) not in (None, {}):
             raise ValueError(f"{name} is {getattr(config, name)!r}, but {config.candidates} is {kind}. Leave it out.")
 
 
@@ -196,22 +211,25 @@ def _num_cut_off(tree: SearchTree) -> int:
     return sum(i not in goes_on for i, node in enumerate(tree.nodes) if not node.is_final and node.role != "rollout")
 
 
-def _read_dataset(config: CandidatesConfig, answers: bool) -> list[Candidates]:
+def _read_dataset(config: CandidatesConfig, answers: bool, grades: bool, counts: Counter) -> list[Candidates]:
     # a cache of its own: the shared one may hold the rows of another directory of the same name
     with tempfile.TemporaryDirectory() as cache:
         try:
             rows = load_dataset(config.candidates, split=config.split or "train", cache_dir=cache)
         except ValueError as error:  # names the splits that there are, and no place
             raise ValueError(f"{config.candidates}: {error}") from error
-        return _RowReader(config, answers).read(DatasetRows(rows), f"{config.candidates}, ")
+        source = DatasetRows(rows, config.columns)
+        return _RowReader(config, answers, grades, counts).read(source, f"{config.candidates}, ")
 
 
 class _RowReader:
     """Puts the candidates of rows together by problem."""
 
-    def __init__(self, config: CandidatesConfig, answers: bool):
+    def __init__(self, config: CandidatesConfig, answers: bool, grades: bool, counts: Counter):
         self.config = config
         self.answers = answers
+        self.grades = grades
+        self.counts = counts
         self.rule = config.step_rule()
         self.groups: dict[str, Candidates] = {}
         self.num_texts = 0
@@ -219,9 +237,8 @@ class _RowReader:
 
     def read(self, rows: JsonLines | DatasetRows, before: str) -> list[Candidates]:
         """The groups of all rows, whose places in error messages begin with `before`."""
-        for chunk in rows.chunks():
-            for where, _, row in rows.read(chunk):
-                self.add(row, before + where)
+        for where, row in all_rows(rows):
+            self.add(row, before + where)
         if self.config.segmentation is not None and self.num_lists and not self.num_texts:
             raise ValueError("segmentation cuts texts, and all candidates are lists of steps. Leave it out.")
         if self.config.join_steps is not None and self.num_texts and not self.num_lists:
@@ -246,15 +263,20 @@ class _RowReader:
             raise ValueError(
                 f"{where}: `candidates` is {_shown(values)}, expected a list of texts or of lists of steps."
             )
-        group, num_texts = self._group(row, where), self.num_texts
+        grades = _grades(row, given[0], len(values), where) if self.grades else None
+        group, num_texts = self._group(row, grades is not None, where), self.num_texts
         for i, value in enumerate(values):
             name = f"candidates[{i}]" if given[0] == "candidates" else given[0]
             text, steps = self._candidate(value, name, where)
             group.texts.append(text)
             group.steps.append(steps)
+        if grades is not None:
+            group.grades += grades
         group.num_cut += self.num_texts - num_texts
+        for name in unused_parts(row):
+            self.counts["notes", f"{UNUSED}{name}"] += 1
 
-    def _group(self, row: dict[str, Any], where: str) -> Candidates:
+    def _group(self, row: dict[str, Any], is_graded: bool, where: str) -> Candidates:
         prompt, problem_id = _prompt(row.get("prompt"), where), row.get("problem_id")
         if problem_id is not None and not isinstance(problem_id, str):
             raise ValueError(
@@ -263,6 +285,8 @@ class _RowReader:
             )
         problem = _problem(row, prompt, where)
         new = Candidates(problem, prompt, problem_id or problem_key(problem).hex(), where=where)
+        if is_graded:
+            new.grades = []
         if self.answers:
             new.answer = _answer(row.get("answer"), where)
         group = self.groups.setdefault(new.problem_id, new)
@@ -271,6 +295,12 @@ class _RowReader:
                 f"{where}: `answer` is {_shown(new.answer)} and {group.where} has {_shown(group.answer)} for the same problem, "
                 "expected the one reference answer. If the column holds something else, rename it, and give the problems with "
                 "their answers by themselves."
+            )
+        if (group.grades is None) != (new.grades is None):
+            has, lacks = (where, group.where) if is_graded else (group.where, where)
+            raise ValueError(
+                f"{lacks}: found no grades of the candidates, and {has} has them for the same problem; expected `correct` in both or "
+                "in neither."
             )
         for name in ("prompt", "problem"):
             if _normalized(getattr(group, name)) != _normalized(getattr(new, name)):
@@ -289,13 +319,16 @@ class _RowReader:
             return value, cut_text(value, self.rule)
         if isinstance(value, list) and name != "completion":
             for i, step in enumerate(value):
-                if not isinstance(step, str) or not step.strip():
+                if not isinstance(step, str):
                     raise ValueError(
-                        f"{where}: `{name}[{i}]` is {_shown(step)}, expected a non-empty step text. Remove the step."
+                        f"{where}: `{name}[{i}]` is {_shown(step)}, expected a step text. Remove the step."
                     )
             self.num_lists += 1
             separator = STEP_END if self.config.join_steps is None else self.config.join_steps
-            return separator.join(value), [step.strip() for step in value]
+            steps = [step.strip() for step in value if step.strip()]
+            if len(steps) < len(value):
+                self.counts["notes", "blank_steps_left_out"] += len(value) - len(steps)
+            return separator.join(value), steps
         expected = {"completion": "a text, or one message of the assistant", "completions": "a list of step texts"}
         raise ValueError(
             f"{where}: `{name}` is {_shown(value)}, expected {expected.get(name, 'a text or a list of step texts')}."
@@ -319,6 +352,24 @@ def _prompt(prompt: Any, where: str) -> str | list[dict[str, str]]:
     )
 
 
+def _grades(row: dict[str, Any], form: str, number: int, where: str) -> list[bool | None] | None:
+    """Grades of the candidates of a row, `None` if it has none. `labels` next to a list of steps are those of the steps."""
+    names = [name for name in (*GRADES, *(["labels"] if form == "candidates" else [])) if row.get(name) is not None]
+    if not names:
+        return None
+    values = row[names[0]] if form == "candidates" else [row[names[0]]]
+    if not isinstance(values, list) or len(values) != number:
+        found = f"{len(values)} grades" if isinstance(values, list) else _shown(values)
+        raise ValueError(f"{where}: `{names[0]}` has {found} for {number} candidates, expected one grade for each.")
+    for value in values:
+        if value is not None and (not isinstance(value, (bool, int, float)) or value not in (0, 1)):
+            raise ValueError(
+                f"{where}: `{names[0]}` has {_shown(value)}, expected true or false (or 1 or 0) for each candidate, or null where it is "
+                "not known. If the column holds something else, rename it."
+            )
+    return [None if value is None else bool(value) for value in values]
+
+
 def _problem(row: dict[str, Any], prompt: str | list[dict[str, str]], where: str) -> str:
     """What the reward model is shown: the column `problem`, or else the prompt, or its one message of the user."""
     problem = row.get("problem")
@@ -332,7 +383,14 @@ def _problem(row: dict[str, Any], prompt: str | list[dict[str, str]], where: str
         problem = questions[0]
     if not isinstance(problem, str) or not problem.strip():
         raise ValueError(f"{where}: the problem is {_shown(problem)}, expected a non-empty text.")
-    return problem
+    choices = choices_of(row)
+    return problem if choices is None else choices.add_to(problem)
+
+
+def unused_warnings(counts: Counter) -> list[str]:
+    """What [`read_candidates`] counted of columns that may carry a part of the problem."""
+    found = {key[1]: count for key, count in counts.items() if key[0] == "notes" and key[1].startswith(UNUSED)}
+    return parts_warning({name.removeprefix(UNUSED): count for name, count in found.items()})
 
 
 def _answer(answer: Any, where: str) -> str | None:
@@ -363,7 +421,7 @@ def _message(message: dict[str, Any], name: str, where: str) -> dict[str, str]:
 
 
 def _normalized(prompt: str | list[dict[str, str]]) -> Any:
-    """A problem or prompt without differences of whitespace and case."""
+    """A problem or prompt without differences of whitespace."""
     if isinstance(prompt, str):
         return normalize_problem(prompt)
     return [(message["role"], normalize_problem(message["content"])) for message in prompt]

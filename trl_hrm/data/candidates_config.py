@@ -1,6 +1,6 @@
 """Options of the reading of candidate solutions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..search.steps import RULES, StepRule, regex_rule
 
@@ -12,7 +12,7 @@ class CandidatesConfig:
 
     Args:
         candidates (`str`):
-            A JSON Lines file, the folder of a dataset, or that of a run of `trl-hrm annotate`.
+            A file of JSON Lines or of a JSON array, the folder of a dataset, or that of a run of `trl-hrm annotate`.
         split (`str`, *optional*):
             Split of a dataset. By default `"train"`.
         segmentation (`str`, *optional*):
@@ -22,6 +22,8 @@ class CandidatesConfig:
             Regular expression whose matches end steps, for `segmentation="regex"`.
         join_steps (`str`, *optional*):
             Text between the steps of a candidate that is given as a list, in its text. By default `"\n\n"`.
+        columns (`dict[str, str]`, *optional*):
+            New names of columns, such as `{"prompt": "question"}`. See [`~data.sources.rename_columns`]. Not for runs.
 
     Raises:
         `ValueError`: If there is no such rule, or an option has no meaning beside another.
@@ -32,6 +34,7 @@ class CandidatesConfig:
     segmentation: str | None = None
     step_pattern: str | None = None
     join_steps: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.segmentation not in (None, "regex", *RULES):

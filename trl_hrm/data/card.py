@@ -17,7 +17,7 @@ COLUMNS = {
     "labels": "probability that the step is correct, in [0, 1]; null is context only and never trained on",
     "parents": "index of the step before each step, -1 for the prompt",
     "num_merged": "number of original steps in each text: 1 for a step, 2 for a merged pair",
-    "problem_id": "the same for rows of one problem: a hash of its text without differences of whitespace and case, "
+    "problem_id": "the same for rows of one problem: a hash of its text without differences of whitespace, "
     "unless the source has its own",
     "answer": "the reference answer",
     "finish_reason": "why the annotator stopped, as in the source",
@@ -109,6 +109,10 @@ def build_command(command: str, inputs: list[str], options: dict[str, Any], conf
         elif value is not None and value is not False:
             words += _option(option, value)
     words += ["--test_size", config.test_size, "--seed", config.seed]
+    if config.columns:
+        words += ["--columns", *(f"{name}={column}" for name, column in config.columns.items())]
+    if config.strict:
+        words.append("--strict")
     if config.exclude:
         words += ["--exclude", *config.exclude]
     return shlex.join(str(word) for word in words)

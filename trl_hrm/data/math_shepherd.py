@@ -1,5 +1,6 @@
 r"""
-Math-Shepherd ([paper](https://huggingface.co/papers/2312.08935)) as step trees.
+Math-Shepherd ([paper](https://huggingface.co/papers/2312.08935)) as step trees, and the two formats that others write such data
+in.
 
 A record is one sampled solution, written twice: `input` has the tag `ки` after each step, and `label` has the step's
 label there, `+` or `-`:
@@ -9,8 +10,23 @@ label there, `+` or `-`:
  "label": "What is 1 + 2 + 3? Step 1: 1 + 2 = 3. +\nStep 2: 3 + 3 = 7. The answer is: 7 -",
  "task": "GSM8K"}
 ```
+
+[ER-PRM](https://github.com/hanningzhang/ER-PRM) has one text with the same tag, and a value in `[0, 1]` for each tag:
+
+```json
+{"text": "What is 1 + 2 + 3? Step 1: 1 + 2 = 3. ки\nStep 2: 3 + 3 = 7. The answer is: 7 ки", "value": [0.9, 0.1]}
+```
+
+[RLHFlow](https://github.com/RLHFlow/RLHF-Reward-Modeling) has a conversation in which the user writes a step and the assistant
+answers with its label:
+
+```json
+{"conversations": [{"role": "user", "content": "What is 1 + 2 + 3? Step 1: 1 + 2 = 3."}, {"role": "assistant", "content": "+"},
+                   {"role": "user", "content": "Step 2: 3 + 3 = 7."}, {"role": "assistant", "content": "-"}]}
+```
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +36,7 @@ import pyarrow as pa
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset
 from .build_config import BuildConfig
+from .faults import RowError, other_command
 from .sources import JsonLines
 
 
@@ -40,18 +57,18 @@ ABOUT = {
 }
 
 TAG = "ки"
-FIRST_STEP = "Step 1:"
+FIRST_STEP = re.compile(r"(?:#+[ \t]*)?Step 1:")
 LABELS = {"+": 1.0, "-": 0.0}
 
 
 def build_math_shepherd(files: Sequence[str], config: BuildConfig) -> dict[str, Any]:
     """
-    Build a dataset from Math-Shepherd files. In the views `"tree"` and `"hrm"` the solutions of one problem are joined:
+    Build a dataset from files of Math-Shepherd, ER-PRM or RLHFlow; the keys of a record tell its format. In the views `"tree"` and `"hrm"` the solutions of one problem are joined:
     steps with the same text after the same steps become one, labelled by the mean.
 
     Args:
         files (`Sequence[str]`):
-            JSON Lines files.
+            Files of JSON Lines or of a JSON array.
         config ([`BuildConfig`]):
             Options that all builders share.
 
@@ -60,7 +77,7 @@ def build_math_shepherd(files: Sequence[str], config: BuildConfig) -> dict[str, 
     """
     recipe = Recipe(
         name="math-shepherd",
-        source=JsonLines(files),
+        source=JsonLines(files, config.columns),
         inputs=[str(file) for file in files],
         parse=parse_math_shepherd,
         columns={"task": pa.string()},
@@ -72,7 +89,7 @@ def build_math_shepherd(files: Sequence[str], config: BuildConfig) -> dict[str, 
 
 def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
     """
-    The chain of one Math-Shepherd record.
+    The chain of one record of Math-Shepherd, ER-PRM or RLHFlow.
 
     Args:
         record (`dict[str, Any]`):
@@ -80,39 +97,114 @@ def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> S
         where (`str`):
             File and line of the record, for error messages.
         notes (`Counter`):
-            Not used: this source has no peculiarities short of dropping a record.
+            Not used: these sources have no peculiarities short of dropping a record.
 
     Raises:
-        [`Dropped`]: If the two texts cannot be read as steps and their labels. The reason is one of `no_tag`,
+        [`Dropped`]: If the texts cannot be read as steps and their labels. The reason is one of `no_tag`,
             `text_after_last_tag`, `texts_differ`, `unknown_label`, `no_first_step` and `empty_step`.
-        `ValueError`: If `input` or `label` is missing or not a string.
+        [`RowError`]: If a key is missing or holds something else.
     """
-    for name in ("input", "label"):
-        if name not in record:
-            raise ValueError(
-                f"{where}: the key `{name}` is missing, found {sorted(record)}. Is this a Math-Shepherd file?"
+    if is_conversation(record):
+        segments, labels = _conversation(record["conversations"], where)
+    elif is_er_prm(record):
+        segments, labels = _segments(_text(record, "text", where)), _values(record["value"], where)
+        if len(labels) != len(segments):
+            raise RowError(
+                "values_differ",
+                where,
+                f"`value` has {len(labels)} values for {len(segments)} steps, expected one for each.",
             )
-        if not isinstance(record[name], str):
-            raise ValueError(f"{where}: `{name}` is {record[name]!r}, expected a string.")
-    *segments, rest = record["input"].split(TAG)
+    else:
+        text, labelled = _text(record, "input", where), _text(record, "label", where)
+        segments = _segments(text)
+        labels = _labels(segments, labelled)
+    starts = [match.start() for match in FIRST_STEP.finditer(segments[0])]
+    if not starts or not segments[0][: starts[-1]].strip():
+        raise Dropped("no_first_step")
+    steps = [segments[0][starts[-1] :].strip(), *(segment.strip() for segment in segments[1:])]
+    if not all(steps):
+        raise Dropped("empty_step")
+    return StepTree(
+        prompt=segments[0][: starts[-1]].strip(),
+        completions=steps,
+        labels=labels,
+        parents=list(range(-1, len(steps) - 1)),
+        extra={"task": record["task"]} if "task" in record else {},
+    )
+
+
+def is_math_shepherd(record: dict[str, Any]) -> bool:
+    """Whether a record has the keys of Math-Shepherd."""
+    return {"input", "label"} <= record.keys() and isinstance(record["label"], str)
+
+
+def is_er_prm(record: dict[str, Any]) -> bool:
+    """Whether a record has the keys of ER-PRM."""
+    return {"text", "value"} <= record.keys()
+
+
+def is_conversation(record: dict[str, Any]) -> bool:
+    """Whether a record has the keys of RLHFlow."""
+    return "conversations" in record
+
+
+def _text(record: dict[str, Any], name: str, where: str) -> str:
+    if name not in record:
+        raise RowError(
+            "missing_key",
+            where,
+            f"the key `{name}` is missing, found {sorted(record)}. "
+            + (
+                other_command(record)
+                or "Is this a Math-Shepherd file? Expected `input` and `label`, `text` and `value` (ER-PRM), or `conversations` "
+                "(RLHFlow)."
+            ),
+        )
+    if not isinstance(record[name], str):
+        raise RowError("not_a_string", where, f"`{name}` is {record[name]!r}, expected a string.")
+    return record[name]
+
+
+def _segments(text: str) -> list[str]:
+    """What stands before each tag."""
+    *segments, rest = text.split(TAG)
     if not segments:
         raise Dropped("no_tag")
     if rest.strip():
         raise Dropped("text_after_last_tag")
-    labels = _labels(segments, record["label"])
-    start = segments[0].rfind(FIRST_STEP)
-    if start == -1 or not segments[0][:start].strip():
-        raise Dropped("no_first_step")
-    steps = [segments[0][start:].strip(), *(segment.strip() for segment in segments[1:])]
-    if not all(steps):
-        raise Dropped("empty_step")
-    return StepTree(
-        prompt=segments[0][:start].strip(),
-        completions=steps,
-        labels=labels,
-        parents=list(range(-1, len(steps) - 1)),
-        extra={"task": record.get("task")},
-    )
+    return segments
+
+
+def _values(values: Any, where: str) -> list[float]:
+    found = values if isinstance(values, list) else [values]
+    if not all(isinstance(value, (bool, int, float)) and 0 <= value <= 1 for value in found):
+        raise RowError("unknown_label", where, f"`value` is {values!r}, expected numbers from 0 to 1.")
+    return [float(value) for value in found]
+
+
+def _conversation(messages: Any, where: str) -> tuple[list[str], list[float]]:
+    """Steps and labels of a conversation in which the user writes a step and the assistant its label."""
+    turns = messages if isinstance(messages, list) else []
+    if (
+        not turns
+        or len(turns) % 2
+        or not all(
+            isinstance(turn, dict)
+            and turn.get("role") == ("assistant" if i % 2 else "user")
+            and isinstance(turn.get("content"), str)
+            for i, turn in enumerate(turns)
+        )
+    ):
+        raise RowError(
+            "no_conversation",
+            where,
+            f"`conversations` is {repr(messages)[:80]}, expected messages with `role` and `content`: a step of the user, then its "
+            "label of the assistant, and so on.",
+        )
+    labels = [LABELS.get(turn["content"].strip()) for turn in turns[1::2]]
+    if None in labels:
+        raise Dropped("unknown_label")
+    return [turn["content"] for turn in turns[::2]], labels
 
 
 def _labels(segments: list[str], text: str) -> list[float]:

@@ -22,7 +22,7 @@ STEP_END = "\n\n"
 
 
 class OpenrFiles(JsonLines):
-    """JSON Lines files of openr's trees. A record is a [`SearchTree`]."""
+    """Files of openr's trees. A record is a [`SearchTree`]."""
 
     def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, SearchTree]]:
         for where, address, record in super().read(chunk):
@@ -49,7 +49,7 @@ def parse_openr(record: dict[str, Any], where: str) -> SearchTree:
     for name, kind in (("question", str), ("final_answer", str), ("reasoning_steps", dict)):
         if not isinstance(record.get(name), kind):
             raise ValueError(
-                f"{where}: `{name}` is {record.get(name)!r}, expected a {'string' if kind is str else 'tree'}. Is this a "
+                f"{where}: `{name}` is {repr(record.get(name))[:80]}, expected a {'string' if kind is str else 'tree'}. Is this a "
                 "file of openr's math-aps trees?"
             )
     problem_id = problem_key(record["question"]).hex()

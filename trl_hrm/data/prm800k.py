@@ -29,6 +29,7 @@ import pyarrow as pa
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset
 from .build_config import BuildConfig
+from .faults import RowError, other_command
 from .sources import JsonLines
 
 
@@ -50,6 +51,7 @@ ABOUT = {
 }
 
 KEPT_FINISH_REASONS = ("solution", "found_error")
+SCHEMA = "not_the_schema"  # reason of a fault
 NEUTRAL_LABELS = {"negative": 0.0, "positive": 1.0, "drop": None}
 
 
@@ -61,7 +63,7 @@ def build_prm800k(
 
     Args:
         files (`Sequence[str]`):
-            JSON Lines files of phase 1 or 2.
+            Files of phase 1 or 2.
         config ([`BuildConfig`]):
             Options that all builders share.
         neutral (`str` or `float`, *optional*, defaults to `"negative"`):
@@ -75,7 +77,7 @@ def build_prm800k(
     """
     recipe = Recipe(
         name="prm800k",
-        source=JsonLines(files),
+        source=JsonLines(files, config.columns),
         inputs=[str(file) for file in files],
         parse=partial(parse_prm800k, neutral=neutral_label(neutral), drop_screening=drop_screening),
         columns={"answer": pa.string(), "finish_reason": pa.string()},
@@ -124,7 +126,7 @@ def parse_prm800k(
 
     Raises:
         [`Dropped`]: If the annotator gave up, found the problem bad, or if the record is a screening one to be dropped.
-        `ValueError`: If the record does not follow PRM800K's schema.
+        [`RowError`]: If the record does not follow PRM800K's schema, or its problem is blank.
     """
     question = _get(record, "question", dict, where)
     label = _get(record, "label", dict, where)
@@ -133,8 +135,11 @@ def parse_prm800k(
         raise Dropped(f"finish_reason={finish_reason}")
     if drop_screening and (record.get("is_quality_control_question") or record.get("is_initial_screening_question")):
         raise Dropped("screening")
+    problem = _get(question, "problem", str, f"{where}: `question`").strip()
+    if not problem:
+        raise RowError("blank_prompt", where, "column `prompt` holds '', expected a non-empty string.")
     tree = StepTree(
-        prompt=_get(question, "problem", str, f"{where}: `question`").strip(),
+        prompt=problem,
         completions=[],
         labels=[],
         parents=[],
@@ -161,8 +166,10 @@ def _add_step(
     human = _get(step, "human_completion", (dict, type(None)), where)
     candidates = list(_get(step, "completions", (list, type(None)), where) or [])
     if chosen is not None and not 0 <= chosen < len(candidates):
-        raise ValueError(
-            f"{where}: `chosen_completion` is {chosen!r}, expected null or an index of the {len(candidates)} completions."
+        raise RowError(
+            SCHEMA,
+            where,
+            f"`chosen_completion` is {chosen!r}, expected null or an index of the {len(candidates)} completions.",
         )
     if chosen is not None and human is not None:
         notes["ignored_human_completions"] += 1
@@ -206,7 +213,7 @@ def _rating_label(
 ) -> float | None:
     rating = _get(candidate, name, (int, type(None)), where)
     if rating not in labels:
-        raise ValueError(f"{where}: `{name}` is {rating!r}, expected -1, 0, 1 or null.")
+        raise RowError(SCHEMA, where, f"`{name}` is {rating!r}, expected -1, 0, 1 or null.")
     return labels[rating]
 
 
@@ -238,14 +245,17 @@ def _prune(tree: StepTree, notes: Counter) -> StepTree:
 
 def _get(value: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is {value!r}, expected an object with the key `{name}`.")
+        raise RowError(SCHEMA, where, f"found {repr(value)[:80]}, expected an object with the key `{name}`.")
     if name not in value:
-        raise ValueError(
-            f"{where}: the key `{name}` is missing, found {sorted(value)}. Is this a PRM800K file of phase 1 or 2?"
+        raise RowError(
+            SCHEMA,
+            where,
+            f"the key `{name}` is missing, found {sorted(value)}. "
+            + (other_command(value) or "Is this a PRM800K file of phase 1 or 2?"),
         )
     found = value[name]
     if not isinstance(found, kind) or isinstance(found, bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise ValueError(f"{where}: `{name}` is {found!r}, expected {names}.")
+        raise RowError(SCHEMA, where, f"`{name}` is {repr(found)[:80]}, expected {names}.")
     return found

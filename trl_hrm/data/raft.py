@@ -17,7 +17,7 @@ from .build_config import BuildConfig
 from .candidates import Candidates
 from .card import build_command
 from .output import COLUMNS, check_output, make_table, temporary_directory, write_part
-from .problems import problem_key, problem_split, read_problem_keys
+from .problems import exclusion_key, problem_split, read_problem_keys
 from .raft_config import RaftConfig
 from .report import count_row
 from .score_picture import draw_scores
@@ -64,7 +64,7 @@ def shortlist(groups: Sequence[Candidates], config: RaftConfig, counts: Counter)
     for group in groups:
         counts["records_in",] += len(group.texts)
         counts["notes", "problems"] += 1
-        if problem_key(group.problem) in excluded:
+        if exclusion_key(group.problem) in excluded:
             counts["notes", "problems_excluded"] += 1
             counts["dropped", "excluded"] += len(group.texts)
             continue

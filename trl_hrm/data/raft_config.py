@@ -37,6 +37,7 @@ class RaftConfig(CandidatesConfig, BuildConfig):
     merge_separator: str = field(default="\n", init=False)
     max_merge: int = field(default=2, init=False)
     num_proc: int | None = field(default=None, init=False)
+    strict: bool = field(default=False, init=False)
 
     aggregate: str = "min"
     num_candidates: int | None = None

@@ -98,6 +98,8 @@ def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str 
 
 
 def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
+    if config.columns:
+        raise ValueError(f"columns is {config.columns}, and runs have columns of their own. Leave it out.")
     folders = [name for name in inputs if Path(name).is_dir()]
     files = [str(file) for name in inputs for file in (node_files(name) if name in folders else [name])]
     _refuse_repeats(files)
@@ -167,7 +169,7 @@ def _openr_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
     _refuse_repeats(inputs)
     return Recipe(
         name="search-trees",
-        source=OpenrFiles(inputs),
+        source=OpenrFiles(inputs, config.columns),
         inputs=inputs,
         parse=partial(parse_search_tree, config=config, estimator="recorded"),
         columns=_columns(config, None),

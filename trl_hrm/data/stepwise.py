@@ -4,6 +4,8 @@ Rows in TRL's stepwise-supervision format, or in this package's own with `parent
 ```json
 {"prompt": "What is 1 + 2 + 3?", "completions": ["1 + 2 = 3.", "3 + 3 = 7."], "labels": [true, false]}
 ```
+
+Rows of Math-Shepherd, ER-PRM and RLHFlow are recognised by their keys and read as [`build_math_shepherd`] reads them.
 """
 
 from collections import Counter
@@ -16,8 +18,11 @@ from datasets import load_dataset
 from ..step_tree import StepTree
 from .build import Recipe, build_dataset
 from .build_config import BuildConfig
+from .faults import RowError, other_command
+from .math_shepherd import is_conversation, is_er_prm, is_math_shepherd, parse_math_shepherd
 from .output import temporary_directory
-from .sources import DatasetRows, JsonLines
+from .problems import UNUSED, parts_warning, unused_parts
+from .sources import DatasetRows, JsonLines, is_json_file
 
 
 ABOUT = {
@@ -37,7 +42,7 @@ def build_stepwise(inputs: Sequence[str], config: BuildConfig, split: str = "tra
 
     Args:
         inputs (`Sequence[str]`):
-            JSON Lines files, or one directory or Hub name of a dataset.
+            Files of JSON Lines or of a JSON array, or one directory or Hub name of a dataset.
         config ([`BuildConfig`]):
             Options that all builders share.
         split (`str`, *optional*, defaults to `"train"`):
@@ -47,13 +52,13 @@ def build_stepwise(inputs: Sequence[str], config: BuildConfig, split: str = "tra
         `dict[str, Any]`: The build report.
     """
     inputs = [str(name) for name in inputs]
-    if len(inputs) == 1 and not Path(inputs[0]).is_file() and not inputs[0].endswith((".json", ".jsonl")):
+    if len(inputs) == 1 and not is_json_file(inputs[0]):
         # A cache of its own: for a local directory, the shared one may hold the rows of another of the same name.
         with temporary_directory(config) as cache:
             cache_dir = cache if Path(inputs[0]).is_dir() else None
-            source = DatasetRows(load_dataset(inputs[0], split=split, cache_dir=cache_dir))
+            source = DatasetRows(load_dataset(inputs[0], split=split, cache_dir=cache_dir), config.columns)
             return build_dataset(_recipe(source, inputs, source.types(), {"split": split}), config)
-    return build_dataset(_recipe(JsonLines(inputs), inputs, {}, {}), config)
+    return build_dataset(_recipe(JsonLines(inputs, config.columns), inputs, {}, {}), config)
 
 
 def _recipe(
@@ -68,7 +73,13 @@ def _recipe(
         join_prompts=True,
         options=options,
         about=ABOUT,
+        warn=_warnings,
     )
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    parts = {name: count for name, count in report["notes"].items() if name.startswith(UNUSED)}
+    return parts_warning({name.removeprefix(UNUSED): count for name, count in parts.items()})
 
 
 def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
@@ -81,9 +92,30 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
         where (`str`):
             Place of the row, for error messages.
         notes (`Counter`):
-            Not used: a row is either valid or an error.
+            Counts columns that may carry a part of the problem and are not in its text.
 
     Raises:
-        `ValueError`: If the row is not valid. See [`StepTree.from_row`].
+        [`RowError`]: If the prompt or a step is blank.
+        `ValueError`: If the row is not valid otherwise. See [`StepTree.from_row`].
     """
+    if "completions" not in record:
+        if is_math_shepherd(record) or is_er_prm(record) or is_conversation(record):
+            return parse_math_shepherd(record, where, notes)
+        remedy = other_command(record)
+        if remedy:
+            raise ValueError(
+                f"{where}: found {sorted(record)}, expected `prompt`, `completions` and `labels`. {remedy}"
+            )
+    prompt, steps = record.get("prompt"), record.get("completions")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise RowError("blank_prompt", where, f"column `prompt` holds {prompt!r}, expected a non-empty string.")
+    for i, step in enumerate(steps if isinstance(steps, list) else ()):
+        if isinstance(step, str) and not step.strip():
+            raise RowError(
+                "blank_step",
+                where,
+                f"`completions[{i}]` is {step!r}, expected a non-empty step text. Remove the step.",
+            )
+    for name in unused_parts(record, has_choices=False):
+        notes[f"{UNUSED}{name}"] += 1
     return StepTree.from_row(record, where)

@@ -54,11 +54,7 @@ def judge_answers(answers: Sequence[str | None], reference: str, grader: Any) ->
     stripped = [answer and answer.strip() or None for answer in answers]
     distinct = sorted({answer for answer in stripped if answer is not None})
     grades = {answer: grader.grade(answer, reference) for answer in distinct}
-    # one that the grader cannot cope with beside the reference would cost its deadline again beside each other answer
-    comparable = [answer for answer in distinct if grades[answer].status not in ("timeout", "died")]
-    classes = _classes(comparable, grader)
-    for answer in distinct:
-        classes.setdefault(answer, len(classes))
+    classes = _classes({answer: grade.status for answer, grade in grades.items()}, grader)
     correct = {answer: False if grade.status == "unparseable" else grade.correct for answer, grade in grades.items()}
     return JudgedAnswers(
         [None if answer is None else classes[answer] for answer in stripped],
@@ -67,35 +63,68 @@ def judge_answers(answers: Sequence[str | None], reference: str, grader: Any) ->
     )
 
 
+def keep_grades(answers: Sequence[str | None], grades: Sequence[bool | None], grader: Any) -> JudgedAnswers:
+    """
+    Put equivalent answers together as [`judge_answers`] does, and keep the grades that their solutions came with.
+
+    Args:
+        answers (`Sequence[str | None]`):
+            N answers, `None` for a solution that states none.
+        grades (`Sequence[bool | None]`):
+            N grades.
+        grader ([`~grading.AnswerGrader`]):
+            Compares answers.
+    """
+    stripped = [answer and answer.strip() or None for answer in answers]
+    distinct = sorted({answer for answer in stripped if answer is not None})
+    classes = _classes({answer: grader.grade(answer, answer).status for answer in distinct}, grader)
+    return JudgedAnswers([None if answer is None else classes[answer] for answer in stripped], list(grades), 0)
+
+
 def judge_problems(
-    answers: Sequence[Sequence[str | None]], references: Sequence[str], grader: Any, num_workers: int = 1
+    answers: Sequence[Sequence[str | None]],
+    references: Sequence[str | None],
+    grader: Any,
+    num_workers: int = 1,
+    grades: Sequence[Sequence[bool | None] | None] | None = None,
 ) -> list[JudgedAnswers | None]:
     """
-    [`judge_answers`] of many problems, `num_workers` of them at a time.
+    [`judge_answers`] of many problems, `num_workers` of them at a time, or [`keep_grades`] of those that have grades.
 
     Args:
         answers (`Sequence[Sequence[str | None]]`):
             Answers of P problems.
-        references (`Sequence[str]`):
-            P right answers.
+        references (`Sequence[str | None]`):
+            P right answers. `None` only where there are grades.
         grader ([`~grading.AnswerGrader`]):
             Compares answers.
         num_workers (`int`, *optional*, defaults to `1`):
             Number of threads, as many as the grader has processes.
+        grades (`Sequence[Sequence[bool | None] | None]`, *optional*):
+            Grades of the solutions of each problem, `None` where they are to be made. By default all are.
     """
+
+    def judge(one: Sequence[str | None], reference: str | None, given: Sequence[bool | None] | None):
+        return judge_answers(one, reference, grader) if given is None else keep_grades(one, given, grader)
+
     with ThreadPoolExecutor(num_workers) as threads:
-        return list(threads.map(lambda pair: judge_answers(*pair, grader), zip(answers, references, strict=True)))
+        return list(threads.map(judge, answers, references, grades or [None] * len(answers)))
 
 
-def _classes(answers: Sequence[str], grader: Any) -> dict[str, int]:
-    """The class of each of several different answers."""
+def _classes(statuses: dict[str, str], grader: Any) -> dict[str, int]:
+    """The class of each of several different answers, given how far the grader came when it compared each for the first time."""
     firsts: list[str] = []
     classes: dict[str, int] = {}
-    for answer in answers:
+    for answer, status in statuses.items():
+        # one that the grader cannot cope with would cost its deadline again with each other answer
+        if status in ("timeout", "died"):
+            continue
         place = next((i for i, first in enumerate(firsts) if _equal(answer, first, grader)), len(firsts))
         if place == len(firsts):
             firsts.append(answer)
         classes[answer] = place
+    for answer in statuses:
+        classes.setdefault(answer, len(classes))
     return classes
 
 

@@ -31,7 +31,8 @@ class JudgedProblem:
         classes (`list[int | None]`):
             Equal numbers for equivalent answers, `None` for no answer.
         correct (`list[bool | None]`):
-            Whether each solution is right: not so if it has no answer. `None` where the grader gave up.
+            Whether each solution is right: not so if it has no answer, unless its grade was given. `None` where the grader gave
+            up.
         scores (`dict[str, list[float | None]]`):
             M scores for each aggregate, `None` for solutions that could not be scored.
         ranks (`list[int]`):
@@ -89,7 +90,7 @@ def summarize(problem: "PoolProblem", classes: Sequence[int | None], aggregates:
     return JudgedProblem(
         problem.problem_id,
         list(classes),
-        [False if candidate.answer is None else candidate.correct for candidate in candidates],
+        [False if one.answer is None and not problem.graded else one.correct for one in candidates],
         {
             name: [_score(candidate.scores, way) for candidate in candidates]
             for name, way in zip(names, aggregates, strict=True)

@@ -75,6 +75,8 @@ def pool_digest(problems: Sequence[PoolProblem]) -> str:
         digest.update(repr((problem.problem_id, problem.problem, problem.answer)).encode())
         for candidate in problem.candidates:
             digest.update(repr((candidate.text, candidate.steps, candidate.answer)).encode())
+            if problem.graded:
+                digest.update(repr(candidate.correct).encode())
     return digest.hexdigest()
 
 
@@ -98,7 +100,8 @@ def _judge_block(
     began = time.perf_counter()
     counts: Counter = Counter()
     answers = [[candidate.answer for candidate in problem.candidates] for _, problem in block]
-    judged = judge_problems(answers, [problem.answer for _, problem in block], grader, num_graders)
+    grades = [[candidate.correct for candidate in one.candidates] if one.graded else None for _, one in block]
+    judged = judge_problems(answers, [problem.answer for _, problem in block], grader, num_graders, grades)
     kept = [
         (place, problem, found) for (place, problem), found in zip(block, judged, strict=True) if found is not None
     ]
@@ -111,7 +114,7 @@ def _judge_block(
             for candidate, correct, value in zip(problem.candidates, found.correct, values, strict=True)
         ]
         counts["candidates_unreadable"] += found.num_unreadable
-        _count(candidates, counts)
+        _count(candidates, problem.graded, counts)
         rows.append(judged_row(place, replace(problem, candidates=candidates), found.classes))
     counts["rest_seconds"] = time.perf_counter() - began - counts["scorer_seconds"]
     return {"rows": rows, "counts": counts}
@@ -167,10 +170,10 @@ def _check_scores(scores: Sequence[float], candidate: Candidate, problem: PoolPr
         )
 
 
-def _count(candidates: Sequence[Candidate], counts: Counter) -> None:
+def _count(candidates: Sequence[Candidate], graded: bool, counts: Counter) -> None:
     for candidate in candidates:
         counts["num_candidates"] += 1
         counts["candidates_without_answer"] += candidate.answer is None
         counts["candidates_cut_off"] += candidate.finish == "length"
-        counts["not_graded"] += candidate.answer is not None and candidate.correct is None
+        counts["not_graded"] += (graded or candidate.answer is not None) and candidate.correct is None
         counts["policy_tokens"] += candidate.num_tokens or 0

@@ -66,6 +66,8 @@ class PoolProblem:
             Its solutions, in the order in which they were sampled.
         where (`str`, *optional*, defaults to `""`):
             Place of the problem, for error messages.
+        graded (`bool`, *optional*, defaults to `False`):
+            Whether `correct` of the candidates was given with them. It is not graded again then.
     """
 
     problem_id: str
@@ -73,6 +75,7 @@ class PoolProblem:
     answer: str | None
     candidates: list[Candidate]
     where: str = ""
+    graded: bool = False
 
 
 def read_pool(
@@ -84,16 +87,17 @@ def read_pool(
     Args:
         config ([`CandidatesConfig`]):
             What to read: a run folder of `trl-hrm annotate --search rollouts`, whose trees have the answers, or JSON Lines or a
-            dataset, whose rows have them in a column `answer`.
+            dataset, whose rows have them in a column `answer`, or have the grades of the candidates.
         extractors (`Sequence[str]`):
             How an answer is read from a solution. See [`extract_answer`].
         problems ([`ProblemSet`], *optional*):
             Problems with their answers, for rows without them. They are found by the text of the problem.
         counts (`Counter`):
-            Counts `problems_without_answer`, which are left out, and `problems_without_candidates`.
+            Counts `problems_without_answer`, which are left out, `problems_without_candidates`, `problems_with_given_grades`,
+            `blank_steps_left_out`, and columns that may carry a part of the problem and are not used.
 
     Returns:
-        `list[PoolProblem]`: Each with an answer, in the order in which the problems first appear.
+        `list[PoolProblem]`: Each with an answer or with grades, in the order in which the problems first appear.
 
     Raises:
         `FileNotFoundError`: If there is no such file or folder.
@@ -106,34 +110,49 @@ def read_pool(
             )
         check_run(config.candidates)
         return list(read_run(node_files(config.candidates), extractors))
-    groups = read_candidates(config, Counter(), answers=problems is None)
+    notes: Counter = Counter()
+    groups = read_candidates(config, notes, answers=problems is None, grades=True)
+    counts.update({key[-1]: count for key, count in notes.items()})
     found = [
         PoolProblem(
             group.problem_id,
             group.problem,
             group.answer,
             [
-                Candidate(*pair, extract_answer(pair[0], extractors))
-                for pair in zip(group.texts, group.steps, strict=True)
+                Candidate(text, steps, extract_answer(text, extractors), correct=correct)
+                for text, steps, correct in zip(
+                    group.texts, group.steps, group.grades or [None] * len(group.texts), strict=True
+                )
             ],
             group.where,
+            graded=group.grades is not None,
         )
         for group in groups
     ]
+    empty = [problem for problem in found if not problem.candidates]
+    if len(empty) == len(found):
+        raise ValueError(
+            f"{found[0].where}: found no candidates for this problem, nor for any other of {len(found):,}."
+        )
+    if empty:
+        counts["problems_without_candidates"] += len(empty)
+        found = [problem for problem in found if problem.candidates]
     if problems is not None:
         known = {problem_key(problem.prompt): problem.answer for problem in problems.problems}
         keys = [problem_key(problem.problem) for problem in found]
         counts["problems_without_candidates"] += len(known.keys() - set(keys))
         found = [replace(problem, answer=known.get(key)) for problem, key in zip(found, keys, strict=True)]
-    answered = [problem for problem in found if problem.answer is not None]
+    answered = [problem for problem in found if problem.answer is not None or problem.graded]
+    if any(problem.graded for problem in answered):
+        counts["problems_with_given_grades"] += sum(problem.graded for problem in answered)
     counts["problems_without_answer"] += len(found) - len(answered)
     if not answered:
         raise ValueError(
             f"{found[0].where}: no reference answer for this problem, nor for any other of {len(found):,}. "
             + (
-                "Give them in a column `answer`, or name a file of problems with their answers (--problems)."
+                "Give them in a column `answer`, give grades in a column `correct`, or name a file of problems with their answers (--problems)."
                 if problems is None
-                else "The problems and those of the candidates must have the same text, up to whitespace and case: where the "
+                else "The problems and those of the candidates must have the same text, up to whitespace: where the "
                 "prompts hold more than the problem, give the problem alone in a column `problem`."
             )
         )
@@ -210,15 +229,16 @@ def to_row(problem: PoolProblem) -> dict[str, Any]:
     """The row of a problem in `candidates.jsonl`."""
     names = ("text", "steps", "answer", "correct", "finish", "scores", "num_tokens")
     candidates = [{name: getattr(candidate, name) for name in names} for candidate in problem.candidates]
-    return {
+    row = {
         "problem_id": problem.problem_id,
         "problem": problem.problem,
         "answer": problem.answer,
         "candidates": candidates,
     }
+    return row | {"graded": True} if problem.graded else row
 
 
 def from_row(row: dict[str, Any], where: str = "") -> PoolProblem:
     """The problem of a row of `candidates.jsonl`."""
     candidates = [Candidate(**candidate) for candidate in row["candidates"]]
-    return PoolProblem(row["problem_id"], row["problem"], row["answer"], candidates, where)
+    return PoolProblem(row["problem_id"], row["problem"], row["answer"], candidates, where, row.get("graded", False))

@@ -191,7 +191,8 @@ def _solution_scores(rows: list[dict[str, Any]], name: str | None) -> dict[str, 
     found: dict[str, list[float]] = {"right": [], "wrong": []}
     for row in rows:
         for candidate in row["candidates"]:
-            known = candidate["correct"] is not None or candidate["answer"] is None  # no answer is wrong
+            is_wrong = candidate["answer"] is None and not row.get("graded")  # no answer is wrong
+            known = candidate["correct"] is not None or is_wrong
             if candidate["scores"] and known:
                 found["right" if candidate["correct"] else "wrong"].append(aggregate(candidate["scores"], name))
     return {f"solutions ({name} of the step scores)": found} if any(found.values()) else {}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..data.problem_sets import refuse_caseless_ids
 from ..scoring.paths import TreeScorer
 from ..search.engine import Engine
 from ..search.level_search import LevelProgress, LevelSearch
@@ -140,6 +141,7 @@ async def _search_all(
                     watch.bar.write(
                         f"The log of N={n} ended in half an event ({log.torn} bytes), as after a kill: it will be made again."
                     )
+                refuse_caseless_ids((problem for _, problem in problems), log.problems, str(log.path))
                 level = LevelSearch(
                     engine,
                     search,

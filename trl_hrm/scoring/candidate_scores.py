@@ -6,6 +6,7 @@ from typing import Literal
 
 from tqdm.auto import tqdm
 
+from ..step_tree import StepTree
 from .aggregate import aggregate
 from .paths import TreeScorer
 
@@ -78,3 +79,10 @@ def solution_lengths(
 def fits(scorer: TreeScorer, problem: str, steps: Sequence[str], spans: Sequence[int] = (1,)) -> bool:
     """Whether every judged step, merged ones included, ends within the positions of the model."""
     return scorer.max_positions is None or solution_lengths(scorer, problem, steps, spans)[1] <= scorer.max_positions
+
+
+def tree_fits(scorer: TreeScorer, tree: StepTree, spans: Sequence[int] = (1,)) -> bool:
+    """Whether [`fits`] holds for every path of a tree."""
+    return all(
+        fits(scorer, tree.prompt, [tree.completions[i] for i in tree.path(leaf)], spans) for leaf in tree.leaves()
+    )

@@ -59,7 +59,8 @@ class TreeScorer:
             prompts (`Sequence[str]`):
                 B problems.
             candidates (`Sequence[Sequence[Sequence[str]]]`):
-                For each prompt N candidates, each a list of S step texts. N and S may differ.
+                For each prompt N candidates, each a list of S step texts. N and S may differ. A blank step is judged as it
+                stands: it has a score, so that labels of the steps after it keep their places.
             spans (`Sequence[int]`, *optional*, defaults to `(1,)`):
                 How many steps are judged as one. `(1,)` judges each step alone, the inference of the
                 [HRM](https://huggingface.co/papers/2503.13551) paper (section 3.1). `(1, 2)` also judges it merged
@@ -73,7 +74,7 @@ class TreeScorer:
             `list[list[list[float]]]`: Scores in `[0, 1]`, prompts × candidates × steps.
 
         Raises:
-            `ValueError`: If the lists do not match, a step is empty, a solution has more tokens than the model has
+            `ValueError`: If the lists do not match, a step is not a string, a solution has more tokens than the model has
             positions, or the model returns a score that is not a number.
         """
         if len(prompts) != len(candidates):
@@ -134,7 +135,7 @@ class TreeScorer:
 
     def _encode(self, tree: StepTree, spans: list[int], where: str) -> tuple[TokenTree, list[list[int]]]:
         """Token tree of a step tree, and for each step the numbers of the judged steps that end with it."""
-        tree.validate(where)
+        tree.validate(where, blank_steps=True)  # judged at its separator, as it stands
         paths = [tree.path(step) for step in range(len(tree.completions))]
         merged = [path[-span:] for path in paths for span in spans if 1 < span <= len(path)]
         texts = tree.completions + [self.step_format.merge([tree.completions[i] for i in run]) for run in merged]

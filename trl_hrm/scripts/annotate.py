@@ -18,6 +18,7 @@ from ..encoding import CHAT_TEMPLATE_DATE
 from ..search.shards import Shard
 from ..search.steps import RULES
 from .annotate_options import ENGINE_OPTIONS, SEARCH_OPTIONS, make_engine, make_prompt, make_search
+from .build_options import add_columns_argument, add_strict_argument
 
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def add_problem_arguments(group: argparse._ArgumentGroup, help: str | None = Non
     group.add_argument(
         "--problems",
         required=help is None,
-        help=help or "JSON Lines file, or directory or Hub name of a dataset (required)",
+        help=help or "JSON Lines or JSON file, or directory or Hub name of a dataset (required)",
     )
     group.add_argument(
         "--problem_format",
@@ -60,8 +61,10 @@ def add_problem_arguments(group: argparse._ArgumentGroup, help: str | None = Non
         nargs="+",
         default=[],
         metavar="FILE",
-        help="JSON Lines files of test sets, whose problems are left out (default: none)",
+        help="JSON files of test sets, whose problems are left out (default: none)",
     )
+    add_columns_argument(group)
+    add_strict_argument(group)
 
 
 def add_engine_arguments(group: argparse._ArgumentGroup, required: bool = True, prefix: str = "") -> None:
@@ -215,6 +218,7 @@ def read_all(args: argparse.Namespace, **prefixes: Any) -> "ProblemSet":
     """The problems that the options name. See `read_problems` for those with prefixes."""
     from ..data.problem_sets import read_problems
     from ..data.problems import read_problem_keys
+    from ..data.sources import parse_columns
 
     return read_problems(
         args.problems,
@@ -222,6 +226,8 @@ def read_all(args: argparse.Namespace, **prefixes: Any) -> "ProblemSet":
         split=args.split,
         limit=args.limit,
         exclude=read_problem_keys(args.exclude),
+        columns=parse_columns(args.columns),
+        strict=args.strict,
         **prefixes,
     )
 
@@ -238,6 +244,7 @@ def search_problems(
     import asyncio
     from pathlib import Path
 
+    from ..data.problem_sets import refuse_caseless_ids
     from ..grading import AnswerGrader
     from ..search.log import EventLog, shard_name
     from ..search.manifest import check_manifest, resumed_prompt
@@ -253,10 +260,7 @@ def search_problems(
         for place, problem in enumerate(problems.problems)
         if problem_shard(problem.problem_id, shard.count) == shard.index
     ]
-    print(
-        f"{problems.num_records:,} records: {len(problems.problems):,} problems, {problems.num_repeated:,} repeated, "
-        f"{problems.num_excluded:,} excluded. Shard {shard.index}/{shard.count}: {len(chosen):,} problems."
-    )
+    print(f"{problems.describe()}\nShard {shard.index}/{shard.count}: {len(chosen):,} problems.")
     with AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader:
         engine = make_engine(args, shard)
         for _, problem in chosen[:1]:  # what is wrong with the prompt shows before anything is written
@@ -271,6 +275,7 @@ def search_problems(
                 print(
                     f"The log ended in half an event ({log.torn} bytes), as after a kill: dropped, it will be made again."
                 )
+            refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
             try:
                 progress = asyncio.run(_search(args, engine, search, grader, prompt, rule, log, chosen))
             except KeyboardInterrupt:

@@ -10,6 +10,7 @@ trl-hrm benchmark --reward_model outputs/tiny-hrm --suite processbench --data gs
 import argparse
 from datetime import UTC
 
+from .build_options import add_columns_argument, add_strict_argument
 from .score_options import add_score_arguments, describe_scoring, load_scorer
 
 
@@ -29,6 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON or JSON Lines files, or folders or Hub names of datasets, of whose splits all are read; the columns tell "
         "which benchmark each belongs to (required)",
     )
+    add_columns_argument(parser)
+    parser.add_argument(
+        "--first_step",
+        type=int,
+        choices=[0, 1],
+        default=0,
+        help="number of the first step in the labels of first-error benchmarks; with 1, the label 0 is no error. Rows of "
+        "MR-GSM8K are known to count from 1",
+    )
+    add_strict_argument(parser)
     parser.add_argument("--threshold", type=float, default=0.5, help="a step is judged wrong if it scores below this")
     parser.add_argument(
         "--validation_size",
@@ -51,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
     import time
     from datetime import datetime
 
+    from ..data.sources import parse_columns
     from ..evaluation.benchmarks.big_bench_mistake import BIG_BENCH_MISTAKE
     from ..evaluation.benchmarks.judging import score_solutions
     from ..evaluation.benchmarks.measuring import check_options, format_results, measure
@@ -62,24 +74,27 @@ def run(args: argparse.Namespace) -> None:
     _check_output(args)
     known = {suite.name: suite for suite in (PROCESS_BENCH, PRM_BENCH, BIG_BENCH_MISTAKE)}
     suites = [known[name] for name in dict.fromkeys(args.suite)]
-    readings = read_suites(suites, args.data)
+    readings = read_suites(suites, args.data, parse_columns(args.columns), args.first_step, args.strict)
     scorer = load_scorer(args.reward_model, args)
     results, rows = {}, []
     for suite in suites:
         reading, began = readings[suite.name], time.perf_counter()
         print(f"{suite.name}: {len(reading.solutions):,} solutions")
+        for warning in reading.warnings():
+            print(f"warning: {warning}")
         scores = score_solutions(scorer, reading.solutions, args.spans, args.combine, progress=True)
         seconds = time.perf_counter() - began
         found = measure(suite, reading.solutions, scores, args.threshold, args.validation_size, args.seed)
-        found["counts"] |= reading.notes
-        results[suite.name] = {"sources": reading.sources, **found, "seconds": seconds}
+        found["counts"] |= reading.counts()
+        rows_with_faults = {"left_out": reading.faults.left_out, "kept": reading.faults.kept}
+        results[suite.name] = {"sources": reading.sources, **found, "faults": rows_with_faults, "seconds": seconds}
         rows += _score_rows(suite.name, reading.solutions, scores)
         print(f"\n{format_results(suite.name, found)}\n")
     if args.output_dir is not None:
         report = {
             "kind": "benchmark",
             "reward_model": {"model": args.reward_model, **describe_scoring(args)},
-            "settings": {"threshold": args.threshold, "validation_size": args.validation_size},
+            "settings": _settings(args),
             "suites": results,
             "seed": args.seed,
             "versions": _versions(),
@@ -114,6 +129,13 @@ def _score_rows(suite: str, solutions: list, scores: list) -> list[dict]:
         }
         for solution, values in zip(solutions, scores, strict=True)
     ]
+
+
+def _settings(args: argparse.Namespace) -> dict:
+    settings = {
+        name: getattr(args, name) for name in ("threshold", "validation_size", "columns", "first_step", "strict")
+    }
+    return {name: value for name, value in settings.items() if name in ("threshold", "validation_size") or value}
 
 
 def _versions() -> dict[str, str]:

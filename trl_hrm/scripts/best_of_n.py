@@ -43,6 +43,9 @@ COUNTED = (
     "problems_without_answer",
     "problems_without_candidates",
     "problems_ungradable",
+    "problems_with_given_grades",
+    "problem_records_left_out",
+    "blank_steps_left_out",
     "num_candidates",
     "candidates_beyond_n",
     "candidates_without_answer",
@@ -103,10 +106,7 @@ def _step_search(args: argparse.Namespace, shard: "Shard") -> None:
     search = next(iter(config.searches(prompt, rule).values()))  # prefixes are the same to all N
     fault = partial(search.prefix_fault, ending=ending_extractors(config.extractors))
     problems = read_all(args, prefix_column=args.prefix_column, prefix_fault=fault)
-    print(
-        f"{problems.num_records:,} records: {len(problems.problems):,} problems, {problems.num_repeated:,} repeated, "
-        f"{problems.num_excluded:,} excluded."
-    )
+    print(problems.describe())
     scorer = load_scorer(args.reward_model, args)
     with AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader:
         engine = make_engine(options, shard)
@@ -189,6 +189,7 @@ def _given(args: argparse.Namespace, shard: "Shard", counts: "Counter") -> tuple
     from pathlib import Path
 
     from ..data.candidates_config import CandidatesConfig
+    from ..data.sources import parse_columns
     from ..evaluation.judged_pool import pool_digest
     from ..evaluation.pool import read_pool, take_first
     from ..evaluation.results import CANDIDATES
@@ -199,8 +200,15 @@ def _given(args: argparse.Namespace, shard: "Shard", counts: "Counter") -> tuple
             f"{args.candidates}: the results would take the place of this file. Name another --output_dir."
         )
     names = ("candidates", "segmentation", "step_pattern", "join_steps")
-    config = CandidatesConfig(split=args.candidates_split, **{name: getattr(args, name) for name in names})
-    answers = None if args.problems is None else read_all(args)
+    of_candidates = args.columns if args.problems is None else args.candidates_columns
+    columns = parse_columns(of_candidates)
+    given = {name: getattr(args, name) for name in names}
+    config = CandidatesConfig(split=args.candidates_split, columns=columns, **given)
+    answers = None
+    if args.problems is not None:
+        answers = read_all(args)
+        print(answers.describe())
+        counts["problem_records_left_out"] = answers.faults.num_left_out
     pool = read_pool(config, args.extractors, answers, counts)
     if args.n is None:
         fewest = min((len(problem.candidates) for problem in pool), default=0)
@@ -244,6 +252,7 @@ def _finish(
     from datetime import datetime
     from pathlib import Path
 
+    from ..data.problems import UNUSED
     from ..evaluation.cost import total_cost
     from ..evaluation.curves import make_curves, summarize
     from ..evaluation.results import Results, read_parts, write_candidates, write_results
@@ -269,6 +278,7 @@ def _finish(
             f"{run}: no problem is left to choose solutions of: {dict(counts + statuses)}. Reference answers that cannot be read "
             "are ungradable, and problems with failed requests are errors."
         )
+    unused = [name for name in counts if name.startswith(UNUSED)]
     made = make_curves(judged, args.n, args.num_draws, args.seed)
     results = Results(
         strategy=args.strategy,
@@ -279,7 +289,7 @@ def _finish(
         seed=args.seed,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         num_problems=len(judged),
-        counts={name: counts[name] + statuses[name] for name in dict.fromkeys([*COUNTED, *statuses])},
+        counts={name: counts[name] + statuses[name] for name in dict.fromkeys([*COUNTED, *unused, *statuses])},
         n=settings["n"],
         curves=made.curves,
         hacking_gap=made.hacking_gap,
@@ -357,7 +367,10 @@ def format_results(results: "Results") -> str:
     counted = {name: count for name, count in results.counts.items() if count and name != "num_candidates"}
     if counted:
         lines.append("counted: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counted.items()))
-    if results.counts["candidates_without_answer"] == results.counts.get("num_candidates"):
+    given = results.counts.get("problems_with_given_grades")
+    if given:
+        lines.append(f"the grades of {given:,} problems were given with their candidates and are used as they are")
+    if not given and results.counts["candidates_without_answer"] == results.counts.get("num_candidates"):
         lines.append(
             "warning: no solution states an answer, so that all accuracies are 0. Do --extractors read what the policy writes, and "
             "does it have the tokens to come to an end?"

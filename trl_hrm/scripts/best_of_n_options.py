@@ -18,8 +18,8 @@ STRATEGY_OPTIONS = {
     "diverse_tree_search": (*STEP_OPTIONS, "prefix_column"),
 }
 AGGREGATES_OF_SOLUTIONS = ["min", "last", "prod", "mean"]
-OF_CANDIDATES = ("candidates_split", "join_steps")
-OF_PROBLEMS = ("problem_format", "split", "limit", "exclude")
+OF_CANDIDATES = ("candidates_split", "candidates_columns", "join_steps")
+OF_PROBLEMS = ("problem_format", "split", "limit", "exclude", "strict", "candidates_columns")
 # of the prompt these say how any solution is read: the others are of sampling
 _READING = ("segmentation", "step_pattern", "extractors")
 NUMBERS = [1, 2, 4, 8, 16, 32, 64]
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     problem_group = parser.add_argument_group("problems")
     add_problem_arguments(
         problem_group,
-        help="JSON Lines file, or directory or Hub name of a dataset, to sample solutions of; beside --candidates, for their "
+        help="JSON Lines or JSON file, or directory or Hub name of a dataset, to sample solutions of; beside --candidates, for their "
         "reference answers",
     )
     problem_group.add_argument(
@@ -91,6 +91,12 @@ def _add_candidate_arguments(group: argparse._ArgumentGroup) -> None:
         "annotate --search rollouts",
     )
     group.add_argument("--candidates_split", help="split of a dataset of candidates (default: train)")
+    group.add_argument(
+        "--candidates_columns",
+        nargs="+",
+        metavar="NAME=COLUMN",
+        help="--columns of the candidates where --problems are given too, whose columns --columns then names",
+    )
     group.add_argument(
         "--join_steps",
         type=unescape,

@@ -12,7 +12,9 @@ from .build_options import add_build_arguments, build_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="Math-Shepherd files, in JSON Lines")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="files of Math-Shepherd, ER-PRM or RLHFlow, JSON Lines or JSON"
+    )
     add_build_arguments(parser)
 
 

@@ -6,13 +6,14 @@ from dataclasses import fields
 from typing import TypeVar
 
 from ..data.build_config import VIEWS, BuildConfig
+from ..data.sources import parse_columns
 
 
 Config = TypeVar("Config", bound=BuildConfig)
 
 
-def add_build_arguments(parser: argparse.ArgumentParser, views: Sequence[str] = VIEWS) -> None:
-    """Add the options of [`BuildConfig`] to `parser`."""
+def add_build_arguments(parser: argparse.ArgumentParser, views: Sequence[str] = VIEWS, strict: bool = True) -> None:
+    """Add the options of [`BuildConfig`] to `parser`; without `strict` for sources whose faults are always errors."""
     parser.add_argument(
         "--output_dir",
         required=True,
@@ -45,6 +46,8 @@ def add_build_arguments(parser: argparse.ArgumentParser, views: Sequence[str] = 
         help="number of processes (default: one per core, and no more than there are chunks of 4 MB to read)",
     )
     add_output_arguments(parser)
+    if strict:
+        add_strict_argument(parser)
 
 
 def add_output_arguments(parser: argparse._ActionsContainer) -> None:
@@ -61,15 +64,37 @@ def add_output_arguments(parser: argparse._ActionsContainer) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="JSON Lines files of test sets, with the problem under problem, question or prompt; their problems are "
+        help="JSON files of test sets, with the problem under problem, question or prompt; their problems are "
         "dropped (default: none)",
     )
+    add_columns_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the output if it is an earlier build")
+
+
+def add_columns_argument(parser: argparse._ActionsContainer) -> None:
+    """Add the new names of columns."""
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        metavar="NAME=COLUMN",
+        help="read COLUMN as NAME, for rows with other column names, as in problem=Question answer=reward_model.ground_truth "
+        "(default: none)",
+    )
+
+
+def add_strict_argument(parser: argparse._ActionsContainer) -> None:
+    """Add whether a fault of one row stops the command."""
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first row with a fault, such as a blank step, instead of leaving out and counting such rows",
+    )
 
 
 def build_config(args: argparse.Namespace, kind: type[Config] = BuildConfig) -> Config:
     """The [`BuildConfig`], or the `kind` of it, that the command line asks for."""
-    return kind(**{field.name: getattr(args, field.name) for field in fields(kind)})
+    given = vars(args) | {"columns": parse_columns(args.columns)}
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.init and field.name in given})
 
 
 def unescape(text: str) -> str:

@@ -12,7 +12,7 @@ from .build_options import add_build_arguments, build_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="PRM800K files of phase 1 or 2, in JSON Lines")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="PRM800K files of phase 1 or 2, JSON Lines or JSON")
     add_build_arguments(parser)
     parser.add_argument(
         "--neutral",

@@ -13,7 +13,10 @@ from .build_options import add_build_arguments, build_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="JSON Lines files, or one directory or Hub name of a dataset"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="JSON Lines or JSON files, or one directory or Hub name of a dataset",
     )
     add_build_arguments(parser)
     parser.add_argument("--split", default="train", help="split to read of a dataset; files have none")

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders of trl-hrm annotate, or Parquet files of nodes from them; with --format openr, its JSON Lines files",
     )
     parser.add_argument("--format", choices=["run", "openr"], default="run", help="what the inputs are")
-    add_build_arguments(parser, views=("tree", "hrm", "prm", "orm", "sft"))
+    add_build_arguments(parser, views=("tree", "hrm", "prm", "orm", "sft"), strict=False)
     _add_label_arguments(parser.add_argument_group("labels"))
     _add_hnc_arguments(parser.add_argument_group("node compression (HNC)"))
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from .build_options import add_columns_argument
 from .score_options import add_score_arguments, load_scorer
 
 
@@ -14,27 +15,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON Lines of solutions with `prompt` and `completions` (a list of steps), and optional `parents` "
         "(required)",
     )
+    add_columns_argument(parser)
     parser.add_argument(
-        "--output", metavar="FILE", help="write the rows with a column `scores` here (default: print a table)"
+        "--output",
+        metavar="FILE",
+        help="write the rows with a column `scores` here, null for solutions that are too long for the model (default: print a "
+        "table)",
     )
     add_score_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    trees = _read(args.input)
+    from ..data.faults import format_places
+    from ..data.sources import parse_columns
+    from ..scoring.candidate_scores import tree_fits
+
+    places, trees = _read(args.input, parse_columns(args.columns))
     scorer = load_scorer(args.model, args)
-    scores = scorer.score_trees(trees, spans=args.spans, combine=args.combine, progress=True)
+    fitting = [tree_fits(scorer, tree, args.spans) for tree in trees]
+    found = iter(
+        scorer.score_trees(
+            [tree for tree, fits in zip(trees, fitting, strict=True) if fits],
+            spans=args.spans,
+            combine=args.combine,
+            progress=True,
+        )
+    )
+    scores = [next(found) if fits else None for fits in fitting]
+    scored = [values for values in scores if values is not None]
     if args.output is None:
         print("\n\n".join(format_scores(tree, values) for tree, values in zip(trees, scores, strict=True)))
     else:
         _write(args.output, trees, scores)
-        print(
-            f"Scores of {sum(len(values) for values in scores)} steps of {len(trees)} rows written to {args.output}."
-        )
+        print(f"Scores of {sum(map(len, scored))} steps of {len(scored)} rows written to {args.output}.")
+    for reason, verb, odd in (
+        (f"more tokens than the {scorer.max_positions} positions of the model", "not scored", _where(places, fitting)),
+        ("a blank step", "scored as given", _where(places, [all(map(str.strip, t.completions)) for t in trees])),
+        ("no steps", "without scores", _where(places, [tree.completions for tree in trees])),
+    ):
+        if odd:
+            print(f"warning: {format_places(reason, odd, verb)}")
 
 
-def format_scores(tree, scores: list[float]) -> str:
-    """The prompt of a tree, and below it its steps with their scores, indented by depth where the tree branches."""
+def _where(places: list[str], are_fine: list) -> list[str]:
+    return [place for place, is_fine in zip(places, are_fine, strict=True) if not is_fine]
+
+
+def format_scores(tree, scores: list[float] | None) -> str:
+    """
+    The prompt of a tree, and below it its steps with their scores, indented by depth where the tree branches. Without scores,
+    why there are none.
+    """
+    if scores is None:
+        return f"{tree.prompt}\n  too long for the model"
     branches = any(parent != i - 1 for i, parent in enumerate(tree.parents))
     lines = [tree.prompt]
     for i, (text, score) in enumerate(zip(tree.completions, scores, strict=True)):
@@ -43,37 +76,30 @@ def format_scores(tree, scores: list[float]) -> str:
     return "\n".join(lines)
 
 
-def _read(path: str) -> list:
-    """Step trees of a JSON Lines file; labels are not needed and ignored."""
-    import json
-
+def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
+    """Places and step trees of the rows of a file; labels are not needed and ignored."""
+    from ..data.sources import JsonLines, all_rows
     from ..step_tree import StepTree
 
-    trees = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not a complete JSON object ({error}). Each line holds one row.") from error
-            if not isinstance(row, dict) or not isinstance(row.get("completions"), list):
-                raise ValueError(
-                    f"{where}: found {line.strip()[:60]!r}, expected an object with `prompt` and a list `completions`."
-                )
-            labels = row.pop("labels", None)
-            tree = StepTree.from_row(row | {"labels": [None] * len(row["completions"])}, where)
-            if labels is not None:
-                tree.extra["labels"] = labels
-            trees.append(tree)
+    places, trees = [], []
+    for where, row in all_rows(JsonLines([path], columns)):
+        if not isinstance(row.get("completions"), list):
+            raise ValueError(
+                f"{where}: found {repr(row)[:60]}, expected an object with `prompt` and a list `completions`. Name other columns "
+                "with --columns, such as --columns prompt=question completions=steps."
+            )
+        labels = row.pop("labels", None)
+        tree = StepTree.from_row(row | {"labels": [None] * len(row["completions"])}, where, blank_steps=True)
+        if labels is not None:
+            tree.extra["labels"] = labels
+        places.append(where)
+        trees.append(tree)
     if not trees:
         raise ValueError(f"{path}: no row in it, expected JSON Lines with `prompt` and `completions`.")
-    return trees
+    return places, trees
 
 
-def _write(path: str, trees: list, scores: list[list[float]]) -> None:
+def _write(path: str, trees: list, scores: list[list[float] | None]) -> None:
     import json
     import os
 

@@ -11,7 +11,7 @@ import argparse
 
 from ..data.raft_config import AGGREGATES
 from ..search.steps import RULES
-from .build_options import add_output_arguments, unescape
+from .build_options import add_output_arguments, build_config, unescape
 from .score_options import add_score_arguments, describe_scoring, load_scorer
 
 
@@ -66,10 +66,9 @@ def _add_candidate_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from collections import Counter
-    from dataclasses import fields
     from pathlib import Path
 
-    from ..data.candidates import read_candidates, source_warnings
+    from ..data.candidates import read_candidates, source_warnings, unused_warnings
     from ..data.output import check_output
     from ..data.raft import build_raft, format_scores, shortlist
     from ..data.raft_config import RaftConfig
@@ -77,12 +76,12 @@ def run(args: argparse.Namespace) -> None:
     from ..data.score_picture import new_figure
     from ..scoring.candidate_scores import score_candidates
 
-    config = RaftConfig(**{field.name: getattr(args, field.name) for field in fields(RaftConfig) if field.init})
+    config = build_config(args, RaftConfig)
     check_output(Path(config.output_dir), config)
     new_figure()  # what is missing shows before the long part
     counts = Counter()
     groups = shortlist(read_candidates(config, counts), config, counts)
-    warnings = source_warnings(config)
+    warnings = [*source_warnings(config), *unused_warnings(counts)]
     scorer = load_scorer(args.reward_model, args)
     scores = score_candidates(
         scorer,

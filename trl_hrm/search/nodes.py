@@ -119,6 +119,11 @@ def open_nodes(path: str | Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
+        if _is_json(path):
+            raise ValueError(
+                f"{path}: found JSON, expected a Parquet file of search trees or the folder of a search. Trees of openr (`question`, "
+                "`final_answer` and `reasoning_steps`) need --format openr."
+            ) from error
         raise ValueError(
             f"{path}: found no Parquet file ({error}), expected one of search trees, as `trl-hrm annotate` writes it."
         ) from error
@@ -128,6 +133,13 @@ def open_nodes(path: str | Path) -> pq.ParquetFile:
             "version writes them."
         )
     return file
+
+
+def _is_json(path: str | Path) -> bool:
+    """Whether a file holds JSON, or is compressed, as JSON often is."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    return head.startswith(b"\x1f\x8b") or head.lstrip()[:1] in (b"{", b"[")
 
 
 def read_group(file: pq.ParquetFile, group: int, token_ids: bool = True) -> Iterator[SearchTree]:

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from ...data.faults import RowError
 from .reading import Benchmark, Place, Solution, steps_of, text_of
 
 
@@ -53,7 +54,9 @@ def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution
     """The modified solution of one row and, from one class, the original one."""
     where, kind, name = place.where, record["classification"], str(record["idx"])
     if kind not in CLASSES:
-        raise ValueError(f"{where}: `classification` is {kind!r}, expected one of {', '.join(CLASSES)}.")
+        raise RowError(
+            "unknown_classification", where, f"`classification` is {kind!r}, expected one of {', '.join(CLASSES)}."
+        )
     steps = steps_of(record, "modified_process", where)
     origin = text_of(record, "original_question", where)
     labels = _labels(record["error_steps"], steps, where, notes)
@@ -67,8 +70,10 @@ def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution
 def _labels(error_steps: Any, steps: Sequence[str], where: str, notes: Counter) -> list[int]:
     numbers = error_steps if isinstance(error_steps, list) else [None]
     if not all(isinstance(number, int) and number >= 1 for number in numbers):
-        raise ValueError(
-            f"{where}: `error_steps` is {error_steps!r}, expected a list of numbers from 1. Mend the row, or remove it."
+        raise RowError(
+            "bad_label",
+            where,
+            f"`error_steps` is {error_steps!r}, expected a list of numbers from 1. Correct the row, or remove it.",
         )
     notes["error_steps_past_the_end"] += sum(number > len(steps) for number in numbers)
     return [int(number not in numbers) for number in range(1, len(steps) + 1)]

@@ -7,7 +7,18 @@ ProcessBench: find the first wrong step of a solution, or say that there is none
 ```
 
 `label` is the index, from 0, of the first wrong step, -1 if there is none. The four subsets, `gsm8k`, `math`, `olympiadbench`
-and `omnimath`, are splits or files of those names, or stand in a column `subset`.
+and `omnimath`, are splits or files of those names, or stand in a column `subset`. Rows without an `id` are counted from 0 in their
+file.
+
+Rows of MR-GSM8K ([Zeng et al., 2023](https://huggingface.co/papers/2312.17080)) and of ReasonEval's MR-MATH
+([Xia et al., 2024](https://huggingface.co/papers/2404.05692)) are read too:
+
+```json
+{"uuid": "1", "question": "What is 1 + 2 + 3?", "model_output_steps": ["1 + 2 = 3.", "3 + 3 = 7."], "model_output_solution_correctness": "wrong", "model_output_solution_first_error_step": 2}
+```
+
+Their first wrong step is counted from 1, and `"N/A"` if there is none. A solution that is called wrong without such a step is left
+out, as in ReasonEval's script.
 
 A solution is right at its first step that scores *below* the threshold, as everywhere in this package; if none does, it is
 judged free of errors. Per subset, with accuracy the share of rows whose step was found exactly,
@@ -29,16 +40,57 @@ from typing import Any
 
 import numpy as np
 
+from ...data.faults import RowError
 from .reading import Benchmark, Place, Solution, first_error_labels, steps_of, text_of
+
+
+MR_STEP = "model_output_solution_first_error_step"
+MR_CORRECTNESS = "model_output_solution_correctness"
+MR_STEPS = ("model_output_step_format", "model_output_steps")  # the first of them that a row has
 
 
 def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
     """The solution of one row."""
     steps = steps_of(record, "steps", place.where)
     problem = text_of(record, "problem", place.where)
-    labels = first_error_labels(record["label"], steps, -1, "label", place.where)
+    if MR_STEP in record:
+        labels = _mr_labels(record, steps, place._replace(first_step=1))
+    else:
+        labels = first_error_labels(record["label"], steps, -1, "label", place)
     subset = str(record.get("subset", place.name))
-    return [Solution(place.where, subset, str(record["id"]), problem, steps, labels, origin=problem)]
+    name = str(record.get("id", f"{place.name}-{place.row}"))
+    return [Solution(place.where, subset, name, problem, steps, labels, origin=problem)]
+
+
+def adapt(record: dict[str, Any]) -> dict[str, Any]:
+    """A row of MR-GSM8K or MR-MATH in the columns of ProcessBench; any other row as it is."""
+    column = next((name for name in MR_STEPS if isinstance(record.get(name), list)), None)
+    if column is None or MR_STEP not in record or "question" not in record:
+        return record
+    # MR-MATH has each step in a list of its own
+    steps = [step[0] if isinstance(step, list) and len(step) == 1 else step for step in record[column]]
+    columns = {"problem": record["question"], "steps": steps, "label": record[MR_STEP]}
+    names = [str(record[name]) for name in ("uuid", "id") if record.get(name) is not None]
+    return record | columns | ({"id": names[0]} if names else {})
+
+
+def _mr_labels(record: dict[str, Any], steps: Sequence[str], place: Place) -> list[int | None]:
+    value, correctness = record[MR_STEP], record.get(MR_CORRECTNESS)
+    if isinstance(value, str):
+        value = value.strip()
+        value = int(value) if value.isdecimal() else None if value.lower() in ("n/a", "na", "none", "") else value
+    labels = first_error_labels(value, steps, None, MR_STEP, place)
+    is_right = {"correct": True, "wrong": False, "incorrect": False}.get(str(correctness).strip().lower())
+    if isinstance(correctness, bool):
+        is_right = correctness
+    if is_right is not None and is_right != (0 not in labels):
+        raise RowError(
+            "label_contradicts_correctness",
+            place.where,
+            f"`{MR_CORRECTNESS}` is {correctness!r}, and `{MR_STEP}` is {record[MR_STEP]!r}; expected a step exactly where the solution "
+            "is wrong.",
+        )
+    return labels
 
 
 def predict_first_error(scores: Sequence[float], threshold: float) -> int:
@@ -126,10 +178,11 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 PROCESS_BENCH = Benchmark(
     name="processbench",
-    columns=("id", "problem", "steps", "label"),
+    columns=("problem", "steps", "label"),
     parse=parse,
     tally=tally,
     summarize=summarize,
     metric="f1",
     main="unweighted",
+    adapt=adapt,
 )

@@ -1,23 +1,29 @@
 """Solutions of the benchmarks of judging, from the files and datasets that hold them."""
 
-import codecs
 import json
+import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...data.sources import DatasetRows, JsonLines
+from ...data.faults import RowError, RowFaults
+from ...data.problems import parts_warning, unused_parts
+from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file
 
 
 class Place(NamedTuple):
-    """Where a row stands: file and line (or source and row) for messages, the `name` of file or split, the `row` from 0."""
+    """
+    Where a row stands: file and line (or source and row) for messages, the `name` of file or split, the `row` from 0, and
+    the number of the `first_step` in its labels.
+    """
 
     where: str
     name: str
     row: int
+    first_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ class Solution:
         return self.labels.index(0) if 0 in self.labels else -1
 
 
+def as_it_is(record: dict[str, Any]) -> dict[str, Any]:
+    """The record."""
+    return record
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """
@@ -66,10 +77,10 @@ class Benchmark:
         name (`str`):
             Name of the suite.
         columns (`tuple[str, ...]`):
-            Columns that each row has, and that tell it from the rows of other suites.
+            Columns that each row has, and by which the rows of a suite are recognised.
         parse (`Callable`):
             `(record, place, notes) -> list[Solution]`: what one row holds. Oddities that are passed over are counted in
-            `notes`.
+            `notes`. Raises [`RowError`] for a row that cannot be used.
         tally (`Callable`):
             `(solution, scores, threshold) -> tuple`: four counts, whose sums over solutions are all that the metrics need.
         summarize (`Callable`):
@@ -79,6 +90,9 @@ class Benchmark:
             The metric of the benchmark, which gets an interval.
         main (`str`):
             The average that stands for the whole.
+        adapt (`Callable`, *optional*):
+            `record -> record`: brings rows of other benchmarks into the columns of this one. It returns rows that it does not
+            know as they are.
     """
 
     name: str
@@ -88,148 +102,268 @@ class Benchmark:
     summarize: Callable[[dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]
     metric: str
     main: str
+    adapt: Callable[[dict[str, Any]], dict[str, Any]] = as_it_is
 
 
 @dataclass
 class Reading:
-    """Solutions of a suite, the `sources` they come from, and a count of what was passed over, by reason."""
+    """
+    Solutions of a suite.
+
+    Args:
+        solutions (`list[Solution]`):
+            The solutions.
+        sources (`list[str]`):
+            The sources that they come from.
+        notes (`Counter`):
+            What was passed over within rows, by reason.
+        faults ([`RowFaults`]):
+            Rows that were left out because of a fault, and those that were kept with one.
+        unused (`Counter`):
+            Columns that may carry a part of the problem and are not in its text, with the number of rows that have them.
+        num_rows (`int`):
+            Rows read, those that were left out too.
+    """
 
     solutions: list[Solution]
     sources: list[str]
     notes: Counter
+    faults: RowFaults = field(default_factory=RowFaults)
+    unused: Counter = field(default_factory=Counter)
+    num_rows: int = 0
+
+    def warnings(self) -> list[str]:
+        """What the user should know of the rows."""
+        return [*self.faults.warnings(), *parts_warning(self.unused)]
+
+    def counts(self) -> dict[str, int]:
+        """What was passed over in rows, left out and kept with a fault, by reason."""
+        left_out = {f"rows_left_out_{reason}": len(places) for reason, places in self.faults.left_out.items()}
+        kept = {f"rows_kept_{reason}": len(places) for reason, places in self.faults.kept.items()}
+        return {**self.notes, **left_out, **kept}
 
 
-def read_suites(suites: Sequence[Benchmark], sources: Sequence[str]) -> dict[str, Reading]:
+def read_suites(
+    suites: Sequence[Benchmark],
+    sources: Sequence[str],
+    columns: Mapping[str, str] | None = None,
+    first_step: int = 0,
+    strict: bool = False,
+) -> dict[str, Reading]:
     """
     Read the data of suites. Which suite a source belongs to shows in the columns of its first row.
+
+    A row with a fault does not stop the others. As in the authors' scripts, a blank step is scored as given, so that no
+    index moves, and rows of one id that differ all count. Left out are rows without a problem, without steps or with labels
+    that cannot be read, and rows that another source has given already.
 
     Args:
         suites (`Sequence[Benchmark]`):
             The suites to read.
         sources (`Sequence[str]`):
-            JSON Lines files, files that hold one JSON array of rows, and directories or Hub names of datasets, all splits
-            of which are read.
+            Files of JSON Lines or of a JSON array, and directories or Hub names of datasets, all splits of which are read.
+        columns (`Mapping[str, str]`, *optional*):
+            New names of columns, such as `{"problem": "question"}`. See [`~data.sources.rename_columns`].
+        first_step (`int`, *optional*, defaults to `0`):
+            Number of the first step in the labels of first-error benchmarks: 0, or 1 where labels count from 1 and 0 is no error.
+        strict (`bool`, *optional*, defaults to `False`):
+            Raise the first fault of a row.
 
     Returns:
         `dict[str, Reading]`: One for each suite.
 
     Raises:
         `FileNotFoundError`: If a file is missing.
-        `ValueError`: If a source belongs to none of the suites, a suite has no source, a row is not valid, or two rows
-            of a subset have one id.
+        `ValueError`: If a source is given twice or belongs to none of the suites, a suite has no source, no row of a source can be
+            used, or, with `strict`, a row has a fault.
     """
-    found = {suite.name: Reading([], [], Counter()) for suite in suites}
+    found = {suite.name: Reading([], [], Counter(), RowFaults(strict)) for suite in suites}
+    _refuse_repeats(sources)
+    seen: dict[tuple[str, str, str], tuple[Solution, str]] = {}
     for source in sources:
-        suite = None
-        for place, record in _records(source):
-            suite = suite or _suite_of(record, place.where, suites)
-            missing = [column for column in suite.columns if column not in record]
-            if missing:
-                raise ValueError(
-                    f"{place.where}: found the columns {sorted(record)}, and no {missing} that rows of {suite.name} have. Complete "
-                    "the row, or remove it."
-                )
-            found[suite.name].solutions += suite.parse(record, place, found[suite.name].notes)
+        suite, before, unknown = None, 0, []
+        for place, record in _records(source, columns):
+            if suite is None:
+                suite = _suite_of(record, suites)
+                if suite is None:
+                    unknown.append(_unknown(record, place.where, suites))
+                    continue
+                before = len(found[suite.name].solutions)
+                for fault in unknown:
+                    found[suite.name].faults.leave_out(fault)
+                found[suite.name].num_rows += len(unknown)
+            reading = found[suite.name]
+            reading.num_rows += 1
+            record = suite.adapt(record)
+            try:
+                for solution in _solutions(suite, record, place._replace(first_step=first_step), reading.notes):
+                    if _is_new(solution, source, seen, suite.name, reading.faults):
+                        reading.solutions.append(solution)
+                        for i, step in enumerate(solution.steps):
+                            if not step.strip():
+                                reading.faults.keep(_blank_step(solution, i))
+            except RowError as fault:
+                reading.faults.leave_out(fault)
+                continue
+            reading.unused.update(unused_parts(record, used=suite.columns, has_choices=False))
         if suite is None:
-            raise ValueError(f"{source}: there is no row in it. Check the source.")
+            raise unknown[0] if unknown else ValueError(f"{source}: found no rows. Check the source.")
+        if len(found[suite.name].solutions) == before:
+            raise ValueError(f"{source}: no row of it can be used. The first fault: {found[suite.name].faults.first}")
         found[suite.name].sources.append(source)
     for name, reading in found.items():
         if not reading.sources:
             raise ValueError(f"no data for the suite {name}: add a source to --data whose rows have its columns.")
-        _check_ids(reading.solutions)
     return found
 
 
-def _records(source: str) -> Iterator[tuple[Place, dict[str, Any]]]:
-    path = Path(source)
-    if path.is_file() and _starts_an_array(path):
-        yield from _array_records(path)
-    elif path.is_file() or source.endswith((".json", ".jsonl")):
-        for row, (where, record) in enumerate(_rows(JsonLines([source]))):
-            yield Place(where, path.stem, row), record
-    else:
-        from datasets import load_dataset
-
-        # A cache of its own: for a local directory, the shared one may hold the rows of another of the same name.
-        with tempfile.TemporaryDirectory() as cache:
-            for split, dataset in load_dataset(source, cache_dir=cache if path.is_dir() else None).items():
-                for row, (where, record) in enumerate(_rows(DatasetRows(dataset))):
-                    yield Place(f"{source}, split {split}: {where}", split, row), record
+def _solutions(suite: Benchmark, record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
+    missing = [column for column in suite.columns if column not in record]
+    if missing:
+        raise RowError(
+            "missing_columns",
+            place.where,
+            f"found the columns {sorted(record)}, and no {missing} that rows of {suite.name} have. Complete the row, or remove it.",
+        )
+    return suite.parse(record, place, notes)
 
 
-def _rows(source: JsonLines | DatasetRows) -> Iterator[tuple[str, dict[str, Any]]]:
-    return ((where, record) for chunk in source.chunks() for where, _, record in source.read(chunk))
+def _is_new(
+    solution: Solution,
+    source: str,
+    seen: dict[tuple[str, str, str], tuple[Solution, str]],
+    suite: str,
+    faults: RowFaults,
+) -> bool:
+    """Whether a solution counts. One that an earlier source has does not; others with the id of an earlier one are counted."""
+    first, its_source = seen.setdefault((suite, solution.subset, solution.id), (solution, source))
+    if first is solution:
+        return True
+    is_same = (first.problem, first.steps, first.labels) == (solution.problem, solution.steps, solution.labels)
+    message = f"the id {solution.id!r} of {solution.subset} stands at {first.where} too"
+    if is_same and its_source != source:
+        faults.leave_out(
+            RowError(
+                "in_an_earlier_source", solution.where, f"{message}, and would count twice. Give each source once."
+            )
+        )
+        return False
+    content = "the same content" if is_same else "other content"
+    faults.keep(
+        RowError(
+            "repeated_id", solution.where, f"{message}, with {content}, and would count twice. Remove one of the rows."
+        )
+    )
+    return True
 
 
-def _starts_an_array(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
-
-
-def _array_records(path: Path) -> Iterator[tuple[Place, dict[str, Any]]]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}). The file may be truncated: fetch it again.") from error
-    for row, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, row {row}: found a JSON {type(record).__name__}, expected an object.")
-        yield Place(f"{path}, row {row}", path.stem, row), record
-
-
-def _suite_of(record: dict[str, Any], where: str, suites: Sequence[Benchmark]) -> Benchmark:
-    for suite in suites:
-        if set(suite.columns) <= record.keys():
-            return suite
-    expected = "; ".join(f"{suite.name}: {', '.join(suite.columns)}" for suite in suites)
-    raise ValueError(
-        f"{where}: found the columns {sorted(record)}, which are those of no suite asked for. Expected {expected}. Add the "
-        "suite of these rows to --suite, leave the source out, or rename its columns."
+def _blank_step(solution: Solution, i: int) -> RowError:
+    return RowError(
+        "blank_step",
+        solution.where,
+        f"step {i} of {solution.id!r} is {solution.steps[i]!r}, expected a non-empty string. Correct the row, or remove it.",
     )
 
 
-def _check_ids(solutions: Sequence[Solution]) -> None:
-    places: dict[tuple[str, str], str] = {}
-    for solution in solutions:
-        key = solution.subset, solution.id
-        if key in places:
+def _refuse_repeats(sources: Sequence[str]) -> None:
+    paths = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
+    for i, source in enumerate(sources):
+        if paths[i] in paths[:i]:
             raise ValueError(
-                f"{solution.where}: the id {solution.id!r} of {solution.subset} stands at {places[key]} too, and would "
-                "count twice. Give each source once, or remove one of the rows."
+                f"{source}: the source is given twice, and its rows would count twice. Give each source once."
             )
-        places[key] = solution.where
+
+
+def _records(source: str, columns: Mapping[str, str] | None) -> Iterator[tuple[Place, dict[str, Any]]]:
+    if is_json_file(source):
+        name = Path(source.removesuffix(".gz")).stem
+        for row, (where, record) in enumerate(all_rows(JsonLines([source], columns))):
+            yield Place(where, name, row), record
+        return
+    from datasets import load_dataset
+
+    # A cache of its own: for a local directory, the shared one may hold the rows of another of the same name.
+    with tempfile.TemporaryDirectory() as cache:
+        for split, dataset in load_dataset(source, cache_dir=cache if Path(source).is_dir() else None).items():
+            for row, (where, record) in enumerate(all_rows(DatasetRows(dataset, columns))):
+                yield Place(f"{source}, split {split}: {where}", split, row), record
+
+
+def _suite_of(record: dict[str, Any], suites: Sequence[Benchmark]) -> Benchmark | None:
+    return next((suite for suite in suites if set(suite.columns) <= suite.adapt(record).keys()), None)
+
+
+def _unknown(record: dict[str, Any], where: str, suites: Sequence[Benchmark]) -> RowError:
+    expected = "; ".join(f"{suite.name}: {', '.join(suite.columns)}" for suite in suites)
+    return RowError(
+        "missing_columns",
+        where,
+        f"found the columns {sorted(record)}, which belong to none of the suites in --suite. Expected {expected}. Add the "
+        "suite of these rows to --suite, leave the source out, or name its columns with --columns, such as --columns problem=question "
+        "steps=solution_steps.",
+    )
 
 
 def text_of(record: dict[str, Any], column: str, where: str) -> str:
     """A column that holds a text."""
     value = record[column]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: `{column}` is {value!r}, expected a non-empty string. Mend the row, or remove it.")
+        raise RowError(
+            "no_problem",
+            where,
+            f"`{column}` is {value!r}, expected a non-empty string. Correct the row, or remove it.",
+        )
     return value
 
 
 def steps_of(record: dict[str, Any], column: str, where: str) -> list[str]:
-    """A column that holds the steps of a solution."""
+    """A column that holds the steps of a solution, blank ones too."""
     steps = record[column]
     if not isinstance(steps, list) or not steps:
-        raise ValueError(f"{where}: `{column}` is {steps!r}, expected a list of steps. Mend the row, or remove it.")
+        raise RowError(
+            "no_steps", where, f"`{column}` is {steps!r}, expected a list of steps. Correct the row, or remove it."
+        )
     for i, step in enumerate(steps):
-        if not isinstance(step, str) or not step.strip():
-            raise ValueError(
-                f"{where}: `{column}[{i}]` is {step!r}, expected a non-empty string. Mend the row, or remove it."
+        if not isinstance(step, str):
+            raise RowError(
+                "bad_step", where, f"`{column}[{i}]` is {step!r}, expected a string. Correct the row, or remove it."
             )
     return steps
 
 
 def first_error_labels(
-    value: Any, steps: Sequence[str], none: int | None, column: str, where: str
+    value: Any, steps: Sequence[str], none: int | None, column: str, place: Place
 ) -> list[int | None]:
-    """Labels of steps from the index of the first wrong one, `none` standing for no error: what follows it is not known."""
-    if value == none:
+    """
+    Labels of steps from the number of the first wrong one; what follows it is not known.
+
+    Args:
+        value (`int` or `None`):
+            Number of the step, from `place.first_step`, or what stands for no error: `none`, or 0 where labels count from 1.
+            A whole float counts as an integer and NaN as `None`, which is how tables with missing values have them.
+        steps (`Sequence[str]`):
+            The S steps.
+        none (`int` or `None`):
+            What stands for no error in this benchmark.
+        column (`str`):
+            Name of the column, for messages.
+        place ([`Place`]):
+            The place of the row.
+    """
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        value = None if math.isnan(value) else int(value)
+    first = place.first_step
+    no_error = (none, *range(first))
+    if not isinstance(value, bool) and value in no_error:
         return [1] * len(steps)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(steps):
-        raise ValueError(
-            f"{where}: `{column}` is {value!r}, expected the index of the first wrong one of {len(steps)} steps, or "
-            f"{json.dumps(none)} for no error. Mend the row, or remove it."
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value - first < len(steps):
+        hint = " Do the labels count from 1? Then pass --first_step 1." if not first and value == len(steps) else ""
+        raise RowError(
+            "bad_label",
+            place.where,
+            f"`{column}` is {value!r}, expected the index of the first wrong one of {len(steps)} steps"
+            f"{', counted from 1' if first else ''}, or {' or '.join(map(json.dumps, no_error))} for no error. Correct the row, or "
+            f"remove it.{hint}",
         )
-    return [1] * value + [0] + [None] * (len(steps) - value - 1)
+    index = value - first
+    return [1] * index + [0] + [None] * (len(steps) - index - 1)
