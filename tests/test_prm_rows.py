@@ -202,6 +202,10 @@ class TestDataset:
             "prompts_with_control_text": 0,
             "steps_with_control_text": 0,
             "steps_with_separator": 0,
+            "tokens_in_rows": 11 + 11,
+            "labels_per_row_p10": pytest.approx(1.1),
+            "labels_per_row_median": 1.5,
+            "max_length_p99": 0,
         }
         assert trainer.reports["eval_dataset"].trees_without_labels == 1
         warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]

@@ -1,5 +1,6 @@
 """The text contract: exact ids, what is refused, and that it survives saving."""
 
+import copy
 import json
 import re
 from dataclasses import asdict, fields, replace
@@ -9,10 +10,11 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from trl_hrm import StepScorer
 from trl_hrm.encoding import control_tokens
 from trl_hrm.step_format import OLD_DEFAULTS, STEP_FORMAT_NAME, VERSION, StepFormat
 
-from .helpers import tiny_tokenizer
+from .helpers import tiny_model, tiny_tokenizer
 from .test_encoding import GPT, INDIRECT, LLAMA, byte_level
 
 
@@ -265,6 +267,85 @@ class TestChatTemplate:
         style = "plain" if "needs" in message else "chat"
         with pytest.raises(ValueError, match=re.escape(message)):
             StepFormat(prompt_style=style, **values)
+
+
+class TestSplitSeparator:
+    """The judged token would be a piece that may occur anywhere, such as `>`."""
+
+    def test_a_token_that_is_not_in_the_vocabulary(self):
+        with pytest.warns(
+            UserWarning, match=r"'<extra_0>' to \d+ tokens.* judged at the last, '>',.*add_tokens\(\['<extra_0>'\]"
+        ):
+            StepFormat(step_separator="<extra_0>").check(tiny_tokenizer())
+
+    def test_after_it_was_added_as_the_warning_says(self, recwarn):
+        tokenizer = copy.deepcopy(tiny_tokenizer())
+        tokenizer.add_tokens(["<extra_0>"], special_tokens=True)
+        StepFormat(step_separator="<extra_0>").check(tokenizer)
+        assert not recwarn
+
+    @pytest.mark.parametrize("step_separator", ["\n\n", "\n", " "])
+    def test_single_tokens(self, recwarn, step_separator):
+        StepFormat(step_separator=step_separator).check(tiny_tokenizer())
+        assert not recwarn
+
+    @pytest.mark.parametrize("step_separator", ["; ", " ки\n", "\n\n\n\n#"])
+    def test_texts_of_several_tokens(self, step_separator):
+        with pytest.warns(UserWarning, match="which may also occur inside steps"):
+            StepFormat(step_separator=step_separator).check(tiny_tokenizer())
+
+    def test_it_is_warned_of_when_a_scorer_is_made(self):
+        with pytest.warns(UserWarning, match="'<extra_0>' to"):
+            StepScorer(tiny_model(), tiny_tokenizer(), StepFormat(step_separator="<extra_0>"))
+
+
+class TestChatTemplates:
+    """What fails, or is left out, shows before the first row."""
+
+    REFUSES = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        + CHAT_TEMPLATE
+    )
+    IGNORES = "{% for message in messages if message['role'] != 'system' %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+    BLIND = "{% for message in messages %}<{{ message['role'] }}>{% endfor %}"
+    BLOCKS = (
+        "{% for message in messages %}{{ message['content'][0]['text'] }}{% endfor %}"  # content as a list of blocks
+    )
+    PAIRS = "{{ messages[1]['content'] + messages[0]['content'] }}"  # wants two messages
+    BROKEN = "{% for message in messages %}"
+    WITHIN = "{% for m in messages if m['role'] == 'user' %}{{ messages[0]['content'] }}{{ m['content'] }}{% endfor %}"
+    SYSTEM = {"system_prompt": "Sum."}
+
+    @staticmethod
+    def check(template: str, **values) -> None:
+        tokenizer = copy.deepcopy(tiny_tokenizer())
+        tokenizer.chat_template = template
+        StepFormat(prompt_style="chat", **values).check(tokenizer)
+
+    @pytest.mark.parametrize("template", [CHAT_TEMPLATE, WITHIN])
+    @pytest.mark.parametrize("values", [{}, SYSTEM])
+    def test_fine(self, template, values):
+        self.check(template, **values)
+
+    def test_system_messages_that_are_not_used(self):
+        self.check(self.REFUSES)
+        self.check(self.IGNORES)
+
+    @pytest.mark.parametrize(
+        ("template", "values", "message"),
+        [
+            (REFUSES, SYSTEM, r"refuses the system message \(System role not supported\). Remove `system_prompt`"),
+            (IGNORES, SYSTEM, "ignores the system message, so `system_prompt` would have no effect"),
+            (BLIND, {}, "leaves out the user message, so every problem has the same ids"),
+            (BLIND, SYSTEM, "leaves out the user message"),
+            (BLOCKS, {}, "leaves out the user message"),
+            (PAIRS, {}, "fails with a user message"),
+            (BROKEN, {}, "fails with a user message"),
+        ],
+    )
+    def test_refused(self, template, values, message):
+        with pytest.raises(ValueError, match=message):
+            self.check(template, **values)
 
 
 class TestFile:

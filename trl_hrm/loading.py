@@ -1,7 +1,7 @@
 """Load step reward models. A checkpoint whose weights do not fit its head is refused: the missing ones would be random."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +53,7 @@ class WeightFit:
 
     Args:
         model_name (`str`): Class of the model.
-        head (`frozenset[str]`): Names of the weights of its head: all that are not in the body.
+        head (`frozenset[str]`): Names of the weights of its head: all outside of the body.
         missing (`frozenset[str]`): Names of weights that the checkpoint lacks. They are newly initialized.
         unexpected (`frozenset[str]`): Names in the checkpoint that the model does not have. They are ignored.
         mismatched (`dict[str, tuple]`): Shapes in the checkpoint and in the model, where they differ.
@@ -209,7 +209,7 @@ def check_checkpoint(
             Passed on when its configuration is loaded.
 
     Returns:
-        `bool`: Whether it was checked. It is not if there are no safetensors files that can be read.
+        `bool`: Whether it was checked. `False` if no safetensors files can be read.
 
     Raises:
         `ValueError`: If weights are missing, unexpected or of another shape. The message names them and the remedy.
@@ -233,7 +233,7 @@ def check_checkpoint(
 def _fit_of_files(
     path_or_repo: str, step_format: StepFormat, revision: str | None, trust_remote_code: bool
 ) -> WeightFit | None:
-    """How the tensors in the safetensors files of a checkpoint fit the model. `None` if there are no such files."""
+    """Match the tensors in the safetensors files of a checkpoint to the model. Return `None` if no such files can be read."""
     shapes = _tensor_shapes(path_or_repo, revision)
     if shapes is None:
         return None
@@ -286,17 +286,13 @@ def check_adapter(model: "PeftModel", path_or_repo: str, revision: str | None = 
 
     expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     found = load_peft_weights(path_or_repo, device="cpu", revision=revision).keys()
-    others = {
-        name for name, _ in model.named_parameters()
-    }  # whole layers may be saved with an adapter, such as embeddings
+    # An adapter's files may also hold whole layers of the model, such as resized embeddings
+    others = {name for name, _ in model.named_parameters()}
     _refuse_adapter(path_or_repo, expected - found, found - expected - others)
 
 
-def _refuse_adapter(name: str, missing: Iterable[str], unexpected: Iterable[str] = ()) -> None:
-    found = {
-        kind: [f"`{key}`" for key in sorted(keys)] for kind, keys in (("missing", missing), ("unexpected", unexpected))
-    }
-    if any(found.values()):
+def _refuse_adapter(name: str, missing: Collection[str], unexpected: Collection[str] = ()) -> None:
+    if missing or unexpected:
         raise ValueError(
             f"{name}: the weights of the adapter do not fit: {list_misfits(missing, unexpected)}. A weight that is not in "
             "the files would be random, and so would every score. Set `head` of the step format to the head it was trained "
@@ -380,7 +376,7 @@ def _log_again(reports: list[logging.LogRecord]) -> None:
 
 
 def _tensor_shapes(path_or_repo: str, revision: str | None) -> dict[str, list[int]] | None:
-    """Shape of each tensor in the safetensors files of a checkpoint. `None` if there are none that can be read."""
+    """Read the shape of each tensor in the safetensors files of a checkpoint. Return `None` if no such files can be read."""
     is_folder = Path(path_or_repo).is_dir()
     try:
         folder = path_or_repo if is_folder else Path(cached_file(path_or_repo, CONFIG_NAME, revision=revision)).parent

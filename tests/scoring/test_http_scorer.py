@@ -309,7 +309,8 @@ class TestVLLMServer:
         ],
     )
     def test_servers_of_something_else(self, vllm_environment, tmp_path, head, flags, message):
-        folder = save(tmp_path, HEADS[head])
-        with self.serve(tmp_path, *flags) as url:
+        served = save(tmp_path / "served", HEADS[head])
+        folder = save(tmp_path / "prm")  # what the user names is checked, and what the server has is another model
+        with self.serve(tmp_path / "served", *flags) as url:
             with pytest.raises((OSError, ValueError), match=message):
-                ServerScorer.from_pretrained(folder, url, step_format=StepFormat(), max_retries=0)
+                ServerScorer.from_pretrained(folder, url, served_model_name=served, max_retries=0)

@@ -116,6 +116,10 @@ class TestReport:
             "prompts_with_control_text": 0,
             "steps_with_control_text": 0,
             "steps_with_separator": 0,
+            "tokens_in_rows": 17,  # 2 more, as a tree is split
+            "labels_per_row_p10": pytest.approx(1.2),  # of 1, 2 and 3
+            "labels_per_row_median": 2,
+            "max_length_p99": 10,
         }
         assert report.labels_in == report.labels_kept + report.labels_joined + report.labels_too_long
         assert "labels too long 3" in str(report)
@@ -132,6 +136,37 @@ class TestReport:
         counts = (report.prompts_with_control_text, report.steps_with_control_text, report.steps_with_separator)
         assert counts == (1, 2, 2)
         assert "prompts with control text 1, steps with control text 2, steps with separator 2" in str(report)
+
+    def test_tokens_in_rows_of_split_trees(self, build):
+        """A tree of one prompt of 3 tokens and three steps of 4: cut in three, its prefix is there three times."""
+        tree = row("a b c,b c d,c d e", [1.0, 0.0, 1.0], parents=[-1, -1, -1])
+        whole, report = build([tree], max_length=None)
+        prefix = whole[0]["step_positions"][0] + 1 - 4
+        assert report.tokens == report.tokens_in_rows == prefix + 3 * 4
+        assert (report.labels_per_row_p10, report.labels_per_row_median) == (3, 3)
+        _, report = build([tree], max_length=prefix + 4)
+        assert report.tokens == prefix + 3 * 4 and report.tokens_in_rows == 3 * (prefix + 4)
+        assert (report.labels_per_row_p10, report.labels_per_row_median) == (1, 1)
+        _, report = build([tree], max_length=None, shared_prefix=False)
+        assert report.tokens_in_rows == 3 * (prefix + 4)
+
+    @pytest.mark.parametrize("num_labels", [1, 2, 99, 100, 101, 200, 300, 1000])
+    def test_the_length_that_keeps_99_percent(self, build, num_labels):
+        """The smallest: with one less, fewer are kept."""
+        rng = random.Random(num_labels)
+        rows = [
+            row(" ".join(["a"] * rng.randint(1, 60)), [1.0], prompt=f"{'b ' * (i % 7)}{i}") for i in range(num_labels)
+        ]
+        _, report = build(rows, max_length=None)
+        limit = report.max_length_p99
+        assert report.dropped_by_length(None) is None
+        _, kept = build(rows, max_length=limit)
+        assert 100 * kept.labels_kept >= 99 * num_labels and kept.max_length_p99 == limit
+        assert kept.dropped_by_length(limit) is None
+        if num_labels > 2:
+            _, less = build(rows, max_length=limit - 1)
+            assert 100 * less.labels_kept < 99 * num_labels
+            assert less.dropped_by_length(limit - 1).endswith(f"`max_length={limit}` would keep 99 % of the labels.")
 
     def test_contradicting_labels_are_averaged(self, build):
         rows, _ = build([row("a", [1.0]), row("a", [0.0]), row("a", [None]), row("a", [0.5])])

@@ -1,13 +1,17 @@
 """The trainer as a user meets it: refusals, metrics, logs, hooks for subclasses, checkpoints, and that it learns."""
 
+import json
 import random
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict, IterableDataset
+from huggingface_hub import split_torch_state_dict_into_shards
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
@@ -15,6 +19,7 @@ from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepScorer, S
 from trl_hrm.losses import step_score
 from trl_hrm.step_metrics import judged_steps
 
+from ..checkpoints import drop, edit, save, two_layer_head, value_head
 from ..helpers import HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model, tiny_tokenizer, weights_of
 
 
@@ -470,6 +475,73 @@ class TestCheckpoint:
         scores = np.concatenate(scorer.score_trees(trees))
         np.testing.assert_allclose(np.sort(scores), np.sort(live), rtol=0, atol=1e-6)
 
+    def test_resuming_a_mixture_of_experts(self, tmp_path, trees):
+        """Names in its files are not those in the model; `Trainer` alone resumes without the experts, with a warning."""
+        args = {"max_steps": 4, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
+        make = partial(tiny_model, architecture="qwen2-moe-sliding")
+        whole = make_trainer(tmp_path, trees, make(), **args)
+        whole.train()
+        resumed = make_trainer(tmp_path, trees, make(), **args)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        for name, weight in weights_of(resumed.model).items():
+            assert torch.equal(weight, whole.model.get_parameter(name)), name
+
+    def test_resuming_with_tied_embeddings(self, tmp_path, trees):
+        """They are not in the file, and not missing."""
+        model = partial(tiny_model, HEADS["lm"], tie_word_embeddings=True)
+        args = {"head": "lm", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+        whole = make_trainer(tmp_path, trees, model(), **args)
+        whole.train()
+        resumed = make_trainer(tmp_path, trees, model(), **args)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert torch.equal(resumed.model.lm_head.weight, whole.model.lm_head.weight)
+
+    @pytest.mark.parametrize("change", [two_layer_head, drop("score.bias"), drop("model.norm.weight"), value_head])
+    @pytest.mark.parametrize("max_shard_size", ["1GB", "100KB"])
+    def test_resuming_with_weights_that_do_not_fit(self, tmp_path, trees, change, max_shard_size):
+        trainer = make_trainer(tmp_path, trees, max_steps=1, save_strategy="steps", save_steps=1)
+        trainer.train()
+        folder = tmp_path / "checkpoint-1"
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        (folder / "model.safetensors").unlink()
+        files = split_torch_state_dict_into_shards(weights, max_shard_size=max_shard_size)
+        for name, keys in files.filename_to_tensors.items():
+            save_file({key: weights[key] for key in keys}, folder / name, metadata={"format": "pt"})
+        if files.is_sharded:
+            index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        trainer = make_trainer(tmp_path, trees, max_steps=2)
+        with pytest.raises(ValueError, match=f"{folder}: the weights do not fit .*(missing|unexpected) `"):
+            trainer.train(resume_from_checkpoint=str(folder))
+        assert trainer.state.global_step == 0
+
+    @pytest.mark.parametrize("names", [("score.bias",), ("model.layers.0.self_attn.q_proj.lora_B.weight",)])
+    def test_resuming_an_adapter_that_does_not_fit(self, tmp_path, trees, names):
+        config = LoraConfig(target_modules=["q_proj"])
+        args = {"save_strategy": "steps", "save_steps": 1}
+        make_trainer(tmp_path, trees, peft_config=config, max_steps=1, **args).train()
+        folder = tmp_path / "checkpoint-1"
+        trainer = make_trainer(tmp_path / "other", trees, peft_config=config, max_steps=2)
+        trainer.train(resume_from_checkpoint=str(folder))
+        assert trainer.state.global_step == 2
+        names = [f"base_model.model.{name}" for name in names]
+        edit(folder, drop(*names), "adapter_model.safetensors")
+        trainer = make_trainer(tmp_path / "other", trees, peft_config=config, max_steps=2)
+        with pytest.raises(ValueError, match=f"{folder}: the weights of the adapter do not fit: missing `{names[0]}`"):
+            trainer.train(resume_from_checkpoint=str(folder))
+
+    def test_resuming_with_another_format_is_warned_of(self, tmp_path, trees, caplog):
+        make_trainer(tmp_path, trees, max_steps=1, save_strategy="steps", save_steps=1).train()
+        caplog.clear()
+        make_trainer(tmp_path, trees, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        assert "another step format" not in caplog.text
+        trainer = make_trainer(tmp_path, trees, max_steps=2, step_separator="\n", merge_separator=" ")
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        assert (
+            r"another step format: `step_separator` '\n\n' (now '\n'), `merge_separator` '\n' (now ' ')" in caplog.text
+        )
+
     def test_resuming_equals_an_unbroken_run(self, tmp_path, trees):
         """Rows, optimizer and scheduler go on where they stopped; the killed process is in tests/distributed."""
 
@@ -496,3 +568,138 @@ class TestCheckpoint:
         assert resumed.state.global_step == whole.state.global_step == 6
         for name, weight in weights_of(resumed.model).items():
             assert torch.equal(weight, whole.model.get_parameter(name)), name
+
+
+class TestTrainedModels:
+    """A reward model by name, to be evaluated or trained further."""
+
+    NEW = "The head of the model is newly initialized and has not been trained"
+
+    @pytest.fixture
+    def base(self, tmp_path):
+        tiny_model(HEADS["lm"]).save_pretrained(tmp_path / "base")
+        return str(tmp_path / "base")
+
+    @pytest.mark.parametrize("peft_config", [None, LoraConfig(target_modules=["q_proj"])])
+    def test_evaluated_as_it_was_trained(self, tmp_path, trees, base, caplog, peft_config):
+        trainer = make_trainer(tmp_path / "hrm", trees, base, evaluation=trees, peft_config=peft_config)
+        trainer.train()
+        expected = trainer.evaluate()
+        trainer.save_model()
+        caplog.clear()
+        loaded = make_trainer(tmp_path / "other", trees, str(tmp_path / "hrm"), evaluation=trees)
+        found = loaded.evaluate()
+        for name in ("eval_loss", "eval_auroc", "eval_ece"):
+            assert found[name] == pytest.approx(expected[name], abs=1e-6)
+        assert "newly initialized" not in caplog.text
+        if peft_config is not None:  # its adapter can be trained further
+            before = weights_of(loaded.model)
+            loaded.train()
+            changed = {n for n, weight in weights_of(loaded.model).items() if not torch.equal(weight, before[n])}
+            assert changed and all("lora_" in n or "modules_to_save" in n for n in changed)
+
+    def test_a_part_of_a_trained_model(self, tmp_path, trees):
+        """It has a step_format.json, so its head is not made anew."""
+        folder = save(tmp_path / "hrm", tiny_model())
+        edit(folder, drop("score.weight", "score.bias"))
+        with pytest.raises(ValueError, match="missing `score.bias`, `score.weight`"):
+            make_trainer(tmp_path / "out", trees, str(folder))
+        (folder / "step_format.json").unlink()
+        make_trainer(tmp_path / "out", trees, str(folder))
+
+    def test_another_head(self, tmp_path, trees):
+        folder = str(save(tmp_path / "hrm", tiny_model()))
+        for head in ("regression", "lm"):
+            with pytest.raises(ValueError, match="the weights do not fit"):
+                make_trainer(tmp_path / "out", trees, folder, head=head)
+
+    def test_another_format_is_warned_of(self, tmp_path, trees, caplog):
+        folder = str(save(tmp_path / "hrm", tiny_model()))
+        make_trainer(tmp_path / "out", trees, folder)
+        assert "another step format" not in caplog.text
+        make_trainer(tmp_path / "out", trees, folder, step_separator="\n", merge_separator=" ")
+        assert r"hrm was trained with another step format: `step_separator` '\n\n' (now '\n')" in caplog.text
+
+    def test_metrics_of_a_new_head_are_warned_of(self, tmp_path, trees, base, caplog):
+        trainer = make_trainer(tmp_path / "out", trees, base, evaluation=trees)
+        for measure in (trainer.evaluate, lambda: trainer.predict(dataset_of(trees))):
+            caplog.clear()
+            measure()
+            assert self.NEW in caplog.text
+        trainer.train()
+        caplog.clear()
+        trainer.evaluate()
+        assert self.NEW not in caplog.text
+
+    def test_a_head_that_is_there_is_not_warned_of(self, tmp_path, trees, caplog):
+        tiny_model().save_pretrained(tmp_path / "model")
+        make_trainer(tmp_path / "out", trees, str(tmp_path / "model"), evaluation=trees).evaluate()
+        make_trainer(tmp_path / "out", trees, evaluation=trees).evaluate()  # made by the user
+        assert self.NEW not in caplog.text
+
+
+class TestBestMetric:
+    """One that the evaluation set does not define is a KeyError of `Trainer`, after the first evaluation."""
+
+    ONE_CLASS = [StepTree("p 1+2?", ["= 3", "so x"], [1.0, 1.0], [-1, 0])]
+    ARGS = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    ARGS |= {"load_best_model_at_end": True}
+
+    @pytest.mark.parametrize(
+        "metric", ["eval_auroc", "auroc", "balanced_accuracy", "error_f1", "merged_accuracy", "eval_single_auroc"]
+    )
+    def test_not_defined(self, tmp_path, trees, metric):
+        trainer = make_trainer(tmp_path, trees, evaluation=self.ONE_CLASS, metric_for_best_model=metric, **self.ARGS)
+        name = f"eval_{metric.removeprefix('eval_')}"
+        with pytest.raises(
+            ValueError, match=f"'{name}', .* it has 2 correct and 0 wrong steps, .*or choose another metric"
+        ):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+    @pytest.mark.parametrize("metric", ["loss", "eval_accuracy", "ece"])
+    def test_defined_with_one_class(self, tmp_path, trees, metric):
+        trainer = make_trainer(tmp_path, trees, evaluation=self.ONE_CLASS, metric_for_best_model=metric, **self.ARGS)
+        trainer.train()
+        assert trainer.state.best_metric is not None
+
+    def test_defined_with_two(self, tmp_path, trees):
+        trainer = make_trainer(tmp_path, trees, evaluation=trees, metric_for_best_model="eval_auroc", **self.ARGS)
+        trainer.train()
+        assert trainer.state.best_metric == pytest.approx(trainer.evaluate()["eval_auroc"])
+
+    def test_one_of_several_sets(self, tmp_path, trees):
+        """Only the set that the metric names counts."""
+        sets = {"easy": dataset_of(self.ONE_CLASS), "hard": dataset_of(trees)}
+        args = {"evaluation": sets, **self.ARGS}
+        make_trainer(tmp_path / "a", trees, metric_for_best_model="eval_hard_auroc", **args).train()
+        with pytest.raises(ValueError, match="'eval_easy_auroc', which the evaluation set does not define"):
+            make_trainer(tmp_path / "b", trees, metric_for_best_model="eval_easy_auroc", **args).train()
+
+    def test_metrics_of_the_user(self, tmp_path, trees):
+        """What they need is not known here."""
+        trainer = make_trainer(
+            tmp_path,
+            trees,
+            evaluation=self.ONE_CLASS,
+            metric_for_best_model="auroc",
+            compute_metrics=lambda _: {"auroc": 0.7},
+            **self.ARGS,
+        )
+        trainer.train()
+        assert trainer.state.best_metric == 0.7
+
+
+def test_labels_that_are_too_long_are_warned_of_with_a_remedy(tmp_path, trees, caplog):
+    long = StepTree("long", ["x", " ".join(["add"] * 200)], [1.0, 1.0], [-1, 0])
+    trainer = make_trainer(tmp_path, [*trees, long], max_length=150)
+    report = trainer.reports["train_dataset"]
+    needed = report.max_length_p99
+    assert needed > 150
+    assert (
+        f"train_dataset: 1 of {report.labels_in} labels ({1 / report.labels_in:.1%}) are dropped because their path is longer "
+        f"than `max_length` 150. `max_length={needed}` would keep 99 % of the labels."
+    ) in caplog.text
+    caplog.clear()
+    make_trainer(tmp_path, [*trees, long], max_length=needed)
+    assert "would keep" not in caplog.text

@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import find_adapter_config_file
 
 from .._compat import BaseTrainer, disable_dropout_in_model
-from ..loading import check_adapter, list_misfits
+from ..loading import WeightFit, check_adapter, list_misfits
 from ..losses import step_loss, step_score
 from ..step_format import StepFormat
 from .hub_push import HubPushMixin
@@ -303,17 +303,24 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # Trainer only warns, and the weights that are not in the checkpoint stay as they were before
-        absent = set(load_result.missing_keys)
-        sources = getattr(self.model, "all_tied_weights_keys", {})
-        missing = [name for name in absent if sources.get(name, name) in absent]
-        if missing or load_result.unexpected_keys:
+        # Trainer only warns, and the weights that are not in the checkpoint stay what they were before
+        if not (load_result.missing_keys or load_result.unexpected_keys):
+            return
+        if not isinstance(self.model, PreTrainedModel):
             raise ValueError(
                 f"{self._loaded_from}: the weights do not fit {type(self.model).__name__}: "
-                f"{list_misfits(missing, load_result.unexpected_keys)}. A weight that is not in the checkpoint would keep "
-                "the value from before it was trained. Resume from a checkpoint that this trainer saved, with the same "
-                "`model` and `head`."
+                f"{list_misfits(load_result.missing_keys, load_result.unexpected_keys)}. Resume with the model that was saved."
             )
+        # Some names differ in files, as of mixtures of experts, or are absent, as of tied weights. `from_pretrained` knows
+        model, info = type(self.model).from_pretrained(
+            self._loaded_from,
+            config=self.model.config,
+            dtype=self.model.dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        WeightFit.of(model, info).refuse(self._loaded_from, self.step_format)
+        self.model.load_state_dict(model.state_dict())
 
     # Training
 

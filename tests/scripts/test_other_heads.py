@@ -1,0 +1,202 @@
+"""A reward model with another head, at every place where one is loaded: refused by the names of its weights, and nothing is written."""
+
+import json
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trl_hrm import StepReward, StepScorer
+from trl_hrm.cli import main
+from trl_hrm.scoring.http_scorer import ServerScorer
+
+from ..checkpoints import drop, edit, save, two_layer_head
+from ..evaluation.benchmark_rows import process_row
+from ..helpers import HEADS, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer
+from ..search.policies import KNOWN, SOLUTIONS, make_policy
+
+
+WEIGHTS = "missing `score.bias`, `score.weight`; unexpected `score.0.bias`, `score.0.weight`, `score.2.bias`"
+POLICY = "--engine transformers --prompt question --prompt_style plain --segmentation step_header".split()
+STRATEGIES = {
+    "best_of_n": ["--n", "1", "2", "--max_solution_tokens", "60", "--final_stops", "# END!"],
+    "beam_search": ["--n", "4"],
+}
+
+
+@pytest.fixture
+def qwen(tmp_path) -> str:
+    """A tiny copy of Qwen2.5-Math-PRM's layout, with a `step_format.json` that says it is a classifier."""
+    folder = save(tmp_path / "qwen", tiny_model())
+    edit(folder, two_layer_head)
+    return str(folder)
+
+
+@pytest.fixture
+def base(tmp_path) -> str:
+    """A base model with the step format of a classifier: the other way to a random head."""
+    folder = save(tmp_path / "base", tiny_model(HEADS["lm"]))
+    HEADS["classification"].save(folder)
+    return str(folder)
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def commands(tmp_path: Path, model: str, out: Path) -> dict[str, list[str]]:
+    solutions = write(tmp_path / "solutions.jsonl", [{"prompt": "1+2?", "completions": ["= 3", "so x"]}])
+    candidates = write(
+        tmp_path / "candidates.jsonl",
+        [{"prompt": "1+2?", "answer": "3", "candidates": ["# Step 1: x\n# Answer: 3\n"] * 2}],
+    )
+    raft = write(tmp_path / "raft.jsonl", [{"prompt": "p?", "completion": "add x\n\nsum = 3"}])
+    judged = write(tmp_path / "judged.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
+    return {
+        "score": ["score", "--model", model, "--input", solutions, "--output", str(out)],
+        "best-of-n": ["best-of-n", "--candidates", candidates, "--reward_model", model, "--output_dir", str(out), "--n", "1", "2"],
+        "select-raft": [
+            *("select-raft", "--candidates", raft, "--reward_model", model, "--output_dir", str(out)),
+            *("--segmentation", "blank_line", "--test_size", "0"),
+        ],
+        "benchmark": ["benchmark", "--suite", "processbench", "--reward_model", model, "--data", judged, "--output_dir", str(out)],
+    }  # fmt: skip
+
+
+COMMANDS = ("score", "best-of-n", "select-raft", "benchmark")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+class TestCommands:
+    def test_refused(self, tmp_path, qwen, capfd, name):
+        out = tmp_path / "out"
+        before = sorted(tmp_path.iterdir())
+        words = commands(tmp_path, qwen, out)[name]
+        assert main(words) == 1
+        error = capfd.readouterr().err
+        assert (
+            WEIGHTS in error
+            and f"error: {qwen}: " in error
+            and "Pass a checkpoint that HRMRewardTrainer saved" in error
+        )
+        assert "newly initialized" not in error
+        inputs = {tmp_path / f"{file}.jsonl" for file in ("solutions", "candidates", "raft", "judged")}
+        assert set(tmp_path.iterdir()) == {*before, *inputs}  # no output, and no part of one
+
+    def test_a_base_model(self, tmp_path, base, capfd, name):
+        assert main(commands(tmp_path, base, tmp_path / "out")[name]) == 1
+        assert "missing `score.bias`, `score.weight`; unexpected `lm_head.weight`" in capfd.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_one_that_fits(self, tmp_path, name):
+        """The commands above fail for the weights, and for nothing else."""
+        model = save_checkpoint(tmp_path / "model")
+        assert main(commands(tmp_path, model, tmp_path / "out")[name]) == 0
+        assert (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_before_anything_is_sampled(tmp_path, qwen, capfd, strategy):
+    make_policy(tmp_path / "policy", 256, num_steps=1, texts=SOLUTIONS)
+    problems = write(tmp_path / "problems.jsonl", KNOWN)
+    words = [
+        "best-of-n",
+        "--problems",
+        problems,
+        "--policy",
+        str(tmp_path / "policy"),
+        "--reward_model",
+        qwen,
+        *POLICY,
+    ]
+    options = ["--strategy", strategy, *STRATEGIES[strategy]]
+    assert main([*words, *options, "--output_dir", str(tmp_path / "out")]) == 1
+    assert WEIGHTS in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+class TestPython:
+    def test_step_scorer(self, qwen):
+        with pytest.raises(ValueError, match=WEIGHTS):
+            StepScorer.from_pretrained(qwen)
+        with pytest.raises(ValueError, match=WEIGHTS):
+            StepScorer.from_pretrained(qwen, step_format=HEADS["classification"])
+
+    def test_step_reward(self, qwen):
+        with pytest.raises(ValueError, match=WEIGHTS):
+            StepReward(qwen)
+
+    @pytest.mark.parametrize("has_format", [True, False])
+    def test_trainer(self, tmp_path, qwen, has_format):
+        """Also without a `step_format.json`, as it is published."""
+        if not has_format:
+            Path(qwen, "step_format.json").unlink()
+        with pytest.raises(ValueError, match=WEIGHTS):
+            make_trainer(tmp_path / "out", [random_tree(random.Random(0))], qwen)
+        assert not (tmp_path / "out").exists()
+
+    def test_server_scorer(self, qwen, base):
+        """Before the server is asked, which is not there."""
+        with pytest.raises(ValueError, match=WEIGHTS):
+            ServerScorer.from_pretrained(qwen, "http://127.0.0.1:1", max_retries=0)
+        with pytest.raises(ValueError, match=r"architectures \['Qwen2ForCausalLM'\]"):
+            ServerScorer.from_pretrained(base, "http://127.0.0.1:1", max_retries=0)
+
+    def test_what_a_server_scorer_cannot_check_is_said(self, tmp_path, caplog):
+        """A client may have the tokenizer and the format only."""
+        tiny_tokenizer().save_pretrained(tmp_path)
+        HEADS["classification"].save(tmp_path)
+        with pytest.raises(OSError, match="gave up"):
+            ServerScorer.from_pretrained(str(tmp_path), "http://127.0.0.1:1", max_retries=0)
+        assert "has no safetensors files that can be read here, so whether its weights have head" in caplog.text
+
+    def test_vllm_scorer(self, qwen, tmp_path, monkeypatch):
+        """Before the engine starts."""
+        vllm = fake_vllm(monkeypatch)
+        with pytest.raises(ValueError, match=WEIGHTS):
+            vllm.from_pretrained(qwen)
+        folder = save(tmp_path / "part", tiny_model())
+        edit(folder, drop("score.bias"))
+        with pytest.raises(ValueError, match="missing `score.bias`"):
+            vllm.from_pretrained(str(folder))
+        assert vllm.started == []
+        with pytest.raises(RuntimeError, match="started"):
+            vllm.from_pretrained(save_checkpoint(tmp_path / "model"))
+        assert vllm.started == [str(tmp_path / "model")]
+
+    def test_pytorch_files_in_vllm(self, tmp_path, monkeypatch, caplog):
+        vllm = fake_vllm(monkeypatch)
+        folder = Path(save_checkpoint(tmp_path))
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(RuntimeError, match="started"):
+            vllm.from_pretrained(str(folder))
+        assert "so whether its weights have head 'classification' is not checked" in caplog.text
+
+
+def fake_vllm(monkeypatch):
+    """`VLLMScorer` over an engine that only notes that it is started."""
+    started = []
+
+    def start(path, **settings):
+        started.append(path)
+        raise RuntimeError("started")
+
+    @dataclass
+    class EngineArgs:
+        seed: int = 0
+
+    vllm = ModuleType("vllm")
+    vllm.LLM, vllm.EngineArgs, vllm.PoolingParams = start, EngineArgs, object
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.delitem(sys.modules, "trl_hrm.scoring.vllm_scorer", raising=False)
+    from trl_hrm.scoring.vllm_scorer import VLLMScorer
+
+    monkeypatch.delitem(sys.modules, "trl_hrm.scoring.vllm_scorer")
+    return SimpleNamespace(from_pretrained=VLLMScorer.from_pretrained, started=started)

@@ -1,0 +1,422 @@
+"""Which checkpoints load as reward models, and what is said of those that do not: a missing weight is random in silence."""
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from trl_hrm import StepFormat, StepScorer
+from trl_hrm.loading import check_checkpoint, list_misfits, load_base_model, load_reward_model
+
+from .checkpoints import drop, edit, save, two_layer_head, value_head
+from .helpers import HEADS, tiny_model, tiny_tokenizer
+
+
+CLASSIFICATION, REGRESSION, LM = HEADS["classification"], HEADS["regression"], HEADS["lm"]
+NOT_OURS = "Its head is not one of this package's"
+NO_HEAD = "It has no trained head"
+DAMAGED = "Files are missing or damaged"
+
+
+def last_layer(weights: dict) -> list[str]:
+    return [name for name in weights if ".layers.1." in name]
+
+
+def keep(weights: dict) -> None:
+    """Change nothing."""
+
+
+MISFITS = {
+    "two-layer head": (tiny_model, two_layer_head, CLASSIFICATION, r"missing `score.bias`, `score.weight`; unexpected "
+                       r"`score.0.bias`, `score.0.weight`, `score.2.bias`, `score.2.weight`", NOT_OURS),
+    "value head": (lambda: tiny_model(LM), value_head, CLASSIFICATION, "missing .*unexpected `lm_head.weight`, `v_head", NOT_OURS),
+    "value head, read as label tokens": (lambda: tiny_model(LM), value_head, LM, "unexpected `v_head.summary.bias`", "Other heads"),
+    "a second head": (tiny_model, value_head, CLASSIFICATION, "unexpected `v_head.summary.bias`", NOT_OURS),
+    "no bias": (tiny_model, drop("score.bias"), CLASSIFICATION, "missing `score.bias`", NOT_OURS),
+    "no weight": (tiny_model, drop("score.weight"), CLASSIFICATION, "missing `score.weight`", NOT_OURS),
+    "no head": (tiny_model, drop("score.weight", "score.bias"), CLASSIFICATION, "missing `score.bias`, `score.weight`", NO_HEAD),
+    "another name of the head": (
+        tiny_model,
+        lambda weights: weights.update({f"classifier.{k}": weights.pop(f"score.{k}") for k in ("weight", "bias")}),
+        CLASSIFICATION,
+        "missing `score.bias`, `score.weight`; unexpected `classifier.bias`",
+        NOT_OURS,
+    ),
+    "a base model": (lambda: AutoModel.from_config(tiny_model().config), keep, CLASSIFICATION, "missing `score", NO_HEAD),
+    "a causal language model": (lambda: tiny_model(LM), keep, CLASSIFICATION, "unexpected `lm_head.weight`", 'to "lm"'),
+    "a causal language model with tied embeddings": (
+        lambda: tiny_model(LM, tie_word_embeddings=True), keep, CLASSIFICATION, "missing `score.bias`", NO_HEAD
+    ),
+    "a sequence classifier": (
+        lambda: AutoModelForSequenceClassification.from_config(tiny_model().config),
+        keep,
+        CLASSIFICATION,
+        "missing `score.bias`",
+        NOT_OURS,
+    ),
+    "a sequence classifier with one output": (
+        lambda: AutoModelForSequenceClassification.from_config(tiny_model(REGRESSION).config),
+        keep,
+        CLASSIFICATION,
+        r"`score.weight` \(1, 64\), expected \(2, 64\)",
+        '"regression" has 1',
+    ),
+    "two labels as regression": (tiny_model, keep, REGRESSION, r"`score.bias` \(2,\), expected \(1,\)", '"regression" has 1'),
+    "one label as classification": (
+        lambda: tiny_model(REGRESSION), keep, CLASSIFICATION, r"`score.bias` \(1,\), expected \(2,\)", '"regression" has 1'
+    ),
+    "a classifier as label tokens": (tiny_model, keep, LM, "unexpected `score.bias`, `score.weight`", "If it is a token classifier"),
+    "label tokens without output embeddings": (
+        lambda: tiny_model(LM), drop("lm_head.weight"), LM, "missing `lm_head.weight`", DAMAGED
+    ),
+    "a layer less": (
+        tiny_model,
+        lambda weights: [weights.pop(name) for name in last_layer(weights)],
+        CLASSIFICATION,
+        "missing `model.layers.1.input_layernorm.weight`, .* and 8 more",
+        DAMAGED,
+    ),
+    "a layer more": (
+        tiny_model,
+        lambda weights: weights.update({n.replace(".1.", ".2.", 1): weights[n].clone() for n in last_layer(weights)}),
+        CLASSIFICATION,
+        "unexpected `model.layers.2.input_layernorm.weight`, .* and 8 more",
+        DAMAGED,
+    ),
+    "another vocabulary": (
+        tiny_model,
+        lambda weights: weights.update({"model.embed_tokens.weight": torch.randn(10, 64)}),
+        CLASSIFICATION,
+        r"`model.embed_tokens.weight` \(10, 64\), expected",
+        DAMAGED,
+    ),
+}  # fmt: skip
+
+
+class TestRewardModels:
+    @pytest.mark.parametrize("head", HEADS)
+    @pytest.mark.parametrize("architecture", ["qwen2", "llama", "qwen2-moe-sliding"])
+    def test_what_fits(self, tmp_path, head, architecture):
+        """Names in the files of mixtures of experts are not those in the model, and they fit."""
+        model = tiny_model(HEADS[head], architecture)
+        folder = str(save(tmp_path, model, HEADS[head]))
+        assert check_checkpoint(folder, HEADS[head])
+        found = load_reward_model(folder, HEADS[head]).state_dict()
+        assert all(torch.equal(weight, found[name]) for name, weight in model.state_dict().items())
+
+    def test_tied_output_embeddings_are_not_missing(self, tmp_path):
+        folder = save(tmp_path, tiny_model(LM, tie_word_embeddings=True), LM)
+        assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+        assert check_checkpoint(str(folder), LM)
+        StepScorer.from_pretrained(str(folder))
+
+    def test_names_of_labels_stay(self, tmp_path):
+        model = tiny_model(id2label={0: "bad", 1: "good"})
+        assert load_reward_model(str(save(tmp_path, model)), CLASSIFICATION).config.id2label == {0: "bad", 1: "good"}
+
+    @pytest.mark.parametrize("case", MISFITS)
+    def test_what_does_not_fit(self, tmp_path, caplog, case):
+        """The same words from the loaded model and from the headers of the files, and no word of a head to be trained."""
+        make, change, step_format, names, remedy = MISFITS[case]
+        folder = save(tmp_path, make(), step_format)
+        edit(folder, change)
+        caplog.clear()
+        errors = []
+        for load in (load_reward_model, check_checkpoint, lambda path, _: StepScorer.from_pretrained(path)):
+            with pytest.raises(
+                ValueError, match=rf"{re.escape(str(folder))}: the weights do not fit .*{names}"
+            ) as error:
+                load(str(folder), step_format)
+            errors.append(str(error.value))
+        assert remedy in errors[0] and len(set(errors)) == 1
+        assert "LOAD REPORT" not in caplog.text
+
+    def test_ignoring_shapes_is_no_way_around(self, tmp_path):
+        folder = str(save(tmp_path, tiny_model(REGRESSION)))
+        with pytest.raises(ValueError, match=r"`score.bias` \(1,\), expected \(2,\)"):
+            StepScorer.from_pretrained(folder, ignore_mismatched_sizes=True)
+
+    def test_several_files(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path, max_shard_size="100KB")
+        tiny_tokenizer().save_pretrained(tmp_path)
+        StepFormat().save(tmp_path)
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+        assert check_checkpoint(str(tmp_path), CLASSIFICATION)
+        [file] = [file for file in tmp_path.glob("model-*.safetensors") if "score.weight" in load_file(file)]
+        edit(tmp_path, drop("score.weight"), file.name)
+        for load in (load_reward_model, check_checkpoint):
+            with pytest.raises(ValueError, match="missing `score.weight`"):
+                load(str(tmp_path), CLASSIFICATION)
+
+    def test_pytorch_files(self, tmp_path):
+        """Their names cannot be read without loading them, which is said; StepScorer loads and checks them."""
+        folder = save(tmp_path, tiny_model())
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / "pytorch_model.bin")
+        assert not check_checkpoint(str(folder), CLASSIFICATION)
+        StepScorer.from_pretrained(str(folder))
+        two_layer_head(weights)
+        torch.save(weights, folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="unexpected `score.0.bias`"):
+            StepScorer.from_pretrained(str(folder))
+
+    def test_a_torn_file(self, tmp_path):
+        folder = save(tmp_path, tiny_model())
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match="a file of weights is damaged .* Download or save it again"):
+            load_reward_model(str(folder), CLASSIFICATION)
+        (folder / "model.safetensors").write_bytes(content[:20])
+        with pytest.raises(ValueError, match="a file of weights is damaged .* Download or save it again"):
+            check_checkpoint(str(folder), CLASSIFICATION)
+
+    def test_quantized_bodies_are_not_compared(self, tmp_path):
+        """Their names and shapes belong to the library that quantized them. The head is compared."""
+        folder = save(tmp_path, tiny_model())
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+        (folder / "config.json").write_text(json.dumps(config))
+        edit(folder, lambda weights: weights.update({"model.layers.0.mlp.up_proj.qweight": torch.zeros(3)}))
+        edit(folder, drop("model.layers.0.mlp.up_proj.weight"))
+        assert check_checkpoint(str(folder), CLASSIFICATION)
+        edit(folder, two_layer_head)
+        with pytest.raises(ValueError, match="missing `score.bias`, `score.weight`; unexpected `score.0.bias`"):
+            check_checkpoint(str(folder), CLASSIFICATION)
+
+    def test_a_few_names_and_a_count(self):
+        assert list_misfits(["b", "a"]) == "missing `a`, `b`"
+        found = list_misfits([], [f"w{i}" for i in range(6)], {"s": ((1,), (2,))})
+        assert found == "unexpected `w0`, `w1`, `w2`, `w3` and 2 more; with another shape `s` (1,), expected (2,)"
+
+
+class TestBaseModels:
+    """What a training may start from."""
+
+    @pytest.mark.parametrize(
+        ("make", "step_format", "is_new"),
+        [
+            (lambda: tiny_model(LM), CLASSIFICATION, True),
+            (lambda: tiny_model(LM), REGRESSION, True),
+            (lambda: tiny_model(LM, tie_word_embeddings=True), CLASSIFICATION, True),
+            (lambda: AutoModel.from_config(tiny_model().config), CLASSIFICATION, True),
+            (tiny_model, CLASSIFICATION, False),
+            (lambda: tiny_model(LM), LM, False),
+        ],
+    )
+    def test_a_new_head_or_a_whole_one(self, tmp_path, caplog, make, step_format, is_new):
+        make().save_pretrained(tmp_path)
+        caplog.clear()
+        _, has_new_head = load_base_model(str(tmp_path), step_format)
+        assert has_new_head == is_new
+        assert ("newly initialized" in caplog.text) == is_new  # here the words of transformers are right
+
+    @pytest.mark.parametrize(
+        ("case", "can_begin_anew"),
+        [
+            ("two-layer head", True),
+            ("value head", True),
+            ("a second head", True),
+            ("no bias", True),
+            ("no weight", True),
+            ("another name of the head", True),
+            ("a sequence classifier", True),
+            ("two labels as regression", True),
+            ("one label as classification", True),
+            ("value head, read as label tokens", True),
+            ("a classifier as label tokens", False),  # a language model's head is not made anew
+            ("label tokens without output embeddings", False),
+            ("a layer less", False),
+            ("another vocabulary", False),
+        ],
+    )
+    def test_part_of_a_head_another_head_or_part_of_a_body(self, tmp_path, case, can_begin_anew):
+        make, change, step_format, names, _ = MISFITS[case]
+        make().save_pretrained(tmp_path)
+        edit(tmp_path, change)
+        with pytest.raises(ValueError, match=names) as error:
+            load_base_model(str(tmp_path), step_format)
+        assert ("To train a new head on its body" in str(error.value)) == can_begin_anew
+
+
+class TestAdapters:
+    @pytest.fixture
+    def base(self, tmp_path):
+        folder = tmp_path / "base"
+        tiny_model(LM).save_pretrained(folder)
+        return folder
+
+    def adapter(
+        self, folder: Path, base: Path, step_format: StepFormat = CLASSIFICATION, task="TOKEN_CLS", **options
+    ) -> Path:
+        if step_format is LM:
+            model = AutoModelForCausalLM.from_pretrained(base)
+        else:
+            num_labels = 1 if step_format is REGRESSION else 2
+            model = AutoModelForTokenClassification.from_pretrained(base, num_labels=num_labels)
+        config = LoraConfig(task_type=task, target_modules=["q_proj"], init_lora_weights=False, **options)
+        return save(folder, get_peft_model(model, config), step_format)
+
+    @pytest.mark.parametrize(
+        ("step_format", "options"),
+        [
+            (CLASSIFICATION, {}),
+            (REGRESSION, {}),
+            (LM, {"task": "CAUSAL_LM"}),
+            (LM, {"task": "CAUSAL_LM", "modules_to_save": ["lm_head"]}),
+            (CLASSIFICATION, {"task": None, "modules_to_save": ["score"]}),
+            (CLASSIFICATION, {"modules_to_save": ["score", "embed_tokens"]}),
+        ],
+    )
+    def test_with_its_head(self, tmp_path, base, caplog, step_format, options):
+        """It loads without the misleading lines on a newly initialized head, and with these weights."""
+        folder = self.adapter(tmp_path / "adapter", base, step_format, **options)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            scorer = StepScorer.from_pretrained(str(folder))
+        assert "newly initialized" not in caplog.text and "LOAD REPORT" not in caplog.text
+        assert check_checkpoint(str(folder), step_format)
+        weights = load_file(folder / "adapter_model.safetensors")
+        if step_format is not LM:
+            head = scorer.model.get_submodule("base_model.model.score.modules_to_save.default")
+            assert torch.equal(head.weight, weights["base_model.model.score.weight"])
+            assert torch.equal(head.bias, weights["base_model.model.score.bias"])
+
+    def test_without_its_head(self, tmp_path, base):
+        folder = self.adapter(tmp_path / "adapter", base, task="FEATURE_EXTRACTION")
+        for load in (load_reward_model, check_checkpoint, lambda path, _: StepScorer.from_pretrained(path)):
+            with pytest.raises(
+                ValueError, match=r"adapter do not fit: missing `base_model.model.score.bias`.*TOKEN_CLS"
+            ):
+                load(str(folder), CLASSIFICATION)
+
+    def test_on_a_base_with_a_trained_head(self, tmp_path):
+        folder = self.adapter(tmp_path / "adapter", save(tmp_path / "base", tiny_model()), task="FEATURE_EXTRACTION")
+        found = load_reward_model(str(folder), CLASSIFICATION).get_submodule("base_model.model.score").weight
+        assert torch.equal(found, tiny_model().score.weight)
+
+    @pytest.mark.parametrize("has_head", [False, True])
+    def test_a_file_without_the_head(self, tmp_path, base, has_head):
+        """PEFT's own error is a KeyError."""
+        if has_head:
+            base = save(tmp_path / "trained", tiny_model())
+        folder = self.adapter(tmp_path / "adapter", base)
+        edit(folder, drop("base_model.model.score.weight", "base_model.model.score.bias"), "adapter_model.safetensors")
+        with pytest.raises(ValueError, match="missing .*`base_model.model.score.weight`"):
+            load_reward_model(str(folder), CLASSIFICATION)
+
+    def test_a_file_with_a_part_of_the_layers(self, tmp_path, base):
+        folder = self.adapter(tmp_path / "adapter", base)
+        edit(folder, lambda w: [w.pop(name) for name in last_layer(w)], "adapter_model.safetensors")
+        with (
+            pytest.warns(UserWarning, match="missing adapter keys"),
+            pytest.raises(ValueError, match=r"missing `base.*lora_A"),
+        ):
+            load_reward_model(str(folder), CLASSIFICATION)
+
+    def test_a_file_with_other_layers(self, tmp_path, base):
+        folder = self.adapter(tmp_path / "adapter", base)
+        more = lambda w: w.update({n.replace(".1.", ".5."): w[n].clone() for n in last_layer(w)})  # noqa: E731
+        edit(folder, more, "adapter_model.safetensors")
+        with pytest.raises(ValueError, match=r"unexpected `base_model.model.model.layers.5.*lora_A"):
+            load_reward_model(str(folder), CLASSIFICATION)
+
+    @pytest.mark.parametrize(
+        ("saved", "read", "message"),
+        [
+            (CLASSIFICATION, REGRESSION, "size mismatch for .*Set `head`"),
+            (REGRESSION, CLASSIFICATION, "size mismatch for .*Set `head`"),
+            (LM, CLASSIFICATION, "missing `base_model.model.score.bias`"),
+            (CLASSIFICATION, LM, "unexpected `base_model.model.score.bias`"),
+        ],
+    )
+    def test_another_head(self, tmp_path, base, saved, read, message):
+        folder = self.adapter(tmp_path / "adapter", base, saved, task="CAUSAL_LM" if saved is LM else "TOKEN_CLS")
+        with pytest.raises(ValueError, match=message) as error:
+            load_reward_model(str(folder), read)
+        assert "\n" not in str(error.value)
+
+    def test_a_base_with_a_part_of_the_layers(self, tmp_path, base):
+        folder = self.adapter(tmp_path / "adapter", base)
+        edit(base, lambda w: [w.pop(name) for name in last_layer(w)])
+        for load in (load_reward_model, check_checkpoint):
+            with pytest.raises(ValueError, match=r"base: the weights do not fit .*missing `model.layers.1"):
+                load(str(folder), CLASSIFICATION)
+
+    def test_a_report_on_the_body_of_the_base_is_shown(self, tmp_path, base, caplog):
+        folder = self.adapter(tmp_path / "adapter", base)
+        edit(base, lambda w: w.update({n.replace(".1.", ".2.", 1): w[n].clone() for n in last_layer(w)}))
+        caplog.clear()
+        load_reward_model(str(folder), CLASSIFICATION)
+        assert "LOAD REPORT" in caplog.text
+
+    def test_other_loads_still_report(self, tmp_path, base, caplog):
+        load_reward_model(str(self.adapter(tmp_path / "adapter", base)), CLASSIFICATION)
+        caplog.clear()
+        AutoModelForTokenClassification.from_pretrained(base)
+        assert "newly initialized" in caplog.text
+
+
+class TestHub:
+    """A checkpoint in the cache of the Hub, or on it."""
+
+    @pytest.fixture
+    def snapshot(self, tmp_path, monkeypatch):
+        """`me/prm` in a cache."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+        folder = tmp_path / "models--me--prm" / "snapshots" / ("0" * 40)
+        save(folder, tiny_model())
+        refs = tmp_path / "models--me--prm" / "refs"
+        refs.mkdir()
+        (refs / "main").write_text("0" * 40)
+        return folder
+
+    def test_in_the_cache(self, snapshot):
+        assert check_checkpoint("me/prm", CLASSIFICATION)
+        edit(snapshot, two_layer_head)
+        with pytest.raises(ValueError, match="me/prm: the weights do not fit .*unexpected `score.0.bias`"):
+            check_checkpoint("me/prm", CLASSIFICATION)
+
+    def test_only_on_the_hub(self, snapshot, tmp_path, monkeypatch):
+        """Headers are read there; no weights are downloaded."""
+        from huggingface_hub import get_local_safetensors_metadata
+
+        edit(snapshot, two_layer_head)
+        metadata = get_local_safetensors_metadata(snapshot)
+        (snapshot / "model.safetensors").unlink()
+        assert not check_checkpoint("me/prm", CLASSIFICATION)  # offline
+        asked = []
+        monkeypatch.setattr(
+            "trl_hrm.loading.get_safetensors_metadata",
+            lambda repo, revision: asked.append((repo, revision)) or metadata,
+        )
+        with pytest.raises(ValueError, match="me/prm: the weights do not fit .*unexpected `score.0.bias`"):
+            check_checkpoint("me/prm", CLASSIFICATION)
+        assert asked == [("me/prm", None)]
+
+
+def test_a_copy_is_scored_the_same(tmp_path):
+    """The check changes nothing of what is loaded."""
+    folder = save(tmp_path / "a", tiny_model())
+    shutil.copytree(folder, tmp_path / "b")
+    scores = [
+        StepScorer.from_pretrained(str(tmp_path / name)).score(["1+2?"], [[["= 3", "so x"]]]) for name in ("a", "b")
+    ]
+    assert (
+        scores[0]
+        == scores[1]
+        == StepScorer(tiny_model(), tiny_tokenizer(), StepFormat()).score(["1+2?"], [[["= 3", "so x"]]])
+    )
