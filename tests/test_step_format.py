@@ -340,7 +340,7 @@ class TestChatTemplates:
             (BLIND, SYSTEM, "leaves out the user message"),
             (BLOCKS, {}, "leaves out the user message"),
             (PAIRS, {}, "fails with a user message"),
-            (BROKEN, {}, "fails with a user message"),
+            (BROKEN, {}, "is not valid Jinja"),
         ],
     )
     def test_refused(self, template, values, message):

@@ -73,10 +73,18 @@ def check_chat_template(tokenizer: Any, kwargs: Mapping[str, Any] | None) -> str
     Return the chat template of a tokenizer.
 
     Raises:
-        `ValueError`: If the template has no variable of a name in `kwargs`, or if it renders something else each time.
+        `ValueError`: If the template is not valid Jinja, has no variable of a name in `kwargs`, or renders something else
+        each time.
     """
+    import jinja2
+
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else tokenizer.get_chat_template()
-    facts = _read_template(template)
+    try:
+        facts = _read_template(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(
+            f"The chat template is not valid Jinja ({error}). Set another `tokenizer.chat_template`."
+        ) from error
     if facts.random:
         raise ValueError(
             f"The chat template uses `{facts.random}`, so that a prompt has other ids each time. Set another "
