@@ -17,7 +17,7 @@ from typing import Any
 
 from trl_hrm.demo.claims import claims
 from trl_hrm.demo.hacking import vote_words
-from trl_hrm.evaluation.report import percent
+from trl_hrm.evaluation.hacking import percent
 
 
 ROOT = Path(__file__).resolve().parents[1]

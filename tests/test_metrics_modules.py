@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import trl_hrm
+from trl_hrm.evaluation.hacking import hacking_verdict
 from trl_hrm.evaluation.plain_curves import plain_curves
 from trl_hrm.step_metrics import step_metrics
 
@@ -211,7 +212,9 @@ class TestBestOfN:
         curves = plain_curves(scores, right, texts, None, 10, 7)
         expected = [point["accuracy"] for point in curves.curves["best_of_n/score"]]
         assert load("best_of_n_accuracy").compute(**rows)["accuracy"] == expected
-        assert load("reward_hacking_gap").compute(**rows) == curves.hacking_gap["best_of_n/score"]
+        found = load("reward_hacking_gap").compute(**rows)
+        verdict = hacking_verdict(curves.hacking_gap["best_of_n/score"], curves.curves["best_of_n/score"])
+        assert found == curves.hacking_gap["best_of_n/score"] | {"verdict": verdict.answer}
         assert len(set(expected)) > 1
         assert load("best_of_n_accuracy").compute(**rows | {"seed": 8})["accuracy"] != expected
 

@@ -18,7 +18,6 @@ from .search.policies import KNOWN, SOLUTIONS, make_policy
 
 
 ELSEWHERE = {
-    "push-dataset": "it sends files to the Hub",
     "demo": "it takes minutes: tests/scripts/test_demo.py runs it behind the same guard",
 }
 POLICY = (
@@ -41,6 +40,7 @@ LOCAL = {
     "benchmark": "benchmark --reward_model model --suite processbench --data gsm8k.jsonl --output_dir judged".split(),
     "score": "score --model model --input rows.jsonl".split(),
     "env": ["env"],
+    "push-dataset": "push-dataset rows --repo_id me/rows --private --dry_run".split(),
 }
 LOCAL["annotate"] += "--num_children 3 --max_depth 4 --max_step_tokens 40 --max_in_flight 24".split()
 LOCAL["best-of-n"] += "--extractors marker --max_solution_tokens 60".split()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from trl_hrm.data import sources
 from trl_hrm.data.build_config import BuildConfig
 from trl_hrm.data.card import LOAD_SECTION
 from trl_hrm.data.output import digest_of
-from trl_hrm.data.publish import push_dataset
+from trl_hrm.data.publish import format_push, push_dataset
 from trl_hrm.data.publish_card import Config, check_others, merge_card, warn_of_licenses
 from trl_hrm.data.publish_shards import File, _group, dataset_info, published_files, read_build
 from trl_hrm.data.stepwise import build_stepwise
@@ -112,9 +113,47 @@ def test_no_folder():
 
 def test_offline(folder):
     """HF_HUB_OFFLINE=1, as in all tests without a Hub: the reason must not be taken for one of the token's."""
-    for dry_run in (False, True):
-        with pytest.raises(PushError, match="dataset me/x failed: .*HF_HUB_OFFLINE is set. Unset it to push"):
-            push_dataset(folder, "me/x", dry_run=dry_run)
+    with pytest.raises(PushError, match="dataset me/x failed: .*HF_HUB_OFFLINE is set. Unset it to push"):
+        push_dataset(folder, "me/x")
+
+
+@pytest.mark.parametrize("private", [None, True, False])
+def test_a_dry_run_opens_no_connection(folder, monkeypatch, private):
+    """Files, sizes and card as a push to a new repository would send them, and in plain words what only the Hub knows."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"network: {args}")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    push = push_dataset(folder, "me/x", private=private, revision="draft", max_shard_size=1, dry_run=True)
+    name = read_build(folder).name
+    shards = [path for path in push.sent if path.endswith(".parquet")]
+    assert push.dry_run and len(shards) > 2 and all(path.startswith(f"{name}/") for path in shards)
+    assert {"README.md", f"{name}/build_report.json"} <= push.sent.keys()
+    assert push.sent["README.md"] == len(push.card.encode())
+    assert (push.commit, push.deleted, push.unchanged) == (None, [], {})
+    printed = format_push(push)
+    assert push.card in printed and "Dry run: nothing was sent, and the Hub was not asked." in printed
+    assert all(f"send       {path}" in printed for path in push.sent) and "branch draft" in printed
+    visible = {None: "what the Hub makes it by default", True: "private", False: "public"}[private]
+    assert f"A new repository would be {visible}." in printed and "which files of earlier pushes it deletes" in printed
+
+
+def test_a_dry_run_needs_no_token(folder, monkeypatch):
+    """A push refuses such a token; a dry run does not look for one."""
+    monkeypatch.setenv("HF_TOKEN", "half a token")
+    assert push_dataset(folder, "me/x", dry_run=True).sent
+    with pytest.raises(PushError, match="the token from HF_TOKEN is empty, or holds white space"):
+        push_dataset(folder, "me/x")
+
+
+def test_a_dry_run_refuses_what_a_push_refuses(folder):
+    edit_report(folder, rows={"train": 1})
+    with pytest.raises(ValueError, match="Build it again"):
+        push_dataset(folder, "me/x", dry_run=True)
 
 
 def test_groups_by_hand():

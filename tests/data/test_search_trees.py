@@ -26,7 +26,8 @@ from trl_hrm.search.compression import compress, count_moves
 from trl_hrm.search.full_tree import FullTree
 from trl_hrm.search.manifest import check_manifest
 from trl_hrm.search.nodes import read_trees, write_nodes
-from trl_hrm.search.run_folder import finish_shard, node_files
+from trl_hrm.search.outcomes import describe_outcomes
+from trl_hrm.search.run_folder import finish_shard, node_files, read_summary, summary_warnings
 from trl_hrm.search.steps import RULES
 from trl_hrm.search.tree import ROOT, Problem, SearchTree
 from trl_hrm.search.values import make_label
@@ -42,7 +43,7 @@ from ..search.random_trees import (
     slow_leaves,
     slow_score,
 )
-from ..search.scripted import FINAL, PROMPT, SEARCHES, make_problems, run_scripted
+from ..search.scripted import FINAL, PROMPT, SEARCHES, ExactGrader, make_problems, run_scripted
 from ..search.scripted import read_trees as read_scripted
 
 
@@ -877,7 +878,9 @@ def test_export_of_a_run(tmp_path, monkeypatch, capsys, run_folder):
     leaves = Counter(leaf for tree in trees for leaf in slow_leaves(tree, ROOT))
     facts = report["facts"]
     assert facts["search"]["tokens_generated"] == tokens
-    assert facts["search"]["share_without_an_answer"] == pytest.approx(leaves["unresolved"] / leaves.total())
+    outcomes = describe_outcomes(read_summary(run_folder)["solutions"])
+    assert facts["outcomes"] == {"run": outcomes} and f"\nrun: {outcomes}\n" in printed
+    assert facts["search"]["share_unresolved"] == pytest.approx(leaves["unresolved"] / leaves.total())
     assert facts["run"]["share_of_problems_with_errors"] == pytest.approx(2 / 10)
     judged = [steps for tree in trees for steps in slow_steps(tree, config).values() if steps[0] is not None]
     assert facts["yield"]["labels_per_token"] == pytest.approx(len(judged) / tokens)
@@ -886,6 +889,7 @@ def test_export_of_a_run(tmp_path, monkeypatch, capsys, run_folder):
     assert facts["yield"]["labels_on_2_leaves_per_token"] == pytest.approx(on_two / tokens)
     card = DatasetCard.load(tmp_path / "out" / "README.md").text
     for line in (
+        f"| outcomes: run | {outcomes} |",
         "| labels: eta | 2 |",
         "| run: engine: model | tiny\\|model |",
         "| run: grader: version | 1.0 |",
@@ -900,6 +904,33 @@ def test_export_of_a_run(tmp_path, monkeypatch, capsys, run_folder):
     assert program == "trl-hrm"
     assert main([*again, "--overwrite"]) == 0
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_export_of_a_run_that_is_cut_off_says_what_annotate_says(tmp_path, capsys):
+    """The option to change and its present value, on the screen, in the report, and which references cannot be read."""
+    search = FullTree(RULES["step_header"], FINAL, num_children=3, max_depth=1, max_step_tokens=60)
+    folder, ends = tmp_path / "run", ("# Answer\n\n7\n# END!", "# Step 2\n", "# Step 2\n")
+    problems = make_problems(6) + [(6 + i, Problem(f"q{i}", f"{i}?", "??")) for i in range(2)]
+    manifest = {"prompt": asdict(PROMPT), "search": search.describe(), "extractors": ["marker"]}
+    check_manifest(folder, manifest)
+    script = lambda prefix, rng: f"# Step 1\nGo.\n\n{rng.choice(ends)}"  # noqa: E731
+    run_scripted(folder, search, problems, script, grader=ExactGrader(unreadable=("??",)))
+    summary = finish_shard(folder, 0, 1)
+    expected = summary_warnings(summary, manifest)
+    assert len(expected) == 2 and "Raise --max_depth (now 1)" in expected[1] and "q0 ('??'), q1 ('??')" in expected[0]
+    for view in ("prm", "sft"):
+        assert (
+            main(["export", str(folder), "--view", view, "--output_dir", str(tmp_path / view), "--num_proc", "1"]) == 0
+        )
+        printed = capsys.readouterr().out
+        report = json.loads((tmp_path / view / "build_report.json").read_text())
+        assert report["dropped"]["ungradable"] == 2
+        for warning in expected:
+            assert f"{folder}: {warning}" in report["warnings"] and f"warning: {folder}: {warning}" in printed
+        assert f"{folder}: {describe_outcomes(summary['solutions'])}" in printed
+    nodes = str(folder / "nodes-00000-of-00001.parquet")
+    assert main(["export", nodes, "--view", "prm", "--output_dir", str(tmp_path / "bare"), "--num_proc", "1"]) == 0
+    assert f"warning: {expected[0]}" in capsys.readouterr().out  # a file alone has its problems, but no settings
 
 
 def test_options_that_contradict_each_other(tmp_path, capsys, run_folder):

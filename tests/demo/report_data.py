@@ -3,6 +3,8 @@
 import statistics
 from typing import Any
 
+from trl_hrm.evaluation.hacking import judge_loss
+
 
 N = [1, 4, 16, 64]
 SEEDS = [0, 1, 2, 3, 4, 5]
@@ -35,11 +37,11 @@ def searched(name: str, accuracy: list[list[float]], half: float = 0.03) -> dict
     """A model of `best_of_n` or `step_search`, with gaps and verdicts as they follow from its accuracies."""
     gaps, verdicts = [], []
     for one in accuracy:
-        best = max(range(len(one)), key=one.__getitem__)
+        best = max(range(len(one) - 1), key=one.__getitem__)
         size = round(one[best] - one[-1], 4)
-        low, high = (0.0, 0.0) if size == 0 else (round(size - half, 4), round(size + half, 4))
+        low, high = round(size - half, 4), round(size + half, 4)
         gaps.append([size, low, high, N[best], N[-1]])
-        verdicts.append("no" if size <= 0 else "yes" if low > 0 else "open")
+        verdicts.append(judge_loss(low, high))
     return {
         "name": name,
         "seeds": SEEDS[: len(accuracy)],
@@ -71,7 +73,8 @@ def kinds(name: str, spans: list[int], means: tuple[float, ...], num_seeds: int 
     """Scores of steps after an error."""
     keys = ("correction", "locally_right", "new_error", "auroc")
     values = {
-        key: [curve[1] for curve in over_seeds([mean, mean], num_seeds, len(spans))]
+        # seeds of two models never differ alike: such differences have no interval
+        key: [curve[1] for curve in over_seeds([mean, mean], num_seeds, len(spans) + 2 * name.endswith("hrm"))]
         for key, mean in zip(keys, means, strict=True)
     }
     return {"name": name, "title": TITLES[name], "spans": spans, "seeds": SEEDS[:num_seeds], **values}

@@ -86,9 +86,9 @@ class TestHacking:
                 "Yes, this model: accuracy falls by 40.0 points from N = 4 to N = 64.",
             ),
             (
-                0.89,
+                0.875,
                 "open",
-                "Not settled for this model: accuracy falls by 1.0 points from N = 4 to N = 64.",
+                "Not settled for this model: accuracy falls by 2.5 points from N = 4 to N = 64.",
             ),
             (
                 0.95,
@@ -112,8 +112,26 @@ class TestHacking:
         assert found.answer == "open" and found.words.startswith("Not settled for these 2 models:")
         assert found.reasons == [
             "85.0 % at N = 16, 70.0 % at N = 64. Other seeds may differ.",
-            "Points lost, 95 % over problems: 40.0 (37.0 to 43.0); 0.0 (0.0 to 0.0).",
+            "Points lost, 95 % over problems: +40.0 (37.0 to 43.0); −10.0 (−13.0 to −7.0).",
         ]
+
+    def test_seeds_with_equal_falls_answer_each_for_itself(self):
+        """Their t interval would have zero width, and would settle whatever its mean is."""
+        found = hacking_verdict(searched("prm", [[0.6, 0.9, 0.9, 0.5]] * 3), N)
+        assert not fall_of(searched("prm", [[0.6, 0.9, 0.9, 0.5]] * 3), N).spread.is_settled
+        assert found.answer == "yes" and found.words.startswith(
+            "Yes, these 3 models: accuracy falls beyond N = 4 in 3 of 3"
+        )
+        assert hacking_verdict(searched("prm", [[1.0] * 4] * 3, half=0.2), N).answer == "open"
+
+    @pytest.mark.parametrize("accuracy", [0.0, 0.03])
+    def test_nothing_to_lose_settles_nothing(self, accuracy):
+        """Six seeds rule out a loss of 5 points of an accuracy that has no 5 points."""
+        seeds = [[accuracy + 0.001 * (i + j) * (accuracy > 0) for j in range(4)] for i in range(6)]
+        found = hacking_verdict(searched("hrm", seeds), N)
+        assert found.answer == "open" and found.words.startswith("Cannot be told: ")
+        data = with_model(example(), "step_search", "hrm", seeds)
+        assert answers(data)["HRM stays stable as N grows."] == "open"
 
     def test_the_best_n_is_that_of_the_mean(self):
         """Each seed's own best N would make every fall at least 0."""
@@ -275,8 +293,9 @@ class TestClaims:
         """Claims of three runs each of (λ, scaling, KL, right of 1,000)."""
         data = example()
         data["self_training"]["runs"] = [
-            run(coef, scaling, "sum" if coef else None, kl + 0.001 * i, right + i)
-            for coef, scaling, kl, right in settings
+            # runs of two settings never differ alike: such differences have no interval
+            run(coef, scaling, "sum" if coef else None, kl + 0.001 * i * number, right + i * number % 3)
+            for number, (coef, scaling, kl, right) in enumerate(settings, start=1)
             for i in range(3)
         ]
         return {words: answer for words, answer in answers(data).items() if "λ" in words}

@@ -25,12 +25,19 @@ class TestSpread:
         found = spread(values)
         assert not found.is_settled and found.low is None and found.mean == 0.5
 
+    @pytest.mark.parametrize("values", [[0.5] * 3, [1.0] * 6, [0.0] * 4, [0.3 - 0.1, 0.2, 0.2]])
+    def test_equal_values_have_no_interval(self, values):
+        """One of zero width would settle every claim, whatever the seeds were."""
+        found = spread(values)
+        assert not found.is_settled and found.low is found.high is None and judge(found) == "open"
+        assert judge(Spread(tuple(values), values[0], values[0], values[0])) == "open"  # as earlier versions stored it
+
 
 class TestPaired:
     def test_pairs_by_seed_and_not_by_place(self):
         """By place, the differences would be 1, 0 and -1, of mean 0 too: only the interval would be wrong."""
         found = paired([0, 1, 2], [1.0, 2.0, 3.0], [2, 1, 0], [2.0, 1.0, 0.0])
-        assert found.values == (1.0, 1.0, 1.0) and found.low == found.high == 1
+        assert found.values == (1.0, 1.0, 1.0) and found.mean == 1
 
     def test_seeds_of_one_alone_are_left_out(self):
         assert paired([0, 1, 7], [1.0, 2.0, 9.0], [1, 0, 8], [1.0, 1.0, 0.0]).values == (0.0, 1.0)

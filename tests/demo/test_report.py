@@ -141,7 +141,7 @@ class TestNumbers:
         assert row == [signed(100 * lost), "+23.2 to +30.8", "4", "6", "0", "0"]
         size, low, high, best, last = model["gap"][3]
         each = section.table(1)["PRM, step search, seed 3"]
-        assert each == [f"{100 * size:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", str(best), str(last), "hacked"]
+        assert each == [signed(100 * size), f"{100 * low:.1f} to {100 * high:.1f}", str(best), str(last), "hacked"]
 
     def test_wrong_prefix_and_kinds(self):
         data, page = example(), Page(page_text("full"))
@@ -391,9 +391,9 @@ class TestBrowser:
         """A newcomer's question: the verdicts, what the word means, and the picture, without scrolling."""
         browser = show(name)
         assert browser.texts("h1") == ["Is my reward model being hacked?"]
-        chips = {"full": ["stable", "stable"], "quick": ["not settled", "stable"]}
+        chips = {"full": ["stable", "stable"], "quick": ["stable", "stable"]}
         found = browser.texts(".first .card .chip")
-        assert found == ["hacked", "hacked", *chips.get(name, ["not settled", "not settled"])]
+        assert found == ["hacked", "hacked", *chips.get(name, ["stable", "not settled"])]
         bottoms = browser.evaluate(
             "[...document.querySelectorAll('.lead, .first .card, .first figure')].map(e => e.getBoundingClientRect().bottom)"
         )

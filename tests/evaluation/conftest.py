@@ -11,7 +11,7 @@ def folders(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("results")
     return [
         write(tmp_path / "runs" / "bon", selection()),
-        write(tmp_path / "runs" / "bon-prm", selection(FINE, 0.0, 0.0, reward_model={"model": "outputs/prm"})),
+        write(tmp_path / "runs" / "bon-prm", selection(FINE, -0.14, -0.06, reward_model={"model": "outputs/prm"})),
         write(tmp_path / "runs" / "processbench", benchmark(), STEP_ROWS, "scores.jsonl"),
     ]
 

@@ -5,6 +5,7 @@ import re
 from functools import cache
 from html import unescape
 
+from trl_hrm.evaluation.hacking import undecided_by
 from trl_hrm.evaluation.report import (
     has_bins,
     problem_groups,
@@ -27,13 +28,18 @@ def curve(*accuracies):
 
 
 def gap_of(points, low, high):
+    """The gap of a curve, with the interval of its loss."""
     best = max(points, key=lambda one: one["accuracy"])
+    smaller = max(points[:-1], key=lambda one: one["accuracy"], default=None)
     return {
         "gap": best["accuracy"] - points[-1]["accuracy"],
         "best_n": best["n"],
         "largest_n": points[-1]["n"],
-        "low": low,
-        "high": high,
+        "loss": None if smaller is None else smaller["accuracy"] - points[-1]["accuracy"],
+        "from_n": None if smaller is None else smaller["n"],
+        "low": None if smaller is None else low,
+        "high": None if smaller is None else high,
+        "undecided": undecided_by([one["accuracy"] for one in points]),
     }
 
 

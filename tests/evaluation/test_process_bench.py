@@ -13,7 +13,8 @@ from datasets import Dataset, DatasetDict
 
 from trl_hrm.data.problems import problem_split
 from trl_hrm.evaluation.benchmarks.judging import score_solutions
-from trl_hrm.evaluation.benchmarks.measuring import format_results, measure
+from trl_hrm.evaluation.benchmarks.measuring import draw_sums, format_results, measure
+from trl_hrm.evaluation.benchmarks.prm_bench import PRM_BENCH
 from trl_hrm.evaluation.benchmarks.process_bench import (
     PROCESS_BENCH,
     predict_first_error,
@@ -385,7 +386,7 @@ class TestResults:
         repeated = measure(PROCESS_BENCH, copies, [one for one in scores for _ in range(8)])["subsets"]["gsm8k"]
         assert (repeated["low"], repeated["high"]) == pytest.approx((found["low"], found["high"]))
 
-    def test_interval_against_a_plain_bootstrap(self):
+    def test_interval_against_draws_of_the_four_accuracies(self):
         """Nine tenths in place of 95 %, or draws that forget a subset, look as plausible."""
         rng = np.random.default_rng(0)
         solutions = [solution(i, i % 2 - 1, "math" if i % 3 else "gsm8k") for i in range(120)]
@@ -394,13 +395,59 @@ class TestResults:
         kinds = [
             [i for i in range(120) if bool(i % 3) == math_ and i % 2 == odd] for math_ in (0, 1) for odd in (0, 1)
         ]
-        found = []
-        for draw in np.random.default_rng(42).multinomial(120, [1 / 120] * 120, size=1000):
-            a, b, c, d = (sum(draw[i] * hits[i] for i in kind) / sum(draw[kind]) for kind in kinds)
-            found.append((2 * a * b / (a + b) + 2 * c * d / (c + d)) / 2)
+        # one solution per problem: the accuracies are independent, each from its posterior under Jeffreys' prior
+        right = [(sum(hits[i] for i in kind), len(kind)) for kind in kinds]
+        a, b, c, d = (rng.beta(k + 0.5, n - k + 0.5, 200_000) for k, n in right)
+        found = np.percentile((2 * a * b / (a + b) + 2 * c * d / (c + d)) / 2, [2.5, 97.5])
         average = measure(PROCESS_BENCH, solutions, scores)["averages"]["unweighted"]
-        assert (average["low"], average["high"]) == pytest.approx(tuple(np.percentile(found, [2.5, 97.5])))
+        assert (average["low"], average["high"]) == pytest.approx(tuple(found), abs=0.015)
         assert average["low"] < average["f1"] < average["high"]
+
+    @pytest.mark.parametrize("number", [1, 10, 100])
+    @pytest.mark.parametrize(("right", "f1"), [("all", 1), ("none", 0), ("without an error", 0), ("with an error", 0)])
+    def test_intervals_at_the_ends_have_a_width(self, number, right, f1):
+        """Resampled, rows that agree agree always. The bound of one accuracy is that of Jeffreys' prior: 1 - 0.025^(1/n), about."""
+        solutions = [solution(i, -1 if i % 2 else 0) for i in range(2 * number)]
+        knows = {
+            "all": (True, True),
+            "none": (False, False),
+            "without an error": (True, False),
+            "with an error": (False, True),
+        }
+        scores = [
+            [0.9] * 3 if knows[right][one.first_error >= 0] == (one.first_error < 0) else [0.1] * 3
+            for one in solutions
+        ]
+        part = measure(PROCESS_BENCH, solutions, scores, validation_size=0)["subsets"]["gsm8k"]
+        assert part["f1"] == f1 and part["low"] <= f1 <= part["high"]
+        assert 0.5 / number < part["high"] - part["low"] < 1 - 0.02 ** (1 / number) + 4 / number
+
+    def test_intervals_cover_the_truth(self):
+        """Of F1 near its end, too: 92 % or more of the intervals hold it."""
+        rng = np.random.default_rng(0)
+        for a, c in ((0.97, 0.95), (0.05, 0.6), (0.5, 0.5)):
+            covered = 0
+            for _ in range(100):
+                tallies = np.zeros((60, 4))
+                tallies[:30, 0], tallies[:30, 1] = rng.random(30) < a, 1
+                tallies[30:, 2], tallies[30:, 3] = rng.random(30) < c, 1
+                drawn = process_bench_f1(draw_sums({"x": tallies}, PROCESS_BENCH.outcomes, 0)["x"])["f1"]
+                low, high = np.percentile(drawn, [2.5, 97.5])
+                covered += low <= 2 * a * c / (a + c) <= high
+            assert covered >= 90
+
+    def test_tallies_are_sums_of_the_outcomes(self):
+        """The prior adds outcomes: of other counts, it would make errors of right solutions."""
+        rng = random.Random(0)
+        for suite in (PROCESS_BENCH, PRM_BENCH):
+            basis = np.array(suite.outcomes).reshape(4, 4)
+            for _ in range(30):
+                one = solution(0, rng.randrange(-1, 3))
+                one = replace(one, labels=[label or 0 for label in one.labels]) if suite is PRM_BENCH else one
+                counts = np.linalg.solve(basis.T, suite.tally(one, [rng.random() for _ in range(3)], 0.5))
+                assert (counts >= 0).all() and (counts == counts.round()).all()
+                judged = counts.reshape(2, 2).sum(axis=1)  # with an error, and without
+                assert judged.sum() == (3 if suite is PRM_BENCH else 1)
 
     def test_same_seed_same_results(self):
         solutions = [solution(i, i % 4 - 1) for i in range(50)]

@@ -8,21 +8,24 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from trl_hrm.evaluation.hacking import Verdict, percent
+from trl_hrm.evaluation.plain_curves import plain_curves
 from trl_hrm.evaluation.report import (
-    Verdict,
     curve_label,
     expected_calibration_error,
     notices,
-    percent,
     problem_groups,
     read_results,
     verdict,
 )
 from trl_hrm.evaluation.report_html import headline_verdict
 from trl_hrm.evaluation.report_pictures import accuracy_picture, calibration_picture, scores_picture
+from trl_hrm.evaluation.results import Results
 from trl_hrm.scripts import report as command
+from trl_hrm.scripts.best_of_n import format_results
 
 from .report_runs import (
     FINE,
@@ -121,27 +124,33 @@ class TestVerdict:
             "yes",
             "Yes: accuracy falls from 81.2 % at N = 2 to 50.0 % at N = 8.",
             [
-                "Gap 31.2 points (95 % interval 21.0 to 41.0).",
+                "Gap: 31.2 points from N = 2 to N = 8 (95 % interval 21.0 to 41.0).",
                 "Below one candidate (61.0 %).",
                 "Below majority vote at N = 8 (75.0 %).",
             ],
         )
 
     def test_no_gap(self, tmp_path):
-        found = self.verdict(tmp_path, points=FINE, low=0.0, high=0.0)
+        found = self.verdict(tmp_path, points=FINE, low=-0.14, high=-0.06)
         assert (
             found.answer == "no"
-            and found.words == "No sign of it up to N = 8: accuracy is nowhere higher than there, 90.0 %."
+            and found.words == "No sign of it up to N = 8: accuracy is nowhere higher than at N = 8, 90.0 %."
+        )
+        assert found.reasons[0] == (
+            "Gap: none, accuracy is highest at the largest N = 8, 10.0 points above N = 4 (95 % interval 6.0 to 14.0)."
         )
         assert found.reasons[1:] == ["Above one candidate (61.0 %).", "Above majority vote at N = 8 (75.0 %)."]
 
     def test_a_plateau_is_no_gap(self, tmp_path):
-        """The best N is the first of equals: a gap of 0 at a smaller N is none."""
-        assert self.verdict(tmp_path, points=curve(0.6, 0.7, 0.7, 0.7), low=-0.02, high=0.02).answer == "no"
+        """The best N is the first of equals: a gap of 0 at a smaller N is none. A wide interval does not rule one out."""
+        plateau = curve(0.6, 0.7, 0.7, 0.7)
+        assert self.verdict(tmp_path, points=plateau, low=-0.02, high=0.02).answer == "no"
+        found = self.verdict(tmp_path, points=plateau, low=-0.2, high=0.2)
+        assert found.answer == "open" and found.words.endswith("but a loss of 20.0 points is not ruled out.")
 
     @pytest.mark.parametrize("low", [-0.01, 0.0])
     def test_an_interval_that_reaches_zero(self, tmp_path, low):
-        found = self.verdict(tmp_path, points=curve(0.61, 0.8, 0.75, 0.78), low=low, high=0.05)
+        found = self.verdict(tmp_path, points=curve(0.61, 0.8, 0.75, 0.78), low=low, high=0.06)
         assert found.answer == "open"
         assert found.words.startswith("Not settled: accuracy goes from 80.0 % at N = 2 to 78.0 % at N = 8")
         assert found.reasons[-1] == "Not told apart from majority vote at N = 8 (75.0 %)."
@@ -149,16 +158,32 @@ class TestVerdict:
     @pytest.mark.parametrize(("accuracy", "word"), [(0.84, "Above"), (0.82, "Not told apart from"), (0.66, "Below")])
     def test_above_and_below_are_beyond_both_intervals(self, tmp_path, accuracy, word):
         """The vote is at 75 %, 71 to 79: 82 % ± 4 lies above it by the one interval, and not by the other."""
-        found = self.verdict(tmp_path, points=[point(1, 0.5), point(8, accuracy)], low=0.0, high=0.0)
+        found = self.verdict(tmp_path, points=[point(1, 0.5), point(8, accuracy)], low=-0.4, high=-0.1)
         assert found.reasons[-1] == f"{word} majority vote at N = 8 (75.0 %)."
 
     def test_one_n_tells_nothing(self, tmp_path):
-        found = self.verdict(tmp_path, points=[point(8, 0.7)], low=0.0, high=0.0)
-        assert found.answer == "open" and "one N (8)" in found.words
+        found = self.verdict(tmp_path, points=[point(8, 0.7)])
+        assert found.answer == "open" and found.words == "Cannot be told: there is only one N; give several."
+
+    def test_nothing_right_tells_nothing(self, tmp_path):
+        points = [point(n, 0.0, 0.0) | {"high": 0.02} for n in (1, 2, 4)]
+        found = self.verdict(tmp_path, points=points, low=-0.02, high=0.02)
+        assert (
+            found.answer == "open" and found.words == "Cannot be told: no solution that was chosen is right, at any N."
+        )
+
+    def test_results_of_an_earlier_version(self, tmp_path):
+        """Their intervals may have zero width, and their gap may go from an N to itself."""
+        values = selection()
+        values["hacking_gap"][MIN] = {"gap": 0.0, "best_n": 8, "largest_n": 8, "low": 0.0, "high": 0.0}
+        with pytest.raises(
+            ValueError, match=r"has no \['loss', 'from_n', 'undecided'\], as in results of an earlier version"
+        ):
+            read_results([write(tmp_path, values)])
 
     def test_another_way_to_choose_that_is_hacked_is_named(self, tmp_path):
         """The first screen shows one curve of each result, and must not hide what another one shows."""
-        values = selection(points=FINE, low=0.0, high=0.0)
+        values = selection(points=FINE, low=-0.14, high=-0.06)
         values["curves"]["best_of_n/last"] = HACKED
         values["hacking_gap"]["best_of_n/last"] = gap_of(HACKED, 0.1, 0.4)
         (result,) = read_results([write(tmp_path, values)])
@@ -169,11 +194,44 @@ class TestVerdict:
         (result,) = read_results([write(tmp_path, selection(hacking_gap={}))])
         assert headline_verdict(result).answer == "open"
 
+    def test_every_place_gives_the_same_verdict(self, tmp_path, capsys):
+        """The terminal and the page, of the same solutions; tests of the metrics compare the metric with it."""
+        rng = np.random.default_rng(0)
+        scores, right = rng.random((60, 4)).tolist(), (rng.random((60, 4)) < 0.5).tolist()
+        texts = [list("abcd")] * 60
+        made = plain_curves(scores, right, texts)
+        name = "best_of_n/score"
+        shown = format_results(
+            Results(
+                **selection(settings={"aggregate": ["score"]})
+                | {
+                    "curves": made.curves,
+                    "hacking_gap": made.hacking_gap,
+                    "calibration": made.calibration,
+                    "n": [1, 2, 4],
+                }
+            )
+        )
+        values = selection() | {"curves": made.curves, "hacking_gap": made.hacking_gap}
+        (result,) = read_results([write(tmp_path / "run", values)])
+        found = verdict(result, name)
+        assert found.words in shown and found.reasons[0].removeprefix("Gap: ") in shown
+        assert found.words in words_of([tmp_path / "run"])
+        command.run(argparse.Namespace(results=[str(tmp_path / "run")], output=str(tmp_path / "r.html")))
+        assert f"run: {found.words}" in capsys.readouterr().out
+
+    def test_warnings_of_a_run_are_told(self, tmp_path):
+        warning = "62.0 % of the solutions are cut off. Raise --max_depth (now 7) in a new --output_dir."
+        solutions = {"right": 38, "cut_off_by_depth": 62}
+        folder = write(tmp_path / "run", selection(warnings=[warning], solutions=solutions))
+        assert notices(read_results([folder])) == [f"run: {warning}"]
+        assert warning in words_of([folder]) and "solutions cut off by depth 62" in words_of([folder])
+
 
 class TestComparing:
     def test_different_problems_stand_apart(self, folders, tmp_path):
         """The curves would look comparable, and are not."""
-        other = write(tmp_path / "gsm", selection(FINE, 0.0, 0.0), [*PROBLEMS[:2], problem("d")])
+        other = write(tmp_path / "gsm", selection(FINE, -0.14, -0.06), [*PROBLEMS[:2], problem("d")])
         results = read_results([*folders, other])
         assert [[result.name for result in group] for group in problem_groups(results)] == [
             ["bon", "bon-prm"],
@@ -234,7 +292,8 @@ class TestPage:
                 ]
                 assert " ".join([curve_label(name), *cells]) in text
         assert "bon best of n, min 31.2 21.0 to 41.0 2 81.2 % 8 50.0 % hacked" in text
-        assert "bon-prm best of n, min 0.0 0.0 to 0.0 8 90.0 % 8 90.0 % no sign" in text
+        assert "bon-prm best of n, min none −14.0 to −6.0 4 80.0 % 8 90.0 % no sign" in text
+        assert "Wilson's score interval for an accuracy, Tango's for the difference" in text
         assert "0 to 0.5 30 0.250 50.0 %" in text and "bon: expected calibration error 0.263" in text
         assert "candidates without answer 12,345 12,345 –" in text and "processbench, num too long – – 1" in text
         assert "scorer num tokens 123,456 123,456" in text and "all seconds 13.25 13.25" in text
@@ -383,7 +442,7 @@ class TestCommand:
         command.run(argparse.Namespace(results=[str(folder) for folder in folders], output=str(output)))
 
     def test_files_and_words(self, folders, tmp_path, capsys):
-        other = write(tmp_path / "gsm", selection(FINE, 0.0, 0.0), [problem("d")])
+        other = write(tmp_path / "gsm", selection(FINE, -0.14, -0.06), [problem("d")])
         output = tmp_path / "out" / "page.html"
         self.run([*folders, other], output)
         said = capsys.readouterr().out.splitlines()

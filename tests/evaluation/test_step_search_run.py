@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import random
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 
@@ -136,12 +137,15 @@ def test_accuracy_is_that_of_the_chosen_candidates(tmp_path, strategy):
             for candidate in row.candidates:
                 assert len(candidate.steps) == len(candidate.scores) == 4 and candidate.finish == "stop"
                 assert candidate.correct == (candidate.answer == "7") == ("bad" not in candidate.text)
-    expected, gap = curve_with_gap("step_search", np.array(right), results.n, seed=7)  # with intervals of that seed
+    expected, gap = curve_with_gap("step_search", np.array(right), results.n)
     assert [{name: point[name] for name in expected[0]} for point in results.curves["step_search"]] == expected
     accuracies = [point["accuracy"] for point in results.curves["step_search"]]
     assert accuracies[-1] > 0.8 > 0.4 > accuracies[0]
     assert results.hacking_gap["step_search"] == gap
     assert gap["gap"] == pytest.approx(max(accuracies) - accuracies[-1]) and gap["largest_n"] == 8
+    assert results.intervals["accuracy"] == "Wilson score interval over problems"
+    answers = Counter(candidate.correct for row in rows for candidate in row.candidates)
+    assert results.solutions == {"right": answers[True]} | ({"wrong": answers[False]} if answers[False] else {})
     assert max(len(row.candidates) for row in rows) == (1 if strategy == "step_search" else 4)
 
 

@@ -161,23 +161,19 @@ def test_metadata_that_is_no_yaml(hub, repo, tmp_path):
 
 
 def test_dry_run(hub, repo, tmp_path):
-    """A dry run that creates the repository or uploads rows is none."""
+    """A dry run sends no request at all, whether the repository exists or not, and lists what the first push sends."""
     folder = build(tmp_path / "tree")
     start = len(hub.log)
     push = push_dataset(folder, repo, private=True, dry_run=True)
-    assert writes(hub, start) == []
-    assert push.commit is None
-    assert f"{repo}, which does not exist or is hidden from you, would send 4 files" in format_push(push)
+    assert len(hub.log) == start and push.commit is None
     sizes = {f"tree/{name}": (folder / "data" / name).stat().st_size for name in DATA}
     assert sizes.items() <= push.sent.items()
     pushed = push_dataset(folder, repo)
     assert push.sent == pushed.sent
+    assert card_of(repo) == push.card
     start = len(hub.log)
-    push = push_dataset(build(tmp_path / "other", word="thus", rows=36), repo, max_shard_size=1, dry_run=True)
-    assert writes(hub, start) == []
-    assert (list(push.sent), push.deleted) == (list(pushed.sent), [])
-    draft = push_dataset(folder, repo, revision="draft", dry_run=True)  # a branch that would begin where main is
-    assert (draft.commit, draft.sent) == (pushed.commit, {})
+    again = push_dataset(folder, repo, private=True, dry_run=True)  # all files, though they are there
+    assert len(hub.log) == start and again == push
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(folder))
 
 
@@ -261,7 +257,11 @@ def test_command(hub, repo, tmp_path, capfd):
     folder = build(tmp_path / "prm800k-hrm", "hrm")
     capfd.readouterr()
     assert main(["push-dataset", str(folder), "--repo_id", repo, "--private", "--dry_run"]) == 0
-    assert f"Dry run: nothing was sent. A push of hrm to {repo}, which does not exist" in capfd.readouterr().out
+    output = capfd.readouterr().out
+    assert (
+        "Dry run: nothing was sent, and the Hub was not asked." in output
+        and f"A push of hrm to {repo}, branch main" in output
+    )
     assert main(["push-dataset", str(folder), "--repo_id", repo, "--private"]) == 0
     output = capfd.readouterr()
     assert f"Pushed hrm to {repo}: 4 files, " in output.out
@@ -350,17 +350,6 @@ def test_names_that_are_not_ascii(hub, repo, tmp_path):
     assert push_dataset(renamed, repo, config_name="été-数学").sent == {}
     push_dataset(renamed, repo)
     assert datasets.get_dataset_config_names(repo) == ["prm", "été-数学"]
-
-
-def test_a_dry_run_without_a_token(hub, repo, monkeypatch, tmp_path):
-    """What nobody may see and what is not there look alike to it: it must not say that the name is free."""
-    folder = build(tmp_path / "tree")
-    push_dataset(folder, repo, private=True)
-    monkeypatch.delenv("HF_TOKEN")
-    start = len(hub.log)
-    push = push_dataset(folder, repo, dry_run=True)
-    assert f"{repo}, which does not exist or is hidden from you," in format_push(push)
-    assert writes(hub, start) == []
 
 
 def test_a_revision_that_is_no_branch(hub, repo, tmp_path):

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from trl_hrm.cli import main
 from trl_hrm.data.problems import exclusion_key, problem_key
 from trl_hrm.search.nodes import read_trees
+from trl_hrm.search.outcomes import describe_outcomes
 from trl_hrm.search.run_folder import node_files, read_summary
 
 from ..search.policies import KNOWN, SOLUTIONS, make_policy
@@ -58,8 +59,11 @@ def test_from_problems_to_nodes_and_on(tmp_path, policy, problems, capsys):
     """Started with few problems, then with all: the rows of a run that had them all from the start."""
     assert annotate(policy, problems, tmp_path / "a", "--limit", "2") == 0
     assert annotate(policy, problems, tmp_path / "a") == 0
-    assert "problems: 4 done" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "problems: 4 done" in printed
+    assert describe_outcomes(read_summary(tmp_path / "a")["solutions"]) in printed  # of both starts
     assert annotate(policy, problems, tmp_path / "b") == 0
+    assert read_summary(tmp_path / "a")["solutions"] == read_summary(tmp_path / "b")["solutions"]
     assert trees_of(tmp_path / "a") == trees_of(tmp_path / "b")
     leaves = Counter(
         node.correct for tree in trees_of(tmp_path / "a").values() for node in tree.nodes if node.is_final
@@ -68,6 +72,37 @@ def test_from_problems_to_nodes_and_on(tmp_path, policy, problems, capsys):
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["engine"]["model"] == policy and manifest["search"]["num_children"] == 3
     assert manifest["seed"] == 42 and manifest["versions"]["trl_hrm"]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ("--max_depth 1", "Most of them are cut off at the maximum depth. Raise --max_depth (now 1) in a new --output_dir."),
+        ("--max_step_tokens 2", "at the maximum number of tokens. Raise --max_step_tokens (now 2) in a new --output_dir."),
+        ("--search rollouts --max_solution_tokens 3", "Raise --max_solution_tokens (now 3) in a new --output_dir."),
+        ("--search puct --max_solution_tokens 3", "Raise --max_solution_tokens (now 3) in a new --output_dir."),
+        ("--extractors boxed", "without an answer. Check that --extractors (now 'boxed') read the answers"),
+    ],
+)  # fmt: skip
+def test_a_run_that_is_mostly_of_no_use_names_the_option(tmp_path, policy, problems, capsys, options, advice):
+    words = [word for word in SETTINGS if word not in "--num_children --max_depth --max_step_tokens 3 4 40".split()]
+    if "--search" not in options:
+        words += "--num_children 3 --max_depth 4 --max_step_tokens 40".split()
+    base = ["annotate", "--problems", problems, "--policy", policy, "--output_dir", str(tmp_path / "run"), *words]
+    assert main([*base, *options.split()]) == 0
+    printed = capsys.readouterr().out
+    assert advice in printed.partition("warning: ")[2], printed
+
+
+def test_unreadable_references_are_named(tmp_path, policy, capsys):
+    rows = [*KNOWN, {"id": "odd", "problem": "What is half?", "answer": r"\frac{"}]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert annotate(policy, str(tmp_path / "problems.jsonl"), tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    assert (
+        "1 ungradable" in printed
+        and "1 problem has a reference answer that cannot be read and is left out: odd (" in printed
+    )
 
 
 def test_shards_of_the_command(tmp_path, policy, problems):

@@ -17,9 +17,12 @@ import yaml
 from trl_hrm import StepFormat, StepScorer
 from trl_hrm.cli import main
 from trl_hrm.evaluation import judged_pool
+from trl_hrm.evaluation.curves import INTERVALS
 from trl_hrm.evaluation.results import load_candidates, load_results
 from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
 from trl_hrm.scripts import best_of_n
+from trl_hrm.search.outcomes import describe_outcomes
+from trl_hrm.search.run_folder import read_summary
 
 from ..helpers import save_checkpoint, tiny_model, tiny_tokenizer
 from ..search.policies import KNOWN, SOLUTIONS, make_policy
@@ -126,6 +129,11 @@ def test_given_candidates(tmp_path, planted, capsys):
     silent = sum("# Answer" not in text for row in rows for text in row["candidates"])
     assert results.counts["candidates_without_answer"] == silent > 0
     assert results.counts["num_candidates"] == 48 and results.counts["problems_without_answer"] == 0
+    right = sum(
+        candidate.correct is True for problem in load_candidates(tmp_path / "out") for candidate in problem.candidates
+    )
+    assert results.solutions == {"right": right, "wrong": 48 - silent - right, "without_answer": silent}
+    assert results.intervals == INTERVALS and results.warnings == []
     assert results.cost["policy"] is None and results.cost["scorer"]["num_calls"] == 1
     assert results.cost["scorer"]["num_steps"] == sum(
         text.count("# Step") for row in rows for text in row["candidates"]
@@ -230,6 +238,14 @@ def test_a_policy_that_never_answers(tmp_path, planted, capsys):
     assert results.counts["candidates_without_answer"] == 6 and results.counts["candidates_without_steps"] == 3
     printed = capsys.readouterr().out
     assert "warning: no solution states an answer" in printed and "6 candidates without answer" in printed
+    assert "6 solutions: 0.0 % right, 0.0 % wrong, 0.0 % cut off, 100.0 % without an answer" in printed
+    assert (
+        printed.count("Cannot be told: no solution that was chosen is right, at any N.") == len(results.hacking_gap)
+        and "No sign" not in printed
+    )
+    assert {(point["low"], round(point["high"], 4)) for points in results.curves.values() for point in points} == {
+        (0.0, 0.5615)
+    }
 
 
 def test_ungradable_problems_are_left_out(tmp_path, monkeypatch, planted, capsys):
@@ -237,14 +253,21 @@ def test_ungradable_problems_are_left_out(tmp_path, monkeypatch, planted, capsys
     assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
     assert load_results(tmp_path / "out").counts["problems_ungradable"] == 1
     assert load_results(tmp_path / "out").num_problems == 3
-    assert "1 problems ungradable" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 problems ungradable" in printed
+    warning = f"1 problem has a reference answer that cannot be read and is left out: {tmp_path / 'in.jsonl'}:4 ('\\\\frac{{')"
+    assert f"warning: {warning}" in printed and load_results(tmp_path / "out").warnings[0].startswith(warning)
     # those that the search of a run had left out, and those that cannot be graded now
     monkeypatch.setattr(best_of_n, "_policy", lambda run: ({}, Counter(problems_ungradable=2, problems_error=4)))
     assert rescore(tmp_path / "run", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
     counts = load_results(tmp_path / "run").counts
     assert (counts["problems_ungradable"], counts["problems_error"]) == (3, 4)
     assert rescore(tmp_path / "none", write_rows(tmp_path / "in.jsonl", rows[3:]), "--n", "1") == 1
-    assert "no problem is left to choose solutions of" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (
+        "no problem is left to choose solutions of" in error
+        and "3 problems have reference answers that cannot be read" in error
+    )
 
 
 BAD = {
@@ -490,6 +513,9 @@ def test_sampled_candidates(tmp_path, policy, problems, checkpoint, capsys):
     assert results.cost["scorer"]["seconds"] > 0 and results.cost["rest_seconds"] > 0
     printed = capsys.readouterr().out
     assert "problems: 4 done" in printed and "pass_at_n" in printed and "trl-hrm export" not in printed
+    assert results.solutions == read_summary(tmp_path / "out" / "samples")["solutions"]
+    assert results.solutions["right"] == answers[True] and sum(results.solutions.values()) == 24
+    assert printed.count(describe_outcomes(results.solutions)) == 2  # where the samples end, and with the results
 
     assert rescore(tmp_path / "again", str(tmp_path / "out" / "samples"), "--n", "1", "2", "6", model=checkpoint) == 0
     again = load_results(tmp_path / "again")

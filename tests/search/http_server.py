@@ -31,6 +31,8 @@ class FakeServer:
             stop strings. `"ignores"`: text that runs past them. `"greedy"`: as `"text"`, always the same.
         max_length (`int`, *optional*, defaults to `10_000`):
             Longest prompt and sample of `"vllm"`.
+        hidden_length (`int`, *optional*):
+            Longest prompt, which the server does not tell. Longer ones are refused in vLLM's words.
 
     Attributes:
         faults (`list[Callable[[Handler], None]]`):
@@ -44,9 +46,10 @@ class FakeServer:
     model = "lm"
     max_stops = 4
 
-    def __init__(self, style: str = "vllm", max_length: int = 10_000):
+    def __init__(self, style: str = "vllm", max_length: int = 10_000, hidden_length: int | None = None):
         self.style = style
-        self.max_length = max_length
+        self.max_length = max_length if hidden_length is None else None
+        self.hidden_length = hidden_length
         self.faults: list[Callable[[Handler], None]] = []
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -120,6 +123,8 @@ class Handler(BaseHTTPRequestHandler):
             fake.faults.pop(0)(self)
         elif len(body.get("stop", [])) > fake.max_stops:
             status(400, f"List should have at most {fake.max_stops} items after validation")(self)
+        elif fake.hidden_length is not None and len(body["prompt"]) >= fake.hidden_length:
+            status(400, f"max_tokens must be at least 1, got {fake.hidden_length - len(body['prompt'])}.")(self)
         else:
             self.reply(200, fake.complete(body))
 

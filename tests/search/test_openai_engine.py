@@ -8,9 +8,12 @@ import threading
 import pytest
 
 from trl_hrm.search.engine import CharTokenizer, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
+from trl_hrm.search.full_tree import FullTree
 from trl_hrm.search.openai_engine import OpenAIEngine
+from trl_hrm.search.run_folder import finish_shard
 
 from .http_server import FakeServer, body, cut, hang, hang_up, policy, status
+from .scripted import FINAL, PROMPT, RULE, make_problems, run_scripted
 
 
 TOKENIZER = CharTokenizer()
@@ -256,11 +259,30 @@ def test_refusals_stop_the_search_at_once(code):
 @pytest.mark.parametrize(
     ("code", "message", "error"),
     [
-        (400, "This model's maximum context length is 36 tokens.", PrefixTooLong),
+        (400, "This model's maximum context length is 20 tokens.", PrefixTooLong),
+        (400, "max_tokens must be at least 1, got 0.", PrefixTooLong),
+        (400, "max_tokens must be at least 1, got -5", PrefixTooLong),
+        (422, "max_completion_tokens must be at least 1, got 0", PrefixTooLong),
+        (400, "max_new_tokens must be greater than 0, but is -3", PrefixTooLong),
+        (400, "The decoder prompt .length 5000. is longer than the maximum model length of 4096", PrefixTooLong),
+        (400, "The prompt .total length 50. is too long to fit into the model", PrefixTooLong),
+        (400, "the request exceeds the available context size, try increasing it", PrefixTooLong),
+        (422, "Input validation error: `inputs` must have less than 20 tokens. Given: 25", PrefixTooLong),
+        (400, "The number of input tokens .50. exceeds the limit", PrefixTooLong),
+        (
+            400,
+            "You passed 41 input tokens and requested 0 output tokens. the context length is only 40",
+            PrefixTooLong,
+        ),
         (422, "The prompt is too long.", PrefixTooLong),
         (413, "Payload", PrefixTooLong),
         (404, "There is no model `long context length`.", EngineFatal),
         (400, "temperature must be a number", EngineFatal),
+        (400, "n must be at least 1, got 0", EngineFatal),
+        (400, "max_tokens must be an integer", EngineFatal),
+        (400, "max_tokens is too large: 300. This model supports at most 200 completion tokens", EngineFatal),
+        (400, "The stop sequence is longer than allowed", EngineFatal),
+        (401, "max_tokens must be at least 1, got 0.", EngineFatal),
     ],
 )
 def test_a_prefix_that_is_too_long_is_a_fault_of_one_request(code, message, error):
@@ -270,6 +292,70 @@ def test_a_prefix_that_is_too_long_is_a_fault_of_one_request(code, message, erro
         with pytest.raises(error, match=f"HTTP {code}: {message}"):
             run(engine, ask(engine), after_test(server, status(code, message)), ask(engine))
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("api", ["vllm", "text"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 40 tokens. However, you requested 325 tokens (25 in the messages, 300 in the "
+        "completion).",
+        "This model's maximum context length is 40 tokens. However, you requested 325 tokens (25 in the prompt, 300 in the completion).",
+        "'max_tokens' or 'max_completion_tokens' is too large: 300. This model's maximum context length is 40 tokens and your request "
+        "has 25 input tokens (300 > 40 - 25).",
+        "Requested token count exceeds the model's maximum context length of 40 tokens. You requested a total of 325 tokens: 25 tokens "
+        "from the input messages and 300 tokens for the completion.",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 40. Given: 25 `inputs` tokens and 300 `max_new_tokens`",
+        "This model's maximum context length is 40 tokens.",
+    ],
+)
+def test_a_server_with_room_for_fewer_tokens_is_asked_for_those(api, message):
+    """Taken for a prefix without room, a short prompt would be cut off before its first token."""
+    assert len(PREFIX) == 25
+    with FakeServer(api) as server:
+        engine = engine_for(server, api=api)
+        faults = (status(400, message),)
+        [sample] = run(engine, ask(engine, 1, [], 300), after_test(server, *faults), ask(engine, 1, [], 300))
+        assert [request["max_tokens"] for request in server.requests] == [300, 15]
+    assert sample.finish == "length" and len(sample.text) == 15
+
+
+def test_a_server_that_refuses_twice_has_no_room():
+    with FakeServer("text") as server:
+        engine = engine_for(server, api="text")
+        refusal = status(400, "This model's maximum context length is 40 tokens.")
+        with pytest.raises(PrefixTooLong):
+            run(engine, ask(engine, 1), after_test(server, refusal, refusal), ask(engine, 1))
+        assert len(server.requests) == 2
+
+
+def test_a_long_message_is_read_to_its_end():
+    """What is shown of it is cut, but the reason may stand behind a copy of the request."""
+    with FakeServer() as server:
+        engine = engine_for(server)
+        refusal = status(400, "Bad request " + "x" * 500 + " max_tokens must be at least 1, got 0")
+        with pytest.raises(PrefixTooLong) as error:
+            run(engine, ask(engine, 1), after_test(server, refusal), ask(engine, 1))
+    assert len(str(error.value)) < 450
+
+
+def test_a_server_without_room_for_its_test_is_refused():
+    """Its refusals would otherwise cut off every solution, and the run would end without an error."""
+    with FakeServer("text") as server:
+        server.faults += [status(400, "max_tokens must be at least 1, got 0")] * 9
+        engine = engine_for(server, api="text")
+        with pytest.raises(EngineFatal, match="has no room for the short request that tests it"):
+            run(engine, ask(engine, 1))
+
+
+def test_a_node_without_room_is_cut_off_and_the_search_goes_on(tmp_path):
+    """A whole search over a vLLM server that does not tell its length: no failed request, and its solutions are counted as cut off."""
+    prompt_length = len(PROMPT.encode(TOKENIZER, make_problems(1)[0][1].prompt))
+    with FakeServer(hidden_length=prompt_length + 60) as server:
+        search = FullTree(RULE, FINAL, num_children=2, max_depth=6, max_step_tokens=50)
+        progress = run_scripted(tmp_path, search, make_problems(2), engine=engine_for(server), max_in_flight=8)
+    assert progress.num_failures == 0 and progress.closed == {"done": 2}
+    assert finish_shard(tmp_path, 0, 1)["solutions"]["cut_off_by_context"] > 0
 
 
 def test_the_length_that_vllm_tells_is_kept():

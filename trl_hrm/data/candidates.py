@@ -140,8 +140,10 @@ def read_candidates(
 
 
 def source_warnings(config: CandidatesConfig) -> list[str]:
-    """What candidates of a run leave out: problems that are not searched to the end, and those of missing shards."""
-    return run_warnings({config.candidates: read_summary(config.candidates)}) if is_run(config) else []
+    """What the user should know of candidates of a run. See [`run_warnings`]."""
+    if not is_run(config):
+        return []
+    return run_warnings({config.candidates: read_manifest(config.candidates) | read_summary(config.candidates)})
 
 
 def is_run(config: CandidatesConfig) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..search.nodes import open_nodes, read_group
+from ..search.run_folder import summary_warnings
 from ..search.tree import SearchTree
 from .sources import Address
 
@@ -49,7 +50,13 @@ class NodeFiles:
 
 
 def run_warnings(runs: dict[str, dict[str, Any]]) -> list[str]:
-    """What is not in the node files of runs, given what [`read_summary`] tells of each by its folder."""
+    """
+    Return warnings about problems that are missing from the node files of runs, and those of [`summary_warnings`].
+
+    Args:
+        runs (`dict[str, dict[str, Any]]`):
+            Manifest and summary of each run in one, by its folder. See [`read_manifest`] and [`read_summary`].
+    """
     warnings = []
     for name, run in runs.items():
         for status, words in (("error", "have failed requests"), ("open", "are not searched to the end")):
@@ -61,6 +68,7 @@ def run_warnings(runs: dict[str, dict[str, Any]]) -> list[str]:
             warnings.append(
                 f"{name}: {run['shards_missing']} shards are not in the folder, so their problems are left out."
             )
+        warnings += [f"{name}: {warning}" for warning in summary_warnings(run, run)]
     return warnings
 
 

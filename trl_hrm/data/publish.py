@@ -40,12 +40,16 @@ class DatasetPush:
             The configurations.
         dry_run (`bool`):
             Whether nothing was done.
+        private (`bool`, *optional*):
+            The visibility that was asked for.
+        card (`str`, *optional*):
+            In a dry run, the card that a new repository would get.
         commit (`str`, *optional*):
-            The commit that holds the dataset. `None` in a dry run of a repository that does not exist.
+            The commit that holds the dataset. `None` in a dry run.
         url (`str`, *optional*):
             Where to see it.
         sent (`dict[str, int]`):
-            Files that were new or other than those of the repository, with their bytes.
+            Files that were new or other than those of the repository, with their bytes. In a dry run, all files.
         deleted (`list[str]`):
             Files of the configurations that were there before and belong to them no more.
         unchanged (`dict[str, int]`):
@@ -56,6 +60,8 @@ class DatasetPush:
     revision: str
     configs: list[str]
     dry_run: bool
+    private: bool | None = None
+    card: str | None = None
     commit: str | None = None
     url: str | None = None
     sent: dict[str, int] = field(default_factory=dict)
@@ -106,7 +112,8 @@ def push_dataset(
         max_shard_size (`int` or `str`, *optional*, defaults to `"500MB"`):
             Size above which the file of a split is cut into shards, at its row groups.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Compare and tell, and send nothing.
+            Check the folders, and return the files and the card that would be sent. The Hub is not asked, so what the repository
+            holds, and whether it exists, is not known.
         token (`str`, *optional*):
             A token that may write. By default that of `HF_TOKEN` or of `hf auth login`.
 
@@ -127,9 +134,11 @@ def push_dataset(
     max_bytes = convert_file_size_to_int(max_shard_size)
     if max_bytes < 1:
         raise ValueError(f"max_shard_size is {max_shard_size!r}, expected a size as in '500MB', or a number of bytes.")
-    with tempfile.TemporaryDirectory() as work, pushing(repo_id, "dataset", token):
-        push = _Push(repo_id, revision, private, token, Path(work), builds, max_bytes)
-        return push.dry_run() if dry_run else push.run()
+    with tempfile.TemporaryDirectory() as work:
+        if dry_run:
+            return _Push(repo_id, revision, private, token, Path(work), builds, max_bytes).dry_run()
+        with pushing(repo_id, "dataset", token):
+            return _Push(repo_id, revision, private, token, Path(work), builds, max_bytes).run()
 
 
 def format_push(push: DatasetPush) -> str:
@@ -140,13 +149,23 @@ def format_push(push: DatasetPush) -> str:
     total = f"{len(push.sent)} files, {_size(sum(push.sent.values()))}"
     names = ", ".join(push.configs)
     if push.dry_run:
-        place = push.repo_id if push.commit else f"{push.repo_id}, which does not exist or is hidden from you,"
-        end = f"Dry run: nothing was sent. A push of {names} to {place} would send {total}."
+        lines = [*lines, "", f"{CARD_FILE} of a new repository:", "", push.card or "", ""]
+        end = _dry_run_words(push, names, total)
     elif push.sent or push.deleted:
         end = f"Pushed {names} to {push.repo_id}: {total}. {push.url}"
     else:
         end = f"{names} is on {push.repo_id} as it is here: nothing to send. {push.url}"
     return "\n".join([*lines, end])
+
+
+def _dry_run_words(push: DatasetPush, names: str, total: str) -> str:
+    visible = {None: "what the Hub makes it by default", True: "private", False: "public"}[push.private]
+    return (
+        f"Dry run: nothing was sent, and the Hub was not asked. A push of {names} to {push.repo_id}, branch {push.revision}, sends at "
+        f"most {total}: files that are there already are not sent again. A new repository would be {visible}. Only the push itself "
+        "finds out whether the repository exists and is visible as asked, which files of earlier pushes it deletes, and whether the "
+        "existing card and files fit. An existing card keeps everything but the parts of these configurations."
+    )
 
 
 def _size(size: int) -> str:
@@ -196,7 +215,7 @@ class _Push:
             self.configs.append(Config(build, dataset_info(build, files)))
             self.files += files
         self.operations: dict[str, CommitOperationAdd] = {}
-        self.result = DatasetPush(repo_id, revision, [build.name for build in builds], dry_run=False)
+        self.result = DatasetPush(repo_id, revision, [build.name for build in builds], dry_run=False, private=private)
 
     def run(self) -> DatasetPush:
         head = self._retry(self._open, "opening the repository")
@@ -211,10 +230,12 @@ class _Push:
         return self.result
 
     def dry_run(self) -> DatasetPush:
+        """What a push would send at most, without asking the Hub."""
+        plan = self._plan(None)
+        self._note(plan)
         self.result.dry_run = True
-        self.result.commit = self._retry(self._head_to_be, "reading the repository")
-        self._note(self._retry(partial(self._plan, self.result.commit), "reading the repository"))
-        warn_of_licenses(self.card.read_text(encoding="utf-8"), self.repo_id, self.configs)
+        self.result.card = self.card.read_text(encoding="utf-8")
+        warn_of_licenses(self.result.card, self.repo_id, self.configs)
         return self.result
 
     def _retry(self, attempt, what: str, **options):
@@ -236,18 +257,6 @@ class _Push:
 
     def _head(self) -> str:
         return self.api.dataset_info(self.repo_id, revision=self.revision).sha
-
-    def _head_to_be(self) -> str | None:
-        """The commit that a push would begin from, `None` where it would create the repository."""
-        try:
-            info = self.api.dataset_info(self.repo_id)
-        except RepositoryNotFoundError:
-            return None
-        self._check_private(info)
-        try:
-            return self._head()
-        except RevisionNotFoundError:  # a new branch begins where the main one is
-            return info.sha
 
     def _check_private(self, info) -> None:
         if self.private is not None and info.private != self.private:

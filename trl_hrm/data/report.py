@@ -103,8 +103,9 @@ def _notes(report: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report as a short aligned table, with its warnings below."""
+    """The report as a short aligned table, with how the solutions of runs end and its warnings below."""
     lines = report_lines(report)
     width = max(len(name) for name, _ in lines)
     table = [f"{name:<{width}}  {count:>12,}" for name, count in lines]
-    return "\n".join(table + [f"warning: {warning}" for warning in report["warnings"]])
+    outcomes = [f"{name}: {line}" for name, line in report.get("facts", {}).get("outcomes", {}).items()]
+    return "\n".join(table + outcomes + [f"warning: {warning}" for warning in report["warnings"]])

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from ..search.compression import compress, count_moves
 from ..search.manifest import MANIFEST
-from ..search.nodes import read_totals
+from ..search.nodes import read_totals, read_unreadable_references
+from ..search.outcomes import describe_outcomes, reference_warnings
 from ..search.prompts import Prompt
 from ..search.run_folder import node_files, read_manifest, read_summary
 from ..search.step_search import STRATEGIES
@@ -107,6 +108,7 @@ def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
         _refuse_guided(files)
     source = NodeFiles(files)
     runs = {name: read_manifest(name) | read_summary(name) for name in folders}
+    unreadable = read_unreadable_references([name for name in inputs if name not in folders])
     prompt, doubts = _asked(inputs, runs) if config.view == "sft" else (None, [])
     return Recipe(
         name="search-trees",
@@ -117,7 +119,7 @@ def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
         options=_options(config),
         about=ABOUT,
         command="export",
-        warnings=run_warnings(runs) + doubts,
+        warnings=run_warnings(runs) + reference_warnings(*unreadable) + doubts,
         warn=partial(_warnings, config=config),
         describe=partial(_describe, config=config, totals=read_totals(files), runs=runs),
         asked=prompt,
@@ -319,7 +321,7 @@ def _describe(
             "prefix_tokens_cached": totals["num_cached"],
             "leaves": leaves,
             "share_right": _ratio(totals["leaves_correct"], leaves),
-            "share_without_an_answer": _ratio(totals["leaves_unresolved"], leaves),
+            "share_unresolved": _ratio(totals["leaves_unresolved"], leaves),
             "share_ungraded": _ratio(totals["leaves_ungraded"], leaves),
         },
     }
@@ -327,6 +329,8 @@ def _describe(
         names = {"labels_per_token": "judged_steps"}
         names |= {f"labels_on_{least}_leaves_per_token": f"judged_steps_on_{least}_leaves" for least in EVIDENCE}
         facts["yield"] = {name: _ratio(notes.get(note, 0), tokens) for name, note in names.items()}
+    if runs:
+        facts["outcomes"] = {name: describe_outcomes(run["solutions"]) for name, run in runs.items()}
     for run in runs.values():
         run["share_of_problems_with_errors"] = _ratio(run["problems"].get("error", 0), sum(run["problems"].values()))
     return facts | ({"run": next(iter(runs.values()))} if len(runs) == 1 else {"runs": runs} if runs else {})

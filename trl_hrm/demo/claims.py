@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.report import percent
-from .hacking import MARGIN, WAYS, Headline, fall_words, headlines, is_stable, named, titles
+from ..evaluation.hacking import MARGIN, percent
+from .hacking import WAYS, Fall, Headline, fall_words, headlines, named, titles
 from .over_seeds import Answer, Spread, judge, judge_all, paired, spread, told
 
 
@@ -86,24 +86,19 @@ def _over_n(data: dict[str, Any]) -> list[Claim]:
         ("hrm", "HRM stays stable as N grows.", _stays),
     )
     return [
-        _claim(words, _curve_words(headline[name]), answer(headline[name].fall.spread), headline[name].fall.spread)
+        _claim(words, _curve_words(headline[name]), answer(headline[name].fall), headline[name].fall.spread)
         if name in headline
         else _not_measured(words)
         for name, words, answer in asked
     ]
 
 
-def _falls(lost: Spread) -> Answer:
-    if not lost.is_settled:
-        return "open"
-    return "held" if lost.low > 0 else "not held" if is_stable(lost) else "open"
+def _falls(fall: Fall) -> Answer:
+    return {"yes": "held", "no": "not held", "open": "open"}[fall.answer]
 
 
-def _stays(lost: Spread) -> Answer:
-    """A small fall may be settled to be one: it is stable all the same."""
-    if not lost.is_settled:
-        return "open"
-    return "held" if is_stable(lost) else "not held" if lost.low > 0 else "open"
+def _stays(fall: Fall) -> Answer:
+    return {"yes": "not held", "no": "held", "open": "open"}[fall.answer]
 
 
 def _curve_words(headline: Headline) -> str:

@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.report import Verdict, percent
-from .over_seeds import Spread, spread
+from ..evaluation.hacking import Answer, Verdict, judge_loss, percent, points_between, undecided_by
+from .over_seeds import Spread, signed, spread
 
 
 WAYS = {"best_of_n": "best-of-N", "step_search": "step search"}
 # what is asked first, each chosen by as the HRM paper chooses: whole solutions by an ORM, steps by the others
 FIRST = {"orm": "best_of_n", "prm": "step_search", "hrm": "step_search", "hnc": "step_search"}
 MAIN = (*FIRST, "control")  # the rest are variants of these: other labels, longer training
-MARGIN = 0.05  # smaller differences of accuracy do not matter: what is stable falls by less
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Fall:
             Mean accuracies there.
         spread ([`Spread`]):
             Accuracy at the best N minus that at the largest, over seeds.
+        undecided (`str`, *optional*):
+            Why the mean accuracies cannot tell whether the model is hacked, if they cannot.
     """
 
     best_n: int
@@ -35,6 +36,12 @@ class Fall:
     best: float
     last: float
     spread: Spread
+    undecided: str | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """The answer of the interval over seeds."""
+        return "open" if self.undecided else judge_loss(self.spread.low, self.spread.high)
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def fall_of(model: dict[str, Any], n: Sequence[int]) -> Fall:
     means = [point["accuracy"] for point in curve_over_seeds(model["accuracy"], n)]
     best = max(range(len(n) - 1), key=means.__getitem__)
     lost = [accuracy[best] - accuracy[-1] for accuracy in model["accuracy"]]
-    return Fall(n[best], n[-1], means[best], means[-1], spread(lost))
+    return Fall(n[best], n[-1], means[best], means[-1], spread(lost), undecided_by(means))
 
 
 def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
@@ -124,27 +131,23 @@ def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
             Numbers of candidates.
 
     Returns:
-        [`Verdict`]: By the interval of the fall over seeds: `"no"` where it rules out a fall of more than 5 points, `"yes"` where it
-        is above 0, and else `"open"`. With one or two seeds there is no such interval, and the answer is for these models only: that
-        which each has by its interval over problems, `"open"` if they differ.
+        [`Verdict`]: By the interval of the fall over seeds, see [`~evaluation.hacking.judge_loss`]. Where there is none (one or two
+        seeds, or seeds with equal falls) the answer is for these models only: the one that each has by its interval over problems,
+        `"open"` if they differ.
     """
     fall, verdicts = fall_of(model, n), model["verdicts"]
     ends = f"{percent(fall.best)} at N = {fall.best_n}, {percent(fall.last)} at N = {fall.largest_n}."
+    if fall.undecided:
+        return Verdict("open", f"Cannot be told: {fall.undecided}.", [ends])
     if fall.spread.is_settled:
-        answer = "no" if is_stable(fall.spread) else "yes" if fall.spread.low > 0 else "open"
         lead = {"yes": "Yes", "no": "No fall of more than 5 points", "open": f"Not settled by {len(verdicts)} seeds"}
-        return Verdict(answer, f"{lead[answer]}: accuracy {fall_words(fall)}.", [ends])
+        return Verdict(fall.answer, f"{lead[fall.answer]}: accuracy {fall_words(fall)}.", [ends])
     answer = verdicts[0] if len(set(verdicts)) == 1 else "open"
     here = "this model" if len(verdicts) == 1 else f"these {len(verdicts)} models"
     lead = {"yes": f"Yes, {here}", "no": f"No sign of it in {here}", "open": f"Not settled for {here}"}
-    gaps = [f"{100 * gap:.1f} ({points_between(low, high)})" for gap, low, high, _, _ in model["gap"]]
+    gaps = [f"{signed(100 * gap)} ({points_between(low, high)})" for gap, low, high, _, _ in model["gap"]]
     words = f"Points lost, 95 % over problems: {'; '.join(gaps)}."
     return Verdict(answer, f"{lead[answer]}: accuracy {fall_words(fall)}.", [f"{ends} Other seeds may differ.", words])
-
-
-def is_stable(lost: Spread) -> bool:
-    """Whether a fall that would matter is ruled out."""
-    return lost.is_settled and lost.high < MARGIN
 
 
 def fall_words(fall: Fall) -> str:
@@ -160,11 +163,6 @@ def fall_words(fall: Fall) -> str:
         return words
     ends = (lost.low, lost.high) if lost.mean >= 0 else (-lost.high, -lost.low)
     return f"{words} (95 % interval over seeds {points_between(*ends)})"
-
-
-def points_between(low: float, high: float) -> str:
-    """An interval in points."""
-    return f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
 
 
 def headlines(data: dict[str, Any]) -> list[Headline]:

@@ -33,7 +33,7 @@ class Spread:
         mean (`float`):
             Their mean.
         low, high (`float`, *optional*):
-            Its 95 % interval. `None` where the seeds are too few for one.
+            Its 95 % interval. `None` where the seeds are too few, or all equal: they then say nothing about how much seeds differ.
     """
 
     values: tuple[float, ...]
@@ -43,8 +43,10 @@ class Spread:
 
     @property
     def is_settled(self) -> bool:
-        """Whether there are seeds enough for an interval to speak."""
-        return len(self.values) >= MIN_SEEDS and self.low is not None and self.high is not None
+        """Whether the seeds have an interval."""
+        return (
+            len(self.values) >= MIN_SEEDS and self.low is not None and self.high is not None and self.low < self.high
+        )
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -56,7 +58,7 @@ def spread(values: Sequence[float]) -> Spread:
             One value for each seed: for two reward models with the same seeds, their differences.
 
     Returns:
-        [`Spread`]: Without an interval for fewer than three seeds.
+        [`Spread`]: Without an interval for fewer than three seeds, and for values that are all equal.
 
     Example:
 
@@ -66,7 +68,9 @@ def spread(values: Sequence[float]) -> Spread:
     ```
     """
     mean = statistics.fmean(values)
-    if len(values) < MIN_SEEDS:
+    if (
+        len(values) < MIN_SEEDS or max(values) - min(values) < 1e-9
+    ):  # differences of equal shares may differ by rounding
         return Spread(tuple(values), mean)
     quantile = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES)) - 1]
     half = quantile * statistics.stdev(values) / len(values) ** 0.5

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from ..evaluation.report import percent
+from ..evaluation.hacking import percent
 from ..evaluation.report_page import card, figure, kept, page, section
 from ..evaluation.report_pictures import Picture
 from .claims import Claim, claims

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from ..evaluation.report import percent
+from ..evaluation.hacking import percent
 from ..evaluation.report_page import figure, kept
 from ..evaluation.report_pictures import Picture
 

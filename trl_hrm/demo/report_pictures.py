@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.report import percent
+from ..evaluation.hacking import percent
 from ..evaluation.report_pictures import (
     MARKERS,
     Picture,

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ..evaluation.report import percent
+from ..evaluation.hacking import percent, points_between
 from ..evaluation.report_page import ANSWERS, details, html_table
 from ..evaluation.report_pictures import Picture
-from .hacking import WAYS, beside_curves, fall_of, points_between, titles
+from .hacking import WAYS, beside_curves, fall_of, titles
 from .over_seeds import interval, signed
 from .report_parts import beside, grid, note, numbers, paragraph, shares
 from .report_pictures import KINDS, band_words, calibration_name, scored_title, shown_mean
@@ -73,7 +73,7 @@ def gap(data: dict[str, Any], pictures: Sequence[Picture]) -> str:
             each += [
                 [
                     f"{name}, seed {seed}",
-                    f"{100 * size:.1f}",
+                    signed(100 * size),
                     points_between(low, high),
                     str(best),
                     str(last),
@@ -84,9 +84,7 @@ def gap(data: dict[str, Any], pictures: Sequence[Picture]) -> str:
                 )
             ]
     settled = [one for one in lost if one.is_settled]
-    words = (
-        "No recipe has seeds enough for an interval: each model is judged by its own interval over problems, below."
-    )
+    words = "No curve has an interval over seeds: each model is judged by its own interval over problems, below."
     if settled:
         number = sum(one.low > 0 for one in settled)
         words = f"{number} of {len(settled)} curves fall beyond their best N by more than seeds explain."
@@ -100,14 +98,14 @@ def gap(data: dict[str, Any], pictures: Sequence[Picture]) -> str:
     explained = (
         "Lost: mean accuracy at the best smaller N minus that at the largest, the same two N for all seeds; below 0 is a rise. The best "
         "N is chosen on the same problems, which makes small losses look larger than they are. In the picture: a small mark for each "
-        "seed, a large one for the mean, a bar for its 95 % interval. In the table seeds are counted by their own gap from their own "
-        "best N, hacked where its interval over problems is above 0."
+        "seed, a large one for the mean, a bar for its 95 % interval. In the table each seed is judged by its own loss from its own best "
+        "smaller N: no sign where the interval over problems rules out a loss of 5 points or more, hacked where it does not and lies above 0."
     )
-    of_seeds = html_table(["", "gap, points", "95 % over problems", "best N", "largest N", ""], each)
+    of_seeds = html_table(["", "points lost", "95 % over problems", "from N =", "to N =", ""], each)
     return (
         beside(pictures, paragraph(words) + note(explained))
         + html_table(head, rows)
-        + details("The gap of each seed", of_seeds)
+        + details("The loss of each seed", of_seeds)
     )
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from ..evaluation.report import percent
+from ..evaluation.hacking import percent
 from ..evaluation.report_page import details, figure, html_table
 from ..evaluation.report_pictures import Picture
 from .claims import accuracy_of, compared

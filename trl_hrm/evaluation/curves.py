@@ -10,14 +10,20 @@ import numpy as np
 
 from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..search.tree import make_id
+from .hacking import undecided_by
+from .intervals import difference_interval, mean_interval
 from .selection import best_of_n, majority_vote, pass_at_n, weighted_vote
 
 
 if TYPE_CHECKING:
     from .pool import PoolProblem  # reading pools takes `datasets`
 
-NUM_RESAMPLES = 1000
 NUM_BINS = 10
+INTERVALS = {  # what `results.json` says of the intervals
+    "confidence": 0.95,
+    "accuracy": "Wilson score interval over problems",
+    "hacking_gap": "Tango score interval of paired differences over problems",
+}
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,17 @@ class Curves:
         curves (`dict[str, list[dict[str, float]]]`):
             For `best_of_n/` and `weighted_vote/` with each aggregate, for `majority_vote` and for `pass_at_n`: for each N the
             `accuracy`, and `low` and `high` of its 95 % interval.
-        hacking_gap (`dict[str, dict[str, float]]`):
-            For each curve of the reward model: `gap`, the accuracy at `best_n`, the best N, minus that at `largest_n`, with
-            `low` and `high` of its 95 % interval.
+        hacking_gap (`dict[str, dict[str, Any]]`):
+            For each curve of the reward model: `gap`, the accuracy at `best_n`, the best N, minus that at `largest_n`; `loss`, the
+            accuracy at `from_n`, the best N below the largest, minus that at `largest_n`, with `low` and `high` of its 95 %
+            interval; and `undecided`, why these results cannot tell whether the reward model is hacked, if they cannot. `loss`
+            equals `gap`, or is below 0 where accuracy is highest at the largest N. With one N it is `None`.
         calibration (`dict[str, Any]`):
             `aggregate`, the first one, and `bins` of its scores: `low`, `high`, `count`, `mean_score`, `share_right`.
     """
 
     curves: dict[str, list[dict[str, float]]]
-    hacking_gap: dict[str, dict[str, float]]
+    hacking_gap: dict[str, dict[str, Any]]
     calibration: dict[str, Any]
 
 
@@ -117,12 +125,11 @@ def make_curves(
             variance. A problem's orders are those of all N and all curves, and depend on its id and the seed alone.
             `pass_at_n` is the estimate from all M solutions in any case.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the draws and the intervals.
+            Seed of the draws.
 
     Returns:
-        [`Curves`]: 95 % intervals are those of 1,000 bootstrap resamples of the problems, the same for all curves. That of a
-        hacking gap keeps `best_n` as it was found, so that it may reach below 0; since it was found on the same problems, the gap
-        itself is optimistic.
+        [`Curves`]: The interval of an accuracy is [`mean_interval`], that of a loss [`difference_interval`]. `from_n` is chosen on
+        the same problems, which makes the loss larger than it is: its interval does not account for that.
 
     Raises:
         `ValueError`: If for some N no chosen solution could be graded.
@@ -130,56 +137,67 @@ def make_curves(
     n = sorted(set(n))
     curves, gaps = {}, {}
     for name, values in _outcomes(problems, n, num_draws, seed).items():
-        curves[name], gap = curve_with_gap(name, values, n, seed)
+        curves[name], gap = curve_with_gap(name, values, n)
         if "/" in name:
+            gap["undecided"] = gap["undecided"] or _without_choice(problems, name.partition("/")[2])
             gaps[name] = gap
     return Curves(curves, gaps, _calibration(problems))
 
 
-def curve_with_gap(
-    name: str, values: np.ndarray, n: Sequence[int], seed: int = 42
-) -> tuple[list[dict[str, float]], dict[str, float]]:
+def curve_with_gap(name: str, values: np.ndarray, n: Sequence[int]) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """
     A curve and its hacking gap, as [`Curves`] has them.
 
     Args:
         name (`str`):
-            What is shown, for error messages.
+            Name of the curve, for error messages.
         values (`np.ndarray`):
             For each N whether each problem is solved, or in which share of draws; NaN where that is not known. Shape
             `(len(n), P)`.
         n (`Sequence[int]`):
             The N, ascending.
-        seed (`int`, *optional*, defaults to `42`):
-            Seed of the intervals.
 
     Raises:
         `ValueError`: If for some N nothing is known.
     """
-    num_problems = values.shape[1]
-    accuracies = _means(values, np.ones((1, num_problems)))[0]
-    for size, accuracy in zip(n, accuracies, strict=True):
-        if np.isnan(accuracy):
+    points = []
+    for size, solved in zip(n, values, strict=True):
+        known = solved[~np.isnan(solved)]
+        if not len(known):
             raise ValueError(
                 f"{name}: the grader gave up on every solution that is chosen at N={size}, so there is no accuracy. Give it "
                 "more time (--grader_timeout)."
             )
-    resampled = _means(values, _resamples(num_problems, seed))
-    lows, highs = _interval(resampled)
-    points = [
-        {"n": size, "accuracy": float(accuracy), "low": float(low), "high": float(high)}
-        for size, accuracy, low, high in zip(n, accuracies, lows, highs, strict=True)
-    ]
+        low, high = mean_interval(known)
+        points.append({"n": size, "accuracy": float(known.mean()), "low": low, "high": high})
+    return points, _gap(points, values)
+
+
+def _gap(points: Sequence[dict[str, float]], values: np.ndarray) -> dict[str, Any]:
+    accuracies = [point["accuracy"] for point in points]
+    n, last = [point["n"] for point in points], accuracies[-1]
     best = int(np.argmax(accuracies))
-    low, high = _interval(resampled[:, best] - resampled[:, -1])
-    gap = {
-        "gap": float(accuracies[best] - accuracies[-1]),
-        "best_n": n[best],
-        "largest_n": n[-1],
-        "low": float(low),
-        "high": float(high),
-    }
-    return points, gap
+    found = {"gap": accuracies[best] - last, "best_n": n[best], "largest_n": n[-1]}
+    undecided = undecided_by(accuracies)
+    if len(n) == 1:
+        return found | {"loss": None, "from_n": None, "low": None, "high": None, "undecided": undecided}
+    smaller = int(np.argmax(accuracies[:-1]))
+    loss, (low, high) = accuracies[smaller] - last, (-1.0, 1.0)
+    paired = values[smaller] - values[-1]
+    paired = paired[~np.isnan(paired)]
+    if len(paired):  # problems that are known at one N alone move the loss, and the interval with it
+        shift = loss - float(paired.mean())
+        low, high = (min(max(bound + shift, -1.0), 1.0) for bound in difference_interval(paired))
+    return found | {"loss": loss, "from_n": n[smaller], "low": low, "high": high, "undecided": undecided}
+
+
+def _without_choice(problems: Sequence[JudgedProblem], name: str) -> str | None:
+    """Return why the scores of an aggregate could not change any accuracy, `None` if they could."""
+    if all(score is None for problem in problems for score in problem.scores[name]):
+        return "no candidate has a score"
+    if not any({True, False} <= set(problem.correct) for problem in problems):
+        return "no problem has both right and wrong candidates, so the choice makes no difference"
+    return None
 
 
 def _score(scores: Sequence[float] | None, name: Aggregate) -> float | None:
@@ -236,24 +254,6 @@ def _pass_at_n(correct: Sequence[bool | None], n: int) -> float:
     if num_graded >= n:
         return pass_at_n(num_graded, num_right, n)
     return 1.0 if len(correct) - num_right < n else math.nan
-
-
-def _resamples(num_problems: int, seed: int) -> np.ndarray:
-    """How often each problem is drawn, shape `(NUM_RESAMPLES, P)`."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), size=NUM_RESAMPLES).astype(float)
-
-
-def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted means over the problems with a known value: of `(len(n), P)` and `(R, P)` shape `(R, len(n))`."""
-    known = ~np.isnan(values)
-    totals = weights @ known.T.astype(float)
-    sums = weights @ np.where(known, values, 0.0).T
-    return np.divide(sums, totals, out=np.full_like(sums, np.nan), where=totals > 0)
-
-
-def _interval(resampled: np.ndarray) -> np.ndarray:
-    return np.nanquantile(resampled, [0.025, 0.975], axis=0)
 
 
 def _calibration(problems: Sequence[JudgedProblem]) -> dict[str, Any]:

@@ -106,6 +106,11 @@ def _judge_block(
         (place, problem, found) for (place, problem), found in zip(block, judged, strict=True) if found is not None
     ]
     counts["problems_ungradable"] = len(block) - len(kept)
+    unreadable = [
+        {"problem_id": problem.where or problem.problem_id, "answer": problem.answer}
+        for (_, problem), found in zip(block, judged, strict=True)
+        if found is None
+    ]
     scores = _score([problem for _, problem, _ in kept], scorer, spans, combine, counts)
     rows = []
     for (place, problem, found), values in zip(kept, scores, strict=True):
@@ -117,7 +122,7 @@ def _judge_block(
         _count(candidates, problem.graded, counts)
         rows.append(judged_row(place, replace(problem, candidates=candidates), found.classes))
     counts["rest_seconds"] = time.perf_counter() - began - counts["scorer_seconds"]
-    return {"rows": rows, "counts": counts}
+    return {"rows": rows, "counts": counts, "unreadable_references": unreadable}
 
 
 def _score(

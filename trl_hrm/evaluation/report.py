@@ -3,15 +3,17 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..scoring.aggregate import AGGREGATES, aggregate
+from .hacking import Verdict, hacking_verdict, percent
 
 
 RESULTS = "results.json"
 SELECTION_KEYS = ("strategy", "settings", "num_problems", "counts", "n", "curves", "hacking_gap")
+GAP_KEYS = ("gap", "best_n", "largest_n", "loss", "from_n", "low", "high", "undecided")
 BENCHMARK_KEYS = ("reward_model", "suites")
 BASELINES = {"majority_vote": "majority vote", "pass_at_n": "pass@N"}
 
@@ -55,25 +57,6 @@ class Result:
     def label(self, curve: str) -> str:
         """The name of one of its curves as it is read. A search has one, which is called by its strategy."""
         return curve_label(self.values["strategy"] if curve == "step_search" else curve)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """
-    Whether a reward model is being hacked, as far as one curve shows it.
-
-    Args:
-        answer (`str`):
-            `"yes"`, `"no"` or `"open"`.
-        words (`str`):
-            The answer in a sentence.
-        reasons (`list[str]`):
-            What it stands on, and how the curve stands beside votes and no selection.
-    """
-
-    answer: Literal["yes", "no", "open"]
-    words: str
-    reasons: list[str]
 
 
 def read_results(folders: Sequence[str | Path]) -> list[Result]:
@@ -125,6 +108,12 @@ def _read_result(folder: Path, name: str) -> Result:
         }
         return Result(folder.as_posix(), name, "benchmark", values, solutions=solutions, scores=_step_scores(rows))
     _require(values, SELECTION_KEYS, file)
+    for curve, gap in values["hacking_gap"].items():
+        if missing := [key for key in GAP_KEYS if key not in gap]:
+            raise ValueError(
+                f"{file}: the hacking gap of {curve} has no {missing}, as in results of an earlier version, whose intervals have zero "
+                "width where no problem is solved or all are. Run the command that wrote it again, with --overwrite."
+            )
     rows = _read_rows(_candidate_file(folder))
     begun = "prefix_column" in values["settings"]  # then the same problem may be there with several beginnings
     problems = frozenset(
@@ -229,6 +218,7 @@ def notices(results: Sequence[Result]) -> list[str]:
                 f"{_names(group)} and {_names(other)} hold different problems ({len(mine):,} and {len(theirs):,}, "
                 f"{len(mine & theirs):,} of them the same). Their accuracies cannot be compared, and stand apart."
             )
+    found += [f"{result.name}: {warning}" for result in results for warning in result.values.get("warnings", ())]
     return found + _suite_notices([result for result in results if result.kind == "benchmark"])
 
 
@@ -261,24 +251,11 @@ def verdict(result: Result, curve: str) -> Verdict:
             One of its curves that has a gap.
 
     Returns:
-        [`Verdict`]: `"yes"` where the whole interval of the gap is above 0, `"no"` where there is no gap, and else `"open"`.
+        [`Verdict`]: That of [`hacking_verdict`], with how the curve compares with votes and with no selection among its reasons.
     """
-    gap = result.values["hacking_gap"][curve]
-    points = {point["n"]: point for point in result.values["curves"][curve]}
-    best, last = points[gap["best_n"]], points[gap["largest_n"]]
-    measured = f"Gap {_points(gap['gap'])} points (95 % interval {_points(gap['low'])} to {_points(gap['high'])})."
-    reasons = [measured, *_beside(result, curve, last)]
-    if len(points) == 1:
-        return Verdict("open", f"Cannot be told from one N ({last['n']}): give several.", reasons[1:])
-    fall = f"{percent(best['accuracy'])} at N = {best['n']} to {percent(last['accuracy'])} at N = {last['n']}"
-    if gap["gap"] <= 0:
-        words = (
-            f"No sign of it up to N = {last['n']}: accuracy is nowhere higher than there, {percent(last['accuracy'])}."
-        )
-        return Verdict("no", words, reasons)
-    if gap["low"] > 0:
-        return Verdict("yes", f"Yes: accuracy falls from {fall}.", reasons)
-    return Verdict("open", f"Not settled: accuracy goes from {fall}, and the interval of the gap reaches 0.", reasons)
+    points = result.values["curves"][curve]
+    found = hacking_verdict(result.values["hacking_gap"][curve], points)
+    return replace(found, reasons=[*found.reasons, *_beside(result, curve, points[-1])])
 
 
 def _beside(result: Result, curve: str, last: dict[str, Any]) -> list[str]:
@@ -299,24 +276,6 @@ def _compare(point: dict[str, Any], other: dict[str, Any]) -> str:
     if point["high"] < other["low"]:
         return "Below"
     return "Not told apart from"
-
-
-def percent(value: float | None) -> str:
-    """
-    A share in percent.
-
-    Example:
-
-    ```python
-    >>> percent(0.8125)
-    '81.2 %'
-    ```
-    """
-    return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:.1f}"
 
 
 def curve_label(name: str) -> str:

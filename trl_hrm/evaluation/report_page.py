@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from .report import Verdict
+from .hacking import Verdict
 from .report_pictures import Picture
 from .report_style import STYLE
 

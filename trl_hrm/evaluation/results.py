@@ -37,15 +37,21 @@ class Results:
         versions (`dict[str, str]`):
             Versions of the packages that have a part in them.
         seed (`int`):
-            Seed of samples, draws and intervals.
+            Seed of samples and draws.
         date (`str`):
             When they were made, in UTC.
         num_problems (`int`):
             Number of problems that the curves are about.
         counts (`dict[str, int]`):
             What was left out or could not be judged, by reason.
+        solutions (`dict[str, int]`):
+            How the sampled solutions end. See [`count_outcomes`].
+        warnings (`list[str]`):
+            Warnings: most solutions are useless, references are unreadable.
         n (`list[int]`), curves, hacking_gap, calibration:
             See [`Curves`].
+        intervals (`dict[str, Any]`):
+            Confidence and methods of the intervals.
         cost (`dict[str, Any]`):
             Seconds, tokens and calls of the policy and of the scorer, and the seconds of the rest.
     """
@@ -61,8 +67,11 @@ class Results:
     counts: dict[str, int]
     n: list[int]
     curves: dict[str, list[dict[str, float]]]
-    hacking_gap: dict[str, dict[str, float]] = field(default_factory=dict)
+    hacking_gap: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, Any] = field(default_factory=dict)
+    solutions: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
 
 
@@ -220,13 +229,17 @@ def read_header(path: Path) -> dict[str, Any] | None:
     return json.loads(line) if line.endswith(b"\n") else None
 
 
-def read_parts(paths: Sequence[Path]) -> tuple[Iterator[tuple[PoolProblem, list[int | None]]], Counter]:
+def read_parts(
+    paths: Sequence[Path], unreadable: list[dict[str, str]] | None = None
+) -> tuple[Iterator[tuple[PoolProblem, list[int | None]]], Counter]:
     """
     The judged problems of several parts in their order, each with the classes of its answers, and the sums of what the blocks
-    count. Counts are complete once the problems are read.
+    count. Counts, and `unreadable`, to which the problems with unreadable references are added, are complete once the problems
+    are read.
     """
     counts: Counter = Counter()
-    rows = heapq.merge(*(_read_part(path, counts) for path in paths), key=lambda row: row["place"])
+    unreadable = [] if unreadable is None else unreadable
+    rows = heapq.merge(*(_read_part(path, counts, unreadable) for path in paths), key=lambda row: row["place"])
     return ((from_row(row["problem"]), row["classes"]) for row in rows), counts
 
 
@@ -241,12 +254,13 @@ def _whole_lines(path: Path) -> list[int]:
         return [len(line) for line in lines if line.endswith(b"\n")]
 
 
-def _read_part(path: Path, counts: Counter) -> Iterator[dict[str, Any]]:
+def _read_part(path: Path, counts: Counter, unreadable: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as lines:
         next(lines)  # the header
         for line in lines:
             block = json.loads(line)
             counts.update(block["counts"])
+            unreadable += block.get("unreadable_references", ())
             yield from block["rows"]
 
 

@@ -41,7 +41,7 @@ class StepSearchConfig:
         extractors (`Sequence[str]`, *optional*):
             How the answer is read from a solution. See [`extract_answer`].
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the samples and the intervals.
+            Seed of the samples.
         max_in_flight, max_open_problems:
             See [`SchedulerConfig`].
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..search.log import EventLog
 from ..search.open_tree import OpenTree
+from ..search.outcomes import outcome_of
 from ..search.run_folder import read_json
 from ..search.step_search import Ending, StepSearch, is_step
 from ..search.tree import Problem
@@ -39,6 +40,8 @@ class SearchedProblems:
         self.folder = folder
         self.places = {problem.problem_id: place for place, problem in enumerate(problems)}
         self.counts: Counter = Counter()
+        self.outcomes: Counter = Counter()  # of the paths, by the keys of `OUTCOMES`
+        self.unreadable: list[dict[str, str]] = []  # problems with unreadable references
         self.policy: Counter = Counter(num_tokens=0, num_requests=0, num_sequences=0)
         self.num_steps = 0
 
@@ -60,14 +63,19 @@ class SearchedProblems:
         for problem, found in zip(problems, judged, strict=True):
             if found is None:  # the grader could read the reference when the search began, and now had no time
                 self.counts["problems_ungradable"] += 1
+                self._add_unreadable(problem.problem_id, problem.answer)
                 continue
             self.counts["num_candidates"] += len(problem.candidates)
             self.counts["candidates_unreadable"] += found.num_unreadable
             for candidate, correct in zip(problem.candidates, found.correct, strict=True):
                 candidate.correct = correct
+                if candidate.answer is not None:
+                    self.outcomes[outcome_of(candidate.answer, correct, candidate.finish)] += 1
                 self.counts["candidates_without_answer"] += candidate.answer is None
                 self.counts["not_graded"] += candidate.answer is not None and correct is None
             kept.append(problem)
+            self.outcomes["wrong"] -= found.num_unreadable  # they are wrong where they are chosen
+            self.outcomes["unreadable"] += found.num_unreadable
         return kept
 
     def cost(self) -> dict[str, Any]:
@@ -98,14 +106,20 @@ class SearchedProblems:
                         yield self._problem(opened, f"{path}, problem {problem_id!r}")
                     else:
                         self.counts[f"problems_{status}"] += 1
+                        if status == "ungradable":
+                            self._add_unreadable(problem_id, opened.tree.problem.answer)
         self.counts["problems_not_searched"] += len(missing)  # by another process, which has not come to them
 
     def _problem(self, opened: OpenTree, where: str) -> PoolProblem:
         problem, endings = opened.tree.problem, self.search.endings(opened)
         self.counts["problems_without_solution"] += all(ending.reason in ENDINGS for ending in endings)
         self.counts.update(ENDINGS[ending.reason] for ending in endings if ending.reason in ENDINGS)
+        self.outcomes.update(filter(None, (_unfinished(opened, ending) for ending in endings)))
         candidates = [_candidate(opened, ending) for ending in endings if ending.node != opened.start]
         return PoolProblem(problem.problem_id, problem.prompt, problem.answer, candidates, where)
+
+    def _add_unreadable(self, problem_id: str, answer: str) -> None:
+        self.unreadable.append({"problem_id": problem_id, "answer": answer})
 
     def _count(self, opened: OpenTree) -> None:
         nodes = opened.sampled
@@ -116,6 +130,18 @@ class SearchedProblems:
         self.num_steps += sum(score is not None for score in judged)
         self.counts["steps_cut_off"] += sum(node.finish == "length" for node in nodes)
         self.counts["steps_too_long"] += sum(score is None for score in judged)
+
+
+def _unfinished(opened: OpenTree, ending: Ending) -> str | None:
+    """The outcome of a path without an answer, `None` for one that states an answer."""
+    if ending.reason == "final":
+        return "without_answer" if opened.tree.nodes[ending.node].answer is None else None
+    if ending.reason == "max_depth":
+        return "cut_off_by_depth"
+    tried = [node for node in opened.sampled if node.parent == ending.node]
+    if not tried:
+        return "cut_off_by_context"
+    return "cut_off_by_tokens" if any(node.finish == "length" for node in tried) else "without_answer"
 
 
 def _candidate(opened: OpenTree, ending: Ending) -> Candidate:

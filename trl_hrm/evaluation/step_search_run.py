@@ -22,6 +22,7 @@ from ..search.engine import Engine
 from ..search.level_search import LevelProgress, LevelSearch
 from ..search.log import EventLog, shard_name, write_json
 from ..search.manifest import check_manifest, resumed_prompt
+from ..search.outcomes import ordered, outcome_warnings, reference_warnings
 from ..search.prompts import Prompt
 from ..search.run_folder import finish_shard, read_json, read_summary
 from ..search.scheduler import SchedulerConfig
@@ -29,7 +30,7 @@ from ..search.shards import Shard, problem_shard
 from ..search.step_search import StepSearch
 from ..search.steps import StepRule
 from ..search.tree import Problem
-from .curves import curve_with_gap
+from .curves import INTERVALS, curve_with_gap
 from .pool import PoolProblem
 from .results import Results, candidates_name, write_candidates, write_results
 from .step_search_config import StepSearchConfig
@@ -218,13 +219,16 @@ def _write(
         spent.append(found.cost())
         counts.update({name if name in TOTALS else f"{name}_at_n{n}": c for name, c in found.counts.items() if c})
     ids = list(dict.fromkeys(problem_id for values in solved for problem_id in values))
+    # problems are the same at each N, and the last one is the largest
+    warnings = reference_warnings(len(found.unreadable), found.unreadable)
+    warnings += outcome_warnings(found.outcomes, found.search.describe(), manifest)
     if not ids:
         raise ValueError(
-            f"{folder}: no problem was searched to its end: {dict(counts)}. Reference answers that cannot be read are ungradable, "
-            "and problems with failed requests are errors."
+            f"{folder}: no problem was searched to its end: {dict(counts)}. Problems with failed requests are errors. "
+            f"{' '.join(warnings)}"
         )
     values = np.array([[of_n.get(problem_id, np.nan) for problem_id in ids] for of_n in solved])
-    points, gap = curve_with_gap(CURVE, values, list(searches), config.seed)
+    points, gap = curve_with_gap(CURVE, values, list(searches))
     results = Results(
         strategy=config.strategy,
         reward_model=manifest["reward_model"],
@@ -238,6 +242,9 @@ def _write(
         n=list(searches),
         curves={CURVE: [point | _flat(cost) for point, cost in zip(points, spent, strict=True)]},
         hacking_gap={CURVE: gap},
+        intervals=INTERVALS,
+        solutions=ordered(found.outcomes),
+        warnings=warnings,
         cost=_total(spent),
     )
     write_results(folder, results)

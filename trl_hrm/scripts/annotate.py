@@ -22,6 +22,8 @@ from .build_options import add_columns_argument, add_strict_argument
 
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..data.problem_sets import ProblemSet
     from ..search.progress import Progress
 
@@ -209,8 +211,8 @@ def _shard(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> None:
     from ..search.shards import launched_shard
 
-    progress, summary, grades = search_problems(args, launched_shard(*args.shard), read_all(args))
-    print(format_summary(progress, summary, grades))
+    progress, summary = search_problems(args, launched_shard(*args.shard), read_all(args))
+    print(format_summary(progress, summary, args.output_dir))
     print(f"Next: trl-hrm export {args.output_dir} --labels soft --view hrm --output_dir DATASET")
 
 
@@ -234,12 +236,12 @@ def read_all(args: argparse.Namespace, **prefixes: Any) -> "ProblemSet":
 
 def search_problems(
     args: argparse.Namespace, shard: Shard, problems: "ProblemSet"
-) -> "tuple[Progress, dict[str, Any], dict[str, int]]":
+) -> "tuple[Progress, dict[str, Any]]":
     """
     Search the problems of a shard, or go on with it. The options are those of `trl-hrm annotate`.
 
     Returns:
-        What was done by this start, the summary of the shard, and how many answers were graded how.
+        What was done by this start, and the summary of all starts of the shard. See [`~search.run_folder.finish_shard`].
     """
     import asyncio
     from pathlib import Path
@@ -280,8 +282,7 @@ def search_problems(
                 progress = asyncio.run(_search(args, engine, search, grader, prompt, rule, log, chosen))
             except KeyboardInterrupt:
                 raise SystemExit("stopped; start again with the same command to go on.") from None
-        grades = grader.counts()
-    return progress, finish_shard(folder, shard.index, shard.count), grades
+    return progress, finish_shard(folder, shard.index, shard.count)
 
 
 async def _search(args, engine, search, grader, prompt, rule, log, problems):
@@ -334,19 +335,23 @@ def make_manifest(args: argparse.Namespace, engine, prompt, rule, grader, num_sh
     }
 
 
-def format_summary(progress: "Progress", summary: dict[str, Any], grades: dict[str, int]) -> str:
-    """What was done."""
+def format_summary(progress: "Progress", summary: dict[str, Any], folder: "str | Path") -> str:
+    """What this start did, and how the solutions of all starts end."""
+    from ..search.outcomes import describe_outcomes
+    from ..search.run_folder import read_manifest, summary_warnings
+
     problems = ", ".join(f"{count:,} {status.replace('_', ' ')}" for status, count in summary["problems"].items())
     lines = [
         f"problems: {problems or 'none'}",
+        describe_outcomes(summary["solutions"]),
         f"this run: {progress.num_sequences:,} samples, {progress.generated_tokens:,} tokens in {progress.seconds:,.0f} s "
         f"({progress.generated_tokens / max(progress.seconds, 1e-9):,.0f} tokens/s), {progress.cached_share:.0%} of prefix "
         f"tokens cached, {progress.num_failures:,} failed requests",
-        "answers: " + ", ".join(f"{count:,} {name.removeprefix('num_')}" for name, count in grades.items()),
     ]
     if summary["problems"].get("error"):
         lines.append(
             f"warning: {summary['problems']['error']:,} problems have failed requests and give no labels; start again with "
             "the same command to try them once more."
         )
+    lines += [f"warning: {warning}" for warning in summary_warnings(summary, read_manifest(folder))]
     return "\n".join(lines)

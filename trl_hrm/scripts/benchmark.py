@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from ..data.sources import parse_columns
     from ..evaluation.benchmarks.big_bench_mistake import BIG_BENCH_MISTAKE
     from ..evaluation.benchmarks.judging import score_solutions
-    from ..evaluation.benchmarks.measuring import check_options, format_results, measure
+    from ..evaluation.benchmarks.measuring import INTERVALS, check_options, format_results, measure
     from ..evaluation.benchmarks.prm_bench import PRM_BENCH
     from ..evaluation.benchmarks.process_bench import PROCESS_BENCH
     from ..evaluation.benchmarks.reading import read_suites
@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
             "reward_model": {"model": args.reward_model, **describe_scoring(args)},
             "settings": _settings(args),
             "suites": results,
+            "intervals": INTERVALS,
             "seed": args.seed,
             "versions": _versions(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

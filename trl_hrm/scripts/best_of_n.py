@@ -235,9 +235,9 @@ def _sampled(args: argparse.Namespace, shard: "Shard") -> tuple[list[tuple[int, 
     problems = read_all(args)
     folder = Path(args.output_dir, SAMPLES)
     cost = SampleCost(folder, shard)
-    progress, summary, grades = search_problems(policy_options(args), shard, problems)
+    progress, summary = search_problems(policy_options(args), shard, problems)
     cost.end(progress)
-    print(format_summary(progress, summary, grades))
+    print(format_summary(progress, summary, folder))
     places = {problem.problem_id: place for place, problem in enumerate(problems.problems)}
     nodes = folder / shard_name("nodes", shard.index, shard.count, "parquet")
     pool = [problem for problem in read_run([nodes], args.extractors) if problem.problem_id in places]
@@ -249,23 +249,28 @@ def _finish(
     args: argparse.Namespace, shard: "Shard", header: dict[str, Any], settings: dict[str, Any], counts: "Counter"
 ) -> "Results":
     """Wait for the parts of all processes, and make results of them."""
+    from collections import Counter
     from datetime import datetime
     from pathlib import Path
 
     from ..data.problems import UNUSED
     from ..evaluation.cost import total_cost
-    from ..evaluation.curves import make_curves, summarize
+    from ..evaluation.curves import INTERVALS, make_curves, summarize
     from ..evaluation.results import Results, read_parts, write_candidates, write_results
     from ..search.log import shard_name
+    from ..search.outcomes import outcome_of
 
     folder = Path(args.output_dir)
     parts = [folder / shard_name("part", i, shard.count, "jsonl") for i in range(shard.count)]
     _wait(parts, header)
-    rows, counted = read_parts(parts)
+    unreadable: list[dict[str, str]] = []
+    rows, counted = read_parts(parts, unreadable)
     judged = []
+    outcomes: Counter = Counter()
 
     def problems():
         for problem, classes in rows:
+            outcomes.update(outcome_of(c.answer, c.correct, c.finish) for c in problem.candidates)
             judged.append(summarize(problem, classes, args.aggregate))
             yield problem
 
@@ -273,10 +278,11 @@ def _finish(
     counts += counted
     run = Path(folder, SAMPLES) if args.policy else Path(args.candidates)
     policy, statuses = _policy(run)
+    solutions, warnings = _outcomes(run if policy else None, outcomes, counts + statuses, unreadable)
     if not judged:
         raise ValueError(
-            f"{run}: no problem is left to choose solutions of: {dict(counts + statuses)}. Reference answers that cannot be read "
-            "are ungradable, and problems with failed requests are errors."
+            f"{run}: no problem is left to choose solutions of: {dict(counts + statuses)}. Problems with failed requests are "
+            f"errors. {' '.join(warnings)}"
         )
     unused = [name for name in counts if name.startswith(UNUSED)]
     made = make_curves(judged, args.n, args.num_draws, args.seed)
@@ -294,6 +300,9 @@ def _finish(
         curves=made.curves,
         hacking_gap=made.hacking_gap,
         calibration=made.calibration,
+        intervals=INTERVALS,
+        solutions=solutions,
+        warnings=warnings,
         cost=total_cost(run if policy else None, counts),
     )
     write_results(folder, results)
@@ -339,6 +348,26 @@ def _policy(run: "Path") -> tuple[dict[str, Any] | None, "Counter"]:
     return policy, statuses
 
 
+def _outcomes(
+    run: "Path | None", found: "Counter", counts: "Counter", unreadable: list[dict[str, str]]
+) -> tuple[dict[str, int], list[str]]:
+    """How the solutions end, those of a run as its search tells it, and what to warn of."""
+    from ..search.outcomes import ordered, outcome_warnings, reference_warnings
+    from ..search.run_folder import read_manifest, read_summary
+
+    manifest: dict[str, Any] = {"search": {}}
+    # unreadable ones are wrong where they are chosen
+    solutions = {**found, "wrong": found["wrong"] - counts["candidates_unreadable"]}
+    solutions["unreadable"] = counts["candidates_unreadable"]
+    if run is not None:
+        manifest, summary = read_manifest(run), read_summary(run)
+        solutions, unreadable = summary["solutions"], [*summary["unreadable_references"], *unreadable]
+    return ordered(solutions), [
+        *reference_warnings(counts["problems_ungradable"], unreadable),
+        *outcome_warnings(solutions, manifest.get("search", {}), manifest),
+    ]
+
+
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
@@ -349,7 +378,10 @@ def _versions() -> dict[str, str]:
 
 
 def format_results(results: "Results") -> str:
-    """The curves as a table in percent, their intervals below, the hacking gap, and what was left out."""
+    """The curves as a table in percent, their intervals below, the verdicts on hacking, and what was left out."""
+    from ..evaluation.hacking import gap_words, hacking_verdict
+    from ..search.outcomes import describe_outcomes
+
     width = max(map(len, results.curves)) + 2
     lines = [
         f"accuracy in percent and 95 % intervals over {results.num_problems:,} problems",
@@ -360,16 +392,17 @@ def format_results(results: "Results") -> str:
         intervals = (f"{100 * point['low']:.1f}-{100 * point['high']:.1f}" for point in points)
         lines.append(" " * width + "".join(f"{interval:>12}" for interval in intervals))
     for name, gap in results.hacking_gap.items():
-        lines.append(
-            f"hacking gap of {name}: {100 * gap['gap']:.1f} points [{100 * gap['low']:.1f}, {100 * gap['high']:.1f}], from "
-            f"N={gap['best_n']} to N={gap['largest_n']}"
-        )
+        verdict = hacking_verdict(gap, results.curves[name])
+        lines.append(f"hacking gap of {name}: {gap_words(gap)}. {verdict.words}")
     counted = {name: count for name, count in results.counts.items() if count and name != "num_candidates"}
     if counted:
         lines.append("counted: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counted.items()))
     given = results.counts.get("problems_with_given_grades")
     if given:
         lines.append(f"the grades of {given:,} problems were given with their candidates and are used as they are")
+    if results.solutions:
+        lines.append(describe_outcomes(results.solutions))
+    lines += [f"warning: {warning}" for warning in results.warnings]
     if not given and results.counts["candidates_without_answer"] == results.counts.get("num_candidates"):
         lines.append(
             "warning: no solution states an answer, so that all accuracies are 0. Do --extractors read what the policy writes, and "

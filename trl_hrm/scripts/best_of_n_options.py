@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_score_arguments(parser.add_argument_group("scores"))
     run_group = parser.add_argument_group("run")
     add_run_arguments(run_group)
-    run_group.add_argument("--seed", type=int, default=42, help="seed of samples, draws and intervals")
+    run_group.add_argument("--seed", type=int, default=42, help="seed of samples and draws")
     run_group.add_argument("--overwrite", action="store_true", help="replace results and parts of them")
 
 

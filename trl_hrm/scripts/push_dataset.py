@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="size above which the file of a split is cut into shards, at its row groups",
     )
-    parser.add_argument("--dry_run", action="store_true", help="tell what would be sent and deleted, and send nothing")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the files and the card that would be sent, without network, and send nothing",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -196,17 +196,18 @@ class Asking:
         answers = [opened.tree.nodes[i].answer for i in opened.brought[key]]
         reference = opened.tree.problem.answer
         asked = (self.grader.agrade(answer, reference) for answer in answers if answer is not None)
-        grades = iter(await asyncio.gather(*asked))
-        self.tell(
-            opened,
-            {
-                "event": "grades",
-                "problem_id": opened.tree.problem.problem_id,
-                "above": key[0],
-                "round": key[1],
-                "correct": [None if answer is None else next(grades).correct for answer in answers],
-            },
-        )
+        found = iter(await asyncio.gather(*asked))
+        grades = [None if answer is None else next(found) for answer in answers]
+        event = {
+            "event": "grades",
+            "problem_id": opened.tree.problem.problem_id,
+            "above": key[0],
+            "round": key[1],
+            "correct": [None if grade is None else grade.correct for grade in grades],
+        }
+        if any(grade is not None and grade.correct is None for grade in grades):
+            event["status"] = [None if grade is None else grade.status for grade in grades]
+        self.tell(opened, event)
 
     def tell(self, opened: OpenTree, event: dict[str, Any]) -> None:
         """Put an event in the log, then let the tree grow by it."""

@@ -16,7 +16,22 @@ class EngineError(RuntimeError):
 
 
 class PrefixTooLong(EngineError):
-    """The prefix leaves no room for a token. The solution is cut off here; asking again would not help."""
+    """
+    The prefix leaves no room for a token. The solution is cut off here; asking again would not help.
+
+    Args:
+        message (`str`):
+            What the engine says.
+        max_length (`int`, *optional*):
+            Maximum number of tokens of prefix and sample together, if a server's message has it.
+        num_prefix (`int`, *optional*):
+            Number of tokens of the prefix, if a server's message has it.
+    """
+
+    def __init__(self, message: str, max_length: int | None = None, num_prefix: int | None = None):
+        super().__init__(message)
+        self.max_length = max_length
+        self.num_prefix = num_prefix
 
 
 class EngineFatal(OSError):

@@ -17,7 +17,21 @@ from .engine import EngineError, EngineFatal, PrefixTooLong
 
 MAX_PAUSE = 60.0
 PASSING = (408, 409, 425, 429)  # and 5xx
-TOO_LONG = re.compile(r"context (length|window)|max_model_len|too long|maximum (model|input|prompt) length", re.I)
+# What vLLM, SGLang, TGI, llama.cpp, TensorRT-LLM and others say if a prefix leaves too little room
+TOO_LONG = re.compile(
+    r"context[ _](length|window|size)|max_(model|seq|total)_len|session_len|maximum (model|input|prompt|sequence) length"
+    r"|(prompt|inputs?|context|messages?|conversation|request|(?<!stop )sequence)\b.{0,60}\b(is|are|was|were)? ?(too long|longer than)"
+    r"|input tokens?\b.{0,60}\bexceed|prompt\b.{0,60}\bexceeds?\b.{0,60}\b(length|tokens)"
+    r"|inputs` (tokens \+ `max_new_tokens` must be <=|must have less than)"
+    # this client asks for at least one token: the server subtracted the prefix from what it has room for
+    r"|max_(completion_|new_|output_)?tokens\b.{0,20}\b(must|should|has to) be "
+    r"(at least 1|(a )?positive|non-negative|(greater than|>=?)( or equal to)? [01]\b)",
+    re.I | re.S,
+)
+LIMIT = re.compile(r"(?:context (?:length|size)|max_model_len|must be <=)\D{0,30}?(\d+)", re.I)
+PREFIX = re.compile(
+    r"(\d+)(?: tokens)? (?:(?:in|from) the (?:input|messages|prompt)|(?:input|prompt|`inputs`) tokens)", re.I
+)
 
 
 class Fault(Exception):
@@ -125,6 +139,10 @@ class HTTPClient:
             if server.test is test:
                 server.test = None
             raise
+        except PrefixTooLong as error:  # taken for a fault of the request, it would cut off every solution
+            raise EngineFatal(
+                f"{server.url} has no room for the short request that tests it. Start it with a longer context. ({error})"
+            ) from error
 
     async def fetch(self, server: Server, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """
@@ -132,7 +150,7 @@ class HTTPClient:
 
         Raises:
             `Fault`: If it may work the next time.
-            `PrefixTooLong`: If the server says so.
+            `PrefixTooLong`: If the server says that the prefix leaves too little room.
             `EngineFatal`: If the server refuses the request.
         """
         method = "GET" if body is None else "POST"
@@ -145,11 +163,12 @@ class HTTPClient:
             raise Fault(self._shown(f"{type(error).__name__}: {error}")) from error
         if status == 200:
             return _parse(content)
-        message = f"HTTP {status}: {self._shown(_message(content))}"
+        said = _message(content)
+        message = f"HTTP {status}: {self._shown(said)}"
         if status in PASSING or status >= 500:
             raise Fault(message, _seconds(headers.get("Retry-After")))
-        if status == 413 or status in (400, 422) and TOO_LONG.search(message):
-            raise PrefixTooLong(f"{server.url}: {message}")
+        if status == 413 or status in (400, 422) and TOO_LONG.search(said):
+            raise PrefixTooLong(f"{server.url}: {message}", _number(LIMIT, said), _number(PREFIX, said))
         raise EngineFatal(f"{server.url}/{path} refused the request. {message}")
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -206,6 +225,11 @@ def _message(content: bytes) -> str:
         error = value.get("error")
         value = (error.get("message") if isinstance(error, dict) else error) or value.get("detail") or value
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _number(pattern: re.Pattern, message: str) -> int | None:
+    found = pattern.search(message)
+    return int(found[1]) if found else None
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from .outcomes import NUM_SHOWN
 from .tree import ROOT, Node, Problem, SearchTree, walk
 from .values import leaf_counts
 
@@ -174,6 +176,16 @@ def read_totals(paths: Iterable[str | Path]) -> Counter:
             rows = file.read(columns=list(TOTALS))
             totals.update({name: sum(rows[name].to_pylist()) for name in TOTALS})
     return totals
+
+
+def read_unreadable_references(paths: Iterable[str | Path]) -> tuple[int, list[dict[str, str]]]:
+    """Number of problems of the files whose reference answer cannot be read, and the first few with `problem_id` and `answer`."""
+    found: list[dict[str, str]] = []
+    for path in paths:
+        with open_nodes(path) as file:
+            rows = file.read(columns=["problem_id", "answer", "status"])
+        found += rows.filter(pc.equal(rows["status"], "ungradable")).drop_columns("status").to_pylist()
+    return len(found), found[:NUM_SHOWN]
 
 
 def tree_totals(tree: SearchTree) -> dict[str, int]:

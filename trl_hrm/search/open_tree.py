@@ -79,6 +79,8 @@ class OpenTree:
             Requests whose final samples were graded.
         scores (`dict[int, float | None]`):
             What a reward model says of each step, where the search asks one. `None` for a node that was not scored.
+        ungraded (`dict[int, str]`):
+            Why the grader could not tell whether an answer is right, by node. Logs of earlier versions do not have it.
         num_given (`int`, *optional*, defaults to `0`):
             Number of steps that the problem's prefix has. They are the first nodes, one below the other.
     """
@@ -91,6 +93,7 @@ class OpenTree:
     brought: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     graded: set[tuple[str, int]] = field(default_factory=set)
     scores: dict[int, float | None] = field(default_factory=dict)
+    ungraded: dict[int, str] = field(default_factory=dict)
     num_given: int = 0
 
     @classmethod
@@ -170,7 +173,11 @@ class OpenTree:
                 self._cut(index)
 
     def _add_grades(self, event: dict[str, Any]) -> None:
-        for index, correct in zip(self.brought[event["above"], event["round"]], event["correct"], strict=True):
+        brought = self.brought[event["above"], event["round"]]
+        if "status" in event:
+            statuses = zip(brought, event["status"], event["correct"], strict=True)
+            self.ungraded.update((i, status) for i, status, correct in statuses if status and correct is None)
+        for index, correct in zip(brought, event["correct"], strict=True):
             node = self.tree.nodes[index]
             node.correct = correct
             last = make_id("segment", node.node_id, len(self.cuts.get(index, ())))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..encoding import control_tokens
-from .engine import EngineError, EngineFatal, Sample, find_stop
+from .engine import EngineError, EngineFatal, PrefixTooLong, Sample, find_stop
 from .http_client import Fault, HTTPClient, Server
 from .sampling import Sampling, room, sample_from_vllm
 from .server_check import check_server
@@ -159,7 +159,15 @@ class OpenAIEngine:
             body["generation_config"] = json.dumps(
                 {"do_sample": not sampling.is_greedy, "top_k": sampling.top_k, "repetition_penalty": 1.0}
             )
-        return await self.client.fetch(server, "completions", body)
+        try:
+            return await self.client.fetch(server, "completions", body)
+        except PrefixTooLong as error:
+            # some servers tell their length only in this message, and have room for fewer tokens than were asked for
+            num_prefix = len(prefix_ids) if error.num_prefix is None else error.num_prefix
+            left = (error.max_length or 0) - num_prefix
+            if not 0 < left < body["max_tokens"]:
+                raise
+            return await self.client.fetch(server, "completions", body | {"max_tokens": left})
 
     def samples(
         self, server: Server, answer: dict[str, Any], prefix_ids: Sequence[int], stop: Sequence[str]

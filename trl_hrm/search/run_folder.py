@@ -10,6 +10,8 @@ from typing import Any
 from .log import EventLog, shard_name, write_json
 from .manifest import MANIFEST
 from .nodes import write_nodes
+from .outcomes import NUM_SHOWN, count_outcomes, ordered, outcome_warnings, reference_warnings
+from .step_search import STRATEGIES
 from .tree import SearchTree
 
 
@@ -23,15 +25,22 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
     Problems whose search has not ended, or ended with failed requests, are left out and counted.
 
     Returns:
-        `dict[str, Any]`: The summary: problems by status, failed requests, and bytes of the log that it was made from.
+        `dict[str, Any]`: The summary of all starts so far: problems by status, `solutions` by outcome (see [`count_outcomes`]; not of
+        searches that a reward model led), the first problems with `unreadable_references`, failed requests, and bytes of the log
+        that it was made from.
     """
+    search = read_manifest(folder).get("search", {}) if (folder / MANIFEST).is_file() else {}
     with EventLog(folder / shard_name("log", shard, num_shards, "jsonl")) as log:
-        write_nodes(_ended_trees(log), folder / shard_name("nodes", shard, num_shards, "parquet"))
         summary = {
             "problems": dict(sorted(Counter(problem.status for problem in log.problems.values()).items())),
+            "solutions": Counter(),
+            "unreadable_references": [],
             "failed_requests": sum(problem.num_errors for problem in log.problems.values()),
             "log_bytes": log.size,
         }
+        nodes = folder / shard_name("nodes", shard, num_shards, "parquet")
+        write_nodes(_ended_trees(log, search, summary), nodes)
+        summary["solutions"] = ordered(summary["solutions"])
     write_json(folder / shard_name("summary", shard, num_shards, "json"), summary)
     return summary
 
@@ -52,7 +61,7 @@ def node_files(folder: str | Path) -> list[Path]:
         shard, num_shards = int(match[1]), int(match[2])
         nodes = folder / shard_name("nodes", shard, num_shards, "parquet")
         summary = folder / shard_name("summary", shard, num_shards, "json")
-        if not (nodes.exists() and summary.exists() and read_json(summary)["log_bytes"] == log.stat().st_size):
+        if not (nodes.exists() and summary.exists() and _is_current(read_json(summary), log)):
             finish_shard(folder, shard, num_shards)
         files.append(nodes)
     if not files:
@@ -70,14 +79,37 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     files = sorted(folder.glob("summary-*.json"))
     summaries = [read_json(file) for file in files]
     problems: Counter = Counter()
+    solutions: Counter = Counter()
     for summary in summaries:
         problems.update(summary["problems"])
+        solutions.update(summary.get("solutions", {}))
     num_shards = int(files[0].stem.rpartition("-of-")[2]) if files else 0
     return {
         "problems": dict(sorted(problems.items())),
+        "solutions": ordered(solutions),
+        "unreadable_references": [one for summary in summaries for one in summary.get("unreadable_references", ())][
+            :NUM_SHOWN
+        ],
         "failed_requests": sum(summary["failed_requests"] for summary in summaries),
         "shards_missing": num_shards - len(files),
     }
+
+
+def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    """
+    Return warnings about problems with unreadable references, and about a run most of whose solutions are useless.
+
+    Args:
+        summary (`dict[str, Any]`):
+            See [`finish_shard`] and [`read_summary`].
+        manifest (`dict[str, Any]`):
+            See [`read_manifest`].
+    """
+    number = summary["problems"].get("ungradable", 0)
+    return [
+        *reference_warnings(number, summary["unreadable_references"]),
+        *outcome_warnings(summary["solutions"], manifest.get("search", {}), manifest),
+    ]
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -98,8 +130,22 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _ended_trees(log: EventLog) -> Iterator[SearchTree]:
+def _is_current(summary: dict[str, Any], log: Path) -> bool:
+    """Whether a summary was made by this version, of the whole log."""
+    return "solutions" in summary and summary["log_bytes"] == log.stat().st_size
+
+
+def _ended_trees(log: EventLog, search: dict[str, Any], summary: dict[str, Any]) -> Iterator[SearchTree]:
+    """The trees of problems whose search has ended, which are counted in `summary`."""
     places = sorted((problem.position, name) for name, problem in log.problems.items())
     for _, name in places:
-        if log.problems[name].status not in ("open", "error"):
-            yield log.read(name).tree.canonical()
+        status = log.problems[name].status
+        if status in ("open", "error"):
+            continue
+        opened = log.read(name)
+        if search.get("search") not in STRATEGIES:
+            summary["solutions"].update(count_outcomes(opened, search))
+        if status == "ungradable" and len(summary["unreadable_references"]) < NUM_SHOWN:
+            problem = opened.tree.problem
+            summary["unreadable_references"].append({"problem_id": problem.problem_id, "answer": problem.answer})
+        yield opened.tree.canonical()

@@ -12,8 +12,12 @@ from ...step_metrics import step_metrics
 from .reading import Benchmark, Solution
 
 
-NUM_RESAMPLES = 1000
+NUM_DRAWS = 1000
 PERCENTILES = (2.5, 97.5)
+INTERVALS = {  # what `results.json` says of the intervals
+    "confidence": 0.95,
+    "method": "Bayesian bootstrap over problems with Jeffreys' prior on the accuracy of each kind",
+}
 NUM_SHOWN = 5  # places in a line
 
 
@@ -41,11 +45,11 @@ def measure(
         validation_size (`float`, *optional*, defaults to `0.2`):
             Share of problems on which the best threshold is looked for. 0 for none.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of that split and of the bootstrap.
+            Seed of that split and of the intervals.
 
     Returns:
         `dict[str, Any]`: `metric` and `main`, the names of what counts; `subsets` and `averages`, for each name its metrics
-        (`None` where not defined), of which `metric` has bounds `low` and `high` (95 %, bootstrap over problems);
+        (`None` where not defined), of which `metric` has the bounds `low` and `high` of its 95 % interval, see [`draw_sums`];
         `threshold`; `tuned`, see [`tune`]; `steps`, the [`step_metrics`] of all steps that have a label; `counts`, the
         numbers of solutions, scored ones and ones that were too long; `too_long`, where these stand.
 
@@ -141,18 +145,48 @@ def _metrics(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Metrics of subsets and averages, with intervals."""
     tallies = _tallies(benchmark, scored, threshold, subsets)
-    num_problems = len(next(iter(tallies.values())))
-    draws = np.random.default_rng(seed).multinomial(
-        num_problems, [1 / num_problems] * num_problems, size=NUM_RESAMPLES
-    )
     found = benchmark.summarize({name: values.sum(axis=0) for name, values in tallies.items()})
-    drawn = benchmark.summarize({name: draws.astype(float) @ values for name, values in tallies.items()})
+    drawn = benchmark.summarize(draw_sums(tallies, benchmark.outcomes, seed))
     for kind, parts in found.items():
         for name, metrics in parts.items():
-            low, high = _interval(drawn[kind][name][benchmark.metric])
+            low, high = _interval(metrics[benchmark.metric], drawn[kind][name][benchmark.metric])
             numbers = {key: int(value) if key.startswith("num_") else _number(value) for key, value in metrics.items()}
             parts[name] = numbers | {"low": low, "high": high}
     return found
+
+
+def draw_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int) -> dict[str, np.ndarray]:
+    """
+    Draw sums of tallies by a Bayesian bootstrap over problems ([Rubin, 1981](https://doi.org/10.1214/aos/1176345338)).
+
+    Each problem has a weight from an exponential distribution. This alone has no variance if all solutions of a kind are judged
+    correctly, or none. Each kind of each subset therefore has one more correct and one more incorrect judgement with weights from
+    Gamma(1/2). This is Jeffreys' prior: with one solution per problem, the accuracy is drawn from Beta(k + 1/2, n - k + 1/2).
+
+    Args:
+        tallies (`dict[str, np.ndarray]`):
+            For each subset the tallies of its solutions, summed by problem, shape `(problems, 4)`.
+        outcomes (`Sequence`):
+            See [`Benchmark`].
+        seed (`int`):
+            Seed of the draws.
+
+    Returns:
+        `dict[str, np.ndarray]`: Sums for each subset, shape `(draws, 4)`.
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.exponential(size=(NUM_DRAWS, len(next(iter(tallies.values())))))
+    basis = np.array(outcomes, dtype=float)  # (kinds, right or wrong, 4)
+    sums = {}
+    for name, values in tallies.items():
+        sums[name] = weights @ values
+        # how many of each kind were judged, by problem
+        judged = (values @ np.linalg.inv(basis.reshape(4, 4))).reshape(-1, 2, 2).sum(axis=2)
+        for kind, counts in enumerate(judged.T):
+            if counts.any():  # a kind that the subset does not have stays undefined
+                prior = rng.gamma(0.5, size=(NUM_DRAWS, 2)) * counts[counts > 0].mean()
+                sums[name] += prior @ basis[kind]
+    return sums
 
 
 def _tallies(
@@ -171,13 +205,12 @@ def _tallies(
     return tallies
 
 
-def _interval(values: np.ndarray) -> tuple[float | None, float | None]:
-    """Percentiles over the draws in which the metric is defined."""
-    values = values[~np.isnan(values)]
-    if not len(values):
+def _interval(value: float, drawn: np.ndarray) -> tuple[float | None, float | None]:
+    """Percentiles of the draws, which hold the value also where it is 0 or 1."""
+    if math.isnan(value):
         return None, None
-    low, high = np.percentile(values, PERCENTILES)
-    return float(low), float(high)
+    low, high = np.percentile(drawn, PERCENTILES)
+    return float(min(low, value)), float(max(high, value))
 
 
 def _number(value: Any) -> float | None:

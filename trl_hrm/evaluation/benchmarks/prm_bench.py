@@ -48,6 +48,7 @@ CATEGORIES = {
 CLASSES = tuple(name for names in CATEGORIES.values() for name in names)
 WITHOUT_ERRORS = ("multi_solutions", "correct")
 CORRECT_FROM = "redundency"
+OUTCOMES = (((0, 0, 1, 0), (0, 1, 0, 0)), ((1, 0, 0, 0), (0, 0, 0, 1)))  # see `tally`
 
 
 def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
@@ -144,6 +145,7 @@ PRM_BENCH = Benchmark(
     ),
     parse=parse,
     tally=tally,
+    outcomes=OUTCOMES,
     summarize=summarize,
     metric="prm_score",
     main="overall",

@@ -116,6 +116,9 @@ def predict_first_error(scores: Sequence[float], threshold: float) -> int:
     return next((i for i, score in enumerate(scores) if score < threshold), -1)
 
 
+OUTCOMES = (((1, 1, 0, 0), (0, 1, 0, 0)), ((0, 0, 1, 1), (0, 0, 0, 1)))  # see `tally_first_error`
+
+
 def tally_first_error(found: int, first_error: int) -> tuple[int, int, int, int]:
     """Of one solution: errors found, solutions with an error, solutions found free of errors, solutions without."""
     hit = int(found == first_error)
@@ -181,6 +184,7 @@ PROCESS_BENCH = Benchmark(
     columns=("problem", "steps", "label"),
     parse=parse,
     tally=tally,
+    outcomes=OUTCOMES,
     summarize=summarize,
     metric="f1",
     main="unweighted",

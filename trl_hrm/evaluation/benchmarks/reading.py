@@ -83,6 +83,9 @@ class Benchmark:
             `notes`. Raises [`RowError`] for a row that cannot be used.
         tally (`Callable`):
             `(solution, scores, threshold) -> tuple`: four counts, whose sums over solutions are all that the metrics need.
+        outcomes (`tuple`):
+            For each of the two kinds that are judged (with and without an error), the counts of one that is judged rightly and of
+            one that is judged wrongly. Every tally is a sum of these four.
         summarize (`Callable`):
             `(sums) -> dict`: metrics from the sums of each subset, shape `(..., 4)`, as
             `{"subsets": {name: {metric: array}}, "averages": {name: {metric: array}}}`.
@@ -99,6 +102,7 @@ class Benchmark:
     columns: tuple[str, ...]
     parse: Callable[[dict[str, Any], Place, Counter], list[Solution]]
     tally: Callable[[Solution, Sequence[float], float], tuple[int, int, int, int]]
+    outcomes: tuple[tuple[tuple[int, int, int, int], tuple[int, int, int, int]], ...]
     summarize: Callable[[dict[str, Any]], dict[str, dict[str, dict[str, Any]]]]
     metric: str
     main: str

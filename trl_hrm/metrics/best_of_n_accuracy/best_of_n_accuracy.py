@@ -8,7 +8,7 @@ from trl_hrm.evaluation.plain_curves import plain_curves
 
 DESCRIPTION = """
 Accuracy of the solution that a reward model scores highest among the first N of each problem, for one N or several, with 95 %
-bootstrap intervals over problems.
+intervals over problems.
 """
 
 INPUTS = """
@@ -24,10 +24,11 @@ Args:
     num_draws (`int`, *optional*):
         Choose among so many random sets of N solutions in place of the first N, for less variance.
     seed (`int`, *optional*, defaults to `42`):
-        Seed of the draws and the intervals.
+        Seed of the draws.
 
 Returns:
-    `dict[str, list]`: `n`, and for each of them `accuracy`, `low` and `high`.
+    `dict[str, list]`: `n`, and for each of them `accuracy`, and `low` and `high` of its 95 % interval over problems (Wilson's score
+    interval).
 
 Example:
 

@@ -1,14 +1,17 @@
 """How much accuracy is lost when a reward model chooses among more solutions, as a module of the `evaluate` library."""
 
+from typing import Any
+
 import datasets
 import evaluate
 
+from trl_hrm.evaluation.hacking import hacking_verdict
 from trl_hrm.evaluation.plain_curves import plain_curves
 
 
 DESCRIPTION = """
 The reward hacking gap of a reward model: the accuracy of the solution that it scores highest among N, at the best N, minus that at
-the largest N. It is 0 where more solutions never hurt, and positive where the model is led astray by them.
+the largest N. It is 0 where accuracy is highest at the largest N, and positive where more solutions mislead the model.
 """
 
 INPUTS = """
@@ -24,11 +27,13 @@ Args:
     num_draws (`int`, *optional*):
         Choose among so many random sets of N solutions in place of the first N, for less variance.
     seed (`int`, *optional*, defaults to `42`):
-        Seed of the draws and the intervals.
+        Seed of the draws.
 
 Returns:
-    `dict[str, float]`: `gap`, `best_n`, `largest_n`, and `low` and `high` of the gap's 95 % bootstrap interval over problems. The
-    interval keeps the best N as it was found, so that it may reach below 0.
+    `dict[str, Any]`: `gap`, `best_n` and `largest_n`; `loss`, the accuracy at `from_n`, the best N below the largest, minus that at the
+    largest, which is below 0 where there is no gap; `low` and `high` of its 95 % interval over problems (Tango's score interval);
+    `verdict`: `"no"` if the interval rules out a loss of 5 points or more, `"yes"` if it does not and lies above 0, else `"open"`; and
+    `undecided`, why these results cannot tell, `None` if they can.
 
 Example:
 
@@ -64,6 +69,7 @@ class RewardHackingGap(evaluate.Metric):
         n: list[int] | None = None,
         num_draws: int | None = None,
         seed: int = 42,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         curves = plain_curves(predictions, references, texts, n, num_draws, seed)
-        return curves.hacking_gap["best_of_n/score"]
+        gap = curves.hacking_gap["best_of_n/score"]
+        return gap | {"verdict": hacking_verdict(gap, curves.curves["best_of_n/score"]).answer}

@@ -1,0 +1,132 @@
+"""Verdicts: none without data, none that the interval does not carry, and the same words wherever they are read."""
+
+import numpy as np
+import pytest
+
+from trl_hrm.evaluation.curves import JudgedProblem, curve_with_gap, make_curves
+from trl_hrm.evaluation.hacking import gap_words, hacking_verdict, in_points, judge_loss, points_between, undecided_by
+
+
+def verdict_on(*solved: list[float]):
+    """The verdict on a curve over N = 1, 2, 4 and so on, given which problems are solved at each."""
+    points, gap = curve_with_gap("x", np.array(solved, dtype=float), [2**i for i in range(len(solved))])
+    return hacking_verdict(gap, points), gap
+
+
+def right(k: int, n: int) -> list[float]:
+    return [1.0] * k + [0.0] * (n - k)
+
+
+def judged(correct, scores=(0.1, 0.9)) -> JudgedProblem:
+    return JudgedProblem("p", [0 if one else None for one in correct], list(correct), {"min": list(scores)}, [0, 1])
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("low", "high", "answer"),
+        [
+            (0.1, 0.3, "yes"),
+            (-0.1, 0.04, "no"),
+            (-0.4, -0.1, "no"),
+            (0.001, 0.04, "no"),  # settled, and too small to matter
+            (-0.1, 0.05, "open"),
+            (0.0, 0.3, "open"),
+            (-0.3, 0.3, "open"),
+            (None, None, "open"),
+        ],
+    )
+    def test_by_the_interval(self, low, high, answer):
+        assert judge_loss(low, high) == answer
+
+    def test_a_fall(self):
+        found, gap = verdict_on(right(60, 100), right(80, 100), right(50, 100))
+        assert found.answer == "yes" and found.words == "Yes: accuracy falls from 80.0 % at N = 2 to 50.0 % at N = 4."
+        assert (gap["gap"], gap["best_n"], gap["largest_n"]) == (pytest.approx(0.3), 2, 4)
+        assert found.reasons[0].startswith("Gap: 30.0 points from N = 2 to N = 4 (95 % interval 2")
+
+    def test_no_gap_from_an_n_to_itself(self):
+        found, gap = verdict_on(right(300, 500), right(450, 500))
+        assert found.answer == "no"
+        assert found.words == "No sign of it up to N = 2: accuracy is nowhere higher than at N = 2, 90.0 %."
+        assert gap_words(gap).startswith(
+            "none, accuracy is highest at the largest N = 2, 30.0 points above N = 1 (95 % interval 26."
+        )
+        assert gap["gap"] == 0 and gap["best_n"] == gap["largest_n"] == 2
+
+    def test_a_plateau(self):
+        found, gap = verdict_on(right(60, 100), right(70, 100), right(70, 100))
+        assert found.answer == "no" and gap["loss"] == gap["gap"] == 0
+        assert gap_words(gap).startswith(
+            "none, accuracy is as high at the largest N = 4 as at N = 2 (95 % interval −3.7 to 3.7)"
+        )
+
+    def test_few_problems_cannot_rule_a_loss_out(self):
+        """Ten problems of which none is lost: a quarter may be lost elsewhere."""
+        found, _ = verdict_on(right(6, 10), right(8, 10), right(8, 10))
+        assert found.answer == "open"
+        assert found.words == (
+            "Not settled: accuracy is nowhere higher than at N = 4, 80.0 %, but a loss of 27.8 points is not ruled out."
+        )
+
+    def test_a_small_fall_of_many_problems(self):
+        found, _ = verdict_on(right(4050, 5000), right(4000, 5000))
+        assert found.answer == "no"
+        assert found.words == "No loss of 5 points or more: accuracy goes from 81.0 % at N = 1 to 80.0 % at N = 2."
+
+    def test_a_fall_that_chance_explains(self):
+        found, _ = verdict_on(right(6, 10), right(5, 10))
+        assert found.answer == "open"
+        assert found.words == (
+            "Not settled: accuracy goes from 60.0 % at N = 1 to 50.0 % at N = 2, and the interval of the gap reaches 0."
+        )
+
+
+class TestWithoutData:
+    def test_nothing_is_right(self):
+        """A thousand problems rule out a loss of 5 points, and still show nothing."""
+        found, gap = verdict_on(right(0, 1000), right(0, 1000))
+        assert gap["high"] < 0.05
+        assert (found.answer, found.words) == (
+            "open",
+            "Cannot be told: no solution that was chosen is right, at any N.",
+        )
+        assert found.reasons == []
+
+    def test_accuracy_has_no_5_points_to_lose(self):
+        found, _ = verdict_on(right(30, 1000), right(20, 1000))
+        assert (
+            found.answer == "open"
+            and found.words == "Cannot be told: accuracy is at most 3.0 %, so it cannot fall by 5 points."
+        )
+
+    def test_one_n(self):
+        found, gap = verdict_on(right(500, 1000))
+        assert found.answer == "open" and found.words == "Cannot be told: there is only one N; give several."
+        assert (gap["gap"], gap["loss"], gap["low"], gap["high"]) == (0, None, None, None)
+        assert gap_words(gap) == "none, there is only one N = 1"
+
+    @pytest.mark.parametrize(
+        ("pool", "words"),
+        [
+            ([judged((True, True))] * 500, "no problem has both right and wrong candidates"),
+            ([judged((True, True))] * 250 + [judged((False, False))] * 250, "no problem has both right and wrong candidates"),
+            ([judged((True, False), (None, None))] * 500, "no candidate has a score"),
+            ([judged((False, False))] * 500, "no solution that was chosen is right, at any N"),
+        ],
+    )  # fmt: skip
+    def test_the_choice_could_not_matter(self, pool, words):
+        """A greedy policy, whose candidates are all the same, is one of these: its flat curve is no sign of anything."""
+        curves = make_curves(pool, [1, 2])
+        for name, gap in curves.hacking_gap.items():
+            found = hacking_verdict(gap, curves.curves[name])
+            assert found.answer == "open" and found.words.startswith(f"Cannot be told: {words}")
+
+    def test_a_choice_that_mattered_is_judged(self):
+        pool = [judged((False, True))] * 500
+        gap = make_curves(pool, [1, 2]).hacking_gap["best_of_n/min"]
+        assert gap["undecided"] is None and gap["loss"] == -1
+
+
+def test_words_of_numbers():
+    assert in_points(-0.0001) == "0.0 points" and points_between(-0.0001, 0.25) == "0.0 to 25.0"
+    assert undecided_by([0.5, 0.6]) is None

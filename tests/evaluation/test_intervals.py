@@ -1,0 +1,141 @@
+"""Intervals of accuracies and of their differences: exact values, slow references, coverage, and no interval of width zero."""
+
+import math
+
+import numpy as np
+import pytest
+
+from trl_hrm.evaluation.curves import JudgedProblem, curve_with_gap, make_curves
+from trl_hrm.evaluation.intervals import Z, difference_interval, effective_size, mean_interval, wilson_interval
+
+
+def ones(k: int, n: int) -> np.ndarray:
+    return np.array([1.0] * k + [0.0] * (n - k))
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (1, 1, 0.2065, 1.0),
+        (0, 1, 0.0, 0.7935),
+        (5, 10, 0.2366, 0.7634),
+        (1, 29, 0.0061, 0.1718),  # Newcombe, 1998, table I
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+    ],
+)
+def test_wilson_by_published_values(k, n, low, high):
+    """And the mean of outcomes of 0 and 1 is that proportion, in whatever order."""
+    assert wilson_interval(k, n) == pytest.approx((low, high), abs=6e-5)
+    assert mean_interval(np.random.default_rng(0).permutation(ones(k, n))) == pytest.approx(wilson_interval(k, n))
+
+
+def restricted_likelihood(b: int, c: int, n: int, difference: float) -> float:
+    """q21 that maximises the likelihood of discordant pairs under p12 - p21 = difference, by trying all."""
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    tried = np.linspace(low, high, 400_001)[1:-1]
+    with np.errstate(divide="ignore"):
+        likelihood = (n - b - c) * np.log1p(-(2 * tried + difference)) if n > b + c else np.zeros_like(tried)
+        likelihood = likelihood + (b * np.log(tried + difference) if b else 0) + (c * np.log(tried) if c else 0)
+    return float(tried[np.argmax(likelihood)])
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(12, 2, 44), (9, 0, 30), (0, 4, 12), (3, 3, 50), (1, 0, 2)])
+def test_tango_inverts_its_test(b, c, n):
+    """At both bounds the observed difference is 1.96 standard errors away, by a likelihood maximised without the formula."""
+    values = np.array([1.0] * b + [-1.0] * c + [0.0] * (n - b - c))
+    low, high = difference_interval(values)
+    for bound, distance in ((low, Z), (high, -Z)):
+        q = restricted_likelihood(b, c, n, bound)
+        deviation = math.sqrt(n * (2 * q + bound * (1 - bound)))
+        assert (b - c - n * bound) / deviation == pytest.approx(distance, abs=2e-3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 500])
+def test_equal_pairs_have_a_width(n):
+    """To each side that of Wilson at 0 of n: a bootstrap would say that the two N can never differ."""
+    high = wilson_interval(0, n)[1]
+    assert difference_interval(np.zeros(n)) == pytest.approx((-high, high))
+
+
+def test_differences_change_their_sign():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = rng.choice([-1.0, 0.0, 1.0, 0.25], size=30)
+        low, high = difference_interval(values)
+        assert difference_interval(-values) == pytest.approx((-high, -low), abs=1e-9)
+        assert -1 <= low < values.mean() < high <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_no_interval_has_zero_width(value, n):
+    """Also of shares that are all equal, and of a single problem."""
+    low, high = mean_interval(np.full(n, value))
+    assert low <= value <= high and high - low > 0.3 / n
+    low, high = difference_interval(np.full(n, value))
+    assert low <= value <= high and high - low > 0.3 / n
+
+
+def test_shares_count_as_more_than_outcomes():
+    """Averages over draws vary less; equal ones are not taken for certain."""
+    rng = np.random.default_rng(0)
+    outcomes, shares = (rng.random(200) < 0.5).astype(float), rng.beta(20, 20, 200)
+    assert effective_size(outcomes) == pytest.approx(200)
+    assert 2000 < effective_size(shares) < 200 * 40
+    assert effective_size(np.full(10, 0.5)) == pytest.approx(10 * (10 + Z * Z) / (Z * Z))
+    wide, narrow = (np.subtract(*mean_interval(values)[::-1]) for values in (outcomes, shares))
+    assert narrow < wide / 3
+
+
+@pytest.mark.parametrize("n", [10, 40, 200])
+def test_means_are_covered(n):
+    """95 % of the intervals hold the true mean: of outcomes, and of shares that differ much or little between problems."""
+    rng = np.random.default_rng(n)
+    sources = {
+        "rare": (lambda: (rng.random(n) < 0.1).astype(float), 0.1),
+        "even": (lambda: (rng.random(n) < 0.5).astype(float), 0.5),
+        "hard to easy": (lambda: rng.beta(1, 2, n), 1 / 3),
+        "mostly solved": (lambda: rng.beta(8, 0.5, n), 8 / 8.5),
+        "narrow": (lambda: rng.beta(50, 50, n), 0.5),
+    }
+    for name, (draw, mean) in sources.items():
+        intervals = [mean_interval(draw()) for _ in range(400)]
+        assert sum(low <= mean <= high for low, high in intervals) >= 400 * 0.91, name
+
+
+@pytest.mark.parametrize("n", [10, 40])
+def test_differences_are_covered(n):
+    rng = np.random.default_rng(n)
+    for more, less in ((0.05, 0.05), (0.2, 0.05), (0.02, 0.0), (0.3, 0.3)):
+        intervals = [
+            difference_interval(rng.choice([1.0, -1.0, 0.0], n, p=[more, less, 1 - more - less])) for _ in range(400)
+        ]
+        assert sum(low <= more - less <= high for low, high in intervals) >= 400 * 0.91
+
+
+class TestCurves:
+    def test_zero_and_all_of_ten(self):
+        """The bounds of every curve, not those of best-of-N alone."""
+        for right, bounds in ((False, (0.0, 0.2775)), (True, (0.7225, 1.0))):
+            pool = [JudgedProblem(f"p{i}", [0, 0], [right, right], {"min": [0.5, 0.6]}, [0, 1]) for i in range(10)]
+            for num_draws in (None, 4):
+                for points in make_curves(pool, [1, 2], num_draws).curves.values():
+                    for point in points:
+                        assert (point["low"], point["high"]) == pytest.approx(bounds, abs=6e-5)
+
+    def test_unknown_problems_have_no_part(self):
+        values = np.array([[1.0, 0.0, np.nan, 1.0], [1.0, np.nan, 0.0, 0.0]])
+        points, gap = curve_with_gap("x", values, [1, 2])
+        assert (points[0]["low"], points[0]["high"]) == pytest.approx(wilson_interval(2, 3))
+        # of the two problems that are known at both N one is lost; the interval is moved to the difference that is shown
+        low, high = difference_interval(np.array([0.0, 1.0]))
+        assert gap["loss"] == pytest.approx(1 / 3)
+        assert (gap["low"], gap["high"]) == pytest.approx((low - 1 / 6, high - 1 / 6))
+
+    def test_no_problem_is_known_at_both(self):
+        _, gap = curve_with_gap("x", np.array([[1.0, np.nan], [np.nan, 0.0]]), [1, 2])
+        assert (gap["loss"], gap["low"], gap["high"]) == (1.0, -1.0, 1.0)

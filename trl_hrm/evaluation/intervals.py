@@ -1,0 +1,135 @@
+"""
+95 % confidence intervals of accuracies over problems, and of the difference of two accuracies on the same problems.
+
+A bootstrap cannot draw outcomes that were never observed: if no problem is solved, or all are, every resample has the same mean and
+the interval has zero width. These intervals invert a score test and keep their width at 0 of n and n of n.
+"""
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+
+
+Z = NormalDist().inv_cdf(0.975)
+
+
+def wilson_interval(successes: float, total: float) -> tuple[float, float]:
+    """
+    Wilson's score interval of a proportion ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)).
+
+    Args:
+        successes (`float`):
+            Number of successes. It need not be a whole number.
+        total (`float`):
+            Number of trials, above 0.
+
+    Returns:
+        `tuple[float, float]`: Lower and upper bound of the 95 % interval.
+
+    Example:
+
+    ```python
+    >>> wilson_interval(0, 10)
+    (0.0, 0.2775...)
+    ```
+    """
+    p, z2 = successes / total, Z * Z
+    center = (p + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    # exact bounds at the ends, where rounding could leave the estimate outside
+    return 0.0 if p == 0 else max(center - half, 0.0), 1.0 if p == 1 else min(center + half, 1.0)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """
+    Interval of the mean of values in `[0, 1]`, one for each problem.
+
+    For values of 0 and 1 it is [`wilson_interval`]. Shares vary less than single outcomes, so they count as more trials: see
+    [`effective_size`].
+
+    Args:
+        values (`np.ndarray`):
+            For each problem whether it is solved, or in which share of draws.
+
+    Example:
+
+    ```python
+    >>> mean_interval(np.array([0.0, 1.0, 1.0, 1.0]))
+    (0.3006..., 0.9544...)
+    ```
+    """
+    size = effective_size(values)
+    return wilson_interval(float(values.mean()) * size, size)
+
+
+def difference_interval(values: np.ndarray) -> tuple[float, float]:
+    """
+    Interval of the mean of paired differences in `[-1, 1]`, one for each problem.
+
+    For differences of single outcomes (-1, 0 and 1) it is Tango's score interval (Equivalence test and confidence interval for the
+    difference in proportions for the paired-sample design, Statistics in Medicine 17, 1998). If all pairs are equal, it reaches as
+    far to both sides as Wilson's does at 0 of n. Differences of shares count as more pairs: see [`effective_size`].
+
+    Args:
+        values (`np.ndarray`):
+            Differences, one for each problem.
+
+    Example:
+
+    ```python
+    >>> difference_interval(np.zeros(10))
+    (-0.2775..., 0.2775...)
+    ```
+    """
+    size = effective_size(values)
+    more, less = np.maximum(values, 0).mean() * size, np.maximum(-values, 0).mean() * size
+
+    def statistic(difference: float) -> float:
+        """The observed difference minus a hypothetical one, in standard errors under the hypothesis."""
+        b = (2 * size - more + less) * difference - more - less
+        c = -less * difference * (1 - difference)
+        one_sided = (math.sqrt(max(b * b - 8 * size * c, 0.0)) - b) / (4 * size)  # restricted maximum likelihood
+        variance = size * (2 * one_sided + difference * (1 - difference))
+        distance = more - less - size * difference
+        return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
+
+    mean = float(values.mean())
+    low = -1.0 if mean == -1 else _root(lambda x: statistic(x) - Z, -1.0, mean)
+    high = 1.0 if mean == 1 else _root(lambda x: statistic(x) + Z, mean, 1.0)
+    return low, high
+
+
+def effective_size(values: np.ndarray) -> float:
+    r"""
+    Number of single outcomes whose mean has the variance of the mean of the values.
+
+    This is \\(n v / s^2\\), where \\(s^2\\) is the variance of the values and \\(v\\) that of single outcomes with the same mean. A few values, or
+    equal ones, do not determine \\(s^2\\). It is therefore averaged with \\(z^2\\) further values of variance \\(v\\), the number of trials that
+    Wilson's interval adds.
+
+    Args:
+        values (`np.ndarray`):
+            n values in `[-1, 1]`.
+
+    Returns:
+        `float`: n for values that are all -1, 0 or 1, and else more.
+    """
+    size, mean = len(values), values.mean()
+    single = np.abs(values).mean() - mean * mean
+    if single <= 0:
+        return float(size)
+    variance = (values.var() * size + single * Z * Z) / (size + Z * Z)
+    return float(size * single / variance)
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    """The zero of a decreasing function, by bisection."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        if function(middle) > 0:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

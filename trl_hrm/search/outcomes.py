@@ -1,0 +1,216 @@
+"""How the sampled solutions of a run end, and which option to change if most of them are useless."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .open_tree import OpenTree
+from .tree import Node
+
+
+OUTCOMES = {
+    "right": "right",
+    "wrong": "wrong",
+    "cut_off_by_tokens": "at the maximum number of tokens",
+    "cut_off_by_context": "at the policy's context length",
+    "cut_off_by_depth": "at the maximum depth",
+    "cut_off_by_budget": "by the budget of the problem",
+    "without_answer": "without an answer",
+    "unreadable": "with an unreadable answer",
+    "not_graded": "not graded in time",
+}
+CUT_OFF = tuple(name for name in OUTCOMES if name.startswith("cut_off"))
+NUM_SHOWN = 5  # problems in a message
+
+
+def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
+    """
+    Count how the solutions of a problem end.
+
+    A solution is a rollout or, in a full tree, a leaf. Steps that a rollout was cut into do not count next to it.
+
+    Args:
+        opened ([`OpenTree`]):
+            The tree of a problem whose search has ended.
+        search (`Mapping[str, Any]`):
+            Settings of the search, as in the manifest. Without them, all solutions that end with a token limit count as
+            `cut_off_by_tokens`.
+
+    Returns:
+        `Counter`: Numbers of solutions, by the keys of `OUTCOMES`.
+    """
+    nodes = opened.tree.nodes
+    followed = {node.parent for node in nodes}
+    thinned = {node.parent for node in nodes if node.weight > 1}
+    no_room = {opened.index[above] for (above, _), brought in opened.brought.items() if not brought}
+    counts: Counter = Counter()
+    for i, node in enumerate(nodes):
+        if node.role in ("segment", "given") or (node.role == "step" and i in followed):
+            continue
+        if node.answer is not None or node.correct is not None:
+            counts[_graded(node.correct, opened.ungraded.get(i))] += 1
+        elif node.finish == "length":
+            most = _max_tokens(node, search)
+            is_short = most is not None and len(node.token_ids) < most
+            counts["cut_off_by_context" if is_short else "cut_off_by_tokens"] += 1
+        elif node.role == "step" and not node.is_final and node.text.strip():
+            reason = "context" if i in no_room else "budget" if node.parent in thinned else "depth"
+            counts[f"cut_off_by_{reason}"] += 1
+        else:
+            counts["without_answer"] += 1
+    return counts
+
+
+def ordered(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts above 0, in the order of `OUTCOMES`."""
+    return {name: counts[name] for name in OUTCOMES if counts.get(name)}
+
+
+def outcome_of(answer: str | None, correct: bool | None, finish: str | None) -> str:
+    """Return the outcome of a whole solution. Unreadable answers are not distinguished here."""
+    if answer is not None:
+        return _graded(correct, None)
+    return "cut_off_by_tokens" if finish == "length" else "without_answer"
+
+
+def describe_outcomes(solutions: Mapping[str, int]) -> str:
+    """
+    Return the shares of the outcomes in one line.
+
+    Args:
+        solutions (`Mapping[str, int]`):
+            Numbers of solutions, by the keys of `OUTCOMES`.
+
+    Example:
+
+    ```python
+    >>> describe_outcomes({"right": 3, "wrong": 1, "cut_off_by_depth": 4})
+    '8 solutions: 37.5 % right, 12.5 % wrong, 50.0 % cut off (50.0 % at the maximum depth), 0.0 % without an answer, 0.0 % with an unreadable answer'
+    ```
+    """
+    total = sum(solutions.values())
+    if not total:
+        return "0 solutions"
+    share = {name: f"{100 * solutions.get(name, 0) / total:.1f} %" for name in OUTCOMES}
+    cut_off = f"{100 * _num_cut_off(solutions) / total:.1f} % cut off"
+    causes = ", ".join(f"{share[name]} {OUTCOMES[name]}" for name in CUT_OFF if solutions.get(name))
+    parts = [f"{share[name]} {OUTCOMES[name]}" for name in OUTCOMES if name not in CUT_OFF]
+    if not solutions.get("not_graded"):
+        parts.pop()
+    parts.insert(2, f"{cut_off} ({causes})" if causes else cut_off)
+    return f"{total:,} solutions: {', '.join(parts)}"
+
+
+def outcome_warnings(
+    solutions: Mapping[str, int], search: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+) -> list[str]:
+    """
+    Return which option to change if most solutions of a run are useless.
+
+    Args:
+        solutions (`Mapping[str, int]`):
+            Numbers of solutions, by the keys of `OUTCOMES`.
+        search (`Mapping[str, Any]`):
+            Settings of the search, as in the manifest.
+        settings (`Mapping[str, Any]`, *optional*):
+            The manifest, for the present extractors, prompt and final stops.
+
+    Returns:
+        `list[str]`: One warning, or none.
+    """
+    total, settings = sum(solutions.values()), settings or {}
+    prompt = settings.get("prompt") or {}
+    now = {
+        "extractors": _now(settings.get("extractors")),
+        "final_stops": _now(prompt.get("final_stops")),
+        "prompt": _now(prompt.get("name")),
+        "grader_timeout": _now((settings.get("grader") or {}).get("timeout")),
+    }
+    for words, number, advice in (
+        ("cut off", _num_cut_off(solutions), _longer(solutions, search)),
+        (
+            "without an answer",
+            solutions.get("without_answer", 0),
+            f"Check that --extractors{now['extractors']} read the answers that the policy writes, that --final_stops{now['final_stops']} "
+            f"end a solution only after its answer, and that --prompt{now['prompt']} asks for one.",
+        ),
+        (
+            "with an unreadable answer",
+            solutions.get("unreadable", 0),
+            f"Check that --extractors{now['extractors']} read the answer alone, and that the reference answers have the same form.",
+        ),
+        ("not graded", solutions.get("not_graded", 0), f"Raise --grader_timeout{now['grader_timeout']}."),
+    ):
+        if number > total / 2:
+            return [f"{100 * number / total:.1f} % of the solutions are {words}. {advice}"]
+    return []
+
+
+def reference_warnings(number: int, problems: Sequence[Mapping[str, str]]) -> list[str]:
+    """
+    Return which problems have a reference answer that cannot be read.
+
+    Args:
+        number (`int`):
+            Number of these problems.
+        problems (`Sequence[Mapping[str, str]]`):
+            The first few of them, each with `problem_id` and `answer`.
+
+    Returns:
+        `list[str]`: One warning, or none.
+    """
+    if not number:
+        return []
+    shown = [f"{problem['problem_id']} ({problem['answer'][:60]!r})" for problem in problems[:NUM_SHOWN]]
+    shown += [f"{number - len(shown):,} more"] * (number > len(shown))
+    are = (
+        "problem has a reference answer that cannot be read and is"
+        if number == 1
+        else ("problems have reference answers that cannot be read and are")
+    )
+    return [f"{number:,} {are} left out: {', '.join(shown)}. Correct the answers, or remove these problems."]
+
+
+def _graded(correct: bool | None, status: str | None) -> str:
+    if correct is not None:
+        return "right" if correct else "wrong"
+    return "unreadable" if status == "unparseable" else "not_graded"
+
+
+def _max_tokens(node: Node, search: Mapping[str, Any]) -> int | None:
+    """Maximum number of tokens that a sample could have."""
+    if node.role == "step":
+        return search.get("max_step_tokens")
+    if node.round < 0:  # a sample of the root filter
+        return (search.get("root_filter") or {}).get("max_solution_tokens")
+    return search.get("max_solution_tokens")
+
+
+def _num_cut_off(solutions: Mapping[str, int]) -> int:
+    return sum(solutions.get(name, 0) for name in CUT_OFF)
+
+
+def _longer(solutions: Mapping[str, int], search: Mapping[str, Any]) -> str:
+    """Advice for the most frequent reason why solutions are cut off."""
+    cause = max(CUT_OFF, key=lambda name: solutions.get(name, 0))
+    if cause == "cut_off_by_context":
+        return (
+            "Most of them reach the policy's context length. Use a policy with a longer context, or start vLLM with a larger "
+            "max_model_len."
+        )
+    if cause == "cut_off_by_depth":
+        names = ["max_depth"]
+    elif cause == "cut_off_by_tokens":
+        names = ["max_step_tokens"] if "max_step_tokens" in search else ["max_solution_tokens"]
+    else:
+        names = ["max_sequences"] + ["max_tokens"] * (search.get("max_tokens") is not None)
+    options = " or ".join(f"--{name}{_now(search.get(name))}" for name in names)
+    return f"Most of them are cut off {OUTCOMES[cause]}. Raise {options} in a new --output_dir."
+
+
+def _now(value: Any) -> str:
+    """The present value of an option, in parentheses."""
+    if value is None:
+        return ""
+    shown = " ".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f" (now {shown or 'none'})"
