@@ -10,7 +10,14 @@ Grade(correct=True, status='graded')
 ```
 """
 
-from .extraction import EXTRACTORS, extract_answer, thinking_spans, visible_text
+from .extraction import (
+    EXTRACTORS,
+    extract_answer,
+    opens_thinking,
+    thinking_spans,
+    visible_text,
+    without_thinking_tags,
+)
 from .grader import AnswerGrader, GraderError
 from .judging import Grade, judge
 
@@ -22,6 +29,8 @@ __all__ = [
     "GraderError",
     "extract_answer",
     "judge",
+    "opens_thinking",
     "thinking_spans",
     "visible_text",
+    "without_thinking_tags",
 ]

@@ -120,3 +120,14 @@ def extract_answer(text: str, extractors: Sequence[str] = ("marker", "boxed", "h
     if unknown:
         raise ValueError(f"there is no answer extractor {unknown[0]!r}, expected some of {', '.join(EXTRACTORS)}.")
     return next((answer for name in extractors if (answer := EXTRACTORS[name](text).strip())), None)
+
+
+def opens_thinking(prompt: str) -> bool:
+    """Return whether a prompt ends with the tag that opens a reasoning model's thinking, as chat templates may write it."""
+    tags = list(_THINKING_TAG.finditer(prompt.rstrip()))
+    return bool(tags) and not any(tags[-1].groups()) and tags[-1].end() == len(prompt.rstrip())
+
+
+def without_thinking_tags(text: str) -> str:
+    """Return a text with its thinking, but without the tags around it."""
+    return _THINKING_TAG.sub("", text)
