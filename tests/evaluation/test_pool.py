@@ -178,8 +178,8 @@ def test_runs_that_are_no_samples(tmp_path):
 
 def test_options_that_a_run_has_no_use_for(tmp_path):
     folder = str(run(tmp_path / "run", SOLUTIONS))
-    with pytest.raises(ValueError, match="segmentation is 'sentence', but .*run is a run"):
-        read(folder, segmentation="sentence")
+    with pytest.raises(ValueError, match="join_steps is 'x', but .*run is a run"):
+        read(folder, join_steps="x")
     problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
     with pytest.raises(ValueError, match="has the answers of its problems. Leave the problems out"):
         read(folder, problems)

@@ -8,18 +8,22 @@ Rows in TRL's stepwise-supervision format, or in this package's own with `parent
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
 
+from ..grading import thinking_spans
 from ..step_tree import StepTree
 from .build import Recipe, build_dataset
 from .build_config import BuildConfig
 from .output import temporary_directory
+from .solutions import check_answers, count_answers, solution_warnings
 from .sources import DatasetRows, JsonLines
 
 
+THINKING = "rows_with_thinking"
 ABOUT = {
     "title": "Step trees",
     "description": "Problems whose steps were judged.",
@@ -68,7 +72,19 @@ def _recipe(
         join_prompts=True,
         options=options,
         about=ABOUT,
+        warn=partial(_warnings, source=", ".join(inputs)),
     )
+
+
+def _warnings(report: dict[str, Any], source: str) -> list[str]:
+    check_answers(report["notes"], report["records_in"], source)
+    warnings = solution_warnings(report["notes"])
+    if report["notes"].get(THINKING):
+        warnings.append(
+            f"{report['notes'][THINKING]:,} rows have the thinking of a reasoning model among their steps. It is kept with its "
+            "labels, but searches and selections leave thinking out before they score: remove those steps."
+        )
+    return warnings
 
 
 def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
@@ -81,9 +97,13 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
         where (`str`):
             Place of the row, for error messages.
         notes (`Counter`):
-            Not used: a row is either valid or an error.
+            Counts rows whose steps look like whole solutions, and rows with the thinking of a reasoning model.
 
     Raises:
         `ValueError`: If the row is not valid. See [`StepTree.from_row`].
     """
-    return StepTree.from_row(record, where)
+    tree = StepTree.from_row(record, where)
+    count_answers(tree.completions, notes, tree.parents)
+    if any(map(thinking_spans, tree.completions)):
+        notes[THINKING] += 1
+    return tree

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.candidates import THINKING
+from ..grading import thinking_spans
 from ..search.log import EventLog
 from ..search.open_tree import OpenTree
 from ..search.run_folder import read_json
@@ -105,6 +107,7 @@ class SearchedProblems:
         self.counts["problems_without_solution"] += all(ending.reason in ENDINGS for ending in endings)
         self.counts.update(ENDINGS[ending.reason] for ending in endings if ending.reason in ENDINGS)
         candidates = [_candidate(opened, ending) for ending in endings if ending.node != opened.start]
+        self.counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in candidates)
         return PoolProblem(problem.problem_id, problem.prompt, problem.answer, candidates, where)
 
     def _count(self, opened: OpenTree) -> None:

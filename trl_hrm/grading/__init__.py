@@ -11,6 +11,7 @@ Grade(correct=True, status='graded')
 """
 
 from .extraction import (
+    DEFAULT_EXTRACTORS,
     EXTRACTORS,
     extract_answer,
     opens_thinking,
@@ -23,6 +24,7 @@ from .judging import Grade, judge
 
 
 __all__ = [
+    "DEFAULT_EXTRACTORS",
     "EXTRACTORS",
     "AnswerGrader",
     "Grade",

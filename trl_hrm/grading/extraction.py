@@ -95,9 +95,10 @@ def _last_number(text: str) -> str:
 
 
 EXTRACTORS = {"marker": _after_marker, "boxed": last_box, "hash": _after_hash, "last_number": _last_number}
+DEFAULT_EXTRACTORS = ("marker", "boxed", "hash")
 
 
-def extract_answer(text: str, extractors: Sequence[str] = ("marker", "boxed", "hash")) -> str | None:
+def extract_answer(text: str, extractors: Sequence[str] = DEFAULT_EXTRACTORS) -> str | None:
     r"""
     The answer that a solution states.
 

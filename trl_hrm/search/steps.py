@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..grading import thinking_spans
+from ..grading import thinking_spans, visible_text, without_thinking_tags
 from .engine import continued_text
 
 
@@ -174,6 +174,45 @@ RULES = {
 }
 
 
+def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str]:
+    """
+    The steps of a solution without the space around them, as exports of searched trees have them.
+
+    Args:
+        text (`str`):
+            The solution.
+        rule ([`StepRule`]):
+            Tells where steps end.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether the steps of a reasoning model's thinking are steps too. By default thinking is left out. Its tags always are.
+    """
+    if keep_thinking:
+        text = without_thinking_tags(text)
+    ends = rule.ends(text)
+    steps = [visible_text(text[start:end]).strip() for start, end in zip([0, *ends], ends, strict=False)]
+    return [step for step in steps if step]
+
+
+def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str]:
+    """
+    The texts of given steps without a reasoning model's thinking, which may reach over several of them. Steps of which
+    nothing is left are blank.
+
+    Args:
+        steps (`Sequence[str]`):
+            Texts of consecutive steps.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether only the tags are left out.
+    """
+    if keep_thinking:
+        return [without_thinking_tags(step) for step in steps]
+    visible, start, masked = [], 0, _masked("\n".join(steps), "\0")
+    for step in steps:
+        visible.append(masked[start : start + len(step)].replace("\0", ""))
+        start += len(step) + 1
+    return visible
+
+
 def regex_rule(pattern: str) -> StepRule:
     """A rule for whole solutions: a step ends where a match of `pattern` ends."""
     return StepRule("regex", pattern, ())
@@ -244,8 +283,8 @@ def only_thinks(before: str, text: str) -> bool:
     return any(start <= len(before) and end == len(before + text) for start, end in thinking_spans(before + text))
 
 
-def _masked(text: str) -> str:
-    """The text with spaces in the place of thinking, character by character."""
+def _masked(text: str, mask: str = " ") -> str:
+    """The text with another character in the place of each character of thinking."""
     for start, end in thinking_spans(text):
-        text = text[:start] + " " * (end - start) + text[end:]
+        text = text[:start] + mask * (end - start) + text[end:]
     return text
