@@ -346,7 +346,9 @@ def _problem(row: dict[str, Any], prompt: str | list[dict[str, str]], where: str
     problem = row.get("problem")
     if problem is None:
         try:
-            problem = prompt if isinstance(prompt, str) else problem_of(prompt, "Write the problem into a column `problem`.")
+            problem = (
+                prompt if isinstance(prompt, str) else problem_of(prompt, "Write the problem into a column `problem`.")
+            )
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
     if not isinstance(problem, str) or not problem.strip():

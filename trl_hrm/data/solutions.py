@@ -11,9 +11,12 @@ The first row has the steps of one solution. The second is what search-and-learn
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..grading import extract_answer
+from ..grading import extract_answer, thinking_spans
+from ..search.steps import visible_steps
+from ..step_tree import StepTree
 
 
 ROWS = "rows_of_whole_solutions"  # counts rows that are read as whole solutions
@@ -89,6 +92,34 @@ def solution_warnings(notes: Mapping[str, int]) -> list[str]:
             f"solution; if they are whole solutions, their scores mean nothing. {_REMEDY}"
         )
     return warnings
+
+
+def leave_out_thinking(tree: StepTree, where: str, keep_thinking: bool = False) -> tuple[StepTree, list[int]]:
+    """
+    Return the tree without a reasoning model's thinking, and the places of its steps in the tree that was given.
+
+    Args:
+        tree ([`StepTree`]):
+            Steps. Thinking may reach over several of them.
+        where (`str`):
+            Place of the tree, for the error message.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether only its tags are left out.
+
+    Raises:
+        `ValueError`: If a tree with branches has thinking.
+    """
+    steps = list(range(len(tree.completions)))
+    if not any(map(thinking_spans, tree.completions)):
+        return tree, steps
+    if tree.parents != list(range(-1, len(steps) - 1)):
+        raise ValueError(
+            f"{where}: found the thinking of a reasoning model in a tree with branches, where it is not clear which steps it reaches "
+            "over. Remove it, or give each solution as a row of its own."
+        )
+    texts = visible_steps(tree.completions, keep_thinking)
+    steps = [step for step in steps if texts[step].strip()]
+    return replace(tree.take(steps), completions=[texts[step].strip() for step in steps]), steps
 
 
 def read_whole_solutions(

@@ -13,7 +13,14 @@ from ..data.candidates import THINKING, cut_again, is_run, read_candidates, rule
 from ..data.candidates_config import CandidatesConfig
 from ..data.problem_sets import ProblemSet
 from ..data.problems import problem_key
-from ..grading import DEFAULT_EXTRACTORS, extract_answer, opens_thinking, thinking_spans, without_thinking_tags
+from ..grading import (
+    DEFAULT_EXTRACTORS,
+    extract_answer,
+    opens_thinking,
+    thinking_spans,
+    visible_text,
+    without_thinking_tags,
+)
 from ..search.nodes import read_trees
 from ..search.run_folder import node_files, read_manifest
 from ..search.steps import StepRule, cut_text
@@ -231,10 +238,9 @@ def take_first(problems: Sequence[PoolProblem], number: int, all_beyond: bool = 
 def _answer(text: str, prompt: Any, extractors: Sequence[str], keep_thinking: bool) -> str | None:
     """The answer that a solution states, in its thinking only if that is kept."""
     if keep_thinking:
-        text = without_thinking_tags(text)
-    elif isinstance(prompt, str) and opens_thinking(prompt):
-        text = f"<think>{text}"
-    return extract_answer(text, extractors)
+        return extract_answer(without_thinking_tags(text), extractors)
+    opened = "<think>" if isinstance(prompt, str) and opens_thinking(prompt) else ""
+    return extract_answer(visible_text(opened + text), extractors)
 
 
 def _solutions(
