@@ -17,19 +17,23 @@ from .scripted import PROMPT, read_trees, run_scripted
 
 
 class Pieces(CharTokenizer):
-    """A tokenizer whose tokens are the pieces of one text, by their place from 1000 on; all else is characters."""
+    """
+    A tokenizer whose tokens are the pieces of one text, by their place from 1000 on; all else is characters. As with byte-level
+    tokenizers a piece may hold a part of a character.
+    """
 
-    def __init__(self, pieces: list[str]):
-        self.pieces = pieces
+    def __init__(self, pieces: list[str | bytes]):
+        self.pieces = [piece if isinstance(piece, bytes) else piece.encode() for piece in pieces]
 
     def decode(self, ids, skip_special_tokens=True):
-        return "".join(self.pieces[i - 1000] if i >= 1000 else chr(i) for i in ids if i)
+        parts = (self.pieces[i - 1000] if i >= 1000 else chr(i).encode() for i in ids if i)
+        return b"".join(parts).decode(errors="replace")
 
 
 class Reciting(ScriptedEngine):
     """Writes one text, in the given pieces as tokens, whatever the seed. Like servers it stops after the token with a stop string."""
 
-    def __init__(self, pieces: list[str]):
+    def __init__(self, pieces: list[str | bytes]):
         super().__init__(None)
         self.tokenizer = Pieces(pieces)
         self.requests: list[tuple[int, int]] = []
@@ -155,6 +159,17 @@ def test_a_policy_without_room_to_continue_is_cut_off(tmp_path):
     run_scripted(tmp_path, search, [(0, Problem("p", "Q", "7"))], engine=engine)
     [node] = read_trees(tmp_path)["p"].nodes
     assert (node.text, node.finish) == ("# Step 1\nBy # Step 2", "length")
+
+
+@pytest.mark.parametrize("parts", [[b" \xe5", b"\xa5\xbd"], [b" \xe5\xa5", b"\xbd"], [b" \xe5", b"\xa5", b"\xbd"]])
+def test_a_character_in_several_tokens_stays_whole(tmp_path, parts):
+    """The stop string ends in a token with the first bytes of what follows: Qwen's tokenizer has such tokens."""
+    pieces = ["Add 3", ".", *parts, "。", "So 7", "。", b"\xe5\xa5", b"\xbd"]
+    steps, tree, engine = recite(tmp_path, "sentence", pieces)
+    assert steps == ["Add 3.", "好。", "So 7。", "好"]
+    assert "".join(node.text for node in tree.nodes) == "Add 3. 好。So 7。好"
+    assert [i for node in tree.nodes for i in node.token_ids] == [*range(1000, 1000 + len(pieces)), 0]
+    assert {(node.finish, node.stop_reason) for node in tree.nodes} == {("stop", ". "), ("stop", "。"), ("eos", None)}
 
 
 def test_two_ends_in_one_token_are_one(tmp_path):

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..grading import extract_answer, opens_thinking, visible_text
-from .engine import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
+from .engine import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples, continued_text
 from .log import EventLog
 from .open_tree import OpenTree, Request, request_seed
 from .prefixes import cut_prefix
 from .progress import Progress
 from .prompts import Prompt
-from .steps import StepRule, cut_at, cut_steps, only_thinks
+from .steps import Boundary, StepRule, cut_at, cut_steps, only_thinks
 from .tree import ROOT, Problem, make_id
 
 
@@ -255,39 +255,50 @@ class Asking:
         start = len(before) - (0 if request.node == ROOT else opened.tree.nodes[request.node].tail)
         child_id = make_id("continued", opened.node_id(request), request.round, place)
         for attempt in range(request.max_tokens):
-            written = before + sample.text
+            written, room = before + sample.text, request.max_tokens - len(sample.token_ids)
             is_over = sample.finish == "eos" or sample.stop_reason in self.prompt.final_stops
             ends = (found for found in self.rule.boundaries(written, start) if found.stop > len(before))
             found = next(ends, None)
-            if found is not None and not (is_over and not written[found.end :].strip()):
-                cut = cut_at(tokenizer, prefix_ids, sample.token_ids, sample.text, found.stop - len(before))
-                if cut is not None and cut.tokens < len(sample.token_ids):
-                    ids, text = sample.token_ids[: cut.tokens], sample.text[: cut.characters]
-                    sample = replace(sample, token_ids=ids, text=text, finish="stop", stop_reason=found.marker)
-                elif is_over:  # one token holds the end of the step and that of the solution
-                    return sample, 0
-                return sample, len(before + sample.text) - found.end
-            if is_over or sample.finish == "length":
+            if found is not None and is_over and not written[found.end :].strip():
+                found = None  # nothing follows the end of the step but that of the solution
+            # a token after the end of the step holds the first part of a character, which the next tokens complete
+            is_part = found is not None and not is_over and room > 0 and sample.text.endswith("\ufffd")
+            if found is not None and not is_part:
+                return self._cut(sample, prefix_ids, found, len(before), is_over)
+            if is_over or (sample.finish == "length" and not is_part):
                 break
-            ids, room = prefix_ids + sample.token_ids, request.max_tokens - len(sample.token_ids)
             if room < 1:
                 sample = replace(sample, finish="length", stop_reason=None)
                 break
-            seed = request_seed(self.seed, child_id, attempt)
+            ids, seed = prefix_ids + sample.token_ids, request_seed(self.seed, child_id, attempt)
             try:
-                more = await self.engine.sample(ids, 1, request.stop, room, seed, opened.tree.problem.problem_id)
+                more = await self.engine.sample(
+                    ids, 1, request.stop, 1 if is_part else room, seed, opened.tree.problem.problem_id
+                )
             except PrefixTooLong:
                 sample = replace(sample, finish="length", stop_reason=None)
                 break
             check_samples(more, 1)
             _count(progress, ids, more)
-            sample = replace(
-                more[0],
-                token_ids=[*sample.token_ids, *more[0].token_ids],
-                text=sample.text + more[0].text,
-                num_cached=sample.num_cached + more[0].num_cached,
-            )
+            token_ids = [*sample.token_ids, *more[0].token_ids]
+            text = continued_text(tokenizer, prefix_ids, token_ids) if is_part else sample.text + more[0].text
+            num_cached = sample.num_cached + more[0].num_cached
+            sample = replace(more[0], token_ids=token_ids, text=text, num_cached=num_cached)
         return sample, _thinking_tail(before, sample.text)
+
+    def _cut(
+        self, sample: Sample, prefix_ids: list[int], found: Boundary, before: int, is_over: bool
+    ) -> tuple[Sample, int]:
+        """The sample up to a boundary, or to the end of the token that holds it, and its characters beyond the boundary."""
+        cut = cut_at(self.engine.tokenizer, prefix_ids, sample.token_ids, sample.text, found.stop - before)
+        if cut is not None and cut.tokens < len(sample.token_ids):
+            ids, text = sample.token_ids[: cut.tokens], sample.text[: cut.characters]
+            sample = replace(sample, token_ids=ids, text=text, finish="stop", stop_reason=found.marker)
+        elif is_over:  # one token holds the end of the step and that of the solution
+            return sample, 0
+        elif sample.finish == "length":
+            sample = replace(sample, finish="stop", stop_reason=found.marker)
+        return sample, before + len(sample.text) - found.end
 
     def _record(
         self, request: Request, before: str, prefix_ids: list[int], sample: Sample, tail: int
