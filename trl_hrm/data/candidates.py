@@ -147,8 +147,8 @@ def is_run(config: CandidatesConfig) -> bool:
 
 def rule_of(config: CandidatesConfig) -> StepRule | None:
     """
-    Tells where the steps of texts end: what the options say, and for a run what its search was told where they say nothing.
-    `None` for a run whose manifest does not tell.
+    Return the rule that cuts texts into steps: the one that the options name or, for a run, the one of its search. `None` for a
+    run whose manifest has none.
     """
     if config.segmentation is not None or not is_run(config):
         return config.step_rule()
@@ -157,7 +157,7 @@ def rule_of(config: CandidatesConfig) -> StepRule | None:
 
 
 def cut_again(config: CandidatesConfig) -> StepRule | None:
-    """The rule by which the solutions of a run are to be cut into steps again. `None` if they keep the steps of the search."""
+    """Return the rule to cut the solutions of a run with. `None` if they keep the steps of their search."""
     return rule_of(config) if config.segmentation is not None or config.keep_thinking else None
 
 

@@ -1,5 +1,5 @@
 """
-Whole solutions and lists of steps: both come as `completions`, and what is read as the other gives scores without a meaning.
+Tell whole solutions from lists of steps. Both come as `completions`, and scores of one read as the other mean nothing.
 
 ```json
 {"prompt": "3 + 4?", "completions": ["Add 3 and 4.", "So \\boxed{7}."]}
@@ -129,8 +129,8 @@ def read_whole_solutions(
     Return rows with their places, in which the `completions` of rows without a `prompt` have become `candidates`, and the
     `problem` the prompt.
 
-    search-and-learn writes such rows. They are told by its columns, or by several completions that each state an answer. One
-    such row decides for all: solutions that were cut off state none.
+    search-and-learn writes such rows. They are recognised by its other columns, or because several completions each state an
+    answer. One such row decides for all rows without a `prompt`, because solutions that were cut off state no answer.
 
     Args:
         rows (`Iterable[tuple[str, dict[str, Any]]]`):
@@ -139,7 +139,7 @@ def read_whole_solutions(
             Counts the rows that are changed, under `("notes", ROWS)`.
 
     Raises:
-        `ValueError`: If there are rows without a `prompt`, and nothing tells whether their `completions` are steps.
+        `ValueError`: If there are rows without a `prompt` and it is not clear whether their `completions` are steps.
     """
     rows = list(rows)
     unclear = [i for i, (_, row) in enumerate(rows) if _has_own_keys(row)]

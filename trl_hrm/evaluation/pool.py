@@ -85,8 +85,8 @@ class PoolProblem:
 
 def reading_of(config: CandidatesConfig, extractors: Sequence[str] | None = None) -> dict[str, Any]:
     """
-    How candidates are read: what the options say and, for a run of `trl-hrm annotate`, what the run was started with where they
-    say nothing.
+    Return how candidates are read: with the given options and, where they are missing, with the settings of the run that the
+    candidates come from, or the defaults.
 
     Args:
         config ([`CandidatesConfig`]):

@@ -207,10 +207,10 @@ def _given(
     reading = reading_of(config, args.extractors)
     pool = read_pool(config, args.extractors, answers, counts)
     if shard.index == 0:
-        print(
-            "Candidates are read with " + ", ".join(f"{name} {_shown(value)}" for name, value in reading.items()) + "."
-        )
-        print("".join(f"warning: {warning}\n" for warning in solution_warnings(counts)), end="")
+        shown = {name: " ".join(value) if isinstance(value, list) else value for name, value in reading.items()}
+        print(f"Candidates are read with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
+        for warning in solution_warnings(counts):
+            print(f"warning: {warning}")
     if args.n is None:
         fewest = min((len(problem.candidates) for problem in pool), default=0)
         largest = min(max(fewest, 1), max(NUMBERS))
@@ -221,10 +221,6 @@ def _given(
     counts["candidates_beyond_n"] -= sum(len(problem.candidates) for problem in pool)
     chosen = [(i, p) for i, p in enumerate(pool) if problem_shard(p.problem_id, shard.count) == shard.index]
     return chosen, pool_digest(pool), reading
-
-
-def _shown(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def _sampled(args: argparse.Namespace, shard: "Shard") -> tuple[list[tuple[int, "PoolProblem"]], str, dict[str, Any]]:

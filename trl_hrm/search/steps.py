@@ -13,7 +13,6 @@ from .engine import continued_text
 _CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may close a sentence after its full stop
 _BLANK = " \t\r\n\f\v\u3000#-=~`>|" + _CLOSING  # a line of these alone, such as a rule, is not a step
 _CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.M | re.S)
-_OPENING_TAGS = ("<think>", "<thinking>", "[think]", "◁think▷")
 
 # A line that begins with "# Step 2", with any number of "#" and any emphasis, or with "Step 2" and what sets a heading
 # apart from a sentence: a colon, a full stop or parenthesis, a dash, or the end of the line.
@@ -76,8 +75,8 @@ class StepRule:
             Whether the pattern matches the header of the next step, as `# Step 2` is. A header inside a fenced code block is a
             comment of the code and does not count.
         unless (`str`, *optional*):
-            Regular expression. No step ends where it is found in the text from the start of the line, or of the step if that is
-            later, to the end of the match: it tells the number of a list from the end of a sentence.
+            Regular expression for exceptions, such as the number of a list. It is searched in the text from the start of the line
+            (or of the step, if that is later) to the end of a match of `pattern`. Where it is found, no step ends.
 
     Raises:
         `ValueError`: If a pattern is not a valid regular expression.
@@ -176,7 +175,7 @@ RULES = {
 
 def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str]:
     """
-    The steps of a solution without the space around them, as exports of searched trees have them.
+    Cut a solution into steps, without the space around them, as exports of searched trees have them.
 
     Args:
         text (`str`):
@@ -184,7 +183,7 @@ def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str
         rule ([`StepRule`]):
             Tells where steps end.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether the steps of a reasoning model's thinking are steps too. By default thinking is left out. Its tags always are.
+            Whether to keep a reasoning model's thinking. Its tags are always left out.
     """
     if keep_thinking:
         text = without_thinking_tags(text)
@@ -195,8 +194,8 @@ def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str
 
 def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str]:
     """
-    The texts of given steps without a reasoning model's thinking, which may reach over several of them. Steps of which
-    nothing is left are blank.
+    Return the texts of consecutive steps without a reasoning model's thinking, which may span several steps. A step that is
+    only thinking becomes blank.
 
     Args:
         steps (`Sequence[str]`):
@@ -261,8 +260,8 @@ def cut_steps(
 
 def cut_at(tokenizer: Any, prefix_ids: Sequence[int], token_ids: Sequence[int], text: str, end: int) -> Cut | None:
     """
-    The cut at the first place between two tokens that has at least `end` characters of a text before it. `None` if there is no
-    such place, as where the tokens after `end` each hold a part of a character.
+    Return the first cut between two tokens that has at least `end` characters of a text before it. `None` if there is no such
+    cut, for example because all later tokens hold parts of characters.
     """
 
     def decoded(number: int) -> str:
@@ -279,7 +278,7 @@ def cut_at(tokenizer: Any, prefix_ids: Sequence[int], token_ids: Sequence[int], 
 
 
 def only_thinks(before: str, text: str) -> bool:
-    """Whether all of a text is thinking, which may have begun in the text before it."""
+    """Return whether all of a text is thinking, which may have begun in the text before it."""
     return any(start <= len(before) and end == len(before + text) for start, end in thinking_spans(before + text))
 
 
