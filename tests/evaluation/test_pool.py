@@ -11,12 +11,14 @@ from datasets import Dataset
 
 from trl_hrm.data.candidates_config import CandidatesConfig
 from trl_hrm.data.problem_sets import read_problems
-from trl_hrm.evaluation.pool import Candidate, PoolProblem, from_row, read_pool, take_first, to_row
+from trl_hrm.evaluation.pool import Candidate, PoolProblem, from_row, read_pool, reading_of, take_first, to_row
+from trl_hrm.grading import DEFAULT_EXTRACTORS
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.manifest import check_manifest
 from trl_hrm.search.rollouts import Rollouts
 from trl_hrm.search.root_filter import RootFilter
 from trl_hrm.search.run_folder import finish_shard
+from trl_hrm.search.steps import RULES, cut_text
 
 from ..search.scripted import FINAL, PROMPT, SEARCHES, ExactGrader, make_problems, run_scripted
 
@@ -173,9 +175,9 @@ def test_a_dataset(tmp_path):
     assert [(p.answer, p.candidates[0].answer) for p in pool] == [("0", "0"), ("1", "1"), ("2", "2")]
 
 
-def run(folder: Path, search, problems=None, **more) -> Path:
+def run(folder: Path, search, problems=None, settings=None, **more) -> Path:
     run_scripted(folder, search, problems or make_problems(6), **more)
-    check_manifest(folder, {"prompt": asdict(PROMPT), "search": search.describe()})
+    check_manifest(folder, {"prompt": asdict(PROMPT), "search": search.describe()} | (settings or {}))
     finish_shard(folder, 0, 1)
     return folder
 
@@ -221,6 +223,90 @@ def test_a_run_with_problems_and_solutions_without_an_end(tmp_path):
     assert set(answers) == {("length", None), ("stop", "7")} and min(answers.values()) > 10
 
 
+LONG = Rollouts(FINAL, num_solutions=8, num_completions=0, max_solution_tokens=200)
+
+
+def write_paragraphs(prefix: str, rng: random.Random) -> str:
+    """Steps with headers, in two paragraphs each, and an answer that no default extractor finds; half of them after thinking."""
+    thought = "<think>\n# Step 1\nIs it 8?\n\n# Step 2\n</think>\n\n" if rng.random() < 0.5 else ""
+    return f"{thought}# Step 1\nAdd.\n\nThat is all.\n\n# Step 2\nIt is {rng.choice((7, 8))}\n# END!"
+
+
+def test_a_run_is_read_as_it_was_made(tmp_path):
+    """With the extractors, the prompt style and the steps of its manifest, unless the options say otherwise."""
+    settings = {"extractors": ["last_number"], "steps": asdict(RULES["step_header"])}
+    folder = run(tmp_path / "run", LONG, settings=settings, script=write_paragraphs)
+    config = CandidatesConfig(candidates=str(folder))
+    used = {"segmentation": "step_header", "prompt_style": "plain", "keep_thinking": False}
+    assert reading_of(config) == {"extractors": ["last_number"], **used}
+    assert reading_of(config, ["boxed"]) == {"extractors": ["boxed"], **used}
+    counts = Counter()
+    pool = read_pool(config, None, None, counts)
+    candidates = [candidate for problem in pool for candidate in problem.candidates]
+    finished = [candidate for candidate in candidates if candidate.finish == "stop"]
+    assert {candidate.answer for candidate in finished} == {"7", "8"}
+    assert {tuple(candidate.steps) for candidate in finished} == {
+        ("# Step 1\nAdd.\n\nThat is all.", f"# Step 2\nIt is {n}\n# END!") for n in (7, 8)
+    }
+    num_thinking = sum("<think>" in candidate.text for candidate in candidates)
+    assert counts["candidates_with_thinking_left_out"] == num_thinking > 5
+    assert {c.answer for problem in read_pool(config, ["boxed"], None, Counter()) for c in problem.candidates} == {
+        None
+    }
+
+
+def test_a_run_is_cut_again_if_asked_for(tmp_path):
+    settings = {"extractors": ["last_number"], "steps": asdict(RULES["step_header"])}
+    folder = run(tmp_path / "run", LONG, settings=settings, script=write_paragraphs)
+    for options, most in (({"segmentation": "blank_line"}, 3), ({"keep_thinking": True}, 4)):
+        config = CandidatesConfig(candidates=str(folder), **options)
+        assert reading_of(config)["segmentation"] == options.get("segmentation", "step_header")
+        counts = Counter()
+        pool = read_pool(config, None, None, counts)
+        for candidate in (candidate for problem in pool for candidate in problem.candidates):
+            rule, kept = RULES[reading_of(config)["segmentation"]], "keep_thinking" in options
+            assert candidate.steps == cut_text(candidate.text, rule, kept)
+        assert max(len(candidate.steps) for problem in pool for candidate in problem.candidates) == most
+        assert (counts["candidates_with_thinking_left_out"] == 0) == ("keep_thinking" in options)
+    pattern = reading_of(CandidatesConfig(candidates=str(folder), segmentation="regex", step_pattern="x"))
+    assert (pattern["segmentation"], pattern["step_pattern"]) == ("regex", "x")
+
+
+def test_rows_are_read_with_the_defaults(tmp_path):
+    config = CandidatesConfig(candidates=write_rows(tmp_path / "in.jsonl", [{"prompt": "q", "completion": "x"}]))
+    assert reading_of(config) == {
+        "extractors": list(DEFAULT_EXTRACTORS),
+        "segmentation": "step_header",
+        "keep_thinking": False,
+    }
+
+
+def test_answers_inside_thinking_are_none(tmp_path):
+    thought = "<think>\nIs it \\boxed{1}?\n</think>\n\n"
+    texts = [thought + "\\boxed{2}", thought + "No.", "Is it \\boxed{1}?</think>No.", "<think>\\boxed{1}"]
+    rows = [{"prompt": "q", "answer": "2", "candidates": texts}]
+    source = write_rows(
+        tmp_path / "in.jsonl", [*rows, {"prompt": "q<think>", "answer": "2", "completion": "\\boxed{1}"}]
+    )
+    pool, counts = read(source)
+    assert [[c.answer for c in problem.candidates] for problem in pool] == [["2", None, None, None], [None]]
+    assert counts["candidates_with_thinking_left_out"] == 5
+    pool, counts = read(source, keep_thinking=True)
+    assert [[c.answer for c in problem.candidates] for problem in pool] == [["2", "1", "1", "1"], ["1"]]
+    assert not counts["candidates_with_thinking_left_out"]
+
+
+def test_outputs_of_search_and_learn(tmp_path):
+    row = {
+        "problem": "q",
+        "answer": "7",
+        "completions": ["## Step 1\nA.\n\n## Step 2\n\\boxed{7}", "## Step 1\n\\boxed{1}"],
+    }
+    [problem], counts = read(write_rows(tmp_path / "in.jsonl", [row]))
+    assert [(len(c.steps), c.answer) for c in problem.candidates] == [(2, "7"), (1, "1")]
+    assert (problem.problem, problem.answer, counts["rows_of_whole_solutions"]) == ("q", "7", 1)
+
+
 def test_runs_that_are_no_samples(tmp_path):
     """Leaves of a tree share their beginnings; a root filter leaves out what is always or never solved."""
     folder = run(tmp_path / "tree", SEARCHES["full_tree"])
@@ -233,8 +319,8 @@ def test_runs_that_are_no_samples(tmp_path):
 
 def test_options_that_a_run_has_no_use_for(tmp_path):
     folder = str(run(tmp_path / "run", SOLUTIONS))
-    with pytest.raises(ValueError, match="segmentation is 'sentence', but .*run is a run"):
-        read(folder, segmentation="sentence")
+    with pytest.raises(ValueError, match="join_steps is 'x', but .*run is a run"):
+        read(folder, join_steps="x")
     problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
     with pytest.raises(ValueError, match="has the answers of its problems. Leave the problems out"):
         read(folder, problems)

@@ -23,6 +23,7 @@ from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
 from trl_hrm.scripts import best_of_n
 from trl_hrm.search.outcomes import describe_outcomes
 from trl_hrm.search.run_folder import read_summary
+from trl_hrm.search.steps import RULES, cut_text
 
 from ..helpers import save_checkpoint, tiny_model, tiny_tokenizer
 from ..search.policies import KNOWN, SOLUTIONS, make_policy
@@ -524,6 +525,71 @@ def test_sampled_candidates(tmp_path, policy, problems, checkpoint, capsys):
     assert [problem.candidates for problem in load_candidates(tmp_path / "again")] == [
         p.candidates for p in candidates
     ]
+
+
+def test_the_candidates_of_a_run_are_read_as_the_run_was(tmp_path, policy, problems, checkpoint, capsys):
+    """With its extractors, prompt style and steps, unless told otherwise; the results say which."""
+    assert sample(tmp_path / "out", policy, problems, checkpoint, "--extractors", "last_number") == 0
+    results = load_results(tmp_path / "out")
+    assert results.settings["extractors"] == ["last_number"]
+    source, more = str(tmp_path / "out" / "samples"), ["--n", "1", "2", "6"]
+    capsys.readouterr()
+    assert rescore(tmp_path / "same", source, *more, model=checkpoint) == 0
+    same = load_results(tmp_path / "same")
+    assert same.curves == results.curves
+    used = {"extractors": ["last_number"], "segmentation": "step_header", "prompt_style": "plain"}
+    assert {name: same.settings[name] for name in used} == used
+    assert (
+        "Candidates are read with extractors last_number, segmentation step_header, prompt_style plain"
+        in capsys.readouterr().out
+    )
+    other = ["--extractors", "boxed", "--segmentation", "blank_line"]
+    assert rescore(tmp_path / "other", source, *more, *other, model=checkpoint) == 0
+    told = load_results(tmp_path / "other")
+    assert told.settings["extractors"] == ["boxed"] and told.settings["segmentation"] == "blank_line"
+    assert told.counts["candidates_without_answer"] == told.counts["num_candidates"] == 24
+    for candidate in (c for problem in load_candidates(tmp_path / "other") for c in problem.candidates):
+        assert candidate.steps == cut_text(candidate.text, RULES["blank_line"])
+
+
+def test_outputs_of_search_and_learn(tmp_path, planted, capsys):
+    """The headers that its prompt asks for, its own keys, and a word on how the file was read."""
+    solutions = [
+        "## Step 1: Add\n0.6\n\n## Step 2: Conclude\n0.9, as ## Step 1 shows.\n\nIt is $\\boxed{7}$.",
+        "## Step 1: Subtract\n0.3\n\nIt is $\\boxed{1}$.",
+    ]
+    source = write_rows(tmp_path / "in.jsonl", [{"problem": "3 + 4?", "answer": "7", "completions": solutions}])
+    assert rescore(tmp_path / "out", source, "--n", "1", "2") == 0
+    shown = solutions[0].partition("\n\n## Step 2")
+    assert planted.shown == [("3 + 4?", [[shown[0], (shown[1] + shown[2]).strip()], [solutions[1]]])]
+    results = load_results(tmp_path / "out")
+    assert [point["accuracy"] for point in results.curves["best_of_n/min"]] == [1, 1]
+    assert results.counts["rows_of_whole_solutions"] == 1
+    assert "1 rows have `problem` and `completions`, as search-and-learn writes them" in capsys.readouterr().out
+
+
+def test_steps_that_are_whole_solutions_are_refused(tmp_path, planted, capsys):
+    rows = [{"prompt": "?", "answer": "7", "completions": ["0.6 \\boxed{7}", "0.3 \\boxed{1}"]}]
+    assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1") == 1
+    assert "They look like whole solutions" in capsys.readouterr().err
+    assert planted.shown == [] and not list(tmp_path.glob("out/*.json"))
+
+
+def test_thinking_is_neither_scored_nor_an_answer(tmp_path, planted):
+    thought = "<think>\n\n# Step 1\n0.1 \\boxed{1}\n\n</think>\n\n"
+    texts = [thought + solution(7, 0.5), thought, solution(1, 0.4)]
+    rows = [{"prompt": "?", "answer": "7", "candidates": texts}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert rescore(tmp_path / "out", source, "--n", "3") == 0
+    assert planted.shown == [("?", [[solution(7, 0.5)], [solution(1, 0.4)]])]
+    results = load_results(tmp_path / "out")
+    assert results.counts["candidates_with_thinking_left_out"] == 2
+    assert results.counts["candidates_without_steps"] == results.counts["candidates_without_answer"] == 1
+    assert results.settings["keep_thinking"] is False
+    assert rescore(tmp_path / "kept", source, "--n", "3", "--keep_thinking") == 0
+    kept = load_results(tmp_path / "kept")
+    assert kept.settings["keep_thinking"] and not kept.counts["candidates_with_thinking_left_out"]
+    assert [len(steps) for steps in planted.shown[1][1]] == [2, 1, 1]
 
 
 def test_sampling_is_gone_on_with(tmp_path, monkeypatch, policy, problems, checkpoint, capsys):

@@ -39,9 +39,45 @@ def test_score(checkpoint, tmp_path, capsys):
     assert f"{expected[1]:.3f}  thus 3" in capsys.readouterr().out
 
 
+def test_score_leaves_thinking_out(checkpoint, tmp_path, capsys):
+    """Scores stay beside their steps; a step of thinking has none, unless it is asked for."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [
+        {"prompt": "1+2?", "completions": ["<think>", "x", "y</think>so 3", "thus 3"]},
+        {"prompt": "1+2?", "completions": ["<think>x"]},
+        {"prompt": "1+2?", "completions": ["so 3", "thus 3"]},
+    ]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    command = ["score", "--model", checkpoint, "--input", str(source)]
+    assert main([*command, "--output", str(output)]) == 0
+    first, second, third = (json.loads(line)["scores"] for line in output.read_text().splitlines())
+    assert first == [None, None, *(pytest.approx(score, abs=1e-6) for score in third)]
+    assert second == [None] and None not in third
+    assert "Scores of 4 steps of 3 rows" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "    -  <think>" in capsys.readouterr().out
+    assert main([*command, "--output", str(output), "--keep_thinking"]) == 0
+    kept = json.loads(output.read_text().splitlines()[0])
+    expected = StepScorer.from_pretrained(checkpoint).score(["1+2?"], [[["x", "yso 3", "thus 3"]]])[0][0]
+    assert kept["scores"] == [None, *(pytest.approx(score, abs=1e-6) for score in expected)]
+    assert kept["completions"] == rows[0]["completions"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (
+            '{"problem": "1+2?", "completions": ["a", "b"]}',
+            "in.jsonl:2: found `problem` and .* without `prompt`",
+        ),
+        (
+            '{"prompt": "1+2?", "completions": ["#### 3", "#### 4"]}\n{"prompt": "?", "completions": ["#### 3", "#### 4"]}',
+            "every one of several `completions` states an answer in 2 of 3 rows",
+        ),
+        (
+            '{"prompt": "1+2?", "completions": ["<think>", "a", "b"], "parents": [-1, 0, 0]}',
+            "in.jsonl:2: found the thinking of a reasoning model in a tree with branches",
+        ),
         ('{"prompt": "1+2?", "comp', "in.jsonl:2: the line is not valid JSON .* The file ends within this row"),
         ('{"prompt": "1+2?"}', "in.jsonl:2: found .* expected an object with `prompt` and a list `completions`"),
         ('{"prompt": "1+2?", "completions": ["a", 3]}', r"in.jsonl:2: `completions\[1\]`"),

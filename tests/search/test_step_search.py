@@ -167,11 +167,13 @@ def test_trees_know_nothing_of_each_other(tmp_path):
 
 
 def test_steps_that_are_cut_off_or_blank_are_not_taken(tmp_path):
-    """A half step would be continued as if it were whole; a blank one cannot be judged."""
-    table = {"": ["...", "a", " "], "a": ["...", "...", "b"], "a/b": ["...", "...", "..."]}
+    """A half step would be continued as if it were whole. A blank line before a step does not end it."""
+    table = {"": ["...", "a", " "], " ": ["c"], "a": ["...", "...", "b"], "a/b": ["...", "...", "..."]}
     search = GreedyStepSearch(num_candidates=3, **LIMITS)
-    found = search_table(tmp_path, search, table, {"a": 0.1, "a/b": 0.2})
+    found = search_table(tmp_path, search, table, {"a": 0.1, "c": 0.05, "a/b": 0.2})
     assert found == [("dead_end", "a/b", [0.1, 0.2])]
+    texts = [node.text for node in open_trees(tmp_path)["p"].tree.nodes[:3]]
+    assert texts == ["on and on and on and on and on", "a\n\n", " \n\nc\n\n"]
     search_table(tmp_path / "none", search, {"": ["..."] * 3}, {})
     assert results(tmp_path / "none", search) == {"p": [("dead_end", [], [], None, None)]}
     assert set(open_trees(tmp_path / "none")["p"].scores.values()) == {None}
@@ -247,6 +249,6 @@ def test_settings_that_cannot_be_searched_are_refused():
         GreedyStepSearch(num_candidates=0, rule=RULE)
     with pytest.raises(ValueError, match="max_depth is 0, expected 1 or more"):
         BeamSearch(width=1, expansion=1, rule=RULE, max_depth=0)
-    with pytest.raises(ValueError, match="cannot be told by stop strings"):
+    with pytest.raises(ValueError, match="has no stop strings, so its steps cannot be sampled"):
         DiverseTreeSearch(num_trees=1, width=1, rule=regex_rule("x"))
     assert "rank" not in BeamSearch(width=2, expansion=2, rule=RULE).describe()

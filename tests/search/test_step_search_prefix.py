@@ -418,7 +418,7 @@ BAD = [
     ),
     ("blank_line", "a\n", "expected the end of a step"),
     ("blank_line", "a\n\n# Answer\n\n", "expected the end of a step"),  # the blank line within the answer
-    ("sentence", "It is 3.", r"is '. ' or '.\\n' or '\? '. Cut it there, or take another rule \(--segmentation\)"),
+    ("sentence", "It is 3.", r"is '. ' or '.\\n' or '。'. Cut it there, or take another rule \(--segmentation\)"),
     ("step_header", "# Step 1\nA.\n\n", "the rule 'step_header' is the header of the next step, such as '# Step 2'"),
     ("step_header", HEADED + "\nThe", "expected the end of a step"),
     ("step_header", HEADED + "\n", "expected the end of a step"),

@@ -88,12 +88,53 @@ class TestRewards:
         blocks = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in PROMPTS]
         assert reward(blocks, answered) == reward(PROMPTS, COMPLETIONS)
 
-    def test_the_last_question_is_the_problem(self):
+    def test_the_question_is_the_problem(self):
+        """Messages of the system are instructions to the policy."""
         reward = StepReward(scorer_of())
         asked, answered = as_messages(PROMPTS, COMPLETIONS)
-        earlier = [{"role": "user", "content": "sub"}, {"role": "assistant", "content": "sum"}]
-        begun = {"role": "assistant", "content": "so"}
-        assert reward([[*earlier, *messages, begun] for messages in asked], answered) == reward(PROMPTS, COMPLETIONS)
+        for role in ("system", "developer"):
+            told = [{"role": role, "content": "sub"}]
+            assert reward([told + messages[-1:] for messages in asked], answered) == reward(PROMPTS, COMPLETIONS)
+
+    @pytest.mark.parametrize("kind", ["turns before", "an answer begun", "two questions", "a tool"])
+    def test_a_dialogue_of_several_turns_is_refused(self, kind):
+        """Its last turn alone, such as "And twice that?", says nothing of what was asked. A column with the problem does."""
+        asked, answered = as_messages(PROMPTS, COMPLETIONS)
+        turns = {
+            "turns before": ([{"role": "user", "content": "sub"}, {"role": "assistant", "content": "sum"}], []),
+            "an answer begun": ([], [{"role": "assistant", "content": "so"}]),
+            "two questions": ([{"role": "user", "content": "sub"}], []),
+            "a tool": ([], [{"role": "tool", "content": "3"}]),
+        }
+        before, after = turns[kind]
+        dialogues = [[*before, *messages, *after] for messages in asked]
+        with pytest.raises(ValueError, match="expected one of the user.*name it as `problem_column`"):
+            StepReward(scorer_of())(dialogues, answered)
+        shown = StepReward(scorer_of(), problem_column="problem")
+        assert shown(dialogues, answered, problem=PROMPTS) == StepReward(scorer_of())(PROMPTS, COMPLETIONS)
+
+    def test_thinking_is_not_judged(self):
+        """Neither what was thought nor its steps enter the reward; the share of completions with thinking is logged."""
+        reward = StepReward(scorer_of())
+        expected = reward(PROMPTS, COMPLETIONS)
+        assert reward.metrics["thinking_left_out"] == 0
+        thought = "sub\n\nsum\n\n...\n\n...\n\n...\n\n...\n\n...\n\n"
+        for begin, end in (("<think>", "</think>\n\n"), ("", "</think>"), ("<think>\n\n", "\n\n</think>\n\n")):
+            assert reward(PROMPTS, [begin + thought + end + text for text in COMPLETIONS]) == expected
+            assert reward.metrics["thinking_left_out"] == 1
+        opened = [f"{prompt}<think>\n" for prompt in PROMPTS]
+        cut_off = StepReward(scorer_of(), guard_reward=-1, problem_column="problem")
+        assert cut_off(opened, [thought] * len(opened), problem=PROMPTS) == [-1] * len(opened)
+        assert cut_off(opened, [f"{thought}</think>{text}" for text in COMPLETIONS], problem=PROMPTS) == expected
+        assert cut_off(PROMPTS, ["<think>" + thought] * len(opened), problem=PROMPTS) == [-1] * len(opened)
+
+    def test_thinking_is_judged_if_asked_for(self):
+        """The tags never are."""
+        kept = StepReward(scorer_of(), keep_thinking=True)
+        assert kept.steps("<think>\n\nsub\n\n</think>\n\nsum") == ["sub", "sum"]
+        assert kept.steps("sub\n\n</think>sum") == ["sub", "sum"]
+        found = kept(PROMPTS, [f"<think>\n\n{text}\n\n</think>" for text in COMPLETIONS])
+        assert found == StepReward(scorer_of())(PROMPTS, COMPLETIONS) and kept.metrics["thinking_left_out"] == 0
 
     def test_order_does_not_matter(self):
         """TRL shuffles: a reward that went to the neighbour would train on noise."""
@@ -291,6 +332,7 @@ def test_parts_of_the_reward():
         "guarded/blank_steps": 0,
         "guarded/too_long": 0,
         "guarded/control_text": 0,
+        "thinking_left_out": 0,
     }
     assert logged == {f"hrm/{key}": value for key, value in reward.metrics.items()}
     reward([PROMPTS[0]], [""])

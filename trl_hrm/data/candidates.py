@@ -14,6 +14,8 @@ Grades are in a column `correct` or `is_correct`, of several candidates as a lis
 ```json
 {"prompt": "1+2+3?", "candidates": ["It is 6.", "It is 7."], "correct": [true, false]}
 ```
+
+Rows of search-and-learn, with `problem` and whole solutions as `completions`, are read too.
 """
 
 import tempfile
@@ -25,21 +27,24 @@ from typing import Any
 
 from datasets import load_dataset
 
-from ..grading import extract_answer
+from ..grading import extract_answer, opens_thinking, thinking_spans
 from ..search.manifest import MANIFEST
 from ..search.run_folder import node_files, read_manifest, read_summary
-from ..search.steps import StepRule
+from ..search.steps import StepRule, cut_text, visible_steps
 from ..search.tree import SearchTree
 from .candidates_config import CandidatesConfig
+from .dialogues import problem_of
 from .node_files import NodeFiles, run_warnings
 from .problems import UNUSED, choices_of, normalize_problem, parts_warning, problem_key, unused_parts
 from .self_training import asked, prompt_of
+from .solutions import check_answers, count_answers, read_whole_solutions
 from .sources import DatasetRows, JsonLines, all_rows
 
 
 FORMS = ("completion", "completions", "candidates")
 GRADES = ("correct", "is_correct")  # columns with the grade of a candidate, or a list of them
 STEP_END = "\n\n"  # between steps that are given as a list
+THINKING = "candidates_with_thinking_left_out"
 
 
 @dataclass
@@ -96,8 +101,9 @@ def read_candidates(
         config ([`CandidatesConfig`]):
             What to read, and how texts are cut into steps.
         counts (`Counter`):
-            Counts problems of a run that have no candidates, and its solutions that did not come to their end; of rows, blank
-            steps that are left out of lists, and columns that may carry a part of the problem and are not used.
+            Counts problems of a run that have no candidates, and its solutions that did not come to their end; candidates whose
+            thinking is left out; of rows, those of whole solutions and those of steps that look like them, blank steps that
+            are left out of lists, and columns that may carry a part of the problem and are not used.
         answers (`bool`, *optional*, defaults to `False`):
             Whether the column `answer` of rows holds reference answers.
         grades (`bool`, *optional*, defaults to `False`):
@@ -155,8 +161,24 @@ def is_run(config: CandidatesConfig) -> bool:
     """
     if not Path(config.candidates, MANIFEST).is_file():
         return False
-    _refuse(config, ("split", "segmentation", "join_steps", "columns"), "a run, cut into steps by its search")
+    _refuse(config, ("split", "join_steps", "columns"), "a run")
     return True
+
+
+def rule_of(config: CandidatesConfig) -> StepRule | None:
+    """
+    Return the rule that cuts texts into steps: the one that the options name or, for a run, the one of its search. `None` for a
+    run whose manifest has none.
+    """
+    if config.segmentation is not None or not is_run(config):
+        return config.step_rule()
+    steps = read_manifest(config.candidates).get("steps")
+    return None if steps is None else StepRule(**steps)
+
+
+def cut_again(config: CandidatesConfig) -> StepRule | None:
+    """Return the rule to cut the solutions of a run with. `None` if they keep the steps of their search."""
+    return rule_of(config) if config.segmentation is not None or config.keep_thinking else None
 
 
 def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
@@ -166,7 +188,7 @@ def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None
 
 
 def _read_run(config: CandidatesConfig, counts: Counter) -> list[Candidates]:
-    prompt = prompt_of(read_manifest(config.candidates))
+    prompt, rule = prompt_of(read_manifest(config.candidates)), cut_again(config)
     source = NodeFiles([str(file) for file in node_files(config.candidates)])
     groups = []
     for chunk in source.chunks():
@@ -179,6 +201,11 @@ def _read_run(config: CandidatesConfig, counts: Counter) -> list[Candidates]:
             solutions = list(finished_solutions(tree))
             if solutions:
                 texts, steps = map(list, zip(*solutions, strict=True))
+                if rule is not None:
+                    steps = [cut_text(text, rule, config.keep_thinking) for text in texts]
+                num_thinking = 0 if config.keep_thinking else sum(bool(thinking_spans(text)) for text in texts)
+                if num_thinking:
+                    counts["notes", THINKING] += num_thinking
                 question = asked(prompt, problem.prompt)
                 groups.append(
                     Candidates(
@@ -236,11 +263,15 @@ class _RowReader:
         self.groups: dict[str, Candidates] = {}
         self.num_texts = 0
         self.num_lists = 0
+        self.with_answers: Counter = Counter()
 
     def read(self, rows: JsonLines | DatasetRows, before: str) -> list[Candidates]:
         """The groups of all rows, whose places in error messages begin with `before`."""
-        for where, row in all_rows(rows):
-            self.add(row, before + where)
+        found = ((before + where, row) for where, row in all_rows(rows))
+        for where, row in read_whole_solutions(found, self.counts):
+            self.add(row, where)
+        check_answers(self.with_answers, self.num_lists, self.config.candidates)
+        self.counts.update({("notes", name): number for name, number in self.with_answers.items()})
         if self.config.segmentation is not None and self.num_lists and not self.num_texts:
             raise ValueError("segmentation cuts texts, and all candidates are lists of steps. Leave it out.")
         if self.config.join_steps is not None and self.num_texts and not self.num_lists:
@@ -269,7 +300,7 @@ class _RowReader:
         group, num_texts = self._group(row, grades is not None, where), self.num_texts
         for i, value in enumerate(values):
             name = f"candidates[{i}]" if given[0] == "candidates" else given[0]
-            text, steps = self._candidate(value, name, where)
+            text, steps = self._candidate(value, name, group.prompt, where)
             group.texts.append(text)
             group.steps.append(steps)
         if grades is not None:
@@ -313,12 +344,16 @@ class _RowReader:
                 )
         return group
 
-    def _candidate(self, value: Any, name: str, where: str) -> tuple[str, list[str]]:
+    def _candidate(
+        self, value: Any, name: str, prompt: str | list[dict[str, str]], where: str
+    ) -> tuple[str, list[str]]:
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             value = _assistant_text(value, name, where)
         if isinstance(value, str) and name != "completions":
             self.num_texts += 1
-            return value, cut_text(value, self.rule)
+            written = "<think>" + value if isinstance(prompt, str) and opens_thinking(prompt) else value
+            self._count_thinking(written)
+            return value, cut_text(written, self.rule, self.config.keep_thinking)
         if isinstance(value, list) and name != "completion":
             for i, step in enumerate(value):
                 if not isinstance(step, str):
@@ -326,22 +361,22 @@ class _RowReader:
                         f"{where}: `{name}[{i}]` is {_shown(step)}, expected a step text. Remove the step."
                     )
             self.num_lists += 1
-            separator = STEP_END if self.config.join_steps is None else self.config.join_steps
+            count_answers(value, self.with_answers)
+            text = (STEP_END if self.config.join_steps is None else self.config.join_steps).join(value)
+            self._count_thinking(text)
             steps = [step.strip() for step in value if step.strip()]
             if len(steps) < len(value):
                 self.counts["notes", "blank_steps_left_out"] += len(value) - len(steps)
-            return separator.join(value), steps
+            steps = [step.strip() for step in visible_steps(steps, self.config.keep_thinking)]
+            return text, [step for step in steps if step]
         expected = {"completion": "a text, or one message of the assistant", "completions": "a list of step texts"}
         raise ValueError(
             f"{where}: `{name}` is {_shown(value)}, expected {expected.get(name, 'a text or a list of step texts')}."
         )
 
-
-def cut_text(text: str, rule: StepRule) -> list[str]:
-    """The steps of a solution without the space around them, as exports of searched trees have them."""
-    ends = rule.ends(text)
-    steps = [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
-    return [step for step in steps if step]
+    def _count_thinking(self, text: str) -> None:
+        if not self.config.keep_thinking and thinking_spans(text):
+            self.counts["notes", THINKING] += 1
 
 
 def _prompt(prompt: Any, where: str) -> str | list[dict[str, str]]:
@@ -376,13 +411,12 @@ def _problem(row: dict[str, Any], prompt: str | list[dict[str, str]], where: str
     """What the reward model is shown: the column `problem`, or else the prompt, or its one message of the user."""
     problem = row.get("problem")
     if problem is None:
-        questions = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if m["role"] == "user"]
-        if len(questions) != 1:
-            raise ValueError(
-                f"{where}: `prompt` has {len(questions)} messages of the user, expected one, for the reward model to judge by. "
-                "Give the problem in a column `problem`."
+        try:
+            problem = (
+                prompt if isinstance(prompt, str) else problem_of(prompt, "Write the problem into a column `problem`.")
             )
-        problem = questions[0]
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
     if not isinstance(problem, str) or not problem.strip():
         raise ValueError(f"{where}: the problem is {_shown(problem)}, expected a non-empty text.")
     choices = choices_of(row)

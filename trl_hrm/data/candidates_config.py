@@ -16,14 +16,17 @@ class CandidatesConfig:
         split (`str`, *optional*):
             Split of a dataset. By default `"train"`.
         segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that cuts texts into steps, or `"regex"`. By default `"step_header"`. Not for runs and
-            lists of steps, which are cut already.
+            Name of the [`StepRule`] that cuts texts into steps, or `"regex"`. By default `"step_header"`, and for a run the steps
+            of its search. Not for lists of steps, which are cut already.
         step_pattern (`str`, *optional*):
             Regular expression whose matches end steps, for `segmentation="regex"`.
         join_steps (`str`, *optional*):
             Text between the steps of a candidate that is given as a list, in its text. By default `"\n\n"`.
         columns (`dict[str, str]`, *optional*):
             New names of columns, such as `{"prompt": "question"}`. See [`~data.sources.rename_columns`]. Not for runs.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether a reasoning model's thinking has steps and answers like the rest of its text. By default it is left out, up to
+            `</think>`, and a candidate that only thinks has no steps.
 
     Raises:
         `ValueError`: If there is no such rule, or an option has no meaning beside another.
@@ -35,6 +38,7 @@ class CandidatesConfig:
     step_pattern: str | None = None
     join_steps: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    keep_thinking: bool = False
 
     def __post_init__(self):
         if self.segmentation not in (None, "regex", *RULES):

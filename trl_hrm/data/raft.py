@@ -14,7 +14,7 @@ import pyarrow as pa
 from ..step_tree import StepTree
 from .build import finish_dataset, make_report
 from .build_config import BuildConfig
-from .candidates import Candidates
+from .candidates import Candidates, is_run, rule_of
 from .card import build_command
 from .output import COLUMNS, check_output, make_table, temporary_directory, write_part
 from .problems import exclusion_key, problem_split, read_problem_keys
@@ -121,6 +121,7 @@ def build_raft(
     report["facts"] = {
         "reward model": judge,
         "selection": {name: getattr(config, name) for name in ("aggregate", "num_candidates", "top_k", "min_score")},
+        "steps": _steps(groups, config),
         "candidates of a problem, mean": sum(group.num_candidates for group in groups) / len(groups),
         "mean score": {"all judged candidates": sum(judged) / len(judged), "chosen": sum(chosen) / len(chosen)},
     }
@@ -173,6 +174,12 @@ def _choose_rows(
                 }
             )
     return rows
+
+
+def _steps(groups: Sequence[Candidates], config: RaftConfig) -> str:
+    """The name of the rule that cut the candidates into steps."""
+    rule = rule_of(config)
+    return rule.name if rule is not None and (is_run(config) or any(group.num_cut for group in groups)) else "given"
 
 
 def _command(config: RaftConfig, judge: dict[str, Any]) -> str:

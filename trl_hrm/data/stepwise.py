@@ -10,11 +10,13 @@ Rows of Math-Shepherd, ER-PRM and RLHFlow are recognised by their keys and read 
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
 
+from ..grading import thinking_spans
 from ..step_tree import StepTree
 from .build import Recipe, build_dataset
 from .build_config import BuildConfig
@@ -22,9 +24,11 @@ from .faults import RowError, other_command
 from .math_shepherd import is_conversation, is_er_prm, is_math_shepherd, parse_math_shepherd
 from .output import temporary_directory
 from .problems import UNUSED, parts_warning, unused_parts
+from .solutions import check_answers, count_answers, solution_warnings
 from .sources import DatasetRows, JsonLines, is_json_file
 
 
+THINKING = "rows_with_thinking"
 ABOUT = {
     "title": "Step trees",
     "description": "Problems whose steps were judged.",
@@ -73,13 +77,20 @@ def _recipe(
         join_prompts=True,
         options=options,
         about=ABOUT,
-        warn=_warnings,
+        warn=partial(_warnings, source=", ".join(inputs)),
     )
 
 
-def _warnings(report: dict[str, Any]) -> list[str]:
+def _warnings(report: dict[str, Any], source: str) -> list[str]:
+    check_answers(report["notes"], report["records_in"], source)
+    warnings = solution_warnings(report["notes"])
+    if report["notes"].get(THINKING):
+        warnings.append(
+            f"{report['notes'][THINKING]:,} rows have the thinking of a reasoning model among their steps. It is kept with its "
+            "labels, but searches and selections leave thinking out before they score: remove those steps."
+        )
     parts = {name: count for name, count in report["notes"].items() if name.startswith(UNUSED)}
-    return parts_warning({name.removeprefix(UNUSED): count for name, count in parts.items()})
+    return warnings + parts_warning({name.removeprefix(UNUSED): count for name, count in parts.items()})
 
 
 def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
@@ -92,7 +103,8 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
         where (`str`):
             Place of the row, for error messages.
         notes (`Counter`):
-            Counts columns that may carry a part of the problem and are not in its text.
+            Counts columns that may carry a part of the problem and are not in its text, rows whose steps look like whole
+            solutions, and rows with the thinking of a reasoning model.
 
     Raises:
         [`RowError`]: If the prompt or a step is blank.
@@ -118,4 +130,8 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
             )
     for name in unused_parts(record, has_choices=False):
         notes[f"{UNUSED}{name}"] += 1
-    return StepTree.from_row(record, where)
+    tree = StepTree.from_row(record, where)
+    count_answers(tree.completions, notes, tree.parents)
+    if any(map(thinking_spans, tree.completions)):
+        notes[THINKING] += 1
+    return tree

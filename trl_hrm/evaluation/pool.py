@@ -9,13 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.candidates import is_run, read_candidates
+from ..data.candidates import THINKING, cut_again, is_run, read_candidates, rule_of
 from ..data.candidates_config import CandidatesConfig
 from ..data.problem_sets import ProblemSet
 from ..data.problems import problem_key
-from ..grading import extract_answer
+from ..grading import (
+    DEFAULT_EXTRACTORS,
+    extract_answer,
+    opens_thinking,
+    thinking_spans,
+    visible_text,
+    without_thinking_tags,
+)
 from ..search.nodes import read_trees
 from ..search.run_folder import node_files, read_manifest
+from ..search.steps import StepRule, cut_text
 from ..search.tree import ROOT, SearchTree
 
 
@@ -78,8 +86,35 @@ class PoolProblem:
     graded: bool = False
 
 
+def reading_of(config: CandidatesConfig, extractors: Sequence[str] | None = None) -> dict[str, Any]:
+    """
+    Return how candidates are read: with the given options and, where they are missing, with the settings of the run that the
+    candidates come from, or the defaults.
+
+    Args:
+        config ([`CandidatesConfig`]):
+            The candidates.
+        extractors (`Sequence[str]`, *optional*):
+            How an answer is read from a solution. By default as in the run, or [`extract_answer`]'s default.
+
+    Returns:
+        `dict[str, Any]`: `extractors`, `segmentation`, `step_pattern` if the segmentation is `"regex"`, `keep_thinking` and, for a
+        run, `prompt_style`.
+    """
+    manifest = read_manifest(config.candidates) if is_run(config) else {}
+    found: dict[str, Any] = {"extractors": list(extractors or manifest.get("extractors") or DEFAULT_EXTRACTORS)}
+    rule = rule_of(config)
+    if rule is not None:
+        found["segmentation"] = rule.name
+        if rule.name == "regex":
+            found["step_pattern"] = rule.pattern
+    if "prompt" in manifest:
+        found["prompt_style"] = manifest["prompt"]["style"]
+    return found | {"keep_thinking": config.keep_thinking}
+
+
 def read_pool(
-    config: CandidatesConfig, extractors: Sequence[str], problems: ProblemSet | None, counts: Counter
+    config: CandidatesConfig, extractors: Sequence[str] | None, problems: ProblemSet | None, counts: Counter
 ) -> list[PoolProblem]:
     """
     Read candidates and the reference answers of their problems.
@@ -88,13 +123,14 @@ def read_pool(
         config ([`CandidatesConfig`]):
             What to read: a run folder of `trl-hrm annotate --search rollouts`, whose trees have the answers, or JSON Lines or a
             dataset, whose rows have them in a column `answer`, or have the grades of the candidates.
-        extractors (`Sequence[str]`):
-            How an answer is read from a solution. See [`extract_answer`].
+        extractors (`Sequence[str]`, *optional*):
+            How an answer is read from a solution. By default as [`reading_of`] says.
         problems ([`ProblemSet`], *optional*):
             Problems with their answers, for rows without them. They are found by the text of the problem.
         counts (`Counter`):
             Counts `problems_without_answer`, which are left out, `problems_without_candidates`, `problems_with_given_grades`,
-            `blank_steps_left_out`, and columns that may carry a part of the problem and are not used.
+            `blank_steps_left_out`, columns that may carry a part of the problem and are not used, candidates whose thinking is
+            left out, and rows that are or look like whole solutions.
 
     Returns:
         `list[PoolProblem]`: Each with an answer or with grades, in the order in which the problems first appear.
@@ -103,13 +139,18 @@ def read_pool(
         `FileNotFoundError`: If there is no such file or folder.
         `ValueError`: If a row is faulty, the run is no sample of whole solutions, or no problem has an answer.
     """
+    extractors = reading_of(config, extractors)["extractors"]
     if is_run(config):
         if problems is not None:
             raise ValueError(
                 f"{config.candidates} is a run, which has the answers of its problems. Leave the problems out."
             )
         check_run(config.candidates)
-        return list(read_run(node_files(config.candidates), extractors))
+        found = list(read_run(node_files(config.candidates), extractors, cut_again(config), config.keep_thinking))
+        if not config.keep_thinking:
+            texts = (candidate.text for problem in found for candidate in problem.candidates)
+            counts[THINKING] += sum(bool(thinking_spans(text)) for text in texts)
+        return found
     notes: Counter = Counter()
     groups = read_candidates(config, notes, answers=problems is None, grades=True)
     counts.update({key[-1]: count for key, count in notes.items()})
@@ -119,7 +160,7 @@ def read_pool(
             group.problem,
             group.answer,
             [
-                Candidate(text, steps, extract_answer(text, extractors), correct=correct)
+                Candidate(text, steps, _answer(text, group.prompt, extractors, config.keep_thinking), correct=correct)
                 for text, steps, correct in zip(
                     group.texts, group.steps, group.grades or [None] * len(group.texts), strict=True
                 )
@@ -177,14 +218,19 @@ def check_run(folder: str | Path) -> None:
         )
 
 
-def read_run(files: Sequence[Path], extractors: Sequence[str]) -> Iterator[PoolProblem]:
-    """The problems of a run whose search ended, with all their solutions, cut off ones too. See [`read_pool`]."""
+def read_run(
+    files: Sequence[Path], extractors: Sequence[str], rule: StepRule | None = None, keep_thinking: bool = False
+) -> Iterator[PoolProblem]:
+    """
+    The problems of a run whose search ended, with all their solutions, cut off ones too. See [`read_pool`]. With a `rule` the
+    solutions are cut into steps again.
+    """
     for file in files:
         for tree in read_trees(file):
             if tree.status == "done":
                 problem = tree.problem
                 where = f"{file}, problem {problem.problem_id!r}"
-                candidates = list(_solutions(tree, extractors))
+                candidates = list(_solutions(tree, extractors, rule, keep_thinking))
                 yield PoolProblem(problem.problem_id, problem.prompt, problem.answer, candidates, where)
 
 
@@ -206,7 +252,17 @@ def take_first(problems: Sequence[PoolProblem], number: int, all_beyond: bool = 
     return list(problems) if all_beyond else [replace(p, candidates=p.candidates[:number]) for p in problems]
 
 
-def _solutions(tree: SearchTree, extractors: Sequence[str]) -> Iterator[Candidate]:
+def _answer(text: str, prompt: Any, extractors: Sequence[str], keep_thinking: bool) -> str | None:
+    """The answer that a solution states, in its thinking only if that is kept."""
+    if keep_thinking:
+        return extract_answer(without_thinking_tags(text), extractors)
+    opened = "<think>" if isinstance(prompt, str) and opens_thinking(prompt) else ""
+    return extract_answer(visible_text(opened + text), extractors)
+
+
+def _solutions(
+    tree: SearchTree, extractors: Sequence[str], rule: StepRule | None, keep_thinking: bool
+) -> Iterator[Candidate]:
     """The solutions that a tree of rollouts begins with; each stands whole beside the chain of its steps."""
     firsts, below = {}, {}
     for i, node in enumerate(tree.nodes):
@@ -221,8 +277,12 @@ def _solutions(tree: SearchTree, extractors: Sequence[str]) -> Iterator[Candidat
             while i is not None:
                 steps.append(tree.step_text(i))
                 i = below.get(i)
-            answer = extract_answer(node.text, extractors) if node.is_final else None
-            yield Candidate(node.text, [text for text in steps if text], answer, node.finish, len(node.token_ids))
+            steps = [text for text in steps if text]
+            has_answer = node.is_final and (steps or keep_thinking)  # a solution that only thinks has none
+            answer = _answer(node.text, None, extractors, keep_thinking) if has_answer else None
+            if rule is not None:
+                steps = cut_text(node.text, rule, keep_thinking)
+            yield Candidate(node.text, steps, answer, node.finish, len(node.token_ids))
 
 
 def to_row(problem: PoolProblem) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.candidates import THINKING
+from ..grading import thinking_spans
 from ..search.log import EventLog
 from ..search.open_tree import OpenTree
 from ..search.outcomes import outcome_of
@@ -116,6 +118,7 @@ class SearchedProblems:
         self.counts.update(ENDINGS[ending.reason] for ending in endings if ending.reason in ENDINGS)
         self.outcomes.update(filter(None, (_unfinished(opened, ending) for ending in endings)))
         candidates = [_candidate(opened, ending) for ending in endings if ending.node != opened.start]
+        self.counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in candidates)
         return PoolProblem(problem.problem_id, problem.prompt, problem.answer, candidates, where)
 
     def _add_unreadable(self, problem_id: str, answer: str) -> None:

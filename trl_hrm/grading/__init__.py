@@ -10,9 +10,29 @@ Grade(correct=True, status='graded')
 ```
 """
 
-from .extraction import EXTRACTORS, extract_answer
+from .extraction import (
+    DEFAULT_EXTRACTORS,
+    EXTRACTORS,
+    extract_answer,
+    opens_thinking,
+    thinking_spans,
+    visible_text,
+    without_thinking_tags,
+)
 from .grader import AnswerGrader, GraderError
 from .judging import Grade, judge
 
 
-__all__ = ["EXTRACTORS", "AnswerGrader", "Grade", "GraderError", "extract_answer", "judge"]
+__all__ = [
+    "DEFAULT_EXTRACTORS",
+    "EXTRACTORS",
+    "AnswerGrader",
+    "Grade",
+    "GraderError",
+    "extract_answer",
+    "judge",
+    "opens_thinking",
+    "thinking_spans",
+    "visible_text",
+    "without_thinking_tags",
+]

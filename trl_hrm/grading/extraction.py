@@ -9,6 +9,44 @@ NUMBER = re.compile(
     r"(?<![\w.])(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
 )
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# DeepSeek-R1 and Qwen write <think>, Magistral [THINK], Kimi ◁think▷.
+_THINKING_TAG = re.compile(r"<(/?)think(?:ing)?>|\[(/?)think\]|◁(/?)think▷", re.IGNORECASE)
+
+
+def thinking_spans(text: str) -> list[tuple[int, int]]:
+    """
+    Return where a reasoning model's thinking begins and ends in a text, tags included.
+
+    Chat templates such as DeepSeek-R1's open the tag in the prompt. A closing tag without an opening one therefore ends
+    thinking that began with the text. A tag that is never closed was cut off, and its thinking reaches to the end.
+
+    Args:
+        text (`str`):
+            What the model wrote.
+
+    Returns:
+        `list[tuple[int, int]]`: Start and end of each span, in ascending order and without overlap.
+    """
+    spans: list[tuple[int, int]] = []
+    start = None
+    for tag in _THINKING_TAG.finditer(text):
+        if not any(tag.groups()):
+            start = tag.start() if start is None else start
+        elif start is None:
+            spans = [(0, tag.end())]
+        else:
+            spans.append((start, tag.end()))
+            start = None
+    return spans if start is None else [*spans, (start, len(text))]
+
+
+def visible_text(text: str) -> str:
+    """Return a text without its thinking. See [`thinking_spans`]."""
+    kept, position = [], 0
+    for start, end in thinking_spans(text):
+        kept.append(text[position:start])
+        position = end
+    return "".join([*kept, text[position:]])
 
 
 def _after_marker(text: str) -> str:
@@ -57,9 +95,10 @@ def _last_number(text: str) -> str:
 
 
 EXTRACTORS = {"marker": _after_marker, "boxed": last_box, "hash": _after_hash, "last_number": _last_number}
+DEFAULT_EXTRACTORS = ("marker", "boxed", "hash")
 
 
-def extract_answer(text: str, extractors: Sequence[str] = ("marker", "boxed", "hash")) -> str | None:
+def extract_answer(text: str, extractors: Sequence[str] = DEFAULT_EXTRACTORS) -> str | None:
     r"""
     The answer that a solution states.
 
@@ -82,3 +121,14 @@ def extract_answer(text: str, extractors: Sequence[str] = ("marker", "boxed", "h
     if unknown:
         raise ValueError(f"there is no answer extractor {unknown[0]!r}, expected some of {', '.join(EXTRACTORS)}.")
     return next((answer for name in extractors if (answer := EXTRACTORS[name](text).strip())), None)
+
+
+def opens_thinking(prompt: str) -> bool:
+    """Return whether a prompt ends with the tag that opens a reasoning model's thinking, as chat templates may write it."""
+    tags = list(_THINKING_TAG.finditer(prompt.rstrip()))
+    return bool(tags) and not any(tags[-1].groups()) and tags[-1].end() == len(prompt.rstrip())
+
+
+def without_thinking_tags(text: str) -> str:
+    """Return a text with its thinking, but without the tags around it."""
+    return _THINKING_TAG.sub("", text)

@@ -15,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..encoding import CHAT_TEMPLATE_DATE
+from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
 from ..search.shards import Shard
 from ..search.steps import RULES
 from .annotate_options import ENGINE_OPTIONS, SEARCH_OPTIONS, make_engine, make_prompt, make_search
@@ -114,8 +115,8 @@ def add_engine_arguments(group: argparse._ArgumentGroup, required: bool = True, 
     )
 
 
-def add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add what the policy is asked, where steps end, and how answers are read."""
+def add_prompt_arguments(group: argparse._ArgumentGroup, of_candidates: bool = False) -> None:
+    """Add what the policy is asked, where steps end, and how answers are read. Candidates may have been read otherwise before."""
     group.add_argument(
         "--prompt",
         default="steps",
@@ -144,15 +145,17 @@ def add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--segmentation",
         choices=[*RULES, "regex"],
-        help="where steps end (default: the prompt's; for a file, blank_line)",
+        help="where steps end (default: the prompt's; for a file, blank_line"
+        + ("; of --candidates, the run's, or step_header)" if of_candidates else ")"),
     )
     group.add_argument("--step_pattern", help="regular expression whose matches end steps, for --segmentation regex")
     group.add_argument(
         "--extractors",
         nargs="+",
-        default=["marker", "boxed", "hash"],
-        choices=["marker", "boxed", "hash", "last_number"],
-        help="how the answer is read from a solution; the first that finds one counts",
+        default=None if of_candidates else list(DEFAULT_EXTRACTORS),
+        choices=list(EXTRACTORS),
+        help="how the answer is read from a solution; the first that finds one counts"
+        + (f" (default: {' '.join(DEFAULT_EXTRACTORS)}; of --candidates, the run's)" if of_candidates else ""),
     )
 
 

@@ -14,6 +14,7 @@ import argparse
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
+from ..grading import DEFAULT_EXTRACTORS, thinking_spans
 from .annotate import format_summary, make_manifest, read_all, search_problems
 from .annotate_options import make_engine, make_prompt
 from .best_of_n_options import (
@@ -52,8 +53,11 @@ COUNTED = (
     "candidates_without_steps",
     "candidates_cut_off",
     "candidates_too_long",
+    "candidates_with_thinking_left_out",
     "candidates_unreadable",
     "not_graded",
+    "rows_of_whole_solutions",
+    "rows_with_several_answers",
 )
 
 
@@ -71,8 +75,9 @@ def run(args: argparse.Namespace) -> None:
     if shard.local is not None and os.environ.get("CUDA_VISIBLE_DEVICES") != "":  # "" hides all GPUs
         show_own_gpu(shard.local)  # policy and reward model both take the one they see
     shard = shard._replace(local=None)
-    if args.n is None and args.policy is not None:
-        args.n = NUMBERS
+    if args.policy is not None:
+        args.n = args.n or NUMBERS
+        args.extractors = args.extractors or list(DEFAULT_EXTRACTORS)
     if args.strategy == "best_of_n":
         _best_of_n(args, shard)
     else:
@@ -142,8 +147,8 @@ def _best_of_n(args: argparse.Namespace, shard: "Shard") -> None:
     reopen_part(folder, shard.index, shard.count)
     args.aggregate = args.aggregate or AGGREGATES_OF_SOLUTIONS
     counts: Counter = Counter()
-    problems, digest = _sampled(args, shard) if args.policy else _given(args, shard, counts)
-    settings = _settings(args)
+    problems, digest, reading = _sampled(args, shard) if args.policy else _given(args, shard, counts)
+    settings = _settings(args) | reading
     header = {
         **settings,
         "reward_model": _reward_model(args),
@@ -179,19 +184,22 @@ def _reward_model(args: argparse.Namespace) -> dict[str, Any]:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What decides the numbers beside models and seed."""
-    names = ("aggregate", "spans", "combine", "extractors", "num_draws", "segmentation", "step_pattern", "join_steps")
+    names = ("aggregate", "spans", "combine", "num_draws", "segmentation", "step_pattern", "join_steps")
     settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return {"source": args.candidates or args.problems, "n": sorted(set(args.n)), **settings, "seed": args.seed}
 
 
-def _given(args: argparse.Namespace, shard: "Shard", counts: "Counter") -> tuple[list[tuple[int, "PoolProblem"]], str]:
-    """Candidates that are there, those of this shard with their places, and a digest of all."""
+def _given(
+    args: argparse.Namespace, shard: "Shard", counts: "Counter"
+) -> tuple[list[tuple[int, "PoolProblem"]], str, dict[str, Any]]:
+    """Candidates that are there, those of this shard with their places, a digest of all, and how they were read."""
     from pathlib import Path
 
     from ..data.candidates_config import CandidatesConfig
+    from ..data.solutions import solution_warnings
     from ..data.sources import parse_columns
     from ..evaluation.judged_pool import pool_digest
-    from ..evaluation.pool import read_pool, take_first
+    from ..evaluation.pool import read_pool, reading_of, take_first
     from ..evaluation.results import CANDIDATES
     from ..search.shards import problem_shard
 
@@ -199,7 +207,7 @@ def _given(args: argparse.Namespace, shard: "Shard", counts: "Counter") -> tuple
         raise ValueError(
             f"{args.candidates}: the results would take the place of this file. Name another --output_dir."
         )
-    names = ("candidates", "segmentation", "step_pattern", "join_steps")
+    names = ("candidates", "segmentation", "step_pattern", "join_steps", "keep_thinking")
     of_candidates = args.columns if args.problems is None else args.candidates_columns
     columns = parse_columns(of_candidates)
     given = {name: getattr(args, name) for name in names}
@@ -209,7 +217,13 @@ def _given(args: argparse.Namespace, shard: "Shard", counts: "Counter") -> tuple
         answers = read_all(args)
         print(answers.describe())
         counts["problem_records_left_out"] = answers.faults.num_left_out
+    reading = reading_of(config, args.extractors)
     pool = read_pool(config, args.extractors, answers, counts)
+    if shard.index == 0:
+        shown = {name: " ".join(value) if isinstance(value, list) else value for name, value in reading.items()}
+        print(f"Candidates are read with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
+        for warning in solution_warnings(counts):
+            print(f"warning: {warning}")
     if args.n is None:
         fewest = min((len(problem.candidates) for problem in pool), default=0)
         largest = min(max(fewest, 1), max(NUMBERS))
@@ -219,11 +233,14 @@ def _given(args: argparse.Namespace, shard: "Shard", counts: "Counter") -> tuple
     pool = take_first(pool, max(args.n), args.num_draws is not None)
     counts["candidates_beyond_n"] -= sum(len(problem.candidates) for problem in pool)
     chosen = [(i, p) for i, p in enumerate(pool) if problem_shard(p.problem_id, shard.count) == shard.index]
-    return chosen, pool_digest(pool)
+    return chosen, pool_digest(pool), reading
 
 
-def _sampled(args: argparse.Namespace, shard: "Shard") -> tuple[list[tuple[int, "PoolProblem"]], str]:
-    """Candidates that the policy samples now, or sampled before: those of this shard with their places, and a digest of them."""
+def _sampled(args: argparse.Namespace, shard: "Shard") -> tuple[list[tuple[int, "PoolProblem"]], str, dict[str, Any]]:
+    """
+    Candidates that the policy samples now, or sampled before: those of this shard with their places, a digest of them, and how
+    they were read.
+    """
     from pathlib import Path
 
     from ..evaluation.cost import SampleCost
@@ -242,7 +259,8 @@ def _sampled(args: argparse.Namespace, shard: "Shard") -> tuple[list[tuple[int, 
     nodes = folder / shard_name("nodes", shard.index, shard.count, "parquet")
     pool = [problem for problem in read_run([nodes], args.extractors) if problem.problem_id in places]
     pool = take_first(pool, max(args.n)) if pool else []
-    return [(places[problem.problem_id], problem) for problem in pool], pool_digest(pool)
+    pool_of_shard = [(places[problem.problem_id], problem) for problem in pool]
+    return pool_of_shard, pool_digest(pool), {"extractors": args.extractors}
 
 
 def _finish(
@@ -253,6 +271,7 @@ def _finish(
     from datetime import datetime
     from pathlib import Path
 
+    from ..data.candidates import THINKING
     from ..data.problems import UNUSED
     from ..evaluation.cost import total_cost
     from ..evaluation.curves import INTERVALS, make_curves, summarize
@@ -272,6 +291,8 @@ def _finish(
         for problem, classes in rows:
             outcomes.update(outcome_of(c.answer, c.correct, c.finish) for c in problem.candidates)
             judged.append(summarize(problem, classes, args.aggregate))
+            if args.policy is not None:
+                counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in problem.candidates)
             yield problem
 
     write_candidates(folder, problems())

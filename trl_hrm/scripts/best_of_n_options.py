@@ -18,7 +18,7 @@ STRATEGY_OPTIONS = {
     "diverse_tree_search": (*STEP_OPTIONS, "prefix_column"),
 }
 AGGREGATES_OF_SOLUTIONS = ["min", "last", "prod", "mean"]
-OF_CANDIDATES = ("candidates_split", "candidates_columns", "join_steps")
+OF_CANDIDATES = ("candidates_split", "candidates_columns", "join_steps", "keep_thinking")
 OF_PROBLEMS = ("problem_format", "split", "limit", "exclude", "strict", "candidates_columns")
 # of the prompt these say how any solution is read: the others are of sampling
 _READING = ("segmentation", "step_pattern", "extractors")
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: none, they begin at the problem)",
     )
     add_engine_arguments(parser.add_argument_group("policy"), required=False, prefix="policy_")
-    add_prompt_arguments(parser.add_argument_group("prompt and steps"))
+    add_prompt_arguments(parser.add_argument_group("prompt and steps"), of_candidates=True)
     _add_sampling_arguments(parser.add_argument_group("sampling"))
     add_score_arguments(parser.add_argument_group("scores"))
     run_group = parser.add_argument_group("run")
@@ -87,8 +87,8 @@ def _add_candidate_arguments(group: argparse._ArgumentGroup) -> None:
         "--candidates",
         metavar="INPUT",
         help="choose among these instead of sampling: JSON Lines with `prompt`, `answer` and `completion` (a text), `completions` "
-        "(its steps) or `candidates` (a list of either); the folder of a dataset with these columns; or a folder of trl-hrm "
-        "annotate --search rollouts",
+        "(its steps) or `candidates` (a list of either), or outputs of search-and-learn; the folder of a dataset with these "
+        "columns; or a folder of trl-hrm annotate --search rollouts",
     )
     group.add_argument("--candidates_split", help="split of a dataset of candidates (default: train)")
     group.add_argument(
@@ -102,6 +102,11 @@ def _add_candidate_arguments(group: argparse._ArgumentGroup) -> None:
         type=unescape,
         metavar="TEXT",
         help=r"text between the steps of a list, in its text; \n and \t are read as newline and tab (default: \n\n)",
+    )
+    group.add_argument(
+        "--keep_thinking",
+        action="store_true",
+        help="read the thinking of a reasoning model like the rest of a candidate, instead of leaving it out",
     )
 
 

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="INPUT",
         help="JSON Lines with `prompt` and `completion` (a text), `completions` (its steps) or `candidates` (a list of "
-        "either); the folder of a dataset with these columns; or a folder of trl-hrm annotate, for all its finished "
-        "solutions (required)",
+        "either), or outputs of search-and-learn; the folder of a dataset with these columns; or a folder of trl-hrm annotate, "
+        "for all its finished solutions (required)",
     )
     parser.add_argument("--reward_model", required=True, help="folder or Hub id of the reward model (required)")
     parser.add_argument(
@@ -53,7 +53,7 @@ def _add_candidate_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--segmentation",
         choices=[*RULES, "regex"],
-        help="where the steps of a text end; those of a run and of lists are known (default: step_header)",
+        help="where the steps of a text end; those of lists are known (default: step_header; of a run, as in its search)",
     )
     group.add_argument("--step_pattern", help="regular expression whose matches end steps, for --segmentation regex")
     group.add_argument(
@@ -61,6 +61,12 @@ def _add_candidate_arguments(group: argparse._ArgumentGroup) -> None:
         type=unescape,
         metavar="TEXT",
         help=r"text between the steps of a list, in the completion; \n and \t are read as newline and tab (default: \n\n)",
+    )
+
+    group.add_argument(
+        "--keep_thinking",
+        action="store_true",
+        help="judge the thinking of a reasoning model like the rest of a candidate, instead of leaving it out",
     )
 
 
@@ -74,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     from ..data.raft_config import RaftConfig
     from ..data.report import format_report
     from ..data.score_picture import new_figure
+    from ..data.solutions import solution_warnings
     from ..scoring.candidate_scores import score_candidates
 
     config = build_config(args, RaftConfig)
@@ -81,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
     new_figure()  # what is missing shows before the long part
     counts = Counter()
     groups = shortlist(read_candidates(config, counts), config, counts)
-    warnings = [*source_warnings(config), *unused_warnings(counts)]
+    notes = {key[1]: count for key, count in counts.items() if key[0] == "notes"}
+    warnings = [*source_warnings(config), *solution_warnings(notes), *unused_warnings(counts)]
     scorer = load_scorer(args.reward_model, args)
     scores = score_candidates(
         scorer,

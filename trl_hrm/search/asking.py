@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..grading import extract_answer
-from .engine import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
+from ..grading import extract_answer, opens_thinking, visible_text
+from .engine import Engine, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples, continued_text
 from .log import EventLog
 from .open_tree import OpenTree, Request, request_seed
 from .prefixes import cut_prefix
 from .progress import Progress
 from .prompts import Prompt
-from .steps import StepRule, cut_steps
-from .tree import Problem, make_id
+from .steps import Boundary, StepRule, cut_at, cut_steps, only_thinks
+from .tree import ROOT, Problem, make_id
 
 
 def ending_extractors(extractors: Sequence[str]) -> tuple[str, ...]:
@@ -158,20 +159,24 @@ class Asking:
         node_id = opened.node_id(request)
         prefix_ids = opened.tree.prefix_ids(request.node)
         seed = request_seed(self.seed, node_id, request.round)
+        before = self._written(opened, request.node)
         try:
             samples = await self.engine.sample(
                 prefix_ids, request.n, request.stop, request.max_tokens, seed, opened.tree.problem.problem_id
             )
             check_samples(samples, request.n)
+            if request.role == "step":
+                ended = await self._end_steps(opened, request, before, samples, progress)
+            else:
+                ended = [(sample, _thinking_tail(before, sample.text)) for sample in samples]
         except PrefixTooLong:
-            samples = []  # the solution is cut off here, as by any limit of length
+            samples, ended = [], []  # the solution is cut off here, as by any limit of length
         except EngineError as error:
             self._fail(opened, node_id, request, error, progress)
             return False
         finally:
             progress.count_in_flight(-request.n)
         self._failures = 0
-        before = opened.tree.text(request.node)
         self.tell(
             opened,
             {
@@ -183,9 +188,10 @@ class Asking:
                 "cut": request.cut,
                 "weight": request.weight,
                 "seed": seed,
-                "samples": [self._record(request, before, prefix_ids, sample) for sample in samples],
+                "samples": [self._record(request, before, prefix_ids, sample, tail) for sample, tail in ended],
             },
         )
+        progress.num_sequences += len(samples)
         _count(progress, prefix_ids, samples)
         return True
 
@@ -219,9 +225,86 @@ class Asking:
         self.log.append({"event": "close", "problem_id": opened.tree.problem.problem_id, "status": status})
         progress.closed[status] += 1
 
-    def _record(self, request: Request, before: str, prefix_ids: list[int], sample: Sample) -> dict[str, Any]:
-        tail = self.rule.tail(sample.text, sample.stop_reason) if request.role == "step" else 0
-        written = before + sample.text[: len(sample.text) - tail]
+    def _written(self, opened: OpenTree, node: int) -> str:
+        """What the policy has written up to a node, after the tag with which the prompt may begin its thinking."""
+        end_of_prompt = self.engine.tokenizer.decode(opened.tree.prompt_ids[-16:], skip_special_tokens=True)
+        return ("<think>" if opens_thinking(end_of_prompt) else "") + opened.tree.text(node)
+
+    async def _end_steps(
+        self, opened: OpenTree, request: Request, before: str, samples: Sequence[Sample], progress: Progress
+    ) -> list[tuple[Sample, int]]:
+        """The samples as [`Asking._end_step`] ends them, all at the same time."""
+        steps = (self._end_step(opened, request, before, i, sample, progress) for i, sample in enumerate(samples))
+        ended = await asyncio.gather(
+            *steps, return_exceptions=True
+        )  # if one fails, none of the others is left running
+        for found in ended:
+            if isinstance(found, BaseException):
+                raise found
+        return ended
+
+    async def _end_step(
+        self, opened: OpenTree, request: Request, before: str, place: int, sample: Sample, progress: Progress
+    ) -> tuple[Sample, int]:
+        """
+        A sample up to the end of its first step, and how many of its last characters belong to the next step.
+
+        The stop strings of a request cannot say all that the rule says. A sample that goes beyond the end of a step is cut
+        there, and one that a stop string ended inside a step is continued. Both leave the distribution of steps as it is.
+        """
+        tokenizer, prefix_ids = self.engine.tokenizer, opened.tree.prefix_ids(request.node)
+        start = len(before) - (0 if request.node == ROOT else opened.tree.nodes[request.node].tail)
+        child_id = make_id("continued", opened.node_id(request), request.round, place)
+        for attempt in range(request.max_tokens):
+            written, room = before + sample.text, request.max_tokens - len(sample.token_ids)
+            is_over = sample.finish == "eos" or sample.stop_reason in self.prompt.final_stops
+            ends = (found for found in self.rule.boundaries(written, start) if found.stop > len(before))
+            found = next(ends, None)
+            if found is not None and is_over and not written[found.end :].strip():
+                found = None  # nothing follows the end of the step but that of the solution
+            # a token after the end of the step holds the first part of a character, which the next tokens complete
+            is_part = found is not None and not is_over and room > 0 and sample.text.endswith("\ufffd")
+            if found is not None and not is_part:
+                return self._cut(sample, prefix_ids, found, len(before), is_over)
+            if is_over or (sample.finish == "length" and not is_part):
+                break
+            if room < 1:
+                sample = replace(sample, finish="length", stop_reason=None)
+                break
+            ids, seed = prefix_ids + sample.token_ids, request_seed(self.seed, child_id, attempt)
+            try:
+                more = await self.engine.sample(
+                    ids, 1, request.stop, 1 if is_part else room, seed, opened.tree.problem.problem_id
+                )
+            except PrefixTooLong:
+                sample = replace(sample, finish="length", stop_reason=None)
+                break
+            check_samples(more, 1)
+            _count(progress, ids, more)
+            token_ids = [*sample.token_ids, *more[0].token_ids]
+            text = continued_text(tokenizer, prefix_ids, token_ids) if is_part else sample.text + more[0].text
+            num_cached = sample.num_cached + more[0].num_cached
+            sample = replace(more[0], token_ids=token_ids, text=text, num_cached=num_cached)
+        return sample, _thinking_tail(before, sample.text)
+
+    def _cut(
+        self, sample: Sample, prefix_ids: list[int], found: Boundary, before: int, is_over: bool
+    ) -> tuple[Sample, int]:
+        """The sample up to a boundary, or to the end of the token that holds it, and its characters beyond the boundary."""
+        cut = cut_at(self.engine.tokenizer, prefix_ids, sample.token_ids, sample.text, found.stop - before)
+        if cut is not None and cut.tokens < len(sample.token_ids):
+            ids, text = sample.token_ids[: cut.tokens], sample.text[: cut.characters]
+            sample = replace(sample, token_ids=ids, text=text, finish="stop", stop_reason=found.marker)
+        elif is_over:  # one token holds the end of the step and that of the solution
+            return sample, 0
+        elif sample.finish == "length":
+            sample = replace(sample, finish="stop", stop_reason=found.marker)
+        return sample, before + len(sample.text) - found.end
+
+    def _record(
+        self, request: Request, before: str, prefix_ids: list[int], sample: Sample, tail: int
+    ) -> dict[str, Any]:
+        written = visible_text(before + sample.text[: len(sample.text) - tail])
         is_final = sample.finish == "eos" or sample.stop_reason in self.prompt.final_stops
         if not is_final and sample.finish == "stop":
             is_final = extract_answer(written, self.ending) is not None
@@ -236,7 +319,9 @@ class Asking:
         if is_final:
             record["answer"] = extract_answer(written, self.extractors)
         if request.cut:
-            record["cuts"] = cut_steps(self.rule, self.engine.tokenizer, prefix_ids, sample.token_ids, sample.text)
+            record["cuts"] = cut_steps(
+                self.rule, self.engine.tokenizer, prefix_ids, sample.token_ids, sample.text, before
+            )
         elif request.role == "step":
             record["tail"] = tail
         return record
@@ -260,9 +345,13 @@ class Asking:
             )
 
 
+def _thinking_tail(before: str, text: str) -> int:
+    """How many characters of a text that ends a solution belong to no step: all of them if the model never stops thinking."""
+    return len(text) if only_thinks(before, text) else 0
+
+
 def _count(progress: Progress, prefix_ids: list[int], samples: list[Sample]) -> None:
     progress.num_requests += 1
-    progress.num_sequences += len(samples)
     progress.generated_tokens += sum(len(sample.token_ids) for sample in samples)
     progress.cached_tokens += sum(sample.num_cached for sample in samples)
     progress.prefix_tokens += len(prefix_ids)

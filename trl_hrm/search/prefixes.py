@@ -43,6 +43,8 @@ def prefix_fault(
             f"the prefix states the answer {answer!r}, which ends a solution, expected one that goes on. Cut it before the "
             "answer."
         )
+    if re.fullmatch(rule.pattern, prefix):
+        return f"the prefix is {prefix!r}, expected a step before the end of it. Leave out what has no step."
     if end is None:
         stops = " or ".join(map(repr, rule.stop_strings()[:1] if rule.header else rule.stop_strings()))
         expected = f"the header of the next step, such as {stops}" if rule.header else stops
@@ -50,8 +52,6 @@ def prefix_fault(
             f"the prefix ends with {prefix[-40:]!r}, expected the end of a step, which by the rule {rule.name!r} is "
             f"{expected}. Cut it there, or take another rule (--segmentation)."
         )
-    if not prefix[:end].strip():
-        return f"the prefix is {prefix!r}, expected a step before the end of it. Leave out what has no step."
     num_steps = len(rule.ends(prefix[:end]))
     if num_steps >= max_depth:
         return (
@@ -98,7 +98,6 @@ def cut_prefix(rule: StepRule, tokenizer: Any, prompt_ids: Sequence[int], prefix
 
 
 def _last_end(rule: StepRule, text: str) -> int | None:
-    """Where the last step ends, `None` unless nothing but the header of the next one follows."""
-    headers = [re.escape(stop).replace(re.escape("{k}"), r"\d+") for stop in rule.stops] if rule.header else [""]
-    ends = [match.end() for match in re.finditer(rule.pattern, text)]
-    return ends[-1] if ends and re.fullmatch("|".join(headers), text[ends[-1] :]) else None
+    """Where the last step ends. `None` if more than the header of the next one follows."""
+    found = list(rule.boundaries(text))
+    return found[-1].end if found and found[-1].stop == len(text) else None

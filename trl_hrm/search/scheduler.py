@@ -61,7 +61,7 @@ class Scheduler:
         prompt ([`Prompt`]):
             What the policy is asked.
         rule ([`StepRule`]):
-            Tells steps apart.
+            Tells steps apart. A search that samples one step at a time has a rule of its own, which counts instead.
         log ([`EventLog`]):
             Log of this shard, open for writing. What stands in it is not asked again.
         seed (`int`, *optional*, defaults to `42`):
@@ -92,6 +92,7 @@ class Scheduler:
     ):
         self.search = search
         self.config = config or SchedulerConfig()
+        rule = getattr(getattr(search, "search", search), "rule", rule)  # of the search behind a root filter
         self.asking = Asking(engine, grader, prompt, rule, log, seed, extractors, self.config.max_failures)
         self.on_progress = on_progress or (lambda progress: None)
 

@@ -2,44 +2,98 @@ r"""Where one step ends and the next begins: a rule that gives stop strings to a
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..grading import thinking_spans, visible_text, without_thinking_tags
 from .engine import continued_text
+
+
+_CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may close a sentence after its full stop
+_BLANK = " \t\r\n\f\v\u3000#-=~`>|" + _CLOSING  # a line of these alone, such as a rule, is not a step
+_CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.M | re.S)
+
+# A line that begins with "# Step 2", with any number of "#" and any emphasis, or with "Step 2" and what sets a heading
+# apart from a sentence: a colon, a full stop or parenthesis, a dash, or the end of the line.
+_HEADER = (
+    r"(?im)^[ \t]*[*_]*"
+    r"(?:#+[ \t]*[*_]*step[ \t]*\d+(?:[*_]*[:：.)][*_]*)?"
+    r"|step[ \t]*\d+[*_]*(?:[ \t]*[:：][*_]*|[.)][*_]*\s|[ \t]+[-–—]+[ \t]|[ \t\r]*\n))"
+)
+_SENTENCE = (
+    rf"(?:[.?]|(?<!\\)!)[{re.escape(_CLOSING)}\\]*\s"  # "\!" is a space in LaTeX
+    rf"|(?:[。｡！？]|．(?![\d０-９]))[{re.escape(_CLOSING)}]*"
+)
+_NO_SENTENCE_END = (
+    # numbers of lists ("1. ", "- **2.** ", "a. ", "(ii). ") and headings ("Case 2. ") that begin a line or a sentence
+    r"^\s*(?:[-+*>•][ \t]+)?[*_(]*(?:(?:(?:Step|Case|Part|Example|Claim|Lemma|Theorem|Rule|Question|Problem)[ \t]+)?\d{1,3}"
+    r"|[a-z]|[ivx]{1,4})[*_)]*\.[*_)]*\s\Z"
+    # abbreviations
+    r"|(?<![\w.])(?:e\.g|i\.e|c\.f|cf|vs|viz|resp|approx|w\.r\.t|s\.t|Mr|Mrs|Ms|Dr|Prof|St|"
+    r"[Ff]igs?|[Ee]qs?|[Ee]qns?|Secs?|Ch|Thm|Lem|Prop|Cor|Def|Ex|Ref|pp)\.[)*_]*\s\Z"
+    r"|(?:[\d)}\]]|\b\w)!+[)$\\}\]]*\s\Z"  # factorials
+)
+
+
+class Boundary(NamedTuple):
+    """
+    Where a step ends.
+
+    Args:
+        end (`int`):
+            Number of characters before the end of the step.
+        stop (`int`):
+            Number of characters before the end of `marker`: as many as it takes to see that the step has ended.
+        marker (`str`):
+            What ended the step, such as a blank line or the header of the next step.
+    """
+
+    end: int
+    stop: int
+    marker: str
 
 
 @dataclass(frozen=True)
 class StepRule:
     r"""
-    Tells steps apart, in two ways: by stop strings while an engine writes, and by a pattern in a finished solution.
+    Tells steps apart, in two ways: by stop strings while an engine writes, and by a pattern in a text.
+
+    The pattern decides. Stop strings only save tokens: a sample that goes beyond the end of a step is cut there, and one that a
+    stop string ended inside a step is continued. No step ends inside a model's thinking (see
+    [`~grading.thinking_spans`]), which belongs to the step after it.
 
     Args:
         name (`str`):
             Name of the rule.
         pattern (`str`):
-            Regular expression. A step ends where a match ends, so that a header is matched by a lookahead.
+            Regular expression. A step ends where a match ends or, for rules with headers, where the match begins.
         stops (`tuple[str, ...]`):
             Strings that end a step, three at most: servers take four, and one ends the solution. `{k}` stands for the number
-            of a step. Empty if no stop strings say what the pattern says; then steps cannot be
-            sampled one at a time.
+            of a step. Empty if steps cannot be sampled one at a time.
         header (`bool`, *optional*, defaults to `False`):
-            Whether the stop string opens the next step, as `# Step 2` does.
+            Whether the pattern matches the header of the next step, as `# Step 2` is. A header inside a fenced code block is a
+            comment of the code and does not count.
+        unless (`str`, *optional*):
+            Regular expression for exceptions, such as the number of a list. It is searched in the text from the start of the line
+            (or of the step, if that is later) to the end of a match of `pattern`. Where it is found, no step ends.
 
     Raises:
-        `ValueError`: If the pattern is no regular expression.
+        `ValueError`: If a pattern is not a valid regular expression.
     """
 
     name: str
     pattern: str
     stops: tuple[str, ...]
     header: bool = False
+    unless: str | None = None
 
     def __post_init__(self):
-        try:
-            re.compile(self.pattern)
-        except re.error as error:
-            raise ValueError(f"step pattern {self.pattern!r} is no regular expression ({error}).") from error
+        for pattern in filter(None, (self.pattern, self.unless)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"step pattern {pattern!r} is not a valid regular expression ({error}).") from error
 
     def stop_strings(self, header: str | None = None) -> tuple[str, ...]:
         """
@@ -47,31 +101,35 @@ class StepRule:
 
         Args:
             header (`str`, *optional*):
-                The stop string that ended the step before. `None` for the first step, which begins with a header of its own.
+                The header that ended the step before. `None` for the first step, which begins with a header of its own.
 
         Returns:
-            `tuple[str, ...]`: For rules with headers, those with the number of this step once more, the next one, and the
-            one after it: policies repeat numbers and skip them.
+            `tuple[str, ...]`: For rules with headers, headers like the given one with the number of this step once more, the
+            next one, and the one after it: policies repeat numbers and skip them.
         """
         if not self.stops:
             raise ValueError(
-                f"the steps of the rule {self.name!r} cannot be told by stop strings, so they cannot be sampled one at a "
-                "time. Use a search that cuts whole solutions (rollouts or puct), or another rule."
+                f"the rule {self.name!r} has no stop strings, so its steps cannot be sampled one at a time. Use a search that cuts "
+                "whole solutions (rollouts or puct), or another rule."
             )
         if not self.header:
             return self.stops
-        number = 2 if header is None else int(re.search(r"\d+", header)[0])
-        return tuple(stop.format(k=number + i) for stop in self.stops for i in range(3))
+        number = re.search(r"\d+", header or "")
+        if number is None:
+            return tuple(stop.format(k=2 + i) for stop in self.stops for i in range(3))
+        before = header[: number.start()]
+        before = before[max(before.rfind("#"), 0) :].lstrip()  # "# Step 3" is found in "### Step 3" too
+        return tuple(f"{before}{int(number[0]) + i}" for i in range(3))
 
-    def tail(self, text: str, stop_reason: str | None) -> int:
-        """Number of characters at the end of `text`, stopped by `stop_reason`, that belong to the next step."""
-        if not self.header or stop_reason is None or not re.match(self.pattern, stop_reason):
-            return 0
-        return len(text) - text.rfind(stop_reason)
-
-    def ends(self, text: str) -> list[int]:
+    def ends(self, text: str, start: int = 0) -> list[int]:
         """
         Where the steps of a solution end, in characters. The last is the length of the text; no step is blank.
+
+        Args:
+            text (`str`):
+                The solution.
+            start (`int`, *optional*, defaults to `0`):
+                Where the first of the steps begins. What stands before it tells whether a line or a code block begins there.
 
         Example:
 
@@ -80,24 +138,78 @@ class StepRule:
         [12, 22]
         ```
         """
-        ends: list[int] = []
-        for match in re.finditer(self.pattern, text):
-            start = ends[-1] if ends else 0
-            if text[start : match.end()].strip() and text[match.end() :].strip():
-                ends.append(match.end())
-        return [*ends, len(text)]
+        last = len(_masked(text).rstrip(_BLANK))
+        return [*(found.end for found in self.boundaries(text, start) if found.end < last), len(text)]
+
+    def boundaries(self, text: str, start: int = 0) -> Iterator["Boundary"]:
+        """
+        Where steps end in a text that may not be complete. More text does not move a boundary, with one exception: a closing tag
+        of thinking whose opening tag is not in the text.
+        """
+        masked = _masked(text)
+        code = [match.span() for match in _CODE.finditer(masked)] if self.header else []
+        for match in re.finditer(self.pattern, masked):
+            end = match.start() if self.header else match.end()
+            if end <= start or not masked[start:end].strip(_BLANK):
+                continue
+            if any(first <= end < after for first, after in code):
+                continue
+            line = masked.rfind("\n", 0, match.end() - 1) + 1
+            if self.unless is not None and re.search(self.unless, masked[max(line, start) : match.end()]):
+                continue
+            yield Boundary(end, match.end(), match[0].strip() if self.header else match[0])
+            start = end
 
 
 RULES = {
     rule.name: rule
     for rule in (
-        StepRule("step_header", r"(?=# Step \d)", ("# Step {k}",), header=True),
+        StepRule("step_header", _HEADER, ("# Step {k}",), header=True),
         StepRule("blank_line", r"(?<!# Answer)\n\s*\n", ("\n\n",)),
-        StepRule("sentence", r"\. |\.\n|\? ", (". ", ".\n", "? ")),
+        StepRule("sentence", _SENTENCE, (". ", ".\n", "。"), unless=_NO_SENTENCE_END),
         # HRM, appendix A.1: a step ends with a displayed or inline formula that ends its paragraph
         StepRule("formula", r"(?:\\\]|\\\))\n\n", ("\\]\n\n", "\\)\n\n")),
     )
 }
+
+
+def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str]:
+    """
+    Cut a solution into steps, without the space around them, as exports of searched trees have them.
+
+    Args:
+        text (`str`):
+            The solution.
+        rule ([`StepRule`]):
+            Tells where steps end.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether to keep a reasoning model's thinking. Its tags are always left out.
+    """
+    if keep_thinking:
+        text = without_thinking_tags(text)
+    ends = rule.ends(text)
+    steps = [visible_text(text[start:end]).strip() for start, end in zip([0, *ends], ends, strict=False)]
+    return [step for step in steps if step]
+
+
+def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str]:
+    """
+    Return the texts of consecutive steps without a reasoning model's thinking, which may span several steps. A step that is
+    only thinking becomes blank.
+
+    Args:
+        steps (`Sequence[str]`):
+            Texts of consecutive steps.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether only the tags are left out.
+    """
+    if keep_thinking:
+        return [without_thinking_tags(step) for step in steps]
+    visible, start, masked = [], 0, _masked("\n".join(steps), "\0")
+    for step in steps:
+        visible.append(masked[start : start + len(step)].replace("\0", ""))
+        start += len(step) + 1
+    return visible
 
 
 def regex_rule(pattern: str) -> StepRule:
@@ -114,7 +226,7 @@ class Cut(NamedTuple):
 
 
 def cut_steps(
-    rule: StepRule, tokenizer: Any, prefix_ids: Sequence[int], token_ids: Sequence[int], text: str
+    rule: StepRule, tokenizer: Any, prefix_ids: Sequence[int], token_ids: Sequence[int], text: str, before: str = ""
 ) -> list[Cut]:
     """
     Where the steps of a sampled solution end. Cuts fall between tokens, at the first one at or after the end of a step:
@@ -131,18 +243,47 @@ def cut_steps(
             Token ids of the solution.
         text (`str`):
             Text of the solution.
+        before (`str`, *optional*, defaults to `""`):
+            What the policy had written before, up to the end of a step.
 
     Returns:
-        `list[Cut]`: One per step. The last is the end of the solution.
+        `list[Cut]`: One per step. The last is the end of the solution. If the model never stops thinking, no character of the
+        text belongs to its one step.
+    """
+    cuts: list[Cut] = []
+    for end in rule.ends(before + text, len(before))[:-1]:
+        cut = cut_at(tokenizer, prefix_ids, token_ids, text, end - len(before))
+        if cut is not None and cut.tokens < len(token_ids) and (not cuts or cut.tokens > cuts[-1].tokens):
+            cuts.append(cut)
+    return [*cuts, Cut(len(token_ids), len(text), len(text) if only_thinks(before, text) else 0)]
+
+
+def cut_at(tokenizer: Any, prefix_ids: Sequence[int], token_ids: Sequence[int], text: str, end: int) -> Cut | None:
+    """
+    Return the first cut between two tokens that has at least `end` characters of a text before it. `None` if there is no such
+    cut, for example because all later tokens hold parts of characters.
     """
 
-    def length(number: int) -> int:
-        return len(continued_text(tokenizer, prefix_ids, token_ids[:number]))
+    def decoded(number: int) -> str:
+        return continued_text(tokenizer, prefix_ids, token_ids[:number])
 
-    cuts: list[Cut] = []
-    for end in rule.ends(text)[:-1]:
-        number = bisect_left(range(len(token_ids)), end, key=length)
-        characters = length(number)
-        if number < len(token_ids) and characters < len(text) and (not cuts or number > cuts[-1].tokens):
-            cuts.append(Cut(number, characters, characters - end))
-    return [*cuts, Cut(len(token_ids), len(text), 0)]
+    first = len(token_ids)  # where a stop string ended the sample
+    if decoded(first - 1)[:end] == text[:end]:
+        first = bisect_left(range(first), True, key=lambda number: decoded(number)[:end] == text[:end])
+    for number in range(first, len(token_ids) + 1):
+        found = decoded(number)
+        if len(found) >= end and text.startswith(found):
+            return Cut(number, len(found), len(found) - end)
+    return None
+
+
+def only_thinks(before: str, text: str) -> bool:
+    """Return whether all of a text is thinking, which may have begun in the text before it."""
+    return any(start <= len(before) and end == len(before + text) for start, end in thinking_spans(before + text))
+
+
+def _masked(text: str, mask: str = " ") -> str:
+    """The text with another character in the place of each character of thinking."""
+    for start, end in thinking_spans(text):
+        text = text[:start] + mask * (end - start) + text[end:]
+    return text

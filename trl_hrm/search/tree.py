@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..grading import visible_text
+
 
 ROOT = -1
 
@@ -51,8 +53,8 @@ class Node:
         text (`str`):
             The same as text. The texts from the first node to this one, joined, are what the policy wrote.
         tail (`int`, *optional*, defaults to `0`):
-            How many of the last characters of `text` belong to the next step: a header such as `# Step 3` that ended
-            this one.
+            How many of the last characters of `text` belong to the next step, such as a header `# Step 3` that ended this one.
+            If the model never stops thinking, all of `text`.
         role (`str`, *optional*, defaults to `"step"`):
             `"step"`: sampled as a next step. `"rollout"`: sampled to the end of the solution, to judge its parent.
             `"segment"`: one step of a rollout that was cut into steps; no sample of its own. `"given"`: one step of the
@@ -168,8 +170,8 @@ class SearchTree:
 
     def step_text(self, index: int, merge_separator: str = "\n") -> str:
         """
-        Text of the step at `index` alone: with the header that ended the node before it, without the one that ended it.
-        Merged steps are joined by `merge_separator`.
+        Text of the step at `index` alone: with the header that ended the node before it, without the one that ended it, and
+        without a reasoning model's thinking. Merged steps are joined by `merge_separator`.
         """
         return merge_separator.join(self.step_pieces(index))
 
@@ -181,10 +183,10 @@ class SearchTree:
             header = self.nodes[node.parent].text[-self.nodes[node.parent].tail :]
         end = len(node.text) - node.tail
         if not node.cuts:
-            return [(header + node.text[:end]).strip()]
+            return [visible_text(header + node.text[:end]).strip()]
         ends = [*node.cuts, end]
         pieces = [node.text[start:end] for start, end in zip([0, *node.cuts], ends, strict=True)]
-        return [piece.strip() for piece in [header + pieces[0], *pieces[1:]]]
+        return [visible_text(piece).strip() for piece in [header + pieces[0], *pieces[1:]]]
 
     def canonical(self) -> "SearchTree":
         """The same tree with its nodes in depth-first order, siblings by round and place: the order of arrival is gone."""

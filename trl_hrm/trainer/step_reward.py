@@ -9,12 +9,14 @@ from accelerate import PartialState
 from accelerate.utils import patch_environment
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ..data.dialogues import content_text, problem_of
 from ..encoding import find_control_text
+from ..grading import opens_thinking, thinking_spans, visible_text, without_thinking_tags
 from ..scoring.aggregate import aggregate
 from ..scoring.candidate_scores import fits
 from ..scoring.paths import TreeScorer
 from ..scoring.scorer import StepScorer
-from ..search.steps import RULES, StepRule, regex_rule
+from ..search.steps import RULES, StepRule, cut_text, regex_rule
 
 
 GUARDS = ("too_few_steps", "too_many_steps", "repeated_steps", "blank_steps", "too_long", "control_text")
@@ -49,7 +51,8 @@ class StepReward:
             How the scores of the steps become the reward. See [`~scoring.aggregate.aggregate`].
         problem_column (`str`, *optional*):
             Column of the dataset with the problem as the reward model is to see it. A row where it is `None` gets no reward
-            from this function. By default the problem is the prompt, or its last message of the user.
+            from this function. By default the problem is the prompt, or its one message of the user; messages of the system are
+            left out. A dialogue of several turns needs this column.
         segmentation (`str`, *optional*):
             Name of the [`StepRule`] that cuts completions into steps. By default they are cut at the `step_separator` of the
             checkpoint; where that is a blank line, `# Answer` stays with what follows it, as in the datasets of this package.
@@ -71,13 +74,18 @@ class StepReward:
         max_tokens (`int`, *optional*):
             Guard `too_long`: the most tokens of the steps, with separators, by the tokenizer of the reward model. By default
             only what has more tokens than the reward model has positions is stopped.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether a reasoning model's thinking is judged like the rest of a completion. By default it is left out, up to
+            `</think>`, also of the guards, and a completion that only thinks has no steps. Where the chat template opens the tag in
+            the prompt, a completion that was cut off before `</think>` cannot be told from one without thinking.
         name (`str`, *optional*, defaults to `"step_reward"`):
             Name in the logs. Give two of one run different names.
         scorer_kwargs:
             Passed to [`StepScorer.from_pretrained`], for example `dtype="bfloat16"` or `max_length`.
 
     After a call, `metrics` (`dict[str, float]`) holds its parts: `step_score`, the mean score of the steps that were scored;
-    `num_steps`, the mean number of steps; `guarded`, the share of completions that a guard stopped; and
+    `num_steps`, the mean number of steps; `thinking_left_out`, the share of completions of which thinking was left out;
+    `guarded`, the share of completions that a guard stopped; and
     `guarded/{reason}` for each guard (a completion may have several reasons). They are logged under `{name}/` where the trainer
     gives `log_metric`.
 
@@ -100,6 +108,7 @@ class StepReward:
         max_repeated: float | None = 0.25,
         max_blank: int | None = 4,
         max_tokens: int | None = None,
+        keep_thinking: bool = False,
         name: str = "step_reward",
         **scorer_kwargs,
     ):
@@ -124,6 +133,7 @@ class StepReward:
         self.max_repeated = max_repeated
         self.max_blank = max_blank
         self.max_tokens = max_tokens
+        self.keep_thinking = keep_thinking
         self.__name__ = name  # by which TRL logs the reward
         self.metrics: dict[str, float] = {}
 
@@ -155,7 +165,7 @@ class StepReward:
             `ValueError`: If a prompt has no problem, a completion is not one text, or a score or reward is not a number.
         """
         problems = self._problems(prompts, columns)
-        texts = [_completion_text(completion) for completion in completions]
+        texts = [_written(*pair) for pair in zip(prompts, completions, strict=True)]
         steps = [self.steps(text) for text in texts]
         reasons = [
             [] if problem is None else self.guards(problem, text, solution)
@@ -174,6 +184,9 @@ class StepReward:
         judged = [i for i, problem in enumerate(problems) if problem is not None]
         flat = [score for values in scores for step_scores in values for score in step_scores]
         self.metrics = _metrics([len(steps[i]) for i in judged], [reasons[i] for i in judged], flat)
+        if judged:
+            left_out = [not self.keep_thinking and bool(thinking_spans(texts[i])) for i in judged]
+            self.metrics["thinking_left_out"] = sum(left_out) / len(judged)
         if log_metric is not None:
             for key, value in self.metrics.items():
                 log_metric(f"{self.__name__}/{key}", value)
@@ -182,13 +195,15 @@ class StepReward:
         return rewards
 
     def steps(self, text: str) -> list[str]:
-        """The steps of a completion, without separators, the space around them and the end of the sequence. None is blank."""
+        """
+        The steps of a completion, without thinking, separators, the space around them and the end of the sequence. None is
+        blank.
+        """
         end = find_control_text(self.scorer.tokenizer, text, tags=False)[-1:]
         if end and text.rstrip().endswith(end[0]):
             text = text.rstrip().removesuffix(end[0])
         separator = self.scorer.step_format.step_separator.strip()
-        ends = self.rule.ends(text)
-        pieces = [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
+        pieces = cut_text(text, self.rule, self.keep_thinking)
         steps = [piece.removesuffix(separator).strip() for piece in pieces]
         return [step for step in steps if step]
 
@@ -207,6 +222,7 @@ class StepReward:
         Returns:
             `list[str]`: Some of `GUARDS`, in their order.
         """
+        text = without_thinking_tags(text) if self.keep_thinking else visible_text(text)
         num_repeated = len(steps) - len({_content(step) for step in steps})
         stops = (
             len(steps) < self.min_steps,
@@ -227,13 +243,20 @@ class StepReward:
 
     def _problems(self, prompts: Sequence, columns: dict[str, Any]) -> list[str | None]:
         if self.problem_column is None:
-            return [_problem(prompt) for prompt in prompts]
+            return [self._problem(prompt) for prompt in prompts]
         if self.problem_column not in columns:
             raise ValueError(
                 f"{self.__name__}: problem_column is {self.problem_column!r}, and the dataset has the columns "
                 f"{sorted(name for name, value in columns.items() if isinstance(value, list))} beside the prompt. Name one of them."
             )
         return columns[self.problem_column]
+
+    def _problem(self, prompt: str | list[dict[str, Any]]) -> str:
+        try:
+            remedy = "Write the problem into a column of the dataset and name it as `problem_column`."
+            return prompt if isinstance(prompt, str) else problem_of(prompt, remedy)
+        except ValueError as error:
+            raise ValueError(f"{self.__name__}: {error}") from error
 
     def _reward(self, scores: Sequence[float]) -> float:
         reward = aggregate(scores, self.aggregate)
@@ -276,16 +299,9 @@ def _content(step: str) -> str:
     return " ".join(_STEP_NUMBER.sub("", step).split()).casefold()
 
 
-def _problem(prompt: str | list[dict[str, Any]]) -> str:
-    """The text of a prompt, or of its last message of the user."""
-    if isinstance(prompt, str):
-        return prompt
-    questions = [message["content"] for message in prompt if message["role"] == "user"]
-    if not questions:
-        raise ValueError(
-            f"a prompt has messages of {[message['role'] for message in prompt]}, expected one of the user."
-        )
-    return _content_text(questions[-1])
+def _written(prompt: str | list[dict[str, Any]], completion: str | list[dict[str, Any]]) -> str:
+    """The text of a completion, after the tag with which its prompt may begin the thinking."""
+    return "<think>" * (isinstance(prompt, str) and opens_thinking(prompt)) + _completion_text(completion)
 
 
 def _completion_text(completion: str | list[dict[str, Any]]) -> str:
@@ -297,17 +313,7 @@ def _completion_text(completion: str | list[dict[str, Any]]) -> str:
             f"a completion has messages of {roles}, expected one, of the assistant: a step reward model judges one text. "
             "Completions with calls of tools cannot be judged."
         )
-    return _content_text(completion[0]["content"])
-
-
-def _content_text(content: str | list[dict[str, Any]] | None) -> str:
-    """Text of a message, also of one in content blocks; nothing where a message has none."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    kinds = sorted({block["type"] for block in content} - {"text"})
-    if kinds:
-        raise ValueError(f"a message has content of type {kinds}, and a step reward model reads text alone.")
-    return "".join(block["text"] for block in content)
+    return content_text(completion[0]["content"])
 
 
 def _metrics(num_steps: list[int], reasons: list[list[str]], scores: list[float]) -> dict[str, float]:

@@ -1,0 +1,208 @@
+"""Whole solutions and lists of steps, headers, thinking and dialogues in the files that users bring."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.candidates import Candidates, read_candidates
+from trl_hrm.data.candidates_config import CandidatesConfig
+from trl_hrm.data.dialogues import problem_of
+from trl_hrm.data.solutions import (
+    ALL,
+    SEVERAL,
+    check_answers,
+    count_answers,
+    leave_out_thinking,
+    read_whole_solutions,
+    solution_warnings,
+)
+from trl_hrm.data.stepwise import build_stepwise
+from trl_hrm.step_tree import StepTree
+
+
+FIRST = "## Step 1: Add the pens\n3 + 4 = 7.\n\n## Step 2: Conclude\nTom has 7 pens.\n\nThe answer is: $\\boxed{7}$."
+SECOND = "## Step 1: Subtract\n4 - 3 = 1.\n\nThe answer is: $\\boxed{1}$."
+CUT_OFF = "## Step 1: Add\n3 + 4"
+SAL = {"problem": "How many pens?", "answer": "7", "completions": [FIRST, SECOND]}
+
+
+def write_rows(path: Path, *rows: dict) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(source: str, **options) -> tuple[list[Candidates], Counter]:
+    counts = Counter()
+    return read_candidates(CandidatesConfig(candidates=source, **options), counts), counts
+
+
+def test_headers_with_two_hashes_in_candidates(tmp_path):
+    groups, _ = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": [FIRST, SECOND]}))
+    assert groups[0].steps == [
+        [
+            "## Step 1: Add the pens\n3 + 4 = 7.",
+            "## Step 2: Conclude\nTom has 7 pens.\n\nThe answer is: $\\boxed{7}$.",
+        ],
+        [SECOND],
+    ]
+    assert groups[0].texts == [FIRST, SECOND]
+
+
+def test_outputs_of_search_and_learn_are_read_with_their_own_keys(tmp_path):
+    """N whole solutions, each cut into its steps; a row whose solutions were all cut off is read as the others of its file."""
+    rows = [SAL, {"problem": "q", "answer": "1", "completions": [CUT_OFF, CUT_OFF]}]
+    groups, counts = read(write_rows(tmp_path / "in.jsonl", *rows))
+    assert [group.problem for group in groups] == [group.prompt for group in groups] == ["How many pens?", "q"]
+    assert [list(map(len, group.steps)) for group in groups] == [[2, 1], [1, 1]]
+    [warning] = solution_warnings({key[1]: count for key, count in counts.items()})
+    assert warning.startswith("2 rows have `problem` and `completions`, as search-and-learn writes them")
+
+
+def test_the_real_format_of_search_and_learn(shared_data):
+    [group], _ = read(str(shared_data / "formats" / "sal_output.jsonl"))
+    assert [list(map(len, [group.steps[0], group.steps[1]]))] == [[2, 1]]
+    assert not any("#" in step[2:] for steps in group.steps for step in steps)
+
+
+@pytest.mark.parametrize("column", ["pred", "agg_scores", "completion_tokens"])
+def test_the_columns_of_search_and_learn_tell_its_outputs(tmp_path, column):
+    rows = [{"problem": "q", "completions": [CUT_OFF, CUT_OFF], column: None}]
+    [group], _ = read(write_rows(tmp_path / "in.jsonl", *rows))
+    assert len(group.texts) == 2
+
+
+def test_completions_that_may_be_either_are_refused(tmp_path):
+    """Nothing is guessed: two steps, or two solutions that were cut off."""
+    source = write_rows(tmp_path / "in.jsonl", {"problem": "q", "completions": ["Add.", "So \\boxed{7}."]})
+    with pytest.raises(ValueError, match="in.jsonl:1: found `problem` and `completions` without `prompt`.*Rename"):
+        read(source)
+
+
+def test_whole_solutions_in_the_place_of_steps_are_refused(tmp_path):
+    rows = [{"prompt": "q", "completions": [FIRST, SECOND]}, {"prompt": "r", "completions": ["Add.", FIRST]}]
+    source = write_rows(tmp_path / "in.jsonl", *rows, rows[0] | {"prompt": "s"})
+    with pytest.raises(
+        ValueError, match="in.jsonl: every one of several `completions` states an answer in 2 of 3 rows"
+    ):
+        read(source)
+
+
+def test_some_rows_that_look_like_whole_solutions_are_counted(tmp_path):
+    """A solution may repeat its answer: these are read, and the report says so."""
+    steps = ["Add.", "So \\boxed{7}.", "The answer is \\boxed{7}."]
+    source = write_rows(tmp_path / "in.jsonl", {"prompt": "q", "completions": steps})
+    [group], counts = read(source)
+    assert group.steps == [steps] and counts == {("notes", SEVERAL): 1}
+    assert solution_warnings({SEVERAL: 1})[0].startswith("1 rows have several `completions` that each state an answer")
+
+
+@pytest.mark.parametrize(
+    ("steps", "parents", "expected"),
+    [
+        (["Add.", "So \\boxed{7}."], None, {}),
+        (["\\boxed{7}", "\\boxed{1}"], None, {SEVERAL: 1, ALL: 1}),
+        (["#### 7", "# Answer\n\n1"], None, {SEVERAL: 1, ALL: 1}),
+        (["a", "\\boxed{7}", "\\boxed{7}"], None, {SEVERAL: 1}),
+        (["\\boxed{7}", "\\boxed{1}"], [-1, -1], {}),  # two solutions of one step each
+        (["a", "\\boxed{7}", "\\boxed{1}"], [-1, 0, 0], {}),
+        (["\\boxed{7}", "\\boxed{1}", "b"], [-1, 0, -1], {SEVERAL: 1, ALL: 1}),
+        (["\\boxed{7}"], None, {}),
+        ([], None, {}),
+    ],
+)
+def test_answers_are_counted_along_paths(steps, parents, expected):
+    notes = Counter()
+    count_answers(steps, notes, parents)
+    assert notes == expected
+    if not expected.get(ALL):
+        check_answers(notes, 1, "in")
+
+
+def test_rows_are_left_as_they_are_where_nothing_is_unclear():
+    rows = [("1", {"prompt": "q", "completions": ["a"]}), ("2", {"prompt": "q", "problem": "q", "completion": "a"})]
+    counts = Counter()
+    assert read_whole_solutions(rows, counts) == rows and not counts
+
+
+def test_build_stepwise_refuses_whole_solutions(tmp_path):
+    row = {"prompt": "q", "completions": [FIRST, SECOND], "labels": [True, False]}
+    with pytest.raises(ValueError, match="every one of several `completions` states an answer in 1 of 1 rows"):
+        build_stepwise([write_rows(tmp_path / "in.jsonl", row)], BuildConfig(str(tmp_path / "out")))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    steps = {"prompt": "r", "completions": ["Add.", "So \\boxed{7}."], "labels": [True, True]}
+    thought = {"prompt": "s", "completions": ["<think>\nHm.\n</think>", "So \\boxed{7}."], "labels": [True, True]}
+    source = write_rows(tmp_path / "in.jsonl", row, steps, thought)
+    report = build_stepwise([source], BuildConfig(str(tmp_path / "out"), num_proc=1))
+    assert report["notes"][SEVERAL] == report["notes"][ALL] == report["notes"]["rows_with_thinking"] == 1
+    assert any("several `completions` that each state an answer" in warning for warning in report["warnings"])
+    assert any("1 rows have the thinking of a reasoning model" in warning for warning in report["warnings"])
+
+
+THOUGHT = "<think>\n# Step 1\nIs it \\boxed{1}?\n\n# Step 2\nNo.\n</think>\n\n"
+
+
+def test_thinking_is_left_out_of_candidates(tmp_path):
+    """It is no step, in texts as in lists; what was cut off while it thought has none. The text stays as the policy wrote it."""
+    lists = [["<think>", "Is it 1?", "</think>", "Add.", "So 7."], ["<think>Hm.", "No.</think>\n\nAdd.", "So 7."]]
+    texts = [THOUGHT + FIRST, THOUGHT.removeprefix("<think>\n") + FIRST, FIRST, "<think>\n" + FIRST]
+    groups, counts = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": [*texts, *lists]}))
+    headed = ["## Step 1: Add the pens\n3 + 4 = 7.", FIRST[FIRST.index("## Step 2") :]]
+    assert groups[0].steps == [headed, headed, headed, [], ["Add.", "So 7."], ["Add.", "So 7."]]
+    assert groups[0].texts[:4] == texts
+    assert counts == {("notes", "candidates_with_thinking_left_out"): 5}
+
+
+def test_thinking_is_kept_if_asked_for(tmp_path):
+    texts = [THOUGHT + FIRST, ["<think>", "Is it 1?", "</think>", "Add."]]
+    groups, counts = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": texts}), keep_thinking=True)
+    assert [len(steps) for steps in groups[0].steps] == [4, 2] and not counts
+    assert groups[0].steps[1] == ["Is it 1?", "Add."]
+    assert not any("think>" in step for steps in groups[0].steps for step in steps)
+
+
+def test_a_prompt_may_open_the_thinking(tmp_path):
+    """As DeepSeek-R1's chat template does. Without an end all of the candidate is thinking."""
+    rows = [{"prompt": "q <think>\n", "candidates": ["Hm.\n</think>\n\n" + FIRST, "# Step 1\nIs it 7?"]}]
+    groups, counts = read(write_rows(tmp_path / "in.jsonl", *rows))
+    assert list(map(len, groups[0].steps)) == [2, 0]
+    assert counts["notes", "candidates_with_thinking_left_out"] == 2
+
+
+def test_thinking_in_scored_rows():
+    tree = StepTree("q", ["<think>", "a", "b</think> c", "d"], [None] * 4, [-1, 0, 1, 2])
+    found, steps = leave_out_thinking(tree, "row 1")
+    assert (found.completions, found.parents, steps) == (["c", "d"], [-1, 0], [2, 3])
+    found, steps = leave_out_thinking(tree, "row 1", keep_thinking=True)
+    assert (found.completions, steps) == (["a", "b c", "d"], [1, 2, 3])
+    assert leave_out_thinking(StepTree("q", ["<think>a"], [None], [-1]), "row 1")[1] == []
+    with pytest.raises(ValueError, match="row 1: found the thinking of a reasoning model in a tree with branches"):
+        leave_out_thinking(StepTree("q", ["<think>", "a", "b"], [None] * 3, [-1, 0, 0]), "row 1")
+
+
+USER, ASSISTANT = {"role": "user", "content": "What is 1 + 1?"}, {"role": "assistant", "content": "2."}
+AGAIN = {"role": "user", "content": "And twice that?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    "messages", [[USER, ASSISTANT, AGAIN], [SYSTEM, USER, ASSISTANT], [USER, AGAIN], [SYSTEM], [ASSISTANT, AGAIN]]
+)
+def test_dialogues_of_several_turns_are_refused(tmp_path, messages):
+    """ "And twice that?" alone is another problem. A column with the problem says what is meant."""
+    row = {"prompt": messages, "completion": [{"role": "assistant", "content": FIRST}]}
+    with pytest.raises(ValueError, match="in.jsonl:1: the prompt has messages of .*Write the problem into a column"):
+        read(write_rows(tmp_path / "in.jsonl", row))
+    [group], _ = read(write_rows(tmp_path / "in.jsonl", row | {"problem": "Twice 1 + 1?"}))
+    assert (group.problem, group.prompt) == ("Twice 1 + 1?", messages)
+
+
+def test_the_message_of_the_user_is_the_problem():
+    assert problem_of([USER], "") == problem_of([SYSTEM, USER], "") == "What is 1 + 1?"
+    blocks = [{"type": "text", "text": "What is "}, {"type": "text", "text": "1 + 1?"}]
+    assert (
+        problem_of([{"role": "developer", "content": "x"}, {"role": "user", "content": blocks}], "")
+        == "What is 1 + 1?"
+    )
