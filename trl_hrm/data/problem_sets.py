@@ -28,6 +28,7 @@ from ..search.tree import Problem, make_id
 from .choices import COLUMNS as CHOICES
 from .faults import RowError, RowFaults
 from .problems import (
+    TEXT_COLUMNS,
     choices_of,
     exclusion_key,
     find_column,
@@ -321,9 +322,13 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
     """The problem, and whether the record gives its id."""
     text = _text(record, format)
     if text is None:
-        shown = record.get("question" if format == "gsm8k" else "problem")
+        names = TEXT_COLUMNS if format == "plain" else _OWN_TEXT[format]
+        shown = next((record[name] for name in names if record.get(name) is not None), None)
         raise RowError(
-            "no_problem", where, f"the problem is {shown!r}, expected a non-empty string. {_expected(format)}"
+            "no_problem",
+            where,
+            f"the problem is {repr(shown)[:200]}, expected a non-empty string, or messages with a single one of the user. "
+            f"{_expected(format)}",
         )
     answers = _answers(record, format)
     if not answers:

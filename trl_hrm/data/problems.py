@@ -7,6 +7,7 @@ from typing import Any
 
 from .choices import COLUMNS as CHOICES
 from .choices import Choices, read_choices
+from .dialogues import INSTRUCTIONS, content_text
 from .grouping import text_key
 from .sources import JsonLines, all_rows
 
@@ -161,11 +162,14 @@ def _problem_of(value: dict[str, Any], where: str) -> str:
 
 
 def _user_text(messages: Sequence[Any]) -> str | None:
-    """The text of the only message of the user."""
-    contents = [one.get("content") for one in messages if isinstance(one, Mapping) and one.get("role") == "user"]
-    if len(contents) != 1:
+    """The text of the only message of the user. A dialogue of several turns has none."""
+    if not all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in messages):
         return None
-    if isinstance(contents[0], list):  # of parts, as in chats with images
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in contents[0]]
-        return "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
-    return contents[0]
+    turns = [message for message in messages if message["role"] not in INSTRUCTIONS]
+    if [message["role"] for message in turns] != ["user"]:
+        return None
+    content = turns[0]["content"]
+    blocks = content if isinstance(content, list) else []
+    if any(not isinstance(block, Mapping) or not isinstance(block.get("text"), str) for block in blocks):
+        return None  # an image, for example
+    return content_text(content)
