@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from trl_hrm.grading import AnswerGrader, Grade, GraderError, extract_answer, judge
+from trl_hrm.grading import AnswerGrader, Grade, GraderError, extract_answer, judge, thinking_spans, visible_text
 
 
 HANGS = "9^{9^{9^9}}"
@@ -107,6 +107,31 @@ def test_hash(text, answer):
 )
 def test_last_number(text, answer):
     assert extract_answer(text, ["last_number"]) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [
+        ("no tags", "no tags"),
+        ("<think>a</think>b", "b"),
+        ("a<think>b</think>c<think>d</think>e", "ace"),
+        ("a</think>b", "b"),  # the template opened the tag in the prompt
+        ("a</think>b</think>c", "c"),
+        ("<think>a</think>b</think>c", "c"),
+        ("a<think>b", "a"),  # cut off while thinking
+        ("<think>a", ""),
+        ("<think>a</think>b<think>c", "b"),
+        ("<think>a <think> b</think>c", "c"),  # the inner tag is part of the thinking
+        ("<THINKING>\na\n</THINKING>\nb", "\nb"),
+        ("[THINK]a[/THINK]b", "b"),
+        ("◁think▷a◁/think▷b", "b"),
+        ("2 < think > 1", "2 < think > 1"),
+    ],
+)
+def test_thinking_is_left_out(text, visible):
+    assert visible_text(text) == visible
+    hidden = {i for start, end in thinking_spans(text) for i in range(start, end)}
+    assert "".join(character for i, character in enumerate(text) if i not in hidden) == visible
 
 
 def test_extractors_are_tried_in_the_given_order():

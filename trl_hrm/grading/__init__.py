@@ -10,9 +10,18 @@ Grade(correct=True, status='graded')
 ```
 """
 
-from .extraction import EXTRACTORS, extract_answer
+from .extraction import EXTRACTORS, extract_answer, thinking_spans, visible_text
 from .grader import AnswerGrader, GraderError
 from .judging import Grade, judge
 
 
-__all__ = ["EXTRACTORS", "AnswerGrader", "Grade", "GraderError", "extract_answer", "judge"]
+__all__ = [
+    "EXTRACTORS",
+    "AnswerGrader",
+    "Grade",
+    "GraderError",
+    "extract_answer",
+    "judge",
+    "thinking_spans",
+    "visible_text",
+]

@@ -9,6 +9,44 @@ NUMBER = re.compile(
     r"(?<![\w.])(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
 )
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# DeepSeek-R1 and Qwen write <think>, Magistral [THINK], Kimi ◁think▷.
+_THINKING_TAG = re.compile(r"<(/?)think(?:ing)?>|\[(/?)think\]|◁(/?)think▷", re.IGNORECASE)
+
+
+def thinking_spans(text: str) -> list[tuple[int, int]]:
+    """
+    Return where a reasoning model's thinking begins and ends in a text, tags included.
+
+    Chat templates such as DeepSeek-R1's open the tag in the prompt. A closing tag without an opening one therefore ends
+    thinking that began with the text. A tag that is never closed was cut off, and its thinking reaches to the end.
+
+    Args:
+        text (`str`):
+            What the model wrote.
+
+    Returns:
+        `list[tuple[int, int]]`: Start and end of each span, in ascending order and without overlap.
+    """
+    spans: list[tuple[int, int]] = []
+    start = None
+    for tag in _THINKING_TAG.finditer(text):
+        if not any(tag.groups()):
+            start = tag.start() if start is None else start
+        elif start is None:
+            spans = [(0, tag.end())]
+        else:
+            spans.append((start, tag.end()))
+            start = None
+    return spans if start is None else [*spans, (start, len(text))]
+
+
+def visible_text(text: str) -> str:
+    """Return a text without its thinking. See [`thinking_spans`]."""
+    kept, position = [], 0
+    for start, end in thinking_spans(text):
+        kept.append(text[position:start])
+        position = end
+    return "".join([*kept, text[position:]])
 
 
 def _after_marker(text: str) -> str:
