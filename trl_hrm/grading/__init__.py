@@ -10,12 +10,13 @@ Grade(correct=True, status='graded')
 ```
 """
 
-from .extraction import EXTRACTORS, extract_answer, thinking_spans, visible_text
+from .extraction import DEFAULT_EXTRACTORS, EXTRACTORS, extract_answer, thinking_spans, visible_text
 from .grader import AnswerGrader, GraderError
 from .judging import Grade, judge
 
 
 __all__ = [
+    "DEFAULT_EXTRACTORS",
     "EXTRACTORS",
     "AnswerGrader",
     "Grade",
