@@ -14,6 +14,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
 from ..search.shards import Shard
 from ..search.steps import RULES
 from .annotate_options import ENGINE_OPTIONS, SEARCH_OPTIONS, make_engine, make_prompt, make_search
@@ -132,8 +133,8 @@ def add_prompt_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--extractors",
         nargs="+",
-        default=["marker", "boxed", "hash"],
-        choices=["marker", "boxed", "hash", "last_number"],
+        default=list(DEFAULT_EXTRACTORS),
+        choices=list(EXTRACTORS),
         help="how the answer is read from a solution; the first that finds one counts",
     )
 
