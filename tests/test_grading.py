@@ -146,7 +146,8 @@ def test_extractors_are_tried_in_the_given_order():
     assert extract_answer(text, ("hash", "boxed")) == "2"
     assert extract_answer("only 3") is None  # the last number is no answer unless it is asked for
     with pytest.raises(
-        ValueError, match="no answer extractor 'box', expected some of marker, boxed, hash, last_number"
+        ValueError,
+        match="no answer extractor 'box', expected some of marker, tag, boxed, hash, answer_is, last_number",
     ):
         extract_answer(text, ("boxed", "box"))
 
@@ -213,7 +214,6 @@ def test_extractors_are_tried_in_the_given_order():
         # Neither right nor wrong
         ("not Evelyn", r"\text{Evelyn}", UNCLEAR),
         ("May 5", "June 5", UNCLEAR),
-        ("three", "3", UNCLEAR),
         ("He got $48 and she $24.", "24", UNCLEAR),
         ("5 million", "5", UNCLEAR),
         ("between 3 and 7", "7", UNCLEAR),
@@ -316,9 +316,9 @@ def parse(text, *args, **kwargs):
     return [text.removeprefix("\\\\boxed{{").removesuffix("}}")]
 def verify(gold, found, **kwargs):
     note(found[0])
-    if found == ["9"]:
+    if found == ["9z"]:
         os._exit(3)
-    time.sleep(0.2 * (found == ["8"]))
+    time.sleep(0.2 * (found == ["8z"]))
     return {verdict}
 note("torch" if "torch" in sys.modules else "light")
 """
@@ -328,7 +328,7 @@ note("torch" if "torch" in sys.modules else "light")
 def fake(tmp_path, monkeypatch):
     """Puts a math-verify of our own before the real one, in the workers too. Returns a function that reads its log."""
 
-    def write(verdict="found[0] in ('0.5', '8')", code=FAKE):
+    def write(verdict="found[0] in ('y+x', '8z')", code=FAKE):
         log = tmp_path / "log"
         (tmp_path / "math_verify.py").write_text(textwrap.dedent(code).format(log=str(log), verdict=verdict))
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -357,10 +357,10 @@ def test_a_missing_math_verify_refuses_to_start(fake, capfd):
 def test_an_answer_that_ends_its_worker_twice_is_no_label(fake):
     log = fake()
     with AnswerGrader() as grader:
-        assert grader.grade("9", "7") == Grade(None, "died")
-        assert grader.grade("8", "7") == RIGHT
+        assert grader.grade("9z", "7z") == Grade(None, "died")
+        assert grader.grade("8z", "7z") == RIGHT
         assert grader.counts()["num_died"] == 1
-    assert [line for line in log() if line == "9"] == ["9", "9"]
+    assert [line for line in log() if line == "9z"] == ["9z", "9z"]
 
 
 def test_each_pair_is_graded_once(fake):
@@ -368,14 +368,14 @@ def test_each_pair_is_graded_once(fake):
     log = fake()
 
     async def ask(grader):
-        return await asyncio.gather(*[grader.agrade(["8", " 8\n"][i % 2], "7") for i in range(10)])
+        return await asyncio.gather(*[grader.agrade(["8z", " 8z\n"][i % 2], "7z") for i in range(10)])
 
     with AnswerGrader(num_workers=2) as grader:
         assert asyncio.run(ask(grader)) == [RIGHT] * 10
-        assert grader.grade("8", "7") == RIGHT
-        assert grader.grade("8", "6") == RIGHT  # another pair
+        assert grader.grade("8z", "7z") == RIGHT
+        assert grader.grade("8z", "6z") == RIGHT  # another pair
         assert grader.counts() | {"num_graded": 2, "num_cached": 10} == grader.counts()
-    assert [line for line in log() if line == "8"] == ["8", "8"]
+    assert [line for line in log() if line == "8z"] == ["8z", "8z"]
 
 
 def test_one_who_stops_waiting_does_not_cancel_the_others(fake):
@@ -383,9 +383,9 @@ def test_one_who_stops_waiting_does_not_cancel_the_others(fake):
     fake()
 
     async def ask(grader):
-        busy = asyncio.create_task(grader.agrade("8", "6"))  # the others wait for the worker, and can be cancelled
-        first = asyncio.create_task(grader.agrade("8", "7"))
-        second = asyncio.create_task(grader.agrade("8", "7"))
+        busy = asyncio.create_task(grader.agrade("8z", "6z"))  # the others wait for the worker, and can be cancelled
+        first = asyncio.create_task(grader.agrade("8z", "7z"))
+        second = asyncio.create_task(grader.agrade("8z", "7z"))
         await asyncio.sleep(0)
         first.cancel()
         return await asyncio.gather(busy, first, second, return_exceptions=True)

@@ -122,7 +122,10 @@ def test_given_candidates(tmp_path, planted, capsys):
     assert list(results.hacking_gap) == list(results.curves)[:4]
     assert (results.strategy, results.policy, results.seed, results.num_problems) == ("best_of_n", None, 42, 12)
     assert results.reward_model["model"] == "planted" and results.settings["aggregate"] == ["min", "last"]
-    assert results.settings["extractors"] == ["marker", "boxed", "hash"] and results.versions["trl_hrm"]
+    assert (
+        results.settings["extractors"] == ["marker", "tag", "boxed", "hash", "answer_is"]
+        and results.versions["trl_hrm"]
+    )
     bins = results.calibration["bins"]
     assert results.calibration["aggregate"] == "min" and sum(one["count"] for one in bins) == 48
     worth = [min(map(float, re.findall(r"0\.\d+", text))) for row in rows for text in row["candidates"]]

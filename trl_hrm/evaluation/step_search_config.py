@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from ..grading import DEFAULT_EXTRACTORS
 from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..search.prompts import Prompt
 from ..search.step_search import STRATEGIES, BeamSearch, DiverseTreeSearch, GreedyStepSearch, StepSearch
@@ -58,7 +59,7 @@ class StepSearchConfig:
     aggregate: Aggregate = "last"
     spans: Sequence[int] = (1,)
     combine: Literal["max", "mean"] = "max"
-    extractors: Sequence[str] = ("marker", "boxed", "hash")
+    extractors: Sequence[str] = DEFAULT_EXTRACTORS
     seed: int = 42
     max_in_flight: int = 256
     max_open_problems: int = 256

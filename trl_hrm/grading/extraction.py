@@ -49,21 +49,107 @@ def visible_text(text: str) -> str:
     return "".join([*kept, text[position:]])
 
 
+# The heading of the HRM paper's prompts, with what policies make of it: bold, with a colon, with the answer behind it.
+_MARKER = re.compile(
+    r"^[ \t*]*#+[ \t*]*(?:Final[ \t]+)?(?:Answer|ANSWER)[ \t*]*(?:(?:is\b[ \t]*)?[:：]|is\b|(?=[-+$\\\d])|(?=\r?$))[ \t*]*",
+    re.MULTILINE,
+)
+_BOX_JOINT = re.compile(
+    r"(?:[$\s]|\\[()\[\]]|\\q?quad)*(?:,|;|&|,?\s*(?:\\text\s*\{)?\s*(?P<word>and|or)\b\s*\}?)?(?:[$\s]|\\[()\[\]]|\\q?quad)*"
+    r"(?:(?P<name>[A-Za-z](?:_\w)?)[$\s]*(?:=|\bis\b|\bare\b)|(?:the|its)\s+(?!final|answer|result|total|sum|solution)[a-z]+(?:\s[a-z]+){0,2}\s"
+    r"(?:is|are|equals))?(?:[$\s]|\\[()\[])*"
+)
+_BOX_NAME = re.compile(r"(?<![\w\\])([A-Za-z](?:_\w)?)[$\s]*(?:=|\bis)(?:[$\s]|\\[()\[])*$")
+_STATEMENT = re.compile(
+    r"(?<!#)(?<!# )\banswers?(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?[*_\s]{0,4}(?:(?:is|are)\b(?!\s+not\b)[*\s]*[:：]?|[:：=])"
+    r"|^[*_ \t]*(?:final\s+)?answer[*_ \t]*$|答案\s*应?(?:是|为|[:：])|^答\s*[:：]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SENTENCE_END = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bSt)(?<=[^\s.])\.(?=[*$]*(?:\s+[A-Z]|\s*$))|。")
+_REASON = re.compile(r"[,;.]?\s+\(?(?:because|since|I hope|[Ee]xplanation:|[Nn]ote:|so that)\b")
+_DANGLING = re.compile(r"(?:[:：=,]|\b(?:is|are|or|and))[*\s]*$")
+_PROSE_WORD = re.compile(r"(?<![\\\w])[^\W\d_]{2,}")
+
+
 def _after_marker(text: str) -> str:
-    """What follows the last line `# Answer`, up to `# END!`: the format of the HRM paper's prompts."""
-    before = list(re.finditer(r"^[ \t]*#+[ \t]*Answer:?[ \t]*\r?$", text, re.MULTILINE))
-    return text[before[-1].end() :].split("# END!")[0] if before else ""
+    """What follows the last heading `# Answer`, up to `# END!`: the format of the HRM paper's prompts."""
+    markers = list(_MARKER.finditer(text))
+    return _first_statement(text[markers[-1].end() :].split("# END!")[0]) if markers else ""
+
+
+def _in_tags(text: str) -> str:
+    """The content of the last `<answer>...</answer>`. One that is never closed was cut off: it holds no answer."""
+    start = text.rfind("<answer>")
+    end = text.find("</answer>", start)
+    return _first_statement(text[start + len("<answer>") : end]) if 0 <= start < end else ""
+
+
+def _after_statement(text: str) -> str:
+    """What follows the last `the answer is`, `Answer:` or `答案是`, up to the end of the sentence."""
+    statements = list(_STATEMENT.finditer(text))
+    if not statements:
+        return ""
+    return _SENTENCE_END.split(_first_statement(text[statements[-1].end() :]), maxsplit=1)[0].strip("* \t")
+
+
+def _first_statement(text: str) -> str:
+    """The answer at the beginning of a text: its boxes, or its first lines up to an explanation."""
+    if BOX.search(text):
+        return last_box(text)
+    kept: list[str] = []
+    for line in text.strip().splitlines():
+        is_open = kept and (_DANGLING.search(kept[-1]) or _is_open_formula("\n".join(kept)))
+        if kept and not is_open:
+            begins_anew = not line.strip() or len(_PROSE_WORD.findall(line)) >= 3
+            if begins_anew and not re.match(r"\s*(?:or|and)\b", line):
+                break
+        if line.strip():
+            kept.append(line)
+    return _REASON.split("\n".join(kept), maxsplit=1)[0]
+
+
+def _is_open_formula(text: str) -> bool:
+    return (
+        text.count("$$") % 2 == 1
+        or text.count("\\[") > text.count("\\]")
+        or text.count("\\begin{") > text.count("\\end{")
+    )
 
 
 def last_box(text: str) -> str:
-    r"""Content of the last `\boxed{...}` or `\fbox{...}`. A box that is never closed was cut off: it holds no answer."""
-    content, position = "", 0
+    r"""
+    Content of the last `\boxed{...}` or `\fbox{...}`, or of several that together are the answer: `\boxed{3} and \boxed{5}`
+    is `3 and 5`, and `x = \boxed{3}, y = \boxed{5}` is `x = 3, y = 5`. A box that is never closed was cut off: it holds no
+    answer.
+    """
+    boxes: list[tuple[int, int, str]] = []
+    position = 0
     while box := BOX.search(text, position):
         end = _closing_brace(text, box.end())
         if end is None:
             return ""
-        content, position = text[box.end() : end], end
-    return open_box(content)
+        boxes.append((box.start(), end + 1, open_box(text[box.end() : end])))
+        position = end
+    if not boxes:
+        return ""
+    first = len(boxes) - 1
+    joints: list[re.Match] = []
+    while first and (joint := _BOX_JOINT.fullmatch(text[boxes[first - 1][1] : boxes[first][0]])):
+        if "\n" in joint.group() and not re.search(r"[,;&]|and|or", joint.group()):
+            break
+        joints.insert(0, joint)
+        first -= 1
+    contents = [content for _, _, content in boxes[first:]]
+    if len(set(contents)) == 1:
+        return contents[0]
+    name = _BOX_NAME.search(text[max(0, boxes[first][0] - 40) : boxes[first][0]])
+    names = [found and found[1] if i == 0 else found["name"] for i, found in enumerate([name, *joints])]
+    if all(names):
+        contents = [f"{name} = {content}" for name, content in zip(names, contents, strict=True)]
+    joined = contents[0]
+    for joint, content in zip(joints, contents[1:], strict=True):
+        joined += (f" {joint['word']} " if joint["word"] else ", ") + content
+    return joined
 
 
 def open_box(text: str) -> str:
@@ -76,7 +162,7 @@ def open_box(text: str) -> str:
 
 def _closing_brace(text: str, start: int) -> int | None:
     depth = 1
-    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):  # \{ and \} are no braces
+    for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):  # \{ and \} do not count
         depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
             return brace.start()
@@ -94,32 +180,51 @@ def _last_number(text: str) -> str:
     return numbers[-1].replace("−", "-").replace("$", "") if numbers else ""
 
 
-EXTRACTORS = {"marker": _after_marker, "boxed": last_box, "hash": _after_hash, "last_number": _last_number}
-DEFAULT_EXTRACTORS = ("marker", "boxed", "hash")
+EXTRACTORS = {
+    "marker": _after_marker,
+    "tag": _in_tags,
+    "boxed": last_box,
+    "hash": _after_hash,
+    "answer_is": _after_statement,
+    "last_number": _last_number,
+}
+DEFAULT_EXTRACTORS = ("marker", "tag", "boxed", "hash", "answer_is")
 
 
 def extract_answer(text: str, extractors: Sequence[str] = DEFAULT_EXTRACTORS) -> str | None:
     r"""
-    The answer that a solution states.
+    Return the answer that a solution states. The thinking of a reasoning model is left out (see [`visible_text`]), and a
+    solution that was cut off while thinking has no answer.
 
     Args:
         text (`str`):
             The solution.
-        extractors (`Sequence[str]`, *optional*, defaults to `("marker", "boxed", "hash")`):
-            Where to look, in this order. `"marker"`: after the last line `# Answer`, up to `# END!` or the end.
-            `"boxed"`: in the last `\boxed{...}` or `\fbox{...}`; one that the end of the text cuts off counts, and holds
-            nothing. `"hash"`: after the last `####` that starts a line. `"last_number"`: the last number, such as `-3`,
-            `1,234.5`, `.5` or `3/4`; of a fraction in LaTeX it sees the denominator only.
+        extractors (`Sequence[str]`, *optional*, defaults to `("marker", "tag", "boxed", "hash", "answer_is")`):
+            Where to look, in this order:
+
+            - `"marker"`: after the last heading `# Answer`, up to `# END!` or an explanation.
+            - `"tag"`: in the last `<answer>...</answer>`.
+            - `"boxed"`: in the last `\boxed{...}` or `\fbox{...}`, or in several that are joined by commas, `and` or `or`.
+            - `"hash"`: after the last `####` at the start of a line.
+            - `"answer_is"`: after the last `the answer is`, `Answer:` or `答案是`, up to the end of the sentence.
+            - `"last_number"`: the last number, such as `-3`, `1,234.5`, `.5` or `3/4`. Of a fraction in LaTeX it sees the
+              denominator only.
+
+            A box or tag that the end of the text cuts off counts, and holds nothing.
 
     Returns:
-        `str` or `None`: The first answer found that is not empty, without surrounding whitespace. `None` if there is none.
+        `str` or `None`: The first answer found that is not empty, without surrounding whitespace.
 
     Raises:
-        `ValueError`: If there is no extractor of a name.
+        `ValueError`: If an extractor is unknown.
     """
     unknown = [name for name in extractors if name not in EXTRACTORS]
     if unknown:
         raise ValueError(f"there is no answer extractor {unknown[0]!r}, expected some of {', '.join(EXTRACTORS)}.")
+    tags = _THINKING_TAG.findall(text)
+    if tags and not any(tags[-1]):  # cut off while thinking
+        return None
+    text = visible_text(text)
     return next((answer for name in extractors if (answer := EXTRACTORS[name](text).strip())), None)
 
 

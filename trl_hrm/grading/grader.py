@@ -12,12 +12,15 @@ from multiprocessing import get_context
 from queue import SimpleQueue
 from typing import Any
 
-from .judging import Grade, judge
+from .judging import RULES_VERSION, Grade, judge
 
+
+logger = logging.getLogger(__name__)
 
 START_SECONDS = 300  # a worker imports SymPy, which may lie on a slow disk
+MAX_SHOWN = 10  # references that cannot be read
 ORPHAN_SECONDS = 10  # past the deadline, when a parent would long have killed its worker
-SELF_TEST = (("0.5", r"\frac{1}{2}", True), (r"\frac{1}{3}", r"\frac{1}{2}", False))
+SELF_TEST = (("y+x", "x+y", True), ("y", "x", False))  # pairs that math-verify decides, without SymPy's slow parts
 
 
 class GraderError(OSError):
@@ -95,7 +98,7 @@ def _set_alarm(seconds: int) -> None:
 
 class AnswerGrader:
     r"""
-    Grades answers with math-verify in worker processes, each answer under a deadline.
+    Grades answers in worker processes, each answer under a deadline. See [`judge`] for the rules.
 
     SymPy may compute forever on an answer such as `9^{9^{9^9}}`, out of reach of signals: the worker is then killed and
     replaced. Each distinct pair of answer and reference is graded once, also when it is asked for again while it is
@@ -150,10 +153,17 @@ class AnswerGrader:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is not being graded yet, wait for the rest, and end the workers."""
+        """Cancel pending grades, wait for running ones, end the workers, and warn of references that cannot be read."""
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.stop()
+        references = self.unreadable_references()
+        if references:
+            shown = ", ".join(map(repr, references[:MAX_SHOWN])) + ", ..." * (len(references) > MAX_SHOWN)
+            logger.warning(
+                f"{len(references):,} reference answers cannot be read, and no answer to their problems is graded: {shown}. "
+                "Write them as LaTeX, numbers or words."
+            )
 
     def grade(self, answer: str, reference: str) -> Grade:
         """
@@ -171,7 +181,7 @@ class AnswerGrader:
         return self._submit(answer, reference).result()
 
     async def agrade(self, answer: str, reference: str) -> Grade:
-        """Grade one answer, as [`AnswerGrader.grade`] does, while the event loop goes on."""
+        """Grade one answer, as [`AnswerGrader.grade`] does, without blocking the event loop."""
         # Shielded: cancelling one of those who wait must not cancel the others' grade.
         return await asyncio.shield(asyncio.wrap_future(self._submit(answer, reference)))
 
@@ -193,10 +203,20 @@ class AnswerGrader:
             "num_cached": cached,
         }
 
+    def unreadable_references(self) -> list[str]:
+        """Return the reference answers of all `"ungradable"` grades, in alphabetical order."""
+        with self._lock:
+            done = [
+                (pair[1], future) for pair, future in self._futures.items() if future.done() and not future.cancelled()
+            ]
+        return sorted(
+            {ref for ref, future in done if future.exception() is None and future.result().status == "ungradable"}
+        )
+
     def describe(self) -> dict[str, Any]:
-        """What decides the grades, for the manifest and the dataset card."""
+        """Return what decides the grades, for the manifest and the dataset card: `rules` is the version of our own rules."""
         packages = ("math-verify", "latex2sympy2_extended", "sympy")
-        return {"timeout": self.timeout} | {name: version(name) for name in packages}
+        return {"rules": RULES_VERSION, "timeout": self.timeout} | {name: version(name) for name in packages}
 
     def _submit(self, answer: str, reference: str) -> "Future[Grade]":
         pair = " ".join(answer.split()), " ".join(reference.split())

@@ -1,10 +1,19 @@
-"""Whether one answer is right: what it says, and how it compares with the reference."""
+"""Whether one answer is right: how what it says compares with the reference."""
 
 import re
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
-from .extraction import BOX, NUMBER, last_box, open_box
+from .exact_numbers import close, equal_numbers, read_number
+from .normalization import split_list, to_latex
+from .reading import Reading, read
+from .units import DEGREES
+
+
+RULES_VERSION = 2  # raised whenever the same answer and reference may get another grade
 
 
 @dataclass(frozen=True)
@@ -25,123 +34,416 @@ class Grade:
     status: str
 
 
-class Reading(NamedTuple):
-    """An answer as its words (`None` for a formula) and as the SymPy objects in it, if any."""
-
-    words: str | None
-    values: list
-
-
-# Words of three letters or more: `abc` is one, and a product only in `2abc` or `abc + 1`.
-_WORD = re.compile(
-    r"(?<![^\s(])(?!(?:and|sqrt|sin|cos|tan|cot|sec|csc|log|exp|infinity|percent)\b)(?:[^\W\d_]{3,}|no)\b"
-)
-_FORMULA = re.compile(r"[=+*/^_\\{}<>|]")
-_IN_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mbox|mathrm)\s*\{([^{}]*)\}")
-# No formula: "$48 and $24", two prices.
-_IN_MATH = re.compile(
-    r"\$\$([^$]+)\$\$|\$(\S|\S[^$]*\S|\s[^$]*\s)\$(?!\d)|\\\(((?:(?!\\[()]).)*)\\\)|\\\[((?:(?!\\[\[\]]).)*)\\\]",
-    re.DOTALL,
-)
-_LEAD = re.compile(r"^(?:the\s+)?(?:final\s+)?answer\s*(?:is\b\s*:?|:)[\s*]*", re.IGNORECASE)
-_MIXED = re.compile(r"^(-?\d+)\s+(\d+)/(\d+)$")
-# A number beside one of these is not the number that is meant.
-_NUMERALS = re.compile(r"\b(?:half|third|quarter|hundred|thousand|[mb]illion|trillion|dozen)s?\b", re.IGNORECASE)
-
-
 def judge(answer: str, reference: str) -> Grade:
     r"""
-    Compare an answer with the reference by math-verify. There is no deadline here: see [`AnswerGrader`].
+    Compare an answer with the reference, without a deadline. [`AnswerGrader`] adds one.
 
-    Formulas are compared by value. Words are compared as texts without case and punctuation. A number among words, such
-    as `72 clips`, counts as that number if it is the only one. Where words and numbers do not settle it (`May 5` against
-    `June 5`, `not Evelyn` against `Evelyn`, `three` against `3`), the answer is unparseable, not wrong.
+    Numbers are compared exactly, decimals to six places or significant digits, formulas by math-verify. Units and nouns may
+    be missing on either side, but not differ. Words are compared as text without case, articles and punctuation. Where an
+    answer cannot be compared (`May 5` with `June 5`, `not Evelyn` with `Evelyn`), it is unparseable, not wrong.
 
     Args:
         answer (`str`):
-            The answer, as it was extracted: LaTeX with or without `$`, a number, or words.
+            The extracted answer: LaTeX with or without `$`, a number, or words.
         reference (`str`):
             The right answer. If it is readable, the same text is always correct.
 
     Returns:
         [`Grade`]
     """
-    gold = _read(reference)
-    if not (gold.words or gold.values):
+    gold = read(reference)
+    if not _is_readable(gold):
         return Grade(None, "ungradable")
     if answer.split() == reference.split():
         return Grade(True, "graded")
-    correct = _compare(gold, _read(answer))
+    found = read(answer)
+    correct = _compare(gold, found) if found else None
     return Grade(correct, "unparseable" if correct is None else "graded")
 
 
+def _is_readable(reading: Reading) -> bool:
+    """Whether anything can be compared with this reference."""
+    if reading.number or reading.words or reading.option or reading.time:
+        return True
+    if reading.pairs:
+        return all(_is_readable(read(value)) for _, value in reading.pairs)
+    if reading.formula and all(map(_parse, _both_signs(reading.formula))):
+        return True
+    if len(reading.relations) > 1:
+        return all(map(_parse, reading.relations))
+    return len(reading.members) > 1 and all(_is_readable(read(member)) for member in reading.members)
+
+
 def _compare(gold: Reading, found: Reading) -> bool | None:
-    if not (found.words or found.values):
+    """Return whether two readings say the same, `None` if that cannot be told."""
+    if gold.alternatives and not gold.is_equation or found.alternatives and not found.is_equation:
+        return _any(
+            _compare(one, other)
+            for one in (replace(gold, alternatives=()), *gold.alternatives)
+            for other in (replace(found, alternatives=()), *found.alternatives)
+        )
+    if gold.option or found.option:
+        return _compare_options(gold, found)
+    if gold.time and found.time:
+        return _compare_times(gold, found)
+    if gold.is_equation or found.is_equation:
+        return _compare_equations(gold, found)
+    if gold.pairs or found.pairs:
+        return _compare_pairs(gold, found)
+    if gold.number and found.number:
+        return _compare_quantities(gold, found)
+    if gold.words and (found.words or not gold.number) or found.words and not found.number:
+        return _compare_words(gold, found)
+    if gold.unit and found.unit and gold.unit != found.unit:
         return None
-    if gold.words and found.words:
-        if gold.words == found.words:
-            return True
-        if f" {gold.words} " in f" {found.words} ":  # "it is Evelyn", or "not Evelyn"
-            return None
-    if gold.values and found.values:
-        equal = _verify(gold.values, found.values)
-        if equal and gold.words and found.words:  # "5 feet" and "5 foot", or "May 5" and "June 5"
-            return None
-        return equal
-    return None if gold.values else False
+    if gold.number and not gold.number.value and found.is_prose:  # no solutions, and how many there are
+        return None
+    if len(gold.relations) > 1 or len(found.relations) > 1:
+        return _compare_solution_sets(gold, found)
+    verdict = _compare_members(gold, found)
+    return _compare_formulas(gold, found) if verdict is None else verdict
 
 
-def _verify(gold: list, found: list) -> bool | None:
-    from math_verify import verify
+def _any(verdicts) -> bool | None:
+    verdicts = list(verdicts)
+    return True if True in verdicts else None if None in verdicts else False
 
+
+def _all(verdicts) -> bool | None:
+    verdicts = list(verdicts)
+    return False if False in verdicts else None if None in verdicts else True
+
+
+# Options, times, numbers and words -----------------------------------------------------------------------------------
+
+
+def _compare_options(gold: Reading, found: Reading) -> bool | None:
+    """A letter and a value next to it are two names of the same answer. They must not contradict each other."""
+    if gold.option and found.option:
+        same_value = gold.value and found.value and _compare(gold.value, found.value)
+        if gold.option == found.option:
+            return None if same_value is False else True
+        return None if same_value else False
+    option, other = (gold, found) if gold.option else (found, gold)
+    if option.value:
+        return _compare(option.value, found) if option is gold else _compare(gold, option.value)
+    if other.words:
+        return False
+    if other.number or other.time:
+        return None  # which option has that value is not known
+    return _compare_formulas(gold, found)
+
+
+def _compare_times(gold: Reading, found: Reading) -> bool | None:
+    """Morning and afternoon may be missing on one side. Two answers of the form `4:30` may be ratios."""
+    if gold.time == found.time:
+        return True
+    if gold.number and found.number:
+        return None if equal_numbers(gold.number, found.number) else False
+    return gold.time[0] == found.time[0] and not (gold.time[1] and found.time[1])
+
+
+def _compare_quantities(gold: Reading, found: Reading) -> bool | None:
+    equal = equal_numbers(gold.number, found.number)
+    if gold.unit and found.unit and gold.unit != found.unit:
+        return None  # units are not converted
+    if gold.words and found.words and gold.words != found.words:
+        return equal and None  # "May 5" and "June 5"
+    if not equal and _SIGN_IN_WORDS.search(f"{gold.words} {found.words}"):
+        opposite = replace(found.number, value=-found.number.value)
+        return None if equal_numbers(gold.number, opposite) else equal
+    if equal and gold.is_ambiguous and not found.unit:
+        return None
+    return equal
+
+
+# A loss of 5 may be -5.
+_SIGN_IN_WORDS = re.compile(
+    r"\b(?:loss|lost|lose|loses|decreased?|decreases|debt|below|drop|dropped|fell|fewer|less|deficit)\b"
+)
+
+
+def _compare_words(gold: Reading, found: Reading) -> bool | None:
+    if not gold.words or gold.number or found.number and found.words:  # only one of them is in words alone
+        return None
+    if not found.words:
+        return None if gold.is_prose or any(map(str.isdigit, gold.words)) else False
+    if gold.words == found.words:
+        return True
+    if len(gold.members) > 1 and sorted(_member_words(gold)) == sorted(_member_words(found)):
+        return True
+    if gold.is_prose or found.is_prose or set(gold.words.split()) & set(found.words.split()):
+        return None  # "the polygenic score" and "a polygenic risk score", or "not Evelyn" and "Evelyn"
+    return False
+
+
+def _member_words(reading: Reading) -> list[str | None]:
+    return [read(member).words or member.casefold() for member in reading.members]
+
+
+# Equations, assignments and lists ------------------------------------------------------------------------------------
+
+
+def _compare_equations(gold: Reading, found: Reading) -> bool | None:
+    """Only the reference says whether an equation or its right side is asked for."""
+    if gold.is_equation and not (found.is_equation or found.pairs):
+        return False if _is_readable(found) and not found.is_prose else None
+    if not (gold.is_equation or gold.pairs):
+        return _compare(gold, found.alternatives[0])
+    return _compare_formulas(gold, found)
+
+
+def _compare_pairs(gold: Reading, found: Reading) -> bool | None:
+    if gold.pairs and found.pairs:
+        names = {name for name, _ in gold.pairs}
+        if names == {name for name, _ in found.pairs}:
+            return _all(_match(_values(gold, name), _values(found, name)) for name in names)
+        if len(gold.pairs) == len(found.pairs) == 1:
+            (name, value), (other_name, other_value) = gold.pairs[0], found.pairs[0]
+            if _compare_formulas(gold, found):
+                return True
+            if len(name) == len(other_name) == 1 or not _compare(read(value), read(other_value)):
+                return False
+            return None  # "A = 5" and "area = 5"
+        return False if _match(_values(gold), _values(found)) is False else None
+    named, other = (gold, found) if gold.pairs else (found, gold)
+    values, members = _values(named), list(other.members)
+    if len(values) == 1 and r"\pm" not in values[0]:
+        return _compare(read(values[0]), other) if named is gold else _compare(other, read(values[0]))
+    if len({name for name, _ in named.pairs}) == 1 or (other is gold and members and not other.brackets):
+        return _match(values, members or [other.formula])
+    # The values alone follow the order of the names, as written or, in a tuple, by the alphabet.
+    if len(members) != len(values):
+        return False if _is_readable(other) and not other.words else None
+    in_order = _all(map(_compare_texts, values, members))
+    if other.brackets:
+        by_name = _all(map(_compare_texts, [value for _, value in sorted(named.pairs)], members))
+        return in_order if in_order == by_name else None
+    return in_order
+
+
+def _values(reading: Reading, name: str | None = None) -> list[str]:
+    return [value for given, value in reading.pairs if name in (None, given)]
+
+
+def _compare_texts(first: str, second: str) -> bool | None:
+    return _compare(read(first), read(second))
+
+
+def _compare_members(gold: Reading, found: Reading) -> bool | None:
+    """Compare lists and tuples by their members. `None` leaves it to math-verify."""
+    if decimal_comma := _compare_decimal_comma(gold, found):
+        return decimal_comma
+    if not (gold.members and found.members):
+        sides = [list(side.members) or _both_signs(side.formula) for side in (gold, found)]
+        return _match(*sides) if all(len(side) > 1 for side in sides) else None
+    if not (gold.brackets or found.brackets):
+        return _match(gold.members, found.members)
+    if gold.brackets and found.brackets and gold.brackets != found.brackets:
+        return None
+    if len(gold.members) != len(found.members):
+        return None
+    return _all(map(_compare_texts, gold.members, found.members))
+
+
+def _match(gold: Sequence[str], found: Sequence[str]) -> bool | None:
+    """Compare two lists whose order does not matter: each member must have an equal one on the other side."""
+    gold = [value for member in gold for value in _both_signs(member)]
+    found = [value for member in found for value in _both_signs(member)]
+    if len(gold) * len(found) > 400:
+        return None
+    verdicts = [[_compare_texts(one, other) for other in found] for one in gold]
+    return _all([*map(_any, verdicts), *map(_any, zip(*verdicts, strict=True))])
+
+
+def _both_signs(text: str) -> list[str]:
+    r"""`1 \pm x` is two values."""
+    if r"\pm" not in text or len(split_list(text)[0]) > 1:
+        return [text]
+    return [text.replace(r"\pm", plus).replace(r"\mp", minus) for plus, minus in (("+", "-"), ("-", "+"))]
+
+
+def _compare_decimal_comma(gold: Reading, found: Reading) -> bool | None:
+    """`1,22` is a decimal in many countries if the other side is one."""
+    number, other = (gold.number, found) if gold.number else (found.number, gold)
+    if number and number.rounded and re.fullmatch(r"-?\d+,\d+", other.formula):
+        return equal_numbers(number, read_number(other.formula.replace(",", "."))[0]) or None
+    return None
+
+
+# Formulas ------------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _parse(formula: str) -> tuple:
+    """The SymPy object of a formula, in a tuple that is empty if math-verify cannot read it."""
+    from math_verify import LatexExtractionConfig, parse
+
+    if not formula:
+        return ()
     try:
-        # the comparison of relations: x > 2 is (2, oo)
-        return bool(verify(gold, found, timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True))
+        found = parse(
+            r"\boxed{" + to_latex(formula) + "}",
+            [LatexExtractionConfig()],
+            fallback_mode="no_fallback",
+            parsing_timeout=None,
+            raise_on_error=True,
+        )
+    except Exception:  # whatever the parser raises: it cannot read this
+        return ()
+    return tuple(found)
+
+
+def _objects(reading: Reading) -> tuple:
+    """What a reading is to SymPy: an exact number, or a parsed formula."""
+    if reading.number is None:
+        return _parse(reading.formula)
+    from sympy import Rational
+
+    value = reading.number.value / (100 if reading.number.percent else 1)
+    return (Rational(value.numerator, value.denominator),)
+
+
+def _compare_formulas(gold: Reading, found: Reading) -> bool | None:
+    first, second = _objects(gold), _objects(found)
+    if not (first and second):
+        return None
+    rounded = any(side.number is not None and side.number.rounded for side in (gold, found))
+    try:
+        if _equal(first[0], second[0], rounded):
+            return True
+        degrees = [side.unit == DEGREES for side in (gold, found)]
+        if degrees[0] != degrees[1] and not (gold.unit and found.unit):  # an angle in degrees and one in radians
+            from sympy import pi
+
+            first, second = (
+                side[0] * pi / 180 if is_degree else side[0]
+                for side, is_degree in zip((first, second), degrees, strict=True)
+            )
+            return _equal(first, second, rounded)
+        return False
     except Exception:  # whatever SymPy raises; by default math-verify would call the answer wrong
         return None
 
 
-def _read(text: str) -> Reading:
-    text = _unwrap(text)
-    boxes = len(BOX.findall(text))
-    formulas = [next(filter(None, found), "") for found in _IN_MATH.findall(text)]
-    if boxes == 1 and last_box(text):
-        return _read(last_box(text))
-    if len(formulas) == 1:
-        return _read(formulas[0])
-    if boxes or formulas:
-        return Reading(None, _parse(text))
-    plain = _IN_TEXT.sub(r"\1", text).replace("%", " percent ")
-    plain = re.sub(r"(?<=[a-zA-Z])/(?=[a-zA-Z])", " per ", plain)
-    if not _WORD.search(plain) or _FORMULA.search(NUMBER.sub("0", plain)):
-        return Reading(None, _parse_formula(_MIXED.sub(r"\1\\frac{\2}{\3}", text)))
-    words = " ".join(re.findall(rf"{NUMBER.pattern}|\w+", plain.casefold()))
-    numbers = NUMBER.findall(plain)
-    if len(numbers) != 1 or _NUMERALS.search(plain):
-        return Reading(words, [])
-    return Reading(words, _parse_formula(numbers[0] + (r"\%" if "percent" in plain else "")))
+def _equal(gold: Any, found: Any, rounded: bool) -> bool:
+    """Compare SymPy objects: constants by their value, all else by math-verify."""
+    from math_verify import verify
+    from sympy import Expr, Interval, MatrixBase
 
-
-def _parse_formula(text: str) -> list:
-    return _parse(r"\boxed{" + text + "}")
-
-
-def _parse(text: str) -> list:
-    from math_verify import LatexExtractionConfig, parse
-
-    try:
-        return parse(
-            text, [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True
+    if isinstance(gold, Interval) and isinstance(found, Interval):
+        return (gold.left_open, gold.right_open) == (found.left_open, found.right_open) and all(
+            _equal(one, other, rounded) for one, other in ((gold.start, found.start), (gold.end, found.end))
         )
-    except Exception:  # whatever the parser raises: it cannot read this
-        return []
+    if isinstance(gold, MatrixBase) and isinstance(found, MatrixBase) and gold.shape == found.shape:
+        return all(_equal(one, other, rounded) for one, other in zip(gold.flat(), found.flat(), strict=True))
+    are_expressions = isinstance(gold, Expr) and isinstance(found, Expr)
+    if are_expressions:
+        verdict = _equal_constants(gold, found, rounded)
+        if verdict is not None:
+            return verdict
+    # with the comparison of relations and sets: x > 2 is (2, oo)
+    equal = verify([gold], [found], timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True)
+    return bool(equal) and not (are_expressions and _differ_at_points(gold, found))
 
 
-def _unwrap(text: str) -> str:
-    r"""The answer without what policies like to put around it: `The answer is **72.**` is `72`."""
-    text = text.strip("* \t\r\n").removesuffix(".")
-    text = open_box(_LEAD.sub("", text).strip("* \t\r\n"))
-    for written, latex in ((r"\$", ""), (r"\%", "%"), ("−", "-"), ("°", r"^\circ")):
-        text = text.replace(written, latex)
-    text = re.sub(r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi", text)
-    return re.sub(r"[€£¥₹]", "", text.replace("$", "") if text.count("$") == 1 else text).strip()
+_DIGITS = 50  # of evaluated constants
+_MAX_BITS = 100_000  # of a constant as a fraction
+_EXACTLY = Fraction(1, 10**40)  # largest relative difference of equal constants
+
+
+def _equal_constants(gold: Any, found: Any, rounded: bool) -> bool | None:
+    """
+    Compare two expressions without variables. `None` if they are none.
+
+    math-verify compares differences with zero, to 15 decimals: below that, everything is equal to it.
+    """
+    from sympy import Float
+
+    first, second = _evaluate(gold), _evaluate(found)
+    if first is None or second is None:
+        return None
+    if rounded or gold.has(Float) or found.has(Float):
+        return all(map(close, first, second))
+    largest = max(map(abs, (*first, *second)))
+    return all(abs(one - other) <= _EXACTLY * largest for one, other in zip(first, second, strict=True))
+
+
+def _evaluate(expression: Any) -> tuple[Fraction, Fraction] | None:
+    """Return real and imaginary part of a constant."""
+    from sympy import I, Integer, Rational
+
+    variables = expression.free_symbols
+    if {str(variable) for variable in variables} == {"i"}:  # math-verify reads it as a variable
+        expression = expression.subs(dict.fromkeys(variables, I))
+    elif variables:
+        return None
+    value = expression.doit()
+    if not value.is_Rational:
+        value = value.evalf(_DIGITS)
+    parts = []
+    for part in value.as_real_imag():
+        if part.is_Float:
+            _, mantissa, exponent, bits = part._mpf_
+            if part._prec == 1 or not mantissa:  # no digit is certain: zero
+                part = Integer(0)
+            elif abs(exponent + bits) > _MAX_BITS:
+                return None
+        if not (part.is_Float or part.is_Rational):
+            return None
+        exact = Rational(part)
+        parts.append(Fraction(int(exact.p), int(exact.q)))
+    return parts[0], parts[1]
+
+
+def _differ_at_points(gold: Any, found: Any) -> bool:
+    """
+    Whether two expressions that math-verify finds equal have different values at two points: it takes a difference such as
+    10^-20 for zero.
+    """
+    from sympy import Float, Rational
+
+    if set(map(str, gold.free_symbols)) != set(map(str, found.free_symbols)):
+        return False
+    tolerance = Fraction(1, 10**5) if gold.has(Float) or found.has(Float) else _EXACTLY
+    for shift in (3, 7):
+        values = [
+            _evaluate(
+                side.subs(
+                    {symbol: Rational(shift + sum(map(ord, str(symbol))) % 11, 5) for symbol in side.free_symbols}
+                )
+            )
+            for side in (gold, found)
+        ]
+        if None in values:
+            return False
+        largest = max(map(abs, (*values[0], *values[1])))
+        if any(abs(one - other) > largest * tolerance for one, other in zip(*values, strict=True)):
+            return True
+    return False
+
+
+def _compare_solution_sets(gold: Reading, found: Reading) -> bool | None:
+    """Compare inequalities with inequalities, or with the set of their solutions."""
+    try:
+        first, second = _solution_set(gold), _solution_set(found)
+        if first is None or second is None:
+            return _match(gold.relations, found.relations) if gold.relations and found.relations else None
+        return first == second or bool(first.symmetric_difference(second).is_empty)
+    except Exception:  # whatever SymPy raises
+        return None
+
+
+def _solution_set(reading: Reading) -> Any:
+    """The SymPy set of a set, or of inequalities in one variable."""
+    from sympy import Intersection, Set, Union
+
+    members = reading.relations or (reading.formula,)
+    parsed = [_parse(member) for member in members]
+    if not all(parsed) or reading.joints >= {"and", "or"}:
+        return None
+    sets = [found[0] if isinstance(found[0], Set) else found[0].as_set() for found in parsed]
+    if "or" in reading.joints:
+        return Union(*sets)
+    both = Intersection(*sets)
+    return Union(*sets) if both.is_empty and "and" not in reading.joints else both  # "x < 2, x > 3"

@@ -17,8 +17,11 @@ from .tree import ROOT, Problem, make_id
 
 
 def ending_extractors(extractors: Sequence[str]) -> tuple[str, ...]:
-    """Of the extractors, those whose answer ends a solution: they find nothing else, but `####` also begins headings."""
-    return tuple(name for name in extractors if name in ("marker", "boxed"))
+    """
+    Return the extractors whose answer ends a solution. The others also find text in the middle of one: `####` begins
+    headings, and a step may say what "the answer is" before it is checked.
+    """
+    return tuple(name for name in extractors if name in ("marker", "tag", "boxed"))
 
 
 def _from_the_prompt(prefix: str) -> str:
@@ -41,7 +44,7 @@ class Asking:
             Failed requests in a row after which the run stops: the engine is down.
         answer_ends (`bool`, *optional*, defaults to `False`):
             Whether a step that states an answer ends the solution, beside the end of the sequence and the final stop
-            strings: one after `# Answer` or in a box, if these are among the extractors.
+            strings: one after `# Answer`, in `<answer>` tags or in a box, if these are among the extractors.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from ..grading import DEFAULT_EXTRACTORS
 from ..step_tree import StepTree
 from .asking import Asking
 from .engine import Engine
@@ -51,8 +52,8 @@ class LevelSearch:
 
     At each depth the requests of all open problems are sampled together; then one call of the scorer judges all new steps, while
     those that end a solution are graded. What stands in the log is neither sampled nor scored again: a run that was killed and
-    resumed ends as one that was not. A solution also ends where a step states its answer after `# Answer` or
-    in a box.
+    resumed ends as one that was not. A solution also ends where a step states its answer after `# Answer`, in
+    `<answer>` tags or in a box.
 
     A problem with a prefix is searched from the end of it. The steps that it gives are neither sampled nor judged, but they stand
     before the others in the trees that the scorer is shown, and count for `max_depth`.
@@ -86,7 +87,7 @@ class LevelSearch:
         prompt: Prompt,
         log: EventLog,
         seed: int = 42,
-        extractors: tuple[str, ...] = ("marker", "boxed", "hash"),
+        extractors: tuple[str, ...] = DEFAULT_EXTRACTORS,
         config: SchedulerConfig | None = None,
         on_progress: Callable[[LevelProgress], None] | None = None,
     ):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..grading import DEFAULT_EXTRACTORS
 from .asking import Asking
 from .engine import Engine
 from .log import EventLog
@@ -86,7 +87,7 @@ class Scheduler:
         rule: StepRule,
         log: EventLog,
         seed: int = 42,
-        extractors: tuple[str, ...] = ("marker", "boxed", "hash"),
+        extractors: tuple[str, ...] = DEFAULT_EXTRACTORS,
         config: SchedulerConfig | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ):
