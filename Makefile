@@ -16,8 +16,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/trl-hrm demo --output_dir outputs/demo
 
+# one process per core; the tests of a file stay together, since they share what their fixtures train
 test: install
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
 
 # pushes and loads against a Hub on this machine, with the two protocols that clients transfer large files by
 test-hub: install
