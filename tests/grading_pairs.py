@@ -896,6 +896,7 @@ RELATED_STATED = {
         ("1/2", r"So it is $\boxed 1/2.$", Y),
         ("15", r"So it is $\boxed15$.", Y),
         ("5", r"So it is $\boxed 6$.", N),
+        ("x+1", r"It is not $\boxed x+2$. The answer is x+1.", Y),
     ],
     "judged answers": [
         ("5", "The answer is 5. So the answer is correct.", Y),

@@ -215,6 +215,14 @@ def test_no_step_ends_inside_thinking(name, begin, thinking, rest):
     assert RULES[name].ends(text) == [len(text)]
 
 
+@pytest.mark.parametrize("tags", ["<think>{}</think>", "[THINK]{}[/THINK]"])
+def test_no_step_ends_inside_a_tag_of_thinking(tags):
+    """A tag right behind a full stop, cut in two, is no tag: the thinking would be scored."""
+    text = "So it is 4." + tags.format("No. It is 9.") + "It is 5."
+    assert RULES["sentence"].ends(text) == [len("So it is 4."), len(text)]
+    assert cut_text(text, RULES["sentence"]) == ["So it is 4.", "It is 5."]
+
+
 def test_thinking_belongs_to_the_step_after_it():
     text = "<think>\nA?\n\nB!\n</think>\n\nOne.\n\nTwo. <think>C\n\nD</think>\n\nThree.\n\n<think>E</think>"
     assert pieces_of(text, "blank_line") == [

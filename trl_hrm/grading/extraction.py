@@ -9,9 +9,8 @@ NUMBER = re.compile(
     r"(?<![\w.])(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
 )
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BARE_BOX = re.compile(
-    r"\\(?:boxed|fbox)(?:(?=\d)|\s+)(-?\w+(?:[./]\w+)*)"
-)  # MATH has some without braces: `\boxed 5`
+# MATH has some boxes without braces: `$\boxed 5$`.
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?:(?=\d)|\s+)(-?\w+(?:[./]\w+)*)(?=[.,;]?\s*(?:\$|\\[)\]]|\n|\Z))")
 # DeepSeek-R1 and Qwen write <think>, Magistral [THINK], Kimi ◁think▷.
 _THINKING_TAG = re.compile(r"<(/?)think(?:ing)?>|\[(/?)think\]|◁(/?)think▷", re.IGNORECASE)
 

@@ -146,10 +146,11 @@ class StepRule:
         Where steps end in a text that may not be complete. More text does not move a boundary, with one exception: a closing tag
         of thinking whose opening tag is not in the text.
         """
-        masked = _masked(text)
+        masked, thinking = _masked(text), thinking_spans(text)
         code = [match.span() for match in _CODE.finditer(masked)] if self.header else []
         for match in re.finditer(self.pattern, masked):
             end = match.start() if self.header else match.end()
+            end = next((first for first, after in thinking if first < end < after), end)
             if end <= start or not masked[start:end].strip(_BLANK):
                 continue
             if any(first <= end < after for first, after in code):
