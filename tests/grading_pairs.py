@@ -720,6 +720,12 @@ RELATED = {
         ("(1,-2)", "(+1, -2)", Y),
         ("-3+4i", "4i + -3", Y),
     ],
+    "texts of options": [
+        ("B", "red", U),
+        ("(B) red", "red", Y),
+        ("(B) red", "blue", N),
+        ("red", "B", N),
+    ],
     "bounds, denials and operations": [
         ("18", "not 18", U),
         ("18", "18 is not possible", U),

@@ -131,9 +131,9 @@ def _compare_options(gold: Reading, found: Reading) -> bool | None:
     option, other = (gold, found) if gold.option else (found, gold)
     if option.value:
         return _compare(option.value, found) if option is gold else _compare(gold, option.value)
-    if other.words:
+    if other.words and option is found:
         return False
-    if other.number or other.time:
+    if other.words or other.number or other.time:
         return None  # which option has that value is not known
     return _compare_formulas(gold, found)
 

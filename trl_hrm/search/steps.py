@@ -176,7 +176,8 @@ RULES = {
 
 def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str]:
     """
-    Cut a solution into steps, without the space around them, as exports of searched trees have them.
+    Cut a solution into steps, without the space around them, as exports of searched trees have them. Nothing but rules and
+    marks such as `#` is no step.
 
     Args:
         text (`str`):
@@ -190,7 +191,7 @@ def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str
         text = without_thinking_tags(text)
     ends = rule.ends(text)
     steps = [visible_text(text[start:end]).strip() for start, end in zip([0, *ends], ends, strict=False)]
-    return [step for step in steps if step]
+    return [step for step in steps if step.strip(_BLANK)]
 
 
 def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str]:
