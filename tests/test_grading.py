@@ -62,7 +62,7 @@ def test_marker(text, answer):
         (r"\boxed{}", None),
         (r"\boxed{\frac{1}{2}", None),  # cut off
         (r"\boxed{1}, no, \boxed{\frac{2", None),  # what is cut off is the answer, not what stood before
-        (r"\boxed 5", None),
+        (r"\boxed 5", "5"),
         ("no box", None),
     ],
 )

@@ -8,7 +8,9 @@ from trl_hrm.data.problems import (
     exclusion_key,
     problem_key,
     problem_split,
+    problem_text,
     read_problem_keys,
+    unused_parts,
 )
 
 
@@ -70,3 +72,20 @@ def test_real_test_sets(shared_data):
     """MATH500 names its problems `problem`, GSM8K `question`; no problem of either stands there twice."""
     assert len(read_problem_keys([shared_data / "math500" / "test.jsonl"])) == 500
     assert len(read_problem_keys([shared_data / "gsm8k" / "test.jsonl"])) == 1319
+
+
+def test_choices_are_shown_unless_their_labels_are_in_the_problem():
+    """Numbers of the problem are no list of choices: without the list, the label of the answer means nothing."""
+    row = {"problem": "A box holds 3 red, 4 blue and 5 green balls. How many blue ones?", "choices": ["3", "4", "5"]}
+    assert problem_text(row) == row["problem"] + "\nA. 3\nB. 4\nC. 5"
+    for listed in (
+        "(A) 3 (B) 4 (C) 5",
+        "A: 3\nB: 4\nC: 5",
+        r"$\textbf{(A) } 3 \qquad \textbf{(B) } 4 \qquad \textbf{(C) } 5$",
+    ):
+        assert problem_text(row | {"problem": "How many? " + listed}) == "How many? " + listed
+
+
+def test_the_body_of_a_question_is_named():
+    row = {"Body": "Each pack costs 76.", "Question": "How much are two packs?", "Answer": "152"}
+    assert unused_parts(row) == ["Body"]

@@ -536,7 +536,10 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"completion": "x"}, "in.jsonl:2: `prompt` is None, expected a non-empty text, or messages"),
+        (
+            {"completion": "x"},
+            "in.jsonl:2: found no `prompt` among the keys .'completion'., expected .*--columns prompt=problem",
+        ),
         ({"prompt": [{"role": "user"}], "completion": "x"}, "in.jsonl:2: `prompt` is .* expected a non-empty text"),
         ({"prompt": "p?"}, r"in.jsonl:2: found none of .* among the keys \['prompt'\]"),
         (GOOD | {"completions": ["x"]}, "in.jsonl:2: found completion and completions of"),

@@ -9,7 +9,7 @@ import pytest
 from trl_hrm.demo.tiny_model import make_tokenizer
 from trl_hrm.search.engine import CharTokenizer
 from trl_hrm.search.prompts import PROMPTS, Prompt
-from trl_hrm.search.steps import RULES, Cut, cut_steps, regex_rule
+from trl_hrm.search.steps import RULES, Cut, cut_steps, cut_text, regex_rule
 
 from .scripted import write_solution
 
@@ -213,6 +213,19 @@ def test_sentences(pieces):
 def test_no_step_ends_inside_thinking(name, begin, thinking, rest):
     text = begin + thinking + rest
     assert RULES[name].ends(text) == [len(text)]
+
+
+@pytest.mark.parametrize("tags", ["<think>{}</think>", "[THINK]{}[/THINK]"])
+def test_no_step_ends_inside_a_tag_of_thinking(tags):
+    """A tag right behind a full stop, cut in two, is no tag: the thinking would be scored."""
+    text = "So it is 4." + tags.format("No. It is 9.") + "It is 5."
+    assert RULES["sentence"].ends(text) == [len("So it is 4."), len(text)]
+    assert cut_text(text, RULES["sentence"]) == ["So it is 4.", "It is 5."]
+
+
+@pytest.mark.parametrize("text", ["#", "##\n\n---\n", "<think>a</think>\n#", "**"])
+def test_marks_alone_are_no_step(text):
+    assert all(cut_text(text, rule) == [] for rule in RULES.values())
 
 
 def test_thinking_belongs_to_the_step_after_it():

@@ -289,7 +289,8 @@ class _RowReader:
         if len(given) != 1:
             raise ValueError(
                 f"{where}: found {' and '.join(given) or 'none'} of `completion`, `completions` and `candidates` among the "
-                f"keys {sorted(row)}, expected one: a text, a list of steps, or a list of either."
+                f"keys {sorted(row)}, expected one: a text, a list of steps, or a list of either. Name other columns with "
+                "--columns, such as --columns candidates=generations."
             )
         values = row[given[0]] if given[0] == "candidates" else [row[given[0]]]
         if not isinstance(values, list):
@@ -310,7 +311,12 @@ class _RowReader:
             self.counts["notes", f"{UNUSED}{name}"] += 1
 
     def _group(self, row: dict[str, Any], is_graded: bool, where: str) -> Candidates:
-        prompt, problem_id = _prompt(row.get("prompt"), where), row.get("problem_id")
+        if row.get("prompt") is None:
+            raise ValueError(
+                f"{where}: found no `prompt` among the keys {sorted(row)}, expected what the policy was asked. Name another column "
+                "with --columns, such as --columns prompt=problem."
+            )
+        prompt, problem_id = _prompt(row["prompt"], where), row.get("problem_id")
         if problem_id is not None and not isinstance(problem_id, str):
             raise ValueError(
                 f"{where}: `problem_id` is {problem_id!r}, expected a string. Put quotes around a number in JSON Lines; cast "

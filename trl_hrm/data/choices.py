@@ -40,8 +40,9 @@ class Choices:
         ```
         """
         place = 0
-        for text in self.texts:
-            place = problem.find(text, place)
+        for label, text in zip(self.labels, self.texts, strict=True):
+            shown = re.compile(rf"(?<!\w){re.escape(label)}(?!\w)").search(problem, place)
+            place = -1 if shown is None else problem.find(text, shown.end())
             if place == -1:
                 break
             place += len(text)

@@ -57,6 +57,8 @@ ANSWER_COLUMNS = (
     "expected_answer",
     "answerKey",
 )
+# What data sets write where a problem has no answer: NuminaMath the first two, tables the others.
+_PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")
 _OWN_TEXT = {"gsm8k": ("question",), "math": ("problem",), "prm800k": ("problem",)}
 ID_COLUMNS = {
     "plain": ("problem_id", "id", "unique_id"),
@@ -410,7 +412,7 @@ def _values(value: Any) -> list[str | int | float]:
     if isinstance(value, list):
         return [answer for item in value for answer in _values(item)]
     if isinstance(value, str):
-        return [value.strip()] if value.strip() else []
+        return [value.strip()] if value.strip() and value.strip().lower() not in _PLACEHOLDERS else []
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return []
     return [value]

@@ -15,7 +15,7 @@ from .sources import JsonLines, all_rows
 TEXT_COLUMNS = ("problem", "question", "prompt")
 # Columns next to the problem that may be needed to solve it. Choices are added to the text.
 PART_COLUMNS = re.compile(
-    r"input|context|passage|background|hints?|tables?|figures?|diagrams?|choices|options|(decoded_)?images?(_\d+)?",
+    r"input|context|passage|paragraph|article|story|scenario|body|premises?|background|hints?|tables?|figures?|diagrams?|choices|options|(decoded_)?images?(_\d+)?",
     re.IGNORECASE,
 )
 

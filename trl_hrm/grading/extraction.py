@@ -9,6 +9,8 @@ NUMBER = re.compile(
     r"(?<![\w.])(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?"
 )
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# MATH has some boxes without braces: `$\boxed 5$`.
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)(?:(?=\d)|\s+)(-?\w+(?:[./]\w+)*)(?=[.,;]?\s*(?:\$|\\[)\]]|\n|\Z))")
 # DeepSeek-R1 and Qwen write <think>, Magistral [THINK], Kimi ◁think▷.
 _THINKING_TAG = re.compile(r"<(/?)think(?:ing)?>|\[(/?)think\]|◁(/?)think▷", re.IGNORECASE)
 
@@ -62,8 +64,12 @@ _BOX_JOINT = re.compile(
 _BOX_NAME = re.compile(r"(?<![\w\\])([A-Za-z](?:_\w)?)[$\s]*(?:=|\bis)(?:[$\s]|\\[()\[])*$")
 _STATEMENT = re.compile(
     r"(?<!#)(?<!# )\banswers?(?:\s+(?:to|of|for)\s[^.:\n]{1,80}?)?[*_\s]{0,4}(?:(?:is|are)\b(?!\s+not\b)[*\s]*[:：]?|[:：=])"
-    r"|^[*_ \t]*(?:final\s+)?answer[*_ \t]*$|答案\s*应?(?:是|为|[:：])|^答\s*[:：]",
+    r"|^[*_ \t]*(?:final\s+)?answer[*_ \t]*$|答案\s*应?(?:[是为]\s*[:：]?|[:：])|^答\s*[:：]",
     re.IGNORECASE | re.MULTILINE,
+)
+# "The answer is correct." judges an answer that was stated before.
+_COMMENT = re.compile(
+    r"[*\s]*(?:indeed\s+|also\s+)?(?:(?:in)?correct|wrong|consistent|reasonable|verified|confirmed|plausible)\b"
 )
 _SENTENCE_END = re.compile(r"(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bSt)(?<=[^\s.])\.(?=[*$]*(?:\s+[A-Z]|\s*$))|。")
 _REASON = re.compile(r"[,;.]?\s+\(?(?:because|since|I hope|[Ee]xplanation:|[Nn]ote:|so that)\b")
@@ -89,7 +95,10 @@ def _after_statement(text: str) -> str:
     statements = list(_STATEMENT.finditer(text))
     if not statements:
         return ""
-    return _SENTENCE_END.split(_first_statement(text[statements[-1].end() :]), maxsplit=1)[0].strip("* \t")
+    start = next(
+        (one.end() for one in reversed(statements) if not _COMMENT.match(text, one.end())), statements[-1].end()
+    )
+    return _SENTENCE_END.split(_first_statement(text[start:]), maxsplit=1)[0].strip("* \t")
 
 
 def _first_statement(text: str) -> str:
@@ -122,6 +131,7 @@ def last_box(text: str) -> str:
     is `3 and 5`, and `x = \boxed{3}, y = \boxed{5}` is `x = 3, y = 5`. A box that is never closed was cut off: it holds no
     answer.
     """
+    text = _BARE_BOX.sub(r"\\boxed{\1}", text)
     boxes: list[tuple[int, int, str]] = []
     position = 0
     while box := BOX.search(text, position):

@@ -101,7 +101,11 @@ def _compare(gold: Reading, found: Reading) -> bool | None:
     if len(gold.relations) > 1 or len(found.relations) > 1:
         return _compare_solution_sets(gold, found)
     verdict = _compare_members(gold, found)
-    return _compare_formulas(gold, found) if verdict is None else verdict
+    if verdict is None:
+        verdict = _compare_formulas(gold, found)
+        if verdict and len(gold.members) != len(found.members) and all((gold.members, found.members)):
+            return None  # "2, 2, 5" and "2, 5": three values, or a double root
+    return verdict
 
 
 def _any(verdicts) -> bool | None:
@@ -127,9 +131,9 @@ def _compare_options(gold: Reading, found: Reading) -> bool | None:
     option, other = (gold, found) if gold.option else (found, gold)
     if option.value:
         return _compare(option.value, found) if option is gold else _compare(gold, option.value)
-    if other.words:
+    if other.words and option is found:
         return False
-    if other.number or other.time:
+    if other.words or other.number or other.time:
         return None  # which option has that value is not known
     return _compare_formulas(gold, found)
 
@@ -149,6 +153,8 @@ def _compare_quantities(gold: Reading, found: Reading) -> bool | None:
         return None  # units are not converted
     if gold.words and found.words and gold.words != found.words:
         return equal and None  # "May 5" and "June 5"
+    if gold.words != found.words and _OTHER_VALUE.search(f"{gold.words} {found.words}"):
+        return None
     if not equal and _SIGN_IN_WORDS.search(f"{gold.words} {found.words}"):
         opposite = replace(found.number, value=-found.number.value)
         return None if equal_numbers(gold.number, opposite) else equal
@@ -157,6 +163,13 @@ def _compare_quantities(gold: Reading, found: Reading) -> bool | None:
     return equal
 
 
+# Words around a number that make the answer another one: a denial, a bound or an operation.
+_OTHER_VALUE = re.compile(
+    r"\b(?:not|never|cannot|except|neither|nor|\w+n t|wrong|incorrect|impossible|squared|cubed|factorial)\b"
+    r"|\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower) than|over|under|above|below|beyond|exceeds?|exceeding) \d"
+    r"|\b(?:at (?:least|most)|(?:or|and) (?:more|less|fewer|greater|above|below|over|under|up|older|younger))\b"
+)
+_DENIAL = re.compile(r"\b(?:not|never|cannot|neither|\w+n t)\b")
 # A loss of 5 may be -5.
 _SIGN_IN_WORDS = re.compile(
     r"\b(?:loss|lost|lose|loses|decreased?|decreases|debt|below|drop|dropped|fell|fewer|less|deficit)\b"
@@ -174,6 +187,8 @@ def _compare_words(gold: Reading, found: Reading) -> bool | None:
         return True
     if gold.is_prose or found.is_prose or set(gold.words.split()) & set(found.words.split()):
         return None  # "the polygenic score" and "a polygenic risk score", or "not Evelyn" and "Evelyn"
+    if _DENIAL.search(gold.words) or _DENIAL.search(found.words):
+        return None  # "impossible" and "not possible"
     return False
 
 
@@ -200,6 +215,8 @@ def _compare_pairs(gold: Reading, found: Reading) -> bool | None:
             return _all(_match(_values(gold, name), _values(found, name)) for name in names)
         if len(gold.pairs) == len(found.pairs) == 1:
             (name, value), (other_name, other_value) = gold.pairs[0], found.pairs[0]
+            if name.casefold() == other_name.casefold():
+                return _compare(read(value), read(other_value))
             if _compare_formulas(gold, found):
                 return True
             if len(name) == len(other_name) == 1 or not _compare(read(value), read(other_value)):
@@ -253,14 +270,18 @@ def _match(gold: Sequence[str], found: Sequence[str]) -> bool | None:
     if len(gold) * len(found) > 400:
         return None
     verdicts = [[_compare_texts(one, other) for other in found] for one in gold]
-    return _all([*map(_any, verdicts), *map(_any, zip(*verdicts, strict=True))])
+    verdict = _all([*map(_any, verdicts), *map(_any, zip(*verdicts, strict=True))])
+    return None if verdict and len(gold) != len(found) else verdict
 
 
 def _both_signs(text: str) -> list[str]:
     r"""`1 \pm x` is two values."""
-    if r"\pm" not in text or len(split_list(text)[0]) > 1:
+    if not _PLUS_MINUS.search(text) or len(split_list(text)[0]) > 1:
         return [text]
-    return [text.replace(r"\pm", plus).replace(r"\mp", minus) for plus, minus in (("+", "-"), ("-", "+"))]
+    return [_PLUS_MINUS.sub(plus, text).replace(r"\mp", minus) for plus, minus in (("+", "-"), ("-", "+"))]
+
+
+_PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
 
 def _compare_decimal_comma(gold: Reading, found: Reading) -> bool | None:
@@ -304,7 +325,34 @@ def _objects(reading: Reading) -> tuple:
     return (Rational(value.numerator, value.denominator),)
 
 
+_LETTER = re.compile(r"\\(?:mathbb|operatorname|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+|(?P<letter>[a-zA-Z])")
+
+
 def _compare_formulas(gold: Reading, found: Reading) -> bool | None:
+    """
+    Compare two formulas. math-verify takes `R` and `r` for one variable: where both occur, the capital gets a letter that
+    does not.
+    """
+    letters = [{match["letter"] for match in _LETTER.finditer(side.formula)} - {None} for side in (gold, found)]
+    both = letters[0] | letters[1]
+    capitals = [letter for letter in sorted(both) if letter.isupper() and letter.lower() in both]
+    spare = [letter for letter in "wqzvuhktsyxpabcgmnr" if not {letter, letter.upper()} & both]
+    if not capitals:
+        return _compare_symbols(gold, found)
+    if len(spare) < len(capitals):
+        return None
+    names = dict(zip(capitals, spare, strict=False))
+    renamed = [
+        replace(side, formula=_LETTER.sub(lambda match: names.get(match["letter"], match.group()), side.formula))
+        for side in (gold, found)
+    ]
+    correct = _compare_symbols(*renamed)
+    if correct is False and not any({letter, letter.lower()} <= side for side in letters for letter in capitals):
+        return None if _compare_symbols(gold, found) else False  # `2x+3` and `2X+3`
+    return correct
+
+
+def _compare_symbols(gold: Reading, found: Reading) -> bool | None:
     first, second = _objects(gold), _objects(found)
     if not (first and second):
         return None
@@ -329,7 +377,7 @@ def _compare_formulas(gold: Reading, found: Reading) -> bool | None:
 def _equal(gold: Any, found: Any, rounded: bool) -> bool:
     """Compare SymPy objects: constants by their value, all else by math-verify."""
     from math_verify import verify
-    from sympy import Expr, Interval, MatrixBase
+    from sympy import Expr, Interval, MatrixBase, Symbol
 
     if isinstance(gold, Interval) and isinstance(found, Interval):
         return (gold.left_open, gold.right_open) == (found.left_open, found.right_open) and all(
@@ -339,6 +387,12 @@ def _equal(gold: Any, found: Any, rounded: bool) -> bool:
         return all(_equal(one, other, rounded) for one, other in zip(gold.flat(), found.flat(), strict=True))
     are_expressions = isinstance(gold, Expr) and isinstance(found, Expr)
     if are_expressions:
+        symbols = gold.free_symbols | found.free_symbols
+        if (
+            len({symbol.is_real for symbol in symbols}) > 1
+        ):  # `3i` makes all variables complex for math-verify, `3 i` not
+            names = {symbol: Symbol(symbol.name) for symbol in symbols}
+            gold, found = gold.xreplace(names), found.xreplace(names)
         verdict = _equal_constants(gold, found, rounded)
         if verdict is not None:
             return verdict

@@ -311,6 +311,10 @@ _RELATION = re.compile(
 )
 _UNEQUAL = re.compile(r"[a-zA-Z]\s*\\neq?\s")
 _RATIO = re.compile(r"\d{1,9}(?:\s*:\s*\d{1,9}){2,}")
+_RESIDUE = re.compile(
+    r"(?:[a-zA-Z]\s*\\equiv\s*(?P<value>-?\d{1,30})\s*\(?|(?P<bare>-?\d{1,30})\s*(?:\(|(?=\\pmod)))"
+    r"\s*\\?[bp]?mod\s*\{?\s*(?P<modulus>[1-9]\d{0,30})\s*\}?\s*\)?"
+)
 _ARGUMENTS = r"\(\s*-?[\w.]+(?:\s*,\s*-?[\w.]+)*\s*\)"
 _DIFFERENTIAL = r"\{?\s*(?:d|\\partial)\s*\w?\s*\}?"
 # What may stand on the left of `=` with its value on the right. `x + y` and `xy` may not: that is an equation.
@@ -341,6 +345,11 @@ def _special(text: str) -> Reading | None:
     if _RATIO.fullmatch(text):
         first, *others = (int(part) for part in text.split(":"))
         return Reading(members=tuple(f"{part}/{first or 1}" for part in (first, *others)), brackets="()")
+    if residue := _RESIDUE.fullmatch(text):  # x \\equiv 3 \\pmod 5
+        value = int(residue["value"] or residue["bare"]) % int(residue["modulus"])
+        return Reading(
+            number=Number(Fraction(value)), unit=frozenset([("mod", int(residue["modulus"]))]), formula=str(value)
+        )
     if _NO_SOLUTION.fullmatch(text):
         return Reading(formula=r"\emptyset", is_prose="set" not in text.lower())
     if reals := _ALL_REALS.fullmatch(text):

@@ -46,7 +46,7 @@ _TOKEN = re.compile(
     r"\s*(?P<joint>/|\\cdot(?![a-zA-Z])|[*.-]|(?:per|an?|each|every)\b(?=\s*[a-zA-Z])|每)?\s*(?P<open>\()?\s*"
     r"(?:(?P<square>square|sq\b\.?|平方)|(?P<cubic>cubic|cu\b\.?|立方))?\s*\^?\s*\{?\s*"
     r"(?P<name>\\[a-zA-Z]+|[A-Za-zμΩÅ]+|[\u4e00-\u9fff]+|US\$|[$€£¥₹¢])\}?\.?"
-    r"(?:\s*(?P<power>squared|cubed|\^?\s*\{?\s*-?\d(?!\d)\s*\}?))?(?P<close>\s*\))?"
+    r"(?P<power>\s*(?:squared|cubed|\^\s*\{?\s*-?\d(?!\d)\s*\}?)|\d(?!\d))?(?P<close>\s*\))?"  # `cm2`, but not `feet 2`
 )
 
 
@@ -71,7 +71,7 @@ def read_unit(text: str) -> frozenset[tuple[str, int]] | None:
         if not unit:
             return None
         divides = token["joint"] not in (None, *r"*.-", r"\cdot")
-        power = {"squared": "2", "cubed": "3"}.get(token["power"], token["power"] or "1")
+        power = {"squared": "2", "cubed": "3"}.get((token["power"] or "1").strip(), token["power"] or "1")
         power = int(re.sub(r"[^\d-]", "", power)) * (2 if token["square"] else 3 if token["cubic"] else 1)
         powers[unit] += -power if divides or inverse else power
         inverse = (inverse or divides and bool(token["open"])) and not token["close"]

@@ -146,10 +146,11 @@ class StepRule:
         Where steps end in a text that may not be complete. More text does not move a boundary, with one exception: a closing tag
         of thinking whose opening tag is not in the text.
         """
-        masked = _masked(text)
+        masked, thinking = _masked(text), thinking_spans(text)
         code = [match.span() for match in _CODE.finditer(masked)] if self.header else []
         for match in re.finditer(self.pattern, masked):
             end = match.start() if self.header else match.end()
+            end = next((first for first, after in thinking if first < end < after), end)
             if end <= start or not masked[start:end].strip(_BLANK):
                 continue
             if any(first <= end < after for first, after in code):
@@ -175,7 +176,8 @@ RULES = {
 
 def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str]:
     """
-    Cut a solution into steps, without the space around them, as exports of searched trees have them.
+    Cut a solution into steps, without the space around them, as exports of searched trees have them. Nothing but rules and
+    marks such as `#` is no step.
 
     Args:
         text (`str`):
@@ -189,7 +191,7 @@ def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str
         text = without_thinking_tags(text)
     ends = rule.ends(text)
     steps = [visible_text(text[start:end]).strip() for start, end in zip([0, *ends], ends, strict=False)]
-    return [step for step in steps if step]
+    return [step for step in steps if step.strip(_BLANK)]
 
 
 def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str]:
