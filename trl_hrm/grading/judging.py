@@ -130,6 +130,8 @@ def _compare_options(gold: Reading, found: Reading) -> bool | None:
         return None if same_value else False
     option, other = (gold, found) if gold.option else (found, gold)
     if option.value:
+        if re.fullmatch("[a-j]", other.formula):  # an option in lower case, or a variable
+            return None
         return _compare(option.value, found) if option is gold else _compare(gold, option.value)
     if other.words and option is found:
         return False

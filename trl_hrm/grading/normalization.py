@@ -196,6 +196,9 @@ _REWRITES = [
         (r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,6})(?![\w.^{])", r"\1 \\times 10^{\2}"),
         (r"(?<=\d)\s*[xX*]\s*10\s*(?=\^)", r" \\times 10"),
         (r"(?<![\d./}^_])(\d+)\s+(\d+)/(\d+)(?![\d/.])", r"\1\\frac{\2}{\3}"),
+        # math-verify adds numbers that stand side by side: 2(3) would be 5
+        (r"(?<![\w.^_{}\\])(\d+(?:\.\d+)?)\s*(?=\(\s*-?\d+(?:\.\d+)?\s*\))", r"\1 \\cdot "),
+        (r"(?<![\w}])(\(\s*-?\d+(?:\.\d+)?\s*\))\s*(?=[\d(])", r"\1 \\cdot "),
         (r"(?<=\d)\.(?!\d)", ""),
         (r"(?<!\\)%", r"\\%"),
         # an exponent or index of several characters that is not in braces

@@ -85,6 +85,8 @@ class Reading:
 # No answer is as long or as deep, and what is takes long to rewrite and parse.
 MAX_LENGTH = 3000
 MAX_DEPTH = 50
+# "1 4" and "(1) 4" may be a list, a numbered item or a product. math-verify adds them.
+_SIDE_BY_SIDE = re.compile(r"(?:[-+]?\d+(?:\.\d+)?|\(\d+\))(?:\s+\d+(?:\.\d+)?)+")
 
 
 @lru_cache(maxsize=4096)
@@ -104,6 +106,8 @@ def read(text: str) -> Reading:
     for reader in (_verdict, _time, _option, _quantity, _special, _pairs, _relations, _alternatives, _words):
         if reading := reader(text):
             return reading
+    if _SIDE_BY_SIDE.fullmatch(text):
+        return Reading()
     return _formula(text)
 
 
