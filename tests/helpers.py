@@ -1,5 +1,6 @@
 """What many tests share: a tokenizer, tiny models with every head, random trees, and the slow plain reference."""
 
+import copy
 import random
 from collections.abc import Iterable
 from functools import cache
@@ -71,9 +72,13 @@ def save_checkpoint(folder: Path, **config) -> str:
     return str(folder)
 
 
-@cache
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """Byte-level BPE of some 300 tokens."""
+    """Byte-level BPE of some 300 tokens, a new one for each caller, which may add tokens to it."""
+    return copy.deepcopy(_trained_tokenizer())
+
+
+@cache
+def _trained_tokenizer() -> PreTrainedTokenizerBase:
     return make_tokenizer([" ".join(WORDS) + "\n\n1+2=3.\n"] * 3, vocab_size=300)
 
 

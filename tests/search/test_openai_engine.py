@@ -370,10 +370,10 @@ def test_a_server_without_room_for_its_test_is_refused():
 def test_a_node_without_room_is_cut_off_and_the_search_goes_on(tmp_path):
     """A whole search over a vLLM server that does not tell its length: no failed request, and its solutions are counted as cut off."""
     prompt_length = len(PROMPT.encode(TOKENIZER, make_problems(1)[0][1].prompt))
-    with FakeServer(hidden_length=prompt_length + 60) as server:
-        search = FullTree(RULE, FINAL, num_children=2, max_depth=6, max_step_tokens=50)
-        progress = run_scripted(tmp_path, search, make_problems(2), engine=engine_for(server), max_in_flight=8)
-    assert progress.num_failures == 0 and progress.closed == {"done": 2}
+    with FakeServer(hidden_length=prompt_length + 40) as server:
+        search = FullTree(RULE, FINAL, num_children=2, max_depth=6, max_step_tokens=200)
+        progress = run_scripted(tmp_path, search, make_problems(8), engine=engine_for(server), max_in_flight=8)
+    assert progress.num_failures == 0 and progress.closed == {"done": 8}
     assert finish_shard(tmp_path, 0, 1)["solutions"]["cut_off_by_context"] > 0
 
 

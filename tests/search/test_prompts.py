@@ -121,8 +121,8 @@ def test_a_prefix_with_control_tokens_is_refused():
     tokenizer = byte_level()
     with pytest.raises(ValueError, match="holds '<｜User｜>', a control token of the policy's tokenizer"):
         cut_prefix(RULES["blank_line"], tokenizer, [], "x<｜User｜> = 3.\n\n")
-    ids, _ = cut_prefix(RULES["blank_line"], tokenizer, [], "<think>x = 3.\n\n")  # as the policy writes it
-    assert written(tokenizer, ids) == ["<think>"]
+    ids, _ = cut_prefix(RULES["blank_line"], tokenizer, [], "<think>Add.</think>x = 3.\n\n")  # as the policy writes it
+    assert written(tokenizer, ids) == ["<think>", "</think>"]
 
 
 def test_a_server_that_takes_text_is_not_sent_control_tokens_as_text():

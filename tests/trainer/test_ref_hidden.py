@@ -151,7 +151,7 @@ def test_faults_of_the_folder_and_of_the_data_are_told(tmp_path):
     with pytest.raises(ValueError, match="manifest.json: the file is damaged .* Remove the folder"):
         make_kl_trainer(tmp_path, rows, **options)
     prompts = [{"prompt": "1 + 2 " * 20, "completion": " 3"}]
-    with pytest.raises(ValueError, match="No sequence of the datasets has a token to train on"):
+    with pytest.raises(ValueError, match="none of 1 rows has a token to train on"):
         make_kl_trainer(tmp_path, prompts, max_length=8, precompute_ref_hidden=True)
 
 

@@ -322,13 +322,14 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
     """The problem, and whether the record gives its id."""
     text = _text(record, format)
     if text is None:
-        names = TEXT_COLUMNS if format == "plain" else _OWN_TEXT[format]
+        is_plain = format == "plain"
+        names = TEXT_COLUMNS if is_plain else _OWN_TEXT[format]
         shown = next((record[name] for name in names if record.get(name) is not None), None)
+        messages = ", or messages with a single one of the user" if is_plain else ""
         raise RowError(
             "no_problem",
             where,
-            f"the problem is {repr(shown)[:200]}, expected a non-empty string, or messages with a single one of the user. "
-            f"{_expected(format)}",
+            f"the problem is {repr(shown)[:200]}, expected a non-empty string{messages}. {_expected(format)}",
         )
     answers = _answers(record, format)
     if not answers:
