@@ -345,9 +345,8 @@ _CONTROL: WeakKeyDictionary[Any, _Control] = WeakKeyDictionary()
 
 
 def _control(tokenizer: Any) -> _Control:
-    if not hasattr(
-        type(tokenizer), "added_tokens_decoder"
-    ):  # of the class: the property of a tokenizer makes them all
+    # asked of the class, because reading the property makes all added tokens
+    if not hasattr(type(tokenizer), "added_tokens_decoder"):
         return _Control(tokenizer)
     found = _CONTROL.get(tokenizer)
     if found is None or not found.is_current(tokenizer):
