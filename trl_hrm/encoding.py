@@ -297,10 +297,27 @@ class _Control:
             or (_BRACKETS.fullmatch(token.content) and token.content in template)
         }
         longest_first = sorted(self.tokens.values(), key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) matches nothing
+        first_letters = re.escape("".join(sorted({token[:1] for token in longest_first})))
+        pattern = f"(?=[{first_letters}])(?:{'|'.join(map(re.escape, longest_first))})"  # most letters begin none
+        self.pattern = re.compile(pattern if self.tokens else "(?!)")  # (?!) matches nothing
         self.tags = {text for index, text in self.tokens.items() if _TAG.fullmatch(text) and not added[index].special}
         self._unknown = getattr(tokenizer, "unk_token_id", None)
         self._copies: dict[str, _PlainCopy] = {}
+        self._names = _names(tokenizer)
+        self._size = _size(tokenizer)
+        self._next_id = max([index + 1 for index in added] + [self._size])
+
+    def is_current(self, tokenizer: Any) -> bool:
+        """
+        Whether the tokenizer still has the same control tokens.
+
+        This is asked for every text, so it must be fast. The size of a large tokenizer, or its added tokens, would take up to
+        15 ms, longer than encoding a step; whether a token has the next free id takes less than 1 µs.
+        """
+        if _names(tokenizer) != self._names:
+            return False
+        backend = _backend(tokenizer)
+        return backend.id_to_token(self._next_id) is None if backend else len(tokenizer) == self._size
 
     def occur_in(self, text: str, ids: Sequence[int]) -> bool:
         """Whether control tokens are among the ids of a text. An unknown word has the id of the unknown token as well."""
@@ -324,17 +341,38 @@ class _Control:
         return copy.encode(text, self._unknown, add_special_tokens)
 
 
-_CONTROL: WeakKeyDictionary[Any, tuple[Any, _Control]] = WeakKeyDictionary()
+_CONTROL: WeakKeyDictionary[Any, _Control] = WeakKeyDictionary()
 
 
 def _control(tokenizer: Any) -> _Control:
-    if not hasattr(tokenizer, "added_tokens_decoder"):
+    # asked of the class, because reading the property makes all added tokens
+    if not hasattr(type(tokenizer), "added_tokens_decoder"):
         return _Control(tokenizer)
-    state = (len(tokenizer), str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens))
     found = _CONTROL.get(tokenizer)
-    if found is None or found[0] != state:
-        found = _CONTROL[tokenizer] = (state, _Control(tokenizer))
-    return found[1]
+    if found is None or not found.is_current(tokenizer):
+        found = _CONTROL[tokenizer] = _Control(tokenizer)
+    return found
+
+
+def _names(tokenizer: Any) -> tuple[str, tuple[str, ...]]:
+    """What decides, besides the added tokens themselves, which of them are control tokens."""
+    return str(getattr(tokenizer, "chat_template", None)), tuple(getattr(tokenizer, "all_special_tokens", ()))
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` of a fast tokenizer, or `None`."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend if isinstance(backend, Tokenizer) else None
+
+
+def _size(tokenizer: Any) -> int:
+    """Size of the vocabulary. Added tokens are counted where a tokenizer without a backend counts them."""
+    backend = _backend(tokenizer)
+    if backend is not None:
+        return backend.get_vocab_size(with_added_tokens=False)
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else 0
 
 
 class _PlainCopy:
@@ -348,8 +386,8 @@ class _PlainCopy:
     def __init__(self, tokenizer: Any, tokens: dict[int, str], mark: str):
         from tokenizers import Tokenizer
 
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if not isinstance(backend, Tokenizer):
+        backend = _backend(tokenizer)
+        if backend is None:
             raise ValueError(
                 f"A text contains control tokens, and a {type(tokenizer).__name__} cannot encode them as plain text. Use a fast "
                 "tokenizer, remove them from the text, or set `sanitize_control_tokens=False`."

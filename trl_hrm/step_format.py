@@ -216,7 +216,8 @@ class StepFormat:
             found = "nothing" if not ids else f"{ids}, which holds the unknown token"
             raise ValueError(
                 f"StepFormat: the tokenizer encodes `{name}` {separator!r} to {found}; a step would have no token of "
-                "its own to be judged at. Choose a separator from the tokenizer's vocabulary."
+                "its own to be judged at. Choose a separator from the tokenizer's vocabulary. If the tokenizer was loaded from a "
+                "folder, check that its files are there: without them, an empty tokenizer may be loaded."
             )
         return ids
 

@@ -928,6 +928,10 @@ def test_an_export_of_a_run_that_is_cut_off_says_what_annotate_says(tmp_path, ca
         for warning in expected:
             assert f"{folder}: {warning}" in report["warnings"] and f"warning: {folder}: {warning}" in printed
         assert f"{folder}: {describe_outcomes(summary['solutions'])}" in printed
+    # also where nothing is left: the cause is the run, not the format of its files
+    nothing = ["--view", "prm", "--min_leaves", "99"]
+    assert main(["export", str(folder), *nothing, "--output_dir", str(tmp_path / "none"), "--num_proc", "1"]) != 0
+    assert f"{folder}: {expected[1]}" in capsys.readouterr().err
     nodes = str(folder / "nodes-00000-of-00001.parquet")
     assert main(["export", nodes, "--view", "prm", "--output_dir", str(tmp_path / "bare"), "--num_proc", "1"]) == 0
     assert f"warning: {expected[0]}" in capsys.readouterr().out  # a file alone has its problems, but no settings

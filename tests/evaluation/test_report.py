@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from trl_hrm.evaluation import report_pictures
 from trl_hrm.evaluation.hacking import Verdict, percent
 from trl_hrm.evaluation.plain_curves import plain_curves
 from trl_hrm.evaluation.report import (
@@ -22,7 +23,7 @@ from trl_hrm.evaluation.report import (
     verdict,
 )
 from trl_hrm.evaluation.report_html import headline_verdict
-from trl_hrm.evaluation.report_pictures import accuracy_picture, calibration_picture, scores_picture
+from trl_hrm.evaluation.report_pictures import accuracy_picture, calibration_picture, curves_picture, scores_picture
 from trl_hrm.evaluation.results import Results
 from trl_hrm.scripts import report as command
 from trl_hrm.scripts.best_of_n import format_results
@@ -383,6 +384,30 @@ class TestPage:
         monkeypatch.setattr(matplotlib_axes.Axes, "vlines", lambda self, *ends, **style: drawn.append(ends))
         accuracy_picture(read_results([write(tmp_path / "run", selection([point(8, 0.75, 0.25)], 0, 0))]), 1)
         assert drawn == [([8], [50.0], [100.0])] * 2  # light and dark
+
+    @pytest.mark.parametrize("accuracy", [(0.0, 0.0), (1.0, 1.0), (0.5, 0.501), (0.0, 1.0)])
+    def test_the_axis_holds_accuracies_only(self, tmp_path, monkeypatch, accuracy):
+        """No accuracy is above 100 %, and curves that are nearly equal are not drawn far apart."""
+        pytest.importorskip("matplotlib")
+        limits = []
+        monkeypatch.setattr(report_pictures, "legend", lambda axes, theme: limits.append(axes.get_ylim()))
+        points = [point(n, value, 0.0) for n, value in zip((1, 2), accuracy, strict=True)]
+        result = read_results([write(tmp_path / "run", selection(points, 0, 0))])[0]
+        curves_picture(result, 1)
+        assert len(limits) == 2  # light and dark
+        for low, high in limits:
+            assert -2 <= low <= 100 * min(accuracy) and 100 * max(accuracy) <= high <= 102 and high - low >= 6.99
+
+    def test_votes_of_one_n_can_be_seen(self, tmp_path, monkeypatch):
+        axes = pytest.importorskip("matplotlib.axes").Axes
+        markers, plot = [], axes.plot
+        monkeypatch.setattr(
+            axes, "plot", lambda self, *xy, **style: markers.append(style["marker"]) or plot(self, *xy, **style)
+        )
+        values = selection([point(8, 0.75, 0.25)], 0, 0)
+        values["curves"] |= {name: [point(8, 0.5, 0.25)] for name in ("majority_vote", "pass_at_n")}
+        accuracy_picture(read_results([write(tmp_path / "run", values)]), 1)
+        assert None not in markers and len(set(markers)) == 3
 
     def test_right_ones_stand_up_and_wrong_ones_hang_down(self, folders, monkeypatch):
         """Swapped, a model that knows nothing would look like one that knows all."""

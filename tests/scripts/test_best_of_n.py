@@ -524,6 +524,11 @@ def test_sampled_candidates(tmp_path, policy, problems, checkpoint, capsys):
     assert rescore(tmp_path / "again", str(tmp_path / "out" / "samples"), "--n", "1", "2", "6", model=checkpoint) == 0
     again = load_results(tmp_path / "again")
     assert again.curves == results.curves and again.policy == results.policy
+    assert again.solutions == results.solutions
+    # with other extractors, the outcomes are those of the answers that they find, not of the run
+    other = ["--n", "1", "2", "6", "--extractors", "tag"]
+    assert rescore(tmp_path / "other", str(tmp_path / "out" / "samples"), *other, model=checkpoint) == 0
+    assert load_results(tmp_path / "other").solutions.keys() <= {"without_answer", "cut_off_by_tokens"}
     assert again.cost["policy"] == results.cost["policy"]
     assert [problem.candidates for problem in load_candidates(tmp_path / "again")] == [
         p.candidates for p in candidates

@@ -516,6 +516,16 @@ class TestCheckpoint:
             trainer.train(resume_from_checkpoint=str(folder))
         assert trainer.state.global_step == 0
 
+    @pytest.mark.parametrize("max_shard_size", ["1GB", "60KB"])
+    def test_resuming_with_another_head(self, tmp_path, trees, max_shard_size):
+        save(tmp_path, tiny_model())
+        tiny_model().save_pretrained(tmp_path, max_shard_size=max_shard_size)
+        if max_shard_size == "60KB":
+            (tmp_path / "model.safetensors").unlink(missing_ok=True)
+        trainer = make_trainer(tmp_path, trees, head="regression")
+        with pytest.raises(ValueError, match=f"{tmp_path}: the weights .* score.weight: .* Resume with .* `head`"):
+            trainer.train(resume_from_checkpoint=str(tmp_path))
+
     @pytest.mark.parametrize("names", [("score.bias",), ("model.layers.0.self_attn.q_proj.lora_B.weight",)])
     def test_resuming_an_adapter_that_does_not_fit(self, tmp_path, trees, names):
         config = LoraConfig(target_modules=["q_proj"])

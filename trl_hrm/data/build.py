@@ -377,7 +377,9 @@ def make_report(
     if not found["records_kept"]:
         raise ValueError(
             f"{', '.join(inputs)}: no row is left of {found['records_in']} records (dropped: {dropped}). "
-            "Check that the files hold this builder's format, and the options that drop records."
+            + " ".join(
+                [*warnings, "Check that the files hold this builder's format, and the options that drop records."]
+            )
             + (f" The first fault: {faults[0][2]}" if faults else "")
         )
     if "train" not in found["rows"]:

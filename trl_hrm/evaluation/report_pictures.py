@@ -221,14 +221,21 @@ def _spoken(curves: Curves) -> str:
 
 def _paint_beside(axes: "Axes", theme: Theme, curves: Curves, beside: Curves) -> None:
     """Votes and pass@N, the axes, and the legend of all."""
-    for (label, curve), style in zip(beside, cycle(("--", ":", "-.")), strict=False):
+    for (label, curve), (style, marker) in zip(beside, cycle((("--", "_"), (":", "x"), ("-.", "+"))), strict=False):
         n, accuracy = _columns(curve)
-        axes.plot(n, accuracy, color=theme.quiet, linestyle=style, linewidth=1.5, label=shown_label(label))
+        marker = marker if len(n) == 1 else None  # a line of one point would not be seen
+        axes.plot(
+            n, accuracy, color=theme.quiet, linestyle=style, marker=marker, linewidth=1.5, label=shown_label(label)
+        )
     numbers = sorted({point["n"] for _, curve in (*curves, *beside) for point in curve})
     axes.set_xscale("log", base=2)
     axes.set_xticks(numbers, [str(number) for number in numbers])
     axes.minorticks_off()
     axes.set_xlabel("N")
+    low, high = axes.get_ylim()
+    if high - low < 10:  # all accuracies are nearly equal: do not enlarge their differences
+        low, high = (low + high) / 2 - 5, (low + high) / 2 + 5
+    axes.set_ylim(max(low, -2), min(high, 102))
     axes.set_ylabel("accuracy, %")
     legend(axes, theme)
 

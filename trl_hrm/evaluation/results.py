@@ -45,7 +45,7 @@ class Results:
         counts (`dict[str, int]`):
             What was left out or could not be judged, by reason.
         solutions (`dict[str, int]`):
-            How the sampled solutions end. See [`count_outcomes`].
+            How the solutions end. See [`count_outcomes`]. Of a run read again, its candidates with the answers found here.
         warnings (`list[str]`):
             Warnings: most solutions are useless, references are unreadable.
         n (`list[int]`), curves, hacking_gap, calibration:

@@ -278,6 +278,7 @@ def _finish(
     from ..evaluation.results import Results, read_parts, write_candidates, write_results
     from ..search.log import shard_name
     from ..search.outcomes import outcome_of
+    from ..search.run_folder import read_manifest, read_summary
 
     folder = Path(args.output_dir)
     parts = [folder / shard_name("part", i, shard.count, "jsonl") for i in range(shard.count)]
@@ -299,7 +300,10 @@ def _finish(
     counts += counted
     run = Path(folder, SAMPLES) if args.policy else Path(args.candidates)
     policy, statuses = _policy(run)
-    solutions, warnings = _outcomes(run if policy else None, outcomes, counts + statuses, unreadable)
+    manifest = read_manifest(run) | read_summary(run) if policy else {}
+    if policy and not args.policy:  # a run may be read in another way, and not all of its solutions are candidates
+        manifest |= {"solutions": None, "extractors": settings["extractors"]}
+    solutions, warnings = _outcomes(manifest, outcomes, counts + statuses, unreadable)
     if not judged:
         raise ValueError(
             f"{run}: no problem is left to choose solutions of: {dict(counts + statuses)}. Problems with failed requests are "
@@ -370,22 +374,19 @@ def _policy(run: "Path") -> tuple[dict[str, Any] | None, "Counter"]:
 
 
 def _outcomes(
-    run: "Path | None", found: "Counter", counts: "Counter", unreadable: list[dict[str, str]]
+    run: dict[str, Any], found: "Counter", counts: "Counter", unreadable: list[dict[str, str]]
 ) -> tuple[dict[str, int], list[str]]:
-    """How the solutions end, those of a run as its search tells it, and what to warn of."""
+    """How the solutions end, as the summary of a run says or else as they were graded here, and what to warn of."""
     from ..search.outcomes import ordered, outcome_warnings, reference_warnings
-    from ..search.run_folder import read_manifest, read_summary
 
-    manifest: dict[str, Any] = {"search": {}}
     # unreadable ones are wrong where they are chosen
     solutions = {**found, "wrong": found["wrong"] - counts["candidates_unreadable"]}
     solutions["unreadable"] = counts["candidates_unreadable"]
-    if run is not None:
-        manifest, summary = read_manifest(run), read_summary(run)
-        solutions, unreadable = summary["solutions"], [*summary["unreadable_references"], *unreadable]
+    solutions = run.get("solutions") or solutions
+    unreadable = [*run.get("unreadable_references", ()), *unreadable]
     return ordered(solutions), [
         *reference_warnings(counts["problems_ungradable"], unreadable),
-        *outcome_warnings(solutions, manifest.get("search", {}), manifest),
+        *outcome_warnings(solutions, run.get("search", {}), run),
     ]
 
 

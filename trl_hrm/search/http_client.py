@@ -20,12 +20,14 @@ PASSING = (408, 409, 425, 429)  # and 5xx
 # What vLLM, SGLang, TGI, llama.cpp, TensorRT-LLM and others say if a prefix leaves too little room
 TOO_LONG = re.compile(
     r"context[ _](length|window|size)|max_(model|seq|total)_len|session_len|maximum (model|input|prompt|sequence) length"
-    r"|(prompt|inputs?|context|messages?|conversation|request|(?<!stop )sequence)\b.{0,60}\b(is|are|was|were)? ?(too long|longer than)"
-    r"|input tokens?\b.{0,60}\bexceed|prompt\b.{0,60}\bexceeds?\b.{0,60}\b(length|tokens)"
+    r"|(prompt|inputs?|context|messages?|conversation|request|(?<!stop )sequence)\b.{0,60}\b(is|are|was|were)? ?"
+    r"(too long|longer than)|\b(prompt|inputs?)\b.{0,40}\b(is|are) (too large|larger than)"
+    r"|input tokens?\b.{0,60}\bexceed|\b(prompt|input|total tokens)\b.{0,60}\bexceeds?\b.{0,60}\b(length|tokens|limit|maximum)\b"
     r"|inputs` (tokens \+ `max_new_tokens` must be <=|must have less than)"
+    r"|reduce (the )?(length of )?(the |your )?(prompt|input|messages)"
     # this client asks for at least one token: the server subtracted the prefix from what it has room for
-    r"|max_(completion_|new_|output_)?tokens\b.{0,20}\b(must|should|has to) be "
-    r"(at least 1|(a )?positive|non-negative|(greater than|>=?)( or equal to)? [01]\b)",
+    r"|max_(completion_|new_|output_)?tokens\b[^,;]{0,60}?(at least ([01]|one)\b|\bpositive|\bnegative|\bbelow minimum|\b1 or more"
+    r"|(greater|larger|more) than( or equal to)? [01]\b|>=? ?[01]\b|less than 1\b)",
     re.I | re.S,
 )
 LIMIT = re.compile(r"(?:context (?:length|size)|max_model_len|must be <=)\D{0,30}?(\d+)", re.I)

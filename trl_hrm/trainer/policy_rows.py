@@ -99,11 +99,14 @@ def _is_empty(row: Mapping[str, Any], text_field: str) -> bool:
     """Whether a row in one of TRL's formats has nothing for the policy to say."""
     if "input_ids" in row:
         return False
-    value = next((row[name] for name in ("completion", "messages", text_field) if name in row), None)
-    if isinstance(value, str):
-        return not value.strip()
-    if not isinstance(value, list):
+    name = next((name for name in ("completion", "messages", text_field) if name in row), None)
+    if name is None:
         return False  # another format
+    value = row[name]
+    if value is None or isinstance(value, str):
+        return not _has_text(value)
+    if not isinstance(value, list):
+        return False
     answers = value if "completion" in row else [message for message in value if message.get("role") == "assistant"]
     is_empty = not any(
         _has_text(answer.get("content")) or any(answer.get(key) for key in answer.keys() - {"role", "content"})

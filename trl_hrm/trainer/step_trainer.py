@@ -296,7 +296,15 @@ class StepTrainer(HubPushMixin, BaseTrainer):
             warn_of_another_format(resume_from_checkpoint, trained_format, self.step_format)
         if is_peft_model(self.model) and not self.is_fsdp_enabled and find_adapter_config_file(resume_from_checkpoint):
             check_adapter(self.model, resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            raise ValueError(
+                f"{resume_from_checkpoint}: the weights do not fit the model: {' '.join(str(error).split())} Resume with the "
+                "model and the `head` that were saved."
+            ) from error
 
     def _load_best_model(self) -> None:
         self._loaded_from = self.state.best_model_checkpoint
