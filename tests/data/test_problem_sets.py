@@ -162,7 +162,7 @@ def test_limit_and_exclusion_are_counted(tmp_path):
         (GSM8K, GSM8K | {"answer": "it is 3\n#### "}, "found no answer"),
         (GSM8K, GSM8K | {"answer": None}, "found no answer"),
         (GSM8K, GSM8K | {"answer": "#### 4"}, "the answer is '4', and '3' at {file}:1"),
-        (GSM8K, MATH, "the problem is None, expected a non-empty string, or messages with"),
+        (GSM8K, MATH, "the problem is None, expected a non-empty string. The format 'gsm8k' expects"),
         (MATH, MATH | {"problem": "What is 1+3?"}, "the id 'test/sums/1.json' stands at {file}:1 too"),
         (MATH, MATH | {"answer": ""}, "found no answer"),
         ({"problem": "q", "solution": "\\boxed{3}"}, {"problem": "r", "solution": "\\boxed{3"}, "found no answer"),
