@@ -59,7 +59,7 @@ EVIDENCE = replace(
     num_starts=60,
     n=(1, 2, 16, 64),
     models=(
-        RewardModel("orm", "ORM", "soft", "orm", (0,), 120, aggregate="last", ranks=True),
+        RewardModel("orm", "ORM", "soft", "orm", (0, 1, 2), 120, aggregate="last", ranks=True),
         RewardModel("judged-prm", "PRM, judged", "judged", "judged-prm", (0, 1, 2), 120, corrects=True),
         RewardModel(
             "judged-hrm", "HRM, judged", "judged", "judged-hrm", (0, 1, 2), 120, is_merged=True, corrects=True
@@ -117,8 +117,9 @@ class TestWhatHolds:
         assert kl[0.0] > kl[0.001] > kl[0.5] and kl[0.0] > 20 * kl[0.5]
 
     def test_a_small_orm_is_hacked(self, evidence):
-        found = dict(zip(EVIDENCE.n, of(evidence["best_of_n"]["models"], "orm")["accuracy"][0], strict=True))
-        assert found[64] < found[2] - 0.1
+        by_seed = of(evidence["best_of_n"]["models"], "orm")["accuracy"]
+        accuracy = [fmean(at_n) for at_n in zip(*by_seed, strict=True)]
+        assert max(accuracy) - accuracy[-1] > 0.1, by_seed  # the gap, as docs/evaluation.md defines it
 
     def test_majority(self, evidence):
         assert evidence["best_of_n"]["majority_vote"][EVIDENCE.n.index(16)] > 0.9
