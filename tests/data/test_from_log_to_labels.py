@@ -14,7 +14,7 @@ import pytest
 from datasets import load_dataset
 
 from trl_hrm.cli import main
-from trl_hrm.search.log import write_json
+from trl_hrm.io import write_json
 from trl_hrm.search.tree import make_id
 
 from ..search.scripted import SEARCHES, make_problems, run_scripted, write_solution

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from trl_hrm.io import write_json
 from trl_hrm.scripts.demo_runner import Job, Runner, Stage, _share_done, run_command
-from trl_hrm.search.log import write_json
 
 
 def stage(folder, number=3, name="stage"):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trl_hrm.search.log import write_json
+from trl_hrm.io import write_json
 from trl_hrm.search.nodes import read_trees as read_nodes
 from trl_hrm.search.run_folder import finish_shard, node_files, read_manifest, read_summary
 from trl_hrm.search.tree import SearchTree

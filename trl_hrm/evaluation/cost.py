@@ -4,7 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..search.log import shard_name, write_json
+from ..io import write_json
+from ..search.log import shard_name
 from ..search.progress import Progress
 from ..search.run_folder import read_json
 from ..search.shards import Shard

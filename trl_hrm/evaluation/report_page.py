@@ -1,11 +1,11 @@
 """Parts of a page that asks nothing of the network and runs nothing."""
 
 import base64
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from ..io import replacing
 from .hacking import Verdict
 from .report_pictures import Picture
 from .report_style import STYLE
@@ -47,16 +47,11 @@ def write_page(text: str, pictures: Iterable[Picture], output: Path) -> Path:
     folder = output.with_name(f"{output.stem}_files")
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-        _write(folder / f"{picture.name}.png", picture.images["light"])
-    _write(output, text.encode())
+        with replacing(folder / f"{picture.name}.png", "wb") as file:
+            file.write(picture.images["light"])
+    with replacing(output) as file:
+        file.write(text)
     return folder
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Never half a file: it is written beside and moved."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, file)
 
 
 def card(name: str, found: Verdict, source: str, answers: dict[str, str] = ANSWERS) -> str:

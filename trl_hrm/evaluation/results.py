@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..search.log import shard_name, write_json
+from ..io import replacing, write_json
+from ..search.log import shard_name
 from .pool import PoolProblem, from_row, to_row
 
 
@@ -111,15 +112,10 @@ def load_results(folder: str | Path) -> Results:
 
 def write_candidates(folder: Path, problems: Iterable[PoolProblem], name: str = CANDIDATES) -> None:
     """Write judged problems, one row each, to a file that is there whole or not at all. Results of an earlier one go first."""
-    partial = folder / f".{name}.{os.getpid()}"
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            for problem in problems:
-                file.write(json.dumps(to_row(problem), ensure_ascii=False) + "\n")
+    with replacing(folder / name) as file:
+        for problem in problems:
+            file.write(json.dumps(to_row(problem), ensure_ascii=False) + "\n")
         (folder / RESULTS).unlink(missing_ok=True)
-        os.replace(partial, folder / name)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_candidates(folder: str | Path, name: str = CANDIDATES) -> Iterator[PoolProblem]:

@@ -17,10 +17,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data.problem_sets import refuse_caseless_ids
+from ..io import write_json
 from ..scoring.paths import TreeScorer
 from ..search.engine import Engine
 from ..search.level_search import LevelProgress, LevelSearch
-from ..search.log import EventLog, shard_name, write_json
+from ..search.log import EventLog, shard_name
 from ..search.manifest import check_manifest, resumed_prompt
 from ..search.outcomes import ordered, outcome_warnings, reference_warnings
 from ..search.prompts import Prompt

@@ -63,7 +63,7 @@ def _report(args: argparse.Namespace, costs: list[dict[str, Any]]) -> None:
     import time
 
     from ..demo.report import write_report
-    from ..search.log import write_json
+    from ..io import write_json
     from .demo_report import collect
 
     began, folder = time.perf_counter(), Path(args.output_dir)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..search.log import write_json
+from ..io import write_json
 from .demo_runner import run_recipe
 
 

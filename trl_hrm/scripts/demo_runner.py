@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from ..search.log import write_json
+from ..io import write_json
 from .settings_file import add_config_argument, with_settings, words_of
 
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -170,10 +169,3 @@ class EventLog:
 def shard_name(kind: str, shard: int, num_shards: int, suffix: str) -> str:
     """Name of a shard's file, as in `log-00002-of-00016.jsonl`."""
     return f"{kind}-{shard:05d}-of-{num_shards:05d}.{suffix}"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a file that is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .log import write_json
+from ..io import write_json
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 
 

@@ -5,7 +5,6 @@ Beside the fields of [`Node`] a node has `parent_id`, `depth`, `num_tokens` and 
 problem, its leaves, and the tokens that were generated and taken from a cache. Counts are stored, scores are computed.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..io import replacing
 from .outcomes import NUM_SHOWN
 from .tree import ROOT, Node, Problem, SearchTree, walk
 from .values import leaf_counts
@@ -84,18 +84,9 @@ def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
         path (`str` or `Path`):
             File to write. One that is there is replaced.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as file:
-            with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
-                for group in _groups(trees):
-                    writer.write_table(_table(group), row_group_size=len(group))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+        for group in _groups(trees):
+            writer.write_table(_table(group), row_group_size=len(group))
 
 
 def read_trees(path: str | Path, token_ids: bool = True) -> Iterator[SearchTree]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .log import EventLog, shard_name, write_json
+from ..io import write_json
+from .log import EventLog, shard_name
 from .manifest import MANIFEST
 from .nodes import write_nodes
 from .outcomes import NUM_SHOWN, count_outcomes, ordered, outcome_warnings, reference_warnings

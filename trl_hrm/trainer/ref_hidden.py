@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollator, PreTrainedModel
 
 from .._compat import DataCollatorForLanguageModeling, maybe_gather_lm_head_ctx
+from ..io import write_json
 from ..kl import LMHead, trained_tokens
 from .reference import AdapterOff, FrozenReference, causal_lm_of, without_adapter
 
@@ -187,9 +188,7 @@ def precompute_hidden(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder / MANIFEST)
+        write_json(folder / MANIFEST, manifest)
     accelerator.wait_for_everyone()
 
     store = RefHiddenStore(folder)
