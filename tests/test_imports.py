@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the bottom up. Groups of a layer never import each other.
 LAYERS = [
-    {"encoding", "io"},
+    {"config", "encoding", "io"},
     {"trl_hrm", "step_tree", "step_format", "hub", "_compat"},
     {"forest", "tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
     {"search", "loading"},
