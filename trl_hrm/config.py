@@ -1,20 +1,27 @@
 """Base class of the configs, whose fields are also the options of the command line."""
 
+import json
 import os
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from datetime import date
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(kw_only=True)
 class Config:
     """
-    Base class of the configs.
+    Base class of the configs. It reads values as people write them in Python and in YAML:
 
-    A field declared as `list[str]` also takes a single string or path, which becomes a list of one. A subclass that checks more
-    calls `super().__post_init__()` first.
+    - a field declared as a list takes a single value too, which becomes a list of one;
+    - one declared as `str` takes a path, and a number or a date, as YAML reads `revision: 2024` and `2024-07-26`;
+    - one declared as `dict[str, Any] | str` takes a JSON object as text.
+
+    A subclass that checks more calls `super().__post_init__()` first.
 
     Raises:
-        `ValueError`: If a field declared as `Literal` holds none of its choices.
+        `ValueError`: If a field holds a value of another type, or none of its choices: those of its `Literal`, or `"choices"` of its
+            metadata for a list.
 
     Example:
 
@@ -34,22 +41,48 @@ class Config:
     def __post_init__(self):
         types = get_type_hints(type(self))
         for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None and _allows(types[field.name], type(None)):
-                continue
-            if _allows(types[field.name], list[str]):
-                names = [value] if isinstance(value, (str, os.PathLike)) else value
-                setattr(self, field.name, [os.fspath(name) for name in names])
-            choices = choices_of(types[field.name])
-            if choices and value not in choices:
-                raise ValueError(f"{field.name} is {value!r}, expected one of {', '.join(map(str, choices))}.")
+            value = _checked(field.name, getattr(self, field.name), types[field.name])
+            choices = field.metadata.get("choices")
+            if choices and isinstance(value, list) and not set(value) <= set(choices):
+                raise ValueError(f"{field.name} is {value!r}, expected some of {', '.join(map(str, choices))}.")
+            setattr(self, field.name, value)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that are not `None`, as a YAML file has them."""
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
+        return {name: value for name, value in found.items() if value is not None}
 
 
-def choices_of(declared: Any) -> tuple[Any, ...]:
-    """Return the choices of a type that is a `Literal`, or a `Literal` or `None`. Empty for other types."""
-    kinds = [declared, *get_args(declared)]
-    return next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
-
-
-def _allows(declared: Any, kind: Any) -> bool:
-    return declared == kind or kind in get_args(declared)
+def _checked(name: str, value: Any, declared: Any) -> Any:
+    """The value as a field of the declared type holds it."""
+    kinds = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, get_args(kind)))}.")
+    elif origin is list:
+        [element] = get_args(kind)
+        return [_checked(name, one, element) for one in (value if isinstance(value, list | tuple) else [value])]
+    elif origin is dict and isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} is {value!r}, expected a JSON object ({error}).") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {value!r}, expected a JSON object.")
+    elif origin is str:
+        if isinstance(value, int | float | date | os.PathLike) and not isinstance(value, bool):
+            return str(value)
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}, expected a text.")
+    elif origin is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}, expected true or false.")
+    elif origin in (int, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float) if origin is float else int):
+            raise ValueError(f"{name} is {value!r}, expected {'a number' if origin is float else 'a whole number'}.")
+        return origin(value)
+    return value

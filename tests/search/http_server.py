@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
-from trl_hrm.search.engine import CharTokenizer, find_stop
+from trl_hrm.search.engines.base import CharTokenizer, find_stop
 
 
 WORDS = ["add ", "sub ", "so ", "# Step 2\n", "seven ", "three.\n\n"]

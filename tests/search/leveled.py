@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trl_hrm.search.engine import ScriptedEngine
-from trl_hrm.search.level_search import LevelProgress, LevelSearch
-from trl_hrm.search.log import EventLog, shard_name
+from trl_hrm.search.engines.base import ScriptedEngine
+from trl_hrm.search.log import EventLog
 from trl_hrm.search.open_tree import OpenTree
-from trl_hrm.search.scheduler import SchedulerConfig
+from trl_hrm.search.run_folder import shard_name
+from trl_hrm.search.scheduler import Progress, Scheduler, SchedulerConfig
 from trl_hrm.search.step_search import BeamSearch, DiverseTreeSearch, GreedyStepSearch, StepSearch
 from trl_hrm.search.tree import Problem
 from trl_hrm.step_tree import StepTree
@@ -66,25 +66,26 @@ def run_levels(
     seed: int = 42,
     extractors: tuple[str, ...] = ("marker", "boxed", "hash"),
     prompt: Any = PROMPT,
-    on_progress: Callable[[LevelProgress], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
     **config: int,
-) -> LevelProgress:
+) -> Progress:
     """Run a search, or go on with one, and leave its log in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with EventLog(log_of(folder), write=True) as log:
-        level = LevelSearch(
+        scheduler = Scheduler(
             engine or ScriptedEngine(script, latency),
             search,
-            scorer or PathScorer(score),
             grader or ExactGrader(),
             prompt,
+            search.rule,
             log,
             seed=seed,
             extractors=extractors,
             config=SchedulerConfig(**config),
             on_progress=on_progress,
+            score=scorer or PathScorer(score),
         )
-        return asyncio.run(level.run(make_problems(6) if problems is None else problems))
+        return asyncio.run(scheduler.run(make_problems(6) if problems is None else problems))
 
 
 def log_of(folder: Path) -> Path:

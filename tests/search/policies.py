@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
-from trl_hrm.demo.tiny_model import make_tiny_model
+from trl_hrm.tiny_model import make_tiny_model
 
 
 PROBLEMS = [(a, b) for a in range(12) for b in range(12)]

@@ -12,15 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trl_hrm.search.engine import ScriptedEngine
-from trl_hrm.search.full_tree import FullTree
-from trl_hrm.search.log import EventLog, shard_name
-from trl_hrm.search.progress import Progress
+from trl_hrm.search.engines.base import ScriptedEngine
+from trl_hrm.search.log import EventLog
+from trl_hrm.search.policies import PUCT, FullTree, Rollouts, RootFilter
 from trl_hrm.search.prompts import PROMPTS
-from trl_hrm.search.puct import PUCT
-from trl_hrm.search.rollouts import Rollouts
-from trl_hrm.search.root_filter import RootFilter
-from trl_hrm.search.scheduler import Scheduler, SchedulerConfig
+from trl_hrm.search.run_folder import shard_name
+from trl_hrm.search.scheduler import Progress, Scheduler, SchedulerConfig
 from trl_hrm.search.steps import RULES
 from trl_hrm.search.tree import Problem, SearchTree
 

@@ -8,9 +8,8 @@ import pytest
 
 from trl_hrm.cli import main
 from trl_hrm.search.compression import compress
-from trl_hrm.search.inspection import OUTCOMES, lines
-from trl_hrm.search.inspection_html import html_page, page_data
-from trl_hrm.search.inspection_text import format_tree, plain, problem_lines, shorten, wrap
+from trl_hrm.search.inspection import OUTCOMES, lines, page_data, render_tree
+from trl_hrm.search.inspection_text import format_tree, plain, problem_lines
 from trl_hrm.search.nodes import write_nodes
 from trl_hrm.search.tree import ROOT
 
@@ -37,12 +36,12 @@ reference answer: 3
 by hand
 
 0.60 ████▊     3/5 +2?  (prompt)
-0.60 ████▊     3/5 +1?  ├─ 1 + 2 = 3.
-                        │  ├─ 3 rollouts: 1 correct, 1 wrong, 1 no answer
-1.00 ████████           │  ├─ # Step 2 So it is 3.  ×2  ✓ 3
-0.00                    │  ├─ # Step 2 Hence 4.  ✗ 4
-   –                    │  └─ # Step 2 Hence I.  ? ungraded I
-   –                    └─ and so on  ? truncated"""
+0.60 ████▊     3/5 +1?  ├── 1 + 2 = 3.
+                        │   ├── 3 rollouts: 1 correct, 1 wrong, 1 no answer
+1.00 ████████           │   ├── # Step 2 So it is 3.  ×2  ✓ 3
+0.00                    │   ├── # Step 2 Hence 4.  ✗ 4
+   –                    │   └── # Step 2 Hence I.  ? ungraded I
+   –                    └── and so on  ? truncated"""
 
 
 def test_a_tree_in_the_terminal():
@@ -151,16 +150,11 @@ def test_lines_fit_the_terminal(width):
         assert columns <= width, line
 
 
-def test_shorten_wrap_and_plain():
-    assert shorten("abcdef", 6) == "abcdef"
-    assert shorten("abcdefg", 6) == "abcde…"
-    assert shorten("等等等", 5) == "等等…"
-    assert shorten("abc", 0) == ""
+def test_a_long_problem_is_cut_after_four_lines():
+    tree = tree_of(prompt="one two three four " * 9)
+    head = format_tree(inspection_of(tree), width=20).split("\n")
+    assert head[1:5] == ["one two three four"] * 3 + ["one two three four…"] and head[5].startswith("reference answer")
     assert plain(" a\n\n b\tc ") == "a b c"
-    assert wrap("one two three four", 8, most=3) == ["one two", "three", "four"]
-    assert wrap("one two three four", 8, most=2) == ["one two", "three f…"]
-    assert wrap("等等等等等", 5, most=3) == ["等等", "等等", "等"]
-    assert wrap("", 5, most=3) == [""]
 
 
 OUTCOME_CASES = {
@@ -187,8 +181,8 @@ def test_outcomes():
 def test_the_page_holds_the_tree_and_no_markup_of_it():
     """One `</script>` in a text would end the data and start whatever the policy wrote."""
     tree = tree_of((ROOT, HOSTILE + "</script><img src=x onerror=alert(1)><!--", {"seed": 2**52 + 1}), prompt=HOSTILE)
-    page = html_page(inspection_of(tree, run=HOSTILE))
-    assert page == html_page(inspection_of(tree, run=HOSTILE))
+    page = render_tree(inspection_of(tree, run=HOSTILE))
+    assert page == render_tree(inspection_of(tree, run=HOSTILE))
     page.encode("utf-8")  # a lone surrogate would be an error
     assert page.count("<script") == 2 and page.count("</script") == 2 and "<img" not in page
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
@@ -273,7 +267,7 @@ def test_compressed_view(tmp_path, capsys):
     ]
     assert main(argv) == 0
     plain_view = capsys.readouterr().out
-    assert main([*argv, "--hnc", "3"]) == 0
+    assert main([*argv, "--hnc", "--hnc_seed", "3"]) == 0
     view = capsys.readouterr().out
     moved = int(re.search(r"node compression with seed 3, which moved (\d+)", view)[1])
     assert moved > 0 and view.count("moved up") == moved and "moved up" not in plain_view
@@ -320,9 +314,9 @@ def test_ids_that_are_no_file_names(tmp_path, capsys, monkeypatch):
     "options, message",
     [
         (["--problem", "77"], "found no problem '77' among 6, expected an id, such as 'p000', or a place"),
-        (["--html", "x.html"], "--html is given without --problem"),
-        (["--problem", "1", "--depth", "0"], "--depth is 0, expected 1 or more"),
-        (["--problem", "1", "--breadth", "-1"], "--breadth is -1, expected 1 or more"),
+        (["--html", "x.html"], "html is given without problem"),
+        (["--problem", "1", "--depth", "0"], "depth is 0, expected 1 or more"),
+        (["--problem", "1", "--breadth", "-1"], "breadth is -1, expected 1 or more"),
         (["--format", "openr"], "found a folder without a log of a search, expected a JSON Lines file of openr"),
     ],
 )

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from trl_hrm.search.compression import compress
-from trl_hrm.search.inspection import Inspection
-from trl_hrm.search.inspection_html import html_page
-from trl_hrm.search.tree import ROOT
+from trl_hrm.search.inspection import render_tree
+from trl_hrm.search.tree import ROOT, SearchTree
 
 from ..browser import Browser
 from .trees import full_tree, inspection_of, random_search_tree, tree_of
@@ -20,20 +19,8 @@ HOSTILE = (
 SOLUTION = "First line.\n\n    indented  twice\n\\[ x < 3 & y > 2 \\]"
 
 
-@pytest.fixture
-def show(browser, tmp_path):
-    """Open the page of a tree, and at the end of the test make sure that it asked for nothing and reported no error."""
-    file = tmp_path / "page.html"
-
-    def show(inspection: Inspection, width: int = 1280, height: int = 900, dark: bool = False) -> Browser:
-        file.write_text(html_page(inspection), encoding="utf-8")
-        browser.show(width, height, dark)
-        browser.open(file)
-        return browser
-
-    yield show
-    assert browser.requests == [file.absolute().as_uri()]
-    assert browser.errors == []
+def tree_page(tree: SearchTree, **options: str) -> str:
+    return render_tree(inspection_of(tree, **options))
 
 
 def row(text: str) -> str:
@@ -57,7 +44,7 @@ SMALL = tree_of(
 
 
 def test_head_and_rows(show):
-    browser = show(inspection_of(SMALL, run="runs/mcts", basis="by hand"))
+    browser = show(tree_page(SMALL, run="runs/mcts", basis="by hand"))
     assert browser.evaluate("document.title") == "p1 · search tree"
     assert browser.texts("#kicker") == ["runs/mcts · problem p1done"]
     assert browser.texts("#problem") == ["What is 1 + 2?"]
@@ -81,7 +68,7 @@ def test_head_and_rows(show):
 
 
 def test_a_click_shows_the_full_text(show):
-    browser = show(inspection_of(SMALL))
+    browser = show(tree_page(SMALL))
     browser.click(row("2"))
     assert browser.texts("#detail pre") == [f"# Step 2\n{SOLUTION}"]
     assert browser.texts("#detail h2") == ["Step 2"]
@@ -100,7 +87,7 @@ def test_a_solution_that_was_cut_into_steps_counts_once(show):
     """The last of its steps ends as the rollout beside it does: both together would double every answer."""
     solution = {"answer": "3", "correct": True}
     browser = show(
-        inspection_of(
+        tree_page(
             tree_of(
                 (ROOT, "One. Three.", solution | {"role": "rollout"}),
                 (ROOT, "Four.", {"answer": "4", "correct": False, "role": "rollout"}),
@@ -126,7 +113,7 @@ def test_hostile_text_is_inert(show):
         answer=HOSTILE,
         name=HOSTILE,
     )
-    browser = show(inspection_of(tree, run=HOSTILE, basis=HOSTILE))
+    browser = show(tree_page(tree, run=HOSTILE, basis=HOSTILE))
     browser.click("#depths button:last-of-type")
     for i in range(6):
         browser.click(row(str(i)))
@@ -137,17 +124,8 @@ def test_hostile_text_is_inert(show):
     assert browser.evaluate("document.scripts.length") == 2
 
 
-def test_the_policy_forbids_requests(browser, tmp_path):
-    """Were the policy absent or damaged, nobody would notice: the page itself asks for nothing."""
-    file = tmp_path / "page.html"
-    file.write_text(html_page(inspection_of(SMALL)), encoding="utf-8")
-    browser.open(file)
-    assert browser.evaluate("fetch('data:text/plain,x').then(() => 'sent', () => 'refused')") == "refused"
-    assert any("Content Security Policy" in error for error in browser.errors)
-
-
 def test_keys(show):
-    browser = show(inspection_of(SMALL))
+    browser = show(tree_page(SMALL))
     browser.evaluate("document.getElementById('tree').focus()")
 
     def selected(*keys):
@@ -171,7 +149,7 @@ def test_keys(show):
 
 
 def test_search(show):
-    browser = show(inspection_of(full_tree(3, 4)))  # 120 nodes, so that not all are open
+    browser = show(tree_page(full_tree(3, 4)))  # 120 nodes, so that not all are open
     browser.click("#search")
     browser.type("step 4 is 119.")
     assert browser.texts("#hits") == ["1 found"]
@@ -185,7 +163,7 @@ def test_search(show):
 def test_every_node_of_a_large_tree_is_there(show):
     """Rows are drawn only where they are seen: one that is never drawn must still be reached, and the page stay light."""
     tree = full_tree(5, 5)
-    browser = show(inspection_of(tree), height=2400)
+    browser = show(tree_page(tree), height=2400)
     assert len(tree.nodes) == 3905 and "3,905" in browser.texts("#facts dd")
     browser.click("#depths button:last-of-type")
     assert num_rows(browser) == 3906
@@ -201,7 +179,7 @@ def test_every_node_of_a_large_tree_is_there(show):
 def test_the_picture_selects(show):
     """Its bars are found by bisection: off by one, it would show another step than the one pointed at."""
     tree = full_tree(4, 3)
-    browser = show(inspection_of(tree))
+    browser = show(tree_page(tree))
     first = [i for i, node in enumerate(tree.nodes) if node.parent == ROOT]
     for place, node in enumerate(first):
         browser.click("#picture", x=(place + 0.5) / 4, y=1.5 / 4)
@@ -220,7 +198,7 @@ def test_colours_of_the_picture(show):
         (ROOT, "b", {"answer": "4", "correct": False}),
         (ROOT, "c", {"finish": "length"}),
     )
-    browser = show(inspection_of(tree))
+    browser = show(tree_page(tree))
     bars = browser.evaluate(
         "[...document.querySelectorAll('.all path')].map(p => [p.getAttribute('d').split('M').length - 1, getComputedStyle(p).fill])"
     )
@@ -233,7 +211,7 @@ def test_rollouts_and_compressed_trees_open(show):
     """Every kind of line, in trees nobody drew by hand: what is wrong shows as an error in the console."""
     for tree in (random_search_tree(0), random_search_tree(1)):
         for view in (tree, compress(tree, 7, probability=1.0, min_children=2)):
-            browser = show(inspection_of(view))
+            browser = show(tree_page(view))
             browser.click("#depths button:last-of-type")
             lines = browser.evaluate("lines.length")
             assert num_rows(browser) == lines
@@ -245,23 +223,9 @@ def test_rollouts_and_compressed_trees_open(show):
 
 def test_a_tree_without_nodes(show):
     """A problem that was opened a moment ago, or never solved: the page says so much and no more."""
-    browser = show(inspection_of(tree_of()))
+    browser = show(tree_page(tree_of()))
     assert browser.texts(".row .value") == ["–"] and browser.texts("#detail pre") == ["What is 1 + 2?"]
     assert browser.texts("#depths *") == []
-
-
-def test_dark_and_light(show):
-    def luminance(scheme):
-        browser = show(inspection_of(SMALL), dark=scheme)
-        found = browser.evaluate(
-            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
-        )
-        return [sum(map(int, text[4:-1].split(","))) / 765 for text in found]
-
-    page, text = luminance(False)
-    assert page > 0.9 and text < 0.2
-    page, text = luminance(True)
-    assert page < 0.15 and text > 0.8
 
 
 @pytest.mark.parametrize("width, height", [(320, 640), (390, 844), (820, 1180), (1000, 560), (1920, 1080)])
@@ -269,7 +233,7 @@ def test_sizes(show, width, height):
     """Nothing may stand beyond the right edge, and the tree must keep room."""
     long = "x" * 400
     tree = tree_of((ROOT, long, {}), (0, long, {"answer": long, "correct": True}), prompt=long, answer=long, name=long)
-    browser = show(inspection_of(tree, run=long, basis=long), width, height)
+    browser = show(tree_page(tree, run=long, basis=long), width, height)
     browser.click(row("1"))
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate("document.getElementById('tree').clientHeight") > 120

@@ -14,7 +14,7 @@ import pytest
 
 from trl_hrm import StepFormat
 from trl_hrm.scoring.scorer import StepScorer
-from trl_hrm.search.engine import EngineFatal, PrefixTooLong, ScriptedEngine
+from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, ScriptedEngine
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.step_search import GreedyStepSearch, is_step
 from trl_hrm.search.tree import Problem
@@ -163,7 +163,7 @@ def test_faults_change_nothing(tmp_path, name):
 
 def test_problems_with_faults_wait_for_the_next_start(tmp_path):
     """Tried twice, closed as errors, and asked only for what is missing when the run is started again."""
-    progress = run_levels(tmp_path / "a", SEARCHES["trees"], engine=FaultyEngine(0.4), max_failures=50)
+    progress = run_levels(tmp_path / "a", SEARCHES["trees"], engine=FaultyEngine(0.5), max_failures=50)
     assert progress.closed["error"] >= 2
     missing = run_levels(tmp_path / "a", SEARCHES["trees"])
     assert missing.num_problems == progress.closed["error"] and missing.closed == {"done": missing.num_problems}

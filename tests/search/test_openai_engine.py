@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from trl_hrm.search.engine import CharTokenizer, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
-from trl_hrm.search.full_tree import FullTree
-from trl_hrm.search.openai_engine import OpenAIEngine
+from trl_hrm.search.engines.base import CharTokenizer, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
+from trl_hrm.search.engines.openai import OpenAIEngine
+from trl_hrm.search.policies import FullTree
 from trl_hrm.search.run_folder import finish_shard
 
 from .http_server import FakeServer, body, cut, hang, hang_up, policy, status
@@ -531,7 +531,7 @@ def test_pauses(monkeypatch):
     async def clear():
         pauses.clear()
 
-    monkeypatch.setattr("trl_hrm.search.http_client.asyncio.sleep", no_sleep)
+    monkeypatch.setattr("trl_hrm.search.engines.http.asyncio.sleep", no_sleep)
     plain = pauses_of(1, *[status(500)] * 9)
     assert len(plain) == 9
     for place, pause in enumerate(plain):

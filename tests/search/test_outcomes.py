@@ -5,20 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from trl_hrm.search.engine import PrefixTooLong, ScriptedEngine
-from trl_hrm.search.full_tree import FullTree
+from trl_hrm.search.engines.base import PrefixTooLong, ScriptedEngine
 from trl_hrm.search.log import EventLog
-from trl_hrm.search.manifest import check_manifest
 from trl_hrm.search.nodes import tree_totals
-from trl_hrm.search.outcomes import (
-    OUTCOMES,
-    count_outcomes,
-    describe_outcomes,
-    outcome_warnings,
-    reference_warnings,
-)
-from trl_hrm.search.rollouts import Rollouts
-from trl_hrm.search.run_folder import finish_shard, node_files, read_summary, summary_warnings
+from trl_hrm.search.outcomes import OUTCOMES, count_outcomes, describe_outcomes, outcome_warnings, reference_warnings
+from trl_hrm.search.policies import FullTree, Rollouts
+from trl_hrm.search.run_folder import check_manifest, finish_shard, node_files, read_summary, summary_warnings
 from trl_hrm.search.tree import Problem
 
 from .scripted import FINAL, PROMPT, RULE, SEARCHES, ExactGrade, ExactGrader, make_problems, read_trees, run_scripted

@@ -6,12 +6,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from trl_hrm.encoding import control_tokens
-from trl_hrm.search.engine import EngineError
-from trl_hrm.search.manifest import MANIFEST, check_manifest, resumed_prompt
-from trl_hrm.search.openai_engine import OpenAIEngine
-from trl_hrm.search.prefixes import cut_prefix
+from trl_hrm.search.engines.base import EngineError
+from trl_hrm.search.engines.openai import OpenAIEngine
 from trl_hrm.search.prompts import OLD_DEFAULTS, Prompt, started_prompt
-from trl_hrm.search.steps import RULES
+from trl_hrm.search.run_folder import MANIFEST, check_manifest, resumed_prompt
+from trl_hrm.search.steps import RULES, cut_prefix
 
 from ..test_encoding import GPT, LLAMA, byte_level
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_hrm.search.engine import EngineFatal, PrefixTooLong, check_samples
-from trl_hrm.search.openai_engine import OpenAIEngine
-from trl_hrm.search.transformers_engine import TransformersEngine
+from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, check_samples
+from trl_hrm.search.engines.openai import OpenAIEngine
+from trl_hrm.search.engines.transformers import TransformersEngine
 
 from .policies import make_policy
 from .serving import ENVIRONMENT, serve
@@ -103,7 +103,7 @@ def vllm_engine(folder, loop):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        from trl_hrm.search.vllm_engine import VLLMEngine
+        from trl_hrm.search.engines.vllm import VLLMEngine
 
         engine = VLLMEngine.from_pretrained(  # outside of the loop, as the command does it
             folder,
@@ -307,6 +307,6 @@ class TestTransformersServer:
 def test_without_vllm_the_remedy_is_named(monkeypatch):
     """The name of a missing module alone does not tell what to install."""
     monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.delitem(sys.modules, "trl_hrm.search.vllm_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "trl_hrm.search.engines.vllm", raising=False)
     with pytest.raises(ImportError, match=r'pip install "trl-hrm\[vllm\]"'):
-        importlib.import_module("trl_hrm.search.vllm_engine")
+        importlib.import_module("trl_hrm.search.engines.vllm")

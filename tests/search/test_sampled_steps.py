@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from trl_hrm.search.engine import CharTokenizer, PrefixTooLong, Sample, ScriptedEngine, find_stop
-from trl_hrm.search.full_tree import FullTree
+from trl_hrm.search.engines.base import CharTokenizer, PrefixTooLong, Sample, ScriptedEngine, find_stop
+from trl_hrm.search.policies import FullTree
 from trl_hrm.search.step_search import GreedyStepSearch
 from trl_hrm.search.steps import RULES
 from trl_hrm.search.tree import Problem

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from trl_hrm.search.engine import EngineError, EngineFatal, PrefixTooLong, Sample, ScriptedEngine
+from trl_hrm.search.engines.base import EngineError, EngineFatal, PrefixTooLong, Sample, ScriptedEngine
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.open_tree import OpenTree
-from trl_hrm.search.root_filter import RootFilter
-from trl_hrm.search.shards import launched_shard, problem_shard
+from trl_hrm.search.policies import RootFilter
+from trl_hrm.search.run_folder import launched_shard, problem_shard
+from trl_hrm.search.step_search import GreedyStepSearch
 from trl_hrm.search.tree import Problem
 
 from .scripted import (
     FINAL,
     PROMPT,
+    RULE,
     SEARCHES,
     ExactGrade,
     ExactGrader,
@@ -268,6 +270,12 @@ def test_a_request_larger_than_the_bound_is_refused(tmp_path):
     """It could never be sent: the loop would end as if all were done."""
     with pytest.raises(ValueError, match="max_in_flight is 2, expected 3 or more"):
         run_scripted(tmp_path, max_in_flight=2)
+
+
+def test_a_step_search_needs_a_reward_model(tmp_path):
+    """Without scores no beam would ever advance: each problem would end after its first step."""
+    with pytest.raises(ValueError, match="`score` is missing, and the search is GreedyStepSearch"):
+        run_scripted(tmp_path, GreedyStepSearch(num_candidates=2, rule=RULE))
 
 
 def test_the_filter_does_not_hide_a_larger_request(tmp_path):

@@ -6,12 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from trl_hrm.data.candidates import finished_solutions
-from trl_hrm.search.full_tree import FullTree
+from trl_hrm.data.candidate_sources import finished_solutions
 from trl_hrm.search.open_tree import request_seed
-from trl_hrm.search.puct import PUCT
-from trl_hrm.search.rollouts import Rollouts
-from trl_hrm.search.root_filter import RootFilter
+from trl_hrm.search.policies import PUCT, FullTree, Rollouts, RootFilter
 from trl_hrm.search.steps import regex_rule
 from trl_hrm.search.tree import ROOT
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from trl_hrm.search.shards import show_own_gpu
+from trl_hrm.search.run_folder import show_own_gpu
 
 
 @pytest.mark.parametrize(

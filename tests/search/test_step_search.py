@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from trl_hrm.search.engine import ScriptedEngine
+from trl_hrm.search.engines.base import ScriptedEngine
 from trl_hrm.search.step_search import BeamSearch, DiverseTreeSearch, GreedyStepSearch
 from trl_hrm.search.steps import RULES, regex_rule
 from trl_hrm.search.tree import Problem

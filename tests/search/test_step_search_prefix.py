@@ -8,17 +8,16 @@ from functools import partial
 import pytest
 
 from trl_hrm import StepFormat
-from trl_hrm.demo.tiny_model import make_tokenizer
-from trl_hrm.evaluation.tree_scores import score_fitting
+from trl_hrm.scoring.candidate_scores import score_fitting
 from trl_hrm.scoring.scorer import StepScorer
-from trl_hrm.search.asking import ending_extractors
-from trl_hrm.search.engine import PrefixTooLong, ScriptedEngine
+from trl_hrm.scoring.scoring_config import ScoringConfig
+from trl_hrm.search.engines.base import PrefixTooLong, ScriptedEngine
 from trl_hrm.search.nodes import read_trees
-from trl_hrm.search.prefixes import cut_prefix, prefix_fault
 from trl_hrm.search.run_folder import finish_shard
-from trl_hrm.search.step_search import BeamSearch, DiverseTreeSearch, GreedyStepSearch
-from trl_hrm.search.steps import RULES
+from trl_hrm.search.step_search import BeamSearch, DiverseTreeSearch, GreedyStepSearch, ending_extractors
+from trl_hrm.search.steps import RULES, cut_prefix
 from trl_hrm.search.tree import ROOT, Node, Problem, make_id
+from trl_hrm.tiny_model import make_tokenizer
 
 from ..helpers import tiny_model, tiny_tokenizer
 from .leveled import LIMITS as HEADER_LIMITS
@@ -365,7 +364,7 @@ def test_merged_spans_reach_into_the_prefix(tmp_path):
     """
     step_format = StepFormat(merge_separator="\n")
     scorer = StepScorer(tiny_model(step_format, max_position_embeddings=1024), tiny_tokenizer(), step_format)
-    spans = partial(score_fitting, scorer, spans=(1, 2), combine="mean")
+    spans = partial(score_fitting, scorer, scoring=ScoringConfig([1, 2], "mean"))
     search = SEARCHES["greedy"]
     run_levels(tmp_path, search, with_prefixes(3), scorer=spans)
     reached = 0
@@ -390,7 +389,8 @@ def test_merged_spans_reach_into_the_prefix(tmp_path):
 def fault(
     prefix: str, rule: str = "blank_line", max_depth: int = 4, extractors=("marker", "boxed", "hash")
 ) -> str | None:
-    return prefix_fault(prefix, RULES[rule], ("# END!",), max_depth, ending_extractors(extractors))
+    search = GreedyStepSearch(num_candidates=2, rule=RULES[rule], final_stops=("# END!",), max_depth=max_depth)
+    return search.prefix_fault(prefix, ending_extractors(extractors))
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,8 @@ def test_what_cannot_be_gone_on_from(tmp_path, rule, prefix, message):
 def test_only_step_searches_go_on_from_a_prefix(tmp_path):
     """Others begin at the prompt: they would annotate the problem as if nothing had been given."""
     with pytest.raises(
-        ValueError, match="problem 'p000': the solution is to go on after '# Step 1.*Leave the prefix out"
+        ValueError,
+        match="problem 'p000': this search cannot continue from a prefix, and the prefix is '# Step 1.*Leave the prefix out",
     ):
         run_scripted(tmp_path, problems=with_prefixes(2))
     assert not log_of(tmp_path).read_bytes()

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from trl_hrm.demo.tiny_model import make_tokenizer
-from trl_hrm.search.engine import CharTokenizer
+from trl_hrm.search.engines.base import CharTokenizer
 from trl_hrm.search.prompts import PROMPTS, Prompt
 from trl_hrm.search.steps import RULES, Cut, cut_steps, cut_text, regex_rule
+from trl_hrm.tiny_model import make_tokenizer
 
 from .scripted import write_solution
 

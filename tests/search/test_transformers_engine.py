@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MambaConfig, MambaForCausalLM
 
-from trl_hrm.demo.tiny_model import make_tiny_model
-from trl_hrm.search.engine import EngineFatal, PrefixTooLong, check_samples, find_stop
-from trl_hrm.search.transformers_engine import TransformersEngine
+from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, check_samples, find_stop
+from trl_hrm.search.engines.transformers import TransformersEngine
+from trl_hrm.tiny_model import make_tiny_model
 
 from .policies import make_policy
 

@@ -8,15 +8,7 @@ import mpmath
 import pytest
 
 from trl_hrm.search.tree import ROOT, Node, Problem, SearchTree
-from trl_hrm.search.values import (
-    ESTIMATORS,
-    TRUNCATED,
-    LeafCounts,
-    entropy_label,
-    leaf_counts,
-    make_label,
-    mc_scores,
-)
+from trl_hrm.search.values import ESTIMATORS, TRUNCATED, LeafCounts, entropy_label, leaf_counts, make_label, mc_scores
 
 from .random_trees import add_node, end, full_tree, random_tree, rollout_tree, slow_leaves, slow_score
 

@@ -85,7 +85,7 @@ def move_up(tree: SearchTree, moves: Iterable[int], key: tuple = ()) -> SearchTr
         moves (`Iterable[int]`):
             Indices of nodes.
         key (`tuple`, *optional*, defaults to `()`):
-            What the new ids depend on beside the old ones.
+            Seed of the new ids, next to the old ids.
 
     Raises:
         `ValueError`: If a node cannot move: a first step, a node that was not sampled as a step, an only child, or one with

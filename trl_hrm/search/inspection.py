@@ -1,10 +1,14 @@
-"""What a person is shown of a search tree, whether in a terminal or on a page: its lines, and how solutions ended."""
+"""
+What is shown of a search tree, in a terminal ([`~inspection_text.format_tree`]) and on a page that works offline: its lines, and how
+solutions ended.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .tree import ROOT, Node, SearchTree
+from ..pages.page import render
+from .tree import ROOT, SearchTree
 from .values import LeafCounts
 
 
@@ -28,9 +32,9 @@ class Inspection:
         tree ([`SearchTree`]):
             The tree, with N nodes.
         scores (`list[float | None]`):
-            N + 1 MC scores in `[0, 1]`, the last one that of the prompt. See [`mc_scores`].
+            N + 1 MC scores in `[0, 1]`. The prompt is last. See [`mc_scores`].
         counts (`list[LeafCounts]`):
-            N + 1 counts of the leaves below, the last ones those of the prompt. See [`leaf_counts`].
+            N + 1 counts of the leaves below. The prompt is last. See [`leaf_counts`].
         totals (`dict[str, int]`):
             `num_nodes`, `num_tokens` (generated) and `num_cached` of the search. See [`tree_totals`].
         run (`str`, *optional*, defaults to `""`):
@@ -55,23 +59,21 @@ class Inspection:
         at the greatest depth or has yet to be continued.
         """
         followed = {node.parent for node in self.tree.nodes}
-        return [
-            _outcome(node, i not in followed, self.counts[i].unresolved > 0) for i, node in enumerate(self.tree.nodes)
-        ]
-
-
-def _outcome(node: Node, is_leaf: bool, unresolved: bool) -> str | None:
-    if node.correct is not None:
-        return CORRECT if node.correct else WRONG
-    if node.answer is not None:
-        return UNGRADED
-    if not is_leaf or node.value is not None:
-        return None
-    if node.finish == "length":
-        return TRUNCATED
-    if node.is_final or node.finish == "eos":
-        return NO_ANSWER
-    return NOT_CONTINUED if unresolved else LEFT_OUT
+        found: list[str | None] = []
+        for i, node in enumerate(self.tree.nodes):
+            if node.correct is not None:
+                found.append(CORRECT if node.correct else WRONG)
+            elif node.answer is not None:
+                found.append(UNGRADED)
+            elif i in followed or node.value is not None:
+                found.append(None)
+            elif node.finish == "length":
+                found.append(TRUNCATED)
+            elif node.is_final or node.finish == "eos":
+                found.append(NO_ANSWER)
+            else:
+                found.append(NOT_CONTINUED if self.counts[i].unresolved else LEFT_OUT)
+        return found
 
 
 class Line(NamedTuple):
@@ -105,38 +107,73 @@ def lines(tree: SearchTree) -> list[Line]:
     pending = [Line((ROOT,), -1, 0, "prompt")]
     while pending:
         line = pending.pop()
-        index = len(found)
-        found.append(line)
+        below: list[tuple[str, tuple[int, ...]]] = []
         if line.kind == "rollouts":
-            below = [("node", equal) for equal in _equal_leaves(tree, children, line.nodes)]
+            steps: Sequence[int] = line.nodes
         else:
-            below = _below(tree, children, children[line.nodes[0]])
-        pending.extend(Line(nodes, index, line.depth + 1, kind) for kind, nodes in reversed(below))
+            steps = sorted(children[line.nodes[0]], key=lambda i: tree.nodes[i].sort_key)
+            rollouts = tuple(i for i in steps if tree.nodes[i].role == "rollout")
+            if len(rollouts) > 1:
+                below.append(("rollouts", rollouts))
+                steps = [i for i in steps if tree.nodes[i].role != "rollout"]
+        below += [("node", equal) for equal in _equal_leaves(tree, children, steps)]
+        pending.extend(Line(nodes, len(found), line.depth + 1, kind) for kind, nodes in reversed(below))
+        found.append(line)
     return found
-
-
-def _below(tree: SearchTree, children: list[list[int]], indices: list[int]) -> list[tuple[str, tuple[int, ...]]]:
-    ordered = sorted(indices, key=lambda i: tree.nodes[i].sort_key)
-    rollouts = [i for i in ordered if tree.nodes[i].role == "rollout"]
-    if len(rollouts) < 2:
-        return [("node", equal) for equal in _equal_leaves(tree, children, ordered)]
-    others = [i for i in ordered if tree.nodes[i].role != "rollout"]
-    return [("rollouts", tuple(rollouts)), *(("node", equal) for equal in _equal_leaves(tree, children, others))]
 
 
 def _equal_leaves(tree: SearchTree, children: list[list[int]], indices: Sequence[int]) -> list[tuple[int, ...]]:
     groups: dict[Any, list[int]] = {}
     for i in indices:
-        node = tree.nodes[i]
-        what = (
-            node.text,
-            node.role,
-            node.finish,
-            node.is_final,
-            node.answer,
-            node.correct,
-            node.value,
-            node.merged_from,
-        )
-        groups.setdefault(i if children[i] else what, []).append(i)
+        one = tree.nodes[i]
+        shown = (one.text, one.role, one.finish, one.is_final, one.answer, one.correct, one.value, one.merged_from)
+        groups.setdefault(i if children[i] else shown, []).append(i)
     return [tuple(group) for group in groups.values()]
+
+
+def render_tree(inspection: Inspection) -> str:
+    """
+    The page of a tree: a picture of all of it, its steps, and the full text of each step.
+
+    Args:
+        inspection ([`Inspection`]):
+            The tree with its scores and counts.
+
+    Returns:
+        `str`: The page. The same tree gives the same bytes.
+    """
+    return render("tree.html.jinja", data=page_data(inspection))
+
+
+def page_data(inspection: Inspection) -> dict[str, Any]:
+    """What the page shows: columns over N + 1 nodes, the prompt last, and the lines of the tree."""
+    tree = inspection.tree
+    problem, nodes = tree.problem, tree.nodes
+    columns = {
+        "parent": [node.parent for node in nodes] + [None],
+        "text": [tree.step_text(i) for i in range(len(nodes))] + [problem.prompt],
+        "score": list(inspection.scores),
+        "correct": [counts.correct for counts in inspection.counts],
+        "answered": [counts.answered for counts in inspection.counts],
+        "unresolved": [counts.unresolved for counts in inspection.counts],
+        "outcome": [*inspection.outcomes(), None],
+        "num_tokens": [len(node.token_ids) for node in nodes] + [len(tree.prompt_ids)],
+    }
+    names = "node_id role answer finish stop_reason num_cached weight merged_from num_merged"
+    for name in names.split():
+        columns[name] = [getattr(node, name) for node in nodes] + [None]
+    columns["seed"] = [str(node.seed) for node in nodes] + [None]  # beyond 2**53 a number would lose digits
+    return {
+        "problem": {
+            "id": problem.problem_id,
+            "prompt": problem.prompt,
+            "answer": problem.answer,
+            "status": tree.status,
+        },
+        "run": inspection.run,
+        "basis": inspection.basis,
+        "totals": dict(inspection.totals),
+        "outcomes": OUTCOMES,
+        "nodes": columns,
+        "lines": [(line.nodes, line.above, line.kind) for line in lines(tree)],
+    }

@@ -1,6 +1,5 @@
-"""The event log of a search: append-only JSON lines, flushed per event, from which every tree is rebuilt."""
+"""The event log of a search: JSON lines, one per event. All trees can be rebuilt from it."""
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..io import AppendedLines
 from .open_tree import OpenTree
 from .tree import Problem
 
@@ -17,7 +17,7 @@ _HEAD = re.compile(rb'\{"event": "(\w+)", "problem_id": ("(?:[^"\\]|\\.)*")(?:, 
 
 @dataclass
 class ProblemEvents:
-    """Where the events of a problem stand in the log, its place among the problems, and how it ended, if it did."""
+    """Positions of the events of a problem in the log, its place among the problems, and its status."""
 
     position: int
     status: str = "open"
@@ -27,58 +27,60 @@ class ProblemEvents:
 
 class EventLog:
     """
-    A log of one shard of a search.
-
-    A line that a kill left without its end is dropped when the log is opened for writing; `torn` tells how many bytes that
-    were. Only where each event stands is kept in memory.
+    A log of one shard of a search. Only the positions of the events are kept in memory.
 
     Args:
         path (`str` or `Path`):
-            File of the log. It is made if it does not exist.
+            File of the log. It is created if it does not exist.
         write (`bool`, *optional*, defaults to `False`):
-            Open for writing. One process at a time may do that.
+            Whether to open the log for writing. Only one process at a time can do that. A line that a kill left without its
+            end is then dropped.
+
+    Attributes:
+        torn (`int`):
+            Number of bytes of a line that a kill left without its end.
+        size (`int`):
+            Number of bytes of the complete events.
 
     Raises:
-        `FileNotFoundError`: If the log is to be read and does not exist.
+        `FileNotFoundError`: If the log is opened for reading and does not exist.
         `BlockingIOError`: If another process writes to it.
-        `ValueError`: If a line that is not the last one is damaged, with file and line.
+        `ValueError`: If a line other than the last one is damaged, with file and line.
     """
 
     def __init__(self, path: str | Path, write: bool = False):
         self.path = Path(path)
         self.problems: dict[str, ProblemEvents] = {}
-        self.torn = 0
-        self._file = open(self.path, "ab" if write else "rb", buffering=0)  # no event waits in a buffer
-        if write:
-            self._lock()
-        self._scan()
-        if write and self.torn:
-            self._file.truncate(self._end)
+        self.size = 0
+        self._lines = AppendedLines(self.path) if write else None
+        self.torn = self._lines.torn if self._lines else 0
+        try:
+            with open(self.path, "rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.endswith(b"\n"):
+                        self._enter(line, number)
+                    else:
+                        self.torn = len(line)
+        except ValueError:
+            self.close()
+            raise
 
     def append(self, event: dict[str, Any]) -> None:
         """
-        Write one event, whose first keys are `event` and `problem_id` and, of a problem, `position`, of its end, `status`.
+        Write one event.
+
+        Args:
+            event (`dict[str, Any]`):
+                The event. Its first keys are `event` and `problem_id`. The third one is `position` for `"problem"` and `status`
+                for `"close"`.
 
         Raises:
-            `OSError`: If it cannot be written, as on a full disk. The log then ends with the event before it.
+            `OSError`: If it cannot be written, for example because the disk is full. The log then ends with the event before.
         """
-        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
-        try:
-            written = 0
-            while written < len(line):
-                written += self._file.write(line[written:])
-        except OSError as error:
-            self._file.truncate(self._end)
-            raise OSError(
-                error.errno,
-                f"{self.path}: an event could not be written ({error.strerror}). What was written before it is whole; make "
-                "room and start again with the same command to go on",
-            ) from error
-        self._enter(line, self._end)
-        self._end += len(line)
+        self._enter(self._lines.append(event))
 
     def read(self, problem_id: str) -> OpenTree:
-        """The tree of a problem as far as the log tells it."""
+        """Rebuild the tree of a problem from its events."""
         events = self._events(problem_id)
         opened = OpenTree.from_event(next(events))
         for event in events:
@@ -92,17 +94,13 @@ class EventLog:
         return opened
 
     def problem(self, problem_id: str) -> Problem:
-        """A problem as it was when its search began."""
+        """Return a problem as the log has it."""
         return OpenTree.from_event(next(self._events(problem_id))).tree.problem
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole events in the log."""
-        return self._end
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._lines:
+            self._lines.close()
 
     def __enter__(self) -> "EventLog":
         return self
@@ -123,27 +121,8 @@ class EventLog:
                         "events of this problem from the log; it will be searched again."
                     ) from error
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                error.errno,
-                f"{self.path}: another process writes to this log. Wait for it or stop it, or give each process a shard of "
-                "its own",
-            ) from error
-
-    def _scan(self) -> None:
-        self._end = 0
-        with open(self.path, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith(b"\n"):
-                    self.torn = len(line)
-                    return
-                self._enter(line, self._end, number)
-                self._end += len(line)
-
-    def _enter(self, line: bytes, offset: int, number: int | None = None) -> None:
+    def _enter(self, line: bytes, number: int | None = None) -> None:
+        """Note where an event is, and what the start of its line tells about the problem."""
         head = _HEAD.match(line)
         if head is None:
             raise ValueError(
@@ -159,13 +138,9 @@ class EventLog:
                 "lines of this problem; it will be searched again."
             )
         problem = self.problems[problem_id]
-        problem.offsets.append(offset)
+        problem.offsets.append(self.size)
+        self.size += len(line)
         if name == b"error":
             problem.num_errors += 1
         if name == b"close":
             problem.status = json.loads(third)
-
-
-def shard_name(kind: str, shard: int, num_shards: int, suffix: str) -> str:
-    """Name of a shard's file, as in `log-00002-of-00016.jsonl`."""
-    return f"{kind}-{shard:05d}-of-{num_shards:05d}.{suffix}"

@@ -1,7 +1,7 @@
 """
 Search trees as Parquet: one row per problem, its nodes a list of structs, so that a row is a tree and columns stay apart.
 
-Beside the fields of [`Node`] a node has `parent_id`, `depth`, `num_tokens` and the counts of leaves below it; a row has the
+In addition to the fields of [`Node`], a node has `parent_id`, `depth`, `num_tokens` and the counts of leaves below it; a row has the
 problem, its leaves, and the tokens that were generated and taken from a cache. Counts are stored, scores are computed.
 """
 
@@ -76,13 +76,13 @@ SCHEMA = pa.schema(
 
 def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
     """
-    Write trees to a Parquet file, which is there whole or not at all. A few trees at a time are in memory.
+    Write trees to a Parquet file, which is written as a whole or not at all. A few trees at a time are in memory.
 
     Args:
         trees (`Iterable[SearchTree]`):
             Trees, one per problem.
         path (`str` or `Path`):
-            File to write. One that is there is replaced.
+            File to write. An existing file is replaced.
     """
     with replacing(path, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
         for group in _groups(trees):
@@ -91,7 +91,7 @@ def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
 
 def read_trees(path: str | Path, token_ids: bool = True) -> Iterator[SearchTree]:
     """
-    Trees of a file that [`write_nodes`] wrote.
+    Read the trees of a file that [`write_nodes`] wrote.
 
     Args:
         path (`str` or `Path`):
@@ -100,7 +100,7 @@ def read_trees(path: str | Path, token_ids: bool = True) -> Iterator[SearchTree]
             Whether to read token ids; otherwise they are empty, and reading is faster.
 
     Raises:
-        `ValueError`: If the file is no Parquet file of search trees.
+        `ValueError`: If the file is not a Parquet file of search trees.
     """
     with open_nodes(path) as file:
         for group in range(file.num_row_groups):
@@ -112,7 +112,9 @@ def open_nodes(path: str | Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        if _is_json(path):
+        with open(path, "rb") as opened:
+            head = opened.read(64)
+        if head.startswith(b"\x1f\x8b") or head.lstrip()[:1] in (b"{", b"["):  # JSON is often compressed with gzip
             raise ValueError(
                 f"{path}: found JSON, expected a Parquet file of search trees or the folder of a search. Trees of openr (`question`, "
                 "`final_answer` and `reasoning_steps`) need --format openr."
@@ -126,13 +128,6 @@ def open_nodes(path: str | Path) -> pq.ParquetFile:
             "version writes them."
         )
     return file
-
-
-def _is_json(path: str | Path) -> bool:
-    """Whether a file holds JSON, or is compressed, as JSON often is."""
-    with open(path, "rb") as file:
-        head = file.read(64)
-    return head.startswith(b"\x1f\x8b") or head.lstrip()[:1] in (b"{", b"[")
 
 
 def read_group(file: pq.ParquetFile, group: int, token_ids: bool = True) -> Iterator[SearchTree]:
@@ -159,7 +154,7 @@ def read_group(file: pq.ParquetFile, group: int, token_ids: bool = True) -> Iter
 
 
 def read_totals(paths: Iterable[str | Path]) -> Counter:
-    """Sums over all problems of the files: each of `TOTALS`, and `"problems"`."""
+    """Return sums over all problems of the files: each of `TOTALS`, and `"problems"`."""
     totals = Counter()
     for path in paths:
         with open_nodes(path) as file:
@@ -180,7 +175,7 @@ def read_unreadable_references(paths: Iterable[str | Path]) -> tuple[int, list[d
 
 
 def tree_totals(tree: SearchTree) -> dict[str, int]:
-    """The totals of one tree. What a rollout was cut into is not counted beside the rollout, nor what was given."""
+    """Return the totals of one tree. The steps that a rollout was cut into do not count next to the rollout, nor do given steps."""
     counts, followed = leaf_counts(tree), {node.parent for node in tree.nodes}
     sampled = [node for node in tree.nodes if node.role not in ("segment", "given")]
     leaves = [counts[i] for i, node in enumerate(tree.nodes) if node.role != "segment" and i not in followed]

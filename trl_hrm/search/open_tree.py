@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .steps import Cut
 from .tree import ROOT, Node, Problem, SearchTree, make_id
+
+
+if TYPE_CHECKING:
+    from .step_search import Beam
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Request:
         stop (`tuple[str, ...]`):
             Strings that end a sample.
         max_tokens (`int`):
-            Most tokens of a sample.
+            Maximum number of tokens of a sample.
         round (`int`, *optional*, defaults to `0`):
             Tells requests of one node apart.
         cut (`bool`, *optional*, defaults to `False`):
@@ -60,7 +64,7 @@ def request_seed(seed: int, node_id: str, round: int) -> int:
 @dataclass
 class OpenTree:
     """
-    A search tree and what its search needs to go on.
+    A search tree and what its search needs to continue.
 
     Args:
         tree ([`SearchTree`]):
@@ -78,11 +82,13 @@ class OpenTree:
         graded (`set[tuple[str, int]]`):
             Requests whose final samples were graded.
         scores (`dict[int, float | None]`):
-            What a reward model says of each step, where the search asks one. `None` for a node that was not scored.
+            Score of each step, in a search led by step scores. `None` for a node without a score.
         ungraded (`dict[int, str]`):
             Why the grader could not tell whether an answer is right, by node. Logs of earlier versions do not have it.
         num_given (`int`, *optional*, defaults to `0`):
             Number of steps that the problem's prefix has. They are the first nodes, one below the other.
+        beams (`list[Beam]`, *optional*):
+            The beams of a step search, which follow from the scores.
     """
 
     tree: SearchTree
@@ -95,6 +101,7 @@ class OpenTree:
     scores: dict[int, float | None] = field(default_factory=dict)
     ungraded: dict[int, str] = field(default_factory=dict)
     num_given: int = 0
+    beams: list["Beam"] = field(default_factory=list)
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> "OpenTree":
@@ -108,7 +115,7 @@ class OpenTree:
 
     @property
     def start(self) -> int:
-        """Index of the node that the search begins at: the last given step, `ROOT` if there is none."""
+        """Index of the node that the search begins at: the last given step, or `ROOT` without a prefix."""
         return self.num_given - 1
 
     @property
@@ -137,7 +144,7 @@ class OpenTree:
             self.tree.status = event["status"]
 
     def _give(self, token_ids: list[int], cuts: list[Cut]) -> None:
-        """Lay the steps of the prefix below the prompt, as a chain. No reward model is asked about them."""
+        """Add the steps of the prefix as a chain below the prompt. They have no scores."""
         for number, (ids, text, tail) in enumerate(_pieces(token_ids, self.tree.problem.prefix, cuts)):
             node_id = make_id("given", self.root_id, number)
             self._add(Node(node_id, number - 1, 0, 0, ids, text, tail, "given"))
@@ -186,7 +193,7 @@ class OpenTree:
         self.graded.add((event["above"], event["round"]))
 
     def _cut(self, rollout: int) -> None:
-        """Lay the steps of a rollout beside it, as a chain. The last one ends as the rollout does."""
+        """Add the steps of a rollout as a chain next to it. The last one ends as the rollout does."""
         whole = self.tree.nodes[rollout]
         parent = whole.parent
         pieces = _pieces(whole.token_ids, whole.text, self.cuts[rollout])

@@ -105,7 +105,7 @@ def outcome_warnings(
     solutions: Mapping[str, int], search: Mapping[str, Any], settings: Mapping[str, Any] | None = None
 ) -> list[str]:
     """
-    Return which option to change if most solutions of a run are useless.
+    Return which option to change if more than half of the solutions of a run are useless.
 
     Args:
         solutions (`Mapping[str, int]`):

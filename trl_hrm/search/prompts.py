@@ -1,4 +1,4 @@
-"""What a policy is asked. The two prompts of the HRM paper in our words, with its markers, and the question alone."""
+"""Prompts for a policy: the two prompts of the HRM paper in our own words, with its markers, and the question alone."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Prompt:
         rule (`str`):
             Name of the [`StepRule`] that goes with it.
         final_stops (`tuple[str, ...]`, *optional*, defaults to `()`):
-            Strings that end a solution, beside the end of the sequence.
+            Strings that end a solution, in addition to the end of the sequence.
         style (`str`, *optional*, defaults to `"chat"`):
             `"chat"`: a user's message in the policy's chat template. `"plain"`: the text alone.
         system_prompt (`str`, *optional*):
@@ -87,7 +87,7 @@ class Prompt:
         return self.template.replace("{question}", question)
 
     def messages(self, question: str) -> list[dict[str, str]]:
-        """The prompt as messages, for `style="chat"`: that of the system, if there is one, and that of the user."""
+        """The prompt as messages, for `style="chat"`: the system prompt, if there is one, and the user's message."""
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*system, {"role": "user", "content": self.text(question)}]
 

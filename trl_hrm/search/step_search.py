@@ -1,27 +1,41 @@
 """
-Search led by the scores of steps: greedily, by a beam, or in independent trees.
+Searches led by the scores of steps: greedy, with a beam, or in independent trees.
 
 A beam holds `width` paths. At each depth `expansion` next steps of each open path are sampled and scored, and the best `width`
-paths stay. The three searches differ in how many beams there are, how wide, and how much they sample; N is the most next steps
-that are sampled at one depth. Nothing here samples or scores: a search is asked what it wants next and told what came of it.
+paths stay. The three searches differ in the number of beams, their width, and how much they sample. N is the maximum number of
+next steps that are sampled at one depth.
 """
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from ..grading import extract_answer
+from ..step_tree import StepTree
 from .open_tree import OpenTree, Request
-from .prefixes import prefix_fault
 from .steps import StepRule
-from .tree import ROOT
+from .tree import ROOT, Problem
 
 
 STRATEGIES = ("step_search", "beam_search", "diverse_tree_search")  # names of the searches in manifests and results
 
 
+Score = Callable[[list[StepTree]], list[list[float | None]]]  # a reward model: one score per step of each tree
+
+
 def last(scores: Sequence[float]) -> float:
-    """The score of the last step."""
+    """Return the score of the last step."""
     return scores[-1]
+
+
+def ending_extractors(extractors: Sequence[str]) -> tuple[str, ...]:
+    """
+    Return the extractors whose answer ends a solution. The others also find text in the middle of one: `####` begins headings,
+    and a step may say what "the answer is" before it is checked.
+    """
+    return tuple(name for name in extractors if name in ("marker", "tag", "boxed"))
 
 
 class Shape(NamedTuple):
@@ -35,17 +49,17 @@ class Shape(NamedTuple):
 @dataclass(frozen=True)
 class Beam:
     """
-    Where a beam stands. It never changes: [`StepSearch.advance`] gives the next one.
+    The paths of a beam at one depth. [`StepSearch.advance`] returns the beam at the next one.
 
     Args:
         live (`tuple[int, ...]`):
-            Last nodes of the open paths, best first. That which the search begins at, before anything is sampled.
+            Last nodes of the open paths, best first. Before anything is sampled, the node that the search begins at.
         finals (`tuple[int, ...]`, *optional*, defaults to `()`):
             Last nodes of the finished paths.
         requests (`tuple[Request, ...]`, *optional*, defaults to `()`):
-            What is to be sampled next, one request per open path. None when the beam has ended.
+            What is to be sampled next, one request per open path. Empty when the beam has ended.
         reason (`str`, *optional*):
-            Why the open paths of a beam that has ended go no further: `"max_depth"` or `"dead_end"`.
+            Why the open paths of a beam that has ended stopped: `"max_depth"` or `"dead_end"`.
     """
 
     live: tuple[int, ...]
@@ -57,15 +71,15 @@ class Beam:
 @dataclass(frozen=True)
 class Ending:
     """
-    How a path ended.
+    Why a path stopped.
 
     Args:
         node (`int`):
-            Its last node; that which the search begins at, if nothing was sampled.
+            Its last node. The node that the search begins at, if nothing was sampled.
         reason (`str`):
             `"final"`: a solution. `"max_depth"`: as many steps as are allowed. `"dead_end"`: no next step can be used.
         scores (`list[float]`):
-            Scores of its steps, but for given ones.
+            Scores of its steps, without the given ones.
     """
 
     node: int
@@ -83,15 +97,15 @@ class StepSearch:
 
     Args:
         rule ([`StepRule`]):
-            Gives the strings that end a step.
+            Tells where steps end.
         final_stops (`tuple[str, ...]`, *optional*, defaults to `()`):
             Strings that end a solution.
         max_depth (`int`, *optional*, defaults to `40`):
-            Most steps of a solution, given ones included.
+            Maximum number of steps of a solution, including the given ones.
         max_step_tokens (`int`, *optional*, defaults to `512`):
-            Most tokens of a step.
+            Maximum number of tokens of a step.
         rank (`Callable[[Sequence[float]], float]`, *optional*):
-            The score of a path from those of its steps. By default that of its last step.
+            Computes the score of a path from the scores of its steps. The default is the score of the last step.
 
     Raises:
         `ValueError`: If a number is out of range, or if the rule has no stop strings.
@@ -116,52 +130,116 @@ class StepSearch:
 
     @property
     def n(self) -> int:
-        """Most next steps that are sampled at one depth."""
+        """N: the maximum number of next steps that are sampled at one depth."""
         return self.shape.num_beams * self.max_samples
 
     @property
     def max_samples(self) -> int:
-        """Most samples of a request."""
         return self.shape.width * self.shape.expansion
 
-    def start(self, opened: OpenTree) -> list[Beam]:
-        """The beams of a problem, before anything is sampled. Each asks for first steps of its own."""
+    def start(self, opened: OpenTree) -> list[Request]:
+        opened.beams = self.beams(opened)
+        return [request for beam in opened.beams for request in beam.requests]
+
+    def tell(self, opened: OpenTree, request: Request, brought: list[int]) -> list[Request]:
+        for number, beam in enumerate(opened.beams):
+            if request in beam.requests:
+                opened.beams[number] = next_beam = self.advance(opened, beam)
+                return list(next_beam.requests) if next_beam != beam else []  # other steps have no scores yet
+        return []  # its beam has moved on
+
+    def beams(self, opened: OpenTree) -> list[Beam]:
+        """Return the beams of a problem before anything is sampled. Each one wants its own first steps."""
         requests = [
             self._request(opened, opened.start, self.max_samples, number) for number in range(self.shape.num_beams)
         ]
         return [Beam((opened.start,), requests=(request,)) for request in requests]
 
-    def prefix_fault(self, prefix: str, ending: Sequence[str]) -> str | None:
-        """What keeps this search from going on after a prefix. See [`~search.prefixes.prefix_fault`]."""
-        return prefix_fault(prefix, self.rule, self.final_stops, self.max_depth, ending)
-
     def advance(self, opened: OpenTree, beam: Beam) -> Beam:
-        """The beam as far as the scores in the tree take it."""
-        while beam.requests and all(_is_scored(opened, request) for request in beam.requests):
+        """Return the beam at the greatest depth that the scores in the tree allow."""
+        while beam.requests:
+            brought = [opened.brought.get((opened.node_id(request), request.round)) for request in beam.requests]
+            if any(nodes is None or any(i not in opened.scores for i in nodes) for nodes in brought):
+                break
             beam = self._next(opened, beam)
         return beam
 
     def endings(self, opened: OpenTree) -> list[Ending]:
         """
-        How the paths of a search that has ended did end: solutions first, the best first, so that the first solution is the
-        one that the search has chosen.
+        Return why each path stopped, for a search that has ended. Solutions come first, the best one first: the first solution is
+        the one that the search has chosen.
         """
         found = []
-        for beam in self.start(opened):
+        for beam in self.beams(opened):
             beam = self.advance(opened, beam)
             assert not beam.requests, "the search has not ended"
             found += [(node, "final") for node in beam.finals] + [(node, beam.reason) for node in beam.live]
-        endings = [Ending(node, reason, path_scores(opened, node)) for node, reason in found]
-        return sorted(endings, key=lambda ending: (ending.reason != "final", self._order(opened, ending)))
+
+        def order(ending: Ending) -> tuple[bool, float, str]:
+            score = self.rank(ending.scores) if ending.scores else -math.inf
+            return ending.reason != "final", -score, opened.tree.text(ending.node)
+
+        return sorted((Ending(node, reason, path_scores(opened, node)) for node, reason in found), key=order)
+
+    def prefix_fault(self, prefix: str, ending: Sequence[str]) -> str | None:
+        """
+        Return why this search cannot continue from a prefix: what was found, what was expected, and what to do. `None` if it can.
+
+        Args:
+            prefix (`str`):
+                The beginning of a solution, as the policy would have written it.
+            ending (`Sequence[str]`):
+                Extractors whose answers end a solution. See [`ending_extractors`].
+        """
+        stop = next((stop for stop in self.final_stops if stop in prefix), None)
+        if stop is not None:
+            return f"the prefix holds {stop!r}, which ends a solution, expected an unfinished solution. Cut it before the answer."
+        end = self.rule.last_end(prefix)
+        answer = extract_answer(prefix[:end], ending)
+        if answer is not None:
+            return (
+                f"the prefix states the answer {answer!r}, which ends a solution, expected an unfinished solution. Cut it before the "
+                "answer."
+            )
+        if re.fullmatch(self.rule.pattern, prefix):
+            return f"the prefix is {prefix!r}, expected a step before the end of it. Leave out what has no step."
+        if end is None:
+            stops = self.rule.stop_strings()
+            if self.rule.header:
+                expected = f"the header of the next step, such as {stops[0]!r}"
+            else:
+                expected = " or ".join(map(repr, stops))
+            return (
+                f"the prefix ends with {prefix[-40:]!r}, expected the end of a step, which by the rule {self.rule.name!r} is "
+                f"{expected}. Cut it there, or take another rule (--segmentation)."
+            )
+        num_steps = len(self.rule.ends(prefix[:end]))
+        if num_steps >= self.max_depth:
+            return (
+                f"the prefix has {num_steps} steps, and max_depth, which counts them too, is {self.max_depth}: no step is left to "
+                "sample. Raise it (--max_depth), or cut the prefix."
+            )
+        return None
 
     def describe(self) -> dict[str, Any]:
-        """Settings, for the manifest, which has the rule and the rank by themselves."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("rule", "rank")}
 
     def _next(self, opened: OpenTree, beam: Beam) -> Beam:
-        """The beam one depth on."""
+        """Return the beam at the next depth."""
         nodes = opened.tree.nodes
-        kept = self._usable(opened, beam)[: self.shape.width - len(beam.finals)]
+        brought = [i for request in beam.requests for i in opened.brought[opened.node_id(request), request.round]]
+        usable = [
+            i
+            for i in brought
+            if opened.scores[i] is not None
+            # the end of the sequence alone: the step before it was the last
+            or (nodes[i].is_final and nodes[i].parent != opened.start and not opened.tree.step_text(i))
+        ]
+        ranked = sorted((-self.rank(path_scores(opened, i)), opened.tree.text(i), i) for i in usable)
+        distinct: dict[str, int] = {}  # the best node of each text
+        for _, text, i in ranked:
+            distinct.setdefault(text, i)
+        kept = list(distinct.values())[: self.shape.width - len(beam.finals)]
         if not kept:
             return Beam(beam.live, beam.finals, reason="dead_end")
         finals = beam.finals + tuple(i for i in kept if nodes[i].is_final)
@@ -169,21 +247,6 @@ class StepSearch:
         if opened.tree.depth(kept[0]) == self.max_depth:
             return Beam(live, finals, reason="max_depth")
         return Beam(live, finals, tuple(self._request(opened, i, self.shape.expansion) for i in live))
-
-    def _usable(self, opened: OpenTree, beam: Beam) -> list[int]:
-        """The next steps that can be used, those of the best paths first, one of each text."""
-        brought = [i for request in beam.requests for i in opened.brought[opened.node_id(request), request.round]]
-        ranked = sorted(
-            (-self.rank(path_scores(opened, i)), opened.tree.text(i), i) for i in brought if _is_usable(opened, i)
-        )
-        distinct: dict[str, int] = {}
-        for _, text, i in ranked:
-            distinct.setdefault(text, i)
-        return list(distinct.values())
-
-    def _order(self, opened: OpenTree, ending: Ending) -> tuple[float, str]:
-        score = self.rank(ending.scores) if ending.scores else float("-inf")
-        return -score, opened.tree.text(ending.node)
 
     def _request(self, opened: OpenTree, node: int, n: int, round: int = 0) -> Request:
         header = None if node == ROOT else opened.tree.nodes[node].stop_reason
@@ -194,12 +257,12 @@ class StepSearch:
 @dataclass(frozen=True, kw_only=True)
 class GreedyStepSearch(StepSearch):
     """
-    N next steps are sampled, the best of them is kept, and so on to the end of the solution: what the
-    [HRM](https://huggingface.co/papers/2503.13551) paper (section 4.1) calls best-of-N for PRM and HRM.
+    Samples N next steps, keeps the best one, and so on to the end of the solution. The
+    [HRM](https://huggingface.co/papers/2503.13551) paper (section 4.1) calls this best-of-N for PRM and HRM.
 
     Args:
         num_candidates (`int`):
-            N, the next steps to choose from.
+            N, the number of next steps to choose from.
         **kwargs:
             See [`StepSearch`].
     """
@@ -214,14 +277,14 @@ class GreedyStepSearch(StepSearch):
 @dataclass(frozen=True, kw_only=True)
 class BeamSearch(StepSearch):
     """
-    The best `width` of all paths are kept at each depth, and `expansion` next steps are sampled of each. N is
-    `width * expansion`, and so many first steps are sampled. A finished path keeps its place: as many fewer go on.
+    Keeps the best `width` of all paths at each depth, and samples `expansion` next steps of each. N is `width * expansion`, which
+    is also the number of first steps. A finished path keeps its place in the beam.
 
     Args:
         width (`int`):
-            Paths in the beam, and most solutions that come of it.
+            Number of paths in the beam, and maximum number of solutions.
         expansion (`int`):
-            Next steps of a path.
+            Number of next steps of a path.
         **kwargs:
             See [`StepSearch`].
     """
@@ -237,15 +300,15 @@ class BeamSearch(StepSearch):
 @dataclass(frozen=True, kw_only=True)
 class DiverseTreeSearch(StepSearch):
     """
-    `num_trees` greedy searches that know nothing of each other, each with `width` next steps: diverse verifier tree search
+    Runs `num_trees` independent greedy searches, each with `width` next steps: diverse verifier tree search
     ([Beeching et al., 2024](https://huggingface.co/spaces/HuggingFaceH4/blogpost-scaling-test-time-compute)). N is
     `num_trees * width`.
 
     Args:
         num_trees (`int`):
-            Trees, and most solutions that come of them.
+            Number of trees, and maximum number of solutions.
         width (`int`):
-            Next steps in a tree.
+            Number of next steps in a tree.
         **kwargs:
             See [`StepSearch`].
     """
@@ -259,28 +322,42 @@ class DiverseTreeSearch(StepSearch):
 
 
 def is_step(opened: OpenTree, node: int) -> bool:
-    """Whether a node is a whole step with a text of its own, so that a reward model can judge it."""
+    """Return whether a node is a complete step with text, so that a reward model can score it."""
     return opened.tree.nodes[node].finish != "length" and bool(opened.tree.step_text(node))
 
 
 def path_scores(opened: OpenTree, node: int) -> list[float]:
     """
-    Scores of the steps on the path to a node. Given steps have none, nor do nodes that end a solution without a word of theirs.
+    Return the scores of the steps on the path to a node. Given steps have none, nor have nodes that end a solution without any
+    text.
     """
     scores = (opened.scores[i] for i in opened.tree.path(node))
     return [score for score in scores if score is not None]
 
 
-def _is_usable(opened: OpenTree, node: int) -> bool:
-    if opened.scores[node] is not None:
-        return True
-    found = opened.tree.nodes[node]
-    ends_here = found.is_final and found.parent != opened.start
-    return ends_here and not opened.tree.step_text(
-        node
-    )  # the end of the sequence alone: the step before it was the last
+def step_tree(opened: OpenTree, nodes: list[int]) -> tuple[StepTree, dict[int, int]]:
+    """Return the paths to some nodes as a tree of step texts, and the place of each node in it."""
+    places: dict[int, int] = {ROOT: -1}
+    parents = []
+    for node in nodes:
+        for i in opened.tree.path(node):
+            if i not in places:
+                places[i] = len(parents)
+                parents.append(places[opened.tree.nodes[i].parent])
+    texts = [opened.tree.step_text(i) for i in places if i != ROOT]
+    return StepTree(opened.tree.problem.prompt, texts, [None] * len(texts), parents), places
 
 
-def _is_scored(opened: OpenTree, request: Request) -> bool:
-    brought = opened.brought.get((opened.node_id(request), request.round))
-    return brought is not None and all(i in opened.scores for i in brought)
+def check_scores(scores: list[float | None], tree: StepTree, problem: Problem) -> None:
+    """Raise `ValueError` unless a reward model has given each step of a tree a finite score or `None`."""
+    if len(scores) != len(tree.completions):
+        raise ValueError(
+            f"problem {problem.problem_id!r}: the reward model returned {len(scores)} scores, expected {len(tree.completions)}, "
+            "one per step."
+        )
+    for text, score in zip(tree.completions, scores, strict=True):
+        if score is not None and not math.isfinite(score):
+            raise ValueError(
+                f"problem {problem.problem_id!r}: the reward model scored the step {text[:80]!r} as {score}, expected a number. "
+                "Steps cannot be compared with it: look at the checkpoint and its dtype."
+            )

@@ -4,10 +4,11 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ..encoding import find_control_text
 from ..grading import thinking_spans, visible_text, without_thinking_tags
-from .engine import continued_text
+from .engines.base import Tokenizer, continued_text
 
 
 _CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may close a sentence after its full stop
@@ -141,6 +142,11 @@ class StepRule:
         last = len(_masked(text).rstrip(_BLANK))
         return [*(found.end for found in self.boundaries(text, start) if found.end < last), len(text)]
 
+    def last_end(self, text: str) -> int | None:
+        """Where the last step of a text ends. `None` if more than the header of the next step follows."""
+        found = list(self.boundaries(text))
+        return found[-1].end if found and found[-1].stop == len(text) else None
+
     def boundaries(self, text: str, start: int = 0) -> Iterator["Boundary"]:
         """
         Where steps end in a text that may not be complete. More text does not move a boundary, with one exception: a closing tag
@@ -177,7 +183,7 @@ RULES = {
 def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str]:
     """
     Cut a solution into steps, without the space around them, as exports of searched trees have them. Nothing but rules and
-    marks such as `#` is no step.
+    marks such as `#` is not a step.
 
     Args:
         text (`str`):
@@ -228,11 +234,16 @@ class Cut(NamedTuple):
 
 
 def cut_steps(
-    rule: StepRule, tokenizer: Any, prefix_ids: Sequence[int], token_ids: Sequence[int], text: str, before: str = ""
+    rule: StepRule,
+    tokenizer: Tokenizer,
+    prefix_ids: Sequence[int],
+    token_ids: Sequence[int],
+    text: str,
+    before: str = "",
 ) -> list[Cut]:
     """
-    Where the steps of a sampled solution end. Cuts fall between tokens, at the first one at or after the end of a step:
-    the ids stay as they were sampled.
+    Return where the steps of a sampled solution end. Cuts fall between tokens, at the first one at or after the end of a step:
+    the ids remain the sampled ones.
 
     Args:
         rule ([`StepRule`]):
@@ -260,7 +271,47 @@ def cut_steps(
     return [*cuts, Cut(len(token_ids), len(text), len(text) if only_thinks(before, text) else 0)]
 
 
-def cut_at(tokenizer: Any, prefix_ids: Sequence[int], token_ids: Sequence[int], text: str, end: int) -> Cut | None:
+def cut_prefix(
+    rule: StepRule, tokenizer: Tokenizer, prompt_ids: Sequence[int], prefix: str
+) -> tuple[list[int], list[Cut]]:
+    """
+    Return the token ids of a prefix, and where its steps end. A header at its end belongs to the step that comes next.
+
+    Args:
+        rule ([`StepRule`]):
+            Tells where steps end.
+        tokenizer:
+            Tokenizer of the policy.
+        prompt_ids (`Sequence[int]`):
+            Token ids that the prefix follows.
+        prefix (`str`):
+            A prefix that ends with a step. See [`StepSearch.prefix_fault`].
+
+    Raises:
+        `ValueError`: If the tokenizer does not give the text back: steps would be cut in the wrong places. If the prefix holds
+        control tokens, which would start another turn.
+    """
+    token_ids = list(tokenizer.encode(prefix, add_special_tokens=False))
+    found = continued_text(tokenizer, prompt_ids, token_ids)
+    if found != prefix:
+        raise ValueError(
+            f"the policy's tokenizer makes {found[:80]!r} of the prefix {prefix[:80]!r}, expected the same text. Searches from a "
+            "prefix need a tokenizer that changes nothing, such as a byte-level one, and no special tokens in the prefix."
+        )
+    control = find_control_text(tokenizer, prefix, tags=False)
+    if control:
+        raise ValueError(
+            f"the prefix {prefix[:80]!r} holds {control[0]!r}, a control token of the policy's tokenizer, expected text alone. "
+            "Remove it."
+        )
+    end = rule.last_end(prefix)
+    cuts = cut_steps(rule, tokenizer, prompt_ids, token_ids, prefix[:end])
+    return token_ids, [*cuts[:-1], Cut(len(token_ids), len(prefix), len(prefix) - end)]
+
+
+def cut_at(
+    tokenizer: Tokenizer, prefix_ids: Sequence[int], token_ids: Sequence[int], text: str, end: int
+) -> Cut | None:
     """
     Return the first cut between two tokens that has at least `end` characters of a text before it. `None` if there is no such
     cut, for example because all later tokens hold parts of characters.

@@ -24,7 +24,7 @@ class Problem:
         answer (`str`):
             The reference answer.
         prefix (`str`, *optional*, defaults to `""`):
-            The beginning of the solution, where it stands written before the search. Step searches alone can go on from one.
+            The given beginning of the solution. Only step searches can continue from one.
     """
 
     problem_id: str
@@ -72,7 +72,7 @@ class Node:
         answer (`str`, *optional*):
             The answer read from the solution that ends here.
         correct (`bool`, *optional*):
-            Whether `answer` is right. `None` where there is no answer and where the grader could not tell.
+            Whether `answer` is right. `None` if there is no answer, and if the grader could not decide.
         weight (`float`, *optional*, defaults to `1.0`):
             How many samples it stands for among its siblings, where a budget left some of them out.
         cuts (`tuple[int, ...]`, *optional*, defaults to `()`):
@@ -142,7 +142,7 @@ class SearchTree:
     status: str = "open"
 
     def children(self) -> list[list[int]]:
-        """Indices of the children of each node, in order of index; the last entry holds those of the prompt."""
+        """Indices of the children of each node, in order of index. The last entry is for the prompt."""
         children: list[list[int]] = [[] for _ in range(len(self.nodes) + 1)]
         for i, node in enumerate(self.nodes):
             children[node.parent].append(i)

@@ -43,17 +43,17 @@ _ANSWERED = {True: LeafCounts(1, 1, 0), False: LeafCounts(0, 1, 0)}
 
 def leaf_counts(tree: SearchTree) -> list[LeafCounts]:
     """
-    Leaves below each node; those of a leaf are itself.
+    Return the number of leaves below each node. A leaf counts itself.
 
-    The steps that a rollout was cut into (`role="segment"`) do not count for the node above them: the rollout stands beside
-    them, and does. So the counts of a node are the sums over its other children.
+    The steps that a rollout was cut into (`role="segment"`) do not count for the node above them, because the rollout next to
+    them does. So the counts of a node are the sums over its other children.
 
     Args:
         tree ([`SearchTree`]):
             Tree with N nodes.
 
     Returns:
-        `list[LeafCounts]`: N + 1 counts, the last ones those of the prompt.
+        `list[LeafCounts]`: N + 1 counts, the last ones for the prompt.
     """
     size = len(tree.nodes) + 1
     correct, answered, unresolved = [0] * size, [0] * size, [0] * size
@@ -71,7 +71,7 @@ def leaf_counts(tree: SearchTree) -> list[LeafCounts]:
 
 def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = "drop") -> list[float | None]:
     """
-    Estimated probability that a solution which goes on from each node ends with the right answer.
+    Return the estimated probability that a solution which continues from each node ends with the right answer.
 
     Args:
         tree ([`SearchTree`]):
@@ -85,11 +85,11 @@ def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = 
             What an unresolved leaf is: `"drop"` for unknown, `"wrong"` for a wrong answer.
 
     Returns:
-        `list[float | None]`: N + 1 scores, the last one that of the prompt. A leaf's score is 1 or 0, and a value that the
+        `list[float | None]`: N + 1 scores, the last one for the prompt. A leaf's score is 1 or 0, and a value that the
         source recorded is the node's score. `None` where nothing is known.
 
     Raises:
-        `ValueError`: If `estimator` or `truncated` is none of these.
+        `ValueError`: If `estimator` or `truncated` is unknown.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)}.")
@@ -147,7 +147,7 @@ def make_label(p: float, kind: str = "soft", eta: float | None = None) -> float:
             For `"entropy"`.
 
     Raises:
-        `ValueError`: If `kind` is none of these.
+        `ValueError`: If `kind` is unknown.
     """
     if kind == "soft":
         return p

@@ -7,8 +7,7 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .engine import EngineError, EngineFatal, Sample
-from .sampling import Sampling, room, sample_from_vllm
+from .base import EngineError, EngineFatal, Sample, Sampling, room, sample_from_vllm
 
 
 try:

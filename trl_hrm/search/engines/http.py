@@ -1,4 +1,4 @@
-"""Requests to servers that do the same: which one is asked, what is tried again, what is given up and what is fatal."""
+"""HTTP client for JSON with retries and load balancing over several servers."""
 
 import asyncio
 import json
@@ -7,16 +7,18 @@ import re
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from .engine import EngineError, EngineFatal, PrefixTooLong
+from .base import EngineError, EngineFatal, PrefixTooLong
 
+
+T = TypeVar("T")
 
 MAX_PAUSE = 60.0
-PASSING = (408, 409, 425, 429)  # and 5xx
+PASSING = (408, 409, 425, 429)  # and 5xx: these are retried
 # What vLLM, SGLang, TGI, llama.cpp, TensorRT-LLM and others say if a prefix leaves too little room
 TOO_LONG = re.compile(
     r"context[ _](length|window|size)|max_(model|seq|total)_len|session_len|maximum (model|input|prompt|sequence) length"
@@ -53,9 +55,9 @@ class Server:
         url (`str`):
             Base URL, without a slash at its end.
         test (`asyncio.Task`, *optional*):
-            Its self-test, started by its first request.
+            The test of the server, which its first request starts.
         max_length (`int`, *optional*):
-            Most tokens of prefix and sample, if the server tells.
+            Maximum number of tokens of prefix and sample together, if the server says so.
     """
 
     url: str
@@ -65,24 +67,24 @@ class Server:
 
 class HTTPClient:
     """
-    Sends JSON to servers that do the same.
+    Sends JSON to one of several equal servers.
 
     Args:
         base_urls (`list[str]`):
-            The servers. `/v1` is added to those without a path.
+            The servers. `/v1` is added to a URL without a path.
         test (`Callable[[Server], Awaitable[None]]`):
-            Run once for each server before its first request.
+            Called once for each server before its first request.
         api_key (`str`, *optional*):
             Bearer token. No message shows it.
         timeout (`float`):
             Seconds to wait for an answer.
         max_retries (`int`):
-            How often a failed request is tried again.
+            Maximum number of retries of a failed request.
         backoff (`float`):
-            Seconds of the first pause; it doubles from one round of the servers to the next.
+            Seconds of the first pause. It doubles each time that all servers have failed.
 
     Raises:
-        `ValueError`: If a URL is none, or an option is out of range.
+        `ValueError`: If a URL is invalid, or an option is out of range.
     """
 
     def __init__(
@@ -107,9 +109,9 @@ class HTTPClient:
         self.backoff = backoff
         self._session: aiohttp.ClientSession | None = None
 
-    async def ask(self, read: Callable[[Server], Awaitable[Any]], key: str, seed: int) -> Any:
+    async def ask(self, read: Callable[[Server], Awaitable[T]], key: str, seed: int) -> T:
         """
-        What `read` makes of the first server that answers, beginning with the one that `key` belongs to.
+        Return the result of `read` for the first server that answers. The server that `key` belongs to comes first.
 
         Raises:
             `EngineError`: If no try succeeded.
@@ -131,7 +133,7 @@ class HTTPClient:
         raise EngineError(f"{server.url}: gave up after {self.max_retries + 1} tries. The last fault: {fault}")
 
     async def _tested(self, server: Server) -> None:
-        """Wait for the self-test of a server, which all its first requests share. One that could not be run is run again."""
+        """Wait for the test of a server, which all its first requests share. A test that could not be run is repeated."""
         if server.test is None:
             server.test = asyncio.get_running_loop().create_task(self.test(server))
         test = server.test
@@ -148,10 +150,10 @@ class HTTPClient:
 
     async def fetch(self, server: Server, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """
-        The JSON object that a server answers to a `POST` of `body`, or to a `GET` without.
+        Return the JSON object that a server answers to a `POST` of `body`, or to a `GET` without `body`.
 
         Raises:
-            `Fault`: If it may work the next time.
+            `Fault`: If a retry may succeed.
             `PrefixTooLong`: If the server says that the prefix leaves too little room.
             `EngineFatal`: If the server refuses the request.
         """
@@ -164,11 +166,18 @@ class HTTPClient:
         except (aiohttp.ClientError, OSError) as error:
             raise Fault(self._shown(f"{type(error).__name__}: {error}")) from error
         if status == 200:
-            return _parse(content)
+            try:
+                value = json.loads(content)
+            except ValueError as error:
+                raise Fault(f"the answer is not JSON ({error}); it begins with {content[:60]!r}") from error
+            if not isinstance(value, dict):
+                raise Fault(f"the answer is a JSON {type(value).__name__}, expected an object")
+            return value
         said = _message(content)
         message = f"HTTP {status}: {self._shown(said)}"
         if status in PASSING or status >= 500:
-            raise Fault(message, _seconds(headers.get("Retry-After")))
+            pause = headers.get("Retry-After", "").strip()
+            raise Fault(message, float(pause) if pause.isdecimal() else 0.0)  # it may also be a date
         if status == 413 or status in (400, 422) and TOO_LONG.search(said):
             raise PrefixTooLong(f"{server.url}: {message}", _number(LIMIT, said), _number(PREFIX, said))
         raise EngineFatal(f"{server.url}/{path} refused the request. {message}")
@@ -207,16 +216,6 @@ def _base_url(url: str) -> str:
     return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"
 
 
-def _parse(content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise Fault(f"the answer is not JSON ({error}); it begins with {content[:60]!r}") from error
-    if not isinstance(value, dict):
-        raise Fault(f"the answer is a JSON {type(value).__name__}, expected an object")
-    return value
-
-
 def _message(content: bytes) -> str:
     """What the server says went wrong: OpenAI's `error.message`, FastAPI's `detail`, or the body as it is."""
     try:
@@ -232,8 +231,3 @@ def _message(content: bytes) -> str:
 def _number(pattern: re.Pattern, message: str) -> int | None:
     found = pattern.search(message)
     return int(found[1]) if found else None
-
-
-def _seconds(retry_after: str | None) -> float:
-    """Seconds of a `Retry-After` header; 0 if it is absent or a date."""
-    return float(retry_after) if retry_after and retry_after.strip().isdecimal() else 0.0

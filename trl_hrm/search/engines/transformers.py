@@ -23,13 +23,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .engine import EngineFatal, Sample, continued_text, find_stop
-from .sampling import Sampling, room, sample_from_ids
+from .base import EngineFatal, Sample, Sampling, continued_text, find_stop, room, sample_from_ids
 
 
 @dataclass(eq=False)
 class _Sequence:
-    """One sample to make. It is given up where nobody waits for `sample` any more."""
+    """One sample to make. It is dropped if `sample` is cancelled."""
 
     prefix_ids: list[int]
     stop: list[str]
@@ -57,7 +56,7 @@ class TransformersEngine:
         temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
             How tokens are drawn. See [`Sampling`].
         batch_size (`int`, *optional*, defaults to `32`):
-            Most sequences of a batch.
+            Maximum number of sequences in a batch.
         revision (`str`, *optional*):
             Revision of the model, for the manifest.
     """
@@ -81,7 +80,9 @@ class TransformersEngine:
         self.revision = revision
         self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._generation_config = model.generation_config
-        self._eos_ids = _eos_ids(model, tokenizer)
+        eos_ids = model.generation_config.eos_token_id  # may name more tokens than the tokenizer does
+        eos_ids = [eos_ids] if isinstance(eos_ids, int) else list(eos_ids or [])
+        self._eos_ids = frozenset(eos_ids) | ({tokenizer.eos_token_id} - {None})
         # `generate` fills what its argument leaves open from the model's own configuration
         model.generation_config = GenerationConfig(pad_token_id=self._pad_id())
         self._waiting: list[_Sequence] = []
@@ -106,7 +107,7 @@ class TransformersEngine:
             revision (`str`, *optional*):
                 Branch, tag or commit of the repository.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-                Type of the weights; `"auto"` is that of the checkpoint.
+                Type of the weights. `"auto"` is the type of the checkpoint.
             device (`str` or `torch.device`, *optional*):
                 Where to run. By default the accelerator, if there is one.
             attn_implementation (`str`, *optional*):
@@ -148,7 +149,7 @@ class TransformersEngine:
                     sequence.sample.set_result(sample)
 
     def _next_batch(self) -> list[_Sequence]:
-        """The sequences that wait longest, as many as fit: padded rows go on to the end of the longest."""
+        """The sequences that wait longest, as many as fit when all are padded to the longest."""
         self._waiting = [sequence for sequence in self._waiting if not sequence.sample.done()]
         batch: list[_Sequence] = []
         width = length = 0
@@ -192,8 +193,8 @@ class TransformersEngine:
 
     def _shared_prefixes(self, batch: list[_Sequence], ids: torch.Tensor, mask: torch.Tensor) -> Any:
         """
-        The cache of all rows but for their last tokens, which `generate` goes on from, each distinct prefix computed once. `None`
-        where nothing is shared, and for models that keep something else than keys and values.
+        Return the cache of all rows without their last tokens, which `generate` continues. Each distinct prefix is computed once.
+        `None` if no prefix is shared, and for models that cache something other than keys and values.
         """
         places: dict[tuple[int, ...], int] = {}
         shared = [places.setdefault(tuple(sequence.prefix_ids), len(places)) for sequence in batch]
@@ -254,7 +255,9 @@ class _GumbelNoise(LogitsProcessor):
     """
 
     def __init__(self, seeds: list[int], device: torch.device):
-        self.generators = [torch.Generator(device).manual_seed(_mixed(seed)) for seed in seeds]
+        # 64 bits that all depend on the whole seed: torch's generator on CPU takes the low 32 alone
+        mixed = [hashlib.blake2b(str(seed).encode(), digest_size=8).digest() for seed in seeds]
+        self.generators = [torch.Generator(device).manual_seed(int.from_bytes(bits, "big")) for bits in mixed]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         exponential = torch.empty_like(scores, dtype=torch.float32)
@@ -301,20 +304,8 @@ class _Ends(StoppingCriteria):
         return None
 
     def sample(self, row: int, ids: list[int]) -> Sample | None:
-        """The sample of a row, `None` for one that nobody waited for."""
+        """Return the sample of a row, `None` if it was cancelled."""
         if self.ends[row] is None:
             return None
         length, finish, stop_reason = self.ends[row]
         return sample_from_ids(self.tokenizer, self.batch[row].prefix_ids, ids[:length], finish, stop_reason)
-
-
-def _mixed(seed: int) -> int:
-    """64 bits that all depend on the whole seed: torch's generator on CPU takes the low 32 alone."""
-    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that end a sequence: the tokenizer's, and all that the model's generation configuration names."""
-    found = model.generation_config.eos_token_id
-    found = [found] if isinstance(found, int) else list(found or [])
-    return frozenset(found) | ({tokenizer.eos_token_id} - {None})

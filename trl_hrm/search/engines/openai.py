@@ -1,4 +1,4 @@
-"""A policy behind one or more servers that speak OpenAI's completions protocol."""
+"""A policy behind one or more servers with OpenAI's completions protocol, and the test that each server must pass first."""
 
 import asyncio
 import json
@@ -7,28 +7,33 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..encoding import control_tokens
-from .engine import EngineError, EngineFatal, PrefixTooLong, Sample, find_stop
-from .http_client import Fault, HTTPClient, Server
-from .sampling import Sampling, room, sample_from_vllm
-from .server_check import check_server
+from ...encoding import control_tokens
+from .base import EngineError, EngineFatal, PrefixTooLong, Sample, Sampling, find_stop, room, sample_from_vllm
+from .http import Fault, HTTPClient, Server
 
 
 APIS = ("vllm", "transformers", "text")
 MAX_STOPS = 4  # of OpenAI's protocol; `transformers serve` has no such limit
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which no UTF-8 text can hold
 
+# The requests that test a server
+PROMPT = "Counting in words: one, two, three, four,"
+NUM_TOKENS = 24
+NUM_SAMPLES = 4
+GREEDY = Sampling(temperature=0.0)
+HOT = Sampling(temperature=2.0)
+
 
 class OpenAIEngine:
     """
     Samples from servers with a `/completions` endpoint.
 
-    Requests with one `key` go to one server, whose prefix cache then holds their prefixes. What may pass (HTTP 429 and 5xx, a
-    refused or cut connection, no answer in time, an answer that is not whole) is tried again, with several servers at the
-    next one, with pauses that double; then it is an [`EngineError`].
+    Requests with the same `key` go to the same server, whose prefix cache then holds their prefixes. Temporary faults (HTTP 429
+    and 5xx, a refused or lost connection, no answer in time, an incomplete answer) are retried at the next server, with pauses
+    that double. After the last retry they raise an [`EngineError`].
 
     A few short requests first test whether a server obeys stop strings and keeps them, whether it samples at all, and, for
-    vLLM, whether it has the model and this tokenizer. One that does not is refused with an [`EngineFatal`].
+    vLLM, whether it has the model and this tokenizer. If it does not, an [`EngineFatal`] is raised.
 
     Args:
         base_urls (`list[str]`):
@@ -50,7 +55,7 @@ class OpenAIEngine:
         timeout (`float`, *optional*, defaults to `600.0`):
             Seconds to wait for an answer, the time in the server's queue included.
         max_retries (`int`, *optional*, defaults to `5`):
-            How often a failed request is tried again.
+            Maximum number of retries of a failed request.
         backoff (`float`, *optional*, defaults to `0.5`):
             Seconds of the first pause. No pause is longer than 60 seconds, even if a server asks for it.
         revision (`str`, *optional*):
@@ -87,9 +92,7 @@ class OpenAIEngine:
         self.revision = revision
         self.sampling = Sampling(temperature, top_p, top_k)
         api_key = api_key or os.environ.get("OPENAI_API_KEY")
-        self.client = HTTPClient(
-            base_urls, lambda server: check_server(self, server), api_key, timeout, max_retries, backoff
-        )
+        self.client = HTTPClient(base_urls, self.check, api_key, timeout, max_retries, backoff)
 
     async def sample(
         self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str = ""
@@ -99,26 +102,25 @@ class OpenAIEngine:
                 f"there are {len(stop)} stop strings ({', '.join(map(repr, stop))}), but servers take at most {MAX_STOPS} "
                 "in a request. Give fewer --final_stops, or run the policy in this process."
             )
+
+        async def ask(m: int, seed: int) -> list[Sample]:
+            """`m` samples of the first server that answers."""
+
+            async def read(server: Server) -> list[Sample]:
+                answer = await self.complete(server, self.sampling, prefix_ids, m, stop, max_tokens, seed)
+                return self.samples(server, answer, prefix_ids, stop)
+
+            return await self.client.ask(read, key, seed)
+
         draws = self.sampling.num_draws(n)
         requests = [(draws, seed)] if self.api == "vllm" else [(1, seed + i) for i in range(draws)]
-        tasks = [asyncio.ensure_future(self._ask(prefix_ids, m, stop, max_tokens, s, key)) for m, s in requests]
+        tasks = [asyncio.ensure_future(ask(*request)) for request in requests]
         try:
             samples = [sample for found in await asyncio.gather(*tasks) for sample in found]
         finally:
-            for task in tasks:  # where one failed, the others are of no use
+            for task in tasks:  # if one failed, the others are not needed
                 task.cancel()
         return self.sampling.repeat(samples, n)
-
-    async def _ask(
-        self, prefix_ids: Sequence[int], n: int, stop: Sequence[str], max_tokens: int, seed: int, key: str
-    ) -> list[Sample]:
-        """One request, at the first server that answers it."""
-
-        async def read(server: Server) -> list[Sample]:
-            answer = await self.complete(server, self.sampling, prefix_ids, n, stop, max_tokens, seed)
-            return self.samples(server, answer, prefix_ids, stop)
-
-        return await self.client.ask(read, key, seed)
 
     async def complete(
         self,
@@ -130,7 +132,7 @@ class OpenAIEngine:
         max_tokens: int,
         seed: int,
     ) -> dict[str, Any]:
-        """The answer to one try of one request."""
+        """Return the answer of a server to one request, without retries."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": room(prefix_ids, max_tokens, server.max_length, self.model),
@@ -172,20 +174,20 @@ class OpenAIEngine:
     def samples(
         self, server: Server, answer: dict[str, Any], prefix_ids: Sequence[int], stop: Sequence[str]
     ) -> list[Sample]:
-        """The samples of an answer: as many as the server sent."""
+        """Return the samples of an answer, as many as the server sent."""
         choices = _choices(answer)
-        if self.api == "vllm":
-            return self._from_ids(server, prefix_ids, choices, _num_cached(answer))
-        return [self._from_text(choice, stop) for choice in choices]
-
-    def _from_ids(
-        self, server: Server, prefix_ids: Sequence[int], choices: list[dict[str, Any]], num_cached: int
-    ) -> list[Sample]:
+        if self.api != "vllm":
+            return [self._from_text(choice, stop) for choice in choices]
+        num_cached = _num_cached(answer)
         if any(choice.get("token_ids") is None for choice in choices):
             raise EngineFatal(
                 f'{server.url}: the answer has no token ids; expected those of vLLM. For another server use api="text".'
             )
-        if not all(_are_ids(choice["token_ids"]) for choice in choices):
+        if not all(
+            isinstance(choice["token_ids"], list)
+            and all(isinstance(token, int) and token >= 0 for token in choice["token_ids"])
+            for choice in choices
+        ):
             raise Fault(f"the token ids of the answer are no list of numbers: {json.dumps(choices)[:200]}")
         return [
             sample_from_vllm(
@@ -200,7 +202,7 @@ class OpenAIEngine:
         ]
 
     def _from_text(self, choice: dict[str, Any], stop: Sequence[str]) -> Sample:
-        """The protocol says "stop" for a stop string and for the end of the sequence: the text tells which."""
+        """Return a sample from a text. The protocol's "stop" may be a stop string or the end of the sequence, which the text shows."""
         text = choice["text"]
         token_ids = list(self.tokenizer.encode(text, add_special_tokens=False))
         found = find_stop(text, stop)
@@ -213,7 +215,7 @@ class OpenAIEngine:
 
     def _prompt_text(self, prefix_ids: Sequence[int]) -> str:
         """
-        The prefix as text, without the special tokens that the server puts before every text.
+        Return the prefix as text, without the special tokens that the server puts before every text.
 
         Raises:
             `EngineError`: If it holds control tokens as plain text: the server would make tokens of them.
@@ -235,6 +237,78 @@ class OpenAIEngine:
             )
         return text
 
+    async def check(self, server: Server) -> None:
+        """
+        Test a server with a few short requests, before anything is sampled from it. Each fault found here would corrupt all
+        labels without an error.
+
+        Raises:
+            `EngineFatal`: If the server cannot be used.
+        """
+        prefix_ids = self.tokenizer.encode(PROMPT, add_special_tokens=False)
+
+        async def ask(sampling: Sampling, stop: Sequence[str] = (), seed: int = 0) -> tuple[str, str]:
+            """The text of one sample: as this tokenizer decodes it, and as the server sent it."""
+            answer = await self.complete(server, sampling, prefix_ids, 1, stop, NUM_TOKENS, seed)
+            samples = self.samples(server, answer, prefix_ids, stop)
+            if len(samples) != 1:
+                raise EngineFatal(f"a server answered one request for one sample with {len(samples)}.")
+            return samples[0].text, answer["choices"][0]["text"]
+
+        if self.api == "vllm":
+            await self._read_model(server)
+        text, sent = await ask(GREEDY)
+        if self.api == "vllm" and not text.startswith(sent.rstrip("\ufffd")):  # half a character at the end
+            raise EngineFatal(
+                f"{server.url}: its tokens read {sent[:60]!r} there, but {text[:60]!r} here: the tokenizer is not that of its "
+                "model. Name the one that belongs to it."
+            )
+        words = re.findall(r"[^\s\ufffd]{2,3}", text[: 2 * len(text) // 3])  # with more text after them
+        if not words:
+            raise EngineFatal(
+                f"{server.url}: the model continues {PROMPT!r} with {text!r}, too little to test whether the server obeys stop "
+                "strings. Check that it serves a language model."
+            )
+        stop = words[len(words) // 2]
+        end, _ = find_stop(text, [stop])
+        stopped, _ = await ask(GREEDY, [stop])
+        if stopped == text:
+            raise EngineFatal(
+                f"{server.url} ignores stop strings: it went on after {stop!r}. For `transformers serve`, leave out "
+                '`--continuous-batching`; for vLLM, use api="vllm".'
+            )
+        if stopped == text[: end - len(stop)]:
+            raise EngineFatal(
+                f"{server.url} takes stop strings out of the text, so that a step that was stopped looks like the end of a "
+                'solution. For vLLM use api="vllm"; otherwise a server that keeps them, such as `transformers serve`.'
+            )
+        if not (stopped.startswith(text[:end]) and len(stopped) < len(text)):
+            raise Fault(f"two greedy answers differ: {text[:60]!r} and, to be stopped at {stop!r}, {stopped[:60]!r}")
+        if not self.sampling.is_greedy:
+            drawn = [(await ask(HOT, seed=seed))[0] for seed in range(NUM_SAMPLES)]
+            if all(one == text for one in drawn):
+                raise EngineFatal(
+                    f"{server.url} does not sample: with {NUM_SAMPLES} seeds at temperature {HOT.temperature:g} it gave its most "
+                    'probable text each time. For `transformers serve` use api="transformers".'
+                )
+
+    async def _read_model(self, server: Server) -> None:
+        """vLLM tells what it serves, and how long a sequence may be."""
+        cards = (await self.client.fetch(server, "models")).get("data")
+        if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
+            raise Fault("the answer to /models has no list of models")
+        for card in cards:
+            if card.get("id") == self.model:
+                length = card.get("max_model_len")
+                if length is not None and not isinstance(length, int):
+                    raise Fault(f"the answer to /models has a max_model_len of {length!r}, expected a number")
+                server.max_length = length
+                return
+        raise EngineFatal(
+            f"{server.url} does not serve {self.model!r}, but {', '.join(repr(card.get('id')) for card in cards)}. Name one "
+            "of these, or start the server with `--served-model-name`."
+        )
+
     def describe(self) -> dict[str, Any]:
         return {
             "engine": "openai",
@@ -252,27 +326,20 @@ class OpenAIEngine:
 
 def _choices(answer: dict[str, Any]) -> list[dict[str, Any]]:
     choices = answer.get("choices")
-    if not isinstance(choices, list) or not all(_is_choice(choice) for choice in choices):
-        raise Fault(f"the answer has no whole choices: {json.dumps(answer)[:200]}")
-    return sorted(choices, key=lambda choice: choice["index"])
-
-
-def _is_choice(choice: Any) -> bool:
-    return (
+    if not isinstance(choices, list) or not all(
         isinstance(choice, dict)
         and isinstance(choice.get("text"), str)
         and not HALF_PAIR.search(choice["text"])
         and isinstance(choice.get("index"), int)
         and isinstance(choice.get("finish_reason"), str)
-    )
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(token, int) and token >= 0 for token in value)
+        for choice in choices
+    ):
+        raise Fault(f"the answer has no whole choices: {json.dumps(answer)[:200]}")
+    return sorted(choices, key=lambda choice: choice["index"])
 
 
 def _num_cached(answer: dict[str, Any]) -> int:
-    """Cached tokens of the prefix, told by servers started with `--enable-prompt-tokens-details`."""
+    """Number of cached tokens of the prefix, if the server was started with `--enable-prompt-tokens-details`."""
     value: Any = answer
     for name, kind in (("usage", dict), ("prompt_tokens_details", dict), ("cached_tokens", int)):
         value = value.get(name)

@@ -1,0 +1,1 @@
+"""The policies to sample from: in this process (transformers, vLLM) or behind HTTP servers."""
