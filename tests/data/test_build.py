@@ -9,9 +9,8 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from trl_hrm.data import sources
-from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.build_config import BuildConfig, BuildStepwiseConfig
 from trl_hrm.data.card import build_command
-from trl_hrm.data.report import format_report
 from trl_hrm.data.stepwise import build_stepwise
 
 
@@ -39,7 +38,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("view", ["tree", "prm"])
 def test_no_problem_stands_in_two_splits(tmp_path, rows_file, small_chunks, view):
     """Splitting by row or by exact text puts one problem on both sides."""
-    report = build_stepwise([rows_file], BuildConfig(str(tmp_path / "out"), view=view, test_size=0.25, num_proc=2))
+    report = build_stepwise(
+        BuildStepwiseConfig(
+            inputs=[rows_file], output_dir=str(tmp_path / "out"), view=view, test_size=0.25, num_proc=2
+        )
+    )
     dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     problems = {name: {" ".join(text.split()).lower() for text in dataset[name]["prompt"]} for name in dataset}
     assert not problems["train"] & problems["test"]
@@ -58,7 +61,9 @@ def test_number_of_processes_does_not_matter(tmp_path, monkeypatch, rows_file, s
     monkeypatch.chdir(tmp_path)
     found = []
     for num_proc in (1, 2, 3):
-        build_stepwise([rows_file], BuildConfig("out", view=view, num_proc=num_proc, overwrite=True))
+        build_stepwise(
+            BuildStepwiseConfig(inputs=[rows_file], output_dir="out", view=view, num_proc=num_proc, overwrite=True)
+        )
         found.append(contents(tmp_path / "out"))
     assert found[0] == found[1] == found[2]
     assert sorted(found[0]) == [
@@ -70,7 +75,9 @@ def test_number_of_processes_does_not_matter(tmp_path, monkeypatch, rows_file, s
 
 
 def test_order_is_that_of_the_file(tmp_path, rows_file, small_chunks):
-    build_stepwise([rows_file], BuildConfig(str(tmp_path / "out"), view="prm", test_size=0, num_proc=2))
+    build_stepwise(
+        BuildStepwiseConfig(inputs=[rows_file], output_dir=str(tmp_path / "out"), view="prm", test_size=0, num_proc=2)
+    )
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     with open(rows_file) as lines:
         assert rows["prompt"] == [json.loads(line)["prompt"] for line in lines]
@@ -79,8 +86,10 @@ def test_order_is_that_of_the_file(tmp_path, rows_file, small_chunks):
 def test_excluded_problems_are_dropped(tmp_path, rows_file):
     exclude = tmp_path / "test.jsonl"
     exclude.write_text('{"question": "what is 7?"}\n{"question": "What is\\n8?"}\n{"question": "Who?"}\n')
-    config = BuildConfig(str(tmp_path / "out"), view="prm", exclude=[str(exclude)], test_size=0)
-    report = build_stepwise([rows_file], config)
+    config = BuildStepwiseConfig(
+        inputs=[rows_file], output_dir=str(tmp_path / "out"), view="prm", exclude=[str(exclude)], test_size=0
+    )
+    report = build_stepwise(config)
     assert report["dropped"] == {"excluded": 6}
     assert (report["records_in"], report["records_kept"]) == (600, 594)
     prompts = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))["prompt"]
@@ -94,24 +103,30 @@ def test_fault_in_a_late_chunk(tmp_path, rows_file, small_chunks, num_proc, view
     with open(rows_file, "a") as lines:
         lines.write('{"prompt": "q", "completions": ["a"], "labels": [2]}\n')
     with pytest.raises(ValueError) as error:
-        build_stepwise([rows_file], BuildConfig(str(tmp_path / "a" / "out"), view=view, num_proc=num_proc))
+        build_stepwise(
+            BuildStepwiseConfig(
+                inputs=[rows_file], output_dir=str(tmp_path / "a" / "out"), view=view, num_proc=num_proc
+            )
+        )
     assert str(error.value).startswith(f"{rows_file}:601: `labels[0]` is 2, expected a boolean, a probability")
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_existing_output(tmp_path, rows_file):
-    config = BuildConfig(str(tmp_path / "out"))
-    build_stepwise([rows_file], config)
+    config = BuildStepwiseConfig(inputs=[rows_file], output_dir=str(tmp_path / "out"))
+    build_stepwise(config)
     before = contents(tmp_path / "out")
     with pytest.raises(FileExistsError, match="out: the output exists already.* pass --overwrite"):
-        build_stepwise([rows_file], config)
+        build_stepwise(config)
     # A failed build leaves the earlier one as it was.
     bad = tmp_path / "bad.jsonl"
     bad.write_text("{}\n")
     with pytest.raises(ValueError, match="bad.jsonl:1: column `prompt` is missing"):
-        build_stepwise([str(bad)], BuildConfig(str(tmp_path / "out"), overwrite=True))
+        build_stepwise(BuildStepwiseConfig(inputs=[str(bad)], output_dir=str(tmp_path / "out"), overwrite=True))
     assert contents(tmp_path / "out") == before
-    build_stepwise([rows_file], BuildConfig(str(tmp_path / "out"), view="prm", overwrite=True))
+    build_stepwise(
+        BuildStepwiseConfig(inputs=[rows_file], output_dir=str(tmp_path / "out"), view="prm", overwrite=True)
+    )
     assert json.loads((tmp_path / "out" / "build_report.json").read_text())["view"] == "prm"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "out", "rows.jsonl"]
 
@@ -122,18 +137,20 @@ def test_overwrite_spares_other_folders(tmp_path, rows_file):
     folder.mkdir()
     (folder / "chapter.txt").write_text("1")
     with pytest.raises(FileExistsError, match="replaces earlier builds only, and this is none"):
-        build_stepwise([rows_file], BuildConfig(str(folder), overwrite=True))
+        build_stepwise(BuildStepwiseConfig(inputs=[rows_file], output_dir=str(folder), overwrite=True))
     assert (folder / "chapter.txt").read_text() == "1"
 
 
 def test_load_dataset_sees_a_rebuild(tmp_path, rows_file):
     """`load_dataset` caches a local directory by its last name and card: the old rows, with the number of the new."""
-    config = BuildConfig(str(tmp_path / "out"), view="prm", test_size=0, overwrite=True)
+    config = BuildStepwiseConfig(
+        inputs=[rows_file], output_dir=str(tmp_path / "out"), view="prm", test_size=0, overwrite=True
+    )
     labels = []
     for label in (True, False):
         row = {"prompt": "What is 1?", "completions": ["It is 1."], "labels": [label]}
         Path(rows_file).write_text(json.dumps(row) + "\n")
-        build_stepwise([rows_file], config)
+        build_stepwise(config)
         dataset = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
         labels.append(dataset[0]["labels"])
     assert labels == [[1.0], [0.0]]
@@ -142,22 +159,22 @@ def test_load_dataset_sees_a_rebuild(tmp_path, rows_file):
 def test_empty_splits(tmp_path, rows_file):
     one = tmp_path / "one.jsonl"
     one.write_text(Path(rows_file).read_text().split("\n")[0] + "\n")
-    report = build_stepwise([str(one)], BuildConfig(str(tmp_path / "out"), test_size=0.01))
+    report = build_stepwise(BuildStepwiseConfig(inputs=[str(one)], output_dir=str(tmp_path / "out"), test_size=0.01))
     assert report["rows"] == {"train": 1}
     assert "the test split is empty and was left out" in report["warnings"][0]
-    assert "warning: the test split is empty" in format_report(report)
+    assert "warning: the test split is empty" in str(report)
     with pytest.raises(ValueError, match="the train split is empty: all 1 rows fell into the test split"):
-        build_stepwise([str(one)], BuildConfig(str(tmp_path / "no"), test_size=0.999))
+        build_stepwise(BuildStepwiseConfig(inputs=[str(one)], output_dir=str(tmp_path / "no"), test_size=0.999))
     with pytest.raises(ValueError, match=r"no row is left of 1 records \(dropped: excluded: 1\)"):
-        build_stepwise([str(one)], BuildConfig(str(tmp_path / "no"), exclude=[str(one)]))
+        build_stepwise(BuildStepwiseConfig(inputs=[str(one)], output_dir=str(tmp_path / "no"), exclude=[str(one)]))
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty.jsonl: there is nothing in it"):
-        build_stepwise([str(tmp_path / "empty.jsonl")], BuildConfig(str(tmp_path / "no")))
+        build_stepwise(BuildStepwiseConfig(inputs=[str(tmp_path / "empty.jsonl")], output_dir=str(tmp_path / "no")))
     assert not (tmp_path / "no").exists()
 
 
 def test_types(tmp_path, rows_file):
-    build_stepwise([rows_file], BuildConfig(str(tmp_path / "out"), view="hrm"))
+    build_stepwise(BuildStepwiseConfig(inputs=[rows_file], output_dir=str(tmp_path / "out"), view="hrm"))
     schema = pq.read_schema(tmp_path / "out" / "data" / "train-00000-of-00001.parquet")
     assert {field.name: str(field.type).replace("element", "item") for field in schema} == {
         "prompt": "string",
@@ -170,7 +187,7 @@ def test_types(tmp_path, rows_file):
 
 
 def test_card(tmp_path, rows_file):
-    report = build_stepwise([rows_file], BuildConfig(str(tmp_path / "out"), view="hrm"))
+    report = build_stepwise(BuildStepwiseConfig(inputs=[rows_file], output_dir=str(tmp_path / "out"), view="hrm"))
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.configs == [
         {
@@ -188,7 +205,9 @@ def test_card(tmp_path, rows_file):
 
 
 def test_rebuild_command():
-    config = BuildConfig("my out", view="hrm", max_merge=3, exclude=["a.jsonl", "b.jsonl"], num_proc=2, overwrite=True)
+    config = BuildConfig(
+        output_dir="my out", view="hrm", max_merge=3, exclude=["a.jsonl", "b.jsonl"], num_proc=2, overwrite=True
+    )
     command = build_command(
         "build-prm800k", ["in.jsonl"], {"neutral": 0.5, "drop_screening": True, "split": None}, config
     )
@@ -199,8 +218,10 @@ def test_rebuild_command():
 
 
 def test_report_table(tmp_path, rows_file):
-    report = build_stepwise([rows_file], BuildConfig(str(tmp_path / "out"), view="prm", test_size=0))
-    assert format_report(report) == "\n".join(
+    report = build_stepwise(
+        BuildStepwiseConfig(inputs=[rows_file], output_dir=str(tmp_path / "out"), view="prm", test_size=0)
+    )
+    assert str(report) == "\n".join(
         [
             "records in                            600",
             "records kept                          600",
@@ -224,4 +245,4 @@ def test_report_table(tmp_path, rows_file):
 )
 def test_options_out_of_range(option, message):
     with pytest.raises(ValueError, match=message):
-        BuildConfig("out", **option)
+        BuildConfig(output_dir="out", **option)

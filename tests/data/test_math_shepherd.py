@@ -7,7 +7,7 @@ import pytest
 from datasets import load_dataset
 
 from trl_hrm.data.build import Dropped
-from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.build_config import BuildMathShepherdConfig, BuildStepwiseConfig
 from trl_hrm.data.math_shepherd import build_math_shepherd, parse_math_shepherd
 from trl_hrm.data.stepwise import build_stepwise
 
@@ -133,14 +133,18 @@ def test_odd_records_of_these_formats_are_dropped_by_reason(value, reason):
 def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     good, bad = record("q Step 1: a #", "+"), {"input": "q Step 1: a ки", "label": None}
     file = write(tmp_path / "shepherd.jsonl", good, bad, {"input": "x"})
-    report = build_math_shepherd([file], BuildConfig(str(tmp_path / "out"), test_size=0))
+    report = build_math_shepherd(BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert report["dropped"] == {"missing_key": 1, "not_a_string": 1} and report["records_in"] == 3
     assert f"1 row left out (not a string): {file}:2" in report["warnings"]
     with pytest.raises(ValueError, match="shepherd.jsonl:2: `label` is None, expected a string"):
-        build_math_shepherd([file], BuildConfig(str(tmp_path / "strict"), test_size=0, strict=True))
+        build_math_shepherd(
+            BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "strict"), test_size=0, strict=True)
+        )
 
 
-@pytest.mark.parametrize("build", [build_math_shepherd, build_stepwise])
+@pytest.mark.parametrize(
+    ("build", "kind"), [(build_math_shepherd, BuildMathShepherdConfig), (build_stepwise, BuildStepwiseConfig)]
+)
 @pytest.mark.parametrize(
     ("file", "rows"),
     [
@@ -148,10 +152,10 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
         ("rlhflow_conversations.jsonl", [["8", [1.0, 0.0]]]),
     ],
 )
-def test_real_formats(tmp_path, shared_data, build, file, rows):
+def test_real_formats(tmp_path, shared_data, build, kind, file, rows):
     """Read by the builder whose data they resemble, and by the one of rows in general."""
-    config = BuildConfig(str(tmp_path / "out"), view="prm", test_size=0)
-    report = build([str(shared_data / "formats" / file)], config)
+    source = str(shared_data / "formats" / file)
+    report = build(kind(inputs=source, output_dir=str(tmp_path / "out"), view="prm", test_size=0))
     assert report["records_kept"] == report["records_in"] == len(rows) and report["warnings"] == []
     found = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
     assert [row["labels"] for row in found] == [pytest.approx(labels) for _, labels in rows]
@@ -169,7 +173,9 @@ def test_solutions_of_a_problem_are_one_tree(tmp_path):
         record("q Step 1: a #\nStep 2: b #", "-+"),
         record("q Step 1: a", ""),
     )
-    report = build_math_shepherd([file], BuildConfig(str(tmp_path / "tree"), test_size=0))
+    report = build_math_shepherd(
+        BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "tree"), test_size=0)
+    )
     rows = load_dataset(str(tmp_path / "tree"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
     assert [row["prompt"] for row in rows] == ["q", "r"]
     assert rows[0]["completions"] == ["Step 1: a", "Step 2: b", "Step 2: c"]
@@ -179,12 +185,16 @@ def test_solutions_of_a_problem_are_one_tree(tmp_path):
     assert (report["records_in"], report["records_kept"], report["dropped"]) == (5, 4, {"no_tag": 1})
     assert report["notes"] == {"joined_records": 2, "contradicting_labels": 1}
 
-    report = build_math_shepherd([file], BuildConfig(str(tmp_path / "prm"), view="prm", test_size=0))
+    report = build_math_shepherd(
+        BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "prm"), view="prm", test_size=0)
+    )
     rows = load_dataset(str(tmp_path / "prm"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
     assert [row["labels"] for row in rows] == [[1.0, 1.0], [0.0], [1.0, 0.0], [0.0, 1.0]]
     assert "parents" not in rows[0]
 
-    build_math_shepherd([file], BuildConfig(str(tmp_path / "orm"), view="orm", test_size=0))
+    build_math_shepherd(
+        BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "orm"), view="orm", test_size=0)
+    )
     rows = load_dataset(str(tmp_path / "orm"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
     assert [row["labels"] for row in rows] == [[None, 1.0], [0.0], [None, 0.0], [None, 1.0]]
 
@@ -192,7 +202,9 @@ def test_solutions_of_a_problem_are_one_tree(tmp_path):
 def test_real_sample(tmp_path, shared_data):
     """Seven solutions of seven problems: 5 + 3 + 2 + 5 + 5 + 2 + 3 = 25 tags, so 25 labels and 25 - 7 = 18 pairs."""
     file = shared_data / "samples" / "math-shepherd.jsonl"
-    report = build_math_shepherd([file], BuildConfig(str(tmp_path / "out"), view="hrm", test_size=0))
+    report = build_math_shepherd(
+        BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "out"), view="hrm", test_size=0)
+    )
     assert (report["records_in"], report["records_kept"], report["rows"]) == (7, 7, {"train": 7})
     labels = report["labels"]["train"]
     assert (sum(labels["single"].values()), sum(labels["merged"].values())) == (25, 18)

@@ -7,8 +7,8 @@ import pytest
 from datasets import load_dataset
 
 from trl_hrm.data.build import Dropped
-from trl_hrm.data.build_config import BuildConfig
-from trl_hrm.data.prm800k import build_prm800k, neutral_label, parse_prm800k
+from trl_hrm.data.build_config import BuildPRM800KConfig
+from trl_hrm.data.prm800k import build_prm800k, parse_prm800k
 
 
 def candidate(text, rating, flagged=False):
@@ -54,8 +54,9 @@ def test_chosen_goes_on_and_the_others_are_leaves():
     ("neutral", "label"), [("negative", 0.0), ("positive", 1.0), ("drop", None), ("0.3", 0.3), (0.5, 0.5), (1, 1.0)]
 )
 def test_neutral_policy(neutral, label):
+    config = BuildPRM800KConfig(inputs=[], output_dir="out", neutral=neutral)
     nodes, _ = parse(
-        step(candidate("a", 0), chosen=0), step(candidate("b", 1), chosen=0), neutral=neutral_label(neutral)
+        step(candidate("a", 0), chosen=0), step(candidate("b", 1), chosen=0), neutral=config.neutral_label
     )
     assert nodes == [("a", label, -1), ("b", 1.0, 0)]
 
@@ -63,7 +64,7 @@ def test_neutral_policy(neutral, label):
 @pytest.mark.parametrize("neutral", ["maybe", "1.5", -0.1, "nan"])
 def test_neutral_policy_out_of_range(neutral):
     with pytest.raises(ValueError, match="expected negative, positive, drop or a probability"):
-        neutral_label(neutral)
+        BuildPRM800KConfig(inputs=[], output_dir="out", neutral=neutral)
 
 
 def test_human_step_goes_on_and_is_positive():
@@ -184,18 +185,18 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     lines = [good, record({}), good, record(step(candidate("b", 1)), problem=" ")]
     file = tmp_path / "phase.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report = build_prm800k([file], BuildConfig(str(tmp_path / "out"), test_size=0))
+    report = build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert (report["records_in"], report["records_kept"]) == (4, 2)
     assert report["dropped"] == {"blank_prompt": 1, "not_the_schema": 1}
     assert f"1 row left out (not the schema): {file}:2: `label.steps[0]`" in report["warnings"]
     assert f"1 row left out (blank prompt): {file}:4" in report["warnings"]
     with pytest.raises(ValueError, match="phase.jsonl:2: `label.steps"):
-        build_prm800k([file], BuildConfig(str(tmp_path / "strict"), test_size=0, strict=True))
+        build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "strict"), test_size=0, strict=True))
     file.write_text('{"prompt": "q"}\n' * 3)
     with pytest.raises(
         ValueError, match="no row is left of 3 records .* first fault: .*phase.jsonl:1: the key `question` is"
     ):
-        build_prm800k([file], BuildConfig(str(tmp_path / "other"), test_size=0))
+        build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "other"), test_size=0))
 
 
 def test_views_of_a_file(tmp_path):
@@ -232,8 +233,8 @@ def test_views_of_a_file(tmp_path):
         "orm": [flat | {"completions": ["a", "d # Answer 6"], "labels": [None, 1.0]}],
     }
     for view, rows in expected.items():
-        config = BuildConfig(str(tmp_path / view), view=view, merge_separator=" | ", test_size=0)
-        report = build_prm800k([file], config, neutral=0.5)
+        options = {"view": view, "merge_separator": " | ", "test_size": 0, "neutral": 0.5}
+        report = build_prm800k(BuildPRM800KConfig(inputs=file, output_dir=str(tmp_path / view), **options))
         dataset = load_dataset(str(tmp_path / view), cache_dir=str(tmp_path / "cache"))
         assert list(dataset) == ["train"]
         found = dataset["train"].to_list()
@@ -283,8 +284,8 @@ def plain_counts(file, neutral) -> Counter:
     ],
 )
 def test_real_file_labels(tmp_path, phase1, neutral, single, merged):
-    config = BuildConfig(str(tmp_path / "out"), view="hrm", test_size=0)
-    report = build_prm800k([phase1], config, neutral=neutral)
+    options = {"view": "hrm", "test_size": 0, "neutral": neutral}
+    report = build_prm800k(BuildPRM800KConfig(inputs=phase1, output_dir=str(tmp_path / "out"), **options))
     assert report["labels"] == {"train": {"merged": merged, "single": single}}
     assert report["labelled_steps"] == sum(single.values()) + sum(merged.values())
     # The rows say what the report says, and what a plain count of the file says.
@@ -311,7 +312,9 @@ def test_real_file_labels(tmp_path, phase1, neutral, single, merged):
     ],
 )
 def test_real_file_rows(tmp_path, phase1, view, rows, labelled, left_out):
-    report = build_prm800k([phase1], BuildConfig(str(tmp_path / "out"), view=view, test_size=0))
+    report = build_prm800k(
+        BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), view=view, test_size=0)
+    )
     assert (report["records_in"], report["records_kept"]) == (106, 90)
     assert report["dropped"] == {"finish_reason=give_up": 16}
     assert report["rows"] == {"train": rows}
@@ -347,17 +350,19 @@ def test_real_exclusion(tmp_path, shared_data, phase1):
     with pytest.raises(
         ValueError, match=r"no row is left of 106 records \(dropped: excluded: 90, finish_reason=give_up"
     ):
-        build_prm800k([phase1], BuildConfig(str(tmp_path / "out"), exclude=exclude))
+        build_prm800k(BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), exclude=exclude))
     assert not list(tmp_path.iterdir())
 
 
 def test_phase_2_sample(tmp_path, shared_data):
     """Six records of both phases, one per finish reason and peculiarity; see the file."""
     file = shared_data / "samples" / "prm800k.jsonl"
-    report = build_prm800k([file], BuildConfig(str(tmp_path / "out"), test_size=0))
+    report = build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert (report["records_in"], report["records_kept"]) == (6, 5)
     assert report["dropped"] == {"finish_reason=give_up": 1}
     reasons = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))["finish_reason"]
     assert Counter(reasons) == {"solution": 4, "found_error": 1}
-    dropped = build_prm800k([file], BuildConfig(str(tmp_path / "less"), test_size=0), drop_screening=True)
+    dropped = build_prm800k(
+        BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "less"), test_size=0, drop_screening=True)
+    )
     assert dropped["dropped"] == {"finish_reason=give_up": 1, "screening": 1}

@@ -3,9 +3,9 @@
 import pytest
 from datasets import Dataset
 
-from trl_hrm.data.grouping import group_by_prompt
 from trl_hrm.data.problems import (
     exclusion_key,
+    group_by_prompt,
     problem_key,
     problem_split,
     problem_text,

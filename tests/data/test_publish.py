@@ -13,12 +13,13 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
 from trl_hrm.data import sources
-from trl_hrm.data.build_config import BuildConfig
-from trl_hrm.data.card import LOAD_SECTION
+from trl_hrm.data.build_config import BuildStepwiseConfig
+from trl_hrm.data.card import LOAD_FOLDER
 from trl_hrm.data.output import digest_of
-from trl_hrm.data.publish import format_push, push_dataset
+from trl_hrm.data.publish import push_dataset
 from trl_hrm.data.publish_card import Config, check_others, merge_card, warn_of_licenses
-from trl_hrm.data.publish_shards import File, _group, dataset_info, published_files, read_build
+from trl_hrm.data.publish_config import PushDatasetConfig
+from trl_hrm.data.publish_shards import File, dataset_info, group_sizes, published_files, read_build
 from trl_hrm.data.stepwise import build_stepwise
 from trl_hrm.hub import PushError
 
@@ -32,7 +33,11 @@ def folder(tmp_path, monkeypatch) -> Path:
         for i in range(80):
             row = {"prompt": f"What is {i}?", "completions": [f"It is {i}."], "labels": [i % 2 == 0]}
             lines.write(json.dumps(row) + "\n")
-    build_stepwise([str(file)], BuildConfig(str(tmp_path / "built"), view="prm", test_size=0.25, num_proc=1))
+    build_stepwise(
+        BuildStepwiseConfig(
+            inputs=[str(file)], output_dir=str(tmp_path / "built"), view="prm", test_size=0.25, num_proc=1
+        )
+    )
     return tmp_path / "built"
 
 
@@ -84,7 +89,7 @@ def test_a_build_that_is_not_whole(folder, fault, words):
     """Rows that went missing on the way to the Hub would be missing for everyone. There is no Hub here to be asked."""
     fault(folder)
     with pytest.raises(ValueError, match=words):
-        push_dataset(folder, "me/x")
+        push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x"))
 
 
 @pytest.mark.parametrize(
@@ -102,19 +107,19 @@ def test_a_build_that_is_not_whole(folder, fault, words):
 )
 def test_options_that_cannot_work(folder, options, words):
     with pytest.raises(ValueError, match=words):
-        push_dataset(folder, **({"repo_id": "me/x"} | options))
+        push_dataset(PushDatasetConfig(inputs=folder, **({"repo_id": "me/x"} | options)))
 
 
 def test_no_folder():
     """A glob that finds nothing would make a repository with an empty card."""
     with pytest.raises(ValueError, match="no folder was given"):
-        push_dataset([], "me/x")
+        push_dataset(PushDatasetConfig(inputs=[], repo_id="me/x"))
 
 
 def test_offline(folder):
     """HF_HUB_OFFLINE=1, as in all tests without a Hub: the reason must not be taken for one of the token's."""
     with pytest.raises(PushError, match="dataset me/x failed: .*HF_HUB_OFFLINE is set. Unset it to push"):
-        push_dataset(folder, "me/x")
+        push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x"))
 
 
 @pytest.mark.parametrize("private", [None, True, False])
@@ -128,14 +133,18 @@ def test_a_dry_run_opens_no_connection(folder, monkeypatch, private):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    push = push_dataset(folder, "me/x", private=private, revision="draft", max_shard_size=1, dry_run=True)
+    push = push_dataset(
+        PushDatasetConfig(
+            inputs=folder, repo_id="me/x", private=private, revision="draft", max_shard_size=1, dry_run=True
+        )
+    )
     name = read_build(folder).name
     shards = [path for path in push.sent if path.endswith(".parquet")]
     assert push.dry_run and len(shards) > 2 and all(path.startswith(f"{name}/") for path in shards)
     assert {"README.md", f"{name}/build_report.json"} <= push.sent.keys()
     assert push.sent["README.md"] == len(push.card.encode())
     assert (push.commit, push.deleted, push.unchanged) == (None, [], {})
-    printed = format_push(push)
+    printed = str(push)
     assert push.card in printed and "Dry run: nothing was sent, and the Hub was not asked." in printed
     assert all(f"send       {path}" in printed for path in push.sent) and "branch draft" in printed
     visible = {None: "what the Hub makes it by default", True: "private", False: "public"}[private]
@@ -145,21 +154,21 @@ def test_a_dry_run_opens_no_connection(folder, monkeypatch, private):
 def test_a_dry_run_needs_no_token(folder, monkeypatch):
     """A push refuses such a token; a dry run does not look for one."""
     monkeypatch.setenv("HF_TOKEN", "half a token")
-    assert push_dataset(folder, "me/x", dry_run=True).sent
+    assert push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x", dry_run=True)).sent
     with pytest.raises(PushError, match="the token from HF_TOKEN is empty, or holds white space"):
-        push_dataset(folder, "me/x")
+        push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x"))
 
 
 def test_a_dry_run_refuses_what_a_push_refuses(folder):
     edit_report(folder, rows={"train": 1})
     with pytest.raises(ValueError, match="Build it again"):
-        push_dataset(folder, "me/x", dry_run=True)
+        push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x", dry_run=True))
 
 
 def test_groups_by_hand():
-    assert _group([3, 3, 3, 9, 1, 1], 6) == [[0, 1], [2], [3], [4, 5]]
-    assert _group([3, 3, 3, 9, 1, 1], 1) == [[0], [1], [2], [3], [4], [5]]
-    assert _group([3, 3], 100) == [[0, 1]]
+    assert group_sizes([3, 3, 3, 9, 1, 1], 6) == [[0, 1], [2], [3], [4, 5]]
+    assert group_sizes([3, 3, 3, 9, 1, 1], 1) == [[0], [1], [2], [3], [4], [5]]
+    assert group_sizes([3, 3], 100) == [[0, 1]]
 
 
 def test_shards(folder, tmp_path):
@@ -227,7 +236,14 @@ configs:
 
 What they are. ## is no heading here.
 
-LOAD_SECTION
+## Load
+
+```python
+from datasets import load_dataset
+
+dataset = LOAD_FOLDER
+dataset["train"][0]
+```
 
 Mind the step: what people write below it stays.
 
@@ -249,7 +265,7 @@ Mind the step: what people write below it stays.
   ```
 
 ![scores](scores.png)
-""".replace("LOAD_SECTION", LOAD_SECTION)
+""".replace("LOAD_FOLDER", LOAD_FOLDER)
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ from datasets import Dataset, load_dataset
 from tokenizers.processors import TemplateProcessing
 from trl import SFTConfig, SFTTrainer
 
+from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
-from trl_hrm.data.search_trees import build_search_trees
 from trl_hrm.data.self_training import answered, asked, choose, distinct
-from trl_hrm.demo.tiny_model import make_tokenizer
-from trl_hrm.search.manifest import check_manifest
 from trl_hrm.search.prompts import Prompt
-from trl_hrm.search.run_folder import finish_shard
+from trl_hrm.search.run_folder import check_manifest, finish_shard
+from trl_hrm.tiny_model import make_tokenizer
 
 from ..helpers import HEADS, tiny_model
 from ..search.scripted import PROMPT, SEARCHES, make_problems, run_scripted
@@ -105,8 +104,8 @@ def exported(folder: Path, prompt: Prompt) -> Dataset:
     run_scripted(folder / "run", SEARCHES["full_tree"], make_problems(4))
     check_manifest(folder / "run", {"prompt": asdict(prompt)})
     finish_shard(folder / "run", 0, 1)
-    config = ExportConfig(str(folder / "sft"), view="sft", top_k=2, test_size=0, num_proc=1)
-    build_search_trees([str(folder / "run")], config)
+    run, output = str(folder / "run"), str(folder / "sft")
+    export(ExportConfig(inputs=run, output_dir=output, view="sft", max_solutions=2, test_size=0, num_proc=1))
     return load_dataset(str(folder / "sft"), split="train", cache_dir=str(folder / "cache"))
 
 
@@ -176,8 +175,8 @@ def test_runs_with_different_variables_have_no_common_prompt(tmp_path):
         run_scripted(tmp_path / name, SEARCHES["full_tree"], make_problems(4))
         check_manifest(tmp_path / name, {"prompt": asdict(replace(PROMPT, style="chat", **change))})
         finish_shard(tmp_path / name, 0, 1)
-    config = ExportConfig(str(tmp_path / "sft"), view="sft", test_size=0, num_proc=1)
-    report = build_search_trees([str(tmp_path / "a"), str(tmp_path / "b")], config)
+    runs, output = [str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "sft")
+    report = export(ExportConfig(inputs=runs, output_dir=output, view="sft", test_size=0, num_proc=1))
     assert any("were asked with different prompts" in warning for warning in report["warnings"])
 
 

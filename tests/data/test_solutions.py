@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from trl_hrm.data.build_config import BuildConfig
-from trl_hrm.data.candidates import Candidates, read_candidates
+from trl_hrm.data.build_config import BuildStepwiseConfig
+from trl_hrm.data.candidate_sources import read_candidates
+from trl_hrm.data.candidates import ProblemCandidates
 from trl_hrm.data.candidates_config import CandidatesConfig
-from trl_hrm.data.dialogues import problem_of
+from trl_hrm.data.problems import problem_of
 from trl_hrm.data.solutions import (
     ALL,
     SEVERAL,
@@ -34,21 +35,25 @@ def write_rows(path: Path, *rows: dict) -> str:
     return str(path)
 
 
-def read(source: str, **options) -> tuple[list[Candidates], Counter]:
+def read(source: str, **options) -> tuple[list[ProblemCandidates], Counter]:
     counts = Counter()
     return read_candidates(CandidatesConfig(candidates=source, **options), counts), counts
 
 
+def steps_of(problem: ProblemCandidates) -> list[list[str]]:
+    return [candidate.steps for candidate in problem.candidates]
+
+
 def test_headers_with_two_hashes_in_candidates(tmp_path):
     groups, _ = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": [FIRST, SECOND]}))
-    assert groups[0].steps == [
+    assert steps_of(groups[0]) == [
         [
             "## Step 1: Add the pens\n3 + 4 = 7.",
             "## Step 2: Conclude\nTom has 7 pens.\n\nThe answer is: $\\boxed{7}$.",
         ],
         [SECOND],
     ]
-    assert groups[0].texts == [FIRST, SECOND]
+    assert [candidate.text for candidate in groups[0].candidates] == [FIRST, SECOND]
 
 
 def test_outputs_of_search_and_learn_are_read_with_their_own_keys(tmp_path):
@@ -56,22 +61,22 @@ def test_outputs_of_search_and_learn_are_read_with_their_own_keys(tmp_path):
     rows = [SAL, {"problem": "q", "answer": "1", "completions": [CUT_OFF, CUT_OFF]}]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", *rows))
     assert [group.problem for group in groups] == [group.prompt for group in groups] == ["How many pens?", "q"]
-    assert [list(map(len, group.steps)) for group in groups] == [[2, 1], [1, 1]]
-    [warning] = solution_warnings({key[1]: count for key, count in counts.items()})
+    assert [list(map(len, steps_of(group))) for group in groups] == [[2, 1], [1, 1]]
+    [warning] = solution_warnings(counts)
     assert warning.startswith("2 rows have `problem` and `completions`, as search-and-learn writes them")
 
 
 def test_the_real_format_of_search_and_learn(shared_data):
     [group], _ = read(str(shared_data / "formats" / "sal_output.jsonl"))
-    assert [list(map(len, [group.steps[0], group.steps[1]]))] == [[2, 1]]
-    assert not any("#" in step[2:] for steps in group.steps for step in steps)
+    assert [list(map(len, steps_of(group)[:2]))] == [[2, 1]]
+    assert not any("#" in step[2:] for steps in steps_of(group) for step in steps)
 
 
 @pytest.mark.parametrize("column", ["pred", "agg_scores", "completion_tokens"])
 def test_the_columns_of_search_and_learn_tell_its_outputs(tmp_path, column):
     rows = [{"problem": "q", "completions": [CUT_OFF, CUT_OFF], column: None}]
     [group], _ = read(write_rows(tmp_path / "in.jsonl", *rows))
-    assert len(group.texts) == 2
+    assert len([candidate.text for candidate in group.candidates]) == 2
 
 
 def test_completions_that_may_be_either_are_refused(tmp_path):
@@ -95,7 +100,7 @@ def test_some_rows_that_look_like_whole_solutions_are_counted(tmp_path):
     steps = ["Add.", "So \\boxed{7}.", "The answer is \\boxed{7}."]
     source = write_rows(tmp_path / "in.jsonl", {"prompt": "q", "completions": steps})
     [group], counts = read(source)
-    assert group.steps == [steps] and counts == {("notes", SEVERAL): 1}
+    assert steps_of(group) == [steps] and counts == {SEVERAL: 1}
     assert solution_warnings({SEVERAL: 1})[0].startswith("1 rows have several `completions` that each state an answer")
 
 
@@ -130,12 +135,14 @@ def test_rows_are_left_as_they_are_where_nothing_is_unclear():
 def test_build_stepwise_refuses_whole_solutions(tmp_path):
     row = {"prompt": "q", "completions": [FIRST, SECOND], "labels": [True, False]}
     with pytest.raises(ValueError, match="every one of several `completions` states an answer in 1 of 1 rows"):
-        build_stepwise([write_rows(tmp_path / "in.jsonl", row)], BuildConfig(str(tmp_path / "out")))
+        build_stepwise(
+            BuildStepwiseConfig(inputs=[write_rows(tmp_path / "in.jsonl", row)], output_dir=str(tmp_path / "out"))
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     steps = {"prompt": "r", "completions": ["Add.", "So \\boxed{7}."], "labels": [True, True]}
     thought = {"prompt": "s", "completions": ["<think>\nHm.\n</think>", "So \\boxed{7}."], "labels": [True, True]}
     source = write_rows(tmp_path / "in.jsonl", row, steps, thought)
-    report = build_stepwise([source], BuildConfig(str(tmp_path / "out"), num_proc=1))
+    report = build_stepwise(BuildStepwiseConfig(inputs=[source], output_dir=str(tmp_path / "out"), num_proc=1))
     assert report["notes"][SEVERAL] == report["notes"][ALL] == report["notes"]["rows_with_thinking"] == 1
     assert any("several `completions` that each state an answer" in warning for warning in report["warnings"])
     assert any("1 rows have the thinking of a reasoning model" in warning for warning in report["warnings"])
@@ -150,25 +157,25 @@ def test_thinking_is_left_out_of_candidates(tmp_path):
     texts = [THOUGHT + FIRST, THOUGHT.removeprefix("<think>\n") + FIRST, FIRST, "<think>\n" + FIRST]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": [*texts, *lists]}))
     headed = ["## Step 1: Add the pens\n3 + 4 = 7.", FIRST[FIRST.index("## Step 2") :]]
-    assert groups[0].steps == [headed, headed, headed, [], ["Add.", "So 7."], ["Add.", "So 7."]]
-    assert groups[0].texts[:4] == texts
-    assert counts == {("notes", "candidates_with_thinking_left_out"): 5}
+    assert steps_of(groups[0]) == [headed, headed, headed, [], ["Add.", "So 7."], ["Add.", "So 7."]]
+    assert [candidate.text for candidate in groups[0].candidates][:4] == texts
+    assert counts == {"candidates_with_thinking_left_out": 5}
 
 
 def test_thinking_is_kept_if_asked_for(tmp_path):
     texts = [THOUGHT + FIRST, ["<think>", "Is it 1?", "</think>", "Add."]]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": texts}), keep_thinking=True)
-    assert [len(steps) for steps in groups[0].steps] == [4, 2] and not counts
-    assert groups[0].steps[1] == ["Is it 1?", "Add."]
-    assert not any("think>" in step for steps in groups[0].steps for step in steps)
+    assert [len(steps) for steps in steps_of(groups[0])] == [4, 2] and not counts
+    assert steps_of(groups[0])[1] == ["Is it 1?", "Add."]
+    assert not any("think>" in step for steps in steps_of(groups[0]) for step in steps)
 
 
 def test_a_prompt_may_open_the_thinking(tmp_path):
     """As DeepSeek-R1's chat template does. Without an end all of the candidate is thinking."""
     rows = [{"prompt": "q <think>\n", "candidates": ["Hm.\n</think>\n\n" + FIRST, "# Step 1\nIs it 7?"]}]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", *rows))
-    assert list(map(len, groups[0].steps)) == [2, 0]
-    assert counts["notes", "candidates_with_thinking_left_out"] == 2
+    assert list(map(len, steps_of(groups[0]))) == [2, 0]
+    assert counts["candidates_with_thinking_left_out"] == 2
 
 
 def test_thinking_in_scored_rows():

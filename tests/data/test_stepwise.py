@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from trl_hrm.data import sources
-from trl_hrm.data.build_config import BuildConfig
+from trl_hrm.data.build_config import BuildStepwiseConfig
 from trl_hrm.data.stepwise import build_stepwise
 
 
@@ -41,7 +41,11 @@ def write(file, *rows) -> str:
 def build(tmp_path, inputs, view="tree", **options):
     """Rows of the train split and the report."""
     split = options.pop("split", "train")
-    report = build_stepwise(inputs, BuildConfig(str(tmp_path / view), view=view, test_size=0, **options), split)
+    report = build_stepwise(
+        BuildStepwiseConfig(
+            inputs=inputs, output_dir=str(tmp_path / view), view=view, test_size=0, **options, split=split
+        )
+    )
     return load_dataset(str(tmp_path / view), split="train", cache_dir=str(tmp_path / "cache")).to_list(), report
 
 
@@ -50,7 +54,7 @@ def build(tmp_path, inputs, view="tree", **options):
 def test_faults_name_file_and_line_and_leave_nothing(tmp_path, view, row, message):
     file = write(tmp_path / "rows.jsonl", GOOD, "", row)
     with pytest.raises(ValueError) as error:
-        build_stepwise([file], BuildConfig(str(tmp_path / "out"), view=view))
+        build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "out"), view=view))
     assert str(error.value).startswith(f"{file}:3: ")
     assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
@@ -66,7 +70,7 @@ def test_rows_with_blank_texts_are_left_out_and_named(tmp_path, view, row, reaso
     assert report["dropped"] == {reason: 2, "no_labelled_step": 1} and report["records_in"] == 4
     assert report["warnings"] == [f"2 rows left out ({reason.replace('_', ' ')}): {file}:2, {file}:4"]
     with pytest.raises(ValueError) as error:
-        build_stepwise([file], BuildConfig(str(tmp_path / "strict"), view=view, strict=True))
+        build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "strict"), view=view, strict=True))
     assert str(error.value).startswith(f"{file}:2: {message}")
 
 
@@ -77,17 +81,23 @@ def test_rows_in_are_rows_out_and_rows_dropped(tmp_path, monkeypatch, num_proc):
     rng = random.Random(0)
     kinds = [rng.choice([GOOD, GOOD, BLANK[0][0], BLANK[2][0]]) for _ in range(100)]
     file = write(tmp_path / "rows.jsonl", *kinds)
-    report = build_stepwise([file], BuildConfig(str(tmp_path / "out"), view="prm", test_size=0, num_proc=num_proc))
+    report = build_stepwise(
+        BuildStepwiseConfig(
+            inputs=[file], output_dir=str(tmp_path / "out"), view="prm", test_size=0, num_proc=num_proc
+        )
+    )
     assert report["records_in"] == 100 == report["records_kept"] + sum(report["dropped"].values())
     blank = [i for i, kind in enumerate(kinds, 1) if kind is BLANK[0][0]]
     shown = ", ".join(f"{file}:{i}" for i in blank[:5])
     assert f"{len(blank)} rows left out (blank step): {shown} and {len(blank) - 5} more" in report["warnings"]
     first = next(i for i, kind in enumerate(kinds, 1) if kind is not GOOD)
-    config = BuildConfig(str(tmp_path / "strict"), view="prm", test_size=0, num_proc=num_proc, strict=True)
+    config = BuildStepwiseConfig(
+        inputs=[file], output_dir=str(tmp_path / "strict"), view="prm", test_size=0, num_proc=num_proc, strict=True
+    )
     with pytest.raises(
         ValueError, match=rf"rows.jsonl:{first if num_proc == 1 else '[0-9]+'}: .* expected a non-empty"
     ):
-        build_stepwise([file], config)
+        build_stepwise(config)
 
 
 @pytest.mark.parametrize("form", ["lines", "array", "gz"])
@@ -127,7 +137,9 @@ def test_a_column_that_may_carry_part_of_the_problem_is_named(tmp_path):
 )
 def test_rows_of_another_command_are_sent_there(tmp_path, row, remedy):
     with pytest.raises(ValueError, match=remedy):
-        build_stepwise([write(tmp_path / "rows.jsonl", row)], BuildConfig(str(tmp_path / "out")))
+        build_stepwise(
+            BuildStepwiseConfig(inputs=[write(tmp_path / "rows.jsonl", row)], output_dir=str(tmp_path / "out"))
+        )
 
 
 @pytest.mark.parametrize("view", ["tree", "prm"])
@@ -139,7 +151,7 @@ def test_faults_of_a_dataset_name_the_row(tmp_path, view, row, message):
     (tmp_path / "in").mkdir()
     Dataset.from_dict(data).to_parquet(tmp_path / "in" / "train.parquet")
     with pytest.raises(ValueError) as error:
-        build_stepwise([str(tmp_path / "in")], BuildConfig(str(tmp_path / "out"), view=view))
+        build_stepwise(BuildStepwiseConfig(inputs=[str(tmp_path / "in")], output_dir=str(tmp_path / "out"), view=view))
     assert str(error.value).startswith("dataset row 1: ")
     assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -189,7 +201,7 @@ def test_other_columns_keep_their_types(tmp_path):
 def test_column_of_two_types(tmp_path):
     file = write(tmp_path / "rows.jsonl", GOOD | {"year": 2024}, GOOD | {"year": "2024"})
     with pytest.raises(ValueError, match=r"rows.jsonl:2: column `year`, .* holds values of different types"):
-        build_stepwise([file], BuildConfig(str(tmp_path / "out"), view="prm"))
+        build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "out"), view="prm"))
 
 
 def test_hrm_of_an_hrm_dataset(tmp_path):
@@ -226,4 +238,4 @@ def test_merged_steps_survive_in_flat_rows(tmp_path):
 
 def test_missing_inputs(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.jsonl: there is no such file"):
-        build_stepwise([str(tmp_path / "none.jsonl")], BuildConfig(str(tmp_path / "out")))
+        build_stepwise(BuildStepwiseConfig(inputs=[str(tmp_path / "none.jsonl")], output_dir=str(tmp_path / "out")))

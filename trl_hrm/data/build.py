@@ -18,11 +18,10 @@ from datasets import Dataset
 from ..search.prompts import Prompt
 from ..step_tree import StepTree
 from .build_config import BuildConfig
+from .build_report import BuildReport, count_row, dump_counts, load_counts, nest_counts
 from .card import build_card, build_command
 from .faults import NUM_SHOWN, RowError, format_places
-from .grouping import group_equal, text_key
 from .hierarchy import hrm_view, orm_view, prm_view
-from .node_files import NodeFiles
 from .output import (
     COLUMNS,
     REPORT_FILE,
@@ -34,10 +33,10 @@ from .output import (
     temporary_directory,
     write_part,
 )
-from .problems import exclusion_key, problem_key, problem_split, read_problem_keys
-from .report import count_row, dump_counts, load_counts, nest_counts
+from .problems import exclusion_key, group_equal, problem_key, problem_split, read_problem_keys, text_key
 from .self_training import sft_row
 from .sources import Address, DatasetRows, JsonLines
+from .tree_files import NodeFiles
 
 
 GROUPED_ROWS = 1000
@@ -51,7 +50,7 @@ class Dropped(Exception):
         reason (`str`):
             Why. It is counted in the report.
         notes (`Mapping[str, int]`, *optional*):
-            What was found in the record all the same, to be counted among the notes.
+            Counts to add to the notes of the report.
     """
 
     def __init__(self, reason: str, notes: Mapping[str, int] | None = None):
@@ -62,7 +61,7 @@ class Dropped(Exception):
 @dataclass
 class Recipe:
     """
-    What a source of records has of its own.
+    What distinguishes one builder from the others: where its records come from, and how a record becomes a tree.
 
     Args:
         name (`str`):
@@ -72,29 +71,29 @@ class Recipe:
         inputs (`list[str]`):
             Files or datasets, as the user named them.
         parse (`Callable[[Any, str, Counter], StepTree | list[StepTree]]`):
-            Makes a tree, or several of one problem, of a record. It is given the record, its place for error messages, and
-            a counter for notes. It raises [`Dropped`] for records left out on purpose, [`RowError`] for records with a fault,
-            which are left out unless `config.strict`, and `ValueError` for what stops the build.
+            Returns the tree of a record, or several trees of one problem. Its arguments are the record, the place of the record
+            for error messages, and a counter for notes. It raises [`Dropped`] for records left out on purpose, [`RowError`] for
+            records with a fault, which are left out unless `config.strict`, and `ValueError` to stop the build.
         columns (`Mapping[str, pa.DataType]`, *optional*):
-            Types of the columns that the trees carry in `extra`. Types not given are taken from the values.
+            Types of the columns in `extra` of the trees. Other types are inferred from the values.
         is_final (`Callable[[str], bool]`, *optional*):
-            Tells complete trajectories from others for `view="orm"`. See [`orm_view`].
+            Whether a step ends its trajectory, for `view="orm"`. See [`orm_view`].
         join_prompts (`bool`, *optional*, defaults to `False`):
             Whether the records of one prompt are joined to one tree in the views `"tree"` and `"hrm"`.
         options (`dict[str, Any]`, *optional*):
-            Options of this builder alone, for the report and the rebuild command.
+            Options of this builder that are not in [`BuildConfig`], for the rebuild command.
         about (`dict[str, Any]`, *optional*):
             Title, description, license and citation for the dataset card.
         command (`str`, *optional*):
-            The command that builds it. By default `build-<name>`.
+            Name of the command. Defaults to `build-<name>`.
         warnings (`list[str]`, *optional*):
-            What the user should know of the source.
+            Warnings about the source.
         describe (`Callable[[dict], dict]`, *optional*):
-            Makes of the report what report and card say beyond counts, under `"facts"`.
+            Returns the `"facts"` of a report, for the report and the card.
         warn (`Callable[[dict], list[str]]`, *optional*):
-            Makes of the report what else the user should know.
+            Returns more warnings, given a report.
         asked ([`~search.prompts.Prompt`], *optional*):
-            What the policy was asked, for `view="sft"`. By default its rows have the bare problem.
+            What the policy was asked, for `view="sft"`. Defaults to the bare problem.
     """
 
     name: str
@@ -118,19 +117,19 @@ class Recipe:
         return parsed if isinstance(parsed, list) else [parsed]
 
 
-def build_dataset(recipe: Recipe, config: BuildConfig) -> dict[str, Any]:
+def build_dataset(recipe: Recipe, config: BuildConfig) -> BuildReport:
     """
     Build a dataset and write it to `config.output_dir`.
 
-    Everything is written to a temporary directory beside the output, which takes the output's name at the very end: a
-    build that fails or is interrupted leaves nothing behind. Records are read, and rows written, a chunk of 4 MB at a
-    time, so that memory does not grow with the input.
+    Everything is written to a temporary directory next to the output, and renamed at the end: a build that fails or is
+    interrupted leaves nothing behind. Records are read and rows are written in chunks of 4 MB, so memory does not grow with the
+    input.
 
     Args:
         recipe ([`Recipe`]):
             The source of the records and its parser.
         config ([`BuildConfig`]):
-            Options that all builders share.
+            What a row is, and where to write.
 
     Returns:
         `dict[str, Any]`: The report, as written to `build_report.json`.
@@ -228,7 +227,8 @@ class _Worker:
 
     def map(self, function: Callable, chunks: list[dict[str, Any]], task: str = "build", **options: Any) -> Dataset:
         """Results of `function` for each chunk, in the order of the chunks."""
-        num_proc = min(self.config.num_proc or _num_cores(), len(chunks))
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        num_proc = min(self.config.num_proc or num_cores, len(chunks))
         return Dataset.from_list(chunks).map(
             partial(function, worker=self, **options),
             with_indices=True,
@@ -361,7 +361,7 @@ def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str
 
 def make_report(
     builder: str, inputs: list[str], command: str, config: BuildConfig, counts: Counter, warnings: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> BuildReport:
     """
     The report of a build, from counts with the keys `("records_in",)`, `("records_kept",)`, `("dropped", reason)`,
     `("rows", split)`, `("labels", split, kind, value)` and `("notes", note)`.
@@ -397,7 +397,7 @@ def make_report(
         places = [where for other, where, _ in faults if other == reason]
         warnings.append(format_places(reason, places, number=found["dropped"][reason]))
     labels = [kinds for splits in found["labels"].values() for kinds in splits.values()]
-    return {
+    report = {
         "builder": builder,
         "inputs": inputs,
         "command": command,
@@ -411,7 +411,4 @@ def make_report(
         "notes": found["notes"],
         "warnings": warnings,
     }
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return BuildReport(report)

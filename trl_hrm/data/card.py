@@ -7,8 +7,10 @@ from typing import Any
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ..pages.page import Table, resource
+from ..pages.papers import HRM_PAPER
 from .build_config import BuildConfig
-from .report import report_lines
+from .build_report import report_lines
 
 
 COLUMNS = {
@@ -70,31 +72,13 @@ VIEWS = {
     "raft": "One row is one solution, chosen among the candidates of its problem for its score by a reward model. The "
     "reference answer had no say in it.",
 }
-HRM_CITATION = """The merged steps follow
-
-```bibtex
-@article{wang2025hierarchical,
-  title   = {Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models},
-  author  = {Wang, Teng and Jiang, Zhangyi and He, Zhenqi and Tong, Shenyang and Yang, Wenhan and Zheng, Yanan and Li, Zeyu and He, Zifan and Gong, Hailei and Ye, Zewen and Ma, Shengjie and Zhang, Jianping},
-  journal = {arXiv preprint arXiv:2503.13551},
-  year    = {2025}
-}
-```"""
 LOAD_FOLDER = 'load_dataset("path/to/this/directory")  # or the name of the repository on the Hub'
-LOAD_SECTION = f"""## Load
-
-```python
-from datasets import load_dataset
-
-dataset = {LOAD_FOLDER}
-dataset["train"][0]
-```"""
 
 
 def build_command(command: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:
     """The command that builds the dataset again, with every option that decides the result."""
     words = ["trl-hrm", command, *inputs, *_option("output_dir", config.output_dir)]
-    if len(config.views) > 1:
+    if config.view != "raft":
         words += ["--view", config.view]
     if config.view == "hrm" or options.get("hnc"):
         separator = config.merge_separator.replace("\n", "\\n").replace("\t", "\\t")
@@ -155,37 +139,35 @@ def build_card(
         ],
         configs=[config],
     )
-    shown = json.dumps(_shorten(example), indent=2, ensure_ascii=False)
-    sections = [
-        f"---\n{data.to_yaml()}\n---\n\n# {about['title']}, `{report['view']}` view",
-        f"{about['description']}\n\n{VIEWS[report['view']]}",
-        _table("Columns", ("column", "type", "meaning"), [_describe(field, report["view"]) for field in schema]),
-        f"## Example\n\nThe first training row, shortened:\n\n````json\n{shown}\n````",
-        LOAD_SECTION,
-        _facts_section(report),
-        f"![{report['picture']['shows']}]({report['picture']['file']})" if "picture" in report else "",
-        _counts_section(report),
-        f"## Rebuild\n\n```bash\n{report['command']}\n```",
-        f"## Source and license\n\n{about['source']}",
-        about["citation"],
-        HRM_CITATION if report["view"] == "hrm" else "",
+    meanings = COLUMNS | VIEW_COLUMNS.get(report["view"], {})
+    columns = [
+        [
+            f"`{field.name}`",
+            f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type),
+            meanings.get(field.name, "as in the source"),
+        ]
+        for field in schema
     ]
-    return DatasetCard("\n\n".join(section for section in sections if section) + "\n", ignore_metadata_errors=False)
-
-
-def _table(title: str, head: tuple[str, ...], rows: list[tuple]) -> str:
-    lines = [f"| {' | '.join(str(cell) for cell in row)} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join([f"## {title}", "", *lines])
-
-
-def _describe(field: pa.Field, view: str) -> tuple[str, str, str]:
-    kind = f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)
-    columns = COLUMNS | VIEW_COLUMNS.get(view, {})
-    return f"`{field.name}`", kind, columns.get(field.name, "as in the source")
-
-
-def _facts_section(report: dict[str, Any]) -> str:
-    return _table("How it was made", ("what", ""), _flatten(report["facts"])) if report.get("facts") else ""
+    facts = _flatten(report.get("facts") or {})
+    counts = [[name, str(count)] for name, count in report_lines(report)]
+    return DatasetCard.from_template(
+        data,
+        template_str=resource("templates/dataset_card.md.jinja"),
+        title=about["title"],
+        view=report["view"],
+        description=about["description"],
+        row=VIEWS[report["view"]],
+        columns=Table(["column", "type", "meaning"], columns).markdown(),
+        example=json.dumps(_shorten(example), indent=2, ensure_ascii=False),
+        load=LOAD_FOLDER,
+        facts=Table(["what", ""], facts).markdown() if facts else "",
+        picture=report.get("picture"),
+        counts=Table(["what", "count"], counts).markdown(),
+        command=report["command"],
+        source=about["source"],
+        citation=about["citation"],
+        hrm_citation=HRM_PAPER["citation"] if report["view"] == "hrm" else "",
+    )
 
 
 def _flatten(value: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, str]]:
@@ -195,24 +177,14 @@ def _flatten(value: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[s
         path = (*above, str(key).replace("_", " "))
         if isinstance(inner, dict):
             rows += _flatten(inner, path)
+        elif isinstance(inner, float):
+            rows.append((": ".join(path), f"{inner:.4g}"))
+        elif isinstance(inner, int) and not isinstance(inner, bool):
+            rows.append((": ".join(path), f"{inner:,}"))
         else:
-            rows.append((": ".join(path), _cell(inner)))
+            text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
+            rows.append((": ".join(path), json.dumps(text, ensure_ascii=False)[1:-1]))
     return rows
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|")
-
-
-def _counts_section(report: dict[str, Any]) -> str:
-    return _table("Counts", ("what", "count"), report_lines(report)) + (
-        "\n\nLabels are counted by value, rounded to two decimals, or by tenths where there are many."
-    )
 
 
 def _shorten(value: Any) -> Any:

@@ -28,14 +28,14 @@ answers with its label:
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset
-from .build_config import BuildConfig
+from .build_config import BuildMathShepherdConfig
+from .build_report import BuildReport
 from .faults import RowError, other_command
 from .sources import JsonLines
 
@@ -61,24 +61,29 @@ FIRST_STEP = re.compile(r"(?:#+[ \t]*)?Step 1:")
 LABELS = {"+": 1.0, "-": 0.0}
 
 
-def build_math_shepherd(files: Sequence[str], config: BuildConfig) -> dict[str, Any]:
+def build_math_shepherd(config: BuildMathShepherdConfig) -> BuildReport:
     """
-    Build a dataset from files of Math-Shepherd, ER-PRM or RLHFlow; the keys of a record tell its format. In the views `"tree"` and `"hrm"` the solutions of one problem are joined:
-    steps with the same text after the same steps become one, labelled by the mean.
+    Build a dataset from files of Math-Shepherd, ER-PRM or RLHFlow. The keys of a record tell its format.
+
+    In the views `"tree"` and `"hrm"` the solutions of one problem are joined: steps with the same text after the same steps
+    become one, labelled by the mean.
 
     Args:
-        files (`Sequence[str]`):
-            Files of JSON Lines or of a JSON array.
-        config ([`BuildConfig`]):
-            Options that all builders share.
+        config ([`BuildMathShepherdConfig`]):
+            What to read, and what a row is.
 
     Returns:
-        `dict[str, Any]`: The build report.
+        [`BuildReport`]: What was read, written and dropped.
+
+    Raises:
+        `FileExistsError`: If the output exists and may not be replaced.
+        `FileNotFoundError`: If an input does not exist.
+        `ValueError`: If a record is faulty and `config.strict`, or no row is left for training.
     """
     recipe = Recipe(
         name="math-shepherd",
-        source=JsonLines(files, config.columns),
-        inputs=[str(file) for file in files],
+        source=JsonLines(config.inputs, config.columns),
+        inputs=config.inputs,
         parse=parse_math_shepherd,
         columns={"task": pa.string()},
         join_prompts=True,
@@ -107,7 +112,11 @@ def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> S
     if is_conversation(record):
         segments, labels = _conversation(record["conversations"], where)
     elif is_er_prm(record):
-        segments, labels = _segments(_text(record, "text", where)), _values(record["value"], where)
+        segments, values = _segments(_text(record, "text", where)), record["value"]
+        values = values if isinstance(values, list) else [values]
+        if not all(isinstance(value, (bool, int, float)) and 0 <= value <= 1 for value in values):
+            raise RowError("unknown_label", where, f"`value` is {record['value']!r}, expected numbers from 0 to 1.")
+        labels = [float(value) for value in values]
         if len(labels) != len(segments):
             raise RowError(
                 "values_differ",
@@ -173,13 +182,6 @@ def _segments(text: str) -> list[str]:
     if rest.strip():
         raise Dropped("text_after_last_tag")
     return segments
-
-
-def _values(values: Any, where: str) -> list[float]:
-    found = values if isinstance(values, list) else [values]
-    if not all(isinstance(value, (bool, int, float)) and 0 <= value <= 1 for value in found):
-        raise RowError("unknown_label", where, f"`value` is {values!r}, expected numbers from 0 to 1.")
-    return [float(value) for value in found]
 
 
 def _conversation(messages: Any, where: str) -> tuple[list[str], list[float]]:

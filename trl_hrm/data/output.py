@@ -43,7 +43,7 @@ def check_output(output: Path, config: BuildConfig) -> None:
 
 
 def temporary_directory(config: BuildConfig) -> tempfile.TemporaryDirectory:
-    """A directory beside the output, so that moving files from one to the other is a matter of names."""
+    """A directory on the same file system as the output, so that a folder can be renamed from one to the other."""
     output = Path(config.output_dir).absolute()
     anchor = next(parent for parent in output.parents if parent.exists())
     return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=anchor)

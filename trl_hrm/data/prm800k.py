@@ -2,8 +2,7 @@ r"""
 PRM800K ([Let's Verify Step by Step](https://huggingface.co/papers/2305.20050)), phases 1 and 2, as step trees.
 
 A record is one annotated solution of one problem. At each of its `steps` the annotator rated some `completions`, and one
-of them (`chosen_completion`), or a text of their own (`human_completion`), became the step from which the solution goes
-on:
+of them (`chosen_completion`), or a text of their own (`human_completion`), became the step that the solution continues from:
 
 ```json
 {"question": {"problem": "What is 1 + 2 + 3?", "ground_truth_answer": "6"},
@@ -20,7 +19,6 @@ on:
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +26,8 @@ import pyarrow as pa
 
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset
-from .build_config import BuildConfig
+from .build_config import BuildPRM800KConfig
+from .build_report import BuildReport
 from .faults import RowError, other_command
 from .sources import JsonLines
 
@@ -52,53 +51,35 @@ ABOUT = {
 
 KEPT_FINISH_REASONS = ("solution", "found_error")
 SCHEMA = "not_the_schema"  # reason of a fault
-NEUTRAL_LABELS = {"negative": 0.0, "positive": 1.0, "drop": None}
 
 
-def build_prm800k(
-    files: Sequence[str], config: BuildConfig, neutral: str | float = "negative", drop_screening: bool = False
-) -> dict[str, Any]:
+def build_prm800k(config: BuildPRM800KConfig) -> BuildReport:
     """
     Build a dataset from PRM800K files.
 
     Args:
-        files (`Sequence[str]`):
-            Files of phase 1 or 2.
-        config ([`BuildConfig`]):
-            Options that all builders share.
-        neutral (`str` or `float`, *optional*, defaults to `"negative"`):
-            Label of a step rated 0: `"negative"` (as in the HRM paper's Table 2), `"positive"`, `"drop"` for context
-            only, or a probability in `[0, 1]`.
-        drop_screening (`bool`, *optional*, defaults to `False`):
-            Drop the records that served to screen annotators or to control their quality.
+        config ([`BuildPRM800KConfig`]):
+            What to read, and what a row is.
 
     Returns:
-        `dict[str, Any]`: The build report.
+        [`BuildReport`]: What was read, written and dropped.
+
+    Raises:
+        `FileExistsError`: If the output exists and may not be replaced.
+        `FileNotFoundError`: If an input does not exist.
+        `ValueError`: If a record is faulty and `config.strict`, or no row is left for training.
     """
     recipe = Recipe(
         name="prm800k",
-        source=JsonLines(files, config.columns),
-        inputs=[str(file) for file in files],
-        parse=partial(parse_prm800k, neutral=neutral_label(neutral), drop_screening=drop_screening),
+        source=JsonLines(config.inputs, config.columns),
+        inputs=config.inputs,
+        parse=partial(parse_prm800k, neutral=config.neutral_label, drop_screening=config.drop_screening),
         columns={"answer": pa.string(), "finish_reason": pa.string()},
         is_final=is_final,
-        options={"neutral": neutral, "drop_screening": drop_screening},
+        options={"neutral": config.neutral, "drop_screening": config.drop_screening},
         about=ABOUT,
     )
     return build_dataset(recipe, config)
-
-
-def neutral_label(neutral: str | float) -> float | None:
-    """The label of a step rated 0, `None` for context only. See [`build_prm800k`]."""
-    if neutral in NEUTRAL_LABELS:
-        return NEUTRAL_LABELS[neutral]
-    try:
-        label = float(neutral)
-    except ValueError:
-        label = -1.0
-    if not 0 <= label <= 1:
-        raise ValueError(f"neutral is {neutral!r}, expected negative, positive, drop or a probability in [0, 1].")
-    return label
 
 
 def is_final(text: str) -> bool:
@@ -153,7 +134,14 @@ def parse_prm800k(
         if parent is None:
             notes["steps_after_end"] += len(steps) - number - 1
             break
-    tree = _prune(tree, notes)
+    # Without the steps that have no label and no labelled step below them: nothing could be learned from them
+    needed = [label is not None for label in tree.labels]
+    for i in reversed(range(len(needed))):
+        if needed[i] and tree.parents[i] != -1:
+            needed[tree.parents[i]] = True
+    kept = [i for i, is_needed in enumerate(needed) if is_needed]
+    notes["pruned_steps"] += len(needed) - len(kept)
+    tree = tree.keep(kept)
     tree.validate(where)
     return tree
 
@@ -161,7 +149,7 @@ def parse_prm800k(
 def _add_step(
     tree: StepTree, parent: int, step: Any, labels: dict[int | None, float | None], where: str, notes: Counter
 ) -> int | None:
-    """Add the candidates of one step below `parent`. Returns the one that goes on, `None` if none does."""
+    """Add the candidates of one step below `parent`. Returns the one that later steps follow, `None` if there is none."""
     chosen = _get(step, "chosen_completion", (int, type(None)), where)
     human = _get(step, "human_completion", (dict, type(None)), where)
     candidates = list(_get(step, "completions", (list, type(None)), where) or [])
@@ -191,13 +179,17 @@ def _add_step(
             tree.completions.append(text)
             tree.labels.append(None)
             tree.parents.append(parent)
-        label = (
-            _human_label(candidate, labels, place) if is_human else _rating_label(candidate, "rating", labels, place)
-        )
+        name = "rating"
+        if is_human:
+            name = next((name for name in ("corrected_rating", "rating") if candidate.get(name) is not None), None)
+        # People wrote their steps to go on from: without a rating they are positive
+        rating = 1 if name is None else _get(candidate, name, (int, type(None)), place)
+        if rating not in labels:
+            raise RowError(SCHEMA, place, f"`{name}` is {rating!r}, expected -1, 0, 1 or null.")
         if candidate.get("flagged"):
             notes["flagged_candidates"] += 1
-        elif label is not None:
-            given[text].append(label)
+        elif labels[rating] is not None:
+            given[text].append(labels[rating])
         if is_human:
             notes["human_completions"] += 1
         if is_human or i == chosen:
@@ -206,41 +198,6 @@ def _add_step(
         tree.labels[found[text]] = sum(values) / len(values) if values else None
         notes["contradicting_labels"] += len(set(values)) > 1
     return last
-
-
-def _rating_label(
-    candidate: dict[str, Any], name: str, labels: dict[int | None, float | None], where: str
-) -> float | None:
-    rating = _get(candidate, name, (int, type(None)), where)
-    if rating not in labels:
-        raise RowError(SCHEMA, where, f"`{name}` is {rating!r}, expected -1, 0, 1 or null.")
-    return labels[rating]
-
-
-def _human_label(candidate: dict[str, Any], labels: dict[int | None, float | None], where: str) -> float | None:
-    """People wrote these steps to go on from, so they are positive unless a rating says otherwise."""
-    for name in ("corrected_rating", "rating"):
-        if candidate.get(name) is not None:
-            return _rating_label(candidate, name, labels, where)
-    return 1.0
-
-
-def _prune(tree: StepTree, notes: Counter) -> StepTree:
-    """Leave out the steps without a label that no labelled step follows: nothing could be learned from them."""
-    needed = [label is not None for label in tree.labels]
-    for i in reversed(range(len(needed))):
-        if needed[i] and tree.parents[i] != -1:
-            needed[tree.parents[i]] = True
-    kept = [i for i, keep in enumerate(needed) if keep]
-    notes["pruned_steps"] += len(needed) - len(kept)
-    index = {old: new for new, old in enumerate(kept)} | {-1: -1}
-    return StepTree(
-        prompt=tree.prompt,
-        completions=[tree.completions[i] for i in kept],
-        labels=[tree.labels[i] for i in kept],
-        parents=[index[tree.parents[i]] for i in kept],
-        extra=tree.extra,
-    )
 
 
 def _get(value: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:

@@ -14,20 +14,18 @@ Problems with reference answers, from the files and datasets that hold them.
 """
 
 import math
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from typing import Any
 
 from ..grading import extract_answer
 from ..search.tree import Problem, make_id
-from .choices import COLUMNS as CHOICES
 from .faults import RowError, RowFaults
 from .problems import (
+    CHOICE_COLUMNS,
     TEXT_COLUMNS,
     choices_of,
     exclusion_key,
@@ -37,7 +35,7 @@ from .problems import (
     problem_text,
     unused_parts,
 )
-from .sources import DatasetRows, JsonLines, all_rows, is_json_file
+from .sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_dataset
 
 
 KEYS = {
@@ -155,7 +153,7 @@ def read_problems(
         prefix_column (`str`, *optional*):
             Column with the beginning of each solution, raw text that a step search continues.
         prefix_fault (`Callable[[str], str | None]`, *optional*):
-            Says what is wrong with a prefix. See [`~search.prefixes.prefix_fault`].
+            Says what is wrong with a prefix. See [`~search.step_search.StepSearch.prefix_fault`].
         columns (`Mapping[str, str]`, *optional*):
             New names of columns, such as `{"problem": "Question"}`. See [`~data.sources.rename_columns`].
         strict (`bool`, *optional*, defaults to `False`):
@@ -174,9 +172,15 @@ def read_problems(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, expected 1 or more.")
     found = ProblemSet([], faults=RowFaults(strict))
-    reader = _Reader(found)
-    with _open(source, split, config, columns) as records:
-        for where, record in records:
+    reader = _Reader(found.faults)
+    with ExitStack() as stack:
+        if is_json_file(source):
+            if config is not None:
+                raise ValueError(f"{source}: this is a file, which has no configuration {config!r}. Leave it out.")
+            rows = JsonLines([source], columns)
+        else:
+            rows = DatasetRows(stack.enter_context(loaded_dataset(source, split, config)), columns)
+        for where, record in all_rows(rows):
             found.num_records += 1
             try:
                 if format == "auto":
@@ -208,8 +212,8 @@ def read_problems(
 class _Reader:
     """Puts the records of a problem together."""
 
-    def __init__(self, found: ProblemSet):
-        self.faults = found.faults
+    def __init__(self, faults: RowFaults):
+        self.faults = faults
         self.entries: dict[tuple[bytes, str], _Entry] = {}  # by problem and prefix
         self.answers: dict[bytes, tuple[str, str]] = {}  # of each problem, and where it was found first
         self.contradicted: set[bytes] = set()
@@ -220,39 +224,34 @@ class _Reader:
         key = problem_key(problem.prompt)
         answer, before = self.answers.setdefault(key, (problem.answer, where))
         if key in self.contradicted or not _same_answer(answer, problem.answer):
+            # Which of the answers is right is not known: all records of the problem are left out
             message = (
                 f"the answer is {problem.answer!r}, and {answer!r} at {before}, where the same problem stands; expected one answer. "
                 "Remove the record that is wrong."
             )
-            self._contradict(key, where, message)
+            self.faults.leave_out(RowError("several_answers", where, message))
+            self.contradicted.add(key)
+            for place in [place for place, entry in self.entries.items() if entry.key == key]:
+                entry = self.entries.pop(place)
+                for _ in range(1 + entry.num_repeated):
+                    self.faults.leave_out(RowError("several_answers", entry.where, message))
             return
         if has_id:
-            problem = self._with_own_id(where, problem, key)
+            other, before = self.ids.setdefault(problem.problem_id, (key, where))
+            if other != key:
+                message = (
+                    f"the id {problem.problem_id!r} stands at {before} too, for another problem; expected one problem per id. Rename "
+                    "one of them."
+                )
+                self.faults.keep(RowError("repeated_id", where, message))
+                problem = replace(problem, problem_id=f"{problem.problem_id}-{key.hex()}")
         if (key, prefix) in self.entries:
             self.entries[key, prefix].num_repeated += 1
         else:
-            problem = _with_prefix(problem, prefix) if prefix else problem
+            if prefix:
+                problem_id = f"{problem.problem_id}-{make_id(prefix)}"
+                problem = replace(problem, problem_id=problem_id, prefix=prefix)
             self.entries[key, prefix] = _Entry(where, problem, key)
-
-    def _contradict(self, key: bytes, where: str, message: str) -> None:
-        """Leave out a record, and all earlier ones of its problem: which of the answers is right is not known."""
-        self.faults.leave_out(RowError("several_answers", where, message))
-        self.contradicted.add(key)
-        for place in [place for place, entry in self.entries.items() if entry.key == key]:
-            entry = self.entries.pop(place)
-            for _ in range(1 + entry.num_repeated):
-                self.faults.leave_out(RowError("several_answers", entry.where, message))
-
-    def _with_own_id(self, where: str, problem: Problem, key: bytes) -> Problem:
-        other, before = self.ids.setdefault(problem.problem_id, (key, where))
-        if other == key:
-            return problem
-        message = (
-            f"the id {problem.problem_id!r} stands at {before} too, for another problem; expected one problem per id. Rename one of "
-            "them."
-        )
-        self.faults.keep(RowError("repeated_id", where, message))
-        return replace(problem, problem_id=f"{problem.problem_id}-{key.hex()}")
 
 
 def refuse_caseless_ids(problems: Iterable[Problem], known: Container[str], where: str) -> None:
@@ -283,24 +282,6 @@ def refuse_caseless_ids(problems: Iterable[Problem], known: Container[str], wher
                 )
 
 
-@contextmanager
-def _open(
-    source: str, split: str, config: str | None, columns: Mapping[str, str] | None
-) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
-    """`(where, record)` for each record of a file or dataset."""
-    if is_json_file(source):
-        if config is not None:
-            raise ValueError(f"{source}: this is a file, which has no configuration {config!r}. Leave it out.")
-        yield all_rows(JsonLines([source], columns))
-        return
-    from datasets import load_dataset
-
-    # A cache of its own: for a local directory, the shared one may hold the rows of another of the same name.
-    with tempfile.TemporaryDirectory() as cache:
-        cache_dir = cache if Path(source).is_dir() else None
-        yield all_rows(DatasetRows(load_dataset(source, config, split=split, cache_dir=cache_dir), columns))
-
-
 def _format_of(record: dict[str, Any], where: str) -> str:
     if isinstance(record.get("question"), dict):
         return "prm800k"
@@ -322,7 +303,11 @@ def _format_of(record: dict[str, Any], where: str) -> str:
 
 def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, bool]:
     """The problem, and whether the record gives its id."""
-    text = _text(record, format)
+    if format == "plain":
+        text = problem_text(record)
+    else:
+        own = record if format != "prm800k" else record["question"] if isinstance(record.get("question"), dict) else {}
+        text = problem_text({name: own[name] for name in (*_OWN_TEXT[format], *CHOICE_COLUMNS) if name in own})
     if text is None:
         is_plain = format == "plain"
         names = TEXT_COLUMNS if is_plain else _OWN_TEXT[format]
@@ -363,14 +348,6 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
     return Problem(problem_id, text.strip(), str(answer)), given is not None
 
 
-def _text(record: dict[str, Any], format: str) -> str | None:
-    if format == "plain":
-        return problem_text(record)
-    if format == "prm800k":
-        record = record["question"] if isinstance(record.get("question"), dict) else {}
-    return problem_text({name: record[name] for name in (*_OWN_TEXT[format], *CHOICES) if name in record})
-
-
 def _prefix(record: dict[str, Any], column: str, prefix_fault: Callable[[str], str | None] | None, where: str) -> str:
     prefix = record.get(column)
     if not isinstance(prefix, str) or not prefix.strip():
@@ -383,10 +360,6 @@ def _prefix(record: dict[str, Any], column: str, prefix_fault: Callable[[str], s
     if fault is not None:
         raise ValueError(f"{where}: {fault}")
     return prefix
-
-
-def _with_prefix(problem: Problem, prefix: str) -> Problem:
-    return replace(problem, problem_id=f"{problem.problem_id}-{make_id(prefix)}", prefix=prefix)
 
 
 def _answers(record: dict[str, Any], format: str) -> list[str | int | float]:

@@ -1,73 +1,142 @@
-"""The text of a problem in the rows of all sources, and what makes two texts one problem."""
+"""The text of a problem in the rows of all sources, what makes two texts one problem, and rows that share one."""
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
 
-from .choices import COLUMNS as CHOICES
-from .choices import Choices, read_choices
-from .dialogues import INSTRUCTIONS, content_text
-from .grouping import text_key
 from .sources import JsonLines, all_rows
 
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
 TEXT_COLUMNS = ("problem", "question", "prompt")
+CHOICE_COLUMNS = ("choices", "options")
 # Columns next to the problem that may be needed to solve it. Choices are added to the text.
 PART_COLUMNS = re.compile(
     r"input|context|passage|paragraph|article|story|scenario|body|premises?|background|hints?|tables?|figures?|diagrams?|choices|options|(decoded_)?images?(_\d+)?",
     re.IGNORECASE,
 )
+INSTRUCTIONS = ("system", "developer")  # roles of messages to the policy, which the reward model is not shown
+UNUSED = "rows_with_unused_column_"  # prefix of the counts of columns that may carry a part of the problem
+_LABELLED_CHOICE = re.compile(r"\(?([A-Z])[).:]\s*(.+)", re.DOTALL)
 
-UNUSED = "rows_with_unused_column_"  # what counts of such columns begin with
 
-
-def normalize_problem(text: str) -> str:
-    r"""
-    The problem without differences of whitespace. Letter case stays: $n$ and $N$ are different variables.
-
-    Example:
-
-    ```python
-    >>> normalize_problem("What is\n 1 + 2?  ") == normalize_problem("What is 1 + 2?")
-    True
-    ```
+@dataclass(frozen=True)
+class Choices:
     """
-    return " ".join(text.split())
+    The choices of a problem.
 
-
-def problem_key(text: str) -> bytes:
-    """16 bytes that stand for the problem: the same for texts that differ in whitespace only."""
-    return text_key(normalize_problem(text))
-
-
-def exclusion_key(text: str) -> bytes:
+    Args:
+        labels (`list[str]`):
+            Their labels, such as `"A"`.
+        texts (`list[str]`):
+            Their texts.
     """
-    16 bytes by which test problems are kept out of other data: the same for texts that differ in whitespace and case only.
 
-    Exclusion is wider than identity: a test problem in other letter case must not be trained on.
+    labels: list[str]
+    texts: list[str]
+
+    def add_to(self, problem: str) -> str:
+        """
+        The problem with its choices, one a line, unless it holds them already.
+
+        Example:
+
+        ```python
+        >>> print(Choices(["A", "B"], ["3", "4"]).add_to("What is 1 + 2?"))
+        What is 1 + 2?
+        A. 3
+        B. 4
+        ```
+        """
+        place = 0
+        for label, text in zip(self.labels, self.texts, strict=True):
+            shown = re.compile(rf"(?<!\w){re.escape(label)}(?!\w)").search(problem, place)
+            place = -1 if shown is None else problem.find(text, shown.end())
+            if place == -1:
+                break
+            place += len(text)
+        else:
+            return problem
+        lines = [f"{label}. {text}" for label, text in zip(self.labels, self.texts, strict=True)]
+        return "\n".join([problem.strip(), *lines])
+
+    def label_of(self, answer: str | int | float) -> str | None:
+        """The label of the right choice, given by its label, its text, or its index from 0. `None` if it is not clear which."""
+        text = str(answer).strip()
+        if text in self.labels:
+            return text
+        marked = re.fullmatch(r"\(?([A-Za-z0-9]+)[).:]?", text)
+        if marked and marked[1] in self.labels:
+            return marked[1]
+        by_text = [label for label, choice in zip(self.labels, self.texts, strict=True) if choice.strip() == text]
+        labelled = _LABELLED_CHOICE.fullmatch(text)
+        if not by_text and labelled and labelled[1] in self.labels:
+            return labelled[1]
+        is_index = isinstance(answer, int) and 0 <= answer < len(self.labels)
+        by_index = [self.labels[answer]] if is_index else []
+        found = {*by_text, *by_index}
+        return found.pop() if len(found) == 1 else None
+
+
+def read_choices(value: Any) -> Choices | None:
     """
-    return text_key(normalize_problem(text).casefold())
-
-
-def problem_split(text: str, test_size: float, seed: int) -> str:
+    Choices as the public datasets have them: a list of texts, with or without their labels, an object of texts by label, or
+    an object with lists `text` and `label`. `None` for anything else.
     """
-    `"train"` or `"test"`, decided by the seed and the problem alone, without differences of whitespace and case.
+    if isinstance(value, Mapping) and {"text", "label"} <= value.keys():
+        labels, texts = value["label"], value["text"]
+    elif isinstance(value, Mapping):
+        labels, texts = list(value), list(value.values())
+    elif isinstance(value, (list, tuple)):
+        labels, texts = list(ascii_uppercase[: len(value)]), list(value)
+        marked = [_LABELLED_CHOICE.fullmatch(text) for text in texts if isinstance(text, str)]
+        if len(marked) == len(texts) and all(marked) and [match[1] for match in marked] == labels:
+            texts = [match[2] for match in marked]
+    else:
+        return None
+    if not isinstance(labels, list) or not isinstance(texts, list) or not 1 < len(texts) == len(labels):
+        return None
+    if not all(isinstance(text, (str, int, float)) and str(text).strip() for text in [*labels, *texts]):
+        return None
+    return Choices([str(label).strip() for label in labels], [str(text).strip() for text in texts])
 
-    All rows of a problem fall into one split, whatever file, order or number of processes they come from, and a row
-    keeps its split when other rows are added. Problems that differ in case alone share a split.
+
+def problem_of(messages: Sequence[Mapping[str, Any]], remedy: str) -> str:
     """
-    digest = hashlib.blake2b(f"{seed}\n{normalize_problem(text).casefold()}".encode(), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") < test_size * 2**64 else "train"
+    Return the text of the only message of the user. Messages of the system are left out.
+
+    Args:
+        messages (`Sequence[Mapping[str, Any]]`):
+            A prompt in TRL's conversational format.
+        remedy (`str`):
+            Where to give the problem instead, for the error message.
+
+    Raises:
+        `ValueError`: If the messages are a dialogue of several turns, or hold something else than text.
+    """
+    roles = [message["role"] for message in messages]
+    if [role for role in roles if role not in INSTRUCTIONS] != ["user"]:
+        raise ValueError(
+            f"the prompt has messages of {roles}, expected one of the user, which the reward model is shown as the problem. One turn of "
+            f"a dialogue may not say what is asked. {remedy}"
+        )
+    return content_text(next(message["content"] for message in messages if message["role"] == "user"))
 
 
-def find_column(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first column that has one of the names and a value; written exactly so or, if none is, in other letter case."""
-    for name in names:
-        if record.get(name) is not None:
-            return name
-    by_lower = {name.lower(): name for name in record if isinstance(name, str) and record[name] is not None}
-    return next((by_lower[name.lower()] for name in names if name.lower() in by_lower), None)
+def content_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
+    """Return the text of a message, also of one in content blocks; nothing if the message has none."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    kinds = sorted({block["type"] for block in content} - {"text"})
+    if kinds:
+        raise ValueError(f"a message has content of type {kinds}, but a step reward model reads only text.")
+    return "".join(block["text"] for block in content)
 
 
 def problem_text(record: Mapping[str, Any]) -> str | None:
@@ -97,9 +166,32 @@ def problem_text(record: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _user_text(messages: Sequence[Any]) -> str | None:
+    """The text of the only message of the user. A dialogue of several turns has none."""
+    if not all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in messages):
+        return None
+    turns = [message for message in messages if message["role"] not in INSTRUCTIONS]
+    if [message["role"] for message in turns] != ["user"]:
+        return None
+    content = turns[0]["content"]
+    blocks = content if isinstance(content, list) else []
+    if any(not isinstance(block, Mapping) or not isinstance(block.get("text"), str) for block in blocks):
+        return None  # an image, for example
+    return content_text(content)
+
+
+def find_column(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first column that has one of the names and a value; written exactly so or, if none is, in other letter case."""
+    for name in names:
+        if record.get(name) is not None:
+            return name
+    by_lower = {name.lower(): name for name in record if isinstance(name, str) and record[name] is not None}
+    return next((by_lower[name.lower()] for name in names if name.lower() in by_lower), None)
+
+
 def choices_of(record: Mapping[str, Any]) -> Choices | None:
     """The [`Choices`] of a row, or `None`."""
-    column = find_column(record, CHOICES)
+    column = find_column(record, CHOICE_COLUMNS)
     return None if column is None else read_choices(record[column])
 
 
@@ -116,7 +208,7 @@ def unused_parts(record: Mapping[str, Any], used: Sequence[str] = (), has_choice
             Whether the reader adds the choices to the text.
     """
     if has_choices and choices_of(record) is not None:
-        used = [*used, find_column(record, CHOICES)]
+        used = [*used, find_column(record, CHOICE_COLUMNS)]
     parts = [
         name for name, value in record.items() if PART_COLUMNS.fullmatch(name) and value not in (None, "", [], {})
     ]
@@ -136,6 +228,56 @@ def parts_warning(unused: Mapping[str, int]) -> list[str]:
     ]
 
 
+def unused_warnings(notes: Mapping[str, int]) -> list[str]:
+    """A sentence on each column that was counted in `notes` as `UNUSED` and its name. See [`unused_parts`]."""
+    unused = {name.removeprefix(UNUSED): count for name, count in notes.items() if name.startswith(UNUSED)}
+    return parts_warning(unused)
+
+
+def normalize_problem(text: str) -> str:
+    r"""
+    The problem without differences of whitespace. Letter case stays: $n$ and $N$ are different variables.
+
+    Example:
+
+    ```python
+    >>> normalize_problem("What is\n 1 + 2?  ") == normalize_problem("What is 1 + 2?")
+    True
+    ```
+    """
+    return " ".join(text.split())
+
+
+def text_key(text: str) -> bytes:
+    """16 bytes that stand for `text`: equal texts have equal keys, and a key is small whatever the text's length."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def problem_key(text: str) -> bytes:
+    """16 bytes that stand for the problem: the same for texts that differ in whitespace only."""
+    return text_key(normalize_problem(text))
+
+
+def exclusion_key(text: str) -> bytes:
+    """
+    16 bytes by which test problems are kept out of other data: the same for texts that differ in whitespace and case only.
+
+    Exclusion is wider than identity: a test problem in other letter case must not be trained on.
+    """
+    return text_key(normalize_problem(text).casefold())
+
+
+def problem_split(text: str, test_size: float, seed: int) -> str:
+    """
+    `"train"` or `"test"`, decided by the seed and the problem alone, without differences of whitespace and case.
+
+    All rows of a problem fall into one split, whatever file, order or number of processes they come from, and a row
+    keeps its split when other rows are added. Problems that differ in case alone share a split.
+    """
+    digest = hashlib.blake2b(f"{seed}\n{normalize_problem(text).casefold()}".encode(), digest_size=8).digest()
+    return "test" if int.from_bytes(digest, "big") < test_size * 2**64 else "train"
+
+
 def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
     """
     The [`exclusion_key`] of every problem in JSON files of test sets.
@@ -148,28 +290,48 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
         `FileNotFoundError`: If a file is missing.
         `ValueError`: If a row is not JSON or holds no problem, with file and line.
     """
-    return frozenset(exclusion_key(_problem_of(value, where)) for where, value in all_rows(JsonLines(files)))
+    keys = set()
+    for where, row in all_rows(JsonLines(files)):
+        text = problem_text(row)
+        if text is None:
+            raise ValueError(
+                f"{where}: found no problem to exclude among the keys {sorted(row)}, expected a non-empty string under "
+                "`problem`, `question` or `prompt`. Rename the key that holds the problem."
+            )
+        keys.add(exclusion_key(text))
+    return frozenset(keys)
 
 
-def _problem_of(value: dict[str, Any], where: str) -> str:
-    text = problem_text(value)
-    if text is None:
-        raise ValueError(
-            f"{where}: found no problem to exclude among the keys {sorted(value)}, expected a non-empty string under "
-            "`problem`, `question` or `prompt`. Rename the key that holds the problem."
-        )
-    return text
+def group_equal(keys: Iterable[Hashable]) -> list[list[int]]:
+    """
+    Positions of equal keys, in the order in which the keys first appear.
+
+    Example:
+
+    ```python
+    >>> group_equal(["a", "b", "a"])
+    [[0, 2], [1]]
+    ```
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
 
 
-def _user_text(messages: Sequence[Any]) -> str | None:
-    """The text of the only message of the user. A dialogue of several turns has none."""
-    if not all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in messages):
-        return None
-    turns = [message for message in messages if message["role"] not in INSTRUCTIONS]
-    if [message["role"] for message in turns] != ["user"]:
-        return None
-    content = turns[0]["content"]
-    blocks = content if isinstance(content, list) else []
-    if any(not isinstance(block, Mapping) or not isinstance(block.get("text"), str) for block in blocks):
-        return None  # an image, for example
-    return content_text(content)
+def group_by_prompt(dataset: "Dataset") -> list[list[int]]:
+    """
+    Row indices by prompt, in the order in which the prompts first appear.
+
+    Only the column `prompt` is read, a batch at a time, and only row indices and 16-byte keys are kept, so that memory
+    does not depend on the length of the texts.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Dataset with a string column `prompt`.
+
+    Returns:
+        `list[list[int]]`: One list of row indices per distinct prompt. Every row stands in exactly one of them.
+    """
+    prompts = dataset.select_columns(["prompt"]).with_format(None)
+    return group_equal(text_key(prompt) for batch in prompts.iter(batch_size=1000) for prompt in batch["prompt"])

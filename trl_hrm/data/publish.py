@@ -5,8 +5,8 @@ All rows are uploaded first; one commit then shows them, with the card, and remo
 meanwhile, or after a push that failed anywhere, gets the old one or the new one, whole.
 """
 
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from ..hub import PushError, pushing, retry
 from .publish_card import Config, check_others, merge_card, warn_of_licenses
-from .publish_shards import CARD_FILE, Build, File, dataset_info, published_files, read_build
+from .publish_config import PushDatasetConfig
+from .publish_shards import CARD_FILE, Build, File, dataset_info, group_sizes, published_files, read_build
 
 
 BATCH = 1 << 30  # bytes that are uploaded together
@@ -68,6 +69,34 @@ class DatasetPush:
     deleted: list[str] = field(default_factory=list)
     unchanged: dict[str, int] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """The push in a few lines, one for each file that it changes."""
+        lines = [f"send       {path}  ({_size(size)})" for path, size in self.sent.items()]
+        lines += [f"delete     {path}" for path in self.deleted]
+        if self.unchanged:
+            lines.append(f"unchanged  {len(self.unchanged)} files ({_size(sum(self.unchanged.values()))})")
+        total = f"{len(self.sent)} files, {_size(sum(self.sent.values()))}"
+        names = ", ".join(self.configs)
+        if self.dry_run:
+            visible = {None: "what the Hub makes it by default", True: "private", False: "public"}[self.private]
+            lines += ["", f"{CARD_FILE} of a new repository:", "", self.card or "", ""]
+            lines.append(
+                f"Dry run: nothing was sent, and the Hub was not asked. A push of {names} to {self.repo_id}, branch {self.revision}, "
+                f"sends at most {total}: files that are there already are not sent again. A new repository would be {visible}. Only "
+                "the push itself finds out whether the repository exists and is visible as asked, which files of earlier pushes it "
+                "deletes, and whether the existing card and files fit. An existing card keeps everything but the parts of these "
+                "configurations."
+            )
+        elif self.sent or self.deleted:
+            lines.append(f"Pushed {names} to {self.repo_id}: {total}. {self.url}")
+        else:
+            lines.append(f"{names} is on {self.repo_id} as it is here: nothing to send. {self.url}")
+        return "\n".join(lines)
+
+
+def _size(size: int) -> str:
+    return f"{tqdm.format_sizeof(size)}B"
+
 
 @dataclass
 class _Plan:
@@ -79,17 +108,7 @@ class _Plan:
     delete: list[str]
 
 
-def push_dataset(
-    folders: str | Path | Sequence[str | Path],
-    repo_id: str,
-    *,
-    config_name: str | None = None,
-    private: bool | None = None,
-    revision: str = "main",
-    max_shard_size: int | str = "500MB",
-    dry_run: bool = False,
-    token: str | None = None,
-) -> DatasetPush:
+def push_dataset(config: PushDatasetConfig, token: str | None = None) -> DatasetPush:
     """
     Push built datasets to a repository on the Hub, each as a configuration: `load_dataset("me/prm800k", "hrm")`.
 
@@ -97,23 +116,8 @@ def push_dataset(
     connections and other pushes at the same time are met with pauses and further tries.
 
     Args:
-        folders (`str`, `Path` or a sequence of them):
-            Folders that the builders wrote.
-        repo_id (`str`):
-            The repository, as in `"me/prm800k"`. It is created if it does not exist.
-        config_name (`str`, *optional*):
-            Name of the configuration, for a single folder. By default its view: `"tree"`, `"hrm"`, `"prm"`, `"orm"`, `"sft"` or
-            `"raft"`.
-        private (`bool`, *optional*):
-            Whether the repository is private. By default a new one is what the Hub makes it, and an existing one stays as it is.
-            An existing one that is otherwise is refused before anything is sent.
-        revision (`str`, *optional*, defaults to `"main"`):
-            The branch. It is created if it does not exist.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"500MB"`):
-            Size above which the file of a split is cut into shards, at its row groups.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Check the folders, and return the files and the card that would be sent. The Hub is not asked, so what the repository
-            holds, and whether it exists, is not known.
+        config ([`PushDatasetConfig`]):
+            The folders, the repository, and the options.
         token (`str`, *optional*):
             A token that may write. By default that of `HF_TOKEN` or of `hf auth login`.
 
@@ -124,88 +128,61 @@ def push_dataset(
         [`~hub.PushError`]: If the Hub or the way to it fails.
         `ValueError`: If a folder is not a whole build, two folders have one name, or the repository is public where a private one is
             asked for, or the other way around.
+
+    Example:
+
+    ```python
+    >>> from trl_hrm import PushDatasetConfig, push_dataset
+    >>> print(push_dataset(PushDatasetConfig(inputs="data/prm800k-hrm", repo_id="me/prm800k", private=True)))
+    ```
     """
-    builds = _read_builds([folders] if isinstance(folders, (str, Path)) else folders, config_name)
-    validate_repo_id(repo_id)
-    if "/" not in repo_id:
-        raise ValueError(
-            f"repo_id is {repo_id!r}, expected the name of a user or an organisation too, as in 'me/{repo_id}'."
-        )
-    max_bytes = convert_file_size_to_int(max_shard_size)
-    if max_bytes < 1:
-        raise ValueError(f"max_shard_size is {max_shard_size!r}, expected a size as in '500MB', or a number of bytes.")
-    with tempfile.TemporaryDirectory() as work:
-        if dry_run:
-            return _Push(repo_id, revision, private, token, Path(work), builds, max_bytes).dry_run()
-        with pushing(repo_id, "dataset", token):
-            return _Push(repo_id, revision, private, token, Path(work), builds, max_bytes).run()
-
-
-def format_push(push: DatasetPush) -> str:
-    """A push in a few lines, one for each file that it changes."""
-    lines = [f"send       {path}  ({_size(size)})" for path, size in push.sent.items()]
-    lines += [f"delete     {path}" for path in push.deleted]
-    lines += [f"unchanged  {len(push.unchanged)} files ({_size(sum(push.unchanged.values()))})"] * bool(push.unchanged)
-    total = f"{len(push.sent)} files, {_size(sum(push.sent.values()))}"
-    names = ", ".join(push.configs)
-    if push.dry_run:
-        lines = [*lines, "", f"{CARD_FILE} of a new repository:", "", push.card or "", ""]
-        end = _dry_run_words(push, names, total)
-    elif push.sent or push.deleted:
-        end = f"Pushed {names} to {push.repo_id}: {total}. {push.url}"
-    else:
-        end = f"{names} is on {push.repo_id} as it is here: nothing to send. {push.url}"
-    return "\n".join([*lines, end])
-
-
-def _dry_run_words(push: DatasetPush, names: str, total: str) -> str:
-    visible = {None: "what the Hub makes it by default", True: "private", False: "public"}[push.private]
-    return (
-        f"Dry run: nothing was sent, and the Hub was not asked. A push of {names} to {push.repo_id}, branch {push.revision}, sends at "
-        f"most {total}: files that are there already are not sent again. A new repository would be {visible}. Only the push itself "
-        "finds out whether the repository exists and is visible as asked, which files of earlier pushes it deletes, and whether the "
-        "existing card and files fit. An existing card keeps everything but the parts of these configurations."
-    )
-
-
-def _size(size: int) -> str:
-    return f"{tqdm.format_sizeof(size)}B"
-
-
-def _read_builds(folders: Sequence[str | Path], config_name: str | None) -> list[Build]:
-    if not folders:
+    if not config.inputs:
         raise ValueError("no folder was given, expected at least one that a builder wrote.")
-    if config_name is not None and len(folders) != 1:
+    if config.config_name is not None and len(config.inputs) != 1:
         raise ValueError(
-            f"config_name is {config_name!r} for {len(folders)} folders. Push them one by one, each with its own."
+            f"config_name is {config.config_name!r} for {len(config.inputs)} folders. Push them one by one, each with its own."
         )
     builds: dict[str, Build] = {}
-    for folder in folders:
-        build = read_build(folder, config_name)
+    for folder in config.inputs:
+        build = read_build(folder, config.config_name)
         if build.name in builds:
             raise ValueError(
                 f"{build.folder} and {builds[build.name].folder} have the view {build.name} both, and a repository has one "
                 "configuration of a name. Push them one by one, with --config_name (`config_name=`)."
             )
         builds[build.name] = build
-    return list(builds.values())
+    validate_repo_id(config.repo_id)
+    if "/" not in config.repo_id:
+        raise ValueError(
+            f"repo_id is {config.repo_id!r}, expected the name of a user or an organisation too, as in 'me/{config.repo_id}'."
+        )
+    size = config.max_shard_size
+    max_bytes = int(size) if re.fullmatch(r"-?\d+", size) else convert_file_size_to_int(size)
+    if max_bytes < 1:
+        raise ValueError(f"max_shard_size is {size}, expected a size as in '500MB', or a number of bytes.")
+    with tempfile.TemporaryDirectory() as work:
+        what = (config, token, Path(work), list(builds.values()), max_bytes)
+        if config.dry_run:
+            return _Push(*what).dry_run()
+        with pushing(config.repo_id, "dataset", token):
+            return _Push(*what).run()
 
 
 class _Push:
+    """
+    One push: the stages of `run`, each of which can be tried again.
+
+    The commit is built here and not by `HfApi.upload_folder`, which commits a large folder in several parts, and without the files
+    that a `.gitignore` of the repository names.
+    """
+
     def __init__(
-        self,
-        repo_id: str,
-        revision: str,
-        private: bool | None,
-        token: str | None,
-        work: Path,
-        builds: list[Build],
-        max_shard_size: int,
+        self, config: PushDatasetConfig, token: str | None, work: Path, builds: list[Build], max_shard_size: int
     ):
         self.api = HfApi(token=token)
-        self.repo_id = repo_id
-        self.revision = revision
-        self.private = private
+        self.repo_id = config.repo_id
+        self.revision = config.revision
+        self.private = config.private
         self.token = token
         self.card = work / CARD_FILE
         self.files: list[File] = []
@@ -215,7 +192,8 @@ class _Push:
             self.configs.append(Config(build, dataset_info(build, files)))
             self.files += files
         self.operations: dict[str, CommitOperationAdd] = {}
-        self.result = DatasetPush(repo_id, revision, [build.name for build in builds], dry_run=False, private=private)
+        names = [build.name for build in builds]
+        self.result = DatasetPush(self.repo_id, self.revision, names, config.dry_run, self.private)
 
     def run(self) -> DatasetPush:
         head = self._retry(self._open, "opening the repository")
@@ -233,7 +211,6 @@ class _Push:
         """What a push would send at most, without asking the Hub."""
         plan = self._plan(None)
         self._note(plan)
-        self.result.dry_run = True
         self.result.card = self.card.read_text(encoding="utf-8")
         warn_of_licenses(self.result.card, self.repo_id, self.configs)
         return self.result
@@ -314,7 +291,8 @@ class _Push:
         with tqdm(
             total=total, desc=f"{self.repo_id}: {len(files)} files", unit="B", unit_scale=True, disable=not files
         ) as bar:
-            for batch in _batches(files):
+            for indices in group_sizes([file.size for file in files], BATCH):
+                batch = [files[i] for i in indices]
                 operations = [self._operation(file) for file in batch]
                 self.api.preupload_lfs_files(
                     self.repo_id, operations, repo_type="dataset", revision=self.revision, free_memory=False
@@ -383,14 +361,3 @@ def _is_there(file: File, tree: dict[str, RepoFile]) -> bool:
     if entry is None or entry.size != file.size:
         return False
     return entry.lfs.sha256 == file.sha256 if entry.lfs else entry.blob_id == file.blob
-
-
-def _batches(files: list[File]) -> Iterator[list[File]]:
-    batch: list[File] = []
-    for file in files:
-        if batch and sum(other.size for other in batch) + file.size > BATCH:
-            yield batch
-            batch = []
-        batch.append(file)
-    if batch:
-        yield batch

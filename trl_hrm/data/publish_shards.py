@@ -103,7 +103,18 @@ def read_build(folder: str | Path, config_name: str | None = None) -> Build:
         `ValueError`: If it is not a whole build: a file is missing, or the rows are not those that the report tells of.
     """
     folder = Path(folder)
-    report = _read_report(folder)
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{folder}: no {REPORT_FILE} in it, expected a folder that a trl-hrm command wrote: build-prm800k, "
+            "build-math-shepherd, build-stepwise, export or select-raft."
+        )
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error}). Build it again.") from error
+    if missing := {"view", "rows", "content"} - set(report):
+        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in it, so it is no whole report. Build it again.")
     build = Build(folder, report["view"] if config_name is None else config_name, report)
     if not re.fullmatch(r"[^\W_][\w.-]*", build.name) or build.name == CARD_FILE:
         raise ValueError(
@@ -126,22 +137,6 @@ def read_build(folder: str | Path, config_name: str | None = None) -> Build:
         if found != expected:
             raise ValueError(f"{build.parquet(split)}: {found} rows, {REPORT_FILE} says {expected}. Build it again.")
     return build
-
-
-def _read_report(folder: Path) -> dict[str, Any]:
-    path = folder / REPORT_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"{folder}: no {REPORT_FILE} in it, expected a folder that a trl-hrm command wrote: build-prm800k, "
-            "build-math-shepherd, build-stepwise, export or select-raft."
-        )
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error}). Build it again.") from error
-    if missing := {"view", "rows", "content"} - set(report):
-        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in it, so it is no whole report. Build it again.")
-    return report
 
 
 def _assets(build: Build) -> list[Path]:
@@ -172,7 +167,9 @@ def published_files(build: Build, max_shard_size: int, work: Path) -> list[File]
 
 def _write_shards(source: Path, max_bytes: int, folder: Path) -> Iterator[Path]:
     file = pq.ParquetFile(source)
-    shards = _group(_row_group_sizes(file.metadata), max_bytes)
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    sizes = [sum(group.column(j).total_compressed_size for j in range(group.num_columns)) for group in groups]
+    shards = group_sizes(sizes, max_bytes)
     if source.stat().st_size <= max_bytes or len(shards) < 2:
         yield source
         return
@@ -185,16 +182,11 @@ def _write_shards(source: Path, max_bytes: int, folder: Path) -> Iterator[Path]:
         yield path
 
 
-def _row_group_sizes(metadata: pq.FileMetaData) -> list[int]:
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return [sum(group.column(j).total_compressed_size for j in range(group.num_columns)) for group in groups]
-
-
-def _group(sizes: list[int], most: int) -> list[list[int]]:
-    """Places of consecutive sizes whose sum is at most `most`; a size above it stands alone."""
+def group_sizes(sizes: list[int], max_sum: int) -> list[list[int]]:
+    """Return groups of indices of consecutive sizes whose sum is at most `max_sum`. A larger size has a group of its own."""
     groups, total = [], 0
     for i, size in enumerate(sizes):
-        if not groups or total + size > most:
+        if not groups or total + size > max_sum:
             groups.append([])
             total = 0
         groups[-1].append(i)

@@ -21,7 +21,7 @@ class Choice(NamedTuple):
         kept (`list[int]`):
             Their indices, the best first.
         num_below (`int`):
-            Number of solutions below the least score.
+            Number of solutions below the minimum score.
         num_beyond (`int`):
             Number of solutions that reach it, but are not among the best.
     """
@@ -58,9 +58,9 @@ def choose(
         scores (`Sequence[float]`):
             N scores.
         min_score (`float`, *optional*, defaults to `0.0`):
-            Least score, up to rounding.
+            Minimum score, up to rounding.
         top_k (`int`, *optional*):
-            Most solutions. By default all that reach `min_score`.
+            Maximum number of solutions. Defaults to all that reach `min_score`.
         evidence (`Sequence[int]`, *optional*):
             N counts of what each score rests on: of equal scores the one on more comes first, then the earlier one.
 

@@ -123,7 +123,7 @@ def leave_out_thinking(tree: StepTree, where: str, keep_thinking: bool = False) 
 
 
 def read_whole_solutions(
-    rows: Iterable[tuple[str, dict[str, Any]]], counts: Counter
+    rows: Iterable[tuple[str, dict[str, Any]]], notes: Counter
 ) -> list[tuple[str, dict[str, Any]]]:
     """
     Return rows with their places, in which the `completions` of rows without a `prompt` have become `candidates`, and the
@@ -135,20 +135,26 @@ def read_whole_solutions(
     Args:
         rows (`Iterable[tuple[str, dict[str, Any]]]`):
             Place and row.
-        counts (`Counter`):
-            Counts the rows that are changed, under `("notes", ROWS)`.
+        notes (`Counter`):
+            Counts the rows that are changed, as `ROWS`.
 
     Raises:
         `ValueError`: If there are rows without a `prompt` and it is not clear whether their `completions` are steps.
     """
     rows = list(rows)
-    unclear = [i for i, (_, row) in enumerate(rows) if _has_own_keys(row)]
+    unclear = [
+        i
+        for i, (_, row) in enumerate(rows)
+        if isinstance(row.get("problem"), str)
+        and isinstance(row.get("completions"), list)
+        and all(row.get(name) is None for name in ("prompt", "completion", "candidates"))
+    ]
     if not unclear:
         return rows
-    notes = Counter()
+    found = Counter()
     for i in unclear:
-        count_answers(rows[i][1]["completions"], notes)
-    if not notes[SEVERAL] and not any(_SEARCH_AND_LEARN & rows[i][1].keys() for i in unclear):
+        count_answers(rows[i][1]["completions"], found)
+    if not found[SEVERAL] and not any(_SEARCH_AND_LEARN & rows[i][1].keys() for i in unclear):
         where, row = rows[unclear[0]]
         raise ValueError(
             f"{where}: found `problem` and `completions` without `prompt` among the keys {sorted(row)}, and no two of the "
@@ -159,11 +165,5 @@ def read_whole_solutions(
         where, row = rows[i]
         rest = {name: value for name, value in row.items() if name != "completions"}
         rows[i] = where, rest | {"prompt": row["problem"], "candidates": row["completions"]}
-    counts["notes", ROWS] += len(unclear)
+    notes[ROWS] += len(unclear)
     return rows
-
-
-def _has_own_keys(row: Mapping[str, Any]) -> bool:
-    others = ("prompt", "completion", "candidates")
-    is_complete = isinstance(row.get("problem"), str) and isinstance(row.get("completions"), list)
-    return is_complete and all(row.get(name) is None for name in others)

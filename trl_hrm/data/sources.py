@@ -11,13 +11,13 @@ import tempfile
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 
 CHUNK_BYTES = 4 << 20
@@ -203,15 +203,47 @@ def is_json_file(name: str) -> bool:
     return Path(name).is_file() or name.endswith(SUFFIXES)
 
 
-def parse_columns(words: Sequence[str] | None) -> dict[str, str]:
+@contextmanager
+def loaded_dataset(
+    name: str, split: str | None = None, config: str | None = None, cache_parent: str | Path | None = None
+) -> Iterator["Dataset | DatasetDict"]:
     """
-    New names of columns from words such as `answer=reward_model.ground_truth`.
+    A dataset of the Hub or of a local directory, for the length of the block.
+
+    A local directory gets a cache of its own, since the shared cache may hold the rows of another directory of the same name.
+
+    Args:
+        name (`str`):
+            Hub id or directory.
+        split (`str`, *optional*):
+            Split to load. Defaults to all splits, as a `DatasetDict`.
+        config (`str`, *optional*):
+            Configuration of a dataset on the Hub.
+        cache_parent (`str` or `Path`, *optional*):
+            Directory in which to make the cache of a local directory. Defaults to the directory of temporary files.
+    """
+    from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory(dir=cache_parent) as cache:
+        try:
+            dataset = load_dataset(name, config, split=split, cache_dir=cache if Path(name).is_dir() else None)
+        except ValueError as error:  # names the splits or configurations that there are, and no place
+            raise ValueError(f"{name}: {error}") from error
+        yield dataset
+
+
+def parse_columns(columns: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
+    """
+    Return the new names of columns, given as a dictionary or as words such as `answer=reward_model.ground_truth`.
 
     Raises:
         `ValueError`: If a word has no `=`, or a name is given twice.
     """
-    columns: dict[str, str] = {}
-    for word in words or ():
+    if isinstance(columns, Mapping):
+        return dict(columns)
+    words = [columns] if isinstance(columns, str) else columns or ()
+    columns = {}
+    for word in words:
         name, equals, column = word.partition("=")
         if not (name and equals and column):
             raise ValueError(f"--columns: found {word!r}, expected NAME=COLUMN, such as problem=Question.")

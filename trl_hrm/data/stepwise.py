@@ -9,23 +9,21 @@ Rows of Math-Shepherd, ER-PRM and RLHFlow are recognised by their keys and read 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-from datasets import load_dataset
 
 from ..grading import thinking_spans
 from ..step_tree import StepTree
 from .build import Recipe, build_dataset
-from .build_config import BuildConfig
+from .build_config import BuildStepwiseConfig
+from .build_report import BuildReport
 from .faults import RowError, other_command
 from .math_shepherd import is_conversation, is_er_prm, is_math_shepherd, parse_math_shepherd
 from .output import temporary_directory
-from .problems import UNUSED, parts_warning, unused_parts
+from .problems import UNUSED, unused_parts, unused_warnings
 from .solutions import check_answers, count_answers, solution_warnings
-from .sources import DatasetRows, JsonLines, is_json_file
+from .sources import DatasetRows, JsonLines, is_json_file, loaded_dataset
 
 
 THINKING = "rows_with_thinking"
@@ -39,46 +37,46 @@ ABOUT = {
 }
 
 
-def build_stepwise(inputs: Sequence[str], config: BuildConfig, split: str = "train") -> dict[str, Any]:
+def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     """
-    Build a dataset from rows in TRL's stepwise-supervision format. In the views `"tree"` and `"hrm"` the rows of one
-    prompt are joined: steps with the same text after the same steps become one, labelled by the mean.
+    Build a dataset from rows in TRL's stepwise-supervision format.
+
+    In the views `"tree"` and `"hrm"` the rows of one prompt are joined: steps with the same text after the same steps become
+    one, labelled by the mean.
 
     Args:
-        inputs (`Sequence[str]`):
-            Files of JSON Lines or of a JSON array, or one directory or Hub name of a dataset.
-        config ([`BuildConfig`]):
-            Options that all builders share.
-        split (`str`, *optional*, defaults to `"train"`):
-            Split to read of a dataset. Files have none.
+        config ([`BuildStepwiseConfig`]):
+            What to read, and what a row is.
 
     Returns:
-        `dict[str, Any]`: The build report.
+        [`BuildReport`]: What was read, written and dropped.
+
+    Raises:
+        `FileExistsError`: If the output exists and may not be replaced.
+        `FileNotFoundError`: If an input does not exist.
+        `ValueError`: If a row is not valid, or no row is left for training.
     """
-    inputs = [str(name) for name in inputs]
-    if len(inputs) == 1 and not is_json_file(inputs[0]):
-        # A cache of its own: for a local directory, the shared one may hold the rows of another of the same name.
-        with temporary_directory(config) as cache:
-            cache_dir = cache if Path(inputs[0]).is_dir() else None
-            source = DatasetRows(load_dataset(inputs[0], split=split, cache_dir=cache_dir), config.columns)
-            return build_dataset(_recipe(source, inputs, source.types(), {"split": split}), config)
-    return build_dataset(_recipe(JsonLines(inputs, config.columns), inputs, {}, {}), config)
-
-
-def _recipe(
-    source: JsonLines | DatasetRows, inputs: list[str], columns: dict[str, Any], options: dict[str, Any]
-) -> Recipe:
-    return Recipe(
-        name="stepwise",
-        source=source,
-        inputs=inputs,
-        parse=parse_stepwise,
-        columns=columns,
-        join_prompts=True,
-        options=options,
-        about=ABOUT,
-        warn=partial(_warnings, source=", ".join(inputs)),
-    )
+    with ExitStack() as stack:
+        if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
+            # Beside the output: where temporary files go, there may be no space for a copy of a dataset
+            folder = stack.enter_context(temporary_directory(config))
+            dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=folder))
+            source = DatasetRows(dataset, config.columns)
+            columns, options = source.types(), {"split": config.split}
+        else:
+            source, columns, options = JsonLines(config.inputs, config.columns), {}, {}
+        recipe = Recipe(
+            name="stepwise",
+            source=source,
+            inputs=config.inputs,
+            parse=parse_stepwise,
+            columns=columns,
+            join_prompts=True,
+            options=options,
+            about=ABOUT,
+            warn=partial(_warnings, source=", ".join(config.inputs)),
+        )
+        return build_dataset(recipe, config)
 
 
 def _warnings(report: dict[str, Any], source: str) -> list[str]:
@@ -89,8 +87,7 @@ def _warnings(report: dict[str, Any], source: str) -> list[str]:
             f"{report['notes'][THINKING]:,} rows have the thinking of a reasoning model among their steps. It is kept with its "
             "labels, but searches and selections leave thinking out before they score: remove those steps."
         )
-    parts = {name: count for name, count in report["notes"].items() if name.startswith(UNUSED)}
-    return warnings + parts_warning({name.removeprefix(UNUSED): count for name, count in parts.items()})
+    return warnings + unused_warnings(report["notes"])
 
 
 def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
@@ -128,8 +125,7 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
                 where,
                 f"`completions[{i}]` is {step!r}, expected a non-empty step text. Remove the step.",
             )
-    for name in unused_parts(record, has_choices=False):
-        notes[f"{UNUSED}{name}"] += 1
+    notes.update(UNUSED + name for name in unused_parts(record, has_choices=False))
     tree = StepTree.from_row(record, where)
     count_answers(tree.completions, notes, tree.parents)
     if any(map(thinking_spans, tree.completions)):

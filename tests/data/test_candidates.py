@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+from trl_hrm.data.candidate_sources import read_pool, reading_settings, take_first
+from trl_hrm.data.candidates import Candidate, ProblemCandidates
 from trl_hrm.data.candidates_config import CandidatesConfig
 from trl_hrm.data.problem_sets import read_problems
-from trl_hrm.evaluation.pool import Candidate, PoolProblem, from_row, read_pool, reading_of, take_first, to_row
 from trl_hrm.grading import DEFAULT_EXTRACTORS
 from trl_hrm.search.log import EventLog
-from trl_hrm.search.manifest import check_manifest
-from trl_hrm.search.rollouts import Rollouts
-from trl_hrm.search.root_filter import RootFilter
-from trl_hrm.search.run_folder import finish_shard
+from trl_hrm.search.policies import Rollouts, RootFilter
+from trl_hrm.search.run_folder import check_manifest, finish_shard
 from trl_hrm.search.steps import RULES, cut_text
 
 from ..search.scripted import FINAL, PROMPT, SEARCHES, ExactGrader, make_problems, run_scripted
@@ -36,7 +35,7 @@ def write_rows(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def read(source: str, problems=None, **options) -> tuple[list[PoolProblem], Counter]:
+def read(source: str, problems=None, **options) -> tuple[list[ProblemCandidates], Counter]:
     counts = Counter()
     return read_pool(CandidatesConfig(candidates=source, **options), EXTRACTORS, problems, counts), counts
 
@@ -129,7 +128,8 @@ def test_grades_that_are_given(tmp_path, rows, answer):
     pool, counts = read(source)
     assert [[c.correct for c in p.candidates] for p in pool] == [[False, True]] and pool[0].graded
     assert counts["problems_with_given_grades"] == 1 and not counts["problems_without_answer"]
-    assert from_row(json.loads(json.dumps(to_row(pool[0]))), pool[0].where) == pool[0]
+    read_back = ProblemCandidates.from_row(json.loads(json.dumps(pool[0].to_row())), pool[0].where)
+    assert read_back == replace(pool[0], prompt=None, num_cut=0)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_a_run_is_read_as_it_was_made(tmp_path):
     folder = run(tmp_path / "run", LONG, settings=settings, script=write_paragraphs)
     config = CandidatesConfig(candidates=str(folder))
     used = {"segmentation": "step_header", "prompt_style": "plain", "keep_thinking": False}
-    assert reading_of(config) == {"extractors": ["last_number"], **used}
-    assert reading_of(config, ["boxed"]) == {"extractors": ["boxed"], **used}
+    assert reading_settings(config) == {"extractors": ["last_number"], **used}
+    assert reading_settings(config, ["boxed"]) == {"extractors": ["boxed"], **used}
     counts = Counter()
     pool = read_pool(config, None, None, counts)
     candidates = [candidate for problem in pool for candidate in problem.candidates]
@@ -260,21 +260,21 @@ def test_a_run_is_cut_again_if_asked_for(tmp_path):
     folder = run(tmp_path / "run", LONG, settings=settings, script=write_paragraphs)
     for options, most in (({"segmentation": "blank_line"}, 3), ({"keep_thinking": True}, 4)):
         config = CandidatesConfig(candidates=str(folder), **options)
-        assert reading_of(config)["segmentation"] == options.get("segmentation", "step_header")
+        assert reading_settings(config)["segmentation"] == options.get("segmentation", "step_header")
         counts = Counter()
         pool = read_pool(config, None, None, counts)
         for candidate in (candidate for problem in pool for candidate in problem.candidates):
-            rule, kept = RULES[reading_of(config)["segmentation"]], "keep_thinking" in options
+            rule, kept = RULES[reading_settings(config)["segmentation"]], "keep_thinking" in options
             assert candidate.steps == cut_text(candidate.text, rule, kept)
         assert max(len(candidate.steps) for problem in pool for candidate in problem.candidates) == most
         assert (counts["candidates_with_thinking_left_out"] == 0) == ("keep_thinking" in options)
-    pattern = reading_of(CandidatesConfig(candidates=str(folder), segmentation="regex", step_pattern="x"))
+    pattern = reading_settings(CandidatesConfig(candidates=str(folder), segmentation="regex", step_pattern="x"))
     assert (pattern["segmentation"], pattern["step_pattern"]) == ("regex", "x")
 
 
 def test_rows_are_read_with_the_defaults(tmp_path):
     config = CandidatesConfig(candidates=write_rows(tmp_path / "in.jsonl", [{"prompt": "q", "completion": "x"}]))
-    assert reading_of(config) == {
+    assert reading_settings(config) == {
         "extractors": list(DEFAULT_EXTRACTORS),
         "segmentation": "step_header",
         "keep_thinking": False,
@@ -329,7 +329,9 @@ def test_options_that_a_run_has_no_use_for(tmp_path):
 def test_take_first():
     rng = random.Random(0)
     pool = [
-        PoolProblem(f"p{i}", "?", "1", [Candidate(str(rng.random()), ["a"]) for _ in range(size)], where=f"file:{i}")
+        ProblemCandidates(
+            f"p{i}", "?", "1", [Candidate(str(rng.random()), ["a"]) for _ in range(size)], where=f"file:{i}"
+        )
         for i, size in enumerate((5, 3, 4))
     ]
     assert [[c.text for c in p.candidates] for p in take_first(pool, 3)] == [
@@ -346,7 +348,8 @@ def test_take_first():
 
 def test_rows_of_results():
     candidate = Candidate("t", ["t"], "1", "eos", 3, True, [0.5])
-    row = to_row(PoolProblem("p", "q?", "1", [candidate], "here"))
+    problem = ProblemCandidates("p", "q?", "1", [candidate], "here")
+    row = problem.to_row()
     assert list(row) == ["problem_id", "problem", "answer", "candidates"]
     assert list(row["candidates"][0]) == ["text", "steps", "answer", "correct", "finish", "scores", "num_tokens"]
-    assert from_row(json.loads(json.dumps(row)), "here") == PoolProblem("p", "q?", "1", [candidate], "here")
+    assert ProblemCandidates.from_row(json.loads(json.dumps(row)), "here") == problem

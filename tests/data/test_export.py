@@ -16,18 +16,17 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 
 from trl_hrm.cli import main
+from trl_hrm.data.export import export as export_trees
 from trl_hrm.data.export_config import ExportConfig
-from trl_hrm.data.judged_trees import judge, right_solutions, thin_labels, unite_steps
-from trl_hrm.data.openr import OpenrFiles
 from trl_hrm.data.problems import problem_split
-from trl_hrm.data.search_trees import build_search_trees
+from trl_hrm.data.step_labels import label_steps, right_solutions, thin_labels, unite_steps
+from trl_hrm.data.tree_files import OpenrFiles
 from trl_hrm.search import nodes
 from trl_hrm.search.compression import compress, count_moves
-from trl_hrm.search.full_tree import FullTree
-from trl_hrm.search.manifest import check_manifest
 from trl_hrm.search.nodes import read_trees, write_nodes
 from trl_hrm.search.outcomes import describe_outcomes
-from trl_hrm.search.run_folder import finish_shard, node_files, read_summary, summary_warnings
+from trl_hrm.search.policies import FullTree
+from trl_hrm.search.run_folder import check_manifest, finish_shard, node_files, read_summary, summary_warnings
 from trl_hrm.search.steps import RULES
 from trl_hrm.search.tree import ROOT, Problem, SearchTree
 from trl_hrm.search.values import make_label
@@ -65,8 +64,8 @@ def export(
 ) -> tuple[list[dict], list[dict], dict]:
     """Rows of the train split, of the test split, and the report."""
     output = tmp_path / "out"
-    config = ExportConfig(str(output), **({"test_size": 0.3, "num_proc": 1, "overwrite": True} | options))
-    report = build_search_trees([source] if isinstance(source, str) else source, config, format)
+    options = {"test_size": 0.3, "num_proc": 1, "overwrite": True} | options
+    report = export_trees(ExportConfig(inputs=source, format=format, output_dir=str(output), **options))
     splits = {path.name.split("-")[0]: pq.read_table(path).to_pylist() for path in (output / "data").iterdir()}
     return splits["train"], splits.get("test", []), report
 
@@ -187,7 +186,7 @@ OPTIONS = [
 def test_every_label_is_that_of_the_stored_nodes(tmp_path, node_file, view, options):
     """A label shifted to a neighbour, or of the tree in the row of its view, trains as well as any other."""
     train, test, report = export(tmp_path, node_file, view=view, hnc=True, hnc_min_children=2, **options)
-    config = ExportConfig("out", view=view, hnc=True, hnc_min_children=2, **options)
+    config = ExportConfig(inputs=[], output_dir="out", view=view, hnc=True, hnc_min_children=2, **options)
     rows = defaultdict(list)
     for split, found in (("train", train), ("test", test)):
         for row in found:
@@ -217,11 +216,11 @@ def test_every_label_is_that_of_the_stored_nodes(tmp_path, node_file, view, opti
 def test_labels_to_the_last_digit(options):
     """Files hold single precision; before that, labels are those of the definition to 1e-12, whatever they are pooled of."""
     rng = random.Random(1)
-    config = ExportConfig("out", **options)
+    config = ExportConfig(inputs=[], output_dir="out", **options)
     num_labels = 0
     for i in range(40):
         tree = rng.choice([random_tree, rollout_tree])(rng, f"{i}")
-        judged, _ = judge(tree, config, Counter())
+        judged, _ = label_steps(tree, config, Counter())
         expected = slow_steps(tree, config)
         assert len(expected) == len(judged.labels)
         for step, label in enumerate(judged.labels):
@@ -294,7 +293,7 @@ class TestUniting:
         for i, correct in ((2, True), (3, False), (4, True), (5, False), (6, False)):
             end(tree.nodes[i], correct)
         notes = Counter()
-        judged, members = judge(tree, ExportConfig("out"), notes)
+        judged, members = label_steps(tree, ExportConfig(inputs=[], output_dir="out"), notes)
         assert judged.completions == ["a", "b", "c", "d"]
         assert judged.parents == [-1, 0, 0, 0]
         assert members == [[0, 1], [2, 4, 5], [3], [6]]
@@ -302,7 +301,7 @@ class TestUniting:
         assert judged.step_columns["mc_correct"] == [2, 2, 0, 0]
         assert judged.step_columns["mc_total"] == [5, 3, 1, 1]
         assert notes["equal_siblings_united"] == 3
-        judged, _ = judge(tree, ExportConfig("out", estimator="leaf_share"), Counter())
+        judged, _ = label_steps(tree, ExportConfig(inputs=[], output_dir="out", estimator="leaf_share"), Counter())
         assert judged.labels == pytest.approx([2 / 5, 2 / 3, 0, 0])
 
     def test_no_bias(self):
@@ -326,7 +325,9 @@ class TestUniting:
                         add_node(tree, inner, leaf, f"wrong {leaf}")
                         end(tree.nodes[-1], False)
             for estimator, found in labels.items():
-                judged, members = judge(tree, ExportConfig("out", estimator=estimator), Counter())
+                judged, members = label_steps(
+                    tree, ExportConfig(inputs=[], output_dir="out", estimator=estimator), Counter()
+                )
                 assert len(members[0]) == 2
                 found.append(judged.labels[0])
         assert sum(labels["child_mean"]) / 16 == pytest.approx(1 / 2)
@@ -341,7 +342,7 @@ class TestUniting:
             tree.nodes[-1].weight = weight
             add_node(tree, len(tree.nodes) - 1, 0, f"last {place}")
             end(tree.nodes[-1], correct)
-        assert judge(tree, ExportConfig("out"), Counter())[0].labels[0] == 3 / 4
+        assert label_steps(tree, ExportConfig(inputs=[], output_dir="out"), Counter())[0].labels[0] == 3 / 4
 
     def test_uniting_comes_after_compression_and_scores(self):
         """United first, two equal children would be one draw, and N of the compression another."""
@@ -349,7 +350,7 @@ class TestUniting:
         for node in tree.nodes:
             if node.parent == 0:
                 node.text = "same"
-        judged, _ = judge(tree, ExportConfig("out"), Counter())
+        judged, _ = label_steps(tree, ExportConfig(inputs=[], output_dir="out"), Counter())
         assert len(judged.completions) == len(tree.nodes) - 3
         assert count_moves(compress(tree, 0, probability=1)) == 4
 
@@ -379,7 +380,7 @@ class TestBlankEnds:
     def test_steps(self, tree):
         """The step keeps its MC score, and the blank ends their say in it."""
         notes = Counter()
-        judged, _ = judge(tree, ExportConfig("out"), notes)
+        judged, _ = label_steps(tree, ExportConfig(inputs=[], output_dir="out"), notes)
         assert judged.completions == ["one", "two", "no, three"]
         assert judged.labels == pytest.approx([2 / 3, 2 / 3, 0])
         assert judged.step_columns["mc_total"] == [3, 3, 1]
@@ -387,12 +388,12 @@ class TestBlankEnds:
 
     def test_solutions(self, tree):
         """Taken for blank steps, they would be no solutions, and of this problem only the wrong one would be left."""
-        judged, members = judge(tree, ExportConfig("out", view="orm"), Counter())
+        judged, members = label_steps(tree, ExportConfig(inputs=[], output_dir="out", view="orm"), Counter())
         assert judged.completions == ["one", "two", "two", "no, three"]
         assert judged.parents == [-1, 0, 0, 1]
         assert judged.labels == [None, None, 1, 0]
         assert members == [[0], [1], [2, 4], [3]]
-        (solution,) = right_solutions(tree, ExportConfig("out", view="sft"), Counter())
+        (solution,) = right_solutions(tree, ExportConfig(inputs=[], output_dir="out", view="sft"), Counter())
         assert solution.completions == [tree.text(2)]
         assert solution.labels == pytest.approx([2 / 3])
         assert (solution.extra["mc_correct"], solution.extra["mc_total"]) == (2, 3)
@@ -400,7 +401,7 @@ class TestBlankEnds:
     def test_step_that_only_ends(self, tree):
         """Then it is no step that goes on: a path without an end would be counted as left out."""
         del tree.nodes[3]
-        judged, members = judge(tree, ExportConfig("out", view="orm"), Counter())
+        judged, members = label_steps(tree, ExportConfig(inputs=[], output_dir="out", view="orm"), Counter())
         assert judged.completions == ["one", "two"]
         assert judged.labels == [None, 1]
         assert members == [[0], [2, 3]]
@@ -451,7 +452,9 @@ class TestCompression:
         assert all(sorted(set(sources)) != ["hnc", "tree"] for sources in said.values())
         views = [compress(tree, 42, 0.5, 2, 1) for tree in read_trees(node_file)]
         steps = [
-            judge(seen, ExportConfig("out", view=view, hnc=True), Counter())[0] for seen in views if count_moves(seen)
+            label_steps(seen, ExportConfig(inputs=[], output_dir="out", view=view, hnc=True), Counter())[0]
+            for seen in views
+            if count_moves(seen)
         ]
         num_paths = sum(len(tree.leaves()) for tree in steps)
         kept = [row for row in train if row["source"] == "hnc"]
@@ -534,7 +537,7 @@ class TestSolutions:
     def test_rows(self, tmp_path, node_file):
         """Whole right solutions, as they were written, with the worst score on the way."""
         train, _, report = export(tmp_path, node_file, view="sft", test_size=0)
-        config = ExportConfig("out", view="sft")
+        config = ExportConfig(inputs=[], output_dir="out", view="sft")
         expected = Counter()
         for tree in read_trees(node_file):
             steps = slow_steps(tree, config)
@@ -575,7 +578,7 @@ class TestSolutions:
         }
         card = DatasetCard.load(tmp_path / "out" / "README.md").text
         assert "| `mc_total` | int32 | leaves with an answer, right or wrong, below that step |" in card
-        chosen, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=0.5)
+        chosen, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_mc_score=0.5)
         assert chosen == [row for row in train if row["mc_score"] >= 0.5]
         below = [row for row in train if row["mc_score"] < 0.5]
         assert report["notes"]["solutions_below_min_score"] == len(below) > 0
@@ -587,8 +590,8 @@ class TestSolutions:
     @pytest.mark.parametrize("min_score", [0.0, 0.4])
     def test_top_k(self, tmp_path, node_file, min_score):
         """Against sorting by hand. The first ones of a problem, or a wrong order among equals, would look as well."""
-        all_rows, _, _ = export(tmp_path, node_file, view="sft", test_size=0, min_score=min_score)
-        rows, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=min_score, top_k=2)
+        all_rows, _, _ = export(tmp_path, node_file, view="sft", test_size=0, min_mc_score=min_score)
+        rows, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_mc_score=min_score, max_solutions=2)
         place = {node.node_id: i for tree in read_trees(node_file) for i, node in enumerate(tree.nodes)}
         for row, after in zip(all_rows, all_rows[1:], strict=False):
             assert row["problem_id"] != after["problem_id"] or place[row["node_id"]] < place[after["node_id"]]
@@ -600,12 +603,12 @@ class TestSolutions:
             num_ties += len(group) > 2 and group[1][1]["mc_score"] == group[2][1]["mc_score"]
         assert rows == expected and num_ties > 2
         assert report["notes"]["solutions_beyond_top_k"] == len(all_rows) - len(rows) > 10
-        assert "--top_k 2" in report["command"]
-        assert report["facts"]["labels"]["top_k"] == 2
+        assert "--max_solutions 2" in report["command"]
+        assert report["facts"]["labels"]["max_solutions"] == 2
 
     def test_every_solution_is_counted(self, tmp_path, node_file):
         """Also those of problems that have no row: found = rows + duplicates + below the least score + beyond the best."""
-        train, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_score=0.4, top_k=1)
+        train, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_mc_score=0.4, max_solutions=1)
         found = 0
         for tree in read_trees(node_file):
             found += sum(node.role != "rollout" and node.is_final and bool(node.correct) for node in tree.nodes)
@@ -626,7 +629,7 @@ class TestSolutions:
         end(tree.nodes[0], True)
         end(tree.nodes[2], True)
         notes = Counter()
-        (solution,) = right_solutions(tree, ExportConfig("out", view="sft"), notes)
+        (solution,) = right_solutions(tree, ExportConfig(inputs=[], output_dir="out", view="sft"), notes)
         assert solution.extra["node_id"] == tree.nodes[0].node_id
         assert notes["solutions_found"] == 2 and notes["duplicate_solutions"] == 1
 
@@ -645,7 +648,9 @@ class TestSolutions:
             add_node(tree, above, 1, " c")
             end(tree.nodes[-1], False)
             notes = Counter()
-            (solution,) = right_solutions(tree, ExportConfig("out", view="sft", min_score=0.75), notes)
+            (solution,) = right_solutions(
+                tree, ExportConfig(inputs=[], output_dir="out", view="sft", min_mc_score=0.75), notes
+            )
             assert (solution.completions, solution.labels) == (["a b"], [1.0])
             assert notes["duplicate_solutions"] == 1
 
@@ -655,15 +660,17 @@ class TestSolutions:
         run_scripted(tmp_path / "run", search, make_problems(4))
         check_manifest(tmp_path / "run", {"prompt": asdict(PROMPT)})
         options = {"view": "sft", "test_size": 0}
-        rows, _, report = export(tmp_path, str(tmp_path / "run"), min_score=0.9, **options)
+        rows, _, report = export(tmp_path, str(tmp_path / "run"), min_mc_score=0.9, **options)
         number = report["notes"]["solutions_with_unjudged_steps"]
         assert number == sum(row["completion"].count("# Step") > 1 for row in rows) > 0
         (warning,) = report["warnings"]
-        assert warning.startswith(f"{number} of the solutions have steps without an MC score: min_score=0.9 asks for")
+        assert warning.startswith(
+            f"{number} of the solutions have steps without an MC score: min_mc_score=0.9 asks for"
+        )
         assert not export(tmp_path, str(tmp_path / "run"), **options)[2]["warnings"]
         run_scripted(tmp_path / "judged", SEARCHES["full_tree"], make_problems(4))
         check_manifest(tmp_path / "judged", {"prompt": asdict(PROMPT)})
-        _, _, report = export(tmp_path, str(tmp_path / "judged"), min_score=0.5, **options)
+        _, _, report = export(tmp_path, str(tmp_path / "judged"), min_mc_score=0.5, **options)
         assert "solutions_with_unjudged_steps" not in report["notes"] and not report["warnings"]
 
     def test_scores_as_they_are(self, tmp_path, node_file):
@@ -671,7 +678,7 @@ class TestSolutions:
         train, _, _ = export(tmp_path, node_file, view="sft", test_size=0)
         scores = set()
         for tree in read_trees(node_file):
-            config = ExportConfig("out", view="sft")
+            config = ExportConfig(inputs=[], output_dir="out", view="sft")
             scores |= {solution.labels[0] for solution in right_solutions(tree, config, Counter())}
         assert {row["mc_score"] for row in train} == scores and len(scores) > 10
 
@@ -826,17 +833,17 @@ class TestOpenr:
         ({"min_leaves": 0}, "min_leaves is 0, expected 1"),
         ({"balance": 1}, "balance is 1, expected 2"),
         ({"hnc_min_children": 1}, "min_children is 1, expected 2"),
-        ({"min_score": 0.5}, "min_score is 0.5 with view='tree'"),
-        ({"min_score": 1.5, "view": "sft"}, "min_score is 1.5, expected a number from 0 to 1"),
-        ({"top_k": 4}, "top_k is 4 with view='tree'"),
-        ({"top_k": 0, "view": "sft"}, "top_k is 0, expected 1 or more"),
+        ({"min_mc_score": 0.5}, "min_mc_score is 0.5 with view='tree'"),
+        ({"min_mc_score": 1.5, "view": "sft"}, "min_mc_score is 1.5, expected a number from 0 to 1"),
+        ({"max_solutions": 4}, "max_solutions is 4 with view='tree'"),
+        ({"max_solutions": 0, "view": "sft"}, "max_solutions is 0, expected 1 or more"),
         ({"view": "sft", "hnc": True}, "view='sft' has solutions, not labels"),
         ({"view": "flat"}, "view is 'flat', expected one of tree, hrm, prm, orm, sft"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        ExportConfig("out", **options)
+        ExportConfig(inputs=[], output_dir="out", **options)
 
 
 @pytest.fixture
@@ -863,7 +870,9 @@ def test_export_of_a_run(tmp_path, monkeypatch, capsys, run_folder):
     assert "warning: run: 2 problems have failed requests and are left out" in printed
     report = json.loads((tmp_path / "out" / "build_report.json").read_text())
     trees = list(read_scripted(run_folder).values())
-    config = ExportConfig("out", view="hrm", labels="entropy", eta=2.0, hnc=True, hnc_min_children=2)
+    config = ExportConfig(
+        inputs=[], output_dir="out", view="hrm", labels="entropy", eta=2.0, hnc=True, hnc_min_children=2
+    )
     rows = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").to_pylist()
     num_trees = 0
     for tree in trees:
@@ -1010,10 +1019,10 @@ class TestPrompts:
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--min_score", "--min_value"])
+@pytest.mark.parametrize("option", ["--min_mc_score", "--min_value"])
 def test_least_score_on_the_command_line(tmp_path, run_folder, option):
     """Two spellings of one option: one that is parsed and not passed on keeps every solution."""
-    words = ["--view", "sft", option, "0.6", "--top_k", "3", "--test_size", "0", "--num_proc", "1"]
+    words = ["--view", "sft", option, "0.6", "--max_solutions", "3", "--test_size", "0", "--num_proc", "1"]
     assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 0
     rows = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").to_pylist()
     report = json.loads((tmp_path / "out" / "build_report.json").read_text())
@@ -1030,7 +1039,7 @@ def test_problems_of_several_trees(tmp_path, run_folder, num_proc):
     """The best of each tree and not of the problem, and the solution that both found twice: more rows than top_k."""
     shutil.copytree(run_folder, tmp_path / "again")
     run_scripted(tmp_path / "again", SEARCHES["full_tree"], make_problems(10))
-    options = {"view": "sft", "test_size": 0, "top_k": 1, "num_proc": num_proc}
+    options = {"view": "sft", "test_size": 0, "max_solutions": 1, "num_proc": num_proc}
     one, _, report = export(tmp_path, str(run_folder), **options)
     assert "repeated_problems" not in report["notes"]
     both, _, report = export(tmp_path, [str(run_folder), str(tmp_path / "again")], **options)
@@ -1039,7 +1048,7 @@ def test_problems_of_several_trees(tmp_path, run_folder, num_proc):
     assert number == len(one) and len(counts) > number and max(counts.values()) == 2
     assert report["notes"]["repeated_problems"] == number
     (warning,) = [warning for warning in report["warnings"] if "several trees" in warning]
-    assert warning.startswith(f"{number} problems come in several trees: top_k and duplicates go by tree")
+    assert warning.startswith(f"{number} problems come in several trees: max_solutions and duplicates go by tree")
     _, _, report = export(tmp_path, [str(run_folder), str(tmp_path / "again")])
     assert "repeated_problems" not in report["notes"]
 

@@ -38,7 +38,7 @@ def unite_steps(
     tree: SearchTree, notes: Counter, merge_separator: str = "\n", ends_apart: bool = False
 ) -> UnitedSteps:
     r"""
-    Unite siblings with the same text, and what follows them, from the first step down. Rollouts are no steps.
+    Unite siblings with the same text, and their subtrees, from the first step down. Rollouts are not steps.
 
     A step without text is left out with all that follows it. Where it only ends the solution (a policy that writes a blank
     line and then the end of the sequence), the solution ends with the step before it.
@@ -54,7 +54,11 @@ def unite_steps(
             Keep a step that ends a solution apart from one of the same text that does not. A step that ends by blank nodes
             below it is made of these: their outcomes are its own, and what else follows it is not.
     """
-    blank_ends = _blank_ends(tree)
+    blank_ends = {
+        i
+        for i, node in enumerate(tree.nodes)
+        if node.is_final and node.role != "rollout" and node.parent != ROOT and not tree.step_text(i)
+    }
     goes_on = {node.parent for i, node in enumerate(tree.nodes) if i not in blank_ends}
     ended = {tree.nodes[i].parent for i in blank_ends} - goes_on if ends_apart else set()
     texts, parents, num_merged, members = [], [], [], []
@@ -91,13 +95,13 @@ def unite_steps(
     return UnitedSteps(texts, parents, num_merged, members)
 
 
-def judge(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepTree, list[list[int]]]:
+def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepTree, list[list[int]]]:
     """
     Label the steps of a search tree.
 
-    The MC score of a step made of several nodes is the mean of theirs: each is one draw, and counts `Node.weight` times. How
-    many leaves a draw has depends on how it went on, so that leaves as weights would bias it; they are the weights for the
-    leaf share alone, which pools them. With `config.view="orm"`, only steps that end a solution have labels.
+    The MC score of a step made of several nodes is the mean of their scores, weighted by `Node.weight`: each node is one draw. The
+    number of leaves of a draw depends on its outcome, so leaves as weights would bias the mean. They are the weights only for
+    `estimator="leaf_share"`, which pools them. With `config.view="orm"`, only steps that end a solution have labels.
 
     Args:
         tree ([`SearchTree`]):
@@ -119,19 +123,24 @@ def judge(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepT
     weights = [evidence[i] or 1 if pooled else node.weight for i, node in enumerate(tree.nodes)]
     labels: list[float | None] = []
     for members in steps.members:
-        score = scores[members[0]] if len(members) == 1 else _mean([(scores[i], weights[i]) for i in members])
+        known = [i for i in members if scores[i] is not None]
+        score = scores[members[0]]
+        if len(members) > 1:
+            total = sum(weights[i] for i in known)
+            score = sum(scores[i] * weights[i] for i in known) / total if known else None
         if config.view == "orm" and not any(tree.nodes[i].is_final for i in members):
             score = None
-        if score is not None and not _rests_on(config.min_leaves, tree, members, evidence):
+        rests_on_enough = sum(evidence[i] for i in members) >= config.min_leaves
+        is_recorded = any(tree.nodes[i].value is not None for i in members)
+        if score is not None and not (rests_on_enough or is_recorded):
             notes["labels_on_too_few_leaves"] += 1
             score = None
         labels.append(None if score is None else make_label(score, config.labels, config.eta))
+    sums = {"mc_correct": correct, "mc_total": answered, "mc_unresolved": unresolved}
     columns = {
-        "mc_correct": _sums(correct, steps.members),
-        "mc_total": _sums(answered, steps.members),
-        "mc_unresolved": _sums(unresolved, steps.members),
-        "node_ids": [tree.nodes[members[0]].node_id for members in steps.members],
+        name: [sum(map(counts.__getitem__, members)) for members in steps.members] for name, counts in sums.items()
     }
+    columns["node_ids"] = [tree.nodes[members[0]].node_id for members in steps.members]
     num_merged = steps.num_merged if config.hnc else None
     return StepTree(tree.problem.prompt, steps.texts, labels, steps.parents, num_merged, columns), steps.members
 
@@ -140,7 +149,7 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
     """
     The right solutions of a search tree, one step each: the whole text as the policy wrote it, labelled with the lowest MC
     score of the judged steps on its path, and the leaves below the first step with that score. Equal solutions are one, that
-    with the highest score. Those below `config.min_score` are left out, and all but the `config.top_k` with the highest
+    with the highest score. Those below `config.min_mc_score` are left out, and all but the `config.max_solutions` with the highest
     scores: of equal scores, those that rest on more leaves. They stay in their order in the tree.
 
     Raises:
@@ -151,7 +160,7 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
             f"problem {tree.problem.problem_id!r}: its solutions begin with steps that were given (--prefix_column), which are not the "
             "policy's. Export solutions of a run without them."
         )
-    judged, members_of = judge(tree, config, notes)
+    judged, members_of = label_steps(tree, config, notes)
     worst: list[int | None] = []  # the first step with the lowest score up to each step
     solutions, ends = [], []
     for step, members in enumerate(members_of):
@@ -174,8 +183,8 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
     notes["duplicate_solutions"] += notes["solutions_found"] - len(solutions)
     choice = choose(
         [solution.labels[0] for solution in solutions],
-        config.min_score,
-        config.top_k,
+        config.min_mc_score,
+        config.max_solutions,
         [solution.extra["mc_total"] for solution in solutions],
     )
     notes["solutions_below_min_score"] += choice.num_below
@@ -199,21 +208,15 @@ def leave_out_copies(view: StepTree, tree: StepTree, notes: Counter) -> StepTree
         notes (`Counter`):
             Counts the paths left out.
     """
-    known = {_said(tree, path) for path in map(tree.path, tree.leaves())}
+    known = {_texts_and_labels(tree, tree.path(leaf)) for leaf in tree.leaves()}
     paths = [view.path(leaf) for leaf in view.leaves()]
-    new = [path for path in paths if any(view.num_merged[i] > 1 for i in path) or _said(view, path) not in known]
+    new = [
+        path
+        for path in paths
+        if any(view.num_merged[i] > 1 for i in path) or _texts_and_labels(view, path) not in known
+    ]
     notes["hnc_paths_as_in_the_tree"] += len(paths) - len(new)
-    kept = sorted({step for path in new for step in path})
-    place = {ROOT: ROOT} | {step: number for number, step in enumerate(kept)}
-    return StepTree(
-        view.prompt,
-        [view.completions[i] for i in kept],
-        [view.labels[i] for i in kept],
-        [place[view.parents[i]] for i in kept],
-        [view.num_merged[i] for i in kept],
-        {name: [column[i] for i in kept] for name, column in view.step_columns.items()},
-        view.extra,
-    )
+    return view.keep(sorted({step for path in new for step in path}))
 
 
 def thin_labels(tree: StepTree, chances: Sequence[float], seed: int) -> None:
@@ -234,8 +237,10 @@ def thin_labels(tree: StepTree, chances: Sequence[float], seed: int) -> None:
     weights = []
     for step, label in enumerate(tree.labels):
         chance = 1.0 if label is None or not chances else chances[bin_of(label, len(chances))]
-        if chance < 1 and _luck(seed, tree.step_columns["node_ids"][step]) >= chance:
-            tree.labels[step] = label = None
+        if chance < 1:
+            drawn = hashlib.blake2b(f"{seed}\n{tree.step_columns['node_ids'][step]}".encode(), digest_size=8).digest()
+            if int.from_bytes(drawn, "big") / 2**64 >= chance:
+                tree.labels[step] = label = None
         weights.append(0.0 if label is None else 1 / chance)
     tree.step_columns["label_weights"] = weights
 
@@ -245,38 +250,5 @@ def bin_of(label: float, num_bins: int) -> int:
     return min(int(label * num_bins), num_bins - 1)
 
 
-def _said(tree: StepTree, path: list[int]) -> tuple[tuple[str, float | None], ...]:
-    """Texts and labels of the steps on a path."""
+def _texts_and_labels(tree: StepTree, path: list[int]) -> tuple[tuple[str, float | None], ...]:
     return tuple((tree.completions[i], tree.labels[i]) for i in path)
-
-
-def _sums(values: list[int], members_of: list[list[int]]) -> list[int]:
-    """For each step, the sum of the values of its nodes."""
-    return [values[members[0]] if len(members) == 1 else sum(values[i] for i in members) for members in members_of]
-
-
-def _mean(weighted: list[tuple[float | None, float]]) -> float | None:
-    """Weighted mean of the scores that are known."""
-    known = [(score, weight) for score, weight in weighted if score is not None]
-    return sum(score * weight for score, weight in known) / sum(weight for _, weight in known) if known else None
-
-
-def _blank_ends(tree: SearchTree) -> set[int]:
-    """Nodes without text that end the solution after a step."""
-    return {
-        i
-        for i, node in enumerate(tree.nodes)
-        if node.is_final and node.role != "rollout" and node.parent != ROOT and not tree.step_text(i)
-    }
-
-
-def _rests_on(min_leaves: int, tree: SearchTree, members: list[int], evidence: list[int]) -> bool:
-    """Whether a label rests on enough leaves. A recorded value is taken as it is."""
-    if evidence[members[0]] >= min_leaves or tree.nodes[members[0]].value is not None:
-        return True
-    return sum(evidence[i] for i in members) >= min_leaves or any(tree.nodes[i].value is not None for i in members)
-
-
-def _luck(seed: int, node_id: str) -> float:
-    """A number from 0 to below 1 that depends on seed and node alone."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\n{node_id}".encode(), digest_size=8).digest(), "big") / 2**64

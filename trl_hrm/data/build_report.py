@@ -81,31 +81,25 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
     lines = [("records in", report["records_in"]), ("records kept", report["records_kept"])]
     lines += [(f"records dropped: {reason}", count) for reason, count in report["dropped"].items()]
     lines += [(f"rows out: {split}", count) for split, count in report["rows"].items()]
-    if report["view"] in SOLUTION_VIEWS:  # a row is a solution, and its label a score
-        lines += [
-            (f"scores: {split}, {value}", count)
-            for split, kinds in report["labels"].items()
-            for value, count in group_values(kinds.get("single", {})).items()
-        ]
-        return lines + _notes(report)
-    lines.append(("labelled steps", report["labelled_steps"]))
-    lines += [
-        (f"labels: {split}, {kind}, {value}", count)
-        for split, kinds in report["labels"].items()
-        for kind, values in kinds.items()
-        for value, count in group_values(values).items()
-    ]
-    return lines + _notes(report)
+    is_scored = report["view"] in SOLUTION_VIEWS  # a row is a solution, and its label a score
+    if not is_scored:
+        lines.append(("labelled steps", report["labelled_steps"]))
+    for split, kinds in report["labels"].items():
+        for kind, values in kinds.items():
+            name = f"scores: {split}" if is_scored else f"labels: {split}, {kind}"
+            lines += [(f"{name}, {value}", count) for value, count in group_values(values).items()]
+    return lines + [(f"note: {note}", count) for note, count in report["notes"].items()]
 
 
-def _notes(report: dict[str, Any]) -> list[tuple[str, int]]:
-    return [(f"note: {note}", count) for note, count in report["notes"].items()]
+class BuildReport(dict[str, Any]):
+    """
+    What a build has read, written and dropped, as `build_report.json` holds it. Its `str()` is a short table, with how the
+    solutions of runs end and the warnings below.
+    """
 
-
-def format_report(report: dict[str, Any]) -> str:
-    """The report as a short aligned table, with how the solutions of runs end and its warnings below."""
-    lines = report_lines(report)
-    width = max(len(name) for name, _ in lines)
-    table = [f"{name:<{width}}  {count:>12,}" for name, count in lines]
-    outcomes = [f"{name}: {line}" for name, line in report.get("facts", {}).get("outcomes", {}).items()]
-    return "\n".join(table + outcomes + [f"warning: {warning}" for warning in report["warnings"]])
+    def __str__(self) -> str:
+        lines = report_lines(self)
+        width = max(len(name) for name, _ in lines)
+        table = [f"{name:<{width}}  {count:>12,}" for name, count in lines]
+        outcomes = [f"{name}: {line}" for name, line in self.get("facts", {}).get("outcomes", {}).items()]
+        return "\n".join(table + outcomes + [f"warning: {warning}" for warning in self["warnings"]])

@@ -1,7 +1,7 @@
 """Searched trees as datasets: runs and files to rows, with the facts of the search on the card."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -10,25 +10,23 @@ from typing import Any
 import pyarrow as pa
 
 from ..search.compression import compress, count_moves
-from ..search.manifest import MANIFEST
 from ..search.nodes import read_totals, read_unreadable_references
 from ..search.outcomes import describe_outcomes, reference_warnings
 from ..search.prompts import Prompt
-from ..search.run_folder import node_files, read_manifest, read_summary
+from ..search.run_folder import MANIFEST, node_files, read_manifest, read_summary
 from ..search.step_search import STRATEGIES
 from ..search.tree import SearchTree
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset, count_labels
 from .build_config import BuildConfig
+from .build_report import BuildReport
 from .export_config import ExportConfig
-from .judged_trees import bin_of, judge, leave_out_copies, right_solutions, thin_labels
-from .node_files import NodeFiles, run_warnings
-from .openr import OpenrFiles
 from .problems import problem_split
 from .self_training import MESSAGES, asked, prompt_of
+from .step_labels import bin_of, label_steps, leave_out_copies, right_solutions, thin_labels
+from .tree_files import NodeFiles, OpenrFiles, run_warnings
 
 
-FORMATS = ("run", "openr")
 EVIDENCE = (2, 4, 8, 16)  # numbers of answered leaves for which the card states how many labels rest on as many
 
 ABOUT = {
@@ -67,53 +65,68 @@ BARE_PROMPTS = (
 )
 
 
-def build_search_trees(inputs: Sequence[str], config: ExportConfig, format: str = "run") -> dict[str, Any]:
+def export(config: ExportConfig) -> BuildReport:
     """
-    Build a dataset of judged steps from searched trees. No policy is asked, and it can be done again with other options.
+    Build a dataset of judged steps, or of correct solutions, from searched trees. No policy is needed, so an export can be repeated
+    with other options.
 
     Args:
-        inputs (`Sequence[str]`):
-            Folders of runs of `trl-hrm annotate`, or Parquet files of nodes from them; with `format="openr"`, JSON Lines
-            files of openr's trees.
         config ([`ExportConfig`]):
-            What a label is, what a row is, and the options of all builders.
-        format (`str`, *optional*, defaults to `"run"`):
-            `"run"` or `"openr"`.
+            What to read, what a label is, and what a row is.
 
     Returns:
-        `dict[str, Any]`: The build report.
+        [`BuildReport`]: What was read, written and dropped.
 
     Raises:
+        `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
         `ValueError`: If an input is given twice, or holds something else than expected; if labels are to be made of a search that
-        a reward model led; if runs of chat and plain prompts would stand in one dataset of solutions; if no row is left for
-        training.
+            a reward model led; if runs of chat and plain prompts would be in one dataset of solutions; if no row is left for
+            training.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
-    inputs = [str(name) for name in inputs]
-    recipe = _openr_recipe(inputs, config) if format == "openr" else _run_recipe(inputs, config)
+    recipe = _openr_recipe(config) if config.format == "openr" else _run_recipe(config)
     if config.balance:
-        recipe = _balanced(recipe, config)
+        # The trees are read once more for the counts, so that memory stays flat
+        counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
+        bins = [counts[number] for number in range(config.balance)]
+        least = min(filter(None, bins), default=0)
+        chances = [least / count if count else 1.0 for count in bins]
+        edges = [f"labels from {i / len(bins):.3g} to {(i + 1) / len(bins):.3g}" for i in range(len(bins))]
+        balance = {
+            edge: {"before": count, "chance_to_stay": chance}
+            for edge, count, chance in zip(edges, bins, chances, strict=True)
+        }
+        describe = recipe.describe
+        recipe = replace(
+            recipe,
+            parse=partial(recipe.parse, chances=chances),
+            describe=lambda report: describe(report) | {"balance": balance},
+        )
     return build_dataset(recipe, config)
 
 
-def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
+def _run_recipe(config: ExportConfig) -> Recipe:
     if config.columns:
         raise ValueError(f"columns is {config.columns}, and runs have columns of their own. Leave it out.")
-    folders = [name for name in inputs if Path(name).is_dir()]
-    files = [str(file) for name in inputs for file in (node_files(name) if name in folders else [name])]
+    folders = [name for name in config.inputs if Path(name).is_dir()]
+    files = [str(file) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
     _refuse_repeats(files)
-    if config.view != "sft":
-        _refuse_guided(files)
+    for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
+        # What follows a step that a reward model chose says little of what the policy alone would write
+        search = read_manifest(folder)["search"]["search"] if (folder / MANIFEST).is_file() else None
+        if search in STRATEGIES:
+            raise ValueError(
+                f"{folder}: a run of --strategy {search}, in which a reward model chose where to go on: its MC scores would be "
+                "those of the guided policy. Make labels of a run of trl-hrm annotate; of this one only --view sft."
+            )
     source = NodeFiles(files)
     runs = {name: read_manifest(name) | read_summary(name) for name in folders}
-    unreadable = read_unreadable_references([name for name in inputs if name not in folders])
-    prompt, doubts = _asked(inputs, runs) if config.view == "sft" else (None, [])
+    unreadable = read_unreadable_references([name for name in config.inputs if name not in folders])
+    prompt, doubts = _common_prompt(config.inputs, runs) if config.view == "sft" else (None, [])
     return Recipe(
         name="search-trees",
         source=source,
-        inputs=inputs,
+        inputs=config.inputs,
         parse=partial(parse_search_tree, config=config),
         columns=_columns(config, prompt),
         options=_options(config),
@@ -126,14 +139,18 @@ def _run_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
     )
 
 
-def _asked(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[Prompt | None, list[str]]:
+def _common_prompt(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[Prompt | None, list[str]]:
     """What the policy was asked in all inputs, or `None` and a warning that says why it is not known."""
     alone = [name for name in inputs if name not in runs]
-    prompts = {name: prompt_of(run) for name, run in runs.items()}
     if alone:
         return None, [
             BARE_PROMPTS.format(f"{alone[0]} does not tell what the policy was asked, as a run's folder does")
         ]
+    prompts = {name: prompt_of(run) for name, run in runs.items()}
+    rendered = {  # what decides the text that a policy is asked
+        name: (asked(prompt, ""), prompt.chat_template_kwargs, prompt.chat_template_date)
+        for name, prompt in prompts.items()
+    }
     first, *others = prompts
     for name in others:
         if prompts[name].style != prompts[first].style:
@@ -142,16 +159,11 @@ def _asked(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[Prompt |
                 "rows with texts and rows with messages cannot stand in one dataset. Export them apart."
             )
     for name in others:
-        if _rendered_from(prompts[name]) != _rendered_from(prompts[first]):
+        if rendered[name] != rendered[first]:
             return None, [
                 BARE_PROMPTS.format(f"{first} and {name} were asked with different prompts; export them apart")
             ]
     return prompts[first], []
-
-
-def _rendered_from(prompt: Prompt) -> tuple[Any, ...]:
-    """What decides the text that a policy is asked."""
-    return asked(prompt, ""), prompt.chat_template_kwargs, prompt.chat_template_date
 
 
 def _columns(config: ExportConfig, prompt: Prompt | None) -> dict[str, pa.DataType]:
@@ -161,21 +173,21 @@ def _columns(config: ExportConfig, prompt: Prompt | None) -> dict[str, pa.DataTy
     return SOLUTION_COLUMNS | ({"prompt": MESSAGES, "completion": MESSAGES} if is_chat else {})
 
 
-def _openr_recipe(inputs: list[str], config: ExportConfig) -> Recipe:
+def _openr_recipe(config: ExportConfig) -> Recipe:
     for name in ("estimator", "truncated", "min_leaves"):
         if getattr(config, name) != getattr(ExportConfig, name):
             raise ValueError(
                 f"{name} is {getattr(config, name)!r}, but openr's files hold values, not outcomes to estimate them from. "
                 "Leave it out."
             )
-    _refuse_repeats(inputs)
+    _refuse_repeats(config.inputs)
     return Recipe(
         name="search-trees",
-        source=OpenrFiles(inputs, config.columns),
-        inputs=inputs,
+        source=OpenrFiles(config.inputs, config.columns),
+        inputs=config.inputs,
         parse=partial(parse_search_tree, config=config, estimator="recorded"),
         columns=_columns(config, None),
-        options={"format": "openr"} | _options(config),
+        options=_options(config),
         about=ABOUT_OPENR,
         command="export",
         warnings=[BARE_PROMPTS.format("openr's files do not tell what the policy was asked")] * (config.view == "sft"),
@@ -192,30 +204,6 @@ def _refuse_repeats(files: list[str]) -> None:
         if path in named:
             raise ValueError(f"{file}: the inputs hold this file twice, first as {named[path]}. Name it once.")
         named[path] = file
-
-
-def _refuse_guided(files: list[str]) -> None:
-    """What follows a step that a reward model chose says little of what the policy alone would write."""
-    for folder in dict.fromkeys(Path(file).parent for file in files):
-        search = read_manifest(folder)["search"]["search"] if (folder / MANIFEST).is_file() else None
-        if search in STRATEGIES:
-            raise ValueError(
-                f"{folder}: a run of --strategy {search}, in which a reward model chose where to go on: its MC scores would be "
-                "those of the guided policy. Make labels of a run of trl-hrm annotate; of this one only --view sft."
-            )
-
-
-def _balanced(recipe: Recipe, config: ExportConfig) -> Recipe:
-    """The recipe, with labels of full bins left out. The trees are read once more for it, so that memory stays flat."""
-    counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
-    bins = [counts[number] for number in range(config.balance)]
-    least = min(filter(None, bins), default=0)
-    chances = [least / count if count else 1.0 for count in bins]
-    return replace(
-        recipe,
-        parse=partial(recipe.parse, chances=chances),
-        describe=lambda report: recipe.describe(report) | {"balance": _describe_bins(bins, chances)},
-    )
 
 
 def parse_search_tree(
@@ -246,7 +234,7 @@ def parse_search_tree(
 
     Raises:
         [`Dropped`]: If the search of this problem did not come to its end, as with `"always_solved"`; for `view="sft"`,
-            if no solution is right, or none of the right ones reaches `config.min_score`.
+            if no solution is right, or none of the right ones reaches `config.min_mc_score`.
     """
     if tree.status != "done":
         raise Dropped(tree.status)
@@ -260,46 +248,37 @@ def parse_search_tree(
             raise Dropped("no_solution_with_min_score" if found["solutions_found"] else "no_right_solution", found)
         return [replace(solution, extra=extra | solution.extra) for solution in solutions]
     is_train = problem_split(tree.problem.prompt, config.test_size, config.seed) == "train"
-    judged = []
-    for source, view in _views(tree, config.hnc and is_train, config, notes):
-        step_tree, _ = judge(view, config, notes)
+    views = [("tree", tree)]
+    if config.hnc and is_train:
+        view = compress(tree, config.hnc_seed, config.hnc_probability, config.hnc_min_children, config.hnc_passes)
+        moves = count_moves(view)
+        if moves:
+            notes["hnc_moved_nodes"] += moves
+            views.append(("hnc", view))
+        else:
+            notes["hnc_trees_without_a_move"] += 1  # the view would be the tree once more
+    labelled = []
+    for source, view in views:
+        step_tree, _ = label_steps(view, config, notes)
         step_tree.extra = extra | {"source": source}
         if source == "tree":
-            _count_evidence(step_tree, notes)
+            totals = zip(step_tree.step_columns["mc_total"], step_tree.labels, strict=True)
+            leaves = [total for total, label in totals if label is not None]
+            notes["judged_steps"] += len(leaves)
+            for least in EVIDENCE:
+                notes[f"judged_steps_on_{least}_leaves"] += sum(total >= least for total in leaves)
         elif config.view in ("prm", "orm"):
-            step_tree = leave_out_copies(step_tree, judged[0], notes)
-        judged.append(step_tree)
+            step_tree = leave_out_copies(step_tree, labelled[0], notes)
+        labelled.append(step_tree)
     if chances is not None:
-        for step_tree in judged:
+        for step_tree in labelled:
             thin_labels(step_tree, chances if is_train else (), config.seed)
-    return judged
-
-
-def _views(tree: SearchTree, hnc: bool, config: ExportConfig, notes: Counter) -> Iterator[tuple[str, SearchTree]]:
-    yield "tree", tree
-    if not hnc:
-        return
-    view = compress(tree, config.hnc_seed, config.hnc_probability, config.hnc_min_children, config.hnc_passes)
-    moves = count_moves(view)
-    if moves:
-        notes["hnc_moved_nodes"] += moves
-        yield "hnc", view
-    else:
-        notes["hnc_trees_without_a_move"] += 1  # the view would be the tree once more
-
-
-def _count_evidence(tree: StepTree, notes: Counter) -> None:
-    leaves = [
-        total for total, label in zip(tree.step_columns["mc_total"], tree.labels, strict=True) if label is not None
-    ]
-    notes["judged_steps"] += len(leaves)
-    for least in EVIDENCE:
-        notes[f"judged_steps_on_{least}_leaves"] += sum(total >= least for total in leaves)
+    return labelled
 
 
 def _options(config: ExportConfig) -> dict[str, Any]:
     """Options beyond those of all builders, where they are not the default: for the command that builds it again."""
-    shared = {field.name for field in fields(BuildConfig)}
+    shared = {"inputs", *(field.name for field in fields(BuildConfig))}
     return {
         field.name: getattr(config, field.name)
         for field in fields(config)
@@ -338,19 +317,11 @@ def _describe(
 
 def _describe_labels(config: ExportConfig, estimator: str) -> dict[str, Any]:
     if config.view == "sft":
-        chosen = {"min_score": config.min_score, "top_k": config.top_k or "all"}
+        chosen = {"min_mc_score": config.min_mc_score, "max_solutions": config.max_solutions or "all"}
         return {"estimator": estimator, "truncated": config.truncated} | chosen
     names = ["eta"] * (config.labels == "entropy") + ["truncated", "min_leaves"] * (estimator != "recorded")
     hnc = ["hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"] if config.hnc else []
     return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names + hnc}
-
-
-def _describe_bins(bins: list[int], chances: list[float]) -> dict[str, Any]:
-    width = 1 / len(bins)
-    return {
-        f"labels from {i * width:.3g} to {(i + 1) * width:.3g}": {"before": count, "chance_to_stay": chance}
-        for i, (count, chance) in enumerate(zip(bins, chances, strict=True))
-    }
 
 
 def _ratio(part: int, whole: int) -> float | None:
@@ -361,14 +332,14 @@ def _warnings(report: dict[str, Any], config: ExportConfig) -> list[str]:
     """What the counts of an export of solutions say that its rows do not."""
     warnings = []
     unjudged, repeated = (report["notes"].get(name) for name in ("solutions_with_unjudged_steps", "repeated_problems"))
-    if config.min_score > 0 and unjudged:
+    if config.min_mc_score > 0 and unjudged:
         warnings.append(
-            f"{unjudged} of the solutions have steps without an MC score: min_score={config.min_score:g} asks for the others "
+            f"{unjudged} of the solutions have steps without an MC score: min_mc_score={config.min_mc_score:g} asks for the others "
             "alone. A search whose rollouts judge every step has none."
         )
     if repeated:
         warnings.append(
-            f"{repeated} problems come in several trees: top_k and duplicates go by tree, so that such a problem may have "
-            "more rows than top_k, and equal ones."
+            f"{repeated} problems come in several trees: max_solutions and duplicates go by tree, so that such a problem may have "
+            "more rows than max_solutions, and equal ones."
         )
     return warnings

@@ -1,0 +1,367 @@
+"""Where candidate solutions come from: rows of files and datasets, and runs of `trl-hrm annotate`."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..grading import (
+    DEFAULT_EXTRACTORS,
+    extract_answer,
+    opens_thinking,
+    thinking_spans,
+    visible_text,
+    without_thinking_tags,
+)
+from ..search.nodes import read_trees
+from ..search.run_folder import MANIFEST, node_files, read_manifest, read_summary
+from ..search.steps import StepRule, cut_text
+from ..search.tree import ROOT, SearchTree
+from .candidates import THINKING, Candidate, CandidateRows, ProblemCandidates
+from .candidates_config import CandidatesConfig
+from .problem_sets import ProblemSet
+from .problems import problem_key
+from .self_training import asked, prompt_of
+from .sources import DatasetRows, JsonLines, loaded_dataset
+from .tree_files import NodeFiles, run_warnings
+
+
+def read_candidates(
+    config: CandidatesConfig, notes: Counter, answers: bool = False, grades: bool = False
+) -> list[ProblemCandidates]:
+    """
+    Read candidates, grouped by problem: rows with the same `problem_id` or, without one, the same problem.
+
+    The candidates of a run are all of its finished solutions.
+
+    Args:
+        config ([`CandidatesConfig`]):
+            What to read, and how texts are cut into steps.
+        notes (`Counter`):
+            Counts what [`CandidateRows`] counts. For a run, counts problems without candidates, and unfinished solutions.
+        answers (`bool`, *optional*, defaults to `False`):
+            Whether the column `answer` of rows holds reference answers.
+        grades (`bool`, *optional*, defaults to `False`):
+            Whether the column `correct` (or `is_correct`, or `labels` next to `candidates`) of rows holds grades of the candidates.
+
+    Returns:
+        `list[ProblemCandidates]`: One per problem, in the order in which they first appear.
+
+    Raises:
+        `FileNotFoundError`: If the file or folder is missing.
+        `ValueError`: If a row is faulty, or an option has no effect on these candidates.
+    """
+    path = Path(config.candidates)
+    if is_run(config):
+        problems = _finished_candidates(config, notes)
+    elif path.is_dir() and any(path.glob("log-*.jsonl")):
+        raise FileNotFoundError(
+            f"{path}: found the log of a search (log-*.jsonl) without its {MANIFEST}, which tells what the policy was asked. "
+            "Copy the whole folder of trl-hrm annotate."
+        )
+    elif path.suffix == ".parquet":
+        raise ValueError(
+            f"{path}: found a Parquet file, expected JSON Lines or a folder. Name the folder of the dataset or of the run "
+            "that it belongs to."
+        )
+    elif path.is_dir():
+        with loaded_dataset(config.candidates, config.split or "train") as dataset:
+            rows = DatasetRows(dataset, config.columns)
+            problems = CandidateRows(config, notes, answers, grades).read(rows, f"{config.candidates}, ")
+    else:
+        _refuse(config, ("split",), "a file")
+        rows = JsonLines([config.candidates], config.columns)
+        problems = CandidateRows(config, notes, answers, grades).read(rows)
+    if not problems:
+        raise ValueError(f"{path}: there is nothing in it, expected candidates to choose from.")
+    forms = {isinstance(problem.prompt, str): problem.where for problem in reversed(problems)}
+    if len(forms) > 1:
+        raise ValueError(
+            f"{forms[True]} has a text as `prompt`, {forms[False]} messages: they cannot stand in one dataset. Give candidates "
+            "of one form at a time."
+        )
+    return problems
+
+
+def read_pool(
+    config: CandidatesConfig, extractors: Sequence[str] | None, problems: ProblemSet | None, notes: Counter
+) -> list[ProblemCandidates]:
+    """
+    Read candidates with their answers, and the reference answers of their problems.
+
+    The candidates of a run are all of its sampled solutions, including unfinished ones.
+
+    Args:
+        config ([`CandidatesConfig`]):
+            What to read. Reference answers are in the trees of a run of `trl-hrm annotate --search rollouts`, or in the column
+            `answer` of rows. Rows may have grades of the candidates instead.
+        extractors (`Sequence[str]`, *optional*):
+            How an answer is read from a solution. Defaults to those of [`reading_settings`].
+        problems ([`ProblemSet`], *optional*):
+            Problems with their answers, for rows without them. They are matched by the text of the problem.
+        notes (`Counter`):
+            Counts what [`CandidateRows`] counts, and `problems_without_answer` (left out), `problems_without_candidates` and
+            `problems_with_given_grades`.
+
+    Returns:
+        `list[ProblemCandidates]`: Each with an answer or with grades, in the order in which the problems first appear.
+
+    Raises:
+        `FileNotFoundError`: If the file or folder is missing.
+        `ValueError`: If a row is faulty, the run did not sample whole solutions, or no problem has an answer.
+    """
+    extractors = reading_settings(config, extractors)["extractors"]
+    if is_run(config):
+        if problems is not None:
+            raise ValueError(
+                f"{config.candidates} is a run, which has the answers of its problems. Leave the problems out."
+            )
+        search = read_manifest(config.candidates)["search"]
+        if search["search"] != "rollouts" or "root_filter" in search:
+            # Leaves of a searched tree share their beginnings, and a root filter leaves out problems by how hard they are
+            found = f"--search {search['search']}" + (" with --root_filter" if "root_filter" in search else "")
+            raise ValueError(
+                f"{config.candidates}: a run of {found}, expected one of --search rollouts without --root_filter, whose solutions are "
+                "independent samples for every problem. Sample them with: trl-hrm annotate ... --search rollouts "
+                "--num_solutions N --num_completions 0"
+            )
+        found = list(read_run(node_files(config.candidates), extractors, cut_again(config), config.keep_thinking))
+        if not config.keep_thinking:
+            texts = (candidate.text for problem in found for candidate in problem.candidates)
+            notes[THINKING] += sum(bool(thinking_spans(text)) for text in texts)
+        return found
+    found = read_candidates(config, notes, answers=problems is None, grades=True)
+    for problem in found:
+        opened = "<think>" if isinstance(problem.prompt, str) and opens_thinking(problem.prompt) else ""
+        for candidate in problem.candidates:
+            candidate.answer = _stated_answer(candidate.text, extractors, config.keep_thinking, opened)
+    filled = [problem for problem in found if problem.candidates]
+    if not filled:
+        raise ValueError(
+            f"{found[0].where}: found no candidates for this problem, nor for any other of {len(found):,}."
+        )
+    if len(filled) < len(found):
+        notes["problems_without_candidates"] += len(found) - len(filled)
+    if problems is not None:
+        known = {problem_key(problem.prompt): problem.answer for problem in problems.problems}
+        keys = [problem_key(problem.problem) for problem in filled]
+        notes["problems_without_candidates"] += len(known.keys() - set(keys))
+        filled = [replace(problem, answer=known.get(key)) for problem, key in zip(filled, keys, strict=True)]
+    answered = [problem for problem in filled if problem.answer is not None or problem.graded]
+    if any(problem.graded for problem in answered):
+        notes["problems_with_given_grades"] += sum(problem.graded for problem in answered)
+    notes["problems_without_answer"] += len(filled) - len(answered)
+    if not answered:
+        raise ValueError(
+            f"{filled[0].where}: no reference answer for this problem, nor for any other of {len(filled):,}. "
+            + (
+                "Give them in a column `answer`, give grades in a column `correct`, or name a file of problems with their answers (--problems)."
+                if problems is None
+                else "The problems and those of the candidates must have the same text, up to whitespace: where the "
+                "prompts hold more than the problem, give the problem alone in a column `problem`."
+            )
+        )
+    return answered
+
+
+def take_first(
+    problems: Sequence[ProblemCandidates], number: int, all_beyond: bool = False
+) -> list[ProblemCandidates]:
+    """
+    Return the problems with their first `number` candidates.
+
+    Args:
+        problems (`Sequence[ProblemCandidates]`):
+            The problems.
+        number (`int`):
+            Number of candidates that each problem must have.
+        all_beyond (`bool`, *optional*, defaults to `False`):
+            Keep the other candidates too.
+
+    Raises:
+        `ValueError`: If a problem has fewer candidates.
+    """
+    if not problems:
+        raise ValueError("there is no problem with candidates, expected one at least.")
+    short = min(problems, key=lambda problem: len(problem.candidates))
+    if len(short.candidates) < number:
+        raise ValueError(
+            f"{short.where}: problem {short.problem_id!r} has {len(short.candidates)} candidates, and the largest N is {number}. "
+            f"Give it more candidates, leave it out, or ask for a smaller --n (up to {len(short.candidates)})."
+        )
+    return list(problems) if all_beyond else [replace(p, candidates=p.candidates[:number]) for p in problems]
+
+
+def read_run(
+    files: Sequence[Path], extractors: Sequence[str], rule: StepRule | None = None, keep_thinking: bool = False
+) -> Iterator[ProblemCandidates]:
+    """
+    Yield the problems of a run of `--search rollouts` whose search ended, with all their solutions, including unfinished ones.
+
+    Args:
+        files (`Sequence[Path]`):
+            Node files of the run.
+        extractors (`Sequence[str]`):
+            How an answer is read from a solution.
+        rule ([`StepRule`], *optional*):
+            Cuts the solutions into steps. Defaults to the steps of the search.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            See [`CandidatesConfig`].
+    """
+    for file in files:
+        for tree in read_trees(file):
+            if tree.status == "done":
+                problem = tree.problem
+                yield ProblemCandidates(
+                    problem.problem_id,
+                    problem.prompt,
+                    problem.answer,
+                    list(_sampled_candidates(tree, extractors, rule, keep_thinking)),
+                    where=f"{file}, problem {problem.problem_id!r}",
+                )
+
+
+def _sampled_candidates(
+    tree: SearchTree, extractors: Sequence[str], rule: StepRule | None, keep_thinking: bool
+) -> Iterator[Candidate]:
+    """The solutions below the root of a tree of rollouts. Each is a node with its whole text, next to the chain of its steps."""
+    firsts, below = {}, {}
+    for i, node in enumerate(tree.nodes):
+        if node.role == "segment":
+            if node.parent == ROOT:
+                firsts[node.round, node.child_index] = i
+            else:
+                below[node.parent] = i
+    for node in tree.nodes:
+        if node.parent == ROOT and node.role == "rollout":
+            steps, i = [], firsts.get((node.round, node.child_index))
+            while i is not None:
+                steps.append(tree.step_text(i))
+                i = below.get(i)
+            steps = [text for text in steps if text]
+            has_answer = node.is_final and (steps or keep_thinking)  # a solution that only thinks has none
+            answer = _stated_answer(node.text, extractors, keep_thinking) if has_answer else None
+            if rule is not None:
+                steps = cut_text(node.text, rule, keep_thinking)
+            yield Candidate(node.text, steps, answer, node.finish, len(node.token_ids))
+
+
+def _stated_answer(text: str, extractors: Sequence[str], keep_thinking: bool, opened: str = "") -> str | None:
+    """The answer in a solution. `opened` is the tag of thinking with which its prompt ends, if it does."""
+    shown = without_thinking_tags(text) if keep_thinking else visible_text(opened + text)
+    return extract_answer(shown, extractors)
+
+
+def source_warnings(config: CandidatesConfig) -> list[str]:
+    """Return warnings about the run that the candidates come from, if they do. See [`run_warnings`]."""
+    if not is_run(config):
+        return []
+    return run_warnings({config.candidates: read_manifest(config.candidates) | read_summary(config.candidates)})
+
+
+def reading_settings(config: CandidatesConfig, extractors: Sequence[str] | None = None) -> dict[str, Any]:
+    """
+    Return the settings with which candidates are read. Options that are not given default to the settings of the run that the
+    candidates come from.
+
+    Args:
+        config ([`CandidatesConfig`]):
+            The candidates.
+        extractors (`Sequence[str]`, *optional*):
+            How an answer is read from a solution. Defaults to those of the run, or of [`extract_answer`].
+
+    Returns:
+        `dict[str, Any]`: `extractors`, `segmentation`, `step_pattern` if the segmentation is `"regex"`, `keep_thinking` and, for a
+        run, `prompt_style`.
+    """
+    manifest = read_manifest(config.candidates) if is_run(config) else {}
+    found: dict[str, Any] = {"extractors": list(extractors or manifest.get("extractors") or DEFAULT_EXTRACTORS)}
+    rule = rule_of(config)
+    if rule is not None:
+        found["segmentation"] = rule.name
+        if rule.name == "regex":
+            found["step_pattern"] = rule.pattern
+    if "prompt" in manifest:
+        found["prompt_style"] = manifest["prompt"]["style"]
+    return found | {"keep_thinking": config.keep_thinking}
+
+
+def is_run(config: CandidatesConfig) -> bool:
+    """
+    Return whether the candidates come from a run of `trl-hrm annotate`.
+
+    Raises:
+        `ValueError`: If they do, and an option has no effect on runs.
+    """
+    if not Path(config.candidates, MANIFEST).is_file():
+        return False
+    _refuse(config, ("split", "join_steps", "columns"), "a run")
+    return True
+
+
+def rule_of(config: CandidatesConfig) -> StepRule | None:
+    """
+    Return the rule that cuts texts into steps: the one in the options or, for a run without one in the options, the rule of its
+    search. `None` for a run whose manifest has no rule.
+    """
+    if config.segmentation is not None or not is_run(config):
+        return config.step_rule()
+    steps = read_manifest(config.candidates).get("steps")
+    return None if steps is None else StepRule(**steps)
+
+
+def cut_again(config: CandidatesConfig) -> StepRule | None:
+    """Return the rule to cut the solutions of a run with. `None` if they keep the steps of their search."""
+    return rule_of(config) if config.segmentation is not None or config.keep_thinking else None
+
+
+def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
+    for name in names:
+        if getattr(config, name) not in (None, {}):
+            raise ValueError(f"{name} is {getattr(config, name)!r}, but {config.candidates} is {kind}. Leave it out.")
+
+
+def finished_solutions(tree: SearchTree) -> Iterator[tuple[str, list[str]]]:
+    """
+    Text and steps of every solution that came to its end, right or wrong. Rollouts that only judge a prefix were not cut into
+    steps and are none.
+    """
+    for i, node in enumerate(tree.nodes):
+        if node.is_final and node.role != "rollout":
+            steps = [tree.step_text(j) for j in tree.path(i)]
+            yield tree.text(i), [text for text in steps if text]
+
+
+def _finished_candidates(config: CandidatesConfig, notes: Counter) -> list[ProblemCandidates]:
+    prompt, rule = prompt_of(read_manifest(config.candidates)), cut_again(config)
+    source = NodeFiles([str(file) for file in node_files(config.candidates)])
+    problems = []
+    for chunk in source.chunks():
+        for where, _, tree in source.read(chunk):
+            if tree.status != "done":
+                notes[f"problems_{tree.status}"] += 1
+                continue
+            goes_on = {node.parent for node in tree.nodes if node.role != "rollout"}
+            unfinished = [i for i, node in enumerate(tree.nodes) if not node.is_final and node.role != "rollout"]
+            notes["solutions_without_an_end"] += sum(i not in goes_on for i in unfinished)
+            candidates = [Candidate(text, steps) for text, steps in finished_solutions(tree)]
+            if not candidates:
+                notes["problems_without_a_finished_solution"] += 1
+                continue
+            for candidate in candidates:
+                if rule is not None:
+                    candidate.steps = cut_text(candidate.text, rule, config.keep_thinking)
+                if not config.keep_thinking and thinking_spans(candidate.text):
+                    notes[THINKING] += 1
+            problems.append(
+                ProblemCandidates(
+                    tree.problem.problem_id,
+                    tree.problem.prompt,
+                    candidates=candidates,
+                    where=where,
+                    prompt=asked(prompt, tree.problem.prompt),
+                    chat_template_kwargs=prompt.chat_template_kwargs,
+                )
+            )
+    return problems
