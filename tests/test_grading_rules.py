@@ -8,12 +8,21 @@ from fractions import Fraction
 
 import pytest
 
-from trl_hrm.grading import DEFAULT_EXTRACTORS, EXTRACTORS, AnswerGrader, Grade, extract_answer, grader, judge, judging
+from trl_hrm.grading import (
+    DEFAULT_EXTRACTORS,
+    EXTRACTORS,
+    AnswerGrader,
+    Grade,
+    comparison,
+    extract_answer,
+    grader,
+    judge,
+)
 from trl_hrm.grading.exact_numbers import read_number
 from trl_hrm.grading.normalization import clean, to_latex
-from trl_hrm.grading.reading import MAX_DEPTH, MAX_LENGTH, read
+from trl_hrm.grading.parsing import MAX_DEPTH, MAX_LENGTH, parse_answer
 from trl_hrm.grading.units import read_unit
-from trl_hrm.search.asking import ending_extractors
+from trl_hrm.search.step_search import ending_extractors
 
 from .grading_pairs import LISTED, RELATED, RELATED_STATED, STATED
 
@@ -215,10 +224,10 @@ def test_long_texts_are_read_in_bounded_time(chunk):
         begun = time.perf_counter()
         for name in EXTRACTORS:
             extract_answer(text, [name])
-        read(text)
+        parse_answer(text)
         assert time.perf_counter() - begun < 3
     begun = time.perf_counter()
-    read(chunk * (MAX_LENGTH // len(chunk)))
+    parse_answer(chunk * (MAX_LENGTH // len(chunk)))
     assert time.perf_counter() - begun < 3
 
 
@@ -272,8 +281,8 @@ def test_runs_under_other_rules_differ(monkeypatch):
         )
 
     before = manifest()
-    assert before["grader"]["rules"] == judging.RULES_VERSION
-    monkeypatch.setattr(grader, "RULES_VERSION", judging.RULES_VERSION + 1)
+    assert before["grader"]["rules"] == comparison.RULES_VERSION
+    monkeypatch.setattr(grader, "RULES_VERSION", comparison.RULES_VERSION + 1)
     assert manifest()["grader"] != before["grader"]
     assert {name: value for name, value in manifest().items() if name != "grader"} == {
         name: value for name, value in before.items() if name != "grader"

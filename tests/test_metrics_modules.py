@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import trl_hrm
-from trl_hrm.evaluation.hacking import hacking_verdict
-from trl_hrm.evaluation.plain_curves import plain_curves
+from trl_hrm.evaluation.curves import plain_curves
+from trl_hrm.evaluation.reward_hacking import hacking_verdict
 from trl_hrm.step_metrics import step_metrics
 
 
@@ -235,7 +235,7 @@ class TestBestOfN:
             ({"num_draws": 0}, "num_draws is 0, expected 1 or more"),
             ({"predictions": [[0.5, 1.5]]}, r"problem 0: the scores are \[0.5, 1.5\], expected numbers from 0 to 1"),
             ({"predictions": [[0.5, math.nan]]}, "problem 0: the scores are"),
-            ({"texts": [["a"]]}, "problem 0: got 2 scores, 2 judgements and 1 texts"),
+            ({"texts": [["a"]]}, "problem 0: got 2 scores, 2 grades and 1 texts"),
             ({"predictions": [[]], "references": [[]], "texts": [[]]}, "problem 0: got 0 scores"),
         ],
     )

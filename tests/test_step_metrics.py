@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from trl_hrm.step_metrics import auroc, expected_calibration_error, step_metrics
+from trl_hrm.step_metrics import (
+    auroc,
+    binned_calibration_error,
+    calibration_bins,
+    expected_calibration_error,
+    step_metrics,
+)
 
 
 @pytest.mark.parametrize("decimals", [1, 6])
@@ -56,6 +62,23 @@ class TestCalibration:
     def test_soft_labels_that_are_predicted_are_calibrated(self):
         labels = np.random.default_rng(0).random(50)
         assert expected_calibration_error(labels, labels) == pytest.approx(0)
+
+    def test_bins_give_the_same_error(self):
+        """The report knows the scores of a run only by their bins."""
+        rng = np.random.default_rng(0)
+        scores, labels = rng.random(200), (rng.random(200) < 0.3).astype(float)
+        bins = calibration_bins(list(zip(scores.tolist(), labels.tolist(), strict=True)))
+        assert sum(one["count"] for one in bins) == 200
+        assert binned_calibration_error(bins) == pytest.approx(expected_calibration_error(scores, labels))
+
+    def test_bins_by_hand(self):
+        bins = [
+            {"count": 30, "mean_score": 0.25, "share_right": 0.5},
+            {"count": 10, "mean_score": 0.9, "share_right": 0.6},
+            {"count": 0, "mean_score": None, "share_right": None},
+        ]
+        assert binned_calibration_error(bins) == pytest.approx((30 * 0.25 + 10 * 0.3) / 40)
+        assert binned_calibration_error([]) is None
 
 
 class TestUndefined:

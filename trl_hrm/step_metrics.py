@@ -1,4 +1,7 @@
-"""How well step scores agree with step labels."""
+"""How well scores agree with labels: accuracy, AUROC, calibration."""
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,6 +53,43 @@ def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, num_bins:
     bins = np.minimum((scores * num_bins).astype(int), num_bins - 1)
     gaps = np.bincount(bins, scores - labels, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(scores))
+
+
+def calibration_bins(pairs: Sequence[tuple[float, float]], num_bins: int = 10) -> list[dict[str, float]]:
+    """
+    Compare scores with labels in equal bins from 0 to 1.
+
+    Args:
+        pairs (`Sequence[tuple[float, float]]`):
+            Scores with their labels: 1 for right, 0 for wrong. A score below 0 or above 1 falls into the first or last bin.
+        num_bins (`int`, *optional*, defaults to `10`):
+            Number of bins.
+
+    Returns:
+        `list[dict[str, float]]`: `low`, `high`, `count`, `mean_score` and `share_right` of each bin that is not empty.
+    """
+    bins: list[list[tuple[float, float]]] = [[] for _ in range(num_bins)]
+    for score, label in pairs:
+        bins[min(int(min(max(score, 0.0), 1.0) * num_bins), num_bins - 1)].append((score, label))
+    return [
+        {
+            "low": place / num_bins,
+            "high": (place + 1) / num_bins,
+            "count": len(members),
+            "mean_score": math.fsum(score for score, _ in members) / len(members),
+            "share_right": sum(label for _, label in members) / len(members),
+        }
+        for place, members in enumerate(bins)
+        if members
+    ]
+
+
+def binned_calibration_error(bins: Sequence[dict[str, float]]) -> float | None:
+    """Return the [`expected_calibration_error`] of scores that are known by their [`calibration_bins`], `None` without any."""
+    total = sum(one["count"] for one in bins)
+    if not total:
+        return None
+    return sum(one["count"] * abs(one["mean_score"] - one["share_right"]) for one in bins if one["count"]) / total
 
 
 def judged_steps(logits: np.ndarray, label_ids: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

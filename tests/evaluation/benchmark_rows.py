@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trl_hrm import StepFormat
-from trl_hrm.scoring.paths import TreeScorer
+from trl_hrm.scoring.tree_scorer import TreeScorer
 
 from ..helpers import tiny_tokenizer
 

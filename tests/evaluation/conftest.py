@@ -14,10 +14,3 @@ def folders(tmp_path_factory):
         write(tmp_path / "runs" / "bon-prm", selection(FINE, -0.14, -0.06, reward_model={"model": "outputs/prm"})),
         write(tmp_path / "runs" / "processbench", benchmark(), STEP_ROWS, "scores.jsonl"),
     ]
-
-
-@pytest.fixture(scope="module")
-def wide(folders, tmp_path_factory):
-    """The same, and a result with names that are longer than a screen is wide."""
-    long = tmp_path_factory.mktemp("long") / ("x" * 120)
-    return [*folders, write(long, selection(reward_model={"model": "y" * 400}))]

@@ -5,14 +5,10 @@ import re
 from functools import cache
 from html import unescape
 
-from trl_hrm.evaluation.hacking import undecided_by
-from trl_hrm.evaluation.report import (
-    has_bins,
-    problem_groups,
-    read_results,
-)
-from trl_hrm.evaluation.report_html import html_page
-from trl_hrm.evaluation.report_pictures import Picture, Pictures
+from trl_hrm.evaluation.report import make_pictures, render_report
+from trl_hrm.evaluation.reward_hacking import undecided_by
+from trl_hrm.evaluation.saved_results import has_bins, problem_groups, read_results
+from trl_hrm.pages.pictures import Picture
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -165,7 +161,7 @@ def page_of(folders):
 def make_page(folders):
     """Pictures take their time: the page of the same folders is made once."""
     results = read_results(folders)
-    return html_page(results, Pictures.of(results))
+    return render_report(results, make_pictures(results))
 
 
 BLANK = Picture("blank", "", "", {"light": b"", "dark": b""})
@@ -174,11 +170,16 @@ BLANK = Picture("blank", "", "", {"light": b"", "dark": b""})
 def bare_page(folders):
     """The page without any picture."""
     results = read_results(folders)
-    calibrated = any(map(has_bins, results))
-    return html_page(results, Pictures([BLANK] * len(problem_groups(results)), [], [BLANK] * calibrated, []))
+    pictures = {
+        "accuracy": [BLANK] * len(problem_groups(results)),
+        "curves": [],
+        "calibration": [BLANK] * any(map(has_bins, results)),
+        "scores": [],
+    }
+    return render_report(results, pictures)
 
 
 def words_of(folders):
     """What is read on a page, as one line."""
     page = bare_page(folders)
-    return " ".join(re.sub(r"<[^>]*>", " ", unescape(page.split("<body>")[1])).split())
+    return " ".join(re.sub(r"<[^>]*>", " ", unescape(re.split("<body[^>]*>", page)[1]).replace("\xa0", " ")).split())

@@ -5,7 +5,7 @@ from itertools import permutations
 
 import pytest
 
-from trl_hrm.evaluation.answer_classes import judge_answers, judge_problems
+from trl_hrm.evaluation.answer_classes import grade_answers, grade_problems
 from trl_hrm.grading import AnswerGrader, Grade
 
 
@@ -39,7 +39,7 @@ def groups(answers: list, classes: list) -> set[frozenset]:
 
 def test_equivalent_answers(grader):
     answers = ["0.5", r"\frac{1}{2}", "1/2", " 0.5 ", "2", "2.0", None, "3", r"\sqrt{4}"]
-    found = judge_answers(answers, r"\frac12", grader)
+    found = grade_answers(answers, r"\frac12", grader)
     assert groups(answers, found.classes) == {
         frozenset({"0.5", " 0.5 ", r"\frac{1}{2}", "1/2"}),
         frozenset({"2", "2.0", r"\sqrt{4}"}),
@@ -54,7 +54,7 @@ def test_the_order_does_not_matter(grader):
     found = {
         frozenset(zip(order, zip(judged.classes, judged.correct, strict=True), strict=True))
         for order in permutations(answers)
-        for judged in [judge_answers(order, "7", grader)]
+        for judged in [grade_answers(order, "7", grader)]
     }
     assert len(found) == 1
 
@@ -72,7 +72,7 @@ def test_the_order_does_not_matter_where_equality_is_no_equivalence():
         results = set()
         for _ in range(10):
             rng.shuffle(answers)
-            judged = judge_answers(answers, "3.0", Near())
+            judged = grade_answers(answers, "3.0", Near())
             results.add(frozenset(zip(answers, judged.classes, strict=True)))
         assert len(results) == 1
 
@@ -84,13 +84,13 @@ def test_votes_do_not_know_the_reference():
         def grade(self, answer, reference):
             return Grade(answer == reference or reference == "ref", "graded")
 
-    found = judge_answers(["p", "q"], "ref", Odd())
+    found = grade_answers(["p", "q"], "ref", Odd())
     assert found.correct == [True, True] and found.classes[0] != found.classes[1]
 
 
 def test_integers_are_compared_without_the_grader():
     grader = Scripted()
-    found = judge_answers(["12", "+12", "012", "21", "-12"], "12", grader)
+    found = grade_answers(["12", "+12", "012", "21", "-12"], "12", grader)
     assert groups(["12", "+12", "012", "21", "-12"], found.classes) == {
         frozenset({"12", "+12", "012"}),
         frozenset({"21"}),
@@ -98,14 +98,14 @@ def test_integers_are_compared_without_the_grader():
     }
     assert {reference for _, reference in grader.asked} == {"12"}
     long = ["9" * 5000, "9" * 5000 + "x"]  # Python reads no such integer
-    assert judge_answers(long, "9", grader).classes == [0, 1]
+    assert grade_answers(long, "9", grader).classes == [0, 1]
 
 
 def test_timeouts_are_not_wrong_and_are_not_asked_again():
     """Each more comparison of an answer on which the grader hangs would cost its deadline once more."""
     grader = Scripted({"hang": "timeout", "kill": "died", "blur": "unparseable"})
     answers = ["hang", "kill", "ab", "ba", "blur", "hang", None]
-    found = judge_answers(answers, "ab", grader)
+    found = grade_answers(answers, "ab", grader)
     assert found.correct == [None, None, True, True, False, None, None]
     assert found.num_unreadable == 1
     assert found.classes[0] == found.classes[5] != found.classes[1]
@@ -116,31 +116,31 @@ def test_timeouts_are_not_wrong_and_are_not_asked_again():
 
 def test_real_timeout():
     with AnswerGrader(timeout=1.0) as grader:
-        found = judge_answers(["9^{9^{9^{9^9}}}", "5"], "5", grader)
+        found = grade_answers(["9^{9^{9^{9^9}}}", "5"], "5", grader)
     assert found.correct[1] is True
     assert found.correct[0] is not True and found.classes[0] != found.classes[1]
 
 
 def test_reference_that_cannot_be_read():
-    assert judge_answers(["a"], "b", Scripted({"b": "ungradable"})) is None
-    assert judge_answers(["a"], "b", Scripted({"b": "timeout"})) is None
+    assert grade_answers(["a"], "b", Scripted({"b": "ungradable"})) is None
+    assert grade_answers(["a"], "b", Scripted({"b": "timeout"})) is None
 
 
 def test_given_grades_are_kept():
     """Graded again, by whatever the extractor finds, they would be other grades. Votes need the classes all the same."""
     grader = Scripted()
     answers, grades = ["ab", "ba", "c", None, "c"], [True, False, None, True, False]
-    (judged,) = judge_problems([answers], [None], grader, grades=[grades])
+    (judged,) = grade_problems([answers], [None], grader, grades=[grades])
     assert judged.correct == grades and judged.num_unreadable == 0
     assert groups(answers, judged.classes) == {frozenset({"ab", "ba"}), frozenset({"c"})}
     assert judged.classes[3] is None
-    graded, kept = judge_problems([["a"], ["a"]], ["a", "b"], grader, grades=[None, [False]])
+    graded, kept = grade_problems([["a"], ["a"]], ["a", "b"], grader, grades=[None, [False]])
     assert (graded.correct, kept.correct) == ([True], [False])
 
 
 def test_many_problems_keep_their_order():
     answers = [[f"{i}", f"{i + 1}", None] for i in range(40)]
-    found = judge_problems(answers, [str(i) for i in range(40)], Scripted(), num_workers=4)
+    found = grade_problems(answers, [str(i) for i in range(40)], Scripted(), num_workers=4)
     assert all(judged.correct == [True, False, None] for judged in found)
-    found = judge_problems([["a"], ["b"]], ["x", "b"], Scripted({"x": "ungradable"}))
+    found = grade_problems([["a"], ["b"]], ["x", "b"], Scripted({"x": "ungradable"}))
     assert found[0] is None and found[1].correct == [True]

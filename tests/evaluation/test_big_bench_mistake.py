@@ -3,10 +3,11 @@
 import pytest
 
 from trl_hrm.evaluation.benchmarks.big_bench_mistake import BIG_BENCH_MISTAKE
-from trl_hrm.evaluation.benchmarks.judging import score_solutions
-from trl_hrm.evaluation.benchmarks.measuring import measure
+from trl_hrm.evaluation.benchmarks.measures import measure
 from trl_hrm.evaluation.benchmarks.process_bench import PROCESS_BENCH
-from trl_hrm.evaluation.benchmarks.reading import read_suites
+from trl_hrm.evaluation.benchmarks.run import score_solutions
+from trl_hrm.evaluation.benchmarks.suite import read_suites
+from trl_hrm.scoring.scoring_config import ScoringConfig
 
 from .benchmark_rows import SayingScorer, knows, mistake_row, process_row, write_rows
 
@@ -99,5 +100,5 @@ def test_missing_values_of_a_table(tmp_path):
 def test_scoring_asks_for_every_solution(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [mistake_row(1, 0), mistake_row(2, None)])
     scorer = SayingScorer(knows)
-    score_solutions(scorer, read(path).solutions)
+    score_solutions(scorer, read(path).solutions, ScoringConfig())
     assert [steps for _, steps in scorer.asked] == [mistake_row(1, 0)["steps"], mistake_row(2, None)["steps"]]

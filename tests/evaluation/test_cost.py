@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from trl_hrm.evaluation.cost import SampleCost, total_cost
-from trl_hrm.search.progress import Progress
-from trl_hrm.search.shards import Shard
+from trl_hrm.evaluation.best_of_n import SampleCost, total_cost
+from trl_hrm.search.run_folder import Shard
+from trl_hrm.search.scheduler import Progress
 
 
 def test_the_cost_of_a_killed_start_is_not_known(tmp_path):

@@ -7,24 +7,24 @@ from itertools import combinations, permutations
 import numpy as np
 import pytest
 
-from trl_hrm.evaluation.curves import JudgedProblem, curve_with_gap, make_curves, summarize
-from trl_hrm.evaluation.pool import Candidate, PoolProblem
+from trl_hrm.data.candidates import Candidate, ProblemCandidates
+from trl_hrm.evaluation.curves import ScoredProblem, curve_with_gap, make_curves, summarize
 from trl_hrm.evaluation.selection import best_of_n, majority_vote, pass_at_n, weighted_vote
 
 
 N = [1, 2, 4, 8, 16, 32]
 
 
-def judged(correct, scores, classes=None, name="p", texts=None) -> JudgedProblem:
+def judged(correct, scores, classes=None, name="p", texts=None) -> ScoredProblem:
     """A problem whose solutions all differ; wrong ones have an answer of their own each."""
     if classes is None:
         classes = [0 if right else i + 1 for i, right in enumerate(correct)]
-    return JudgedProblem(
+    return ScoredProblem(
         name, classes, correct, {"min": scores}, list(range(len(correct))) if texts is None else texts
     )
 
 
-def make_pool(score, num_problems: int = 300, size: int = 32, seed: int = 0) -> list[JudgedProblem]:
+def make_pool(score, num_problems: int = 300, size: int = 32, seed: int = 0) -> list[ScoredProblem]:
     """Problems from hard to easy; `score(right, rng)` is the reward model."""
     rng = random.Random(seed)
     pool = []
@@ -279,12 +279,12 @@ def test_summarize():
     def second(scores):
         return scores[1]
 
-    found = summarize(PoolProblem("p", "?", "1", candidates), [0, None, 0], ["prod", second])
-    assert found == JudgedProblem(
+    found = summarize(ProblemCandidates("p", "?", "1", candidates), [0, None, 0], ["prod", second])
+    assert found == ScoredProblem(
         "p", [0, None, 0], [True, False, None], {"prod": [0.4, None, 0.4], "second": [0.8, None, 0.8]}, [1, 0, 1]
     )
     with pytest.raises(ValueError, match="min, min, expected different names"):
-        summarize(PoolProblem("p", "?", "1", candidates), [0, None, 0], ["min", "min"])
+        summarize(ProblemCandidates("p", "?", "1", candidates), [0, None, 0], ["min", "min"])
 
 
 def test_the_order_of_the_pool_does_not_matter_where_n_is_all_of_it():
@@ -295,6 +295,6 @@ def test_the_order_of_the_pool_does_not_matter_where_n_is_all_of_it():
         found = set()
         for order in permutations(rows):
             classes, correct, scores, ranks = map(list, zip(*order, strict=True))
-            curves = make_curves([JudgedProblem("p", classes, correct, {"min": scores}, ranks)], [4])
+            curves = make_curves([ScoredProblem("p", classes, correct, {"min": scores}, ranks)], [4])
             found.add(tuple(accuracies(curves, name)[0] for name in curves.curves))
         assert len(found) == 1

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trl_hrm.evaluation.curves import JudgedProblem, curve_with_gap, make_curves
+from trl_hrm.evaluation.curves import ScoredProblem, curve_with_gap, make_curves
 from trl_hrm.evaluation.intervals import Z, difference_interval, effective_size, mean_interval, wilson_interval
 
 
@@ -121,7 +121,7 @@ class TestCurves:
     def test_zero_and_all_of_ten(self):
         """The bounds of every curve, not those of best-of-N alone."""
         for right, bounds in ((False, (0.0, 0.2775)), (True, (0.7225, 1.0))):
-            pool = [JudgedProblem(f"p{i}", [0, 0], [right, right], {"min": [0.5, 0.6]}, [0, 1]) for i in range(10)]
+            pool = [ScoredProblem(f"p{i}", [0, 0], [right, right], {"min": [0.5, 0.6]}, [0, 1]) for i in range(10)]
             for num_draws in (None, 4):
                 for points in make_curves(pool, [1, 2], num_draws).curves.values():
                     for point in points:

@@ -7,10 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from trl_hrm.evaluation.benchmarks.judging import score_solutions
-from trl_hrm.evaluation.benchmarks.measuring import format_results, measure
+from trl_hrm.evaluation.benchmarks.measures import format_results, measure
 from trl_hrm.evaluation.benchmarks.prm_bench import CATEGORIES, CLASSES, PRM_BENCH, prm_score, summarize, tally
-from trl_hrm.evaluation.benchmarks.reading import Solution, read_suites
+from trl_hrm.evaluation.benchmarks.run import score_solutions
+from trl_hrm.evaluation.benchmarks.suite import Solution, read_suites
+from trl_hrm.scoring.scoring_config import ScoringConfig
 
 from .benchmark_rows import SayingScorer, knows, prm_row, write_rows
 
@@ -145,11 +146,11 @@ def test_a_planted_model(tmp_path):
     """A model that knows the wrong steps has score 1 in every class, one that says the contrary 0."""
     rows = [prm_row(i, kind, [] if kind == "multi_solutions" else [2]) for kind in CLASSES for i in range(3)]
     solutions = read(write_rows(tmp_path / "rows.jsonl", rows)).solutions
-    results = measure(PRM_BENCH, solutions, score_solutions(SayingScorer(knows), solutions))
+    results = measure(PRM_BENCH, solutions, score_solutions(SayingScorer(knows), solutions, ScoringConfig()))
     assert {part["prm_score"] for kind in ("subsets", "averages") for part in results[kind].values()} == {1.0}
     assert list(results["averages"]) == [*CATEGORIES, "overall"]
     scorer = SayingScorer(lambda step: 1 - knows(step))
-    opposite = measure(PRM_BENCH, solutions, score_solutions(scorer, solutions))
+    opposite = measure(PRM_BENCH, solutions, score_solutions(scorer, solutions, ScoringConfig()))
     assert opposite["averages"]["overall"]["prm_score"] == 0
     json.dumps(results, allow_nan=False)
     assert format_results("prmbench", results).splitlines()[0].split()[:3] == ["prmbench", "prm_score", "95"]

@@ -12,8 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from trl_hrm.data.problems import problem_split
-from trl_hrm.evaluation.benchmarks.judging import score_solutions
-from trl_hrm.evaluation.benchmarks.measuring import draw_sums, format_results, measure
+from trl_hrm.evaluation.benchmarks.measures import format_results, measure
 from trl_hrm.evaluation.benchmarks.prm_bench import PRM_BENCH
 from trl_hrm.evaluation.benchmarks.process_bench import (
     PROCESS_BENCH,
@@ -22,7 +21,10 @@ from trl_hrm.evaluation.benchmarks.process_bench import (
     summarize,
     tally_first_error,
 )
-from trl_hrm.evaluation.benchmarks.reading import Solution, read_suites
+from trl_hrm.evaluation.benchmarks.run import score_solutions
+from trl_hrm.evaluation.benchmarks.suite import Solution, read_suites
+from trl_hrm.evaluation.intervals import bootstrap_sums
+from trl_hrm.scoring.scoring_config import ScoringConfig
 
 from .benchmark_rows import SayingScorer, knows, process_row, write_rows
 
@@ -355,7 +357,7 @@ def test_planted_blind_and_suspicious_models(tmp_path):
     solutions = read(*files).solutions
 
     def unweighted(score_of):
-        scores = score_solutions(SayingScorer(score_of), solutions)
+        scores = score_solutions(SayingScorer(score_of), solutions, ScoringConfig())
         return measure(PROCESS_BENCH, solutions, scores)["averages"]["unweighted"]["f1"]
 
     assert unweighted(knows) == 1
@@ -431,7 +433,7 @@ class TestResults:
                 tallies = np.zeros((60, 4))
                 tallies[:30, 0], tallies[:30, 1] = rng.random(30) < a, 1
                 tallies[30:, 2], tallies[30:, 3] = rng.random(30) < c, 1
-                drawn = process_bench_f1(draw_sums({"x": tallies}, PROCESS_BENCH.outcomes, 0)["x"])["f1"]
+                drawn = process_bench_f1(bootstrap_sums({"x": tallies}, PROCESS_BENCH.outcomes, 0)["x"])["f1"]
                 low, high = np.percentile(drawn, [2.5, 97.5])
                 covered += low <= 2 * a * c / (a + c) <= high
             assert covered >= 90

@@ -1,6 +1,5 @@
 """The report: what it says of results written by hand, and the page in a real browser."""
 
-import argparse
 import base64
 import json
 import re
@@ -11,22 +10,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trl_hrm.evaluation import report_pictures
-from trl_hrm.evaluation.hacking import Verdict, percent
-from trl_hrm.evaluation.plain_curves import plain_curves
-from trl_hrm.evaluation.report import (
+from trl_hrm import ReportConfig, report
+from trl_hrm.evaluation.curves import plain_curves
+from trl_hrm.evaluation.report import accuracy_picture, scores_picture, ways_picture
+from trl_hrm.evaluation.results import Results, format_results
+from trl_hrm.evaluation.reward_hacking import Verdict
+from trl_hrm.evaluation.saved_results import (
     curve_label,
-    expected_calibration_error,
+    headline_verdict,
     notices,
     problem_groups,
     read_results,
     verdict,
 )
-from trl_hrm.evaluation.report_html import headline_verdict
-from trl_hrm.evaluation.report_pictures import accuracy_picture, calibration_picture, curves_picture, scores_picture
-from trl_hrm.evaluation.results import Results
-from trl_hrm.scripts import report as command
-from trl_hrm.scripts.best_of_n import format_results
+from trl_hrm.pages import pictures
+from trl_hrm.pages.numbers import percent
+from trl_hrm.pages.pictures import reliability_picture
 
 from .report_runs import (
     FINE,
@@ -45,6 +44,9 @@ from .report_runs import (
     words_of,
     write,
 )
+
+
+DIFFERENT = ["reward_model model", "reward_model scorer"]
 
 
 class TestReading:
@@ -218,8 +220,8 @@ class TestVerdict:
         found = verdict(result, name)
         assert found.words in shown and found.reasons[0].removeprefix("Gap: ") in shown
         assert found.words in words_of([tmp_path / "run"])
-        command.run(argparse.Namespace(results=[str(tmp_path / "run")], output=str(tmp_path / "r.html")))
-        assert f"run: {found.words}" in capsys.readouterr().out
+        told = report(ReportConfig(inputs=tmp_path / "run", output=tmp_path / "r.html"))
+        assert f"run: {found.words}" in told
 
     def test_warnings_of_a_run_are_told(self, tmp_path):
         warning = "62.0 % of the solutions are cut off. Raise --max_depth (now 7) in a new --output_dir."
@@ -308,12 +310,10 @@ class TestPage:
 
     def test_settings_that_differ_are_marked(self, folders):
         page = bare_page(folders[:2])
-        marked = re.findall(r'<tr class=differs><th scope="row">([^<]*)', page)
-        assert marked == ["reward_model model", "reward_model scorer"]
+        assert re.findall(r'<tr class="differs">\s*<th scope="row">([^<]*)', page) == DIFFERENT
         assert "versions torch 2.13.0 2.13.0" in words_of(folders)
         # a benchmark has no strategy and no aggregate, which is no difference between two selections
-        marked = re.findall(r'<tr class=differs><th scope="row">([^<]*)', bare_page(folders))
-        assert marked == ["reward_model model", "reward_model scorer"]
+        assert re.findall(r'<tr class="differs">\s*<th scope="row">([^<]*)', bare_page(folders)) == DIFFERENT
 
     def test_votes_of_one_pool_are_drawn_once(self, folders, tmp_path):
         other = selection()
@@ -337,7 +337,7 @@ class TestPage:
         results = read_results([write(tmp_path / name, selection()) for name in ("_$x_1", "a$b$c", "z" * 200)])
         accuracy_picture(results, 1)
         assert len(shown[0]) == 5 and shown[0][0] == r" _\$x_1: best of n, min"
-        calibration_picture(results)
+        reliability_picture({result.name: result.values["calibration"]["bins"] for result in results})
         assert shown[-1] == [r" _\$x_1", r"a\$b\$c", "z" * 59 + "…"]
 
     def test_only_benchmarks(self, folders):
@@ -390,10 +390,10 @@ class TestPage:
         """No accuracy is above 100 %, and curves that are nearly equal are not drawn far apart."""
         pytest.importorskip("matplotlib")
         limits = []
-        monkeypatch.setattr(report_pictures, "legend", lambda axes, theme: limits.append(axes.get_ylim()))
+        monkeypatch.setattr(pictures, "legend", lambda axes, theme: limits.append(axes.get_ylim()))
         points = [point(n, value, 0.0) for n, value in zip((1, 2), accuracy, strict=True)]
         result = read_results([write(tmp_path / "run", selection(points, 0, 0))])[0]
-        curves_picture(result, 1)
+        ways_picture(result, 1)
         assert len(limits) == 2  # light and dark
         for low, high in limits:
             assert -2 <= low <= 100 * min(accuracy) and 100 * max(accuracy) <= high <= 102 and high - low >= 6.99
@@ -452,25 +452,18 @@ class TestPage:
         text = words_of([write(tmp_path / "run", values, STEP_ROWS, "scores.jsonl")])
         assert "average, unweighted 43.8 %" in text and "31.0 to 52.0 unweighted 10.0 %" in text
 
-    def test_error_by_hand(self):
-        bins = [
-            {"count": 30, "mean_score": 0.25, "share_right": 0.5},
-            {"count": 10, "mean_score": 0.9, "share_right": 0.6},
-            {"count": 0, "mean_score": None, "share_right": None},
-        ]
-        assert expected_calibration_error(bins) == pytest.approx((30 * 0.25 + 10 * 0.3) / 40)
-        assert expected_calibration_error([]) is None and percent(None) == "–"
+    def test_no_share(self):
+        assert percent(None) == "–"
 
 
 class TestCommand:
     def run(self, folders, output):
-        command.run(argparse.Namespace(results=[str(folder) for folder in folders], output=str(output)))
+        return report(ReportConfig(inputs=[str(folder) for folder in folders], output=str(output)))
 
-    def test_files_and_words(self, folders, tmp_path, capsys):
+    def test_files_and_words(self, folders, tmp_path):
         other = write(tmp_path / "gsm", selection(FINE, -0.14, -0.06), [problem("d")])
         output = tmp_path / "out" / "page.html"
-        self.run([*folders, other], output)
-        said = capsys.readouterr().out.splitlines()
+        said = self.run([*folders, other], output).splitlines()
         assert said[0].startswith("warning: bon, bon-prm and gsm hold different problems")
         assert said[1] == "bon: Yes: accuracy falls from 81.2 % at N = 2 to 50.0 % at N = 8."
         files = sorted((tmp_path / "out" / "page_files").iterdir())
@@ -494,8 +487,8 @@ class TestCommand:
     def test_without_matplotlib(self, folders, tmp_path):
         code = (
             "import sys; sys.modules['matplotlib'] = None\n"
-            "import argparse\nfrom trl_hrm.scripts import report\n"
-            f"report.run(argparse.Namespace(results=[{str(folders[0])!r}], output={str(tmp_path / 'r.html')!r}))"
+            "from trl_hrm import ReportConfig, report\n"
+            f"report(ReportConfig(inputs={str(folders[0])!r}, output={str(tmp_path / 'r.html')!r}))"
         )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert 'pip install "trl-hrm[plots]"' in result.stderr and not (tmp_path / "r.html").exists()

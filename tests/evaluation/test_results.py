@@ -9,21 +9,23 @@ from types import SimpleNamespace
 import pytest
 
 from trl_hrm import StepFormat
-from trl_hrm.evaluation import judged_pool
-from trl_hrm.evaluation.judged_pool import files_digest, judge_pool, pool_digest
-from trl_hrm.evaluation.pool import Candidate, PoolProblem
+from trl_hrm.data.candidates import Candidate, ProblemCandidates
+from trl_hrm.evaluation import best_of_n
+from trl_hrm.evaluation.best_of_n import files_digest, make_results, pool_digest, score_pool
 from trl_hrm.evaluation.results import (
     Part,
     Results,
     check_results,
-    judged_row,
     load_candidates,
     load_results,
     read_parts,
+    scored_row,
     write_candidates,
     write_results,
 )
 from trl_hrm.grading import Grade
+from trl_hrm.scoring import candidate_scores
+from trl_hrm.scoring.scoring_config import ScoringConfig
 
 from ..helpers import tiny_tokenizer
 
@@ -55,7 +57,7 @@ class Scorer:
         return [[[float(step.split()[-1]) for step in steps] for steps in solutions] for solutions in candidates]
 
 
-def make_problems(number: int, seed: int = 0) -> list[tuple[int, PoolProblem]]:
+def make_problems(number: int, seed: int = 0) -> list[tuple[int, ProblemCandidates]]:
     rng = random.Random(seed)
     problems = []
     for i in range(number):
@@ -65,14 +67,14 @@ def make_problems(number: int, seed: int = 0) -> list[tuple[int, PoolProblem]]:
             candidates.append(
                 Candidate("\n\n".join(steps), steps, rng.choice(["1", "2", "hang", "x", None]), "eos", 4)
             )
-        problems.append((i, PoolProblem(f"p{i}", f"{i}?", "1", candidates, f"here {i}")))
+        problems.append((i, ProblemCandidates(f"p{i}", f"{i}?", "1", candidates, f"here {i}")))
     return problems
 
 
 def judge(folder, problems, scorer=None, header=HEADER, **options):
     """Judge problems as one process does, and read what there is then."""
     with Part(folder, header, **options) as part:
-        judge_pool(problems, scorer or Scorer(), Equal(), part)
+        score_pool(problems, scorer or Scorer(), Equal(), part, ScoringConfig())
     rows, counts = read_parts([part.finished])
     return list(rows), counts
 
@@ -83,7 +85,7 @@ def without_seconds(counts: Counter) -> dict:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(judged_pool, "BLOCK", 4)
+    monkeypatch.setattr(best_of_n, "BLOCK", 4)
 
 
 def test_scores_and_grades(tmp_path):
@@ -127,9 +129,10 @@ def test_seconds(tmp_path, monkeypatch):
             clock[0] += 0.25
             return super().grade(answer, reference)
 
-    monkeypatch.setattr(judged_pool, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    for module in (best_of_n, candidate_scores):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     with Part(tmp_path, HEADER) as part:
-        judge_pool(make_problems(10), Slow(), SlowGrader(), part)
+        score_pool(make_problems(10), Slow(), SlowGrader(), part, ScoringConfig())
     rows, counts = read_parts([part.finished])
     list(rows)
     assert counts["scorer_seconds"] == 15 and counts["rest_seconds"] == clock[0] - 15 > 2
@@ -137,7 +140,7 @@ def test_seconds(tmp_path, monkeypatch):
 
 def _first_alone(pair):
     place, problem = pair
-    return place, PoolProblem(problem.problem_id, problem.problem, "1", problem.candidates[:1])
+    return place, ProblemCandidates(problem.problem_id, problem.problem, "1", problem.candidates[:1])
 
 
 def test_killed_after_each_block(tmp_path):
@@ -190,7 +193,7 @@ def test_other_settings(tmp_path, stop_after):
         pass
     other = HEADER | {"reward_model": {"model": "other"}}
     with pytest.raises(
-        ValueError, match=r'begun with other settings: reward_model was {"model": "m"} and is .*--overwrite'
+        ValueError, match='started with other settings: reward_model.model was "m" and is .*--overwrite'
     ):
         judge(tmp_path, make_problems(6), header=other)
     assert len(judge(tmp_path, make_problems(6), header=other, overwrite=True)[0]) == 6
@@ -208,7 +211,7 @@ def test_a_start_that_scored_nothing_decides_nothing(tmp_path):
 
 def test_two_processes_on_one_part(tmp_path):
     with Part(tmp_path, HEADER):
-        with pytest.raises(BlockingIOError, match="another process writes to it"):
+        with pytest.raises(BlockingIOError, match="another process writes to this file"):
             Part(tmp_path, HEADER)
 
 
@@ -240,7 +243,7 @@ def test_what_cannot_be_judged(tmp_path):
     assert all(candidate.scores is None for candidate in rows[2][0].candidates)
     assert counts["problems_ungradable"] == 1 and counts["candidates_without_steps"] == 4
     assert counts["candidates_too_long"] == 1 and counts["candidates_cut_off"] == 1
-    blank = [(0, PoolProblem("p", "?", "1", [Candidate("", [])]))]
+    blank = [(0, ProblemCandidates("p", "?", "1", [Candidate("", [])]))]
     scorer = Scorer(stop_after=0)
     assert judge(tmp_path / "blank", blank, scorer)[1]["scorer_calls"] == 0
 
@@ -256,9 +259,34 @@ def test_scores_that_are_no_numbers(tmp_path, bad):
             return scores
 
     with pytest.raises(
-        ValueError, match="here 1: the reward model scores . steps with .*, expected one finite number each"
+        ValueError, match="here 1: the reward model returned .* for . steps, expected one finite number for each"
     ):
         judge(tmp_path, make_problems(3), Broken())
+
+
+def test_problems_that_a_run_left_out_are_counted(tmp_path):
+    """Those that cannot be graded now are added to those that the search of the run could not grade."""
+    run = tmp_path / "run"
+    run.mkdir()
+    search = {"search": "rollouts"}
+    manifest = {"engine": {"model": "p"}, "prompt": {}, "search": search, "seed": 1, "versions": {}, "extractors": []}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    unreadable = [{"problem_id": name, "answer": "x"} for name in ("a", "b")]
+    statuses = {"done": 4, "error": 4, "ungradable": 2}
+    summary = {"problems": statuses, "solutions": {}, "unreadable_references": unreadable, "failed_requests": 4}
+    (run / "summary-00000-of-00001.json").write_text(json.dumps(summary))
+    problems = make_problems(4)
+    problems[1][1].answer = "x"
+    with Part(tmp_path, HEADER) as part:
+        score_pool(problems, Scorer(), Equal(), part, ScoringConfig())
+    settings = {"extractors": ["boxed"]}
+    found = make_results(
+        tmp_path, [part.finished], run, {}, settings, [1, 2], ["min"], None, 42, Counter(), sampled=False
+    )
+    assert (found.counts["problems_ungradable"], found.counts["problems_error"], found.num_problems) == (3, 4, 3)
+    assert found.policy["model"] == "p" and "3 problems have reference answers" in found.warnings[0]
+    assert load_results(tmp_path) == found and len(list(load_candidates(tmp_path))) == 3
+    assert not part.finished.exists()
 
 
 def test_digests(tmp_path):
@@ -333,5 +361,5 @@ def test_results_are_not_replaced_unasked(tmp_path):
 
 
 def test_rows_of_blocks():
-    row = judged_row(3, make_problems(1)[0][1], [0, None, 1])
+    row = scored_row(3, make_problems(1)[0][1], [0, None, 1])
     assert row["place"] == 3 and row["classes"] == [0, None, 1] and row["problem"]["problem_id"] == "p0"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from trl_hrm import StepFormat
-from trl_hrm.scoring.paths import ChainScorer
+from trl_hrm.scoring.tree_scorer import ChainScorer
 
 from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
 

@@ -10,6 +10,7 @@ from trl_hrm import StepFormat, StepScorer
 from trl_hrm.scoring import candidate_scores
 from trl_hrm.scoring.aggregate import AGGREGATES, aggregate, aggregate_name
 from trl_hrm.scoring.candidate_scores import score_candidates
+from trl_hrm.scoring.scoring_config import ScoringConfig
 
 from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
 
@@ -85,7 +86,7 @@ def test_candidates_are_scored_as_alone(monkeypatch, spans):
     monkeypatch.setattr(candidate_scores, "BLOCK", 3)
     scorer = StepScorer(tiny_model(), tiny_tokenizer(), HEADS["classification"])
     problems, candidates = random_candidates(random.Random(0), 8)
-    found = score_candidates(scorer, problems, candidates, "mean", spans)
+    found = score_candidates(scorer, problems, candidates, "mean", ScoringConfig(spans))
     for problem, solutions, scores in zip(problems, candidates, found, strict=True):
         for steps, score in zip(solutions, scores, strict=True):
             alone = scorer.score([problem], [[steps]], spans)[0][0]
@@ -102,7 +103,7 @@ def test_too_long(spans):
     scorer = StepScorer(tiny_model(max_position_embeddings=26), tiny_tokenizer(), step_format)
     problems, candidates = random_candidates(random.Random(1), 30)
     candidates[3] = [["add " * 50], ["sub " * 60]]  # a problem without any that fits
-    found = score_candidates(scorer, problems, candidates, "min", spans)
+    found = score_candidates(scorer, problems, candidates, "min", ScoringConfig(spans))
     num_refused = 0
     for problem, solutions, scores in zip(problems, candidates, found, strict=True):
         for steps, score in zip(solutions, scores, strict=True):

@@ -6,6 +6,7 @@ from trl_hrm import StepFormat, StepScorer
 from trl_hrm.scoring import candidate_scores
 from trl_hrm.scoring.aggregate import aggregate
 from trl_hrm.scoring.candidate_scores import score_candidates
+from trl_hrm.scoring.scoring_config import ScoringConfig
 
 from ..helpers import tiny_model, tiny_tokenizer
 
@@ -34,7 +35,7 @@ def test_blocks(monkeypatch):
     scorer = StepScorer(tiny_model(), tiny_tokenizer(), StepFormat())
     problems = [f"{i}+2?" for i in range(70)]
     candidates = [[["add 1", f"so = {i}"]] * (i % 3) for i in range(70)]
-    scores = score_candidates(scorer, problems, candidates, "min")
+    scores = score_candidates(scorer, problems, candidates, "min", ScoringConfig())
     assert sum(Bar.moves) == 70 and Bar.moves[0] < 70
     alone = scorer.score(problems, candidates)
     expected = [[aggregate(steps, "min") for steps in group] for group in alone]

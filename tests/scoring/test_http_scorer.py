@@ -161,7 +161,9 @@ class TestServer:
         """JSON has no NaN: some servers write null."""
         with PoolingServer(tiny_model(), tiny_tokenizer(), rows=lambda rows: _Nulls(rows)) as server:
             scorer = self.scorer_of(server)
-            with pytest.raises(ValueError, match="a score that is not a number for the prompt 'p'"):
+            with pytest.raises(
+                ValueError, match="prompt 'p': the reward model returned .* expected one finite number"
+            ):
                 scorer.score(["p"], [[["a"]]])
 
     def test_another_model(self, server):
@@ -177,7 +179,7 @@ class TestServer:
 
     def test_another_vocabulary(self):
         """Its ids are tokens there as well, of other texts."""
-        from trl_hrm.demo.tiny_model import make_tokenizer
+        from trl_hrm.tiny_model import make_tokenizer
 
         other = make_tokenizer(["Add 12 and 345: the sum is 357.\n\nSo x"] * 3, 300)
         with PoolingServer(tiny_model(), other) as server:

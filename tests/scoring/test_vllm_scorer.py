@@ -84,7 +84,7 @@ class TestPaths:
         scorer = PlainScorer(tiny_model(), StepFormat())
         with torch.no_grad():
             scorer.model.score.weight.fill_(float("nan"))
-        with pytest.raises(ValueError, match="a score that is not a number for the prompt 'p'"):
+        with pytest.raises(ValueError, match="prompt 'p': the reward model returned .* expected one finite number"):
             scorer.score(["q", "p"], [[], [["a"]]])
 
     @pytest.mark.parametrize("rows", [lambda rows: rows[1:], lambda rows: rows[:, :1], lambda rows: rows[-1]])

@@ -11,9 +11,9 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")  # longer ones Python refuses to re
 
 
 @dataclass(frozen=True)
-class JudgedAnswers:
+class GradedAnswers:
     """
-    What is known of N answers.
+    Grades of N answers.
 
     Args:
         classes (`list[int | None]`):
@@ -22,7 +22,7 @@ class JudgedAnswers:
             Whether each answer is right. `None` for no answer, and for one that the grader was not done with when its time
             ran out, or died of.
         num_unreadable (`int`):
-            How many of them the grader could not read or compare with the reference. They count as wrong.
+            Number of answers that the grader could not read or compare with the reference. They count as wrong.
     """
 
     classes: list[int | None]
@@ -30,12 +30,12 @@ class JudgedAnswers:
     num_unreadable: int
 
 
-def judge_answers(answers: Sequence[str | None], reference: str, grader: Any) -> JudgedAnswers | None:
+def grade_answers(answers: Sequence[str | None], reference: str, grader: Any) -> GradedAnswers | None:
     """
-    Put equivalent answers together, and tell the right ones.
+    Group equivalent answers, and grade them.
 
-    Equivalent are equal texts, up to space around them, and those that the grader finds equal. The reference has no part in it:
-    votes must not know it. An answer joins the first class whose first answer equals it, in alphabetical order, so that the
+    Answers are equivalent if their texts are equal, up to surrounding space, or the grader finds them equal. The reference plays no
+    part in this: votes must not know it. An answer joins the first class whose first answer equals it, in alphabetical order, so that the
     order of the answers does not matter.
 
     Args:
@@ -47,7 +47,7 @@ def judge_answers(answers: Sequence[str | None], reference: str, grader: Any) ->
             Compares answers. Anything with its `grade`.
 
     Returns:
-        [`JudgedAnswers`] or `None`: `None` if the reference cannot be read, so that no answer can be judged.
+        [`GradedAnswers`] or `None`: `None` if the reference cannot be read, so that no answer can be graded.
     """
     if not grader.grade(reference, reference).correct:
         return None
@@ -56,16 +56,16 @@ def judge_answers(answers: Sequence[str | None], reference: str, grader: Any) ->
     grades = {answer: grader.grade(answer, reference) for answer in distinct}
     classes = _classes({answer: grade.status for answer, grade in grades.items()}, grader)
     correct = {answer: False if grade.status == "unparseable" else grade.correct for answer, grade in grades.items()}
-    return JudgedAnswers(
+    return GradedAnswers(
         [None if answer is None else classes[answer] for answer in stripped],
         [None if answer is None else correct[answer] for answer in stripped],
         sum(answer is not None and grades[answer].status == "unparseable" for answer in stripped),
     )
 
 
-def keep_grades(answers: Sequence[str | None], grades: Sequence[bool | None], grader: Any) -> JudgedAnswers:
+def keep_grades(answers: Sequence[str | None], grades: Sequence[bool | None], grader: Any) -> GradedAnswers:
     """
-    Put equivalent answers together as [`judge_answers`] does, and keep the grades that their solutions came with.
+    Group equivalent answers as [`grade_answers`] does, and keep the grades that their solutions came with.
 
     Args:
         answers (`Sequence[str | None]`):
@@ -78,18 +78,18 @@ def keep_grades(answers: Sequence[str | None], grades: Sequence[bool | None], gr
     stripped = [answer and answer.strip() or None for answer in answers]
     distinct = sorted({answer for answer in stripped if answer is not None})
     classes = _classes({answer: grader.grade(answer, answer).status for answer in distinct}, grader)
-    return JudgedAnswers([None if answer is None else classes[answer] for answer in stripped], list(grades), 0)
+    return GradedAnswers([None if answer is None else classes[answer] for answer in stripped], list(grades), 0)
 
 
-def judge_problems(
+def grade_problems(
     answers: Sequence[Sequence[str | None]],
     references: Sequence[str | None],
     grader: Any,
     num_workers: int = 1,
     grades: Sequence[Sequence[bool | None] | None] | None = None,
-) -> list[JudgedAnswers | None]:
+) -> list[GradedAnswers | None]:
     """
-    [`judge_answers`] of many problems, `num_workers` of them at a time, or [`keep_grades`] of those that have grades.
+    [`grade_answers`] of many problems, `num_workers` of them at a time, or [`keep_grades`] of those that have grades.
 
     Args:
         answers (`Sequence[Sequence[str | None]]`):
@@ -104,11 +104,11 @@ def judge_problems(
             Grades of the solutions of each problem, `None` where they are to be made. By default all are.
     """
 
-    def judge(one: Sequence[str | None], reference: str | None, given: Sequence[bool | None] | None):
-        return judge_answers(one, reference, grader) if given is None else keep_grades(one, given, grader)
+    def grade(one: Sequence[str | None], reference: str | None, given: Sequence[bool | None] | None):
+        return grade_answers(one, reference, grader) if given is None else keep_grades(one, given, grader)
 
     with ThreadPoolExecutor(num_workers) as threads:
-        return list(threads.map(judge, answers, references, grades or [None] * len(answers)))
+        return list(threads.map(grade, answers, references, grades or [None] * len(answers)))
 
 
 def _classes(statuses: dict[str, str], grader: Any) -> dict[str, int]:

@@ -1,8 +1,10 @@
-"""From one pool of scored and graded solutions to accuracies over N, with their intervals."""
+"""
+Accuracy over N, with intervals: [`make_curves`] from a pool of scored and graded solutions, [`plain_curves`] from plain lists of scores.
+"""
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +12,16 @@ import numpy as np
 
 from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..search.tree import make_id
-from .hacking import undecided_by
-from .intervals import difference_interval, mean_interval
+from ..step_metrics import calibration_bins
+from .intervals import mean_interval
+from .reward_hacking import hacking_gap
 from .selection import best_of_n, majority_vote, pass_at_n, weighted_vote
 
 
 if TYPE_CHECKING:
-    from .pool import PoolProblem  # reading pools takes `datasets`
+    from ..data.candidates import ProblemCandidates  # reading pools takes `datasets`
 
-NUM_BINS = 10
+PLAIN = "score"  # name of the scores of `plain_curves`
 INTERVALS = {  # what `results.json` says of the intervals
     "confidence": 0.95,
     "accuracy": "Wilson score interval over problems",
@@ -27,7 +30,7 @@ INTERVALS = {  # what `results.json` says of the intervals
 
 
 @dataclass(frozen=True)
-class JudgedProblem:
+class ScoredProblem:
     """
     What choices among M solutions of a problem need to know.
 
@@ -75,17 +78,19 @@ class Curves:
     calibration: dict[str, Any]
 
 
-def summarize(problem: "PoolProblem", classes: Sequence[int | None], aggregates: Sequence[Aggregate]) -> JudgedProblem:
+def summarize(
+    problem: "ProblemCandidates", classes: Sequence[int | None], aggregates: Sequence[Aggregate]
+) -> ScoredProblem:
     """
-    What is kept in memory of a scored and graded problem.
+    Return what is kept in memory of a scored and graded problem.
 
     Args:
-        problem ([`PoolProblem`]):
+        problem ([`ProblemCandidates`]):
             The problem with its M candidates.
         classes (`Sequence[int | None]`):
             Classes of their answers.
         aggregates (`Sequence[Aggregate]`):
-            How the scores of the steps become that of a solution. See [`~scoring.aggregate.aggregate`].
+            How the scores of the steps become the score of a solution. See [`~scoring.aggregate.aggregate`].
 
     Raises:
         `ValueError`: If two aggregates have one name.
@@ -94,59 +99,112 @@ def summarize(problem: "PoolProblem", classes: Sequence[int | None], aggregates:
     if len(set(names)) < len(names):
         raise ValueError(f"the aggregates are {', '.join(names)}, expected different names.")
     candidates = problem.candidates
-    places = {text: place for place, text in enumerate(sorted({candidate.text for candidate in candidates}))}
-    return JudgedProblem(
+    return ScoredProblem(
         problem.problem_id,
         list(classes),
         [False if one.answer is None and not problem.graded else one.correct for one in candidates],
         {
-            name: [_score(candidate.scores, way) for candidate in candidates]
+            name: [None if candidate.scores is None else aggregate(candidate.scores, way) for candidate in candidates]
             for name, way in zip(names, aggregates, strict=True)
         },
-        [places[candidate.text] for candidate in candidates],
+        text_ranks([candidate.text for candidate in candidates]),
     )
 
 
+def text_ranks(texts: Sequence[str]) -> list[int]:
+    """Return the place of each text in alphabetical order. Equal texts have one place."""
+    places = {text: place for place, text in enumerate(sorted(set(texts)))}
+    return [places[text] for text in texts]
+
+
 def make_curves(
-    problems: Sequence[JudgedProblem], n: Sequence[int], num_draws: int | None = None, seed: int = 42
+    problems: Sequence[ScoredProblem], n: Sequence[int], num_draws: int | None = None, seed: int = 42
 ) -> Curves:
     """
-    Accuracy over N of each way to choose.
+    Return the accuracy over N of each way to choose.
 
     A solution that the grader gave up is neither right nor wrong: where it is chosen, the problem does not count.
 
     Args:
-        problems (`Sequence[JudgedProblem]`):
+        problems (`Sequence[ScoredProblem]`):
             P problems.
         n (`Sequence[int]`):
             How many of its solutions are chosen from.
         num_draws (`int`, *optional*):
-            Choose among the first N solutions, or, with a number here, among so many random orders' first N each, for less
-            variance. A problem's orders are those of all N and all curves, and depend on its id and the seed alone.
-            `pass_at_n` is the estimate from all M solutions in any case.
+            Average over this number of random orders, and choose among the first N of each, for less variance. By default
+            choose among the first N solutions as they come. All N and all curves share the orders of a problem, which depend
+            only on its id and the seed. `pass_at_n` is always the estimate from all M solutions.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the draws.
 
     Returns:
-        [`Curves`]: The interval of an accuracy is [`mean_interval`], that of a loss [`difference_interval`]. `from_n` is chosen on
-        the same problems, which makes the loss larger than it is: its interval does not account for that.
+        [`Curves`]: The interval of an accuracy is [`mean_interval`], the interval of a loss [`difference_interval`]. `from_n` is
+        chosen on the same problems, which makes the loss look larger: its interval does not account for that.
 
     Raises:
         `ValueError`: If for some N no chosen solution could be graded.
     """
     n = sorted(set(n))
+    names = list(problems[0].scores)
+    ways = [f"{way}/{name}" for way in ("best_of_n", "weighted_vote") for name in names]
+    solved = {way: np.empty((len(n), len(problems))) for way in (*ways, "majority_vote", "pass_at_n")}
+    for column, problem in enumerate(problems):
+        orders = [list(range(len(problem.ranks)))]
+        if num_draws is not None:
+            rng = random.Random(make_id("draws", seed, problem.problem_id))
+            orders = [rng.sample(orders[0], len(orders[0])) for _ in range(num_draws)]
+        num_right = sum(right is True for right in problem.correct)
+        num_graded = sum(right is not None for right in problem.correct)
+        for row, size in enumerate(n):
+            if num_graded >= size:
+                solved["pass_at_n"][row, column] = pass_at_n(num_graded, num_right, size)
+            else:  # too few are graded: known only if any `size` solutions have a right one among them
+                solved["pass_at_n"][row, column] = 1.0 if len(problem.correct) - num_right < size else math.nan
+            # all orders of all solutions are one set
+            draws = [order[:size] for order in (orders[:1] if size == len(orders[0]) else orders)]
+            for way in (*ways, "majority_vote"):
+                outcomes = [problem.correct[draw[_choose(way, problem, draw)]] for draw in draws]
+                known = [right for right in outcomes if right is not None]
+                solved[way][row, column] = sum(known) / len(known) if known else math.nan
     curves, gaps = {}, {}
-    for name, values in _outcomes(problems, n, num_draws, seed).items():
-        curves[name], gap = curve_with_gap(name, values, n)
-        if "/" in name:
-            gap["undecided"] = gap["undecided"] or _without_choice(problems, name.partition("/")[2])
-            gaps[name] = gap
-    return Curves(curves, gaps, _calibration(problems))
+    for way, values in solved.items():
+        curves[way], gap = curve_with_gap(way, values, n)
+        if "/" in way:
+            gap["undecided"] = gap["undecided"] or _without_choice(problems, way.partition("/")[2])
+            gaps[way] = gap
+    scored = [
+        (score, right)
+        for problem in problems
+        for score, right in zip(problem.scores[names[0]], problem.correct, strict=True)
+        if score is not None and right is not None
+    ]
+    return Curves(curves, gaps, {"aggregate": names[0], "bins": calibration_bins(scored)})
+
+
+def _choose(way: str, problem: ScoredProblem, draw: Sequence[int]) -> int:
+    """Return which solution of a draw a way of choosing takes, as a place in the draw."""
+    rule, _, name = way.partition("/")
+    ranks = [problem.ranks[i] for i in draw]
+    if rule == "best_of_n":
+        return best_of_n([problem.scores[name][i] for i in draw], ranks)
+    classes = [problem.classes[i] for i in draw]
+    if rule == "majority_vote":
+        return majority_vote(classes, ranks)
+    return weighted_vote(classes, [problem.scores[name][i] for i in draw], ranks)
+
+
+def _without_choice(problems: Sequence[ScoredProblem], name: str) -> str | None:
+    """Return why the scores of an aggregate could not change any accuracy, `None` if they could."""
+    if all(score is None for problem in problems for score in problem.scores[name]):
+        return "no candidate has a score"
+    if not any({True, False} <= set(problem.correct) for problem in problems):
+        return "no problem has both right and wrong candidates, so the choice makes no difference"
+    return None
 
 
 def curve_with_gap(name: str, values: np.ndarray, n: Sequence[int]) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """
-    A curve and its hacking gap, as [`Curves`] has them.
+    Return a curve and its hacking gap, as [`Curves`] has them.
 
     Args:
         name (`str`):
@@ -170,115 +228,66 @@ def curve_with_gap(name: str, values: np.ndarray, n: Sequence[int]) -> tuple[lis
             )
         low, high = mean_interval(known)
         points.append({"n": size, "accuracy": float(known.mean()), "low": low, "high": high})
-    return points, _gap(points, values)
+    return points, hacking_gap(points, values)
 
 
-def _gap(points: Sequence[dict[str, float]], values: np.ndarray) -> dict[str, Any]:
-    accuracies = [point["accuracy"] for point in points]
-    n, last = [point["n"] for point in points], accuracies[-1]
-    best = int(np.argmax(accuracies))
-    found = {"gap": accuracies[best] - last, "best_n": n[best], "largest_n": n[-1]}
-    undecided = undecided_by(accuracies)
-    if len(n) == 1:
-        return found | {"loss": None, "from_n": None, "low": None, "high": None, "undecided": undecided}
-    smaller = int(np.argmax(accuracies[:-1]))
-    loss, (low, high) = accuracies[smaller] - last, (-1.0, 1.0)
-    paired = values[smaller] - values[-1]
-    paired = paired[~np.isnan(paired)]
-    if len(paired):  # problems that are known at one N alone move the loss, and the interval with it
-        shift = loss - float(paired.mean())
-        low, high = (min(max(bound + shift, -1.0), 1.0) for bound in difference_interval(paired))
-    return found | {"loss": loss, "from_n": n[smaller], "low": low, "high": high, "undecided": undecided}
+def plain_curves(
+    scores: Sequence[Sequence[float | None]],
+    correct: Sequence[Sequence[bool | None]],
+    texts: Sequence[Sequence[str]],
+    n: Sequence[int] | None = None,
+    num_draws: int | None = None,
+    seed: int = 42,
+) -> Curves:
+    """
+    Return the curves of choosing among solutions by their scores.
 
+    Args:
+        scores (`Sequence[Sequence[float | None]]`):
+            For each of P problems the scores of its M solutions, in `[0, 1]`. `None` for one that could not be scored, which is
+            chosen last.
+        correct (`Sequence[Sequence[bool | None]]`):
+            Whether each is right. `None` for one that could not be graded: where it is chosen, the problem does not count.
+        texts (`Sequence[Sequence[str]]`):
+            What each says. Of equal scores the smallest text wins, so that the order does not matter.
+        n (`Sequence[int]`, *optional*):
+            How many solutions are chosen from. By default the powers of two up to the number that every problem has, and that.
+        num_draws, seed:
+            See [`make_curves`].
 
-def _without_choice(problems: Sequence[JudgedProblem], name: str) -> str | None:
-    """Return why the scores of an aggregate could not change any accuracy, `None` if they could."""
-    if all(score is None for problem in problems for score in problem.scores[name]):
-        return "no candidate has a score"
-    if not any({True, False} <= set(problem.correct) for problem in problems):
-        return "no problem has both right and wrong candidates, so the choice makes no difference"
-    return None
+    Returns:
+        [`Curves`]: With the name `"score"`: `best_of_n/score` and so on. The answers are unknown, so the votes mean nothing.
 
-
-def _score(scores: Sequence[float] | None, name: Aggregate) -> float | None:
-    return None if scores is None else aggregate(scores, name)
-
-
-def _outcomes(
-    problems: Sequence[JudgedProblem], n: Sequence[int], num_draws: int | None, seed: int
-) -> dict[str, np.ndarray]:
-    """For each curve the share of draws in which each problem is solved, NaN if unknown, shape `(len(n), P)`."""
-    names = list(problems[0].scores)
-    choices: dict[str, Callable[[JudgedProblem, list[int]], int]] = {}
-    for name in names:
-        choices[f"best_of_n/{name}"] = _best(name)
-    for name in names:
-        choices[f"weighted_vote/{name}"] = _weighted(name)
-    choices["majority_vote"] = lambda p, d: majority_vote([p.classes[i] for i in d], [p.ranks[i] for i in d])
-    found = {name: np.empty((len(n), len(problems))) for name in (*choices, "pass_at_n")}
-    for column, problem in enumerate(problems):
-        orders = _orders(problem, num_draws, seed)
-        for row, size in enumerate(n):
-            found["pass_at_n"][row, column] = _pass_at_n(problem.correct, size)
-            # all orders of all solutions are one set
-            draws = [order[:size] for order in (orders[:1] if size == len(orders[0]) else orders)]
-            for name, choose in choices.items():
-                solved = [problem.correct[draw[choose(problem, draw)]] for draw in draws]
-                known = [right for right in solved if right is not None]
-                found[name][row, column] = sum(known) / len(known) if known else math.nan
-    return found
-
-
-def _best(name: str) -> Callable[[JudgedProblem, list[int]], int]:
-    return lambda p, draw: best_of_n([p.scores[name][i] for i in draw], [p.ranks[i] for i in draw])
-
-
-def _weighted(name: str) -> Callable[[JudgedProblem, list[int]], int]:
-    return lambda p, draw: weighted_vote(
-        [p.classes[i] for i in draw], [p.scores[name][i] for i in draw], [p.ranks[i] for i in draw]
-    )
-
-
-def _orders(problem: JudgedProblem, num_draws: int | None, seed: int) -> list[list[int]]:
-    order = list(range(len(problem.ranks)))
-    if num_draws is None:
-        return [order]
-    rng = random.Random(make_id("draws", seed, problem.problem_id))
-    return [rng.sample(order, len(order)) for _ in range(num_draws)]
-
-
-def _pass_at_n(correct: Sequence[bool | None], n: int) -> float:
-    """[`pass_at_n`] of the graded solutions; where these are too few, 1 if no n solutions are without a right one."""
-    num_right = sum(right is True for right in correct)
-    num_graded = sum(right is not None for right in correct)
-    if num_graded >= n:
-        return pass_at_n(num_graded, num_right, n)
-    return 1.0 if len(correct) - num_right < n else math.nan
-
-
-def _calibration(problems: Sequence[JudgedProblem]) -> dict[str, Any]:
-    """Scores beside shares of right solutions, in equal bins from 0 to 1; bins without a solution are left out."""
-    name = next(iter(problems[0].scores))
-    pairs = [
-        (score, right)
-        for problem in problems
-        for score, right in zip(problem.scores[name], problem.correct, strict=True)
-        if score is not None and right is not None
-    ]
-    bins: list[list[tuple[float, bool]]] = [[] for _ in range(NUM_BINS)]
-    for score, right in pairs:
-        bins[min(int(min(max(score, 0.0), 1.0) * NUM_BINS), NUM_BINS - 1)].append((score, right))
-    return {
-        "aggregate": name,
-        "bins": [
-            {
-                "low": place / NUM_BINS,
-                "high": (place + 1) / NUM_BINS,
-                "count": len(members),
-                "mean_score": math.fsum(score for score, _ in members) / len(members),
-                "share_right": sum(right for _, right in members) / len(members),
-            }
-            for place, members in enumerate(bins)
-            if members
-        ],
-    }
+    Raises:
+        `ValueError`: If there are no problems, the lists do not match, a score is not in `[0, 1]`, an N is larger than the
+            number of solutions of a problem, or there are to be no draws.
+    """
+    if not len(scores):
+        raise ValueError("there is no problem, expected one at least.")
+    problems = []
+    for number, (values, grades, written) in enumerate(zip(scores, correct, texts, strict=True)):
+        if not len(values) or not len(values) == len(grades) == len(written):
+            raise ValueError(
+                f"problem {number}: got {len(values)} scores, {len(grades)} grades and {len(written)} texts, expected one of each "
+                "for one solution at least."
+            )
+        if not all(score is None or 0 <= score <= 1 for score in values):
+            raise ValueError(
+                f"problem {number}: the scores are {list(values)}, expected numbers from 0 to 1, or None."
+            )
+        no_classes = [None] * len(values)
+        problems.append(
+            ScoredProblem(str(number), no_classes, list(grades), {PLAIN: list(values)}, text_ranks(written))
+        )
+    fewest = min(range(len(problems)), key=lambda i: len(scores[i]))
+    most = len(scores[fewest])
+    if n is None:
+        n = sorted({most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})
+    if not n or min(n) < 1 or max(n) > most:
+        raise ValueError(
+            f"n is {list(n)}, expected numbers from 1 to {most}, the solutions of problem {fewest}. Give it more solutions, or "
+            "ask for a smaller N."
+        )
+    if num_draws is not None and num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws}, expected 1 or more, or None for the first N solutions.")
+    return make_curves(problems, n, num_draws, seed)

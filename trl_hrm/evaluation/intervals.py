@@ -1,18 +1,21 @@
 """
-95 % confidence intervals of accuracies over problems, and of the difference of two accuracies on the same problems.
+95 % confidence intervals over problems: of an accuracy, of the difference of two accuracies on the same problems, and of the metrics of
+a benchmark.
 
-A bootstrap cannot draw outcomes that were never observed: if no problem is solved, or all are, every resample has the same mean and
-the interval has zero width. These intervals invert a score test and keep their width at 0 of n and n of n.
+A plain bootstrap cannot draw outcomes that were never observed: if no problem is solved, or all are, every resample has the same mean
+and the interval has zero width. Intervals of accuracies invert a score test instead, and the bootstrap of benchmarks has a prior, so that
+both keep their width at 0 of n and n of n.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
 
 
 Z = NormalDist().inv_cdf(0.975)
+NUM_DRAWS = 1000  # of the bootstrap
 
 
 def wilson_interval(successes: float, total: float) -> tuple[float, float]:
@@ -105,7 +108,7 @@ def effective_size(values: np.ndarray) -> float:
     r"""
     Number of single outcomes whose mean has the variance of the mean of the values.
 
-    This is \\(n v / s^2\\), where \\(s^2\\) is the variance of the values and \\(v\\) that of single outcomes with the same mean. A few values, or
+    This is \\(n v / s^2\\), where \\(s^2\\) is the variance of the values and \\(v\\) the variance of single outcomes with the same mean. A few values, or
     equal ones, do not determine \\(s^2\\). It is therefore averaged with \\(z^2\\) further values of variance \\(v\\), the number of trials that
     Wilson's interval adds.
 
@@ -122,6 +125,48 @@ def effective_size(values: np.ndarray) -> float:
         return float(size)
     variance = (values.var() * size + single * Z * Z) / (size + Z * Z)
     return float(size * single / variance)
+
+
+def bootstrap_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int) -> dict[str, np.ndarray]:
+    """
+    Draw sums of tallies by a Bayesian bootstrap over problems ([Rubin, 1981](https://doi.org/10.1214/aos/1176345338)).
+
+    Each problem has a weight from an exponential distribution. This alone has no variance if all solutions of a kind are judged
+    correctly, or none. Each kind of each subset therefore has one more correct and one more incorrect judgement with weights from
+    Gamma(1/2). This is Jeffreys' prior: with one solution per problem, the accuracy is drawn from Beta(k + 1/2, n - k + 1/2).
+
+    Args:
+        tallies (`dict[str, np.ndarray]`):
+            For each subset the tallies of its solutions, summed by problem, shape `(problems, 4)`.
+        outcomes (`Sequence`):
+            See [`~benchmarks.suite.Suite`].
+        seed (`int`):
+            Seed of the draws.
+
+    Returns:
+        `dict[str, np.ndarray]`: Sums for each subset, shape `(draws, 4)`.
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.exponential(size=(NUM_DRAWS, len(next(iter(tallies.values())))))
+    basis = np.array(outcomes, dtype=float)  # (kinds, right or wrong, 4)
+    sums = {}
+    for name, values in tallies.items():
+        sums[name] = weights @ values
+        # how many of each kind were judged, by problem
+        judged = (values @ np.linalg.inv(basis.reshape(4, 4))).reshape(-1, 2, 2).sum(axis=2)
+        for kind, counts in enumerate(judged.T):
+            if counts.any():  # a kind that the subset does not have stays undefined
+                prior = rng.gamma(0.5, size=(NUM_DRAWS, 2)) * counts[counts > 0].mean()
+                sums[name] += prior @ basis[kind]
+    return sums
+
+
+def percentile_interval(value: float, drawn: np.ndarray) -> tuple[float | None, float | None]:
+    """Return the 2.5 and 97.5 percentiles of draws, widened to contain the value. `None` if the value is NaN."""
+    if math.isnan(value):
+        return None, None
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(min(low, value)), float(max(high, value))
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:

@@ -1,320 +1,405 @@
-"""What a report says: results of `trl-hrm best-of-n` and `trl-hrm benchmark`, read, checked, and put into words."""
+"""The report of several runs: one page with verdicts, curves and tables side by side."""
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ..scoring.aggregate import AGGREGATES, aggregate
-from .hacking import Verdict, hacking_verdict, percent
+from ..pages.numbers import percent, points_between
+from ..pages.page import Table, render, write_page
+from ..pages.pictures import (
+    MARKERS,
+    Picture,
+    Theme,
+    band_picture,
+    columns,
+    curves_picture,
+    draw,
+    legend,
+    reliability_picture,
+    shown_label,
+)
+from ..step_metrics import binned_calibration_error
+from .reward_hacking import MARGIN
+from .saved_results import (
+    Result,
+    baselines,
+    curve_label,
+    has_bins,
+    headline_verdict,
+    notices,
+    problem_groups,
+    verdict,
+)
 
 
-RESULTS = "results.json"
-SELECTION_KEYS = ("strategy", "settings", "num_problems", "counts", "n", "curves", "hacking_gap")
-GAP_KEYS = ("gap", "best_n", "largest_n", "loss", "from_n", "low", "high", "undecided")
-BENCHMARK_KEYS = ("reward_model", "suites")
-BASELINES = {"majority_vote": "majority vote", "pass_at_n": "pass@N"}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+CHIPS = {"yes": "hacked", "no": "no sign", "open": "not settled"}
+POINT = ("n", "accuracy", "low", "high")
+NUM_BINS = 20
 
 
-@dataclass(frozen=True)
-class Result:
+def write_report(results: Sequence[Result], output: Path) -> list[Path]:
     """
-    The results of one folder.
+    Write the report as a page, and its pictures into a folder next to it.
 
     Args:
-        folder (`str`):
-            The folder, as it was given.
-        name (`str`):
-            Short name, which no other result of the report has.
-        kind (`str`):
-            `"selection"` or `"benchmark"`.
-        values (`dict[str, Any]`):
-            What its `results.json` holds.
-        problems (`frozenset[str]`, *optional*):
-            Of a selection, hashes of problems with their reference answers. Two results are compared only where these are the
-            same.
-        solutions (`dict[str, frozenset[str]]`, *optional*):
-            Of benchmarks, hashes of the scored solutions of each suite.
-        scores (`dict[str, dict[str, list[float]]]`, *optional*):
-            For each kind of thing that is scored, its scores in `"right"` and `"wrong"`.
-    """
-
-    folder: str
-    name: str
-    kind: Literal["selection", "benchmark"]
-    values: dict[str, Any]
-    problems: frozenset[str] = frozenset()
-    solutions: dict[str, frozenset[str]] = field(default_factory=dict)
-    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-
-    @property
-    def headline(self) -> str | None:
-        """The curve that answers for the reward model: the first one that has a gap."""
-        return next(iter(self.values["hacking_gap"]), None)
-
-    def label(self, curve: str) -> str:
-        """The name of one of its curves as it is read. A search has one, which is called by its strategy."""
-        return curve_label(self.values["strategy"] if curve == "step_search" else curve)
-
-
-def read_results(folders: Sequence[str | Path]) -> list[Result]:
-    """
-    Read the results of several runs.
-
-    Args:
-        folders (`Sequence[str]` or `Sequence[Path]`):
-            Folders that `trl-hrm best-of-n` or `trl-hrm benchmark` has written.
+        results (`Sequence[Result]`):
+            The results. See [`read_results`].
+        output (`Path`):
+            The page, by convention `report.html`; its pictures go to `report_files`.
 
     Returns:
-        `list[Result]`: One for each, in their order.
+        `list[Path]`: The files of the pictures.
 
     Raises:
-        `FileNotFoundError`: If a folder holds no results.
-        `ValueError`: If a folder is given twice, or its results are not those of these commands.
+        `ImportError`: If matplotlib is not installed.
     """
-    paths = [Path(folder) for folder in folders]
-    resolved = [path.resolve() for path in paths]
-    for i, path in enumerate(resolved):
-        if path in resolved[:i]:
-            raise ValueError(f"{paths[i]} is given twice. Give each folder once.")
-    names = [path.name for path in resolved]
-    return [
-        _read_result(path, name if names.count(name) == 1 else path.as_posix())
-        for path, name in zip(paths, names, strict=True)
-    ]
-
-
-def _read_result(folder: Path, name: str) -> Result:
-    file = folder / RESULTS
-    if not file.is_file():
-        found = "no such folder" if not folder.is_dir() else ", ".join(sorted(p.name for p in folder.iterdir())[:8])
-        raise FileNotFoundError(
-            f"{folder}: found {found or 'an empty folder'}, expected {RESULTS}, as `trl-hrm best-of-n` and `trl-hrm benchmark` "
-            "write it. A run that was stopped writes it when it is started again."
-        )
-    values = _read_json(file)
-    if values.get("kind") == "benchmark":
-        _require(values, BENCHMARK_KEYS, file)
-        rows = _read_rows(folder / "scores.jsonl")
-        solutions = {
-            suite: frozenset(
-                _digest(row["subset"], row["id"])
-                for row in rows
-                if row["suite"] == suite and row["scores"] is not None
-            )
-            for suite in values["suites"]
-        }
-        return Result(folder.as_posix(), name, "benchmark", values, solutions=solutions, scores=_step_scores(rows))
-    _require(values, SELECTION_KEYS, file)
-    for curve, gap in values["hacking_gap"].items():
-        if missing := [key for key in GAP_KEYS if key not in gap]:
-            raise ValueError(
-                f"{file}: the hacking gap of {curve} has no {missing}, as in results of an earlier version, whose intervals have zero "
-                "width where no problem is solved or all are. Run the command that wrote it again, with --overwrite."
-            )
-    rows = _read_rows(_candidate_file(folder))
-    begun = "prefix_column" in values["settings"]  # then the same problem may be there with several beginnings
-    problems = frozenset(
-        _digest(row["problem"], row["answer"], *([row["problem_id"]] if begun else ())) for row in rows
+    pictures = make_pictures(results)
+    return write_page(
+        render_report(results, pictures), [picture for part in pictures.values() for picture in part], output
     )
-    named = values["settings"].get("aggregate")  # a search has one, best-of-N several, of which the first counts
-    scores = _solution_scores(rows, named[0] if isinstance(named, list) else named)
-    return Result(folder.as_posix(), name, "selection", values, problems, scores=scores)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}). Run the command that wrote it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: found a JSON {type(values).__name__}, expected an object with results.")
-    return values
-
-
-def _require(values: dict[str, Any], keys: Sequence[str], file: Path) -> None:
-    missing = [key for key in keys if key not in values]
-    if missing:
-        raise ValueError(
-            f"{file}: found the keys {sorted(values)}, and no {missing}, which results of `trl-hrm best-of-n` "
-            f"({', '.join(SELECTION_KEYS)}) or `trl-hrm benchmark` (kind, {', '.join(BENCHMARK_KEYS)}) have. Give the folder of "
-            "such a run."
-        )
-
-
-def _candidate_file(folder: Path) -> Path:
-    """The candidates; of a step search, those at the largest N."""
-    file = folder / "candidates.jsonl"
-    if file.is_file():
-        return file
-    files = {int(path.stem.rpartition("-n")[2]): path for path in folder.glob("candidates-n*.jsonl")}
-    if not files:
-        raise FileNotFoundError(
-            f"{folder}: found {RESULTS} and no candidates.jsonl or candidates-n8.jsonl or the like beside it, by which results "
-            "of different problems are told apart. Copy the whole folder."
-        )
-    return files[max(files)]
-
-
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not a complete JSON object ({error}).") from error
-    return rows
-
-
-def _digest(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-
-
-def _solution_scores(rows: list[dict[str, Any]], name: str | None) -> dict[str, dict[str, list[float]]]:
-    """Scores of solutions by an aggregate. Nothing where that is a function of the user's own."""
-    if name not in AGGREGATES:
-        return {}
-    found: dict[str, list[float]] = {"right": [], "wrong": []}
-    for row in rows:
-        for candidate in row["candidates"]:
-            is_wrong = candidate["answer"] is None and not row.get("graded")  # no answer is wrong
-            known = candidate["correct"] is not None or is_wrong
-            if candidate["scores"] and known:
-                found["right" if candidate["correct"] else "wrong"].append(aggregate(candidate["scores"], name))
-    return {f"solutions ({name} of the step scores)": found} if any(found.values()) else {}
-
-
-def _step_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Scores of the steps that a benchmark calls right or wrong, by suite."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        parts = found.setdefault(f"steps of {row['suite']}", {"right": [], "wrong": []})
-        for score, label in zip(row["scores"] or (), row["labels"], strict=False):
-            if label is not None:
-                parts["right" if label else "wrong"].append(score)
-    return found
-
-
-def problem_groups(results: Sequence[Result]) -> list[list[Result]]:
-    """The results of selection, those of the same problems together: only these can be compared."""
-    groups: dict[frozenset[str], list[Result]] = {}
-    for result in results:
-        if result.kind == "selection":
-            groups.setdefault(result.problems, []).append(result)
-    return list(groups.values())
-
-
-def notices(results: Sequence[Result]) -> list[str]:
-    """What must be known before results are compared."""
-    groups = problem_groups(results)
-    found = []
-    for i, group in enumerate(groups):
-        for other in groups[i + 1 :]:
-            mine, theirs = group[0].problems, other[0].problems
-            found.append(
-                f"{_names(group)} and {_names(other)} hold different problems ({len(mine):,} and {len(theirs):,}, "
-                f"{len(mine & theirs):,} of them the same). Their accuracies cannot be compared, and stand apart."
-            )
-    found += [f"{result.name}: {warning}" for result in results for warning in result.values.get("warnings", ())]
-    return found + _suite_notices([result for result in results if result.kind == "benchmark"])
-
-
-def _suite_notices(results: Sequence[Result]) -> list[str]:
-    found = []
-    for i, result in enumerate(results):
-        for other in results[i + 1 :]:
-            for suite in result.solutions.keys() & other.solutions.keys():
-                mine, theirs = result.solutions[suite], other.solutions[suite]
-                if mine != theirs:
-                    found.append(
-                        f"{result.name} and {other.name} scored different solutions of {suite} ({len(mine):,} and "
-                        f"{len(theirs):,}, {len(mine & theirs):,} of them the same). They cannot be compared."
-                    )
-    return sorted(found)
-
-
-def _names(results: Sequence[Result]) -> str:
-    return ", ".join(result.name for result in results)
-
-
-def verdict(result: Result, curve: str) -> Verdict:
+def render_report(results: Sequence[Result], pictures: dict[str, list[Picture]]) -> str:
     """
-    Whether more candidates make a reward model's choice worse.
+    The report as a page. The same results give the same bytes.
 
     Args:
-        result ([`Result`]):
-            Results of a selection.
-        curve (`str`):
-            One of its curves that has a gap.
+        results (`Sequence[Result]`):
+            The results. See [`read_results`].
+        pictures (`dict[str, list[Picture]]`):
+            Their pictures. See [`make_pictures`].
+    """
+    groups = problem_groups(results)
+    chosen = [result for group in groups for result in group]
+    judged = [result for result in results if result.kind == "benchmark"]
+    return render(
+        "results.html.jinja",
+        title="Is my reward model being hacked?" if chosen else "How well does my reward model judge steps?",
+        names=[result.name for result in results],
+        notices=notices(results),
+        pictures=pictures,
+        chips=CHIPS,
+        margin=f"{100 * MARGIN:.0f}",
+        groups=[
+            {"num_problems": len(group[0].problems), "verdicts": list(map(_answer, group)), "picture": picture}
+            for group, picture in zip(groups, pictures["accuracy"], strict=True)
+        ],
+        suites=_suites(judged),
+        accuracy=[(f"{result.name}: accuracy", _accuracy(result)) for result in chosen],
+        gaps=_gaps(chosen),
+        calibration=list(map(_calibration, filter(has_bins, chosen))),
+        cost=_cost(chosen),
+        cost_by_n=[table for result in chosen for table in _cost_by_n(result)],
+        counts=_counts(results),
+        settings=_settings(results),
+    )
+
+
+# Tables
+
+
+def _answer(result: Result) -> dict[str, Any]:
+    source = [result.label(result.headline) if result.headline else _words(result.values["strategy"])]
+    source += [str(name) for name in (result.values.get("reward_model") or {}).values()][:1]
+    return {"name": result.name, "verdict": headline_verdict(result), "source": " · ".join(source)}
+
+
+def _accuracy(result: Result) -> Table:
+    curves = result.values["curves"]
+    numbers = sorted({point["n"] for curve in curves.values() for point in curve})
+    rows = []
+    for key, curve in curves.items():
+        points = {point["n"]: f"{percent(point['accuracy'])} ({_interval(point)})" for point in curve}
+        rows.append([result.label(key), *(points.get(n, "–") for n in numbers)])
+    return Table(["", *(f"N = {n}" for n in numbers)], rows)
+
+
+def _gaps(results: Sequence[Result]) -> Table:
+    head = ["", "chosen by", "gap, points", "95 % interval", "best smaller N", "accuracy there", "largest N"]
+    rows = []
+    for result in results:
+        for curve, gap in result.values["hacking_gap"].items():
+            points = {point["n"]: percent(point["accuracy"]) for point in result.values["curves"][curve]}
+            smaller = ["–", "–", "–"]  # there is only one N
+            if gap["loss"] is not None:
+                smaller = [points_between(gap["low"], gap["high"]), str(gap["from_n"]), points[gap["from_n"]]]
+            rows.append(
+                [
+                    result.name,
+                    result.label(curve),
+                    f"{100 * gap['gap']:.1f}" if gap["gap"] > 0 else "none",
+                    *smaller,
+                    str(gap["largest_n"]),
+                    points[gap["largest_n"]],
+                    CHIPS[verdict(result, curve).answer],
+                ]
+            )
+    return Table([*head, "accuracy there", ""], rows)
+
+
+def _calibration(result: Result) -> tuple[str, Table]:
+    bins = result.values["calibration"]["bins"]
+    return (
+        f"{result.name}: expected calibration error {binned_calibration_error(bins):.3f}",
+        calibration_table(bins),
+    )
+
+
+def calibration_table(bins: Sequence[dict[str, Any]]) -> Table:
+    """Bins of scores, with the share of right solutions in each."""
+    rows = [
+        [
+            f"{one['low']:g} to {one['high']:g}",
+            f"{one['count']:,}",
+            "–" if one["mean_score"] is None else f"{one['mean_score']:.3f}",
+            percent(one["share_right"]),
+        ]
+        for one in bins
+    ]
+    return Table(["score", "solutions", "mean score", "right"], rows)
+
+
+def _suites(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Each suite: the results side by side where they scored the same solutions, and all numbers of each."""
+    found = []
+    for suite in dict.fromkeys(suite for result in results for suite in result.values["suites"]):
+        group = [result for result in results if suite in result.values["suites"]]
+        comparable = len(group) > 1 and len({result.solutions[suite] for result in group}) == 1
+        found.append(
+            {
+                "name": suite,
+                "side_by_side": _side_by_side(group, suite) if comparable else None,
+                "results": [{"name": result.name, **_suite(result.values["suites"][suite])} for result in group],
+            }
+        )
+    return found
+
+
+def _side_by_side(results: Sequence[Result], suite: str) -> Table:
+    """The metric of a suite, with its interval, for each result."""
+    suites = [result.values["suites"][suite] for result in results]
+    metric = suites[0]["metric"]
+    cells = [
+        {
+            label: "–" if values[metric] is None else f"{percent(values[metric])} ({_interval(values)})"
+            for label, values in _parts(found)
+        }
+        for found in suites
+    ]
+    names = dict.fromkeys(name for column in cells for name in column)
+    rows = [[name, *(column.get(name, "–") for column in cells)] for name in names]
+    return Table([_words(metric), *(result.name for result in results)], rows)
+
+
+def _interval(values: dict[str, Any]) -> str:
+    """An interval in percent, without percent signs."""
+    return "–" if values["low"] is None else f"{100 * values['low']:.1f} to {100 * values['high']:.1f}"
+
+
+def _parts(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Averages and subsets of a suite with their names."""
+    averages = [(f"average, {name}", values) for name, values in found["averages"].items()]
+    return averages + list(found["subsets"].items())
+
+
+def _suite(found: dict[str, Any]) -> dict[str, Any]:
+    """All numbers of a suite, and where they come from."""
+    metric, parts = found["metric"], _parts(found)
+    others = list(dict.fromkeys(key for _, values in parts for key in values if key not in (metric, "low", "high")))
+
+    def shown(key: str, value: float | None) -> str:
+        return f"{value:,.0f}" if key.startswith("num_") and value is not None else percent(value)
+
+    rows = [
+        [name, percent(values[metric]), _interval(values), *(shown(key, values.get(key)) for key in others)]
+        for name, values in parts
+    ]
+    words = [
+        f"Data: {', '.join(found['sources'])}, scored in {found['seconds']:,.1f} seconds.",
+        f"Threshold {found['threshold']:g}; what counts is the average {found['main']!r}.",
+    ]
+    tuned = found["tuned"]
+    if tuned and tuned["threshold"] is not None:
+        words.append(
+            f"Threshold {tuned['threshold']:.3g}, the best on {tuned['num_validation']:,} other solutions, gives "
+            f"{percent(tuned['rest'])} on the {tuned['num_rest']:,} left, where {found['threshold']:g} gives "
+            f"{percent(tuned['rest_untuned'])}."
+        )
+    steps = found["steps"]
+    words += [f"{key.upper()} of all labelled steps: {steps[key]:.3f}." for key in ("auroc", "ece") if key in steps]
+    return {
+        "table": Table(["", _words(metric), "95 % interval", *map(_words, others)], rows),
+        "words": " ".join(words),
+    }
+
+
+def _cost(results: Sequence[Result]) -> Table | None:
+    """Seconds, tokens and calls of policy and scorer."""
+    costs = [
+        _flat({key: value for key, value in (result.values.get("cost") or {}).items() if value}) for result in results
+    ]
+    if not any(costs):
+        return None
+    rows, totals = _rows(costs), []
+    for cost in costs:
+        seconds = [value for name, value in cost.items() if "seconds" in name]
+        # unknown if one part is unknown, as in samples of a run that was killed once
+        totals.append(_number(None if None in seconds else sum(seconds)))
+    return Table(["", *(result.name for result in results)], [*rows, ["all seconds", *totals]])
+
+
+def _cost_by_n(result: Result) -> list[tuple[str, Table]]:
+    """A search runs once for each N. Its points hold the cost next to the accuracy."""
+    tables = []
+    for curve in result.values["curves"].values():
+        costs = [{name: value for name, value in point.items() if name not in POINT} for point in curve]
+        if any(costs):
+            head = ["", *(f"N = {point['n']}" for point in curve)]
+            tables.append((f"{result.name}: cost of each N", Table(head, _rows(costs))))
+    return tables
+
+
+def _counts(results: Sequence[Result]) -> Table:
+    """What was counted and left out."""
+    found = []
+    for result in results:
+        if result.kind == "selection":
+            parts = {"": result.values["counts"], "solutions ": result.values.get("solutions", {})}
+        else:
+            parts = {f"{suite}, ": values["counts"] for suite, values in result.values["suites"].items()}
+        found.append({prefix + name: number for prefix, counts in parts.items() for name, number in counts.items()})
+    return Table(["", *(result.name for result in results)], _rows(found))
+
+
+def _rows(columns: Sequence[dict[str, float]]) -> list[list[str]]:
+    """Rows of a table from its columns, with a dash where one has no such number."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [[_words(name), *(_number(column.get(name)) for column in columns)] for name in names]
+
+
+def _settings(results: Sequence[Result]) -> Table:
+    """Settings and versions side by side. Rows that differ between results of one kind are marked."""
+    keys = ("strategy", "reward_model", "policy", "settings", "seed", "versions", "date")
+    columns = [
+        {
+            name: "–" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            for name, value in _flat({key: result.values.get(key) for key in keys}).items()
+        }
+        for result in results
+    ]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
+    kinds = [[i for i, result in enumerate(results, 1) if result.kind == kind] for kind in ("selection", "benchmark")]
+    marked = {i for i, row in enumerate(rows) if any(len({row[place] for place in kind}) > 1 for kind in kinds)}
+    return Table(["", *(result.name for result in results)], rows, frozenset(marked), "settings")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with the names joined."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name} ") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+
+
+# Pictures
+
+
+def make_pictures(results: Sequence[Result]) -> dict[str, list[Picture]]:
+    """
+    Draw the pictures of the report.
+
+    Args:
+        results (`Sequence[Result]`):
+            The results. See [`read_results`].
 
     Returns:
-        [`Verdict`]: That of [`hacking_verdict`], with how the curve compares with votes and with no selection among its reasons.
+        `dict[str, list[Picture]]`: By section, in the order of the page. `"accuracy"` has one for each group of results of the same
+        problems.
     """
-    points = result.values["curves"][curve]
-    found = hacking_verdict(result.values["hacking_gap"][curve], points)
-    return replace(found, reasons=[*found.reasons, *_beside(result, curve, points[-1])])
+    groups = problem_groups(results)
+    drawn = [result for group in groups for result in group]
+    several = [result for result in drawn if sum("/" in key for key in result.values["curves"]) > 1]
+    calibrated = {result.name: result.values["calibration"]["bins"] for result in drawn if has_bins(result)}
+    scored = [(result, kind) for result in results for kind in result.scores]
+    return {
+        "accuracy": [accuracy_picture(group, number) for number, group in enumerate(groups, start=1)],
+        "curves": [ways_picture(result, number) for number, result in enumerate(several, start=1)],
+        "calibration": [reliability_picture(calibrated)] if calibrated else [],
+        "scores": [scores_picture(result, kind, number) for number, (result, kind) in enumerate(scored, start=1)],
+    }
 
 
-def _beside(result: Result, curve: str, last: dict[str, Any]) -> list[str]:
-    """How the last point of a curve stands beside N = 1 and beside the vote."""
-    found = []
-    first = result.values["curves"][curve][0]
-    if first["n"] == 1 and last["n"] > 1:
-        found.append(f"{_compare(last, first)} one candidate ({percent(first['accuracy'])}).")
-    for point in result.values["curves"].get("majority_vote", ()):
-        if point["n"] == last["n"]:
-            found.append(f"{_compare(last, point)} majority vote at N = {point['n']} ({percent(point['accuracy'])}).")
-    return found
+def accuracy_picture(group: Sequence[Result], number: int) -> Picture:
+    """Accuracy over N of the headline curve of each result. `number` makes its name unique among the groups."""
+    curves = [
+        (f"{result.name}: {result.label(result.headline)}", result.values["curves"][result.headline])
+        for result in group
+        if result.headline
+    ]
+    title = "Accuracy over the number of candidates N, with 95 % intervals"
+    return band_picture(f"accuracy-{number}", title, curves, baselines(group))
 
 
-def _compare(point: dict[str, Any], other: dict[str, Any]) -> str:
-    if point["low"] > other["high"]:
-        return "Above"
-    if point["high"] < other["low"]:
-        return "Below"
-    return "Not told apart from"
+def ways_picture(result: Result, number: int) -> Picture:
+    """Every way to choose of one result: a colour for each aggregate, hollow markers for votes."""
+    keys = [key for key in result.values["curves"] if "/" in key]
+    curves = [(curve_label(key), result.values["curves"][key]) for key in keys]
+    ways = [key.partition("/")[::2] for key in keys]
+    names = list(dict.fromkeys(name for _, name in ways))
+
+    def paint(axes: "Axes", theme: Theme) -> None:
+        for (label, curve), (method, name) in zip(curves, ways, strict=True):
+            color = theme.curves[names.index(name) % len(theme.curves)]
+            is_first = method == ways[0][0]
+            axes.plot(
+                *columns(curve),
+                color=color,
+                marker=MARKERS[names.index(name) % len(MARKERS)],
+                markersize=5,
+                markerfacecolor=color if is_first else theme.page,
+                linewidth=2 if is_first else 1,
+                label=shown_label(label),
+            )
+
+    return curves_picture(
+        f"curves-{number}", f"{result.name}: every way to choose", curves, baselines([result]), paint
+    )
 
 
-def curve_label(name: str) -> str:
-    """
-    The name of a curve as it is read.
+def scores_picture(result: Result, kind: str, number: int) -> Picture:
+    """Two histograms of shares: scores of right solutions or steps above the axis, scores of wrong ones below it."""
+    right, wrong = result.scores[kind]["right"], result.scores[kind]["wrong"]
 
-    Example:
+    def mean(scores: Sequence[float]) -> str:
+        return f", mean {sum(scores) / len(scores):.3f}" if scores else ""
 
-    ```python
-    >>> curve_label("weighted_vote/min")
-    'weighted vote, min'
-    ```
-    """
-    return BASELINES.get(name, name.replace("_", " ").replace("/", ", "))
+    def paint(axes: "Axes", theme: Theme) -> None:
+        for scores, name, color, sign in ((right, "right", theme.right, 1), (wrong, "wrong", theme.wrong, -1)):
+            counts = [0] * NUM_BINS
+            for score in scores:
+                counts[min(int(score * NUM_BINS), NUM_BINS - 1)] += 1
+            edges = [i / NUM_BINS for i in range(NUM_BINS)]
+            shares = [sign * 100 * (count / max(len(scores), 1)) for count in counts]
+            label = f"{name}: {len(scores):,}{mean(scores)}"
+            axes.bar(edges, shares, 0.9 / NUM_BINS, align="edge", color=color, label=label)
+        axes.axhline(0, color=theme.quiet, linewidth=1)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("score")
+        axes.set_ylabel("share of each, %")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+        legend(axes, theme)
 
-
-def baselines(group: Sequence[Result]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Votes and pass@N of results that are drawn together, each curve once: results that share their candidates share these."""
-    found: list[tuple[str, list[dict[str, Any]]]] = []
-    for key, label in BASELINES.items():
-        curves: list[tuple[str, list[dict[str, Any]]]] = []
-        for result in group:
-            curve = result.values["curves"].get(key)
-            if curve and all(curve != other for _, other in curves):
-                curves.append((result.name, curve))
-        found += [(label if len(curves) == 1 else f"{label}, {name}", curve) for name, curve in curves]
-    return found
-
-
-def expected_calibration_error(bins: Sequence[dict[str, Any]]) -> float | None:
-    """Mean distance between score and share of right ones over the bins, weighted by their counts."""
-    filled = [one for one in bins if one["count"]]
-    total = sum(one["count"] for one in filled)
-    if not total:
-        return None
-    return sum(one["count"] * abs(one["mean_score"] - one["share_right"]) for one in filled) / total
-
-
-def has_bins(result: Result) -> bool:
-    """Whether a selection has a calibration to show."""
-    bins = (result.values.get("calibration") or {}).get("bins") or ()
-    return any(one["count"] for one in bins)
+    text = f"Scores of {kind}, {result.name}: {len(right):,} right{mean(right)}, {len(wrong):,} wrong{mean(wrong)}."
+    return draw(f"scores-{number}", f"{result.name}: scores of {kind}", text, paint)

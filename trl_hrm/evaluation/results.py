@@ -1,6 +1,5 @@
-"""The folder of results: the judged candidates, the numbers made of them, and, while it is being made, parts to go on from."""
+"""The folder of results: scored and graded candidates, `results.json`, and, until these are complete, parts to resume from."""
 
-import fcntl
 import heapq
 import json
 import os
@@ -11,9 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..io import replacing, write_json
-from ..search.log import shard_name
-from .pool import PoolProblem, from_row, to_row
+from ..data.candidates import ProblemCandidates
+from ..io import AppendedLines, changed_settings, replacing, write_json
+from ..search.outcomes import describe_outcomes
+from ..search.run_folder import shard_name
+from .reward_hacking import gap_words, hacking_verdict
 
 
 RESULTS = "results.json"
@@ -44,17 +45,19 @@ class Results:
         num_problems (`int`):
             Number of problems that the curves are about.
         counts (`dict[str, int]`):
-            What was left out or could not be judged, by reason.
+            What was left out or could not be scored or graded, by reason.
         solutions (`dict[str, int]`):
-            How the solutions end. See [`count_outcomes`]. Of a run read again, its candidates with the answers found here.
+            How the solutions end. See [`count_outcomes`]. For a run that is read again, its candidates with the answers found here.
         warnings (`list[str]`):
-            Warnings: most solutions are useless, references are unreadable.
+            Warnings, for example of unreadable references.
         n (`list[int]`), curves, hacking_gap, calibration:
             See [`Curves`].
         intervals (`dict[str, Any]`):
             Confidence and methods of the intervals.
         cost (`dict[str, Any]`):
             Seconds, tokens and calls of the policy and of the scorer, and the seconds of the rest.
+        output_dir (`str`, *optional*):
+            Folder of the results. It is not written to the file.
     """
 
     strategy: str
@@ -74,6 +77,10 @@ class Results:
     solutions: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
+    output_dir: str | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return f"{format_results(self)}\nNext: trl-hrm report {self.output_dir} --output report.html"
 
 
 def check_results(folder: Path, overwrite: bool) -> None:
@@ -90,40 +97,74 @@ def candidates_name(n: int) -> str:
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Write `results.json`, which is there whole or not at all. Candidates that earlier results had beside those of these go."""
+    """Write `results.json` as a whole or not at all, and remove the candidates of earlier results."""
     names = [CANDIDATES] if results.strategy == "best_of_n" else map(candidates_name, results.n)
     for name in {path.name for path in folder.iterdir() if _CANDIDATES.fullmatch(path.name)} - set(names):
         (folder / name).unlink()
-    write_json(folder / RESULTS, asdict(results))
+    results.output_dir = str(folder)
+    values = asdict(results)
+    del values["output_dir"]
+    write_json(folder / RESULTS, values)
 
 
 def load_results(folder: str | Path) -> Results:
     """
-    What [`write_results`] wrote.
+    Return what [`write_results`] wrote.
 
     Raises:
-        `FileNotFoundError`: If there are no results in the folder.
+        `FileNotFoundError`: If the folder holds no results.
     """
     path = Path(folder) / RESULTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file, expected the --output_dir of trl-hrm best-of-n.")
-    return Results(**json.loads(path.read_text(encoding="utf-8")))
+    return Results(**json.loads(path.read_text(encoding="utf-8")), output_dir=str(folder))
 
 
-def write_candidates(folder: Path, problems: Iterable[PoolProblem], name: str = CANDIDATES) -> None:
-    """Write judged problems, one row each, to a file that is there whole or not at all. Results of an earlier one go first."""
+def format_results(results: Results) -> str:
+    """Return the curves as a table in percent with their intervals, the verdicts on reward hacking, and what was left out."""
+    width = max(map(len, results.curves)) + 2
+    lines = [
+        f"accuracy in percent and 95 % intervals over {results.num_problems:,} problems",
+        "N".ljust(width) + "".join(f"{n:>12}" for n in results.n),
+    ]
+    for name, points in results.curves.items():
+        lines.append(name.ljust(width) + "".join(f"{100 * point['accuracy']:>12.1f}" for point in points))
+        intervals = (f"{100 * point['low']:.1f}-{100 * point['high']:.1f}" for point in points)
+        lines.append(" " * width + "".join(f"{interval:>12}" for interval in intervals))
+    for name, gap in results.hacking_gap.items():
+        verdict = hacking_verdict(gap, results.curves[name])
+        lines.append(f"hacking gap of {name}: {gap_words(gap)}. {verdict.words}")
+    counted = {name: count for name, count in results.counts.items() if count and name != "num_candidates"}
+    if counted:
+        lines.append("counted: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counted.items()))
+    given = results.counts.get("problems_with_given_grades")
+    if given:
+        lines.append(f"the grades of {given:,} problems were given with their candidates and are used as they are")
+    if results.solutions:
+        lines.append(describe_outcomes(results.solutions))
+    lines += [f"warning: {warning}" for warning in results.warnings]
+    if not given and results.counts["candidates_without_answer"] == results.counts.get("num_candidates"):
+        lines.append(
+            "warning: no solution states an answer, so that all accuracies are 0. Do --extractors read what the policy writes, and "
+            "does it have the tokens to come to an end?"
+        )
+    return "\n".join(lines)
+
+
+def write_candidates(folder: Path, problems: Iterable[ProblemCandidates], name: str = CANDIDATES) -> None:
+    """Write scored and graded problems, one row each, to a file that is there whole or not at all. Results of an earlier one go first."""
     with replacing(folder / name) as file:
         for problem in problems:
-            file.write(json.dumps(to_row(problem), ensure_ascii=False) + "\n")
+            file.write(json.dumps(problem.to_row(), ensure_ascii=False) + "\n")
         (folder / RESULTS).unlink(missing_ok=True)
 
 
-def load_candidates(folder: str | Path, name: str = CANDIDATES) -> Iterator[PoolProblem]:
+def load_candidates(folder: str | Path, name: str = CANDIDATES) -> Iterator[ProblemCandidates]:
     """The problems that [`write_candidates`] wrote."""
     path = Path(folder) / name
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
-            yield from_row(json.loads(line), f"{path}:{number}")
+            yield ProblemCandidates.from_row(json.loads(line), f"{path}:{number}")
 
 
 def reopen_part(folder: Path, shard: int, num_shards: int) -> None:
@@ -138,7 +179,7 @@ def reopen_part(folder: Path, shard: int, num_shards: int) -> None:
 
 class Part:
     """
-    The judged problems of one process, block by block in a file of JSON lines: killed at any moment, at most one block is lost.
+    The scored and graded problems of one process, block by block in a file of JSON lines: killed at any moment, at most one block is lost.
 
     The file is `partial-00000-of-00001.jsonl` until its last block is written, then `part-00000-of-00001.jsonl`, until it is gone on
     with: see [`reopen_part`].
@@ -167,14 +208,26 @@ class Part:
         self.num_blocks = 0
         folder.mkdir(parents=True, exist_ok=True)
         reopen_part(folder, shard, num_shards)
-        self._open(overwrite)
+        self._lines = AppendedLines(self.path)
+        with open(self.path, "rb") as lines:
+            num_blocks = sum(1 for _ in lines) - 1
+        found = read_header(self.path)
+        if found == self.header:
+            self.num_blocks = num_blocks
+        elif num_blocks < 1 or overwrite:
+            self._lines.clear()
+            self._lines.append(self.header)
+        else:
+            self.close()
+            raise ValueError(
+                f"{self.path}: this run was started with other settings: "
+                f"{'; '.join(changed_settings(found or {}, self.header))}. Start with the same settings to resume, pass "
+                "--overwrite to start again, or name another --output_dir."
+            )
 
     def append(self, block: dict[str, Any]) -> None:
         """Write one block."""
-        line = json.dumps(block, ensure_ascii=False).encode() + b"\n"
-        written = 0
-        while written < len(line):
-            written += self._file.write(line[written:])
+        self._lines.append(block)
         self.num_blocks += 1
 
     def finish(self) -> None:
@@ -184,38 +237,13 @@ class Part:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._lines.close()
 
     def __enter__(self) -> "Part":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _open(self, overwrite: bool) -> None:
-        self._file = open(self.path, "a+b", buffering=0)  # no block waits in a buffer
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            whole = _whole_lines(self.path) if self._goes_on(overwrite) else []
-        except BlockingIOError as error:
-            self._file.close()
-            raise BlockingIOError(
-                error.errno, f"{self.path}: another process writes to it. Wait for it, or name another --output_dir"
-            ) from error
-        except ValueError:
-            self._file.close()
-            raise
-        self._file.truncate(sum(whole))  # a kill may have torn the last line
-        self.num_blocks = max(len(whole) - 1, 0)
-        if not whole:
-            self._file.write(json.dumps(self.header).encode() + b"\n")
-
-    def _goes_on(self, overwrite: bool) -> bool:
-        """Whether the file was begun with this header. If not, its blocks are lost if it is begun anew."""
-        found = read_header(self.path)
-        if found != self.header and len(_whole_lines(self.path)) > 1 and not overwrite:
-            raise ValueError(_other_settings(self.path, found, self.header))
-        return found == self.header
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
@@ -227,27 +255,21 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 def read_parts(
     paths: Sequence[Path], unreadable: list[dict[str, str]] | None = None
-) -> tuple[Iterator[tuple[PoolProblem, list[int | None]]], Counter]:
+) -> tuple[Iterator[tuple[ProblemCandidates, list[int | None]]], Counter]:
     """
-    The judged problems of several parts in their order, each with the classes of its answers, and the sums of what the blocks
+    The scored problems of several parts in their order, each with the classes of its answers, and the sums of what the blocks
     count. Counts, and `unreadable`, to which the problems with unreadable references are added, are complete once the problems
     are read.
     """
     counts: Counter = Counter()
     unreadable = [] if unreadable is None else unreadable
     rows = heapq.merge(*(_read_part(path, counts, unreadable) for path in paths), key=lambda row: row["place"])
-    return ((from_row(row["problem"]), row["classes"]) for row in rows), counts
+    return ((ProblemCandidates.from_row(row["problem"]), row["classes"]) for row in rows), counts
 
 
-def judged_row(place: int, problem: PoolProblem, classes: list[int | None]) -> dict[str, Any]:
-    """A judged problem in a block, under `rows`."""
-    return {"place": place, "problem": to_row(problem), "classes": classes}
-
-
-def _whole_lines(path: Path) -> list[int]:
-    """Bytes of the lines that have an end: the header and the blocks."""
-    with open(path, "rb") as lines:
-        return [len(line) for line in lines if line.endswith(b"\n")]
+def scored_row(place: int, problem: ProblemCandidates, classes: list[int | None]) -> dict[str, Any]:
+    """Return a scored and graded problem as a block has it, under `rows`."""
+    return {"place": place, "problem": problem.to_row(), "classes": classes}
 
 
 def _read_part(path: Path, counts: Counter, unreadable: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
@@ -258,17 +280,3 @@ def _read_part(path: Path, counts: Counter, unreadable: list[dict[str, str]]) ->
             counts.update(block["counts"])
             unreadable += block.get("unreadable_references", ())
             yield from block["rows"]
-
-
-def _other_settings(path: Path, found: dict[str, Any], asked: dict[str, Any]) -> str:
-    changed = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
-    shown = "; ".join(f"{name} was {_shown(found.get(name))} and is {_shown(asked.get(name))}" for name in changed)
-    return (
-        f"{path}: begun with other settings: {shown}. Start with the same ones to go on, pass --overwrite to begin anew, or name "
-        "another --output_dir."
-    )
-
-
-def _shown(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

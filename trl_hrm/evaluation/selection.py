@@ -12,7 +12,7 @@ from typing import Any
 
 def best_of_n(scores: Sequence[float | None], texts: Sequence[Any]) -> int:
     """
-    The solution with the highest score.
+    Return the solution with the highest score.
 
     Args:
         scores (`Sequence[float | None]`):
@@ -24,7 +24,7 @@ def best_of_n(scores: Sequence[float | None], texts: Sequence[Any]) -> int:
         `int`: Index of the solution.
 
     Raises:
-        `ValueError`: If there is no solution, the lists do not match, or a score is not a number.
+        `ValueError`: If no solutions are given, the lists do not match, or a score is not a number.
 
     Example:
 
@@ -42,7 +42,7 @@ def best_of_n(scores: Sequence[float | None], texts: Sequence[Any]) -> int:
 
 def majority_vote(classes: Sequence[Hashable | None], texts: Sequence[Any]) -> int:
     """
-    A solution of the answer that most solutions have.
+    Return a solution with the answer that most solutions have.
 
     Args:
         classes (`Sequence[Hashable | None]`):
@@ -55,7 +55,7 @@ def majority_vote(classes: Sequence[Hashable | None], texts: Sequence[Any]) -> i
         `int`: Index of the elected answer's solution with the smallest text.
 
     Raises:
-        `ValueError`: If there is no solution, or the lists do not match.
+        `ValueError`: If no solutions are given, or the lists do not match.
 
     Example:
 
@@ -69,13 +69,13 @@ def majority_vote(classes: Sequence[Hashable | None], texts: Sequence[Any]) -> i
 
 def weighted_vote(classes: Sequence[Hashable | None], scores: Sequence[float | None], texts: Sequence[Any]) -> int:
     """
-    A solution of the answer whose solutions have the highest sum of scores.
+    Return a solution with the answer whose solutions have the highest sum of scores.
 
     Args:
         classes (`Sequence[Hashable | None]`):
             See [`majority_vote`].
         scores (`Sequence[float | None]`):
-            N weights, 0 or more. A solution that could not be scored, `None`, weighs nothing.
+            N weights, 0 or more. A solution that could not be scored, `None`, has weight 0.
         texts (`Sequence`):
             See [`majority_vote`].
 
@@ -83,7 +83,7 @@ def weighted_vote(classes: Sequence[Hashable | None], scores: Sequence[float | N
         `int`: Index of the elected answer's best solution: see [`best_of_n`].
 
     Raises:
-        `ValueError`: If there is no solution, the lists do not match, or a weight is below 0 or not a number.
+        `ValueError`: If no solutions are given, the lists do not match, or a weight is below 0 or not a number.
 
     Example:
 
@@ -112,7 +112,7 @@ def weighted_vote(classes: Sequence[Hashable | None], scores: Sequence[float | N
 
 def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
     """
-    The probability that at least one of n solutions, drawn from `num_samples` without replacement, is right: the unbiased
+    Return the probability that at least one of n solutions, drawn from `num_samples` without replacement, is right: the unbiased
     estimator 1 - C(num_samples - num_right, n) / C(num_samples, n) of [Chen et al.](https://huggingface.co/papers/2107.03374),
     computed in whole numbers and rounded once.
 

@@ -10,6 +10,7 @@ Grade(correct=True, status='graded')
 ```
 """
 
+from .comparison import Grade, judge
 from .extraction import (
     DEFAULT_EXTRACTORS,
     EXTRACTORS,
@@ -20,7 +21,6 @@ from .extraction import (
     without_thinking_tags,
 )
 from .grader import AnswerGrader, GraderError
-from .judging import Grade, judge
 
 
 __all__ = [

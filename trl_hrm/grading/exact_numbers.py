@@ -176,14 +176,10 @@ def _in_base(match: re.Match) -> Number | None:
     return Number(Fraction(value), figure=Fraction(digits) if digits.isdigit() else Fraction(0))
 
 
-def _degrees(match: re.Match) -> Number:
-    return Number(sum((Fraction(part) / 60**i for i, part in enumerate(match.groups(default="0"))), Fraction(0)))
-
-
 # In this order: the first that fits is the longest.
 _NUMERALS: tuple[tuple[re.Pattern, Callable[[re.Match], Number | None]], ...] = (
     (REPEATING_DECIMAL, lambda match: Number(repeating_value(match))),
-    (_DEGREES, _degrees),
+    (_DEGREES, lambda match: Number(sum(Fraction(part) / 60**i for i, part in enumerate(match.groups("0"))))),
     (BASE_NUMERAL, _in_base),
     (_FRACTION, lambda match: _quotient(*filter(None, match.groups()))),
     (_SLASH, lambda match: _quotient(*match.groups())),
@@ -230,8 +226,12 @@ def spelled_number(text: str) -> tuple[Fraction, int] | None:
             if name not in _SMALL:
                 break
         scale = _SCALES.get(name if current is None else name.removesuffix("s"))
-        if name in _SMALL and _continues(current or 0, _SMALL[name]):
-            current = (current or 0) + _SMALL[name]
+        before = current or 0
+        # "twenty one" and "hundred five", but not "one two"
+        if name in _SMALL and (
+            before % 100 == 0 or (before % 10 == 0 and before % 100 >= 20 and 0 < _SMALL[name] < 10)
+        ):
+            current = before + _SMALL[name]
         elif scale:
             current = (1 if current is None else current) * scale
             if scale >= 1000:
@@ -248,11 +248,6 @@ def spelled_number(text: str) -> tuple[Fraction, int] | None:
     if denominator and (whole is not None or part[1].lower() == "half"):
         return Fraction(1 if whole is None else whole, denominator), part.end()
     return None if whole is None or position == (article and article.end()) else (Fraction(whole), position)
-
-
-def _continues(before: int, value: int) -> bool:
-    """Whether `value` may follow: "twenty one" and "hundred five", but not "one two"."""
-    return before % 100 == 0 or (before % 10 == 0 and before % 100 >= 20 and 0 < value < 10)
 
 
 def chinese_number(text: str) -> Fraction | None:

@@ -107,22 +107,19 @@ def _first_statement(text: str) -> str:
         return last_box(text)
     kept: list[str] = []
     for line in text.strip().splitlines():
-        is_open = kept and (_DANGLING.search(kept[-1]) or _is_open_formula("\n".join(kept)))
-        if kept and not is_open:
+        before = "\n".join(kept)
+        is_open_formula = (
+            before.count("$$") % 2 == 1
+            or before.count("\\[") > before.count("\\]")
+            or before.count("\\begin{") > before.count("\\end{")
+        )
+        if kept and not (is_open_formula or _DANGLING.search(kept[-1])):
             begins_anew = not line.strip() or len(_PROSE_WORD.findall(line)) >= 3
             if begins_anew and not re.match(r"\s*(?:or|and)\b", line):
                 break
         if line.strip():
             kept.append(line)
     return _REASON.split("\n".join(kept), maxsplit=1)[0]
-
-
-def _is_open_formula(text: str) -> bool:
-    return (
-        text.count("$$") % 2 == 1
-        or text.count("\\[") > text.count("\\]")
-        or text.count("\\begin{") > text.count("\\end{")
-    )
 
 
 def last_box(text: str) -> str:

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from queue import SimpleQueue
 from typing import Any
 
-from .judging import RULES_VERSION, Grade, judge
+from .comparison import RULES_VERSION, Grade, judge
 
 
 logger = logging.getLogger(__name__)

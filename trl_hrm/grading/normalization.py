@@ -20,6 +20,7 @@ FUNCTION_NAMES = rf"arc(?:{TRIGONOMETRIC})|a(?:sin|cos|tan)|(?:{TRIGONOMETRIC})h
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣʸ", "0123456789+-=()nixy", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₙₓᵢⱼₖₘ", "0123456789+-=()aenxijkm", strict=True))
+_PLAIN_SCRIPTS = str.maketrans(_SUPERSCRIPTS | _SUBSCRIPTS)
 _SCRIPTS = re.compile(f"([{''.join(_SUPERSCRIPTS)}]+)|([{''.join(_SUBSCRIPTS)}]+)")
 _COMMANDS = {
     "times": "×", "cdot": "·⋅∙", "ne": "≠", "le": "≤⩽≦", "ge": "≥⩾≧", "approx": "≈", "infty": "∞", "pm": "±", "mp": "∓",
@@ -93,8 +94,10 @@ def clean(text: str) -> str:
     """
     text = _SPECIAL_TOKEN.sub(" ", text)
     text = re.sub("([²³⁴⁵])√", lambda match: rf"\sqrt[{_SUPERSCRIPTS[match[1]]}] ", text)
-    text = _SCRIPTS.sub(_write_script, text)
-    text = _VULGAR_FRACTIONS.sub(_write_fraction, text)
+    text = _SCRIPTS.sub(lambda match: f"{'^' if match[1] else '_'}{{{match.group().translate(_PLAIN_SCRIPTS)}}}", text)
+    text = _VULGAR_FRACTIONS.sub(
+        lambda match: f" {_latex_fraction(Fraction(unicodedata.numeric(match.group())).limit_denominator(10))}", text
+    )
     # NFKC makes full-width and mathematical letters plain, and shows what stands for a character of the table.
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
     text = _COLORS.sub("", _SIZES.sub("", text)).replace(r"\%", "%")
@@ -118,14 +121,8 @@ def clean(text: str) -> str:
     return _CLAUSE.sub("", _SIGN_WORD.sub(lambda match: "-" if match[1] else "", text))
 
 
-def _write_script(match: re.Match) -> str:
-    mark, table = ("^", _SUPERSCRIPTS) if match[1] else ("_", _SUBSCRIPTS)
-    return mark + "{" + "".join(table[character] for character in match.group()) + "}"
-
-
-def _write_fraction(match: re.Match) -> str:
-    value = Fraction(unicodedata.numeric(match.group())).limit_denominator(10)
-    return rf" \frac{{{value.numerator}}}{{{value.denominator}}}"
+def _latex_fraction(value: Fraction) -> str:
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 # Brackets and lists --------------------------------------------------------------------------------------------------
@@ -235,32 +232,17 @@ def to_latex(text: str) -> str:
         text (`str`):
             A formula after [`clean`].
     """
-    text = REPEATING_DECIMAL.sub(_write_repeating, text)
-    text = BASE_NUMERAL.sub(_write_in_base_ten, text)
+    text = REPEATING_DECIMAL.sub(lambda match: _latex_fraction(repeating_value(match)), text)
+    text = BASE_NUMERAL.sub(lambda match: match.group() if base_value(match) is None else str(base_value(match)), text)
     for pattern, written in _REWRITES:
         text = pattern.sub(written, text)
-    text = _FUNCTION.sub(_write_function, text)
+    text = _FUNCTION.sub(lambda match: f"\\{_RENAMED.get(match[match.lastindex], match[match.lastindex])} ", text)
     text = _brace_arguments(text)
     if re.search(rf"\\(?:{TRIGONOMETRIC})(?![a-zA-Z])", text):
         text = _DEGREES.sub(r"(\\frac{\\pi \1}{180})", text)
     else:
         text = _DEGREES.sub(r"\1", text)
     return re.sub(r"(?<=\{) | (?=\})", "", " ".join(text.split()))
-
-
-def _write_repeating(match: re.Match) -> str:
-    value = repeating_value(match)
-    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
-
-
-def _write_function(match: re.Match) -> str:
-    name = next(filter(None, match.groups()))
-    return "\\" + _RENAMED.get(name, name) + " "
-
-
-def _write_in_base_ten(match: re.Match) -> str:
-    value = base_value(match)
-    return match.group() if value is None else str(value)
 
 
 _ARGUMENT = re.compile(

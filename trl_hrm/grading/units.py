@@ -67,7 +67,10 @@ def read_unit(text: str) -> frozenset[tuple[str, int]] | None:
     text = re.sub(r"\\mu\s*(?=[a-zA-Z])", "μ", text.strip())
     while position < len(text):
         token = _TOKEN.match(text, position)
-        unit = token and (_UNITS.get(token["name"]) or _named(token["name"].lower()))
+        unit = token and _UNITS.get(token["name"])
+        if token and not unit:
+            word = token["name"].lower()
+            unit = _NAMES.get(word) or _NAMES.get(word.removesuffix("s")) or _NAMES.get(word.removesuffix("es"))
         if not unit:
             return None
         divides = token["joint"] not in (None, *r"*.-", r"\cdot")
@@ -77,7 +80,3 @@ def read_unit(text: str) -> frozenset[tuple[str, int]] | None:
         inverse = (inverse or divides and bool(token["open"])) and not token["close"]
         position = token.end()
     return frozenset((unit, power) for unit, power in powers.items() if power) or None
-
-
-def _named(word: str) -> str | None:
-    return _NAMES.get(word) or _NAMES.get(word.removesuffix("s")) or _NAMES.get(word.removesuffix("es"))

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 
-from ..data.raft_config import AGGREGATES
 
+AGGREGATES = ("min", "prod", "last", "mean", "max")
 
 Aggregate = str | Callable[[Sequence[float]], float]
 
 
 def aggregate(scores: Sequence[float], name: Aggregate) -> float:
     """
-    The score of a solution.
+    Return the score of a solution.
 
     Args:
         scores (`Sequence[float]`):
@@ -24,7 +24,7 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
         `float`: The score, in `[0, 1]` unless a function of your own gives another number.
 
     Raises:
-        `ValueError`: If there is no score, one that is not a number, no such aggregate, or if a function gives no number.
+        `ValueError`: If there are no scores, a score is NaN, the aggregate is unknown, or a function returns NaN.
 
     Example:
 
@@ -54,5 +54,5 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
 
 
 def aggregate_name(name: Aggregate) -> str:
-    """What an aggregate is called in results: its name, or that of the function."""
+    """Return the name of an aggregate, as results have it."""
     return getattr(name, "__name__", type(name).__name__) if callable(name) else name

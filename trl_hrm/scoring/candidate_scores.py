@@ -1,17 +1,91 @@
-"""One score per candidate solution, for many problems: a block of them at a time, so that memory does not grow with the data."""
+"""
+Scores of candidate solutions and step trees, without those that are too long for the model.
 
+Everything that scores many solutions comes through here: RAFT, best-of-N, benchmarks and step searches. What has no room in the model's
+positions gets `None` instead of a score, and does not stop the rest.
+"""
+
+import math
+import time
+from collections import Counter
 from collections.abc import Sequence
-from itertools import accumulate, compress
-from typing import Literal
+from dataclasses import replace
 
 from tqdm.auto import tqdm
 
 from ..step_tree import StepTree
 from .aggregate import aggregate
-from .paths import TreeScorer
+from .scoring_config import ScoringConfig
+from .tree_scorer import TreeScorer, check_scores, shown_prompt
 
 
 BLOCK = 64  # problems that are encoded at a time, and that move the progress bar
+
+
+def score_steps(
+    scorer: TreeScorer,
+    problems: Sequence[str],
+    candidates: Sequence[Sequence[Sequence[str]]],
+    scoring: ScoringConfig,
+    places: Sequence[Sequence[str]] | None = None,
+    counts: Counter | None = None,
+) -> list[list[list[float] | None]]:
+    """
+    Score the steps of candidate solutions, in one call of the scorer.
+
+    Args:
+        scorer ([`TreeScorer`]):
+            The reward model. Any object with its `score`, `tokenizer`, `step_format` and `max_positions`.
+        problems (`Sequence[str]`):
+            B problems.
+        candidates (`Sequence[Sequence[Sequence[str]]]`):
+            For each problem N candidates, each a list of S step texts.
+        scoring ([`ScoringConfig`]):
+            How steps are scored.
+        places (`Sequence[Sequence[str]]`, *optional*):
+            Where each candidate comes from, for error messages.
+        counts (`Counter`, *optional*):
+            Counts `candidates_too_long`, and `scorer_tokens`, `scorer_steps`, `scorer_calls` and `scorer_seconds`.
+
+    Returns:
+        `list[list[list[float] | None]]`: For each candidate the scores of its S steps in `[0, 1]`, or `None` if it has more tokens than
+        the model has positions.
+
+    Raises:
+        `ValueError`: If a score is not finite, or there is not one for each step.
+    """
+    counts = Counter() if counts is None else counts
+    scores: list[list[list[float] | None]] = [[None] * len(group) for group in candidates]
+    fitting: list[tuple[int, list[int]]] = []
+    for i, (problem, group) in enumerate(zip(problems, candidates, strict=True)):
+        members = []
+        for j, steps in enumerate(group):
+            ends, longest = path_lengths(scorer, problem, steps, range(-1, len(steps) - 1), scoring)
+            if scorer.max_positions is not None and max(longest.values()) > scorer.max_positions:
+                counts["candidates_too_long"] += 1
+                continue
+            members.append(j)
+            counts["scorer_tokens"] += ends[len(steps) - 1]
+            counts["scorer_steps"] += len(steps)
+        if members:
+            fitting.append((i, members))
+    if not fitting:
+        return scores
+    began = time.perf_counter()
+    found = scorer.score(
+        [problems[i] for i, _ in fitting],
+        [[candidates[i][j] for j in members] for i, members in fitting],
+        spans=scoring.spans,
+        combine=scoring.combine,
+    )
+    counts["scorer_seconds"] += time.perf_counter() - began
+    counts["scorer_calls"] += 1
+    for (i, members), values in zip(fitting, found, strict=True):
+        for j, step_scores in zip(members, values, strict=True):
+            where = f"prompt {shown_prompt(problems[i])}" if places is None else places[i][j]
+            check_scores(step_scores, len(candidates[i][j]), where)
+            scores[i][j] = list(step_scores)
+    return scores
 
 
 def score_candidates(
@@ -19,12 +93,11 @@ def score_candidates(
     problems: Sequence[str],
     candidates: Sequence[Sequence[Sequence[str]]],
     name: str,
-    spans: Sequence[int] = (1,),
-    combine: Literal["max", "mean"] = "max",
+    scoring: ScoringConfig,
     progress: bool = False,
 ) -> list[list[float | None]]:
     """
-    Score candidate solutions with a step reward model.
+    Return one score for each candidate solution of many problems. Memory does not grow with their number.
 
     Args:
         scorer ([`TreeScorer`]):
@@ -35,8 +108,8 @@ def score_candidates(
             For each problem N candidates, each a list of S step texts.
         name (`str`):
             How the scores of the steps become one. See [`aggregate`].
-        spans, combine:
-            How steps are scored. See [`TreeScorer.score`].
+        scoring ([`ScoringConfig`]):
+            How steps are scored.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
@@ -48,41 +121,102 @@ def score_candidates(
     with tqdm(total=len(problems), desc="Scoring", unit="problem", disable=not progress) as bar:
         for start in range(0, len(problems), BLOCK):
             block = slice(start, start + BLOCK)
-            asked, solutions = problems[block], candidates[block]
-            fitting = [
-                [fits(scorer, problem, steps, spans) for steps in group]
-                for problem, group in zip(asked, solutions, strict=True)
-            ]
-            judged = [list(compress(*pair)) for pair in zip(solutions, fitting, strict=True)]
-            some = [i for i, group in enumerate(judged) if group]
-            found = scorer.score([asked[i] for i in some], [judged[i] for i in some], spans=spans, combine=combine)
-            found = dict(zip(some, found, strict=True))
-            for i, flags in enumerate(fitting):
-                values = iter(found.get(i, ()))
-                scores.append([aggregate(next(values), name) if flag else None for flag in flags])
-            bar.update(len(asked))
+            for group in score_steps(scorer, problems[block], candidates[block], scoring):
+                scores.append([None if steps is None else aggregate(steps, name) for steps in group])
+            bar.update(len(problems[block]))
     return scores
 
 
-def solution_lengths(
-    scorer: TreeScorer, problem: str, steps: Sequence[str], spans: Sequence[int] = (1,)
-) -> tuple[int, int]:
-    """Tokens of a problem with its solution, and of the longest path to the end of a judged step, merged ones included."""
-    runs = [range(end - span, end) for span in spans if span > 1 for end in range(span, len(steps) + 1)]
-    merged = [scorer.step_format.merge(steps[run.start : run.stop]) for run in runs]
+def score_fitting(
+    scorer: TreeScorer, trees: Sequence[StepTree], scoring: ScoringConfig, counts: Counter | None = None
+) -> list[list[float | None]]:
+    """
+    Score every step of step trees in one call of the scorer, without the steps that are too long.
+
+    Args:
+        scorer ([`TreeScorer`]):
+            The reward model. Any object with its `score_trees`, `tokenizer`, `step_format` and `max_positions`.
+        trees (`Sequence[StepTree]`):
+            Trees. A step that is too long has no steps after it.
+        scoring ([`ScoringConfig`]):
+            How steps are scored.
+        counts (`Counter`, *optional*):
+            Counts `num_tokens`: for each path to an end of a tree that is scored, its tokens and the tokens of the problem.
+
+    Returns:
+        `list[list[float | None]]`: Scores of each tree, in order of its steps. `None` for a step whose path has more tokens than
+        the model has positions, also where it is judged merged with those before it.
+    """
+    limit = math.inf if scorer.max_positions is None else scorer.max_positions
+    fitting, parts = [], []
+    for tree in trees:
+        ends, longest = path_lengths(scorer, tree.prompt, tree.completions, tree.parents, scoring)
+        kept = [i for i in range(len(tree.completions)) if longest[i] <= limit]
+        fitting.append(kept)
+        if counts is not None:
+            counts["num_tokens"] += sum(ends[i] for i in set(kept) - {tree.parents[i] for i in kept})
+        if kept and len(kept) == len(tree.completions):
+            parts.append(tree)
+        elif kept:
+            places = {-1: -1} | {i: place for place, i in enumerate(kept)}
+            parts.append(
+                replace(
+                    tree,
+                    completions=[tree.completions[i] for i in kept],
+                    labels=[tree.labels[i] for i in kept],
+                    parents=[places[tree.parents[i]] for i in kept],
+                )
+            )
+    found = iter(scorer.score_trees(parts, scoring.spans, scoring.combine) if parts else ())
+    scores: list[list[float | None]] = []
+    for tree, kept in zip(trees, fitting, strict=True):
+        known = dict(zip(kept, next(found), strict=True)) if kept else {}
+        scores.append([known.get(i) for i in range(len(tree.completions))])
+    return scores
+
+
+def fits(
+    scorer: TreeScorer, problem: str, steps: Sequence[str], parents: Sequence[int], scoring: ScoringConfig
+) -> bool:
+    """Return whether every step, merged ones included, ends within the positions of the model."""
+    if scorer.max_positions is None:
+        return True
+    _, longest = path_lengths(scorer, problem, steps, parents, scoring)
+    return max(longest.values()) <= scorer.max_positions
+
+
+def path_lengths(
+    scorer: TreeScorer, problem: str, steps: Sequence[str], parents: Sequence[int], scoring: ScoringConfig
+) -> tuple[dict[int, int], dict[int, int]]:
+    """
+    Count the tokens of a problem and the steps that lead to each step.
+
+    Args:
+        scorer ([`TreeScorer`]):
+            The reward model.
+        problem (`str`):
+            The problem.
+        steps (`Sequence[str]`):
+            S step texts.
+        parents (`Sequence[int]`):
+            S indices of the step before each step, `-1` for the problem.
+        scoring ([`ScoringConfig`]):
+            How steps are scored.
+
+    Returns:
+        `tuple[dict[int, int], dict[int, int]]`: For each step, and for the problem at `-1`: tokens to its end, and tokens of the longest
+        path by which it is judged, merged steps included.
+    """
+    paths: dict[int, list[int]] = {-1: []}
+    for i, parent in enumerate(parents):
+        paths[i] = [*paths[parent], i]
+    runs = [paths[i][-span:] for i in range(len(steps)) for span in scoring.spans if 1 < span <= len(paths[i])]
+    merged = [scorer.step_format.merge([steps[i] for i in run]) for run in runs]
     prompt_ids, step_ids = scorer.step_format.encode(scorer.tokenizer, problem, [*steps, *merged])
-    before = list(accumulate(map(len, step_ids[: len(steps)]), initial=len(prompt_ids)))
-    ends = [before[run.start] + len(ids) for run, ids in zip(runs, step_ids[len(steps) :], strict=True)]
-    return before[-1], max(before + ends)
-
-
-def fits(scorer: TreeScorer, problem: str, steps: Sequence[str], spans: Sequence[int] = (1,)) -> bool:
-    """Whether every judged step, merged ones included, ends within the positions of the model."""
-    return scorer.max_positions is None or solution_lengths(scorer, problem, steps, spans)[1] <= scorer.max_positions
-
-
-def tree_fits(scorer: TreeScorer, tree: StepTree, spans: Sequence[int] = (1,)) -> bool:
-    """Whether [`fits`] holds for every path of a tree."""
-    return all(
-        fits(scorer, tree.prompt, [tree.completions[i] for i in tree.path(leaf)], spans) for leaf in tree.leaves()
-    )
+    ends = {-1: len(prompt_ids)}
+    for i, parent in enumerate(parents):
+        ends[i] = ends[parent] + len(step_ids[i])
+    longest = dict(ends)
+    for run, ids in zip(runs, step_ids[len(steps) :], strict=True):
+        longest[run[-1]] = max(longest[run[-1]], ends[parents[run[0]]] + len(ids))
+    return ends, longest

@@ -11,10 +11,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..search.engine import EngineError, EngineFatal
-from ..search.http_client import Fault, HTTPClient, Server
+from ..search.engines.base import EngineError, EngineFatal
+from ..search.engines.http import Fault, HTTPClient, Server
 from ..step_format import StepFormat
-from .paths import ChainScorer, read_text_contract
+from .tree_scorer import ChainScorer, read_text_contract
 
 
 PROBE = "Add 12 and 345: the naïve sum is 357.\n\nSo x = 357.\n"
@@ -43,7 +43,7 @@ class ServerScorer(ChainScorer):
         api_key (`str`, *optional*):
             Sent as bearer token. By default the environment variable `OPENAI_API_KEY`, if set.
         max_requests (`int`, *optional*, defaults to `64`):
-            Most requests that are open at a time.
+            Maximum number of open requests.
         timeout (`float`, *optional*, defaults to `600.0`):
             Seconds to wait for an answer, the time in the server's queue included.
         max_retries (`int`, *optional*, defaults to `5`):
@@ -128,7 +128,7 @@ class ServerScorer(ChainScorer):
     async def _ask_all(self, sequences: list[list[int]], progress: bool) -> list[torch.Tensor]:
         client = HTTPClient([self.url], lambda server: self._test(client, server), self._api_key, *self._patience)
         for server in client.servers:
-            server.url = server.url.removesuffix("/v1")  # /pooling lies beside it
+            server.url = server.url.removesuffix("/v1")  # /pooling is not below it
         slots = asyncio.Semaphore(self.max_requests)
 
         async def ask(ids: list[int]) -> torch.Tensor:
@@ -200,7 +200,7 @@ async def _nothing(server: Server) -> None:
 
 
 def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run to its end, also within a running event loop, as that of a notebook."""
+    """Run a coroutine, also where an event loop is running already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -11,7 +11,7 @@ from ..loading import load_reward_model
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
-from .paths import TreeScorer, longest_path
+from .tree_scorer import TreeScorer, longest_path
 
 
 class StepScorer(TreeScorer):

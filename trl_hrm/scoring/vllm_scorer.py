@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..step_format import StepFormat
-from .paths import ChainScorer, check_classifier, read_text_contract
+from .tree_scorer import ChainScorer, check_classifier, read_text_contract
 
 
 try:
@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f'scoring with vLLM needs vLLM, which cannot be imported ({error}). Run `pip install "trl-hrm[vllm]"`, or use '
-        "StepScorer (`--scorer transformers`)."
+        "StepScorer (`--reward_model_engine transformers`)."
     ) from error
 
 TASK = "token_classify"

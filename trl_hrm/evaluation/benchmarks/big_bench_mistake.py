@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from .process_bench import PROCESS_BENCH
-from .reading import Place, Solution, as_it_is, first_error_labels, steps_of, text_of
+from .suite import Place, Solution, as_it_is, first_error_labels, steps_of, text_of
 
 
 def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:

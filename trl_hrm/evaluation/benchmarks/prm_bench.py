@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from ...data.faults import RowError
-from .reading import Benchmark, Place, Solution, steps_of, text_of
+from .suite import Place, Solution, Suite, steps_of, text_of
 
 
 CATEGORIES = {
@@ -120,7 +120,7 @@ def prm_score(sums: np.ndarray, without_errors: bool = False) -> dict[str, np.nd
 
 
 def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Metrics of each class, of each category that has all its classes, and overall. See [`Benchmark`]."""
+    """Metrics of each class, of each category that has all its classes, and overall. See [`Suite`]."""
     names = [name for name in (*CLASSES, "correct") if name in sums]
     classes = {name: prm_score(sums[name], name in WITHOUT_ERRORS) for name in names}
     averages = {
@@ -132,7 +132,7 @@ def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.n
     return {"subsets": classes, "averages": averages | {"overall": prm_score(total)}}
 
 
-PRM_BENCH = Benchmark(
+PRM_BENCH = Suite(
     name="prmbench",
     columns=(
         "idx",

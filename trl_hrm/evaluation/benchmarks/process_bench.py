@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 
 from ...data.faults import RowError
-from .reading import Benchmark, Place, Solution, first_error_labels, steps_of, text_of
+from .suite import Place, Solution, Suite, first_error_labels, steps_of, text_of
 
 
 MR_STEP = "model_output_solution_first_error_step"
@@ -95,7 +95,7 @@ def _mr_labels(record: dict[str, Any], steps: Sequence[str], place: Place) -> li
 
 def predict_first_error(scores: Sequence[float], threshold: float) -> int:
     """
-    The first step that is judged wrong.
+    Return the first step that is judged wrong.
 
     Args:
         scores (`Sequence[float]`):
@@ -104,7 +104,7 @@ def predict_first_error(scores: Sequence[float], threshold: float) -> int:
             A step is judged wrong if its score is below it.
 
     Returns:
-        `int`: Index of the step, -1 if there is none.
+        `int`: Index of the step, -1 if no step is judged wrong.
 
     Example:
 
@@ -159,7 +159,7 @@ def process_bench_f1(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Metrics of each subset, and the means of their F1 over those where it is defined. See [`Benchmark`]."""
+    """Metrics of each subset, and the means of their F1 over those where it is defined. See [`Suite`]."""
     subsets = {name: process_bench_f1(values) for name, values in sums.items()}
     f1 = np.stack([values["f1"] for values in subsets.values()])
     rows = np.stack([values["num_with_error"] + values["num_without"] for values in subsets.values()])
@@ -179,7 +179,7 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return (np.nan_to_num(values) * weights).sum(axis=0) / weights.sum(axis=0)
 
 
-PROCESS_BENCH = Benchmark(
+PROCESS_BENCH = Suite(
     name="processbench",
     columns=("problem", "steps", "label"),
     parse=parse,

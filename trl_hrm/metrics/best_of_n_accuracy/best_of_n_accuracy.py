@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from trl_hrm.evaluation.plain_curves import plain_curves
+from trl_hrm.evaluation.curves import plain_curves
 
 
 DESCRIPTION = """

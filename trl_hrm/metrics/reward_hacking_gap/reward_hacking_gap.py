@@ -5,8 +5,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from trl_hrm.evaluation.hacking import hacking_verdict
-from trl_hrm.evaluation.plain_curves import plain_curves
+from trl_hrm.evaluation.curves import plain_curves
+from trl_hrm.evaluation.reward_hacking import hacking_verdict
 
 
 DESCRIPTION = """

@@ -9,14 +9,15 @@ from accelerate import PartialState
 from accelerate.utils import patch_environment
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..data.dialogues import content_text, problem_of
-from ..encoding import find_control_text
-from ..grading import opens_thinking, thinking_spans, visible_text, without_thinking_tags
-from ..scoring.aggregate import aggregate
-from ..scoring.candidate_scores import fits
-from ..scoring.paths import TreeScorer
-from ..scoring.scorer import StepScorer
-from ..search.steps import RULES, StepRule, cut_text, regex_rule
+from .data.problems import content_text, problem_of
+from .encoding import find_control_text
+from .grading import opens_thinking, thinking_spans, visible_text, without_thinking_tags
+from .scoring.aggregate import aggregate as aggregate_scores
+from .scoring.candidate_scores import fits
+from .scoring.scorer import StepScorer
+from .scoring.scoring_config import ScoringConfig
+from .scoring.tree_scorer import TreeScorer
+from .search.steps import RULES, StepRule, cut_text, regex_rule
 
 
 GUARDS = ("too_few_steps", "too_many_steps", "repeated_steps", "blank_steps", "too_long", "control_text")
@@ -27,8 +28,8 @@ class StepReward:
     r"""
     Reward function that judges every step of a completion with a step reward model.
 
-    A completion is cut into steps, all completions of a batch are scored in one call, those of one problem as one tree, and the
-    scores of its steps become one reward. A completion that a guard stops gets `guard_reward` and is counted; its steps are
+    A completion is cut into steps. All completions of a batch are scored in one call, completions of the same problem as one tree,
+    and the scores of the steps become one reward. A completion that a guard stops gets `guard_reward` and is counted; its steps are
     not scored.
 
     The guard `control_text` is always on. It stops a completion if a step holds a control token of the reward model, such as
@@ -44,7 +45,7 @@ class StepReward:
     ```
 
     Args:
-        reward_model (`str` or [`~scoring.paths.TreeScorer`]):
+        reward_model (`str` or [`~scoring.tree_scorer.TreeScorer`]):
             Folder or Hub repository of a checkpoint with its `step_format.json`, which is loaded whole on the device of each
             process; or a scorer, which stays where it is.
         aggregate (`str` or `Callable[[Sequence[float]], float]`, *optional*, defaults to `"min"`):
@@ -62,9 +63,9 @@ class StepReward:
         guard_reward (`float`, *optional*, defaults to `0.0`):
             Reward of a completion that a guard stops.
         min_steps (`int`, *optional*, defaults to `2`):
-            Guard `too_few_steps`: the fewest steps of a completion. One without any step is always stopped.
+            Guard `too_few_steps`: minimum number of steps of a completion. A completion without steps is always stopped.
         max_steps (`int`, *optional*, defaults to `64`):
-            Guard `too_many_steps`: the most steps of a completion. `None`: no limit.
+            Guard `too_many_steps`: maximum number of steps of a completion. `None` for no limit.
         max_repeated (`float`, *optional*, defaults to `0.25`):
             Guard `repeated_steps`: the largest share of steps that say the same as an earlier step, up to case, white space
             and the number of the step. `None`: no limit.
@@ -72,8 +73,8 @@ class StepReward:
             Guard `blank_steps`: the most pieces between two separators that have neither a letter nor a digit. Those of white
             space alone are never scored. `None`: no limit.
         max_tokens (`int`, *optional*):
-            Guard `too_long`: the most tokens of the steps, with separators, by the tokenizer of the reward model. By default
-            only what has more tokens than the reward model has positions is stopped.
+            Guard `too_long`: maximum number of tokens of the steps, with separators, by the tokenizer of the reward model. By default
+            only a completion with more tokens than the reward model has positions is stopped.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether a reasoning model's thinking is judged like the rest of a completion. By default it is left out, up to
             `</think>`, also of the guards, and a completion that only thinks has no steps. Where the chat template opens the tag in
@@ -84,7 +85,7 @@ class StepReward:
             Passed to [`StepScorer.from_pretrained`], for example `dtype="bfloat16"` or `max_length`.
 
     After a call, `metrics` (`dict[str, float]`) holds its parts: `step_score`, the mean score of the steps that were scored;
-    `num_steps`, the mean number of steps; `thinking_left_out`, the share of completions of which thinking was left out;
+    `num_steps`, the mean number of steps; `thinking_left_out`, the share of completions whose thinking was left out;
     `guarded`, the share of completions that a guard stopped; and
     `guarded/{reason}` for each guard (a completion may have several reasons). They are logged under `{name}/` where the trainer
     gives `log_metric`.
@@ -112,11 +113,27 @@ class StepReward:
         name: str = "step_reward",
         **scorer_kwargs,
     ):
-        _check(aggregate, segmentation, guard_reward, min_steps, max_steps, max_repeated, max_blank, max_tokens)
+        if isinstance(aggregate, str):
+            aggregate_scores([0.5], aggregate)  # checks the name
+        if segmentation is not None and segmentation not in RULES:
+            raise ValueError(f"segmentation is {segmentation!r}, expected one of {', '.join(RULES)}.")
+        if not math.isfinite(guard_reward):
+            raise ValueError(f"guard_reward is {guard_reward}, expected a number: TRL leaves out what is none.")
+        if min_steps < 1 or (max_steps is not None and max_steps < min_steps):
+            raise ValueError(
+                f"min_steps is {min_steps} and max_steps {max_steps}, expected 1 <= min_steps <= max_steps: a completion without "
+                "steps has nothing to judge."
+            )
+        if max_repeated is not None and not 0 <= max_repeated <= 1:
+            raise ValueError(f"max_repeated is {max_repeated}, expected a share of the steps, from 0 to 1.")
+        for limit, value, least in (("max_blank", max_blank, 0), ("max_tokens", max_tokens, 1)):
+            if value is not None and value < least:
+                raise ValueError(f"{limit} is {value}, expected {least} or more: it would stop every completion.")
         if not isinstance(reward_model, str) and scorer_kwargs:
             raise ValueError(f"{sorted(scorer_kwargs)} say how to load a reward model, but a scorer is given.")
         self.scorer = _load(reward_model, **scorer_kwargs) if isinstance(reward_model, str) else reward_model
-        self.scorer.score([], [], spans=spans, combine=combine)  # what it refuses shows before anything is sampled
+        self.scoring = ScoringConfig(spans, combine)
+        self.scorer.score([], [], spans=spans, combine=combine)  # errors show before anything is sampled
         separator = self.scorer.step_format.step_separator
         if segmentation is None:
             is_control = find_control_text(self.scorer.tokenizer, separator)
@@ -125,8 +142,6 @@ class StepReward:
             self.rule = RULES[segmentation]
         self.aggregate = aggregate
         self.problem_column = problem_column
-        self.spans = spans
-        self.combine = combine
         self.guard_reward = guard_reward
         self.min_steps = min_steps
         self.max_steps = max_steps
@@ -146,7 +161,7 @@ class StepReward:
         **columns,
     ) -> list[float | None]:
         """
-        Rewards of completions, as TRL asks for them.
+        Return the rewards of completions.
 
         Args:
             prompts (`Sequence[str]` or `Sequence[list[dict]]`):
@@ -164,8 +179,21 @@ class StepReward:
         Raises:
             `ValueError`: If a prompt has no problem, a completion is not one text, or a score or reward is not a number.
         """
-        problems = self._problems(prompts, columns)
-        texts = [_written(*pair) for pair in zip(prompts, completions, strict=True)]
+        problems: list[str | None] = []
+        if self.problem_column is None:
+            remedy = "Write the problem into a column of the dataset and name it as `problem_column`."
+            try:
+                problems += [prompt if isinstance(prompt, str) else problem_of(prompt, remedy) for prompt in prompts]
+            except ValueError as error:
+                raise ValueError(f"{self.__name__}: {error}") from error
+        elif self.problem_column in columns:
+            problems += columns[self.problem_column]
+        else:
+            raise ValueError(
+                f"{self.__name__}: problem_column is {self.problem_column!r}, and the dataset has the columns "
+                f"{sorted(name for name, value in columns.items() if isinstance(value, list))} next to the prompt. Name one of them."
+            )
+        texts = [_completion_text(*pair) for pair in zip(prompts, completions, strict=True)]
         steps = [self.steps(text) for text in texts]
         reasons = [
             [] if problem is None else self.guards(problem, text, solution)
@@ -177,10 +205,17 @@ class StepReward:
                 trees.setdefault(problem, []).append(i)
         rewards: list[float | None] = [None if problem is None else self.guard_reward for problem in problems]
         solutions = [[steps[i] for i in members] for members in trees.values()]
-        scores = self.scorer.score(list(trees), solutions, spans=self.spans, combine=self.combine) if trees else []
+        scores = []
+        if trees:
+            spans, combine = self.scoring.spans, self.scoring.combine
+            scores = self.scorer.score(list(trees), solutions, spans=spans, combine=combine)
         for members, values in zip(trees.values(), scores, strict=True):
             for i, step_scores in zip(members, values, strict=True):
-                rewards[i] = self._reward(step_scores)
+                rewards[i] = aggregate_scores(step_scores, self.aggregate)
+                if not math.isfinite(rewards[i]):  # it would make every advantage of its group NaN
+                    raise ValueError(
+                        f"{self.__name__}: the aggregate of the step scores {step_scores} is {rewards[i]}."
+                    )
         judged = [i for i, problem in enumerate(problems) if problem is not None]
         flat = [score for values in scores for step_scores in values for score in step_scores]
         self.metrics = _metrics([len(steps[i]) for i in judged], [reasons[i] for i in judged], flat)
@@ -209,7 +244,7 @@ class StepReward:
 
     def guards(self, problem: str, text: str, steps: Sequence[str]) -> list[str]:
         """
-        The guards that stop a completion.
+        Return the guards that stop a completion.
 
         Args:
             problem (`str`):
@@ -223,46 +258,22 @@ class StepReward:
             `list[str]`: Some of `GUARDS`, in their order.
         """
         text = without_thinking_tags(text) if self.keep_thinking else visible_text(text)
-        num_repeated = len(steps) - len({_content(step) for step in steps})
+        contents = {" ".join(_STEP_NUMBER.sub("", step).split()).casefold() for step in steps}
+        num_repeated = len(steps) - len(contents)
+        num_tokens = 0
+        if self.max_tokens is not None:
+            _, step_ids = self.scorer.step_format.encode(self.scorer.tokenizer, problem, steps)
+            num_tokens = sum(map(len, step_ids))
         stops = (
             len(steps) < self.min_steps,
             self.max_steps is not None and len(steps) > self.max_steps,
             self.max_repeated is not None and num_repeated > self.max_repeated * len(steps),
             self.max_blank is not None and num_blank(text, self.scorer.step_format.step_separator) > self.max_blank,
-            self._too_long(problem, steps),
+            num_tokens > (math.inf if self.max_tokens is None else self.max_tokens)
+            or not fits(self.scorer, problem, steps, range(-1, len(steps) - 1), self.scoring),
             any(self.scorer.step_format.find_markers(self.scorer.tokenizer, step) for step in steps),
         )
         return [guard for guard, stop in zip(GUARDS, stops, strict=True) if stop]
-
-    def _too_long(self, problem: str, steps: Sequence[str]) -> bool:
-        if self.max_tokens is not None:
-            _, step_ids = self.scorer.step_format.encode(self.scorer.tokenizer, problem, steps)
-            if sum(map(len, step_ids)) > self.max_tokens:
-                return True
-        return not fits(self.scorer, problem, steps, self.spans)
-
-    def _problems(self, prompts: Sequence, columns: dict[str, Any]) -> list[str | None]:
-        if self.problem_column is None:
-            return [self._problem(prompt) for prompt in prompts]
-        if self.problem_column not in columns:
-            raise ValueError(
-                f"{self.__name__}: problem_column is {self.problem_column!r}, and the dataset has the columns "
-                f"{sorted(name for name, value in columns.items() if isinstance(value, list))} beside the prompt. Name one of them."
-            )
-        return columns[self.problem_column]
-
-    def _problem(self, prompt: str | list[dict[str, Any]]) -> str:
-        try:
-            remedy = "Write the problem into a column of the dataset and name it as `problem_column`."
-            return prompt if isinstance(prompt, str) else problem_of(prompt, remedy)
-        except ValueError as error:
-            raise ValueError(f"{self.__name__}: {error}") from error
-
-    def _reward(self, scores: Sequence[float]) -> float:
-        reward = aggregate(scores, self.aggregate)
-        if not math.isfinite(reward):  # it would make every advantage of its group NaN
-            raise ValueError(f"{self.__name__}: the aggregate of the step scores {scores} is {reward}.")
-        return reward
 
 
 def separator_rule(separator: str) -> StepRule:
@@ -294,26 +305,18 @@ def num_blank(text: str, separator: str) -> int:
     return sum(not any(map(str.isalnum, piece)) for piece in pieces)
 
 
-def _content(step: str) -> str:
-    """What a step says, up to case, white space and its number."""
-    return " ".join(_STEP_NUMBER.sub("", step).split()).casefold()
-
-
-def _written(prompt: str | list[dict[str, Any]], completion: str | list[dict[str, Any]]) -> str:
+def _completion_text(prompt: str | list[dict[str, Any]], completion: str | list[dict[str, Any]]) -> str:
     """The text of a completion, after the tag with which its prompt may begin the thinking."""
-    return "<think>" * (isinstance(prompt, str) and opens_thinking(prompt)) + _completion_text(completion)
-
-
-def _completion_text(completion: str | list[dict[str, Any]]) -> str:
+    tag = "<think>" if isinstance(prompt, str) and opens_thinking(prompt) else ""
     if isinstance(completion, str):
-        return completion
+        return tag + completion
     roles = [message["role"] for message in completion]
     if roles != ["assistant"]:
         raise ValueError(
             f"a completion has messages of {roles}, expected one, of the assistant: a step reward model judges one text. "
             "Completions with calls of tools cannot be judged."
         )
-    return content_text(completion[0]["content"])
+    return tag + content_text(completion[0]["content"])
 
 
 def _metrics(num_steps: list[int], reasons: list[list[str]], scores: list[float]) -> dict[str, float]:
@@ -335,34 +338,6 @@ def _load(path_or_repo: str, **kwargs) -> StepScorer:
         )
     device = PartialState().device
     kwargs.setdefault("device_map", None if device.type == "cpu" else {"": device})
-    # with it on, FSDP expects the weights from the first rank, which sends those of the policy only
+    # with it on, FSDP expects the weights from the first rank, which only sends the weights of the policy
     with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
         return StepScorer.from_pretrained(path_or_repo, **kwargs)
-
-
-def _check(
-    name: str | Callable[[Sequence[float]], float],
-    segmentation: str | None,
-    guard_reward: float,
-    min_steps: int,
-    max_steps: int | None,
-    max_repeated: float | None,
-    max_blank: int | None,
-    max_tokens: int | None,
-) -> None:
-    if isinstance(name, str):
-        aggregate([0.5], name)
-    if segmentation is not None and segmentation not in RULES:
-        raise ValueError(f"segmentation is {segmentation!r}, expected one of {', '.join(RULES)}.")
-    if not math.isfinite(guard_reward):
-        raise ValueError(f"guard_reward is {guard_reward}, expected a number: TRL leaves out what is none.")
-    if min_steps < 1 or (max_steps is not None and max_steps < min_steps):
-        raise ValueError(
-            f"min_steps is {min_steps} and max_steps {max_steps}, expected 1 <= min_steps <= max_steps: a completion without "
-            "steps has nothing to judge."
-        )
-    if max_repeated is not None and not 0 <= max_repeated <= 1:
-        raise ValueError(f"max_repeated is {max_repeated}, expected a share of the steps, from 0 to 1.")
-    for limit, value, least in (("max_blank", max_blank, 0), ("max_tokens", max_tokens, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{limit} is {value}, expected {least} or more: it would stop every completion.")

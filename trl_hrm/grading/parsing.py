@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 
 from .exact_numbers import Number, read_number
 from .extraction import BOX, NUMBER, last_box
@@ -21,7 +22,7 @@ from .units import CURRENCY, DEGREES, read_unit
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedAnswer:
     """
     An answer. What it does not have is `None` or empty.
 
@@ -36,7 +37,7 @@ class Reading:
             The answer, or what stands around its number, as words: in lower case, without articles and punctuation.
         option (`str`, *optional*):
             Letter of a multiple-choice option.
-        value (`Reading`, *optional*):
+        value (`ParsedAnswer`, *optional*):
             What is written next to that letter.
         time (`tuple[int, str]`, *optional*):
             Time of day as minutes since midnight or noon with `"am"` or `"pm"`, or as written with `""`.
@@ -50,7 +51,7 @@ class Reading:
             Brackets of a tuple or interval, such as `"[)"`. Empty for lists and sets, whose order does not matter.
         joints (`frozenset[str]`):
             What joins the members or relations: some of `","`, `"and"`, `"or"`.
-        alternatives (`tuple[Reading, ...]`):
+        alternatives (`tuple[ParsedAnswer, ...]`):
             Other ways in which the answer writes the same value: `1/3 = 0.333`.
         is_equation (`bool`, *optional*, defaults to `False`):
             Whether it is an equation that gives no single name a value: `x + y = 5`.
@@ -65,21 +66,21 @@ class Reading:
     unit: frozenset[tuple[str, int]] | None = None
     words: str | None = None
     option: str | None = None
-    value: "Reading | None" = None
+    value: "ParsedAnswer | None" = None
     time: tuple[int, str] | None = None
     pairs: tuple[tuple[str, str], ...] = ()
     relations: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     brackets: str = ""
     joints: frozenset[str] = frozenset()
-    alternatives: "tuple[Reading, ...]" = ()
+    alternatives: "tuple[ParsedAnswer, ...]" = ()
     is_equation: bool = False
     is_ambiguous: bool = False
     is_prose: bool = False
 
     def __bool__(self) -> bool:
         """Whether there is anything to compare."""
-        return self != Reading()
+        return self != ParsedAnswer()
 
 
 # No answer is as long or as deep, and what is takes long to rewrite and parse.
@@ -90,34 +91,26 @@ _SIDE_BY_SIDE = re.compile(r"(?:[-+]?\d+(?:\.\d+)?|\(\d+\))(?:\s+\d+(?:\.\d+)?)+
 
 
 @lru_cache(maxsize=4096)
-def read(text: str) -> Reading:
+def parse_answer(text: str) -> ParsedAnswer:
     """Return what an answer says."""
     text = " ".join(text.split())
     if _PLAIN_NUMBER.fullmatch(text):
-        return Reading(number=Number(Fraction(text), rounded="." in text), formula=text)
-    if len(text) > MAX_LENGTH or _depth(text) > MAX_DEPTH:
-        return Reading()
+        return ParsedAnswer(number=Number(Fraction(text), rounded="." in text), formula=text)
+    depths = accumulate((character in "([{") - (character in ")]}") for character in text)
+    if len(text) > MAX_LENGTH or max(depths, default=0) > MAX_DEPTH:
+        return ParsedAnswer()
     # NFKC makes the full-width sign a currency again, once no `$` can be a delimiter any more.
     text = clean(_open(text.replace(r"\$", "＄")))
     if not re.search(r"[^\W_]|\{\s*\\?\}", text):
-        return Reading()
+        return ParsedAnswer()
     if _NUMBER_AND_FRACTION.fullmatch(text):  # 3 and 1/2 is 3.5, or the two numbers
         return replace(_quantity(text), alternatives=(_formula(text),))
     for reader in (_verdict, _time, _option, _quantity, _special, _pairs, _relations, _alternatives, _words):
-        if reading := reader(text):
-            return reading
+        if parsed := reader(text):
+            return parsed
     if _SIDE_BY_SIDE.fullmatch(text):
-        return Reading()
+        return ParsedAnswer()
     return _formula(text)
-
-
-def _depth(text: str) -> int:
-    """How deep brackets are nested."""
-    depth = deepest = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
 
 
 # Delimiters ----------------------------------------------------------------------------------------------------------
@@ -188,29 +181,29 @@ _PROSE = re.compile(
 _NONEXISTENT = re.compile(r"(?:(?:the )?limit )?(?:dne|d\.n\.e|does not exist|doesn't exist)", re.IGNORECASE)
 
 
-def _verdict(text: str) -> Reading | None:
+def _verdict(text: str) -> ParsedAnswer | None:
     """Yes or no, also before a reason."""
     match = _VERDICT.fullmatch(text)
-    return match and Reading(words=_CHINESE_VERDICTS.get(match[1], match[1].lower()))
+    return match and ParsedAnswer(words=_CHINESE_VERDICTS.get(match[1], match[1].lower()))
 
 
-def _time(text: str) -> Reading | None:
+def _time(text: str) -> ParsedAnswer | None:
     if half := _NAMED_TIMES.get(text.lower()):
-        return Reading(time=(0, half))
+        return ParsedAnswer(time=(0, half))
     match = _TIME.fullmatch(text) or _CLOCK.fullmatch(text)
     if not match or not int(match[1]) <= 24 or int(match[2] or 0) >= 60:
         return None
     hour, minute = int(match[1]), int(match[2] or 0)
     half = next((letter.lower() + "m" for letter in match.groups()[2:] if letter), "")
     if half or match.re is _TIME:
-        return Reading(time=(hour % 12 * 60 + minute, half)) if hour <= 12 else None
+        return ParsedAnswer(time=(hour % 12 * 60 + minute, half)) if hour <= 12 else None
     if hour in (0, 24) or hour > 12:  # 24 hours
         half = "pm" if hour > 12 and hour < 24 else "am"
         hour %= 12
-    return Reading(time=(hour % 12 * 60 + minute, half), formula=text, number=_number(text))
+    return ParsedAnswer(time=(hour % 12 * 60 + minute, half), formula=text, number=_number(text))
 
 
-def _option(text: str) -> Reading | None:
+def _option(text: str) -> ParsedAnswer | None:
     match = _NAMED_OPTION.fullmatch(text) or _OPTION.fullmatch(text)
     if not match:
         return None
@@ -219,10 +212,10 @@ def _option(text: str) -> Reading | None:
     # several answers, or a product with a letter in brackets
     if _SECOND_OPTION.search(value) or re.match(r"[+*/^_=<>]" if letter.isupper() else r"[-+*/^_=<>(]", value):
         return None
-    return Reading(option=letter.upper(), value=read(value) if value else None, formula=letter)
+    return ParsedAnswer(option=letter.upper(), value=parse_answer(value) if value else None, formula=letter)
 
 
-def _words(text: str) -> Reading | None:
+def _words(text: str) -> ParsedAnswer | None:
     plain = re.sub(
         r"(?<=[a-zA-Z]{3})\s*/\s*(?=[a-zA-Z])|(?<=[a-zA-Z])\s*/\s*(?=[a-zA-Z]{3})",
         " per ",
@@ -238,8 +231,8 @@ def _words(text: str) -> Reading | None:
     words = words_of(plain)
     numbers = NUMBER.findall(plain)
     if is_formula or len(numbers) != 1 or _NUMERALS.search(plain):
-        return Reading(words=words, is_prose=bool(is_formula), members=tuple(split_list(text)[0]))
-    return Reading(words=words, number=_number(numbers[0] + ("%" if "percent" in plain else "")))
+        return ParsedAnswer(words=words, is_prose=bool(is_formula), members=tuple(split_list(text)[0]))
+    return ParsedAnswer(words=words, number=_number(numbers[0] + ("%" if "percent" in plain else "")))
 
 
 def words_of(text: str) -> str:
@@ -272,7 +265,7 @@ def _number(text: str) -> Number | None:
     return found[0] if found and not found[1].strip() else None
 
 
-def _quantity(text: str) -> Reading | None:
+def _quantity(text: str) -> ParsedAnswer | None:
     """A number, alone or with a unit or noun after it."""
     if text[:1] == "(" and "," not in text and closing_bracket(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
@@ -283,14 +276,16 @@ def _quantity(text: str) -> Reading | None:
     number, rest = found
     unit = read_unit(currency[2] if currency else "")
     if not rest.strip():
-        return Reading(number=number, unit=unit, formula=text)
+        return ParsedAnswer(number=number, unit=unit, formula=text)
     written = read_unit(rest)
     if written:
         both = frozenset([*(unit or ()), *written])
-        return Reading(number=number, unit=both, formula=text, is_ambiguous=bool(_ATTACHED_LETTER.fullmatch(rest)))
+        return ParsedAnswer(
+            number=number, unit=both, formula=text, is_ambiguous=bool(_ATTACHED_LETTER.fullmatch(rest))
+        )
     if _NOUN.fullmatch(rest) and _WORD.search(f" {rest.strip()}") and not re.match(r"\s*(?:and|or|to|per)\b", rest):
         if not re.search(r"\b(?:or|and)\s*$", rest) and not _NUMERALS.search(rest):
-            return Reading(number=number, unit=unit, words=words_of(rest), formula=text)
+            return ParsedAnswer(number=number, unit=unit, words=words_of(rest), formula=text)
     return None
 
 
@@ -344,32 +339,32 @@ _ONE_NAME = re.compile(rf"\s*{_NAME}\s*")
 _NAMES = re.compile(rf"\s*\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\)\s*")
 
 
-def _special(text: str) -> Reading | None:
+def _special(text: str) -> ParsedAnswer | None:
     """Ratios of several numbers, sets in words, and sets by a condition on one variable: `{x | x > 3}`."""
     if _RATIO.fullmatch(text):
         first, *others = (int(part) for part in text.split(":"))
-        return Reading(members=tuple(f"{part}/{first or 1}" for part in (first, *others)), brackets="()")
+        return ParsedAnswer(members=tuple(f"{part}/{first or 1}" for part in (first, *others)), brackets="()")
     if residue := _RESIDUE.fullmatch(text):  # x \\equiv 3 \\pmod 5
         value = int(residue["value"] or residue["bare"]) % int(residue["modulus"])
-        return Reading(
+        return ParsedAnswer(
             number=Number(Fraction(value)), unit=frozenset([("mod", int(residue["modulus"]))]), formula=str(value)
         )
     if _NO_SOLUTION.fullmatch(text):
-        return Reading(formula=r"\emptyset", is_prose="set" not in text.lower())
+        return ParsedAnswer(formula=r"\emptyset", is_prose="set" not in text.lower())
     if reals := _ALL_REALS.fullmatch(text):
         without = reals["without"]
         members = without and ", ".join(split_list(without)[0])
-        return Reading(formula=rf"\mathbb{{R}}\setminus\{{{members}\}}" if members else r"\mathbb{R}")
+        return ParsedAnswer(formula=rf"\mathbb{{R}}\setminus\{{{members}\}}" if members else r"\mathbb{R}")
     parts = [_SET_BUILDER.fullmatch(part.strip()) for part in text.split(r"\cup")]
     if len(parts) > 1 and all(parts):
-        return Reading(relations=tuple(part["condition"].strip() for part in parts), joints=frozenset(["or"]))
+        return ParsedAnswer(relations=tuple(part["condition"].strip() for part in parts), joints=frozenset(["or"]))
     if (builder := _SET_BUILDER.fullmatch(text)) and re.search(r"[<>=\\]", builder["condition"]):
-        return read(builder["condition"])
+        return parse_answer(builder["condition"])
     element = _ELEMENT.match(text)
-    return element and len(split_list(text)[0]) == 1 and read(text[element.end() :]) or None
+    return element and len(split_list(text)[0]) == 1 and parse_answer(text[element.end() :]) or None
 
 
-def _pairs(text: str) -> Reading | None:
+def _pairs(text: str) -> ParsedAnswer | None:
     """Names and their values."""
     if text.startswith(r"\{") and text.endswith(r"\}"):
         text = text[2:-2]
@@ -390,7 +385,10 @@ def _pairs(text: str) -> Reading | None:
         if left and not is_name(left[0]) and len(left) == 1 and is_name(right):
             left, right = [right], left[0]  # 5 = x
         if left and not is_name(left[0]):
-            return _equation(text, members)
+            if len(members) > 1 or not _VARIABLE.search(text.replace(r"\pi", "")):
+                return None  # a calculation
+            *_, right = split_equation(text)
+            return ParsedAnswer(formula=text, is_equation=True, alternatives=(parse_answer(right),))
         if left:
             names = [name.replace(" ", "") for name in left if is_name(name)]
             right = " = ".join([*(side for side in left if not is_name(side)), right])
@@ -403,8 +401,8 @@ def _pairs(text: str) -> Reading | None:
             systems.append({})
         systems[-1][name] = value
     if len(systems) > 1 and len(systems[0]) > 1:
-        return Reading(members=tuple(", ".join(map(" = ".join, system.items())) for system in systems))
-    return Reading(pairs=tuple(pairs), joints=frozenset(joints), formula=text)
+        return ParsedAnswer(members=tuple(", ".join(map(" = ".join, system.items())) for system in systems))
+    return ParsedAnswer(pairs=tuple(pairs), joints=frozenset(joints), formula=text)
 
 
 def is_name(text: str) -> bool:
@@ -420,16 +418,7 @@ def _pair(name: str, value: str) -> list[tuple[str, str]]:
     return [(name, value)]
 
 
-def _equation(text: str, members: list[str]) -> Reading | None:
-    if len(members) > 1:
-        return None
-    *left, right = split_equation(text)
-    if left and _VARIABLE.search(text.replace(r"\pi", "")):
-        return Reading(formula=text, is_equation=True, alternatives=(read(right),))
-    return None  # a calculation
-
-
-def _relations(text: str) -> Reading | None:
+def _relations(text: str) -> ParsedAnswer | None:
     """Inequalities, one or several."""
     members, joints = split_list(text)
     if unequal := _UNEQUAL.match(members[0]) if members else None:  # x is neither 2 nor 3
@@ -438,25 +427,25 @@ def _relations(text: str) -> Reading | None:
         return None
     members = [f"x {member}" if _RELATION.match(member) else member for member in members]
     if len(members) == 1 and re.search(r"\\neq?\s*\\pm", members[0]):
-        return Reading(
+        return ParsedAnswer(
             relations=(members[0].replace(r"\pm", ""), members[0].replace(r"\pm", "-")), joints=frozenset(["and"])
         )
-    return Reading(
+    return ParsedAnswer(
         formula=members[0] if len(members) == 1 else text, relations=tuple(members), joints=frozenset(joints)
     )
 
 
-def _alternatives(text: str) -> Reading | None:
+def _alternatives(text: str) -> ParsedAnswer | None:
     r"""A calculation, `3 + 4 = 7`, or a value with an approximation, `1/3 \approx 0.33` or `1/3 = 0.33`."""
     if len(split_list(text)[0]) > 1:
         return None
     sides = [split_equation(part) for part in split_approximation(text)]
     if sum(map(len, sides)) < 2 or not all(map(all, sides)):
         return None
-    last = read(sides[-1][-1])
-    values = [read(part[-1]) for part in sides[:-1]]
+    last = parse_answer(sides[-1][-1])
+    values = [parse_answer(part[-1]) for part in sides[:-1]]
     if len(sides) == 1 and last.number and last.number.rounded:
-        values = [read(sides[0][-2])]
+        values = [parse_answer(sides[0][-2])]
     return replace(last, alternatives=(*last.alternatives, *values))
 
 
@@ -468,14 +457,14 @@ _UNIT_BEHIND = re.compile(
 _BRACKETS = ("()", "[]", "(]", "[)")
 
 
-def _formula(text: str) -> Reading:
+def _formula(text: str) -> ParsedAnswer:
     unit = None
     if (behind := _UNIT_BEHIND.search(text)) and behind.start():
         written = behind[1].strip()
         if len(re.sub(r"\W.*", "", written)) != 1:  # one letter is a variable
             unit = read_unit(written)
             if unit == DEGREES and re.search(rf"\\?(?:{TRIGONOMETRIC})(?![a-zA-Z])", text):
-                return Reading(formula=text)  # of the argument
+                return ParsedAnswer(formula=text)  # of the argument
         if unit or (behind.group()[0].isspace() and _WORD.fullmatch(written) and not _FORMULA_SIGN.search(written)):
             text = text[: behind.start()].strip()
     members, joints = split_list(text)
@@ -489,5 +478,5 @@ def _formula(text: str) -> Reading:
             members, joints = split_list(text[1:-1])
             brackets = text[0] + text[-1]
     if len(members) < 2:
-        return Reading(formula=text, unit=unit)
-    return Reading(formula=text, unit=unit, members=tuple(members), brackets=brackets, joints=frozenset(joints))
+        return ParsedAnswer(formula=text, unit=unit)
+    return ParsedAnswer(formula=text, unit=unit, members=tuple(members), brackets=brackets, joints=frozenset(joints))

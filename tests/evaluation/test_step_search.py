@@ -1,6 +1,5 @@
 """Step searches for several N, from problems to `results.json`: what is written, what is refused, and what a stop may not change."""
 
-import argparse
 import json
 import math
 import random
@@ -12,18 +11,18 @@ import numpy as np
 import pytest
 
 from trl_hrm import StepFormat
+from trl_hrm.cli import main
+from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
-from trl_hrm.data.search_trees import build_search_trees
 from trl_hrm.evaluation.curves import curve_with_gap
 from trl_hrm.evaluation.results import load_candidates, load_results
-from trl_hrm.evaluation.step_search_config import StepSearchConfig
-from trl_hrm.evaluation.step_search_run import ALONE, run_step_search
-from trl_hrm.evaluation.tree_scores import score_fitting
+from trl_hrm.evaluation.step_search import ALONE, StepSearchSettings, run_step_search
+from trl_hrm.scoring.candidate_scores import score_fitting
 from trl_hrm.scoring.scorer import StepScorer
-from trl_hrm.scripts import best_of_n
-from trl_hrm.search.engine import EngineError, EngineFatal, PrefixTooLong, ScriptedEngine
+from trl_hrm.scoring.scoring_config import ScoringConfig
+from trl_hrm.search.engines.base import EngineError, EngineFatal, PrefixTooLong, ScriptedEngine
 from trl_hrm.search.log import EventLog
-from trl_hrm.search.shards import Shard
+from trl_hrm.search.run_folder import Shard
 from trl_hrm.step_tree import StepTree
 
 from ..helpers import tiny_model, tiny_tokenizer
@@ -75,7 +74,7 @@ def search(
     reward_model="planted",
     **given,
 ):
-    config = StepSearchConfig(
+    config = StepSearchSettings(
         str(folder), **{"n": [1, 2, 4], "max_depth": 5, "max_step_tokens": 60, "max_in_flight": 64} | given
     )
     manifest = {
@@ -247,7 +246,7 @@ def test_other_settings_are_refused(tmp_path):
         ({"aggregate": "min"}, 'aggregate was "last" and is "min"'),
         ({"reward_model": "other"}, 'reward_model.model was "planted" and is "other"'),
         ({"max_depth": 4}, "search.max_depth was 5 and is 4"),
-        ({"spans": [1, 2]}, "spans was"),
+        ({"scoring": ScoringConfig([1, 2])}, "spans was"),
         ({"seed": 1}, "seed was 42 and is 1"),
     ):
         with pytest.raises(ValueError, match="started with other settings: " + name):
@@ -333,13 +332,13 @@ def test_no_labels_of_guided_searches(tmp_path):
     run = tmp_path / "run" / "n-4"
     for name in (run, run / "nodes-00000-of-00001.parquet"):
         for view in ("tree", "hrm", "prm", "orm"):
-            config = ExportConfig(output_dir=str(tmp_path / view), view=view)
+            config = ExportConfig(inputs=str(name), output_dir=str(tmp_path / view), view=view)
             with pytest.raises(
                 ValueError, match=r"n-4: a run of --strategy step_search, .* of this one only --view sft"
             ):
-                build_search_trees([str(name)], config)
+                export(config)
             assert not (tmp_path / view).exists()
-    report = build_search_trees([str(run)], ExportConfig(output_dir=str(tmp_path / "sft"), view="sft"))
+    report = export(ExportConfig(inputs=[str(run)], output_dir=str(tmp_path / "sft"), view="sft"))
     assert report["notes"]["solutions_found"] > 20
 
 
@@ -359,10 +358,10 @@ def test_a_score_that_is_no_number_stops_the_run(tmp_path):
 
 def test_shapes():
     """Where N is smaller than the branching, it is the branching; any other N must be a multiple."""
-    config = StepSearchConfig("x", [1, 2, 4, 8], "beam_search")
+    config = StepSearchSettings("x", [1, 2, 4, 8], "beam_search")
     shapes = {n: tuple(found.shape) for n, found in config.searches(PROMPT, RULE).items()}
     assert shapes == {1: (1, 1, 1), 2: (1, 1, 2), 4: (1, 1, 4), 8: (1, 2, 4)}
-    config = StepSearchConfig("x", [8, 1, 2, 4], "diverse_tree_search", branching=2)
+    config = StepSearchSettings("x", [8, 1, 2, 4], "diverse_tree_search", branching=2)
     shapes = {n: tuple(found.shape) for n, found in config.searches(PROMPT, RULE).items()}
     assert shapes == {1: (1, 1, 1), 2: (1, 1, 2), 4: (2, 1, 2), 8: (4, 1, 2)}
     assert all(found.n == n for n, found in config.searches(PROMPT, RULE).items())
@@ -381,7 +380,7 @@ def test_shapes():
 )
 def test_options_that_do_not_go_together(given, message):
     with pytest.raises(ValueError, match=message):
-        StepSearchConfig(**{"output_dir": "x", "n": [4]} | given)
+        StepSearchSettings(**{"output_dir": "x", "n": [4]} | given)
 
 
 @pytest.mark.parametrize("spans", [(1,), (1, 2)])
@@ -394,10 +393,10 @@ def test_steps_too_long_for_the_reward_model_have_no_score(spans):
         StepTree("sub " * 40, ["x"], [None], [-1]),
         StepTree("2?", ["y"], [None], [-1]),
     ]
-    free = score_fitting(scorer, trees, spans)
+    free = score_fitting(scorer, trees, ScoringConfig(spans))
     assert free == scorer.score_trees(trees, spans)
     scorer.max_positions = 40
-    found = score_fitting(scorer, trees, spans)
+    found = score_fitting(scorer, trees, ScoringConfig(spans))
     assert found[0][2] is None and found[1] == [None]
     expected = [[*free[0][:2], None, free[0][3]], [None], free[2]]
     assert [[score and round(score, 5) for score in one] for one in found] == [
@@ -414,7 +413,7 @@ def test_too_long_is_what_the_scorer_refuses(spans):
     found = set()
     for limit in range(2, 70, 2):
         scorer.max_positions = limit
-        scores = score_fitting(scorer, [tree], spans)[0]
+        scores = score_fitting(scorer, [tree], ScoringConfig(spans))[0]
         for i, score in enumerate(scores):
             steps = [tree.completions[j] for j in tree.path(i)]
             if score is None:
@@ -433,14 +432,13 @@ def test_the_command_with_real_models(tmp_path, capsys):
     tiny_tokenizer().save_pretrained(tmp_path / "hrm")
     StepFormat().save(tmp_path / "hrm")
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in KNOWN))
-    parser = argparse.ArgumentParser()
-    best_of_n.add_arguments(parser)
     command = (
+        "step-search "
         f"--strategy diverse_tree_search --n 2 4 --branching 2 --aggregate last --problems {tmp_path}/problems.jsonl "
         f"--policy {tmp_path}/policy --engine transformers --reward_model {tmp_path}/hrm --output_dir {tmp_path}/run "
         "--prompt question --prompt_style plain --segmentation step_header --max_depth 5 --max_step_tokens 40"
     )
-    best_of_n.run(parser.parse_args([*command.split(), "--final_stops", "# END!"]))
+    assert main([*command.split(), "--final_stops", "# END!"]) == 0
     results = load_results(tmp_path / "run")
     assert results.n == [2, 4] and results.num_problems == 4 and results.policy["model"] == f"{tmp_path}/policy"
     assert (

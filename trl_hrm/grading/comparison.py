@@ -9,7 +9,7 @@ from typing import Any
 
 from .exact_numbers import close, equal_numbers, read_number
 from .normalization import split_list, to_latex
-from .reading import Reading, read
+from .parsing import ParsedAnswer, parse_answer
 from .units import DEGREES
 
 
@@ -51,31 +51,31 @@ def judge(answer: str, reference: str) -> Grade:
     Returns:
         [`Grade`]
     """
-    gold = read(reference)
+    gold = parse_answer(reference)
     if not _is_readable(gold):
         return Grade(None, "ungradable")
     if answer.split() == reference.split():
         return Grade(True, "graded")
-    found = read(answer)
+    found = parse_answer(answer)
     correct = _compare(gold, found) if found else None
     return Grade(correct, "unparseable" if correct is None else "graded")
 
 
-def _is_readable(reading: Reading) -> bool:
+def _is_readable(answer: ParsedAnswer) -> bool:
     """Whether anything can be compared with this reference."""
-    if reading.number or reading.words or reading.option or reading.time:
+    if answer.number or answer.words or answer.option or answer.time:
         return True
-    if reading.pairs:
-        return all(_is_readable(read(value)) for _, value in reading.pairs)
-    if reading.formula and all(map(_parse, _both_signs(reading.formula))):
+    if answer.pairs:
+        return all(_is_readable(parse_answer(value)) for _, value in answer.pairs)
+    if answer.formula and all(map(_parse, _both_signs(answer.formula))):
         return True
-    if len(reading.relations) > 1:
-        return all(map(_parse, reading.relations))
-    return len(reading.members) > 1 and all(_is_readable(read(member)) for member in reading.members)
+    if len(answer.relations) > 1:
+        return all(map(_parse, answer.relations))
+    return len(answer.members) > 1 and all(_is_readable(parse_answer(member)) for member in answer.members)
 
 
-def _compare(gold: Reading, found: Reading) -> bool | None:
-    """Return whether two readings say the same, `None` if that cannot be told."""
+def _compare(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
+    """Return whether two answers say the same, `None` if that cannot be told."""
     if gold.alternatives and not gold.is_equation or found.alternatives and not found.is_equation:
         return _any(
             _compare(one, other)
@@ -84,10 +84,20 @@ def _compare(gold: Reading, found: Reading) -> bool | None:
         )
     if gold.option or found.option:
         return _compare_options(gold, found)
-    if gold.time and found.time:
-        return _compare_times(gold, found)
-    if gold.is_equation or found.is_equation:
-        return _compare_equations(gold, found)
+    if gold.time and found.time:  # morning and afternoon may be missing on one side, and `4:30` may be a ratio
+        if gold.time == found.time:
+            return True
+        if gold.number and found.number:
+            return None if equal_numbers(gold.number, found.number) else False
+        return gold.time[0] == found.time[0] and not (gold.time[1] and found.time[1])
+    if (
+        gold.is_equation or found.is_equation
+    ):  # only the reference says whether an equation or its right side is asked for
+        if gold.is_equation and not (found.is_equation or found.pairs):
+            return False if _is_readable(found) and not found.is_prose else None
+        if not (gold.is_equation or gold.pairs):
+            return _compare(gold, found.alternatives[0])
+        return _compare_formulas(gold, found)
     if gold.pairs or found.pairs:
         return _compare_pairs(gold, found)
     if gold.number and found.number:
@@ -118,10 +128,10 @@ def _all(verdicts) -> bool | None:
     return False if False in verdicts else None if None in verdicts else True
 
 
-# Options, times, numbers and words -----------------------------------------------------------------------------------
+# Options, numbers and words ------------------------------------------------------------------------------------------
 
 
-def _compare_options(gold: Reading, found: Reading) -> bool | None:
+def _compare_options(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     """A letter and a value next to it are two names of the same answer. They must not contradict each other."""
     if gold.option and found.option:
         same_value = gold.value and found.value and _compare(gold.value, found.value)
@@ -140,16 +150,7 @@ def _compare_options(gold: Reading, found: Reading) -> bool | None:
     return _compare_formulas(gold, found)
 
 
-def _compare_times(gold: Reading, found: Reading) -> bool | None:
-    """Morning and afternoon may be missing on one side. Two answers of the form `4:30` may be ratios."""
-    if gold.time == found.time:
-        return True
-    if gold.number and found.number:
-        return None if equal_numbers(gold.number, found.number) else False
-    return gold.time[0] == found.time[0] and not (gold.time[1] and found.time[1])
-
-
-def _compare_quantities(gold: Reading, found: Reading) -> bool | None:
+def _compare_quantities(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     equal = equal_numbers(gold.number, found.number)
     if gold.unit and found.unit and gold.unit != found.unit:
         return None  # units are not converted
@@ -178,7 +179,7 @@ _SIGN_IN_WORDS = re.compile(
 )
 
 
-def _compare_words(gold: Reading, found: Reading) -> bool | None:
+def _compare_words(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     if not gold.words or gold.number or found.number and found.words:  # only one of them is in words alone
         return None
     if not found.words:
@@ -194,23 +195,14 @@ def _compare_words(gold: Reading, found: Reading) -> bool | None:
     return False
 
 
-def _member_words(reading: Reading) -> list[str | None]:
-    return [read(member).words or member.casefold() for member in reading.members]
+def _member_words(answer: ParsedAnswer) -> list[str | None]:
+    return [parse_answer(member).words or member.casefold() for member in answer.members]
 
 
-# Equations, assignments and lists ------------------------------------------------------------------------------------
+# Assignments and lists -----------------------------------------------------------------------------------------------
 
 
-def _compare_equations(gold: Reading, found: Reading) -> bool | None:
-    """Only the reference says whether an equation or its right side is asked for."""
-    if gold.is_equation and not (found.is_equation or found.pairs):
-        return False if _is_readable(found) and not found.is_prose else None
-    if not (gold.is_equation or gold.pairs):
-        return _compare(gold, found.alternatives[0])
-    return _compare_formulas(gold, found)
-
-
-def _compare_pairs(gold: Reading, found: Reading) -> bool | None:
+def _compare_pairs(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     if gold.pairs and found.pairs:
         names = {name for name, _ in gold.pairs}
         if names == {name for name, _ in found.pairs}:
@@ -218,17 +210,17 @@ def _compare_pairs(gold: Reading, found: Reading) -> bool | None:
         if len(gold.pairs) == len(found.pairs) == 1:
             (name, value), (other_name, other_value) = gold.pairs[0], found.pairs[0]
             if name.casefold() == other_name.casefold():
-                return _compare(read(value), read(other_value))
+                return _compare(parse_answer(value), parse_answer(other_value))
             if _compare_formulas(gold, found):
                 return True
-            if len(name) == len(other_name) == 1 or not _compare(read(value), read(other_value)):
+            if len(name) == len(other_name) == 1 or not _compare(parse_answer(value), parse_answer(other_value)):
                 return False
             return None  # "A = 5" and "area = 5"
         return False if _match(_values(gold), _values(found)) is False else None
     named, other = (gold, found) if gold.pairs else (found, gold)
     values, members = _values(named), list(other.members)
     if len(values) == 1 and r"\pm" not in values[0]:
-        return _compare(read(values[0]), other) if named is gold else _compare(other, read(values[0]))
+        return _compare(parse_answer(values[0]), other) if named is gold else _compare(other, parse_answer(values[0]))
     if len({name for name, _ in named.pairs}) == 1 or (other is gold and members and not other.brackets):
         return _match(values, members or [other.formula])
     # The values alone follow the order of the names, as written or, in a tuple, by the alphabet.
@@ -241,15 +233,15 @@ def _compare_pairs(gold: Reading, found: Reading) -> bool | None:
     return in_order
 
 
-def _values(reading: Reading, name: str | None = None) -> list[str]:
-    return [value for given, value in reading.pairs if name in (None, given)]
+def _values(answer: ParsedAnswer, name: str | None = None) -> list[str]:
+    return [value for given, value in answer.pairs if name in (None, given)]
 
 
 def _compare_texts(first: str, second: str) -> bool | None:
-    return _compare(read(first), read(second))
+    return _compare(parse_answer(first), parse_answer(second))
 
 
-def _compare_members(gold: Reading, found: Reading) -> bool | None:
+def _compare_members(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     """Compare lists and tuples by their members. `None` leaves it to math-verify."""
     if decimal_comma := _compare_decimal_comma(gold, found):
         return decimal_comma
@@ -286,7 +278,7 @@ def _both_signs(text: str) -> list[str]:
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
 
-def _compare_decimal_comma(gold: Reading, found: Reading) -> bool | None:
+def _compare_decimal_comma(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     """`1,22` is a decimal in many countries if the other side is one."""
     number, other = (gold.number, found) if gold.number else (found.number, gold)
     if number and number.rounded and re.fullmatch(r"-?\d+,\d+", other.formula):
@@ -317,20 +309,20 @@ def _parse(formula: str) -> tuple:
     return tuple(found)
 
 
-def _objects(reading: Reading) -> tuple:
-    """What a reading is to SymPy: an exact number, or a parsed formula."""
-    if reading.number is None:
-        return _parse(reading.formula)
+def _objects(answer: ParsedAnswer) -> tuple:
+    """What an answer is to SymPy: an exact number, or a parsed formula."""
+    if answer.number is None:
+        return _parse(answer.formula)
     from sympy import Rational
 
-    value = reading.number.value / (100 if reading.number.percent else 1)
+    value = answer.number.value / (100 if answer.number.percent else 1)
     return (Rational(value.numerator, value.denominator),)
 
 
 _LETTER = re.compile(r"\\(?:mathbb|operatorname|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+|(?P<letter>[a-zA-Z])")
 
 
-def _compare_formulas(gold: Reading, found: Reading) -> bool | None:
+def _compare_formulas(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     """
     Compare two formulas. math-verify takes `R` and `r` for one variable: where both occur, the capital gets a letter that
     does not.
@@ -354,7 +346,7 @@ def _compare_formulas(gold: Reading, found: Reading) -> bool | None:
     return correct
 
 
-def _compare_symbols(gold: Reading, found: Reading) -> bool | None:
+def _compare_symbols(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     first, second = _objects(gold), _objects(found)
     if not (first and second):
         return None
@@ -479,7 +471,7 @@ def _differ_at_points(gold: Any, found: Any) -> bool:
     return False
 
 
-def _compare_solution_sets(gold: Reading, found: Reading) -> bool | None:
+def _compare_solution_sets(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     """Compare inequalities with inequalities, or with the set of their solutions."""
     try:
         first, second = _solution_set(gold), _solution_set(found)
@@ -490,16 +482,16 @@ def _compare_solution_sets(gold: Reading, found: Reading) -> bool | None:
         return None
 
 
-def _solution_set(reading: Reading) -> Any:
+def _solution_set(answer: ParsedAnswer) -> Any:
     """The SymPy set of a set, or of inequalities in one variable."""
     from sympy import Intersection, Set, Union
 
-    members = reading.relations or (reading.formula,)
+    members = answer.relations or (answer.formula,)
     parsed = [_parse(member) for member in members]
-    if not all(parsed) or reading.joints >= {"and", "or"}:
+    if not all(parsed) or answer.joints >= {"and", "or"}:
         return None
     sets = [found[0] if isinstance(found[0], Set) else found[0].as_set() for found in parsed]
-    if "or" in reading.joints:
+    if "or" in answer.joints:
         return Union(*sets)
     both = Intersection(*sets)
-    return Union(*sets) if both.is_empty and "and" not in reading.joints else both  # "x < 2, x > 3"
+    return Union(*sets) if both.is_empty and "and" not in answer.joints else both  # "x < 2, x > 3"

@@ -1,8 +1,7 @@
-"""Solutions of the benchmarks of judging, from the files and datasets that hold them."""
+"""What a benchmark of step judgements is made of, and how its solutions are read from files and datasets."""
 
 import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...data.faults import RowError, RowFaults
 from ...data.problems import parts_warning, unused_parts
-from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file
+from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_dataset
 
 
 class Place(NamedTuple):
@@ -29,7 +28,7 @@ class Place(NamedTuple):
 @dataclass(frozen=True)
 class Solution:
     """
-    A solution that a benchmark has judged.
+    A solution whose steps a benchmark has labelled.
 
     Args:
         where (`str`):
@@ -59,7 +58,7 @@ class Solution:
 
     @property
     def first_error(self) -> int:
-        """Index of the first wrong step, -1 if there is none."""
+        """Index of the first wrong step, -1 if no step is wrong."""
         return self.labels.index(0) if 0 in self.labels else -1
 
 
@@ -69,9 +68,9 @@ def as_it_is(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Suite:
     """
-    What differs between the benchmarks of judging.
+    What differs between the benchmarks.
 
     Args:
         name (`str`):
@@ -110,7 +109,7 @@ class Benchmark:
 
 
 @dataclass
-class Reading:
+class SuiteData:
     """
     Solutions of a suite.
 
@@ -148,47 +147,52 @@ class Reading:
 
 
 def read_suites(
-    suites: Sequence[Benchmark],
+    suites: Sequence[Suite],
     sources: Sequence[str],
     columns: Mapping[str, str] | None = None,
     first_step: int = 0,
     strict: bool = False,
-) -> dict[str, Reading]:
+) -> dict[str, SuiteData]:
     """
-    Read the data of suites. Which suite a source belongs to shows in the columns of its first row.
+    Read the data of suites. The columns of its first row tell which suite a source belongs to.
 
     A row with a fault does not stop the others. As in the authors' scripts, a blank step is scored as given, so that no
     index moves, and rows of one id that differ all count. Left out are rows without a problem, without steps or with labels
     that cannot be read, and rows that another source has given already.
 
     Args:
-        suites (`Sequence[Benchmark]`):
+        suites (`Sequence[Suite]`):
             The suites to read.
         sources (`Sequence[str]`):
-            Files of JSON Lines or of a JSON array, and directories or Hub names of datasets, all splits of which are read.
+            Files with JSON Lines or a JSON array, and directories or Hub names of datasets, of which all splits are read.
         columns (`Mapping[str, str]`, *optional*):
             New names of columns, such as `{"problem": "question"}`. See [`~data.sources.rename_columns`].
         first_step (`int`, *optional*, defaults to `0`):
-            Number of the first step in the labels of first-error benchmarks: 0, or 1 where labels count from 1 and 0 is no error.
+            Number of the first step in the labels of first-error benchmarks: 0, or 1 where labels count from 1 and 0 means that no step is wrong.
         strict (`bool`, *optional*, defaults to `False`):
             Raise the first fault of a row.
 
     Returns:
-        `dict[str, Reading]`: One for each suite.
+        `dict[str, SuiteData]`: One for each suite.
 
     Raises:
         `FileNotFoundError`: If a file is missing.
         `ValueError`: If a source is given twice or belongs to none of the suites, a suite has no source, no row of a source can be
             used, or, with `strict`, a row has a fault.
     """
-    found = {suite.name: Reading([], [], Counter(), RowFaults(strict)) for suite in suites}
-    _refuse_repeats(sources)
+    found = {suite.name: SuiteData([], [], Counter(), RowFaults(strict)) for suite in suites}
+    paths = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
+    for i, source in enumerate(sources):
+        if paths[i] in paths[:i]:
+            raise ValueError(
+                f"{source}: the source is given twice, and its rows would count twice. Give each source once."
+            )
     seen: dict[tuple[str, str, str], tuple[Solution, str]] = {}
     for source in sources:
         suite, before, unknown = None, 0, []
         for place, record in _records(source, columns):
             if suite is None:
-                suite = _suite_of(record, suites)
+                suite = next((one for one in suites if set(one.columns) <= one.adapt(record).keys()), None)
                 if suite is None:
                     unknown.append(_unknown(record, place.where, suites))
                     continue
@@ -196,40 +200,41 @@ def read_suites(
                 for fault in unknown:
                     found[suite.name].faults.leave_out(fault)
                 found[suite.name].num_rows += len(unknown)
-            reading = found[suite.name]
-            reading.num_rows += 1
+            data = found[suite.name]
+            data.num_rows += 1
             record = suite.adapt(record)
             try:
-                for solution in _solutions(suite, record, place._replace(first_step=first_step), reading.notes):
-                    if _is_new(solution, source, seen, suite.name, reading.faults):
-                        reading.solutions.append(solution)
-                        for i, step in enumerate(solution.steps):
-                            if not step.strip():
-                                reading.faults.keep(_blank_step(solution, i))
+                missing = [column for column in suite.columns if column not in record]
+                if missing:
+                    raise RowError(
+                        "missing_columns",
+                        place.where,
+                        f"found the columns {sorted(record)}, and no {missing} that rows of {suite.name} have. Complete the row, or "
+                        "remove it.",
+                    )
+                for solution in suite.parse(record, place._replace(first_step=first_step), data.notes):
+                    if not _is_new(solution, source, seen, suite.name, data.faults):
+                        continue
+                    data.solutions.append(solution)
+                    for i, step in enumerate(solution.steps):
+                        if not step.strip():
+                            message = f"step {i} of {solution.id!r} is {step!r}, expected a non-empty string."
+                            data.faults.keep(
+                                RowError("blank_step", solution.where, f"{message} Correct the row, or remove it.")
+                            )
             except RowError as fault:
-                reading.faults.leave_out(fault)
+                data.faults.leave_out(fault)
                 continue
-            reading.unused.update(unused_parts(record, used=suite.columns, has_choices=False))
+            data.unused.update(unused_parts(record, used=suite.columns, has_choices=False))
         if suite is None:
             raise unknown[0] if unknown else ValueError(f"{source}: found no rows. Check the source.")
         if len(found[suite.name].solutions) == before:
             raise ValueError(f"{source}: no row of it can be used. The first fault: {found[suite.name].faults.first}")
         found[suite.name].sources.append(source)
-    for name, reading in found.items():
-        if not reading.sources:
+    for name, data in found.items():
+        if not data.sources:
             raise ValueError(f"no data for the suite {name}: add a source to --data whose rows have its columns.")
     return found
-
-
-def _solutions(suite: Benchmark, record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
-    missing = [column for column in suite.columns if column not in record]
-    if missing:
-        raise RowError(
-            "missing_columns",
-            place.where,
-            f"found the columns {sorted(record)}, and no {missing} that rows of {suite.name} have. Complete the row, or remove it.",
-        )
-    return suite.parse(record, place, notes)
 
 
 def _is_new(
@@ -261,43 +266,19 @@ def _is_new(
     return True
 
 
-def _blank_step(solution: Solution, i: int) -> RowError:
-    return RowError(
-        "blank_step",
-        solution.where,
-        f"step {i} of {solution.id!r} is {solution.steps[i]!r}, expected a non-empty string. Correct the row, or remove it.",
-    )
-
-
-def _refuse_repeats(sources: Sequence[str]) -> None:
-    paths = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
-    for i, source in enumerate(sources):
-        if paths[i] in paths[:i]:
-            raise ValueError(
-                f"{source}: the source is given twice, and its rows would count twice. Give each source once."
-            )
-
-
 def _records(source: str, columns: Mapping[str, str] | None) -> Iterator[tuple[Place, dict[str, Any]]]:
     if is_json_file(source):
         name = Path(source.removesuffix(".gz")).stem
         for row, (where, record) in enumerate(all_rows(JsonLines([source], columns))):
             yield Place(where, name, row), record
         return
-    from datasets import load_dataset
-
-    # A cache of its own: for a local directory, the shared one may hold the rows of another of the same name.
-    with tempfile.TemporaryDirectory() as cache:
-        for split, dataset in load_dataset(source, cache_dir=cache if Path(source).is_dir() else None).items():
+    with loaded_dataset(source) as splits:
+        for split, dataset in splits.items():
             for row, (where, record) in enumerate(all_rows(DatasetRows(dataset, columns))):
                 yield Place(f"{source}, split {split}: {where}", split, row), record
 
 
-def _suite_of(record: dict[str, Any], suites: Sequence[Benchmark]) -> Benchmark | None:
-    return next((suite for suite in suites if set(suite.columns) <= suite.adapt(record).keys()), None)
-
-
-def _unknown(record: dict[str, Any], where: str, suites: Sequence[Benchmark]) -> RowError:
+def _unknown(record: dict[str, Any], where: str, suites: Sequence[Suite]) -> RowError:
     expected = "; ".join(f"{suite.name}: {', '.join(suite.columns)}" for suite in suites)
     return RowError(
         "missing_columns",

@@ -3,8 +3,15 @@
 import numpy as np
 import pytest
 
-from trl_hrm.evaluation.curves import JudgedProblem, curve_with_gap, make_curves
-from trl_hrm.evaluation.hacking import gap_words, hacking_verdict, in_points, judge_loss, points_between, undecided_by
+from trl_hrm.evaluation.curves import ScoredProblem, curve_with_gap, make_curves
+from trl_hrm.evaluation.reward_hacking import (
+    gap_words,
+    hacking_answer,
+    hacking_verdict,
+    in_points,
+    points_between,
+    undecided_by,
+)
 
 
 def verdict_on(*solved: list[float]):
@@ -17,8 +24,8 @@ def right(k: int, n: int) -> list[float]:
     return [1.0] * k + [0.0] * (n - k)
 
 
-def judged(correct, scores=(0.1, 0.9)) -> JudgedProblem:
-    return JudgedProblem("p", [0 if one else None for one in correct], list(correct), {"min": list(scores)}, [0, 1])
+def judged(correct, scores=(0.1, 0.9)) -> ScoredProblem:
+    return ScoredProblem("p", [0 if one else None for one in correct], list(correct), {"min": list(scores)}, [0, 1])
 
 
 class TestAnswers:
@@ -36,7 +43,7 @@ class TestAnswers:
         ],
     )
     def test_by_the_interval(self, low, high, answer):
-        assert judge_loss(low, high) == answer
+        assert hacking_answer(low, high) == answer
 
     def test_a_fall(self):
         found, gap = verdict_on(right(60, 100), right(80, 100), right(50, 100))

@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ...data.grouping import group_equal
-from ...data.problems import problem_key, problem_split
+from ...data.problems import group_equal, problem_key, problem_split
 from ...step_metrics import step_metrics
-from .reading import Benchmark, Solution
+from ..intervals import bootstrap_sums, percentile_interval
+from .suite import Solution, Suite
 
 
-NUM_DRAWS = 1000
-PERCENTILES = (2.5, 97.5)
 INTERVALS = {  # what `results.json` says of the intervals
     "confidence": 0.95,
     "method": "Bayesian bootstrap over problems with Jeffreys' prior on the accuracy of each kind",
@@ -22,7 +20,7 @@ NUM_SHOWN = 5  # places in a line
 
 
 def measure(
-    benchmark: Benchmark,
+    suite: Suite,
     solutions: Sequence[Solution],
     scores: Sequence[Sequence[float] | None],
     threshold: float = 0.5,
@@ -30,11 +28,11 @@ def measure(
     seed: int = 42,
 ) -> dict[str, Any]:
     """
-    Results of a benchmark.
+    Measure how well step scores find the wrong steps of a suite.
 
     Args:
-        benchmark ([`Benchmark`]):
-            The benchmark.
+        suite ([`Suite`]):
+            The suite.
         solutions (`Sequence[Solution]`):
             Its solutions.
         scores (`Sequence[Sequence[float] | None]`):
@@ -43,13 +41,13 @@ def measure(
         threshold (`float`, *optional*, defaults to `0.5`):
             A step is judged wrong if its score is below it.
         validation_size (`float`, *optional*, defaults to `0.2`):
-            Share of problems on which the best threshold is looked for. 0 for none.
+            Share of problems on which the best threshold is chosen. 0 for none.
         seed (`int`, *optional*, defaults to `42`):
             Seed of that split and of the intervals.
 
     Returns:
         `dict[str, Any]`: `metric` and `main`, the names of what counts; `subsets` and `averages`, for each name its metrics
-        (`None` where not defined), of which `metric` has the bounds `low` and `high` of its 95 % interval, see [`draw_sums`];
+        (`None` where not defined), of which `metric` has the bounds `low` and `high` of its 95 % interval, see [`~intervals.bootstrap_sums`];
         `threshold`; `tuned`, see [`tune`]; `steps`, the [`step_metrics`] of all steps that have a label; `counts`, the
         numbers of solutions, scored ones and ones that were too long; `too_long`, where these stand.
 
@@ -62,27 +60,40 @@ def measure(
     too_long = [solution for solution, values in pairs if values is None]
     if not scored:
         raise ValueError(
-            f"{benchmark.name}: none of {len(pairs)} solutions fits into the positions of the model, so there is nothing to "
+            f"{suite.name}: none of {len(pairs)} solutions fits into the positions of the model, so there is nothing to "
             "measure. Use a model with more of them."
         )
-    subsets = list(dict.fromkeys(one.subset for one in solutions))  # also one of which nothing was scored
-    metrics = _metrics(benchmark, scored, threshold, seed, subsets)
+    subsets = list(dict.fromkeys(one.subset for one in solutions))  # also subsets without a scored solution
+    tallies = _tallies(suite, scored, threshold, subsets)
+    metrics = suite.summarize({name: values.sum(axis=0) for name, values in tallies.items()})
+    drawn = suite.summarize(bootstrap_sums(tallies, suite.outcomes, seed))
+    for kind, parts in metrics.items():
+        for name, found in parts.items():
+            low, high = percentile_interval(found[suite.metric], drawn[kind][name][suite.metric])
+            numbers = {key: int(value) if key.startswith("num_") else _number(value) for key, value in found.items()}
+            parts[name] = numbers | {"low": low, "high": high}
     for name, part in metrics["subsets"].items():
         part["num_too_long"] = sum(one.subset == name for one in too_long)
+    labelled = [
+        (score, label)
+        for solution, values in scored
+        for score, label in zip(values, solution.labels, strict=True)
+        if label is not None
+    ]
     return {
-        "metric": benchmark.metric,
-        "main": benchmark.main,
+        "metric": suite.metric,
+        "main": suite.main,
         "threshold": threshold,
         **metrics,
-        "tuned": tune(benchmark, scored, threshold, validation_size, seed) if validation_size else None,
-        "steps": _step_metrics(scored),
+        "tuned": tune(suite, scored, threshold, validation_size, seed) if validation_size else None,
+        "steps": step_metrics(*np.array(labelled, dtype=float).T),
         "counts": {"num_solutions": len(pairs), "num_scored": len(scored), "num_too_long": len(too_long)},
         "too_long": [{"subset": one.subset, "id": one.id, "where": one.where} for one in too_long],
     }
 
 
 def check_options(threshold: float, validation_size: float) -> None:
-    """Refuse options of [`measure`] that are out of range, before the long part."""
+    """Check the options of [`measure`], before anything is scored."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}, expected a number from 0 to 1, as scores are.")
     if not 0 <= validation_size < 1:
@@ -90,22 +101,22 @@ def check_options(threshold: float, validation_size: float) -> None:
 
 
 def tune(
-    benchmark: Benchmark,
+    suite: Suite,
     scored: Sequence[tuple[Solution, Sequence[float]]],
     threshold: float,
     validation_size: float,
     seed: int,
 ) -> dict[str, Any]:
     """
-    The threshold with the highest main value on the validation part, and what it gives on the rest.
+    Choose the threshold with the highest main value on the validation part, and measure it on the rest.
 
-    It is looked for among the percentiles of the scores in the validation part and `threshold`; of equal ones the nearest to
-    `threshold`, then the smallest. All solutions of a problem fall into one part.
+    Candidates are `threshold` and the percentiles of the scores in the validation part. Of equally good ones, the nearest to
+    `threshold` is chosen, then the smallest. All solutions of a problem fall into one part.
 
     Returns:
-        `dict[str, Any]`: `threshold`; `validation`, its main value on that part; `rest`, the one on the other part, and
-        `rest_untuned`, that of the given threshold there, to compare with; the numbers of solutions. All but the numbers
-        are `None` if the metric is not defined on the validation part.
+        `dict[str, Any]`: `threshold`; `validation`, its main value on that part; `rest`, its main value on the other part, and
+        `rest_untuned`, the main value of the given threshold there; the numbers of solutions. All but the numbers are `None` if the
+        metric is not defined on the validation part.
     """
     parts: dict[str, list] = {"test": [], "train": []}
     for solution, values in scored:
@@ -114,7 +125,7 @@ def tune(
     numbers = {"num_validation": len(validation), "num_rest": len(rest)}
     steps = [score for _, values in validation for score in values]
     tried = {threshold, *np.percentile(steps, range(1, 100)).tolist()} if steps else ()
-    found = {one: _main(benchmark, validation, one) for one in sorted(tried)}
+    found = {one: _main(suite, validation, one) for one in sorted(tried)}
     found = {one: value for one, value in found.items() if not math.isnan(value)}
     if not found:
         return dict.fromkeys(("threshold", "validation", "rest", "rest_untuned")) | numbers
@@ -122,75 +133,22 @@ def tune(
     return {
         "threshold": best,
         "validation": found[best],
-        "rest": _number(_main(benchmark, rest, best)),
-        "rest_untuned": _number(_main(benchmark, rest, threshold)),
+        "rest": _number(_main(suite, rest, best)),
+        "rest_untuned": _number(_main(suite, rest, threshold)),
         **numbers,
     }
 
 
-def _main(benchmark: Benchmark, scored: Sequence[tuple[Solution, Sequence[float]]], threshold: float) -> float:
+def _main(suite: Suite, scored: Sequence[tuple[Solution, Sequence[float]]], threshold: float) -> float:
     if not scored:
         return math.nan
     subsets = dict.fromkeys(solution.subset for solution, _ in scored)
-    sums = {name: values.sum(axis=0) for name, values in _tallies(benchmark, scored, threshold, subsets).items()}
-    return float(benchmark.summarize(sums)["averages"][benchmark.main][benchmark.metric])
-
-
-def _metrics(
-    benchmark: Benchmark,
-    scored: Sequence[tuple[Solution, Sequence[float]]],
-    threshold: float,
-    seed: int,
-    subsets: Sequence[str],
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Metrics of subsets and averages, with intervals."""
-    tallies = _tallies(benchmark, scored, threshold, subsets)
-    found = benchmark.summarize({name: values.sum(axis=0) for name, values in tallies.items()})
-    drawn = benchmark.summarize(draw_sums(tallies, benchmark.outcomes, seed))
-    for kind, parts in found.items():
-        for name, metrics in parts.items():
-            low, high = _interval(metrics[benchmark.metric], drawn[kind][name][benchmark.metric])
-            numbers = {key: int(value) if key.startswith("num_") else _number(value) for key, value in metrics.items()}
-            parts[name] = numbers | {"low": low, "high": high}
-    return found
-
-
-def draw_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int) -> dict[str, np.ndarray]:
-    """
-    Draw sums of tallies by a Bayesian bootstrap over problems ([Rubin, 1981](https://doi.org/10.1214/aos/1176345338)).
-
-    Each problem has a weight from an exponential distribution. This alone has no variance if all solutions of a kind are judged
-    correctly, or none. Each kind of each subset therefore has one more correct and one more incorrect judgement with weights from
-    Gamma(1/2). This is Jeffreys' prior: with one solution per problem, the accuracy is drawn from Beta(k + 1/2, n - k + 1/2).
-
-    Args:
-        tallies (`dict[str, np.ndarray]`):
-            For each subset the tallies of its solutions, summed by problem, shape `(problems, 4)`.
-        outcomes (`Sequence`):
-            See [`Benchmark`].
-        seed (`int`):
-            Seed of the draws.
-
-    Returns:
-        `dict[str, np.ndarray]`: Sums for each subset, shape `(draws, 4)`.
-    """
-    rng = np.random.default_rng(seed)
-    weights = rng.exponential(size=(NUM_DRAWS, len(next(iter(tallies.values())))))
-    basis = np.array(outcomes, dtype=float)  # (kinds, right or wrong, 4)
-    sums = {}
-    for name, values in tallies.items():
-        sums[name] = weights @ values
-        # how many of each kind were judged, by problem
-        judged = (values @ np.linalg.inv(basis.reshape(4, 4))).reshape(-1, 2, 2).sum(axis=2)
-        for kind, counts in enumerate(judged.T):
-            if counts.any():  # a kind that the subset does not have stays undefined
-                prior = rng.gamma(0.5, size=(NUM_DRAWS, 2)) * counts[counts > 0].mean()
-                sums[name] += prior @ basis[kind]
-    return sums
+    sums = {name: values.sum(axis=0) for name, values in _tallies(suite, scored, threshold, subsets).items()}
+    return float(suite.summarize(sums)["averages"][suite.main][suite.metric])
 
 
 def _tallies(
-    benchmark: Benchmark,
+    suite: Suite,
     scored: Sequence[tuple[Solution, Sequence[float]]],
     threshold: float,
     subsets: Sequence[str],
@@ -201,55 +159,35 @@ def _tallies(
     for row, members in enumerate(problems):
         for i in members:
             solution, values = scored[i]
-            tallies[solution.subset][row] += benchmark.tally(solution, values, threshold)
+            tallies[solution.subset][row] += suite.tally(solution, values, threshold)
     return tallies
-
-
-def _interval(value: float, drawn: np.ndarray) -> tuple[float | None, float | None]:
-    """Percentiles of the draws, which hold the value also where it is 0 or 1."""
-    if math.isnan(value):
-        return None, None
-    low, high = np.percentile(drawn, PERCENTILES)
-    return float(min(low, value)), float(max(high, value))
 
 
 def _number(value: Any) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _step_metrics(scored: Sequence[tuple[Solution, Sequence[float]]]) -> dict[str, float]:
-    judged = [
-        (score, label)
-        for solution, values in scored
-        for score, label in zip(values, solution.labels, strict=True)
-        if label is not None
-    ]
-    scores, labels = np.array(judged, dtype=float).T
-    return step_metrics(scores, labels)
-
-
 def format_results(name: str, results: dict[str, Any]) -> str:
-    """The results of a suite as a table, in percent, and a line on what else must be known to read it."""
+    """Return the results of a suite as a table in percent, with remarks below."""
     metric = results["metric"]
     columns = list(dict.fromkeys(key for part in results["subsets"].values() for key in part))
     others = [key for key in columns if key not in (metric, "low", "high")]
-    lines = [[name, metric, "95 %", *others]]
+    cells = [[name, metric, "95 %", *others]]
     for kind in ("subsets", "averages"):
         for part, values in results[kind].items():
             label = part if kind == "subsets" else f"= {part}"
             interval = "-" if values["low"] is None else f"{_percent(values['low'])}–{_percent(values['high'])}"
-            shown = [_cell(key, values.get(key)) for key in others]
-            lines.append([label, _percent(values[metric]), interval, *shown])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    return "\n".join([*table, *_remarks(results)])
-
-
-def _remarks(results: dict[str, Any]) -> list[str]:
+            cells.append([label, _percent(values[metric]), interval])
+            for key in others:
+                is_number = key.startswith("num_") and values.get(key) is not None
+                cells[-1].append(f"{values[key]:,.0f}" if is_number else _percent(values.get(key)))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in cells]
     counts, tuned, steps = results["counts"], results["tuned"], results["steps"]
     lines = [
+        *table,
         f"threshold {results['threshold']:g}; {counts['num_scored']:,} of {counts['num_solutions']:,} solutions scored, "
-        f"{counts['num_too_long']:,} too long for the model and left out"
+        f"{counts['num_too_long']:,} too long for the model and left out",
     ]
     passed_over = [
         name for name in counts if name not in ("num_solutions", "num_scored", "num_too_long") and counts[name]
@@ -277,11 +215,7 @@ def _remarks(results: dict[str, Any]) -> list[str]:
             f"({_percent(tuned['validation'])}), gives {_percent(tuned['rest'])} on the other {tuned['num_rest']:,}, "
             f"where {results['threshold']:g} gives {_percent(tuned['rest_untuned'])}"
         )
-    return lines
-
-
-def _cell(key: str, value: float | None) -> str:
-    return f"{value:,.0f}" if key.startswith("num_") and value is not None else _percent(value)
+    return "\n".join(lines)
 
 
 def _percent(value: float | None) -> str:

@@ -1,6 +1,7 @@
-"""What all scorers share: candidates become trees of judged steps, and the outputs at their ends the scores of the steps."""
+"""Base classes of the scorers: candidates become token trees, and the model's outputs at the ends of steps become scores."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from ..loading import check_checkpoint
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
+from .scoring_config import ScoringConfig
 
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ DOCS = "docs/scoring_without_trl_hrm.md"
 
 class TreeScorer:
     """
-    Scores every step of candidate solutions; what a scorer does with trees of tokens is up to its class.
+    Base class of the scorers. A subclass implements `_forward`, which scores the steps of token trees.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -104,14 +106,10 @@ class TreeScorer:
         progress: bool = False,
     ) -> list[list[float]]:
         """Score every step of step trees; see [`TreeScorer.score`]. Returns one list per tree, in order of its steps."""
-        if 1 not in spans or min(spans) < 1 or combine not in ("max", "mean"):
-            raise ValueError(
-                f"spans={tuple(spans)}, combine={combine!r}: `spans` must hold 1 (a first step has no step to be merged "
-                "with) and positive numbers, `combine` must be 'max' or 'mean'."
-            )
-        if max(spans) > 1:
+        scoring = ScoringConfig(spans, combine)
+        if max(scoring.spans) > 1:
             self.step_format.check_merged(self.tokenizer)
-        encoded = [self._encode(tree, sorted(set(spans)), f"prompt {i}") for i, tree in enumerate(trees)]
+        encoded = [self._encode(tree, sorted(set(scoring.spans)), f"prompt {i}") for i, tree in enumerate(trees)]
         token_trees = [token_tree for token_tree, _ in encoded]
         if self.max_positions is not None:
             for tree, token_tree in zip(trees, token_trees, strict=True):
@@ -119,23 +117,18 @@ class TreeScorer:
                 if longest > self.max_positions:
                     raise ValueError(
                         f"A solution has {longest} tokens, but the model has {self.max_positions} positions. Shorten or drop "
-                        f"it; its prompt is {_shown(tree.prompt)}."
+                        f"it; its prompt is {shown_prompt(tree.prompt)}."
                     )
-        scores = self._forward(token_trees, progress)
-        for tree, values in zip(trees, scores, strict=True):
-            if not np.isfinite(values).all():
-                raise ValueError(
-                    f"The model returned a score that is not a number for the prompt {_shown(tree.prompt)}: {values}."
-                )
-        reduce = np.max if combine == "max" else np.mean
-        return [
-            [float(reduce(tree_scores[judged])) for judged in steps]
-            for tree_scores, (_, steps) in zip(scores, encoded, strict=True)
-        ]
+        reduce = np.max if scoring.combine == "max" else np.mean
+        scores = []
+        for tree, (_, steps), values in zip(trees, encoded, self._forward(token_trees, progress), strict=True):
+            scores.append([float(reduce(values[judged])) for judged in steps])
+            check_scores(scores[-1], len(steps), f"prompt {shown_prompt(tree.prompt)}")
+        return scores
 
     def _encode(self, tree: StepTree, spans: list[int], where: str) -> tuple[TokenTree, list[list[int]]]:
         """Token tree of a step tree, and for each step the numbers of the judged steps that end with it."""
-        tree.validate(where, blank_steps=True)  # judged at its separator, as it stands
+        tree.validate(where, blank_steps=True)  # a blank step is judged at its separator
         paths = [tree.path(step) for step in range(len(tree.completions))]
         merged = [path[-span:] for path in paths for span in spans if 1 < span <= len(path)]
         texts = tree.completions + [self.step_format.merge([tree.completions[i] for i in run]) for run in merged]
@@ -181,7 +174,7 @@ class ChainScorer(TreeScorer):
         return scores
 
     def check_outputs(self, rows: torch.Tensor, num_tokens: int) -> None:
-        """Refuse outputs that are not those of every token: a step would be read at another's place."""
+        """Check that there is one output for each token. Otherwise a step would be read at the wrong place."""
         expected = (num_tokens, num_labels(self.step_format))
         if tuple(rows.shape) != expected:
             raise ValueError(
@@ -196,17 +189,40 @@ class ChainScorer(TreeScorer):
 
 
 def refuse_label_tokens(step_format: StepFormat) -> None:
-    """Raise `ValueError` for the head that is no classifier."""
+    """Raise `ValueError` for the head `"lm"`, which is not a classifier."""
     if step_format.head == "lm":
         raise ValueError(
             'vLLM gives the outputs of token classifiers at every token, but `head="lm"` reads the logits of two tokens of a '
             f"causal language model. Make a token classifier of these two, as {DOCS} shows, or use StepScorer "
-            "(`--scorer transformers`)."
+            "(`--reward_model_engine transformers`)."
         )
 
 
-def _shown(prompt: str) -> str:
+def shown_prompt(prompt: str) -> str:
+    """Return a prompt as messages show it."""
     return repr(prompt if len(prompt) <= 80 else prompt[:77] + "...")
+
+
+def check_scores(scores: Sequence[float], num_steps: int, where: str) -> None:
+    """
+    Check that a reward model has returned one finite score for each step of a solution or tree.
+
+    Args:
+        scores (`Sequence[float]`):
+            The scores.
+        num_steps (`int`):
+            Number of steps.
+        where (`str`):
+            Where the steps come from.
+
+    Raises:
+        `ValueError`: If a score is NaN or infinite, or there is not one for each step.
+    """
+    if len(scores) != num_steps or not all(map(math.isfinite, scores)):
+        raise ValueError(
+            f"{where}: the reward model returned {list(scores)} for {num_steps} steps, expected one finite number for each. "
+            "Check the model."
+        )
 
 
 def longest_path(trees: Sequence[TokenTree]) -> int:
@@ -231,7 +247,7 @@ def read_text_contract(
     if find_adapter_config_file(path_or_repo, revision=revision) is not None:
         raise ValueError(
             f"{path_or_repo} is a LoRA adapter, and vLLM serves no adapter of a token classifier with its trained head. "
-            f"Merge it into its base model first, as {DOCS} shows, or use StepScorer (`--scorer transformers`)."
+            f"Merge it into its base model first, as {DOCS} shows, or use StepScorer (`--reward_model_engine transformers`)."
         )
     if step_format is None:
         step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
@@ -255,10 +271,10 @@ def read_text_contract(
 
 def check_classifier(config: Any, name: str, step_format: StepFormat) -> None:
     """
-    Refuse the configuration of a model that is not a token classifier with the outputs of the head.
+    Check that a configuration is of a token classifier with the outputs of the head.
 
     Raises:
-        `ValueError`: vLLM would make an embedding model of it, or the scores would be those of another class.
+        `ValueError`: If the model is not a token classifier, or its number of labels is wrong.
     """
     architectures = config.architectures or []
     if not any(architecture.endswith("ForTokenClassification") for architecture in architectures):

@@ -1,0 +1,166 @@
+"""A run of benchmarks: score the solutions of each suite once, measure them, and write what was found."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ... import __version__
+from ...data.problems import group_equal
+from ...io import replacing, write_json
+from ...scoring.candidate_scores import score_steps
+from ...scoring.scoring_config import ScoringConfig
+from ...scoring.tree_scorer import TreeScorer
+from .big_bench_mistake import BIG_BENCH_MISTAKE
+from .measures import INTERVALS, measure
+from .prm_bench import PRM_BENCH
+from .process_bench import PROCESS_BENCH
+from .suite import Solution, Suite, SuiteData
+
+
+SUITES = {suite.name: suite for suite in (PROCESS_BENCH, PRM_BENCH, BIG_BENCH_MISTAKE)}
+RESULTS = "results.json"
+SCORES = "scores.jsonl"
+BLOCK = 32  # problems that are encoded at a time
+
+
+def run_suite(
+    suite: Suite,
+    data: SuiteData,
+    scorer: TreeScorer,
+    scoring: ScoringConfig,
+    threshold: float = 0.5,
+    validation_size: float = 0.2,
+    seed: int = 42,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """
+    Score the solutions of a suite and measure the scores.
+
+    Args:
+        suite ([`Suite`]):
+            The suite, one of `SUITES`.
+        data ([`SuiteData`]):
+            Its solutions. See [`read_suites`].
+        scorer ([`~scoring.tree_scorer.TreeScorer`]):
+            The reward model.
+        scoring ([`~scoring.scoring_config.ScoringConfig`]):
+            How steps are scored.
+        threshold, validation_size, seed:
+            See [`measure`].
+
+    Returns:
+        `tuple[dict[str, Any], list[dict[str, Any]]]`: The sources, what [`measure`] returns, rows with faults, and seconds; and for each
+        solution a row with its `labels` (`None` for a step without one) and `scores` (`None` where it was too long).
+    """
+    began = time.perf_counter()
+    scores = score_solutions(scorer, data.solutions, scoring, progress=True)
+    seconds = time.perf_counter() - began
+    results = {"sources": data.sources, **measure(suite, data.solutions, scores, threshold, validation_size, seed)}
+    results["counts"] |= data.counts()
+    results["faults"] = {"left_out": data.faults.left_out, "kept": data.faults.kept}
+    rows = [
+        {
+            "suite": suite.name,
+            "subset": solution.subset,
+            "id": solution.id,
+            "where": solution.where,
+            "labels": solution.labels,
+            "scores": values,
+        }
+        for solution, values in zip(data.solutions, scores, strict=True)
+    ]
+    return results | {"seconds": seconds}, rows
+
+
+def score_solutions(
+    scorer: TreeScorer, solutions: Sequence[Solution], scoring: ScoringConfig, progress: bool = False
+) -> list[list[float] | None]:
+    """
+    Score the steps of solutions, each once.
+
+    Args:
+        scorer ([`~scoring.tree_scorer.TreeScorer`]):
+            The reward model.
+        solutions (`Sequence[Solution]`):
+            The solutions. Those with one problem are scored together, so that a scorer may share what they begin with.
+        scoring ([`~scoring.scoring_config.ScoringConfig`]):
+            How steps are scored.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
+
+    Returns:
+        `list[list[float] | None]`: For each solution the scores of its S steps in `[0, 1]`; `None` for one that has more
+        tokens than the model has positions.
+
+    Raises:
+        `ValueError`: If a score is not finite, or there is not one for each step.
+    """
+    scores: list[list[float] | None] = [None] * len(solutions)
+    problems = group_equal(solution.problem for solution in solutions)
+    with tqdm(total=len(solutions), desc="Scoring", unit="solution", disable=not progress) as bar:
+        for start in range(0, len(problems), BLOCK):
+            block = problems[start : start + BLOCK]
+            found = score_steps(
+                scorer,
+                [solutions[members[0]].problem for members in block],
+                [[solutions[i].steps for i in members] for members in block],
+                scoring,
+                [[solutions[i].where for i in members] for members in block],
+            )
+            for members, values in zip(block, found, strict=True):
+                for i, step_scores in zip(members, values, strict=True):
+                    scores[i] = step_scores
+            bar.update(sum(map(len, block)))
+    return scores
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise `FileExistsError` if the folder has results that may not be replaced."""
+    path = folder / RESULTS
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another --output_dir, or pass --overwrite to replace it.")
+
+
+def write_results(
+    folder: Path,
+    suites: dict[str, dict[str, Any]],
+    rows: Iterable[dict[str, Any]],
+    reward_model: dict[str, Any],
+    settings: dict[str, Any],
+    seed: int,
+) -> None:
+    """
+    Write `results.json`, and `scores.jsonl` with the scores of all steps.
+
+    Args:
+        folder (`Path`):
+            Folder of the results. It is made.
+        suites (`dict[str, dict[str, Any]]`), rows (`Iterable[dict[str, Any]]`):
+            The results of each suite and the rows of all. See [`run_suite`].
+        reward_model (`dict[str, Any]`):
+            The reward model and how it was run.
+        settings (`dict[str, Any]`):
+            What else decides the numbers.
+        seed (`int`):
+            Seed of the run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / SCORES) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    versions = {"trl_hrm": __version__} | {name: version(name) for name in ("numpy", "torch", "transformers")}
+    report = {
+        "kind": "benchmark",
+        "reward_model": reward_model,
+        "settings": settings,
+        "suites": suites,
+        "intervals": INTERVALS,
+        "seed": seed,
+        "versions": versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(folder / RESULTS, report)

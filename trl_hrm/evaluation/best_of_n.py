@@ -1,0 +1,371 @@
+"""
+Best-of-N, from a pool of candidates to its results: [`score_pool`] scores and grades the candidates, a block of problems at a time, and
+[`make_results`] makes the curves of all blocks. Several processes may share the problems; the first one waits for the others.
+"""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .. import __version__
+from ..data.candidates import THINKING, ProblemCandidates
+from ..data.problems import UNUSED
+from ..grading import thinking_spans
+from ..io import write_json
+from ..scoring.aggregate import Aggregate
+from ..scoring.candidate_scores import score_steps
+from ..scoring.scoring_config import ScoringConfig
+from ..scoring.tree_scorer import TreeScorer
+from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings
+from ..search.run_folder import MANIFEST, Shard, read_json, read_manifest, read_summary, shard_name
+from ..search.scheduler import Progress
+from .answer_classes import grade_problems
+from .curves import INTERVALS, make_curves, summarize
+from .results import Part, Results, read_header, read_parts, scored_row, write_candidates, write_results
+
+
+BLOCK = 16  # problems of a block
+COUNTED = (  # in the order of `counts` in the results
+    "problems_without_answer",
+    "problems_without_candidates",
+    "problems_ungradable",
+    "problems_with_given_grades",
+    "problem_records_left_out",
+    "blank_steps_left_out",
+    "num_candidates",
+    "candidates_beyond_n",
+    "candidates_without_answer",
+    "candidates_without_steps",
+    "candidates_cut_off",
+    "candidates_too_long",
+    "candidates_with_thinking_left_out",
+    "candidates_unreadable",
+    "not_graded",
+    "rows_of_whole_solutions",
+    "rows_with_several_answers",
+)
+VERSIONS = ("torch", "transformers", "math-verify", "latex2sympy2_extended", "sympy")
+
+
+def score_pool(
+    problems: Sequence[tuple[int, ProblemCandidates]],
+    scorer: TreeScorer,
+    grader: Any,
+    part: Part,
+    scoring: ScoringConfig,
+    num_graders: int = 1,
+    progress: bool = False,
+) -> None:
+    """
+    Score and grade the candidates of problems, and resume after the blocks that are already written.
+
+    Args:
+        problems (`Sequence[tuple[int, ProblemCandidates]]`):
+            Problems, each with its place among all.
+        scorer ([`~scoring.tree_scorer.TreeScorer`]):
+            The reward model. Any object with its `score`, `tokenizer`, `step_format` and `max_positions`.
+        grader ([`~grading.AnswerGrader`]):
+            Compares answers. Any object with its `grade`.
+        part ([`Part`]):
+            Where the blocks are written.
+        scoring ([`~scoring.scoring_config.ScoringConfig`]):
+            How steps are scored.
+        num_graders (`int`, *optional*, defaults to `1`):
+            Number of processes of the grader.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
+
+    Raises:
+        `ValueError`: If the reward model returns a score that is not finite, or not one for each step.
+    """
+    done = part.num_blocks * BLOCK
+    with tqdm(
+        total=len(problems),
+        initial=min(done, len(problems)),
+        desc="Scoring and grading",
+        unit="problem",
+        disable=not progress,
+    ) as bar:
+        for start in range(done, len(problems), BLOCK):
+            block = problems[start : start + BLOCK]
+            part.append(_score_block(block, scorer, grader, scoring, num_graders))
+            bar.update(len(block))
+    part.finish()
+
+
+def _score_block(
+    block: Sequence[tuple[int, ProblemCandidates]],
+    scorer: TreeScorer,
+    grader: Any,
+    scoring: ScoringConfig,
+    num_graders: int,
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    counts: Counter = Counter()
+    graded = grade_problems(
+        [[candidate.answer for candidate in problem.candidates] for _, problem in block],
+        [problem.answer for _, problem in block],
+        grader,
+        num_graders,
+        [[candidate.correct for candidate in one.candidates] if one.graded else None for _, one in block],
+    )
+    unreadable, kept = [], []
+    for (place, problem), grades in zip(block, graded, strict=True):
+        if grades is None:
+            unreadable.append({"problem_id": problem.where or problem.problem_id, "answer": problem.answer})
+        else:
+            kept.append((place, problem, grades))
+    counts["problems_ungradable"] = len(unreadable)
+    with_steps = [[candidate.steps for candidate in one.candidates if candidate.steps] for _, one, _ in kept]
+    scores = score_steps(
+        scorer,
+        [problem.problem for _, problem, _ in kept],
+        with_steps,
+        scoring,
+        [[one.where or one.problem_id] * len(group) for (_, one, _), group in zip(kept, with_steps, strict=True)],
+        counts,
+    )
+    rows = []
+    for (place, problem, grades), values in zip(kept, map(iter, scores), strict=True):
+        candidates = []
+        for candidate, correct in zip(problem.candidates, grades.correct, strict=True):
+            scored = replace(candidate, correct=correct, scores=next(values) if candidate.steps else None)
+            candidates.append(scored)
+            counts["num_candidates"] += 1
+            counts["candidates_without_steps"] += not candidate.steps
+            counts["candidates_without_answer"] += candidate.answer is None
+            counts["candidates_cut_off"] += candidate.finish == "length"
+            counts["not_graded"] += (problem.graded or candidate.answer is not None) and correct is None
+            counts["policy_tokens"] += candidate.num_tokens or 0
+        counts["candidates_unreadable"] += grades.num_unreadable
+        rows.append(scored_row(place, replace(problem, candidates=candidates), grades.classes))
+    counts["rest_seconds"] = time.perf_counter() - began - counts["scorer_seconds"]
+    return {"rows": rows, "counts": counts, "unreadable_references": unreadable}
+
+
+def pool_digest(problems: Sequence[ProblemCandidates]) -> str:
+    """Return 16 hex digits that identify the problems, their answers and their candidates."""
+    digest = hashlib.blake2b(digest_size=8)
+    for problem in problems:
+        digest.update(repr((problem.problem_id, problem.problem, problem.answer)).encode())
+        for candidate in problem.candidates:
+            digest.update(repr((candidate.text, candidate.steps, candidate.answer)).encode())
+            if problem.graded:
+                digest.update(repr(candidate.correct).encode())
+    return digest.hexdigest()
+
+
+def files_digest(folder: str) -> str | None:
+    """Return 16 hex digits that change when a file of the folder is written again, `None` if the folder does not exist."""
+    if not Path(folder).is_dir():
+        return None
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest()
+
+
+def wait_for_parts(parts: Sequence[Path], header: dict[str, Any]) -> None:
+    """
+    Wait until the other processes are done. `accelerate launch` ends this one if one of them fails.
+
+    Args:
+        parts (`Sequence[Path]`):
+            The finished parts of all processes.
+        header (`dict[str, Any]`):
+            What the parts are started with. A part with another header is of an earlier start.
+    """
+
+    def is_done(path: Path) -> bool:
+        if not path.exists():
+            return False
+        found = read_header(path) or {}
+        return {**found, "candidates": None} == {**header, "candidates": None}  # each has candidates of its own
+
+    told = False
+    while missing := [path.name for path in parts if not is_done(path)]:
+        if not told:
+            tqdm.write(f"waiting for {len(missing)} other processes: {', '.join(missing[:4])}")
+            told = True
+        time.sleep(0.5)
+
+
+def make_results(
+    folder: Path,
+    parts: Sequence[Path],
+    source: Path,
+    reward_model: dict[str, Any],
+    settings: dict[str, Any],
+    n: Sequence[int],
+    aggregates: Sequence[Aggregate],
+    num_draws: int | None,
+    seed: int,
+    counts: Counter,
+    sampled: bool,
+) -> Results:
+    """
+    Make the results of finished parts, write `candidates.jsonl` and `results.json`, and remove the parts.
+
+    Args:
+        folder (`Path`):
+            Folder of the results.
+        parts (`Sequence[Path]`):
+            The finished parts of all processes. See [`wait_for_parts`].
+        source (`Path`):
+            Where the candidates come from: a run folder, or a file or dataset.
+        reward_model (`dict[str, Any]`):
+            The reward model and how it was run.
+        settings (`dict[str, Any]`):
+            What else decides the numbers.
+        n (`Sequence[int]`), num_draws (`int`, *optional*), seed (`int`):
+            See [`make_curves`].
+        aggregates (`Sequence[Aggregate]`):
+            How the scores of the steps become the score of a solution. See [`~scoring.aggregate.aggregate`].
+        counts (`Counter`):
+            What was counted while the candidates were read. It is not changed.
+        sampled (`bool`):
+            Whether the run of `source` was sampled for these results. A run that was sampled before may be read in another way.
+
+    Raises:
+        `ValueError`: If no problem is left.
+    """
+    unreadable: list[dict[str, str]] = []
+    rows, counted = read_parts(parts, unreadable)
+    scored = []
+    outcomes: Counter = Counter()
+    counts = Counter(counts)
+
+    def problems():
+        for problem, classes in rows:
+            outcomes.update(outcome_of(c.answer, c.correct, c.finish) for c in problem.candidates)
+            scored.append(summarize(problem, classes, aggregates))
+            if sampled:
+                counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in problem.candidates)
+            yield problem
+
+    write_candidates(folder, problems())
+    counts += counted
+
+    policy, manifest, statuses = None, {}, Counter()
+    if (source / MANIFEST).is_file():
+        manifest, summary = read_manifest(source), read_summary(source)
+        policy = {**manifest["engine"], **{name: manifest[name] for name in ("prompt", "search", "seed", "versions")}}
+        statuses.update({f"problems_{s}": count for s, count in summary["problems"].items() if s != "done"})
+        if summary["shards_missing"]:
+            statuses["shards_missing"] = summary["shards_missing"]
+        manifest = manifest | summary
+        if not sampled:  # read in another way, and not all of its solutions are candidates
+            manifest |= {"solutions": None, "extractors": settings["extractors"]}
+
+    # unreadable ones are wrong where they are chosen
+    solutions = {**outcomes, "wrong": outcomes["wrong"] - counts["candidates_unreadable"]}
+    solutions["unreadable"] = counts["candidates_unreadable"]
+    solutions = manifest.get("solutions") or solutions
+    all_counts = counts + statuses
+    warnings = [
+        *reference_warnings(
+            all_counts["problems_ungradable"], [*manifest.get("unreadable_references", ()), *unreadable]
+        ),
+        *outcome_warnings(solutions, manifest.get("search", {}), manifest),
+    ]
+    if not scored:
+        raise ValueError(
+            f"{source}: no problem is left to choose solutions of: {dict(all_counts)}. Problems with failed requests are "
+            f"errors. {' '.join(warnings)}"
+        )
+    curves = make_curves(scored, n, num_draws, seed)
+    names = [*COUNTED, *(name for name in counts if name.startswith(UNUSED)), *statuses]
+    results = Results(
+        strategy="best_of_n",
+        reward_model=reward_model,
+        policy=policy,
+        settings=settings,
+        versions={"trl_hrm": __version__, **{name: version(name) for name in VERSIONS}},
+        seed=seed,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        num_problems=len(scored),
+        counts={name: all_counts[name] for name in dict.fromkeys(names)},
+        n=sorted(set(n)),
+        curves=curves.curves,
+        hacking_gap=curves.hacking_gap,
+        calibration=curves.calibration,
+        intervals=INTERVALS,
+        solutions=ordered(solutions),
+        warnings=warnings,
+        cost=total_cost(source if policy else None, counts),
+    )
+    write_results(folder, results)
+    for path in [*folder.glob("part-*-of-*.jsonl"), *folder.glob("partial-*-of-*.jsonl")]:
+        path.unlink()
+    return results
+
+
+class SampleCost:
+    """
+    What the samples of a shard cost, over all starts, in a file next to the log of its run. Unknown after an interrupted start: the log
+    has grown since the last one that finished.
+
+    Args:
+        folder (`Path`):
+            Folder of the run.
+        shard ([`Shard`]):
+            The shard.
+    """
+
+    def __init__(self, folder: Path, shard: Shard):
+        self.path = folder / shard_name("cost", shard.index, shard.count, "json")
+        self.log = folder / shard_name("log", shard.index, shard.count, "jsonl")
+        names = ("seconds", "num_tokens", "num_requests", "num_sequences")
+        before = {"costs": dict.fromkeys(names, 0), "is_known": True, "log_bytes": 0}
+        if self.path.is_file():
+            before = read_json(self.path)
+        self.costs = before["costs"]
+        self.is_known = before["is_known"] and before["log_bytes"] == self._log_bytes()
+
+    def end(self, progress: Progress) -> None:
+        """Add the cost of a start that has finished."""
+        self.costs["seconds"] += progress.seconds
+        self.costs["num_tokens"] += progress.generated_tokens
+        self.costs["num_requests"] += progress.num_requests
+        self.costs["num_sequences"] += progress.num_sequences
+        write_json(self.path, {"costs": self.costs, "is_known": self.is_known, "log_bytes": self._log_bytes()})
+
+    def _log_bytes(self) -> int:
+        return self.log.stat().st_size if self.log.is_file() else 0
+
+
+def total_cost(run: Path | None, counts: Counter) -> dict[str, Any]:
+    """
+    Return the `cost` of results.
+
+    Args:
+        run (`Path`, *optional*):
+            The run folder that the candidates come from. Where [`SampleCost`] does not know what it cost, there are only the counts.
+        counts (`Counter`):
+            What the blocks of [`score_pool`] count.
+    """
+    policy = None
+    if run is not None:
+        found = [read_json(path) for path in sorted(run.glob("cost-*.json"))]
+        if found and all(one["is_known"] for one in found):
+            policy = {name: sum(one["costs"][name] for one in found) for name in found[0]["costs"]}
+        else:
+            counted = {"num_tokens": counts["policy_tokens"], "num_sequences": counts["num_candidates"]}
+            policy = {"seconds": None, "num_requests": None} | counted
+    return {
+        "policy": policy,
+        "scorer": {
+            "seconds": counts["scorer_seconds"],
+            "num_calls": counts["scorer_calls"],
+            "num_steps": counts["scorer_steps"],
+            "num_tokens": counts["scorer_tokens"],
+        },
+        "rest_seconds": counts["rest_seconds"],
+    }

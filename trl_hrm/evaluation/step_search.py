@@ -1,0 +1,537 @@
+"""
+Solutions that a reward model chooses step by step: `step_search`, `beam_search` and `diverse_tree_search`, a search for each N, and one
+result.
+
+The folder of each N, such as `n-8`, is a run folder as `trl-hrm annotate` writes it, with a manifest and a log to resume from.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data.candidates import THINKING, Candidate, ProblemCandidates
+from ..data.problem_sets import refuse_caseless_ids
+from ..grading import DEFAULT_EXTRACTORS, thinking_spans
+from ..io import write_json
+from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
+from ..scoring.candidate_scores import score_fitting
+from ..scoring.scoring_config import ScoringConfig
+from ..scoring.tree_scorer import TreeScorer
+from ..search.engines.base import Engine
+from ..search.log import EventLog
+from ..search.open_tree import OpenTree
+from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings
+from ..search.prompts import Prompt
+from ..search.run_folder import (
+    Shard,
+    check_manifest,
+    finish_shard,
+    problem_shard,
+    read_json,
+    read_summary,
+    resumed_prompt,
+    shard_name,
+)
+from ..search.scheduler import Progress, Scheduler, SchedulerConfig
+from ..search.step_search import (
+    STRATEGIES,
+    BeamSearch,
+    DiverseTreeSearch,
+    Ending,
+    GreedyStepSearch,
+    StepSearch,
+    is_step,
+)
+from ..search.steps import StepRule
+from ..search.tree import Problem
+from .answer_classes import grade_problems
+from .curves import INTERVALS, curve_with_gap
+from .results import Results, candidates_name, write_candidates, write_results
+
+
+BRANCHING = 4
+CURVE = "step_search"
+ALONE = Shard(0, 1)
+ENDINGS = {"max_depth": "paths_at_the_depth_limit", "dead_end": "dead_ends"}
+SPENT = ("seconds", "policy_seconds", "scorer_seconds", "num_calls")
+TOTALS = (
+    "num_candidates",
+    "problems_without_answer",
+    "candidates_without_answer",
+    "candidates_unreadable",
+    "not_graded",
+)
+
+
+@dataclass(frozen=True)
+class StepSearchSettings:
+    """
+    How solutions are searched.
+
+    Args:
+        output_dir (`str`):
+            Folder of the results.
+        n (`Sequence[int]`):
+            N, the next steps that are sampled at a depth: a search for each.
+        strategy (`str`, *optional*, defaults to `"step_search"`):
+            `"step_search"`: N next steps of one path ([`GreedyStepSearch`]). `"beam_search"`: the best N / `branching` paths, with
+            `branching` next steps each ([`BeamSearch`]). `"diverse_tree_search"`: N / `branching` trees, with `branching` next steps
+            each ([`DiverseTreeSearch`]).
+        branching (`int`, *optional*):
+            Next steps of a path, for the latter two. By default 4. Where N is smaller, N; any other N must be a multiple of it.
+        max_depth (`int`, *optional*, defaults to `40`):
+            Maximum number of steps of a solution.
+        max_step_tokens (`int`, *optional*, defaults to `512`):
+            Maximum number of tokens of a step.
+        aggregate (`str` or `Callable`, *optional*, defaults to `"last"`):
+            How the scores of its steps become the score of a path. See [`~scoring.aggregate.aggregate`].
+        scoring ([`~scoring.scoring_config.ScoringConfig`], *optional*):
+            How steps are scored. By default each step alone.
+        extractors (`Sequence[str]`, *optional*):
+            How the answer is read from a solution. See [`extract_answer`].
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the samples.
+        max_in_flight, max_open_problems:
+            See [`SchedulerConfig`].
+
+    Raises:
+        `ValueError`: If the strategy is unknown, an N does not fit it, or an option belongs to another strategy.
+    """
+
+    output_dir: str
+    n: Sequence[int]
+    strategy: Literal["step_search", "beam_search", "diverse_tree_search"] = "step_search"
+    branching: int | None = None
+    max_depth: int = 40
+    max_step_tokens: int = 512
+    aggregate: Aggregate = "last"
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    extractors: Sequence[str] = DEFAULT_EXTRACTORS
+    seed: int = 42
+    max_in_flight: int = 256
+    max_open_problems: int = 256
+
+    def __post_init__(self):
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}.")
+        if self.strategy == "step_search" and self.branching is not None:
+            raise ValueError(
+                f"branching is {self.branching}, and step_search has one path with N next steps. Leave it out."
+            )
+        for name in ("branching", "max_depth", "max_step_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more.")
+        if not self.n or min(self.n) < 1:
+            raise ValueError(f"n is {list(self.n)}, expected numbers of 1 or more.")
+        for n in self.n:
+            if n % self.branching_at(n):
+                raise ValueError(
+                    f"n is {list(self.n)}, and {n} is no multiple of the branching, {self.branching_at(n)}. Leave {n} out, or "
+                    "give another branching."
+                )
+
+    def branching_at(self, n: int) -> int:
+        """Next steps of a path where N is `n`."""
+        return n if self.strategy == "step_search" else min(n, self.branching or BRANCHING)
+
+    def searches(self, prompt: Prompt, rule: StepRule) -> dict[int, StepSearch]:
+        """Return the search of each N, in their order."""
+        limits = {
+            "rule": rule,
+            "final_stops": prompt.final_stops,
+            "max_depth": self.max_depth,
+            "max_step_tokens": self.max_step_tokens,
+            "rank": partial(aggregate, name=self.aggregate),
+        }
+        found: dict[int, StepSearch] = {}
+        for n in sorted(set(self.n)):
+            branching = self.branching_at(n)
+            if self.strategy == "step_search":
+                found[n] = GreedyStepSearch(num_candidates=n, **limits)
+            elif self.strategy == "beam_search":
+                found[n] = BeamSearch(width=n // branching, expansion=branching, **limits)
+            else:
+                found[n] = DiverseTreeSearch(num_trees=n // branching, width=branching, **limits)
+        return found
+
+    def folder(self, n: int) -> Path:
+        """Return the run folder of the search of one N."""
+        return Path(self.output_dir, f"n-{n}")
+
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the results next to the search of each N, for manifests."""
+        return {
+            "aggregate": aggregate_name(self.aggregate),
+            "spans": list(self.scoring.spans),
+            "combine": self.scoring.combine,
+            "extractors": list(self.extractors),
+        }
+
+
+def run_step_search(
+    config: StepSearchSettings,
+    problems: Sequence[Problem],
+    engine: Engine,
+    scorer: TreeScorer,
+    grader: Any,
+    prompt: Prompt,
+    rule: StepRule,
+    manifest: dict[str, Any],
+    reward_model: dict[str, Any],
+    shard: Shard = ALONE,
+    num_graders: int = 1,
+) -> Results | None:
+    """
+    Search solutions of problems for each N, or resume, and write `candidates-n8.jsonl` and the like, and `results.json`.
+
+    Args:
+        config ([`StepSearchSettings`]):
+            How to search.
+        problems (`Sequence[Problem]`):
+            All problems; each shard takes its own. A problem with a prefix is searched from the end of the prefix.
+        engine ([`Engine`]):
+            The policy. It is closed at the end.
+        scorer ([`~scoring.tree_scorer.TreeScorer`]):
+            The reward model. Any object with its `score_trees`, `tokenizer`, `step_format` and `max_positions`.
+        grader ([`~grading.AnswerGrader`]):
+            Compares answers.
+        prompt ([`Prompt`]), rule ([`StepRule`]):
+            Prompt of the policy, and the rule that cuts its text into steps.
+        manifest (`dict[str, Any]`):
+            What decides the results next to search and reward model: `engine`, `prompt`, `steps`, `grader` and so on, with
+            `versions` and `started_with`. See [`check_manifest`].
+        reward_model (`dict[str, Any]`):
+            The reward model and how it is run, for manifest and results.
+        shard ([`Shard`], *optional*):
+            Which of several processes this is. The one that ends last writes the results.
+        num_graders (`int`, *optional*, defaults to `1`):
+            Number of processes of the grader.
+
+    Returns:
+        [`Results`] or `None`: `None` while other shards are not done.
+
+    Raises:
+        `ValueError`: If the folder holds a search with other settings, a score is not a number, or no problem could be searched.
+    """
+    searches = config.searches(prompt, rule)
+    prompt = resumed_prompt(prompt, *(config.folder(n) for n in searches))
+    for problem in problems[:1]:  # what is wrong with the prompt shows before anything is written
+        prompt.encode(engine.tokenizer, problem.prompt)
+    note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for problem in problems))
+    if note is not None:
+        tqdm.write(note)
+    manifest = manifest | {"prompt": asdict(prompt), "reward_model": reward_model} | config.describe()
+    for n, search in searches.items():
+        check_manifest(config.folder(n), manifest | {"search": {"search": config.strategy} | search.describe()})
+    mine = [
+        (place, problem)
+        for place, problem in enumerate(problems)
+        if problem_shard(problem.problem_id, shard.count) == shard.index
+    ]
+    try:
+        asyncio.run(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; start again with the same command to go on.") from None
+    for n in searches:
+        finish_shard(config.folder(n), shard.index, shard.count)
+    if any(read_summary(config.folder(n))["shards_missing"] for n in searches):
+        return None
+    return _write_results(config, searches, problems, manifest, grader, num_graders)
+
+
+async def _search_all(
+    config: StepSearchSettings,
+    searches: dict[int, StepSearch],
+    problems: list[tuple[int, Problem]],
+    prompt: Prompt,
+    engine: Engine,
+    scorer: TreeScorer,
+    grader: Any,
+    shard: Shard,
+) -> None:
+    try:
+        for n, search in searches.items():
+            folder, counts = config.folder(n), Counter()
+            score = partial(score_fitting, scorer, scoring=config.scoring, counts=counts)
+            log_path = folder / shard_name("log", shard.index, shard.count, "jsonl")
+            cost_path = folder / shard_name("cost", shard.index, shard.count, "json")
+            with EventLog(log_path, write=True) as log, _Watch(cost_path, f"N={n}", counts) as watch:
+                if log.torn:
+                    watch.bar.write(
+                        f"The log of N={n} ended in half an event ({log.torn} bytes), as after a kill: it will be made again."
+                    )
+                refuse_caseless_ids((problem for _, problem in problems), log.problems, str(log.path))
+                scheduler = Scheduler(
+                    engine,
+                    search,
+                    grader,
+                    prompt,
+                    search.rule,
+                    log,
+                    seed=config.seed,
+                    extractors=tuple(config.extractors),
+                    config=SchedulerConfig(config.max_in_flight, config.max_open_problems),
+                    on_progress=watch.update,
+                    score=score,
+                )
+                await scheduler.run(problems)
+    finally:
+        await engine.close()
+
+
+class _Watch:
+    """The live line of a search, and the file that adds up what all its starts have spent: `counts`, and seconds and calls."""
+
+    def __init__(self, path: Path, name: str, counts: Counter):
+        self.path = path
+        self.name = name
+        self.counts = counts
+        self.before = Counter(read_json(path) if path.exists() else {})
+        self.num_levels = 0
+
+    def __enter__(self) -> "_Watch":
+        self.bar = tqdm(desc=self.name, unit="problem", total=None, dynamic_ncols=True, mininterval=0.5)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def update(self, progress: Progress) -> None:
+        """Show where the run is, and write down what it spent. Called after each request and each depth."""
+        seconds = progress.seconds
+        if progress.num_levels > self.num_levels:
+            self.num_levels = progress.num_levels
+            now = Counter({name: getattr(progress, name) for name in SPENT})
+            write_json(self.path, now + self.counts + self.before)
+        self.bar.total = progress.num_problems
+        self.bar.set_postfix(
+            {
+                "depth": self.num_levels + 1,
+                "tok/s": f"{progress.generated_tokens / seconds:,.0f}",
+                "policy": f"{progress.policy_seconds / seconds:.0%}",
+                "scorer": f"{progress.scorer_seconds / seconds:.0%}",
+                "errors": progress.num_failures,
+            },
+            refresh=False,
+        )
+        self.bar.update(sum(progress.closed.values()) - self.bar.n)
+
+
+class SearchedProblems:
+    """
+    What the logs of one N have: problems with their paths, what was counted, and what it cost.
+
+    What the policy wrote and the steps that were scored are read from the logs, however often the search was started. Seconds, and
+    calls and tokens of the scorer, are what all starts spent, except for the last depth of one that was killed. Given steps are part of
+    the texts and steps of the candidates; they are not counted, and have no scores.
+
+    Args:
+        search ([`StepSearch`]):
+            The search of this N.
+        folder (`Path`):
+            Folder of its logs.
+        problems (`Sequence[Problem]`):
+            The problems that count. The logs may have others, of an earlier start.
+    """
+
+    def __init__(self, search: StepSearch, folder: Path, problems: Sequence[Problem]):
+        self.search = search
+        self.folder = folder
+        self.places = {problem.problem_id: place for place, problem in enumerate(problems)}
+        self.counts: Counter = Counter()
+        self.outcomes: Counter = Counter()  # of the paths, by the keys of `OUTCOMES`
+        self.unreadable: list[dict[str, str]] = []  # problems with unreadable references
+        self.policy: Counter = Counter(num_tokens=0, num_requests=0, num_sequences=0)
+        self.num_steps = 0
+
+    def grade(self, grader: Any, num_graders: int = 1) -> list[ProblemCandidates]:
+        """
+        Return the problems in their order, with graded candidates. The first candidate is the one that the search has chosen; those
+        that came to no end, which have no answer, are the last.
+
+        Args:
+            grader ([`~grading.AnswerGrader`]):
+                Compares answers.
+            num_graders (`int`, *optional*, defaults to `1`):
+                Number of processes of the grader.
+        """
+        problems = sorted(self._read(), key=lambda problem: self.places[problem.problem_id])
+        answers = [[candidate.answer for candidate in problem.candidates] for problem in problems]
+        graded = grade_problems(answers, [problem.answer for problem in problems], grader, num_graders)
+        kept = []
+        for problem, grades in zip(problems, graded, strict=True):
+            if grades is None:  # the grader could read the reference when the search began, and now had no time
+                self.counts["problems_ungradable"] += 1
+                self.unreadable.append({"problem_id": problem.problem_id, "answer": problem.answer})
+                continue
+            self.counts["num_candidates"] += len(problem.candidates)
+            self.counts["candidates_unreadable"] += grades.num_unreadable
+            for candidate, correct in zip(problem.candidates, grades.correct, strict=True):
+                candidate.correct = correct
+                if candidate.answer is not None:
+                    self.outcomes[outcome_of(candidate.answer, correct, candidate.finish)] += 1
+                self.counts["candidates_without_answer"] += candidate.answer is None
+                self.counts["not_graded"] += candidate.answer is not None and correct is None
+            kept.append(problem)
+            self.outcomes["wrong"] -= grades.num_unreadable  # they are wrong where they are chosen
+            self.outcomes["unreadable"] += grades.num_unreadable
+        return kept
+
+    def cost(self) -> dict[str, Any]:
+        """Return what this N cost, as `cost` of the results has it. Known once the problems are graded."""
+        spent: Counter = Counter()
+        for path in sorted(self.folder.glob("cost-*.json")):
+            spent.update(read_json(path))
+        return {
+            "policy": {"seconds": spent["policy_seconds"], **self.policy},
+            "scorer": {
+                "seconds": spent["scorer_seconds"],
+                "num_calls": spent["num_calls"],
+                "num_steps": self.num_steps,
+                "num_tokens": spent["num_tokens"],
+            },
+            "rest_seconds": spent["seconds"] - spent["policy_seconds"] - spent["scorer_seconds"],
+        }
+
+    def _read(self) -> Iterator[ProblemCandidates]:
+        """The problems whose search has ended, from the logs. What the logs have of all problems is counted."""
+        missing = set(self.places)
+        for path in sorted(self.folder.glob("log-*.jsonl")):
+            with EventLog(path) as log:
+                for problem_id in log.problems.keys() & self.places.keys():
+                    missing.discard(problem_id)
+                    opened, status = log.read(problem_id), log.problems[problem_id].status
+                    nodes, problem = opened.sampled, opened.tree.problem
+                    scored = [score for i, score in opened.scores.items() if i > opened.start and is_step(opened, i)]
+                    self.policy["num_tokens"] += sum(len(node.token_ids) for node in nodes)
+                    self.policy["num_requests"] += len(opened.brought)
+                    self.policy["num_sequences"] += len(nodes)
+                    self.num_steps += sum(score is not None for score in scored)
+                    self.counts["steps_cut_off"] += sum(node.finish == "length" for node in nodes)
+                    self.counts["steps_too_long"] += sum(score is None for score in scored)
+                    if status != "done":
+                        self.counts[f"problems_{status}"] += 1
+                        if status == "ungradable":
+                            self.unreadable.append({"problem_id": problem_id, "answer": problem.answer})
+                        continue
+                    endings = self.search.endings(opened)
+                    self.counts["problems_without_solution"] += all(ending.reason in ENDINGS for ending in endings)
+                    self.counts.update(ENDINGS[ending.reason] for ending in endings if ending.reason in ENDINGS)
+                    self.outcomes.update(filter(None, (_unfinished(opened, ending) for ending in endings)))
+                    candidates = [_candidate(opened, ending) for ending in endings if ending.node != opened.start]
+                    self.counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in candidates)
+                    where = f"{path}, problem {problem_id!r}"
+                    yield ProblemCandidates(problem.problem_id, problem.prompt, problem.answer, candidates, where)
+        self.counts["problems_not_searched"] += len(missing)  # by another process, which has not come to them
+
+
+def _unfinished(opened: OpenTree, ending: Ending) -> str | None:
+    """The outcome of a path without an answer, `None` for one that states an answer."""
+    if ending.reason == "final":
+        return "without_answer" if opened.tree.nodes[ending.node].answer is None else None
+    if ending.reason == "max_depth":
+        return "cut_off_by_depth"
+    tried = [node for node in opened.sampled if node.parent == ending.node]
+    if not tried:
+        return "cut_off_by_context"
+    return "cut_off_by_tokens" if any(node.finish == "length" for node in tried) else "without_answer"
+
+
+def _candidate(opened: OpenTree, ending: Ending) -> Candidate:
+    tree, node = opened.tree, opened.tree.nodes[ending.node]
+    path, text = tree.path(ending.node), tree.text(ending.node)
+    steps = [tree.step_text(i) for i in path]
+    return Candidate(
+        text=text[: len(text) - node.tail],  # without a header that no step follows
+        steps=[step for step in steps if step],
+        answer=node.answer,
+        finish=node.finish,
+        num_tokens=sum(len(tree.nodes[i].token_ids) for i in path if i > opened.start),
+        scores=ending.scores,
+    )
+
+
+def _write_results(
+    config: StepSearchSettings,
+    searches: dict[int, StepSearch],
+    problems: Sequence[Problem],
+    manifest: dict[str, Any],
+    grader: Any,
+    num_graders: int,
+) -> Results:
+    """Grade what all shards found, and write the results."""
+    folder = Path(config.output_dir)
+    solved: list[dict[str, float]] = []
+    costs: list[dict[str, Any]] = []
+    counts = Counter(dict.fromkeys(TOTALS, 0))
+    for n, search in searches.items():
+        found = SearchedProblems(search, config.folder(n), problems)
+        rows = found.grade(grader, num_graders)
+        write_candidates(folder, rows, candidates_name(n))
+        solved.append({})
+        for problem in rows:
+            chosen = problem.candidates[0] if problem.candidates else None
+            if chosen is None or chosen.answer is None:
+                solved[-1][problem.problem_id] = 0.0
+            else:  # the grader may have given up
+                solved[-1][problem.problem_id] = np.nan if chosen.correct is None else float(chosen.correct)
+        costs.append(found.cost())
+        counts.update({name if name in TOTALS else f"{name}_at_n{n}": c for name, c in found.counts.items() if c})
+    ids = list(dict.fromkeys(problem_id for of_n in solved for problem_id in of_n))
+    # problems are the same at each N, and the last one is the largest
+    warnings = reference_warnings(len(found.unreadable), found.unreadable)
+    warnings += outcome_warnings(found.outcomes, found.search.describe(), manifest)
+    if not ids:
+        raise ValueError(
+            f"{folder}: no problem was searched to its end: {dict(counts)}. Problems with failed requests are errors. "
+            f"{' '.join(warnings)}"
+        )
+    values = np.array([[of_n.get(problem_id, np.nan) for problem_id in ids] for of_n in solved])
+    points, gap = curve_with_gap(CURVE, values, list(searches))
+    for point, cost in zip(points, costs, strict=True):
+        point |= {f"{part}_{name}": value for part in ("policy", "scorer") for name, value in cost[part].items()}
+        point["rest_seconds"] = cost["rest_seconds"]
+    total_cost: dict[str, Any] = {
+        part: {name: sum(cost[part][name] for cost in costs) for name in costs[0][part]}
+        for part in ("policy", "scorer")
+    }
+    started_with = manifest["started_with"]
+    settings = {
+        "source": started_with["problems"],
+        **{name: started_with[name] for name in ("prefix_column",) if name in started_with},
+        "segmentation": manifest["steps"]["name"],
+        **config.describe(),
+        "max_depth": config.max_depth,
+        "max_step_tokens": config.max_step_tokens,
+        "shape": {f"n{n}": search.shape._asdict() for n, search in searches.items()},
+        "grader": manifest["grader"],
+    }
+    results = Results(
+        strategy=config.strategy,
+        reward_model=manifest["reward_model"],
+        policy={**manifest["engine"], "prompt": manifest["prompt"]},
+        settings=settings,
+        versions=manifest["versions"],
+        seed=config.seed,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        num_problems=len(ids),
+        counts=dict(counts),
+        n=list(searches),
+        curves={CURVE: points},
+        hacking_gap={CURVE: gap},
+        intervals=INTERVALS,
+        solutions=ordered(found.outcomes),
+        warnings=warnings,
+        cost=total_cost | {"rest_seconds": sum(cost["rest_seconds"] for cost in costs)},
+    )
+    write_results(folder, results)
+    return results
