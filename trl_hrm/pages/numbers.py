@@ -1,0 +1,38 @@
+"""How shares are written on pages and in terminals."""
+
+
+def percent(value: float | None) -> str:
+    """
+    A share in percent.
+
+    Example:
+
+    ```python
+    >>> percent(0.8125)
+    '81.2 %'
+    ```
+    """
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def in_points(value: float) -> str:
+    """A difference of two shares in percentage points."""
+    return f"{_rounded(value)} points"
+
+
+def points_between(low: float, high: float) -> str:
+    """
+    An interval in percentage points.
+
+    Example:
+
+    ```python
+    >>> points_between(-0.05, 0.1)
+    '−5.0 to 10.0'
+    ```
+    """
+    return f"{_rounded(low)} to {_rounded(high)}"
+
+
+def _rounded(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−")  # + 0.0: no negative zero
