@@ -165,9 +165,10 @@ class _Template:
 
     def __init__(self, template: str):
         import jinja2.meta
-        from transformers.utils.chat_template_utils import _compile_jinja_template  # knows the tags of chat templates
 
-        environment = _compile_jinja_template(template).environment
+        from ._compat import compile_jinja_template  # knows the tags of chat templates
+
+        environment = compile_jinja_template(template).environment
         without_globals = environment.overlay()
         without_globals.globals = {}  # jinja2 takes globals for declared
         tree = without_globals.parse(template)

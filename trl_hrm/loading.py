@@ -150,11 +150,33 @@ def load_reward_model(
     Raises:
         `ValueError`: If weights are missing, unexpected or of another shape. The message names them and the remedy.
     """
-    if find_adapter_config_file(path_or_repo, revision=revision) is not None:
-        return _load_adapter(path_or_repo, step_format, revision, is_trainable, kwargs)
-    with _held_load_report():  # what it says becomes an error
-        model, fit = _load(path_or_repo, step_format, revision=revision, **kwargs)
-    fit.refuse(path_or_repo, step_format)
+    if find_adapter_config_file(path_or_repo, revision=revision) is None:
+        with _held_load_report():  # what it says becomes an error
+            model, fit = _load(path_or_repo, step_format, revision=revision, **kwargs)
+        fit.refuse(path_or_repo, step_format)
+        return model
+
+    from peft import PeftConfig, PeftModel
+    from peft.utils import load_peft_weights
+
+    adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
+    brought = load_peft_weights(path_or_repo, device="cpu", revision=revision)
+    kwargs = {"revision": adapter.revision, **kwargs}  # of the base model
+    with _held_load_report() as reports:
+        model, fit = _load(adapter.base_model_name_or_path, step_format, **kwargs)
+    _refuse_base(fit, adapter.base_model_name_or_path, path_or_repo, brought, step_format)
+    if any(name.startswith(fit.body_prefix) for name in fit.unexpected):  # not about the head alone
+        _log_again(reports)
+    try:
+        model = PeftModel.from_pretrained(model, path_or_repo, revision=revision, is_trainable=is_trainable)
+    except KeyError as error:  # the name of a weight of `modules_to_save` that the files do not have
+        _refuse_adapter(path_or_repo, error.args)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path_or_repo}: the weights of the adapter do not fit its base model: {' '.join(str(error).split())} Set `head` "
+            "of the step format to the head it was trained with, and check its base model."
+        ) from error
+    check_adapter(model, path_or_repo, revision)
     return model
 
 
@@ -308,33 +330,6 @@ def _refuse_base(
     if not fit.random <= fit.head:
         fit.refuse(base_name, step_format)
     _refuse_adapter(adapter_name, {_PEFT_PREFIX + name for name in fit.random} - brought.keys())
-
-
-def _load_adapter(
-    path_or_repo: str, step_format: StepFormat, revision: str | None, is_trainable: bool, kwargs: dict[str, Any]
-) -> "PeftModel":
-    from peft import PeftConfig, PeftModel
-    from peft.utils import load_peft_weights
-
-    adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
-    brought = load_peft_weights(path_or_repo, device="cpu", revision=revision)
-    kwargs = {"revision": adapter.revision, **kwargs}  # of the base model
-    with _held_load_report() as reports:
-        model, fit = _load(adapter.base_model_name_or_path, step_format, **kwargs)
-    _refuse_base(fit, adapter.base_model_name_or_path, path_or_repo, brought, step_format)
-    if any(name.startswith(fit.body_prefix) for name in fit.unexpected):  # not about the head alone
-        _log_again(reports)
-    try:
-        model = PeftModel.from_pretrained(model, path_or_repo, revision=revision, is_trainable=is_trainable)
-    except KeyError as error:  # the name of a weight of `modules_to_save` that the files do not have
-        _refuse_adapter(path_or_repo, error.args)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path_or_repo}: the weights of the adapter do not fit its base model: {' '.join(str(error).split())} Set `head` "
-            "of the step format to the head it was trained with, and check its base model."
-        ) from error
-    check_adapter(model, path_or_repo, revision)
-    return model
 
 
 def _load(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:

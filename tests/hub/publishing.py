@@ -8,14 +8,16 @@ import pyarrow.parquet as pq
 from datasets import DatasetDict, Features, load_dataset
 from huggingface_hub import HfApi
 
+from trl_hrm import PushDatasetConfig, push_dataset
 from trl_hrm.data import sources
-from trl_hrm.data.build_config import BuildConfig
-from trl_hrm.data.candidates import Candidates
+from trl_hrm.data.build_config import BuildStepwiseConfig
+from trl_hrm.data.candidates import Candidate, ProblemCandidates
+from trl_hrm.data.candidates_config import RaftConfig
+from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
 from trl_hrm.data.problems import problem_key
+from trl_hrm.data.publish import DatasetPush
 from trl_hrm.data.raft import build_raft
-from trl_hrm.data.raft_config import RaftConfig
-from trl_hrm.data.search_trees import build_search_trees
 from trl_hrm.data.stepwise import build_stepwise
 
 
@@ -38,7 +40,9 @@ def build(folder: Path, view: str = "tree", word: str = "so", rows: int = NUM_RO
         ]
         _write(file, found)
         build_stepwise(
-            [str(file)], BuildConfig(str(folder), view=view, test_size=test_size, num_proc=1, overwrite=True)
+            BuildStepwiseConfig(
+                inputs=[str(file)], output_dir=str(folder), view=view, test_size=test_size, num_proc=1, overwrite=True
+            )
         )
     return folder
 
@@ -75,25 +79,28 @@ def _build_sft(folder: Path, word: str) -> None:
             for i in range(NUM_ROWS)
         ],
     )
-    config = ExportConfig(str(folder), view="sft", test_size=0.25, num_proc=1, overwrite=True)
-    build_search_trees([str(file)], config, "openr")
+    options = {"view": "sft", "test_size": 0.25, "num_proc": 1, "overwrite": True}
+    export(ExportConfig(inputs=str(file), format="openr", output_dir=str(folder), **options))
 
 
 def _build_raft(folder: Path, word: str) -> None:
-    groups = [
-        Candidates(
-            problem=f"What is {i}?",
+    problems = [
+        ProblemCandidates(
+            problem_key(f"What is {i}?").hex(),
+            f"What is {i}?",
+            candidates=[Candidate(text, [text]) for text in (f"{word} {i}.", f"{word} {i + 1}.")],
             prompt=[{"role": "user", "content": f"What is {i}?"}],
-            problem_id=problem_key(f"What is {i}?").hex(),
-            texts=[f"{word} {i}.", f"{word} {i + 1}."],
-            steps=[[f"{word} {i}."], [f"{word} {i + 1}."]],
-            num_candidates=2,
+            num_considered=2,
         )
         for i in range(NUM_ROWS)
     ]
     counts = Counter({("records_in",): 2 * NUM_ROWS})
     config = RaftConfig(candidates="samples.jsonl", output_dir=str(folder), test_size=0.25, overwrite=True)
-    build_raft(groups, [[0.5 + i / 100, 0.25] for i in range(NUM_ROWS)], config, counts, {"reward_model": "me/hrm"})
+    build_raft(problems, [[0.5 + i / 100, 0.25] for i in range(NUM_ROWS)], config, counts, {"reward_model": "me/hrm"})
+
+
+def push_folders(folders: Path | list[Path], repo: str, token: str | None = None, **options) -> DatasetPush:
+    return push_dataset(PushDatasetConfig(inputs=folders, repo_id=repo, **options), token=token)
 
 
 def rows_of(dataset: DatasetDict) -> dict[str, list[dict]]:

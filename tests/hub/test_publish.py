@@ -8,7 +8,6 @@ import pytest
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi
 
 from trl_hrm.cli import main
-from trl_hrm.data.publish import format_push, push_dataset
 from trl_hrm.hub import PushError
 
 from .publishing import (
@@ -21,6 +20,7 @@ from .publishing import (
     files_of,
     local,
     published,
+    push_folders,
     rows_of,
     writes,
 )
@@ -41,7 +41,7 @@ def test_round_trip(hub, repo, uses_xet, tmp_path, view):
     folder = build(tmp_path / view, view)
     expected = local(folder)
     start = len(hub.log)
-    push_dataset(folder, repo, private=True)
+    push_folders(folder, repo, private=True)
     # whether rows went the way that most users' go, not only whether they arrived
     assert (hub.count("POST", "^/cas/v1/shards", start) > 0) == uses_xet
     assert (hub.count("PUT", "^/_put/", start) > 0) == (not uses_xet)
@@ -58,8 +58,8 @@ def test_round_trip(hub, repo, uses_xet, tmp_path, view):
 def test_configurations_in_one_repository(hub, repo, tmp_path):
     """datasets' own push of one configuration can wipe the metadata of another, whose name is then unknown."""
     folders = {view: build(tmp_path / view, view, word=view) for view in ("tree", "hrm", "raft")}
-    push_dataset([folders["tree"], folders["hrm"]], repo)
-    push_dataset(folders["raft"], repo)
+    push_folders([folders["tree"], folders["hrm"]], repo)
+    push_folders(folders["raft"], repo)
     assert commits_of(repo) == ["Push raft with trl_hrm", "Push tree, hrm with trl_hrm", "initial commit"]
     assert datasets.get_dataset_config_names(repo) == ["hrm", "raft", "tree"]
     for view, folder in folders.items():
@@ -90,19 +90,19 @@ def test_configurations_in_one_repository(hub, repo, tmp_path):
 def test_pushing_again(hub, repo, tmp_path):
     """A second push that sends everything again, or makes an empty commit, costs hours and hides what changed."""
     folder = build(tmp_path / "tree")
-    first = push_dataset(folder, repo)
+    first = push_folders(folder, repo)
     assert list(first.sent) == [f"tree/{DATA[1]}", f"tree/{DATA[0]}", "tree/build_report.json", "README.md"]
     start = len(hub.log)
-    again = push_dataset(folder, repo)
+    again = push_folders(folder, repo)
     assert (again.commit, again.sent, again.deleted) == (first.commit, {}, [])
     assert again.unchanged == first.sent
     assert writes(hub, start) == []
-    assert format_push(again).endswith(
+    assert str(again).endswith(
         f"tree is on {repo} as it is here: nothing to send. {hub.base}/datasets/{repo}/tree/main"
     )
     # other rows of one configuration; the other one is left alone
-    push_dataset(build(tmp_path / "prm", "prm"), repo)
-    changed = push_dataset(build(tmp_path / "tree", word="thus"), repo)
+    push_folders(build(tmp_path / "prm", "prm"), repo)
+    changed = push_folders(build(tmp_path / "tree", word="thus"), repo)
     assert list(changed.sent) == list(first.sent)
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "tree"))
     assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "prm"))
@@ -110,7 +110,7 @@ def test_pushing_again(hub, repo, tmp_path):
 
 def test_what_people_wrote_stays(hub, repo, tmp_path):
     """A card made anew at each push loses what others wrote into it, and nobody looks there after a push."""
-    push_dataset(build(tmp_path / "tree"), repo)
+    push_folders(build(tmp_path / "tree"), repo)
 
     def edit(card: str) -> str:
         card = card.replace(
@@ -122,7 +122,7 @@ def test_what_people_wrote_stays(hub, repo, tmp_path):
 
     edit_card(repo, edit)
     before = card_of(repo)
-    push_dataset(build(tmp_path / "tree", word="thus", rows=30), repo)
+    push_folders(build(tmp_path / "tree", word="thus", rows=30), repo)
     after = card_of(repo)
     assert before.partition("\n---\n")[2].replace("| 24 |", "| 30 |") != before  # the generated part had to change
     head, tail = (
@@ -135,7 +135,7 @@ def test_what_people_wrote_stays(hub, repo, tmp_path):
     assert (data.pretty_name, data.license, data.size_categories) == ("Ours", "cc-by-4.0", ["n<1K"])
     assert data.tags == ["ours", "trl_hrm", "stepwise-supervision", "tree"]
     assert [split["num_examples"] for split in data.dataset_info["splits"]] == [24, 6]
-    push_dataset(build(tmp_path / "prm", "prm"), repo)
+    push_folders(build(tmp_path / "prm", "prm"), repo)
     both = card_of(repo)
     assert head in both and tail in both
     assert DatasetCard(both).data.tags == ["ours", "trl_hrm", "stepwise-supervision", "tree", "trl", "prm"]
@@ -143,11 +143,11 @@ def test_what_people_wrote_stays(hub, repo, tmp_path):
 
 def test_markers_that_someone_broke(hub, repo, tmp_path):
     """Half a pair of comments would take the text below it for generated, and remove it."""
-    push_dataset(build(tmp_path / "tree"), repo)
+    push_folders(build(tmp_path / "tree"), repo)
     edit_card(repo, lambda card: card.replace("<!-- trl_hrm: config tree ends. -->", ""))
     start = len(hub.log)
     with pytest.raises(ValueError, match="expected one comment .* and below it one .*, found 1 and 0. Put them back"):
-        push_dataset(build(tmp_path / "tree", word="thus"), repo)
+        push_folders(build(tmp_path / "tree", word="thus"), repo)
     assert writes(hub, start) == []
 
 
@@ -157,22 +157,22 @@ def test_metadata_that_is_no_yaml(hub, repo, tmp_path):
     card = b"---\nconfigs: 3\n---\n# Mine\n"
     HfApi().create_commit(repo, [CommitOperationAdd("README.md", card)], commit_message="Card", repo_type="dataset")
     with pytest.raises(ValueError, match=f"README.md of {repo}: its metadata cannot be read .*Mend it"):
-        push_dataset(build(tmp_path / "tree"), repo)
+        push_folders(build(tmp_path / "tree"), repo)
 
 
 def test_dry_run(hub, repo, tmp_path):
     """A dry run sends no request at all, whether the repository exists or not, and lists what the first push sends."""
     folder = build(tmp_path / "tree")
     start = len(hub.log)
-    push = push_dataset(folder, repo, private=True, dry_run=True)
+    push = push_folders(folder, repo, private=True, dry_run=True)
     assert len(hub.log) == start and push.commit is None
     sizes = {f"tree/{name}": (folder / "data" / name).stat().st_size for name in DATA}
     assert sizes.items() <= push.sent.items()
-    pushed = push_dataset(folder, repo)
+    pushed = push_folders(folder, repo)
     assert push.sent == pushed.sent
     assert card_of(repo) == push.card
     start = len(hub.log)
-    again = push_dataset(folder, repo, private=True, dry_run=True)  # all files, though they are there
+    again = push_folders(folder, repo, private=True, dry_run=True)  # all files, though they are there
     assert len(hub.log) == start and again == push
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(folder))
 
@@ -180,15 +180,15 @@ def test_dry_run(hub, repo, tmp_path):
 def test_shards(hub, repo, tmp_path, monkeypatch):
     """Shards of an earlier push that stay behind are read with the new ones: rows twice."""
     folder = build_row_groups(tmp_path / "prm", monkeypatch, num_groups=4)
-    push = push_dataset(folder, repo, max_shard_size=1)
+    push = push_folders(folder, repo, max_shard_size=1)
     total = pq.read_metadata(folder / "data" / "train-00000-of-00001.parquet").num_row_groups
     shards = [f"prm/train-{i:05d}-of-{total:05d}.parquet" for i in range(total)]
     assert [path for path in push.sent if path.startswith("prm/train")] == shards
     expected = rows_of(local(folder))
     assert rows_of(published(repo, "prm", tmp_path)) == expected
-    again = push_dataset(folder, repo, max_shard_size=1)  # the same bytes, so nothing to send
+    again = push_folders(folder, repo, max_shard_size=1)  # the same bytes, so nothing to send
     assert again.sent == {}
-    whole = push_dataset(folder, repo)
+    whole = push_folders(folder, repo)
     assert set(shards) <= set(whole.deleted)
     assert files_of(repo) == [
         ".gitattributes",
@@ -201,11 +201,11 @@ def test_shards(hub, repo, tmp_path, monkeypatch):
 
 def test_files_of_others_stay(hub, repo, tmp_path):
     """Only rows of the configuration itself are replaced."""
-    push_dataset(build(tmp_path / "tree"), repo)
+    push_folders(build(tmp_path / "tree"), repo)
     others = ["tree/notes.md", "tree/more/train-00000-of-00001.parquet", "tree2/train-00000-of-00001.parquet"]
     operations = [CommitOperationAdd(path, b"x") for path in others]
     HfApi().create_commit(repo, operations, commit_message="More", repo_type="dataset")
-    push_dataset(build(tmp_path / "tree", word="thus"), repo)
+    push_folders(build(tmp_path / "tree", word="thus"), repo)
     assert set(others) <= set(files_of(repo))
 
 
@@ -222,7 +222,7 @@ def test_data_that_could_not_be_loaded_any_more(hub, repo, tmp_path):
     ):
         start = len(hub.log)
         with pytest.raises(ValueError, match=f"{repo} .*{words}"):
-            push_dataset(folder, repo)
+            push_folders(folder, repo)
         assert writes(hub, start) == []
         assert rows_of(published(repo, None, tmp_path)) == {"train": [{"a": 1}]}
         edit = CommitOperationAdd("README.md", card)
@@ -234,7 +234,7 @@ def test_beside_a_dataset_that_datasets_pushed(hub, repo, tmp_path):
     mine = datasets.DatasetDict(train=datasets.Dataset.from_list([{"a": 1}]))
     mine.push_to_hub(repo, "mine")
     mine.push_to_hub(repo)
-    push_dataset(build(tmp_path / "tree"), repo)
+    push_folders(build(tmp_path / "tree"), repo)
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "tree"))
     for name in ("mine", None):
         assert rows_of(published(repo, name, tmp_path)) == rows_of(mine)
@@ -242,14 +242,14 @@ def test_beside_a_dataset_that_datasets_pushed(hub, repo, tmp_path):
 
 def test_names_and_branches(hub, repo, tmp_path):
     folder = build(tmp_path / "tree")
-    push_dataset(folder, repo, config_name="math-500", revision="draft")
+    push_folders(folder, repo, config_name="math-500", revision="draft")
     assert files_of(repo) == [".gitattributes"]
     found = published(repo, "math-500", tmp_path, revision="draft")
     assert rows_of(found) == rows_of(local(folder))
     with pytest.raises(ValueError, match="have the view tree both.* --config_name"):
-        push_dataset([folder, build(tmp_path / "other", word="thus")], repo)
+        push_folders([folder, build(tmp_path / "other", word="thus")], repo)
     with pytest.raises(ValueError, match="config_name is 'x' for 2 folders"):
-        push_dataset([folder, build(tmp_path / "prm", "prm")], repo, config_name="x")
+        push_folders([folder, build(tmp_path / "prm", "prm")], repo, config_name="x")
 
 
 def test_command(hub, repo, tmp_path, capfd):
@@ -281,7 +281,7 @@ def test_a_gitignore_in_the_repository(hub, repo, tmp_path, rule, ignored):
     rules = CommitOperationAdd(".gitignore", f"{rule}\n".encode())
     HfApi().create_commit(repo, [rules], commit_message="Ignore", repo_type="dataset")
     with pytest.raises(ValueError, match=f"{repo}: its .gitignore names {ignored}.*Nothing was pushed"):
-        push_dataset(folder, repo)
+        push_folders(folder, repo)
     assert commits_of(repo) == ["Ignore", "initial commit"]
 
 
@@ -292,15 +292,15 @@ def test_a_card_that_the_hub_refuses(hub, repo, tmp_path):
     with pytest.raises(
         ValueError, match=f"refuses the metadata of README.md.* of {repo} .*license.* Nothing was pushed"
     ):
-        push_dataset(build(tmp_path / "tree"), repo)
+        push_folders(build(tmp_path / "tree"), repo)
     assert hub.count("POST", "/preupload/|/commit/", start) == 0
 
 
 def test_a_card_edited_between_plan_and_commit(hub, repo, tmp_path):
     """The commit would put back the card as it was read."""
-    push_dataset(build(tmp_path / "tree"), repo)
+    push_folders(build(tmp_path / "tree"), repo)
     hub.fault("POST", "/commit/", 0, delay=lambda: edit_card(repo, lambda card: card + "\nWords of a person.\n"))
-    push_dataset(build(tmp_path / "tree", word="thus"), repo)
+    push_folders(build(tmp_path / "tree", word="thus"), repo)
     assert commits_of(repo) == ["Push tree with trl_hrm", "Edit", "Push tree with trl_hrm", "initial commit"]
     assert card_of(repo).endswith("\nWords of a person.\n")
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "tree"))
@@ -308,18 +308,18 @@ def test_a_card_edited_between_plan_and_commit(hub, repo, tmp_path):
 
 def test_a_card_that_lost_its_configurations(hub, repo, tmp_path):
     """`DatasetCard.push_to_hub` of a new card drops them. A push must mend that, and not take its own files for those of others."""
-    push_dataset(build(tmp_path / "tree"), repo)
+    push_folders(build(tmp_path / "tree"), repo)
     DatasetCard("---\nlicense: mit\n---\n# Mine\n").push_to_hub(repo)
     assert datasets.get_dataset_config_names(repo) != ["tree"]
-    push = push_dataset(tmp_path / "tree", repo)
+    push = push_folders(tmp_path / "tree", repo)
     assert list(push.sent) == ["README.md"]
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "tree"))
     assert "# Mine" in card_of(repo)
-    push_dataset(build(tmp_path / "prm", "prm"), repo)
+    push_folders(build(tmp_path / "prm", "prm"), repo)
     DatasetCard("---\nlicense: mit\n---\n# Mine\n").push_to_hub(repo)
     with pytest.raises(ValueError, match="its card does not name, as prm/.* push them all in one call"):
-        push_dataset(tmp_path / "tree", repo)
-    push_dataset([tmp_path / "tree", tmp_path / "prm"], repo)
+        push_folders(tmp_path / "tree", repo)
+    push_folders([tmp_path / "tree", tmp_path / "prm"], repo)
     assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "prm"))
 
 
@@ -328,14 +328,14 @@ def test_a_card_with_a_byte_order_mark(hub, repo, tmp_path):
     HfApi().create_repo(repo, repo_type="dataset")
     card = CommitOperationAdd("README.md", b"\xef\xbb\xbf---\nlicense: mit\n---\n# Mine\n")
     HfApi().create_commit(repo, [card], commit_message="Card", repo_type="dataset")
-    push_dataset(build(tmp_path / "tree"), repo)
+    push_folders(build(tmp_path / "tree"), repo)
     assert DatasetCard(card_of(repo)).data.license == "mit" and card_of(repo).count("license: mit") == 1
 
 
 def test_fewer_splits(hub, repo, tmp_path):
     """A split that stays behind is evaluated on, though its rows are in the training split now."""
-    push_dataset(build(tmp_path / "tree"), repo)
-    push = push_dataset(build(tmp_path / "tree", test_size=0), repo)
+    push_folders(build(tmp_path / "tree"), repo)
+    push = push_folders(build(tmp_path / "tree", test_size=0), repo)
     assert push.deleted == [f"tree/{DATA[0]}"]
     found = published(repo, "tree", tmp_path)
     assert set(found) == {"train"} and rows_of(found) == rows_of(local(tmp_path / "tree"))
@@ -344,16 +344,16 @@ def test_fewer_splits(hub, repo, tmp_path):
 def test_names_that_are_not_ascii(hub, repo, tmp_path):
     """Names of folders here are nobody's business there; names of configurations are paths and YAML."""
     folder = build(tmp_path / "données ö" / "数学", "prm", word="é 数")
-    push_dataset(folder, repo, config_name="été-数学")
+    push_folders(folder, repo, config_name="été-数学")
     assert rows_of(published(repo, "été-数学", tmp_path)) == rows_of(local(folder))
     renamed = folder.rename(tmp_path / "moved")
-    assert push_dataset(renamed, repo, config_name="été-数学").sent == {}
-    push_dataset(renamed, repo)
+    assert push_folders(renamed, repo, config_name="été-数学").sent == {}
+    push_folders(renamed, repo)
     assert datasets.get_dataset_config_names(repo) == ["prm", "été-数学"]
 
 
 def test_a_revision_that_is_no_branch(hub, repo, tmp_path):
-    push_dataset(build(tmp_path / "tree"), repo)
+    push_folders(build(tmp_path / "tree"), repo)
     HfApi().create_tag(repo, tag="v1", repo_type="dataset")
     with pytest.raises(PushError, match="v1 is no branch.* The Hub refuses what was sent; its words say why"):
-        push_dataset(build(tmp_path / "tree", word="thus"), repo, revision="v1")
+        push_folders(build(tmp_path / "tree", word="thus"), repo, revision="v1")

@@ -10,10 +10,9 @@ from huggingface_hub import HfApi
 
 from trl_hrm import hub as trl_hrm_hub
 from trl_hrm.data import publish
-from trl_hrm.data.publish import push_dataset
 from trl_hrm.hub import PushError, retry
 
-from .publishing import build, build_row_groups, commits_of, files_of, local, published, rows_of
+from .publishing import build, build_row_groups, commits_of, files_of, local, published, push_folders, rows_of
 
 
 RATE_LIMIT = {"ratelimit": '"api";r=0;t=77', "ratelimit-policy": '"fixed window";"api";q=1000;w=300'}
@@ -57,11 +56,11 @@ def test_what_passes(hub, repo, pauses, tmp_path, what, overwrite):
     """The clients retry none of these on a commit; a second commit after one that had landed hides what changed."""
     fault, expected = PASSING[what]
     if overwrite:
-        push_dataset(build(tmp_path / "old", word="old"), repo)
+        push_folders(build(tmp_path / "old", word="old"), repo)
     folder = build(tmp_path / "new")
     *request, options = fault
     hub.fault(*request, **options)
-    push = push_dataset(folder, repo)
+    push = push_folders(folder, repo)
     assert pauses == expected
     assert commits_of(repo) == ["Push tree with trl_hrm"] * (1 + overwrite) + ["initial commit"]
     assert list(push.sent) and not push.unchanged
@@ -72,7 +71,7 @@ def test_socket_cut_while_rows_are_sent(hub, repo, pauses, upload, tmp_path):
     """The clients send it again themselves; nothing may be seen before."""
     folder = build(tmp_path / "new", word=repo)  # what another test has sent would not be sent
     hub.fault(*upload, 0, drop=True)
-    push_dataset(folder, repo)
+    push_folders(folder, repo)
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(tmp_path / "new"))
 
 
@@ -81,21 +80,21 @@ def test_socket_cut_while_rows_are_sent(hub, repo, pauses, upload, tmp_path):
 def test_sixty_shards_with_a_fault_in_the_middle(hub, repo, pauses, upload, tmp_path, monkeypatch, overwrite):
     """In datasets' own push, 50 of 60 shards are there for all to load, and none of them says so."""
     if overwrite:
-        push_dataset(build_row_groups(tmp_path / "old", monkeypatch, f"old {repo}", 6), repo, max_shard_size=1)
+        push_folders(build_row_groups(tmp_path / "old", monkeypatch, f"old {repo}", 6), repo, max_shard_size=1)
     folder = build_row_groups(tmp_path / "new", monkeypatch, repo)  # what another test has sent would not be sent
     before = files_of(repo) if overwrite else [".gitattributes"]
     monkeypatch.setattr(publish, "BATCH", 1)  # with Xet, 60 small shards would be one request
     monkeypatch.setattr(publish, "retry", partial(retry, sleep=pauses.append))
     hub.fault(*upload, 403, skip=30, times=99)  # refused at once by the clients
     with pytest.raises(PushError, match="failed: .*403 Forbidden") as error:
-        push_dataset(folder, repo, max_shard_size=1)
+        push_folders(folder, repo, max_shard_size=1)
     assert error.value.status == 403 and pauses == []
     assert files_of(repo) == before
     if overwrite:
         assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "old"))
     hub.faults.clear()
     start = len(hub.log)
-    push = push_dataset(folder, repo, max_shard_size=1)
+    push = push_folders(folder, repo, max_shard_size=1)
     shards = [path for path in push.sent if path.endswith(".parquet")]
     assert len(shards) > 60
     assert hub.count(*upload, start) == len(shards) - 30  # those that had arrived are not sent again
@@ -106,16 +105,16 @@ def test_sixty_shards_with_a_fault_in_the_middle(hub, repo, pauses, upload, tmp_
 @pytest.mark.parametrize("after", [False, True], ids=["lost", "landed"])
 def test_lasting_fault_on_commit(hub, repo, pauses, tmp_path, after):
     """Whether the commit landed or not: the dataset is one of the two, and the error says that pushing again is safe."""
-    push_dataset(build(tmp_path / "old", word="old"), repo)
+    push_folders(build(tmp_path / "old", word="old"), repo)
     hub.fault("POST", "/commit/", 504, times=99, after=after)
     folder = build(tmp_path / "new")
     if after:
-        push_dataset(folder, repo)  # the second try finds it there
+        push_folders(folder, repo)  # the second try finds it there
     else:
         with pytest.raises(
             PushError, match="504 Gateway.* Push again later: what has arrived is not sent again"
         ) as error:
-            push_dataset(folder, repo)
+            push_folders(folder, repo)
         assert error.value.status == 504
         assert pauses == [1, 2, 4, 8, 16, 30, 30]
     expected = folder if after else tmp_path / "old"
@@ -126,7 +125,7 @@ def test_rate_limit_of_an_hour(hub, repo, pauses, tmp_path):
     """Waiting in silence for an hour looks like a hang."""
     hub.fault("POST", "/commit/", 429, headers={"Retry-After": "3600"})
     with pytest.raises(PushError, match="The Hub limits how often it is asked. Push again in 3600 s.") as error:
-        push_dataset(build(tmp_path / "tree"), repo)
+        push_folders(build(tmp_path / "tree"), repo)
     assert (error.value.status, pauses) == (429, [])
 
 
@@ -134,11 +133,11 @@ def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_ro")
     words = r"403 Forbidden.* The token from HF_TOKEN, of alice, may only read\. Make one that may write at http"
     with pytest.raises(PushError, match=words):
-        push_dataset(build(tmp_path / "tree"), repo)
-    push_dataset(tmp_path / "tree", repo, token="hf_alice")
+        push_folders(build(tmp_path / "tree"), repo)
+    push_folders(tmp_path / "tree", repo, token="hf_alice")
     words = "The token from the argument `token`, of alice, may only read"
     with pytest.raises(PushError, match=words):
-        push_dataset(build(tmp_path / "tree", word="thus"), repo, token="hf_ro")
+        push_folders(build(tmp_path / "tree", word="thus"), repo, token="hf_ro")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
 def test_no_token_that_the_hub_knows(hub, repo, monkeypatch, tmp_path, token, words):
     monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(PushError, match=words) as error:
-        push_dataset(build(tmp_path / "tree"), repo)
+        push_folders(build(tmp_path / "tree"), repo)
     assert error.value.status == 401
 
 
@@ -160,15 +159,15 @@ def test_a_repository_of_someone_else(hub, repo, upload, tmp_path):
     folder = build(tmp_path / "tree")
     words = f"the push to the dataset {name} failed: .*403.* is that of alice, who pushes to names that begin with one of: alice, acme"
     with pytest.raises(PushError, match=words):
-        push_dataset(folder, name)  # there is none
+        push_folders(folder, name)  # there is none
     HfApi(token="hf_bob").create_repo(name, repo_type="dataset")
     start = len(hub.log)
     with pytest.raises(PushError, match=words):
-        push_dataset(folder, name)
+        push_folders(folder, name)
     assert hub.count(*upload, start) == 0
     HfApi(token="hf_bob").create_repo(f"{name}-hidden", repo_type="dataset", private=True)
     with pytest.raises(PushError, match=f"Is the name {name}-hidden right, and may you write there?"):
-        push_dataset(folder, f"{name}-hidden")
+        push_folders(folder, f"{name}-hidden")
 
 
 def test_private_on_a_public_repository(hub, repo, monkeypatch, tmp_path):
@@ -176,12 +175,12 @@ def test_private_on_a_public_repository(hub, repo, monkeypatch, tmp_path):
     folder = build(tmp_path / "tree")
     HfApi().create_repo(repo, repo_type="dataset")
     start = len(hub.log)
-    push_dataset(folder, repo, private=True, dry_run=True)
+    push_folders(folder, repo, private=True, dry_run=True)
     assert len(hub.log) == start  # a dry run does not ask the Hub, and says so
     with pytest.raises(
         ValueError, match=f"{repo} is public, and a private repository was asked for: .*nothing was sent"
     ):
-        push_dataset(folder, repo, private=True)
+        push_folders(folder, repo, private=True)
     assert hub.count("POST", "", start) == hub.count("PUT", "", start) == 0
     # someone makes it just before we do
     other = f"{repo}-race"
@@ -195,13 +194,13 @@ def test_private_on_a_public_repository(hub, repo, monkeypatch, tmp_path):
         ),
     )
     with pytest.raises(ValueError, match=f"{other} is public, and a private repository was asked for"):
-        push_dataset(folder, other, private=True)
+        push_folders(folder, other, private=True)
     assert files_of(other) == [".gitattributes"]
     monkeypatch.undo()
     HfApi().create_repo(f"{repo}-private", repo_type="dataset", private=True)
     with pytest.raises(ValueError, match="is private, and a public repository was asked for"):
-        push_dataset(folder, f"{repo}-private", private=False)
-    push_dataset(folder, f"{repo}-private")
+        push_folders(folder, f"{repo}-private", private=False)
+    push_folders(folder, f"{repo}-private")
     assert HfApi().dataset_info(f"{repo}-private").private is True
 
 
@@ -210,7 +209,7 @@ def test_made_public_during_the_push(hub, repo, tmp_path):
     facts = hub.root / "repos" / "dataset" / f"{repo}.git" / "hub.json"
     hub.fault("POST", "/commit/", 0, delay=lambda: facts.write_text(facts.read_text().replace("true", "false")))
     with pytest.raises(PushError, match=f"{repo} became public while [0-9a-f]+ was pushed to it"):
-        push_dataset(build(tmp_path / "tree"), repo, private=True)
+        push_folders(build(tmp_path / "tree"), repo, private=True)
 
 
 def test_a_commit_that_holds_something_else(hub, repo, pauses, monkeypatch, tmp_path):
@@ -226,14 +225,14 @@ def test_a_commit_that_holds_something_else(hub, repo, pauses, monkeypatch, tmp_
         with pytest.raises(
             PushError, match=rf"is not what was pushed: other or missing are \['{file}'\].* Push again"
         ):
-            push_dataset(build(tmp_path / "tree"), repo)
-    assert list(push_dataset(tmp_path / "tree", repo).sent) == [file]
+            push_folders(build(tmp_path / "tree"), repo)
+    assert list(push_folders(tmp_path / "tree", repo).sent) == [file]
     build(tmp_path / "tree", test_size=0)
     with monkeypatch.context() as patch:
         patch.setattr(HfApi, "create_commit", without_one)
         with pytest.raises(PushError, match=rf"is not what was pushed: .* are \[\], and still there are \['{file}'\]"):
-            push_dataset(tmp_path / "tree", repo)
-    assert push_dataset(tmp_path / "tree", repo).deleted == [file]
+            push_folders(tmp_path / "tree", repo)
+    assert push_folders(tmp_path / "tree", repo).deleted == [file]
 
 
 def test_no_token_in_anything_written(hub, repo, pauses, monkeypatch, caplog, capfd, tmp_path):
@@ -248,7 +247,7 @@ def test_no_token_in_anything_written(hub, repo, pauses, monkeypatch, caplog, ca
 
     def push(**options) -> None:
         try:
-            said.append(repr(push_dataset(folder, repo, **options)))
+            said.append(repr(push_folders(folder, repo, **options)))
         except (PushError, ValueError) as error:
             said.extend(traceback.format_exception(error))
 

@@ -89,7 +89,7 @@ def test_a_reward_model_from_training_to_scoring(hub, repo, tmp_path, base):
     for model in (repo, "out"):
         program = "import sys; from trl_hrm.cli import main; sys.exit(main())"
         done = run(
-            tmp_path, sys.executable, "-c", program, "score", "--model", model, "--input", "solutions.jsonl",
+            tmp_path, sys.executable, "-c", program, "score", "solutions.jsonl", "--reward_model", model,
             "--output", f"{len(scores)}.jsonl",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

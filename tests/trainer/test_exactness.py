@@ -12,8 +12,8 @@ from transformers.integrations import flex_attention as transformers_flex
 from trl_hrm import StepTree, hrm_view, tree_attention
 from trl_hrm.data.build import Dropped
 from trl_hrm.data.prm800k import parse_prm800k
-from trl_hrm.demo.tiny_model import make_tokenizer
 from trl_hrm.heads import gather_steps, step_outputs
+from trl_hrm.tiny_model import make_tokenizer
 from trl_hrm.trainer.forest_dataset import TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder
 from trl_hrm.tree_attention import TREE_SDPA, model_inputs
 

@@ -17,7 +17,7 @@ from tests.trainer.kl_training import (
     random_rows,
 )
 from trl_hrm import KLSelfConfig, KLSelfTrainer
-from trl_hrm.demo.tiny_model import make_tokenizer
+from trl_hrm.tiny_model import make_tokenizer
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from tests.helpers import HEADS, dataset_of, make_trainer, random_tree, tiny_model, tiny_tokenizer
 from tests.trainer.kl_training import make_kl_trainer, random_rows
 from trl_hrm import StepFormat, StepScorer, StepTree
-from trl_hrm.trainer.model_card import hub_id, shown_name
+from trl_hrm.trainer.model_card import COUNTS, hub_id, shown_name
 
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -180,6 +180,17 @@ def test_metadata_and_metrics(tmp_path, trees):
     first = (tmp_path / "README.md").read_bytes()
     trainer.create_model_card(dataset_name="me/steps", tags="math", license="apache-2.0")
     assert (tmp_path / "README.md").read_bytes() == first
+
+
+def test_each_count_of_the_data_has_its_name(tmp_path, trees):
+    """Names and counts in two orders: labels that contradict each other were shown as dropped ones."""
+    trainer = make_trainer(tmp_path, trees)
+    for number, name in enumerate(COUNTS):
+        setattr(trainer.reports["train_dataset"], name, 100 + number)
+    trainer.create_model_card()
+    text = read(tmp_path / "README.md")[1]
+    for number, title in enumerate(COUNTS.values()):
+        assert f"| {title} | {100 + number} |" in text
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["whole", "adapter"])

@@ -20,9 +20,8 @@ from tests.trainer.kl_training import (
     moved,
     random_rows,
 )
-from trl_hrm.trainer import kl_self_trainer, ref_hidden
-from trl_hrm.trainer.ref_hidden import REF_STATES, PrecomputedReference
-from trl_hrm.trainer.reference import FrozenReference
+from trl_hrm.trainer import reference
+from trl_hrm.trainer.reference import REF_STATES, FrozenReference, PrecomputedReference
 
 
 class InBfloat16:
@@ -77,9 +76,9 @@ def test_precomputing_goes_on_where_it_was(tmp_path, monkeypatch):
     rows = random_rows(12)
     options = {"precompute_ref_hidden": True, "per_device_eval_batch_size": 2, "max_length": None}
     whole = make_kl_trainer(tmp_path / "whole", rows, **options)
-    monkeypatch.setattr(ref_hidden, "SHARD_BYTES", 0)  # a file per batch
+    monkeypatch.setattr(reference, "SHARD_BYTES", 0)  # a file per batch
     written = []
-    write = ref_hidden.RefHiddenStore.write
+    write = reference.RefHiddenStore.write
 
     def write_three(store, states):
         if len(written) == 3:
@@ -88,14 +87,14 @@ def test_precomputing_goes_on_where_it_was(tmp_path, monkeypatch):
         written.append(set(states))
         write(store, states)
 
-    monkeypatch.setattr(ref_hidden.RefHiddenStore, "write", write_three)
+    monkeypatch.setattr(reference.RefHiddenStore, "write", write_three)
     with pytest.raises(KeyboardInterrupt):
         make_kl_trainer(tmp_path / "cut", rows, **options)
     assert len(list((tmp_path / "cut" / "_ref_hidden").glob("states-*.safetensors"))) == 3
 
     again = []
     monkeypatch.setattr(
-        ref_hidden.RefHiddenStore, "write", lambda store, states: (again.append(set(states)), write(store, states))
+        reference.RefHiddenStore, "write", lambda store, states: (again.append(set(states)), write(store, states))
     )
     trainer = make_kl_trainer(tmp_path / "cut", rows, **options)
     assert not set.union(*written) & set.union(*again)
@@ -185,14 +184,14 @@ def test_states_are_not_pushed_to_the_hub(tmp_path):
 def test_the_reference_leaves_memory(tmp_path, paths, monkeypatch):
     """Only its head is kept. A cycle would keep a model of billions of weights until Python looks for cycles."""
     loaded = []
-    load = kl_self_trainer.load_reference
+    load = reference.load_reference
 
     def load_and_watch(*args, **kwargs):
         model = load(*args, **kwargs)
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(kl_self_trainer, "load_reference", load_and_watch)
+    monkeypatch.setattr(reference, "load_reference", load_and_watch)
     gc.disable()
     try:
         trainer = make_kl_trainer(tmp_path, random_rows(4), ref_model=paths[1], precompute_ref_hidden=True)

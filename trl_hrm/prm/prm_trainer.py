@@ -25,8 +25,6 @@ from transformers.utils import is_peft_available
 
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..step_format import STEP_FORMAT_NAME, StepFormat
-from ..trainer.model_card import CardFacts
-from ..trainer.reward_model_card import data_section
 from ..trainer.step_trainer import StepTrainer, set_up_model
 from .prm_config import PRMConfig
 from .token_rows import IGNORED, DataCollatorForStepLabels, check_token_rows, tokenize_dataset
@@ -37,12 +35,6 @@ if is_peft_available():
 
 
 logger = get_logger(__name__)
-
-UNKNOWN_FORMAT = """\
-## Quick start
-
-This model is a token classifier with two labels (0 wrong, 1 right), read at the last token of each step of a solution. It was trained
-on rows of tokens; how they were made from text is not known, so score it with tokens made in the same way."""
 
 
 def compute_accuracy(eval_pred: EvalPrediction) -> dict[str, float]:
@@ -259,7 +251,8 @@ class PRMTrainer(StepTrainer):
         prompt_ids = step_format.encode_prompt(tokenizer, features["prompt"])
         # one text at a time, as callers of this function may pass a tokenizer that takes no lists
         step_ids = [step_format.encode_step(tokenizer, step) for step in features["completions"]]
-        step_labels = [_token_label(label) for label in features["labels"]]
+        step_labels = [IGNORED if label is None else label for label in features["labels"]]
+        step_labels = [int(label) if label in (0, 1, IGNORED) else float(label) for label in step_labels]
         if train_on_last_step_only and not is_eval:
             step_labels[:-1] = [IGNORED] * len(step_labels[:-1])
         completion_ids = list(chain.from_iterable(step_ids))
@@ -368,18 +361,7 @@ class PRMTrainer(StepTrainer):
         if self.args.should_save and not self._format_is_known:
             (Path(output_dir or self.args.output_dir) / STEP_FORMAT_NAME).unlink()
 
-    def _card_sections(self, facts: CardFacts) -> tuple[str, str]:
-        if self._format_is_known:
-            return super()._card_sections(facts)
-        return UNKNOWN_FORMAT, data_section(facts, self.reports)
-
     @property
     def _format_is_known(self) -> bool:
         """Whether scoring with `step_format` encodes as the training rows are. They may have come as tokens."""
         return not self.reports["train_dataset"].labels_elsewhere
-
-
-def _token_label(label: Any) -> int | float:
-    if label is None:
-        return IGNORED
-    return int(label) if label in (0, 1, IGNORED) else float(label)

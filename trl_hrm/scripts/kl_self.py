@@ -1,6 +1,10 @@
-"""What `recipes/kl_self.py` does: train a policy on its best trajectories, held near a reference."""
+"""Train a policy on its own best trajectories, with a KL penalty towards a reference model."""
 
-from .recipe_setup import DatasetArguments, finish, load_splits, model_init_kwargs
+from .training import USAGE, finish, load_splits, model_init_kwargs
+from .training import DatasetArguments as ScriptArguments
+
+
+CONFIG = "KLSelfConfig"
 
 
 def main(script_args, training_args, model_args, callbacks=None):
@@ -23,9 +27,14 @@ def main(script_args, training_args, model_args, callbacks=None):
     finish(trainer)
 
 
-def make_parser():
+def make_parser(prog: str | None = None):
     from trl import ModelConfig, TrlParser
 
     from trl_hrm import KLSelfConfig
 
-    return TrlParser((DatasetArguments, KLSelfConfig, ModelConfig))
+    return TrlParser((ScriptArguments, KLSelfConfig, ModelConfig), prog=prog, usage=USAGE)
+
+
+if __name__ == "__main__":
+    # `launch` has checked that unknown keys of the YAML file are options of `accelerate launch`
+    main(*make_parser().parse_args_and_config(fail_with_unknown_args=False))

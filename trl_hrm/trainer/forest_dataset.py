@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.data.data_collator import DataCollatorMixin
 
 from .. import __version__
-from ..data.grouping import group_by_prompt
+from ..data.problems import group_by_prompt
 from ..encoding import find_control_text
 from ..forest import TokenTree, TokenTrie, pack, pad_rows
 from ..step_format import StepFormat
@@ -203,14 +203,11 @@ class ForestBuilder:
     def _encode_row(
         self, row: Mapping[str, Any], i: int, dataset: Dataset | None, joined: dict[int, list[int]], name: str
     ) -> dict[str, Any]:
+        """Encode the trees of one prompt into one token tree, with the labels of each judged step and the counts."""
         indices = joined.get(i, [i])
         rows = [row] if indices == [i] else [dataset[j] for j in indices]
         places = [f"{name} row {j}" for j in indices]
         trees = [StepTree.from_row(row, where) for row, where in zip(rows, places, strict=True)]
-        return self._encode_trees(trees, places)
-
-    def _encode_trees(self, trees: list[StepTree], places: list[str]) -> dict:
-        """Encode trees of one prompt into one token tree, with the labels of each judged step and the counts."""
         report = ForestReport()
         trie = TokenTrie()
         labels: list[list[float]] = []

@@ -1,10 +1,10 @@
 import logging
-import textwrap
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import DistributedType
 from datasets import Dataset, DatasetDict
 from transformers import (
     AutoTokenizer,
@@ -15,17 +15,19 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import EvalPrediction
-from transformers.utils import is_peft_available
+from transformers.utils import find_adapter_config_file, is_peft_available
 
 from .._compat import get_config_model_id, global_then_local_main_first
-from ..heads import check_head, gather_steps, step_outputs
+from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
+from ..loading import load_base_model, load_reward_model
 from ..losses import step_score
+from ..pages.papers import HRM_PAPER
+from ..step_format import StepFormat
 from ..step_metrics import METRICS, judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
 from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder, flat_column
 from .hrm_reward_config import HRMRewardConfig
-from .model_setup import load_model
-from .step_trainer import StepTrainer, set_up_model
+from .step_trainer import StepTrainer, set_up_model, warn_of_another_format
 
 
 if is_peft_available():
@@ -109,18 +111,7 @@ class HRMRewardTrainer(StepTrainer):
         "train_on_last_step_only",
         "disable_dropout",
     )
-    _paper = {
-        "title": "Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models",
-        "id": "2503.13551",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{wang2025hierarchical,
-                title        = {{Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models}},
-                author       = {Wang, Teng and Jiang, Zhangyi and He, Zhenqi and Tong, Shenyang and Yang, Wenhan and Zheng, Yanan and Li, Zeyu and He, Zifan and Gong, Hailei and Ye, Zewen and Ma, Shengjie and Zhang, Jianping},
-                year         = 2025,
-                journal      = {arXiv preprint arXiv:2503.13551}
-            }"""),
-    }
+    _paper = HRM_PAPER
 
     def __init__(
         self,
@@ -290,3 +281,43 @@ def _metrics(scores: np.ndarray, labels: np.ndarray, num_merged: np.ndarray) -> 
         for name, group in (("single", ~merged), ("merged", merged)):
             metrics |= {f"{name}_{k}": v for k, v in step_metrics(scores[group], labels[group]).items()}
     return metrics
+
+
+def load_model(
+    model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig, step_format: StepFormat
+) -> tuple["PreTrainedModel | PeftModel", str | None, bool]:
+    """
+    Load the model of a trainer, if it was given by name.
+
+    A checkpoint of a reward model, which has a `step_format.json`, or an adapter must fit as it does in scoring. A base
+    model gets a new head.
+
+    Returns:
+        `tuple[PreTrainedModel or PeftModel, str or None, bool]`: The model, the revision it was loaded from, and whether its
+        head is newly initialized. The last is not known of a model that is already instantiated: `False`.
+
+    Raises:
+        `ValueError`: If `args.model_init_kwargs` is given with a model that is already instantiated, or if the weights of
+        the checkpoint do not fit.
+    """
+    if not isinstance(model, str):
+        if args.model_init_kwargs is not None:
+            raise ValueError(
+                "`model_init_kwargs` was given with a model that is already instantiated. Pass the model's name as a "
+                "string, or remove `model_init_kwargs`."
+            )
+        return model, None, False
+    kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    # Distributed training requires device_map=None ("auto" fails)
+    if args.distributed_state.distributed_type != DistributedType.NO:
+        kwargs["device_map"] = None
+    if step_format.head == "classification":  # what pipelines call the two classes
+        kwargs |= {"id2label": LABEL_NAMES, "label2id": {name: i for i, name in LABEL_NAMES.items()}}
+    revision = kwargs.pop("revision", None)
+    trained_format = StepFormat.find(model, revision=revision)
+    if trained_format is not None:
+        warn_of_another_format(model, trained_format, step_format)
+    if trained_format is not None or find_adapter_config_file(model, revision=revision) is not None:
+        return load_reward_model(model, step_format, revision, is_trainable=True, **kwargs), revision, False
+    loaded, has_new_head = load_base_model(model, step_format, revision=revision, **kwargs)
+    return loaded, revision, has_new_head

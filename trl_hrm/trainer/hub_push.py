@@ -68,12 +68,15 @@ class HubPushMixin:
       with a copy of its arguments that lacks it.
     - The branch that `hub_revision` names is made if there is none.
 
+    A subclass names the arguments that its model card shows (`_card_settings`), and the function that writes the card (`_save_card`).
+
     Attributes:
         dataset_name (`str` or `None`):
             Dataset that the model card names: set it before the training, and the cards of checkpoints name it too.
     """
 
     dataset_name: str | None = None
+    _card_settings: tuple[str, ...]
 
     def __init__(self, *args, **kwargs):
         self._pushes: list[StepPush] = []
@@ -111,10 +114,22 @@ class HubPushMixin:
         with pushing(name, token=token):
             retry(lambda: super(HubPushMixin, self).init_hf_repo(token, private), f"creating {name}", token=token)
         self._refuse_public(token, private)
-        if self.args.hub_revision is not None:
+        if (revision := self.args.hub_revision) is not None:
+            api = HfApi(token=token)
+
+            def create_branch() -> None:
+                if not api.revision_exists(self.hub_model_id, revision):
+                    api.create_branch(self.hub_model_id, branch=revision)
+
             with pushing(self.hub_model_id, token=token):
-                retry(lambda: self._create_branch(token), f"the branch {self.args.hub_revision}", token=token)
-        self._warn_of_local_base()
+                retry(create_branch, f"the branch {revision}", token=token)
+        if is_peft_model(self.model):
+            base = self.model.peft_config[self.model.active_adapter].base_model_name_or_path
+            if not base or os.path.isdir(base):
+                logger.warning(
+                    f"The adapter pushed to {self.hub_model_id} names {base!r} as its base model, which is not on the Hub, so it "
+                    "loads on this machine at most. To share it, push the base model, and train from its id."
+                )
         left = sorted(Path(self.args.output_dir).glob(f"{SNAPSHOT}*"), key=lambda path: (len(path.name), path.name))
         if left:
             logger.warning(
@@ -135,25 +150,38 @@ class HubPushMixin:
                 "Make it private in its settings on the Hub, or choose another `hub_model_id`."
             )
 
-    def _create_branch(self, token: str | None) -> None:
-        api, revision = HfApi(token=token), self.args.hub_revision
-        if not api.revision_exists(self.hub_model_id, revision):
-            api.create_branch(self.hub_model_id, branch=revision)
+    def _send_telemetry(self):
+        # TRL's trainers report to the Hub when they are made; this package uses no network unless asked
+        pass
 
-    def _warn_of_local_base(self) -> None:
-        if not is_peft_model(self.model):
-            return
-        base = self.model.peft_config[self.model.active_adapter].base_model_name_or_path
-        if not base or os.path.isdir(base):
-            logger.warning(
-                f"The adapter pushed to {self.hub_model_id} names {base!r} as its base model, which is not on the Hub, so it loads "
-                "on this machine at most. To share it, push the base model, and train from its id."
-            )
+    # The model card, and saving
 
     def _card_name(self) -> str:
         return Path(self.hub_model_id or self.args.hub_model_id or self.args.output_dir).absolute().name
 
-    # Saving
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        license: str | None = None,
+    ) -> None:
+        """
+        Write the model card, from facts of this run, as `README.md` in `output_dir`.
+
+        Args:
+            model_name (`str`, *optional*):
+                Name of the model. By default that of its repository or folder.
+            dataset_name (`str`, *optional*):
+                Dataset it was trained on. By default `trainer.dataset_name`.
+            tags (`str` or `list[str]`, *optional*):
+                Tags in addition to those of this trainer.
+            license (`str`, *optional*):
+                License of the model, as the Hub abbreviates it.
+        """
+        if not self.is_world_process_zero():
+            return
+        self._save_card(model_name or self._card_name(), dataset_name, tags, license)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
@@ -226,7 +254,8 @@ class HubPushMixin:
             )
 
         def attempt() -> CommitInfo:
-            # New operations each time: used ones do not ask what is on the Hub, and would commit again what has landed
+            # Not `upload_folder`, which commits a large folder in several parts. New operations each time: used ones do not ask
+            # what is on the Hub, and would commit again what has landed
             operations = [CommitOperationAdd(file, folder / file) for file in files]
             return HfApi(library_name="trl_hrm", library_version=__version__).create_commit(
                 self.hub_model_id, operations, commit_message=message, token=token, revision=revision
@@ -240,28 +269,26 @@ class HubPushMixin:
         if any(not push.job.done() for push in self._pushes):
             logger.info(f"Waiting for the pushes to {self.hub_model_id} to finish.")
         for push in self._pushes:
-            if (error := push.job.exception()) is not None:
-                logger.error(
-                    f"Step {push.step} is not on the Hub ({self.hub_model_id}): {error} {self._what_is_left(push)} The training "
-                    "went on; `push_to_hub()` pushes its final weights."
-                )
+            if (error := push.job.exception()) is None:
+                continue
+            if push.snapshot.exists():
+                # not the model beside it, which would replace a later one
+                folder, name = push.snapshot / push.checkpoint.name, push.checkpoint.name
+                left = f"Its files are in {push.snapshot}: push them with `{self._upload_command(folder, name)}`."
+            elif push.checkpoint.exists():
+                left = f"Its weights are in {push.checkpoint}."
+            else:
+                left = "Its checkpoint is deleted, as `save_total_limit` asks."
+            logger.error(
+                f"Step {push.step} is not on the Hub ({self.hub_model_id}): {error} {left} The training went on; `push_to_hub()` "
+                "pushes its final weights."
+            )
         if self._skipped_pushes:
             logger.warning(
                 f"Steps not pushed to {self.hub_model_id}, because the push of an earlier one was still running: "
                 f"{', '.join(map(str, self._skipped_pushes))}. To push every one, set `hub_always_push=True`."
             )
         self._pushes, self._skipped_pushes = [], []  # each is told once
-
-    def _what_is_left(self, push: StepPush) -> str:
-        if push.snapshot.exists():
-            return (
-                f"Its files are in {push.snapshot}: push them with "
-                # not the model beside it, which would replace a later one
-                f"`{self._upload_command(push.snapshot / push.checkpoint.name, push.checkpoint.name)}`."
-            )
-        if push.checkpoint.exists():
-            return f"Its weights are in {push.checkpoint}."
-        return "Its checkpoint is deleted, as `save_total_limit` asks."
 
     def _upload_command(self, folder: "str | Path", path_in_repo: str) -> str:
         revision = [] if self.args.hub_revision is None else ["--revision", self.args.hub_revision]

@@ -1,38 +1,39 @@
 import gc
-import textwrap
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
 from ..encoding import dated_template, uses_clock
 from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
+from ..pages.papers import HRM_PAPER
 from .hub_push import HubPushMixin
 from .kl_self_config import KLSelfConfig
-from .model_card import CardFacts, policy_quick_start, write_card
-from .model_setup import forget_evaluation
-from .policy_rows import check_trained_rows, drop_empty_completions
-from .ref_hidden import REF_STATES, RefHiddenCollator, precompute_hidden
+from .model_card import save_policy_card
 from .reference import (
+    REF_STATES,
     AdapterOff,
     FrozenReference,
+    RefHiddenCollator,
     causal_lm_of,
-    check_tokenizer,
-    check_vocabulary,
-    copy_of,
-    load_reference,
+    check_reference,
+    make_reference,
+    precompute_hidden,
+    trained_sequences_of,
 )
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -93,19 +94,9 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
 
     _tag_names = ["trl", "trl-hrm", "sft", "kl-self"]
     _name = "KL self-training"
+    _save_card = save_policy_card
     _card_settings = ("kl_coef", "kl_scaling", "kl_direction", "kl_reduction", "packing", "completion_only_loss")
-    _paper = {
-        "title": "Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models",
-        "id": "2503.13551",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{wang2025hierarchical,
-                title        = {{Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models}},
-                author       = {Wang, Teng and Jiang, Zhangyi and He, Zhenqi and Tong, Shenyang and Yang, Wenhan and Zheng, Yanan and Li, Zeyu and He, Zifan and Gong, Hailei and Ye, Zewen and Ma, Shengjie and Zhang, Jianping},
-                year         = 2025,
-                journal      = {arXiv preprint arXiv:2503.13551}
-            }"""),
-    }
+    _paper = HRM_PAPER
 
     def __init__(
         self,
@@ -120,7 +111,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         if not isinstance(args, KLSelfConfig):
             raise TypeError(f"`args` is a `{type(args).__name__}`, expected a `KLSelfConfig`.")
         has_adapter = kwargs.get("peft_config") is not None or (not isinstance(model, str) and is_peft_model(model))
-        reference = self._make_reference(model, args, ref_model, has_adapter, kwargs.get("compute_loss_func"))
+        reference = make_reference(model, args, ref_model, has_adapter, kwargs.get("compute_loss_func"))
         super().__init__(model=model, args=args, **kwargs)
         self.reference = None
         self._forward_redirection = ForwardRedirection()
@@ -130,7 +121,15 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             self._reset_metrics(mode)
         if args.kl_coef:
             self._check_support()
-            self._use_reference(reference, args.ref_model if ref_model is None else ref_model)
+            given = args.ref_model if ref_model is None else ref_model
+            check_reference(reference, given, causal_lm_of(self.model), self._tokenizer, args)
+            if args.precompute_ref_hidden:
+                self.reference, store = precompute_hidden(self, reference)
+                self.data_collator = RefHiddenCollator(self.data_collator, store)
+            elif reference is None:
+                self.reference = AdapterOff(self.accelerator)
+            else:
+                self.reference = FrozenReference(reference, self.accelerator)
         if args.precompute_ref_hidden:
             del reference
             gc.collect()  # TRL's redirection of the forward pass leaves a cycle, which would keep the model in memory
@@ -152,59 +151,26 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         if formatting_func is None:
             dataset = drop_empty_completions(dataset, dataset_name, args.dataset_text_field)
         rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
-        if isinstance(dataset, Dataset) and not (
-            packing and args.packing_strategy != "bfd"
-        ):  # others cut rows into pieces
-            check_trained_rows(rows, dataset_name, len(dataset), args.max_length)
+        cuts_rows = packing and args.packing_strategy != "bfd"
+        if not isinstance(dataset, Dataset) or cuts_rows or "labels" not in rows.column_names:
+            return rows
+        columns = [column for column in ("input_ids", "labels", "seq_lengths") if column in rows.column_names]
+        trained = sum(
+            1 for row in rows.select_columns(columns).with_format("numpy") for _ in trained_sequences_of(row)
+        )
+        remedy = (
+            "Is every token masked?"
+            if args.max_length is None
+            else f"The prompts alone fill `max_length` {args.max_length}: raise it, or shorten the prompts."
+        )
+        if not trained:
+            raise ValueError(f"{dataset_name}: none of {len(dataset):,} rows has a token to train on. {remedy}")
+        if trained < len(dataset):
+            logger.warning(
+                f"{dataset_name}: {len(dataset) - trained:,} of {len(dataset):,} rows have no token to train on and are ignored. "
+                f"{remedy}"
+            )
         return rows
-
-    def _send_telemetry(self):
-        # TRL's trainers report to the Hub when they are made; this package uses no network unless asked
-        pass
-
-    # Reference
-
-    @staticmethod
-    def _make_reference(model, args, ref_model, has_adapter, compute_loss_func) -> PreTrainedModel | None:
-        """The reference model, or `None` if it is the policy with its adapter off. Made before the policy is changed."""
-        if ref_model is not None and args.ref_model is not None:
-            raise ValueError("`ref_model` was given to the trainer and in its arguments. Give it once.")
-        ref_model = args.ref_model if ref_model is None else ref_model
-        if args.kl_coef == 0:
-            if ref_model is not None and args.ref_model is None:
-                warnings.warn("`kl_coef` is 0: the reference model is not used.")
-            return None
-        if compute_loss_func is not None:
-            raise ValueError(
-                "`compute_loss_func` is not supported with a KL term: it needs the full logits. Subclass `KLSelfTrainer` "
-                "and override `compute_loss` instead."
-            )
-        if has_adapter:
-            if ref_model is not None:
-                raise ValueError(
-                    "`ref_model` was given, and the policy has an adapter: with the adapter off, the policy is the "
-                    "reference. Leave `ref_model` out, or train without an adapter."
-                )
-            if args.ref_model_init_kwargs is not None:
-                raise ValueError(
-                    "`ref_model_init_kwargs` was given, and the policy has an adapter: no reference is loaded. Remove it."
-                )
-            return None
-        if ref_model is None:
-            return copy_of(model, args)
-        if isinstance(ref_model, str):
-            return load_reference(ref_model, args, is_policy=ref_model == model)
-        if ref_model is model:
-            raise ValueError(
-                "`model` and `ref_model` are the same object, so the reference would move. Leave `ref_model` out: a frozen "
-                "copy is made."
-            )
-        if args.ref_model_init_kwargs is not None:
-            raise ValueError(
-                "`ref_model_init_kwargs` was given with a `ref_model` that is already instantiated. Pass the model's name "
-                "as a string, or remove `ref_model_init_kwargs`."
-            )
-        return ref_model
 
     def _check_support(self) -> None:
         adapters = self.model.peft_config.values() if is_peft_model(self.model) else ()
@@ -233,26 +199,14 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
                 "Start with `accelerate launch`: one process per device, with ZeRO or FSDP if the policy is too large for one."
             )
 
-    def _use_reference(self, model: PreTrainedModel | None, given: str | PreTrainedModel | None) -> None:
-        if model is not None:
-            check_vocabulary(model, causal_lm_of(self.model))
-        if given is not None:
-            check_tokenizer(given, self._tokenizer, self.args)
-        if self.args.precompute_ref_hidden:
-            self.reference, store = precompute_hidden(self, model)
-            self.data_collator = RefHiddenCollator(self.data_collator, store)
-        elif model is None:
-            self.reference = AdapterOff(self.accelerator)
-        else:
-            self.reference = FrozenReference(model, self.accelerator)
-
     # Loss
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """The batches of one optimizer step and the number of their trained tokens; their sequences are counted on the side."""
         batch_samples, num_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.reference is not None and batch_samples:
-            counts = [_num_sequences(batch) for batch in batch_samples]
+            sequences = [trained_sequences(batch["labels"], batch.get("position_ids")) for batch in batch_samples]
+            counts = [int(numbers.max()) + 1 for numbers in sequences if len(numbers)]
             num_sequences = torch.tensor(sum(counts), device=device)
             if self.args.average_tokens_across_devices:
                 num_sequences = self.accelerator.reduce(num_sequences, reduction="sum")
@@ -289,7 +243,9 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def train(self, *args, **kwargs):
-        forget_evaluation(self)
+        # Accelerate takes a model that was evaluated before for one that is ready, and would train each process by itself
+        if self.model_wrapped is self.model:
+            self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
 
     # Metrics
@@ -324,52 +280,25 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             self._kl_max[mode] = torch.maximum(self._kl_max[mode], sums.max())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means over the tokens and sequences of all ranks since the last log."""
         if self.reference is not None:
             mode = "train" if self.model.training else "eval"
+            sums = self.accelerator.reduce(self._kl_sums[mode], reduction="sum").tolist()
+            kl_max = self.accelerator.gather(self._kl_max[mode]).max().item()
+            self._reset_metrics(mode)
+            lm_loss, num_tokens, kl, log_kl, num_sequences = sums
             prefix = ""
             if mode == "eval":  # of one of several datasets: eval_NAME_
                 prefix = next((name.removesuffix("runtime") for name in logs if name.endswith("_runtime")), "eval_")
-            logs |= {f"{prefix}{name}": value for name, value in self._kl_metrics(mode).items()}
+            if num_sequences:
+                logs |= {
+                    f"{prefix}lm_loss": lm_loss / num_tokens,
+                    f"{prefix}kl": kl / num_sequences,
+                    f"{prefix}kl_per_token": kl / num_tokens,
+                    f"{prefix}log_kl": log_kl / num_sequences,
+                    f"{prefix}kl_max": kl_max,
+                }
         super().log(logs, start_time)
-
-    def _kl_metrics(self, mode: str) -> dict[str, float]:
-        """Means over the tokens or sequences of all ranks since the last log. Empty if there was none."""
-        sums = self.accelerator.reduce(self._kl_sums[mode], reduction="sum").tolist()
-        kl_max = self.accelerator.gather(self._kl_max[mode]).max().item()
-        self._reset_metrics(mode)
-        lm_loss, num_tokens, kl, log_kl, num_sequences = sums
-        if not num_sequences:
-            return {}
-        return {
-            "lm_loss": lm_loss / num_tokens,
-            "kl": kl / num_sequences,
-            "kl_per_token": kl / num_tokens,
-            "log_kl": log_kl / num_sequences,
-            "kl_max": kl_max,
-        }
-
-    # Saving
-
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        license: str | None = None,
-    ) -> None:
-        """As [`HRMRewardTrainer.create_model_card`]."""
-        if not self.is_world_process_zero():
-            return
-        facts = CardFacts.of(self, model_name or self._card_name(), dataset_name, self._card_settings)
-        super().create_model_card(model_name=facts.model_name, dataset_name=facts.dataset_on_hub, tags=tags)
-        write_card(
-            Path(self.args.output_dir) / "README.md",
-            facts,
-            policy_quick_start(facts, chat=self.processing_class.chat_template is not None),
-            task="text-generation",
-            license=license,
-            sections="",
-        )
 
 
 class _PolicyBesideReference:
@@ -408,7 +337,72 @@ class _PolicyBesideReference:
         return KLOutput(**outputs, token_kl=kl)
 
 
-def _num_sequences(batch: dict[str, torch.Tensor]) -> int:
-    """Sequences of a batch that have a trained token."""
-    sequences = trained_sequences(batch["labels"], batch.get("position_ids"))
-    return int(sequences.max()) + 1 if len(sequences) else 0
+def drop_empty_completions(
+    dataset: Dataset | IterableDataset, name: str, text_field: str = "text"
+) -> Dataset | IterableDataset:
+    """
+    Drop the rows whose completion is empty. They would train the policy to end the sequence at once.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows in one of TRL's formats. Rows of tokens are returned as they are.
+        name (`str`):
+            Name of the dataset in messages.
+        text_field (`str`, *optional*, defaults to `"text"`):
+            Column of plain texts.
+
+    Raises:
+        `ValueError`: If no row is left, or a row of a stream, which is read later and cannot be counted, has an empty
+        completion.
+    """
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_refuse_empty, fn_kwargs={"name": name, "text_field": text_field})
+    if not len(dataset):
+        raise ValueError(f"{name} has no rows, expected at least one to train on.")
+    if "input_ids" in dataset.column_names:
+        return dataset
+    kept = dataset.filter(
+        lambda row: not _is_empty(row, text_field), desc=f"Dropping empty completions from {name} dataset"
+    )
+    dropped = len(dataset) - len(kept)
+    if dropped == len(dataset):
+        raise ValueError(f"{name}: all {dropped:,} completions are empty, so no row is left to train on.")
+    if dropped:
+        logger.warning(
+            f"{name}: {dropped:,} of {len(dataset):,} rows have an empty completion and are dropped. They would train the policy "
+            "to end at once."
+        )
+        return kept
+    return dataset
+
+
+def _refuse_empty(row: Mapping[str, Any], name: str, text_field: str) -> Mapping[str, Any]:
+    if _is_empty(row, text_field):
+        raise ValueError(f"{name}: a row has an empty completion, expected a text: {str(dict(row))[:200]}. Remove it.")
+    return row
+
+
+def _is_empty(row: Mapping[str, Any], text_field: str) -> bool:
+    """Whether a row in one of TRL's formats has nothing for the policy to say."""
+    if "input_ids" in row:
+        return False
+    name = next((name for name in ("completion", "messages", text_field) if name in row), None)
+    if name is None:
+        return False  # another format
+    value = row[name]
+    if value is None or isinstance(value, str):
+        return not _has_text(value)
+    if not isinstance(value, list):
+        return False
+    answers = value if "completion" in row else [message for message in value if message.get("role") == "assistant"]
+    is_empty = not any(
+        _has_text(answer.get("content")) or any(answer.get(key) for key in answer.keys() - {"role", "content"})
+        for answer in answers
+    )
+    return is_empty and bool(answers or "completion" in row)
+
+
+def _has_text(content: str | list[dict[str, Any]] | None) -> bool:
+    if isinstance(content, list):
+        return any(block.get("type") != "text" or block["text"].strip() for block in content)
+    return bool(content and content.strip())

@@ -1,25 +1,38 @@
-"""The card of a trained model, from facts: base, data, settings, metrics, and code that scores with it."""
+"""
+The card of a trained model, from facts: base, data, settings, metrics, and code that scores with it.
+
+`pages/templates/model_card.md.jinja` is the card. It replaces TRL's, whose quick start does not fit these models, and which shows neither
+settings nor metrics.
+"""
 
 import json
 import math
 import os
-import re
-from dataclasses import dataclass
+import shlex
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import is_peft_model
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers.integrations import is_wandb_available
 
 from .. import __version__
-from .._compat import get_config_model_id
+from .._compat import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
+from ..encoding import dated_template, uses_clock
+from ..heads import num_labels
+from ..pages.page import Table, resource
+from ..step_format import STEP_FORMAT_NAME, StepFormat
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedTokenizerBase
 
+    from .kl_self_trainer import KLSelfTrainer
+    from .step_trainer import StepTrainer
 
 SETTINGS = (
     "learning_rate",
@@ -34,8 +47,34 @@ SETTINGS = (
     "seed",
     "max_length",
 )
-# What an evaluation logs beside its metrics
-_NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
+# What an evaluation logs next to its metrics
+NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
+COUNTS = {
+    "rows_in": "rows",
+    "labels_in": "labels",
+    "labels_kept": "judged steps kept",
+    "labels_merged": "of which merged steps",
+    "labels_joined": "labels of a step that stands in several rows, joined",
+    "labels_contradicting": "steps whose labels contradict each other (their mean is trained)",
+    "labels_too_long": "labels dropped: longer than `max_length`",
+    "trees_without_labels": "problems dropped: no label left",
+    "tokens": "distinct tokens",
+    "prompts_with_control_text": "prompts that hold control tokens of the tokenizer",
+    "steps_with_control_text": "steps that hold control tokens of the tokenizer",
+    "steps_with_separator": "steps that hold a separator",
+    "tokens_in_rows": "tokens in rows: more where split trees repeat their prefix",
+    "labels_per_row_p10": "judged steps per row, 10th percentile",
+    "labels_per_row_median": "judged steps per row, median",
+}
+PACKAGES = {
+    "TRL": "trl",
+    "Transformers": "transformers",
+    "Pytorch": "torch",
+    "Datasets": "datasets",
+    "Tokenizers": "tokenizers",
+}
+
+quote = partial(json.dumps, ensure_ascii=False)  # a text as Python code
 
 
 def hub_id(name: str | None) -> str | None:
@@ -54,76 +93,131 @@ def shown_name(path_or_repo: str) -> str:
     return Path(path_or_repo).name if os.path.isabs(path_or_repo) else path_or_repo
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """
-    What a card tells of a run, whatever is trained.
-
-    Args:
-        model_name, model_id (`str`): Name in the title; repository, or folder, to load from.
-        base_model (`str` or `None`): Id of the model that was fine-tuned, if it is on the Hub.
-        dataset (`str` or `None`): Id of the dataset on the Hub, or name of a folder.
-        adapter (`str` or `None`): Kind and size of the adapter that was trained.
-        settings (`dict[str, str]`): Settings of the training.
-        step (`int`): Optimizer step of the weights.
-        metrics (`dict[str, dict[str, float]]`): Metrics of these weights by evaluation dataset, whose name is empty if
-            there is only one.
-    """
-
-    model_name: str
-    model_id: str
-    base_model: str | None
-    dataset: str | None
-    adapter: str | None
-    settings: dict[str, str]
-    step: int
-    metrics: dict[str, dict[str, float]]
-
-    @classmethod
-    def of(
-        cls,
-        trainer: "Trainer",
-        model_name: str | None,
-        dataset_name: str | None,
-        settings: tuple[str, ...],
-    ) -> "CardFacts":
-        """Facts of a trainer. `settings` names arguments of it beside the common ones."""
-        args = trainer.args
-        model_id = trainer.hub_model_id or args.hub_model_id or shown_name(args.output_dir)
-        step = weights_step(trainer)
-        dataset_name = dataset_name or trainer.dataset_name
-        return cls(
-            model_name=model_name or Path(model_id).absolute().name,
-            model_id=model_id,
-            base_model=hub_id(get_config_model_id(trainer.model.config)),
-            dataset=hub_id(dataset_name) or (Path(dataset_name).absolute().name if dataset_name else None),
-            adapter=_adapter(trainer.model),
-            settings={
-                **{name: _cell(getattr(args, name)) for name in (*SETTINGS, *settings) if hasattr(args, name)},
-                "processes": str(args.world_size),
-                "epochs": f"{trainer.state.epoch or 0:.4g}",
-                "steps": str(step),
-            },
-            step=step,
-            metrics=metrics_at(trainer, step),
-        )
-
-    @property
-    def dataset_on_hub(self) -> str | None:
-        return self.dataset if self.dataset and "/" in self.dataset else None
+def save_reward_model_card(
+    trainer: "StepTrainer",
+    model_name: str,
+    dataset_name: str | None = None,
+    tags: str | list[str] | None = None,
+    license: str | None = None,
+) -> None:
+    """Write the card of a reward model. See [`HRMRewardTrainer.create_model_card`]."""
+    step_format, reports = trainer.step_format, trainer.reports.values()
+    rows = [[title, *(f"{getattr(report, name):,.15g}" for report in reports)] for name, title in COUNTS.items()]
+    labels = Table(["", *(f"`{name}`" for name in trainer.reports)], rows)
+    _save_card(
+        trainer,
+        model_name,
+        dataset_name,
+        tags,
+        license,
+        task="text-generation" if step_format.head == "lm" else "token-classification",
+        kind="steps" if trainer._format_is_known else "tokens",
+        merged=any(report.labels_merged for report in reports),
+        dtype=str(next(trainer.model.parameters()).dtype).removeprefix("torch."),
+        task_class="ForCausalLM" if step_format.head == "lm" else "ForTokenClassification",
+        num_labels=None if step_format.head == "lm" else num_labels(step_format),
+        step_format=step_format,
+        step_format_name=STEP_FORMAT_NAME,
+        # rows of tokens do not say how they were made
+        prompt_code=prompt_code(step_format, trainer.processing_class) if trainer._format_is_known else "",
+        scores_code=scores_code(step_format),
+        data=labels.markdown() if reports else "",  # no reports of labels that were given as tokens
+    )
 
 
-def weights_step(trainer: "Trainer") -> int:
+def save_policy_card(
+    trainer: "KLSelfTrainer",
+    model_name: str,
+    dataset_name: str | None = None,
+    tags: str | list[str] | None = None,
+    license: str | None = None,
+) -> None:
+    """Write the card of a policy. See [`HRMRewardTrainer.create_model_card`]."""
+    is_chat = trainer.processing_class.chat_template is not None
+    problem = '[{"role": "user", "content": "1+2+3 = ?"}]' if is_chat else '"1+2+3 = ?"'
+    _save_card(
+        trainer,
+        model_name,
+        dataset_name,
+        tags,
+        license,
+        task="text-generation",
+        kind="policy",
+        problem=problem,
+        data="",
+    )
+
+
+def _save_card(
+    trainer: "StepTrainer | KLSelfTrainer",
+    model_name: str,
+    dataset_name: str | None,
+    tags: str | list[str] | None,
+    license: str | None,
+    task: str,
+    **values: Any,
+) -> None:
+    args, model = trainer.args, trainer.model
+    base = hub_id(get_config_model_id(model.config))
+    dataset_name = dataset_name or trainer.dataset_name
+    dataset = hub_id(dataset_name) or (Path(dataset_name).absolute().name if dataset_name else None)
+    dataset_id = dataset if dataset and "/" in dataset else None
+    adapter = None
+    if is_peft_model(model):
+        config = model.peft_config[model.active_adapter]
+        size = f", r = {config.r}, alpha = {config.lora_alpha}" if config.peft_type == "LORA" else ""
+        adapter = f"{config.peft_type.value}{size}"
+    step = weights_step(trainer)
+    metrics = metrics_at(trainer, step)
+    run_urls = {"Trackio": get_trackio_space_url(), "Comet": get_comet_experiment_url()}
+    if is_wandb_available():
+        import wandb
+
+        run_urls["Weights & Biases"] = wandb.run.url if wandb.run is not None else None
+    data = ModelCardData(
+        base_model=base,
+        datasets=dataset_id,
+        eval_results=eval_results(metrics, dataset, dataset_id, task) or None,
+        library_name="peft" if adapter else "transformers",
+        license=license,
+        model_name=model_name,
+        pipeline_tag=task,
+        tags=_all_tags(trainer, tags, run_urls["Trackio"]),
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=resource("templates/model_card.md.jinja"),
+        name=model_name,
+        model_id=trainer.hub_model_id or args.hub_model_id or shown_name(args.output_dir),
+        base=base,
+        dataset=dataset,
+        dataset_id=dataset_id,
+        adapter=adapter,
+        settings=_settings_table(trainer, step, adapter),
+        step=f"{step:,}",
+        metrics=_metrics_table(metrics),
+        trainer_name=trainer._name,
+        paper=trainer._paper,
+        run_urls={service: url for service, url in run_urls.items() if url},
+        versions={"TRL HRM": __version__, **{name: version(package) for name, package in PACKAGES.items()}},
+        quote=quote,
+        shell_quote=shlex.quote,
+        **values,
+    )
+    card.save(Path(args.output_dir) / "README.md")
+
+
+def weights_step(trainer: "StepTrainer | KLSelfTrainer") -> int:
     """The optimizer step that the weights come from: not the last one if the best ones were loaded at the end."""
     state = trainer.state
     if trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_model_checkpoint:
-        # not `best_global_step`, whose weights may not have been saved: then those of the checkpoint before are loaded
+        # not `best_global_step`: if its weights were not saved, the checkpoint before it is loaded
         return int(state.best_model_checkpoint.rpartition("-")[2])
     return state.global_step
 
 
-def metrics_at(trainer: "Trainer", step: int) -> dict[str, dict[str, float]]:
-    """What was logged of the evaluations at a step, by evaluation dataset. Metrics of other weights are not shown."""
+def metrics_at(trainer: "StepTrainer | KLSelfTrainer", step: int) -> dict[str, dict[str, float]]:
+    """Metrics of the weights of a step, by evaluation dataset, whose name is empty if there is only one."""
     logged = {key: value for log in trainer.state.log_history if log["step"] == step for key, value in log.items()}
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
     prefixes = sorted([("eval_", ""), *((f"eval_{name}_", name) for name in sets)], key=lambda pair: -len(pair[0]))
@@ -131,115 +225,97 @@ def metrics_at(trainer: "Trainer", step: int) -> dict[str, dict[str, float]]:
     for key, value in logged.items():
         prefix, name = next((pair for pair in prefixes if key.startswith(pair[0])), ("", ""))
         metric = key.removeprefix(prefix)
-        if prefix and metric not in _NO_METRICS and isinstance(value, float) and math.isfinite(value):
+        if prefix and metric not in NO_METRICS and isinstance(value, float) and math.isfinite(value):
             found.setdefault(name, {})[metric] = value
     return found
 
 
-def write_card(path: Path, facts: CardFacts, quick_start: str, task: str, license: str | None, sections: str) -> None:
-    """
-    Complete the card that TRL wrote.
-
-    Args:
-        path (`Path`):
-            The card: its metadata, and text from "Training procedure" on, are kept.
-        facts ([`CardFacts`]):
-            Facts of the run.
-        quick_start (`str`):
-            Section that replaces TRL's, which does not fit these models.
-        task (`str`):
-            Task of the model, as the Hub calls it.
-        license (`str`, *optional*):
-            Licence of the model.
-        sections (`str`):
-            Sections between the quick start and the metrics.
-    """
-    card = ModelCard(path.read_text(encoding="utf-8"))
-    card.data.tags = sorted(set(card.data.tags))  # TRL's order changes from run to run
-    card.data.licence = None  # TRL's placeholder
-    card.data.pipeline_tag = task
-    card.data.library_name = "peft" if facts.adapter else "transformers"
-    if license is not None:
-        card.data.license = license
-    card.data.eval_results = eval_results(facts, task) or None
-    ours = "\n\n".join(section for section in (quick_start, sections, _metrics_section(facts)) if section)
-    text = re.sub(r"## Quick start\n.*?(?=## Training procedure)", lambda _: ours + "\n\n", card.text, flags=re.DOTALL)
-    if facts.base_model is None:  # TRL names it None, or by a path
-        card.data.base_model = None
-        text = re.sub(r"a fine-tuned version of \[.*?\]\(.*?\)", "fine-tuned", text, count=1)
-    settings = table("### Settings", ("setting", "value"), [(f"`{k}`", v) for k, v in _settings(facts).items()])
-    text = text.replace(
-        "### Framework versions\n\n", f"{settings}\n\n### Framework versions\n\n- TRL HRM: {__version__}\n"
-    )
-    card.text = text
-    card.save(path)
-
-
-def eval_results(facts: CardFacts, task: str) -> list[EvalResult]:
+def eval_results(
+    metrics: dict[str, dict[str, float]], dataset: str | None, dataset_id: str | None, task: str
+) -> list[EvalResult]:
     """The metrics as the Hub's `model-index`."""
-    dataset = facts.dataset or "the evaluation dataset"
+    dataset = dataset or "the evaluation dataset"
     return [
         EvalResult(
             task_type=task,
-            dataset_type=facts.dataset_on_hub or "custom",
+            dataset_type=dataset_id or "custom",
             dataset_name=f"{dataset}, {name}" if name else dataset,
             dataset_config=name or None,  # results of one type and configuration are listed as one
             metric_type=metric,
             metric_name=metric.replace("_", " "),
             metric_value=value,
         )
-        for name, metrics in facts.metrics.items()
-        for metric, value in metrics.items()
+        for name, found in metrics.items()
+        for metric, value in found.items()
     ]
 
 
-def table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    cells = [
-        [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, ("---",) * len(head), *rows)
-    ]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([title, "", *lines])
+def _all_tags(
+    trainer: "StepTrainer | KLSelfTrainer", tags: str | list[str] | None, trackio_url: str | None
+) -> list[str]:
+    """Tags of the user, of the trainer, and those by which TRL marks where a model was trained."""
+    found = {*([tags] if isinstance(tags, str) else tags or ()), *trainer._tag_names, "generated_from_trainer"}
+    if hasattr(trainer.model.config, "unsloth_version"):
+        found.add("unsloth")
+    if "JOB_ID" in os.environ:
+        found.add("hf_jobs")
+    if trackio_url is not None:
+        found = {tag for tag in found if not tag.startswith("trackio:")} | {f"trackio:{trackio_url}"}
+    return sorted(found)
 
 
-def _settings(facts: CardFacts) -> dict[str, str]:
-    return facts.settings | ({"adapter": facts.adapter} if facts.adapter else {})
+def _settings_table(trainer: "StepTrainer | KLSelfTrainer", step: int, adapter: str | None) -> str:
+    args, settings = trainer.args, {}
+    for name in (*SETTINGS, *trainer._card_settings):
+        if hasattr(args, name):
+            value = getattr(args, name)
+            text = f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
+            settings[name] = quote(text)[1:-1]
+    settings |= {"processes": str(args.world_size), "epochs": f"{trainer.state.epoch or 0:.4g}", "steps": str(step)}
+    if adapter:
+        settings["adapter"] = adapter
+    return Table(["setting", "value"], [[f"`{name}`", value] for name, value in settings.items()]).markdown()
 
 
-def _metrics_section(facts: CardFacts) -> str:
+def _metrics_table(metrics: dict[str, dict[str, float]]) -> str:
+    names = ["dataset"] if any(metrics) else []
     rows = [
-        (*([name] if any(facts.metrics) else []), metric.replace("_", " "), f"{value:.4g}")
-        for name, metrics in facts.metrics.items()
-        for metric, value in metrics.items()
+        [*([name] if names else []), metric.replace("_", " "), f"{value:.4g}"]
+        for name, found in metrics.items()
+        for metric, value in found.items()
     ]
-    if not rows:
-        return ""
-    head = (*(["dataset"] if any(facts.metrics) else []), "metric", "value")
-    title = f"## Evaluation\n\nOf the weights of step {facts.step:,}"
-    return table(f"{title}, on held-out rows of {facts.dataset}." if facts.dataset else f"{title}.", head, rows)
+    return Table([*names, "metric", "value"], rows).markdown() if rows else ""
 
 
-def _adapter(model) -> str | None:
-    if not is_peft_model(model):
-        return None
-    config = model.peft_config[model.active_adapter]
-    size = f", r = {config.r}, alpha = {config.lora_alpha}" if config.peft_type == "LORA" else ""
-    return f"{config.peft_type.value}{size}"
+def prompt_code(step_format: StepFormat, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Code that makes the ids of a problem."""
+    if step_format.prompt_style != "chat":
+        bos = "" if tokenizer.bos_token_id is None else "[tokenizer.bos_token_id] + "
+        return f"ids = {bos}ids_of(problem)"
+    system = step_format.system_prompt
+    before = "" if system is None else f'{{"role": "system", "content": {quote(system)}}}, '
+    options = "".join(f", {name}={value!r}" for name, value in (step_format.chat_template_kwargs or {}).items())
+    template = tokenizer.get_chat_template()
+    date = ""
+    if step_format.chat_template_date is not None and uses_clock(template):
+        dated = dated_template(template, step_format.chat_template_date).removesuffix(template)
+        date = f"date = {dated!r}  # in place of today's\n"
+        options += ", chat_template=date + tokenizer.get_chat_template()"
+    return (
+        f'messages = [{before}{{"role": "user", "content": problem}}]\n{date}'
+        f"encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True{options})\n"
+        'ids = list(encoded["input_ids"])'
+    )
 
 
-def _cell(value) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def policy_quick_start(facts: CardFacts, chat: bool) -> str:
-    """Code that solves a problem with a policy, whose tokenizer may have a chat template."""
-    problem = '[{"role": "user", "content": "1+2+3 = ?"}]' if chat else '"1+2+3 = ?"'
-    return f"""\
-## Quick start
-
-```python
-from transformers import pipeline
-
-generator = pipeline("text-generation", model={json.dumps(facts.model_id, ensure_ascii=False)})
-solution = generator({problem}, max_new_tokens=512, return_full_text=False)[0]["generated_text"]
-```"""
+def scores_code(step_format: StepFormat) -> str:
+    """Code that makes scores of the outputs of the model."""
+    if step_format.head == "lm":
+        right, wrong = map(quote, step_format.label_tokens)
+        return (
+            f"labels = [ids_of({wrong})[0], ids_of({right})[0]]\n"
+            "scores = outputs[places][:, labels].softmax(-1)[:, 1].tolist()"
+        )
+    if step_format.head == "classification":
+        return "scores = outputs[places].softmax(-1)[:, 1].tolist()"
+    return f"scores = outputs[places, 0].{'clamp(0, 1)' if step_format.regression_loss == 'mse' else 'sigmoid()'}.tolist()"

@@ -1,7 +1,7 @@
 """What trainers of judged steps share: the loss over the global batch, the same in evaluation, counts and logs."""
 
 import time
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +18,7 @@ from ..loading import WeightFit, check_adapter, list_misfits
 from ..losses import step_loss, step_score
 from ..step_format import StepFormat
 from .hub_push import HubPushMixin
-from .model_card import CardFacts, write_card
-from .model_setup import add_adapter, forget_evaluation, warn_of_another_format
-from .reward_model_card import data_section, quick_start, step_format_section
+from .model_card import save_reward_model_card
 
 
 if TYPE_CHECKING:
@@ -48,9 +46,10 @@ class StepTrainer(HubPushMixin, BaseTrainer):
 
     # compute_loss divides by the weight of the global batch itself
     loss_is_scaled_for_ga = True
-    _template_file = "rm_model_card.md"
     _card_settings: tuple[str, ...]
     step_format: StepFormat
+    _save_card = save_reward_model_card
+    _format_is_known = True  # whether scoring with `step_format` encodes as the training rows are
     _has_new_head = False  # newly initialized, as far as this trainer knows
 
     def __init__(
@@ -83,10 +82,6 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         self._eval_sums: list[torch.Tensor] = []
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
-
-    def _send_telemetry(self):
-        # TRL's trainers report to the Hub when they are made; this package uses no network unless asked
-        pass
 
     # What a subclass says
 
@@ -244,49 +239,6 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         if self.args.should_save:
             self.step_format.save(output_dir or self.args.output_dir)
 
-    def create_model_card(
-        self,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        tags: str | list[str] | None = None,
-        license: str | None = None,
-    ) -> None:
-        """
-        Write the model card, from facts of this run, as `README.md` in `output_dir`.
-
-        Args:
-            model_name (`str`, *optional*):
-                Name of the model. By default that of its repository or folder.
-            dataset_name (`str`, *optional*):
-                Dataset it was trained on. By default `trainer.dataset_name`.
-            tags (`str` or `list[str]`, *optional*):
-                Tags beside those of this trainer.
-            license (`str`, *optional*):
-                Licence of the model, as the Hub abbreviates it.
-        """
-        if not self.is_world_process_zero():
-            return
-        facts = CardFacts.of(self, model_name or self._card_name(), dataset_name, self._card_settings)
-        super().create_model_card(model_name=facts.model_name, dataset_name=facts.dataset_on_hub, tags=tags)
-        start, sections = self._card_sections(facts)
-        write_card(
-            Path(self.args.output_dir) / "README.md",
-            facts,
-            start,
-            task="text-generation" if self.step_format.head == "lm" else "token-classification",
-            license=license,
-            sections=sections,
-        )
-
-    def _card_sections(self, facts: CardFacts) -> tuple[str, str]:
-        """The quick start of the card, and what follows it."""
-        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
-        merged = any(report.labels_merged for report in self.reports.values())
-        return (
-            quick_start(facts, self.step_format, self.processing_class, dtype, merged),
-            "\n\n".join([step_format_section(self.step_format), data_section(facts, self.reports)]),
-        )
-
     # Checkpoints
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
@@ -334,7 +286,9 @@ class StepTrainer(HubPushMixin, BaseTrainer):
 
     def train(self, *args, **kwargs):
         self._start_counting()  # what an earlier training did not log is not part of this one
-        forget_evaluation(self)
+        # Accelerate takes a model that was evaluated before for one that is ready, and would train each process by itself
+        if self.model_wrapped is self.model:
+            self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
 
     # Logs
@@ -371,15 +325,48 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         super().log(logs, start_time)
 
 
+def warn_of_another_format(name: str, found: StepFormat, step_format: StepFormat) -> None:
+    """Warn if a checkpoint was trained with another step format than the one that will encode."""
+    theirs, ours = asdict(found), asdict(step_format)
+    changed = [f"`{key}` {theirs[key]!r} (now {ours[key]!r})" for key in ours if theirs[key] != ours[key]]
+    if changed:
+        logger.warning(
+            f"{name} was trained with another step format: {', '.join(changed)}. Its scores depend on the step format. To "
+            "continue or evaluate it as it was trained, set these arguments to the old values."
+        )
+
+
 def set_up_model(
     model: "PreTrainedModel | PeftModel",
     args: TrainingArguments,
     peft_config: "PeftConfig | None",
     step_format: StepFormat,
 ) -> "PreTrainedModel | PeftModel":
-    """Make a model ready for training: its adapter, no dropout if `args.disable_dropout`, gradients at its inputs."""
+    """
+    Prepare a model for training: wrap it in an adapter, disable dropout if `args.disable_dropout`, enable gradients at its inputs.
+
+    Raises:
+        `ValueError`: If a `peft_config` is given and the model has an adapter already.
+    """
     if peft_config is not None:
-        model = add_adapter(model, peft_config, args, step_format)
+        from peft import TaskType, get_peft_model
+
+        if is_peft_model(model):
+            raise ValueError(
+                "You passed a `PeftModel` instance together with a `peft_config`. Merge the adapter into the base model "
+                "first, or continue training it without `peft_config`."
+            )
+        # PEFT trains and saves the classifier of a model when told that it is one
+        peft_config.task_type = TaskType.CAUSAL_LM if step_format.head == "lm" else TaskType.TOKEN_CLS
+        # ... but lets "all-linear" put an adapter on it too, which fails
+        if step_format.head != "lm" and getattr(peft_config, "target_modules", None) == "all-linear":
+            peft_config.exclude_modules = peft_config.exclude_modules or ["classifier", "score"]
+        # ZeRO-3 gathers parameters of one dtype only; see https://github.com/huggingface/trl/issues/6089
+        zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
+        # the adapter names its base model, and must name the revision that it fits too
+        revision = (getattr(args, "model_init_kwargs", None) or {}).get("revision")
+        kwargs = {"autocast_adapter_dtype": False} if zero3 else {}
+        model = get_peft_model(model, peft_config, revision=revision, **kwargs)
     if args.disable_dropout:
         disable_dropout_in_model(model)
     # transformers.Trainer does this for plain models; see https://github.com/huggingface/transformers/issues/42489

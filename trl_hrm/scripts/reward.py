@@ -1,14 +1,17 @@
-"""What `recipes/hrm_reward.py` does: train a step reward model by the dataset and the settings."""
+"""Train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM), depending on the dataset and the options."""
 
 from dataclasses import dataclass, field
 
-from .recipe_setup import DatasetArguments, finish, load_splits, model_init_kwargs
+from .training import USAGE, DatasetArguments, finish, load_splits, model_init_kwargs
+
+
+CONFIG = "HRMRewardConfig"
 
 
 @dataclass
-class RecipeArguments(DatasetArguments):
+class ScriptArguments(DatasetArguments):
     """
-    Arguments of this recipe, beside [`HRMRewardConfig`] and [`~trl.ModelConfig`].
+    Arguments of this script, next to [`HRMRewardConfig`] and [`~trl.ModelConfig`].
 
     Args:
         make_tiny_model (`bool`, *optional*, defaults to `False`): Make a small model with random weights from the data
@@ -32,8 +35,8 @@ def main(script_args, training_args, model_args):
     from trl_hrm import HRMRewardTrainer
 
     if script_args.make_tiny_model:
-        from trl_hrm.demo.tiny_model import make_tiny_model, read_texts
         from trl_hrm.heads import num_labels
+        from trl_hrm.tiny_model import make_tiny_model, read_texts
 
         with training_args.main_process_first(desc="making the tiny model"):
             if not Path(model_args.model_name_or_path, "config.json").exists():
@@ -61,9 +64,14 @@ def main(script_args, training_args, model_args):
     finish(trainer)
 
 
-def make_parser():
+def make_parser(prog: str | None = None):
     from trl import ModelConfig, TrlParser
 
     from trl_hrm import HRMRewardConfig
 
-    return TrlParser((RecipeArguments, HRMRewardConfig, ModelConfig))
+    return TrlParser((ScriptArguments, HRMRewardConfig, ModelConfig), prog=prog, usage=USAGE)
+
+
+if __name__ == "__main__":
+    # `launch` has checked that unknown keys of the YAML file are options of `accelerate launch`
+    main(*make_parser().parse_args_and_config(fail_with_unknown_args=False))

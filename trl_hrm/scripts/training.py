@@ -1,0 +1,218 @@
+"""What the training commands share: the launch through accelerate, the help, the data, the model and the last steps."""
+
+import ast
+import importlib
+import os
+import re
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import trl_hrm
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+    from trl import ModelConfig
+
+USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
+MORE_OPTIONS = """\
+The options of `transformers.TrainingArguments` and `trl.ModelConfig` are accepted too, and by kl-self the options of `trl.SFTConfig`.
+`--help_all` shows them. All others go to `accelerate launch`, for example `--num_processes 2`, and `--cpu` to train on
+CPUs."""
+
+
+@dataclass
+class DatasetArguments:
+    """
+    The data of a training script.
+
+    Args:
+        dataset_name (`str`): Folder or Hub id of the dataset.
+        dataset_config (`str`, *optional*): Configuration of the dataset.
+        dataset_train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
+        dataset_test_split (`str`, *optional*, defaults to `"test"`): Split to evaluate on, if `eval_strategy` is set.
+    """
+
+    dataset_name: str = field(metadata={"help": "Folder or Hub id of the dataset."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str = field(
+        default="test", metadata={"help": "Split to evaluate on, if `eval_strategy` is set."}
+    )
+
+
+def launch(name: str, argv: Sequence[str]) -> None:
+    """
+    Run a training script in the processes that `accelerate launch` starts, as `trl sft` does.
+
+    Options that the script does not have go to `accelerate launch`, for example `--num_processes 2`. They can also be keys of
+    the YAML file. `--accelerate_config` takes a file, or the name of a configuration of TRL such as `zero2`.
+
+    Args:
+        name (`str`):
+            `"reward"` or `"kl-self"`.
+        argv (`Sequence[str]`):
+            Command line after the name.
+
+    Raises:
+        `ValueError`: If a value is invalid, or if neither the script nor `accelerate launch` has an option. No process is
+        started then.
+    """
+    argv, prog = list(argv), f"trl-hrm {name}"
+    module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+    if {"-h", "--help"} & {*argv}:
+        print(short_help(module, prog))
+        return
+    parser = module.make_parser(prog=prog)
+    if "--help_all" in argv:
+        parser.print_help()
+        return
+
+    import torch
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    from .._compat import resolve_accelerate_config_argument, subtract_subsequence
+
+    *_, of_file, of_argv = parser.parse_args_and_config(
+        argv, return_remaining_strings=True, separate_remaining_strings=True
+    )
+    launch_args = resolve_accelerate_config_argument(of_file) + resolve_accelerate_config_argument(of_argv)
+    script_args = subtract_subsequence(argv, of_argv)
+    # As a module: with the path of a file, the other scripts of this folder would hide modules of the standard library
+    args, unknown = launch_command_parser().parse_known_args(["--module", *launch_args, module.__name__, *script_args])
+    if unknown:
+        raise ValueError(
+            f"Unknown options: {' '.join(unknown)}. `{prog} --help_all` lists all options of the training, "
+            "`accelerate launch --help` all options of the launcher. No process was started."
+        )
+    if args.training_script != module.__name__:
+        raise ValueError(
+            f"`accelerate launch` has no option for the value {args.training_script!r} in {' '.join(launch_args)!r}. Give "
+            "options without a value, such as `--multi_gpu`, on the command line. No process was started."
+        )
+    if args.cpu:
+        args.training_script_args.append("--use_cpu")
+    is_plain = not any((args.use_deepspeed, args.use_fsdp, args.use_megatron_lm, args.tpu, args.config_file))
+    if (args.num_processes or 1) > 1 and is_plain and (args.cpu or not torch.accelerator.is_available()):
+        # with `cpu`, or without an accelerator, `accelerate launch` would start one process in silence
+        args.multi_gpu, args.cpu, args.use_cpu = True, False, True
+    launch_command(args)
+
+
+def short_help(module: ModuleType, prog: str) -> str:
+    """
+    Return the help of a training script: its arguments, and the documentation of its config.
+
+    The config inherits from [`~transformers.TrainingArguments`], which imports torch. So its documentation is read from the
+    source file.
+    """
+    from trl import TrlParser
+
+    config_module = f"trl_hrm.{trl_hrm._NAMES[module.CONFIG]}"
+    source = ast.parse(find_spec(config_module).loader.get_source(config_module))
+    [config] = [node for node in source.body if isinstance(node, ast.ClassDef) and node.name == module.CONFIG]
+    parameters = ast.get_docstring(config).partition("Parameters:\n")[2]
+    parameters = re.sub(r"^    (\w+) \(", r"    --\1 (", parameters, flags=re.MULTILINE)
+    parameters = re.sub(r"\[`~?([^`]+)`\]", r"`\1`", parameters)
+    parser = TrlParser(
+        module.ScriptArguments,
+        prog=prog,
+        usage=USAGE,
+        description=module.__doc__,
+        epilog=f"options of {module.CONFIG}:\n{parameters}\n\n{MORE_OPTIONS}",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with options. The command line overrides it.")
+    parser.add_argument("--help_all", action="store_true", help="Show all options of the training.")
+    parser.add_argument(
+        "--accelerate_config",
+        metavar="NAME_OR_FILE",
+        help="Configuration of `accelerate launch`: a file, or single_gpu, multi_gpu, fsdp1, fsdp2, zero1, zero2 or zero3.",
+    )
+    return parser.format_help()
+
+
+def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArguments") -> dict[str, Any]:
+    """Keyword arguments for `from_pretrained`; those of `training_args.model_init_kwargs` win."""
+    from trl import get_quantization_config
+
+    quantization_config = get_quantization_config(model_args)
+    return {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **({} if quantization_config is None else {"quantization_config": quantization_config}),
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def load_splits(
+    script_args: DatasetArguments, training_args: "TrainingArguments"
+) -> tuple["Dataset", "Dataset | None"]:
+    """
+    The splits to train and to evaluate on, the latter `None` without an `eval_strategy`.
+
+    Args:
+        script_args ([`DatasetArguments`]):
+            Names the data.
+        training_args ([`~transformers.TrainingArguments`]):
+            Tells whether it evaluates.
+
+    Raises:
+        `ValueError`: If a split does not exist.
+    """
+    from datasets import load_dataset
+
+    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    evaluates = training_args.eval_strategy != "no"
+    wanted = {script_args.dataset_train_split} | ({script_args.dataset_test_split} if evaluates else set())
+    missing = wanted - set(dataset)
+    if missing:
+        raise ValueError(
+            f"{script_args.dataset_name} has the splits {list(dataset)}, but {sorted(missing)} is asked for. Set "
+            "`dataset_train_split` and `dataset_test_split`, or `eval_strategy: no`."
+        )
+    return dataset[script_args.dataset_train_split], dataset[script_args.dataset_test_split] if evaluates else None
+
+
+def finish(trainer: "Trainer") -> None:
+    """
+    Save, evaluate and push a trained model, and end together. The last call of a script.
+
+    The push comes last: if it fails, the model is saved and its metrics are known, and the script fails with a
+    [`~trl_hrm.hub.PushError`].
+    """
+    trainer.save_model(_internal_call=True)  # without it, `save_model` pushes, before there are metrics for the card
+    trainer.accelerator.print(f"Model saved to {trainer.args.output_dir}.")
+    if trainer.args.eval_strategy != "no":
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+        trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}.")
+    else:
+        trainer.create_model_card()  # with the metrics
+    end_together(trainer)
+
+
+def end_together(trainer: "Trainer") -> None:
+    """
+    Finish the trackers and the process group, once every process is there, and leave.
+
+    With gloo (several processes on CPU) a thread of the process group may still be freeing the tensors of the last collective,
+    for which it needs the interpreter. If that is being shut down meanwhile, now and then the process aborts ("terminate called
+    without an active exception") or hangs. So there the process leaves without shutting the interpreter down.
+    """
+    trainer.accelerator.wait_for_everyone()
+    trainer.end()
+    if trainer.accelerator.num_processes > 1 and trainer.args.device.type == "cpu":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
