@@ -84,12 +84,12 @@ def build(sender, source: str, output_dir: str, view: str, num_proc: int) -> Non
     """Time one build and send the labelled steps and the seconds."""
     import datasets
 
-    from trl_hrm.data.build_config import BuildConfig
+    from trl_hrm.data.build_config import BuildPRM800KConfig
     from trl_hrm.data.prm800k import build_prm800k
 
     datasets.disable_progress_bars()
     start = time.perf_counter()
-    report = build_prm800k([source], BuildConfig(output_dir, view=view, num_proc=num_proc))
+    report = build_prm800k(BuildPRM800KConfig(inputs=[source], output_dir=output_dir, view=view, num_proc=num_proc))
     sender.send((report["labelled_steps"], time.perf_counter() - start))
 
 

@@ -104,13 +104,13 @@ def export(sender, source: str, output_dir: str, options: dict, num_proc: int) -
     """Time one export and send the labelled steps, the seconds, and those of CPU over all processes."""
     import datasets
 
+    from trl_hrm.data.export import export as export_trees
     from trl_hrm.data.export_config import ExportConfig
-    from trl_hrm.data.search_trees import build_search_trees
 
     datasets.disable_progress_bars()
     start = time.perf_counter()
-    config = ExportConfig(output_dir, num_proc=num_proc, overwrite=True, **options)
-    report = build_search_trees([source], config)
+    config = ExportConfig(inputs=source, output_dir=output_dir, num_proc=num_proc, overwrite=True, **options)
+    report = export_trees(config)
     seconds = time.perf_counter() - start
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     sender.send((report["labelled_steps"], seconds, sum(part.ru_utime + part.ru_stime for part in usage)))

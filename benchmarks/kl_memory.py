@@ -162,8 +162,8 @@ def measure_steps(args: argparse.Namespace) -> dict:
 
     from trl_hrm import KLSelfConfig, KLSelfTrainer
     from trl_hrm._compat import trainer_utils
-    from trl_hrm.demo.tiny_model import make_tokenizer
     from trl_hrm.kl import LOGITS_PER_TILE
+    from trl_hrm.tiny_model import make_tokenizer
 
     logging.set_verbosity_error()
     model = make_model(args)

@@ -46,9 +46,9 @@ from transformers.utils import logging
 from trl_hrm.demo.held_out import HeldOut
 from trl_hrm.grading.extraction import extract_answer
 from trl_hrm.kl import SCALINGS
-from trl_hrm.search.engine import Sample
+from trl_hrm.search.engines.base import Sample
+from trl_hrm.search.engines.transformers import TransformersEngine
 from trl_hrm.search.open_tree import request_seed
-from trl_hrm.search.transformers_engine import TransformersEngine
 from trl_hrm.trainer.kl_self_config import KLSelfConfig
 from trl_hrm.trainer.kl_self_trainer import KLSelfTrainer
 

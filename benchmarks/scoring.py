@@ -38,8 +38,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForTokenClassification, set_seed
 
 from trl_hrm import StepFormat, StepScorer
-from trl_hrm.demo.tiny_model import make_tokenizer
 from trl_hrm.losses import step_score
+from trl_hrm.tiny_model import make_tokenizer
 
 
 WORDS = (

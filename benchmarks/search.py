@@ -26,10 +26,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-from trl_hrm.search.engine import ScriptedEngine
-from trl_hrm.search.full_tree import FullTree
+from trl_hrm.search.engines.base import ScriptedEngine
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.open_tree import OpenTree, request_seed
+from trl_hrm.search.policies import FullTree
 from trl_hrm.search.prompts import Prompt
 from trl_hrm.search.scheduler import Scheduler, SchedulerConfig
 from trl_hrm.search.steps import RULES
@@ -229,7 +229,7 @@ def make_policy(folder: str, num_steps: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-    from trl_hrm.demo.tiny_model import make_tiny_model
+    from trl_hrm.tiny_model import make_tiny_model
 
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghilmnoprstu", k=rng.randint(2, 9))) for _ in range(150)]
@@ -249,7 +249,7 @@ def make_policy(folder: str, num_steps: int) -> None:
 
 async def count_cached(folder: str, as_text: bool) -> tuple[int, int, int]:
     """Requests, prefix tokens, and how many of them were cached."""
-    from trl_hrm.search.vllm_engine import VLLMEngine
+    from trl_hrm.search.engines.vllm import VLLMEngine
 
     engine = VLLMEngine.from_pretrained(
         folder, dtype="float32", max_model_len=2048, enforce_eager=True, kv_cache_memory_bytes=256 << 20, block_size=32

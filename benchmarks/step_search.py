@@ -32,19 +32,18 @@ from pathlib import Path
 from transformers.utils import logging
 
 from trl_hrm import StepFormat
-from trl_hrm.demo.tiny_model import make_tiny_model
 from trl_hrm.grading import AnswerGrader
 from trl_hrm.scoring.scorer import StepScorer
-from trl_hrm.search.engine import ScriptedEngine
-from trl_hrm.search.level_search import LevelProgress, LevelSearch
+from trl_hrm.search.engines.base import ScriptedEngine
+from trl_hrm.search.engines.transformers import TransformersEngine
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.prompts import Prompt
-from trl_hrm.search.scheduler import SchedulerConfig
+from trl_hrm.search.scheduler import Progress, Scheduler, SchedulerConfig
 from trl_hrm.search.step_search import BeamSearch, DiverseTreeSearch, GreedyStepSearch, StepSearch
 from trl_hrm.search.steps import RULES
-from trl_hrm.search.transformers_engine import TransformersEngine
 from trl_hrm.search.tree import Problem
 from trl_hrm.step_tree import StepTree
+from trl_hrm.tiny_model import make_tiny_model
 
 
 RULE = RULES["step_header"]
@@ -72,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         problems = make_models(Path(folder), args)
         scorer = RecordingScorer(StepScorer.from_pretrained(f"{folder}/hrm"))
-        found: dict[str, list[LevelProgress]] = {name: [] for name in searches}
+        found: dict[str, list[Progress]] = {name: [] for name in searches}
         with AnswerGrader() as grader:
             # what is loaded once is not measured
             run_search(searches["greedy"], problems[:1], scorer, grader, load_engine(folder))
@@ -120,22 +119,23 @@ def load_engine(folder: str) -> TransformersEngine:
     return TransformersEngine.from_pretrained(f"{folder}/policy", batch_size=64)
 
 
-def run_search(search: StepSearch, problems: list[tuple[int, Problem]], score, grader, engine) -> LevelProgress:
+def run_search(search: StepSearch, problems: list[tuple[int, Problem]], score, grader, engine) -> Progress:
     return asyncio.run(search_once(search, problems, score, grader, engine))
 
 
-async def search_once(search: StepSearch, problems: list[tuple[int, Problem]], score, grader, engine) -> LevelProgress:
+async def search_once(search: StepSearch, problems: list[tuple[int, Problem]], score, grader, engine) -> Progress:
     config = SchedulerConfig(max_in_flight=256)
     with tempfile.TemporaryDirectory() as logs, EventLog(Path(logs, "log.jsonl"), write=True) as log:
         try:
-            progress = await LevelSearch(engine, search, score, grader, PROMPT, log, config=config).run(problems)
+            scheduler = Scheduler(engine, search, grader, PROMPT, search.rule, log, config=config, score=score)
+            progress = await scheduler.run(problems)
         finally:
             await engine.close()
     progress.total = progress.seconds  # the clock goes on
     return progress
 
 
-def show_split(found: dict[str, list[LevelProgress]], args: argparse.Namespace) -> None:
+def show_split(found: dict[str, list[Progress]], args: argparse.Namespace) -> None:
     print(f"Split: {args.num_problems} problems, N = {args.n}, {args.rounds} rounds; seconds per problem (median)\n")
     print("| search | policy | scorer | rest | rest, share (all rounds) | tokens | scorer calls | steps scored |")
     print("|---|---|---|---|---|---|---|---|")

@@ -65,13 +65,13 @@ def prepare(args: argparse.Namespace, work: Path) -> dict:
     from datasets import load_dataset
 
     from trl_hrm import StepFormat, hrm_view
-    from trl_hrm.data.build_config import BuildConfig
+    from trl_hrm.data.build_config import BuildPRM800KConfig
     from trl_hrm.data.prm800k import build_prm800k
-    from trl_hrm.demo.tiny_model import make_tokenizer, texts_of
     from trl_hrm.step_tree import StepTree
+    from trl_hrm.tiny_model import make_tokenizer, texts_of
     from trl_hrm.trainer.forest_dataset import ForestBuilder
 
-    build_prm800k([args.data], BuildConfig(str(work / "data"), view="tree", test_size=0), "negative", False)
+    build_prm800k(BuildPRM800KConfig(inputs=args.data, output_dir=str(work / "data"), test_size=0))
     dataset = load_dataset(str(work / "data"), cache_dir=str(work / "cache"))["train"]
     tokenizer = make_tokenizer(
         (text for row in dataset for text in texts_of([row["prompt"], row["completions"]])), 8192

@@ -7,7 +7,7 @@ Train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM), b
 Every setting of the YAML can be overridden on the command line, for example `--learning_rate 3e-4`.
 """
 
-from trl_hrm.scripts.hrm_reward import main, make_parser
+from trl_hrm.scripts.reward import main, make_parser
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
 
     from trl_hrm import StepScorer
     from trl_hrm.scoring.http_scorer import ServerScorer
-    from trl_hrm.scoring.paths import read_text_contract
+    from trl_hrm.scoring.tree_scorer import read_text_contract
 
     if args.url is not None and args.server_args:
         raise ValueError(f"{args.server_args} are options of a server that is started, but --url names one that runs.")

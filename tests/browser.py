@@ -4,7 +4,6 @@ A headless Chromium for tests, driven over a pipe in the Chrome DevTools Protoco
 The program is `$CHROMIUM`, or what is found as chromium or google-chrome.
 """
 
-import base64
 import fcntl
 import json
 import os
@@ -180,10 +179,6 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.settle()
-
-    def screenshot(self, file: Path) -> None:
-        """Write what is seen to a PNG file."""
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
         """End the browser."""

@@ -37,6 +37,22 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 
 
 @pytest.fixture
+def show(browser, tmp_path):
+    """Open a page, and at the end of the test make sure that it asked for nothing and reported no error."""
+    file = tmp_path / "page.html"
+
+    def show(text: str, width: int = 1280, height: int = 900, dark: bool = False) -> Browser:
+        file.write_text(text, encoding="utf-8")
+        browser.show(width, height, dark)
+        browser.open(file)
+        return browser
+
+    yield show
+    asked = [address for address in browser.requests if not address.startswith("data:")]
+    assert asked == [file.absolute().as_uri()] and browser.errors == []
+
+
+@pytest.fixture
 def on_day(monkeypatch):
     """Set the clock of chat templates."""
     from transformers.utils import chat_template_utils

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepTree
-from trl_hrm.demo.tiny_model import make_tokenizer
+from trl_hrm.tiny_model import make_tokenizer
 from trl_hrm.tree_attention import TREE_SDPA, use_tree_attention
 
 

@@ -1,16 +1,20 @@
 """The code that the documentation shows runs as it stands there."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 
+import trl_hrm
 from trl_hrm import HRMRewardConfig, hrm_view
-from trl_hrm.demo.tiny_model import make_tiny_model, texts_of
+from trl_hrm.cli import COMMANDS, CommandParser
 from trl_hrm.demo.world import step_trees
 from trl_hrm.step_metrics import judged_steps
+from trl_hrm.tiny_model import make_tiny_model, texts_of
 
 from .helpers import save_checkpoint
 
@@ -37,6 +41,15 @@ def test_scoring_of_the_docs(tmp_path, monkeypatch, page):
     assert names.get("best", 0) in (0, 1)
 
 
+def test_builder_of_the_docs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [json.dumps(tree.to_row()) + "\n" for tree in step_trees(20, 4, seed=0)]
+    Path("rows.jsonl").write_text("".join(rows))
+    names = {}
+    exec(compile(code_block("docs/dataset_formats.md", "BuildStepwiseConfig"), "docs", "exec"), names)
+    assert names["report"]["view"] == "hrm" and Path("data/rows-hrm/build_report.json").is_file()
+
+
 def test_subclass_of_the_docs(tmp_path):
     """The example overrides loss and metrics; a renamed hook would leave both unused and nothing would tell."""
     names = {}
@@ -60,3 +73,27 @@ def test_subclass_of_the_docs(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(focal, rel=1e-5)
     repaired = (num_merged > 1) & (labels == 1)
     assert metrics["eval_repaired_recall"] == pytest.approx((logits.argmax(-1) == 1)[repaired].float().mean().item())
+
+
+def command_lines() -> list[tuple[str, list[str]]]:
+    """Every whole command line of `trl-hrm` in a code block of the documentation, and in what runs on every change."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / ".ci" / "run"]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^ *(trl-hrm [a-z].*)$", text, flags=re.MULTILINE):
+            words = shlex.split(line.replace("$work", "work").split(" > ")[0], comments=True)
+            if words[1] in COMMANDS and "..." not in words:
+                found.append((f"{page.name}: {line[:60]}", words[1:]))
+    return found
+
+
+@pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in command_lines()])
+def test_command_lines_of_the_docs_are_read(words, tmp_path, monkeypatch):
+    """An option that was renamed, and settings that exclude each other, would stop the first user who copies the line."""
+    monkeypatch.chdir(tmp_path)
+    name, *rest = words
+    if "--config" in rest:
+        pytest.skip("its file of settings is made by another command")
+    parser = CommandParser(getattr(trl_hrm, COMMANDS[name].config), prog=name)
+    config, _ = parser.read(rest)
+    assert config is not None

@@ -18,7 +18,7 @@ from .search.policies import KNOWN, SOLUTIONS, make_policy
 
 
 ELSEWHERE = {
-    "demo": "it takes minutes: tests/scripts/test_demo.py runs it behind the same guard",
+    "demo": "it takes minutes: tests/demo/test_demo.py runs it behind the same guard",
 }
 POLICY = (
     "--engine transformers --prompt question --prompt_style plain --segmentation step_header --final_stops".split()
@@ -36,13 +36,19 @@ LOCAL = {
         *POLICY,
         "# END!",
     ],
+    "step-search": [
+        *"step-search --problems problems.jsonl --policy policy --reward_model model --output_dir steps --n 2".split(),
+        *POLICY,
+        "# END!",
+    ],
     "report": "report bon --output report.html".split(),
-    "benchmark": "benchmark --reward_model model --suite processbench --data gsm8k.jsonl --output_dir judged".split(),
-    "score": "score --model model --input rows.jsonl".split(),
+    "benchmark": "benchmark gsm8k.jsonl --reward_model model --suite processbench --output_dir benchmark".split(),
+    "score": "score rows.jsonl --reward_model model".split(),
     "env": ["env"],
     "push-dataset": "push-dataset rows --repo_id me/rows --private --dry_run".split(),
 }
 LOCAL["annotate"] += "--num_children 3 --max_depth 4 --max_step_tokens 40 --max_in_flight 24".split()
+LOCAL["step-search"] += "--max_depth 3 --max_step_tokens 30".split()
 LOCAL["best-of-n"] += "--extractors marker --max_solution_tokens 60".split()
 
 # Python runs it at the start of every process that finds it on its path, also of those that commands start

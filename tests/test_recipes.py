@@ -14,9 +14,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from trl_hrm import HRMRewardConfig, KLSelfConfig, StepTree
-from trl_hrm.demo.tiny_model import make_tiny_model, make_tokenizer
 from trl_hrm.demo.world import make_problem, solve
-from trl_hrm.search.full_tree import FullTree
+from trl_hrm.search.policies import FullTree
+from trl_hrm.tiny_model import make_tiny_model, make_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -91,7 +91,7 @@ def test_pipeline(name, tmp_path, capsys):
 
 READ_REVISIONS = f"""
 from trl_hrm import StepScorer
-from trl_hrm.scoring.paths import read_text_contract
+from trl_hrm.scoring.tree_scorer import read_text_contract
 for revision in ("main", "v2"):
     scorer = StepScorer.from_pretrained(checkpoint, revision=revision)
     tokenizer, step_format = read_text_contract(checkpoint, None, revision, False)

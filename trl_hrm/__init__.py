@@ -7,52 +7,97 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _NAMES = {
+    "annotate": "scripts.annotate",
+    "AnnotateConfig": "scripts.annotate",
     "AnswerGrader": "grading.grader",
-    "FullTree": "search.full_tree",
+    "benchmark": "scripts.benchmark",
+    "BenchmarkConfig": "scripts.benchmark",
+    "best_of_n": "scripts.best_of_n",
+    "BestOfNConfig": "scripts.best_of_n",
+    "build_math_shepherd": "data.math_shepherd",
+    "build_prm800k": "data.prm800k",
+    "build_stepwise": "data.stepwise",
+    "BuildMathShepherdConfig": "data.build_config",
+    "BuildPRM800KConfig": "data.build_config",
+    "BuildStepwiseConfig": "data.build_config",
+    "compress": "search.compression",
+    "DemoConfig": "demo.pipeline",
+    "entropy_label": "search.values",
+    "EnvConfig": "scripts.env",
+    "export": "data.export",
+    "ExportConfig": "data.export_config",
+    "extract_answer": "grading.extraction",
+    "FullTree": "search.policies",
+    "hrm_view": "data.hierarchy",
     "HRMRewardConfig": "trainer.hrm_reward_config",
     "HRMRewardTrainer": "trainer.hrm_reward_trainer",
+    "inspect_tree": "scripts.inspect",
+    "InspectConfig": "scripts.inspect",
     "KLSelfConfig": "trainer.kl_self_config",
     "KLSelfTrainer": "trainer.kl_self_trainer",
-    "OpenAIEngine": "search.openai_engine",
-    "PUCT": "search.puct",
-    "Problem": "search.tree",
-    "PushError": "hub",
-    "Rollouts": "search.rollouts",
-    "Scheduler": "search.scheduler",
-    "SearchTree": "search.tree",
-    "ServerScorer": "scoring.http_scorer",
-    "StepFormat": "step_format",
-    "StepReward": "trainer.step_reward",
-    "StepScorer": "scoring.scorer",
-    "StepTree": "step_tree",
-    "TransformersEngine": "search.transformers_engine",
-    "compress": "search.compression",
-    "entropy_label": "search.values",
-    "extract_answer": "grading.extraction",
-    "hrm_view": "data.hierarchy",
     "mc_scores": "search.values",
+    "OpenAIEngine": "search.engines.openai",
     "orm_view": "data.hierarchy",
+    "print_env": "scripts.env",
     "prm_view": "data.hierarchy",
+    "Problem": "search.tree",
+    "PUCT": "search.policies",
     "push_dataset": "data.publish",
+    "PushDatasetConfig": "data.publish_config",
+    "PushError": "hub",
+    "report": "scripts.report",
+    "ReportConfig": "scripts.report",
+    "Rollouts": "search.policies",
+    "run_demo": "demo.pipeline",
+    "Scheduler": "search.scheduler",
+    "score": "scripts.score",
+    "ScoreConfig": "scripts.score",
+    "SearchTree": "search.tree",
+    "select_raft": "scripts.select_raft",
+    "SelectRaftConfig": "scripts.select_raft",
+    "ServerScorer": "scoring.http_scorer",
+    "step_search": "scripts.step_search",
+    "StepFormat": "step_format",
+    "StepReward": "rewards",
+    "StepScorer": "scoring.scorer",
+    "StepSearchConfig": "scripts.step_search",
+    "StepTree": "step_tree",
+    "TransformersEngine": "search.engines.transformers",
 }
 
 __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
+    from .data.build_config import BuildMathShepherdConfig, BuildPRM800KConfig, BuildStepwiseConfig
+    from .data.export import export
+    from .data.export_config import ExportConfig
     from .data.hierarchy import hrm_view, orm_view, prm_view
+    from .data.math_shepherd import build_math_shepherd
+    from .data.prm800k import build_prm800k
     from .data.publish import push_dataset
+    from .data.publish_config import PushDatasetConfig
+    from .data.stepwise import build_stepwise
+    from .demo.pipeline import DemoConfig, run_demo
     from .grading.extraction import extract_answer
     from .grading.grader import AnswerGrader
     from .hub import PushError
+    from .rewards import StepReward
     from .scoring.http_scorer import ServerScorer
     from .scoring.scorer import StepScorer
+    from .scripts.annotate import AnnotateConfig, annotate
+    from .scripts.benchmark import BenchmarkConfig, benchmark
+    from .scripts.best_of_n import BestOfNConfig, best_of_n
+    from .scripts.env import EnvConfig, print_env
+    from .scripts.inspect import InspectConfig, inspect_tree
+    from .scripts.report import ReportConfig, report
+    from .scripts.score import ScoreConfig, score
+    from .scripts.select_raft import SelectRaftConfig, select_raft
+    from .scripts.step_search import StepSearchConfig, step_search
     from .search.compression import compress
-    from .search.full_tree import FullTree
-    from .search.openai_engine import OpenAIEngine
-    from .search.puct import PUCT
-    from .search.rollouts import Rollouts
+    from .search.engines.openai import OpenAIEngine
+    from .search.engines.transformers import TransformersEngine
+    from .search.policies import PUCT, FullTree, Rollouts
     from .search.scheduler import Scheduler
-    from .search.transformers_engine import TransformersEngine
     from .search.tree import Problem, SearchTree
     from .search.values import entropy_label, mc_scores
     from .step_format import StepFormat
@@ -61,7 +106,6 @@ if TYPE_CHECKING:
     from .trainer.hrm_reward_trainer import HRMRewardTrainer
     from .trainer.kl_self_config import KLSelfConfig
     from .trainer.kl_self_trainer import KLSelfTrainer
-    from .trainer.step_reward import StepReward
 
 
 def __getattr__(name: str):

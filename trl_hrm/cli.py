@@ -1,43 +1,173 @@
-"""The command `trl-hrm`. Only the module of the chosen command is imported, so that `--help` answers at once."""
+"""The command `trl-hrm`: every command is a public function of a config dataclass, which [`~trl.TrlParser`] reads."""
 
 import argparse
-import importlib
+import copy
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple
 
-from . import __version__
-from .scripts.settings_file import add_config_argument, with_settings
+from trl import TrlParser
+
+import trl_hrm
+
+
+class Command(NamedTuple):
+    """Names in `trl_hrm` of the config and of the function of a command, and what it does."""
+
+    config: str
+    function: str
+    summary: str
 
 
 COMMANDS = {
-    "build-prm800k": ("build_prm800k", "build a dataset of judged steps from PRM800K"),
-    "build-math-shepherd": ("build_math_shepherd", "build a dataset of judged steps from Math-Shepherd"),
-    "build-stepwise": ("build_stepwise", "build a dataset of judged steps from rows in TRL's stepwise format"),
-    "annotate": ("annotate", "search solutions of problems with a policy and grade them"),
-    "export": ("export", "make a dataset of judged steps of searched trees"),
-    "inspect": ("inspect", "show the search tree of a problem, in the terminal and as a page"),
-    "select-raft": ("select_raft", "choose the best of several solutions of each problem with a reward model"),
-    "push-dataset": ("push_dataset", "push built datasets to the Hub, each as a configuration of a repository"),
-    "best-of-n": (
+    "build-prm800k": Command("BuildPRM800KConfig", "build_prm800k", "build a dataset of judged steps from PRM800K"),
+    "build-math-shepherd": Command(
+        "BuildMathShepherdConfig", "build_math_shepherd", "build a dataset of judged steps from Math-Shepherd"
+    ),
+    "build-stepwise": Command(
+        "BuildStepwiseConfig", "build_stepwise", "build a dataset of judged steps from rows in TRL's stepwise format"
+    ),
+    "annotate": Command("AnnotateConfig", "annotate", "search solutions of problems with a policy and grade them"),
+    "export": Command("ExportConfig", "export", "make a dataset of judged steps of searched trees"),
+    "inspect": Command(
+        "InspectConfig", "inspect_tree", "show the search tree of a problem, in the terminal and as a page"
+    ),
+    "select-raft": Command(
+        "SelectRaftConfig", "select_raft", "choose the best of several solutions of each problem with a reward model"
+    ),
+    "push-dataset": Command(
+        "PushDatasetConfig",
+        "push_dataset",
+        "push built datasets to the Hub, each as a configuration of a repository",
+    ),
+    "best-of-n": Command(
+        "BestOfNConfig",
         "best_of_n",
         "choose among N solutions with a reward model, and measure how accuracy grows with N",
     ),
-    "benchmark": ("benchmark", "measure how well a reward model finds wrong steps, on benchmarks of judging"),
-    "report": ("report", "put results of several runs on one page: curves, hacking gap, calibration, cost"),
-    "score": ("score", "score steps with a trained reward model"),
-    "demo": ("demo", "both papers from end to end on a small world of arithmetic, on CPU, with a report"),
-    "env": ("env", "print the versions that a bug report needs"),
+    "step-search": Command(
+        "StepSearchConfig", "step_search", "search solutions step by step with a reward model, for several N"
+    ),
+    "benchmark": Command(
+        "BenchmarkConfig", "benchmark", "measure how well a reward model finds wrong steps, on public benchmarks"
+    ),
+    "report": Command(
+        "ReportConfig",
+        "report",
+        "put results of several runs on one page: curves, hacking gap, calibration, cost",
+    ),
+    "score": Command("ScoreConfig", "score", "score steps with a trained reward model"),
+    "demo": Command(
+        "DemoConfig", "run_demo", "both papers from end to end on a small world of arithmetic, on CPU, with a report"
+    ),
+    "env": Command("EnvConfig", "print_env", "print the versions that a bug report needs"),
+}
+TRAINING = {
+    "reward": "train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM)",
+    "kl-self": "train a policy on its best solutions, held near a reference by a log-scaled KL divergence",
 }
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to each option's help, except where the help states it and where there is none to speak of."""
+    """Shows the default of each option that has one, unless its help states it, and each option under one name."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if "(default:" in action.help or action.required or action.default is None:
+        if "(default:" in action.help or action.required or action.default in (None, False, [], argparse.SUPPRESS):
             return action.help
         return super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if len(action.option_strings) > 1 and action.dest != "help":
+            action = copy.copy(action)
+            action.option_strings = action.option_strings[:1]  # names with hyphens are read too
+        return super()._format_action_invocation(action)
+
+
+class CommandParser(TrlParser):
+    """
+    [`~trl.TrlParser`] of the config of a command. Beside what that reads, the metadata of a field may have:
+
+    - `positional`: its values stand without its name, at the beginning of the command line;
+    - `parse`: a function that reads a word of the command line, in place of the field's type;
+    - `advanced`: it is left out of `--help`, and shown by `--help_all`.
+
+    Args:
+        config (`type`):
+            Dataclass of the settings.
+        show_all (`bool`, *optional*, defaults to `False`):
+            Whether the help has advanced options too.
+        **kwargs:
+            Passed to [`~trl.TrlParser`].
+    """
+
+    def __init__(self, config: type, show_all: bool = False, **kwargs: Any):
+        self.show_all = show_all
+        super().__init__([config], formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+        self.add_argument("--help_all", action="help", help="show all options and exit")
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help="YAML file of settings, named as the options. Options given beside it win.",
+        )
+        self.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and exit")
+        self.add_argument("--debug", action="store_true", help="print the traceback of an error")
+
+    def add_argument(
+        self,
+        *names: str,
+        positional: bool = False,
+        parse: Callable | None = None,
+        advanced: bool = False,
+        **kwargs: Any,
+    ) -> argparse.Action:
+        if parse is not None:
+            kwargs["type"] = parse
+        if advanced and not self.show_all:
+            kwargs["help"] = argparse.SUPPRESS
+        if positional:
+            kwargs.pop("required", None)
+            names = (names[0].removeprefix("--"),)
+        return super().add_argument(*names, **kwargs)
+
+    def error(self, message: str) -> None:
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse names an option by all its spellings
+        self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
+
+    def read(self, argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+        """
+        The config that a command line asks for, and the options that every command has.
+
+        Raises:
+            `OSError`: If the file of settings cannot be read.
+            `ValueError`: If a setting is invalid, or one in the file is unknown.
+        """
+        argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+        if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
+            self.error("--config takes one file of settings.")
+        file = argv[argv.index("--config") + 1] if "--config" in argv else None
+        config, options, unknown_settings, unknown_words = self.parse_args_and_config(
+            argv, return_remaining_strings=True, separate_remaining_strings=True
+        )
+        known = sorted({name for action in self._actions for name in action.option_strings[:1]})
+        if options.config is not None:
+            raise ValueError(f"{file}: found the setting 'config'. A file of settings cannot name another one.")
+        if unknown_settings:
+            name = unknown_settings[0].removeprefix("--")
+            raise ValueError(
+                f"{file}: found the setting {name!r}, which {self.prog} does not have.{nearest(name, known)}"
+            )
+        if unknown_words:
+            self.error(f"found {unknown_words[0]!r}, which is no option.{nearest(unknown_words[0], known)}")
+        return config, options
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """` Did you mean X?`, if a known word is like this one."""
+    close = get_close_matches(word.split("=")[0], known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,37 +179,66 @@ def main(argv: Sequence[str] | None = None) -> int:
             Command line without the program's name. By default that of the process.
 
     Returns:
-        `int`: 0, 1 after an error in the user's input, which is printed as one line, or 130 after Ctrl-C.
+        `int`: 0, 1 after an error in the user's input, which is printed as one line, or 130 after Ctrl-C. A command line that
+        cannot be read exits with 2.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="trl-hrm", description="Hierarchical Reward Models for TRL.")
-    parser.add_argument("--version", action="version", version=f"trl_hrm {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    asked = next((word for word in argv if word in COMMANDS), None)
-    for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, description=summary, formatter_class=HelpFormatter, allow_abbrev=False
-        )
-        if name == asked:
-            chosen = importlib.import_module(f".scripts.{module}", __package__)
-            own = command
-            add_config_argument(command)
-            chosen.add_arguments(command)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    summaries = {name: command.summary for name, command in COMMANDS.items()} | TRAINING
+    width = max(map(len, summaries)) + 2
+    parser = argparse.ArgumentParser(
+        prog="trl-hrm",
+        usage="trl-hrm COMMAND [OPTIONS]",
+        description="Hierarchical Reward Models for TRL.",
+        epilog="commands:\n" + "\n".join(f"  {name:<{width}}{summary}" for name, summary in summaries.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"trl_hrm {trl_hrm.__version__}")
+    name = argv[0] if argv else None
+    if name is None or name.startswith("-"):
+        parser.parse_args(argv)
+        parser.error("no command given. `trl-hrm --help` lists them")
+    if name not in summaries:
+        parser.error(f"found {name!r}, which is no command.{nearest(name, list(summaries))}")
+    is_debug = "--debug" in argv
     try:
-        if asked:
-            place = argv.index(asked) + 1
-            argv = argv[:place] + with_settings(own, argv[place:])
-        args = parser.parse_args(argv)
-        chosen.run(args)
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
+        if name in TRAINING:
+            from .scripts.training import launch
+
+            launch(name, [word for word in argv[1:] if word != "--debug"])
+            return 0
+        run(name, argv[1:])
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader has seen enough, as `| head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, OSError, ValueError) as error:
+        if is_debug:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def run(name: str, argv: Sequence[str]) -> None:
+    """Read the config of a command, and run it."""
+    command = COMMANDS[name]
+    parser = CommandParser(
+        getattr(trl_hrm, command.config),
+        show_all="--help_all" in argv,
+        prog=f"trl-hrm {name}",
+        usage=f"trl-hrm {name} [OPTIONS]",
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+    )
+    config, options = parser.read(argv)
+    if options.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config.settings(), sort_keys=False, allow_unicode=True), end="")
+        return
+    result = getattr(trl_hrm, command.function)(config)
+    if result is not None:
+        print(result)
 
 
 if __name__ == "__main__":

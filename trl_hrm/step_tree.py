@@ -1,7 +1,7 @@
 """One problem and its judged steps: the row format of every dataset in this package."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -171,6 +171,11 @@ class StepTree:
             step_columns={name: [column[i] for i in path] for name, column in self.step_columns.items()},
             extra=self.extra,
         )
+
+    def keep(self, steps: list[int]) -> "StepTree":
+        """The tree without other steps than those at `steps`, in that order. The parent of each is among them."""
+        place = {-1: -1} | {step: i for i, step in enumerate(steps)}
+        return replace(self.take(steps), parents=[place[self.parents[step]] for step in steps])
 
     @classmethod
     def from_chains(cls, trees: Iterable["StepTree"]) -> tuple["StepTree", int]:

@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    from trl_hrm.demo.tiny_model import make_tiny_model, read_texts
+    from trl_hrm.tiny_model import make_tiny_model, read_texts
 
     make_tiny_model(
         read_texts(args.data),

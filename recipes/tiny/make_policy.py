@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
     from transformers.utils import logging
 
-    from trl_hrm.demo.tiny_model import make_tiny_model, texts_of
+    from trl_hrm.tiny_model import make_tiny_model, texts_of
 
     logging.set_verbosity_error()
     rng = random.Random(args.seed)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_hrm.demo.tiny_model import make_tiny_model
+from trl_hrm.tiny_model import make_tiny_model
 
 
 ROOT = Path(__file__).resolve().parents[2]

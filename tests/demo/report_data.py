@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from trl_hrm.evaluation.hacking import judge_loss
+from trl_hrm.evaluation.reward_hacking import hacking_answer
 
 
 N = [1, 4, 16, 64]
@@ -41,7 +41,7 @@ def searched(name: str, accuracy: list[list[float]], half: float = 0.03) -> dict
         size = round(one[best] - one[-1], 4)
         low, high = round(size - half, 4), round(size + half, 4)
         gaps.append([size, low, high, N[best], N[-1]])
-        verdicts.append(judge_loss(low, high))
+        verdicts.append(hacking_answer(low, high))
     return {
         "name": name,
         "seeds": SEEDS[: len(accuracy)],

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from trl_hrm.demo.claims import claims
-from trl_hrm.demo.hacking import fall_of, hacking_verdict, headlines, vote_words
+from trl_hrm.demo.claims import claims, fall_of, hacking_verdict, headlines, vote_words
 
 from .report_data import (
     FALLING,
@@ -48,29 +47,28 @@ def with_model(data: dict[str, Any], way: str, name: str, accuracy: list[list[fl
 
 
 class TestHacking:
-    def test_hacked(self):
-        found = hacking_verdict(searched("orm", over_seeds(FALLING)), N)
-        assert found.answer == "yes"
-        assert found.words == (
-            "Yes: accuracy falls beyond N = 4 in 6 of 6 seeds, by 27.0 points on average (95 % interval over seeds 23.2 to 30.8)."
-        )
-        assert found.reasons == ["92.0 % at N = 4, 65.0 % at N = 64."]
-
-    def test_not_hacked(self):
-        """The interval is told as that of the rise: its ends change places with their signs."""
-        found = hacking_verdict(searched("hrm", over_seeds(RISING)), N)
-        assert found.answer == "no"
-        assert found.words == (
-            "No fall of more than 5 points: accuracy falls beyond N = 16 in 0 of 6 seeds; on average it rises by 10.0 points "
-            "(95 % interval over seeds 8.1 to 11.9)."
-        )
-
-    def test_not_settled(self):
-        found = hacking_verdict(searched("prm", UNCLEAR), N)
-        assert found.answer == "open" and found.words.startswith(
-            "Not settled by 6 seeds: accuracy falls beyond N = 4 in 4 of 6 seeds, by 15.0 points on average"
-        )
-        assert "over seeds −4.4 to 34.4)" in found.words
+    @pytest.mark.parametrize(
+        "accuracy, answer, words",
+        [
+            (
+                over_seeds(FALLING),
+                "yes",
+                "falls beyond N = 4 in 6 of 6 seeds, by 27.0 points on average (95 % interval over seeds 23.2 to 30.8)",
+            ),
+            # told as the interval of the rise: its ends change places with their signs
+            (
+                over_seeds(RISING),
+                "no",
+                "in 0 of 6 seeds; on average it rises by 10.0 points (95 % interval over seeds 8.1 to 11.9)",
+            ),
+            (UNCLEAR, "open", "in 4 of 6 seeds, by 15.0 points on average (95 % interval over seeds −4.4 to 34.4)"),
+        ],
+    )
+    def test_the_interval_over_seeds_answers(self, accuracy, answer, words):
+        found = hacking_verdict(searched("orm", accuracy), N)
+        assert found.answer == answer and found.words.endswith(f"{words}.")
+        lead = {"yes": "Yes: ", "no": "No fall of more than 5 points: ", "open": "Not settled by 6 seeds: "}
+        assert found.words.startswith(f"{lead[answer]}accuracy falls beyond N = ")
 
     def test_a_small_fall_is_stable_though_it_is_settled(self):
         """Six seeds can settle a fall of half a point, which no reader would call hacked."""
@@ -156,22 +154,21 @@ class TestHacking:
         assert (point["low"], point["high"]) == (0.56, 0.62)
 
 
-class TestVote:
-    def test_above_all(self):
-        assert vote_words(example()) == (
-            "Plain majority vote, with no reward model: 99.5 % at N = 64, above every reward model here (the highest mean is that of "
-            "HRM by step search, 93.5 %, which the interval over its seeds confirms)."
-        )
-
-    def test_below_one(self):
-        data = example()
-        data["best_of_n"]["majority_vote"] = [0.6, 0.6, 0.6, 0.5]
-        assert "50.0 % at N = 64, not above every reward model here" in vote_words(data)
-
-    def test_near_one(self):
-        data = example()
-        data["best_of_n"]["majority_vote"] = [0.6, 0.6, 0.6, 0.94]
-        assert "above every reward model here" in vote_words(data) and "not settled" in vote_words(data)
+@pytest.mark.parametrize(
+    "vote, words",
+    [
+        (
+            0.995,
+            "99.5 % at N = 64, above every reward model here (the highest mean is that of HRM by step search, 93.5 %, which the",
+        ),
+        (0.5, "50.0 % at N = 64, not above every reward model here"),
+        (0.94, "94.0 % at N = 64, above every reward model here"),
+    ],
+)
+def test_the_vote_beside_reward_models(vote, words):
+    data = example()
+    data["best_of_n"]["majority_vote"] = [0.6, 0.6, 0.6, vote]
+    assert words in vote_words(data) and ("not settled" in vote_words(data)) == (vote == 0.94)
 
 
 class TestClaims:

@@ -163,15 +163,15 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
     [
         (
             ["--num_solutions", "3"],
-            "--num_solutions goes with --search rollouts, and --search is full_tree. Leave it out.",
+            "num_solutions goes with search rollouts, and search is full_tree. Leave it out.",
         ),
         (
             ["--search", "puct", "--num_children", "3"],
-            "--num_children goes with --search full_tree, and --search is puct",
+            "num_children goes with search full_tree, and search is puct",
         ),
-        (["--base_urls", "http://x"], "--base_urls goes with --engine openai, and --engine is transformers"),
-        (["--step_pattern", "x"], "--segmentation regex and --step_pattern go together"),
-        (["--prompt", "poem"], "--prompt is 'poem', expected steps, formulas, question, or a file"),
+        (["--policy_urls", "http://x"], "policy_urls goes with engine openai, and engine is transformers"),
+        (["--step_pattern", "x"], "segmentation regex and step_pattern go together"),
+        (["--prompt", "poem"], "prompt is 'poem', expected steps, formulas, question, or a file"),
         (["--prompt_style", "chat"], "no chat template, and the prompt style is chat. Use --prompt_style plain"),
         (["--max_sequences", "5"], "max_sequences is 5, expected 12 or more"),
         (["--max_in_flight", "1"], "max_in_flight is 1, expected 3 or more"),
@@ -239,14 +239,14 @@ def test_stopped_by_hand_and_started_again(tmp_path, policy):
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in many))
     command = [sys.executable, "-m", "trl_hrm.cli", "annotate", "--problems", str(path), "--policy", policy]
-    command += ["--output_dir", str(tmp_path / "run"), *SETTINGS, "--batch_size", "3"]
+    command += ["--output_dir", str(tmp_path / "run"), *SETTINGS, "--engine_args", '{"batch_size": 3}']
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "run" / "log-00000-of-00001.jsonl"
     while process.poll() is None and (not log.exists() or log.stat().st_size < 5000):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and errors.strip().endswith("start again with the same command to go on.")
+    assert process.returncode == 130 and errors.strip().endswith("start again with the same command to go on.")
     assert "Traceback" not in errors
     done = len(trees_of(tmp_path / "run"))
     assert done < 60
@@ -280,3 +280,17 @@ def test_launched_processes_share_the_problems(tmp_path, policy, problems):
     assert len(list((tmp_path / "two").glob("log-*-of-00002.jsonl"))) == 2
     assert annotate(policy, problems, tmp_path / "one") == 0
     assert trees_of(tmp_path / "two") == trees_of(tmp_path / "one")
+
+
+def test_a_dry_run_says_what_would_be_asked_and_asks_nothing(tmp_path, policy, problems, capsys):
+    assert annotate(policy, problems, tmp_path / "run", "--dry_run", "--limit", "3") == 0
+    printed = capsys.readouterr().out
+    assert KNOWN[0]["problem"] in printed and "Shard 0/1: 3 problems." in printed
+    samples = 3 + 9 + 27 + 81  # three children down to depth 4
+    assert f"At most {samples:,} samples and {samples * 40:,} tokens of a problem, {3 * samples:,} and" in printed
+    assert not (tmp_path / "run").exists()
+    more = "--search rollouts --num_solutions 5 --num_completions 0 --root_filter 4 --dry_run".split()
+    words = [word for word in SETTINGS if word not in "--num_children --max_depth --max_step_tokens 3 4 40".split()]
+    command = ["annotate", "--problems", problems, "--policy", policy, "--output_dir", str(tmp_path / "run")]
+    assert main([*command, *words, *more]) == 0
+    assert f"At most 9 samples and {9 * 2048:,} tokens of a problem" in capsys.readouterr().out

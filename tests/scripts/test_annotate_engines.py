@@ -56,15 +56,15 @@ def test_all_engines_make_the_same_trees(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     folder = tmp_path / "policy"
     make_policy(folder, 256, num_steps=200, texts=SOLUTIONS)
-    expected = annotate(folder, tmp_path, "transformers", "--engine", "transformers", "--dtype", "float32")
+    expected = annotate(folder, tmp_path, "transformers", "--engine", "transformers", "--policy_dtype", "float32")
     assert len(expected) == 4 and sum(map(len, expected.values())) >= 24
     assert {node[8] for nodes in expected.values() for node in nodes} >= {None, True}
     options = json.dumps(VLLM)
     assert (
-        annotate(folder, tmp_path, "vllm", "--engine", "vllm", "--dtype", "float32", "--engine_args", options)
+        annotate(folder, tmp_path, "vllm", "--engine", "vllm", "--policy_dtype", "float32", "--engine_args", options)
         == expected
     )
     flags = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--block-size", "32"]
     flags += ["--kv-cache-memory-bytes", str(64 << 20), "--served-model-name", str(folder)]
     with serve(tmp_path, "vllm.entrypoints.cli.main", "serve", str(folder), *flags) as server:
-        assert annotate(folder, tmp_path, "http", "--engine", "openai", "--base_urls", server) == expected
+        assert annotate(folder, tmp_path, "http", "--engine", "openai", "--policy_urls", server) == expected

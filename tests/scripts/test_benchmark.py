@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from trl_hrm import StepScorer
+from trl_hrm import BenchmarkConfig, StepScorer
 from trl_hrm.cli import main
-from trl_hrm.scripts import benchmark
 
 from ..evaluation.benchmark_rows import (
     SayingScorer,
@@ -23,7 +22,7 @@ from ..helpers import save_checkpoint
 @pytest.fixture
 def planted(monkeypatch) -> SayingScorer:
     scorer = SayingScorer(knows, max_positions=200)
-    monkeypatch.setattr(benchmark, "load_scorer", lambda model, args: scorer)
+    monkeypatch.setattr(BenchmarkConfig, "load_scorer", lambda config: scorer)
     return scorer
 
 
@@ -44,7 +43,7 @@ def sources(tmp_path) -> dict[str, str]:
 
 
 def command(*words: str, model: str = "planted") -> list[str]:
-    return ["benchmark", "--reward_model", model, *words]
+    return ["benchmark", *words, "--reward_model", model]
 
 
 def results_of(folder) -> tuple[dict, list[dict]]:
@@ -56,7 +55,7 @@ def test_all_suites_at_once(tmp_path, planted, sources, capsys):
     """Sources find their suites by their columns, and a model that knows the truth is perfect in all of them."""
     suites = ["prmbench", "processbench", "bigbenchmistake"]
     output = tmp_path / "runs" / "all"
-    words = command("--suite", *suites, "--data", *sources.values(), "--output_dir", str(output))
+    words = command(*sources.values(), "--suite", *suites, "--output_dir", str(output))
     assert main(words) == 0
     results, rows = results_of(output)
     assert results["kind"] == "benchmark"
@@ -90,9 +89,7 @@ def test_all_suites_at_once(tmp_path, planted, sources, capsys):
 def test_a_real_model(tmp_path, checkpoint, sources):
     """The scores in the file are those of the Python class, with the options of the command."""
     output = tmp_path / "out"
-    words = command(
-        "--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(output), model=checkpoint
-    )
+    words = command(sources["gsm8k"], "--suite", "processbench", "--output_dir", str(output), model=checkpoint)
     assert main([*words, "--spans", "1", "2", "--threshold", "0.4", "--validation_size", "0"]) == 0
     results, rows = results_of(output)
     scorer = StepScorer.from_pretrained(checkpoint)
@@ -115,7 +112,7 @@ def test_same_command_same_bytes(tmp_path, planted, sources):
     found = []
     for name in ("a", "b"):
         output = tmp_path / name
-        assert main(command("--suite", "prmbench", "--data", sources["prm"], "--output_dir", str(output))) == 0
+        assert main(command(sources["prm"], "--suite", "prmbench", "--output_dir", str(output))) == 0
         results, _ = results_of(output)
         del results["date"], results["suites"]["prmbench"]["seconds"]
         found.append((json.dumps(results), (output / "scores.jsonl").read_bytes()))
@@ -126,9 +123,7 @@ def test_the_seed_reaches_the_results(tmp_path, planted):
     path = write_rows(tmp_path / "rows.jsonl", [prm_row(i, "confidence", [1, 2][: 1 + i % 2]) for i in range(12)])
     found = []
     for i, seed in enumerate(("1", "1", "2")):
-        words = command(
-            "--suite", "prmbench", "--data", path, "--threshold", "0.95", "--output_dir", str(tmp_path / str(i))
-        )
+        words = command(path, "--suite", "prmbench", "--threshold", "0.95", "--output_dir", str(tmp_path / str(i)))
         assert main([*words, "--seed", seed]) == 0
         results, _ = results_of(tmp_path / str(i))
         assert results["seed"] == int(seed)
@@ -140,7 +135,7 @@ def test_too_long_rows_are_listed(tmp_path, planted, capsys):
     long = process_row(7, 1) | {"steps": ["ok " * 300, "bad"]}
     path = write_rows(tmp_path / "gsm8k.jsonl", [process_row(1, 0), long, process_row(2, -1)])
     output = tmp_path / "out"
-    assert main(command("--suite", "processbench", "--data", path, "--output_dir", str(output))) == 0
+    assert main(command(path, "--suite", "processbench", "--output_dir", str(output))) == 0
     results, rows = results_of(output)
     found = results["suites"]["processbench"]
     assert found["counts"] == {"num_solutions": 3, "num_scored": 2, "num_too_long": 1}
@@ -152,9 +147,9 @@ def test_too_long_rows_are_listed(tmp_path, planted, capsys):
 
 def test_oddities_that_are_passed_over_are_said(tmp_path, planted, sources, capsys):
     path = write_rows(tmp_path / "odd.jsonl", [prm_row(1, "confidence", [2, 9]), prm_row(2, "confidence", [3, 4])])
-    assert main(command("--suite", "prmbench", "--data", path)) == 0
+    assert main(command(path, "--suite", "prmbench")) == 0
     assert "passed over: 2 error steps past the end" in capsys.readouterr().out
-    assert main(command("--suite", "prmbench", "--data", sources["prm"])) == 0
+    assert main(command(sources["prm"], "--suite", "prmbench")) == 0
     assert "passed over" not in capsys.readouterr().out
 
 
@@ -165,7 +160,7 @@ def test_rows_with_faults_are_said_and_kept_in_the_results(tmp_path, planted, ca
     rows[4]["label"] = 9
     path = write_rows(tmp_path / "gsm8k.jsonl", rows)
     output = tmp_path / "out"
-    words = command("--suite", "processbench", "--data", path, "--output_dir", str(output))
+    words = command(path, "--suite", "processbench", "--output_dir", str(output))
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert f"warning: 1 row left out (bad label): {path}:5" in printed
@@ -184,7 +179,7 @@ def test_blank_steps_with_a_real_model(tmp_path, checkpoint):
     row = mistake_row(1, 2) | {"steps": ["ok 1", "", "bad 2"]}
     path = write_rows(tmp_path / "dyck.jsonl", [row, mistake_row(2, None)])
     output = tmp_path / "out"
-    words = command("--suite", "bigbenchmistake", "--data", path, "--output_dir", str(output), model=checkpoint)
+    words = command(path, "--suite", "bigbenchmistake", "--output_dir", str(output), model=checkpoint)
     assert main([*words, "--spans", "1", "2"]) == 0
     results, scores = results_of(output)
     assert [len(one["scores"]) for one in scores] == [3, 3] and scores[0]["labels"] == [1, 1, 0]
@@ -196,7 +191,7 @@ def test_other_columns_that_count_from_1(tmp_path, planted):
     rows += [{"q": f"{i}?", "chain": process_row(i, -1)["steps"], "first": 0} for i in range(9, 12)]
     path = write_rows(tmp_path / "mine.jsonl", rows)
     output = tmp_path / "out"
-    words = command("--suite", "processbench", "--data", path, "--output_dir", str(output), "--first_step", "1")
+    words = command(path, "--suite", "processbench", "--output_dir", str(output), "--first_step", "1")
     assert main([*words, "--columns", "problem=q", "steps=chain", "label=first"]) == 0
     results, _ = results_of(output)
     assert results["suites"]["processbench"]["subsets"]["mine"]["f1"] == 1
@@ -206,7 +201,7 @@ def test_other_columns_that_count_from_1(tmp_path, planted):
 
 def test_without_an_output_only_the_table(tmp_path, planted, sources, capsys):
     before = sorted(tmp_path.rglob("*"))
-    assert main(command("--suite", "processbench", "--data", sources["gsm8k"])) == 0
+    assert main(command(sources["gsm8k"], "--suite", "processbench")) == 0
     assert sorted(tmp_path.rglob("*")) == before
     table = capsys.readouterr().out.splitlines()
     assert any(line.startswith("gsm8k") and "100.0" in line for line in table)
@@ -215,7 +210,7 @@ def test_without_an_output_only_the_table(tmp_path, planted, sources, capsys):
 def test_an_earlier_result_is_kept_unless_told(tmp_path, planted, sources, capsys):
     """The long part must not run before this shows."""
     output = tmp_path / "out"
-    words = command("--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(output))
+    words = command(sources["gsm8k"], "--suite", "processbench", "--output_dir", str(output))
     assert main(words) == 0
     first = (output / "results.json").read_bytes()
     asked = len(planted.asked)
@@ -231,18 +226,18 @@ def test_an_earlier_result_is_kept_unless_told(tmp_path, planted, sources, capsy
     ("words", "message"),
     [
         (
-            ("--suite", "prmbench", "--data", "{gsm8k}"),
+            ("{gsm8k}", "--suite", "prmbench"),
             "gsm8k.jsonl:1: found the columns .* belong to none of the suites",
         ),
-        (("--suite", "prmbench", "processbench", "--data", "{gsm8k}"), "no data for the suite prmbench"),
+        (("{gsm8k}", "--suite", "prmbench", "processbench"), "no data for the suite prmbench"),
         (
-            ("--suite", "processbench", "--data", "{gsm8k}", "{gsm8k}"),
+            ("{gsm8k}", "{gsm8k}", "--suite", "processbench"),
             "gsm8k.jsonl: the source is given twice, and its rows would count twice",
         ),
-        (("--suite", "processbench", "--data", "missing.jsonl"), "missing.jsonl"),
-        (("--suite", "processbench", "--data", "{gsm8k}", "--threshold", "2"), "threshold is 2.0"),
-        (("--suite", "processbench", "--data", "{gsm8k}", "--validation_size", "1"), "validation_size is 1.0"),
-        (("--suite", "processbench", "--data", "{gsm8k}", "--overwrite"), "--overwrite goes with --output_dir"),
+        (("missing.jsonl", "--suite", "processbench"), "missing.jsonl"),
+        (("{gsm8k}", "--suite", "processbench", "--threshold", "2"), "threshold is 2.0"),
+        (("{gsm8k}", "--suite", "processbench", "--validation_size", "1"), "validation_size is 1.0"),
+        (("{gsm8k}", "--suite", "processbench", "--overwrite"), "overwrite goes with output_dir"),
     ],
 )
 def test_bad_input(planted, sources, capsys, words, message):

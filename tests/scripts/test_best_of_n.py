@@ -1,6 +1,5 @@
 """The command `best-of-n`: from candidates or a policy to curves, on one process and on two, killed and gone on with."""
 
-import fcntl
 import json
 import os
 import random
@@ -14,11 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_hrm import StepFormat, StepScorer
+from trl_hrm import BestOfNConfig, StepFormat, StepScorer
 from trl_hrm.cli import main
-from trl_hrm.evaluation import judged_pool
+from trl_hrm.evaluation.best_of_n import wait_for_parts
 from trl_hrm.evaluation.curves import INTERVALS
 from trl_hrm.evaluation.results import load_candidates, load_results
+from trl_hrm.io import AppendedLines
 from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
 from trl_hrm.scripts import best_of_n
 from trl_hrm.search.outcomes import describe_outcomes
@@ -52,7 +52,7 @@ class Planted:
 @pytest.fixture
 def planted(monkeypatch) -> Planted:
     scorer = Planted()
-    monkeypatch.setattr(best_of_n, "load_scorer", lambda model, args: scorer)
+    monkeypatch.setattr(BestOfNConfig, "load_scorer", lambda config: scorer)
     return scorer
 
 
@@ -182,7 +182,7 @@ def test_columns_of_candidates_and_of_problems(tmp_path, planted, capsys):
     assert found[0].curves == found[1].curves and found[1].counts["problem_records_left_out"] == 1
     assert f"warning: 1 row left out (no answer): {problems}:5" in capsys.readouterr().out
     assert rescore(tmp_path / "c", source, "--candidates_columns", "prompt=q") == 1
-    assert "--candidates_columns goes with --problems" in capsys.readouterr().err
+    assert "candidates_columns goes with problems" in capsys.readouterr().err
     assert rescore(tmp_path / "c", source, *words, "--strict", "--candidates_columns", "prompt=q") == 1
     assert "p.jsonl:5: found no answer" in capsys.readouterr().err
 
@@ -252,7 +252,7 @@ def test_a_policy_that_never_answers(tmp_path, planted, capsys):
     }
 
 
-def test_ungradable_problems_are_left_out(tmp_path, monkeypatch, planted, capsys):
+def test_ungradable_problems_are_left_out(tmp_path, planted, capsys):
     rows = make_rows(3, 2) + [{"prompt": "odd?", "answer": r"\frac{", "candidates": [solution(1, 0.5)] * 2}]
     assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
     assert load_results(tmp_path / "out").counts["problems_ungradable"] == 1
@@ -261,16 +261,11 @@ def test_ungradable_problems_are_left_out(tmp_path, monkeypatch, planted, capsys
     assert "1 problems ungradable" in printed
     warning = f"1 problem has a reference answer that cannot be read and is left out: {tmp_path / 'in.jsonl'}:4 ('\\\\frac{{')"
     assert f"warning: {warning}" in printed and load_results(tmp_path / "out").warnings[0].startswith(warning)
-    # those that the search of a run had left out, and those that cannot be graded now
-    monkeypatch.setattr(best_of_n, "_policy", lambda run: ({}, Counter(problems_ungradable=2, problems_error=4)))
-    assert rescore(tmp_path / "run", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
-    counts = load_results(tmp_path / "run").counts
-    assert (counts["problems_ungradable"], counts["problems_error"]) == (3, 4)
     assert rescore(tmp_path / "none", write_rows(tmp_path / "in.jsonl", rows[3:]), "--n", "1") == 1
     error = capsys.readouterr().err
     assert (
         "no problem is left to choose solutions of" in error
-        and "3 problems have reference answers that cannot be read" in error
+        and "1 problem has a reference answer that cannot be read" in error
     )
 
 
@@ -286,7 +281,7 @@ BAD = {
     "not a number": (
         [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],
         ("--n", "1", "2"),
-        r"in.jsonl:1: the reward model scores 1 steps with \[nan\], expected one finite number each",
+        r"in.jsonl:1: the reward model returned \[nan\] for 1 steps, expected one finite number for each",
     ),
 }
 
@@ -302,39 +297,23 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "give either --candidates, .* or --policy and --problems"),
-        ("--candidates x --policy p --problems q", "give either --candidates"),
-        ("--policy p", "--policy needs --problems"),
+        ("", "give either candidates, .* or policy and problems"),
+        ("--candidates x --policy p --problems q", "give either candidates"),
+        ("--policy p", "policy needs problems"),
         (
             "--candidates x --temperature 0.5",
-            "--temperature goes with --policy, and with --candidates nothing is sampled",
+            "temperature goes with policy, and with candidates nothing is sampled",
         ),
-        ("--candidates x --policy_dtype float16", "--policy_dtype goes with --policy"),
-        ("--candidates x --max_solution_tokens 9", "--max_solution_tokens goes with --policy"),
-        ("--candidates x --final_stops a", "--final_stops goes with --policy"),
-        ("--candidates x --limit 3", "--limit goes with --problems"),
-        ("--policy p --problems q --join_steps x", "--join_steps goes with --candidates"),
-        ("--policy p --problems q --max_depth 3", "--max_depth goes with --strategy step_search, and it is best_of_n"),
-        ("--policy p --problems q --branching 3", "--branching goes with --strategy beam_search, and it is best_of_n"),
-        (
-            "--candidates x --strategy beam_search",
-            "--candidates goes with --strategy best_of_n, and it is beam_search",
-        ),
-        ("--strategy step_search", "--strategy step_search needs --policy and --problems"),
-        ("--policy p --problems q --strategy step_search --num_draws 3", "--num_draws goes with --strategy best_of_n"),
-        (
-            "--policy p --problems q --strategy step_search --branching 3",
-            "--branching goes with --strategy beam_search",
-        ),
-        (
-            "--policy p --problems q --strategy step_search --aggregate min last",
-            "--aggregate is min last, and --strategy step_search takes one at a time",
-        ),
-        ("--candidates x --n 0", "--n is 0, expected numbers of 1 or more"),
-        ("--candidates x --num_draws 0", "--num_draws is 0"),
-        ("--candidates x --segmentation regex", "segmentation='regex' and step_pattern go together"),
-        ("--candidates x --scorer vlm", "--scorer is 'vlm', expected transformers, vllm"),
-        ("--policy p --problems q --combine mean", "--combine mean makes one score of those of several spans"),
+        ("--candidates x --policy_dtype float16", "policy_dtype goes with policy"),
+        ("--candidates x --max_solution_tokens 9", "max_solution_tokens goes with policy"),
+        ("--candidates x --final_stops a", "final_stops goes with policy"),
+        ("--candidates x --limit 3", "limit goes with problems"),
+        ("--policy p --problems q --join_steps x", "join_steps goes with candidates"),
+        ("--candidates x --n 0", r"n is \[0\], expected numbers of 1 or more"),
+        ("--candidates x --num_draws 0", "num_draws is 0"),
+        ("--candidates x --segmentation regex", "segmentation regex and step_pattern go together"),
+        ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm', expected transformers, vllm"),
+        ("--policy p --problems q --combine mean", "combine is mean, which makes one score of those of several spans"),
         ("--policy p --problems q", "m: there is no such folder, and no such repository"),
         ("--candidates nowhere.jsonl", "nowhere.jsonl: there is no such file"),
     ],
@@ -389,7 +368,7 @@ def test_results_are_kept(tmp_path, planted, capsys):
 
 def test_stopped_and_gone_on_with(tmp_path, monkeypatch, planted, capsys):
     """The same candidates and numbers as in one go; what was scored is not scored again; other settings are refused."""
-    monkeypatch.setattr(judged_pool, "BLOCK", 2)
+    monkeypatch.setattr("trl_hrm.evaluation.best_of_n.BLOCK", 2)
     source = write_rows(tmp_path / "in.jsonl", make_rows(7, 4))
     assert rescore(tmp_path / "whole", source) == 0
     planted.shown, planted.stop_after = [], 4
@@ -444,7 +423,7 @@ def test_parts_of_other_settings_are_waited_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr("time.sleep", sleep)
     path.write_text(json.dumps(header | {"spans": [1, 2]}) + "\n")
-    best_of_n._wait([path], header)
+    wait_for_parts([path], header)
     assert len(waits) == 1
 
 
@@ -454,7 +433,7 @@ def test_candidates_are_not_replaced_by_the_results(tmp_path, planted, capsys):
     source = write_rows(tmp_path / "out" / "candidates.jsonl", make_rows(3, 4))
     before = Path(source).read_bytes()
     assert rescore(tmp_path / "out", source) == 1
-    assert "the results would take the place of this file. Name another --output_dir" in capsys.readouterr().err
+    assert "the results would take the place of this file. Name another output_dir" in capsys.readouterr().err
     assert Path(source).read_bytes() == before
 
 
@@ -616,25 +595,6 @@ def test_sampling_is_gone_on_with(tmp_path, monkeypatch, policy, problems, check
     assert "search.num_solutions was 6 and is 8" in capsys.readouterr().err
 
 
-def test_step_search(tmp_path, policy, problems, checkpoint):
-    """The other strategies, through the same command, with the options that they take."""
-    words = ["best-of-n", "--problems", problems, "--policy", policy, "--reward_model", checkpoint, "--output_dir"]
-    common = [
-        *SETTINGS[: SETTINGS.index("--max_solution_tokens")],
-        "--final_stops",
-        "# END!",
-        "--max_step_tokens",
-        "30",
-    ]
-    assert main([*words, str(tmp_path / "greedy"), *common, "--strategy", "step_search", "--n", "1", "2"]) == 0
-    results = load_results(tmp_path / "greedy")
-    assert results.strategy == "step_search" and results.n == [1, 2] and results.settings["aggregate"] == "last"
-    assert results.num_problems == 4 and (tmp_path / "greedy" / "candidates-n2.jsonl").is_file()
-    beam = ["--strategy", "beam_search", "--branching", "2", "--n", "4", "--aggregate", "min", "--max_depth", "3"]
-    assert main([*words, str(tmp_path / "beam"), *common, *beam]) == 0
-    assert load_results(tmp_path / "beam").settings["max_depth"] == 3
-
-
 # the recipe
 
 
@@ -683,8 +643,7 @@ def test_a_process_that_fails_ends_the_others(tmp_path, checkpoint):
     rows = make_rows(8, 1)
     source = write_rows(tmp_path / "in.jsonl", rows)
     (tmp_path / "out").mkdir()
-    with open(tmp_path / "out" / "partial-00001-of-00002.jsonl", "ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with AppendedLines(tmp_path / "out" / "partial-00001-of-00002.jsonl"):
         words = [
             "--candidates",
             source,
@@ -696,5 +655,5 @@ def test_a_process_that_fails_ends_the_others(tmp_path, checkpoint):
             "1",
         ]
         launched = launch(*words)
-    assert launched.returncode != 0 and "another process writes to it" in launched.stderr
+    assert launched.returncode != 0 and "another process writes to this file" in launched.stderr
     assert not (tmp_path / "out" / "results.json").exists()

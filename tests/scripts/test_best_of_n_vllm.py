@@ -30,17 +30,17 @@ def command(tmp_path, monkeypatch) -> list[str]:
     tiny_tokenizer().save_pretrained(tmp_path / "hrm")
     StepFormat().save(tmp_path / "hrm")
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in KNOWN))
-    words = ["best-of-n", "--problems", str(tmp_path / "problems.jsonl"), "--reward_model", str(tmp_path / "hrm")]
+    words = ["--problems", str(tmp_path / "problems.jsonl"), "--reward_model", str(tmp_path / "hrm")]
     words += ["--policy", str(tmp_path / "policy"), "--engine", "vllm", "--policy_dtype", "float32", *PROMPT]
     words += ["--engine_args", json.dumps(VLLM | {"max_model_len": 256})]
-    return [*words, "--scorer", "vllm", "--scorer_args", json.dumps(VLLM | {"max_model_len": 512})]
+    return [*words, "--reward_model_engine", "vllm", "--reward_model_args", json.dumps(VLLM | {"max_model_len": 512})]
 
 
 def test_best_of_n(command, tmp_path):
     """The scores are those of transformers, for the solutions that vLLM wrote, and they are what the winners are chosen by."""
     out = tmp_path / "out"
     options = ["--n", "1", "2", "6", "--max_solution_tokens", "60", "--aggregate", "min"]
-    assert main([*command, *options, "--output_dir", str(out)]) == 0
+    assert main(["best-of-n", *command, *options, "--output_dir", str(out)]) == 0
     results, problems = load_results(out), list(load_candidates(out))
     assert results.num_problems == 4 and results.n == [1, 2, 6]
     assert (results.policy["engine"], results.reward_model["scorer"]) == ("vllm", "vllm")
@@ -67,8 +67,8 @@ def test_best_of_n(command, tmp_path):
 
 def test_step_search(command, tmp_path):
     """Both engines live at once, and the scorer is called from a thread at every depth."""
-    options = ["--strategy", "step_search", "--n", "3", "--max_step_tokens", "30", "--max_depth", "5"]
-    assert main([*command, *options, "--output_dir", str(tmp_path / "out")]) == 0
+    options = ["--n", "3", "--max_step_tokens", "30", "--max_depth", "5"]
+    assert main(["step-search", *command, *options, "--output_dir", str(tmp_path / "out")]) == 0
     results = load_results(tmp_path / "out")
     assert results.num_problems == 4 and results.cost["scorer"]["num_calls"] >= 2
     scorer = StepScorer.from_pretrained(str(tmp_path / "hrm"))

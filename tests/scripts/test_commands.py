@@ -1,4 +1,4 @@
-"""The commands `score` and `demo`, run as a user runs them."""
+"""The command `score`, run as a user runs them."""
 
 import gzip
 import json
@@ -27,7 +27,7 @@ def test_score(checkpoint, tmp_path, capsys):
     """The file holds every column that came in, and the scores of the Python class."""
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n\n".join(map(json.dumps, ROWS)) + "\n")
-    command = ["score", "--model", checkpoint, "--input", str(source), "--spans", "1", "2"]
+    command = ["score", str(source), "--reward_model", checkpoint, "--spans", "1", "2"]
     assert main([*command, "--output", str(output)]) == 0
     found = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["id"] for row in found if "id" in row] == [7]
@@ -48,7 +48,7 @@ def test_score_leaves_thinking_out(checkpoint, tmp_path, capsys):
         {"prompt": "1+2?", "completions": ["so 3", "thus 3"]},
     ]
     source.write_text("\n".join(map(json.dumps, rows)))
-    command = ["score", "--model", checkpoint, "--input", str(source)]
+    command = ["score", str(source), "--reward_model", checkpoint]
     assert main([*command, "--output", str(output)]) == 0
     first, second, third = (json.loads(line)["scores"] for line in output.read_text().splitlines())
     assert first == [None, None, *(pytest.approx(score, abs=1e-6) for score in third)]
@@ -87,7 +87,7 @@ def test_score_leaves_thinking_out(checkpoint, tmp_path, capsys):
 def test_score_bad_input(checkpoint, tmp_path, capsys, line, message):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps(ROWS[0]) + "\n" + line)
-    assert main(["score", "--model", checkpoint, "--input", str(source), "--output", str(output)]) == 1
+    assert main(["score", str(source), "--reward_model", checkpoint, "--output", str(output)]) == 1
     error = capsys.readouterr().err
     assert "error: " in error and re.search(message, error)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
@@ -104,7 +104,7 @@ def test_score_leaves_out_what_is_too_long_and_says_so(checkpoint, tmp_path, cap
     ]
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["score", "--model", checkpoint, "--input", str(source)]
+    command = ["score", str(source), "--reward_model", checkpoint]
     assert main([*command, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     assert "Scores of 5 steps of 2 rows" in printed
@@ -128,7 +128,7 @@ def test_score_of_no_steps_and_of_blank_ones(checkpoint, tmp_path, capsys):
     ]
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["score", "--model", checkpoint, "--input", str(source), "--output", str(output)]) == 0
+    assert main(["score", str(source), "--reward_model", checkpoint, "--output", str(output)]) == 0
     found = [json.loads(line)["scores"] for line in output.read_text().splitlines()]
     assert found[0] == [] and len(found[1]) == 3
     printed = capsys.readouterr().out
@@ -145,7 +145,7 @@ def test_score_of_arrays_compressed_files_and_other_columns(checkpoint, tmp_path
     source, output = tmp_path / f"in.{kind}", tmp_path / "out.jsonl"
     source.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
     words = ["--columns", "prompt=info.question", "completions=steps", "--output", str(output)]
-    assert main(["score", "--model", checkpoint, "--input", str(source), *words]) == 0
+    assert main(["score", str(source), "--reward_model", checkpoint, *words]) == 0
     found = [json.loads(line) for line in output.read_text().splitlines()]
     expected = StepScorer.from_pretrained(checkpoint).score(["1+2?"], [[ROWS[0]["completions"]]])[0][0]
     assert [row["scores"] for row in found] == [pytest.approx(expected, abs=1e-6)] * 2

@@ -24,8 +24,8 @@ from ..search.policies import KNOWN, SOLUTIONS, make_policy
 WEIGHTS = "missing `score.bias`, `score.weight`; unexpected `score.0.bias`, `score.0.weight`, `score.2.bias`"
 POLICY = "--engine transformers --prompt question --prompt_style plain --segmentation step_header".split()
 STRATEGIES = {
-    "best_of_n": ["--n", "1", "2", "--max_solution_tokens", "60", "--final_stops", "# END!"],
-    "beam_search": ["--n", "4"],
+    "best_of_n": ["best-of-n", "--n", "1", "2", "--max_solution_tokens", "60", "--final_stops", "# END!"],
+    "beam_search": ["step-search", "--strategy", "beam_search", "--n", "4"],
 }
 
 
@@ -59,13 +59,13 @@ def commands(tmp_path: Path, model: str, out: Path) -> dict[str, list[str]]:
     raft = write(tmp_path / "raft.jsonl", [{"prompt": "p?", "completion": "add x\n\nsum = 3"}])
     judged = write(tmp_path / "judged.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
     return {
-        "score": ["score", "--model", model, "--input", solutions, "--output", str(out)],
+        "score": ["score", solutions, "--reward_model", model, "--output", str(out)],
         "best-of-n": ["best-of-n", "--candidates", candidates, "--reward_model", model, "--output_dir", str(out), "--n", "1", "2"],
         "select-raft": [
             *("select-raft", "--candidates", raft, "--reward_model", model, "--output_dir", str(out)),
             *("--segmentation", "blank_line", "--test_size", "0"),
         ],
-        "benchmark": ["benchmark", "--suite", "processbench", "--reward_model", model, "--data", judged, "--output_dir", str(out)],
+        "benchmark": ["benchmark", judged, "--suite", "processbench", "--reward_model", model, "--output_dir", str(out)],
     }  # fmt: skip
 
 
@@ -106,7 +106,6 @@ def test_before_anything_is_sampled(tmp_path, qwen, capfd, strategy):
     make_policy(tmp_path / "policy", 256, num_steps=1, texts=SOLUTIONS)
     problems = write(tmp_path / "problems.jsonl", KNOWN)
     words = [
-        "best-of-n",
         "--problems",
         problems,
         "--policy",
@@ -115,8 +114,7 @@ def test_before_anything_is_sampled(tmp_path, qwen, capfd, strategy):
         qwen,
         *POLICY,
     ]
-    options = ["--strategy", strategy, *STRATEGIES[strategy]]
-    assert main([*words, *options, "--output_dir", str(tmp_path / "out")]) == 1
+    assert main([*STRATEGIES[strategy], *words, "--output_dir", str(tmp_path / "out")]) == 1
     assert WEIGHTS in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 

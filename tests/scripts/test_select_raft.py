@@ -1,6 +1,5 @@
 """The command `select-raft`: a planted reward model must find the planted best, whatever the form of the candidates."""
 
-import argparse
 import json
 import os
 import random
@@ -23,22 +22,19 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from trl import SFTConfig, SFTTrainer
 
-from trl_hrm import StepFormat, StepScorer
+from trl_hrm import SelectRaftConfig, StepFormat, StepScorer
 from trl_hrm.cli import main
 from trl_hrm.data import raft
-from trl_hrm.data.candidates import cut_text, finished_solutions, read_candidates
-from trl_hrm.data.judged_trees import unite_steps
+from trl_hrm.data.candidate_sources import finished_solutions, read_candidates
+from trl_hrm.data.candidates_config import RaftConfig
 from trl_hrm.data.problems import problem_split
-from trl_hrm.data.raft_config import RaftConfig
-from trl_hrm.data.score_picture import draw_scores
+from trl_hrm.data.step_labels import unite_steps
+from trl_hrm.pages.pictures import draw_scores
 from trl_hrm.scoring.aggregate import AGGREGATES, aggregate
-from trl_hrm.scripts import select_raft
-from trl_hrm.scripts.score_options import add_score_arguments, load_scorer
-from trl_hrm.search.engine import EngineError
-from trl_hrm.search.manifest import check_manifest
+from trl_hrm.search.engines.base import EngineError
 from trl_hrm.search.nodes import read_trees, write_nodes
-from trl_hrm.search.run_folder import finish_shard, node_files
-from trl_hrm.search.steps import RULES
+from trl_hrm.search.run_folder import check_manifest, finish_shard, node_files
+from trl_hrm.search.steps import RULES, cut_text
 
 from ..helpers import HEADS, save_checkpoint, tiny_model, tiny_tokenizer
 from ..search.scripted import PROMPT, SEARCHES, make_problems, run_scripted, write_solution
@@ -58,7 +54,7 @@ class Planted(StepScorer):
 @pytest.fixture
 def planted(monkeypatch) -> Planted:
     scorer = Planted(tiny_model(), tiny_tokenizer(), StepFormat())
-    monkeypatch.setattr(select_raft, "load_scorer", lambda model, args: scorer)
+    monkeypatch.setattr(SelectRaftConfig, "load_scorer", lambda config: scorer)
     return scorer
 
 
@@ -127,7 +123,7 @@ def test_against_sorting_by_hand(tmp_path, planted):
         groups[problem].append(text)
     source = write_rows(tmp_path / "in.jsonl", rows)
     exclude = write_rows(tmp_path / "exclude.jsonl", [{"problem": "what is  3?"}])
-    options = "--num_candidates 12 --top_k 3 --min_score 0.4 --aggregate mean --test_size 0.3 --seed 7"
+    options = "--num_candidates 12 --max_kept 3 --min_score 0.4 --aggregate mean --test_size 0.3 --seed 7"
     found, report = select(tmp_path, source, *options.split(), "--exclude", exclude)
     expected, ties = {"train": [], "test": []}, 0
     judged = []
@@ -236,7 +232,7 @@ def test_problems_that_differ_in_space(tmp_path, planted):
     rows = [{"prompt": "What  is 1?", "candidates": [steps_text(0.1), steps_text(0.7)]}]
     rows += [{"prompt": "What is 1?\n", "candidates": [steps_text(0.6), steps_text(0.2)]}]
     for _ in range(2):
-        found, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows), "--top_k", "2")
+        found, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", rows), "--max_kept", "2")
         assert [(row["prompt"], row["score"]) for row in found] == [("What  is 1?", 0.7), ("What  is 1?", 0.6)]
         assert report["notes"]["problems"] == 1
         rows = [*found, {"prompt": " What is 1?", "completion": steps_text(0.3)}]
@@ -344,7 +340,7 @@ def test_run_as_candidates(tmp_path, run_folder, checkpoint):
         str(run_folder),
         "--aggregate",
         "prod",
-        "--top_k",
+        "--max_kept",
         "2",
         "--spans",
         "1",
@@ -421,7 +417,7 @@ def test_a_dataset_as_candidates(tmp_path, planted, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "shared")  # may hold another folder's rows
     rows = [{"prompt": f"{i}?", "completion": steps_text(0.1 * (j + 1))} for i in range(20) for j in range(4)]
     source = write_rows(tmp_path / "in.jsonl", rows)
-    first, _ = select(tmp_path, source, "--top_k", "3", "--test_size", "0.3")
+    first, _ = select(tmp_path, source, "--max_kept", "3", "--test_size", "0.3")
     (tmp_path / "raft").rename(tmp_path / "first")
     for split in ("train", "test"):
         found, report = select(tmp_path, str(tmp_path / "first"), "--split", split)
@@ -461,9 +457,12 @@ def test_rebuild_card_and_picture(tmp_path, monkeypatch, checkpoint):
         for i in range(200)
     ]
     write_rows(tmp_path / "in.jsonl", rows)
-    command = "select-raft --candidates in.jsonl --output_dir out --aggregate mean --segmentation blank_line --top_k 2"
+    command = (
+        "select-raft --candidates in.jsonl --output_dir out --aggregate mean --segmentation blank_line --max_kept 2"
+    )
     command += (
-        " --num_candidates 10 --min_score 0.2 --spans 1 2 --combine mean --test_size 0.2 --seed 3 --batch_size 4"
+        " --num_candidates 10 --min_score 0.2 --spans 1 2 --combine mean --test_size 0.2 --seed 3"
+        " --reward_model_batch_size 4"
     )
     assert main([*command.split(), "--reward_model", checkpoint]) == 0
     files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -618,7 +617,7 @@ def test_fields_of_messages_without_a_value(tmp_path, planted):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--top_k", "0"], "top_k is 0, expected 1 or more"),
+        (["--max_kept", "0"], "max_kept is 0, expected 1 or more"),
         (["--num_candidates", "0"], "num_candidates is 0, expected 1 or more"),
         (["--min_score", "1.5"], "min_score is 1.5, expected a number from 0 to 1"),
         (["--min_score", "-0.1"], "min_score is -0.1, expected a number from 0 to 1"),
@@ -648,12 +647,12 @@ def test_options_without_meaning(tmp_path, run_folder, planted, capsys):
         assert main(["select-raft", *words, *more]) == 1
         assert re.search(message, capsys.readouterr().err)
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": ["a"]}])
-    config = RaftConfig(str(tmp_path / "raft"), candidates=source, segmentation="sentence")
+    config = RaftConfig(output_dir=str(tmp_path / "raft"), candidates=source, segmentation="sentence")
     with pytest.raises(ValueError, match="segmentation cuts texts, and all candidates are lists of steps"):
-        read_candidates(config, {})
+        read_candidates(config, Counter())
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="empty.jsonl: there is nothing in it"):
-        read_candidates(RaftConfig("out", candidates=str(tmp_path / "empty.jsonl")), {})
+        read_candidates(RaftConfig(output_dir="out", candidates=str(tmp_path / "empty.jsonl")), Counter())
 
 
 def test_what_is_missing_shows_before_the_long_part(tmp_path, monkeypatch, capsys):
@@ -680,30 +679,24 @@ def test_what_is_missing_shows_before_the_long_part(tmp_path, monkeypatch, capsy
 
 def test_aggregates_from_python():
     with pytest.raises(ValueError, match="aggregate is 'sum', expected one of min, prod, last, mean, max"):
-        RaftConfig("out", candidates="in.jsonl", aggregate="sum")
-
-
-def scorer_args(**options) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_score_arguments(parser)
-    return argparse.Namespace(**(vars(parser.parse_args([])) | options))
+        RaftConfig(output_dir="out", candidates="in.jsonl", aggregate="sum")
 
 
 def test_options_of_the_reward_model(tmp_path, monkeypatch):
-    """Parsed and not passed on, an option changes nothing that anyone would see."""
+    """Read and not passed on, an option changes nothing that anyone would see."""
     loaded = Mock()
     monkeypatch.setattr(StepScorer, "from_pretrained", loaded)
     StepFormat(step_separator="; ").save(tmp_path)
     given = {"revision": "v2", "dtype": "bfloat16", "max_length": 64, "batch_size": 3}
-    load_scorer("model", scorer_args(step_format=str(tmp_path / "step_format.json"), **given))
+    config = SelectRaftConfig(
+        candidates="in.jsonl",
+        output_dir="out",
+        reward_model="model",
+        step_format=tmp_path / "step_format.json",
+        **{f"reward_model_{name}": value for name, value in given.items()},
+    )
+    config.load_scorer()
     loaded.assert_called_once_with("model", step_format=StepFormat(step_separator="; "), **given)
-
-
-def test_options_of_the_reward_model_that_cannot_work(checkpoint):
-    with pytest.raises(ValueError, match="--combine mean makes one score of those of several spans, and --spans is 1"):
-        load_scorer(checkpoint, scorer_args(combine="mean"))
-    with pytest.raises(FileNotFoundError, match="there is no file nowhere.json, expected a step_format.json"):
-        load_scorer(checkpoint, scorer_args(step_format="nowhere.json"))
 
 
 def test_the_picture_shows_what_was_judged_and_chosen(tmp_path, planted, monkeypatch):

@@ -1,5 +1,5 @@
 """
-What holds of the papers' claims in the demo's world, computed from its measurements.
+What was seen in the demo's world, from its measurements: whether each reward model is hacked, and what holds of the papers' claims.
 
 A claim is held or not held where a 95 % interval over three reward-model seeds or more leaves out what the other answer would
 need. All else is open, with the number that was seen.
@@ -10,15 +10,198 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.hacking import MARGIN, percent
-from .hacking import WAYS, Fall, Headline, fall_words, headlines, named, titles
-from .over_seeds import Answer, Spread, judge, judge_all, paired, spread, told
+from ..evaluation.reward_hacking import MARGIN, Verdict, hacking_answer, undecided_by
+from ..evaluation.reward_hacking import Answer as HackingAnswer
+from ..pages.numbers import percent, points_between
+from .over_seeds import Answer, Spread, judge, judge_all, paired, signed, spread, told
 
 
+WAYS = {"best_of_n": "best-of-N", "step_search": "step search"}
+# what is asked first, each chosen by as the HRM paper chooses: whole solutions by an ORM, steps by the others
+FIRST = {"orm": "best_of_n", "prm": "step_search", "hrm": "step_search", "hnc": "step_search"}
+MAIN = (*FIRST, "control")  # the rest are variants of these: other labels, longer training
 HRM = "HRM"
 ER_PRM = "ER-PRM"
 PAPER_COEF = 0.5  # the HRM paper's λ
 DRIFT = (0.0, 0.001, PAPER_COEF)
+
+
+@dataclass(frozen=True)
+class Fall:
+    """
+    What is lost from the best smaller N to the largest.
+
+    Args:
+        best_n, largest_n (`int`):
+            The two. The best N is that of the mean over seeds, below the largest.
+        best, last (`float`):
+            Mean accuracies there.
+        spread ([`Spread`]):
+            Accuracy at the best N minus that at the largest, over seeds.
+        undecided (`str`, *optional*):
+            Why the mean accuracies cannot tell whether the model is hacked, if they cannot.
+    """
+
+    best_n: int
+    largest_n: int
+    best: float
+    last: float
+    spread: Spread
+    undecided: str | None = None
+
+    @property
+    def answer(self) -> HackingAnswer:
+        """The answer of the interval over seeds."""
+        return "open" if self.undecided else hacking_answer(self.spread.low, self.spread.high)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """
+    The curve that answers for a reward model.
+
+    Args:
+        name, title (`str`):
+            The model.
+        way (`str`):
+            Key of `WAYS`: how solutions are chosen.
+        points (`list[dict]`):
+            Its curve. See [`curve_over_seeds`].
+        fall ([`Fall`]):
+            What it loses.
+        verdict ([`Verdict`]):
+            The answer.
+    """
+
+    name: str
+    title: str
+    way: str
+    points: list[dict[str, Any]]
+    fall: Fall
+    verdict: Verdict
+
+
+def titles(data: dict[str, Any]) -> dict[str, str]:
+    """Titles of the reward models by their names."""
+    return {model["name"]: model["title"] for model in data["models"]}
+
+
+def named(models: Sequence[dict[str, Any]], name: str, spans: Sequence[int] | None = None) -> dict[str, Any] | None:
+    """The model of a name, scored with the given spans where these differ. `None` if it was not measured."""
+    return next((one for one in models if one["name"] == name and spans in (None, one.get("spans"))), None)
+
+
+def curve_over_seeds(accuracy: Sequence[Sequence[float]], n: Sequence[int]) -> list[dict[str, Any]]:
+    """Points with the mean `accuracy` and, from `low` to `high`, that of all seeds."""
+    return [
+        {"n": number, "accuracy": statistics.fmean(seeds), "low": min(seeds), "high": max(seeds)}
+        for number, seeds in zip(n, zip(*accuracy, strict=True), strict=True)
+    ]
+
+
+def curve_of(model: dict[str, Any], n: Sequence[int]) -> list[dict[str, Any]]:
+    """The same of a model of a search. One seed has no spread: its band is the interval over problems."""
+    points = curve_over_seeds(model["accuracy"], n)
+    if len(model["seeds"]) == 1:
+        points = [
+            point | {"low": low, "high": high} for point, (low, high) in zip(points, model["interval"][0], strict=True)
+        ]
+    return points
+
+
+def baseline_curves(data: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Curves that use no reward model."""
+    found = data["best_of_n"]
+    return [
+        ("majority vote", curve_over_seeds([found["majority_vote"]], data["n"])),
+        ("pass@N", curve_over_seeds([found["pass_at_n"]], data["n"])),
+    ]
+
+
+def fall_of(model: dict[str, Any], n: Sequence[int]) -> Fall:
+    """What a model loses beyond its best N below the largest."""
+    means = [point["accuracy"] for point in curve_over_seeds(model["accuracy"], n)]
+    best = max(range(len(n) - 1), key=means.__getitem__)
+    lost = [accuracy[best] - accuracy[-1] for accuracy in model["accuracy"]]
+    return Fall(n[best], n[-1], means[best], means[-1], spread(lost), undecided_by(means))
+
+
+def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
+    """
+    Whether more candidates make a reward model's choice worse.
+
+    Args:
+        model (`dict[str, Any]`):
+            A model of `best_of_n` or `step_search` of the measurements.
+        n (`Sequence[int]`):
+            Numbers of candidates.
+
+    Returns:
+        [`Verdict`]: By the interval of the fall over seeds, see [`~evaluation.reward_hacking.judge_loss`]. Where there is none (one or two
+        seeds, or seeds with equal falls) the answer is for these models only: the one that each has by its interval over problems,
+        `"open"` if they differ.
+    """
+    fall, verdicts = fall_of(model, n), model["verdicts"]
+    ends = f"{percent(fall.best)} at N = {fall.best_n}, {percent(fall.last)} at N = {fall.largest_n}."
+    if fall.undecided:
+        return Verdict("open", f"Cannot be told: {fall.undecided}.", [ends])
+    if fall.spread.is_settled:
+        lead = {"yes": "Yes", "no": "No fall of more than 5 points", "open": f"Not settled by {len(verdicts)} seeds"}
+        return Verdict(fall.answer, f"{lead[fall.answer]}: accuracy {fall_words(fall)}.", [ends])
+    answer = verdicts[0] if len(set(verdicts)) == 1 else "open"
+    here = "this model" if len(verdicts) == 1 else f"these {len(verdicts)} models"
+    lead = {"yes": f"Yes, {here}", "no": f"No sign of it in {here}", "open": f"Not settled for {here}"}
+    gaps = [f"{signed(100 * gap)} ({points_between(low, high)})" for gap, low, high, _, _ in model["gap"]]
+    words = f"Points lost, 95 % over problems: {'; '.join(gaps)}."
+    return Verdict(answer, f"{lead[answer]}: accuracy {fall_words(fall)}.", [f"{ends} Other seeds may differ.", words])
+
+
+def fall_words(fall: Fall) -> str:
+    """In how many seeds accuracy falls, and by how much. A rise is said as one."""
+    lost, number = fall.spread, len(fall.spread.values)
+    size = f"{100 * abs(lost.mean):.1f} points"
+    if number == 1:
+        change = f"falls by {size}" if lost.mean > 0 else f"rises by {size}" if lost.mean < 0 else "is the same"
+        return f"{change} from N = {fall.best_n} to N = {fall.largest_n}"
+    words = f"falls beyond N = {fall.best_n} in {sum(value > 0 for value in lost.values)} of {number} seeds"
+    words += f", by {size} on average" if lost.mean >= 0 else f"; on average it rises by {size}"
+    if not lost.is_settled:
+        return words
+    ends = (lost.low, lost.high) if lost.mean >= 0 else (-lost.high, -lost.low)
+    return f"{words} (95 % interval over seeds {points_between(*ends)})"
+
+
+def headlines(data: dict[str, Any]) -> list[Headline]:
+    """The answers for the reward models that are asked about first, as far as they were measured."""
+    found = []
+    for name, way in FIRST.items():
+        model = named(data[way]["models"], name)
+        if model is not None:
+            curve = curve_of(model, data["n"])
+            verdict = hacking_verdict(model, data["n"])
+            found.append(Headline(name, titles(data)[name], way, curve, fall_of(model, data["n"]), verdict))
+    return found
+
+
+def vote_words(data: dict[str, Any]) -> str:
+    """How plain majority vote stands beside every reward model at the largest N."""
+    n, vote = data["n"][-1], data["best_of_n"]["majority_vote"][-1]
+    models = [(way, model) for way in WAYS for model in data[way]["models"]]
+    last = [spread([accuracy[-1] for accuracy in model["accuracy"]]) for _, model in models]
+    best = max(range(len(models)), key=lambda i: last[i].mean)
+    way, model = models[best]
+    title = f"{titles(data)[model['name']]} by {WAYS[way]}"
+    above = vote > last[best].mean
+    side = "above every reward model here" if above else "not above every reward model here"
+    words = (
+        f"Plain majority vote, with no reward model: {percent(vote)} at N = {n}, {side} (the highest mean is that of {title}, "
+        f"{percent(last[best].mean)}"
+    )
+    if not last[best].is_settled:
+        return f"{words}, {len(model['seeds'])} seed{'s' * (len(model['seeds']) != 1)})."
+    if last[best].low <= vote <= last[best].high:
+        return f"{words}; its interval over seeds holds the vote: not settled)."
+    return f"{words}, which the interval over its seeds confirms)."
 
 
 @dataclass(frozen=True)
@@ -66,13 +249,19 @@ def claims(data: dict[str, Any]) -> list[Claim]:
     Returns:
         `list[Claim]`: In the order of the page.
     """
+    runs = data["self_training"]["runs"]
+    # as the paper takes KL: summed over a solution, and its logarithm
+    by_coef = {coef: runs_of(runs, coef, "log1p") for coef in sorted({run["kl_coef"] for run in runs})}
+    by_coef = {coef: found for coef, found in by_coef.items() if found}
     return [
         *_over_n(data),
         _hrm_over_prm(data),
         *_corrections(data["step_kinds"]),
         _wrong_prefix(data["wrong_prefix"]),
         *_hnc(data["hnc"], titles(data)),
-        *_self_training(data["self_training"]["runs"]),
+        _drift(by_coef),
+        _best_coef(by_coef),
+        _log_scaling(runs),
         _entropy(data["eta"], data["n"]),
     ]
 
@@ -80,33 +269,24 @@ def claims(data: dict[str, Any]) -> list[Claim]:
 def _over_n(data: dict[str, Any]) -> list[Claim]:
     """ORM and PRM fall as N grows, HRM does not."""
     headline = {one.name: one for one in headlines(data)}
-    asked = (
-        ("orm", "ORM loses accuracy as N grows.", _falls),
-        ("prm", "PRM loses accuracy as N grows.", _falls),
-        ("hrm", "HRM stays stable as N grows.", _stays),
-    )
-    return [
-        _claim(words, _curve_words(headline[name]), answer(headline[name].fall), headline[name].fall.spread)
-        if name in headline
-        else _not_measured(words)
-        for name, words, answer in asked
-    ]
-
-
-def _falls(fall: Fall) -> Answer:
-    return {"yes": "held", "no": "not held", "open": "open"}[fall.answer]
-
-
-def _stays(fall: Fall) -> Answer:
-    return {"yes": "not held", "no": "held", "open": "open"}[fall.answer]
-
-
-def _curve_words(headline: Headline) -> str:
-    fall = headline.fall
-    return (
-        f"By {WAYS[headline.way]}: {percent(fall.best)} at N = {fall.best_n}, {percent(fall.last)} at N = {fall.largest_n}; "
-        f"accuracy {fall_words(fall)}."
-    )
+    falls: dict[str, Answer] = {"yes": "held", "no": "not held", "open": "open"}
+    stays: dict[str, Answer] = {"yes": "not held", "no": "held", "open": "open"}
+    found = []
+    for name, words, answers in (
+        ("orm", "ORM loses accuracy as N grows.", falls),
+        ("prm", "PRM loses accuracy as N grows.", falls),
+        ("hrm", "HRM stays stable as N grows.", stays),
+    ):
+        if name not in headline:
+            found.append(_not_measured(words))
+            continue
+        fall = headline[name].fall
+        here = (
+            f"By {WAYS[headline[name].way]}: {percent(fall.best)} at N = {fall.best_n}, {percent(fall.last)} at N = {fall.largest_n}; "
+            f"accuracy {fall_words(fall)}."
+        )
+        found.append(_claim(words, here, answers[fall.answer], fall.spread))
+    return found
 
 
 def _hrm_over_prm(data: dict[str, Any]) -> Claim:
@@ -175,15 +355,15 @@ def _hnc(found: dict[str, Any] | None, names: dict[str, str]) -> list[Claim]:
     if found is None:
         here = "Not measured in this profile: run the full one."
         return [Claim(HRM, f"HRM + HNC is above {name}.", here, "open") for name in ("PRM", "HRM")]
-    return [_of_hnc(one, found["n"][-1], names) for one in found["comparisons"] if one["a"].startswith("hnc")]
-
-
-def _of_hnc(comparison: dict[str, Any], n: int, names: dict[str, str]) -> Claim:
-    a, b = (names[comparison[key]] for key in ("a", "b"))
-    difference = compared(comparison["difference"][-1])
-    words = f"{a} is above {b}{' (a control of ours)' if comparison['b'] == 'control' else ''}."
-    here = f"Difference at N = {n}, step search, {comparison['steps']:,} training steps: {told(difference)}."
-    return _claim(words, here, judge(difference), difference)
+    claimed = []
+    for one in found["comparisons"]:
+        if one["a"].startswith("hnc"):
+            a, b = (names[one[key]] for key in ("a", "b"))
+            difference = compared(one["difference"][-1])
+            words = f"{a} is above {b}{' (a control of ours)' if one['b'] == 'control' else ''}."
+            here = f"Difference at N = {found['n'][-1]}, step search, {one['steps']:,} training steps: {told(difference)}."
+            claimed.append(_claim(words, here, judge(difference), difference))
+    return claimed
 
 
 def compared(point: dict[str, Any]) -> Spread:
@@ -202,13 +382,6 @@ def runs_of(
 def accuracy_of(found: dict[str, int]) -> float:
     """Share of right samples."""
     return found["num_right"] / found["num_samples"]
-
-
-def _self_training(runs: Sequence[dict[str, Any]]) -> list[Claim]:
-    """Claims of λ, as the paper takes KL: summed over a solution, and its logarithm."""
-    coefs = sorted({run["kl_coef"] for run in runs})
-    by_coef = {coef: found for coef in coefs if (found := runs_of(runs, coef, "log1p"))}
-    return [_drift(by_coef), _best_coef(by_coef), _log_scaling(runs)]
 
 
 def _drift(by_coef: dict[float, list[dict[str, Any]]]) -> Claim:
@@ -247,13 +420,9 @@ def _best_coef(by_coef: dict[float, list[dict[str, Any]]]) -> Claim:
     rival = min(above, key=lambda coef: above[coef].mean)
     here = (
         f"Accuracy after training: {means}; the highest at λ = {best:g}. λ = {PAPER_COEF:g} minus λ = {rival:g}: "
-        f"{_over_runs(above[rival])}."
+        f"{told(above[rival], each='run')}."
     )
     return _claim(words, here, judge_all([judge(one) for one in above.values()]), *above.values(), each="run")
-
-
-def _over_runs(found: Spread) -> str:
-    return told(found).replace("seed", "run")
 
 
 def _log_scaling(runs: Sequence[dict[str, Any]]) -> Claim:
@@ -264,7 +433,7 @@ def _log_scaling(runs: Sequence[dict[str, Any]]) -> Claim:
     accuracy = [[accuracy_of(run["accuracy"]) for run in found] for found in (with_log, without)]
     kl = [statistics.fmean(run["curve"][-1]["kl"] for run in found) for found in (with_log, without)]
     difference = _run_by_run(*accuracy)
-    here = f"With minus without: {_over_runs(difference)}; KL at the end {kl[0]:.3g} and {kl[1]:.3g}."
+    here = f"With minus without: {told(difference, each='run')}; KL at the end {kl[0]:.3g} and {kl[1]:.3g}."
     is_small = difference.is_settled and max(abs(difference.low), abs(difference.high)) < MARGIN
     return _claim(words, here, "not held" if is_small else judge(difference), difference, each="run")
 

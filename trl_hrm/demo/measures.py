@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.pool import PoolProblem, read_run
-from ..scoring.paths import TreeScorer
+from ..data.candidate_sources import read_run
+from ..data.candidates import ProblemCandidates
+from ..scoring.tree_scorer import TreeScorer
 from ..search.nodes import read_trees
 from ..search.run_folder import node_files
 from ..search.tree import SearchTree
@@ -41,7 +42,7 @@ def measure_policy(run: str | Path) -> dict[str, Any]:
     }
 
 
-def _candidates(run: str | Path) -> Iterator[tuple[PoolProblem, Any]]:
+def _candidates(run: str | Path) -> Iterator[tuple[ProblemCandidates, Any]]:
     for problem in read_run(node_files(Path(run)), ["marker"]):
         for candidate in problem.candidates:
             yield problem, candidate

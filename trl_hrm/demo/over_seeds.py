@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..pages.numbers import percent
+
 
 MIN_SEEDS = 3  # with fewer, an interval is as wide as the scale, or does not exist
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
@@ -124,7 +126,7 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: no negative zero
 
 
-def told(found: Spread, scale: float = 100, unit: str = " points", digits: int = 1) -> str:
+def told(found: Spread, scale: float = 100, unit: str = " points", digits: int = 1, each: str = "seed") -> str:
     """
     A difference with what is known of it.
 
@@ -138,7 +140,7 @@ def told(found: Spread, scale: float = 100, unit: str = " points", digits: int =
     ```
     """
     mean = f"{signed(scale * found.mean, digits)}{unit}"
-    number = f"{len(found.values)} seed{'s' * (len(found.values) != 1)}"
+    number = f"{len(found.values)} {each}{'s' * (len(found.values) != 1)}"
     if not found.is_settled:
         return f"{mean} ({number})"
     return f"{mean} (95 % interval over {number} {interval(found, scale, digits)})"
@@ -149,3 +151,17 @@ def interval(found: Spread, scale: float = 100, digits: int = 1) -> str:
     if not found.is_settled:
         return "–"
     return f"{signed(scale * found.low, digits)} to {signed(scale * found.high, digits)}"
+
+
+def mean_share(values: Sequence[float]) -> str:
+    """Mean of shares over seeds in percent, with the lowest and the highest where there are several."""
+    mean = percent(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+
+def mean_number(values: Sequence[float | None], form: str = ".2f") -> str:
+    """The same of numbers that are not shares, in a format. A dash where one was not measured."""
+    if None in values or not values:
+        return "–"
+    mean = f"{statistics.fmean(values):{form}}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):{form}} to {max(values):{form}})"

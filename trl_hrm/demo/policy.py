@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from .tiny_model import make_tiny_model
+from ..tiny_model import make_tiny_model
 from .world import STEP, Problem, solve
 
 

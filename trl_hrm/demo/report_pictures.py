@@ -1,4 +1,4 @@
-"""The pictures of the demo's report, each in light and dark."""
+"""The pictures of the demo's report."""
 
 import statistics
 import textwrap
@@ -6,21 +6,20 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.hacking import percent
-from ..evaluation.report_pictures import (
-    MARKERS,
-    Picture,
-    Theme,
-    band_picture,
-    draw,
-    legend,
-    reliability_picture,
-    shown_label,
+from ..pages.numbers import percent
+from ..pages.pictures import MARKERS, Picture, Theme, band_picture, draw, legend, reliability_picture, shown_label
+from .claims import (
+    MAIN,
+    WAYS,
+    baseline_curves,
+    compared,
+    curve_of,
+    curve_over_seeds,
+    fall_of,
+    headlines,
+    titles,
 )
-from .claims import compared
-from .hacking import MAIN, WAYS, beside_curves, curve_of, curve_over_seeds, fall_of, headlines, titles
 from .over_seeds import Spread, spread, told
-from .report_tree import tree_picture
 
 
 if TYPE_CHECKING:
@@ -35,6 +34,17 @@ KINDS = {
 }
 SCALINGS = {"log1p": "log", "none": "no log"}
 REDUCTIONS = {"sum": "summed over a solution", "token_mean": "mean over tokens"}
+TREE_WIDTH = 9.5  # inches
+BOX = (0.82, 0.66)  # of the place of a node
+EDGES = {
+    "right": ("right step", "-", 1.4),
+    "first_error": ("first error", "--", 2.0),
+    "correction": ("correction", "-", 3.4),
+    "locally_right": ("locally right, stays wrong", ":", 1.8),
+    "new_error": ("new error", "-.", 1.8),
+    "lucky": ("right again by chance", (0, (1, 3)), 1.8),
+    "answer": ("answer", "-", 0.8),
+}
 
 
 def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
@@ -48,19 +58,40 @@ def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
     Returns:
         `dict[str, list[Picture]]`: By the key of their section, in the order of the page.
     """
-    return {
-        "first": [_headline_picture(data)],
+    names, n, shown = titles(data), data["n"], headlines(data)
+    curves = [(f"{one.title} ({WAYS[one.way]})", one.points) for one in shown]
+    places = [MAIN.index(one.name) for one in shown]
+    first = band_picture("accuracy", "Accuracy over the number of candidates N", curves, baseline_curves(data), places)
+    falls = [
+        (f"{names[model['name']]}, {WAYS[way]}", fall_of(model, n).spread)
+        for way in WAYS
+        for model in data[way]["models"]
+    ]
+    calibrations = {calibration_name(data, one): one["bins"] for one in data["calibration"] if one["name"] in MAIN}
+    labels = [
+        (
+            f"{eta_name(one)} (mean label {one['mean_label']:.2f})",
+            spread([accuracy[-1] for accuracy in one["accuracy"]]),
+        )
+        for one in sorted(data["eta"], key=lambda one: one["mean_label"])
+    ]
+    eta_title = f"Best-of-N accuracy at N = {n[-1]} by the labels of the reward model"
+    pictures = {
+        "first": [first],
         "accuracy": _way_pictures(data),
-        "gap": [_gap_picture(data)],
+        "gap": [spreads_picture("gap", f"Points lost from the best smaller N to N = {n[-1]}", falls, "points lost")],
         "wrong-prefix": _wrong_prefix_pictures(data["wrong_prefix"]),
         "step-kinds": [_kinds_picture(data["step_kinds"])],
         "depth-cap": [_caps_picture(data["values_by_cap"], data["solution_length"])],
-        "calibration": [_calibration_picture(data)],
+        "calibration": [reliability_picture(calibrations)],
         "lambda": _lambda_pictures(data["self_training"]["runs"]),
-        "eta": [_eta_picture(data["eta"], data["n"][-1])],
-        "hnc": [_hnc_picture(data["hnc"], titles(data))] if data["hnc"] else [],
-        "tree": [tree_picture(data["tree"])],
+        "eta": [spreads_picture("eta", eta_title, labels, "accuracy, %", is_difference=False)],
     }
+    if hnc := data["hnc"]:
+        rows = [(comparison_name(names, one), compared(one["difference"][-1])) for one in hnc["comparisons"]]
+        title = f"Differences seed by seed at N = {hnc['n'][-1]}"
+        pictures["hnc"] = [spreads_picture("hnc", title, rows, "difference, points")]
+    return pictures | {"tree": [tree_picture(data["tree"])]}
 
 
 def eta_name(one: dict[str, Any]) -> str:
@@ -86,13 +117,6 @@ def band_words(data: dict[str, Any]) -> str:
     return f"{words}{', of one seed the 95 % interval over problems' * (False in several)}."
 
 
-def _headline_picture(data: dict[str, Any]) -> Picture:
-    found = headlines(data)
-    curves = [(f"{one.title} ({WAYS[one.way]})", one.points) for one in found]
-    places = [MAIN.index(one.name) for one in found]
-    return band_picture("accuracy", "Accuracy over the number of candidates N", curves, beside_curves(data), places)
-
-
 def _way_pictures(data: dict[str, Any]) -> list[Picture]:
     """For each way to choose the main models, in the same colours everywhere, and their variants."""
     names, pictures = titles(data), []
@@ -107,18 +131,8 @@ def _way_pictures(data: dict[str, Any]) -> list[Picture]:
             if models:
                 name, title = f"accuracy-{way.replace('_', '-')}{end}", f"By {words}{title}"
                 curves = [(names[model["name"]], curve_of(model, data["n"])) for model in models]
-                pictures.append(band_picture(name, title, curves, beside_curves(data), places))
+                pictures.append(band_picture(name, title, curves, baseline_curves(data), places))
     return pictures
-
-
-def _gap_picture(data: dict[str, Any]) -> Picture:
-    names, n = titles(data), data["n"]
-    rows = [
-        (f"{names[model['name']]}, {WAYS[way]}", fall_of(model, n).spread)
-        for way in WAYS
-        for model in data[way]["models"]
-    ]
-    return spreads_picture("gap", f"Points lost from the best smaller N to N = {n[-1]}", rows, "points lost")
 
 
 def spreads_picture(
@@ -239,12 +253,6 @@ def calibration_name(data: dict[str, Any], one: dict[str, Any]) -> str:
     return f"{titles(data)[one['name']]}, seed {one['seed']}"
 
 
-def _calibration_picture(data: dict[str, Any]) -> Picture:
-    return reliability_picture(
-        {calibration_name(data, one): one["bins"] for one in data["calibration"] if one["name"] in MAIN}
-    )
-
-
 def run_name(run: dict[str, Any]) -> str:
     """
     A run by its λ and scaling.
@@ -261,7 +269,7 @@ def run_name(run: dict[str, Any]) -> str:
 
 
 def _lambda_pictures(runs: Sequence[dict[str, Any]]) -> list[Picture]:
-    """Language-model loss and KL over steps, for each way to reduce KL. λ = 0 stands in all: it has no KL to reduce."""
+    """Language-model loss and KL over steps, for each way to reduce KL. λ = 0 is in all of them: it has no KL to reduce."""
     reductions = list(dict.fromkeys(run["kl_reduction"] for run in runs if run["kl_coef"]))
     pictures = []
     for reduction in reductions:
@@ -297,26 +305,123 @@ def _lambda_picture(runs: Sequence[dict[str, Any]], reduction: str, key: str) ->
     return draw(name, title, f"{title}. {ends}", paint, 3.3)
 
 
-def _eta_picture(found: Sequence[dict[str, Any]], n: int) -> Picture:
-    ordered = sorted(found, key=lambda one: one["mean_label"])
-    rows = [
-        (
-            f"{eta_name(one)} (mean label {one['mean_label']:.2f})",
-            spread([accuracy[-1] for accuracy in one["accuracy"]]),
-        )
-        for one in ordered
-    ]
-    return spreads_picture(
-        "eta", f"Best-of-N accuracy at N = {n} by the labels of the reward model", rows, "accuracy, %", False
-    )
-
-
 def comparison_name(data_titles: dict[str, str], one: dict[str, Any]) -> str:
     """Who is compared with whom, after how many training steps."""
     a, b = (data_titles.get(one[key], one[key]) for key in ("a", "b"))
     return f"{a} − {b}, {one['steps']:,} steps"
 
 
-def _hnc_picture(found: dict[str, Any], names: dict[str, str]) -> Picture:
-    rows = [(comparison_name(names, one), compared(one["difference"][-1])) for one in found["comparisons"]]
-    return spreads_picture("hnc", f"Differences seed by seed at N = {found['n'][-1]}", rows, "difference, points")
+def tree_picture(tree: dict[str, Any]) -> Picture:
+    """
+    The tree from left to right.
+
+    Args:
+        tree (`dict[str, Any]`):
+            `problem`, and `nodes` with `parent` (-1 for the problem), `text`, mean MC `value`, `count` of how often the step was
+            sampled, `kind`, and `correct` for answers.
+    """
+    nodes = tree["nodes"]
+    places = tree_places([node["parent"] for node in nodes])
+    num_rows = max((y for _, y in places), default=0) + 1
+    depth = max((x for x, _ in places), default=0)
+
+    def paint(axes: "Axes", theme: Theme) -> None:
+        root = (-1.0, sum(y for (x, y) in places if x == 0) / max(sum(x == 0 for x, _ in places), 1))
+        for node, place in zip(nodes, places, strict=True):
+            start, (_, style, line) = root if node["parent"] < 0 else places[node["parent"]], EDGES[node["kind"]]
+            x, y = (start[0] + BOX[0] / 2, place[0] - BOX[0] / 2), (start[1], place[1])
+            axes.plot(x, y, color=_edge_color(theme, node["kind"]), linestyle=style, linewidth=line, zorder=1)
+        _box(axes, theme, root, "problem", theme.page, theme.quiet, 1)
+        for node, place in zip(nodes, places, strict=True):
+            color, width = (theme.right, 2.4) if node["kind"] == "correction" else (theme.quiet, 0.8)
+            _box(axes, theme, place, node_words(node), _shade(theme, node["value"]), color, width)
+        for kind, (label, style, line) in EDGES.items():  # what the lines mean, above the tree
+            axes.plot([], [], color=_edge_color(theme, kind), linestyle=style, linewidth=line, label=label)
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            ncols=len(EDGES),
+            frameon=False,
+            fontsize=7.5,
+            labelcolor=theme.text,
+            borderaxespad=0,
+            handlelength=2.6,
+        )
+        axes.set_xlim(-1.5, depth + 0.5)
+        axes.set_ylim(num_rows - 0.4, -0.6)
+        axes.axis("off")
+
+    corrections = [node for node in nodes if node["kind"] == "correction"]
+    text = f"A search tree of {len(nodes)} steps for: {tree['problem']} " + " ".join(
+        f"Correction {step_text(node)}, value {_number(node['value'])}, after {step_text(nodes[node['parent']])}, "
+        f"value {_number(nodes[node['parent']]['value'])}."
+        for node in corrections
+        if node["parent"] >= 0
+    )
+    title = "Steps with their MC values, bluer for higher; a correction has a thick line and frame"
+    return draw("tree", title, text, paint, 1.0 + 0.46 * num_rows, TREE_WIDTH)
+
+
+def tree_places(parents: Sequence[int]) -> list[tuple[float, float]]:
+    """Depth and row of each node: leaves one below another, a parent in the middle of its children."""
+    children: dict[int, list[int]] = {}
+    for i, parent in enumerate(parents):
+        children.setdefault(parent, []).append(i)
+    places: dict[int, tuple[float, float]] = {}
+    num_leaves = 0
+
+    def place(i: int, depth: int) -> float:
+        nonlocal num_leaves
+        rows = [place(child, depth + 1) for child in children.get(i, ())]
+        if not rows:
+            rows = [float(num_leaves)]
+            num_leaves += 1
+        places[i] = (float(depth), sum(rows) / len(rows))
+        return places[i][1]
+
+    for top in children.get(-1, ()):
+        place(top, 0)
+    return [places[i] for i in range(len(parents))]
+
+
+def step_text(node: dict[str, Any]) -> str:
+    """The step in one line, without its header."""
+    lines = [line for line in node["text"].splitlines() if not line.startswith(("# Step", "# END"))]
+    return " ".join(" ".join(lines).replace("# Answer", "answer").split())
+
+
+def node_words(node: dict[str, Any]) -> str:
+    """A node as it is read in the picture: its step, and its value, or whether its answer is right."""
+    mark = "" if node["correct"] is None else " ✓" if node["correct"] else " ✗"
+    return f"{step_text(node)[:24]}{mark}\n{_number(node['value'])}, n = {node['count']}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _edge_color(theme: Theme, kind: str) -> str:
+    if kind == "correction":
+        return theme.right
+    return theme.wrong if kind in ("first_error", "new_error") else theme.quiet
+
+
+def _box(
+    axes: "Axes", theme: Theme, place: tuple[float, float], words: str, color: object, frame: str, width: float
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = (place[0] - BOX[0] / 2, place[1] - BOX[1] / 2)
+    axes.add_patch(Rectangle(corner, *BOX, facecolor=color, edgecolor=frame, linewidth=width, zorder=2))
+    axes.text(*place, shown_label(words), color=theme.text, fontsize=7, ha="center", va="center", zorder=3)
+
+
+def _shade(theme: Theme, value: float | None) -> object:
+    """A pale colour from wrong (0) over the page's (0.5) to right (1), on which text can be read."""
+    from matplotlib.colors import to_rgb
+
+    if value is None:
+        return theme.page
+    end = to_rgb(theme.right if value > 0.5 else theme.wrong)
+    share = 0.45 * abs(2 * value - 1)
+    return tuple(share * mine + (1 - share) * page for mine, page in zip(end, to_rgb(theme.page), strict=True))

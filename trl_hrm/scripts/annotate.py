@@ -9,271 +9,326 @@ trl-hrm annotate --problems train.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct -
 Stop it at will and start it again with the same command: it goes on where it was.
 """
 
-import argparse
-import json
+import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..encoding import CHAT_TEMPLATE_DATE
-from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
-from ..search.shards import Shard
-from ..search.steps import RULES
-from .annotate_options import ENGINE_OPTIONS, SEARCH_OPTIONS, make_engine, make_prompt, make_search
-from .build_options import add_columns_argument, add_strict_argument
+from ..data.problems_config import ProblemsConfig
+from ..grading import DEFAULT_EXTRACTORS
+from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
+from ..search.run_folder import Shard
 
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ..data.problem_sets import ProblemSet
-    from ..search.progress import Progress
+    from ..grading import AnswerGrader
+    from ..search.prompts import Prompt
+    from ..search.scheduler import Progress
+    from ..search.steps import StepRule
 
+
+_BUDGET = ("max_sequences", "max_tokens")
+SEARCH_SETTINGS = {
+    "full_tree": ("num_children", "max_depth", "max_step_tokens", *_BUDGET),
+    "rollouts": ("num_solutions", "num_completions", "max_solution_tokens", *_BUDGET),
+    "puct": ("num_completions", "max_selections", "c_puct", "max_solution_tokens", *_BUDGET),
+}
 VERSIONED = {"torch", "transformers", "vllm", "math-verify", "latex2sympy2_extended", "sympy"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output_dir", required=True, help="folder of the run (required)")
-    add_problem_arguments(parser.add_argument_group("problems"))
-    add_engine_arguments(parser.add_argument_group("policy"))
-    add_prompt_arguments(parser.add_argument_group("prompt and steps"))
-    _add_search_arguments(parser.add_argument_group("search"))
-    run_group = parser.add_argument_group("run")
-    run_group.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="search the I-th of N parts, from 0"
-    )
-    add_run_arguments(run_group)
-
-
-def add_problem_arguments(group: argparse._ArgumentGroup, help: str | None = None) -> None:
-    """Add the problems. With a `help` of its own they need not be given."""
-    group.add_argument(
-        "--problems",
-        required=help is None,
-        help=help or "JSON Lines or JSON file, or directory or Hub name of a dataset (required)",
-    )
-    group.add_argument(
-        "--problem_format",
-        choices=["auto", "gsm8k", "math", "prm800k", "plain"],
-        default="auto",
-        help="columns of the problems; auto tells by the first one",
-    )
-    group.add_argument("--split", default="train", help="split to read of a dataset; files have none")
-    group.add_argument("--limit", type=int, help="read this many problems at most (default: all)")
-    group.add_argument(
-        "--exclude",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="JSON files of test sets, whose problems are left out (default: none)",
-    )
-    add_columns_argument(group)
-    add_strict_argument(group)
-
-
-def add_engine_arguments(group: argparse._ArgumentGroup, required: bool = True, prefix: str = "") -> None:
-    """Add the policy and what runs it. `prefix` goes before names that a reward model beside it has too."""
-    group.add_argument(
-        "--policy",
-        required=required,
-        help="folder or Hub id of the policy; for openai, its name there" + (" (required)" if required else ""),
-    )
-    group.add_argument("--engine", choices=list(ENGINE_OPTIONS), default="vllm", help="what runs the policy")
-    group.add_argument(f"--{prefix}revision", help="revision of the policy on the Hub (default: main)")
-    group.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    group.add_argument("--top_p", type=float, default=1.0, help="1 is off")
-    group.add_argument("--top_k", type=int, default=0, help="0 is off")
-    group.add_argument(
-        f"--{prefix}dtype", help="dtype of the policy, for vllm and transformers (default: the checkpoint's)"
-    )
-    group.add_argument(
-        f"--{prefix}batch_size", type=int, help="sequences of a forward pass, for transformers (default: 64)"
-    )
-    group.add_argument(
-        "--engine_args",
-        type=json.loads,
-        metavar="JSON",
-        help="""more arguments of vLLM's engine, for vllm, as in '{"gpu_memory_utilization": 0.8}' (default: none)""",
-    )
-    group.add_argument(
-        "--base_urls",
-        nargs="+",
-        metavar="URL",
-        help="addresses of OpenAI-compatible completions servers, as in http://host:8000/v1, for openai",
-    )
-    group.add_argument(
-        "--api",
-        choices=["vllm", "transformers", "text"],
-        help="what the servers are, for openai: vllm takes and gives token ids; transformers serve; text is any other "
-        "completions server (default: vllm)",
-    )
-    group.add_argument("--tokenizer", help="folder or Hub id of the tokenizer, for openai (default: the policy)")
-    group.add_argument(
-        "--request_timeout", type=float, help="seconds until a request has failed, for openai (default: 600)"
-    )
-    group.add_argument(
-        "--max_retries", type=int, help="times that a failed request is repeated, for openai (default: 5)"
-    )
-
-
-def add_prompt_arguments(group: argparse._ArgumentGroup, of_candidates: bool = False) -> None:
-    """Add what the policy is asked, where steps end, and how answers are read. Candidates may have been read otherwise before."""
-    group.add_argument(
-        "--prompt",
-        default="steps",
-        help="steps (`# Step k` headers), formulas (steps end with formulas), question (nothing but the question), or a "
-        "file with {question} in it",
-    )
-    group.add_argument(
-        "--prompt_style", choices=["chat", "plain"], default="chat", help="chat template, or text alone"
-    )
-    group.add_argument("--system_prompt", help="system message, for the chat style (default: none)")
-    group.add_argument(
-        "--chat_template_kwargs",
-        type=json.loads,
-        metavar="JSON",
-        help="""variables for the chat template, as in '{"enable_thinking": false}' (default: none)""",
-    )
-    group.add_argument(
-        "--chat_template_date",
-        default=CHAT_TEMPLATE_DATE,
-        metavar="YYYY-MM-DD",
-        help="date for chat templates that print today's, so that prompts do not change from day to day",
-    )
-    group.add_argument(
-        "--final_stops", nargs="*", help="strings that end a solution (default: the prompt's; for a file, none)"
-    )
-    group.add_argument(
-        "--segmentation",
-        choices=[*RULES, "regex"],
-        help="where steps end (default: the prompt's; for a file, blank_line"
-        + ("; of --candidates, the run's, or step_header)" if of_candidates else ")"),
-    )
-    group.add_argument("--step_pattern", help="regular expression whose matches end steps, for --segmentation regex")
-    group.add_argument(
-        "--extractors",
-        nargs="+",
-        default=None if of_candidates else list(DEFAULT_EXTRACTORS),
-        choices=list(EXTRACTORS),
-        help="how the answer is read from a solution; the first that finds one counts"
-        + (f" (default: {' '.join(DEFAULT_EXTRACTORS)}; of --candidates, the run's)" if of_candidates else ""),
-    )
-
-
-def _add_search_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--search",
-        choices=list(SEARCH_OPTIONS),
-        default="full_tree",
-        help="full_tree (HRM): children at each depth; rollouts (Math-Shepherd, ER-PRM): completions from each step of "
-        "solutions; puct (OmegaPRM): bisection of wrong rollouts",
-    )
-    group.add_argument("--num_children", type=int, help="children of a node, for full_tree (default: 5)")
-    group.add_argument("--max_depth", type=int, help="most steps of a solution, for full_tree (default: 7)")
-    group.add_argument("--max_step_tokens", type=int, help="most tokens of a step, for full_tree (default: 512)")
-    group.add_argument("--num_solutions", type=int, help="solutions of a problem, for rollouts (default: 15)")
-    group.add_argument(
-        "--num_completions", type=int, help="completions from a prefix, for rollouts and puct (default: 16 and 8)"
-    )
-    group.add_argument(
-        "--max_solution_tokens",
-        type=int,
-        help="most tokens of a solution or completion, for rollouts, puct and --root_filter (default: 2048)",
-    )
-    group.add_argument(
-        "--max_selections", type=int, help="most rollouts of a problem to bisect, for puct (default: 20)"
-    )
-    group.add_argument("--c_puct", type=float, help="weight of exploration, for puct (default: 0.125)")
-    group.add_argument("--max_sequences", type=int, help="most samples of a problem (default: 4096, for puct 1024)")
-    group.add_argument("--max_tokens", type=int, help="most tokens of a problem (default: what max_sequences allows)")
-    group.add_argument(
-        "--root_filter",
-        type=int,
-        metavar="K",
-        help="skip problems that K samples always or never solve (default: search all)",
-    )
-    group.add_argument("--seed", type=int, default=42, help="seed of all samples")
-
-
-def add_run_arguments(group: argparse._ArgumentGroup) -> None:
-    """Add how much is done at a time. None of it changes the results."""
-    group.add_argument(
-        "--max_in_flight", type=int, default=256, help="most sequences that the engine works on at a time"
-    )
-    group.add_argument("--max_open_problems", type=int, default=256, help="most problems in memory")
-    group.add_argument("--grader_workers", type=int, default=1, help="processes that compare answers")
-    group.add_argument("--grader_timeout", type=float, default=10.0, help="seconds until a comparison is given up")
-
-
-def _shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not int(match[1]) < int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part, expected I/N with I from 0 to N - 1, as in 3/16")
-    return int(match[1]), int(match[2])
-
-
-def run(args: argparse.Namespace) -> None:
-    from ..search.shards import launched_shard
-
-    progress, summary = search_problems(args, launched_shard(*args.shard), read_all(args))
-    print(format_summary(progress, summary, args.output_dir))
-    print(f"Next: trl-hrm export {args.output_dir} --labels soft --view hrm --output_dir DATASET")
-
-
-def read_all(args: argparse.Namespace, **prefixes: Any) -> "ProblemSet":
-    """The problems that the options name. See `read_problems` for those with prefixes."""
-    from ..data.problem_sets import read_problems
-    from ..data.problems import read_problem_keys
-    from ..data.sources import parse_columns
-
-    return read_problems(
-        args.problems,
-        format=args.problem_format,
-        split=args.split,
-        limit=args.limit,
-        exclude=read_problem_keys(args.exclude),
-        columns=parse_columns(args.columns),
-        strict=args.strict,
-        **prefixes,
-    )
-
-
-def search_problems(
-    args: argparse.Namespace, shard: Shard, problems: "ProblemSet"
-) -> "tuple[Progress, dict[str, Any]]":
+@dataclass(kw_only=True)
+class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     """
-    Search the problems of a shard, or go on with it. The options are those of `trl-hrm annotate`.
+    Settings of [`annotate`]: those of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`] and [`RunConfig`], and
+
+    Args:
+        search (`str`, *optional*, defaults to `"full_tree"`):
+            `"full_tree"` ([`FullTree`], of the HRM paper): children at each depth. `"rollouts"` ([`Rollouts`], of Math-Shepherd and
+            ER-PRM): completions from each step of solutions. `"puct"` ([`PUCT`], of OmegaPRM): bisection of wrong rollouts.
+        num_children (`int`, *optional*):
+            Children of a node, for full_tree. By default 5.
+        max_depth (`int`, *optional*):
+            Largest number of steps of a solution, for full_tree. By default 7.
+        max_step_tokens (`int`, *optional*):
+            Largest number of tokens of a step, for full_tree. By default 512.
+        num_solutions (`int`, *optional*):
+            Solutions of a problem, for rollouts. By default 15.
+        num_completions (`int`, *optional*):
+            Completions from a prefix, for rollouts and puct. By default 16 and 8.
+        max_solution_tokens (`int`, *optional*):
+            Largest number of tokens of a solution or completion, for rollouts, puct and `root_filter`. By default 2048.
+        max_selections (`int`, *optional*):
+            Largest number of rollouts of a problem to bisect, for puct. By default 20.
+        c_puct (`float`, *optional*):
+            Weight of exploration, for puct. By default 0.125.
+        max_sequences (`int`, *optional*):
+            Largest number of samples of a problem. By default 4096, and 1024 for puct.
+        max_tokens (`int`, *optional*):
+            Largest number of tokens of a problem. By default what `max_sequences` allows.
+        root_filter (`int`, *optional*):
+            Number of solutions to sample first: problems that all or none of them solve are skipped. By default all are searched.
+        shard (`str`, *optional*, defaults to `"0/1"`):
+            `"I/N"` to search the I-th of N parts, from 0.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Print the first prompt, and how much would be asked at most, instead of asking.
+
+    Raises:
+        `ValueError`: If `problems` or `policy` is missing, or a setting goes with another search.
+    """
+
+    search: Literal["full_tree", "rollouts", "puct"] = field(
+        default="full_tree",
+        metadata={
+            "help": "full_tree (HRM): children at each depth; rollouts (Math-Shepherd, ER-PRM): completions from each step "
+            "of solutions; puct (OmegaPRM): bisection of wrong rollouts."
+        },
+    )
+    num_children: int | None = field(
+        default=None, metadata={"help": "Children of a node, for full_tree (default: 5)."}
+    )
+    max_depth: int | None = field(
+        default=None, metadata={"help": "Largest number of steps of a solution, for full_tree (default: 7)."}
+    )
+    max_step_tokens: int | None = field(
+        default=None, metadata={"help": "Largest number of tokens of a step, for full_tree (default: 512)."}
+    )
+    num_solutions: int | None = field(
+        default=None, metadata={"help": "Solutions of a problem, for rollouts (default: 15)."}
+    )
+    num_completions: int | None = field(
+        default=None, metadata={"help": "Completions from a prefix, for rollouts and puct (default: 16 and 8)."}
+    )
+    max_solution_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Largest number of tokens of a solution or completion, for rollouts, puct and --root_filter "
+            "(default: 2048)."
+        },
+    )
+    max_selections: int | None = field(
+        default=None,
+        metadata={
+            "help": "Largest number of rollouts of a problem to bisect, for puct (default: 20).",
+            "advanced": True,
+        },
+    )
+    c_puct: float | None = field(
+        default=None, metadata={"help": "Weight of exploration, for puct (default: 0.125).", "advanced": True}
+    )
+    max_sequences: int | None = field(
+        default=None, metadata={"help": "Largest number of samples of a problem (default: 4096, for puct 1024)."}
+    )
+    max_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Largest number of tokens of a problem (default: what max_sequences allows).",
+            "advanced": True,
+        },
+    )
+    root_filter: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of solutions to sample first: problems that all or none of them solve are skipped (default: "
+            "search all).",
+            "metavar": "K",
+        },
+    )
+    shard: str = field(default="0/1", metadata={"help": "Search the I-th of N parts, from 0.", "metavar": "I/N"})
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Print the first prompt, and how much would be asked at most, instead of asking."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("problems", "policy"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing.")
+        self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise ValueError(f"shard is {self.shard!r}, expected I/N with I from 0 to N - 1, as in 3/16.")
+        for name in dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names):
+            needed = name in SEARCH_SETTINGS[self.search] or (
+                name == "max_solution_tokens" and self.root_filter is not None
+            )
+            if getattr(self, name) is not None and not needed:
+                others = " and ".join(search for search, names in SEARCH_SETTINGS.items() if name in names)
+                raise ValueError(f"{name} goes with search {others}, and search is {self.search}. Leave it out.")
+
+    def make_search(self, prompt: "Prompt", rule: "StepRule") -> Any:
+        """The search, behind the root filter if there is one."""
+        from ..search.policies import PUCT, FullTree, Rollouts, RootFilter
+
+        given = {name: getattr(self, name) for name in SEARCH_SETTINGS[self.search] if getattr(self, name) is not None}
+        if self.search == "full_tree":
+            search = FullTree(rule, prompt.final_stops, seed=self.seed, **given)
+        elif self.search == "rollouts":
+            search = Rollouts(prompt.final_stops, seed=self.seed, **given)
+        else:
+            search = PUCT(prompt.final_stops, **given)
+        if self.root_filter is None:
+            return search
+        filtered = {} if self.max_solution_tokens is None else {"max_solution_tokens": self.max_solution_tokens}
+        return RootFilter(search, self.root_filter, prompt.final_stops, **filtered)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """
+    What [`annotate`] did. Its `str()` is what the command prints.
+
+    Args:
+        output_dir (`Path`):
+            Folder of the run.
+        progress ([`~search.scheduler.Progress`]):
+            What was done by this start.
+        summary (`dict[str, Any]`):
+            How the problems and solutions of all starts of the shard end. See [`~search.run_folder.finish_shard`].
+    """
+
+    output_dir: Path
+    progress: "Progress"
+    summary: dict[str, Any]
+
+    def __str__(self) -> str:
+        return (
+            f"{format_summary(self.progress, self.summary, self.output_dir)}\n"
+            f"Next: trl-hrm export {self.output_dir} --labels soft --view hrm --output_dir DATASET"
+        )
+
+
+def annotate(config: AnnotateConfig) -> "Annotation | str":
+    """
+    Search solutions of problems with a policy, and grade them. A run that was stopped goes on where it was.
+
+    Args:
+        config ([`AnnotateConfig`]):
+            Settings of the run.
+
+    Returns:
+        [`Annotation`]: What was done; the trees are in `config.output_dir`. With `dry_run`, a text that says what would be asked.
+
+    Raises:
+        `ValueError`: If the input is damaged, or the folder holds a run that was started with other settings.
+
+    Example:
+
+    ```python
+    from trl_hrm import AnnotateConfig, annotate
+
+    run = annotate(AnnotateConfig(problems="train.jsonl", policy="Qwen/Qwen2.5-Math-7B-Instruct", output_dir="runs/mcts"))
+    print(run)
+    ```
+    """
+    from ..search.run_folder import launched_shard
+
+    problems = config.read_problems()
+    if config.dry_run:
+        return describe_dry_run(config, problems)
+    index, count = map(int, config.shard.split("/"))
+    progress, summary = search_problems(config, launched_shard(index, count), problems)
+    return Annotation(Path(config.output_dir), progress, summary)
+
+
+def describe_dry_run(config: AnnotateConfig, problems: "ProblemSet") -> str:
+    """The first prompt, and the largest number of samples and tokens that a run of `config` may ask for."""
+    from ..search.run_folder import problem_shard
+
+    prompt, rule = config.make_prompt()
+    search = config.make_search(prompt, rule)
+    tokenizer = config.load_tokenizer()
+    index, count = map(int, config.shard.split("/"))
+    chosen = [p for p in problems.problems if problem_shard(p.problem_id, count) == index]
+    lines = [problems.describe(), f"Shard {config.shard}: {len(chosen):,} problems."]
+    if not chosen:
+        return "\n".join(lines)
+    ids = [prompt.encode(tokenizer, problem.prompt) for problem in chosen]
+    stops = [*prompt.final_stops, *rule.stop_strings()] if config.search == "full_tree" else prompt.final_stops
+    samples, tokens = most_asked(search)
+    return "\n".join(
+        [
+            *lines,
+            f"The first prompt ({len(ids[0]):,} tokens; the longest has {max(map(len, ids)):,}):",
+            tokenizer.decode(ids[0]),
+            f"Samples stop at {', '.join(map(repr, stops)) or 'the end of the sequence'}.",
+            f"At most {samples:,} samples and {tokens:,} tokens of a problem, {samples * len(chosen):,} and "
+            f"{tokens * len(chosen):,} in all, beside the prompts and prefixes that are read.",
+        ]
+    )
+
+
+def most_asked(search: Any) -> tuple[int, int]:
+    """The largest numbers of samples and of sampled tokens of a problem."""
+    from ..search.policies import FullTree, RootFilter
+
+    if isinstance(search, RootFilter):
+        samples, tokens = most_asked(search.search)
+        return search.num_samples + samples, search.num_samples * search.max_solution_tokens + tokens
+    samples, length = search.max_sequences, None
+    if isinstance(search, FullTree):
+        samples = min(samples, sum(search.num_children**depth for depth in range(1, search.max_depth + 1)))
+        length = search.max_step_tokens
+    elif search.num_completions == 0:
+        samples = search.num_solutions
+    tokens = samples * (length or search.max_solution_tokens)
+    return samples, tokens if search.max_tokens is None else min(tokens, search.max_tokens)
+
+
+def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet") -> "tuple[Progress, dict[str, Any]]":
+    """
+    Search the problems of a shard, or go on with it.
 
     Returns:
         What was done by this start, and the summary of all starts of the shard. See [`~search.run_folder.finish_shard`].
     """
-    import asyncio
-    from pathlib import Path
-
     from ..data.problem_sets import refuse_caseless_ids
     from ..grading import AnswerGrader
-    from ..search.log import EventLog, shard_name
-    from ..search.manifest import check_manifest, resumed_prompt
-    from ..search.run_folder import finish_shard
-    from ..search.shards import problem_shard
+    from ..search.log import EventLog
+    from ..search.run_folder import check_manifest, finish_shard, problem_shard, resumed_prompt, shard_name
+    from ..search.scheduler import Scheduler, SchedulerConfig
+    from .progress_bar import ProgressBar
 
-    folder = Path(args.output_dir)
-    prompt, rule = make_prompt(args)
+    folder = Path(config.output_dir)
+    prompt, rule = config.make_prompt()
     prompt = resumed_prompt(prompt, folder)
-    search = make_search(args, prompt, rule)
+    search = config.make_search(prompt, rule)
     chosen = [
         (place, problem)
         for place, problem in enumerate(problems.problems)
         if problem_shard(problem.problem_id, shard.count) == shard.index
     ]
     print(f"{problems.describe()}\nShard {shard.index}/{shard.count}: {len(chosen):,} problems.")
-    with AnswerGrader(num_workers=args.grader_workers, timeout=args.grader_timeout) as grader:
-        engine = make_engine(args, shard)
+
+    async def run(log: EventLog) -> "Progress":
+        with ProgressBar() as bar:
+            scheduler = Scheduler(
+                engine,
+                search,
+                grader,
+                prompt,
+                rule,
+                log,
+                seed=config.seed,
+                extractors=tuple(config.extractors),
+                config=SchedulerConfig(config.max_in_flight, config.max_open_problems),
+                on_progress=bar.update,
+            )
+            try:
+                return await scheduler.run(chosen)
+            finally:
+                await engine.close()
+
+    with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
+        engine = config.load_engine(shard)
         for _, problem in chosen[:1]:  # what is wrong with the prompt shows before anything is written
             prompt.encode(engine.tokenizer, problem.prompt)
         note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for _, problem in chosen))
         if note is not None:
             print(note)
-        manifest = make_manifest(args, engine, prompt, rule, grader, shard.count)
+        manifest = make_manifest(config, engine, prompt, rule, grader, shard.count)
         check_manifest(folder, manifest | {"search": search.describe()})
         with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:
             if log.torn:
@@ -282,46 +337,30 @@ def search_problems(
                 )
             refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
             try:
-                progress = asyncio.run(_search(args, engine, search, grader, prompt, rule, log, chosen))
+                progress = asyncio.run(run(log))
             except KeyboardInterrupt:
-                raise SystemExit("stopped; start again with the same command to go on.") from None
+                raise KeyboardInterrupt("stopped; start again with the same command to go on.") from None
     return progress, finish_shard(folder, shard.index, shard.count)
 
 
-async def _search(args, engine, search, grader, prompt, rule, log, problems):
-    from ..search.scheduler import Scheduler, SchedulerConfig
-    from .annotate_bar import ProgressBar
-
-    config = SchedulerConfig(max_in_flight=args.max_in_flight, max_open_problems=args.max_open_problems)
-    with ProgressBar() as bar:
-        scheduler = Scheduler(
-            engine,
-            search,
-            grader,
-            prompt,
-            rule,
-            log,
-            seed=args.seed,
-            extractors=tuple(args.extractors),
-            config=config,
-            on_progress=bar.update,
-        )
-        try:
-            return await scheduler.run(problems)
-        finally:
-            await engine.close()
-
-
-def make_manifest(args: argparse.Namespace, engine, prompt, rule, grader, num_shards: int) -> dict[str, Any]:
+def make_manifest(
+    config: Any, engine: Any, prompt: "Prompt", rule: "StepRule", grader: "AnswerGrader", num_shards: int
+) -> dict[str, Any]:
     """
-    What decides the trees, beside the search. Versions, and how the run was started, are told but may differ between starts.
-    """
-    from dataclasses import asdict
+    What decides the trees, beside the search. Versions, and how the run was started, are recorded but may differ between starts.
 
+    Args:
+        config ([`AnnotateConfig`] or another config with problems and `extractors`):
+            Settings of the run.
+    """
     from .. import __version__
 
     described, graded = engine.describe(), grader.describe()
-    started_with = {"problems": args.problems, "split": args.split, "engine_args": described.pop("engine_args", None)}
+    started_with = {
+        "problems": config.problems,
+        "split": config.split,
+        "engine_args": described.pop("engine_args", None),
+    }
     versions = {"trl_hrm": __version__}
     for settings in (described, graded):
         versions |= {name: settings.pop(name) for name in VERSIONED & settings.keys()}
@@ -329,10 +368,10 @@ def make_manifest(args: argparse.Namespace, engine, prompt, rule, grader, num_sh
         "engine": described,
         "prompt": asdict(prompt),
         "steps": asdict(rule),
-        "extractors": args.extractors,
+        "extractors": config.extractors,
         "grader": graded,
         "started_with": started_with,
-        "seed": args.seed,
+        "seed": config.seed,
         "num_shards": num_shards,
         "versions": dict(sorted(versions.items())),
     }

@@ -1,6 +1,8 @@
 """Print the versions that a bug report needs. No value of an environment variable, no path and no user is printed."""
 
-import argparse
+from dataclasses import dataclass
+
+from ..config import Config
 
 
 PACKAGES = (
@@ -20,11 +22,13 @@ PACKAGES = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There is nothing to choose."""
+@dataclass(kw_only=True)
+class EnvConfig(Config):
+    """[`print_env`] has no settings."""
 
 
-def run(args: argparse.Namespace) -> None:
+def print_env(config: EnvConfig | None = None) -> str:
+    """The versions of the packages, and the devices."""
     import platform
     from pathlib import Path
 
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         "Devices": _devices(),
         "Default configuration of accelerate": "yes" if Path(default_config_file).is_file() else "no",
     }
-    print("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def _version(name: str) -> str:

@@ -8,17 +8,95 @@ trl-hrm inspect math-aps-tree.jsonl --format openr --problem 0 --html tree.html
 ```
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ..config import Config
 
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ..search.inspection import Inspection
+    from ..search.log import EventLog
     from ..search.tree import SearchTree
+
+
+@dataclass(kw_only=True)
+class InspectConfig(Config):
+    """
+    Settings of [`inspect_tree`].
+
+    Args:
+        input (`str`):
+            Folder of `trl-hrm annotate`, also while it runs, or a Parquet file of nodes from one; with `format="openr"`, a JSON
+            Lines file.
+        format (`str`, *optional*, defaults to `"run"`):
+            What the input is: `"run"` or `"openr"`.
+        problem (`str`, *optional*):
+            Id of a problem, or its place, from 0. By default all problems are listed.
+        html (`str`, *optional*):
+            File of the page. By default it is named after the problem, in `inspect/` of the run's folder, or in the working
+            directory for other inputs.
+        depth (`int`, *optional*):
+            Number of levels to print. By default as many as fit 100 lines.
+        breadth (`int`, *optional*, defaults to `8`):
+            Largest number of lines to print below one node.
+        rollouts (`bool`, *optional*, defaults to `False`):
+            Whether to print each rollout, not one line for those of a node.
+        estimator, truncated, hnc, hnc_seed (*optional*):
+            As in [`ExportConfig`]: MC scores, solutions without an answer, and whether to show the tree after node compression.
+
+    Raises:
+        `ValueError`: If an option is out of range, or has no meaning beside another.
+    """
+
+    input: str = field(
+        metadata={
+            "help": "Folder of trl-hrm annotate, also while it runs, or a Parquet file of nodes from one; with --format "
+            "openr, a JSON Lines file.",
+            "metavar": "RUN",
+            "positional": True,
+        }
+    )
+    format: Literal["run", "openr"] = field(default="run", metadata={"help": "What the input is."})
+    problem: str | None = field(
+        default=None, metadata={"help": "Id of a problem, or its place, from 0 (default: list all problems)."}
+    )
+    html: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of the page (default: named after the problem, in inspect/ of the run's folder, or here for "
+            "other inputs).",
+            "metavar": "FILE",
+        },
+    )
+    depth: int | None = field(
+        default=None, metadata={"help": "Number of levels to print (default: as many as fit 100 lines)."}
+    )
+    breadth: int = field(default=8, metadata={"help": "Largest number of lines to print below one node."})
+    rollouts: bool = field(default=False, metadata={"help": "Print each rollout, not one line for those of a node."})
+    estimator: Literal["child_mean", "leaf_share"] = field(
+        default="child_mean",
+        metadata={
+            "help": "MC score of a step: mean over its children, recursively, or share of right leaves below it."
+        },
+    )
+    truncated: Literal["drop", "wrong"] = field(
+        default="drop", metadata={"help": "What a solution without an answer is: unknown, or wrong."}
+    )
+    hnc: bool = field(default=False, metadata={"help": "Show the tree after node compression."})
+    hnc_seed: int = field(default=42, metadata={"help": "Seed of the compression."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("depth", "breadth"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
+        if self.problem is None and self.html is not None:
+            raise ValueError("html is given without problem. Name the problem whose tree the page shows.")
 
 
 class Entry(NamedTuple):
@@ -29,75 +107,48 @@ class Entry(NamedTuple):
     read: "Callable[[], SearchTree]"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "input",
-        metavar="RUN",
-        help="folder of trl-hrm annotate, also while it runs, or a Parquet file of nodes from one; with --format openr, a "
-        "JSON Lines file",
-    )
-    parser.add_argument("--format", choices=["run", "openr"], default="run", help="what the input is")
-    parser.add_argument("--problem", help="id of a problem, or its place, from 0 (default: list all problems)")
-    parser.add_argument(
-        "--html",
-        metavar="FILE",
-        help="where to write the page (default: a file named after the problem, in inspect/ of the run's folder, or here for other inputs)",
-    )
-    parser.add_argument("--depth", type=int, help="levels to print (default: as many as fit 100 lines)")
-    parser.add_argument("--breadth", type=int, default=8, help="most lines to print below one node")
-    parser.add_argument("--rollouts", action="store_true", help="print each rollout, not one line for those of a node")
-    parser.add_argument(
-        "--estimator",
-        choices=["child_mean", "leaf_share"],
-        default="child_mean",
-        help="MC score of a step: mean over its children, recursively; share of right leaves below it",
-    )
-    parser.add_argument(
-        "--truncated",
-        choices=["drop", "wrong"],
-        default="drop",
-        help="what a solution without an answer is: unknown, or wrong",
-    )
-    parser.add_argument(
-        "--hnc", type=int, metavar="SEED", help="show the tree after node compression with this seed (default: off)"
-    )
+def inspect_tree(config: InspectConfig) -> None:
+    """
+    Print the problems of a run, or the tree of one of them, which becomes a page too.
 
+    Args:
+        config ([`InspectConfig`]):
+            The run, and how much of it to show.
 
-def run(args: argparse.Namespace) -> None:
+    Raises:
+        `FileNotFoundError`: If there is no such run.
+        `ValueError`: If it has no such problem.
+    """
     import os
     import shutil
     import sys
 
-    from ..search.inspection_html import html_page
+    from ..io import replacing
+    from ..search.inspection import render_tree
     from ..search.inspection_text import format_tree, problem_lines
     from ..search.values import mc_scores
 
-    for name in ("depth", "breadth"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, expected 1 or more.")
-    if args.problem is None and args.html is not None:
-        raise ValueError("--html is given without --problem; name the problem whose tree the page shows.")
-    sys.stdout.reconfigure(errors="replace")  # a policy writes what no terminal can show
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a policy writes what no terminal can show
     screen = {
         "width": shutil.get_terminal_size((120, 24)).columns,
         "color": sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
     }
     with ExitStack() as files:
-        entries = _entries(args.input, args.format, files)
-        if args.problem is None:
+        entries = _entries(config.input, config.format, files)
+        if config.problem is None:
             trees = ((entry.place, entry.read()) for entry in entries)
-            rows = ((place, tree, mc_scores(tree, args.estimator, args.truncated)[-1]) for place, tree in trees)
+            rows = ((place, tree, mc_scores(tree, config.estimator, config.truncated)[-1]) for place, tree in trees)
             for line in problem_lines(rows, **screen):
                 print(line)
             return
-        entry = _find(entries, args.problem, args.input)
-        inspection = _inspect(entry.read(), args)
-    print(format_tree(inspection, depth=args.depth, breadth=args.breadth, rollouts=args.rollouts, **screen))
-    file = _page_path(args.input, args.html, entry.problem_id)
+        entry = _find(entries, config.problem, config.input)
+        inspection = _inspect(entry.read(), config)
+    print(format_tree(inspection, depth=config.depth, breadth=config.breadth, rollouts=config.rollouts, **screen))
+    file = _page_path(config.input, config.html, entry.problem_id)
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    fresh.write_text(html_page(inspection), encoding="utf-8")
-    os.replace(fresh, file)
+    with replacing(file) as page:
+        page.write(render_tree(inspection))
     print(f"\nPage: {file}")
 
 
@@ -106,9 +157,7 @@ def _entries(name: str, format: str, files: ExitStack) -> Iterator[Entry]:
     The problems of the input. Those of a run come from its logs, which are there from the first moment on, and only the trees
     that are asked for are read.
     """
-    from pathlib import Path
-
-    from ..data.openr import OpenrFiles
+    from ..data.tree_files import OpenrFiles
     from ..search.log import EventLog
     from ..search.nodes import read_trees
 
@@ -136,7 +185,7 @@ def _entries(name: str, format: str, files: ExitStack) -> Iterator[Entry]:
         yield Entry(place, tree.problem.problem_id, lambda tree=tree: tree)
 
 
-def _read(log, problem_id: str) -> "SearchTree":
+def _read(log: "EventLog", problem_id: str) -> "SearchTree":
     return log.read(problem_id).tree.canonical()
 
 
@@ -159,27 +208,26 @@ def _find(entries: Iterator[Entry], problem: str, name: str) -> Entry:
     return at_place
 
 
-def _inspect(tree, args: argparse.Namespace):
+def _inspect(tree: "SearchTree", config: InspectConfig) -> "Inspection":
     from ..search.compression import compress, count_moves
     from ..search.inspection import Inspection
     from ..search.nodes import tree_totals
     from ..search.values import leaf_counts, mc_scores
 
     totals = tree_totals(tree)  # of the search: nodes that compression makes repeat tokens
-    basis = f"MC score: {args.estimator.replace('_', ' ')}, solutions without an answer: {args.truncated}"
+    basis = f"MC score: {config.estimator.replace('_', ' ')}, solutions without an answer: {config.truncated}"
     if any(node.value is not None for node in tree.nodes):
         basis = "values that the source recorded; of the prompt, their mean"
-    if args.hnc is not None:
-        tree = compress(tree, args.hnc)
-        basis += f"; after node compression with seed {args.hnc}, which moved {count_moves(tree)}"
-    scores = mc_scores(tree, args.estimator, args.truncated)
-    return Inspection(tree, scores, leaf_counts(tree), totals, run=args.input, basis=basis)
+    if config.hnc:
+        tree = compress(tree, config.hnc_seed)
+        basis += f"; after node compression with seed {config.hnc_seed}, which moved {count_moves(tree)}"
+    scores = mc_scores(tree, config.estimator, config.truncated)
+    return Inspection(tree, scores, leaf_counts(tree), totals, run=config.input, basis=basis)
 
 
-def _page_path(name: str, html: str | None, problem_id: str) -> "Path":
+def _page_path(name: str, html: str | None, problem_id: str) -> Path:
     """Where the page goes. An id that is no file name gets a hash, so that no two problems share a page."""
     import re
-    from pathlib import Path
 
     from ..search.tree import make_id
 

@@ -6,36 +6,62 @@ trl-hrm report runs/bon runs/bon-prm runs/bon-orm --output report.html
 ```
 """
 
-import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config import Config
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "results", nargs="+", metavar="RUN", help="folders of trl-hrm best-of-n and trl-hrm benchmark, in any mix"
+@dataclass(kw_only=True)
+class ReportConfig(Config):
+    """
+    Settings of [`report`].
+
+    Args:
+        inputs (`list[str]`):
+            Folders of `trl-hrm best-of-n`, `step-search` and `benchmark`, in any mix.
+        output (`str`, *optional*, defaults to `"report.html"`):
+            File of the page. Its pictures go into a folder beside it, `report_files` for `report.html`.
+    """
+
+    inputs: list[str] = field(
+        metadata={
+            "help": "Folders of trl-hrm best-of-n, step-search and benchmark, in any mix.",
+            "metavar": "RUN",
+            "positional": True,
+        }
     )
-    parser.add_argument(
-        "--output",
+    output: str = field(
         default="report.html",
-        metavar="FILE",
-        help="where to write the page; its pictures go into a folder beside it, report_files for report.html",
+        metadata={
+            "help": "File of the page; its pictures go into a folder beside it, report_files for report.html.",
+            "metavar": "FILE",
+        },
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    from pathlib import Path
+def report(config: ReportConfig) -> str:
+    """
+    Put the results of several runs on one page.
 
-    from ..evaluation.report import notices, problem_groups, read_results
-    from ..evaluation.report_html import headline_verdict, html_page
-    from ..evaluation.report_page import write_page
-    from ..evaluation.report_pictures import Pictures
+    Args:
+        config ([`ReportConfig`]):
+            The runs, and the file of the page.
 
-    output = Path(args.output)
-    results = read_results(args.results)
-    pictures = Pictures.of(results)
-    folder = write_page(html_page(results, pictures), pictures.all, output)
-    for notice in notices(results):
-        print(f"warning: {notice}")
+    Returns:
+        `str`: What the page says of each run, and where it is.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: If a folder has no results, or results that do not go together.
+    """
+    from ..evaluation.report import write_report
+    from ..evaluation.saved_results import headline_verdict, notices, problem_groups, read_results
+
+    output = Path(config.output)
+    results = read_results(config.inputs)
+    pictures = write_report(results, output)
+    lines = [f"warning: {notice}" for notice in notices(results)]
     for group in problem_groups(results):
-        for result in group:
-            print(f"{result.name}: {headline_verdict(result).words}")
-    print(f"Page: {output}; pictures: {folder}/, {len(pictures.all)} files")
+        lines += [f"{result.name}: {headline_verdict(result).words}" for result in group]
+    folder = output.with_name(f"{output.stem}_files")
+    return "\n".join([*lines, f"Page: {output}; pictures: {folder}/, {len(pictures)} files"])

@@ -1,76 +1,118 @@
 """Score the steps of solutions with a trained step reward model."""
 
-import argparse
+from dataclasses import dataclass, field
 
-from .build_options import add_columns_argument
-from .score_options import add_score_arguments, load_scorer
+from ..data.sources import parse_columns
+from ..io import replacing
+from ..scoring.reward_model_config import RewardModelConfig
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="folder or Hub id of the reward model (required)")
-    parser.add_argument(
-        "--input",
-        required=True,
-        metavar="FILE",
-        help="JSON Lines of solutions with `prompt` and `completions` (a list of steps), and optional `parents` "
-        "(required)",
+@dataclass(kw_only=True)
+class ScoreConfig(RewardModelConfig):
+    """
+    Settings of [`score`]: those of [`RewardModelConfig`], and
+
+    Args:
+        input (`str`):
+            JSON Lines of solutions with `prompt` and `completions` (a list of steps), and optional `parents`.
+        columns (`dict[str, str]`, *optional*):
+            New names of columns, such as `{"completions": "steps"}`. On the command line `completions=steps`.
+        output (`str`, *optional*):
+            File for the rows with a column `scores`, null for solutions that are too long for the model. By default a table is
+            printed.
+        keep_thinking (`bool`, *optional*, defaults to `False`):
+            Whether to score the steps of a reasoning model's thinking too. By default they get null.
+    """
+
+    input: str = field(
+        metadata={
+            "help": "JSON Lines of solutions with `prompt` and `completions` (a list of steps), and optional `parents`.",
+            "positional": True,
+        }
     )
-    add_columns_argument(parser)
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write the rows with a column `scores` here, null for solutions that are too long for the model (default: print a "
-        "table)",
+    columns: dict[str, str] | None = field(
+        default=None,
+        metadata={
+            "help": "Read COLUMN as NAME, for rows with other column names, as in prompt=question completions=steps.",
+            "nargs": "+",
+            "metavar": "NAME=COLUMN",
+            "parse": str,
+        },
     )
-    parser.add_argument(
-        "--keep_thinking",
-        action="store_true",
-        help="score the steps of a reasoning model's thinking too (default: they get null)",
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "Write the rows with a column `scores` here, null for solutions that are too long for the model "
+            "(default: print a table).",
+            "metavar": "FILE",
+        },
     )
-    add_score_arguments(parser)
+    keep_thinking: bool = field(
+        default=False,
+        metadata={"help": "Score the steps of a reasoning model's thinking too, instead of giving them null."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.columns, list):
+            self.columns = parse_columns(self.columns)
 
 
-def run(args: argparse.Namespace) -> None:
+def score(config: ScoreConfig) -> str:
+    """
+    Score the steps of solutions.
+
+    Args:
+        config ([`ScoreConfig`]):
+            What to score, and with which reward model.
+
+    Returns:
+        `str`: A table of the scores, or where they were written, and what was left out.
+
+    Raises:
+        `ValueError`: If a row is damaged, with file and line.
+    """
     from collections import Counter
 
     from ..data.faults import format_places
     from ..data.solutions import check_answers, count_answers, leave_out_thinking, solution_warnings
-    from ..data.sources import parse_columns
-    from ..scoring.candidate_scores import tree_fits
+    from ..scoring.candidate_scores import fits
 
     notes = Counter()
-    places, trees = _read(args.input, parse_columns(args.columns))
+    places, trees = _read(config.input, config.columns or {})
     for tree in trees:
         count_answers(tree.completions, notes, tree.parents)
-    check_answers(notes, len(trees), args.input)
-    shown = [leave_out_thinking(tree, where, args.keep_thinking) for where, tree in zip(places, trees, strict=True)]
-    scorer = load_scorer(args.model, args)
-    fitting = [tree_fits(scorer, tree, args.spans) for tree, _ in shown]
-    judged = [tree for (tree, steps), fits in zip(shown, fitting, strict=True) if fits and steps]
-    found = iter(scorer.score_trees(judged, spans=args.spans, combine=args.combine, progress=True))
+    check_answers(notes, len(trees), config.input)
+    shown = [leave_out_thinking(tree, where, config.keep_thinking) for where, tree in zip(places, trees, strict=True)]
+    scorer = config.load_scorer()
+    fitting = [not steps or fits(scorer, tree.prompt, tree.completions, tree.parents, config) for tree, steps in shown]
+    to_score = [tree for (tree, steps), is_fitting in zip(shown, fitting, strict=True) if is_fitting and steps]
+    found = iter(scorer.score_trees(to_score, spans=config.spans, combine=config.combine, progress=True))
     scores = []
-    for tree, (_, steps), fits in zip(trees, shown, fitting, strict=True):
-        score_of = dict(zip(steps, next(found), strict=True)) if fits and steps else {}
-        scores.append([score_of.get(step) for step in range(len(tree.completions))] if fits else None)
+    for tree, (_, steps), is_fitting in zip(trees, shown, fitting, strict=True):
+        score_of = dict(zip(steps, next(found), strict=True)) if is_fitting and steps else {}
+        scores.append([score_of.get(step) for step in range(len(tree.completions))] if is_fitting else None)
     scored = [values for values in scores if values is not None]
-    if args.output is None:
-        print("\n\n".join(format_scores(tree, values) for tree, values in zip(trees, scores, strict=True)))
+    if config.output is None:
+        lines = ["\n\n".join(format_scores(tree, values) for tree, values in zip(trees, scores, strict=True))]
     else:
-        _write(args.output, trees, scores)
+        _write(config.output, trees, scores)
         num_scored = sum(value is not None for values in scored for value in values)
-        print(f"Scores of {num_scored} steps of {len(scored)} rows written to {args.output}.")
-    for warning in solution_warnings(notes):
-        print(f"warning: {warning}")
+        lines = [f"Scores of {num_scored} steps of {len(scored)} rows written to {config.output}."]
+    lines += [f"warning: {warning}" for warning in solution_warnings(notes)]
     num_thinking = sum(None in values for values in scored)
     if num_thinking:
-        print(f"{num_thinking:,} rows have steps of thinking, which are not scored. --keep_thinking scores them.")
+        lines.append(
+            f"{num_thinking:,} rows have steps of thinking, which are not scored. --keep_thinking scores them."
+        )
     for reason, verb, odd in (
         (f"more tokens than the {scorer.max_positions} positions of the model", "not scored", _where(places, fitting)),
         ("a blank step", "scored as given", _where(places, [all(map(str.strip, t.completions)) for t in trees])),
         ("no steps", "without scores", _where(places, [tree.completions for tree in trees])),
     ):
         if odd:
-            print(f"warning: {format_places(reason, odd, verb)}")
+            lines.append(f"warning: {format_places(reason, odd, verb)}")
+    return "\n".join(lines)
 
 
 def _where(places: list[str], are_fine: list) -> list[str]:
@@ -108,7 +150,7 @@ def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
         if row.get("prompt") is None and row.get("problem") is not None:
             raise ValueError(
                 f"{where}: found `problem` and `completions` without `prompt`, as search-and-learn writes whole solutions, expected "
-                "the steps of one solution. trl-hrm best-of-n and select-raft read such files. If the completions are steps, "
+                "the steps of one solution. `trl-hrm best-of-n` and `select-raft` read such files. If the completions are steps, "
                 "add --columns prompt=problem."
             )
         labels = row.pop("labels", None)
@@ -124,12 +166,9 @@ def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
 
 def _write(path: str, trees: list, scores: list[list[float | None] | None]) -> None:
     import json
-    import os
 
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
+    with replacing(path) as file:
         for tree, values in zip(trees, scores, strict=True):
             row = tree.to_row()
             del row["labels"]
             file.write(json.dumps(row | tree.extra | {"scores": values}, ensure_ascii=False) + "\n")
-    os.replace(partial, path)

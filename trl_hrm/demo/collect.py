@@ -1,11 +1,10 @@
 """
 From the folders of a demo to `report.json`: every number of the report, each read from what a stage left.
 
-Shares are from 0 to 1. Lists under `auroc`, `accuracy`, `seconds` and the like have one entry for each of the `seeds` beside them; accuracies
-and intervals have below that one entry for each N. What a part holds is in the function that makes it.
+Shares are from 0 to 1. Lists under `auroc`, `accuracy`, `seconds` and the like have one entry for each of the `seeds` next to them;
+accuracies and intervals have below that one entry for each N. What a part holds is in the function that makes it.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -14,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..demo.over_seeds import spread
-from ..demo.world import NAMES, SIGHT
-from .demo_profiles import Profile, RewardModel
-from .demo_runner import DONE
-from .demo_stages import spans_of
+from .over_seeds import spread
+from .pipeline import spans_of
+from .profiles import Profile, RewardModel
+from .runner import DONE
+from .world import NAMES, SIGHT
 
 
 VERSIONS = ("torch", "transformers", "trl", "datasets", "accelerate", "trl-hrm")
@@ -36,11 +35,25 @@ DATASETS = {
 }
 
 
-def collect(folder: Path, profile: Profile, args: argparse.Namespace, costs: list[dict[str, Any]]) -> dict[str, Any]:
-    """All that the report shows."""
+def collect(folder: Path, profile: Profile, name: str, seed: int, costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    All that the report shows.
+
+    Args:
+        folder (`Path`):
+            Folder of the demo.
+        profile ([`~demo.profiles.Profile`]):
+            How much of everything was done.
+        name (`str`):
+            Name of the profile.
+        seed (`int`):
+            Seed of the world and of the policy.
+        costs (`list[dict[str, Any]]`):
+            `name`, `seconds` and `did` of each stage.
+    """
     policy = _json(folder / "measures" / "policy.json")
     return {
-        **_header(folder, profile, args),
+        **_header(folder, profile, name, seed),
         "policy": {**policy, "is_sighted": policy["sight"] is None or policy["sight"] >= SIGHT},
         "datasets": [_dataset(folder, path.name) for path in sorted((folder / "datasets").glob("[!.]*"))],
         "models": [_model(folder, model) for model in profile.models],
@@ -65,16 +78,16 @@ def collect(folder: Path, profile: Profile, args: argparse.Namespace, costs: lis
     }
 
 
-def _header(folder: Path, profile: Profile, args: argparse.Namespace) -> dict[str, Any]:
+def _header(folder: Path, profile: Profile, name: str, seed: int) -> dict[str, Any]:
     from datetime import UTC, datetime
     from importlib.metadata import version
 
     return {
-        "profile": args.profile,
-        "command": f"trl-hrm demo --profile {args.profile} --seed {args.seed}",
+        "profile": name,
+        "command": f"trl-hrm demo --profile {name} --seed {seed}",
         "date": datetime.now(UTC).date().isoformat(),
-        "seed": args.seed,
-        "versions": {name: version(name) for name in VERSIONS},
+        "seed": seed,
+        "versions": {package: version(package) for package in VERSIONS},
         "machine": {"cores": os.cpu_count(), "processor": _processor(), "python": platform.python_version()},
         "problems": {
             "train": profile.num_train,
@@ -125,7 +138,7 @@ def _model(folder: Path, model: RewardModel) -> dict[str, Any]:
 
 def _chosen(results: Path, model: RewardModel) -> dict[str, Any]:
     """Accuracies over N of all seeds of a model."""
-    from ..evaluation.report import read_results, verdict
+    from ..evaluation.saved_results import read_results, verdict
 
     found = read_results([results / name for name, _ in model.runs()])
     curves = [one.values["curves"][one.headline] for one in found]
@@ -180,17 +193,17 @@ def _step_kinds(folder: Path, model: RewardModel) -> list[dict[str, Any]]:
 
 
 def _calibration(folder: Path, model: RewardModel) -> list[dict[str, Any]]:
-    from ..evaluation.report import expected_calibration_error
+    from ..step_metrics import binned_calibration_error
 
     name, seed = model.runs()[0]
     bins = _json(folder / "results" / "best-of-n" / name / "results.json")["calibration"]["bins"]
-    return [{"name": model.name, "seed": seed, "bins": bins, "ece": expected_calibration_error(bins)}]
+    return [{"name": model.name, "seed": seed, "bins": bins, "ece": binned_calibration_error(bins)}]
 
 
 def _self_training(folder: Path, profile: Profile, policy: dict[str, Any]) -> dict[str, Any]:
     from datasets import load_dataset
 
-    from ..demo.measures import measure_policy
+    from .measures import measure_policy
 
     rows = load_dataset(str(folder / "datasets" / "sft"), split="train")
     runs = []

@@ -1,70 +1,76 @@
-"""The runner of the demo: jobs in processes, done once, gone on with after a kill, and none that fails in silence."""
+"""The runner of the demo: jobs in processes, done once, resumed after a kill, and none that fails in silence."""
 
 import json
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
+from trl_hrm import ScoreConfig, score
+from trl_hrm.demo.runner import Runner, share_done
 from trl_hrm.io import write_json
-from trl_hrm.scripts.demo_runner import Job, Runner, Stage, _share_done, run_command
 
 
-def stage(folder, number=3, name="stage"):
-    jobs = [Job(f"job-{i}", write_json, {"path": Path(folder, f"out-{i}.json"), "value": i}) for i in range(number)]
-    return Stage(name, jobs, lambda path: f"{len(list(path.glob('out-*')))} files")
+def jobs(folder: Path, number: int = 3) -> dict[str, partial]:
+    return {f"job-{i}": partial(write_json, folder / f"out-{i}.json", i) for i in range(number)}
+
+
+def run(runner: Runner, folder: Path) -> None:
+    runner.run("stage", jobs(folder), lambda: f"{len(list(folder.glob('out-*')))} files")
 
 
 def test_jobs_run_once(tmp_path, capsys):
     with Runner(tmp_path, num_workers=2) as runner:
-        runner.run(stage(tmp_path))
+        run(runner, tmp_path)
         (tmp_path / "out-1.json").unlink()
-        runner.run(stage(tmp_path))  # done: nothing is made again
+        run(runner, tmp_path)  # done: nothing is made again
     assert [json.loads((tmp_path / f"out-{i}.json").read_text()) for i in (0, 2)] == [0, 2]
     assert not (tmp_path / "out-1.json").exists()
     assert capsys.readouterr().out.count("3 files") == 2
-    assert [cost["did"] for cost in runner.costs] == ["3 files"] * 2 and runner.costs[0] == runner.costs[1]
+    assert [stage["did"] for stage in runner.stages] == ["3 files"] * 2 and runner.stages[0] == runner.stages[1]
 
 
 def test_what_a_kill_left_is_done(tmp_path):
     """Marks stand for whole jobs: the one without a mark is begun again, the others are not."""
     with Runner(tmp_path, num_workers=1) as runner:
-        runner.run(stage(tmp_path))
+        run(runner, tmp_path)
         (tmp_path / ".done" / "stage.json").unlink()
         (tmp_path / ".done" / "stage" / "job-1.json").unlink()
         for i in range(3):
             (tmp_path / f"out-{i}.json").unlink()
-        runner.run(stage(tmp_path))
+        run(runner, tmp_path)
     assert [path.name for path in tmp_path.glob("out-*")] == ["out-1.json"]
-    assert runner.costs[1]["seconds"] > 0
+    assert runner.stages[1]["seconds"] > 0
 
 
 def test_a_job_that_fails(tmp_path):
-    """The other jobs of the stage come to their ends, the stage is not done, and the message tells where to look."""
-    config = tmp_path / "score.yaml"
-    config.write_text(f"model: {tmp_path / 'none'}\n")
-    jobs = [Job("bad", run_command, {"name": "score", "config": str(config), "settings": {"input": "none"}})]
-    jobs += stage(tmp_path, 2).jobs
+    """The other jobs of the stage are finished, the stage is not done, and the message says where to look."""
+    config = ScoreConfig(input="none.jsonl", reward_model=str(tmp_path / "none"))
     with (
         Runner(tmp_path, num_workers=1) as runner,
         pytest.raises(ValueError, match="stage, bad: .* All that it printed: .*bad.log"),
     ):
-        runner.run(Stage("stage", jobs, lambda path: "done"))
+        runner.run("stage", {"bad": partial(score, config), **jobs(tmp_path, 2)}, lambda: "done")
     log = (tmp_path / "logs" / "stage" / "bad.log").read_text()
-    assert log.startswith(f"$ trl-hrm score --config {config} --input=none") and "Traceback" in log
+    assert log.startswith("score(ScoreConfig(") and "Traceback" in log
     assert len(list(tmp_path.glob("out-*"))) == 2 and not (tmp_path / ".done" / "stage.json").exists()
+    # a file of settings of each job, from which it can be run again by hand
+    settings = yaml.safe_load((tmp_path / "logs" / "stage" / "bad.yaml").read_text())
+    assert ScoreConfig(**settings) == config
 
 
 def test_how_far_a_job_is(tmp_path):
     log = tmp_path / "log"
-    assert _share_done(log) == 0
+    assert share_done(log) == 0
     log.write_text("start\n  0%|  | 0/40 [00:00<?]\r 25%|##  | 10/40 [00:01<00:03]")
-    assert _share_done(log) == 0.25
+    assert share_done(log) == 0.25
     log.write_text("x" * 9000 + "100%|##| 40/40 [00:01<00:00]\n")
-    assert _share_done(log) == 0.99  # it still runs
+    assert share_done(log) == 0.99  # it still runs
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="counts the processes in /proc")
@@ -86,7 +92,7 @@ def test_a_kill_leaves_no_process_behind(tmp_path):
 _WAITING = """
 import os, sys, time
 from pathlib import Path
-from trl_hrm.scripts.demo_runner import Runner
+from trl_hrm.demo.runner import Runner
 with Runner(Path(sys.argv[1]), 1) as runner:
     print(runner._pool.submit(os.getpid).result(), flush=True)
     runner._pool.submit(time.sleep, 600).result()

@@ -2,7 +2,7 @@
 
 from tqdm import tqdm
 
-from ..search.progress import Progress
+from ..search.scheduler import Progress
 
 
 class ProgressBar:

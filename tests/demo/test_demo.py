@@ -6,19 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 
 import pytest
 
-from trl_hrm.scripts.demo import begun
-from trl_hrm.scripts.demo_profiles import FULL, QUICK, RewardModel
-from trl_hrm.scripts.demo_report import HNC_PAIRS, collect
-from trl_hrm.scripts.demo_runner import Runner
-from trl_hrm.scripts.demo_stages import Demo, stages
+from trl_hrm.demo.collect import HNC_PAIRS, collect
+from trl_hrm.demo.pipeline import begun, run_stages
+from trl_hrm.demo.profiles import FULL, QUICK, RewardModel
+from trl_hrm.demo.runner import Runner
 
 from ..test_offline import guarded
+from .test_pipeline import Recorder
 
 
 def test_folders_that_are_something_else(tmp_path):
@@ -50,7 +50,9 @@ def test_the_full_profile_has_what_its_report_compares():
     """A model that is compared and not trained would end an hour of work in an error."""
     models = {model.name for model in FULL.models if model.searches}
     assert {name for pair in HNC_PAIRS for name in pair} <= models
-    assert all(model.data in {job.name for job in Demo(FULL, "demo", 0).datasets().jobs} for model in FULL.models)
+    recorder = Recorder()
+    run_stages(recorder, FULL, Path("demo"), seed=0)
+    assert {model.data for model in FULL.models} <= {name for stage, name in recorder.jobs if stage == "datasets"}
 
 
 EVIDENCE = replace(
@@ -74,9 +76,8 @@ def evidence(tmp_path_factory):
     """What a run with fixed seeds measures."""
     folder = tmp_path_factory.mktemp("evidence")
     with Runner(folder, 2) as runner:
-        for stage in stages(EVIDENCE, str(folder), seed=42):
-            runner.run(stage)
-    yield collect(folder, EVIDENCE, Namespace(profile="evidence", seed=42), runner.costs)
+        run_stages(runner, EVIDENCE, folder, seed=42)
+    yield collect(folder, EVIDENCE, "evidence", 42, runner.stages)
     shutil.rmtree(folder)
 
 
@@ -129,15 +130,16 @@ class TestWhatHolds:
 SMALL = """
 import sys
 from dataclasses import replace
+from pathlib import Path
 from trl_hrm import cli
-from trl_hrm.scripts import demo_profiles as profiles
+from trl_hrm.demo import profiles
 small = replace(
     profiles.QUICK, policy_steps=600, num_train=8, num_test=6, num_starts=6, num_judged=8, num_capped=4, n=(1, 4), prefix_n=(1,),
     models=profiles._models((0,), 4, (0,), (2.0,), (0,)), self_training_steps=4, self_training_samples=2,
 )
-profiles.PROFILES["small"] = small
+profiles.PROFILES["quick"] = small
 if __name__ == "__main__":
-    sys.exit(cli.main(["demo", "--profile", "small", "--output_dir", sys.argv[1]]))
+    sys.exit(cli.main(["demo", "--output_dir", sys.argv[1]]))
 """
 
 

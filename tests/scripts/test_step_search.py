@@ -1,4 +1,4 @@
-"""`best-of-n --prefix_column`: searches of a real policy from given steps, what is recorded, and what is refused."""
+"""The command `step-search`: a real policy, also from given steps; what is recorded, and what is refused."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from ..search.policies import KNOWN, SOLUTIONS, make_policy
 WE_START, COUNT = "# Step 1\nWe start.\n\n# Step 2", "# Step 1\nCount.\n\n# Step 2"
 ROWS = [row | {"problem_id": f"q{i}", "begun": begun} for i, row in enumerate(KNOWN) for begun in (WE_START, COUNT)]
 PROMPT = "--prompt question --prompt_style plain --segmentation step_header --final_stops".split() + ["# END!"]
-SEARCH = [*PROMPT, "--engine", "transformers", "--max_step_tokens", "30", "--strategy", "step_search", "--n", "2", "4"]
+SEARCH = [*PROMPT, "--engine", "transformers", "--max_step_tokens", "30", "--n", "2", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,21 @@ def write_rows(path: Path, rows: list[dict]) -> str:
 def run(folder: Path, rows: list[dict], policy: str, model: str, *more: str) -> int:
     problems = write_rows(folder.parent / "problems.jsonl", rows)
     words = ["--problems", problems, "--policy", policy, "--reward_model", model, "--output_dir", str(folder)]
-    return main(["best-of-n", *words, *SEARCH, *more])
+    return main(["step-search", *words, *SEARCH, *more])
+
+
+def test_step_search(tmp_path, policy, checkpoint):
+    """Greedily and with beams, with the options that they take."""
+    problems = write_rows(tmp_path / "problems.jsonl", KNOWN)
+    words = ["step-search", "--problems", problems, "--policy", policy, "--reward_model", checkpoint, "--output_dir"]
+    common = [*PROMPT, "--engine", "transformers", "--max_step_tokens", "30"]
+    assert main([*words, str(tmp_path / "greedy"), *common, "--n", "1", "2"]) == 0
+    results = load_results(tmp_path / "greedy")
+    assert results.strategy == "step_search" and results.n == [1, 2] and results.settings["aggregate"] == "last"
+    assert results.num_problems == 4 and (tmp_path / "greedy" / "candidates-n2.jsonl").is_file()
+    beam = ["--strategy", "beam_search", "--branching", "2", "--n", "4", "--aggregate", "min", "--max_depth", "3"]
+    assert main([*words, str(tmp_path / "beam"), *common, *beam]) == 0
+    assert load_results(tmp_path / "beam").settings["max_depth"] == 3
 
 
 def test_from_prefixes_to_results(tmp_path, policy, checkpoint, capsys):
@@ -116,30 +130,21 @@ def test_without_the_option_nothing_is_recorded(tmp_path, policy, checkpoint):
     assert "prefix" not in text
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            "--policy p --problems q",
-            "--prefix_column goes with --strategy step_search, and it is best_of_n. Leave it out",
-        ),
-        ("--candidates x", "--prefix_column goes with --strategy step_search, and it is best_of_n. Leave it out"),
-        ("--candidates x --strategy beam_search", "--candidates goes with --strategy best_of_n"),
-        ("--strategy step_search", "--strategy step_search needs --policy and --problems"),
-    ],
-)
-def test_only_step_searches_read_a_prefix(tmp_path, capsys, words, message):
+def test_only_step_searches_read_a_prefix(tmp_path, capsys):
     """Whole solutions are sampled from the problem: with the option ignored, they would be taken for some that begin with it."""
-    words = ["--reward_model", "m", "--output_dir", str(tmp_path / "out"), "--prefix_column", "begun", *words.split()]
-    assert main(["best-of-n", *words]) == 1
-    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+    words = ["--reward_model", "m", "--output_dir", str(tmp_path / "out"), "--prefix_column", "begun"]
+    with pytest.raises(SystemExit):
+        main(["best-of-n", *words, "--policy", "p", "--problems", "q"])
+    assert "found '--prefix_column', which is no option" in capsys.readouterr().err
+    assert main(["step-search", *words]) == 1
+    assert "problems is missing" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_annotate_has_no_prefixes(tmp_path, capsys):
     """Its labels are values of what follows the problem."""
     with pytest.raises(SystemExit):
         main(["annotate", "--problems", "q", "--policy", "p", "--output_dir", str(tmp_path), "--prefix_column", "x"])
-    assert "unrecognized arguments: --prefix_column x" in capsys.readouterr().err
+    assert "found '--prefix_column', which is no option" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

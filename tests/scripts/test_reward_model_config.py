@@ -1,6 +1,5 @@
-"""`--scorer`: what runs the reward model, and which options go with it."""
+"""`--reward_model_engine`: what runs the reward model, and which options go with it."""
 
-import argparse
 import json
 import re
 
@@ -8,7 +7,7 @@ import pytest
 
 from trl_hrm import StepFormat, StepScorer
 from trl_hrm.cli import main
-from trl_hrm.scripts.score_options import add_score_arguments, describe_scoring, load_scorer
+from trl_hrm.scoring.reward_model_config import RewardModelConfig
 
 from ..helpers import save_checkpoint, tiny_model, tiny_tokenizer
 from ..scoring.pooling_server import PoolingServer
@@ -26,41 +25,45 @@ def server(checkpoint):
         yield server
 
 
-def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_score_arguments(parser)
-    return parser.parse_args(words)
-
-
 URL = "http://127.0.0.1:1"
 OPTIONS = {
-    "batch_size": ("4", ["transformers"]),
-    "max_length": ("512", ["transformers"]),
-    "dtype": ("bfloat16", ["transformers", "vllm"]),
-    "scorer_args": ('{"max_model_len": 64}', ["vllm"]),
+    "reward_model_batch_size": (4, ["transformers"]),
+    "reward_model_max_length": (512, ["transformers"]),
+    "reward_model_dtype": ("bfloat16", ["transformers", "vllm"]),
+    "reward_model_args": ({"max_model_len": 64}, ["vllm"]),
     "served_model_name": ("prm", [URL]),
 }
 
 
-@pytest.mark.parametrize("scorer", ["transformers", "vllm", URL])
+@pytest.mark.parametrize("engine", ["transformers", "vllm", URL])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_options_of_another_scorer(scorer, option):
+def test_options_of_another_engine(engine, option):
     """An option that does nothing looks as if it had done something, also in the report."""
-    value, scorers = OPTIONS[option]
-    args = parse("--scorer", scorer, f"--{option}", value)
-    if scorer in scorers:
-        assert str(describe_scoring(args)[option]) == value
+    value, engines = OPTIONS[option]
+    given = {"reward_model": "nowhere", "reward_model_engine": engine, option: value}
+    if engine in engines:
+        described = RewardModelConfig(**given).describe_scoring()
+        name = option.removeprefix("reward_model_").replace("args", "scorer_args")
+        assert described[name] == (json.dumps(value) if isinstance(value, dict) else value)
     else:
-        message = f"--{option} goes with --scorer .*, and --scorer is {re.escape(scorer)}. Leave it out."
+        message = (
+            f"{option} goes with reward_model_engine .*, and reward_model_engine is {re.escape(engine)}. Leave it out."
+        )
         with pytest.raises(ValueError, match=message):
-            load_scorer("nowhere", args)
+            RewardModelConfig(**given)
 
 
 def test_defaults_of_transformers(checkpoint):
-    scorer = load_scorer(checkpoint, parse())
+    scorer = RewardModelConfig(reward_model=checkpoint).load_scorer()
     assert isinstance(scorer, StepScorer)
     assert (scorer.batch_size, scorer.max_length, str(scorer.model.dtype)) == (8, 2048, "torch.float32")
-    scorer = load_scorer(checkpoint, parse("--batch_size", "2", "--max_length", "64", "--dtype", "bfloat16"))
+    config = RewardModelConfig(
+        reward_model=checkpoint,
+        reward_model_batch_size=2,
+        reward_model_max_length=64,
+        reward_model_dtype="bfloat16",
+    )
+    scorer = config.load_scorer()
     assert (scorer.batch_size, scorer.max_length, str(scorer.model.dtype)) == (2, 64, "torch.bfloat16")
 
 
@@ -68,14 +71,21 @@ def test_defaults_of_transformers(checkpoint):
 def test_a_format_of_its_own(checkpoint, server, kind, tmp_path):
     """For a model that was saved without one. The format of the checkpoint would be taken in silence."""
     StepFormat(step_separator="; ").save(tmp_path)
-    options = ["--scorer", server.url if kind == "URL" else kind, "--step_format", str(tmp_path / "step_format.json")]
-    assert load_scorer(checkpoint, parse(*options)).step_format.step_separator == "; "
-    assert load_scorer(checkpoint, parse(*options[:2])).step_format == StepFormat()
+    given = {"reward_model": checkpoint, "reward_model_engine": server.url if kind == "URL" else kind}
+    own = RewardModelConfig(**given, step_format=tmp_path / "step_format.json")
+    assert own.load_scorer().step_format.step_separator == "; "
+    assert RewardModelConfig(**given).load_scorer().step_format == StepFormat()
+    with pytest.raises(FileNotFoundError, match="there is no file nowhere.json"):
+        RewardModelConfig(**given, step_format="nowhere.json")
 
 
-def test_description():
+def test_description(tmp_path):
     """It is published with datasets: complete, but without addresses and tokens."""
-    assert describe_scoring(parse("--spans", "1", "2")) == {
+
+    def describe(**given):
+        return RewardModelConfig(reward_model="me/model", **given).describe_scoring()
+
+    assert describe(spans=[1, 2]) == {
         "scorer": "transformers",
         "dtype": "float32",
         "max_length": 2048,
@@ -84,31 +94,30 @@ def test_description():
         "combine": "max",
     }
     engine_args = '{"hf_token": "hf_secret", "max_model_len": 64}'
-    found = describe_scoring(parse("--scorer", "vllm", "--scorer_args", engine_args, "--combine", "mean"))
+    found = describe(reward_model_engine="vllm", reward_model_args=engine_args, spans=[1, 2], combine="mean")
     assert found["scorer_args"] == '{"max_model_len": 64}' and found["combine"] == "mean"
-    found = describe_scoring(parse("--scorer", "http://10.0.0.3:8000", "--step_format", "format.json"))
-    assert found == {"scorer": "URL", "step_format": "format.json", "spans": [1], "combine": "max"}
-
-
-def test_unknown_scorers():
-    with pytest.raises(ValueError, match="--scorer is 'vlm', expected transformers, vllm, or the address"):
-        load_scorer("nowhere", parse("--scorer", "vlm"))
+    StepFormat().save(tmp_path)
+    own = str(tmp_path / "step_format.json")
+    found = describe(reward_model_engine="http://10.0.0.3:8000", step_format=own)
+    assert found == {"scorer": "URL", "step_format": own, "spans": [1], "combine": "max"}
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("given", "message"),
     [
-        ("[1]", "[1] is no JSON object, such as"),
-        ("max_model_len=64", "max_model_len=64 is no JSON object, such as"),
-        ('{"dtype": "bfloat16"}', "dtype is --dtype. Leave it out"),
-        ('{"runner": "generate"}', 'runner is always "pooling". Leave it out'),
+        ({"reward_model_engine": "vlm"}, "reward_model_engine is 'vlm', expected transformers, vllm, or the address"),
+        ({"reward_model_args": "[1]"}, "reward_model_args is [1], expected a JSON object"),
+        ({"reward_model_args": "max_model_len=64"}, "reward_model_args is 'max_model_len=64', expected a JSON object"),
+        ({"reward_model_args": {"dtype": "bfloat16"}}, "dtype, which is reward_model_dtype. Leave it out"),
+        ({"reward_model_args": '{"runner": "generate"}'}, 'runner, which is always "pooling". Leave it out'),
+        ({"spans": [2]}, "spans is [2], expected positive numbers, 1 among them"),
+        ({"combine": "mean"}, "combine is mean, which makes one score of those of several spans, and spans is 1"),
     ],
 )
-def test_arguments_of_the_engine(value, message, capsys):
-    """A dtype there would win over that of the report, and another runner would be a traceback."""
-    with pytest.raises(SystemExit):
-        parse("--scorer", "vllm", "--scorer_args", value)
-    assert message in capsys.readouterr().err
+def test_settings_that_cannot_work(given, message):
+    """A dtype among the arguments would win over that of the report, and another runner would be a traceback."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RewardModelConfig(**{"reward_model": "nowhere", "reward_model_engine": "vllm", **given})
 
 
 def rows_of(tmp_path, command: list[str]) -> list[dict]:
@@ -118,7 +127,7 @@ def rows_of(tmp_path, command: list[str]) -> list[dict]:
         {"prompt": "x?", "completions": ["x", "y", "x y"], "parents": [-1, 0, 0]},
     ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["score", "--input", str(source), "--output", str(output), *command]) == 0
+    assert main(["score", str(source), "--output", str(output), *command]) == 0
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
@@ -130,13 +139,13 @@ def assert_same(found: list[dict], expected: list[dict], tolerance: float) -> No
 
 
 def test_score_with_a_server(checkpoint, server, tmp_path):
-    command = ["--model", checkpoint, "--spans", "1", "2"]
+    command = ["--reward_model", checkpoint, "--spans", "1", "2"]
     expected = rows_of(tmp_path, command)
     server.sequences.clear()
-    assert_same(rows_of(tmp_path, [*command, "--scorer", server.url]), expected, 1e-5)
+    assert_same(rows_of(tmp_path, [*command, "--reward_model_engine", server.url]), expected, 1e-5)
     assert len(server.sequences) > 4
     server.model = "prm"
-    found = rows_of(tmp_path, [*command, "--scorer", server.url, "--served_model_name", "prm"])
+    found = rows_of(tmp_path, [*command, "--reward_model_engine", server.url, "--served_model_name", "prm"])
     assert_same(found, expected, 1e-5)
 
 
@@ -144,7 +153,7 @@ def test_errors_of_a_server(checkpoint, server, tmp_path, capsys):
     """One line, no traceback, nothing written."""
     server.model = "policy"
     (tmp_path / "in.jsonl").write_text('{"prompt": "p", "completions": ["a"]}\n')
-    command = ["score", "--model", checkpoint, "--input", str(tmp_path / "in.jsonl"), "--scorer", server.url]
+    command = ["score", str(tmp_path / "in.jsonl"), "--reward_model", checkpoint, "--reward_model_engine", server.url]
     assert main([*command, "--output", str(tmp_path / "out.jsonl")]) == 1
     assert re.match(r"error: http://\S+ does not serve .*, but 'policy'.*\n$", capsys.readouterr().err)
     assert not (tmp_path / "out.jsonl").exists()
@@ -158,11 +167,14 @@ def test_select_raft_with_a_server(checkpoint, server, tmp_path, monkeypatch):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = "select-raft --candidates in.jsonl --segmentation blank_line --test_size 0 --spans 1 2 --reward_model"
     reports = []
-    for folder, more in (("a", []), ("b", ["--scorer", server.url])):
+    for folder, more in (("a", []), ("b", ["--reward_model_engine", server.url])):
         assert main([*command.split(), checkpoint, "--output_dir", folder, *more]) == 0
         reports.append(json.loads((tmp_path / folder / "build_report.json").read_text()))
     assert reports[0]["dropped"] == reports[1]["dropped"] and reports[0]["dropped"]["too_long_to_judge"] == 3
-    assert "--scorer URL" in reports[1]["command"] and "--scorer transformers" in reports[0]["command"]
+    assert (
+        "--reward_model_engine URL" in reports[1]["command"]
+        and "--reward_model_engine transformers" in reports[0]["command"]
+    )
     assert "127.0.0.1" not in json.dumps(reports[1])
     import pyarrow.parquet as pq
 
@@ -177,7 +189,7 @@ def test_score_with_vllm(checkpoint, tmp_path, monkeypatch):
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     StepFormat(step_separator="; ").save(tmp_path)
-    command = ["--model", checkpoint, "--spans", "1", "2", "--step_format", str(tmp_path / "step_format.json")]
+    command = ["--reward_model", checkpoint, "--spans", "1", "2", "--step_format", str(tmp_path / "step_format.json")]
     options = {"max_model_len": 256, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-    found = rows_of(tmp_path, [*command, "--scorer", "vllm", "--scorer_args", json.dumps(options)])
+    found = rows_of(tmp_path, [*command, "--reward_model_engine", "vllm", "--reward_model_args", json.dumps(options)])
     assert_same(found, rows_of(tmp_path, command), 1e-4)

@@ -1,5 +1,6 @@
-"""What the demo does beside calling the commands: it makes the world and the policy, and measures by the world's checker."""
+"""What the demo does beside calling the commands: it makes the world and the policy, and measures by the rules of the world."""
 
+import importlib
 import json
 import random
 from collections.abc import Iterable
@@ -7,24 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from ..io import write_json
-from .demo_runner import run_recipe
 
 
-RECIPES = Path(__file__).resolve().parents[1] / "demo" / "recipes"  # recipes/demo of a clone
 NUM_PROBLEMS = 6000  # of the 6,480 that the world has, before those that are kept apart
 SOLUTIONS = 6  # solutions of each judged problem
 
 
-def recipe(name: str) -> str:
-    """Path of a file of settings of the demo."""
-    return str(RECIPES / f"{name}.yaml")
+def train(name: str, settings: dict[str, Any], **more: Any) -> None:
+    """What `trl-hrm reward` and `trl-hrm kl-self` do with these settings, in this process."""
+    script = importlib.import_module(f"..scripts.{name}", __package__)
+    script.main(*script.make_parser().parse_dict(settings), **more)
 
 
 def make_world(folder: str, num_train: int, num_test: int, num_starts: int, num_judged: int, seed: int) -> None:
-    """Write problems to search, to solve and to solve from a slip on, and trees that the world's judge labels, all different."""
-    from ..demo.measures import slipped
-    from ..demo.policy import solution_text
-    from ..demo.world import different_problems, solution_tree, sticky
+    """Write problems to search, to solve and to solve from a slip on, and trees that the rules of the world label, all different."""
+    from .measures import slipped
+    from .policy import solution_text
+    from .world import different_problems, solution_tree, sticky
 
     rng = random.Random(seed)
     out = Path(folder)
@@ -57,8 +57,8 @@ def make_world(folder: str, num_train: int, num_test: int, num_starts: int, num_
 
 def make_policy(world: str, folder: str, steps: int, seed: int) -> None:
     """Train a policy on all problems of the world but those that are searched and solved."""
-    from ..demo.policy import train_policy
-    from ..demo.world import Problem, different_problems
+    from .policy import train_policy
+    from .world import Problem, different_problems
 
     kept = {Problem.parse(row[key]) for file, key in _FILES for row in _read(Path(world, file))}
     problems = [problem for problem in different_problems(random.Random(seed), NUM_PROBLEMS) if problem not in kept]
@@ -75,31 +75,31 @@ _FILES = (
 
 
 def measure_policy(run: str, output: str) -> None:
-    from ..demo.measures import measure_policy
+    from .measures import measure_policy
 
     _keep(output, measure_policy(run))
 
 
 def measure_values(run: str, world: str, num_problems: int, cap: int, output: str) -> None:
     """Values in a search of so many steps, of the first problems, so that those of several searches can be compared."""
-    from ..demo.measures import measure_values
+    from .measures import measure_values
 
     problems = {row["problem"] for row in _read(Path(world, "train.jsonl"))[:num_problems]}
     _keep(output, {"cap": cap, **measure_values(run, problems)})
 
 
 def measure_tree(run: str, output: str) -> None:
-    from ..demo.measures import small_tree
+    from .measures import small_tree
 
     _keep(output, small_tree(run))
 
 
 def measure_model(model: str, world: str, spans: list[list[int]], seed: int, output: str) -> None:
-    """Judge held-out steps, and what may follow slips, with a reward model."""
-    from ..demo.measures import measure_kinds, measure_scores
-    from ..demo.world import Problem
+    """Score held-out steps, and what may follow slips, with a reward model."""
     from ..scoring.scorer import StepScorer
     from ..step_tree import StepTree
+    from .measures import measure_kinds, measure_scores
+    from .world import Problem
 
     scorer = StepScorer.from_pretrained(model, batch_size=16)
     trees = [StepTree.from_row(row) for row in _read(Path(world, "held-out.jsonl"))]
@@ -108,29 +108,24 @@ def measure_model(model: str, world: str, spans: list[list[int]], seed: int, out
     _keep(output, {**measure_scores(scorer, trees), "kinds": kinds})
 
 
-def self_train(policy: str, data: str, output: str, steps: int, settings: dict[str, Any]) -> None:
+def self_train(settings: dict[str, Any]) -> None:
     """Train the policy on its best solutions, measured every few steps on those of held-out problems."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ..demo.held_out import HeldOut
+    from .held_out import HeldOut
 
+    policy = settings["model_name_or_path"]
     tokenizer = AutoTokenizer.from_pretrained(policy)
     rows = []
-    for row in load_dataset(data, split="test"):
+    for row in load_dataset(settings["dataset_name"], split="test"):
         prompt, answer = (tokenizer.encode(row[name]) for name in ("prompt", "completion"))
-        rows.append(
-            {
-                "input_ids": [*prompt, *answer, tokenizer.eos_token_id],
-                "labels": [-100] * len(prompt) + [*answer, tokenizer.eos_token_id],
-            }
-        )
-    measured = HeldOut(
-        AutoModelForCausalLM.from_pretrained(policy).requires_grad_(False), rows, tokenizer, max(steps // 15, 1)
-    )
-    given = {"model_name_or_path": policy, "dataset_name": data, "output_dir": output, "max_steps": steps, **settings}
-    run_recipe("kl_self", recipe("kl_self"), given, callbacks=[measured])
-    write_json(Path(output, "held_out.json"), {**settings, "curve": measured.curve})
+        answer.append(tokenizer.eos_token_id)
+        rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + answer})
+    reference = AutoModelForCausalLM.from_pretrained(policy).requires_grad_(False)
+    measured = HeldOut(reference, rows, tokenizer, max(settings["max_steps"] // 15, 1))
+    train("kl_self", settings, callbacks=[measured])
+    write_json(Path(settings["output_dir"], "held_out.json"), {**settings, "curve": measured.curve})
 
 
 def _keep(output: str, found: dict[str, Any]) -> None:
