@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from trl_hrm.config import Config
@@ -17,6 +18,10 @@ class ReadConfig(Config):
     sizes: list[int] = field(default_factory=list)
     order: Literal["given", "random"] = "given"
     format: Literal["json", "text"] | None = None
+    first: Literal[0, 1] = 0
+    share: float = 0.5
+    names: dict[str, str] | None = None
+    engine_args: dict[str, Any] | str | None = None
 
 
 @pytest.mark.parametrize("files", ["a.jsonl", Path("a.jsonl"), ["a.jsonl"], (Path("a.jsonl"),)])
@@ -36,3 +41,29 @@ def test_choices(wrong):
     with pytest.raises(ValueError, match="expected one of (given, random|json, text)"):
         ReadConfig(files=[], **wrong)
     assert ReadConfig(files=[], format="json").format == "json"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sizes": True}, "sizes is True, expected a whole number"),
+        ({"sizes": 2.0}, "sizes is 2.0, expected a whole number"),
+        ({"share": "half"}, "share is 'half', expected a number"),
+        ({"first": True}, "first is True, expected one of 0, 1"),
+        ({"names": 5}, "names is 5, expected a JSON object"),
+        ({"names": {"a": None}}, "names is None, expected a text"),
+        ({"engine_args": 5}, "engine_args is 5, expected a JSON object"),
+        ({"engine_args": ["a"]}, r"engine_args is \['a'\], expected a JSON object"),
+        ({"engine_args": "[1]"}, r"engine_args is \[1\], expected a JSON object"),
+    ],
+)
+def test_values_of_another_type(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ReadConfig(files=[], **wrong)
+
+
+def test_numbers_of_numpy_become_those_of_python():
+    """Otherwise a report, which is JSON, could not be written."""
+    config = ReadConfig(files=[], sizes=[np.int64(3)], share=np.float32(0.25))
+    assert [type(config.sizes[0]), type(config.share)] == [int, float]
+    assert (config.sizes, config.share) == ([3], 0.25)

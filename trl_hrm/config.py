@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass, fields
 from datetime import date
+from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -61,20 +62,23 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
     kind = next(kind for kind in kinds if kind is not type(None))
     origin = get_origin(kind) or kind
     if origin is Literal:
-        if value not in get_args(kind):
+        if isinstance(value, bool) or value not in get_args(kind):  # True is 1
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, get_args(kind)))}.")
     elif origin is list:
         [element] = get_args(kind)
         return [_checked(name, one, element) for one in (value if isinstance(value, list | tuple) else [value])]
-    elif origin is dict and isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name} is {value!r}, expected a JSON object ({error}).") from None
+    elif origin is dict:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{name} is {value!r}, expected a JSON object ({error}).") from None
         if not isinstance(value, dict):
             raise ValueError(f"{name} is {value!r}, expected a JSON object.")
+        if get_args(kind)[1] is str:
+            return {key: _checked(name, one, str) for key, one in value.items()}
     elif origin is str:
-        if isinstance(value, int | float | date | os.PathLike) and not isinstance(value, bool):
+        if isinstance(value, Real | date | os.PathLike) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str):
             raise ValueError(f"{name} is {value!r}, expected a text.")
@@ -82,7 +86,7 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}, expected true or false.")
     elif origin in (int, float):
-        if isinstance(value, bool) or not isinstance(value, (int, float) if origin is float else int):
+        if isinstance(value, bool) or not isinstance(value, Real if origin is float else Integral):
             raise ValueError(f"{name} is {value!r}, expected {'a number' if origin is float else 'a whole number'}.")
         return origin(value)
     return value

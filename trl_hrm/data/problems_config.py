@@ -63,9 +63,9 @@ class ProblemsConfig(Config):
     )
 
     def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.columns, list):
+        if self.columns is not None:
             self.columns = parse_columns(self.columns)
+        super().__post_init__()
 
     def read_problems(
         self, prefix_column: str | None = None, prefix_fault: Callable[[str], str | None] | None = None

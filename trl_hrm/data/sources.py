@@ -241,10 +241,12 @@ def parse_columns(columns: Mapping[str, str] | Sequence[str] | None) -> dict[str
     """
     if isinstance(columns, Mapping):
         return dict(columns)
-    words = [columns] if isinstance(columns, str) else columns or ()
+    if columns is None:
+        return {}
+    words = columns if isinstance(columns, list | tuple) else [columns]
     columns = {}
     for word in words:
-        name, equals, column = word.partition("=")
+        name, equals, column = str(word).partition("=")
         if not (name and equals and column):
             raise ValueError(f"--columns: found {word!r}, expected NAME=COLUMN, such as problem=Question.")
         if name in columns:

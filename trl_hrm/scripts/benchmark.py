@@ -98,9 +98,9 @@ class BenchmarkConfig(RewardModelConfig):
     overwrite: bool = field(default=False, metadata={"help": "Replace the results in the output folder."})
 
     def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.columns, list):
+        if self.columns is not None:
             self.columns = parse_columns(self.columns)
+        super().__post_init__()
         if self.output_dir is None and self.overwrite:
             raise ValueError("overwrite goes with output_dir, which is not given. Leave it out.")
 

@@ -137,9 +137,9 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
     overwrite: bool = field(default=False, metadata={"help": "Replace results and parts of them."})
 
     def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.candidates_columns, list):
+        if self.candidates_columns is not None:
             self.candidates_columns = parse_columns(self.candidates_columns)
+        super().__post_init__()
         if self.n is not None and (not self.n or min(self.n) < 1):
             raise ValueError(f"n is {self.n}, expected numbers of 1 or more.")
         if self.num_draws is not None and self.num_draws < 1:
