@@ -158,9 +158,15 @@ def test_settings_of_a_file(tmp_path, capsys, rows_file):
     report = json.loads((tmp_path / "a" / "build_report.json").read_text())
     assert report["view"] == "tree" and report["dropped"] == {"excluded": 1}
     for text, message in (
-        ("veiw: hrm\n", f"{settings}: found the setting 'veiw', .* Did you mean --view?"),
+        ("veiw: hrm\n", f"{settings}: found the setting 'veiw', .* Did you mean view?"),
         (f"config: {settings}\n", f"{settings}: found the setting 'config'"),
-        ("- a list\n", "must contain a YAML mapping"),
+        ("seed: 1\nseed: 2\n", f"{settings}: found the setting 'seed' twice"),
+        ("debug: true\n", f"{settings}: found the setting 'debug', which"),
+        ("1: hrm\n", f"{settings}: found the setting 1, expected the name"),
+        ("view: [hrm\n", f"{settings} is not valid YAML"),
+        ("- a list\n", f"{settings} has no settings"),
+        ("", f"{settings} has no settings"),
+        ("columns: 5\n", "found 5, expected NAME=COLUMN"),
     ):
         settings.write_text(text)
         assert main(["build-stepwise", rows_file, "--output_dir", str(tmp_path / "b"), "--config", str(settings)]) == 1
@@ -183,6 +189,30 @@ def test_resolved_settings_are_a_file_of_settings(tmp_path, capsys, rows_file):
     assert main(["annotate", "--config", str(tmp_path / "run.yaml"), "--print_config"]) == 0
     assert capsys.readouterr().out == printed
     assert not (tmp_path / "run").exists()
+
+
+def test_columns_are_read_alike_by_every_command(tmp_path, capsys):
+    """As a word, a list of words and a mapping, from a file as from the command line."""
+    settings = tmp_path / "settings.yaml"
+    commands = (["build-stepwise", "x"], ["annotate", "--problems", "p", "--policy", "q"])
+    commands += (
+        ["score", "x", "--reward_model", "m"],
+        ["benchmark", "x", "--suite", "prmbench", "--reward_model", "m"],
+    )
+    for command in commands:
+        for text in ("columns: problem=Question", "columns: [problem=Question]", "columns: {problem: Question}"):
+            settings.write_text(text)
+            folder = [] if command[0] == "score" else ["--output_dir", "y"]
+            assert main([*command, *folder, "--config", str(settings), "--print_config"]) == 0
+            assert yaml.safe_load(capsys.readouterr().out)["columns"] == {"problem": "Question"}
+
+
+def test_help_shows_defaults_of_zero_and_words_without_a_name(capsys):
+    with pytest.raises(SystemExit):
+        main(["benchmark", "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: trl-hrm benchmark SOURCE [OPTIONS]\n")
+    assert "(default: 0)" in shown and "(default: False)" not in shown and "(default: None)" not in shown
 
 
 def test_debug_shows_where_an_error_comes_from(rows_file, tmp_path):

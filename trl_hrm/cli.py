@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -75,7 +76,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the default of each option that has one, unless its help states it, and each option under one name."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        if "(default:" in action.help or action.required or action.default in (None, False, [], argparse.SUPPRESS):
+        has_none = action.default is False or action.default in (None, [], argparse.SUPPRESS)
+        if "(default:" in action.help or action.required or has_none:
             return action.help
         return super()._get_help_string(action)
 
@@ -105,7 +107,10 @@ class CommandParser(TrlParser):
 
     def __init__(self, config: type, show_all: bool = False, **kwargs: Any):
         self.show_all = show_all
+        self.settings = [field.name for field in fields(config) if field.init]
         super().__init__([config], formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+        words = [action.metavar or action.dest.upper() for action in self._actions if not action.option_strings]
+        self.usage = " ".join(["%(prog)s", *words, "[OPTIONS]"])
         self.add_argument("--help_all", action="help", help="show all options and exit")
         self.add_argument(
             "--config",
@@ -136,6 +141,12 @@ class CommandParser(TrlParser):
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse names an option by all its spellings
         self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
 
+    def set_defaults_with_config(self, **settings: Any) -> list[str]:
+        """The other options, such as `--debug`, belong on the command line: in a file they are unknown."""
+        known = {name: value for name, value in settings.items() if name in self.settings}
+        super().set_defaults_with_config(**known)
+        return [name for name in settings if name not in known]
+
     def read(self, argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
         """
         The config that a command line asks for, and the options that every command has.
@@ -144,24 +155,46 @@ class CommandParser(TrlParser):
             `OSError`: If the file of settings cannot be read.
             `ValueError`: If a setting is invalid, or one in the file is unknown.
         """
-        argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-        if argv.count("--config") > 1 or argv[-1:] == ["--config"]:
-            self.error("--config takes one file of settings.")
         file = argv[argv.index("--config") + 1] if "--config" in argv else None
         config, options, unknown_settings, unknown_words = self.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )
-        known = sorted({name for action in self._actions for name in action.option_strings[:1]})
-        if options.config is not None:
-            raise ValueError(f"{file}: found the setting 'config'. A file of settings cannot name another one.")
         if unknown_settings:
-            name = unknown_settings[0].removeprefix("--")
+            name = unknown_settings[0]
             raise ValueError(
-                f"{file}: found the setting {name!r}, which {self.prog} does not have.{nearest(name, known)}"
+                f"{file}: found the setting {name!r}, which {self.prog} does not have.{nearest(name, self.settings)}"
             )
+        known = sorted({name for action in self._actions for name in action.option_strings[:1]})
         if unknown_words:
             self.error(f"found {unknown_words[0]!r}, which is no option.{nearest(unknown_words[0], known)}")
         return config, options
+
+
+def check_file(file: str) -> None:
+    """
+    Refuse a file of settings that is not valid YAML, or that has a name twice, of which YAML would take the last one.
+
+    Raises:
+        `OSError`: If the file cannot be read.
+        `ValueError`: If its content is invalid.
+    """
+    import yaml
+
+    with open(file, encoding="utf-8") as opened:
+        text = opened.read()
+    try:
+        settings, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} has no settings. Write one on each line, such as `seed: 42`.")
+    for name in settings:
+        if not isinstance(name, str):
+            raise ValueError(f"{file}: found the setting {name!r}, expected the name of an option.")
+    names = [key.value for key, _ in node.value]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{file}: found the setting {name!r} twice. Give it once.")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -199,12 +232,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no command given. `trl-hrm --help` lists them")
     if name not in summaries:
         parser.error(f"found {name!r}, which is no command.{nearest(name, list(summaries))}")
-    is_debug = "--debug" in argv
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if argv.count("--config") > 1 or argv[-1] == "--config":
+        parser.error("--config takes one file of settings.")
+    is_debug = name in COMMANDS and "--debug" in argv  # a training has another option of this name
     try:
+        if "--config" in argv:
+            check_file(argv[argv.index("--config") + 1])
         if name in TRAINING:
             from .scripts.training import launch
 
-            launch(name, [word for word in argv[1:] if word != "--debug"])
+            launch(name, argv[1:])
             return 0
         run(name, argv[1:])
     except KeyboardInterrupt as stop:
@@ -227,7 +265,6 @@ def run(name: str, argv: Sequence[str]) -> None:
         getattr(trl_hrm, command.config),
         show_all="--help_all" in argv,
         prog=f"trl-hrm {name}",
-        usage=f"trl-hrm {name} [OPTIONS]",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
     )
     config, options = parser.read(argv)

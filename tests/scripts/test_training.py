@@ -14,6 +14,7 @@ from trl import SFTConfig
 from tests.distributed.launching import Project, free_port
 from trl_hrm import HRMRewardConfig, KLSelfConfig
 from trl_hrm._compat import BaseConfig
+from trl_hrm.cli import main
 from trl_hrm.scripts.training import launch
 
 
@@ -64,6 +65,22 @@ def test_unknown_options_go_to_accelerate(launched, config, name, module):
     assert (args.num_processes, args.multi_gpu, args.config_file) == (2, True, None)
     assert (args.module, args.training_script) == (True, f"trl_hrm.scripts.{module}")
     assert args.training_script_args == own
+
+
+def test_the_file_with_an_equals_sign_and_an_option_that_commands_have_too(launched, config):
+    """`accelerate launch` would take `--config=FILE` for its own file, and `--debug` of a training has a value."""
+    assert main(["reward", f"--config={config}", "--debug", "underflow_overflow"]) == 0
+    assert launched[0].training_script_args == ["--config", str(config), "--debug", "underflow_overflow"]
+    assert launched[0].config_file is None
+
+
+def test_a_damaged_file_is_an_error_in_one_line(launched, config, capsys):
+    for text, message in (("a: [", "is not valid YAML"), ("1: 2", "found the setting 1"), ("a: 1\na: 2", "'a' twice")):
+        config.write_text(text)
+        assert main(["kl-self", "--config", str(config)]) == 1
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"error: {config}") and message in shown
+    assert not launched
 
 
 def test_accelerate_config_by_name_or_file_and_from_yaml(launched, config):

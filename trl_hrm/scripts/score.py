@@ -1,6 +1,7 @@
 """Score the steps of solutions with a trained step reward model."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..data.sources import parse_columns
 from ..io import replacing
@@ -53,9 +54,9 @@ class ScoreConfig(RewardModelConfig):
     )
 
     def __post_init__(self):
-        super().__post_init__()
-        if isinstance(self.columns, list):
+        if self.columns is not None:
             self.columns = parse_columns(self.columns)
+        super().__post_init__()
 
 
 def score(config: ScoreConfig) -> str:
@@ -80,6 +81,8 @@ def score(config: ScoreConfig) -> str:
 
     notes = Counter()
     places, trees = _read(config.input, config.columns or {})
+    if config.output is not None:
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)  # what fails there fails before the long part
     for tree in trees:
         count_answers(tree.completions, notes, tree.parents)
     check_answers(notes, len(trees), config.input)
