@@ -175,6 +175,9 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
         (["--prompt_style", "chat"], "no chat template, and the prompt style is chat. Use --prompt_style plain"),
         (["--max_sequences", "5"], "max_sequences is 5, expected 12 or more"),
         (["--max_in_flight", "1"], "max_in_flight is 1, expected 3 or more"),
+        (["--max_open_problems", "0"], "max_open_problems is 0, expected 1 or more"),
+        (["--grader_workers", "0"], "grader_workers is 0, expected 1 or more"),
+        (["--engine_args", "5"], "engine_args is 5, expected a JSON object"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, policy, problems, capsys, more, message):

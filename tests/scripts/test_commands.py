@@ -25,7 +25,7 @@ ROWS = [
 
 def test_score(checkpoint, tmp_path, capsys):
     """The file holds every column that came in, and the scores of the Python class."""
-    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source, output = tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl"
     source.write_text("\n\n".join(map(json.dumps, ROWS)) + "\n")
     command = ["score", str(source), "--reward_model", checkpoint, "--spans", "1", "2"]
     assert main([*command, "--output", str(output)]) == 0

@@ -315,6 +315,9 @@ def test_ids_that_are_no_file_names(tmp_path, capsys, monkeypatch):
     [
         (["--problem", "77"], "found no problem '77' among 6, expected an id, such as 'p000', or a place"),
         (["--html", "x.html"], "html is given without problem"),
+        (["--depth", "2"], "depth is given without problem"),
+        (["--rollouts"], "rollouts is given without problem"),
+        (["--problem", "1", "--hnc_seed", "3"], "hnc_seed is 3 without hnc"),
         (["--problem", "1", "--depth", "0"], "depth is 0, expected 1 or more"),
         (["--problem", "1", "--breadth", "-1"], "breadth is -1, expected 1 or more"),
         (["--format", "openr"], "found a folder without a log of a search, expected a JSON Lines file of openr"),

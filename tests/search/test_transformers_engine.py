@@ -382,8 +382,14 @@ def test_describe_is_stable(folder, engine):
         ({"top_p": 0}, "top_p is 0, expected more than 0"),
         ({"top_k": -1}, "top_k is -1, expected 0"),
         ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
+        ({"batch_size": "many"}, "batch_size is 'many', expected 1 or more"),
     ],
 )
 def test_options_out_of_range(engine, options, message):
     with pytest.raises(ValueError, match=message):
         TransformersEngine(engine.model, engine.tokenizer, **options)
+
+
+def test_a_type_that_torch_does_not_have(folder):
+    with pytest.raises(ValueError, match="the type of the policy's weights is 'float99', expected one of torch"):
+        TransformersEngine.from_pretrained(folder, dtype="float99")

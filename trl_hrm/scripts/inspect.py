@@ -10,7 +10,7 @@ trl-hrm inspect math-aps-tree.jsonl --format openr --problem 0 --html tree.html
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -95,8 +95,14 @@ class InspectConfig(Config):
         for name in ("depth", "breadth"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
-        if self.problem is None and self.html is not None:
-            raise ValueError("html is given without problem. Name the problem whose tree the page shows.")
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in ("html", "depth", "breadth", "rollouts", "hnc"):
+            if self.problem is None and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name} is given without problem. Name the problem whose tree is shown, or leave it out."
+                )
+        if not self.hnc and self.hnc_seed != defaults["hnc_seed"]:
+            raise ValueError(f"hnc_seed is {self.hnc_seed} without hnc. Ask for hnc too, or leave it out.")
 
 
 class Entry(NamedTuple):

@@ -308,6 +308,9 @@ class RunConfig(Config):
             Number of processes that compare answers.
         grader_timeout (`float`, *optional*, defaults to `10.0`):
             Seconds after which a comparison is given up.
+
+    Raises:
+        `ValueError`: If a number is below 1.
     """
 
     output_dir: str = field(metadata={"help": "Folder of the run."})
@@ -324,3 +327,9 @@ class RunConfig(Config):
     grader_timeout: float = field(
         default=10.0, metadata={"help": "Seconds after which a comparison is given up.", "advanced": True}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("max_in_flight", "max_open_problems", "grader_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")

@@ -335,7 +335,7 @@ class Scheduler:
             if problem.prefix:
                 fault = (
                     f"this search cannot continue from a prefix, and the prefix is {problem.prefix[:80]!r}. Leave the prefix out, or "
-                    "use a step search (trl-hrm best-of-n --strategy step_search)."
+                    "use a step search (`trl-hrm step-search`)."
                 )
                 if isinstance(self.search, StepSearch):
                     fault = self.search.prefix_fault(problem.prefix, self.ending)

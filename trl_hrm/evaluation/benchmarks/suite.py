@@ -233,7 +233,7 @@ def read_suites(
         found[suite.name].sources.append(source)
     for name, data in found.items():
         if not data.sources:
-            raise ValueError(f"no data for the suite {name}: add a source to --data whose rows have its columns.")
+            raise ValueError(f"no data for the suite {name}: add an input whose rows have its columns.")
     return found
 
 

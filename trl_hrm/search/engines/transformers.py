@@ -71,8 +71,8 @@ class TransformersEngine:
         batch_size: int = 32,
         revision: str | None = None,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}, expected 1 or more.")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.sampling = Sampling(temperature, top_p, top_k)
@@ -114,7 +114,14 @@ class TransformersEngine:
                 Attention, as in `AutoModelForCausalLM.from_pretrained`.
             **options:
                 Sampling parameters and `batch_size` of [`TransformersEngine`].
+
+        Raises:
+            `ValueError`: If torch has no such type.
         """
+        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(
+                f"the type of the policy's weights is {dtype!r}, expected one of torch, such as 'bfloat16'."
+            )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
             name_or_path, revision=revision, dtype=dtype, attn_implementation=attn_implementation
