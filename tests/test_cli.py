@@ -68,6 +68,7 @@ def test_version(capsys):
     [
         ([], "no command given"),
         (["anotate"], "found 'anotate', which is no command. Did you mean annotate?"),
+        (["report"], "the following arguments are required: RUN"),
         (["build-stepwise", "x", "--output_dir", "y", "--view", "z"], "invalid choice: 'z'"),
         (["build-stepwise", "x"], "the following arguments are required: --output_dir\n"),
         (["report", "x", "--outptu", "y"], "found '--outptu', which is no option. Did you mean --output?"),

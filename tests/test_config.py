@@ -19,6 +19,7 @@ class ReadConfig(Config):
     order: Literal["given", "random"] = "given"
     format: Literal["json", "text"] | None = None
     first: Literal[0, 1] = 0
+    kinds: list[str] = field(default_factory=lambda: ["a"], metadata={"choices": ["a", "b"]})
     share: float = 0.5
     names: dict[str, str] | None = None
     engine_args: dict[str, Any] | str | None = None
@@ -49,6 +50,7 @@ def test_choices(wrong):
         ({"sizes": True}, "sizes is True, expected a whole number"),
         ({"sizes": 2.0}, "sizes is 2.0, expected a whole number"),
         ({"share": "half"}, "share is 'half', expected a number"),
+        ({"kinds": []}, "kinds is \\[\\], expected some of a, b"),
         ({"first": True}, "first is True, expected one of 0, 1"),
         ({"names": 5}, "names is 5, expected a JSON object"),
         ({"names": {"a": None}}, "names is None, expected a text"),
@@ -64,6 +66,6 @@ def test_values_of_another_type(wrong, message):
 
 def test_numbers_of_numpy_become_those_of_python():
     """Otherwise a report, which is JSON, could not be written."""
-    config = ReadConfig(files=[], sizes=[np.int64(3)], share=np.float32(0.25))
-    assert [type(config.sizes[0]), type(config.share)] == [int, float]
-    assert (config.sizes, config.share) == ([3], 0.25)
+    config = ReadConfig(files=[], sizes=[np.int64(3)], share=np.float32(0.25), first=np.int64(1))
+    assert [type(config.sizes[0]), type(config.share), type(config.first)] == [int, float, int]
+    assert (config.sizes, config.share, config.first) == ([3], 0.25, 1)

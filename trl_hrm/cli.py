@@ -115,7 +115,7 @@ class CommandParser(TrlParser):
         self.add_argument(
             "--config",
             metavar="FILE",
-            help="YAML file of settings, named as the options. Options given beside it win.",
+            help="YAML file of settings, named as the options. Options on the command line override it.",
         )
         self.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and exit")
         self.add_argument("--debug", action="store_true", help="print the traceback of an error")

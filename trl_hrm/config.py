@@ -44,7 +44,10 @@ class Config:
         for field in fields(self):
             value = _checked(field.name, getattr(self, field.name), types[field.name])
             choices = field.metadata.get("choices")
-            if choices and isinstance(value, list) and not set(value) <= set(choices):
+            is_wrong = (
+                value == [] and field.default is not None
+            )  # where the default is `None`, no value is a choice too
+            if choices and isinstance(value, list) and (is_wrong or not set(value) <= set(choices)):
                 raise ValueError(f"{field.name} is {value!r}, expected some of {', '.join(map(str, choices))}.")
             setattr(self, field.name, value)
 
@@ -62,8 +65,10 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
     kind = next(kind for kind in kinds if kind is not type(None))
     origin = get_origin(kind) or kind
     if origin is Literal:
-        if isinstance(value, bool) or value not in get_args(kind):  # True is 1
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, get_args(kind)))}.")
+        choices = get_args(kind)
+        if isinstance(value, bool) or value not in choices:  # True is equal to 1
+            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}.")
+        return choices[choices.index(value)]  # of a number of numpy, that of Python
     elif origin is list:
         [element] = get_args(kind)
         return [_checked(name, one, element) for one in (value if isinstance(value, list | tuple) else [value])]

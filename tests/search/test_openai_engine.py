@@ -714,7 +714,8 @@ def test_key_of_the_environment(monkeypatch):
         (["http://me:pw@host/v1"], {}, "the base URL of host holds a user or a password"),
         (["http://host"], {"api": "chat"}, "api is 'chat', expected one of vllm, transformers, text"),
         (["http://host"], {"api": "text", "top_k": 5}, "top_k is 5, but the completions protocol has no such option"),
-        (["http://host"], {"max_retries": -1}, "max_retries is -1, expected 0 or more"),
+        (["http://host"], {"max_retries": -1}, "max_retries is -1, expected a number of 0 or more"),
+        (["http://host"], {"timeout": "soon"}, "timeout is 'soon', expected a number of 0 or more"),
         (["http://host"], {"top_p": 2}, "top_p is 2"),
     ],
 )

@@ -22,6 +22,9 @@ class ReportConfig(Config):
             Folders of `trl-hrm best-of-n`, `step-search` and `benchmark`, in any mix.
         output (`str`, *optional*, defaults to `"report.html"`):
             File of the page. Its pictures go into a folder beside it, `report_files` for `report.html`.
+
+    Raises:
+        `ValueError`: If there are no folders.
     """
 
     inputs: list[str] = field(
@@ -38,6 +41,11 @@ class ReportConfig(Config):
             "metavar": "FILE",
         },
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.inputs:
+            raise ValueError("inputs is empty, expected at least one folder with results.")
 
 
 def report(config: ReportConfig) -> str:

@@ -99,8 +99,8 @@ class HTTPClient:
         if not base_urls:
             raise ValueError("there is no base URL; expected one or more, such as http://localhost:8000/v1.")
         for name, value in (("timeout", timeout), ("max_retries", max_retries), ("backoff", backoff)):
-            if value < 0:
-                raise ValueError(f"{name} is {value}, expected 0 or more.")
+            if not isinstance(value, int | float) or value < 0:
+                raise ValueError(f"{name} is {value!r}, expected a number of 0 or more.")
         self.servers = [Server(_base_url(url)) for url in base_urls]
         self.test = test
         self.api_key = api_key
