@@ -67,12 +67,12 @@ def test_version(capsys):
     ("argv", "message"),
     [
         ([], "no command given"),
-        (["anotate"], "found 'anotate', which is no command. Did you mean annotate?"),
+        (["anotate"], "found 'anotate', which is not a command. Did you mean annotate?"),
         (["report"], "the following arguments are required: RUN"),
         (["build-stepwise", "x", "--output_dir", "y", "--view", "z"], "invalid choice: 'z'"),
         (["build-stepwise", "x"], "the following arguments are required: --output_dir\n"),
-        (["report", "x", "--outptu", "y"], "found '--outptu', which is no option. Did you mean --output?"),
-        (["report", "x", "--out", "y"], "found '--out', which is no option."),
+        (["report", "x", "--outptu", "y"], "found '--outptu', which is not an option. Did you mean --output?"),
+        (["report", "x", "--out", "y"], "found '--out', which is not an option."),
         (["report", "x", "--config"], "--config takes one file"),
     ],
 )

@@ -90,10 +90,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 class CommandParser(TrlParser):
     """
-    [`~trl.TrlParser`] of the config of a command. Beside what that reads, the metadata of a field may have:
+    [`~trl.TrlParser`] of the config of a command. In addition, the metadata of a field may have:
 
-    - `positional`: its values stand without its name, at the beginning of the command line;
-    - `parse`: a function that reads a word of the command line, in place of the field's type;
+    - `positional`: its values are given without its name, at the beginning of the command line;
+    - `parse`: a function that reads a word of the command line, instead of the field's type;
     - `advanced`: it is left out of `--help`, and shown by `--help_all`.
 
     Args:
@@ -166,7 +166,7 @@ class CommandParser(TrlParser):
             )
         known = sorted({name for action in self._actions for name in action.option_strings[:1]})
         if unknown_words:
-            self.error(f"found {unknown_words[0]!r}, which is no option.{nearest(unknown_words[0], known)}")
+            self.error(f"found {unknown_words[0]!r}, which is not an option.{nearest(unknown_words[0], known)}")
         return config, options
 
 
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv (`Sequence[str]`, *optional*):
-            Command line without the program's name. By default that of the process.
+            Command line without the program's name. Defaults to the command line of the process.
 
     Returns:
         `int`: 0, 1 after an error in the user's input, which is printed as one line, or 130 after Ctrl-C. A command line that
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(argv)
         parser.error("no command given. `trl-hrm --help` lists them")
     if name not in summaries:
-        parser.error(f"found {name!r}, which is no command.{nearest(name, list(summaries))}")
+        parser.error(f"found {name!r}, which is not a command.{nearest(name, list(summaries))}")
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if argv.count("--config") > 1 or argv[-1] == "--config":
         parser.error("--config takes one file of settings.")

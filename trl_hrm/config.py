@@ -21,8 +21,8 @@ class Config:
     A subclass that checks more calls `super().__post_init__()` first.
 
     Raises:
-        `ValueError`: If a field holds a value of another type, or none of its choices: those of its `Literal`, or `"choices"` of its
-            metadata for a list.
+        `ValueError`: If a field holds a value of another type, or a value that is not one of its choices. The choices are in its
+            `Literal` or, for a list, in `"choices"` of its metadata.
 
     Example:
 
@@ -44,11 +44,10 @@ class Config:
         for field in fields(self):
             value = _checked(field.name, getattr(self, field.name), types[field.name])
             choices = field.metadata.get("choices")
-            is_wrong = (
-                value == [] and field.default is not None
-            )  # where the default is `None`, no value is a choice too
-            if choices and isinstance(value, list) and (is_wrong or not set(value) <= set(choices)):
-                raise ValueError(f"{field.name} is {value!r}, expected some of {', '.join(map(str, choices))}.")
+            if choices and isinstance(value, list):
+                is_missing = not value and field.default is not None  # an optional list may be empty
+                if is_missing or not set(value) <= set(choices):
+                    raise ValueError(f"{field.name} is {value!r}, expected some of {', '.join(map(str, choices))}.")
             setattr(self, field.name, value)
 
     def settings(self) -> dict[str, Any]:

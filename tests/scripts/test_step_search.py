@@ -135,7 +135,7 @@ def test_only_step_searches_read_a_prefix(tmp_path, capsys):
     words = ["--reward_model", "m", "--output_dir", str(tmp_path / "out"), "--prefix_column", "begun"]
     with pytest.raises(SystemExit):
         main(["best-of-n", *words, "--policy", "p", "--problems", "q"])
-    assert "found '--prefix_column', which is no option" in capsys.readouterr().err
+    assert "found '--prefix_column', which is not an option" in capsys.readouterr().err
     assert main(["step-search", *words]) == 1
     assert "problems is missing" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -144,7 +144,7 @@ def test_annotate_has_no_prefixes(tmp_path, capsys):
     """Its labels are values of what follows the problem."""
     with pytest.raises(SystemExit):
         main(["annotate", "--problems", "q", "--policy", "p", "--output_dir", str(tmp_path), "--prefix_column", "x"])
-    assert "found '--prefix_column', which is no option" in capsys.readouterr().err
+    assert "found '--prefix_column', which is not an option" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
