@@ -192,6 +192,13 @@ def test_resolved_settings_are_a_file_of_settings(tmp_path, capsys, rows_file):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_report_of_nothing(tmp_path, capsys):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"inputs: []\noutput: {tmp_path / 'report.html'}\n")
+    assert main(["report", "--config", str(settings)]) == 1
+    assert "error: inputs is empty, expected at least one folder" in capsys.readouterr().err
+
+
 def test_columns_are_read_alike_by_every_command(tmp_path, capsys):
     """As a word, a list of words and a mapping, from a file as from the command line."""
     settings = tmp_path / "settings.yaml"
