@@ -82,7 +82,7 @@ class AppendedLines:
     Lines are written without a buffer, so that a killed process loses at most the line that it was writing. Such a torn line
     is dropped when the file is opened again.
 
-    The lock is a hidden file next to it, which is removed on [`~AppendedLines.close`]. A process that is killed leaves it
+    The lock is a hidden file next to it, which is removed on [`AppendedLines.close`]. A process that is killed leaves it
     behind, unlocked.
 
     Args:

@@ -1,5 +1,5 @@
 r"""
-Problems with candidate solutions, and the rows that hold them. See [`read_candidates`] for the other places they come from.
+Problems with candidate solutions, and the rows that hold them. See [`~data.candidate_sources.read_candidates`] for the other places they come from.
 
 A row is one candidate, or one problem with its candidates; a candidate is a text or a list of steps:
 

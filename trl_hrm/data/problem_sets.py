@@ -149,7 +149,7 @@ def read_problems(
         limit (`int`, *optional*):
             Read no further than this many problems.
         exclude (`frozenset[bytes]`, *optional*):
-            Keys of problems to leave out, whatever their prefixes. See [`read_problem_keys`] and [`exclusion_key`].
+            Keys of problems to leave out, whatever their prefixes. See [`~data.problems.read_problem_keys`] and [`exclusion_key`].
         prefix_column (`str`, *optional*):
             Column with the beginning of each solution, raw text that a step search continues.
         prefix_fault (`Callable[[str], str | None]`, *optional*):

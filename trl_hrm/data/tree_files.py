@@ -26,7 +26,7 @@ OPENR_STEP_END = "\n\n"
 
 class NodeFiles:
     """
-    Files that [`write_nodes`] wrote, with `chunks` and `read` as [`JsonLines`] has them. A record is a [`SearchTree`] without token ids.
+    Files that [`~search.nodes.write_nodes`] wrote, with `chunks` and `read` as [`JsonLines`] has them. A record is a [`SearchTree`] without token ids.
 
     Args:
         files (`Sequence[str]`):
@@ -69,7 +69,7 @@ def run_warnings(runs: dict[str, dict[str, Any]]) -> list[str]:
 
     Args:
         runs (`dict[str, dict[str, Any]]`):
-            Manifest and summary of each run in one, by its folder. See [`read_manifest`] and [`read_summary`].
+            Manifest and summary of each run in one, by its folder. See [`~search.run_folder.read_manifest`] and [`~search.run_folder.read_summary`].
     """
     warnings = []
     for name, run in runs.items():

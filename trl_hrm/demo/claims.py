@@ -137,7 +137,7 @@ def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
             Numbers of candidates.
 
     Returns:
-        [`Verdict`]: By the interval of the fall over seeds, see [`~evaluation.reward_hacking.judge_loss`]. Where there is none (one or two
+        [`Verdict`]: By the interval of the fall over seeds, see [`~evaluation.reward_hacking.hacking_answer`]. Where there is none (one or two
         seeds, or seeds with equal falls) the answer is for these models only: the one that each has by its interval over problems,
         `"open"` if they differ.
     """
@@ -244,7 +244,7 @@ def claims(data: dict[str, Any]) -> list[Claim]:
 
     Args:
         data (`dict[str, Any]`):
-            The measurements. See [`write_report`].
+            The measurements. See [`~demo.report.write_report`].
 
     Returns:
         `list[Claim]`: In the order of the page.

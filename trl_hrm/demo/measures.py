@@ -27,7 +27,7 @@ KINDS = ("correction", "locally_right", "first_error", "right")
 
 
 def measure_policy(run: str | Path) -> dict[str, Any]:
-    """What a policy does in the solutions of a run: its accuracy and [`PolicyRates`]."""
+    """What a policy does in the solutions of a run: its accuracy and [`~demo.policy.PolicyRates`]."""
     solutions = [(Problem.parse(problem.problem), one.text, one.answer) for problem, one in _candidates(run)]
     rates = policy_rates((problem, text) for problem, text, _ in solutions)
     right = sum(answer == str(problem.values()[-1]) for problem, _, answer in solutions)
@@ -55,7 +55,7 @@ def run_trees(run: str | Path) -> Iterator[SearchTree]:
 
 
 def node_kinds(tree: SearchTree) -> list[str]:
-    """What the checker says of each node's step: see [`~world.Judged`]."""
+    """What the checker says of each node's step: see [`~demo.world.Judged`]."""
     problem = Problem.parse(tree.problem.prompt)
     texts = [tree.step_text(i) for i in range(len(tree.nodes))]
     return [judge(problem, [texts[j] for j in tree.path(i)])[-1].kind for i in range(len(tree.nodes))]

@@ -38,10 +38,10 @@ class Stage:
     Args:
         share (`float`): Share of all optimizer steps.
         learning_rate (`float`): Largest learning rate; it falls to 0.
-        slip_rate, correction_rate (`float`): See [`world.solve`].
+        slip_rate, correction_rate (`float`): See [`~demo.world.solve`].
         decisions (`bool`): Whether to train on the first token of each step and on corrections alone, and on a quarter of
             solutions without slips, whole, so that arithmetic is not forgotten.
-        skew (`float`): See [`world.solve`].
+        skew (`float`): See [`~demo.world.solve`].
     """
 
     share: float

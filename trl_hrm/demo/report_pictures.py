@@ -53,7 +53,7 @@ def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
 
     Args:
         data (`dict[str, Any]`):
-            The measurements. See [`write_report`].
+            The measurements. See [`~demo.report.write_report`].
 
     Returns:
         `dict[str, list[Picture]]`: By the key of their section, in the order of the page.

@@ -85,7 +85,7 @@ def summarize(
     Return what is kept in memory of a scored and graded problem.
 
     Args:
-        problem ([`ProblemCandidates`]):
+        problem ([`~data.candidates.ProblemCandidates`]):
             The problem with its M candidates.
         classes (`Sequence[int | None]`):
             Classes of their answers.
@@ -138,7 +138,7 @@ def make_curves(
             Seed of the draws.
 
     Returns:
-        [`Curves`]: The interval of an accuracy is [`mean_interval`], the interval of a loss [`difference_interval`]. `from_n` is
+        [`Curves`]: The interval of an accuracy is [`mean_interval`], the interval of a loss [`~evaluation.intervals.difference_interval`]. `from_n` is
         chosen on the same problems, which makes the loss look larger: its interval does not account for that.
 
     Raises:

@@ -139,7 +139,7 @@ def bootstrap_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int
         tallies (`dict[str, np.ndarray]`):
             For each subset the tallies of its solutions, summed by problem, shape `(problems, 4)`.
         outcomes (`Sequence`):
-            See [`~benchmarks.suite.Suite`].
+            See [`~evaluation.benchmarks.suite.Suite`].
         seed (`int`):
             Seed of the draws.
 

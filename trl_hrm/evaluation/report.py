@@ -46,7 +46,7 @@ def write_report(results: Sequence[Result], output: Path) -> list[Path]:
 
     Args:
         results (`Sequence[Result]`):
-            The results. See [`read_results`].
+            The results. See [`~evaluation.saved_results.read_results`].
         output (`Path`):
             The page, by convention `report.html`; its pictures go to `report_files`.
 
@@ -68,7 +68,7 @@ def render_report(results: Sequence[Result], pictures: dict[str, list[Picture]])
 
     Args:
         results (`Sequence[Result]`):
-            The results. See [`read_results`].
+            The results. See [`~evaluation.saved_results.read_results`].
         pictures (`dict[str, list[Picture]]`):
             Their pictures. See [`make_pictures`].
     """
@@ -322,7 +322,7 @@ def make_pictures(results: Sequence[Result]) -> dict[str, list[Picture]]:
 
     Args:
         results (`Sequence[Result]`):
-            The results. See [`read_results`].
+            The results. See [`~evaluation.saved_results.read_results`].
 
     Returns:
         `dict[str, list[Picture]]`: By section, in the order of the page. `"accuracy"` has one for each group of results of the same

@@ -47,11 +47,11 @@ class Results:
         counts (`dict[str, int]`):
             What was left out or could not be scored or graded, by reason.
         solutions (`dict[str, int]`):
-            How the solutions end. See [`count_outcomes`]. For a run that is read again, its candidates with the answers found here.
+            How the solutions end. See [`~search.outcomes.count_outcomes`]. For a run that is read again, its candidates with the answers found here.
         warnings (`list[str]`):
             Warnings, for example of unreadable references.
         n (`list[int]`), curves, hacking_gap, calibration:
-            See [`Curves`].
+            See [`~evaluation.curves.Curves`].
         intervals (`dict[str, Any]`):
             Confidence and methods of the intervals.
         cost (`dict[str, Any]`):

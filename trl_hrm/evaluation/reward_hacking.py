@@ -51,7 +51,7 @@ def hacking_gap(points: Sequence[dict[str, float]], values: np.ndarray) -> dict[
             `(len(points), P)`.
 
     Returns:
-        `dict`: `gap`, `best_n`, `largest_n`, `loss`, `from_n`, `low`, `high` and `undecided`. See [`~curves.Curves`].
+        `dict`: `gap`, `best_n`, `largest_n`, `loss`, `from_n`, `low`, `high` and `undecided`. See [`~evaluation.curves.Curves`].
     """
     n, accuracies = [point["n"] for point in points], [point["accuracy"] for point in points]
     best, last = int(np.argmax(accuracies)), accuracies[-1]
@@ -118,7 +118,7 @@ def hacking_verdict(gap: dict[str, Any], points: Sequence[dict[str, Any]]) -> Ve
 
     Args:
         gap (`dict`):
-            The hacking gap of the curve. See [`~curves.Curves`].
+            The hacking gap of the curve. See [`~evaluation.curves.Curves`].
         points (`Sequence[dict]`):
             The points of the curve.
 

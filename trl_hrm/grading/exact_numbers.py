@@ -281,7 +281,7 @@ def read_number(text: str) -> tuple[Number, str] | None:
 
     Args:
         text (`str`):
-            An answer after [`~normalization.clean`], without a currency in front.
+            An answer after [`~grading.normalization.clean`], without a currency in front.
 
     Returns:
         `tuple[Number, str]` or `None`: `None` if the text does not begin with a number.

@@ -32,7 +32,7 @@ class ParsedAnswer:
         number (`Number`, *optional*):
             The answer as an exact number, without its unit.
         unit (`frozenset[tuple[str, int]]`, *optional*):
-            Unit of the number or formula. See [`~units.read_unit`].
+            Unit of the number or formula. See [`~grading.units.read_unit`].
         words (`str`, *optional*):
             The answer, or what stands around its number, as words: in lower case, without articles and punctuation.
         option (`str`, *optional*):

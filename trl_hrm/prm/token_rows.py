@@ -49,7 +49,7 @@ def tokenize_dataset(
         name (`str`):
             Name of the dataset in errors and progress bars.
         tokenize_row (`Callable`):
-            [`PRMTrainer.tokenize_row`].
+            [`~prm.PRMTrainer.tokenize_row`].
         num_proc (`int`, *optional*):
             Number of processes.
         settings:

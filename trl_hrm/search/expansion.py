@@ -34,7 +34,7 @@ class Expander:
             Names of the answer extractors, in order.
         ending (`tuple[str, ...]`):
             Extractors whose answers end a solution, next to the end of the sequence and the final stop strings. See
-            [`ending_extractors`].
+            [`~search.step_search.ending_extractors`].
     """
 
     engine: Engine

@@ -1,5 +1,5 @@
 """
-What is shown of a search tree, in a terminal ([`~inspection_text.format_tree`]) and on a page that works offline: its lines, and how
+What is shown of a search tree, in a terminal ([`~search.inspection_text.format_tree`]) and on a page that works offline: its lines, and how
 solutions ended.
 """
 
@@ -34,9 +34,9 @@ class Inspection:
         scores (`list[float | None]`):
             N + 1 MC scores in `[0, 1]`. The prompt is last. See [`mc_scores`].
         counts (`list[LeafCounts]`):
-            N + 1 counts of the leaves below. The prompt is last. See [`leaf_counts`].
+            N + 1 counts of the leaves below. The prompt is last. See [`~search.values.leaf_counts`].
         totals (`dict[str, int]`):
-            `num_nodes`, `num_tokens` (generated) and `num_cached` of the search. See [`tree_totals`].
+            `num_nodes`, `num_tokens` (generated) and `num_cached` of the search. See [`~search.nodes.tree_totals`].
         run (`str`, *optional*, defaults to `""`):
             Where the tree comes from.
         basis (`str`, *optional*, defaults to `""`):

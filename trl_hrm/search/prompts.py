@@ -35,7 +35,7 @@ class Prompt:
         template (`str`):
             Text with `{question}` in it.
         rule (`str`):
-            Name of the [`StepRule`] that goes with it.
+            Name of the [`~search.steps.StepRule`] that goes with it.
         final_stops (`tuple[str, ...]`, *optional*, defaults to `()`):
             Strings that end a solution, in addition to the end of the sequence.
         style (`str`, *optional*, defaults to `"chat"`):

@@ -146,7 +146,7 @@ class Scheduler:
         engine ([`Engine`]):
             The policy.
         search ([`Search`]):
-            What to sample: [`FullTree`], [`Rollouts`], [`PUCT`], [`RootFilter`] or, with `score`, a [`StepSearch`].
+            What to sample: [`FullTree`], [`Rollouts`], [`PUCT`], [`~search.policies.RootFilter`] or, with `score`, a [`StepSearch`].
         grader ([`Grader`]):
             Compares answers, such as an [`AnswerGrader`].
         prompt ([`Prompt`]):

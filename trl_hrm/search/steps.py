@@ -285,7 +285,7 @@ def cut_prefix(
         prompt_ids (`Sequence[int]`):
             Token ids that the prefix follows.
         prefix (`str`):
-            A prefix that ends with a step. See [`StepSearch.prefix_fault`].
+            A prefix that ends with a step. See [`~search.step_search.StepSearch.prefix_fault`].
 
     Raises:
         `ValueError`: If the tokenizer does not give the text back: steps would be cut in the wrong places. If the prefix holds

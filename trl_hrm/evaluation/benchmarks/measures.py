@@ -47,7 +47,7 @@ def measure(
 
     Returns:
         `dict[str, Any]`: `metric` and `main`, the names of what counts; `subsets` and `averages`, for each name its metrics
-        (`None` where not defined), of which `metric` has the bounds `low` and `high` of its 95 % interval, see [`~intervals.bootstrap_sums`];
+        (`None` where not defined), of which `metric` has the bounds `low` and `high` of its 95 % interval, see [`~evaluation.intervals.bootstrap_sums`];
         `threshold`; `tuned`, see [`tune`]; `steps`, the [`step_metrics`] of all steps that have a label; `counts`, the
         numbers of solutions, scored ones and ones that were too long; `too_long`, where these stand.
 

@@ -45,7 +45,7 @@ def run_suite(
         suite ([`Suite`]):
             The suite, one of `SUITES`.
         data ([`SuiteData`]):
-            Its solutions. See [`read_suites`].
+            Its solutions. See [`~evaluation.benchmarks.suite.read_suites`].
         scorer ([`~scoring.tree_scorer.TreeScorer`]):
             The reward model.
         scoring ([`~scoring.scoring_config.ScoringConfig`]):

@@ -45,7 +45,7 @@ class TransformersEngine:
     its batch, up to float rounding: each has noise of its own from its seed, and the most probable token after Gumbel noise is
     a draw from the softmax.
 
-    Samples of a batch that continue the same prefix share its computation. The next batch computes it anew; [`VLLMEngine`] keeps it.
+    Samples of a batch that continue the same prefix share its computation. The next batch computes it anew; [`~search.engines.vllm.VLLMEngine`] keeps it.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):

@@ -31,11 +31,11 @@ class VLLMEngine:
 
     Args:
         llm ([`~vllm.v1.engine.async_llm.AsyncLLM`]):
-            The engine. [`~VLLMEngine.close`] shuts it down.
+            The engine. [`VLLMEngine.close`] shuts it down.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
-            How tokens are drawn. See [`Sampling`].
+            How tokens are drawn. See [`~search.engines.base.Sampling`].
         engine_args (`dict[str, Any]`, *optional*):
             What `llm` was started with beyond model, revision and dtype, for the manifest.
     """
