@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .tree import ROOT, Node, SearchTree, make_id
+from .tree import ROOT, SearchTree, make_id
 
 
 def compress(
@@ -68,7 +68,10 @@ def choose_moves(tree: SearchTree, key: tuple, probability: float, min_children:
         steps = _movable(tree, parent, children)
         if len(steps) < min_children:
             continue
-        coin, choice = _draw(*key, tree.nodes[parent].node_id)
+        # two numbers below 2**64 that depend on the key and the id alone
+        name = "\n".join(map(str, (*key, tree.nodes[parent].node_id)))
+        digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+        coin, choice = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:]))
         if coin < probability * 2**64:
             moves.append(steps[choice * len(steps) >> 64])
     return moves
@@ -100,13 +103,21 @@ def move_up(tree: SearchTree, moves: Iterable[int], key: tuple = ()) -> SearchTr
     nodes = list(tree.nodes)
     for i, node in enumerate(tree.nodes):
         if i in moves:
-            place = nodes[node.parent].parent
-            merged = _merge(nodes[node.parent], node)
-            merged.node_id = make_id("hnc", *key, node.node_id)
-            merged.merged_from = (tree.nodes[node.parent].node_id, node.node_id)
-            merged.round, merged.child_index = last_round[place], num_children[place]
-            num_children[place] += 1
-            nodes[i] = merged
+            above = nodes[node.parent]
+            before = len(above.text)
+            nodes[i] = replace(
+                node,
+                node_id=make_id("hnc", *key, node.node_id),
+                parent=above.parent,
+                child_index=num_children[above.parent],
+                round=last_round[above.parent],
+                token_ids=above.token_ids + node.token_ids,
+                text=above.text + node.text,
+                cuts=(*above.cuts, before - above.tail, *(before + cut for cut in node.cuts)),
+                weight=1.0,  # it stands for none of its new siblings
+                merged_from=(tree.nodes[node.parent].node_id, node.node_id),
+            )
+            num_children[above.parent] += 1
         elif node.parent != ROOT and nodes[node.parent] is not tree.nodes[node.parent]:
             nodes[i] = replace(node, node_id=make_id("hnc", *key, node.node_id))
     return SearchTree(tree.problem, nodes, tree.prompt_ids, tree.status)
@@ -139,22 +150,3 @@ def _check_moves(tree: SearchTree, moves: set[int]) -> None:
             raise ValueError(
                 f"node {i} cannot move: its parent, node {parent}, has {len(steps)} sampled steps below it."
             )
-
-
-def _merge(above: Node, node: Node) -> Node:
-    """`node` with the text of the node above it before its own, at the place of that node."""
-    before = len(above.text)
-    return replace(
-        node,
-        parent=above.parent,
-        token_ids=above.token_ids + node.token_ids,
-        text=above.text + node.text,
-        cuts=(*above.cuts, before - above.tail, *(before + cut for cut in node.cuts)),
-        weight=1.0,  # it stands for none of its new siblings
-    )
-
-
-def _draw(*parts: object) -> tuple[int, int]:
-    """Two numbers below 2**64 that depend on the parts alone."""
-    digest = hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=16).digest()
-    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")

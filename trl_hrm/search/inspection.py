@@ -116,19 +116,15 @@ def lines(tree: SearchTree) -> list[Line]:
             if len(rollouts) > 1:
                 below.append(("rollouts", rollouts))
                 steps = [i for i in steps if tree.nodes[i].role != "rollout"]
-        below += [("node", equal) for equal in _equal_leaves(tree, children, steps)]
+        equal: dict[Any, list[int]] = {}
+        for i in steps:
+            one = tree.nodes[i]
+            shown = (one.text, one.role, one.finish, one.is_final, one.answer, one.correct, one.value, one.merged_from)
+            equal.setdefault(i if children[i] else shown, []).append(i)
+        below += [("node", tuple(group)) for group in equal.values()]
         pending.extend(Line(nodes, len(found), line.depth + 1, kind) for kind, nodes in reversed(below))
         found.append(line)
     return found
-
-
-def _equal_leaves(tree: SearchTree, children: list[list[int]], indices: Sequence[int]) -> list[tuple[int, ...]]:
-    groups: dict[Any, list[int]] = {}
-    for i in indices:
-        one = tree.nodes[i]
-        shown = (one.text, one.role, one.finish, one.is_final, one.answer, one.correct, one.value, one.merged_from)
-        groups.setdefault(i if children[i] else shown, []).append(i)
-    return [tuple(group) for group in groups.values()]
 
 
 def render_tree(inspection: Inspection) -> str:

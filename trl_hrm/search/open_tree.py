@@ -109,8 +109,16 @@ class OpenTree:
         problem = Problem(event["problem_id"], event["prompt"], event["answer"], event.get("prefix", ""))
         tree = SearchTree(problem, prompt_ids=event["prompt_ids"])
         opened = cls(tree, event["root_id"], event["position"], index={event["root_id"]: ROOT})
-        if problem.prefix:
-            opened._give(event["prefix_ids"], [Cut(*cut) for cut in event["prefix_cuts"]])
+        if problem.prefix:  # its steps are a chain below the prompt, without scores
+            cuts = [Cut(*cut) for cut in event["prefix_cuts"]]
+            for number, (ids, text, tail) in enumerate(_pieces(event["prefix_ids"], problem.prefix, cuts)):
+                node_id = make_id("given", opened.root_id, number)
+                opened._add(Node(node_id, number - 1, 0, 0, ids, text, tail, "given"))
+                opened.scores[number] = None
+            opened.num_given = len(cuts)
+            last = tree.nodes[-1]
+            if last.tail:  # its numbers say which headers may end the next step
+                last.stop_reason = last.text[-last.tail :]
         return opened
 
     @property
@@ -133,64 +141,44 @@ class OpenTree:
 
     def apply(self, event: dict[str, Any]) -> None:
         """Grow by one `samples`, `scores`, `grades` or `close` event."""
-        if event["event"] == "samples":
-            self._add_samples(event)
-        elif event["event"] == "scores":
-            brought = self.brought[event["above"], event["round"]]
-            self.scores.update(zip(brought, event["scores"], strict=True))
-        elif event["event"] == "grades":
-            self._add_grades(event)
-        elif event["event"] == "close":
+        if event["event"] == "close":
             self.tree.status = event["status"]
-
-    def _give(self, token_ids: list[int], cuts: list[Cut]) -> None:
-        """Add the steps of the prefix as a chain below the prompt. They have no scores."""
-        for number, (ids, text, tail) in enumerate(_pieces(token_ids, self.tree.problem.prefix, cuts)):
-            node_id = make_id("given", self.root_id, number)
-            self._add(Node(node_id, number - 1, 0, 0, ids, text, tail, "given"))
-            self.scores[number] = None
-        self.num_given = len(cuts)
-        last = self.tree.nodes[-1]
-        if last.tail:  # its numbers say which headers may end the next step
-            last.stop_reason = last.text[-last.tail :]
-
-    def _add_samples(self, event: dict[str, Any]) -> None:
-        above = event["above"]
-        parent = self.index[above]
-        if parent != ROOT:
-            self.tree.nodes[parent].weight = event["weight"]
-        brought = []
-        for i, sample in enumerate(event["samples"]):
-            fields = {key: value for key, value in sample.items() if key != "cuts"}
-            node = Node(
-                node_id=make_id(above, event["round"], i),
-                parent=parent,
-                child_index=i,
-                round=event["round"],
-                role=event["role"],
-                seed=event["seed"] + i,
-                **fields,
-            )
-            brought.append(self._add(node))
-            if "cuts" in sample:
-                self.cuts[brought[-1]] = [Cut(*cut) for cut in sample["cuts"]]
-        self.brought[above, event["round"]] = brought
-        if event["cut"]:
-            for index in brought:
-                self._cut(index)
-
-    def _add_grades(self, event: dict[str, Any]) -> None:
-        brought = self.brought[event["above"], event["round"]]
-        if "status" in event:
-            statuses = zip(brought, event["status"], event["correct"], strict=True)
-            self.ungraded.update((i, status) for i, status, correct in statuses if status and correct is None)
-        for index, correct in zip(brought, event["correct"], strict=True):
-            node = self.tree.nodes[index]
-            node.correct = correct
-            last = make_id("segment", node.node_id, len(self.cuts.get(index, ())))
-            if last in self.index:
-                self.tree.nodes[self.index[last]].correct = correct
-        self.graded.add((event["above"], event["round"]))
+            return
+        key = event["above"], event["round"]
+        if event["event"] == "samples":
+            parent = self.index[event["above"]]
+            if parent != ROOT:
+                self.tree.nodes[parent].weight = event["weight"]
+            self.brought[key] = []
+            for i, sample in enumerate(event["samples"]):
+                node = Node(
+                    node_id=make_id(*key, i),
+                    parent=parent,
+                    child_index=i,
+                    round=event["round"],
+                    role=event["role"],
+                    seed=event["seed"] + i,
+                    **{name: value for name, value in sample.items() if name != "cuts"},
+                )
+                self.brought[key].append(self._add(node))
+                if "cuts" in sample:
+                    self.cuts[self.brought[key][-1]] = [Cut(*cut) for cut in sample["cuts"]]
+            if event["cut"]:
+                for index in self.brought[key]:
+                    self._cut(index)
+        elif event["event"] == "scores":
+            self.scores.update(zip(self.brought[key], event["scores"], strict=True))
+        elif event["event"] == "grades":
+            if "status" in event:
+                statuses = zip(self.brought[key], event["status"], event["correct"], strict=True)
+                self.ungraded.update((i, status) for i, status, correct in statuses if status and correct is None)
+            for index, correct in zip(self.brought[key], event["correct"], strict=True):
+                node = self.tree.nodes[index]
+                node.correct = correct
+                last = make_id("segment", node.node_id, len(self.cuts.get(index, ())))
+                if last in self.index:
+                    self.tree.nodes[self.index[last]].correct = correct
+            self.graded.add(key)
 
     def _cut(self, rollout: int) -> None:
         """Add the steps of a rollout as a chain next to it. The last one ends as the rollout does."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .open_tree import OpenTree
-from .tree import Node
 
 
 OUTCOMES = {
@@ -50,7 +49,9 @@ def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
         if node.answer is not None or node.correct is not None:
             counts[_graded(node.correct, opened.ungraded.get(i))] += 1
         elif node.finish == "length":
-            most = _max_tokens(node, search)
+            is_filter = node.role != "step" and node.round < 0  # a sample of the root filter
+            limits = (search.get("root_filter") or {}) if is_filter else search
+            most = limits.get("max_step_tokens" if node.role == "step" else "max_solution_tokens")
             is_short = most is not None and len(node.token_ids) < most
             counts["cut_off_by_context" if is_short else "cut_off_by_tokens"] += 1
         elif node.role == "step" and not node.is_final and node.text.strip():
@@ -175,15 +176,6 @@ def _graded(correct: bool | None, status: str | None) -> str:
     if correct is not None:
         return "right" if correct else "wrong"
     return "unreadable" if status == "unparseable" else "not_graded"
-
-
-def _max_tokens(node: Node, search: Mapping[str, Any]) -> int | None:
-    """Maximum number of tokens that a sample could have."""
-    if node.role == "step":
-        return search.get("max_step_tokens")
-    if node.round < 0:  # a sample of the root filter
-        return (search.get("root_filter") or {}).get("max_solution_tokens")
-    return search.get("max_solution_tokens")
 
 
 def _num_cut_off(solutions: Mapping[str, int]) -> int:

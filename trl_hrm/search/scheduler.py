@@ -263,8 +263,25 @@ class Scheduler:
         """Sample the children of a node."""
         try:
             event = await self.expander.expand(problem.opened, request, self.progress)
-        except EngineError as error:
-            self._fail(problem, request, error)
+        except EngineError as error:  # the problem is tried again later, and the run stops if all requests fail
+            self.log.append(
+                {
+                    "event": "error",
+                    "problem_id": problem.opened.tree.problem.problem_id,
+                    "above": problem.opened.node_id(request),
+                    "round": request.round,
+                    "message": str(error),
+                }
+            )
+            self.progress.num_failures += 1
+            self._num_failures += 1
+            if self._num_failures >= self.config.max_failures:
+                raise EngineFatal(
+                    f"{self._num_failures} requests failed in a row, the last one with: {error} Everything up to here is in the "
+                    "log; start again with the same command when the engine is back."
+                ) from error
+            problem.failed = True
+            self._release(problem)
             return
         finally:
             self.progress.count_in_flight(-request.n)
@@ -453,24 +470,3 @@ class Scheduler:
                 }
                 self._tell(tree, event)
             self.progress.num_steps += len(nodes)
-
-    def _fail(self, problem: _OpenProblem, request: Request, error: EngineError) -> None:
-        """Log a request that failed. The problem is tried again later, and the run stops if all requests fail."""
-        self.log.append(
-            {
-                "event": "error",
-                "problem_id": problem.opened.tree.problem.problem_id,
-                "above": problem.opened.node_id(request),
-                "round": request.round,
-                "message": str(error),
-            }
-        )
-        self.progress.num_failures += 1
-        self._num_failures += 1
-        if self._num_failures >= self.config.max_failures:
-            raise EngineFatal(
-                f"{self._num_failures} requests failed in a row, the last one with: {error} Everything up to here is in the log; "
-                "start again with the same command when the engine is back."
-            )
-        problem.failed = True
-        self._release(problem)

@@ -157,11 +157,31 @@ class StepSearch:
 
     def advance(self, opened: OpenTree, beam: Beam) -> Beam:
         """Return the beam at the greatest depth that the scores in the tree allow."""
+        nodes = opened.tree.nodes
         while beam.requests:
             brought = [opened.brought.get((opened.node_id(request), request.round)) for request in beam.requests]
-            if any(nodes is None or any(i not in opened.scores for i in nodes) for nodes in brought):
+            if any(found is None or any(i not in opened.scores for i in found) for found in brought):
                 break
-            beam = self._next(opened, beam)
+            usable = [
+                i
+                for found in brought
+                for i in found
+                if opened.scores[i] is not None
+                # the end of the sequence alone: the step before it was the last
+                or (nodes[i].is_final and nodes[i].parent != opened.start and not opened.tree.step_text(i))
+            ]
+            ranked = sorted((-self.rank(path_scores(opened, i)), opened.tree.text(i), i) for i in usable)
+            distinct: dict[str, int] = {}  # the best node of each text
+            for _, text, i in ranked:
+                distinct.setdefault(text, i)
+            kept = list(distinct.values())[: self.shape.width - len(beam.finals)]
+            if not kept:
+                return Beam(beam.live, beam.finals, reason="dead_end")
+            finals = beam.finals + tuple(i for i in kept if nodes[i].is_final)
+            live = tuple(i for i in kept if not nodes[i].is_final)
+            if opened.tree.depth(kept[0]) == self.max_depth:
+                return Beam(live, finals, reason="max_depth")
+            beam = Beam(live, finals, tuple(self._request(opened, i, self.shape.expansion) for i in live))
         return beam
 
     def endings(self, opened: OpenTree) -> list[Ending]:
@@ -223,30 +243,6 @@ class StepSearch:
 
     def describe(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("rule", "rank")}
-
-    def _next(self, opened: OpenTree, beam: Beam) -> Beam:
-        """Return the beam at the next depth."""
-        nodes = opened.tree.nodes
-        brought = [i for request in beam.requests for i in opened.brought[opened.node_id(request), request.round]]
-        usable = [
-            i
-            for i in brought
-            if opened.scores[i] is not None
-            # the end of the sequence alone: the step before it was the last
-            or (nodes[i].is_final and nodes[i].parent != opened.start and not opened.tree.step_text(i))
-        ]
-        ranked = sorted((-self.rank(path_scores(opened, i)), opened.tree.text(i), i) for i in usable)
-        distinct: dict[str, int] = {}  # the best node of each text
-        for _, text, i in ranked:
-            distinct.setdefault(text, i)
-        kept = list(distinct.values())[: self.shape.width - len(beam.finals)]
-        if not kept:
-            return Beam(beam.live, beam.finals, reason="dead_end")
-        finals = beam.finals + tuple(i for i in kept if nodes[i].is_final)
-        live = tuple(i for i in kept if not nodes[i].is_final)
-        if opened.tree.depth(kept[0]) == self.max_depth:
-            return Beam(live, finals, reason="max_depth")
-        return Beam(live, finals, tuple(self._request(opened, i, self.shape.expansion) for i in live))
 
     def _request(self, opened: OpenTree, node: int, n: int, round: int = 0) -> Request:
         header = None if node == ROOT else opened.tree.nodes[node].stop_reason

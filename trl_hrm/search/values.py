@@ -99,7 +99,22 @@ def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = 
         shares = [_share(counts, truncated) for counts in leaf_counts(tree)]
         recorded = [node.value for node in tree.nodes]
         return [share if value is None else value for share, value in zip(shares, [*recorded, None], strict=True)]
-    return _child_means(tree, truncated)
+    sums, weights = [0.0] * (len(tree.nodes) + 1), [0.0] * (len(tree.nodes) + 1)
+    scores: list[float | None] = [None] * (len(tree.nodes) + 1)
+    outcomes = _outcomes(tree)
+    for i in range(len(tree.nodes) - 1, -1, -1):
+        node = tree.nodes[i]
+        if node.value is not None:
+            scores[i] = node.value
+        elif outcomes[i] is not None:
+            scores[i] = _share(outcomes[i], truncated)
+        elif weights[i]:
+            scores[i] = sums[i] / weights[i]
+        if scores[i] is not None and node.is_sample:
+            sums[node.parent] += node.weight * scores[i]
+            weights[node.parent] += node.weight
+    scores[-1] = sums[-1] / weights[-1] if weights[-1] else None
+    return scores
 
 
 def entropy_label(p: float, eta: float) -> float:
@@ -156,27 +171,6 @@ def make_label(p: float, kind: str = "soft", eta: float | None = None) -> float:
     if kind == "entropy":
         return entropy_label(p, eta)
     raise ValueError(f"the kind of label is {kind!r}, expected one of {', '.join(LABELS)}.")
-
-
-def _child_means(tree: SearchTree, truncated: str) -> list[float | None]:
-    size = len(tree.nodes) + 1
-    sums, weights = [0.0] * size, [0.0] * size
-    scores: list[float | None] = [None] * size
-    outcomes = _outcomes(tree)
-    for i in range(len(tree.nodes) - 1, -1, -1):
-        node = tree.nodes[i]
-        if node.value is not None:
-            score = node.value
-        elif outcomes[i] is not None:
-            score = _share(outcomes[i], truncated)
-        else:
-            score = sums[i] / weights[i] if weights[i] else None
-        scores[i] = score
-        if score is not None and node.is_sample:
-            sums[node.parent] += node.weight * score
-            weights[node.parent] += node.weight
-    scores[-1] = sums[-1] / weights[-1] if weights[-1] else None
-    return scores
 
 
 def _share(counts: LeafCounts, truncated: str) -> float | None:

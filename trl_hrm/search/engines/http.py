@@ -157,9 +157,15 @@ class HTTPClient:
             `PrefixTooLong`: If the server says that the prefix leaves too little room.
             `EngineFatal`: If the server refuses the request.
         """
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
+                timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(self.timeout, 10.0)),
+                connector=aiohttp.TCPConnector(limit=0),  # the scheduler bounds what is in flight
+            )
         method = "GET" if body is None else "POST"
         try:
-            async with self._open_session().request(method, f"{server.url}/{path}", json=body) as response:
+            async with self._session.request(method, f"{server.url}/{path}", json=body) as response:
                 status, headers, content = response.status, response.headers, await response.read()
         except TimeoutError as error:
             raise Fault(f"no answer within {self.timeout:g} seconds") from error
@@ -181,16 +187,6 @@ class HTTPClient:
         if status == 413 or status in (400, 422) and TOO_LONG.search(said):
             raise PrefixTooLong(f"{server.url}: {message}", _number(LIMIT, said), _number(PREFIX, said))
         raise EngineFatal(f"{server.url}/{path} refused the request. {message}")
-
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-            self._session = aiohttp.ClientSession(
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(self.timeout, 10.0)),
-                connector=aiohttp.TCPConnector(limit=0),  # the scheduler bounds what is in flight
-            )
-        return self._session
 
     def _shown(self, text: str) -> str:
         """Short, on one line, without the key."""

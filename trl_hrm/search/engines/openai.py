@@ -175,7 +175,17 @@ class OpenAIEngine:
         self, server: Server, answer: dict[str, Any], prefix_ids: Sequence[int], stop: Sequence[str]
     ) -> list[Sample]:
         """Return the samples of an answer, as many as the server sent."""
-        choices = _choices(answer)
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not all(
+            isinstance(choice, dict)
+            and isinstance(choice.get("text"), str)
+            and not HALF_PAIR.search(choice["text"])
+            and isinstance(choice.get("index"), int)
+            and isinstance(choice.get("finish_reason"), str)
+            for choice in choices
+        ):
+            raise Fault(f"the answer has no whole choices: {json.dumps(answer)[:200]}")
+        choices = sorted(choices, key=lambda choice: choice["index"])
         if self.api != "vllm":
             return [self._from_text(choice, stop) for choice in choices]
         num_cached = _num_cached(answer)
@@ -322,20 +332,6 @@ class OpenAIEngine:
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
-
-
-def _choices(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not all(
-        isinstance(choice, dict)
-        and isinstance(choice.get("text"), str)
-        and not HALF_PAIR.search(choice["text"])
-        and isinstance(choice.get("index"), int)
-        and isinstance(choice.get("finish_reason"), str)
-        for choice in choices
-    ):
-        raise Fault(f"the answer has no whole choices: {json.dumps(answer)[:200]}")
-    return sorted(choices, key=lambda choice: choice["index"])
 
 
 def _num_cached(answer: dict[str, Any]) -> int:

@@ -178,6 +178,14 @@ class TransformersEngine:
         ids = torch.tensor(rows, device=device)
         mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
         ends = _Ends(self.tokenizer, self._eos_ids, batch, width)
+        processors = LogitsProcessorList()
+        if not self.sampling.is_greedy:
+            processors.append(TemperatureLogitsWarper(float(self.sampling.temperature)))
+            if self.sampling.top_k:
+                processors.append(TopKLogitsWarper(self.sampling.top_k))
+            if self.sampling.top_p < 1:
+                processors.append(TopPLogitsWarper(self.sampling.top_p))
+            processors.append(_GumbelNoise([sequence.seed for sequence in batch], device))
         try:
             output = self.model.generate(
                 ids,
@@ -188,7 +196,7 @@ class TransformersEngine:
                     max_new_tokens=max(sequence.max_tokens for sequence in batch),
                     pad_token_id=self._pad_id(),
                 ),
-                logits_processor=self._logits_processors(batch),
+                logits_processor=processors,
                 stopping_criteria=StoppingCriteriaList([ends]),
             )
         except torch.OutOfMemoryError as error:
@@ -220,17 +228,6 @@ class TransformersEngine:
         if cache is not None:
             cache.reorder_cache(torch.tensor(shared, device=ids.device))
         return cache
-
-    def _logits_processors(self, batch: list[_Sequence]) -> LogitsProcessorList:
-        if self.sampling.is_greedy:
-            return LogitsProcessorList()
-        processors = LogitsProcessorList([TemperatureLogitsWarper(float(self.sampling.temperature))])
-        if self.sampling.top_k:
-            processors.append(TopKLogitsWarper(self.sampling.top_k))
-        if self.sampling.top_p < 1:
-            processors.append(TopPLogitsWarper(self.sampling.top_p))
-        processors.append(_GumbelNoise([sequence.seed for sequence in batch], self.model.device))
-        return processors
 
     def _pad_id(self) -> int:
         """Any token will do: padding is masked, and what follows the end of a row is cut off."""
