@@ -82,25 +82,23 @@ def _header(folder: Path, profile: Profile, name: str, seed: int) -> dict[str, A
     from datetime import UTC, datetime
     from importlib.metadata import version
 
+    info = Path("/proc/cpuinfo")  # `platform.processor` knows the architecture alone
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    processor = next(models, platform.processor())
     return {
         "profile": name,
         "command": f"trl-hrm demo --profile {name} --seed {seed}",
         "date": datetime.now(UTC).date().isoformat(),
         "seed": seed,
         "versions": {package: version(package) for package in VERSIONS},
-        "machine": {"cores": os.cpu_count(), "processor": _processor(), "python": platform.python_version()},
+        "machine": {"cores": os.cpu_count(), "processor": processor, "python": platform.python_version()},
         "problems": {
             "train": profile.num_train,
             "test": profile.num_test,
             "policy": _json(folder / "policy" / "problems.json")["num_problems"],
         },
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")  # `platform.processor` knows the architecture alone
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 @cache

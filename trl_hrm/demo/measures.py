@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..data.candidate_sources import read_run
-from ..data.candidates import ProblemCandidates
 from ..scoring.tree_scorer import TreeScorer
 from ..search.nodes import read_trees
 from ..search.run_folder import node_files
@@ -28,7 +27,11 @@ KINDS = ("correction", "locally_right", "first_error", "right")
 
 def measure_policy(run: str | Path) -> dict[str, Any]:
     """What a policy does in the solutions of a run: its accuracy and [`~demo.policy.PolicyRates`]."""
-    solutions = [(Problem.parse(problem.problem), one.text, one.answer) for problem, one in _candidates(run)]
+    solutions = [
+        (Problem.parse(problem.problem), one.text, one.answer)
+        for problem in read_run(node_files(Path(run)), ["marker"])
+        for one in problem.candidates
+    ]
     rates = policy_rates((problem, text) for problem, text, _ in solutions)
     right = sum(answer == str(problem.values()[-1]) for problem, _, answer in solutions)
     return {
@@ -40,12 +43,6 @@ def measure_policy(run: str | Path) -> dict[str, Any]:
         "spurious_rate": rates.spurious_rate,
         "sight": None if rates.sight == math.inf else rates.sight,
     }
-
-
-def _candidates(run: str | Path) -> Iterator[tuple[ProblemCandidates, Any]]:
-    for problem in read_run(node_files(Path(run)), ["marker"]):
-        for candidate in problem.candidates:
-            yield problem, candidate
 
 
 def run_trees(run: str | Path) -> Iterator[SearchTree]:

@@ -164,22 +164,18 @@ def judge(problem: Problem, steps: Sequence[str]) -> list[Judged]:
             judged.append(Judged(int(found[1]) == right[-1], "answer"))
             continue
         found = STEP.fullmatch(text)
-        was_on_track, on_track = on_track, bool(found) and _is_due(problem, right, found)
-        follows = bool(found) and _is_operation(problem, found) and not found[1] and int(found[3]) == value
+        place = NAMES.index(found[2]) if found else -1
+        # the step applies its operation, to whatever value, and calculates rightly
+        is_operation = (
+            bool(found)
+            and problem.operations[place] == (found[4], int(found[5]))
+            and problem.apply(int(found[3]), place) == int(found[6])
+        )
+        was_on_track, on_track = on_track, is_operation and int(found[6]) == right[place + 1]
+        follows = is_operation and not found[1] and int(found[3]) == value
         judged.append(Judged(on_track, _kind(was_on_track, on_track, follows, bool(found and found[1]))))
         value = int(found[6]) if found else value
     return judged
-
-
-def _is_operation(problem: Problem, step: re.Match) -> bool:
-    """Whether the step applies its operation, to whatever value, and calculates rightly."""
-    i = NAMES.index(step[2])
-    return problem.operations[i] == (step[4], int(step[5])) and problem.apply(int(step[3]), i) == int(step[6])
-
-
-def _is_due(problem: Problem, right: list[int], step: re.Match) -> bool:
-    """Whether the step ends with the value that is due after its operation."""
-    return _is_operation(problem, step) and int(step[6]) == right[NAMES.index(step[2]) + 1]
 
 
 def _kind(was_on_track: bool, on_track: bool, follows: bool, is_correction: bool) -> str:
