@@ -247,7 +247,7 @@ def make_model(args: argparse.Namespace):
 # All measurements
 
 
-def run_worker(args: argparse.Namespace, system: str) -> dict:
+def run_worker(system: str) -> dict:
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, __file__, *sys.argv[1:], "--worker", system, "--work", work]
         environment = dict(os.environ, HF_HUB_OFFLINE="1")
@@ -266,7 +266,7 @@ def main() -> None:
     results = {system: [] for system in systems}
     for number in range(args.rounds):
         for system in results:
-            results[system].append(run_worker(args, system))
+            results[system].append(run_worker(system))
             run = results[system][-1]
             print(
                 f"round {number + 1}/{args.rounds}  {system:<24} {run['seconds']:7.1f} s  {run['bytes'] / 1e9:6.2f} GB",

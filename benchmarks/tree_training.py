@@ -260,7 +260,7 @@ def causal_trainer(args, settings, model, tokenizer, work, view):
 # Driver
 
 
-def run_worker(args: argparse.Namespace, system: str, work: Path) -> dict:
+def run_worker(system: str, work: Path) -> dict:
     environment = dict(os.environ, HF_HUB_OFFLINE="1", CI="1")
     if system in ("prm TRL 1.13", "hrm per label"):
         environment["PYTHONPATH"] = str(work / "trl")
@@ -281,7 +281,7 @@ def main() -> None:
         results = {system: [] for system in args.systems}
         for number in range(args.rounds):
             for system in args.systems:
-                results[system].append(run_worker(args, system, Path(folder)))
+                results[system].append(run_worker(system, Path(folder)))
                 seconds = results[system][-1]["seconds"]
                 print(f"round {number + 1}/{args.rounds}  {system:<18} {seconds:8.1f} s", file=sys.stderr, flush=True)
     print(report(args, facts, results))

@@ -3,7 +3,6 @@
 import logging
 import random
 import time
-from argparse import Namespace
 from fractions import Fraction
 
 import pytest
@@ -266,7 +265,7 @@ def test_references_that_cannot_be_read_are_counted_and_shown(caplog):
 
 def test_runs_under_other_rules_differ(monkeypatch):
     """A log of grades must not be continued under rules that would have graded otherwise."""
-    from trl_hrm.scripts.annotate import make_manifest
+    from trl_hrm.scripts.annotate import AnnotateConfig, make_manifest
     from trl_hrm.search.prompts import Prompt
     from trl_hrm.search.steps import RULES
 
@@ -275,9 +274,9 @@ def test_runs_under_other_rules_differ(monkeypatch):
             return {"policy": "p"}
 
     def manifest():
-        args = Namespace(problems="p", split=None, extractors=["boxed"], seed=1)
+        config = AnnotateConfig(problems="p", policy="p", output_dir="run", extractors=["boxed"], seed=1)
         return make_manifest(
-            args, Engine(), Prompt("mine", "{question}", "blank_line"), RULES["blank_line"], AnswerGrader(), 1
+            config, Engine(), Prompt("mine", "{question}", "blank_line"), RULES["blank_line"], AnswerGrader(), 1
         )
 
     before = manifest()
