@@ -245,7 +245,12 @@ class _Push:
 
     def _plan(self, head: str | None) -> _Plan:
         tree = self._tree(head) if head else {}
-        existing = self._read_card(head) if CARD_FILE in tree else None
+        existing = None
+        if CARD_FILE in tree:
+            url = hf_hub_url(self.repo_id, CARD_FILE, repo_type="dataset", revision=head, endpoint=self.api.endpoint)
+            response = get_session().get(url, headers=build_hf_headers(token=self.token))
+            hf_raise_for_status(response)
+            existing = response.content.decode("utf-8-sig")
         self.card.write_bytes(merge_card(existing, self.repo_id, self.configs).encode())
         wanted = [*self.files, File(CARD_FILE, self.card)]
         paths = {file.path for file in wanted}
@@ -266,12 +271,6 @@ class _Push:
         """Whether `load_dataset` would read a file as rows of a configuration that is pushed."""
         folder, _, name = path.rpartition("/")
         return name.endswith(".parquet") and folder in self.result.configs
-
-    def _read_card(self, commit: str) -> str:
-        url = hf_hub_url(self.repo_id, CARD_FILE, repo_type="dataset", revision=commit, endpoint=self.api.endpoint)
-        response = get_session().get(url, headers=build_hf_headers(token=self.token))
-        hf_raise_for_status(response)
-        return response.content.decode("utf-8-sig")
 
     def _check_card(self, files: list[File]) -> None:
         """Have the Hub check the card's metadata, as it does at the commit: before the rows are sent, not after."""

@@ -67,8 +67,15 @@ def merge_card(existing: str | None, repo_id: str, configs: Sequence[Config]) ->
     for config in configs:
         name = config.build.name
         own = _own_card(config.build)
-        if name not in there:
-            _give_metadata(card, own, config.build)
+        if name not in there:  # license, language, name, tags and more, where the card has none
+            other_license = card.data.get("license") not in (None, own.data.get("license"))
+            for key, value in own.data.to_dict().items():
+                if key in OWN or card.data.get(key) or (other_license and key.startswith("license_")):
+                    continue
+                view = f" ({config.build.report['view']})"
+                card.data[key] = str(value).removesuffix(view) if key == "pretty_name" else value
+            tags = _listed(card.data.get("tags"))
+            card.data["tags"] = tags + [tag for tag in _listed(own.data.get("tags")) if tag not in tags]
         card.text = _replace_part(card.text, name, _generated(own.text, config.build, repo_id), repo_id)
         # whether `load_dataset` takes it when none is named is for people to say
         default = {"default": True} if there.get(name, {}).get("default") else {}
@@ -175,17 +182,6 @@ def _own_card(build: Build) -> DatasetCard:
             "for its own. Remove it."
         )
     return card
-
-
-def _give_metadata(card: DatasetCard, own: DatasetCard, build: Build) -> None:
-    """License, language, name, tags and more of a configuration that is new to the card, where the card has none."""
-    other_license = card.data.get("license") not in (None, own.data.get("license"))
-    for key, value in own.data.to_dict().items():
-        if key in OWN or card.data.get(key) or (other_license and key.startswith("license_")):
-            continue
-        card.data[key] = str(value).removesuffix(f" ({build.report['view']})") if key == "pretty_name" else value
-    tags = _listed(card.data.get("tags"))
-    card.data["tags"] = tags + [tag for tag in _listed(own.data.get("tags")) if tag not in tags]
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import io
+import itertools
 import json
 import os
 import re
@@ -91,9 +92,11 @@ class JsonLines:
                     weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
                 self._paths[number] = os.path.join(folder, f"{number}.jsonl")
                 _write_lines(file, is_compressed, is_array, self._paths[number])
-        if self.columns:
-            for number in range(len(self.files)):
-                self._check_columns(number)
+        for number, path in enumerate(self._paths if self.columns else ()):
+            lines = self._lines({"file": number, "start": 0, "stop": os.path.getsize(path), "line": 1})
+            for address, text in itertools.islice(lines, 1):
+                where = self._where(address)
+                check_columns(_parse_line(text, where), self.columns, where)
 
     def chunks(self) -> list[dict[str, int]]:
         """One dict per chunk of about 4 MB: `file` number, first byte `start`, end `stop`, number of the first `line`."""
@@ -141,13 +144,6 @@ class JsonLines:
     def _where(self, address: Address) -> str:
         name = self.files[address.file]
         return f"{name}, row {address.line - 1}" if address.file in self._arrays else f"{name}:{address.line}"
-
-    def _check_columns(self, number: int) -> None:
-        whole = {"file": number, "start": 0, "stop": os.path.getsize(self._paths[number]), "line": 1}
-        for address, text in self._lines(whole):
-            where = self._where(address)
-            check_columns(_parse_line(text, where), self.columns, where)
-            return
 
 
 class DatasetRows:

@@ -82,34 +82,31 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
         if path in resolved[:i]:
             raise ValueError(f"{paths[i]} is given twice. Give each folder once.")
     names = [path.name for path in resolved]
-    return [
-        _read_result(path, name if names.count(name) == 1 else path.as_posix())
-        for path, name in zip(paths, names, strict=True)
-    ]
-
-
-def _read_result(folder: Path, name: str) -> Result:
-    file = folder / RESULTS
-    if not file.is_file():
-        found = "no such folder" if not folder.is_dir() else ", ".join(sorted(p.name for p in folder.iterdir())[:8])
-        raise FileNotFoundError(
-            f"{folder}: found {found or 'an empty folder'}, expected {RESULTS}, as `trl-hrm best-of-n` and `trl-hrm benchmark` "
-            "write it. A run that was stopped writes it when it is started again."
-        )
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}). Run the command that wrote it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: found a JSON {type(values).__name__}, expected an object with results.")
-    is_benchmark = values.get("kind") == "benchmark"
-    if missing := [key for key in (BENCHMARK_KEYS if is_benchmark else SELECTION_KEYS) if key not in values]:
-        raise ValueError(
-            f"{file}: found the keys {sorted(values)}, and no {missing}, which results of `trl-hrm best-of-n` "
-            f"({', '.join(SELECTION_KEYS)}) or `trl-hrm benchmark` (kind, {', '.join(BENCHMARK_KEYS)}) have. Give the folder of "
-            "such a run."
-        )
-    return (_read_benchmark if is_benchmark else _read_selection)(folder, name, values)
+    results = []
+    for path, name in zip(paths, names, strict=True):
+        file = path / RESULTS
+        if not file.is_file():
+            found = "no such folder" if not path.is_dir() else ", ".join(sorted(p.name for p in path.iterdir())[:8])
+            raise FileNotFoundError(
+                f"{path}: found {found or 'an empty folder'}, expected {RESULTS}, as `trl-hrm best-of-n` and `trl-hrm benchmark` "
+                "write it. A run that was stopped writes it when it is started again."
+            )
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}: not valid JSON ({error}). Run the command that wrote it again.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: found a JSON {type(values).__name__}, expected an object with results.")
+        is_benchmark = values.get("kind") == "benchmark"
+        if missing := [key for key in (BENCHMARK_KEYS if is_benchmark else SELECTION_KEYS) if key not in values]:
+            raise ValueError(
+                f"{file}: found the keys {sorted(values)}, and no {missing}, which results of `trl-hrm best-of-n` "
+                f"({', '.join(SELECTION_KEYS)}) or `trl-hrm benchmark` (kind, {', '.join(BENCHMARK_KEYS)}) have. Give the folder of "
+                "such a run."
+            )
+        read = _read_benchmark if is_benchmark else _read_selection
+        results.append(read(path, name if names.count(name) == 1 else path.as_posix(), values))
+    return results
 
 
 def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
