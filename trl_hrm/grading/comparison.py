@@ -243,8 +243,11 @@ def _compare_texts(first: str, second: str) -> bool | None:
 
 def _compare_members(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     """Compare lists and tuples by their members. `None` leaves it to math-verify."""
-    if decimal_comma := _compare_decimal_comma(gold, found):
-        return decimal_comma
+    number, other = (gold.number, found) if gold.number else (found.number, gold)
+    if number and number.rounded and re.fullmatch(r"-?\d+,\d+", other.formula):
+        # `1,22` is a decimal in many countries if the other side is one
+        if equal_numbers(number, read_number(other.formula.replace(",", "."))[0]):
+            return True
     if not (gold.members and found.members):
         sides = [list(side.members) or _both_signs(side.formula) for side in (gold, found)]
         return _match(*sides) if all(len(side) > 1 for side in sides) else None
@@ -276,14 +279,6 @@ def _both_signs(text: str) -> list[str]:
 
 
 _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
-
-
-def _compare_decimal_comma(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
-    """`1,22` is a decimal in many countries if the other side is one."""
-    number, other = (gold.number, found) if gold.number else (found.number, gold)
-    if number and number.rounded and re.fullmatch(r"-?\d+,\d+", other.formula):
-        return equal_numbers(number, read_number(other.formula.replace(",", "."))[0]) or None
-    return None
 
 
 # Formulas ------------------------------------------------------------------------------------------------------------

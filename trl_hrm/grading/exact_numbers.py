@@ -145,16 +145,6 @@ def _quotient(above: str, below: str) -> Number | None:
     return Number(numerator.value / denominator.value, numerator.rounded or denominator.rounded)
 
 
-def _mixed(match: re.Match) -> tuple[Number, int] | None:
-    """An integer with a fraction after it."""
-    found = _FRACTION.match(match.string, match.end()) or _SLASH.match(match.string, match.end())
-    part = found and _quotient(*filter(None, found.groups()))
-    whole = _decimal(next(filter(None, match.groups())))
-    if not part or not whole or not 0 <= part.value < 1 or part.rounded:
-        return None
-    return Number(whole.value + part.value), found.end()
-
-
 def _scientific(match: re.Match) -> Number | None:
     figure, exponent = _decimal(match[1]), next(filter(None, match.groups()[1:]))
     if not figure or len(exponent) > 5 or abs(int(exponent)) > _MAX_DIGITS:
@@ -313,24 +303,24 @@ def read_number(text: str) -> tuple[Number, str] | None:
 
 
 def _unsigned(text: str, start: int) -> tuple[Number, int] | None:
-    if (mixed := _MIXED.match(text, start)) and (found := _mixed(mixed)):
-        return found
+    if mixed := _MIXED.match(text, start):  # an integer with a fraction after it
+        fraction = _FRACTION.match(text, mixed.end()) or _SLASH.match(text, mixed.end())
+        part = fraction and _quotient(*filter(None, fraction.groups()))
+        whole = _decimal(next(filter(None, mixed.groups())))
+        if part and whole and 0 <= part.value < 1 and not part.rounded:
+            return Number(whole.value + part.value), fraction.end()
     for pattern, value in _NUMERALS:
         if (match := pattern.match(text, start)) and (number := value(match)):
             return number, match.end()
     if chinese := _CHINESE.match(text, start):
-        return _read_chinese(text, chinese)
-    found = spelled_number(text[start:]) if text[start : start + 1].isalpha() else None
-    return found and (Number(found[0]), start + found[1])
-
-
-def _read_chinese(text: str, match: re.Match) -> tuple[Number, int] | None:
-    first = chinese_number(match.group())
-    if text.startswith("分之", match.end()):  # the denominator comes first
-        second = _unsigned(text, match.end() + 2)
-        if first is None or not first or second is None:
+        first = chinese_number(chinese.group())
+        if not text.startswith("分之", chinese.end()):
+            return None if first is None else (Number(first), chinese.end())
+        second = _unsigned(text, chinese.end() + 2)  # the denominator comes first
+        if not first or second is None:
             return None
         if first == 100:
             return Number(second[0].value, second[0].rounded, percent=True), second[1]
         return Number(second[0].value / first), second[1]
-    return None if first is None else (Number(first), match.end())
+    found = spelled_number(text[start:]) if text[start : start + 1].isalpha() else None
+    return found and (Number(found[0]), start + found[1])
