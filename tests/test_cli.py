@@ -196,7 +196,7 @@ def test_a_report_of_nothing(tmp_path, capsys):
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"inputs: []\noutput: {tmp_path / 'report.html'}\n")
     assert main(["report", "--config", str(settings)]) == 1
-    assert "error: inputs is empty, expected at least one folder" in capsys.readouterr().err
+    assert "error: `inputs` is empty" in capsys.readouterr().err
 
 
 def test_columns_are_read_alike_by_every_command(tmp_path, capsys):

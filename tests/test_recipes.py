@@ -178,7 +178,7 @@ class TestCommands:
         log = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
         assert log[0]["kl"] == 0 < log[2]["kl"]
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.hidden_size == 32
-        with pytest.raises(ValueError, match=r"has the splits \['train'\], but \['test'\] is asked for"):
+        with pytest.raises(ValueError, match=r"has the splits \['train'\], but \['test'\] is needed"):
             recipe.main(*recipe.make_parser().parse_args_and_config([*args, "--eval_strategy", "epoch"]))
 
     @pytest.mark.parametrize("kind", ["token", "causal"])

@@ -163,11 +163,11 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
     [
         (
             ["--num_solutions", "3"],
-            "num_solutions goes with search rollouts, and search is full_tree. Leave it out.",
+            "`num_solutions` only applies to search rollouts",
         ),
         (
             ["--search", "puct", "--num_children", "3"],
-            "num_children goes with search full_tree, and search is puct",
+            "`num_children` only applies to search full_tree, but `search` is puct",
         ),
         (["--policy_urls", "http://x"], "policy_urls goes with engine openai, and engine is transformers"),
         (["--step_pattern", "x"], "segmentation regex and step_pattern go together"),
@@ -249,7 +249,7 @@ def test_stopped_by_hand_and_started_again(tmp_path, policy):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors.strip().endswith("start again with the same command to go on.")
+    assert process.returncode == 130 and "Run the same command again to resume" in errors
     assert "Traceback" not in errors
     done = len(trees_of(tmp_path / "run"))
     assert done < 60
@@ -290,10 +290,12 @@ def test_a_dry_run_says_what_would_be_asked_and_asks_nothing(tmp_path, policy, p
     printed = capsys.readouterr().out
     assert KNOWN[0]["problem"] in printed and "Shard 0/1: 3 problems." in printed
     samples = 3 + 9 + 27 + 81  # three children down to depth 4
-    assert f"At most {samples:,} samples and {samples * 40:,} tokens of a problem, {3 * samples:,} and" in printed
+    assert (
+        f"At most {samples:,} samples and {samples * 40:,} sampled tokens per problem, {3 * samples:,} and" in printed
+    )
     assert not (tmp_path / "run").exists()
     more = "--search rollouts --num_solutions 5 --num_completions 0 --root_filter 4 --dry_run".split()
     words = [word for word in SETTINGS if word not in "--num_children --max_depth --max_step_tokens 3 4 40".split()]
     command = ["annotate", "--problems", problems, "--policy", policy, "--output_dir", str(tmp_path / "run")]
     assert main([*command, *words, *more]) == 0
-    assert f"At most 9 samples and {9 * 2048:,} tokens of a problem" in capsys.readouterr().out
+    assert f"At most 9 samples and {9 * 2048:,} sampled tokens per problem" in capsys.readouterr().out

@@ -237,7 +237,7 @@ def test_an_earlier_result_is_kept_unless_told(tmp_path, planted, sources, capsy
         (("missing.jsonl", "--suite", "processbench"), "missing.jsonl"),
         (("{gsm8k}", "--suite", "processbench", "--threshold", "2"), "threshold is 2.0"),
         (("{gsm8k}", "--suite", "processbench", "--validation_size", "1"), "validation_size is 1.0"),
-        (("{gsm8k}", "--suite", "processbench", "--overwrite"), "overwrite goes with output_dir"),
+        (("{gsm8k}", "--suite", "processbench", "--overwrite"), "`overwrite` has no effect without `output_dir`"),
     ],
 )
 def test_bad_input(planted, sources, capsys, words, message):

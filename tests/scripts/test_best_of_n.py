@@ -182,7 +182,7 @@ def test_columns_of_candidates_and_of_problems(tmp_path, planted, capsys):
     assert found[0].curves == found[1].curves and found[1].counts["problem_records_left_out"] == 1
     assert f"warning: 1 row left out (no answer): {problems}:5" in capsys.readouterr().out
     assert rescore(tmp_path / "c", source, "--candidates_columns", "prompt=q") == 1
-    assert "candidates_columns goes with problems" in capsys.readouterr().err
+    assert "`candidates_columns` has no effect without `problems`" in capsys.readouterr().err
     assert rescore(tmp_path / "c", source, *words, "--strict", "--candidates_columns", "prompt=q") == 1
     assert "p.jsonl:5: found no answer" in capsys.readouterr().err
 
@@ -297,20 +297,17 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "give either candidates, .* or policy and problems"),
-        ("--candidates x --policy p --problems q", "give either candidates"),
-        ("--policy p", "policy needs problems"),
-        (
-            "--candidates x --temperature 0.5",
-            "temperature goes with policy, and with candidates nothing is sampled",
-        ),
-        ("--candidates x --policy_dtype float16", "policy_dtype goes with policy"),
-        ("--candidates x --max_solution_tokens 9", "max_solution_tokens goes with policy"),
-        ("--candidates x --final_stops a", "final_stops goes with policy"),
-        ("--candidates x --limit 3", "limit goes with problems"),
-        ("--policy p --problems q --join_steps x", "join_steps goes with candidates"),
-        ("--candidates x --n 0", r"n is \[0\], expected numbers of 1 or more"),
-        ("--candidates x --num_draws 0", "num_draws is 0"),
+        ("", "Set either `candidates`, .* or `policy` and `problems`"),
+        ("--candidates x --policy p --problems q", "Set either `candidates`"),
+        ("--policy p", "`problems` is missing"),
+        ("--candidates x --temperature 0.5", "`temperature` only applies to .*`policy`, but `candidates` is set"),
+        ("--candidates x --policy_dtype float16", "`policy_dtype` only applies to .*`policy`"),
+        ("--candidates x --max_solution_tokens 9", "`max_solution_tokens` only applies to .*`policy`"),
+        ("--candidates x --final_stops a", "`final_stops` only applies to .*`policy`"),
+        ("--candidates x --limit 3", "`limit` has no effect without `problems`"),
+        ("--policy p --problems q --join_steps x", "`join_steps` only applies to `candidates`"),
+        ("--candidates x --n 0", r"`n` is \[0\]. Each number must be at least 1"),
+        ("--candidates x --num_draws 0", "`num_draws` is 0"),
         ("--candidates x --segmentation regex", "segmentation regex and step_pattern go together"),
         ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm', expected transformers, vllm"),
         ("--policy p --problems q --combine mean", "combine is mean, which makes one score of those of several spans"),
@@ -433,7 +430,7 @@ def test_candidates_are_not_replaced_by_the_results(tmp_path, planted, capsys):
     source = write_rows(tmp_path / "out" / "candidates.jsonl", make_rows(3, 4))
     before = Path(source).read_bytes()
     assert rescore(tmp_path / "out", source) == 1
-    assert "the results would take the place of this file. Name another output_dir" in capsys.readouterr().err
+    assert "would be overwritten by the results. Set another `output_dir`" in capsys.readouterr().err
     assert Path(source).read_bytes() == before
 
 
@@ -527,7 +524,7 @@ def test_the_candidates_of_a_run_are_read_as_the_run_was(tmp_path, policy, probl
     used = {"extractors": ["last_number"], "segmentation": "step_header", "prompt_style": "plain"}
     assert {name: same.settings[name] for name in used} == used
     assert (
-        "Candidates are read with extractors last_number, segmentation step_header, prompt_style plain"
+        "Reading candidates with extractors last_number, segmentation step_header, prompt_style plain"
         in capsys.readouterr().out
     )
     other = ["--extractors", "boxed", "--segmentation", "blank_line"]

@@ -53,7 +53,7 @@ def test_score_leaves_thinking_out(checkpoint, tmp_path, capsys):
     first, second, third = (json.loads(line)["scores"] for line in output.read_text().splitlines())
     assert first == [None, None, *(pytest.approx(score, abs=1e-6) for score in third)]
     assert second == [None] and None not in third
-    assert "Scores of 4 steps of 3 rows" in capsys.readouterr().out
+    assert "scores of 4 steps in 3 rows" in capsys.readouterr().out
     assert main(command) == 0
     assert "    -  <think>" in capsys.readouterr().out
     assert main([*command, "--output", str(output), "--keep_thinking"]) == 0
@@ -107,7 +107,7 @@ def test_score_leaves_out_what_is_too_long_and_says_so(checkpoint, tmp_path, cap
     command = ["score", str(source), "--reward_model", checkpoint]
     assert main([*command, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
-    assert "Scores of 5 steps of 2 rows" in printed
+    assert "scores of 5 steps in 2 rows" in printed
     assert (
         f"warning: 2 rows not scored (more tokens than the 512 positions of the model): {source}:2, {source}:3"
         in printed

@@ -137,7 +137,7 @@ def test_only_step_searches_read_a_prefix(tmp_path, capsys):
         main(["best-of-n", *words, "--policy", "p", "--problems", "q"])
     assert "found '--prefix_column', which is not an option" in capsys.readouterr().err
     assert main(["step-search", *words]) == 1
-    assert "problems is missing" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "`problems` is missing" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_annotate_has_no_prefixes(tmp_path, capsys):

@@ -313,14 +313,17 @@ def test_ids_that_are_no_file_names(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--problem", "77"], "found no problem '77' among 6, expected an id, such as 'p000', or a place"),
-        (["--html", "x.html"], "html is given without problem"),
-        (["--depth", "2"], "depth is given without problem"),
-        (["--rollouts"], "rollouts is given without problem"),
-        (["--problem", "1", "--hnc_seed", "3"], "hnc_seed is 3 without hnc"),
-        (["--problem", "1", "--depth", "0"], "depth is 0, expected 1 or more"),
-        (["--problem", "1", "--breadth", "-1"], "breadth is -1, expected 1 or more"),
-        (["--format", "openr"], "found a folder without a log of a search, expected a JSON Lines file of openr"),
+        (
+            ["--problem", "77"],
+            "problem '77' is not among its 6 problems. Set `problem` to an id such as 'p000' or to a position",
+        ),
+        (["--html", "x.html"], "`html` has no effect without `problem`"),
+        (["--depth", "2"], "`depth` has no effect without `problem`"),
+        (["--rollouts"], "`rollouts` has no effect without `problem`"),
+        (["--problem", "1", "--hnc_seed", "3"], "`hnc_seed` has no effect without `hnc`"),
+        (["--problem", "1", "--depth", "0"], "`depth` is 0. It must be at least 1"),
+        (["--problem", "1", "--breadth", "-1"], "`breadth` is -1. It must be at least 1"),
+        (["--format", "openr"], "is a folder without search logs. Expected a JSON Lines file of openr"),
     ],
 )
 def test_errors(run_folder, capsys, options, message):
@@ -330,6 +333,6 @@ def test_errors(run_folder, capsys, options, message):
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 1
-    assert "found a folder without a log of a search" in capsys.readouterr().err
+    assert "is a folder without search logs" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "missing")]) == 1
     assert "missing" in capsys.readouterr().err

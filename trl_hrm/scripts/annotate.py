@@ -1,12 +1,12 @@
 """
-Search solutions of problems with a policy, and grade them: the trees from which `trl-hrm export` makes labels.
+Sample solutions of problems with a policy, as search trees, and grade them. `trl-hrm export` turns the trees into labels.
 
 ```bash
 trl-hrm annotate --problems train.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct --engine vllm --search full_tree \\
     --output_dir runs/mcts
 ```
 
-Stop it at will and start it again with the same command: it goes on where it was.
+A run can be stopped at any time. The same command resumes it.
 """
 
 import asyncio
@@ -41,125 +41,137 @@ VERSIONED = {"torch", "transformers", "vllm", "math-verify", "latex2sympy2_exten
 @dataclass(kw_only=True)
 class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     """
-    Settings of [`annotate`]: those of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`] and [`RunConfig`], and
+    Configuration of [`annotate`]. It also has the fields of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`] and
+    [`RunConfig`].
 
     Args:
         search (`str`, *optional*, defaults to `"full_tree"`):
-            `"full_tree"` ([`FullTree`], of the HRM paper): children at each depth. `"rollouts"` ([`Rollouts`], of Math-Shepherd and
-            ER-PRM): completions from each step of solutions. `"puct"` ([`PUCT`], of OmegaPRM): bisection of wrong rollouts.
+            `"full_tree"` ([`FullTree`], HRM paper) samples several next steps at each depth. `"rollouts"` ([`Rollouts`],
+            Math-Shepherd and ER-PRM) samples completions from each step of a solution. `"puct"` ([`PUCT`], OmegaPRM) finds the first
+            wrong step of wrong rollouts by bisection.
         num_children (`int`, *optional*):
-            Children of a node, for full_tree. By default 5.
+            Number of next steps to sample per node, for `full_tree`. Defaults to 5.
         max_depth (`int`, *optional*):
-            Largest number of steps of a solution, for full_tree. By default 7.
+            Maximum number of steps per solution, for `full_tree`. Defaults to 7.
         max_step_tokens (`int`, *optional*):
-            Largest number of tokens of a step, for full_tree. By default 512.
+            Maximum number of tokens per step, for `full_tree`. Defaults to 512.
         num_solutions (`int`, *optional*):
-            Solutions of a problem, for rollouts. By default 15.
+            Number of solutions per problem, for `rollouts`. Defaults to 15.
         num_completions (`int`, *optional*):
-            Completions from a prefix, for rollouts and puct. By default 16 and 8.
+            Number of completions per prefix, for `rollouts` (defaults to 16) and `puct` (defaults to 8).
         max_solution_tokens (`int`, *optional*):
-            Largest number of tokens of a solution or completion, for rollouts, puct and `root_filter`. By default 2048.
+            Maximum number of tokens per solution or completion, for `rollouts`, `puct` and `root_filter`. Defaults to 2048.
         max_selections (`int`, *optional*):
-            Largest number of rollouts of a problem to bisect, for puct. By default 20.
+            Maximum number of rollouts to bisect per problem, for `puct`. Defaults to 20.
         c_puct (`float`, *optional*):
-            Weight of exploration, for puct. By default 0.125.
+            Exploration weight, for `puct`. Defaults to 0.125.
         max_sequences (`int`, *optional*):
-            Largest number of samples of a problem. By default 4096, and 1024 for puct.
+            Maximum number of samples per problem. Defaults to 4096, or 1024 for `puct`.
         max_tokens (`int`, *optional*):
-            Largest number of tokens of a problem. By default what `max_sequences` allows.
+            Maximum number of sampled tokens per problem. No limit by default.
         root_filter (`int`, *optional*):
-            Number of solutions to sample first: problems that all or none of them solve are skipped. By default all are searched.
+            Number of solutions to sample before the search. Problems that all or none of them solve are skipped. By default, all
+            problems are searched.
         shard (`str`, *optional*, defaults to `"0/1"`):
-            `"I/N"` to search the I-th of N parts, from 0.
+            Part of the problems to search: `"I/N"` is the I-th of N parts, counted from 0.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Print the first prompt, and how much would be asked at most, instead of asking.
+            Whether to print the first prompt and the maximum number of samples and tokens, without sampling.
 
     Raises:
-        `ValueError`: If `problems` or `policy` is missing, or a setting goes with another search.
+        `ValueError`: If `problems` or `policy` is missing, or an option does not apply to this search.
     """
 
     search: Literal["full_tree", "rollouts", "puct"] = field(
         default="full_tree",
         metadata={
-            "help": "full_tree (HRM): children at each depth; rollouts (Math-Shepherd, ER-PRM): completions from each step "
-            "of solutions; puct (OmegaPRM): bisection of wrong rollouts."
+            "help": "full_tree (HRM paper) samples several next steps at each depth. rollouts (Math-Shepherd, ER-PRM) "
+            "samples completions from each step of a solution. puct (OmegaPRM) finds the first wrong step of wrong "
+            "rollouts by bisection."
         },
     )
     num_children: int | None = field(
-        default=None, metadata={"help": "Children of a node, for full_tree (default: 5)."}
+        default=None, metadata={"help": "Number of next steps to sample per node, for full_tree (default: 5)."}
     )
     max_depth: int | None = field(
-        default=None, metadata={"help": "Largest number of steps of a solution, for full_tree (default: 7)."}
+        default=None, metadata={"help": "Maximum number of steps per solution, for full_tree (default: 7)."}
     )
     max_step_tokens: int | None = field(
-        default=None, metadata={"help": "Largest number of tokens of a step, for full_tree (default: 512)."}
+        default=None, metadata={"help": "Maximum number of tokens per step, for full_tree (default: 512)."}
     )
     num_solutions: int | None = field(
-        default=None, metadata={"help": "Solutions of a problem, for rollouts (default: 15)."}
+        default=None, metadata={"help": "Number of solutions per problem, for rollouts (default: 15)."}
     )
     num_completions: int | None = field(
-        default=None, metadata={"help": "Completions from a prefix, for rollouts and puct (default: 16 and 8)."}
+        default=None, metadata={"help": "Number of completions per prefix, for rollouts and puct (default: 16 and 8)."}
     )
     max_solution_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Largest number of tokens of a solution or completion, for rollouts, puct and --root_filter "
+            "help": "Maximum number of tokens per solution or completion, for rollouts, puct and --root_filter "
             "(default: 2048)."
         },
     )
     max_selections: int | None = field(
         default=None,
         metadata={
-            "help": "Largest number of rollouts of a problem to bisect, for puct (default: 20).",
+            "help": "Maximum number of rollouts to bisect per problem, for puct (default: 20).",
             "advanced": True,
         },
     )
     c_puct: float | None = field(
-        default=None, metadata={"help": "Weight of exploration, for puct (default: 0.125).", "advanced": True}
+        default=None, metadata={"help": "Exploration weight, for puct (default: 0.125).", "advanced": True}
     )
     max_sequences: int | None = field(
-        default=None, metadata={"help": "Largest number of samples of a problem (default: 4096, for puct 1024)."}
+        default=None, metadata={"help": "Maximum number of samples per problem (default: 4096, or 1024 for puct)."}
     )
     max_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Largest number of tokens of a problem (default: what max_sequences allows).",
+            "help": "Maximum number of sampled tokens per problem (default: no limit).",
             "advanced": True,
         },
     )
     root_filter: int | None = field(
         default=None,
         metadata={
-            "help": "Number of solutions to sample first: problems that all or none of them solve are skipped (default: "
-            "search all).",
+            "help": "Number of solutions to sample before the search. Problems that all or none of them solve are skipped "
+            "(default: search all problems).",
             "metavar": "K",
         },
     )
-    shard: str = field(default="0/1", metadata={"help": "Search the I-th of N parts, from 0.", "metavar": "I/N"})
+    shard: str = field(
+        default="0/1",
+        metadata={
+            "help": "Part of the problems to search: the I-th of N parts, counted from 0.",
+            "metavar": "I/N",
+        },
+    )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Print the first prompt, and how much would be asked at most, instead of asking."},
+        metadata={"help": "Print the first prompt and the maximum number of samples and tokens, without sampling."},
     )
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("problems", "policy"):
             if getattr(self, name) is None:
-                raise ValueError(f"{name} is missing.")
+                raise ValueError(f"`{name}` is missing. Set `problems` and `policy`.")
         self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"shard is {self.shard!r}, expected I/N with I from 0 to N - 1, as in 3/16.")
+            raise ValueError(f"`shard` is {self.shard!r}. Expected I/N with I from 0 to N - 1, such as 3/16.")
         for name in dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names):
             needed = name in SEARCH_SETTINGS[self.search] or (
                 name == "max_solution_tokens" and self.root_filter is not None
             )
             if getattr(self, name) is not None and not needed:
                 others = " and ".join(search for search, names in SEARCH_SETTINGS.items() if name in names)
-                raise ValueError(f"{name} goes with search {others}, and search is {self.search}. Leave it out.")
+                raise ValueError(
+                    f"`{name}` only applies to search {others}, but `search` is {self.search}. Remove `{name}`."
+                )
 
     def make_search(self, prompt: "Prompt", rule: "StepRule") -> Any:
-        """The search, behind the root filter if there is one."""
+        """Return the search, wrapped in a root filter if `root_filter` is set."""
         from ..search.policies import PUCT, FullTree, Rollouts, RootFilter
 
         given = {name: getattr(self, name) for name in SEARCH_SETTINGS[self.search] if getattr(self, name) is not None}
@@ -178,15 +190,15 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
 @dataclass(frozen=True)
 class Annotation:
     """
-    What [`annotate`] did. Its `str()` is what the command prints.
+    Result of [`annotate`]. `str()` gives the text that the command prints.
 
     Args:
         output_dir (`Path`):
             Folder of the run.
         progress ([`~search.scheduler.Progress`]):
-            What was done by this start.
+            Work done since the last start or resume.
         summary (`dict[str, Any]`):
-            How the problems and solutions of all starts of the shard end. See [`~search.run_folder.finish_shard`].
+            Counts of problems and solutions by outcome, for the whole shard. See [`~search.run_folder.finish_shard`].
     """
 
     output_dir: Path
@@ -202,17 +214,18 @@ class Annotation:
 
 def annotate(config: AnnotateConfig) -> "Annotation | str":
     """
-    Search solutions of problems with a policy, and grade them. A run that was stopped goes on where it was.
+    Sample solutions of problems with a policy, as search trees, and grade them. A run that was stopped is resumed.
 
     Args:
         config ([`AnnotateConfig`]):
-            Settings of the run.
+            Configuration of the run.
 
     Returns:
-        [`Annotation`]: What was done; the trees are in `config.output_dir`. With `dry_run`, a text that says what would be asked.
+        [`Annotation`]: Progress and summary of the run. The trees are in `config.output_dir`. With `dry_run`, the first prompt and
+        the maximum number of samples and tokens, as text.
 
     Raises:
-        `ValueError`: If the input is damaged, or the folder holds a run that was started with other settings.
+        `ValueError`: If the input is invalid, or the folder holds a run with different settings.
 
     Example:
 
@@ -234,7 +247,7 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
 
 
 def describe_dry_run(config: AnnotateConfig, problems: "ProblemSet") -> str:
-    """The first prompt, and the largest number of samples and tokens that a run of `config` may ask for."""
+    """Return the first prompt and the maximum number of samples and tokens of a run, as text."""
     from ..search.run_folder import problem_shard
 
     prompt, rule = config.make_prompt()
@@ -254,14 +267,14 @@ def describe_dry_run(config: AnnotateConfig, problems: "ProblemSet") -> str:
             f"The first prompt ({len(ids[0]):,} tokens; the longest has {max(map(len, ids)):,}):",
             tokenizer.decode(ids[0]),
             f"Samples stop at {', '.join(map(repr, stops)) or 'the end of the sequence'}.",
-            f"At most {samples:,} samples and {tokens:,} tokens of a problem, {samples * len(chosen):,} and "
-            f"{tokens * len(chosen):,} in all, beside the prompts and prefixes that are read.",
+            f"At most {samples:,} samples and {tokens:,} sampled tokens per problem, {samples * len(chosen):,} and "
+            f"{tokens * len(chosen):,} in total.",
         ]
     )
 
 
 def most_asked(search: Any) -> tuple[int, int]:
-    """The largest numbers of samples and of sampled tokens of a problem."""
+    """Return the maximum number of samples and of sampled tokens per problem."""
     from ..search.policies import FullTree, RootFilter
 
     if isinstance(search, RootFilter):
@@ -279,10 +292,10 @@ def most_asked(search: Any) -> tuple[int, int]:
 
 def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet") -> "tuple[Progress, dict[str, Any]]":
     """
-    Search the problems of a shard, or go on with it.
+    Search the problems of a shard, or resume it.
 
     Returns:
-        What was done by this start, and the summary of all starts of the shard. See [`~search.run_folder.finish_shard`].
+        The work done since this start, and the summary of the whole shard. See [`~search.run_folder.finish_shard`].
     """
     from ..data.problem_sets import refuse_caseless_ids
     from ..grading import AnswerGrader
@@ -323,7 +336,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
 
     with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
         engine = config.load_engine(shard)
-        for _, problem in chosen[:1]:  # what is wrong with the prompt shows before anything is written
+        for _, problem in chosen[:1]:  # an invalid prompt raises before anything is written
             prompt.encode(engine.tokenizer, problem.prompt)
         note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for _, problem in chosen))
         if note is not None:
@@ -333,13 +346,14 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
         with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:
             if log.torn:
                 print(
-                    f"The log ended in half an event ({log.torn} bytes), as after a kill: dropped, it will be made again."
+                    f"Dropped an incomplete event of {log.torn} bytes at the end of the log, left by an interrupted run. It "
+                    "will be sampled again."
                 )
             refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
             try:
                 progress = asyncio.run(run(log))
             except KeyboardInterrupt:
-                raise KeyboardInterrupt("stopped; start again with the same command to go on.") from None
+                raise KeyboardInterrupt("Stopped. Run the same command again to resume.") from None
     return progress, finish_shard(folder, shard.index, shard.count)
 
 
@@ -347,11 +361,12 @@ def make_manifest(
     config: Any, engine: Any, prompt: "Prompt", rule: "StepRule", grader: "AnswerGrader", num_shards: int
 ) -> dict[str, Any]:
     """
-    What decides the trees, beside the search. Versions, and how the run was started, are recorded but may differ between starts.
+    Return the settings that determine the trees, without the search settings. `versions` and `started_with` are recorded too, but may
+    change when a run is resumed.
 
     Args:
         config ([`AnnotateConfig`] or another config with problems and `extractors`):
-            Settings of the run.
+            Configuration of the run.
     """
     from .. import __version__
 
@@ -378,7 +393,7 @@ def make_manifest(
 
 
 def format_summary(progress: "Progress", summary: dict[str, Any], folder: "str | Path") -> str:
-    """What this start did, and how the solutions of all starts end."""
+    """Return a text with the outcomes of all problems and solutions, and the work done since this start."""
     from ..search.outcomes import describe_outcomes
     from ..search.run_folder import read_manifest, summary_warnings
 
@@ -392,8 +407,8 @@ def format_summary(progress: "Progress", summary: dict[str, Any], folder: "str |
     ]
     if summary["problems"].get("error"):
         lines.append(
-            f"warning: {summary['problems']['error']:,} problems have failed requests and give no labels; start again with "
-            "the same command to try them once more."
+            f"warning: {summary['problems']['error']:,} problems have failed requests and get no labels. Run the same command "
+            "again to retry them."
         )
     lines += [f"warning: {warning}" for warning in summary_warnings(summary, read_manifest(folder))]
     return "\n".join(lines)

@@ -1,5 +1,5 @@
 """
-Measure how well a step reward model finds wrong steps, on benchmarks with labelled steps.
+Evaluate a step reward model on benchmarks with labelled steps: ProcessBench, PRMBench and BIG-Bench Mistake.
 
 ```bash
 trl-hrm benchmark subset400.jsonl --suite prmbench --reward_model outputs/tiny-hrm --output_dir runs/prmbench
@@ -18,41 +18,41 @@ from ..scoring.reward_model_config import RewardModelConfig
 @dataclass(kw_only=True)
 class BenchmarkConfig(RewardModelConfig):
     """
-    Settings of [`benchmark`]: those of [`RewardModelConfig`], and
+    Configuration of [`benchmark`]. It also has the fields of [`RewardModelConfig`].
 
     Args:
         inputs (`list[str]`):
-            JSON or JSON Lines files, or folders or Hub names of datasets, of whose splits all are read. The columns say which
-            benchmark each belongs to.
+            JSON or JSON Lines files, dataset folders or Hub ids. All splits of a dataset are read. Each input is assigned to a
+            benchmark by its columns.
         suite (`list[str]`):
             Benchmarks to run: `"processbench"`, `"prmbench"`, `"bigbenchmistake"`.
         columns (`dict[str, str]`, *optional*):
-            New names of columns, such as `{"problem": "Question"}`. On the command line `problem=Question`.
+            Columns to read under another name, such as `{"problem": "Question"}`, or `problem=Question` on the command line.
         first_step (`int`, *optional*, defaults to `0`):
-            Number of the first step in the labels of first-error benchmarks: 0, or 1, where the label 0 is no error. Rows of MR-GSM8K
-            are known to count from 1.
+            Number of the first step in the labels of first-error benchmarks, 0 or 1. With 1, the label 0 means no error. Rows of
+            MR-GSM8K are always read with 1.
         strict (`bool`, *optional*, defaults to `False`):
-            Whether to stop at the first row with a fault instead of leaving such rows out and counting them.
+            Whether to stop at the first invalid row. By default, invalid rows are skipped and counted.
         threshold (`float`, *optional*, defaults to `0.5`):
-            A step is wrong if it scores below this.
+            Steps with a score below this threshold are predicted to be wrong.
         validation_size (`float`, *optional*, defaults to `0.2`):
-            Share of problems on which the best threshold is looked for; what it gives on the others is reported beside the results.
-            0 for none.
+            Share of problems used to tune the threshold. The results of the tuned threshold on the other problems are reported in
+            addition. 0 disables tuning.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of that split and of the intervals.
+            Seed of the validation split and of the confidence intervals.
         output_dir (`str`, *optional*):
-            Folder for `results.json` and `scores.jsonl`, the scores of all steps. By default only a table is printed.
+            Folder for `results.json` and for the scores of all steps, `scores.jsonl`. By default, results are only printed.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace the results in the output folder.
+            Whether to replace existing results in `output_dir`.
 
     Raises:
-        `ValueError`: If an option is out of range, or has no meaning beside another.
+        `ValueError`: If an option is out of range, or has no effect with the other options.
     """
 
     inputs: list[str] = field(
         metadata={
-            "help": "JSON or JSON Lines files, or folders or Hub names of datasets, of whose splits all are read; the "
-            "columns say which benchmark each belongs to.",
+            "help": "JSON or JSON Lines files, dataset folders or Hub ids. All splits of a dataset are read. Each input is "
+            "assigned to a benchmark by its columns.",
             "metavar": "SOURCE",
             "positional": True,
         }
@@ -63,7 +63,7 @@ class BenchmarkConfig(RewardModelConfig):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Read COLUMN as NAME, for rows with other column names, as in problem=Question.",
+            "help": "Columns to read under another name, such as problem=Question.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -72,47 +72,52 @@ class BenchmarkConfig(RewardModelConfig):
     first_step: Literal[0, 1] = field(
         default=0,
         metadata={
-            "help": "Number of the first step in the labels of first-error benchmarks; with 1, the label 0 is no error. "
-            "Rows of MR-GSM8K are known to count from 1."
+            "help": "Number of the first step in the labels of first-error benchmarks. With 1, the label 0 means no error. "
+            "Rows of MR-GSM8K are always read with 1."
         },
     )
     strict: bool = field(
         default=False,
-        metadata={"help": "Stop at the first row with a fault instead of leaving such rows out and counting them."},
+        metadata={"help": "Stop at the first invalid row. By default, invalid rows are skipped and counted."},
     )
-    threshold: float = field(default=0.5, metadata={"help": "A step is wrong if it scores below this."})
+    threshold: float = field(
+        default=0.5, metadata={"help": "Steps with a score below this threshold are predicted to be wrong."}
+    )
     validation_size: float = field(
         default=0.2,
         metadata={
-            "help": "Share of problems on which the best threshold is looked for; what it gives on the others is reported "
-            "beside the results. 0 for none."
+            "help": "Share of problems used to tune the threshold. The results of the tuned threshold on the other "
+            "problems are reported in addition. 0 disables tuning."
         },
     )
-    seed: int = field(default=42, metadata={"help": "Seed of that split and of the intervals."})
+    seed: int = field(default=42, metadata={"help": "Seed of the validation split and of the confidence intervals."})
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for results.json and scores.jsonl, the scores of all steps (default: print a table only)."
+            "help": "Folder for results.json and for the scores of all steps, scores.jsonl (default: only print the "
+            "results)."
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the results in the output folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace existing results in --output_dir."})
 
     def __post_init__(self):
         if self.columns is not None:
             self.columns = parse_columns(self.columns)
         super().__post_init__()
         if self.output_dir is None and self.overwrite:
-            raise ValueError("overwrite goes with output_dir, which is not given. Leave it out.")
+            raise ValueError(
+                "`overwrite` has no effect without `output_dir`. Set `output_dir`, or remove `overwrite`."
+            )
 
 
 @dataclass(frozen=True)
 class BenchmarkResults:
     """
-    What [`benchmark`] measured. Its `str()` is what the command prints.
+    Result of [`benchmark`]. `str()` gives the text that the command prints.
 
     Args:
         suites (`dict[str, dict[str, Any]]`):
-            Measures of each suite, with their intervals and counts.
+            Metrics of each suite, with confidence intervals and counts.
         output_dir (`str`, *optional*):
             Folder with `results.json` and `scores.jsonl`.
     """
@@ -132,18 +137,18 @@ class BenchmarkResults:
 
 def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
     """
-    Measure how well a step reward model finds wrong steps.
+    Evaluate a step reward model on benchmarks with labelled steps.
 
     Args:
         config ([`BenchmarkConfig`]):
             Data, benchmarks and reward model.
 
     Returns:
-        [`BenchmarkResults`]: The measures of each benchmark.
+        [`BenchmarkResults`]: The metrics of each benchmark.
 
     Raises:
-        `FileExistsError`: If the folder has results already.
-        `ValueError`: If the data has no rows of a benchmark, or a row is damaged and `strict` is set.
+        `FileExistsError`: If `output_dir` already has results and `overwrite` is not set.
+        `ValueError`: If the data has no rows of a benchmark, or a row is invalid and `strict` is set.
     """
     from ..evaluation.benchmarks import run as benchmarks
     from ..evaluation.benchmarks.measures import check_options

@@ -1,12 +1,13 @@
 """
-Choose among N solutions with a reward model, and see how accuracy grows with N: best-of-N and votes beside majority and pass@N.
+Measure how accuracy grows with N when a reward model chooses among N solutions: best-of-N and weighted votes, compared with
+majority vote and pass@N.
 
 ```bash
 trl-hrm best-of-n --problems test.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct --reward_model me/my-hrm --output_dir runs/bon
 trl-hrm best-of-n --candidates samples.jsonl --reward_model me/my-hrm --aggregate min last
 ```
 
-Stop it at will and start it again with the same command: it goes on where it was.
+A run can be stopped at any time. The same command resumes it.
 """
 
 from collections import Counter
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 
 NUMBERS = [1, 2, 4, 8, 16, 32, 64]
-SAMPLES = "samples"  # the run folder of the policy's solutions, in the folder of the results
-# Of the prompt these say how any solution is read; the others are of sampling
+SAMPLES = "samples"  # folder of the sampled solutions, in the results folder
+# Fields of `PromptConfig` that also apply to given candidates. The others only apply to sampling.
 _READING = ("segmentation", "step_pattern", "extractors")
 _OF_CANDIDATES = ("candidates_split", "candidates_columns", "join_steps", "keep_thinking")
 
@@ -40,79 +41,85 @@ _OF_CANDIDATES = ("candidates_split", "candidates_columns", "join_steps", "keep_
 @dataclass(kw_only=True)
 class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     r"""
-    Settings of [`best_of_n`]: those of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`], [`RewardModelConfig`] and
-    [`RunConfig`], and
+    Configuration of [`best_of_n`]. It also has the fields of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`],
+    [`RewardModelConfig`] and [`RunConfig`].
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/best-of-n"`):
-            Folder of the results.
+            Output folder.
         n (`list[int]`, *optional*):
-            Numbers of solutions to choose from. By default 1, 2, 4 and so on up to 64, and for `candidates` no more than every problem
-            has.
+            Numbers of solutions to choose from. Defaults to 1, 2, 4, 8, 16, 32 and 64. With `candidates`, limited to the number of
+            candidates that every problem has.
         aggregate (`list[str]`, *optional*, defaults to `["min", "last", "prod", "mean"]`):
-            How the scores of its steps become that of a solution. See [`~scoring.aggregate.aggregate`].
+            How step scores are combined into the score of a solution. See [`~scoring.aggregate.aggregate`].
         num_draws (`int`, *optional*):
-            Average over the first N of so many random orders of all candidates. By default the first N as they come.
+            Number of random orders of the candidates to average over. By default, the first N candidates are used in the order given.
         max_solution_tokens (`int`, *optional*):
-            Largest number of tokens of a sampled solution. By default 2048.
+            Maximum number of tokens per sampled solution. Defaults to 2048.
         candidates (`str`, *optional*):
-            Choose among these instead of sampling: JSON Lines with `prompt`, `answer` and `completion` (a text), `completions` (its
-            steps) or `candidates` (a list of either), or outputs of search-and-learn; the folder of a dataset with these columns; or
-            a folder of `trl-hrm annotate` with `search="rollouts"`. Beside them, `problems` gives their reference answers.
+            Solutions to choose from, instead of sampling them: a JSON Lines file or dataset folder with the columns `prompt`,
+            `answer` and either `completion` (a text), `completions` (a list of steps) or `candidates` (a list of either); an output
+            of search-and-learn; or a folder of `trl-hrm annotate` with `search="rollouts"`. Reference answers can also come from
+            `problems`.
         candidates_split (`str`, *optional*):
-            Split of a dataset of candidates. By default `"train"`.
+            Split of the candidates dataset. Defaults to `"train"`.
         candidates_columns (`dict[str, str]`, *optional*):
-            `columns` of the candidates, where `problems` are given too, whose columns `columns` then names.
+            Like `columns`, for the candidates. Needed only with `problems`, because `columns` then applies to the problems.
         join_steps (`str`, *optional*):
-            Text between the steps of a candidate that is given as a list, in its text. By default `"\n\n"`.
+            Separator used to join candidates that are given as lists of steps. Defaults to `"\n\n"`.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether to read the thinking of a reasoning model like the rest of a candidate, instead of leaving it out.
+            Whether to keep the thinking of a reasoning model. By default, it is removed before candidates are scored.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace results and parts of them.
+            Whether to replace existing results, also partial ones.
 
     Raises:
-        `ValueError`: If options contradict each other, or would do nothing.
+        `ValueError`: If options contradict each other, or have no effect with the other options.
     """
 
-    output_dir: str = field(default="outputs/best-of-n", metadata={"help": "Folder of the results."})
+    output_dir: str = field(default="outputs/best-of-n", metadata={"help": "Output folder."})
     n: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Numbers of solutions to choose from (default: 1 2 4 8 16 32 64; with --candidates, no more than every "
-            "problem has)."
+            "help": "Numbers of solutions to choose from (default: 1 2 4 8 16 32 64; with --candidates, limited to the "
+            "number of candidates that every problem has)."
         },
     )
     aggregate: list[str] = field(
         default_factory=lambda: ["min", "last", "prod", "mean"],
-        metadata={"help": "How the scores of its steps become that of a solution.", "choices": list(AGGREGATES)},
+        metadata={
+            "help": "How step scores are combined into the score of a solution.",
+            "choices": list(AGGREGATES),
+        },
     )
     num_draws: int | None = field(
         default=None,
         metadata={
-            "help": "Average over the first N of R random orders of all candidates (default: the first N as they come).",
+            "help": "Number of random orders of the candidates to average over (default: use the first N candidates in the "
+            "order given).",
             "metavar": "R",
         },
     )
     max_solution_tokens: int | None = field(
-        default=None, metadata={"help": "Largest number of tokens of a sampled solution (default: 2048)."}
+        default=None, metadata={"help": "Maximum number of tokens per sampled solution (default: 2048)."}
     )
     candidates: str | None = field(
         default=None,
         metadata={
-            "help": "Choose among these instead of sampling: JSON Lines with `prompt`, `answer` and `completion` (a text), "
-            "`completions` (its steps) or `candidates` (a list of either), or outputs of search-and-learn; the folder of a "
-            "dataset with these columns; or a folder of trl-hrm annotate --search rollouts. Beside them, --problems gives "
-            "their reference answers.",
+            "help": "Solutions to choose from, instead of sampling them: a JSON Lines file or dataset folder with the "
+            "columns `prompt`, `answer` and either `completion` (a text), `completions` (a list of steps) or `candidates` "
+            "(a list of either); an output of search-and-learn; or a folder of `trl-hrm annotate --search rollouts`. "
+            "Reference answers can also come from --problems.",
             "metavar": "INPUT",
         },
     )
     candidates_split: str | None = field(
-        default=None, metadata={"help": "Split of a dataset of candidates (default: train).", "advanced": True}
+        default=None, metadata={"help": "Split of the candidates dataset (default: train).", "advanced": True}
     )
     candidates_columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Columns of the candidates, where --problems are given too, whose columns --columns then names.",
+            "help": "Like --columns, for the candidates. Needed only with --problems, because --columns then applies to "
+            "the problems.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -122,7 +129,8 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
     join_steps: str | None = field(
         default=None,
         metadata={
-            "help": r"Text between the steps of a list, in its text; \n and \t are read as newline and tab (default: \n\n).",
+            "help": r"Separator used to join candidates that are given as lists of steps. \n and \t are read as newline "
+            r"and tab (default: \n\n).",
             "metavar": "TEXT",
             "parse": unescape,
             "advanced": True,
@@ -131,42 +139,42 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
     keep_thinking: bool = field(
         default=False,
         metadata={
-            "help": "Read the thinking of a reasoning model like the rest of a candidate, instead of leaving it out."
+            "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored."
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace results and parts of them."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace existing results, also partial ones."})
 
     def __post_init__(self):
         if self.candidates_columns is not None:
             self.candidates_columns = parse_columns(self.candidates_columns)
         super().__post_init__()
         if self.n is not None and (not self.n or min(self.n) < 1):
-            raise ValueError(f"n is {self.n}, expected numbers of 1 or more.")
+            raise ValueError(f"`n` is {self.n}. Each number must be at least 1.")
         if self.num_draws is not None and self.num_draws < 1:
-            raise ValueError(f"num_draws is {self.num_draws}, expected 1 or more.")
+            raise ValueError(f"`num_draws` is {self.num_draws}. It must be at least 1.")
         if (self.candidates is None) == (self.policy is None):
             raise ValueError(
-                "give either candidates, to choose among solutions that are there, or policy and problems, to sample them."
+                "Set either `candidates`, to choose among existing solutions, or `policy` and `problems`, to sample them."
             )
         if self.policy is not None:
             if self.problems is None:
-                raise ValueError("policy needs problems to solve.")
-            refuse(self, _OF_CANDIDATES, "goes with candidates, and solutions are sampled with policy.")
+                raise ValueError("`problems` is missing. Set the problems that `policy` solves.")
+            refuse(self, _OF_CANDIDATES, "only applies to `candidates`, but solutions are sampled from `policy`.")
             self.n = self.n or NUMBERS
             self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
         else:
             sampling = [field.name for group in (PolicyConfig, PromptConfig) for field in fields(group)]
             sampling = [name for name in sampling if name not in _READING]
             sampling += ["max_solution_tokens", "max_in_flight", "max_open_problems"]
-            refuse(self, sampling, "goes with policy, and with candidates nothing is sampled.")
+            refuse(self, sampling, "only applies to sampling from `policy`, but `candidates` is set.")
         if self.problems is None:
             names = [field.name for field in fields(ProblemsConfig) if field.name != "columns"]
-            refuse(self, [*names, "candidates_columns"], "goes with problems.")
+            refuse(self, [*names, "candidates_columns"], "has no effect without `problems`.")
 
 
 def refuse(config: Any, names: "list[str] | tuple[str, ...]", why: str) -> None:
     """
-    Refuse settings that would do nothing.
+    Check that settings without effect are not set.
 
     Raises:
         `ValueError`: If one of `names` is not at its default.
@@ -176,25 +184,25 @@ def refuse(config: Any, names: "list[str] | tuple[str, ...]", why: str) -> None:
         default = defaults[name]
         made = default.default_factory() if callable(default.default_factory) else default.default
         if getattr(config, name) != made:
-            raise ValueError(f"{name} {why} Leave it out.")
+            raise ValueError(f"`{name}` {why} Remove `{name}`.")
 
 
 def best_of_n(config: BestOfNConfig) -> "Results | None":
     """
     Choose among N solutions of each problem with a reward model, and measure how accuracy grows with N.
 
-    With several processes (`accelerate launch`) each takes a part of the problems, and the first one makes one result of all parts.
+    With several processes (`accelerate launch`), the problems are split between them, and the first process merges the results.
 
     Args:
         config ([`BestOfNConfig`]):
-            Solutions, or the policy that samples them; the reward model; and what is measured.
+            Solutions or a policy to sample them, the reward model, and what to measure.
 
     Returns:
-        [`~evaluation.results.Results`]: The curves over N, which are in `config.output_dir` too. `None` in the other processes.
+        [`~evaluation.results.Results`]: The curves over N, also saved in `config.output_dir`. `None` in the other processes.
 
     Raises:
-        `FileExistsError`: If the folder has results of something else.
-        `ValueError`: If the input is damaged, or the reward model does not fit.
+        `FileExistsError`: If `output_dir` has results of a different run.
+        `ValueError`: If the input is invalid, or the reward model is incompatible.
 
     Example:
 
@@ -237,7 +245,7 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
     }
     scorer = None
     if problems and not (folder / shard_name("partial", shard.index, shard.count, "jsonl")).exists():
-        scorer = config.load_scorer()  # before the folder is made: a refused model leaves no files
+        scorer = config.load_scorer()  # before the folder is made, so that an incompatible model leaves no files
     with (
         AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader,
         Part(folder, header, shard.index, shard.count, config.overwrite) as part,
@@ -247,7 +255,7 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
             scorer = config.load_scorer()
         score_pool(problems, scorer, grader, part, config, config.grader_workers, progress=True)
     if shard.index > 0:
-        print(f"part {shard.index} of {shard.count} is done; another process makes the results.")
+        print(f"Part {shard.index} of {shard.count} is done. The first process merges the results.")
         return None
     parts = [folder / shard_name("part", i, shard.count, "jsonl") for i in range(shard.count)]
     wait_for_parts(parts, part.header)
@@ -267,7 +275,11 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
 
 
 def own_shard() -> "Shard":
-    """The shard of this process, which sees its own GPU alone: policy and reward model both take the one they see."""
+    """
+    Return the shard of this process, and hide the GPUs of the other processes.
+
+    Policy and reward model both use the first visible GPU.
+    """
     import os
 
     from ..search.run_folder import launched_shard, show_own_gpu
@@ -281,7 +293,7 @@ def own_shard() -> "Shard":
 def _given(
     config: BestOfNConfig, shard: "Shard", counts: Counter
 ) -> "tuple[list[tuple[int, ProblemCandidates]], str, dict[str, Any], list[int]]":
-    """Candidates that are there: those of this shard with their places, a digest of all, how they were read, and N."""
+    """Read the candidates. Return this shard's problems with their positions, a digest of all, the reading settings, and N."""
     from ..data.candidate_sources import read_pool, reading_settings, take_first
     from ..data.candidates_config import CandidatesConfig
     from ..data.solutions import solution_warnings
@@ -290,9 +302,7 @@ def _given(
     from ..search.run_folder import problem_shard
 
     if Path(config.candidates).resolve() == Path(config.output_dir, CANDIDATES).resolve():
-        raise ValueError(
-            f"{config.candidates}: the results would take the place of this file. Name another output_dir."
-        )
+        raise ValueError(f"{config.candidates} would be overwritten by the results. Set another `output_dir`.")
     names = ("candidates", "segmentation", "step_pattern", "join_steps", "keep_thinking")
     columns = config.columns if config.problems is None else config.candidates_columns
     given = {name: getattr(config, name) for name in names}
@@ -306,7 +316,7 @@ def _given(
     pool = read_pool(reader, config.extractors, answers, counts)
     if shard.index == 0:
         shown = {name: " ".join(value) if isinstance(value, list) else value for name, value in reading.items()}
-        print(f"Candidates are read with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
+        print(f"Reading candidates with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
         for warning in solution_warnings(counts):
             print(f"warning: {warning}")
     n = config.n
@@ -314,7 +324,7 @@ def _given(
         fewest = min((len(problem.candidates) for problem in pool), default=0)
         largest = min(max(fewest, 1), max(NUMBERS))
         n = [*(number for number in NUMBERS if number < largest), largest]
-        print(f"N is {' '.join(map(str, n))}: every problem has {fewest:,} candidates or more.")
+        print(f"N is {' '.join(map(str, n))}: every problem has at least {fewest:,} candidates.")
     counts["candidates_beyond_n"] += sum(len(problem.candidates) for problem in pool)
     pool = take_first(pool, max(n), config.num_draws is not None)
     counts["candidates_beyond_n"] -= sum(len(problem.candidates) for problem in pool)
@@ -326,8 +336,9 @@ def _sampled(
     config: BestOfNConfig, shard: "Shard"
 ) -> "tuple[list[tuple[int, ProblemCandidates]], str, dict[str, Any], list[int]]":
     """
-    Candidates that the policy samples now, or sampled before: those of this shard with their places, a digest of them, how they
-    were read, and N.
+    Sample candidates from the policy, or resume sampling.
+
+    Return this shard's problems with their positions, a digest of them, the reading settings, and N.
     """
     from ..data.candidate_sources import read_run, take_first
     from ..evaluation.best_of_n import SampleCost, pool_digest

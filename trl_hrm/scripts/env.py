@@ -1,4 +1,4 @@
-"""Print the versions that a bug report needs. No value of an environment variable, no path and no user is printed."""
+"""Print versions and devices for a bug report. Environment variables, paths and user names are never printed."""
 
 from dataclasses import dataclass
 
@@ -24,11 +24,11 @@ PACKAGES = (
 
 @dataclass(kw_only=True)
 class EnvConfig(Config):
-    """[`print_env`] has no settings."""
+    """Configuration of [`print_env`]. It has no fields."""
 
 
 def print_env(config: EnvConfig | None = None) -> str:
-    """The versions of the packages, and the devices."""
+    """Return the versions of the packages and the names of the devices, as a Markdown list."""
     import platform
     from pathlib import Path
 
@@ -39,9 +39,9 @@ def print_env(config: EnvConfig | None = None) -> str:
         "Platform": platform.platform(),
         "Python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
-        "CUDA of torch": torch.version.cuda or "none",
+        "CUDA version of torch": torch.version.cuda or "none",
         "Devices": _devices(),
-        "Default configuration of accelerate": "yes" if Path(default_config_file).is_file() else "no",
+        "Default accelerate config": "found" if Path(default_config_file).is_file() else "not found",
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 

@@ -1,5 +1,5 @@
 """
-Look at the tree of a problem: in the terminal, and as one HTML page that works offline.
+Show the search tree of a problem, in the terminal and as a self-contained HTML page.
 
 ```bash
 trl-hrm inspect runs/mcts
@@ -27,86 +27,89 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class InspectConfig(Config):
     """
-    Settings of [`inspect_tree`].
+    Configuration of [`inspect_tree`].
 
     Args:
         input (`str`):
-            Folder of `trl-hrm annotate`, also while it runs, or a Parquet file of nodes from one; with `format="openr"`, a JSON
+            Folder of `trl-hrm annotate`, finished or running, or one of its Parquet files of nodes. With `format="openr"`, a JSON
             Lines file.
         format (`str`, *optional*, defaults to `"run"`):
-            What the input is: `"run"` or `"openr"`.
+            Format of the input: `"run"` or `"openr"`.
         problem (`str`, *optional*):
-            Id of a problem, or its place, from 0. By default all problems are listed.
+            Problem to show: its id, or its position counted from 0. By default, all problems are listed.
         html (`str`, *optional*):
-            File of the page. By default it is named after the problem, in `inspect/` of the run's folder, or in the working
-            directory for other inputs.
+            Output file for the HTML page. By default, it is named after the problem and saved in `inspect/` of the run's folder, or in
+            the working directory for other inputs.
         depth (`int`, *optional*):
-            Number of levels to print. By default as many as fit 100 lines.
+            Number of levels to print. By default, as many as fit in 100 lines.
         breadth (`int`, *optional*, defaults to `8`):
-            Largest number of lines to print below one node.
+            Maximum number of lines to print below a node.
         rollouts (`bool`, *optional*, defaults to `False`):
-            Whether to print each rollout, not one line for those of a node.
+            Whether to print every rollout. By default, the rollouts of a node are summarized in one line.
         estimator, truncated, hnc, hnc_seed (*optional*):
-            As in [`ExportConfig`]: MC scores, solutions without an answer, and whether to show the tree after node compression.
+            Same as in [`ExportConfig`]: how MC scores are estimated, how solutions without an answer count, and whether to show the
+            tree after node compression.
 
     Raises:
-        `ValueError`: If an option is out of range, or has no meaning beside another.
+        `ValueError`: If an option is out of range, or has no effect with the other options.
     """
 
     input: str = field(
         metadata={
-            "help": "Folder of trl-hrm annotate, also while it runs, or a Parquet file of nodes from one; with --format "
+            "help": "Folder of trl-hrm annotate, finished or running, or one of its Parquet files of nodes. With --format "
             "openr, a JSON Lines file.",
             "metavar": "RUN",
             "positional": True,
         }
     )
-    format: Literal["run", "openr"] = field(default="run", metadata={"help": "What the input is."})
+    format: Literal["run", "openr"] = field(default="run", metadata={"help": "Format of the input."})
     problem: str | None = field(
-        default=None, metadata={"help": "Id of a problem, or its place, from 0 (default: list all problems)."}
+        default=None,
+        metadata={"help": "Problem to show: its id, or its position counted from 0 (default: list all problems)."},
     )
     html: str | None = field(
         default=None,
         metadata={
-            "help": "File of the page (default: named after the problem, in inspect/ of the run's folder, or here for "
-            "other inputs).",
+            "help": "Output file for the HTML page (default: named after the problem, in inspect/ of the run's folder, or "
+            "in the working directory for other inputs).",
             "metavar": "FILE",
         },
     )
     depth: int | None = field(
-        default=None, metadata={"help": "Number of levels to print (default: as many as fit 100 lines)."}
+        default=None, metadata={"help": "Number of levels to print (default: as many as fit in 100 lines)."}
     )
-    breadth: int = field(default=8, metadata={"help": "Largest number of lines to print below one node."})
-    rollouts: bool = field(default=False, metadata={"help": "Print each rollout, not one line for those of a node."})
+    breadth: int = field(default=8, metadata={"help": "Maximum number of lines to print below a node."})
+    rollouts: bool = field(
+        default=False,
+        metadata={"help": "Print every rollout. By default, the rollouts of a node are summarized in one line."},
+    )
     estimator: Literal["child_mean", "leaf_share"] = field(
         default="child_mean",
         metadata={
-            "help": "MC score of a step: mean over its children, recursively, or share of right leaves below it."
+            "help": "MC score of a step: mean over its children, recursively, or share of correct leaves below it."
         },
     )
     truncated: Literal["drop", "wrong"] = field(
-        default="drop", metadata={"help": "What a solution without an answer is: unknown, or wrong."}
+        default="drop", metadata={"help": "Whether to drop solutions without an answer, or count them as wrong."}
     )
     hnc: bool = field(default=False, metadata={"help": "Show the tree after node compression."})
-    hnc_seed: int = field(default=42, metadata={"help": "Seed of the compression."})
+    hnc_seed: int = field(default=42, metadata={"help": "Seed of the node compression."})
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("depth", "breadth"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         defaults = {field.name: field.default for field in fields(self)}
         for name in ("html", "depth", "breadth", "rollouts", "hnc"):
             if self.problem is None and getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"{name} is given without problem. Name the problem whose tree is shown, or leave it out."
-                )
+                raise ValueError(f"`{name}` has no effect without `problem`. Set `problem`, or remove `{name}`.")
         if not self.hnc and self.hnc_seed != defaults["hnc_seed"]:
-            raise ValueError(f"hnc_seed is {self.hnc_seed} without hnc. Ask for hnc too, or leave it out.")
+            raise ValueError("`hnc_seed` has no effect without `hnc`. Set `hnc`, or remove `hnc_seed`.")
 
 
 class Entry(NamedTuple):
-    """A problem of a run: its place among the problems given, its id, and how to read its tree."""
+    """A problem of a run: its position in the input, its id, and a function that reads its tree."""
 
     place: int
     problem_id: str
@@ -115,15 +118,15 @@ class Entry(NamedTuple):
 
 def inspect_tree(config: InspectConfig) -> None:
     """
-    Print the problems of a run, or the tree of one of them, which becomes a page too.
+    Print the problems of a run, or print the tree of one problem and save it as an HTML page.
 
     Args:
         config ([`InspectConfig`]):
             The run, and how much of it to show.
 
     Raises:
-        `FileNotFoundError`: If there is no such run.
-        `ValueError`: If it has no such problem.
+        `FileNotFoundError`: If the run does not exist.
+        `ValueError`: If the run does not have this problem.
     """
     import os
     import shutil
@@ -135,7 +138,7 @@ def inspect_tree(config: InspectConfig) -> None:
     from ..search.values import mc_scores
 
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a policy writes what no terminal can show
+        sys.stdout.reconfigure(errors="replace")  # solutions can contain characters that the terminal cannot encode
     screen = {
         "width": shutil.get_terminal_size((120, 24)).columns,
         "color": sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
@@ -160,8 +163,9 @@ def inspect_tree(config: InspectConfig) -> None:
 
 def _entries(name: str, format: str, files: ExitStack) -> Iterator[Entry]:
     """
-    The problems of the input. Those of a run come from its logs, which are there from the first moment on, and only the trees
-    that are asked for are read.
+    Yield the problems of the input.
+
+    Problems of a run come from its logs, which exist as soon as it starts. Trees are read only when needed.
     """
     from ..data.tree_files import OpenrFiles
     from ..search.log import EventLog
@@ -172,9 +176,9 @@ def _entries(name: str, format: str, files: ExitStack) -> Iterator[Entry]:
         logs = [files.enter_context(EventLog(log)) for log in sorted(path.glob("log-*.jsonl"))]
         if format == "openr" or not logs:
             expected = (
-                "a JSON Lines file of openr" if format == "openr" else "log-00000-of-00001.jsonl or the like in it"
+                "a JSON Lines file of openr" if format == "openr" else "a folder of `trl-hrm annotate` (log-*.jsonl)"
             )
-            raise FileNotFoundError(f"{name}: found a folder without a log of a search, expected {expected}.")
+            raise FileNotFoundError(f"{name} is a folder without search logs. Expected {expected}.")
         found = [
             Entry(problem.position, problem_id, partial(_read, log, problem_id))
             for log in logs
@@ -196,7 +200,7 @@ def _read(log: "EventLog", problem_id: str) -> "SearchTree":
 
 
 def _find(entries: Iterator[Entry], problem: str, name: str) -> Entry:
-    """The problem with this id, else the one at this place."""
+    """Return the problem with this id or, if no id matches, at this position."""
     at_place, number, examples = None, 0, []
     for entry in entries:
         if entry.problem_id == problem:
@@ -206,10 +210,10 @@ def _find(entries: Iterator[Entry], problem: str, name: str) -> Entry:
         number += 1
         examples = examples or [entry.problem_id]
     if at_place is None:
-        known = f", such as {examples[0]!r}" if examples else ""
+        known = f" such as {examples[0]!r}" if examples else ""
         raise ValueError(
-            f"{name}: found no problem {problem!r} among {number}, expected an id{known}, or a place. Without --problem, all "
-            "are listed."
+            f"{name}: problem {problem!r} is not among its {number} problems. Set `problem` to an id{known} or to a position, or "
+            "omit it to list all problems."
         )
     return at_place
 
@@ -220,10 +224,10 @@ def _inspect(tree: "SearchTree", config: InspectConfig) -> "Inspection":
     from ..search.nodes import tree_totals
     from ..search.values import leaf_counts, mc_scores
 
-    totals = tree_totals(tree)  # of the search: nodes that compression makes repeat tokens
+    totals = tree_totals(tree)  # before compression, whose new nodes repeat tokens
     basis = f"MC score: {config.estimator.replace('_', ' ')}, solutions without an answer: {config.truncated}"
     if any(node.value is not None for node in tree.nodes):
-        basis = "values that the source recorded; of the prompt, their mean"
+        basis = "values recorded in the source; for the prompt, their mean"
     if config.hnc:
         tree = compress(tree, config.hnc_seed)
         basis += f"; after node compression with seed {config.hnc_seed}, which moved {count_moves(tree)}"
@@ -232,7 +236,7 @@ def _inspect(tree: "SearchTree", config: InspectConfig) -> "Inspection":
 
 
 def _page_path(name: str, html: str | None, problem_id: str) -> Path:
-    """Where the page goes. An id that is no file name gets a hash, so that no two problems share a page."""
+    """Return the path of the page. If the id is not a valid file name, a hash keeps the path unique."""
     import re
 
     from ..search.tree import make_id

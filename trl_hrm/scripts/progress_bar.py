@@ -1,4 +1,4 @@
-"""The live line of `trl-hrm annotate`."""
+"""Progress bar of `trl-hrm annotate`."""
 
 from tqdm import tqdm
 
@@ -6,7 +6,7 @@ from ..search.scheduler import Progress
 
 
 class ProgressBar:
-    """Problems done and left with the time that takes, sequences in flight, tokens per second, share cached, errors."""
+    """Shows problems done and left, remaining time, sequences in flight, tokens per second, share of cached tokens, and errors."""
 
     def __enter__(self) -> "ProgressBar":
         self.bar = tqdm(desc="problems", unit="problem", total=None, dynamic_ncols=True, mininterval=0.5)
@@ -16,7 +16,7 @@ class ProgressBar:
         self.bar.close()
 
     def update(self, progress: Progress) -> None:
-        """Show where the run is. Called after each request; tqdm draws twice a second at most."""
+        """Update the bar. Called after each request, but tqdm redraws at most twice a second."""
         self.bar.total = progress.num_problems
         self.bar.set_postfix(
             {

@@ -1,5 +1,5 @@
 """
-Put the results of several runs on one page: tables and curves side by side, and whether a reward model is being hacked.
+Compare the results of several runs on one page: tables, curves, and signs of reward hacking.
 
 ```bash
 trl-hrm report runs/bon runs/bon-prm runs/bon-orm --output report.html
@@ -15,21 +15,21 @@ from ..config import Config
 @dataclass(kw_only=True)
 class ReportConfig(Config):
     """
-    Settings of [`report`].
+    Configuration of [`report`].
 
     Args:
         inputs (`list[str]`):
-            Folders of `trl-hrm best-of-n`, `step-search` and `benchmark`, in any mix.
+            Output folders of `trl-hrm best-of-n`, `step-search` and `benchmark`. They can be mixed.
         output (`str`, *optional*, defaults to `"report.html"`):
-            File of the page. Its pictures go into a folder beside it, `report_files` for `report.html`.
+            Output file of the page. Pictures are saved in a folder next to it, such as `report_files` for `report.html`.
 
     Raises:
-        `ValueError`: If there are no folders.
+        `ValueError`: If `inputs` is empty.
     """
 
     inputs: list[str] = field(
         metadata={
-            "help": "Folders of trl-hrm best-of-n, step-search and benchmark, in any mix.",
+            "help": "Output folders of trl-hrm best-of-n, step-search and benchmark. They can be mixed.",
             "metavar": "RUN",
             "positional": True,
         }
@@ -37,7 +37,8 @@ class ReportConfig(Config):
     output: str = field(
         default="report.html",
         metadata={
-            "help": "File of the page; its pictures go into a folder beside it, report_files for report.html.",
+            "help": "Output file of the page. Pictures are saved in a folder next to it, such as report_files for "
+            "report.html.",
             "metavar": "FILE",
         },
     )
@@ -45,22 +46,22 @@ class ReportConfig(Config):
     def __post_init__(self):
         super().__post_init__()
         if not self.inputs:
-            raise ValueError("inputs is empty, expected at least one folder with results.")
+            raise ValueError("`inputs` is empty. Pass at least one folder with results.")
 
 
 def report(config: ReportConfig) -> str:
     """
-    Put the results of several runs on one page.
+    Write a page that compares the results of several runs.
 
     Args:
         config ([`ReportConfig`]):
-            The runs, and the file of the page.
+            Folders of the runs and path of the page.
 
     Returns:
-        `str`: What the page says of each run, and where it is.
+        `str`: The main finding for each run, and the path of the page.
 
     Raises:
-        `FileNotFoundError`, `ValueError`: If a folder has no results, or results that do not go together.
+        `FileNotFoundError`, `ValueError`: If a folder has no results, or results that cannot be compared.
     """
     from ..evaluation.report import write_report
     from ..evaluation.saved_results import headline_verdict, notices, problem_groups, read_results

@@ -14,15 +14,15 @@ class ScriptArguments(DatasetArguments):
     Arguments of this script, next to [`HRMRewardConfig`] and [`~trl.ModelConfig`].
 
     Args:
-        make_tiny_model (`bool`, *optional*, defaults to `False`): Make a small model with random weights from the data
-            at `model_name_or_path`, if nothing is there yet.
+        make_tiny_model (`bool`, *optional*, defaults to `False`): Whether to create a small model with random weights at
+            `model_name_or_path`, if it does not exist yet. Its tokenizer is trained on the dataset.
     """
 
     make_tiny_model: bool = field(
         default=False,
         metadata={
-            "help": "Make a small model with random weights from the data at `model_name_or_path`, if nothing is "
-            "there yet."
+            "help": "Create a small model with random weights at `model_name_or_path`, if it does not exist yet. Its "
+            "tokenizer is trained on the dataset."
         },
     )
 

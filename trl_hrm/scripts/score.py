@@ -11,30 +11,31 @@ from ..scoring.reward_model_config import RewardModelConfig
 @dataclass(kw_only=True)
 class ScoreConfig(RewardModelConfig):
     """
-    Settings of [`score`]: those of [`RewardModelConfig`], and
+    Configuration of [`score`]. It also has the fields of [`RewardModelConfig`].
 
     Args:
         input (`str`):
-            JSON Lines of solutions with `prompt` and `completions` (a list of steps), and optional `parents`.
+            JSON Lines file of solutions with the columns `prompt`, `completions` (a list of steps) and, for trees, `parents`.
         columns (`dict[str, str]`, *optional*):
-            New names of columns, such as `{"completions": "steps"}`. On the command line `completions=steps`.
+            Columns to read under another name, such as `{"completions": "steps"}`, or `completions=steps` on the command line.
         output (`str`, *optional*):
-            File for the rows with a column `scores`, null for solutions that are too long for the model. By default a table is
-            printed.
+            Output file for the rows with an added column `scores`. It is null for solutions that are too long for the model. By
+            default, a table is printed.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether to score the steps of a reasoning model's thinking too. By default they get null.
+            Whether to also score the thinking steps of a reasoning model. By default, their scores are null.
     """
 
     input: str = field(
         metadata={
-            "help": "JSON Lines of solutions with `prompt` and `completions` (a list of steps), and optional `parents`.",
+            "help": "JSON Lines file of solutions with the columns `prompt`, `completions` (a list of steps) and, for "
+            "trees, `parents`.",
             "positional": True,
         }
     )
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Read COLUMN as NAME, for rows with other column names, as in prompt=question completions=steps.",
+            "help": "Columns to read under another name, such as prompt=question completions=steps.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -43,14 +44,14 @@ class ScoreConfig(RewardModelConfig):
     output: str | None = field(
         default=None,
         metadata={
-            "help": "Write the rows with a column `scores` here, null for solutions that are too long for the model "
-            "(default: print a table).",
+            "help": "Output file for the rows with an added column `scores`. It is null for solutions that are too long "
+            "for the model (default: print a table).",
             "metavar": "FILE",
         },
     )
     keep_thinking: bool = field(
         default=False,
-        metadata={"help": "Score the steps of a reasoning model's thinking too, instead of giving them null."},
+        metadata={"help": "Also score the thinking steps of a reasoning model. By default, their scores are null."},
     )
 
     def __post_init__(self):
@@ -61,17 +62,17 @@ class ScoreConfig(RewardModelConfig):
 
 def score(config: ScoreConfig) -> str:
     """
-    Score the steps of solutions.
+    Score the steps of solutions with a trained step reward model.
 
     Args:
         config ([`ScoreConfig`]):
-            What to score, and with which reward model.
+            Solutions and reward model.
 
     Returns:
-        `str`: A table of the scores, or where they were written, and what was left out.
+        `str`: A table of the scores or the path of the output file, and warnings about rows without scores.
 
     Raises:
-        `ValueError`: If a row is damaged, with file and line.
+        `ValueError`: If a row is invalid. The message has the file and line.
     """
     from collections import Counter
 
@@ -82,7 +83,7 @@ def score(config: ScoreConfig) -> str:
     notes = Counter()
     places, trees = _read(config.input, config.columns or {})
     if config.output is not None:
-        Path(config.output).parent.mkdir(parents=True, exist_ok=True)  # what fails there fails before the long part
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)  # an unwritable path fails before scoring
     for tree in trees:
         count_answers(tree.completions, notes, tree.parents)
     check_answers(notes, len(trees), config.input)
@@ -101,12 +102,12 @@ def score(config: ScoreConfig) -> str:
     else:
         _write(config.output, trees, scores)
         num_scored = sum(value is not None for values in scored for value in values)
-        lines = [f"Scores of {num_scored} steps of {len(scored)} rows written to {config.output}."]
+        lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {config.output}."]
     lines += [f"warning: {warning}" for warning in solution_warnings(notes)]
     num_thinking = sum(None in values for values in scored)
     if num_thinking:
         lines.append(
-            f"{num_thinking:,} rows have steps of thinking, which are not scored. --keep_thinking scores them."
+            f"{num_thinking:,} rows have thinking steps, which are not scored. Use --keep_thinking to score them."
         )
     for reason, verb, odd in (
         (f"more tokens than the {scorer.max_positions} positions of the model", "not scored", _where(places, fitting)),
@@ -124,8 +125,10 @@ def _where(places: list[str], are_fine: list) -> list[str]:
 
 def format_scores(tree, scores: list[float | None] | None) -> str:
     """
-    The prompt of a tree, and below it its steps with their scores, indented by depth where the tree branches. Steps without a
-    score have a dash. Without scores, why there are none.
+    Return the prompt of a tree followed by its steps and their scores, as text.
+
+    Steps of a branching tree are indented by depth. Steps without a score have a dash. If `scores` is `None`, the text says that the
+    tree is too long for the model.
     """
     if scores is None:
         return f"{tree.prompt}\n  too long for the model"
@@ -139,7 +142,7 @@ def format_scores(tree, scores: list[float | None] | None) -> str:
 
 
 def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
-    """Places and step trees of the rows of a file; labels are not needed and ignored."""
+    """Return the locations and step trees of the rows of a file. Labels are optional and kept as they are."""
     from ..data.sources import JsonLines, all_rows
     from ..step_tree import StepTree
 
@@ -147,14 +150,14 @@ def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
     for where, row in all_rows(JsonLines([path], columns)):
         if not isinstance(row.get("completions"), list):
             raise ValueError(
-                f"{where}: found {repr(row)[:60]}, expected an object with `prompt` and a list `completions`. Name other columns "
-                "with --columns, such as --columns prompt=question completions=steps."
+                f"{where}: found {repr(row)[:60]}, expected an object with `prompt` and a list `completions`. For other column "
+                "names, use --columns, such as --columns prompt=question completions=steps."
             )
         if row.get("prompt") is None and row.get("problem") is not None:
             raise ValueError(
-                f"{where}: found `problem` and `completions` without `prompt`, as search-and-learn writes whole solutions, expected "
-                "the steps of one solution. `trl-hrm best-of-n` and `select-raft` read such files. If the completions are steps, "
-                "add --columns prompt=problem."
+                f"{where}: found `problem` and `completions` without `prompt`. search-and-learn writes whole solutions in this format, "
+                "but `score` expects the steps of one solution. Use `trl-hrm best-of-n` or `select-raft` for whole solutions. If "
+                "the completions are steps, add --columns prompt=problem."
             )
         labels = row.pop("labels", None)
         tree = StepTree.from_row(row | {"labels": [None] * len(row["completions"])}, where, blank_steps=True)
@@ -163,7 +166,7 @@ def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
         places.append(where)
         trees.append(tree)
     if not trees:
-        raise ValueError(f"{path}: no row in it, expected JSON Lines with `prompt` and `completions`.")
+        raise ValueError(f"{path} is empty. Expected JSON Lines with `prompt` and `completions`.")
     return places, trees
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SelectRaftConfig(RaftConfig, RewardModelConfig):
-    """Settings of [`select_raft`]: those of [`RaftConfig`] and [`RewardModelConfig`]."""
+    """Configuration of [`select_raft`]. It has the fields of [`RaftConfig`] and [`RewardModelConfig`]."""
 
 
 def select_raft(config: SelectRaftConfig) -> "BuildReport":
@@ -31,13 +31,13 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
 
     Args:
         config ([`SelectRaftConfig`]):
-            Candidates, reward model, and what is kept.
+            Candidates, reward model and selection options.
 
     Returns:
-        [`BuildReport`]: What was read, kept and dropped. The dataset is in `config.output_dir`.
+        [`BuildReport`]: Counts of the rows read, kept and dropped. The dataset is saved in `config.output_dir`.
 
     Raises:
-        `ValueError`: If the candidates are damaged, or none is left.
+        `ValueError`: If the candidates are invalid, or none remain after filtering.
     """
     from ..data.candidate_sources import read_candidates, source_warnings
     from ..data.output import check_output
@@ -48,7 +48,7 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
     from ..scoring.candidate_scores import score_candidates
 
     check_output(Path(config.output_dir), config)
-    new_figure()  # what is missing shows before the long part
+    new_figure()  # a missing matplotlib fails before scoring
     notes = Counter()
     problems = read_candidates(config, notes)
     counts = Counter({("notes", name): count for name, count in notes.items()})
@@ -65,5 +65,5 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
     )
     reward_model = {"reward_model": config.reward_model, **config.describe_scoring()}
     report = build_raft(problems, scores, config, counts, reward_model, warnings)
-    print(f"mean score: {format_scores(report)}. The picture: {Path(config.output_dir, report['picture']['file'])}")
+    print(f"Mean score: {format_scores(report)}. Picture: {Path(config.output_dir, report['picture']['file'])}")
     return report

@@ -1,11 +1,11 @@
 """
-Search solutions step by step with a reward model, for several N: greedily, with beams, or in several trees.
+Search for solutions step by step with a reward model, for several N: greedy step search, beam search or diverse tree search.
 
 ```bash
 trl-hrm step-search --problems test.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct --reward_model me/my-hrm --n 1 4 16
 ```
 
-Stop it at will and start it again with the same command: it goes on where it was.
+A run can be stopped at any time. The same command resumes it.
 """
 
 from dataclasses import dataclass, field
@@ -27,93 +27,97 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     """
-    Settings of [`step_search`]: those of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`], [`RewardModelConfig`] and
-    [`RunConfig`], and
+    Configuration of [`step_search`]. It also has the fields of [`ProblemsConfig`], [`PolicyConfig`], [`PromptConfig`],
+    [`RewardModelConfig`] and [`RunConfig`].
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/step-search"`):
-            Folder of the results.
+            Output folder.
         strategy (`str`, *optional*, defaults to `"step_search"`):
-            `"step_search"` takes the best of N next steps (what the HRM paper calls best-of-N), `"beam_search"` keeps several paths,
-            `"diverse_tree_search"` (DVTS) searches in several trees.
+            `"step_search"` takes the best of N next steps (the HRM paper calls this best-of-N), `"beam_search"` keeps several paths,
+            and `"diverse_tree_search"` (DVTS) searches several trees independently.
         n (`list[int]`, *optional*, defaults to `[1, 2, 4, 8, 16, 32, 64]`):
-            Numbers of next steps to choose from: a search for each.
+            Numbers of next steps to choose from. One search is run for each.
         branching (`int`, *optional*):
-            Next steps of a path, for beam_search (N / branching paths) and diverse_tree_search (N / branching trees). By default 4.
+            Number of next steps per path, for `beam_search` (N / branching paths) and `diverse_tree_search` (N / branching trees).
+            Defaults to 4.
         max_depth (`int`, *optional*, defaults to `40`):
-            Largest number of steps of a solution, prefix included.
+            Maximum number of steps per solution, including the prefix.
         max_step_tokens (`int`, *optional*, defaults to `512`):
-            Largest number of tokens of a step.
+            Maximum number of tokens per step.
         aggregate (`str`, *optional*, defaults to `"last"`):
-            How the scores of its steps become that of a path. See [`~scoring.aggregate.aggregate`].
+            How step scores are combined into the score of a path. See [`~scoring.aggregate.aggregate`].
         prefix_column (`str`, *optional*):
-            Column with the beginning of each solution, raw text up to the end of a step, from which the searches continue. By
-            default they begin at the problem.
+            Column with the beginning of each solution, as raw text up to the end of a step. The searches continue from there. By
+            default, they start from the problem.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace results and parts of them.
+            Whether to replace existing results, also partial ones.
 
     Raises:
         `ValueError`: If `problems` or `policy` is missing, or options contradict each other.
     """
 
-    output_dir: str = field(default="outputs/step-search", metadata={"help": "Folder of the results."})
+    output_dir: str = field(default="outputs/step-search", metadata={"help": "Output folder."})
     strategy: Literal["step_search", "beam_search", "diverse_tree_search"] = field(
         default="step_search",
         metadata={
-            "help": "step_search takes the best of N next steps (what the HRM paper calls best-of-N), beam_search keeps "
-            "several paths, diverse_tree_search (DVTS) searches in several trees."
+            "help": "step_search takes the best of N next steps (the HRM paper calls this best-of-N), beam_search keeps "
+            "several paths, and diverse_tree_search (DVTS) searches several trees independently."
         },
     )
     n: list[int] = field(
         default_factory=lambda: list(NUMBERS),
-        metadata={"help": "Numbers of next steps to choose from: a search for each."},
+        metadata={"help": "Numbers of next steps to choose from. One search is run for each."},
     )
     branching: int | None = field(
         default=None,
         metadata={
-            "help": "Next steps of a path, for beam_search (N / branching paths) and diverse_tree_search (N / branching "
-            "trees) (default: 4)."
+            "help": "Number of next steps per path, for beam_search (N / branching paths) and diverse_tree_search (N / "
+            "branching trees) (default: 4)."
         },
     )
-    max_depth: int = field(default=40, metadata={"help": "Largest number of steps of a solution, prefix included."})
-    max_step_tokens: int = field(default=512, metadata={"help": "Largest number of tokens of a step."})
+    max_depth: int = field(
+        default=40, metadata={"help": "Maximum number of steps per solution, including the prefix."}
+    )
+    max_step_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens per step."})
     aggregate: Literal["min", "prod", "last", "mean", "max"] = field(
-        default="last", metadata={"help": "How the scores of its steps become that of a path."}
+        default="last", metadata={"help": "How step scores are combined into the score of a path."}
     )
     prefix_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column with the beginning of each solution, raw text up to the end of a step, from which the searches "
-            "continue (default: none, they begin at the problem).",
+            "help": "Column with the beginning of each solution, as raw text up to the end of a step. The searches continue "
+            "from there (default: start from the problem).",
             "metavar": "NAME",
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace results and parts of them."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace existing results, also partial ones."})
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("problems", "policy"):
             if getattr(self, name) is None:
-                raise ValueError(f"{name} is missing.")
+                raise ValueError(f"`{name}` is missing. Set `problems` and `policy`.")
         self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
 
 
 def step_search(config: StepSearchConfig) -> "Results | None":
     """
-    Search solutions step by step with a reward model, for several N.
+    Search for solutions step by step with a reward model, for several N.
 
-    With several processes (`accelerate launch`) each takes a part of the problems, and the one that ends last makes one result of all.
+    With several processes (`accelerate launch`), the problems are split between them, and the last process to finish merges the
+    results.
 
     Args:
         config ([`StepSearchConfig`]):
-            Problems, policy, reward model, and how to search.
+            Problems, policy, reward model and search options.
 
     Returns:
-        [`~evaluation.results.Results`]: The curve over N, which is in `config.output_dir` too. `None` in the other processes.
+        [`~evaluation.results.Results`]: The curve over N, also saved in `config.output_dir`. `None` in the other processes.
 
     Raises:
-        `FileExistsError`: If the folder has results of something else.
-        `ValueError`: If the input is damaged, the reward model does not fit, or an N is no number for the strategy.
+        `FileExistsError`: If `output_dir` has results of a different run.
+        `ValueError`: If the input is invalid, the reward model is incompatible, or an N is invalid for the strategy.
     """
     from pathlib import Path
 
@@ -131,7 +135,7 @@ def step_search(config: StepSearchConfig) -> "Results | None":
         **{name: getattr(config, name) for name in names}, scoring=ScoringConfig(config.spans, config.combine)
     )
     prompt, rule = config.make_prompt()
-    search = next(iter(settings.searches(prompt, rule).values()))  # prefixes are the same to all N
+    search = next(iter(settings.searches(prompt, rule).values()))  # the check of prefixes does not depend on N
     fault = partial(search.prefix_fault, ending=ending_extractors(config.extractors))
     problems = config.read_problems(config.prefix_column, fault)
     print(problems.describe())
@@ -155,5 +159,5 @@ def step_search(config: StepSearchConfig) -> "Results | None":
             config.grader_workers,
         )
     if results is None:
-        print(f"part {shard.index} of {shard.count} is done; another process makes the results.")
+        print(f"Part {shard.index} of {shard.count} is done. The last process to finish merges the results.")
     return results

@@ -1,4 +1,4 @@
-"""What the training commands share: the launch through accelerate, the help, the data, the model and the last steps."""
+"""Shared code of the training commands: launching with accelerate, help, loading data and model, saving and pushing."""
 
 import ast
 import importlib
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
-The options of `transformers.TrainingArguments` and `trl.ModelConfig` are accepted too, and by kl-self the options of `trl.SFTConfig`.
-`--help_all` shows them. All others go to `accelerate launch`, for example `--num_processes 2`, and `--cpu` to train on
-CPUs."""
+The options of `transformers.TrainingArguments` and `trl.ModelConfig` are accepted too, and for kl-self those in `trl.SFTConfig`.
+`--help_all` lists them. All other options are passed to `accelerate launch`, for example `--num_processes 2`, or `--cpu` to
+train on CPUs."""
 
 
 @dataclass
@@ -49,10 +49,10 @@ class DatasetArguments:
 
 def launch(name: str, argv: Sequence[str]) -> None:
     """
-    Run a training script in the processes that `accelerate launch` starts, as `trl sft` does.
+    Run a training script with `accelerate launch`, as `trl sft` does.
 
-    Options that the script does not have go to `accelerate launch`, for example `--num_processes 2`. They can also be keys of
-    the YAML file. `--accelerate_config` takes a file, or the name of a configuration of TRL such as `zero2`.
+    Options that the script does not have are passed to `accelerate launch`, for example `--num_processes 2`. They can also be set in
+    the YAML file. `--accelerate_config` takes a file, or the name of a TRL configuration such as `zero2`.
 
     Args:
         name (`str`):
@@ -61,8 +61,8 @@ def launch(name: str, argv: Sequence[str]) -> None:
             Command line after the name.
 
     Raises:
-        `ValueError`: If a value is invalid, or if neither the script nor `accelerate launch` has an option. No process is
-        started then.
+        `ValueError`: If a value is invalid, or an option is unknown to both the script and `accelerate launch`. It is raised before
+        any process is started.
     """
     argv, prog = list(argv), f"trl-hrm {name}"
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
@@ -84,33 +84,32 @@ def launch(name: str, argv: Sequence[str]) -> None:
     )
     launch_args = resolve_accelerate_config_argument(of_file) + resolve_accelerate_config_argument(of_argv)
     script_args = subtract_subsequence(argv, of_argv)
-    # As a module: with the path of a file, the other scripts of this folder would hide modules of the standard library
+    # Run as a module: with a file path, `inspect.py` in this folder would shadow the standard library
     args, unknown = launch_command_parser().parse_known_args(["--module", *launch_args, module.__name__, *script_args])
     if unknown:
         raise ValueError(
-            f"Unknown options: {' '.join(unknown)}. `{prog} --help_all` lists all options of the training, "
-            "`accelerate launch --help` all options of the launcher. No process was started."
+            f"Unknown options: {' '.join(unknown)}. `{prog} --help_all` lists the training options, and `accelerate launch "
+            "--help` lists the launcher options. No process was started."
         )
     if args.training_script != module.__name__:
         raise ValueError(
-            f"`accelerate launch` has no option for the value {args.training_script!r} in {' '.join(launch_args)!r}. Give "
-            "options without a value, such as `--multi_gpu`, on the command line. No process was started."
+            f"{args.training_script!r} in {' '.join(launch_args)!r} is not the value of an `accelerate launch` option. Pass options "
+            "without a value, such as `--multi_gpu`, on the command line. No process was started."
         )
     if args.cpu:
         args.training_script_args.append("--use_cpu")
     is_plain = not any((args.use_deepspeed, args.use_fsdp, args.use_megatron_lm, args.tpu, args.config_file))
     if (args.num_processes or 1) > 1 and is_plain and (args.cpu or not torch.accelerator.is_available()):
-        # with `cpu`, or without an accelerator, `accelerate launch` would start one process in silence
+        # With `cpu` or without an accelerator, `accelerate launch` ignores `num_processes` without a warning
         args.multi_gpu, args.cpu, args.use_cpu = True, False, True
     launch_command(args)
 
 
 def short_help(module: ModuleType, prog: str) -> str:
     """
-    Return the help of a training script: its arguments, and the documentation of its config.
+    Return the help of a training script: its arguments and the docstring of its config.
 
-    The config inherits from [`~transformers.TrainingArguments`], which imports torch. So its documentation is read from the
-    source file.
+    The docstring is read from the source file, because importing the config also imports torch.
     """
     from trl import TrlParser
 
@@ -129,17 +128,17 @@ def short_help(module: ModuleType, prog: str) -> str:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with options. The command line overrides it.")
-    parser.add_argument("--help_all", action="store_true", help="Show all options of the training.")
+    parser.add_argument("--help_all", action="store_true", help="Show all training options.")
     parser.add_argument(
         "--accelerate_config",
         metavar="NAME_OR_FILE",
-        help="Configuration of `accelerate launch`: a file, or single_gpu, multi_gpu, fsdp1, fsdp2, zero1, zero2 or zero3.",
+        help="Accelerate configuration: a file, or one of single_gpu, multi_gpu, fsdp1, fsdp2, zero1, zero2, zero3.",
     )
     return parser.format_help()
 
 
 def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArguments") -> dict[str, Any]:
-    """Keyword arguments for `from_pretrained`; those of `training_args.model_init_kwargs` win."""
+    """Return the keyword arguments for `from_pretrained`. `training_args.model_init_kwargs` overrides the others."""
     from trl import get_quantization_config
 
     quantization_config = get_quantization_config(model_args)
@@ -156,13 +155,13 @@ def load_splits(
     script_args: DatasetArguments, training_args: "TrainingArguments"
 ) -> tuple["Dataset", "Dataset | None"]:
     """
-    The splits to train and to evaluate on, the latter `None` without an `eval_strategy`.
+    Load the training and evaluation splits. Without an `eval_strategy`, the evaluation split is `None`.
 
     Args:
         script_args ([`DatasetArguments`]):
-            Names the data.
+            Dataset and splits to load.
         training_args ([`~transformers.TrainingArguments`]):
-            Tells whether it evaluates.
+            Training arguments, for their `eval_strategy`.
 
     Raises:
         `ValueError`: If a split does not exist.
@@ -175,7 +174,7 @@ def load_splits(
     missing = wanted - set(dataset)
     if missing:
         raise ValueError(
-            f"{script_args.dataset_name} has the splits {list(dataset)}, but {sorted(missing)} is asked for. Set "
+            f"{script_args.dataset_name} has the splits {list(dataset)}, but {sorted(missing)} is needed. Set "
             "`dataset_train_split` and `dataset_test_split`, or `eval_strategy: no`."
         )
     return dataset[script_args.dataset_train_split], dataset[script_args.dataset_test_split] if evaluates else None
@@ -183,12 +182,12 @@ def load_splits(
 
 def finish(trainer: "Trainer") -> None:
     """
-    Save, evaluate and push a trained model, and end together. The last call of a script.
+    Save, evaluate and push a trained model, and exit. Last call of a training script.
 
-    The push comes last: if it fails, the model is saved and its metrics are known, and the script fails with a
+    The push comes last. If it fails, the model and metrics are already saved, and the script fails with a
     [`~trl_hrm.hub.PushError`].
     """
-    trainer.save_model(_internal_call=True)  # without it, `save_model` pushes, before there are metrics for the card
+    trainer.save_model(_internal_call=True)  # otherwise `save_model` would push before the card has metrics
     trainer.accelerator.print(f"Model saved to {trainer.args.output_dir}.")
     if trainer.args.eval_strategy != "no":
         metrics = trainer.evaluate()
@@ -204,11 +203,11 @@ def finish(trainer: "Trainer") -> None:
 
 def end_together(trainer: "Trainer") -> None:
     """
-    Finish the trackers and the process group, once every process is there, and leave.
+    Wait for all processes, then end the trackers and the process group, and exit.
 
-    With gloo (several processes on CPU) a thread of the process group may still be freeing the tensors of the last collective,
-    for which it needs the interpreter. If that is being shut down meanwhile, now and then the process aborts ("terminate called
-    without an active exception") or hangs. So there the process leaves without shutting the interpreter down.
+    With gloo (several processes on CPU), a thread of the process group may still be freeing tensors when the interpreter shuts down.
+    The process then sometimes hangs, or aborts with "terminate called without an active exception". To avoid this, it exits without
+    shutting down the interpreter.
     """
     trainer.accelerator.wait_for_everyone()
     trainer.end()
