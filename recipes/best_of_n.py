@@ -1,10 +1,10 @@
 """
-Choose among N solutions with a reward model, with the settings of a YAML file: `trl-hrm best-of-n` on one or several processes.
+Choose among N solutions with a reward model. Same as `trl-hrm best-of-n`, as a script for `accelerate launch`.
 
     accelerate launch recipes/best_of_n.py --config recipes/tiny/best_of_n.yaml
 
-Each process samples and scores a part of the problems, and the first one makes one result of all parts. Every setting of the
-YAML can be overridden on the command line, for example `--n 1 4 16`.
+Each process samples and scores a part of the problems, and the first one merges the results. Command-line options override the
+YAML file, for example `--n 1 4 16`.
 """
 
 import sys

@@ -1,9 +1,9 @@
 """
-Show that a step reward model gives the same scores wherever it runs: in StepScorer, in transformers' pipeline, in `vllm serve`.
+Check that a step reward model gives the same scores with StepScorer, the transformers pipeline and `vllm serve`.
 
     python recipes/serve_and_score.py --model me/my-hrm --input solutions.jsonl
 
-Without `--url` it starts `vllm serve`, where vLLM is installed, and stops it at the end. Words after `--` are options of that
+Without `--url`, the script starts `vllm serve` if vLLM is installed, and stops it at the end. Options after `--` are passed to that
 server, for example `-- --max-model-len 4096`. Exits with 1 if two scores of a step differ by more than `--tolerance`.
 """
 
@@ -36,40 +36,41 @@ def main(args: argparse.Namespace) -> None:
     from trl_hrm.scoring.tree_scorer import read_text_contract
 
     if args.url is not None and args.server_args:
-        raise ValueError(f"{args.server_args} are options of a server that is started, but --url names one that runs.")
+        raise ValueError(
+            f"{args.server_args} are options for starting a server, but --url uses a running server. Remove one of them."
+        )
     if args.url is None and args.served_model_name is not None:
-        raise ValueError("--served_model_name is the name at the server of --url, which is not given.")
+        raise ValueError("--served_model_name has no effect without --url.")
     logging.disable_progress_bar()
     chains = read_chains(args.input)
     tokenizer, step_format = read_text_contract(args.model, None, None, False)
     columns = {"StepScorer": StepScorer.from_pretrained(args.model).score_trees(chains)}
     if step_format.head == "regression":
-        print("pipeline: left out, its softmax over the one label of a regression head is always 1.")
+        print("pipeline: skipped, because its softmax over the single label of a regression head is always 1.")
     else:
         columns["pipeline"] = pipeline_scores(args.model, tokenizer, step_format, chains)
     if args.url is not None:
         scorer = ServerScorer.from_pretrained(args.model, args.url, served_model_name=args.served_model_name)
         columns["vllm serve"] = scorer.score_trees(chains)
     elif find_spec("vllm") is None:
-        print('vllm serve: left out, vLLM is not installed (`pip install "trl-hrm[vllm]"`, or give --url).')
+        print('vllm serve: skipped, because vLLM is not installed. Run `pip install "trl-hrm[vllm]"`, or set --url.')
     else:
         with vllm_server(args.model, args.server_args) as url:
             columns["vllm serve"] = ServerScorer.from_pretrained(args.model, url).score_trees(chains)
 
     if len(columns) == 1:
-        raise ValueError("there is nothing to compare the scores of StepScorer with. Install vLLM, or give --url.")
+        raise ValueError("There is nothing to compare the scores of StepScorer with. Install vLLM, or set --url.")
     print(format_table(chains, columns))
     differences = largest_differences(columns)
     print("\nLargest difference from StepScorer: " + ", ".join(f"{n} {d:.1e}" for n, d in differences.items()))
-    if not all(difference <= args.tolerance for difference in differences.values()):  # NaN is not
+    if not all(difference <= args.tolerance for difference in differences.values()):  # also fails for NaN
         raise ValueError(
-            f"scores differ by more than {args.tolerance:g} (--tolerance). Look for another dtype, another revision, or a "
-            "server that has another checkpoint."
+            f"Scores differ by more than {args.tolerance:g} (--tolerance). Check that dtype, revision and checkpoint are the same."
         )
 
 
 def read_chains(path: str) -> "list[StepTree]":
-    """Every candidate solution of the rows of a JSON Lines file. A row with `parents` is a tree, and has several."""
+    """Return all solutions in a JSON Lines file. A row with `parents` is a tree with several solutions."""
     from trl_hrm import StepTree
     from trl_hrm.data.sources import JsonLines
 
@@ -79,7 +80,7 @@ def read_chains(path: str) -> "list[StepTree]":
         for where, _, row in rows.read(chunk):
             chains += StepTree.from_row({"labels": [None] * len(row.get("completions", ())), **row}, where).chains()
     if not chains:
-        raise ValueError(f"{path}: no solution in it, expected JSON Lines with `prompt` and `completions`.")
+        raise ValueError(f"{path} has no solutions. Expected JSON Lines with `prompt` and `completions`.")
     return chains
 
 
@@ -87,10 +88,10 @@ def pipeline_scores(
     model: str, tokenizer: "PreTrainedTokenizerBase", step_format: "StepFormat", chains: "Sequence[StepTree]"
 ) -> list[list[float]]:
     """
-    Step scores from `pipeline("token-classification")`.
+    Return the step scores from `pipeline("token-classification")`.
 
     Raises:
-        `ValueError`: If the pipeline makes other ids of a solution than training did.
+        `ValueError`: If the pipeline encodes a solution differently than training did.
     """
     import torch
     from transformers import pipeline
@@ -107,8 +108,9 @@ def pipeline_scores(
         words = words_of(tokenizer, step_format, chain.prompt, chain.completions)
         if tokenizer(words, is_split_into_words=True, truncation=True)["input_ids"][: len(ids)] != ids:
             raise ValueError(
-                f"{model}: the pipeline encodes a solution otherwise than training did, or cuts it after "
-                f"{tokenizer.model_max_length} tokens. Call the model with the ids, as docs/scoring_without_trl_hrm.md shows."
+                f"{model}: the pipeline encodes a solution differently than training did, or truncates it to "
+                f"{tokenizer.model_max_length} tokens. Call the model with token ids, as shown in "
+                "docs/scoring_without_trl_hrm.md."
             )
         [tokens] = classifier([words], is_split_into_words=True)
         found = {token["index"]: token for token in tokens}
@@ -119,7 +121,7 @@ def pipeline_scores(
 def words_of(
     tokenizer: "PreTrainedTokenizerBase", step_format: "StepFormat", prompt: str, steps: Sequence[str]
 ) -> list[str]:
-    """A solution as words: the tokenizer encodes each word alone, as training did with prompt, steps and separators."""
+    """Return a solution as words. The pipeline encodes each word separately, as training did with prompt, steps and separators."""
     adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     if step_format.prompt_style == "chat":
         system = (
@@ -134,7 +136,7 @@ def words_of(
 
 
 def _probability(token: dict, right: str) -> float:
-    """The pipeline gives the more probable label, and its probability."""
+    """Return the probability of label `right`. The pipeline only returns the more probable label and its probability."""
     return float(token["score"] if token["entity"] == right else 1 - token["score"])
 
 
@@ -147,13 +149,13 @@ def vllm_server(model: str, server_args: Sequence[str]) -> Iterator[str]:
         model (`str`):
             Folder or Hub id of the reward model.
         server_args (`Sequence[str]`):
-            More options of `vllm serve`.
+            Additional options of `vllm serve`.
 
     Yields:
-        `str`: Its address, once it answers.
+        `str`: The address of the server, once it responds.
 
     Raises:
-        `OSError`: If it ends before it answers, with the end of its log.
+        `OSError`: If the server exits before it responds. The message has the end of its log.
     """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -170,16 +172,14 @@ def vllm_server(model: str, server_args: Sequence[str]) -> Iterator[str]:
                 if process.poll() is not None:
                     with open(log.name, encoding="utf-8", errors="replace") as text:
                         end = text.read()[-3000:]
-                    raise OSError(
-                        f"`vllm serve` ended with exit code {process.returncode}. The end of its log:\n{end}"
-                    )
+                    raise OSError(f"`vllm serve` exited with code {process.returncode}. End of its log:\n{end}")
                 time.sleep(0.5)
             yield url
         finally:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            with suppress(ProcessLookupError):  # it has processes of its own
+            with suppress(ProcessLookupError):  # also stop its child processes
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
@@ -191,7 +191,7 @@ def _answers(url: str) -> bool:
 
 
 def format_table(chains: "Sequence[StepTree]", columns: dict[str, list[list[float]]]) -> str:
-    """Each prompt, and below it its steps with a column of scores for each name."""
+    """Return a table of prompts and their steps, with one column of scores per name."""
     lines = []
     for i, chain in enumerate(chains):
         lines += [chain.prompt, "  " + "".join(f"{name:>12}" for name in columns) + "  step"]
@@ -201,7 +201,7 @@ def format_table(chains: "Sequence[StepTree]", columns: dict[str, list[list[floa
 
 
 def largest_differences(columns: dict[str, list[list[float]]]) -> dict[str, float]:
-    """For each column but the first, the largest distance of a score from that of the first."""
+    """Return the largest absolute difference between each column and the first one."""
     import numpy as np
 
     first, *others = (np.concatenate(column) for column in columns.values())
@@ -217,13 +217,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--input",
         required=True,
         metavar="FILE",
-        help="JSON Lines of solutions with `prompt`, `completions` and optional `parents`, as for `trl-hrm score` "
+        help="JSON Lines file of solutions with `prompt`, `completions` and optional `parents`, as for `trl-hrm score` "
         "(required)",
     )
     parser.add_argument("--url", help="address of a running `vllm serve MODEL --runner pooling --dtype float32`")
-    parser.add_argument("--served_model_name", metavar="NAME", help="name of the model at the server of --url")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of two scores of a step")
-    parser.add_argument("server_args", nargs="*", metavar="-- ...", help="options of the `vllm serve` that is started")
+    parser.add_argument("--served_model_name", metavar="NAME", help="name of the model on the server at --url")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="maximum difference between two scores of a step"
+    )
+    parser.add_argument("server_args", nargs="*", metavar="-- ...", help="options for the `vllm serve` to start")
     return parser
 
 

@@ -1,10 +1,10 @@
 """
-Search solutions step by step with a reward model, with the settings of a YAML file: `trl-hrm step-search` on one or several processes.
+Search for solutions step by step with a reward model. Same as `trl-hrm step-search`, as a script for `accelerate launch`.
 
     accelerate launch recipes/step_search.py --config recipes/tiny/best_of_n.yaml --output_dir runs/tiny-step-search
 
-Each process searches a part of the problems, and the first one makes one result of all parts. Every setting of the YAML can be
-overridden on the command line, for example `--n 1 4 16`.
+Each process searches a part of the problems, and the last one to finish merges the results. Command-line options override the YAML
+file, for example `--n 1 4 16`.
 """
 
 import sys

@@ -1,5 +1,5 @@
 """
-Write judged solutions of a small arithmetic world, to try everything without a data set at hand.
+Generate labelled solutions of synthetic arithmetic problems, to try the package without a dataset.
 
     python recipes/tiny/make_data.py --output world.jsonl
     trl-hrm build-stepwise world.jsonl --view hrm --output_dir data/world-hrm
@@ -20,13 +20,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON Lines file to write")
     parser.add_argument("--num_problems", type=int, default=300, help="number of problems")
-    parser.add_argument("--num_solutions", type=int, default=8, help="solutions of each problem")
+    parser.add_argument("--num_solutions", type=int, default=8, help="number of solutions per problem")
     parser.add_argument(
         "--step_headers",
         action="store_true",
-        help="write steps as the policy of make_policy.py does, to judge its solutions",
+        help="write steps in the format of the policy of make_policy.py, to train reward models for it",
     )
-    parser.add_argument("--seed", type=int, default=42, help="seed of the world")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the problems and solutions")
     return parser
 
 
@@ -36,11 +36,11 @@ def main(args: argparse.Namespace) -> None:
     with open(args.output, "w", encoding="utf-8") as file:
         for tree in step_trees(args.num_problems, args.num_solutions, args.seed):
             file.write(json.dumps((headed(tree) if args.step_headers else tree).to_row()) + "\n")
-    print(f"{args.num_problems} problems written to {args.output}.")
+    print(f"Wrote {args.num_problems} problems to {args.output}.")
 
 
 def headed(tree: "StepTree") -> "StepTree":
-    """The tree with a header before each step, and each answer in one step with what it follows."""
+    """Return the tree with a header before each step, and each answer merged with the step before it."""
     from trl_hrm import StepTree
     from trl_hrm.demo.world import with_headers
 

@@ -1,9 +1,9 @@
 """
-Make a small model with random weights and a tokenizer trained on the data.
+Create a small model with random weights and a tokenizer trained on the data.
 
     python recipes/tiny/make_model.py --kind token --data data/prm800k-hrm --output_dir outputs/tiny-model
 
-`--data` is a folder or Hub id that `datasets.load_dataset` reads, or a JSON-lines file such as GSM8K's `train.jsonl`.
+`--data` is a folder or Hub id for `datasets.load_dataset`, or a JSON Lines file such as GSM8K's `train.jsonl`.
 """
 
 import argparse
@@ -15,13 +15,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--kind", choices=["token", "causal"], default="token", help="token classifier or causal LM")
     parser.add_argument(
-        "--data", required=True, help="dataset folder, Hub id or JSON-lines file to train the tokenizer on"
+        "--data", required=True, help="dataset folder, Hub id or JSON Lines file to train the tokenizer on"
     )
-    parser.add_argument("--output_dir", required=True, help="folder to write the model and the tokenizer to")
+    parser.add_argument("--output_dir", required=True, help="output folder of the model and the tokenizer")
     parser.add_argument("--hidden_size", type=int, default=64, help="width of the model, a multiple of 32")
     parser.add_argument("--num_layers", type=int, default=3, help="number of layers")
-    parser.add_argument("--vocab_size", type=int, default=2048, help="most tokens of the tokenizer")
-    parser.add_argument("--num_labels", type=int, default=2, help="outputs of a token classifier")
+    parser.add_argument("--vocab_size", type=int, default=2048, help="maximum size of the vocabulary")
+    parser.add_argument("--num_labels", type=int, default=2, help="number of outputs of a token classifier")
     parser.add_argument("--seed", type=int, default=42, help="seed of the weights")
     return parser
 

@@ -1,10 +1,10 @@
 """
-Train a tiny policy from scratch on the arithmetic world, in about a minute on CPU, and write problems for it to solve.
+Train a tiny policy from scratch on synthetic arithmetic problems, in about a minute on CPU, and write problems for it to solve.
 
     python recipes/tiny/make_policy.py --output_dir outputs/tiny-policy --problems problems.jsonl
 
-Its solutions have `# Step k` headers, `# Answer` and `# END!`; it slips and corrects itself about as often as the world does, so
-that its trees have right and wrong branches. It knows the world's problems and nothing else.
+Its solutions have `# Step k` headers, `# Answer` and `# END!`. It makes mistakes and corrects some of them, so that its trees have
+correct and wrong branches. It can only solve this kind of problem.
 """
 
 import argparse
@@ -16,12 +16,19 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[1], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--output_dir", default="outputs/tiny-policy", help="folder to write the policy to")
-    parser.add_argument("--problems", default="problems.jsonl", help="file to write problems and their answers to")
-    parser.add_argument("--test_problems", help="file for as many other problems, to measure on (default: none)")
-    parser.add_argument("--num_problems", type=int, default=20, help="problems to write; none of them is trained on")
+    parser.add_argument("--output_dir", default="outputs/tiny-policy", help="output folder of the policy")
+    parser.add_argument("--problems", default="problems.jsonl", help="output file for problems and answers")
     parser.add_argument(
-        "--max_steps", type=int, default=700, help="optimizer steps: 4 of 7 without slips, then with them"
+        "--test_problems", help="output file for the same number of test problems (default: none are written)"
+    )
+    parser.add_argument(
+        "--num_problems", type=int, default=20, help="number of problems to write, which are not trained on"
+    )
+    parser.add_argument(
+        "--max_steps",
+        type=int,
+        default=700,
+        help="number of optimizer steps: the first 4/7 on solutions without mistakes, the others with mistakes",
     )
     parser.add_argument("--seed", type=int, default=42, help="seed of the problems and the training")
     return parser
@@ -43,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     make_tiny_model(texts_of(sample), args.output_dir, kind="causal", vocab_size=320, seed=args.seed)
     model = AutoModelForCausalLM.from_pretrained(args.output_dir)
     tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
-    # Arithmetic first: with slips from the start, values look like noise and are learned several times slower.
+    # First train without mistakes: with mistakes from the start, arithmetic is learned several times slower.
     for slip_rate, steps in ((0.0, args.max_steps * 4 // 7), (0.2, args.max_steps - args.max_steps * 4 // 7)):
         rows = [tokenize(tokenizer, *solution(rng.choice(problems), rng, slip_rate)) for _ in range(32 * steps)]
         settings = TrainingArguments(
@@ -68,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def different_problems(rng: random.Random, number: int) -> list:
-    """`number` problems of the world."""
+    """Return `number` distinct problems."""
     from trl_hrm.demo.world import make_problem
 
     found: dict = {}
@@ -78,22 +85,22 @@ def different_problems(rng: random.Random, number: int) -> list:
 
 
 def write_problems(problems: list, path: str) -> None:
-    """Problems with their answers, as JSON Lines."""
+    """Write problems and their answers as JSON Lines."""
     with open(path, "w", encoding="utf-8") as file:
         for problem in problems:
             file.write(json.dumps({"problem": problem.text(), "answer": str(problem.values()[-1])}) + "\n")
-    print(f"{len(problems)} problems written to {path}.")
+    print(f"Wrote {len(problems)} problems to {path}.")
 
 
 def solution(problem, rng: random.Random, slip_rate: float) -> tuple[str, str]:
-    """A problem and one solution of it, with headers."""
+    """Return the text of a problem and of one solution, with headers."""
     from trl_hrm.demo.world import solve, with_headers
 
     return problem.text(), "\n\n".join(with_headers(solve(problem, rng, slip_rate)[0]))
 
 
 def tokenize(tokenizer, prompt: str, completion: str) -> dict[str, list[int]]:
-    """Ids, with labels on the completion alone. Both parts are tokenised apart, as at sampling."""
+    """Return token ids, with labels only on the completion. Prompt and completion are tokenized separately, as in sampling."""
     before, after = tokenizer.encode(prompt), tokenizer.encode(completion) + [tokenizer.eos_token_id]
     return {"input_ids": before + after, "labels": [-100] * len(before) + after}
 

@@ -157,7 +157,7 @@ class TestRecipe:
         folder, model = save(tmp_path / "model"), tiny_model()
         with PoolingServer(model, tiny_tokenizer(), rows=lambda rows: rows + torch.tensor([0.0, 0.01])) as server:
             argv = ["--model", folder, "--input", rows, "--url", server.url, "--served_model_name", "prm"]
-            with pytest.raises(ValueError, match=r"scores differ by more than 0.0001 \(--tolerance\)"):
+            with pytest.raises(ValueError, match=r"Scores differ by more than 0.0001 \(--tolerance\)"):
                 self.run(*argv)
             self.run(*argv, "--tolerance", "0.01")
 
@@ -172,13 +172,13 @@ class TestRecipe:
         with pytest.raises(ValueError, match="nothing to compare"):
             self.run("--model", save(tmp_path / "model", HEADS["regression"]), "--input", rows)
         printed = capsys.readouterr().out
-        assert "pipeline: left out" in printed and "vllm serve: left out, vLLM is not installed" in printed
+        assert "pipeline: skipped" in printed and "vLLM is not installed" in printed
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--url", "http://127.0.0.1:1", "--", "--max-model-len", "256"], "--url names one that runs"),
-            (["--served_model_name", "prm"], "--url, which is not given"),
+            (["--url", "http://127.0.0.1:1", "--", "--max-model-len", "256"], "--url uses a running server"),
+            (["--served_model_name", "prm"], "no effect without --url"),
         ],
     )
     def test_options_without_effect(self, rows, tmp_path, options, message):
@@ -188,7 +188,7 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "no solution in it"),
+            ("", "has no solutions"),
             ('{"prompt": "x"}\n', "rows.jsonl:1: column `completions` is missing"),
             ("{", "JSON"),
         ],

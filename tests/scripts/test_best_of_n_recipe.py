@@ -28,7 +28,7 @@ def test_settings_of_recipes(path):
     if path.name == "step_search.yaml":
         StepSearchSettings("out", config.n, config.strategy, config.branching)
     if path.parent.name != "tiny":
-        assert path.read_text().startswith("# not run\n")
+        assert path.read_text().startswith("# Not tested")
 
 
 def test_settings_on_the_command_line_win(tmp_path):
