@@ -5,7 +5,7 @@ Speed and memory of the PRM800K builder: labelled steps per second and peak memo
 python benchmarks/builders.py
 ```
 
-The folder of real files is `$TRL_HRM_SHARED_DATA`, by default `shared/data` beside the repository.
+Reads `prm800k/phase1_test.jsonl` from the folder `$TRL_HRM_SHARED_DATA`.
 """
 
 import argparse
@@ -23,7 +23,13 @@ import psutil
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_proc", type=int, default=2, help="number of processes of the builder (default: 2)")
-    parser.add_argument("--repeats", type=int, nargs="+", default=[10, 100], help="sizes to build (default: 10 100)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        nargs="+",
+        default=[10, 100],
+        help="numbers of times to repeat the file (default: 10 100)",
+    )
     parser.add_argument("--views", nargs="+", default=["tree", "hrm"], help="views to build (default: tree hrm)")
     args = parser.parse_args()
 
@@ -52,8 +58,8 @@ def main() -> None:
 
 def measure_process(target, *args) -> tuple:
     """
-    Run `target(sender, *args)` in a fresh process. Returns the values that it sends, and after them the largest sum of
-    resident memory over it and its children.
+    Run `target(sender, *args)` in a new process. Return the values that it sends, followed by the peak resident memory of the process and
+    its children.
     """
     context = multiprocessing.get_context("spawn")
     results, sender = context.Pipe(duplex=False)
@@ -70,7 +76,7 @@ def measure_process(target, *args) -> tuple:
 
 
 def resident(process: psutil.Process) -> int:
-    """Resident bytes of the process and its children, 0 for those that end meanwhile."""
+    """Return the resident memory of the process and its children in bytes. Processes that have exited count as 0."""
     total = 0
     try:
         for member in [process, *process.children(recursive=True)]:
@@ -81,7 +87,7 @@ def resident(process: psutil.Process) -> int:
 
 
 def build(sender, source: str, output_dir: str, view: str, num_proc: int) -> None:
-    """Time one build and send the labelled steps and the seconds."""
+    """Time one build. Send the number of labelled steps and the seconds."""
     import datasets
 
     from trl_hrm.data.build_config import BuildPRM800KConfig

@@ -5,7 +5,8 @@ Speed and memory of `trl-hrm export`: node compression, labels and the HRM view 
 python benchmarks/export.py
 ```
 
-The trees are made up: 3905 nodes each, some 100 characters a step. The HRM paper states 30 minutes of CPU for node compression.
+The trees are synthetic, with 3905 nodes each and about 100 characters per step. The HRM paper reports 30 minutes of CPU time for node
+compression.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def in_process(function, *args) -> None:
-    """Run a function in a fresh process, so that what it leaves in memory is not measured."""
+    """Run a function in a new process, so that its memory does not count towards the measurements."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=args)
     process.start()
     process.join()
@@ -66,14 +67,14 @@ def in_process(function, *args) -> None:
 
 
 def write_trees(path: str, number: int) -> None:
-    """Write so many full trees to a node file."""
+    """Write `number` full trees to a node file."""
     from trl_hrm.search.nodes import write_nodes
 
     write_nodes(make_trees(number), path)
 
 
 def make_trees(number: int) -> Iterator:
-    """Full trees whose leaves are right as often as a random skill says."""
+    """Yield full trees. The probability that a leaf is right is random per tree."""
     from trl_hrm.search.tree import Node, Problem, SearchTree, make_id
 
     rng = random.Random(0)
@@ -101,7 +102,7 @@ def make_trees(number: int) -> Iterator:
 
 
 def export(sender, source: str, output_dir: str, options: dict, num_proc: int) -> None:
-    """Time one export and send the labelled steps, the seconds, and those of CPU over all processes."""
+    """Time one export. Send the number of labelled steps, the seconds, and the CPU seconds of all processes."""
     import datasets
 
     from trl_hrm.data.export import export as export_trees

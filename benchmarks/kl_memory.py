@@ -1,21 +1,21 @@
 """
-Memory and time of the KL term of KLSelfTrainer, at the vocabulary of Qwen2.5 (151,936 tokens).
+Memory and time of the KL term of KLSelfTrainer, with the vocabulary of Qwen2.5 (151,936 tokens).
 
     python benchmarks/kl_memory.py
 
-Memory: what computing and differentiating a loss adds to the memory of a process that holds hidden states and heads, for
-`--loss_tokens` tokens (LM: the language-model loss of TRL's fused head):
+Memory: memory added by the forward and backward pass of a loss over `--loss_tokens` tokens, in a process that already holds hidden states
+and heads. LM is the language-model loss of TRL's fused head.
 
-- `LM + KL, full logits`: all logits of policy and reference, in plain torch;
-- `KL, TRL's tiles` and `LM, TRL's tiles`: 4,096 tokens x 32,768 logits;
+- `LM + KL, full logits`: all logits of policy and reference, in plain torch.
+- `KL, TRL's tiles` and `LM, TRL's tiles`: tiles of 4,096 tokens x 32,768 logits.
 - `KL, trl_hrm`, `LM, trl_hrm`, `LM + KL, trl_hrm`: the narrow tiles that KLSelfTrainer uses without Triton.
 
-Time: training steps of `--step_tokens` tokens on a Qwen2 with random weights whose body has ten times the parameters of its
-head. SFTTrainer; KLSelfTrainer with a frozen copy and with precomputed states; the same with LoRA, where the reference is the
-policy with its adapter off. KLSelfTrainer takes narrow tiles for the language-model loss too; `SFT, narrow tiles` shows what that
-alone does. Every measurement is a process of its own, round after round; the first step does not count.
+Time: training steps of `--step_tokens` tokens with a randomly initialized Qwen2 whose body has ten times the parameters of its head.
+Compares SFTTrainer with KLSelfTrainer with a frozen copy and with precomputed states, and both trainers with LoRA, where the reference is
+the policy with its adapter disabled. KLSelfTrainer also uses narrow tiles for the language-model loss. `SFT, narrow tiles` shows the effect
+of this alone. Every measurement runs in a separate process, and the systems alternate. The first step is not measured.
 
-With `--gpu`: bfloat16 on one GPU, its memory, and a larger model.
+With `--gpu`: bfloat16 on one GPU, GPU memory, and a larger model.
 """
 
 import argparse
@@ -53,13 +53,19 @@ STEPS = [
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loss_tokens", type=int, default=4096, help="tokens of the loss (default: 4096)")
-    parser.add_argument("--step_tokens", type=int, default=512, help="tokens of a training step (default: 512)")
-    parser.add_argument("--hidden_size", type=int, default=512, help="width of heads and model (default: 512)")
-    parser.add_argument("--num_steps", type=int, default=2, help="training steps of a run (default: 2)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
+    parser.add_argument("--loss_tokens", type=int, default=4096, help="number of tokens in the loss (default: 4096)")
     parser.add_argument(
-        "--parts", nargs="+", choices=["memory", "time"], default=["memory", "time"], help="(default: both)"
+        "--step_tokens", type=int, default=512, help="number of tokens per training step (default: 512)"
+    )
+    parser.add_argument("--hidden_size", type=int, default=512, help="hidden size of heads and model (default: 512)")
+    parser.add_argument("--num_steps", type=int, default=2, help="training steps per run (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs per system (default: 3)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=["memory", "time"],
+        default=["memory", "time"],
+        help="parts to run (default: both)",
     )
     parser.add_argument("--gpu", action="store_true", help="bfloat16 on one GPU")
     parser.add_argument("--worker", choices=LOSSES + STEPS, help=argparse.SUPPRESS)
@@ -82,7 +88,7 @@ def measure_loss(args: argparse.Namespace) -> dict:
     targets = torch.randint(0, VOCABULARY, (args.loss_tokens,), device=device)
     for leaf in (weight, hidden):
         leaf.requires_grad_()
-        leaf.grad = torch.zeros_like(leaf)  # of an earlier micro-batch
+        leaf.grad = torch.zeros_like(leaf)  # as if accumulated from an earlier micro-batch
     loss = {
         "LM + KL, full logits": full_loss,
         "LM, TRL's tiles": lambda *inputs: lm_loss(*inputs, tile=32_768),
@@ -123,7 +129,7 @@ def lm_loss(hidden, weight, ref_hidden, ref_weight, targets, tile: int | None = 
 
     from trl_hrm.kl import LOGITS_PER_TILE
 
-    # as TRL's fused head calls it for SFTTrainer; on a GPU, where Triton is, KLSelfTrainer leaves TRL's tiles alone
+    # Same call as in TRL's fused head for SFTTrainer. On a GPU with Triton, KLSelfTrainer keeps TRL's tiles
     tile = tile or (32_768 if hidden.is_cuda else LOGITS_PER_TILE)
     outputs = ("log_probs", "entropy", "is_top1")
     log_probs, *_ = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, tile, None, 1.0, outputs)
@@ -131,7 +137,7 @@ def lm_loss(hidden, weight, ref_hidden, ref_weight, targets, tile: int | None = 
 
 
 def reset_peak(gpu: bool) -> int:
-    """Forget the peak memory so far, and return the memory in use, in bytes."""
+    """Reset the peak memory, and return the memory in use in bytes."""
     import torch
 
     if gpu:
@@ -182,7 +188,7 @@ def measure_steps(args: argparse.Namespace) -> dict:
         def on_train_begin(self, *unused, **kwargs):
             self.start = self.now()
 
-        def on_step_end(self, *unused, **kwargs):  # from the end of the last one, so that loading the batch counts
+        def on_step_end(self, *unused, **kwargs):  # since the last step, to include loading the batch
             now = self.now()
             times.append(now - self.start)
             self.start = now
@@ -229,7 +235,7 @@ def make_model(args: argparse.Namespace):
 
     width = args.hidden_size
     num_layers = 24 if args.gpu else 10
-    # a layer's share of ten heads, less its attention
+    # one layer has 10 / num_layers times the parameters of the head, including attention
     intermediate = round((10 * VOCABULARY / num_layers - 2.5 * width) / 3 / 64) * 64
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -295,7 +301,7 @@ def memory_table(args: argparse.Namespace, median: Callable[[str, str], float]) 
     lines = [
         f"Loss of {args.loss_tokens:,} tokens, vocabulary {VOCABULARY:,}, hidden size {args.hidden_size}:",
         "",
-        "| loss | added memory, GB | of full logits | seconds (median) |",
+        "| loss | added memory, GB | relative to full logits | seconds (median) |",
         "|---|---|---|---|",
     ]
     for system in LOSSES:
@@ -312,7 +318,7 @@ def time_table(
         f"Training steps of {args.step_tokens} tokens, head of {sizes['head'] / 1e6:.0f}M parameters, body of "
         f"{sizes['body'] / 1e6:.0f}M ({sizes['body'] / sizes['head']:.1f} to 1), {args.rounds} runs:",
         "",
-        "| step | seconds (median; all) | of SFT | peak memory, GB |",
+        "| step | seconds (median; all) | relative to SFT | peak memory, GB |",
         "|---|---|---|---|",
     ]
     for system in STEPS:

@@ -1,4 +1,4 @@
-"""Table and picture of `lambda_study.py`, from the contents of its JSON."""
+"""Table and picture of `lambda_study.py`, created from its JSON output."""
 
 import statistics
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ NAMES = {"log1p": "λ·ln(1 + KL)", "none": "λ·KL", None: "λ = 0"}
 
 
 class Setting(NamedTuple):
-    """Weight of the KL term and its scaling, which is `None` at λ = 0."""
+    """Weight of the KL term and its scaling. The scaling is `None` for λ = 0."""
 
     kl_coef: float
     kl_scaling: str | None
@@ -33,7 +33,7 @@ def header(result: dict[str, Any]) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """One row per setting: means over seeds with the least and the most, accuracy over the samples of all seeds."""
+    """Return a table with one row per setting: means over seeds with minimum and maximum, and accuracy over the samples of all seeds."""
     lines = [
         "| λ | KL term | LM loss at the end | KL at the end, nats per solution | right at T = 1 (95 % interval) |",
         "|---|---|---|---|---|",
@@ -55,7 +55,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def by_setting(result: dict[str, Any]) -> dict[Setting, list[dict]]:
-    """The runs of all seeds."""
+    """Group the runs by setting, over all seeds."""
     found: dict[Setting, list[dict]] = {}
     for one in result["runs"]:
         found.setdefault(Setting(one["kl_coef"], one["kl_scaling"]), []).append(one)
@@ -75,8 +75,9 @@ def pooled_accuracy(parts: Iterable[dict]) -> str:
 
 def shown_accuracy(found: dict[str, int]) -> str:
     """
-    The share with its 95 % Wilson interval. Samples of a problem are independent given the problem, so that the interval is for
-    these problems, and rather too wide.
+    Format the share of right samples with its 95 % Wilson interval.
+
+    The interval only covers sampling on these problems, and is conservative, because samples are independent given the problem.
     """
     n, share, z = found["num_samples"], found["num_right"] / found["num_samples"], 1.96
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -85,7 +86,7 @@ def shown_accuracy(found: dict[str, int]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> "Figure":
-    """Figure 4 of the HRM paper: a column per λ, log-KL above, language-model loss below. λ = 0 is in every panel."""
+    """Draw figure 4 of the HRM paper: one column per λ, with log-KL above and language-model loss below. All panels include λ = 0."""
     from matplotlib.figure import Figure
 
     found = by_setting(result)
@@ -100,7 +101,7 @@ def draw(result: dict[str, Any], path: Path) -> "Figure":
                 draw_runs(panel, runs, name, setting)
             panel.grid(alpha=0.3)
         column[1].set_xlabel("optimizer step")
-    # every run begins at 0, below the axis
+    # KL is 0 at the start, which a log scale cannot show
     panels[0, 0].set_yscale("log")
     panels[0, 0].set_ylim(bottom=0.7 * min(point["log_kl"] for run in result["runs"] for point in run["curve"][1:]))
     panels[0, 0].set_ylabel("mean ln(1 + KL(ref ‖ policy))\nKL in nats per solution")
@@ -112,7 +113,7 @@ def draw(result: dict[str, Any], path: Path) -> "Figure":
 
 
 def draw_runs(panel, runs: list[dict], name: str, setting: Setting) -> None:
-    """The mean over seeds, and a thin line for each of several."""
+    """Draw the mean over seeds and, if there are several, a thin line per seed."""
     color = COLORS[setting.kl_scaling]
     steps = [point["step"] for point in runs[0]["curve"]]
     values = [[point[name] for point in run["curve"]] for run in runs]
@@ -120,5 +121,5 @@ def draw_runs(panel, runs: list[dict], name: str, setting: Setting) -> None:
         for one in values:
             panel.plot(steps, one, color=color, linewidth=0.7, alpha=0.5)
     mean = [statistics.fmean(point) for point in zip(*values, strict=True)]
-    style = "--" if setting.kl_scaling == "none" else "-"  # seen where the two lie on each other
+    style = "--" if setting.kl_scaling == "none" else "-"  # keeps overlapping lines distinguishable
     panel.plot(steps, mean, color=color, linewidth=1.6, linestyle=style, label=NAMES[setting.kl_scaling])

@@ -1,20 +1,20 @@
 """
-What λ does: a small policy trains on its own right solutions at several λ, and the HRM paper's figure 4 is drawn of it.
+Effect of λ: train a small policy on its own right solutions with several λ, and draw figure 4 of the HRM paper.
 
 ```bash
-python benchmarks/lambda_study.py                                        # makes the policy first
+python benchmarks/lambda_study.py                                        # trains the policy first
 python benchmarks/lambda_study.py --policy outputs/lambda-study/policy --problems outputs/lambda-study/problems.jsonl
 ```
 
-The policy of `recipes/tiny/make_policy.py` samples solutions of problems that it was not trained on. Those with the right answer
-are trained on, as often as they were sampled: united, equal ones would give rare solutions the weight of common ones. Every run
-of a seed starts from the same policy and sees the same batches in the same order.
+The policy of `recipes/tiny/make_policy.py` samples solutions of problems that it was not trained on. The training data are the solutions with
+the right answer. Duplicates are kept, because removing them would give rare and common solutions the same weight. All runs with the same
+seed start from the same policy and use the same batches in the same order.
 
-Every `--measure_every` steps, the same measure for every λ, on the same right solutions of held-out problems: KL(ref ‖ policy),
-summed over a solution's tokens, mean over solutions; and the language-model loss per token. Accuracy is over solutions of the held-out
-problems sampled at T = 1, before and after, with the same noise in every run.
+Every `--measure_every` steps, two quantities are measured on the same right solutions of held-out problems: KL(ref ‖ policy), summed over
+the tokens of a solution and averaged over solutions, and the language-model loss per token. Accuracy is measured before and after training on
+solutions of the held-out problems sampled at T = 1, with the same random numbers in every run.
 
-`lambda_study.json` has all points, `lambda_study.png` the picture.
+Writes all points to `lambda_study.json` and the picture to `lambda_study.png`.
 """
 
 import argparse
@@ -54,35 +54,45 @@ from trl_hrm.trainer.kl_self_trainer import KLSelfTrainer
 
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_PROBLEMS = 700  # made with the policy, which is not trained on them
-HELD_OUT_SEED = 12345  # of the solutions that are measured on: the same for every seed of a study
+NUM_PROBLEMS = 700  # created with the policy, which is not trained on them
+HELD_OUT_SEED = 12345  # seed of the held-out solutions, the same for all seeds of a study
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="outputs/lambda-study", help="folder (default: outputs/lambda-study)")
-    parser.add_argument("--policy", help="folder of a policy; by default one is made in OUTPUT_DIR")
-    parser.add_argument("--problems", help="JSON lines with `problem` and `answer`; the last seventh is held out")
     parser.add_argument(
-        "--lambdas", type=float, nargs="+", default=[0, 0.001, 0.5, 10], help="(default: 0 .001 .5 10)"
+        "--output_dir", default="outputs/lambda-study", help="output folder (default: outputs/lambda-study)"
+    )
+    parser.add_argument("--policy", help="folder of a policy (default: train one in --output_dir)")
+    parser.add_argument("--problems", help="JSON Lines file with `problem` and `answer`; the last seventh is held out")
+    parser.add_argument(
+        "--lambdas", type=float, nargs="+", default=[0, 0.001, 0.5, 10], help="values of λ (default: 0 .001 .5 10)"
     )
     parser.add_argument(
-        "--scalings", nargs="+", choices=SCALINGS, default=list(SCALINGS), help="of the KL term (default: both)"
+        "--scalings",
+        nargs="+",
+        choices=SCALINGS,
+        default=list(SCALINGS),
+        help="scalings of the KL term (default: both)",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of sampling and training (default: 0)")
-    parser.add_argument("--max_steps", type=int, default=100, help="optimizer steps of a run (default: 100)")
-    parser.add_argument("--batch_size", type=int, default=32, help="solutions of a step (default: 32)")
-    parser.add_argument("--learning_rate", type=float, default=3e-4, help="largest (default: 0.0003)")
-    parser.add_argument("--measure_every", type=int, default=10, help="steps (default: 10)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="seeds of sampling and training (default: 0)"
+    )
+    parser.add_argument("--max_steps", type=int, default=100, help="optimizer steps per run (default: 100)")
+    parser.add_argument("--batch_size", type=int, default=32, help="solutions per step (default: 32)")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="peak learning rate (default: 0.0003)")
+    parser.add_argument("--measure_every", type=int, default=10, help="steps between measurements (default: 10)")
     parser.add_argument("--num_samples", type=int, default=8, help="solutions sampled per problem (default: 8)")
-    parser.add_argument("--max_tokens", type=int, default=160, help="most tokens of a solution (default: 160)")
+    parser.add_argument(
+        "--max_tokens", type=int, default=160, help="maximum number of tokens per solution (default: 160)"
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
     if (args.policy is None) != (args.problems is None):
-        raise SystemExit("error: --policy and --problems go together: give both, or neither to make them.")
-    torch.set_num_threads(1)  # tiny models are slower on more
+        raise SystemExit("error: Set both --policy and --problems, or neither to create them.")
+    torch.set_num_threads(1)  # tiny models are slower with more threads
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if args.policy is None:
@@ -90,7 +100,9 @@ def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     result = run(args)
     seconds = time.perf_counter() - start
-    print(f"\n{header(result)}\n\n{table(result)}\n\n{seconds:.0f} s; lambda_study.json and .png in {args.output_dir}")
+    print(
+        f"\n{header(result)}\n\n{table(result)}\n\n{seconds:.0f} s. Results: lambda_study.json and .png in {args.output_dir}"
+    )
 
 
 def make_policy(args: argparse.Namespace) -> None:
@@ -102,7 +114,7 @@ def make_policy(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The study; writes its JSON and its picture to `args.output_dir`, and returns what the JSON has."""
+    """Run the study and write its JSON file and picture to `args.output_dir`. Return the contents of the JSON file."""
     with open(args.problems, encoding="utf-8") as file:
         problems = [json.loads(line) for line in file]
     policy = AutoModelForCausalLM.from_pretrained(args.policy).requires_grad_(False)
@@ -133,7 +145,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """λ and scaling of each run. At λ = 0 nothing is scaled: one run."""
+    """Return λ and scaling of each run. There is one run for λ = 0, which has no scaling."""
     return [
         Setting(kl_coef, scaling) for kl_coef in args.lambdas for scaling in (args.scalings if kl_coef else [None])
     ]
@@ -141,17 +153,17 @@ def settings(args: argparse.Namespace) -> list[Setting]:
 
 class Study:
     """
-    What all runs share.
+    Policy, problems and methods shared by all runs.
 
     Args:
         args (`argparse.Namespace`):
             Options of [`make_parser`].
         policy ([`~transformers.PreTrainedModel`]):
-            Policy from which every run starts. It stays as it is.
+            Initial policy of every run. It is not modified.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            Tokenizer of the policy.
         problems (`list[dict[str, str]]`):
-            Texts of problems and their answers. The last seventh is held out.
+            Problems and answers. The last seventh is held out.
     """
 
     def __init__(
@@ -168,7 +180,7 @@ class Study:
         self.problems, self.held_out = problems[:split], problems[split:]
 
     def right(self, problems: list[dict[str, str]], seed: int) -> list[dict[str, list[int]]]:
-        """The right ones of sampled solutions, as the ids that were sampled, with labels on them alone."""
+        """Sample solutions and return the right ones as token ids, with labels only on the solution."""
         rows = []
         sampled = self.sample(self.policy, problems, seed, round=0)
         for problem, one in sampled:
@@ -178,12 +190,12 @@ class Study:
         if not rows:
             raise ValueError(
                 f"{self.args.policy}: none of {len(sampled)} solutions of {len(problems)} problems of {self.args.problems} "
-                "is right. Give a policy that solves some of them, or more problems."
+                "is right. Use more problems, or a policy that solves some of them."
             )
         return rows
 
     def describe(self, seed: int, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
-        """What the runs of a seed share, in numbers: the rows to train on, and accuracy before it."""
+        """Return statistics of the training rows of a seed, and the accuracy before training."""
         described = {
             "seed": seed,
             "num_trajectories": len(rows),
@@ -192,14 +204,14 @@ class Study:
             "accuracy": self.accuracy(self.policy, seed),
         }
         print(
-            f"seed {seed}: trains on {len(rows):,} right solutions, {described['num_different']:,} different; "
+            f"seed {seed}: training on {len(rows):,} right solutions, {described['num_different']:,} distinct; "
             f"{shown_accuracy(described['accuracy'])} right",
             flush=True,
         )
         return described
 
     def run(self, setting: Setting, seed: int, rows: list[dict], held_out_rows: list[dict]) -> dict[str, Any]:
-        """Train at one λ; returns the curve on the held-out solutions, the trainer's log, and accuracy after it."""
+        """Train with one λ. Return the curve on the held-out solutions, the trainer's log, and the accuracy after training."""
         start = time.perf_counter()
         measure = HeldOut(self.policy, held_out_rows, self.tokenizer, self.args.measure_every)
         model, log = self.train(setting, seed, rows, measure)
@@ -216,7 +228,7 @@ class Study:
     def sample(
         self, model: PreTrainedModel, problems: list[dict[str, str]], seed: int, round: int
     ) -> list[tuple[dict, Sample]]:
-        """Problems and solutions at T = 1, `num_samples` of each. The noise depends on seed, problem and round alone."""
+        """Sample `num_samples` solutions per problem at T = 1. The random numbers only depend on seed, problem and round."""
 
         async def sample_all() -> list[list[Sample]]:
             engine = TransformersEngine(model, self.tokenizer, batch_size=256)
@@ -234,14 +246,14 @@ class Study:
         return [(problem, one) for problem, samples in zip(problems, found, strict=True) for one in samples]
 
     def accuracy(self, model: PreTrainedModel, seed: int) -> dict[str, int]:
-        """Over other samples of the held-out problems than those that are measured on."""
+        """Return the accuracy on new samples of the held-out problems."""
         right = [is_right(one, problem) for problem, one in self.sample(model, self.held_out, seed, round=1)]
         return {"num_right": sum(right), "num_samples": len(right)}
 
     def train(
         self, setting: Setting, seed: int, rows: list[dict], measure: "HeldOut"
     ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-        """The trained policy and the trainer's log."""
+        """Return the trained policy and the trainer's log."""
         trainer = KLSelfTrainer(
             copy.deepcopy(self.policy).requires_grad_(True),
             KLSelfConfig(
@@ -251,7 +263,7 @@ class Study:
                 max_steps=self.args.max_steps,
                 per_device_train_batch_size=self.args.batch_size,
                 learning_rate=self.args.learning_rate,
-                warmup_steps=self.args.max_steps // 10,  # Adam's first steps are long, however small the gradient
+                warmup_steps=self.args.max_steps // 10,  # Adam's first steps are large even for small gradients
                 logging_steps=self.args.measure_every,
                 dataset_kwargs={"skip_prepare_dataset": True},
                 gradient_checkpointing=False,

@@ -1,25 +1,24 @@
 """
-Seconds to score 64 candidates of one problem: as a forest, against one sequence per step prefix and one per candidate.
+Seconds to score 64 candidates of one problem: as a forest, compared with one sequence per step prefix and one per candidate.
 
     python benchmarks/scoring.py
 
-Workloads of random words, sized like competition problems:
+Workloads of random words, with the size of competition problems:
 
-- `next step`: a long problem and several steps that all candidates have, then 64 different next steps, as in step search;
-- `shared steps`: the same, then 64 different ends of three steps, as where solutions of one beginning are compared;
-- `shared prompt`: 64 solutions of as many steps that share the problem alone, as in plain best-of-N.
+- `next step`: a long problem and several shared steps, then 64 different next steps, as in step search.
+- `shared steps`: the same problem and shared steps, then 64 different endings of three steps.
+- `shared prompt`: 64 solutions that only share the problem, as in best-of-N.
 
-Systems, round after round in one process, on the same weights:
+Systems, which alternate in one process and use the same weights:
 
-- `forest`: StepScorer;
-- `per prefix`: each step of each candidate in a sequence of its own, problem and steps up to it, which is what TRL's docs and
-  ProcessBench's script do;
-- `per candidate`: one forward pass per candidate, of which all steps are read;
-- `ceiling`: as many tokens as the forest has, as plain causal rows of `--max_length`;
-- `ceiling short`: the same tokens as plain causal rows as long as a candidate, the stricter bar.
+- `forest`: StepScorer.
+- `per prefix`: one sequence per step of each candidate, with the problem and all steps up to it, as in TRL's docs and ProcessBench's script.
+- `per candidate`: one sequence per candidate, with the scores of all its steps.
+- `ceiling`: the number of tokens of the forest, as plain causal rows of `--max_length`.
+- `ceiling short`: the same tokens as plain causal rows with the length of a candidate, which is a stricter comparison.
 
-Each system gets the batch size that suits it best of 1 and 8 (tried on a part, before the rounds), and plain sequences are sorted by
-length, so that next to nothing is padded. Tokenising and building the tree count for the forest alone. Before the rounds scores are compared.
+Each system uses the faster of batch sizes 1 and 8, measured on a part of the data before the rounds. Plain sequences are sorted by length to
+minimize padding. Only the time of the forest includes tokenization and building the tree. The scores of all systems are compared first.
 """
 
 import argparse
@@ -45,7 +44,7 @@ from trl_hrm.tiny_model import make_tokenizer
 WORDS = (
     "let x be the sum of all y so that we add and then divide by 2 which gives 3 4 7 12 = + - hence thus now".split()
 )
-LEAST_SECONDS = 5.0  # of a system in a round: one run of the short ones would tell little
+LEAST_SECONDS = 5.0  # minimum time per system and round, to average over several short runs
 
 
 def main() -> None:
@@ -68,20 +67,20 @@ def main() -> None:
 def compare(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, name: str, problem: str, candidates: list[list[str]]
 ) -> tuple[dict[str, list[float]], dict[str, int], dict[str, int]]:
-    """Run all systems on one workload: seconds, tokens that are read, and rows of a batch, for each system."""
+    """Run all systems on one workload. Return seconds, tokens and batch size of each system."""
     scorer = StepScorer(make_model(args, len(tokenizer)), tokenizer, StepFormat(), max_length=args.max_length)
     plain = make_model(args, len(tokenizer))
     run_forest = partial(forest_scores, scorer, problem, candidates)
     num_tokens = forest_tokens(scorer, problem, candidates)
     sequences = make_sequences(scorer, problem, candidates, num_tokens)
     expected = run_forest(8)
-    for system, first in (("per prefix", 8 * len(candidates[0])), ("per candidate", 8)):  # those of 8 candidates
+    for system, first in (("per prefix", 8 * len(candidates[0])), ("per candidate", 8)):  # sequences of 8 candidates
         found = plain_scores(plain, sequences[system][:first], 8)
         difference = np.abs(found - expected[: len(found)]).max()
         line = f"{name}: {system} differs from the forest by at most {difference:.1e}; scores deviate by {found.std():.2f}"
         print(line, file=sys.stderr, flush=True)
         if not difference < 1e-4:
-            raise ValueError(f"{system} has other scores than the forest: they differ by {difference}.")
+            raise ValueError(f"Scores of {system} and of the forest differ by {difference}. Expected less than 1e-4.")
     batch_sizes = {"forest": faster_batch(run_forest)}
     for system, found in sequences.items():
         part = found[:: max(1, len(found) // 64)]
@@ -101,22 +100,26 @@ def compare(
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_candidates", type=int, default=64, help="candidates of the problem (default: 64)")
-    parser.add_argument("--prompt_tokens", type=int, default=200, help="tokens of the problem (default: 200)")
-    parser.add_argument("--step_tokens", type=int, default=30, help="tokens of a step (default: 30)")
-    parser.add_argument("--num_steps", type=int, default=9, help="steps of a candidate (default: 9)")
-    parser.add_argument("--shared_steps", type=int, default=6, help="of which all candidates have these (default: 6)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
-    parser.add_argument("--max_length", type=int, default=2048, help="tokens of a row (default: 2048)")
-    parser.add_argument("--hidden_size", type=int, default=384, help="width of the model (default: 384)")
-    parser.add_argument("--num_layers", type=int, default=4, help="layers of the model (default: 4)")
+    parser.add_argument("--num_candidates", type=int, default=64, help="number of candidates (default: 64)")
+    parser.add_argument(
+        "--prompt_tokens", type=int, default=200, help="number of tokens in the problem (default: 200)"
+    )
+    parser.add_argument("--step_tokens", type=int, default=30, help="number of tokens per step (default: 30)")
+    parser.add_argument("--num_steps", type=int, default=9, help="number of steps per candidate (default: 9)")
+    parser.add_argument(
+        "--shared_steps", type=int, default=6, help="number of steps shared by all candidates (default: 6)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs per system (default: 3)")
+    parser.add_argument("--max_length", type=int, default=2048, help="number of tokens per row (default: 2048)")
+    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the model (default: 384)")
+    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the model (default: 4)")
     return parser
 
 
 def make_candidates(
     tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, num_steps: int, shared: int
 ) -> tuple[str, list[list[str]]]:
-    """A problem and solutions whose first `shared` steps are the same."""
+    """Return a problem and solutions with the same first `shared` steps."""
     rng = random.Random(0)
 
     def text(num_tokens: int) -> str:
@@ -142,7 +145,7 @@ def make_model(args: argparse.Namespace, vocab_size: int) -> PreTrainedModel:
         num_key_value_heads=max(1, args.hidden_size // 256),
         max_position_embeddings=8192,
         num_labels=2,
-        initializer_range=args.hidden_size**-0.5,  # scores that differ
+        initializer_range=args.hidden_size**-0.5,  # large enough for different scores
         use_cache=False,
     )
     return Qwen2ForTokenClassification(config).eval()
@@ -151,7 +154,7 @@ def make_model(args: argparse.Namespace, vocab_size: int) -> PreTrainedModel:
 def make_sequences(
     scorer: StepScorer, prompt: str, candidates: list[list[str]], num_tokens: int
 ) -> dict[str, list[tuple[list[int], list[int]]]]:
-    """Token ids and the positions to read, for each plain system."""
+    """Return the token ids and the positions of the scores, for each plain system."""
     prefixes, whole = [], []
     for steps in candidates:
         ids, step_ids = scorer.step_format.encode(scorer.tokenizer, prompt, steps)
@@ -171,7 +174,7 @@ def make_sequences(
 
 
 def causal_rows(num_tokens: int, length: int, vocab_size: int) -> list[tuple[list[int], list[int]]]:
-    """Random tokens in rows of `length`, of which the last position is read."""
+    """Return random tokens in rows of `length`, scored at their last position."""
     ids = np.random.default_rng(0).integers(2, vocab_size, num_tokens).tolist()
     rows = [ids[start : start + length] for start in range(0, num_tokens, length)]
     return [(row, [len(row) - 1]) for row in rows]
@@ -183,7 +186,7 @@ def forest_scores(scorer: StepScorer, prompt: str, candidates: list[list[str]], 
 
 
 def forest_tokens(scorer: StepScorer, prompt: str, candidates: list[list[str]]) -> int:
-    """Tokens that the scorer reads: the path above a part of a tree that was split counts each time."""
+    """Return the number of tokens in the forward passes of the scorer. If a tree is split, shared ancestors count in each part."""
     read = []
     score_rows = scorer._score_rows
     scorer._score_rows = lambda rows: read.extend(len(tree) for row in rows for tree in row) or score_rows(rows)
@@ -194,7 +197,7 @@ def forest_tokens(scorer: StepScorer, prompt: str, candidates: list[list[str]]) 
 
 @torch.inference_mode()
 def plain_scores(model: PreTrainedModel, sequences: list[tuple[list[int], list[int]]], batch_size: int) -> np.ndarray:
-    """Scores at the given positions of plain sequences, in their order."""
+    """Return the scores at the given positions of plain sequences, in the order of the sequences."""
     scores = [None] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
     for start in range(0, len(order), batch_size):
@@ -203,14 +206,14 @@ def plain_scores(model: PreTrainedModel, sequences: list[tuple[list[int], list[i
         ids = torch.zeros((len(batch), width), dtype=torch.long)
         for row, i in enumerate(batch):
             ids[row, : len(sequences[i][0])] = torch.tensor(sequences[i][0])
-        logits = model(input_ids=ids).logits  # causal: what pads the right end is seen by no token before it
+        logits = model(input_ids=ids).logits  # causal, so padding on the right has no effect
         for row, i in enumerate(batch):
             scores[i] = step_score(logits[row, sequences[i][1]], StepFormat()).numpy()
     return np.concatenate(scores)
 
 
 def timed(run: Callable[[int], np.ndarray], batch_size: int, least: float = 0.0) -> float:
-    """Seconds of a run: the mean over as many as begin within `least` seconds."""
+    """Return the mean seconds per run. Runs are repeated for `least` seconds."""
     start, num_runs = time.perf_counter(), 0
     while num_runs == 0 or time.perf_counter() - start < least:
         run(batch_size)
@@ -219,8 +222,8 @@ def timed(run: Callable[[int], np.ndarray], batch_size: int, least: float = 0.0)
 
 
 def faster_batch(run: Callable[[int], np.ndarray]) -> int:
-    """The better of two batch sizes."""
-    run(8)  # warm
+    """Return the faster of batch sizes 1 and 8."""
+    run(8)  # warm-up
     return min((1, 8), key=partial(timed, run))
 
 
@@ -247,7 +250,10 @@ def format_table(
             f"| {ratio} |"
         )
     share = {system: median[system] / median["forest"] for system in ("ceiling", "ceiling short")}
-    lines += ["", f"Share of the ceiling: {share['ceiling']:.0%}, of the short one: {share['ceiling short']:.0%}."]
+    lines += [
+        "",
+        f"Speed relative to the ceiling: {share['ceiling']:.0%}, to the short ceiling: {share['ceiling short']:.0%}.",
+    ]
     return "\n".join(lines)
 
 

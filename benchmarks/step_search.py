@@ -1,18 +1,18 @@
 """
-Where the time of a step search goes: policy, scorer, and the rest, which is ours (asked: under 5 %).
+Time of a step search spent in the policy, in the scorer, and in the rest, which is our own code (target: below 5 %).
 
 ```bash
 python benchmarks/step_search.py
 ```
 
-1. *Split.* A tiny policy, trained for a minute on the arithmetic world, and a tiny reward model with random weights, both in this
-   process; answers graded by math-verify, every event logged. Policy are the seconds in which the engine had work, scorer those of
-   its calls, and the rest is what is left of the wall time: records, the log, choices, and grading that outlasts the scorer. Real
-   models are slower and the rest is the same, so their share of it is smaller.
-2. *One call per depth.* The same trees scored again: all problems of a depth in one call, as the search does it, and one call for
-   each problem.
-3. *Ours alone.* A scripted policy that answers at once and a reward model that is a constant: steps per second, so that the rest can
-   be told apart from what hides behind the engine.
+1. *Split.* A tiny policy trained for a minute on synthetic arithmetic problems, and a tiny reward model with random weights, both in this
+   process. Answers are graded by math-verify, and every event is logged. Policy is the time in which the engine has requests, and scorer
+   is the time of its calls. The rest is the remaining wall time: records, the log, selection, and grading that takes longer than the scorer.
+   With real models, which are slower, the share of the rest is smaller.
+2. *One call per depth.* The same trees are scored again, with all problems of a depth in one call, as in the search, and with one call per
+   problem.
+3. *Own code only.* A scripted policy without latency and a constant reward model. The result is steps per second, including work that
+   otherwise overlaps with the engine.
 """
 
 import argparse
@@ -53,9 +53,11 @@ LIMITS = {"rule": RULE, "final_stops": PROMPT.final_stops, "max_depth": 8, "max_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_problems", type=int, default=16, help="problems (default: 16)")
-    parser.add_argument("--n", type=int, default=16, help="next steps at a depth, a multiple of 4 (default: 16)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds (default: 3)")
+    parser.add_argument("--num_problems", type=int, default=16, help="number of problems (default: 16)")
+    parser.add_argument(
+        "--n", type=int, default=16, help="number of next steps per depth, a multiple of 4 (default: 16)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
     parser.add_argument("--policy_steps", type=int, default=700, help="training steps of the policy (default: 700)")
     args = parser.parse_args()
     versions = ", ".join(
@@ -73,7 +75,7 @@ def main() -> None:
         scorer = RecordingScorer(StepScorer.from_pretrained(f"{folder}/hrm"))
         found: dict[str, list[Progress]] = {name: [] for name in searches}
         with AnswerGrader() as grader:
-            # what is loaded once is not measured
+            # Warm-up: one-time loading is not measured
             run_search(searches["greedy"], problems[:1], scorer, grader, load_engine(folder))
             scorer.calls.clear()
             for _ in range(args.rounds):
@@ -85,7 +87,7 @@ def main() -> None:
 
 
 class RecordingScorer:
-    """Keeps what it is asked to score."""
+    """Scores trees and records them."""
 
     def __init__(self, scorer: StepScorer):
         self.scorer = scorer
@@ -97,7 +99,7 @@ class RecordingScorer:
 
 
 def make_models(folder: Path, args: argparse.Namespace) -> list[tuple[int, Problem]]:
-    """A policy that knows the world, a reward model that knows nothing, and problems."""
+    """Create a trained policy, a reward model with random weights, and problems."""
     recipe = Path(__file__).resolve().parents[1] / "recipes" / "tiny" / "make_policy.py"
     command = [
         sys.executable,
@@ -131,7 +133,7 @@ async def search_once(search: StepSearch, problems: list[tuple[int, Problem]], s
             progress = await scheduler.run(problems)
         finally:
             await engine.close()
-    progress.total = progress.seconds  # the clock goes on
+    progress.total = progress.seconds  # `seconds` keeps counting
     return progress
 
 
@@ -153,7 +155,7 @@ def show_split(found: dict[str, list[Progress]], args: argparse.Namespace) -> No
 
 
 def show_calls(scorer: RecordingScorer, args: argparse.Namespace) -> None:
-    """The calls of the last round, made again in two ways, in turn."""
+    """Repeat the scoring of the last round, with one call per depth and with one call per problem and depth."""
     calls = scorer.calls[-(len(scorer.calls) // args.rounds) :]
     ways = {"one call per depth": calls, "one call per problem and depth": [[tree] for call in calls for tree in call]}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -163,7 +165,7 @@ def show_calls(scorer: RecordingScorer, args: argparse.Namespace) -> None:
             for trees in way:
                 scorer.scorer.score_trees(trees)
             seconds[name].append(time.perf_counter() - began)
-    print("\nScoring of the last round, made again\n")
+    print("\nScoring of the last round, repeated\n")
     print("| way | calls | seconds (median; all) |\n|---|---|---|")
     for name, way in ways.items():
         every = ", ".join(f"{value:.2f}" for value in seconds[name])
@@ -171,7 +173,7 @@ def show_calls(scorer: RecordingScorer, args: argparse.Namespace) -> None:
 
 
 class EqualGrader:
-    """Answers have no part in this: every reference can be read."""
+    """Grades every answer as right, because grading is not measured."""
 
     class Right:
         correct = True
@@ -182,7 +184,7 @@ class EqualGrader:
 
 
 def write(prefix: str, rng: random.Random) -> str:
-    """A short step, and an answer after every sixth on average."""
+    """Return a short step. A sixth of the steps end the solution."""
     step = "".join(rng.choices("abcdefgh ", k=rng.randint(10, 30)))
     number = prefix.count("# Step ")
     return f"{step}\n# END!" if rng.random() < 1 / 6 else f"{step}\n\n# Step {max(number, 1) + 1}\n"
@@ -201,7 +203,9 @@ def show_ours(search: StepSearch, args: argparse.Namespace) -> None:
         )
         runs.append(progress.num_sequences / progress.total)
     every = ", ".join(f"{rate:,.0f}" for rate in runs)
-    print(f"\nOurs alone: {statistics.median(runs):,.0f} steps/s, scripted policy included ({every}), logged")
+    print(
+        f"\nOwn code only: {statistics.median(runs):,.0f} steps/s ({every}), including the scripted policy and the log"
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
 """
-Labelled steps per second: one forward pass per tree against one sequence per path, on the same steps and model.
+Labelled steps per second in training: one forward pass per tree compared with one sequence per path, with the same steps and model.
 
     python benchmarks/tree_training.py --data path/to/prm800k/phase1_test.jsonl
 
-Systems, each a real training run in a process of its own, round after round:
+Systems, each a real training run in a separate process. The systems alternate.
 
-- `prm tree`, `hrm tree`: HRMRewardTrainer on step trees, rows of `--max_length` tokens;
-- `prm TRL 1.13`: TRL's last PRMTrainer on its own conversion of PRM800K (one row per root-to-leaf path);
-- `hrm per label`: the same trainer on one row per judged step, single and merged (`train_on_last_step_only`);
-- `prm ceiling`, `hrm ceiling`: as many tokens as the trees have, as plain causal rows of `--max_length`;
+- `prm tree`, `hrm tree`: HRMRewardTrainer on step trees, with rows of `--max_length` tokens.
+- `prm TRL 1.13`: TRL's last PRMTrainer on its own conversion of PRM800K (one row per root-to-leaf path).
+- `hrm per label`: the same trainer on one row per labelled step, single and merged (`train_on_last_step_only`).
+- `prm ceiling`, `hrm ceiling`: the number of tokens of the trees, as plain causal rows of `--max_length`.
 - `prm ceiling short`, `hrm ceiling short`: the same tokens as plain causal rows of 512.
 
-A rate is distinct labelled steps over the wall time of `Trainer.train`, set-up and a warm-up step not counted. TRL 1.13 is
-fetched into a folder of its own. With `--gpu`: the shape of Qwen2.5-Math-1.5B with random weights, bf16, flex attention.
+The rate is the number of distinct labelled steps divided by the wall time of `Trainer.train`, without set-up and a warm-up step. TRL 1.13 is
+installed in a temporary folder. With `--gpu`: the shape of Qwen2.5-Math-1.5B with random weights, bf16, flex attention.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
     shared = Path(os.environ.get("TRL_HRM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=str(shared / "prm800k" / "phase1_test.jsonl"), help="PRM800K file")
-    parser.add_argument("--records", type=int, default=4, help="records of the file to train on (default: 4)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
-    parser.add_argument("--max_length", type=int, default=4096, help="tokens of a row (default: 4096)")
-    parser.add_argument("--hidden_size", type=int, default=384, help="width of the CPU model (default: 384)")
-    parser.add_argument("--num_layers", type=int, default=4, help="layers of the CPU model (default: 4)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of records (default: 0)")
+    parser.add_argument("--records", type=int, default=4, help="number of records to train on (default: 4)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs per system (default: 3)")
+    parser.add_argument("--max_length", type=int, default=4096, help="number of tokens per row (default: 4096)")
+    parser.add_argument("--hidden_size", type=int, default=384, help="hidden size of the CPU model (default: 384)")
+    parser.add_argument("--num_layers", type=int, default=4, help="number of layers of the CPU model (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed for choosing records (default: 0)")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="systems to run (default: all)")
     parser.add_argument("--gpu", action="store_true", help="Qwen2.5-Math-1.5B shape, bf16, flex attention")
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -57,11 +57,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Preparation: what every system shares
+# Preparation, shared by all systems
 
 
 def prepare(args: argparse.Namespace, work: Path) -> dict:
-    """Write the trees, the tokenizer and TRL 1.13 to `work`; returns counts of steps and tokens."""
+    """Write the trees, the tokenizer and TRL 1.13 to `work`. Return counts of steps and tokens."""
     from datasets import load_dataset
 
     from trl_hrm import StepFormat, hrm_view
@@ -86,7 +86,7 @@ def prepare(args: argparse.Namespace, work: Path) -> dict:
         (work / f"{view}.jsonl").write_text("".join(json.dumps(tree.to_row()) + "\n" for tree in view_trees))
         rows, report = ForestBuilder(tokenizer, StepFormat(), args.max_length)(read_rows(work, view), view)
         if report.labels_too_long or report.labels_joined:
-            raise ValueError(f"{view}: not every labelled step is a row of its own at --max_length: {report}")
+            raise ValueError(f"{view}: labelled steps are too long for --max_length, or were joined: {report}")
         facts[view] = {
             "labels": report.labels_kept,
             "rows": len(rows),
@@ -174,7 +174,7 @@ def worker(args: argparse.Namespace) -> None:
 
 
 def peak_memory(gpu: bool) -> float:
-    """Peak memory of this process in MiB: of the GPU, or resident."""
+    """Return the peak GPU or resident memory of this process in MiB."""
     import resource
 
     import torch
@@ -199,7 +199,7 @@ def tree_trainer(args, settings, model, tokenizer, work, view):
 
 
 def trl_trainer(args, settings, model, tokenizer, work, view):
-    """TRL 1.13 on root-to-leaf paths with all their labels (prm), or on one row per label (hrm)."""
+    """Return TRL 1.13's trainer on root-to-leaf paths with all labels (prm), or on one row per label (hrm)."""
     from datasets import Dataset
     from trl.experimental.prm import PRMConfig, PRMTrainer
 
@@ -219,7 +219,7 @@ def trl_trainer(args, settings, model, tokenizer, work, view):
         {
             "prompt": row["prompt"],
             "completions": row["completions"],
-            "labels": [bool(label) for label in row["labels"]],  # TRL knows no step without a label
+            "labels": [bool(label) for label in row["labels"]],  # TRL does not support steps without a label
         }
         for row in rows
     ]
@@ -234,7 +234,7 @@ def trl_trainer(args, settings, model, tokenizer, work, view):
 
 
 def causal_trainer(args, settings, model, tokenizer, work, view):
-    """As many tokens as the trees have, without a mask, the last token of each row labelled."""
+    """Return a trainer on the same number of tokens as the trees, without a mask, with one label at the end of each row."""
     import torch
     from transformers import Trainer, TrainingArguments
 

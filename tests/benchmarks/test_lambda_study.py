@@ -227,7 +227,7 @@ class TestReport:
 
 class TestRefusals:
     def test_policy_without_problems(self, study):
-        with pytest.raises(SystemExit, match="--policy and --problems go together"):
+        with pytest.raises(SystemExit, match="both --policy and --problems"):
             study.main(study.make_parser().parse_args(["--policy", "somewhere"]))
 
     def test_nothing_right(self, study, folder, tmp_path):

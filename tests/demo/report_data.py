@@ -19,11 +19,11 @@ TITLES = {
     "hrm": "HRM",
     "hnc": "HRM + HNC",
     "prm-hard": "PRM, hard labels",
-    "control": "HRM, as many rows",
-    "prm-long": "PRM, trained 4 times as long",
-    "hnc-long": "HRM + HNC, trained 4 times as long",
-    "judged-prm": "PRM, sticky labels of a judge",
-    "judged-hrm": "HRM, sticky labels of a judge",
+    "control": "HRM (same number of rows)",
+    "prm-long": "PRM (4× steps)",
+    "hnc-long": "HRM + HNC (4× steps)",
+    "judged-prm": "PRM, first-error labels",
+    "judged-hrm": "HRM, first-error labels",
 }
 
 

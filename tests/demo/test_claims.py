@@ -91,12 +91,12 @@ class TestHacking:
             (
                 0.95,
                 "no",
-                "No sign of it in this model: accuracy rises by 5.0 points from N = 4 to N = 64.",
+                "No sign of hacking in this model: accuracy rises by 5.0 points from N = 4 to N = 64.",
             ),
             (
                 0.9,
                 "no",
-                "No sign of it in this model: accuracy is the same from N = 4 to N = 64.",
+                "No sign of hacking in this model: accuracy is the same from N = 4 to N = 64.",
             ),
         ],
     )
@@ -110,7 +110,7 @@ class TestHacking:
         assert found.answer == "open" and found.words.startswith("Not settled for these 2 models:")
         assert found.reasons == [
             "85.0 % at N = 16, 70.0 % at N = 64. Other seeds may differ.",
-            "Points lost, 95 % over problems: +40.0 (37.0 to 43.0); −10.0 (−13.0 to −7.0).",
+            "Points lost, with 95 % intervals over problems: +40.0 (37.0 to 43.0); −10.0 (−13.0 to −7.0).",
         ]
 
     def test_seeds_with_equal_falls_answer_each_for_itself(self):
@@ -127,7 +127,7 @@ class TestHacking:
         """Six seeds rule out a loss of 5 points of an accuracy that has no 5 points."""
         seeds = [[accuracy + 0.001 * (i + j) * (accuracy > 0) for j in range(4)] for i in range(6)]
         found = hacking_verdict(searched("hrm", seeds), N)
-        assert found.answer == "open" and found.words.startswith("Cannot be told: ")
+        assert found.answer == "open" and found.words.startswith("Cannot be determined: ")
         data = with_model(example(), "step_search", "hrm", seeds)
         assert answers(data)["HRM stays stable as N grows."] == "open"
 
@@ -159,10 +159,10 @@ class TestHacking:
     [
         (
             0.995,
-            "99.5 % at N = 64, above every reward model here (the highest mean is that of HRM by step search, 93.5 %, which the",
+            "99.5 % at N = 64, higher than every reward model. The best one is HRM (step search) with 93.5 %. Its interval over",
         ),
-        (0.5, "50.0 % at N = 64, not above every reward model here"),
-        (0.94, "94.0 % at N = 64, above every reward model here"),
+        (0.5, "50.0 % at N = 64, not higher than every reward model"),
+        (0.94, "94.0 % at N = 64, higher than every reward model"),
     ],
 )
 def test_the_vote_beside_reward_models(vote, words):
@@ -177,21 +177,21 @@ class TestClaims:
             ("ORM loses accuracy as N grows.", "held"),
             ("PRM loses accuracy as N grows.", "held"),
             ("HRM stays stable as N grows.", "held"),
-            ("HRM is above PRM at the largest N.", "held"),
-            ("HRM judges a correction by the pair that it ends, where PRM looks at one step.", "held"),
-            ("HRM judges a correction better than PRM as the papers score: each step alone.", "open"),
-            ("HRM recovers from an error that it is given, where PRM does not.", "held"),
-            ("HRM + HNC is above PRM.", "held"),
-            ("HRM + HNC is above HRM.", "held"),
-            ("HRM + HNC is above HRM, as many rows (a control of ours).", "open"),
-            ("HRM + HNC, trained 4 times as long is above PRM, trained 4 times as long.", "not held"),
+            ("HRM is more accurate than PRM at the largest N.", "held"),
+            ("When pairs of steps are scored too, HRM recognizes corrections better than PRM.", "held"),
+            ("When single steps are scored, as in the papers, HRM recognizes corrections better than PRM.", "open"),
+            ("HRM recovers from a wrong prefix more often than PRM.", "held"),
+            ("HRM + HNC is more accurate than PRM.", "held"),
+            ("HRM + HNC is more accurate than HRM.", "held"),
+            ("HRM + HNC is more accurate than HRM (same number of rows) (our control).", "open"),
+            ("HRM + HNC (4× steps) is more accurate than PRM (4× steps).", "not held"),
             (
-                "Without a KL term the policy drifts, and a small λ hardly holds it: KL(0) > KL(0.001) > KL(0.5).",
+                "The policy drifts without a KL term, and a small λ hardly reduces the drift: KL(0) > KL(0.001) > KL(0.5).",
                 "held",
             ),
             ("λ = 0.5 is the best balance.", "not held"),
-            ("The logarithm of KL gives the balance: at λ = 0.5, accuracy is higher with it.", "not held"),
-            ("Entropy labels are above hard and soft ones.", "held"),
+            ("At λ = 0.5, accuracy is higher with the logarithm of KL than without it.", "not held"),
+            ("Entropy labels give higher accuracy than hard and soft labels.", "held"),
         ]
 
     def test_one_seed_settles_nothing(self):
@@ -199,7 +199,7 @@ class TestClaims:
         found = claims(quick())
         assert {claim.answer for claim in found} == {"open"}
         for claim in found:
-            assert claim.here.endswith(("Not settled by 1 seed.", "Not settled by 1 run.", "run the full one."))
+            assert claim.here.endswith(("Not settled by 1 seed.", "Not settled by 1 run.", "`--profile full`."))
         assert "70.0 % at N = 4, 38.0 % at N = 64; accuracy falls by 32.0 points" in found[0].here
 
     @pytest.mark.parametrize(
@@ -231,13 +231,15 @@ class TestClaims:
     def test_hrm_over_prm(self, prm, answer):
         """By pairs of one seed: the reward models of a seed share their data."""
         data = with_model(example(), "step_search", "prm", over_seeds(prm))
-        assert answers(data)["HRM is above PRM at the largest N."] == answer
+        assert answers(data)["HRM is more accurate than PRM at the largest N."] == answer
 
     def test_difference_by_hand(self):
         """The shifts of the six seeds, three times at N = 64, those of HRM two places on: its fourth is 6 points above 1, and cut."""
         mine = [min(STABLE[3] + 3 * shift, 1.0) for shift in SHIFTS[2:] + SHIFTS[:2]]
         mean = sum(a - (FALLING[3] + 3 * b) for a, b in zip(mine, SHIFTS, strict=True)) / 6
-        assert f"step search: +{100 * mean:.1f} points" in here(example(), "HRM is above PRM at the largest N.")
+        assert f"step search: +{100 * mean:.1f} points" in here(
+            example(), "HRM is more accurate than PRM at the largest N."
+        )
 
     def kinds_answers(self, prm, one_step, pairs):
         found = answers(
@@ -249,7 +251,7 @@ class TestClaims:
                 ]
             )
         )
-        return [answer for words, answer in found.items() if "judges a correction" in words]
+        return [answer for words, answer in found.items() if "recognizes corrections" in words]
 
     def test_corrections(self):
         blind, sees = (0.1, 0.5, 0.1, 0.35), (0.7, 0.5, 0.1, 0.85)
@@ -265,26 +267,32 @@ class TestClaims:
     def test_wrong_prefix(self, pairs, answer):
         data = example()
         data["wrong_prefix"]["models"][2] = from_wrong("judged-hrm", [1, 2], [0.38, pairs])
-        assert answers(data)["HRM recovers from an error that it is given, where PRM does not."] == answer
+        assert answers(data)["HRM recovers from a wrong prefix more often than PRM."] == answer
 
     @pytest.mark.parametrize("mean, answer", [(0.2, "held"), (0.005, "open"), (-0.2, "not held")])
     def test_hnc(self, mean, answer):
         data = example()
         data["hnc"]["comparisons"] = [differences("prm", 500, [0.9, 0.9, 0.9, mean])]
-        assert answers(data)["HRM + HNC is above PRM."] == answer
-        assert "Difference at N = 64, step search, 500 training steps:" in here(data, "HRM + HNC is above PRM.")
+        assert answers(data)["HRM + HNC is more accurate than PRM."] == answer
+        assert "Difference at N = 64, step search, 500 training steps:" in here(
+            data, "HRM + HNC is more accurate than PRM."
+        )
 
     def test_hnc_at_two_lengths_of_training_is_two_claims(self):
         """Held early and not held late must not become one answer."""
         data = example()
         late = differences("prm", 2000, [0.0, 0.0, 0.0, -0.2])
         data["hnc"]["comparisons"] = [differences("prm", 500, [0.0, 0.1, 0.2, 0.3]), late]
-        found = [(claim.answer, claim.here) for claim in claims(data) if claim.words == "HRM + HNC is above PRM."]
+        found = [
+            (claim.answer, claim.here)
+            for claim in claims(data)
+            if claim.words == "HRM + HNC is more accurate than PRM."
+        ]
         assert [answer for answer, _ in found] == ["held", "not held"] and "2,000 training steps" in found[1][1]
 
     def test_without_hnc(self):
         found = answers(example(hnc=None))
-        assert found["HRM + HNC is above PRM."] == found["HRM + HNC is above HRM."] == "open"
+        assert found["HRM + HNC is more accurate than PRM."] == found["HRM + HNC is more accurate than HRM."] == "open"
 
     def self_trained(self, *settings) -> dict[str, str]:
         """Claims of three runs each of (λ, scaling, KL, right of 1,000)."""
@@ -320,7 +328,7 @@ class TestClaims:
         """Cut to the shorter, a difference would be of fewer runs than the table shows."""
         data = example()
         del data["self_training"]["runs"][0]
-        with pytest.raises(ValueError, match="found 2 of one λ and 3 of another"):
+        with pytest.raises(ValueError, match="Found 2 self-training runs for one λ and 3 for another"):
             claims(data)
 
     def test_kl_per_token_is_no_claim_of_the_paper(self):
@@ -343,9 +351,9 @@ class TestClaims:
                 label_study("hard", None, 0.9, 0.24),
             ]
         )
-        words = "Entropy labels are above hard and soft ones."
+        words = "Entropy labels give higher accuracy than hard and soft labels."
         assert answers(data)[words] == answer
-        assert f"the best η here, {2 if entropy[0] > entropy[1] else 8}:" in here(data, words)
+        assert f"the best η ({2 if entropy[0] > entropy[1] else 8}):" in here(data, words)
 
     def test_what_was_not_measured_is_open(self):
         data = example(step_kinds=[], eta=[], hnc=None)

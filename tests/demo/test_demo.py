@@ -27,9 +27,12 @@ def test_folders_that_are_something_else(tmp_path):
     for _ in range(2):
         with begun(tmp_path / "new", settings):
             (tmp_path / "new" / "report.html").write_text("old")
-            with pytest.raises(ValueError, match="another demo works in it"), begun(tmp_path / "new", settings, True):
+            with (
+                pytest.raises(ValueError, match="Another demo is running in"),
+                begun(tmp_path / "new", settings, True),
+            ):
                 pass
-    with pytest.raises(ValueError, match="made with .*'seed': 42.* and .*'seed': 1.* is asked for"):
+    with pytest.raises(ValueError, match="created with .*'seed': 42.*, but the settings are now .*'seed': 1"):
         with begun(tmp_path / "new", other):
             pass
     assert (tmp_path / "new" / "report.html").exists()
@@ -39,7 +42,7 @@ def test_folders_that_are_something_else(tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     for force in (False, True):
         with (
-            pytest.raises(ValueError, match="holds something that is no demo"),
+            pytest.raises(ValueError, match="files that do not belong to a demo"),
             begun(tmp_path / "mine", settings, force),
         ):
             pass

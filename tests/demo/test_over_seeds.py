@@ -43,7 +43,7 @@ class TestPaired:
         assert paired([0, 1, 7], [1.0, 2.0, 9.0], [1, 0, 8], [1.0, 1.0, 0.0]).values == (0.0, 1.0)
 
     def test_no_seed_in_common(self):
-        with pytest.raises(ValueError, match=r"seeds \[0\] and \[1\], expected some in common"):
+        with pytest.raises(ValueError, match=r"seeds \[0\] and \[1\], without a common seed"):
             paired([0], [1.0], [1], [1.0])
 
 

@@ -142,11 +142,11 @@ class TestNumbers:
         data, page = example(), Page(page_text("full"))
         table = page.sections["wrong-prefix"].table()
         accuracy = data["wrong_prefix"]["models"][2]["accuracy"]
-        assert table["HRM, sticky labels of a judge, pairs too"] == [
+        assert table["HRM, first-error labels, steps and pairs"] == [
             share(values) for values in zip(*accuracy, strict=True)
         ]
         one = data["step_kinds"][0]
-        assert page.sections["step-kinds"].table()["PRM, sticky labels of a judge, one step"] == [
+        assert page.sections["step-kinds"].table()["PRM, first-error labels, single steps"] == [
             f"{fmean(one[key]):.2f} ({min(one[key]):.2f} to {max(one[key]):.2f})"
             for key in ("correction", "locally_right", "new_error", "auroc")
         ]
@@ -174,7 +174,7 @@ class TestNumbers:
     def test_self_training(self):
         """Runs of one setting are one row, and the two reductions of KL are never one."""
         data, rows = example(), Page(page_text("full")).sections["lambda"].tables[0]
-        assert rows[1] == ["before", "", "", "–", "–", "61.6 %", "1,000"]
+        assert rows[1] == ["before training", "", "", "–", "–", "61.6 %", "1,000"]
         found = [
             run
             for run in data["self_training"]["runs"]
@@ -208,7 +208,7 @@ class TestNumbers:
         )
         each = section.table(1)["HRM + HNC − HRM, 500 steps, seed 3"]
         assert each[3] == signed(100 * point["per_seed"][3])
-        assert "HRM, as many rows 22,017" in section.text
+        assert "HRM (same number of rows) 22,017" in section.text
 
     def test_without_hnc(self):
         section = Page(page_text("quick")).sections["hnc"]
@@ -230,7 +230,7 @@ class TestNumbers:
             *("0.917 (0.910 to 0.925)", "0.955 (0.950 to 0.960)", "32.8 (30.2 to 35.2)"),
         ]
         assert page.sections["cost"].table()["annotate"] == ["37.5", "100 trees, 8,211 steps"]
-        assert page.sections["cost"].table()["all"] == ["188.8", ""]
+        assert page.sections["cost"].table()["total"] == ["188.8", ""]
         assert page.sections["again"].table()["command"] == ["trl-hrm demo --profile full --seed 42"]
         assert page.sections["again"].table()["trl"] == ["1.16.0"]
 
@@ -266,7 +266,7 @@ class TestPage:
 
     def test_claims_are_on_the_page(self):
         section = Page(page_text("full")).sections["claims"]
-        assert "15 claims: 10 held, 3 not held, 2 open. Plain majority vote" in section.text
+        assert "15 claims: 10 held, 3 not held, 2 open. Majority vote" in section.text
         assert section.table()["λ = 0.5 is the best balance."][:2] == ["HRM", "not held"]
 
     def test_a_policy_that_sees_its_errors_is_no_warning(self):
@@ -276,13 +276,13 @@ class TestPage:
         """With such a policy every table about corrections has numbers all the same."""
         page = Page(page_text("blind"))
         text = " ".join(page.sections[""].text.split())
-        assert "it corrects 26.0 % of its slips, and 20.0 % of its right steps, 1.3 times as often" in text
+        assert "it corrects 26.0 % of its mistakes and 20.0 % of its right steps, 1.3 times as often" in text
         assert text.index("Warning") < text.index("hacked when")
 
     def test_a_policy_that_is_never_wrong_about_its_errors(self):
         data = example()
         data["policy"] |= {"spurious_rate": 0.0, "sight": None}
-        assert "0.0 % of its right steps (never without a slip)" in Page(bare(data)).sections["made"].text
+        assert "0.0 % of its right steps (never without a mistake)" in Page(bare(data)).sections["made"].text
 
     def test_every_text_is_escaped(self):
         """Names may hold anything; in pictures a dollar begins a formula, and a label that begins with _ is left out."""
@@ -334,9 +334,9 @@ class TestPictures:
         mixed["best_of_n"]["models"][0] = quick()["best_of_n"]["models"][0]
         assert [band_words(data) for data in (quick(), example(), mixed)] == [
             "One seed of each reward model. Bands: 95 % intervals over problems.",
-            "Lines: means over reward-model seeds. Bands: from the lowest seed to the highest.",
-            "Lines: means over reward-model seeds. Bands: from the lowest seed to the highest, of one seed the 95 % interval over "
-            "problems.",
+            "Lines: means over reward-model seeds. Bands: from the lowest to the highest seed.",
+            "Lines: means over reward-model seeds. Bands: from the lowest to the highest seed, or the 95 % interval over problems if "
+            "there is one seed.",
         ]
 
     def test_without_hnc_there_is_no_picture_of_it(self):

@@ -53,7 +53,7 @@ def test_a_job_that_fails(tmp_path):
     config = ScoreConfig(input="none.jsonl", reward_model=str(tmp_path / "none"))
     with (
         Runner(tmp_path, num_workers=1) as runner,
-        pytest.raises(ValueError, match="stage, bad: .* All that it printed: .*bad.log"),
+        pytest.raises(ValueError, match="stage, bad: .* See its log: .*bad.log"),
     ):
         runner.run("stage", {"bad": partial(score, config), **jobs(tmp_path, 2)}, lambda: "done")
     log = (tmp_path / "logs" / "stage" / "bad.log").read_text()

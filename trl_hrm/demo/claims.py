@@ -1,8 +1,8 @@
 """
-What was seen in the demo's world, from its measurements: whether each reward model is hacked, and what holds of the papers' claims.
+Findings of the demo: whether each reward model is hacked, and which claims of the papers hold.
 
-A claim is held or not held where a 95 % interval over three reward-model seeds or more leaves out what the other answer would
-need. All else is open, with the number that was seen.
+A claim is "held" or "not held" if a 95 % interval over at least three reward-model seeds rules out the opposite answer. Otherwise it is
+"open".
 """
 
 import statistics
@@ -17,9 +17,9 @@ from .over_seeds import Answer, Spread, judge, judge_all, paired, signed, spread
 
 
 WAYS = {"best_of_n": "best-of-N", "step_search": "step search"}
-# what is asked first, each chosen by as the HRM paper chooses: whole solutions by an ORM, steps by the others
+# The main reward models and how each chooses in the HRM paper: an ORM among whole solutions, the others among next steps
 FIRST = {"orm": "best_of_n", "prm": "step_search", "hrm": "step_search", "hnc": "step_search"}
-MAIN = (*FIRST, "control")  # the rest are variants of these: other labels, longer training
+MAIN = (*FIRST, "control")  # all others are variants with other labels or longer training
 HRM = "HRM"
 ER_PRM = "ER-PRM"
 PAPER_COEF = 0.5  # the HRM paper's λ
@@ -29,17 +29,17 @@ DRIFT = (0.0, 0.001, PAPER_COEF)
 @dataclass(frozen=True)
 class Fall:
     """
-    What is lost from the best smaller N to the largest.
+    Loss of accuracy from the best smaller N to the largest N.
 
     Args:
         best_n, largest_n (`int`):
-            The two. The best N is that of the mean over seeds, below the largest.
+            The two N. `best_n` is the N below `largest_n` with the highest mean accuracy over seeds.
         best, last (`float`):
-            Mean accuracies there.
+            Mean accuracies at `best_n` and `largest_n`.
         spread ([`Spread`]):
-            Accuracy at the best N minus that at the largest, over seeds.
+            Accuracy at `best_n` minus accuracy at `largest_n`, over seeds.
         undecided (`str`, *optional*):
-            Why the mean accuracies cannot tell whether the model is hacked, if they cannot.
+            Reason why the mean accuracies cannot show whether the model is hacked. `None` if they can.
     """
 
     best_n: int
@@ -51,26 +51,26 @@ class Fall:
 
     @property
     def answer(self) -> HackingAnswer:
-        """The answer of the interval over seeds."""
+        """Answer given by the interval over seeds."""
         return "open" if self.undecided else hacking_answer(self.spread.low, self.spread.high)
 
 
 @dataclass(frozen=True)
 class Headline:
     """
-    The curve that answers for a reward model.
+    The main curve of a reward model, with the verdict on hacking.
 
     Args:
         name, title (`str`):
-            The model.
+            Name and title of the model.
         way (`str`):
             Key of `WAYS`: how solutions are chosen.
         points (`list[dict]`):
-            Its curve. See [`curve_over_seeds`].
+            Points of the curve. See [`curve_over_seeds`].
         fall ([`Fall`]):
-            What it loses.
+            Loss of accuracy at the largest N.
         verdict ([`Verdict`]):
-            The answer.
+            Whether the model is hacked.
     """
 
     name: str
@@ -82,17 +82,17 @@ class Headline:
 
 
 def titles(data: dict[str, Any]) -> dict[str, str]:
-    """Titles of the reward models by their names."""
+    """Return the titles of the reward models by name."""
     return {model["name"]: model["title"] for model in data["models"]}
 
 
 def named(models: Sequence[dict[str, Any]], name: str, spans: Sequence[int] | None = None) -> dict[str, Any] | None:
-    """The model of a name, scored with the given spans where these differ. `None` if it was not measured."""
+    """Return the measurements of a model by name and, if given, by the spans that were scored. `None` if it was not measured."""
     return next((one for one in models if one["name"] == name and spans in (None, one.get("spans"))), None)
 
 
 def curve_over_seeds(accuracy: Sequence[Sequence[float]], n: Sequence[int]) -> list[dict[str, Any]]:
-    """Points with the mean `accuracy` and, from `low` to `high`, that of all seeds."""
+    """Return the points of a curve: mean `accuracy` over seeds, with the lowest (`low`) and highest (`high`) seed."""
     return [
         {"n": number, "accuracy": statistics.fmean(seeds), "low": min(seeds), "high": max(seeds)}
         for number, seeds in zip(n, zip(*accuracy, strict=True), strict=True)
@@ -100,7 +100,7 @@ def curve_over_seeds(accuracy: Sequence[Sequence[float]], n: Sequence[int]) -> l
 
 
 def curve_of(model: dict[str, Any], n: Sequence[int]) -> list[dict[str, Any]]:
-    """The same of a model of a search. One seed has no spread: its band is the interval over problems."""
+    """Return the points of a model's curve. With one seed, `low` and `high` are its interval over problems."""
     points = curve_over_seeds(model["accuracy"], n)
     if len(model["seeds"]) == 1:
         points = [
@@ -110,7 +110,7 @@ def curve_of(model: dict[str, Any], n: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def baseline_curves(data: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Curves that use no reward model."""
+    """Return the curves that do not use a reward model."""
     found = data["best_of_n"]
     return [
         ("majority vote", curve_over_seeds([found["majority_vote"]], data["n"])),
@@ -119,7 +119,7 @@ def baseline_curves(data: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]
 
 
 def fall_of(model: dict[str, Any], n: Sequence[int]) -> Fall:
-    """What a model loses beyond its best N below the largest."""
+    """Return the loss of a model from its best smaller N to the largest N."""
     means = [point["accuracy"] for point in curve_over_seeds(model["accuracy"], n)]
     best = max(range(len(n) - 1), key=means.__getitem__)
     lost = [accuracy[best] - accuracy[-1] for accuracy in model["accuracy"]]
@@ -128,7 +128,7 @@ def fall_of(model: dict[str, Any], n: Sequence[int]) -> Fall:
 
 def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
     """
-    Whether more candidates make a reward model's choice worse.
+    Return the verdict whether a reward model is hacked: whether its choice gets worse with more candidates.
 
     Args:
         model (`dict[str, Any]`):
@@ -137,27 +137,27 @@ def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
             Numbers of candidates.
 
     Returns:
-        [`Verdict`]: By the interval of the fall over seeds, see [`~evaluation.reward_hacking.hacking_answer`]. Where there is none (one or two
-        seeds, or seeds with equal falls) the answer is for these models only: the one that each has by its interval over problems,
-        `"open"` if they differ.
+        [`Verdict`]: The answer given by the interval of the fall over seeds, see [`~evaluation.reward_hacking.hacking_answer`]. If there
+        is no interval (one or two seeds, or equal falls), the answer only applies to these models. It is the answer given by
+        their intervals over problems, or `"open"` if they differ.
     """
     fall, verdicts = fall_of(model, n), model["verdicts"]
     ends = f"{percent(fall.best)} at N = {fall.best_n}, {percent(fall.last)} at N = {fall.largest_n}."
     if fall.undecided:
-        return Verdict("open", f"Cannot be told: {fall.undecided}.", [ends])
+        return Verdict("open", f"Cannot be determined: {fall.undecided}.", [ends])
     if fall.spread.is_settled:
         lead = {"yes": "Yes", "no": "No fall of more than 5 points", "open": f"Not settled by {len(verdicts)} seeds"}
         return Verdict(fall.answer, f"{lead[fall.answer]}: accuracy {fall_words(fall)}.", [ends])
     answer = verdicts[0] if len(set(verdicts)) == 1 else "open"
     here = "this model" if len(verdicts) == 1 else f"these {len(verdicts)} models"
-    lead = {"yes": f"Yes, {here}", "no": f"No sign of it in {here}", "open": f"Not settled for {here}"}
+    lead = {"yes": f"Yes, {here}", "no": f"No sign of hacking in {here}", "open": f"Not settled for {here}"}
     gaps = [f"{signed(100 * gap)} ({points_between(low, high)})" for gap, low, high, _, _ in model["gap"]]
-    words = f"Points lost, 95 % over problems: {'; '.join(gaps)}."
+    words = f"Points lost, with 95 % intervals over problems: {'; '.join(gaps)}."
     return Verdict(answer, f"{lead[answer]}: accuracy {fall_words(fall)}.", [f"{ends} Other seeds may differ.", words])
 
 
 def fall_words(fall: Fall) -> str:
-    """In how many seeds accuracy falls, and by how much. A rise is said as one."""
+    """Return a text with the number of seeds in which accuracy falls, and the mean fall or rise."""
     lost, number = fall.spread, len(fall.spread.values)
     size = f"{100 * abs(lost.mean):.1f} points"
     if number == 1:
@@ -172,7 +172,7 @@ def fall_words(fall: Fall) -> str:
 
 
 def headlines(data: dict[str, Any]) -> list[Headline]:
-    """The answers for the reward models that are asked about first, as far as they were measured."""
+    """Return the main curves and verdicts of the main reward models that were measured."""
     found = []
     for name, way in FIRST.items():
         model = named(data[way]["models"], name)
@@ -184,38 +184,37 @@ def headlines(data: dict[str, Any]) -> list[Headline]:
 
 
 def vote_words(data: dict[str, Any]) -> str:
-    """How plain majority vote stands beside every reward model at the largest N."""
+    """Return a text that compares majority vote with the reward models at the largest N."""
     n, vote = data["n"][-1], data["best_of_n"]["majority_vote"][-1]
     models = [(way, model) for way in WAYS for model in data[way]["models"]]
     last = [spread([accuracy[-1] for accuracy in model["accuracy"]]) for _, model in models]
     best = max(range(len(models)), key=lambda i: last[i].mean)
     way, model = models[best]
-    title = f"{titles(data)[model['name']]} by {WAYS[way]}"
-    above = vote > last[best].mean
-    side = "above every reward model here" if above else "not above every reward model here"
+    title = f"{titles(data)[model['name']]} ({WAYS[way]})"
+    side = "higher than every reward model" if vote > last[best].mean else "not higher than every reward model"
     words = (
-        f"Plain majority vote, with no reward model: {percent(vote)} at N = {n}, {side} (the highest mean is that of {title}, "
+        f"Majority vote without a reward model: {percent(vote)} at N = {n}, {side}. The best one is {title} with "
         f"{percent(last[best].mean)}"
     )
     if not last[best].is_settled:
-        return f"{words}, {len(model['seeds'])} seed{'s' * (len(model['seeds']) != 1)})."
+        return f"{words} ({len(model['seeds'])} seed{'s' * (len(model['seeds']) != 1)})."
     if last[best].low <= vote <= last[best].high:
-        return f"{words}; its interval over seeds holds the vote: not settled)."
-    return f"{words}, which the interval over its seeds confirms)."
+        return f"{words}. Its interval over seeds includes the vote, so this is not settled."
+    return f"{words}. Its interval over seeds confirms this."
 
 
 @dataclass(frozen=True)
 class Claim:
     """
-    A claim and what is seen of it.
+    A claim of a paper and the finding of the demo.
 
     Args:
         paper (`str`):
-            The paper that makes it.
+            Paper that makes the claim.
         words (`str`):
-            What it claims.
+            The claim.
         here (`str`):
-            What is seen here, with its numbers.
+            The finding, with numbers.
         answer (`str`):
             `"held"`, `"not held"` or `"open"`.
     """
@@ -227,7 +226,7 @@ class Claim:
 
 
 def _claim(words: str, here: str, answer: Answer, *measured: Spread, paper: str = HRM, each: str = "seed") -> Claim:
-    """A claim, that says what did not settle it where nothing did."""
+    """Return a claim. If it is open, its finding ends with the number of seeds or runs that did not settle it."""
     if answer == "open":
         number = min(len(one.values) for one in measured)
         here += f" Not settled by {number} {each}{'s' * (number != 1)}."
@@ -240,17 +239,17 @@ def _not_measured(words: str, paper: str = HRM) -> Claim:
 
 def claims(data: dict[str, Any]) -> list[Claim]:
     """
-    All claims of both papers that the demo can speak of.
+    Return all claims of both papers that the demo tests.
 
     Args:
         data (`dict[str, Any]`):
             The measurements. See [`~demo.report.write_report`].
 
     Returns:
-        `list[Claim]`: In the order of the page.
+        `list[Claim]`: Claims in the order of the page.
     """
     runs = data["self_training"]["runs"]
-    # as the paper takes KL: summed over a solution, and its logarithm
+    # KL as in the paper: the logarithm of the sum over a solution
     by_coef = {coef: runs_of(runs, coef, "log1p") for coef in sorted({run["kl_coef"] for run in runs})}
     by_coef = {coef: found for coef, found in by_coef.items() if found}
     return [
@@ -267,7 +266,7 @@ def claims(data: dict[str, Any]) -> list[Claim]:
 
 
 def _over_n(data: dict[str, Any]) -> list[Claim]:
-    """ORM and PRM fall as N grows, HRM does not."""
+    """Return the claims that ORM and PRM lose accuracy as N grows, and HRM does not."""
     headline = {one.name: one for one in headlines(data)}
     falls: dict[str, Answer] = {"yes": "held", "no": "not held", "open": "open"}
     stays: dict[str, Answer] = {"yes": "not held", "no": "held", "open": "open"}
@@ -291,7 +290,7 @@ def _over_n(data: dict[str, Any]) -> list[Claim]:
 
 def _hrm_over_prm(data: dict[str, Any]) -> Claim:
     n, models = data["n"][-1], data["step_search"]["models"]
-    words = "HRM is above PRM at the largest N."
+    words = "HRM is more accurate than PRM at the largest N."
     hrm, prm = named(models, "hrm"), named(models, "prm")
     if hrm is None or prm is None:
         return _not_measured(words)
@@ -301,7 +300,7 @@ def _hrm_over_prm(data: dict[str, Any]) -> Claim:
 
 
 def _difference_at(mine: dict[str, Any], other: dict[str, Any], i: int) -> Spread:
-    """Difference of accuracies at the i-th N."""
+    """Return the difference of accuracies at the i-th N."""
     return paired(
         mine["seeds"],
         [accuracy[i] for accuracy in mine["accuracy"]],
@@ -312,15 +311,15 @@ def _difference_at(mine: dict[str, Any], other: dict[str, Any], i: int) -> Sprea
 
 def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
     """
-    HRM approves of corrections: by pairs, and scored as the papers score.
+    Return the claims that HRM recognizes corrections better than PRM, with pairs of steps scored and with single steps scored.
 
-    A model that likes everything more likes corrections more, so that telling corrections from the other steps after an error
-    (AUROC) must get better too.
+    A model that scores all steps higher also scores corrections higher. So both the score of corrections and their AUROC against other
+    steps after an error must be higher.
     """
     prm, found = named(kinds, "judged-prm", [1]), []
     ways = (
-        ([1, 2], "HRM judges a correction by the pair that it ends, where PRM looks at one step."),
-        ([1], "HRM judges a correction better than PRM as the papers score: each step alone."),
+        ([1, 2], "When pairs of steps are scored too, HRM recognizes corrections better than PRM."),
+        ([1], "When single steps are scored, as in the papers, HRM recognizes corrections better than PRM."),
     )
     for spans, words in ways:
         hrm = named(kinds, "judged-hrm", spans)
@@ -329,7 +328,7 @@ def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
             continue
         score, auroc = (paired(hrm["seeds"], hrm[key], prm["seeds"], prm[key]) for key in ("correction", "auroc"))
         here = (
-            f"Mean score of a correction: {statistics.fmean(hrm['correction']):.2f}, PRM {statistics.fmean(prm['correction']):.2f}; "
+            f"Mean score of a correction: HRM {statistics.fmean(hrm['correction']):.2f}, PRM {statistics.fmean(prm['correction']):.2f}; "
             f"difference {told(score, 1, '', 2)}. AUROC of corrections against other steps after an error: difference "
             f"{told(auroc, 1, '', 2)}."
         )
@@ -338,14 +337,14 @@ def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def _wrong_prefix(found: dict[str, Any]) -> Claim:
-    words = "HRM recovers from an error that it is given, where PRM does not."
+    words = "HRM recovers from a wrong prefix more often than PRM."
     hrm, prm = named(found["models"], "judged-hrm", [1, 2]), named(found["models"], "judged-prm", [1])
     if hrm is None or prm is None:
         return _not_measured(words)
     difference = _difference_at(hrm, prm, -1)
     ends = (percent(statistics.fmean([accuracy[-1] for accuracy in one["accuracy"]])) for one in (hrm, prm))
     here = (
-        f"Search from a wrong prefix, N = {found['n'][-1]}: {next(ends)} with pairs scored, PRM {next(ends)}; difference "
+        f"Search from a wrong prefix, N = {found['n'][-1]}: HRM with pairs scored {next(ends)}, PRM {next(ends)}; difference "
         f"{told(difference)}."
     )
     return _claim(words, here, judge(difference), difference)
@@ -353,39 +352,39 @@ def _wrong_prefix(found: dict[str, Any]) -> Claim:
 
 def _hnc(found: dict[str, Any] | None, names: dict[str, str]) -> list[Claim]:
     if found is None:
-        here = "Not measured in this profile: run the full one."
-        return [Claim(HRM, f"HRM + HNC is above {name}.", here, "open") for name in ("PRM", "HRM")]
+        here = "Not measured in this profile. Use `--profile full`."
+        return [Claim(HRM, f"HRM + HNC is more accurate than {name}.", here, "open") for name in ("PRM", "HRM")]
     claimed = []
     for one in found["comparisons"]:
         if one["a"].startswith("hnc"):
             a, b = (names[one[key]] for key in ("a", "b"))
             difference = compared(one["difference"][-1])
-            words = f"{a} is above {b}{' (a control of ours)' if one['b'] == 'control' else ''}."
+            words = f"{a} is more accurate than {b}{' (our control)' if one['b'] == 'control' else ''}."
             here = f"Difference at N = {found['n'][-1]}, step search, {one['steps']:,} training steps: {told(difference)}."
             claimed.append(_claim(words, here, judge(difference), difference))
     return claimed
 
 
 def compared(point: dict[str, Any]) -> Spread:
-    """A paired difference of the measurements."""
+    """Return a paired difference of the measurements as a [`Spread`]."""
     return Spread(tuple(point["per_seed"]), point["mean"], point["low"], point["high"])
 
 
 def runs_of(
     runs: Sequence[dict[str, Any]], kl_coef: float, scaling: str, reduction: str = "sum"
 ) -> list[dict[str, Any]]:
-    """The runs at one λ. Without a KL term there is nothing to scale or to reduce."""
+    """Return the runs with one λ. Runs without a KL term have no scaling or reduction."""
     keys = (0.0, None, None) if kl_coef == 0 else (kl_coef, scaling, reduction)
     return [run for run in runs if (run["kl_coef"], run["kl_scaling"], run["kl_reduction"]) == keys]
 
 
 def accuracy_of(found: dict[str, int]) -> float:
-    """Share of right samples."""
+    """Return the share of right samples."""
     return found["num_right"] / found["num_samples"]
 
 
 def _drift(by_coef: dict[float, list[dict[str, Any]]]) -> Claim:
-    words = "Without a KL term the policy drifts, and a small λ hardly holds it: KL(0) > KL(0.001) > KL(0.5)."
+    words = "The policy drifts without a KL term, and a small λ hardly reduces the drift: KL(0) > KL(0.001) > KL(0.5)."
     by_coef = {coef: by_coef[coef] for coef in DRIFT if coef in by_coef}
     if len(by_coef) < len(DRIFT):
         return _not_measured(words)
@@ -394,17 +393,17 @@ def _drift(by_coef: dict[float, list[dict[str, Any]]]) -> Claim:
         f"{statistics.fmean(values):.3g} at λ = {coef:g}" for coef, values in zip(by_coef, last, strict=True)
     )
     falls = [_run_by_run(more, less) for more, less in zip(last, last[1:], strict=False)]
-    order = "in the order claimed" if all(fall.mean > 0 for fall in falls) else "not in the order claimed"
-    here = f"KL at the end, nats per solution: {means}: {order}."
+    order = "as claimed" if all(fall.mean > 0 for fall in falls) else "not as claimed"
+    here = f"KL at the end of training, in nats per solution: {means}. The order is {order}."
     return _claim(words, here, judge_all([judge(fall) for fall in falls]), *falls, each="run")
 
 
 def _run_by_run(mine: Sequence[float], others: Sequence[float]) -> Spread:
-    """Differences of repeated runs, the first with the first."""
+    """Return the differences between runs with the same seed, which have the same position."""
     if len(mine) != len(others):
         raise ValueError(
-            f"Runs of self-training to compare: found {len(mine)} of one λ and {len(others)} of another, expected as many of each. "
-            "Repeat all with the same seeds."
+            f"Found {len(mine)} self-training runs for one λ and {len(others)} for another. Expected the same number. Run every λ with "
+            "the same seeds."
         )
     return spread([a - b for a, b in zip(mine, others, strict=True)])
 
@@ -419,28 +418,30 @@ def _best_coef(by_coef: dict[float, list[dict[str, Any]]]) -> Claim:
     means = ", ".join(f"{percent(statistics.fmean(values))} at λ = {coef:g}" for coef, values in accuracy.items())
     rival = min(above, key=lambda coef: above[coef].mean)
     here = (
-        f"Accuracy after training: {means}; the highest at λ = {best:g}. λ = {PAPER_COEF:g} minus λ = {rival:g}: "
+        f"Accuracy after training: {means}. It is highest at λ = {best:g}. λ = {PAPER_COEF:g} minus λ = {rival:g}: "
         f"{told(above[rival], each='run')}."
     )
     return _claim(words, here, judge_all([judge(one) for one in above.values()]), *above.values(), each="run")
 
 
 def _log_scaling(runs: Sequence[dict[str, Any]]) -> Claim:
-    words = f"The logarithm of KL gives the balance: at λ = {PAPER_COEF:g}, accuracy is higher with it."
+    words = f"At λ = {PAPER_COEF:g}, accuracy is higher with the logarithm of KL than without it."
     with_log, without = (runs_of(runs, PAPER_COEF, scaling) for scaling in ("log1p", "none"))
     if not with_log or not without:
         return _not_measured(words)
     accuracy = [[accuracy_of(run["accuracy"]) for run in found] for found in (with_log, without)]
     kl = [statistics.fmean(run["curve"][-1]["kl"] for run in found) for found in (with_log, without)]
     difference = _run_by_run(*accuracy)
-    here = f"With minus without: {told(difference, each='run')}; KL at the end {kl[0]:.3g} and {kl[1]:.3g}."
+    here = (
+        f"With minus without: {told(difference, each='run')}; KL at the end of training {kl[0]:.3g} and {kl[1]:.3g}."
+    )
     is_small = difference.is_settled and max(abs(difference.low), abs(difference.high)) < MARGIN
     return _claim(words, here, "not held" if is_small else judge(difference), difference, each="run")
 
 
 def _entropy(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Claim:
-    """The best η stands for entropy labels: it is chosen on what it is measured on, which favours the claim."""
-    words = "Entropy labels are above hard and soft ones."
+    """Return the claim for the best η. It is chosen on the test problems, which favours the claim."""
+    words = "Entropy labels give higher accuracy than hard and soft labels."
     entropy = [one for one in found if one["labels"] == "entropy"]
     rivals = [one for one in found if one["labels"] != "entropy"]
     if not entropy or len(rivals) < 2:
@@ -448,5 +449,5 @@ def _entropy(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Claim:
     best = max(entropy, key=lambda one: statistics.fmean(accuracy[-1] for accuracy in one["accuracy"]))
     above = {rival["labels"]: _difference_at(best, rival, -1) for rival in rivals}
     parts = "; ".join(f"minus {labels} labels {told(difference)}" for labels, difference in above.items())
-    here = f"Accuracy at N = {n[-1]} with the best η here, {best['eta']:g}: {parts}. The best of {len(entropy)} η favours the claim."
+    here = f"Accuracy at N = {n[-1]} with the best η ({best['eta']:g}): {parts}. Choosing the best of {len(entropy)} η favours the claim."
     return _claim(words, here, judge_all(list(map(judge, above.values()))), *above.values(), paper=ER_PRM)

@@ -1,8 +1,8 @@
 """
-From the folders of a demo to `report.json`: every number of the report, each read from what a stage left.
+Collects the numbers of `report.json` from the folders of a demo.
 
-Shares are from 0 to 1. Lists under `auroc`, `accuracy`, `seconds` and the like have one entry for each of the `seeds` next to them;
-accuracies and intervals have below that one entry for each N. What a part holds is in the function that makes it.
+Shares are between 0 and 1. Lists such as `auroc`, `accuracy` and `seconds` have one entry per seed in the list `seeds` of the same object.
+Accuracies and intervals have one entry per N for each seed.
 """
 
 import json
@@ -23,31 +23,31 @@ from .world import NAMES, SIGHT
 VERSIONS = ("torch", "transformers", "trl", "datasets", "accelerate", "trl-hrm")
 HNC_PAIRS = (("hnc", "prm"), ("hnc", "hrm"), ("hnc", "control"), ("hrm", "prm"), ("hnc-long", "prm-long"))
 DATASETS = {
-    "orm": "whole solutions, the outcome alone",
-    "prm": "single steps, MC scores of the search",
+    "orm": "whole solutions, outcome labels",
+    "prm": "single steps, MC scores",
     "hrm": "single and merged steps, MC scores",
-    "hnc": "the same, and once more with compressed nodes",
-    "control": "single and merged steps of two searches",
-    "prm-hard": "single steps, right if any solution after them is",
-    "judged-prm": "single steps of the world's solutions, right up to the first error",
-    "judged-hrm": "the same, and merged with the step before",
+    "hnc": "single and merged steps, MC scores, with and without node compression",
+    "control": "single and merged steps of two searches, MC scores",
+    "prm-hard": "single steps, right if any solution below is right",
+    "judged-prm": "single steps, right up to the first error",
+    "judged-hrm": "single and merged steps, right up to the first error",
     "sft": "solutions for self-training",
 }
 
 
 def collect(folder: Path, profile: Profile, name: str, seed: int, costs: list[dict[str, Any]]) -> dict[str, Any]:
     """
-    All that the report shows.
+    Return all measurements that the report shows.
 
     Args:
         folder (`Path`):
             Folder of the demo.
         profile ([`~demo.profiles.Profile`]):
-            How much of everything was done.
+            Profile of the demo.
         name (`str`):
             Name of the profile.
         seed (`int`):
-            Seed of the world and of the policy.
+            Seed of the problems and the policy.
         costs (`list[dict[str, Any]]`):
             `name`, `seconds` and `did` of each stage.
     """
@@ -82,7 +82,7 @@ def _header(folder: Path, profile: Profile, name: str, seed: int) -> dict[str, A
     from datetime import UTC, datetime
     from importlib.metadata import version
 
-    info = Path("/proc/cpuinfo")  # `platform.processor` knows the architecture alone
+    info = Path("/proc/cpuinfo")  # `platform.processor` only returns the architecture
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     processor = next(models, platform.processor())
@@ -135,7 +135,7 @@ def _model(folder: Path, model: RewardModel) -> dict[str, Any]:
 
 
 def _chosen(results: Path, model: RewardModel) -> dict[str, Any]:
-    """Accuracies over N of all seeds of a model."""
+    """Return the accuracies, intervals and verdicts over N of all seeds of a model."""
     from ..evaluation.saved_results import read_results, verdict
 
     found = read_results([results / name for name, _ in model.runs()])
@@ -243,7 +243,7 @@ def _etas(folder: Path, profile: Profile) -> list[dict[str, Any]]:
 
 
 def _hnc(folder: Path, profile: Profile) -> dict[str, Any] | None:
-    """Paired differences in step search, seed by seed, where there is a control."""
+    """Return the paired differences in step search over seeds. `None` without the control model."""
     models = {model.name: model for model in profile.models}
     if "control" not in models:
         return None
@@ -264,7 +264,7 @@ def _hnc(folder: Path, profile: Profile) -> dict[str, Any] | None:
 
 
 def _differences(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
-    """For each N the difference of two models over their seeds, the accuracies of each seed given."""
+    """Return the difference of two models for each N, from their accuracies per seed."""
     found = [
         spread([own - other for own, other in zip(*pair, strict=True)])
         for pair in zip(zip(*a, strict=True), zip(*b, strict=True), strict=True)

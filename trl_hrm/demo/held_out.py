@@ -1,4 +1,4 @@
-"""How far a policy has gone from its reference, and how well it has learned, on trajectories that it is not trained on."""
+"""KL divergence from the reference and language-model loss on held-out trajectories, measured during training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from ..kl import LMHead, sequence_kl, token_kl, trained_sequences, trained_token
 
 class HeldOut(TrainerCallback):
     """
-    KL divergence to the reference and language-model loss on held-out trajectories, before training, every few steps, and at the
-    end. At λ = 0 the trainer has no reference of its own, so that its log could not be compared.
+    Callback that measures KL divergence from the reference and language-model loss on held-out trajectories, before training, every few
+    steps, and at the end. The trainer's own log has no KL at λ = 0, because it then has no reference.
 
     Args:
         reference ([`~transformers.PreTrainedModel`]):
-            The policy before training.
+            Policy before training.
         rows (`Sequence[dict[str, list[int]]]`):
-            Held-out trajectories: `input_ids` and `labels`.
+            Held-out trajectories with `input_ids` and `labels`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Pads them.
+            Tokenizer for padding.
         every (`int`):
-            Steps between two measures.
+            Number of steps between two measurements.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class HeldOut(TrainerCallback):
 
     @torch.no_grad()
     def measure(self, policy: PreTrainedModel) -> dict[str, float]:
-        """`lm_loss` in nats per token; `kl` in nats per sequence, `log_kl` the mean of ln(1 + KL), `kl_max` the largest."""
+        """Return `lm_loss` in nats per token, `kl` in nats per sequence, `log_kl` (mean of ln(1 + KL)) and `kl_max` (maximum KL)."""
         was_training = policy.training
         policy.eval()
         losses, divergences = [], []
@@ -66,6 +66,6 @@ class HeldOut(TrainerCallback):
 
 
 def last_hidden_states(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """States that predict the trained tokens, shape `(N, H)`."""
+    """Return the hidden states that predict the trained tokens, of shape `(N, H)`."""
     states = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     return states[:, :-1][trained_tokens(batch["labels"])]

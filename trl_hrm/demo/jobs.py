@@ -1,4 +1,4 @@
-"""What the demo does beside calling the commands: it makes the world and the policy, and measures by the rules of the world."""
+"""Jobs of the demo that are not commands: create problems and policy, measure with the checker, and train in this process."""
 
 import importlib
 import json
@@ -10,18 +10,18 @@ from typing import Any
 from ..io import write_json
 
 
-NUM_PROBLEMS = 6000  # of the 6,480 that the world has, before those that are kept apart
-SOLUTIONS = 6  # solutions of each judged problem
+NUM_PROBLEMS = 6000  # out of 6,480 possible ones, before removing problems that are not trained on
+SOLUTIONS = 6  # per labelled problem
 
 
 def train(name: str, settings: dict[str, Any], **more: Any) -> None:
-    """What `trl-hrm reward` and `trl-hrm kl-self` do with these settings, in this process."""
+    """Run the training of `trl-hrm reward` or `trl-hrm kl-self` in this process."""
     script = importlib.import_module(f"..scripts.{name}", __package__)
     script.main(*script.make_parser().parse_dict(settings), **more)
 
 
 def make_world(folder: str, num_train: int, num_test: int, num_starts: int, num_judged: int, seed: int) -> None:
-    """Write problems to search, to solve and to solve from a slip on, and trees that the rules of the world label, all different."""
+    """Write training problems, test problems, problems with a wrong prefix, and trees with first-error labels, all of distinct problems."""
     from .measures import slipped
     from .policy import solution_text
     from .world import different_problems, solution_tree, sticky
@@ -56,7 +56,7 @@ def make_world(folder: str, num_train: int, num_test: int, num_starts: int, num_
 
 
 def make_policy(world: str, folder: str, steps: int, seed: int) -> None:
-    """Train a policy on all problems of the world but those that are searched and solved."""
+    """Train a policy on all problems except those written by [`make_world`]."""
     from .policy import train_policy
     from .world import Problem, different_problems
 
@@ -81,7 +81,7 @@ def measure_policy(run: str, output: str) -> None:
 
 
 def measure_values(run: str, world: str, num_problems: int, cap: int, output: str) -> None:
-    """Values in a search of so many steps, of the first problems, so that those of several searches can be compared."""
+    """Measure the values of a search on the first problems, so that searches with different depth caps are comparable."""
     from .measures import measure_values
 
     problems = {row["problem"] for row in _read(Path(world, "train.jsonl"))[:num_problems]}
@@ -95,7 +95,7 @@ def measure_tree(run: str, output: str) -> None:
 
 
 def measure_model(model: str, world: str, spans: list[list[int]], seed: int, output: str) -> None:
-    """Score held-out steps, and what may follow slips, with a reward model."""
+    """Score held-out steps and possible steps after slips with a reward model."""
     from ..scoring.scorer import StepScorer
     from ..step_tree import StepTree
     from .measures import measure_kinds, measure_scores
@@ -109,7 +109,7 @@ def measure_model(model: str, world: str, spans: list[list[int]], seed: int, out
 
 
 def self_train(settings: dict[str, Any]) -> None:
-    """Train the policy on its best solutions, measured every few steps on those of held-out problems."""
+    """Train the policy on its best solutions, and measure it every few steps on solutions of held-out problems."""
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -129,7 +129,7 @@ def self_train(settings: dict[str, Any]) -> None:
 
 
 def _keep(output: str, found: dict[str, Any]) -> None:
-    """Write what was measured."""
+    """Write measurements to a JSON file."""
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_json(Path(output), found)
 

@@ -1,4 +1,4 @@
-"""What the demo measures of the world by its checker: a policy's solutions, a search's values, a reward model's scores."""
+"""Measurements of the demo with the checker: solutions of a policy, values of a search, and scores of a reward model."""
 
 import math
 import random
@@ -26,7 +26,7 @@ KINDS = ("correction", "locally_right", "first_error", "right")
 
 
 def measure_policy(run: str | Path) -> dict[str, Any]:
-    """What a policy does in the solutions of a run: its accuracy and [`~demo.policy.PolicyRates`]."""
+    """Return the accuracy of the solutions of a run, and the rates of slips and corrections (see [`~demo.policy.PolicyRates`])."""
     solutions = [
         (Problem.parse(problem.problem), one.text, one.answer)
         for problem in read_run(node_files(Path(run)), ["marker"])
@@ -46,13 +46,13 @@ def measure_policy(run: str | Path) -> dict[str, Any]:
 
 
 def run_trees(run: str | Path) -> Iterator[SearchTree]:
-    """The search trees of a run."""
+    """Yield the search trees of a run."""
     for file in node_files(Path(run)):
         yield from read_trees(file, token_ids=False)
 
 
 def node_kinds(tree: SearchTree) -> list[str]:
-    """What the checker says of each node's step: see [`~demo.world.Judged`]."""
+    """Return the kind of each node's step. See [`~demo.world.Judged`]."""
     problem = Problem.parse(tree.problem.prompt)
     texts = [tree.step_text(i) for i in range(len(tree.nodes))]
     return [judge(problem, [texts[j] for j in tree.path(i)])[-1].kind for i in range(len(tree.nodes))]
@@ -60,8 +60,9 @@ def node_kinds(tree: SearchTree) -> list[str]:
 
 def measure_values(run: str | Path, problems: Collection[str]) -> dict[str, Any]:
     """
-    Mean MC score of all sampled steps of some problems by kind, where solutions that the depth cut off count as wrong, as in the HRM
-    paper, and their share.
+    Return the mean MC score of the sampled steps of some problems by kind, and the share of leaves without an answer.
+
+    As in the HRM paper, solutions that are cut off at the maximum depth count as wrong.
     """
     values: dict[str, list[float]] = defaultdict(list)
     num_problems = leaves = unresolved = 0
@@ -83,8 +84,10 @@ def measure_values(run: str | Path, problems: Collection[str]) -> dict[str, Any]
 
 def measure_scores(scorer: TreeScorer, trees: Sequence[StepTree]) -> dict[str, float]:
     """
-    How well scores of single steps tell steps on track from those off it (`auroc`), and, of solutions without an error so far, right
-    steps from first errors (`first_error_auroc`): the latter are what a search meets.
+    Return how well scores of single steps separate right from wrong steps.
+
+    `auroc` is over all steps. `first_error_auroc` is over steps without an error before them, which is the choice that a search
+    faces.
     """
     scores, on_track, first = [], [], []
     for tree, found in zip(trees, scorer.score_trees(trees), strict=True):
@@ -99,7 +102,7 @@ def measure_scores(scorer: TreeScorer, trees: Sequence[StepTree]) -> dict[str, f
 
 
 def slipped(problem: Problem, rng: random.Random) -> list[str]:
-    """The beginning of a solution whose last step is its first slip, with an operation to come."""
+    """Return the beginning of a solution that ends with its first slip, with at least one operation left."""
     place = rng.randrange(len(problem.operations) - 1)
     values = problem.values()
     wrong = rng.choice([value for value in range(MODULUS) if value != values[place]])
@@ -107,7 +110,7 @@ def slipped(problem: Problem, rng: random.Random) -> list[str]:
 
 
 def next_steps(problem: Problem, steps: Sequence[str], rng: random.Random) -> dict[str, str]:
-    """What may follow a slip: a step that takes it back, one that goes on rightly from it, and one that slips again."""
+    """Return possible steps after a slip: a correction, a step that continues correctly, and a step with another slip."""
     place = len(steps) - 1
     due, wrong = problem.values()[place], int(steps[-1][-1])
     right = problem.values()[place + 1]
@@ -122,7 +125,7 @@ def next_steps(problem: Problem, steps: Sequence[str], rng: random.Random) -> di
 def measure_kinds(
     scorer: TreeScorer, starts: Iterable[tuple[Problem, list[str]]], spans: Sequence[int], seed: int
 ) -> dict[str, float]:
-    """Mean scores of the [`next_steps`] of slips, and how well corrections are told from the two others (`auroc`)."""
+    """Return the mean scores of the [`next_steps`] after slips, and the AUROC of corrections against the other two (`auroc`)."""
     rng = random.Random(seed)
     trees = []
     for problem, steps in starts:
@@ -139,8 +142,9 @@ def measure_kinds(
 
 def small_tree(run: str | Path, most_nodes: int = 25) -> dict[str, Any]:
     """
-    A part of a search tree for a picture, with a correction in it where the policy corrects at all: equal texts after the same steps are
-    one node, and the most frequent paths are shown beside one that is corrected.
+    Return a part of a search tree for a picture: its most frequent paths, and a path with a correction if there is one.
+
+    Nodes with equal text after the same steps are merged.
     """
     found = []
     for tree in run_trees(run):
@@ -152,7 +156,7 @@ def small_tree(run: str | Path, most_nodes: int = 25) -> dict[str, Any]:
 
 
 def _distinct(tree: SearchTree) -> list[dict[str, Any]]:
-    """Nodes of a tree, one for each text after the same steps, with their mean value."""
+    """Return the nodes of a tree with their mean value. Nodes with equal text after the same steps are merged."""
     place: dict[int, int] = {-1: -1}
     found: dict[tuple[int, str], int] = {}
     nodes: list[dict[str, Any]] = []
@@ -173,7 +177,7 @@ def _distinct(tree: SearchTree) -> list[dict[str, Any]]:
 
 
 def _frequent(nodes: list[dict[str, Any]], corrected: list[int], most: int) -> list[dict[str, Any]]:
-    """The most frequent correction with all that leads to it and from it most often, then the most frequent others."""
+    """Return the most frequent correction with its ancestors and most frequent descendants, then the most frequent other nodes."""
     kept: set[int] = set()
 
     def keep(i: int) -> None:

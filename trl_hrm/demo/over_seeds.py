@@ -1,8 +1,8 @@
 """
-Means over seeds with their intervals, and what an interval settles.
+Means and intervals over seeds, and the claims that they settle.
 
-Two reward models of one recipe can differ by more than the error of the test set tells, so that a claim about a recipe is
-settled by several seeds or not at all.
+Two reward models trained with the same recipe can differ by more than the sampling error of the test set. So claims about a recipe need
+several seeds.
 """
 
 import statistics
@@ -13,7 +13,7 @@ from typing import Literal
 from ..pages.numbers import percent
 
 
-MIN_SEEDS = 3  # with fewer, an interval is as wide as the scale, or does not exist
+MIN_SEEDS = 3  # with two seeds, the interval is too wide to be useful
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -27,15 +27,15 @@ Answer = Literal["held", "not held", "open"]
 @dataclass(frozen=True)
 class Spread:
     """
-    A number over seeds.
+    A quantity measured with several seeds.
 
     Args:
         values (`tuple[float, ...]`):
-            One for each seed.
+            One value per seed.
         mean (`float`):
-            Their mean.
+            Mean of the values.
         low, high (`float`, *optional*):
-            Its 95 % interval. `None` where the seeds are too few, or all equal: they then say nothing about how much seeds differ.
+            95 % interval of the mean. `None` if there are too few seeds, or if all values are equal and give no estimate of the variance.
     """
 
     values: tuple[float, ...]
@@ -45,7 +45,7 @@ class Spread:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the seeds have an interval."""
+        """Whether there is an interval over seeds."""
         return (
             len(self.values) >= MIN_SEEDS and self.low is not None and self.high is not None and self.low < self.high
         )
@@ -53,14 +53,14 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread:
     """
-    Mean and t interval.
+    Return the mean and the t interval of values over seeds.
 
     Args:
         values (`Sequence[float]`):
-            One value for each seed: for two reward models with the same seeds, their differences.
+            One value per seed. To compare two reward models, pass the differences per seed.
 
     Returns:
-        [`Spread`]: Without an interval for fewer than three seeds, and for values that are all equal.
+        [`Spread`]: Mean and interval. There is no interval for fewer than three seeds, or if all values are equal.
 
     Example:
 
@@ -70,9 +70,7 @@ def spread(values: Sequence[float]) -> Spread:
     ```
     """
     mean = statistics.fmean(values)
-    if (
-        len(values) < MIN_SEEDS or max(values) - min(values) < 1e-9
-    ):  # differences of equal shares may differ by rounding
+    if len(values) < MIN_SEEDS or max(values) - min(values) < 1e-9:  # equal values can differ by rounding
         return Spread(tuple(values), mean)
     quantile = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES)) - 1]
     half = quantile * statistics.stdev(values) / len(values) ** 0.5
@@ -83,30 +81,30 @@ def paired(
     seeds: Sequence[int], values: Sequence[float], other_seeds: Sequence[int], others: Sequence[float]
 ) -> Spread:
     """
-    Differences of two reward models, seed by seed.
+    Return the differences between two reward models with the same seeds.
 
     Raises:
-        `ValueError`: If they have no seed in common.
+        `ValueError`: If the models have no common seed.
     """
     theirs = dict(zip(other_seeds, others, strict=True))
     common = [value - theirs[seed] for seed, value in zip(seeds, values, strict=True) if seed in theirs]
     if not common:
         raise ValueError(
-            f"Two models to compare have the seeds {list(seeds)} and {list(other_seeds)}, expected some in common: what is "
-            "compared seed by seed shares its data. Train both with the same seeds."
+            f"The models to compare have the seeds {list(seeds)} and {list(other_seeds)}, without a common seed. Train both with the "
+            "same seeds."
         )
     return spread(common)
 
 
 def judge(difference: Spread) -> Answer:
-    """Whether a difference that is claimed to be above 0 is so, by its interval."""
+    """Return whether the claim that a difference is above 0 holds, by its interval."""
     if not difference.is_settled:
         return "open"
     return "held" if difference.low > 0 else "not held" if difference.high < 0 else "open"
 
 
 def judge_all(answers: Sequence[Answer]) -> Answer:
-    """A claim of several parts is held if all are, and not held if one is not."""
+    """Combine the parts of a claim: `"held"` if all parts are, `"not held"` if one part is not, otherwise `"open"`."""
     if "not held" in answers:
         return "not held"
     return "held" if all(answer == "held" for answer in answers) else "open"
@@ -114,7 +112,7 @@ def judge_all(answers: Sequence[Answer]) -> Answer:
 
 def signed(value: float, digits: int = 1) -> str:
     """
-    A number with its sign.
+    Format a number with its sign.
 
     Example:
 
@@ -128,7 +126,7 @@ def signed(value: float, digits: int = 1) -> str:
 
 def told(found: Spread, scale: float = 100, unit: str = " points", digits: int = 1, each: str = "seed") -> str:
     """
-    A difference with what is known of it.
+    Format a difference with its interval, or with the number of seeds if there is no interval.
 
     Example:
 
@@ -147,20 +145,20 @@ def told(found: Spread, scale: float = 100, unit: str = " points", digits: int =
 
 
 def interval(found: Spread, scale: float = 100, digits: int = 1) -> str:
-    """The interval alone, a dash where there is none."""
+    """Format the interval, or return a dash if there is none."""
     if not found.is_settled:
         return "–"
     return f"{signed(scale * found.low, digits)} to {signed(scale * found.high, digits)}"
 
 
 def mean_share(values: Sequence[float]) -> str:
-    """Mean of shares over seeds in percent, with the lowest and the highest where there are several."""
+    """Format the mean of shares over seeds in percent, with the lowest and the highest if there are several."""
     mean = percent(statistics.fmean(values))
     return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 def mean_number(values: Sequence[float | None], form: str = ".2f") -> str:
-    """The same of numbers that are not shares, in a format. A dash where one was not measured."""
+    """Format the mean of numbers over seeds, like [`mean_share`]. Return a dash if one was not measured."""
     if None in values or not values:
         return "–"
     mean = f"{statistics.fmean(values):{form}}"

@@ -1,21 +1,21 @@
 """
-Both papers from end to end on a small world of arithmetic, without a network: a policy that errs and corrects itself, labels by tree
-search, reward models, choices among N, self-training, and one page that says what was seen.
+Both papers end to end on synthetic arithmetic problems, without network: train a policy that makes mistakes and corrects some of them,
+label steps by tree search, train reward models, choose among N solutions, self-train the policy, and write a report.
 
 ```bash
 trl-hrm demo
 trl-hrm demo --profile full --output_dir outputs/evidence
 ```
 
-Killed at any moment, the same command goes on where it was. The folders, below that of the demo:
+If the demo is interrupted, the same command resumes it. It creates these folders in `output_dir`:
 
-    world/           problems, and solutions whose steps are labelled by the rules of the world
-    policy/          the policy
-    runs/            searches for labels, and the solutions from which reward models choose
-    datasets/        what is trained on, as it is pushed to the Hub
-    models/          reward models, as they are pushed to the Hub
-    results/         choices among whole solutions and among next steps, with every reward model
-    measures/        what the rules of the world say of policy, labels and reward models
+    world/           problems, and solutions with step labels
+    policy/          policy
+    runs/            search trees for labels, and solutions for best-of-N
+    datasets/        training datasets, in the format that is pushed to the Hub
+    models/          reward models, in the format that is pushed to the Hub
+    results/         results of best-of-N and step search for every reward model
+    measures/        measurements of policy, labels and reward models with the checker
     self-training/   policies after self-training
 """
 
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from .runner import Runner
 
 
-MARK = ".trl-hrm-demo.json"  # what the folder was begun with
-SHARDS = 2  # parts of a search, each in a process of its own
-PAIRS = [1, 2]  # spans that also score a step merged with the one before it
+MARK = ".trl-hrm-demo.json"  # settings of the demo in this folder
+SHARDS = 2  # number of parallel processes per search
+PAIRS = [1, 2]  # score single steps and pairs of steps
 
-# What every command of the demo has in common
+# Settings shared by all commands of the demo
 POLICY = {
     "engine": "transformers",
     "prompt": "question",
@@ -102,52 +102,54 @@ KL_SELF = {
 @dataclass(kw_only=True)
 class DemoConfig(Config):
     """
-    Settings of [`run_demo`].
+    Configuration of [`run_demo`].
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/demo"`):
-            Folder of everything that is made.
+            Output folder.
         profile (`str`, *optional*, defaults to `"quick"`):
-            How much of it: `"quick"` takes minutes, `"full"` makes the evidence of docs/evidence.md in an hour.
+            Size of the demo. `"quick"` takes minutes. `"full"` takes an hour and reproduces docs/evidence.md.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the world and of the policy.
+            Seed of the problems and the policy.
         num_workers (`int`, *optional*):
-            Number of jobs at a time. By default one for each core.
+            Number of parallel jobs. Defaults to the number of cores.
         force (`bool`, *optional*, defaults to `False`):
-            Whether to do everything again.
+            Whether to delete the contents of `output_dir` and start over.
     """
 
-    output_dir: str = field(default="outputs/demo", metadata={"help": "Folder of everything that is made."})
+    output_dir: str = field(default="outputs/demo", metadata={"help": "Output folder."})
     profile: Literal["quick", "full"] = field(
         default="quick",
-        metadata={"help": "How much of it: minutes, or the evidence of docs/evidence.md in an hour."},
+        metadata={
+            "help": "Size of the demo. quick takes minutes. full takes an hour and reproduces docs/evidence.md."
+        },
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the world and of the policy."})
+    seed: int = field(default=42, metadata={"help": "Seed of the problems and the policy."})
     num_workers: int | None = field(
-        default=None, metadata={"help": "Number of jobs at a time (default: one for each core)."}
+        default=None, metadata={"help": "Number of parallel jobs (default: the number of cores)."}
     )
-    force: bool = field(default=False, metadata={"help": "Do everything again."})
+    force: bool = field(default=False, metadata={"help": "Delete the contents of --output_dir and start over."})
 
     def __post_init__(self):
         super().__post_init__()
         if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"num_workers is {self.num_workers}, expected 1 or more.")
+            raise ValueError(f"`num_workers` is {self.num_workers}. It must be at least 1.")
 
 
 def run_demo(config: DemoConfig) -> str:
     """
-    Run the demo, or go on with it.
+    Run the demo, or resume it.
 
     Args:
         config ([`DemoConfig`]):
-            How much of it, and where.
+            Size and output folder of the demo.
 
     Returns:
-        `str`: Where the report is.
+        `str`: Path of the report.
 
     Raises:
         `ImportError`: If matplotlib is missing.
-        `ValueError`: If the folder holds something else, was begun with other settings, or a job failed.
+        `ValueError`: If the folder has other files or a demo with different settings, or if a job failed.
     """
     import time
 
@@ -158,8 +160,8 @@ def run_demo(config: DemoConfig) -> str:
     from .runner import Runner
 
     if find_spec("matplotlib") is None:
-        raise ImportError('the report needs matplotlib: pip install "trl-hrm[plots]"')
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is made here
+        raise ImportError('The report requires matplotlib. Run `pip install "trl-hrm[plots]"`.')
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the demo does not use the Hub
     folder, profile = Path(config.output_dir), PROFILES[config.profile]
     settings = {
         "profile": config.profile,
@@ -178,23 +180,23 @@ def run_demo(config: DemoConfig) -> str:
     return (
         f"{'report':<16}{seconds:>6.0f} s  {folder / 'report.html'}\n"
         f"{'total':<16}{data['total_seconds'] + seconds:>6.0f} s\n"
-        f"Next: open {folder / 'report.html'}; trl-hrm score FILE --reward_model {folder / 'models' / 'hrm-0'}"
+        f"Next: open {folder / 'report.html'}, or run trl-hrm score FILE --reward_model {folder / 'models' / 'hrm-0'}"
     )
 
 
 def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) -> None:
     """
-    The stages of the demo, from top to bottom. Each calls what users call.
+    Run the stages of the demo in order. Most of them call the public functions of the commands.
 
     Args:
         runner ([`~demo.runner.Runner`]):
-            Runs the jobs of a stage, and knows which are done.
+            Runs the unfinished jobs of a stage.
         profile ([`~demo.profiles.Profile`]):
-            How much of everything.
+            Sizes of the demo.
         folder (`Path`):
             Folder of the demo.
         seed (`int`):
-            Seed of the world and of the policy.
+            Seed of the problems and the policy.
     """
     from ..data.build_config import BuildStepwiseConfig
     from ..data.stepwise import build_stepwise
@@ -204,24 +206,24 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
     def at(path: str) -> str:
         return str(folder / path)
 
-    # Problems to search, to solve, and to solve from a slip on; solutions that the rules of the world label
+    # Training problems, test problems, problems with a wrong prefix, and solutions with first-error labels
     sizes = {name: getattr(profile, name) for name in ("num_train", "num_test", "num_starts", "num_judged")}
     runner.run(
         "world",
         {"world": partial(make_world, at("world"), **sizes, seed=seed)},
         lambda: (
-            f"{profile.num_train} problems to search, {profile.num_test} to solve, {profile.num_starts} to solve from a slip on"
+            f"{profile.num_train} training problems, {profile.num_test} test problems, {profile.num_starts} with a wrong prefix"
         ),
     )
 
-    # A policy that errs and corrects itself, trained from scratch
+    # A policy that makes mistakes and corrects some of them, trained from scratch
     runner.run(
         "policy",
         {"policy": partial(make_policy, at("world"), at("policy"), steps=profile.policy_steps, seed=seed)},
-        lambda: f"a policy from scratch, {profile.policy_steps:,} steps",
+        lambda: f"policy trained from scratch, {profile.policy_steps:,} steps",
     )
 
-    # The whole solutions from which every reward model chooses
+    # Whole solutions for best-of-N, shared by all reward models
     most = {"num_solutions": max(profile.n), "max_sequences": max(profile.n)}
     runner.run(
         "solutions",
@@ -229,14 +231,14 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         lambda: describe_search(folder / "runs" / "solutions"),
     )
 
-    # Whether the policy sees its slips: if not, the rest shows little
+    # Whether the policy detects its slips. If it does not, the other results are not meaningful
     runner.run(
         "policy-check",
         {"check": partial(measure_policy, at("runs/solutions"), at("measures/policy.json"))},
         lambda: describe_policy(folder),
     )
 
-    # Trees of steps, from whose outcomes labels are made; for their values by depth also with other depths
+    # Search trees for labels, and smaller ones with other depth caps to compare MC values
     jobs = search_jobs(folder, "search", "train", **FULL_TREE, max_depth=profile.max_depth)
     for cap in profile.caps:
         limit = {"max_depth": cap, "limit": profile.num_capped}
@@ -245,7 +247,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         jobs |= search_jobs(folder, "search-again", "train", **FULL_TREE, max_depth=profile.max_depth, seed=142)
     runner.run("search", jobs, lambda: describe_search(folder / "runs" / "search"))
 
-    # Labels of the search in the views of ORM, PRM and HRM, with node compression, hard and entropy labels; labels of the world
+    # Datasets from the search: ORM, PRM and HRM views, node compression, hard and entropy labels. Datasets with first-error labels
     jobs = {
         "orm": export_job(folder, "orm", view="orm"),
         "prm": export_job(folder, "prm", view="tree"),
@@ -265,21 +267,21 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
     runner.run(
         "datasets",
         jobs,
-        lambda: f"{len(list(folder.glob('datasets/[!.]*')))} datasets of judged steps and of solutions",
+        lambda: f"{len(list(folder.glob('datasets/[!.]*')))} datasets of labelled steps and of solutions",
     )
 
-    # Every reward model with every seed. Each begins as the policy
+    # Every reward model with every seed, initialized from the policy
     jobs = {name: reward_job(folder, model, name, seed) for model in profile.models for name, seed in model.runs()}
     runner.run("reward-models", jobs, lambda: f"{len(list(folder.glob('models/*/config.json')))} reward models")
 
-    # What the rules of the world say of reward models and of the values of searches
+    # Measure reward models and MC values with the checker
     jobs = {
         name: partial(
             measure_model,
             at(f"models/{name}"),
             at("world"),
             spans=spans_of(model),
-            seed=seed,  # the same steps for all
+            seed=seed,  # same steps for all models
             output=at(f"measures/models/{name}.json"),
         )
         for model in profile.models
@@ -290,14 +292,14 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
             measure_values,
             at(f"runs/{run}"),
             at("world"),
-            num_problems=profile.num_capped,  # as many, and the same ones
+            num_problems=profile.num_capped,  # same problems for all caps
             cap=cap,
             output=at(f"measures/cap-{cap}.json"),
         )
     jobs["tree"] = partial(measure_tree, at("runs/search"), at("measures/tree.json"))
     runner.run("checks", jobs, lambda: describe_models(folder, profile))
 
-    # Choices among whole solutions
+    # Best-of-N among whole solutions
     jobs = {}
     for model in profile.models:
         for name, _ in model.runs() if model.ranks else ():
@@ -312,18 +314,18 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
                 overwrite=True,
             )
             jobs[name] = partial(best_of_n, config)
-    runner.run("best-of-n", jobs, lambda: f"choices among up to {max(profile.n)} whole solutions")
+    runner.run("best-of-n", jobs, lambda: f"best of up to {max(profile.n)} whole solutions")
 
-    # Choices among next steps, what the HRM paper calls best-of-N for PRM and HRM
+    # Step search, which the HRM paper calls best-of-N for PRM and HRM
     jobs = {
         name: step_search_job(folder, f"step-search/{name}", name, "test", profile.n)
         for model in profile.models
         for name, _ in model.runs()
         if model.searches
     }
-    runner.run("step-search", jobs, lambda: f"choices among up to {max(profile.n)} next steps")
+    runner.run("step-search", jobs, lambda: f"best of up to {max(profile.n)} next steps")
 
-    # Searches that begin after a slip: where self-correction shows
+    # Step search from a wrong prefix, which shows self-correction
     jobs = {}
     for model in profile.models:
         for name, _ in model.runs() if model.corrects else ():
@@ -336,10 +338,10 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
     runner.run(
         "wrong-prefix",
         jobs,
-        lambda: f"searches that begin after a slip, N = {', '.join(map(str, profile.prefix_n))}",
+        lambda: f"step search from a wrong prefix, N = {', '.join(map(str, profile.prefix_n))}",
     )
 
-    # The policy trained on its best solutions, at every λ
+    # Train the policy on its best solutions, with every λ
     jobs = {}
     for place, study in enumerate(profile.self_training):
         settings = {
@@ -351,7 +353,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         jobs[str(place)] = partial(self_train, {**KL_SELF, **settings, **study})
     runner.run("self-training", jobs, lambda: describe_self_training(folder, profile))
 
-    # Solutions of the policies after self-training
+    # Sample solutions from the self-trained policies
     samples = {"num_solutions": profile.self_training_samples, "max_sequences": profile.self_training_samples}
     jobs = {}
     for place in range(len(profile.self_training)):
@@ -360,14 +362,14 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
     runner.run(
         "self-trained",
         jobs,
-        lambda: f"{profile.self_training_samples} solutions of each test problem by each policy",
+        lambda: f"{profile.self_training_samples} solutions per test problem and policy",
     )
 
 
 def search_jobs(
     folder: Path, name: str, problems: str, policy: str = "policy", shards: int = SHARDS, **settings: Any
 ) -> dict[str, partial]:
-    """The parts of a search of problems of the world."""
+    """Return the jobs of a search, one per shard."""
     from ..scripts.annotate import AnnotateConfig, annotate
 
     return {
@@ -386,7 +388,7 @@ def search_jobs(
 
 
 def export_job(folder: Path, name: str, *runs: str, **settings: Any) -> partial:
-    """A dataset of labels of searches."""
+    """Return the job that exports a dataset of labels."""
     from ..data.export import export
     from ..data.export_config import ExportConfig
 
@@ -397,7 +399,7 @@ def export_job(folder: Path, name: str, *runs: str, **settings: Any) -> partial:
 
 
 def reward_job(folder: Path, model: "RewardModel", name: str, seed: int) -> partial:
-    """The training of a reward model."""
+    """Return the job that trains a reward model."""
     from .jobs import train
 
     settings = {
@@ -413,7 +415,7 @@ def reward_job(folder: Path, model: "RewardModel", name: str, seed: int) -> part
 def step_search_job(
     folder: Path, result: str, model: str, problems: str, n: tuple[int, ...], **settings: Any
 ) -> partial:
-    """A search step by step with a reward model."""
+    """Return the job of a step search with a reward model."""
     from ..scripts.step_search import StepSearchConfig, step_search
 
     return partial(
@@ -433,7 +435,7 @@ def step_search_job(
 
 
 def spans_of(model: "RewardModel") -> list[list[int]]:
-    """How its scores are taken after a slip: as the papers do, and where it has learned pairs, with them."""
+    """Return the spans to score after a slip: single steps as in the papers and, for models trained on pairs, also pairs."""
     return [[1], PAIRS] if model.is_merged else [[1]]
 
 
@@ -444,18 +446,18 @@ def describe_search(run: Path) -> str:
     totals = read_totals(node_files(run))
     leaves = totals["leaves_answered"] + totals["leaves_unresolved"]
     share = totals["leaves_correct"] / max(leaves, 1)
-    return f"{totals['problems']:,} problems, {totals['num_tokens']:,} tokens, {leaves:,} solutions, {share:.0%} of them right"
+    return f"{totals['problems']:,} problems, {totals['num_tokens']:,} tokens, {leaves:,} solutions, {share:.0%} right"
 
 
 def describe_policy(folder: Path) -> str:
     from .world import SIGHT
 
     found = json.loads((folder / "measures" / "policy.json").read_text(encoding="utf-8"))
-    what = f"{found['accuracy']:.0%} right, {found['slip_rate']:.0%} slips, {found['correction_rate']:.0%} of them corrected"
+    what = f"accuracy {found['accuracy']:.0%}, {found['slip_rate']:.0%} of steps are mistakes, {found['correction_rate']:.0%} of them corrected"
     if found["sight"] is None:
-        return f"{what}; it corrects no right step"
-    seen = f"{what}; it corrects slips {found['sight']:.1f} times as often as right steps"
-    blind = f", expected {SIGHT} or more: WARNING: it does not see its slips, and what follows shows little. Try another --seed"
+        return f"{what}, no right step corrected"
+    seen = f"{what}, {found['sight']:.1f} times as often as right steps"
+    blind = f". WARNING: expected at least {SIGHT} times. The policy does not detect its mistakes. Try another --seed"
     return seen if found["sight"] >= SIGHT else seen + blind
 
 
@@ -464,7 +466,7 @@ def describe_models(folder: Path, profile: "Profile") -> str:
     for model in profile.models[:4]:
         files = [folder / "measures" / "models" / f"{name}.json" for name, _ in model.runs()]
         found[model.title] = fmean(json.loads(file.read_text())["first_error_auroc"] for file in files)
-    return "AUROC of first errors: " + ", ".join(f"{title} {value:.2f}" for title, value in found.items())
+    return "first-error AUROC: " + ", ".join(f"{title} {value:.2f}" for title, value in found.items())
 
 
 def describe_self_training(folder: Path, profile: "Profile") -> str:
@@ -472,31 +474,34 @@ def describe_self_training(folder: Path, profile: "Profile") -> str:
     for place, settings in enumerate(profile.self_training):
         found = json.loads((folder / "self-training" / str(place) / "held_out.json").read_text())
         last.setdefault(settings["kl_coef"], found["curve"][-1]["kl"])
-    return "KL to the reference at the end: " + ", ".join(f"{kl:.3f} at λ = {coef:g}" for coef, kl in last.items())
+    return "KL from the reference after training: " + ", ".join(
+        f"{kl:.3f} at λ = {coef:g}" for coef, kl in last.items()
+    )
 
 
 @contextlib.contextmanager
 def begun(folder: Path, settings: dict[str, Any], force: bool = False) -> Iterator[None]:
     """
-    A folder that is begun, or gone on with if it was begun with the same settings, and that no other demo works in meanwhile.
+    Create the folder of the demo, or reuse it if it was created with the same settings, and lock it for this process.
 
     Raises:
-        `ValueError`: If it holds something else, was begun with other settings, or another demo works in it.
+        `ValueError`: If the folder has other files or a demo with different settings, or if another demo is running in it.
     """
     others = [path for path in folder.iterdir() if path.name not in (MARK, f"{MARK}.lock")] if folder.exists() else []
     if others and not (folder / MARK).exists():
-        raise ValueError(f"{folder}: holds something that is no demo. Name another output_dir.")
+        raise ValueError(f"{folder} has files that do not belong to a demo. Set another `output_dir`.")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         taken = FileLock(folder / f"{MARK}.lock").acquire(blocking=False)
     except Timeout:
-        raise ValueError(f"{folder}: another demo works in it. Wait for it, or name another output_dir.") from None
+        raise ValueError(f"Another demo is running in {folder}. Wait for it, or set another `output_dir`.") from None
     with taken:
         mark = folder / MARK
         found = json.loads(mark.read_text(encoding="utf-8") or "null") if mark.exists() else None
         if found not in (None, settings) and not force:
             raise ValueError(
-                f"{folder}: made with {found}, and {settings} is asked for. Name another output_dir, or pass --force to replace it."
+                f"The demo in {folder} was created with {found}, but the settings are now {settings}. Set another `output_dir`, or use "
+                "--force to replace it."
             )
         if force:
             for path in others:
@@ -507,5 +512,5 @@ def begun(folder: Path, settings: dict[str, Any], force: bool = False) -> Iterat
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

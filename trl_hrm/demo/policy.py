@@ -1,12 +1,16 @@
 """
-A small policy, trained from scratch to solve the world's problems, to slip, and to see its own slips.
+A small policy, trained from scratch to solve the demo's problems with slips, and to detect and correct its own slips.
 
-Whether a step slipped shows in two tokens that should be equal, and to tell equal from unequal is learned late: among all the tokens of a
-solution, of which a slip's are noise that nobody can predict, the one that says "Wait" hardly counts. A policy that is trained on
-whole solutions says it at random after a thousand steps. So there are four stages: arithmetic without slips; two of solutions in which
-every slip is corrected, trained on nothing but what follows from seeing it (whether a step is a correction, and the correction); then
-the world as it is. In the first of the two, slips mostly see one value: where any two values differ equally often, no single token tells
-anything, and most seeds found no way out of that in as many steps.
+To detect a slip, the policy must compare two tokens that should be equal. This is learned late, because the token "Wait" is a small part of
+the loss, and the tokens of slips are unpredictable noise. A policy trained on whole solutions still writes "Wait" at random after a thousand
+steps. So training has four stages:
+
+1. Solutions without slips, to learn arithmetic.
+2. Solutions in which every slip is corrected. The loss only covers the tokens that depend on detecting the slip: whether a step is a
+   correction, and the correction. Slips mostly copy one value. If all wrong values were equally frequent, no single token would be
+   informative, and most seeds would not learn to detect slips in this number of steps.
+3. The same with all wrong values equally frequent.
+4. The final distribution of slips and corrections.
 """
 
 import random
@@ -33,14 +37,14 @@ from .world import STEP, Problem, solve
 @dataclass(frozen=True)
 class Stage:
     """
-    A part of the training.
+    A stage of the training.
 
     Args:
         share (`float`): Share of all optimizer steps.
-        learning_rate (`float`): Largest learning rate; it falls to 0.
+        learning_rate (`float`): Peak learning rate. It decays to 0.
         slip_rate, correction_rate (`float`): See [`~demo.world.solve`].
-        decisions (`bool`): Whether to train on the first token of each step and on corrections alone, and on a quarter of
-            solutions without slips, whole, so that arithmetic is not forgotten.
+        decisions (`bool`): Whether to train only on the first token of each step and on corrections. A quarter of the rows are
+            still whole solutions without slips, so that arithmetic is not forgotten.
         skew (`float`): See [`~demo.world.solve`].
     """
 
@@ -62,7 +66,7 @@ BATCH_SIZE = 32
 
 
 def solution_text(steps: list[str]) -> str:
-    """A solution as the policy writes it, before its EOS token."""
+    """Return the text of a solution in the format of the policy, without the EOS token."""
     return "\n\n".join(steps)
 
 
@@ -72,13 +76,13 @@ def train_policy(output_dir: str | Path, problems: list[Problem], max_steps: int
 
     Args:
         output_dir (`str` or `Path`):
-            Folder to write model and tokenizer to.
+            Output folder of the model and the tokenizer.
         problems (`list[Problem]`):
-            Problems whose solutions it learns.
+            Training problems.
         max_steps (`int`, *optional*, defaults to `1200`):
-            Optimizer steps of all stages, of 32 solutions each.
+            Total number of optimizer steps, with 32 solutions each.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of solutions, weights and training.
+            Seed of the solutions, the weights and the training.
     """
     rng = random.Random(seed)
     sample = [(problem.text(), solution_text(solve(problem, rng)[0])) for problem in problems[:1000]]
@@ -115,7 +119,7 @@ def train_policy(output_dir: str | Path, problems: list[Problem], max_steps: int
 
 
 class _Bar(TrainerCallback):
-    """One bar for the trainings of all stages."""
+    """One progress bar for all stages."""
 
     def __init__(self, num_steps: int):
         self.bar = tqdm(total=num_steps, desc="policy", unit="step")
@@ -126,7 +130,7 @@ class _Bar(TrainerCallback):
 
 
 def _row(tokenizer, problem: Problem, stage: Stage, rng: random.Random) -> dict[str, list[int]]:
-    """Ids of a problem and a solution, with labels on what is trained. Both parts are tokenised apart, as at sampling."""
+    """Return token ids and labels of a problem and a random solution. Both are tokenized separately, as in sampling."""
     whole = not stage.decisions or rng.random() < 0.25
     slip_rate = 0.0 if stage.decisions and whole else stage.slip_rate
     text = solution_text(solve(problem, rng, slip_rate, stage.correction_rate, stage.skew)[0])
@@ -142,7 +146,7 @@ def _row(tokenizer, problem: Problem, stage: Stage, rng: random.Random) -> dict[
 
 
 def decision_characters(text: str) -> set[int]:
-    """Where tokens begin that follow from whether a slip was seen: the first of each step, and all of a correction."""
+    """Return the characters of the tokens that depend on detecting slips: the first of each step, and all of a correction."""
     found = set()
     for step in STEP.finditer(text):
         found |= set(range(step.start(), step.end())) if step[1] else {step.start()}
@@ -152,13 +156,13 @@ def decision_characters(text: str) -> set[int]:
 @dataclass(frozen=True)
 class PolicyRates:
     """
-    What a policy does, counted over sampled solutions.
+    Counts of slips and corrections in sampled solutions.
 
     Args:
-        num_solutions (`int`): Solutions.
-        num_steps, num_slips (`int`): Steps that are no corrections, and those of them that copy a wrong value.
-        num_corrected (`int`): Slips that the next step corrects.
-        num_spurious (`int`): Steps without a slip that the next step "corrects" all the same.
+        num_solutions (`int`): Number of solutions.
+        num_steps, num_slips (`int`): Number of steps that are not corrections, and how many of them copy a wrong value.
+        num_corrected (`int`): Number of slips that the next step corrects.
+        num_spurious (`int`): Number of steps without a slip that the next step "corrects" anyway.
     """
 
     num_solutions: int
@@ -181,14 +185,14 @@ class PolicyRates:
 
     @property
     def sight(self) -> float:
-        """How much likelier a correction is after a slip than after a right step; 1 for a policy that sees nothing, 0 if it corrects none."""
+        """Rate of corrections after slips divided by the rate after right steps. 1 means no detection, 0 no corrections."""
         if self.num_spurious:
             return self.correction_rate / self.spurious_rate
         return float("inf") if self.num_corrected else 0.0
 
 
 def policy_rates(solutions: Iterable[tuple[Problem, str]]) -> PolicyRates:
-    """Count what the policy did in solutions of problems, given by their texts."""
+    """Count slips and corrections in the texts of solutions."""
     counts: Counter[str] = Counter()
     for problem, text in solutions:
         counts["num_solutions"] += 1

@@ -1,4 +1,4 @@
-"""Sizes of the demo: how much of everything."""
+"""Profiles of the demo: sizes, seeds and reward models."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +11,25 @@ class RewardModel:
 
     Args:
         name (`str`):
-            Name, as in file names.
+            Name in file names.
         title (`str`):
-            Name, as in the report.
+            Name in the report.
         labels (`str`):
-            `"soft"`, `"hard"`, `"entropy"` or `"judged"`.
+            Kind of labels: `"soft"`, `"hard"`, `"entropy"` or `"judged"` (first-error labels).
         data (`str`):
-            Its dataset.
+            Name of the training dataset.
         seeds (`tuple[int, ...]`):
-            Seeds of its trainings.
+            Seeds. One model is trained per seed.
         steps (`int`):
-            Optimizer steps.
+            Number of optimizer steps.
         eta (`float`, *optional*):
-            Strength of the entropy regularisation, for `labels="entropy"`.
+            Strength η of the entropy regularization, for `labels="entropy"`.
         is_merged (`bool`, *optional*, defaults to `False`):
-            Whether it is trained on merged steps too, so that it can score pairs.
+            Whether the training data has merged steps, so that the model can score pairs.
         aggregate (`str`, *optional*, defaults to `"min"`):
-            How the scores of its steps become that of a whole solution.
+            How step scores are combined into the score of a solution.
         ranks, searches, corrects (`bool`, *optional*, default to `False`):
-            Whether it chooses among whole solutions; searches step by step; is measured on what follows a slip.
+            Whether the model is used for best-of-N, for step search, and for tests of corrections.
     """
 
     name: str
@@ -46,7 +46,7 @@ class RewardModel:
     corrects: bool = False
 
     def runs(self) -> list[tuple[str, int]]:
-        """Names of its trainings, and their seeds."""
+        """Return the name and the seed of each training run."""
         return [(f"{self.name}-{seed}", seed) for seed in self.seeds]
 
 
@@ -57,25 +57,25 @@ class Profile:
 
     Args:
         policy_steps (`int`):
-            Optimizer steps of the policy.
+            Number of optimizer steps of the policy.
         num_train, num_test, num_starts (`int`):
-            Problems that are searched; that are solved with reward models; that are solved from a slip on.
+            Number of problems to search for labels, to test reward models on, and to solve from a wrong prefix.
         num_judged (`int`):
-            Problems whose solutions the world's judge labels.
+            Number of problems with first-error labels.
         max_depth (`int`):
-            Most steps of a search for labels.
+            Maximum number of steps in the search for labels.
         caps (`tuple[int, ...]`), num_capped (`int`):
-            Other such depths, for the values by depth alone, and the problems that are searched with them.
+            Other maximum numbers of steps, to compare MC values, and the number of problems to search with them.
         n, prefix_n (`tuple[int, ...]`):
-            Numbers of candidates; those after a slip.
+            Numbers of candidates, from the problem and from a wrong prefix.
         models (`tuple[RewardModel, ...]`):
-            The reward models.
+            Reward models to train.
         etas (`tuple[float, ...]`):
-            Strengths of entropy regularisation.
+            Values of η for entropy labels.
         again (`bool`):
-            Whether to search the training problems a second time, for a control with as many rows as node compression gives.
+            Whether to search the training problems a second time, for a control with as many rows as with node compression.
         self_training (`tuple[dict[str, Any], ...]`), self_training_steps (`int`), self_training_samples (`int`):
-            λ and what goes with it; optimizer steps; solutions of each test problem afterwards.
+            Settings of each self-training run, number of optimizer steps, and number of solutions per test problem after training.
     """
 
     policy_steps: int
@@ -99,7 +99,7 @@ class Profile:
 def _models(
     seeds: tuple[int, ...], steps: int, judged: tuple[int, ...], etas: tuple[float, ...], eta_seeds: tuple[int, ...]
 ) -> tuple[RewardModel, ...]:
-    """The reward models that every profile has."""
+    """Return the reward models of every profile."""
     return (
         RewardModel("orm", "ORM", "soft", "orm", seeds, steps, aggregate="last", ranks=True),
         RewardModel("prm", "PRM", "soft", "prm", seeds, steps, ranks=True, searches=True, corrects=True),
@@ -121,12 +121,10 @@ def _models(
             )
             for eta in etas
         ),
-        RewardModel(
-            "judged-prm", "PRM, sticky labels of a judge", "judged", "judged-prm", judged, steps, corrects=True
-        ),
+        RewardModel("judged-prm", "PRM, first-error labels", "judged", "judged-prm", judged, steps, corrects=True),
         RewardModel(
             "judged-hrm",
-            "HRM, sticky labels of a judge",
+            "HRM, first-error labels",
             "judged",
             "judged-hrm",
             judged,
@@ -138,7 +136,7 @@ def _models(
 
 
 def _lambdas(seeds: tuple[int, ...], *studies: tuple[tuple[float, ...], dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Runs of self-training: for each study its λ, for each λ the seeds."""
+    """Return the settings of the self-training runs: every λ of each study with every seed."""
     return tuple(
         {"kl_coef": value, **other, "seed": seed} for values, other in studies for value in values for seed in seeds
     )
@@ -178,11 +176,11 @@ FULL = Profile(
     prefix_n=(1, 4, 16),
     models=(
         *_models(_SIX, _STEPS, _SIX[:3], (-2.0, 2.0, 8.0), _SIX[:3]),
-        RewardModel("control", "HRM, searched twice", "soft", "control", _SIX, _STEPS, is_merged=True, searches=True),
+        RewardModel("control", "HRM (two searches)", "soft", "control", _SIX, _STEPS, is_merged=True, searches=True),
         *(
             RewardModel(
                 f"{name}-long",
-                f"{title}, trained {_CONVERGED // _STEPS} times as long",
+                f"{title} ({_CONVERGED // _STEPS}× steps)",
                 "soft",
                 name,
                 _SIX,

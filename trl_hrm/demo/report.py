@@ -1,7 +1,7 @@
 """
-The demo's report: what was measured, in sections of words, tables and pictures.
+The report of the demo: sections with text, tables and pictures.
 
-The same sections are a page (`pages/templates/demo.html.jinja`) and, in Markdown, `docs/evidence.md`.
+They are rendered as an HTML page (`pages/templates/demo.html.jinja`) and, in Markdown, as `docs/evidence.md`.
 """
 
 import statistics
@@ -49,17 +49,17 @@ class Section:
 
     Args:
         key (`str`):
-            What links to it and its pictures are called.
+            Key for links and pictures.
         title (`str`):
-            Its title.
+            Title of the section.
         words (`str`):
-            What was seen, in a sentence or two.
+            Main finding, in a sentence or two.
         tables (`list[tuple[str, Table]]`, *optional*):
-            Tables with their captions, which may be empty.
+            Captions, which may be empty, and tables.
         details (`list[tuple[str, Table]]`, *optional*):
-            Tables that are shown on request, with their titles.
+            Titles and tables that are collapsed by default.
         note (`str`, *optional*, defaults to `""`):
-            How to read it.
+            Explanation of the numbers.
     """
 
     key: str
@@ -72,17 +72,17 @@ class Section:
 
 def write_report(data: dict[str, Any], output: Path) -> list[Path]:
     """
-    Write the report as a page that asks nothing of the network, and its pictures into a folder next to it.
+    Write the report as a self-contained HTML page, and its pictures to a folder next to it.
 
     Args:
         data (`dict[str, Any]`):
-            The measurements, as `report.json` of the demo holds them. Shares are from 0 to 1, and lists of seeds are parallel to
-            the `seeds` next to them.
+            The measurements, as in `report.json` of the demo. Shares are between 0 and 1. Lists over seeds are parallel to the list
+            `seeds` of the same object.
         output (`Path`):
-            The page, by convention `report.html`; its pictures go to `report_files`.
+            Path of the page, usually `report.html`. Pictures are saved in `report_files`.
 
     Returns:
-        `list[Path]`: The files of the pictures.
+        `list[Path]`: Paths of the pictures.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
@@ -95,7 +95,7 @@ def write_report(data: dict[str, Any], output: Path) -> list[Path]:
 
 def render_report(data: dict[str, Any], pictures: dict[str, list[Picture]]) -> str:
     """
-    The report as a page. The same measurements give the same bytes.
+    Return the report as an HTML page. The same measurements give the same bytes.
 
     Args:
         data (`dict[str, Any]`):
@@ -124,14 +124,14 @@ def render_report(data: dict[str, Any], pictures: dict[str, list[Picture]]) -> s
 
 def sections(data: dict[str, Any]) -> list[Section]:
     """
-    All sections after the claims.
+    Return all sections after the claims.
 
     Args:
         data (`dict[str, Any]`):
             The measurements. See [`write_report`].
 
     Returns:
-        `list[Section]`: In the order of the page.
+        `list[Section]`: Sections in the order of the page.
     """
     return [
         accuracy_section(data),
@@ -151,17 +151,17 @@ def sections(data: dict[str, Any]) -> list[Section]:
 
 
 def _over_n(numbers: Sequence[int], *titles: str) -> list[str]:
-    """Head of a table with a column for each N."""
+    """Return the header of a table with one column per N."""
     return [*(titles or [""]), *(f"N = {n}" for n in numbers)]
 
 
 def _shares(accuracy: Sequence[Sequence[float]]) -> list[str]:
-    """A cell for each N, from one curve for each seed."""
+    """Return one cell per N, from the curves of all seeds."""
     return [mean_share(values) for values in zip(*accuracy, strict=True)]
 
 
 def _last(one: dict[str, Any]) -> float:
-    """Mean accuracy over seeds at the largest N."""
+    """Return the mean accuracy over seeds at the largest N."""
     return statistics.fmean(accuracy[-1] for accuracy in one["accuracy"])
 
 
@@ -184,7 +184,7 @@ def accuracy_section(data: dict[str, Any]) -> Section:
         tables.append((f"By {words}", Table(head, rows + plain)))
     used = data["best_of_n"]["aggregate"]
     aggregates = "; ".join(
-        f"{ {'min': 'the lowest', 'last': 'the last'}[one] } for {', '.join(names[name] for name, its in used.items() if its == one)}"
+        f"{ {'min': 'the lowest score', 'last': 'the last score'}[one] } for {', '.join(names[name] for name, its in used.items() if its == one)}"
         for one in dict.fromkeys(used.values())
     )
     return Section(
@@ -193,9 +193,9 @@ def accuracy_section(data: dict[str, Any]) -> Section:
         f"At N = {data['n'][-1]}: {'; '.join(lasts)}; majority vote {plain[0][-1]}, pass@N {plain[1][-1]}.",
         tables,
         [("Each seed, with 95 % intervals over problems", Table(head, each))],
-        f"Best-of-N chooses one of N whole solutions by an aggregate of the scores of its steps ({aggregates}); step search "
-        "keeps the best of N next steps, which is what the HRM paper calls best-of-N for PRM and HRM. "
-        f"{band_words(data)} In brackets: the lowest and the highest seed.",
+        f"Best-of-N chooses one of N whole solutions by an aggregate of its step scores ({aggregates}). Step search keeps the best of "
+        "N next steps, which the HRM paper calls best-of-N for PRM and HRM. "
+        f"{band_words(data)} In parentheses: lowest and highest seed.",
     )
 
 
@@ -213,10 +213,10 @@ def gap_section(data: dict[str, Any]) -> Section:
                 ends = [signed(100 * size), points_between(low, high), str(best), str(last)]
                 each.append([f"{name}, seed {seed}", *ends, CHIPS[verdict]])
     settled = [one for one in lost if one.is_settled]
-    words = "No curve has an interval over seeds: each model is judged by its own interval over problems, below."
+    words = "No curve has an interval over seeds. Each model is assessed by its own interval over problems, below."
     if settled:
         number = sum(one.low > 0 for one in settled)
-        words = f"{number} of {len(settled)} curves fall beyond their best N by more than seeds explain."
+        words = f"{number} of {len(settled)} curves fall beyond their best N, with a 95 % interval over seeds above 0."
     head = ["", f"points lost to N = {n[-1]}", "95 % over seeds", "from N ="]
     return Section(
         "gap",
@@ -225,15 +225,15 @@ def gap_section(data: dict[str, Any]) -> Section:
         [("", Table([*head, *(f"seeds: {word}" for word in CHIPS.values())], rows))],
         [
             (
-                "The loss of each seed",
+                "Loss of each seed",
                 Table(["", "points lost", "95 % over problems", "from N =", "to N =", ""], each),
             )
         ],
-        "Lost: mean accuracy at the best smaller N minus that at the largest, the same two N for all seeds; below 0 is a rise. The "
-        "best N is chosen on the same problems, which makes small losses look larger than they are. In the picture: a small mark for "
-        "each seed, a large one for the mean, a bar for its 95 % interval. In the table each seed is judged by its own loss from its "
-        "own best smaller N: no sign where the interval over problems rules out a loss of 5 points or more, hacked where it does not "
-        "and lies above 0.",
+        "Points lost: mean accuracy at the best smaller N minus mean accuracy at the largest N, with the same two N for all seeds. "
+        "Negative values are gains. The best N is chosen on the same problems, which overstates small losses. In the picture: small "
+        "marks are seeds, large marks are means, bars are 95 % intervals. The counts of seeds use each seed's own best smaller N. A "
+        "seed shows no sign of hacking if its interval over problems rules out a loss of 5 points or more. Otherwise, it is hacked "
+        "if the interval is above 0.",
     )
 
 
@@ -243,10 +243,10 @@ def wrong_prefix_section(found: dict[str, Any]) -> Section:
     return Section(
         "wrong-prefix",
         "Search from a wrong prefix",
-        f"From {found['num_problems']:,} prefixes whose last step is wrong, at N = {found['n'][-1]}: {ends}.",
+        f"Accuracy from {found['num_problems']:,} prefixes whose last step is wrong, at N = {found['n'][-1]}: {ends}.",
         [("", Table(_over_n(found["n"]), rows))],
-        note="A search from a clean start meets few errors where the reward model is good, and self-correction may not show. Pairs too: "
-        "the higher of a step's own score and that of the pair that it ends.",
+        note="A search from the problem makes few errors with a good reward model, so it may not show self-correction. Steps and pairs: "
+        "the higher of a step's own score and the score of the pair that ends with it.",
     )
 
 
@@ -261,12 +261,12 @@ def step_kinds_section(found: Sequence[dict[str, Any]]) -> Section:
     return Section(
         "step-kinds",
         "Scores after an error",
-        f"Score a correction above a locally right step that stays wrong, on average over seeds: {'; '.join(liked) or 'none'} "
+        f"Models that score corrections higher than locally right steps, on average over seeds: {'; '.join(liked) or 'none'} "
         f"({len(liked)} of {len(found)}).",
         [("", Table(["", *(KINDS[kind] for kind in kinds), "AUROC"], rows))],
-        note="After one wrong step: a correction takes it back; a locally right step calculates rightly from the wrong value; a new "
-        "error is wrong once more. AUROC: corrections against the two others. Marks are means, bars go from the lowest seed to the "
-        "highest.",
+        note="Steps after one wrong step: a correction repeats it correctly, a locally right step continues correctly from the wrong "
+        "value, and a new error is a second mistake. AUROC: corrections against the other two. Marks are means, and bars range from "
+        "the lowest to the highest seed.",
     )
 
 
@@ -286,8 +286,8 @@ def depth_cap_section(data: dict[str, Any]) -> Section:
     return Section(
         "depth-cap",
         "Values by depth cap",
-        f"Mean MC value of a correction: {means}. A solution has {data['solution_length']} steps, and a correction is one more, for "
-        "which a tree that is cut off at that depth has no room.",
+        f"Mean MC value of a correction: {means}. A solution has {data['solution_length']} steps. A correction adds one, which does "
+        "not fit into a tree with that depth cap.",
         [("", Table(head, rows))],
     )
 
@@ -298,8 +298,8 @@ def calibration_section(data: dict[str, Any]) -> Section:
     return Section(
         "calibration",
         "Calibration",
-        f"The smallest expected calibration error is that of {calibration_name(data, best)}, {best['ece']:.3f}. A score is of use for "
-        "ranking without meaning what it says: this is not about who chooses best.",
+        f"{calibration_name(data, best)} has the smallest expected calibration error, {best['ece']:.3f}. Scores can rank solutions well "
+        "without being calibrated.",
         details=[
             (
                 f"{calibration_name(data, one)}: expected calibration error {one['ece']:.3f}",
@@ -316,7 +316,9 @@ def self_training_section(found: dict[str, Any]) -> Section:
         reduction = REDUCTIONS[run["kl_reduction"]] if run["kl_coef"] else ""
         settings.setdefault((run_name(run), reduction), []).append(run)
     reference = accuracy_of(found["reference_accuracy"])
-    rows = [["before", "", "", "–", "–", percent(reference), f"{found['reference_accuracy']['num_samples']:,}"]]
+    rows = [
+        ["before training", "", "", "–", "–", percent(reference), f"{found['reference_accuracy']['num_samples']:,}"]
+    ]
     right = {setting: [accuracy_of(run["accuracy"]) for run in runs] for setting, runs in settings.items()}
     for setting, runs in settings.items():
         last = [run["curve"][-1] for run in runs]
@@ -328,13 +330,21 @@ def self_training_section(found: dict[str, Any]) -> Section:
     return Section(
         "lambda",
         "Self-training and λ",
-        f"Trained on {found['num_trajectories']:,} of its own solutions of high value, {found['num_different']:,} of them different, "
-        f"the policy goes from {percent(reference)} to {percent(statistics.fmean(right[best]))} right at most, with {best[0]}"
+        f"The policy is trained on {found['num_trajectories']:,} of its own solutions with high MC scores, {found['num_different']:,} of "
+        f"them distinct. Its accuracy changes from {percent(reference)} to at most {percent(statistics.fmean(right[best]))}, with {best[0]}"
         f"{best[1] and f', KL {best[1]}'}.",
-        [("", Table(["", "KL in the loss", "runs", "LM loss at the end", "KL at the end", "right", "samples"], rows))],
-        note="Figure 4 of the HRM paper. Summed over a solution, as in the paper, KL stands against a language-model loss per token, so "
-        "that the same λ brakes harder the longer solutions are; the mean over tokens puts both on one scale. KL is measured the same "
-        "way in all, and drawn from the first step that has any. Of several runs: means, and from the lowest to the highest.",
+        [
+            (
+                "",
+                Table(
+                    ["", "KL in the loss", "runs", "LM loss at the end", "KL at the end", "accuracy", "samples"], rows
+                ),
+            )
+        ],
+        note="Corresponds to figure 4 of the HRM paper. The paper sums KL over a solution, but the language-model loss is a mean over "
+        "tokens. So the same λ has a stronger effect on longer solutions. The mean over tokens puts both on the same scale. KL is "
+        "measured in the same way for all runs, and drawn from the first step where it is above 0. For several runs, values are means "
+        "with the lowest and highest run.",
     )
 
 
@@ -348,8 +358,8 @@ def eta_section(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Section:
     return Section(
         "eta",
         "Entropy labels and η",
-        f"The highest mean accuracy at N = {n[-1]}, {percent(_last(best))}, is that with these labels: {eta_name(best)}. "
-        "Chosen by best-of-N. Whether it is above the others is judged among the claims.",
+        f"Labels with the highest mean accuracy of best-of-N at N = {n[-1]}: {eta_name(best)} ({percent(_last(best))}). The claims say "
+        "whether the differences are settled.",
         [("", Table(_over_n(n, "labels", "mean label", "AUROC, first error"), rows))],
     )
 
@@ -357,7 +367,7 @@ def eta_section(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Section:
 def hnc_section(found: dict[str, Any] | None, names: dict[str, str]) -> Section:
     title = "Node compression (HNC)"
     if found is None:
-        words = "Not measured in this profile: it takes several seeds. Run `trl-hrm demo --profile full`."
+        words = "Not measured in this profile, because it requires several seeds. Run `trl-hrm demo --profile full`."
         return Section("hnc", title, words)
     rows, each, number = [], [], 0
     for one in found["comparisons"]:
@@ -371,8 +381,8 @@ def hnc_section(found: dict[str, Any] | None, names: dict[str, str]) -> Section:
     return Section(
         "hnc",
         title,
-        f"At N = {found['n'][-1]}, {number} of {len(found['comparisons'])} differences are above 0 by their interval over "
-        f"{len(found['seeds'])} seeds. Trees trained on, where equal steps are one: {trained}.",
+        f"At N = {found['n'][-1]}, the interval over {len(found['seeds'])} seeds is above 0 for {number} of "
+        f"{len(found['comparisons'])} differences. Training trees, with equal steps merged: {trained}.",
         [("", Table(_over_n(found["n"], "difference, points"), rows))],
         [("Each seed", Table(_over_n(found["n"], "points"), each))],
     )
@@ -397,9 +407,9 @@ def tree_section(tree: dict[str, Any]) -> Section:
     return Section(
         "tree",
         "A search tree",
-        f"{tree['problem']} {number} of {len(nodes)} steps shown take an error back.",
-        details=[("The same as a table", Table(head, rows, style="words"))],
-        note="In a box: the step, its mean MC value, and n, how often it was sampled there.",
+        f"{tree['problem']} {number} of {len(nodes)} steps shown are corrections.",
+        details=[("The tree as a table", Table(head, rows, style="words"))],
+        note="Each box shows the step, its mean MC value, and n, the number of times it was sampled.",
     )
 
 
@@ -417,33 +427,33 @@ def made_section(data: dict[str, Any]) -> Section:
         for one in data["models"]
     ]
     problems, policy = data["problems"], data["policy"]
-    sight = "never without a slip" if policy["sight"] is None else f"slips {policy['sight']:.1f} times as often"
+    sight = "never without a mistake" if policy["sight"] is None else f"mistakes {policy['sight']:.1f} times as often"
     head = ["", "labels", "data", "rows", "seeds", "AUROC", "AUROC, first error", "seconds"]
     return Section(
         "made",
-        "Data sets and reward models",
-        f"{problems['policy']:,} problems train the policy, {problems['train']:,} the reward models, {problems['test']:,} test them. "
-        f"The policy is right in {percent(policy['accuracy'])} of {policy['num_solutions']:,} solutions; it slips in "
-        f"{percent(policy['slip_rate'])} of its steps, and corrects {percent(policy['correction_rate'])} of its slips and "
+        "Datasets and reward models",
+        f"The policy is trained on {problems['policy']:,} problems, and the reward models on {problems['train']:,}. They are tested on "
+        f"{problems['test']:,}. The policy is right in {percent(policy['accuracy'])} of {policy['num_solutions']:,} solutions. It makes a "
+        f"mistake in {percent(policy['slip_rate'])} of its steps, and corrects {percent(policy['correction_rate'])} of its mistakes and "
         f"{percent(policy['spurious_rate'])} of its right steps ({sight}).",
         [
-            ("", Table(["data set", "what", "rows", "labels", "mean label"], datasets, style="words")),
+            ("", Table(["dataset", "content", "rows", "labels", "mean label"], datasets, style="words")),
             ("Reward models", Table(head, models, style="words")),
         ],
-        note="AUROC on held-out judged steps: all, and first errors against right steps.",
+        note="AUROC on held-out labelled steps: all steps, and first errors against right steps before any error.",
     )
 
 
 def cost_section(data: dict[str, Any]) -> Section:
     rows = [[one["name"], f"{one['seconds']:,.1f}", one["did"]] for one in data["stages"]]
-    rows.append(["all", f"{data['total_seconds']:,.1f}", ""])
+    rows.append(["total", f"{data['total_seconds']:,.1f}", ""])
     longest, machine = max(data["stages"], key=lambda one: one["seconds"]), data["machine"]
     return Section(
         "cost",
-        "Cost of every stage",
-        f"{data['total_seconds'] / 60:,.1f} minutes on {machine['cores']} cores ({machine['processor']}); the longest stage is "
-        f"{longest['name']}, {longest['seconds']:,.1f} seconds.",
-        [("", Table(["stage", "seconds", "what it did"], rows, style="words"))],
+        "Time per stage",
+        f"{data['total_seconds'] / 60:,.1f} minutes on {machine['cores']} cores ({machine['processor']}). The longest stage is "
+        f"{longest['name']} with {longest['seconds']:,.1f} seconds.",
+        [("", Table(["stage", "seconds", "result"], rows, style="words"))],
     )
 
 
@@ -460,7 +470,7 @@ def again_section(data: dict[str, Any]) -> Section:
     ]
     return Section(
         "again",
-        "Run it again",
-        "The command below makes all of this again. Another number of threads or another version may change the last digits.",
-        [("", Table(["what", "here"], rows, style="words"))],
+        "Reproduce this report",
+        "The command below reproduces this report. Another number of threads or other versions can change the last digits.",
+        [("", Table(["setting", "value"], rows, style="words"))],
     )

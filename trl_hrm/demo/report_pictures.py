@@ -1,4 +1,4 @@
-"""The pictures of the demo's report."""
+"""Pictures of the demo's report."""
 
 import statistics
 import textwrap
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "correction": "correction",
-    "locally_right": "locally right, stays wrong",
+    "locally_right": "locally right",
     "new_error": "new error",
     "first_error": "first error",
     "right": "right",
@@ -35,12 +35,12 @@ KINDS = {
 SCALINGS = {"log1p": "log", "none": "no log"}
 REDUCTIONS = {"sum": "summed over a solution", "token_mean": "mean over tokens"}
 TREE_WIDTH = 9.5  # inches
-BOX = (0.82, 0.66)  # of the place of a node
+BOX = (0.82, 0.66)  # width and height of a node, as shares of its cell
 EDGES = {
     "right": ("right step", "-", 1.4),
     "first_error": ("first error", "--", 2.0),
     "correction": ("correction", "-", 3.4),
-    "locally_right": ("locally right, stays wrong", ":", 1.8),
+    "locally_right": ("locally right", ":", 1.8),
     "new_error": ("new error", "-.", 1.8),
     "lucky": ("right again by chance", (0, (1, 3)), 1.8),
     "answer": ("answer", "-", 0.8),
@@ -49,14 +49,14 @@ EDGES = {
 
 def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
     """
-    All pictures of the report.
+    Return all pictures of the report.
 
     Args:
         data (`dict[str, Any]`):
             The measurements. See [`~demo.report.write_report`].
 
     Returns:
-        `dict[str, list[Picture]]`: By the key of their section, in the order of the page.
+        `dict[str, list[Picture]]`: Pictures by the key of their section, in the order of the page.
     """
     names, n, shown = titles(data), data["n"], headlines(data)
     curves = [(f"{one.title} ({WAYS[one.way]})", one.points) for one in shown]
@@ -75,7 +75,7 @@ def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
         )
         for one in sorted(data["eta"], key=lambda one: one["mean_label"])
     ]
-    eta_title = f"Best-of-N accuracy at N = {n[-1]} by the labels of the reward model"
+    eta_title = f"Best-of-N accuracy at N = {n[-1]}, by labels of the reward model"
     pictures = {
         "first": [first],
         "accuracy": _way_pictures(data),
@@ -89,14 +89,14 @@ def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
     }
     if hnc := data["hnc"]:
         rows = [(comparison_name(names, one), compared(one["difference"][-1])) for one in hnc["comparisons"]]
-        title = f"Differences seed by seed at N = {hnc['n'][-1]}"
+        title = f"Paired differences over seeds at N = {hnc['n'][-1]}"
         pictures["hnc"] = [spreads_picture("hnc", title, rows, "difference, points")]
     return pictures | {"tree": [tree_picture(data["tree"])]}
 
 
 def eta_name(one: dict[str, Any]) -> str:
     """
-    Labels of the η study as they are read.
+    Return the displayed name of the labels in the η study.
 
     Example:
 
@@ -109,16 +109,16 @@ def eta_name(one: dict[str, Any]) -> str:
 
 
 def band_words(data: dict[str, Any]) -> str:
-    """What the bands of the curves are."""
+    """Return a text that explains the bands of the curves."""
     several = {len(model["seeds"]) > 1 for way in WAYS for model in data[way]["models"]}
     if several == {False}:
         return "One seed of each reward model. Bands: 95 % intervals over problems."
-    words = "Lines: means over reward-model seeds. Bands: from the lowest seed to the highest"
-    return f"{words}{', of one seed the 95 % interval over problems' * (False in several)}."
+    words = "Lines: means over reward-model seeds. Bands: from the lowest to the highest seed"
+    return f"{words}{', or the 95 % interval over problems if there is one seed' * (False in several)}."
 
 
 def _way_pictures(data: dict[str, Any]) -> list[Picture]:
-    """For each way to choose the main models, in the same colours everywhere, and their variants."""
+    """Return the pictures of best-of-N and step search: the main models, with the same colours everywhere, and their variants."""
     names, pictures = titles(data), []
     for way, words in WAYS.items():
         main = [model for model in data[way]["models"] if model["name"] in MAIN]
@@ -139,17 +139,17 @@ def spreads_picture(
     name: str, title: str, rows: Sequence[tuple[str, Spread]], axis: str, is_difference: bool = True
 ) -> Picture:
     """
-    A line for each number over seeds: a small mark for each seed, a large one for the mean, a bar for its 95 % interval.
+    Return a picture of numbers over seeds: small marks are seeds, large marks are means, bars are 95 % intervals.
 
     Args:
         name, title:
             See [`Picture`].
         rows (`Sequence[tuple[str, Spread]]`):
-            Labels and shares or their differences, from the top down.
+            Labels and shares or their differences, from top to bottom.
         axis (`str`):
-            What they are.
+            Label of the x axis.
         is_difference (`bool`, *optional*, defaults to `True`):
-            Whether 0 is to be seen.
+            Whether the numbers are differences. If so, a line marks 0.
     """
 
     def paint(axes: "Axes", theme: Theme) -> None:
@@ -178,22 +178,22 @@ def _wrapped(label: str) -> str:
 
 
 def _wrong_prefix_pictures(found: dict[str, Any]) -> list[Picture]:
-    """Models of one kind of labels each: all of them are too many for one picture."""
+    """Return one picture per kind of labels, because one picture cannot show all models."""
     pictures = []
     for end, is_judged in (("", True), ("-search", False)):
         models = [one for one in found["models"] if one["name"].startswith("judged") == is_judged]
         if models:
             curves = [(scored_title(one), curve_over_seeds(one["accuracy"], found["n"])) for one in models]
             title = (
-                f"Accuracy of a search that starts after an error, labels of {'a judge' if is_judged else 'a search'}"
+                f"Accuracy of a search that starts after an error, {'first-error' if is_judged else 'search'} labels"
             )
             pictures.append(band_picture(f"wrong-prefix{end}", title, curves, []))
     return pictures
 
 
 def scored_title(one: dict[str, Any]) -> str:
-    """A model with how its steps are scored."""
-    return f"{one['title']}, {'one step' if one['spans'] == [1] else 'pairs too'}"
+    """Return the title of a model and which spans of steps it scores."""
+    return f"{one['title']}, {'single steps' if one['spans'] == [1] else 'steps and pairs'}"
 
 
 def _kinds_picture(found: Sequence[dict[str, Any]]) -> Picture:
@@ -218,7 +218,7 @@ def _kinds_picture(found: Sequence[dict[str, Any]]) -> Picture:
         f"{scored_title(one)}: " + ", ".join(f"{KINDS[kind]} {statistics.fmean(one[kind]):.2f}" for kind in kinds)
         for one in found
     )
-    return draw("step-kinds", "Scores of what may come after a wrong step", text, paint, 1.5 + 0.5 * len(found))
+    return draw("step-kinds", "Scores of steps after a wrong step", text, paint, 1.5 + 0.5 * len(found))
 
 
 def _caps_picture(found: Sequence[dict[str, Any]], solution_length: int) -> Picture:
@@ -244,18 +244,18 @@ def _caps_picture(found: Sequence[dict[str, Any]], solution_length: int) -> Pict
 
 
 def shown_mean(found: dict[str, Any]) -> str:
-    """The mean of a kind of steps, a dash where there are none."""
+    """Return the mean of a kind of steps, or a dash if there are none."""
     return "–" if found["mean"] is None else f"{found['mean']:.3f}"
 
 
 def calibration_name(data: dict[str, Any], one: dict[str, Any]) -> str:
-    """A reward model, with its seed."""
+    """Return the title of a reward model and its seed."""
     return f"{titles(data)[one['name']]}, seed {one['seed']}"
 
 
 def run_name(run: dict[str, Any]) -> str:
     """
-    A run by its λ and scaling.
+    Return the displayed name of a run: its λ and scaling.
 
     Example:
 
@@ -269,7 +269,7 @@ def run_name(run: dict[str, Any]) -> str:
 
 
 def _lambda_pictures(runs: Sequence[dict[str, Any]]) -> list[Picture]:
-    """Language-model loss and KL over steps, for each way to reduce KL. λ = 0 is in all of them: it has no KL to reduce."""
+    """Return the pictures of language-model loss and KL over steps, for each KL reduction. All pictures include λ = 0."""
     reductions = list(dict.fromkeys(run["kl_reduction"] for run in runs if run["kl_coef"]))
     pictures = []
     for reduction in reductions:
@@ -289,7 +289,9 @@ def _lambda_picture(runs: Sequence[dict[str, Any]], reduction: str, key: str) ->
             label = f"_{run_name(run)}" if run_name(run) in named else run_name(run)
             named.add(run_name(run))
             style = "--" if run["kl_scaling"] == "none" else "-"
-            points = [point for point in run["curve"] if key != "kl" or point["kl"] > 0]  # every run begins at KL 0
+            points = [
+                point for point in run["curve"] if key != "kl" or point["kl"] > 0
+            ]  # KL is 0 at the start, which a log scale cannot show
             steps, values = [point["step"] for point in points], [point[key] for point in points]
             axes.plot(steps, values, color=colors[run["kl_coef"]], linestyle=style, linewidth=1.4, label=label)
         if key == "kl":
@@ -306,19 +308,19 @@ def _lambda_picture(runs: Sequence[dict[str, Any]], reduction: str, key: str) ->
 
 
 def comparison_name(data_titles: dict[str, str], one: dict[str, Any]) -> str:
-    """Who is compared with whom, after how many training steps."""
+    """Return the displayed name of a comparison: both models and their training steps."""
     a, b = (data_titles.get(one[key], one[key]) for key in ("a", "b"))
     return f"{a} − {b}, {one['steps']:,} steps"
 
 
 def tree_picture(tree: dict[str, Any]) -> Picture:
     """
-    The tree from left to right.
+    Return a picture of a search tree, from left to right.
 
     Args:
         tree (`dict[str, Any]`):
-            `problem`, and `nodes` with `parent` (-1 for the problem), `text`, mean MC `value`, `count` of how often the step was
-            sampled, `kind`, and `correct` for answers.
+            `problem`, and `nodes` with `parent` (-1 for the problem), `text`, mean MC `value`, `count` (number of times the step was
+            sampled), `kind`, and `correct` for answers.
     """
     nodes = tree["nodes"]
     places = tree_places([node["parent"] for node in nodes])
@@ -335,7 +337,7 @@ def tree_picture(tree: dict[str, Any]) -> Picture:
         for node, place in zip(nodes, places, strict=True):
             color, width = (theme.right, 2.4) if node["kind"] == "correction" else (theme.quiet, 0.8)
             _box(axes, theme, place, node_words(node), _shade(theme, node["value"]), color, width)
-        for kind, (label, style, line) in EDGES.items():  # what the lines mean, above the tree
+        for kind, (label, style, line) in EDGES.items():  # legend above the tree
             axes.plot([], [], color=_edge_color(theme, kind), linestyle=style, linewidth=line, label=label)
         axes.legend(
             loc="lower left",
@@ -358,12 +360,12 @@ def tree_picture(tree: dict[str, Any]) -> Picture:
         for node in corrections
         if node["parent"] >= 0
     )
-    title = "Steps with their MC values, bluer for higher; a correction has a thick line and frame"
+    title = "Steps with their MC values. Bluer is higher. Corrections have a thick line and frame"
     return draw("tree", title, text, paint, 1.0 + 0.46 * num_rows, TREE_WIDTH)
 
 
 def tree_places(parents: Sequence[int]) -> list[tuple[float, float]]:
-    """Depth and row of each node: leaves one below another, a parent in the middle of its children."""
+    """Return the depth and row of each node. Leaves have one row each, and parents are centered on their children."""
     children: dict[int, list[int]] = {}
     for i, parent in enumerate(parents):
         children.setdefault(parent, []).append(i)
@@ -385,13 +387,13 @@ def tree_places(parents: Sequence[int]) -> list[tuple[float, float]]:
 
 
 def step_text(node: dict[str, Any]) -> str:
-    """The step in one line, without its header."""
+    """Return the step in one line, without its header."""
     lines = [line for line in node["text"].splitlines() if not line.startswith(("# Step", "# END"))]
     return " ".join(" ".join(lines).replace("# Answer", "answer").split())
 
 
 def node_words(node: dict[str, Any]) -> str:
-    """A node as it is read in the picture: its step, and its value, or whether its answer is right."""
+    """Return the text of a node: its step, whether its answer is right, its value and its count."""
     mark = "" if node["correct"] is None else " ✓" if node["correct"] else " ✗"
     return f"{step_text(node)[:24]}{mark}\n{_number(node['value'])}, n = {node['count']}"
 
@@ -417,7 +419,7 @@ def _box(
 
 
 def _shade(theme: Theme, value: float | None) -> object:
-    """A pale colour from wrong (0) over the page's (0.5) to right (1), on which text can be read."""
+    """Return a pale color on which text is readable: `theme.wrong` for 0, the color of the page for 0.5, `theme.right` for 1."""
     from matplotlib.colors import to_rgb
 
     if value is None:

@@ -1,6 +1,6 @@
 """
-Jobs of the demo, some at a time in processes of their own, under a live bar. What is done is not done again; what a kill cut off is
-begun again, or resumed where the job does that.
+Runs the jobs of the demo in parallel processes, with a progress bar. Finished jobs are not repeated. Interrupted jobs are resumed if they
+support it, otherwise restarted.
 """
 
 import contextlib
@@ -26,18 +26,19 @@ from ..io import write_json
 
 
 DONE = ".done"
-_PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, by which every job shows where it is
+_PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, which every job prints
 
 
 class Runner:
     """
-    Runs the jobs of one stage after another.
+    Runs the stages of the demo one after another.
 
     Args:
         folder (`Path`):
-            Folder of the demo: `.done/` records what is done, `logs/` what the jobs print.
+            Folder of the demo. `.done/` records finished jobs, and `logs/` has their output.
         num_workers (`int`):
-            Jobs at a time, each with one thread: for small models more are no faster, and much slower where something else runs.
+            Number of parallel jobs, each with one thread. More threads are not faster for small models, and much slower if the machine
+            is busy.
     """
 
     def __init__(self, folder: Path, num_workers: int):
@@ -55,18 +56,18 @@ class Runner:
 
     def run(self, stage: str, jobs: Mapping[str, partial], describe: Callable[[], str]) -> None:
         """
-        Run what is not done of a stage, and print one line about it.
+        Run the unfinished jobs of a stage, and print a line with its time and result.
 
         Args:
             stage (`str`):
-                Name of the stage, also of the folder of its logs.
+                Name of the stage and of its log folder.
             jobs (`Mapping[str, partial]`):
-                Jobs that do not need each other, by name: calls of functions that another process can import.
+                Independent jobs by name: calls of functions that another process can import.
             describe (`Callable[[], str]`):
-                Says what was done, when it is done.
+                Returns a description of the result, called at the end of the stage.
 
         Raises:
-            `ValueError`: If a job failed. The others of the stage are finished first.
+            `ValueError`: If a job failed. The other jobs of the stage are finished first.
         """
         record = self.folder / DONE / f"{stage}.json"
         if not record.exists():
@@ -76,7 +77,7 @@ class Runner:
         print(f"{stage:<16}{self.stages[-1]['seconds']:>6.0f} s  {self.stages[-1]['did']}", flush=True)
 
     def _run_jobs(self, stage: str, jobs: Mapping[str, partial]) -> float:
-        """Run the jobs that are not done; returns the seconds that all starts of the stage took, up to their last finished job."""
+        """Run the unfinished jobs. Return the seconds of all runs of the stage, each counted up to its last finished job."""
         began = time.perf_counter()
         marks = {name: self.folder / DONE / stage / f"{name}.json" for name in jobs}
         logs = {name: self.folder / "logs" / stage / f"{name}.log" for name in jobs}
@@ -100,9 +101,7 @@ class Runner:
                 for future in done:
                     name = running.pop(future)
                     if error := future.exception():
-                        failed.append(
-                            f"{stage}, {name}: {type(error).__name__}: {error} All that it printed: {logs[name]}"
-                        )
+                        failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
                     else:
                         since = before + time.perf_counter() - began
                         write_json(marks[name], {"seconds": future.result(), "since": since})
@@ -114,7 +113,7 @@ class Runner:
 
 
 def share_done(log: Path) -> float:
-    """How far a job is, by the last bar in its log. A job with several bars starts anew with each."""
+    """Return the progress of a job from the last progress bar in its log. With several bars, progress restarts at each."""
     if not log.exists():
         return 0.0
     with open(log, "rb") as file:
@@ -124,7 +123,7 @@ def share_done(log: Path) -> float:
 
 
 def _end_with(parent: int) -> None:
-    """Set up a process: it ends with the one that started it, also where that is killed."""
+    """Make this process exit when its parent does, even if the parent is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -135,12 +134,12 @@ def _end_with(parent: int) -> None:
 
 
 def _work(job: partial, log: Path) -> float:
-    """Do a job with everything that it prints in its log; returns its seconds."""
+    """Run a job and write its output to its log. Return the seconds that it took."""
     import torch
 
     torch.set_num_threads(1)
     began = time.perf_counter()
-    for settings in job.args:  # so that it can be run again by hand: `trl-hrm COMMAND --config FILE`
+    for settings in job.args:  # to run the job by hand: `trl-hrm COMMAND --config FILE`
         if isinstance(settings, Config | dict):
             settings = settings.settings() if isinstance(settings, Config) else settings
             log.with_suffix(".yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -157,7 +156,7 @@ def _work(job: partial, log: Path) -> float:
 
 @contextlib.contextmanager
 def _printed_to(file: TextIO) -> Iterator[None]:
-    """Send all output of this process, also that of C code and of its children, to a file."""
+    """Redirect all output of this process, including C code and child processes, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]

@@ -1,22 +1,23 @@
 """
-A small world of arithmetic whose solutions err and correct themselves, with a checker that labels every step.
+Synthetic arithmetic problems ("the world"), solutions with mistakes and corrections, and a checker that labels every step.
 
-A problem is a start value and operations modulo 5, each with the operand 2 or 3:
+A problem has a start value and four operations modulo 5, each with the operand 2 or 3:
 
     Start with 4. a+3 b*2 c-3 d*3. Work modulo 5.
 
-A step applies one operation to the running value. A *slip* copies the running value wrongly and then calculates
-rightly; a *correction* takes the last operation again with the right value:
+A step applies one operation to the running value. A *slip* is a mistake: it copies the running value wrongly and then calculates
+correctly. A *correction* repeats the last operation with the right value:
 
     a:4+3=2         right
     b:1*2=2         slip: the running value is 2
     Wait,b:2*2=4    correction
 
-There are two rules by which a judge may label a step. By its *state*: the running value is right after it, so that a correction
-is right, and what is built on an uncorrected slip is not. Or *sticky*, as a judge who stops at the first error: right as long as no
-error came before, so that a correction is wrong too, as a single step; merged with the error that it takes back it is right. The texts
-have no spaces: a slip is then five tokens away from the value it should have copied, which a model of three layers learns to see from
-scratch in a minute.
+Steps are labelled by one of two rules. With *state* labels, a step is right if the running value is right after it. A correction is
+right, and steps that build on an uncorrected slip are wrong. With *sticky* (first-error) labels, all steps after the first error are
+wrong, including corrections. But a correction merged with the error that it corrects is right.
+
+The texts have no spaces, so that a slip is only five tokens away from the value that it should have copied. A model with three layers
+learns to detect this from scratch in a minute.
 """
 
 import random
@@ -30,14 +31,14 @@ from ..step_tree import StepTree
 
 MODULUS = 5
 NAMES = "abcd"
-SIGHT = 5  # corrected slips over spurious corrections, as rates: with fewer, a policy does not see its errors
+SIGHT = 5  # minimum ratio of corrected slips to corrected right steps, as rates, for a policy that detects its slips
 STEP = re.compile(r"(Wait,)?([a-d]):(\d)([-+*])(\d)=(\d)")
 ANSWER = re.compile(r"# Answer\n(\d)")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A start value and operations: pairs of an operator in `+-*` and an operand."""
+    """A start value and operations, each an operator in `+-*` and an operand."""
 
     start: int
     operations: tuple[tuple[str, int], ...]
@@ -45,17 +46,17 @@ class Problem:
     @classmethod
     def parse(cls, text: str) -> "Problem":
         """
-        The problem of a text that [`Problem.text`] wrote.
+        Parse the text of a problem, as returned by [`Problem.text`].
 
         Raises:
-            `ValueError`: If it is none.
+            `ValueError`: If the text is not a problem.
         """
         start = re.match(r"Start with (\d)\. ", text)
         operations = tuple((op, int(operand)) for op, operand in re.findall(r"[a-d]([-+*])(\d)", text))
         problem = start and cls(int(start[1]), operations)
         if not problem or len(operations) != len(NAMES) or problem.text() != text:
             raise ValueError(
-                f"{text!r} is no problem of the world, expected one as in 'Start with 4. a+3 b*2 c-3 d*3. Work modulo {MODULUS}.'"
+                f"{text!r} is not a valid problem. Expected a text such as 'Start with 4. a+3 b*2 c-3 d*3. Work modulo {MODULUS}.'"
             )
         return problem
 
@@ -66,32 +67,32 @@ class Problem:
         return f"Start with {self.start}. {operations}. Work modulo {MODULUS}."
 
     def apply(self, value: int, i: int) -> int:
-        """The value after operation `i`."""
+        """Return the value after operation `i`."""
         op, operand = self.operations[i]
         return {"+": value + operand, "-": value - operand, "*": value * operand}[op] % MODULUS
 
     def values(self) -> list[int]:
-        """The right running values: the start, then one after each operation."""
+        """Return the right running values: the start value, then one after each operation."""
         values = [self.start]
         for i in range(len(self.operations)):
             values.append(self.apply(values[-1], i))
         return values
 
     def step(self, i: int, value: int, correction: bool = False) -> str:
-        """Text of operation `i` applied to `value`."""
+        """Return the text of operation `i` applied to `value`."""
         op, operand = self.operations[i]
         prefix = "Wait," if correction else ""
         return f"{prefix}{NAMES[i]}:{value}{op}{operand}={self.apply(value, i)}"
 
 
 def make_problem(rng: random.Random) -> Problem:
-    """A random problem with four operations."""
+    """Return a random problem with four operations."""
     operations = tuple((rng.choice("+-*"), rng.choice((2, 3))) for _ in NAMES)
     return Problem(rng.randrange(MODULUS), operations)
 
 
 def different_problems(rng: random.Random, number: int) -> list[Problem]:
-    """So many problems, no two the same."""
+    """Return `number` distinct random problems."""
     problems: dict[Problem, None] = {}
     while len(problems) < number:
         problems[make_problem(rng)] = None
@@ -102,11 +103,11 @@ def solve(
     problem: Problem, rng: random.Random, slip_rate: float = 0.25, correction_rate: float = 0.5, skew: float = 1.0
 ) -> tuple[list[str], list[float]]:
     """
-    One solution with its labels.
+    Return a random solution and its state labels.
 
     Args:
         problem (`Problem`):
-            The problem.
+            Problem to solve.
         rng (`random.Random`):
             Source of randomness.
         slip_rate (`float`, *optional*, defaults to `0.25`):
@@ -114,10 +115,10 @@ def solve(
         correction_rate (`float`, *optional*, defaults to `0.5`):
             Probability that a slip is corrected by the next step.
         skew (`float`, *optional*, defaults to `1.0`):
-            How many times likelier each wrong value is to be seen than the next larger one.
+            Ratio between the probabilities of a wrong value and the next larger one.
 
     Returns:
-        `tuple[list[str], list[float]]`: Steps, the last of which is the answer, and labels, 0 or 1.
+        `tuple[list[str], list[float]]`: Steps, with the answer last, and labels, 0 or 1.
     """
     right = problem.values()
     value, steps, labels = problem.start, [], []
@@ -141,15 +142,15 @@ def solve(
 @dataclass(frozen=True)
 class Judged:
     """
-    What a checker says of a step.
+    Verdict of the checker on a step.
 
     Args:
         on_track (`bool`):
-            Whether the running value is right after it; for the answer, whether it is right.
+            Whether the running value is right after the step. For the answer, whether it is right.
         kind (`str`):
-            `"right"`: on track, as the step before. `"first_error"`: the step before was on track. `"correction"`: takes an error
-            back. `"locally_right"`: goes on rightly from a wrong value. `"new_error"`: goes on wrongly from a wrong value, or cannot be
-            read. `"lucky"`: on track again without taking anything back. `"answer"`: the answer.
+            `"right"`: on track, like the step before. `"first_error"`: wrong after a step that was on track. `"correction"`: corrects an
+            error. `"locally_right"`: continues correctly from a wrong value. `"new_error"`: continues incorrectly from a wrong value, or
+            is not a valid step. `"lucky"`: on track again without a correction. `"answer"`: the answer.
     """
 
     on_track: bool
@@ -157,7 +158,7 @@ class Judged:
 
 
 def judge(problem: Problem, steps: Sequence[str]) -> list[Judged]:
-    """What a checker says of each step of a solution, or of its beginning, from the texts alone."""
+    """Return the verdict on each step of a solution or of its beginning. Only uses the texts."""
     right, value, on_track, judged = problem.values(), problem.start, True, []
     for text in steps:
         if found := ANSWER.fullmatch(text):
@@ -165,7 +166,7 @@ def judge(problem: Problem, steps: Sequence[str]) -> list[Judged]:
             continue
         found = STEP.fullmatch(text)
         place = NAMES.index(found[2]) if found else -1
-        # the step applies its operation, to whatever value, and calculates rightly
+        # The step applies its operation and calculates correctly, but possibly with a wrong value
         is_operation = (
             bool(found)
             and problem.operations[place] == (found[4], int(found[5]))
@@ -188,8 +189,8 @@ def _kind(was_on_track: bool, on_track: bool, follows: bool, is_correction: bool
 
 def with_headers(solution: Sequence[str]) -> list[str]:
     """
-    The steps of a solution as the tiny policy writes them, in the format of the HRM paper's prompts: each with a header, and the answer
-    after a blank line in one step with the last.
+    Return the steps of a solution in the format of the tiny policy and of the HRM paper's prompts. Each step has a header, and the answer
+    is part of the last step, after a blank line.
     """
     *steps, answer = solution
     headed = [f"# Step {k}\n{step}" for k, step in enumerate(steps, start=1)]
@@ -199,22 +200,22 @@ def with_headers(solution: Sequence[str]) -> list[str]:
 
 def step_trees(num_problems: int, num_solutions: int, seed: int) -> list[StepTree]:
     """
-    Trees of judged solutions, one per problem, all problems different.
+    Return trees of labelled solutions, one per distinct problem.
 
     Args:
         num_problems (`int`):
             Number of trees.
         num_solutions (`int`):
-            Solutions of each problem; equal beginnings become one.
+            Number of solutions per problem. Equal beginnings are merged.
         seed (`int`):
-            Seed: the same one gives the same trees.
+            Random seed.
     """
     rng = random.Random(seed)
     return [solution_tree(problem, num_solutions, rng) for problem in different_problems(rng, num_problems)]
 
 
 def solution_tree(problem: Problem, num_solutions: int, rng: random.Random) -> StepTree:
-    """Solutions of a problem as a tree, judged by the state after each step."""
+    """Return random solutions of a problem as a tree with state labels."""
     chains = []
     for _ in range(num_solutions):
         steps, labels = solve(problem, rng)
@@ -224,7 +225,7 @@ def solution_tree(problem: Problem, num_solutions: int, rng: random.Random) -> S
 
 def sticky(tree: StepTree, merged: bool = False) -> StepTree:
     """
-    A tree of solutions as a judge labels it who stops at the first error.
+    Return a tree with sticky labels: all steps after the first error are wrong.
 
     Args:
         tree ([`StepTree`]):
