@@ -110,7 +110,7 @@ class TestHacking:
         assert found.answer == "open" and found.words.startswith("Not settled for these 2 models:")
         assert found.reasons == [
             "85.0 % at N = 16, 70.0 % at N = 64. Other seeds may differ.",
-            "Points lost, with 95 % intervals over problems: +40.0 (37.0 to 43.0); −10.0 (−13.0 to −7.0).",
+            "Points lost, with 95 % intervals: +40.0 (37.0 to 43.0); −10.0 (−13.0 to −7.0).",
         ]
 
     def test_seeds_with_equal_falls_answer_each_for_itself(self):

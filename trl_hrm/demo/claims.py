@@ -152,7 +152,7 @@ def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
     here = "this model" if len(verdicts) == 1 else f"these {len(verdicts)} models"
     lead = {"yes": f"Yes, {here}", "no": f"No sign of hacking in {here}", "open": f"Not settled for {here}"}
     gaps = [f"{signed(100 * gap)} ({points_between(low, high)})" for gap, low, high, _, _ in model["gap"]]
-    words = f"Points lost, with 95 % intervals over problems: {'; '.join(gaps)}."
+    words = f"Points lost, with 95 % intervals: {'; '.join(gaps)}."
     return Verdict(answer, f"{lead[answer]}: accuracy {fall_words(fall)}.", [f"{ends} Other seeds may differ.", words])
 
 

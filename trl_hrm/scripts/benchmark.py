@@ -27,7 +27,8 @@ class BenchmarkConfig(RewardModelConfig):
         suite (`list[str]`):
             Benchmarks to run: `"processbench"`, `"prmbench"`, `"bigbenchmistake"`.
         columns (`dict[str, str]`, *optional*):
-            Columns to read under another name, such as `{"problem": "Question"}`, or `problem=Question` on the command line.
+            Columns to rename. `{"problem": "Question"}` reads the column `Question` as `problem`. On the command line:
+            `problem=Question`.
         first_step (`int`, *optional*, defaults to `0`):
             Number of the first step in the labels of first-error benchmarks, 0 or 1. With 1, the label 0 means no error. Rows of
             MR-GSM8K are always read with 1.
@@ -63,7 +64,7 @@ class BenchmarkConfig(RewardModelConfig):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Columns to read under another name, such as problem=Question.",
+            "help": "Columns to rename. `problem=Question` reads the column `Question` as `problem`.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,

@@ -17,7 +17,8 @@ class ScoreConfig(RewardModelConfig):
         input (`str`):
             JSON Lines file of solutions with the columns `prompt`, `completions` (a list of steps) and, for trees, `parents`.
         columns (`dict[str, str]`, *optional*):
-            Columns to read under another name, such as `{"completions": "steps"}`, or `completions=steps` on the command line.
+            Columns to rename. `{"completions": "steps"}` reads the column `steps` as `completions`. On the command line:
+            `completions=steps`.
         output (`str`, *optional*):
             Output file for the rows with an added column `scores`. It is null for solutions that are too long for the model. By
             default, a table is printed.
@@ -35,7 +36,7 @@ class ScoreConfig(RewardModelConfig):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Columns to read under another name, such as prompt=question completions=steps.",
+            "help": "Columns to rename. `completions=steps` reads the column `steps` as `completions`.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
