@@ -87,7 +87,7 @@ def header(data: dict[str, Any]) -> str:
     return (
         f"`{data['command']}`, {data['date']}, {data['total_seconds'] / 60:.0f} minutes on {machine['cores']} cores ({machine['processor']}), "
         f"Python {machine['python']}, {versions}. Seed {data['seed']}, {problems['train']} training problems, {problems['test']} test "
-        f"problems. The policy solves {percent(policy['accuracy'])} of the test problems. {percent(policy['slip_rate'])} of its steps are "
+        f"problems. {percent(policy['accuracy'])} of the solutions of the policy are right. {percent(policy['slip_rate'])} of its steps are "
         f"mistakes, {percent(policy['correction_rate'])} of them are corrected by the next step, and {sight}."
     )
 

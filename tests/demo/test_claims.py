@@ -183,7 +183,7 @@ class TestClaims:
             ("HRM recovers from a wrong prefix more often than PRM.", "held"),
             ("HRM + HNC is more accurate than PRM.", "held"),
             ("HRM + HNC is more accurate than HRM.", "held"),
-            ("HRM + HNC is more accurate than HRM (same number of rows) (our control).", "open"),
+            ("HRM + HNC is more accurate than HRM (same number of rows), our control.", "open"),
             ("HRM + HNC (4× steps) is more accurate than PRM (4× steps).", "not held"),
             (
                 "The policy drifts without a KL term, and a small λ hardly reduces the drift: KL(0) > KL(0.001) > KL(0.5).",

@@ -359,7 +359,7 @@ def _hnc(found: dict[str, Any] | None, names: dict[str, str]) -> list[Claim]:
         if one["a"].startswith("hnc"):
             a, b = (names[one[key]] for key in ("a", "b"))
             difference = compared(one["difference"][-1])
-            words = f"{a} is more accurate than {b}{' (our control)' if one['b'] == 'control' else ''}."
+            words = f"{a} is more accurate than {b}{', our control' if one['b'] == 'control' else ''}."
             here = f"Difference at N = {found['n'][-1]}, step search, {one['steps']:,} training steps: {told(difference)}."
             claimed.append(_claim(words, here, judge(difference), difference))
     return claimed

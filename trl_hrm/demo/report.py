@@ -286,8 +286,8 @@ def depth_cap_section(data: dict[str, Any]) -> Section:
     return Section(
         "depth-cap",
         "Values by depth cap",
-        f"Mean MC value of a correction: {means}. A solution has {data['solution_length']} steps. A correction adds one, which does "
-        "not fit into a tree with that depth cap.",
+        f"Mean MC value of a correction: {means}. A solution has {data['solution_length']} steps. A correction adds one, so it does "
+        f"not fit into a tree with a depth cap of {data['solution_length']}.",
         [("", Table(head, rows))],
     )
 
@@ -427,7 +427,11 @@ def made_section(data: dict[str, Any]) -> Section:
         for one in data["models"]
     ]
     problems, policy = data["problems"], data["policy"]
-    sight = "never without a mistake" if policy["sight"] is None else f"mistakes {policy['sight']:.1f} times as often"
+    sight = (
+        "never without a mistake"
+        if policy["sight"] is None
+        else f"mistakes are corrected {policy['sight']:.1f} times as often"
+    )
     head = ["", "labels", "data", "rows", "seeds", "AUROC", "AUROC, first error", "seconds"]
     return Section(
         "made",

@@ -174,7 +174,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
 
 def refuse(config: Any, names: "list[str] | tuple[str, ...]", why: str) -> None:
     """
-    Check that settings without effect are not set.
+    Raise an error if one of the settings in `names` is set, because it has no effect.
 
     Raises:
         `ValueError`: If one of `names` is not at its default.

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
-The options of `transformers.TrainingArguments` and `trl.ModelConfig` are accepted too, and for kl-self those in `trl.SFTConfig`.
-`--help_all` lists them. All other options are passed to `accelerate launch`, for example `--num_processes 2`, or `--cpu` to
-train on CPUs."""
+The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, and kl-self accepts the options of
+`trl.SFTConfig`. `--help_all` lists all of them. All other options are passed to `accelerate launch`, for example
+`--num_processes 2`, or `--cpu` to train on CPUs."""
 
 
 @dataclass
