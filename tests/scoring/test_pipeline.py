@@ -123,7 +123,7 @@ class TestScores:
         loaded.model_max_length = length
         assert len(RECIPE.pipeline_scores(folder, loaded, StepFormat(), [chain])[0]) == 3
         loaded.model_max_length = length - 1
-        with pytest.raises(ValueError, match=f"or cuts it after {length - 1} tokens"):
+        with pytest.raises(ValueError, match=f"truncates it to {length - 1} tokens"):
             RECIPE.pipeline_scores(folder, loaded, StepFormat(), [chain])
 
 
