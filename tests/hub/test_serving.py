@@ -70,7 +70,7 @@ def test_recipe_starts_and_stops_the_server(pushed, tmp_path):
     assert done.stdout.count("StepScorer    pipeline  vllm serve  step") == 2  # a tree with two leaves
     wrong = subprocess.run([*command, "--", "--no-such-option"], capture_output=True, text=True, timeout=300)
     assert wrong.returncode == 1
-    assert "`vllm serve` ended with exit code 2" in wrong.stderr and "--no-such-option" in wrong.stderr
+    assert "`vllm serve` exited with code 2" in wrong.stderr and "--no-such-option" in wrong.stderr
     assert "hf_alice" not in done.stdout + done.stderr + wrong.stdout + wrong.stderr
 
     process = subprocess.Popen([*command, "--", *FLAGS], stdout=subprocess.PIPE, text=True, bufsize=1)
