@@ -809,7 +809,7 @@ class TestOpenr:
         row = {"question": "1+2?", "final_answer": "3", "reasoning_steps": {"text": "", "mc_value": 1, "children": []}}
         data = json.dumps([row] if name.endswith("json") else row).encode()
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
-        with pytest.raises(ValueError, match=f"{name}: found JSON, .* need --format openr"):
+        with pytest.raises(ValueError, match=f"{name} is a JSON file, .* use --format openr"):
             export(tmp_path, str(tmp_path / name))
 
     def test_arrays_and_other_columns(self, tmp_path, file):

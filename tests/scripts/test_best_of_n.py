@@ -259,13 +259,13 @@ def test_ungradable_problems_are_left_out(tmp_path, planted, capsys):
     assert load_results(tmp_path / "out").num_problems == 3
     printed = capsys.readouterr().out
     assert "1 problems ungradable" in printed
-    warning = f"1 problem has a reference answer that cannot be read and is left out: {tmp_path / 'in.jsonl'}:4 ('\\\\frac{{')"
+    warning = f"1 problem has an unreadable reference answer and was skipped: {tmp_path / 'in.jsonl'}:4 ('\\\\frac{{')"
     assert f"warning: {warning}" in printed and load_results(tmp_path / "out").warnings[0].startswith(warning)
     assert rescore(tmp_path / "none", write_rows(tmp_path / "in.jsonl", rows[3:]), "--n", "1") == 1
     error = capsys.readouterr().err
     assert (
         "no problem is left to choose solutions of" in error
-        and "1 problem has a reference answer that cannot be read" in error
+        and "1 problem has an unreadable reference answer" in error
     )
 
 
