@@ -81,7 +81,7 @@ def test_from_problems_to_nodes_and_on(tmp_path, policy, problems, capsys):
         ("--max_step_tokens 2", "at the maximum number of tokens. Raise --max_step_tokens (now 2) in a new --output_dir."),
         ("--search rollouts --max_solution_tokens 3", "Raise --max_solution_tokens (now 3) in a new --output_dir."),
         ("--search puct --max_solution_tokens 3", "Raise --max_solution_tokens (now 3) in a new --output_dir."),
-        ("--extractors boxed", "without an answer. Check that --extractors (now 'boxed') match the answers"),
+        ("--extractors boxed", "have no answer. Check that --extractors (now 'boxed') match the answers"),
     ],
 )  # fmt: skip
 def test_a_run_that_is_mostly_of_no_use_names_the_option(tmp_path, policy, problems, capsys, options, advice):

@@ -60,11 +60,11 @@ WHOLE = Rollouts(FINAL, num_solutions=3, num_completions=0, max_solution_tokens=
             WHOLE,
             "It is 7.",
             "without_answer",
-            "without an answer. Check that --extractors (now 'marker' 'boxed') match the answers of the policy, that "
+            "have no answer. Check that --extractors (now 'marker' 'boxed') match the answers of the policy, that "
             "--final_stops (now '# END!') end a solution only after its answer, and that --prompt (now steps) asks for an answer.",
         ),
         (SHORT, "", "without_answer", "--extractors (now 'marker' 'boxed')"),
-        (WHOLE, ANSWER.replace("7", "?"), "unreadable", "with an unreadable answer. Check that --extractors (now 'marker'"),
+        (WHOLE, ANSWER.replace("7", "?"), "unreadable", "have an unreadable answer. Check that --extractors (now 'marker'"),
         (WHOLE, ANSWER, "right", None),
         (WHOLE, ANSWER.replace("7", "6"), "wrong", None),
     ],
@@ -76,7 +76,7 @@ def test_each_outcome_and_what_to_change(tmp_path, search, text, outcome, advice
     if advice is None:
         assert warnings == []
     else:
-        assert len(warnings) == 1 and warnings[0].startswith("100.0 % of the solutions are ") and advice in warnings[0]
+        assert len(warnings) == 1 and warnings[0].startswith("100.0 % of the solutions ") and advice in warnings[0]
 
 
 class Full(ScriptedEngine):

@@ -464,7 +464,7 @@ def _formula(text: str) -> ParsedAnswer:
         if len(re.sub(r"\W.*", "", written)) != 1:  # one letter is a variable
             unit = read_unit(written)
             if unit == DEGREES and re.search(rf"\\?(?:{TRIGONOMETRIC})(?![a-zA-Z])", text):
-                return ParsedAnswer(formula=text)  # of the argument
+                return ParsedAnswer(formula=text)  # degrees belong to the argument
         if unit or (behind.group()[0].isspace() and _WORD.fullmatch(written) and not _FORMULA_SIGN.search(written)):
             text = text[: behind.start()].strip()
     members, joints = split_list(text)

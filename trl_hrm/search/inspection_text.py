@@ -140,7 +140,7 @@ def plain(text: str) -> str:
         if unicodedata.category(character)[0] != "C":
             return character
         if character < " ":
-            return chr(0x2400 + ord(character))  # the picture of a control character
+            return chr(0x2400 + ord(character))  # Unicode symbol for the control character
         return f"\\u{ord(character):04x}"
 
     return "".join(map(visible, " ".join(text.split())))

@@ -128,23 +128,23 @@ def outcome_warnings(
         "grader_timeout": _now((settings.get("grader") or {}).get("timeout")),
     }
     for words, number, advice in (
-        ("cut off", _num_cut_off(solutions), _longer(solutions, search)),
+        ("are cut off", _num_cut_off(solutions), _longer(solutions, search)),
         (
-            "without an answer",
+            "have no answer",
             solutions.get("without_answer", 0),
             f"Check that --extractors{now['extractors']} match the answers of the policy, that --final_stops{now['final_stops']} "
             f"end a solution only after its answer, and that --prompt{now['prompt']} asks for an answer.",
         ),
         (
-            "with an unreadable answer",
+            "have an unreadable answer",
             solutions.get("unreadable", 0),
             f"Check that --extractors{now['extractors']} extract only the answer, and that the reference answers have the same "
             "format.",
         ),
-        ("not graded", solutions.get("not_graded", 0), f"Raise --grader_timeout{now['grader_timeout']}."),
+        ("were not graded in time", solutions.get("not_graded", 0), f"Raise --grader_timeout{now['grader_timeout']}."),
     ):
         if number > total / 2:
-            return [f"{100 * number / total:.1f} % of the solutions are {words}. {advice}"]
+            return [f"{100 * number / total:.1f} % of the solutions {words}. {advice}"]
     return []
 
 

@@ -121,7 +121,10 @@ class Prompt:
         if not found:
             return None
         how = "plain text" if self.sanitize_control_tokens else "these tokens, as when this run was started"
-        return f"{len(found):,} problems contain control tokens of the policy, such as {found[0][0]!r}. They are encoded as {how}."
+        return (
+            f"Problems that contain control tokens of the policy, such as {found[0][0]!r}: {len(found):,}. They are encoded as "
+            f"{how}."
+        )
 
 
 def started_prompt(manifest: Mapping[str, Any]) -> dict[str, Any]:

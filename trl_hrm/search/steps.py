@@ -323,7 +323,7 @@ def cut_at(
     def decoded(number: int) -> str:
         return continued_text(tokenizer, prefix_ids, token_ids[:number])
 
-    first = len(token_ids)  # where a stop string ended the sample
+    first = len(token_ids)  # the likely cut, if a stop string ended the sample
     if decoded(first - 1)[:end] == text[:end]:
         first = bisect_left(range(first), True, key=lambda number: decoded(number)[:end] == text[:end])
     for number in range(first, len(token_ids) + 1):

@@ -274,7 +274,9 @@ class OpenAIEngine:
                 f"{server.url}: the server decodes its tokens to {sent[:60]!r}, but this tokenizer to {text[:60]!r}. Pass the "
                 "tokenizer of the model (--policy_tokenizer)."
             )
-        words = re.findall(r"[^\s\ufffd]{2,3}", text[: 2 * len(text) // 3])  # with more text after them
+        words = re.findall(
+            r"[^\s\ufffd]{2,3}", text[: 2 * len(text) // 3]
+        )  # in the first two thirds, so that text follows
         if not words:
             raise EngineFatal(
                 f"{server.url}: the model continues {PROMPT!r} with {text!r}, which is too short to test stop strings. Check "
@@ -290,8 +292,8 @@ class OpenAIEngine:
             )
         if stopped == text[: end - len(stop)]:
             raise EngineFatal(
-                f"{server.url} removes stop strings from the text, so the end of a step cannot be told from the end of a "
-                'solution. For vLLM, use api="vllm". Otherwise use a server that keeps them, such as `transformers serve`.'
+                f"{server.url} removes stop strings from the text, so the end of a step cannot be distinguished from the "
+                'end of a solution. For vLLM, use api="vllm". Otherwise use a server that keeps them, such as `transformers serve`.'
             )
         if not (stopped.startswith(text[:end]) and len(stopped) < len(text)):
             raise Fault(
