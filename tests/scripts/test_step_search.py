@@ -161,7 +161,7 @@ def test_annotate_has_no_prefixes(tmp_path, capsys):
             "begun",
             "# Step 1\nWe",
             (),
-            "the prefix ends with '# Step 1\\nWe'. It must end with the end of a step, which is",
+            "the prefix ends with '# Step 1\\nWe'. It must end at the end of a step",
         ),
         (
             "begun",

@@ -207,7 +207,7 @@ def run_folder(tmp_path_factory):
 def test_list_of_problems(run_folder, capsys):
     assert main(["inspect", str(run_folder)]) == 0
     titles, *rows = capsys.readouterr().out.splitlines()
-    assert titles.split() == ["#", "value", "nodes", "status", "id", "problem"]
+    assert titles.split() == ["#", "MC", "score", "nodes", "status", "id", "problem"]
     assert [row.split()[0] for row in rows] == ["0", "1", "2", "3", "4", "5"]
     assert all(re.search(rf" done +p00{i} +What is {i}", row) for i, row in enumerate(rows))
     assert not (run_folder / "inspect").exists()

@@ -148,7 +148,7 @@ def test_manifest(tmp_path):
         "engine.temperature was 1.0 and is 0.5",
         "engine.top_p was null and is 0.9",
         "seed was 1 and is 2",
-        "in another --output_dir",
+        "another --output_dir",
     ):
         assert part in str(error.value)
     assert "versions" not in str(error.value) and "engine.model" not in str(error.value)

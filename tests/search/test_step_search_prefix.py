@@ -414,22 +414,22 @@ BAD = [
     (
         "blank_line",
         "a\n\nb",
-        r"ends with 'a\\n\\nb'. It must end with the end of a step, which is '\\n\\n' for the rule 'blank_line'",
+        r"ends with 'a\\n\\nb'. It must end at the end of a step, which for the rule 'blank_line' is '\\n\\n'",
     ),
-    ("blank_line", "a\n", "must end with the end of a step"),
-    ("blank_line", "a\n\n# Answer\n\n", "must end with the end of a step"),  # the blank line within the answer
+    ("blank_line", "a\n", "must end at the end of a step"),
+    ("blank_line", "a\n\n# Answer\n\n", "must end at the end of a step"),  # the blank line within the answer
     (
         "sentence",
         "It is 3.",
-        r"is '. ' or '.\\n' or '。' for the rule 'sentence'. Cut it there, or use another rule \(--segmentation\)",
+        r"is '. ' or '.\\n' or '。'. Cut it there, or use another rule \(--segmentation\)",
     ),
     (
         "step_header",
         "# Step 1\nA.\n\n",
-        "is the header of the next step, such as '# Step 2', for the rule 'step_header'",
+        "the rule 'step_header' is the header of the next step, such as '# Step 2'",
     ),
-    ("step_header", HEADED + "\nThe", "must end with the end of a step"),
-    ("step_header", HEADED + "\n", "must end with the end of a step"),
+    ("step_header", HEADED + "\nThe", "must end at the end of a step"),
+    ("step_header", HEADED + "\n", "must end at the end of a step"),
     ("step_header", "# Step 1", "the prefix is '# Step 1'. It must contain at least one step"),
     ("blank_line", "\n\n", r"the prefix is '\\n\\n'. It must contain at least one step"),
     (

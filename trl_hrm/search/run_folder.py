@@ -237,7 +237,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     """
-    Return warnings about unreadable reference answers, and about runs in which most solutions are unusable.
+    Return warnings about unreadable reference answers, and about a run with mostly unusable solutions.
 
     Args:
         summary (`dict[str, Any]`):

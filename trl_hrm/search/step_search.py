@@ -227,8 +227,8 @@ class StepSearch:
             else:
                 expected = " or ".join(map(repr, stops))
             return (
-                f"the prefix ends with {prefix[-40:]!r}. It must end with the end of a step, which is {expected} for the rule "
-                f"{self.rule.name!r}. Cut it there, or use another rule (--segmentation)."
+                f"the prefix ends with {prefix[-40:]!r}. It must end at the end of a step, which for the rule {self.rule.name!r} is "
+                f"{expected}. Cut it there, or use another rule (--segmentation)."
             )
         num_steps = len(self.rule.ends(prefix[:end]))
         if num_steps >= self.max_depth:
