@@ -216,7 +216,7 @@ class TestServer:
     def test_options(self, server):
         with pytest.raises(ValueError, match="max_requests is 0"):
             self.scorer_of(server, max_requests=0)
-        with pytest.raises(ValueError, match="the base URL is 'localhost'"):
+        with pytest.raises(ValueError, match="base URL is 'localhost'"):
             self.scorer_of("localhost")
 
     def test_from_pretrained(self, server, expected, tmp_path):

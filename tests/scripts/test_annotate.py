@@ -170,7 +170,7 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
             "num_children goes with search full_tree, and search is puct",
         ),
         (["--policy_urls", "http://x"], "policy_urls is set, but engine is transformers"),
-        (["--step_pattern", "x"], "segmentation is None and step_pattern is 'x'"),
+        (["--step_pattern", "x"], "step_pattern is 'x'. Segmentation regex and step_pattern must be used together"),
         (["--prompt", "poem"], "prompt is 'poem'. It must be steps, formulas, question, or the path of a text file"),
         (["--prompt_style", "chat"], "no chat template, but the prompt style is chat. Use --prompt_style plain"),
         (["--max_sequences", "5"], "max_sequences is 5. It must be at least 12"),

@@ -277,8 +277,8 @@ class PromptConfig(Config):
             self.chat_template_kwargs = None
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"segmentation is {self.segmentation} and step_pattern is {self.step_pattern!r}. Set segmentation to regex "
-                "and step_pattern to a regular expression, or leave both out."
+                f"segmentation is {self.segmentation} and step_pattern is {self.step_pattern!r}. Segmentation regex and "
+                "step_pattern must be used together."
             )
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
