@@ -832,7 +832,7 @@ class TestOpenr:
         ({"truncated": "keep"}, "truncated is 'keep', expected one of drop, wrong"),
         ({"min_leaves": 0}, "min_leaves is 0, expected 1"),
         ({"balance": 1}, "balance is 1, expected 2"),
-        ({"hnc_min_children": 1}, "min_children is 1, expected 2"),
+        ({"hnc_min_children": 1}, "min_children is 1"),
         ({"min_mc_score": 0.5}, "min_mc_score is 0.5 with view='tree'"),
         ({"min_mc_score": 1.5, "view": "sft"}, "min_mc_score is 1.5, expected a number from 0 to 1"),
         ({"max_solutions": 4}, "max_solutions is 4 with view='tree'"),

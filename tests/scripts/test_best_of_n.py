@@ -311,7 +311,7 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
         ("--policy p --problems q --join_steps x", "join_steps goes with candidates"),
         ("--candidates x --n 0", r"n is \[0\], expected numbers of 1 or more"),
         ("--candidates x --num_draws 0", "num_draws is 0"),
-        ("--candidates x --segmentation regex", "segmentation regex and step_pattern go together"),
+        ("--candidates x --segmentation regex", "Segmentation regex and step_pattern must be used together"),
         ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm', expected transformers, vllm"),
         ("--policy p --problems q --combine mean", "combine is mean, which makes one score of those of several spans"),
         ("--policy p --problems q", "m: there is no such folder, and no such repository"),
