@@ -260,7 +260,7 @@ def test_references_that_cannot_be_read_are_counted_and_shown(caplog):
         assert graders.unreadable_references() == ["???", r"\frac{1}{"]
         assert graders.counts()["num_ungradable"] == 4
         graders.close()
-    assert "2 reference answers cannot be read" in caplog.text and r"'\\frac{1}{'" in caplog.text
+    assert "2 reference answers are unreadable" in caplog.text and r"'\\frac{1}{'" in caplog.text
 
 
 def test_runs_under_other_rules_differ(monkeypatch):

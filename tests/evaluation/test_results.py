@@ -284,7 +284,7 @@ def test_problems_that_a_run_left_out_are_counted(tmp_path):
         tmp_path, [part.finished], run, {}, settings, [1, 2], ["min"], None, 42, Counter(), sampled=False
     )
     assert (found.counts["problems_ungradable"], found.counts["problems_error"], found.num_problems) == (3, 4, 3)
-    assert found.policy["model"] == "p" and "3 problems have reference answers" in found.warnings[0]
+    assert found.policy["model"] == "p" and "3 problems have unreadable reference answers" in found.warnings[0]
     assert load_results(tmp_path) == found and len(list(load_candidates(tmp_path))) == 3
     assert not part.finished.exists()
 

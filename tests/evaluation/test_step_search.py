@@ -249,7 +249,7 @@ def test_other_settings_are_refused(tmp_path):
         ({"scoring": ScoringConfig([1, 2])}, "spans was"),
         ({"seed": 1}, "seed was 42 and is 1"),
     ):
-        with pytest.raises(ValueError, match="started with other settings: " + name):
+        with pytest.raises(ValueError, match=name):
             search(tmp_path, **given)
     assert search(tmp_path, n=[1, 2, 4, 8]).n == [1, 2, 4, 8]  # another N is one more search
 

@@ -88,6 +88,8 @@ def test_shards_make_the_same_results(tmp_path):
 def test_a_fault_in_a_prefix_stops_the_run_before_anything_is_sampled(tmp_path):
     faulty = [*PROBLEMS[:3], replace(PROBLEMS[4], prefix="# Step 1\nbad 1")]
     engine = ScriptedEngine(write_coins)
-    with pytest.raises(ValueError, match="problem 'p004': the prefix ends with .*bad 1', expected the end of a step"):
+    with pytest.raises(
+        ValueError, match="problem 'p004': the prefix ends with .*bad 1'. It must end at the end of a step"
+    ):
         search(tmp_path, engine=engine, problems=faulty)
     assert engine.most_in_flight == 0 and not (tmp_path / "results.json").exists()

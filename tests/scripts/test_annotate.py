@@ -81,7 +81,7 @@ def test_from_problems_to_nodes_and_on(tmp_path, policy, problems, capsys):
         ("--max_step_tokens 2", "at the maximum number of tokens. Raise --max_step_tokens (now 2) in a new --output_dir."),
         ("--search rollouts --max_solution_tokens 3", "Raise --max_solution_tokens (now 3) in a new --output_dir."),
         ("--search puct --max_solution_tokens 3", "Raise --max_solution_tokens (now 3) in a new --output_dir."),
-        ("--extractors boxed", "without an answer. Check that --extractors (now 'boxed') read the answers"),
+        ("--extractors boxed", "have no answer. Check that --extractors (now 'boxed') match the answers"),
     ],
 )  # fmt: skip
 def test_a_run_that_is_mostly_of_no_use_names_the_option(tmp_path, policy, problems, capsys, options, advice):
@@ -100,8 +100,7 @@ def test_unreadable_references_are_named(tmp_path, policy, capsys):
     assert annotate(policy, str(tmp_path / "problems.jsonl"), tmp_path / "run") == 0
     printed = capsys.readouterr().out
     assert (
-        "1 ungradable" in printed
-        and "1 problem has a reference answer that cannot be read and is left out: odd (" in printed
+        "1 ungradable" in printed and "1 problem has an unreadable reference answer and was skipped: odd (" in printed
     )
 
 
@@ -138,7 +137,8 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
     think = ["--prompt_style", "chat", "--chat_template_kwargs", '{"think": true}']
     assert annotate(str(chat), problems, tmp_path / "run", *think) == 0
     assert (
-        "Problems with control tokens of the policy, such as '<|endoftext|>': 1. They are" in capsys.readouterr().out
+        "Problems that contain control tokens of the policy, such as '<|endoftext|>': 1. They are"
+        in capsys.readouterr().out
     )
     prompt = json.loads((tmp_path / "run" / "manifest.json").read_text())["prompt"]
     assert prompt["chat_template_kwargs"] == {"think": True} and prompt["chat_template_date"] == "2024-07-26"
@@ -169,14 +169,14 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
             ["--search", "puct", "--num_children", "3"],
             "`num_children` only applies to search full_tree, but `search` is puct",
         ),
-        (["--policy_urls", "http://x"], "policy_urls goes with engine openai, and engine is transformers"),
-        (["--step_pattern", "x"], "segmentation regex and step_pattern go together"),
-        (["--prompt", "poem"], "prompt is 'poem', expected steps, formulas, question, or a file"),
-        (["--prompt_style", "chat"], "no chat template, and the prompt style is chat. Use --prompt_style plain"),
-        (["--max_sequences", "5"], "max_sequences is 5, expected 12 or more"),
-        (["--max_in_flight", "1"], "max_in_flight is 1, expected 3 or more"),
-        (["--max_open_problems", "0"], "max_open_problems is 0, expected 1 or more"),
-        (["--grader_workers", "0"], "grader_workers is 0, expected 1 or more"),
+        (["--policy_urls", "http://x"], "policy_urls is set, but engine is transformers"),
+        (["--step_pattern", "x"], "step_pattern is 'x'. Segmentation regex and step_pattern must be used together"),
+        (["--prompt", "poem"], "prompt is 'poem'. It must be steps, formulas, question, or the path of a text file"),
+        (["--prompt_style", "chat"], "no chat template, but the prompt style is chat. Use --prompt_style plain"),
+        (["--max_sequences", "5"], "max_sequences is 5. It must be at least 12"),
+        (["--max_in_flight", "1"], "max_in_flight is 1. It must be at least 3"),
+        (["--max_open_problems", "0"], "max_open_problems is 0. It must be at least 1"),
+        (["--grader_workers", "0"], "grader_workers is 0. It must be at least 1"),
         (["--engine_args", "5"], "engine_args is 5, expected a JSON object"),
     ],
 )

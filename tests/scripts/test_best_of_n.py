@@ -259,13 +259,13 @@ def test_ungradable_problems_are_left_out(tmp_path, planted, capsys):
     assert load_results(tmp_path / "out").num_problems == 3
     printed = capsys.readouterr().out
     assert "1 problems ungradable" in printed
-    warning = f"1 problem has a reference answer that cannot be read and is left out: {tmp_path / 'in.jsonl'}:4 ('\\\\frac{{')"
+    warning = f"1 problem has an unreadable reference answer and was skipped: {tmp_path / 'in.jsonl'}:4 ('\\\\frac{{')"
     assert f"warning: {warning}" in printed and load_results(tmp_path / "out").warnings[0].startswith(warning)
     assert rescore(tmp_path / "none", write_rows(tmp_path / "in.jsonl", rows[3:]), "--n", "1") == 1
     error = capsys.readouterr().err
     assert (
         "no problem is left to choose solutions of" in error
-        and "1 problem has a reference answer that cannot be read" in error
+        and "1 problem has an unreadable reference answer" in error
     )
 
 
@@ -308,7 +308,7 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
         ("--policy p --problems q --join_steps x", "`join_steps` only applies to `candidates`"),
         ("--candidates x --n 0", r"`n` is \[0\]. Each number must be at least 1"),
         ("--candidates x --num_draws 0", "`num_draws` is 0"),
-        ("--candidates x --segmentation regex", "segmentation regex and step_pattern go together"),
+        ("--candidates x --segmentation regex", "Segmentation regex and step_pattern must be used together"),
         ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm', expected transformers, vllm"),
         ("--policy p --problems q --combine mean", "combine is mean, which makes one score of those of several spans"),
         ("--policy p --problems q", "m: there is no such folder, and no such repository"),

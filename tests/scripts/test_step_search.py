@@ -161,7 +161,7 @@ def test_annotate_has_no_prefixes(tmp_path, capsys):
             "begun",
             "# Step 1\nWe",
             (),
-            "the prefix ends with '# Step 1\\nWe', expected the end of a step, which by the rule",
+            "the prefix ends with '# Step 1\\nWe'. It must end at the end of a step",
         ),
         (
             "begun",
@@ -169,12 +169,12 @@ def test_annotate_has_no_prefixes(tmp_path, capsys):
             (),
             "the prefix states the answer '3', which ends a solution",
         ),
-        ("begun", WE_START + "\n# END!", (), "the prefix holds '# END!', which ends a solution"),
+        ("begun", WE_START + "\n# END!", (), "the prefix contains '# END!', which ends a solution"),
         (
             "begun",
             WE_START,
             ("--max_depth", "1"),
-            "the prefix has 1 steps, and max_depth, which counts them too, is 1",
+            "the prefix has 1 steps and max_depth is 1",
         ),
     ],
 )

@@ -82,13 +82,13 @@ def test_what_is_cut_is_counted(depth, breadth, rollouts):
         text = format_tree(inspection_of(tree), width=10_000, depth=depth, breadth=breadth, rollouts=rollouts)
         total = 0
         for line in text.split("\n")[6:]:
-            left_out = re.search(r"… ([\d,]+) below|with ([\d,]+) nodes in all", line)
+            left_out = re.search(r"… ([\d,]+) below|with ([\d,]+) nodes in total", line)
             if left_out:
                 total += int((left_out[1] or left_out[2]).replace(",", ""))
             folded, group = re.search(r"×(\d+)", line), re.search(r"─ (\d+) rollouts:", line)
             if group:
                 total += 0 if rollouts else int(group[1])
-            elif "nodes in all" not in line:
+            elif "nodes in total" not in line:
                 total += int(folded[1]) if folded else 1
         assert total == len(tree.nodes)
         if breadth == 1000 and depth == 50:
@@ -207,7 +207,7 @@ def run_folder(tmp_path_factory):
 def test_list_of_problems(run_folder, capsys):
     assert main(["inspect", str(run_folder)]) == 0
     titles, *rows = capsys.readouterr().out.splitlines()
-    assert titles.split() == ["#", "value", "nodes", "status", "id", "problem"]
+    assert titles.split() == ["#", "MC", "score", "nodes", "status", "id", "problem"]
     assert [row.split()[0] for row in rows] == ["0", "1", "2", "3", "4", "5"]
     assert all(re.search(rf" done +p00{i} +What is {i}", row) for i, row in enumerate(rows))
     assert not (run_folder / "inspect").exists()
@@ -241,7 +241,7 @@ def test_options_change_what_is_shown(run_folder, tmp_path, capsys):
     assert "rollouts: " in rollouts
     assert len(shown(run_folder, "--rollouts").split("\n")) > len(rollouts.split("\n"))
     assert " below\n" in shown(folder, "--depth", "1") and " below\n" not in shown(folder, "--depth", "9")
-    assert " nodes in all\n" in shown(folder, "--breadth", "2") and " nodes in all\n" not in shown(folder)
+    assert " nodes in total\n" in shown(folder, "--breadth", "2") and " nodes in all\n" not in shown(folder)
     values = {
         shown(folder, *words).split("\n")[5] for words in ([], ["--estimator", "leaf_share"], ["--truncated", "wrong"])
     }

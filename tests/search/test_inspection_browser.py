@@ -50,8 +50,8 @@ def test_head_and_rows(show):
     assert browser.texts("#problem") == ["What is 1 + 2?"]
     assert dict(zip(browser.texts("#facts dt"), browser.texts("#facts dd"), strict=True)) == {
         "Reference answer": "3",
-        "Value of the prompt": "0.500 by hand",
-        "Correct answers": "1 of 2 and 1 without a verdict",
+        "MC score of the prompt": "0.500 by hand",
+        "Correct answers": "1 of 2, 1 more without an answer",
         "Nodes": "4",
         "Tokens generated": "12",
         "Tokens from cache": "0",
@@ -72,7 +72,7 @@ def test_a_click_shows_the_full_text(show):
     browser.click(row("2"))
     assert browser.texts("#detail pre") == [f"# Step 2\n{SOLUTION}"]
     assert browser.texts("#detail h2") == ["Step 2"]
-    assert browser.texts("#detail .change")[0] == "0.50 above the step before it"
+    assert browser.texts("#detail .change")[0] == "0.50 above the previous step"
     assert browser.texts("#detail .trail-list span") == ["(prompt)", "1 + 2 = 3."]
     browser.click(row("3"))
     facts = dict(zip(browser.texts("#detail dt"), browser.texts("#detail dd"), strict=True))

@@ -173,9 +173,7 @@ def test_problems_with_faults_wait_for_the_next_start(tmp_path):
 
 def test_an_engine_that_is_down_stops_the_run(tmp_path):
     """Else a night of failures would look like a finished run whose problems have no solution."""
-    with pytest.raises(
-        EngineFatal, match="[4-6] requests failed in a row, the last one with: the server answered 500"
-    ):
+    with pytest.raises(EngineFatal, match="[4-6] requests failed in a row. Last error: the server answered 500"):
         run_levels(tmp_path, engine=FaultyEngine(1.0), max_failures=4)
     assert run_levels(tmp_path).closed == {"done": 6}
 
@@ -199,8 +197,8 @@ def test_a_score_that_is_no_number_stops_the_run(tmp_path, bad):
 @pytest.mark.parametrize(
     ("scorer", "message"),
     [
-        (lambda trees: [[0.5]] * len(trees), r"returned 1 scores, expected \d, one per step"),
-        (lambda trees: [], "returned scores of 0 trees, expected 6"),
+        (lambda trees: [[0.5]] * len(trees), r"returned 1 scores for \d steps"),
+        (lambda trees: [], "returned scores for 0 trees, expected 6"),
     ],
 )
 def test_a_scorer_that_miscounts_stops_the_run(tmp_path, scorer, message):
@@ -247,12 +245,12 @@ def test_references_are_checked_before_anything_is_sampled(tmp_path):
 def test_a_problem_that_changed_is_refused(tmp_path):
     run_levels(tmp_path)
     changed = [(i, Problem(p.problem_id, p.prompt, "9")) for i, p in make_problems(6)]
-    with pytest.raises(ValueError, match="is Problem.*answer='7'.* in the log and Problem.*answer='9'.* now"):
+    with pytest.raises(ValueError, match="is Problem.*answer='7'.* in the log, but Problem.*answer='9'.* now"):
         run_levels(tmp_path, problems=changed)
 
 
 def test_a_request_larger_than_the_bound_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_in_flight is 5, expected 6 or more"):
+    with pytest.raises(ValueError, match="max_in_flight is 5. It must be at least 6"):
         run_levels(tmp_path, SEARCHES["beam"], max_in_flight=5)
 
 

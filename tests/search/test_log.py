@@ -37,13 +37,13 @@ def test_damage_in_the_middle_is_an_error(tmp_path):
     run_scripted(tmp_path)
     lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / LOG).write_bytes(b"".join([*lines[:3], b"\0\0\0\n", *lines[3:]]))
-    with pytest.raises(ValueError, match="jsonl, line 4: found .* expected an event of a search"):
+    with pytest.raises(ValueError, match="jsonl, line 4: .* is not an event of a search"):
         EventLog(tmp_path / LOG)
     head = lines[3][:60]
     (tmp_path / LOG).write_bytes(b"".join([*lines[:3], head + b"\n", *lines[4:]]))
     with (
         EventLog(tmp_path / LOG) as log,
-        pytest.raises(ValueError, match="byte [0-9]+: a damaged event of problem 'p0"),
+        pytest.raises(ValueError, match="byte [0-9]+: the event of problem 'p0"),
     ):
         for problem_id in log.problems:
             log.read(problem_id)
@@ -55,14 +55,14 @@ def test_events_that_refer_to_nothing_are_an_error(tmp_path):
     lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if b'"problem"' in line[:20])
     (tmp_path / LOG).write_bytes(b"".join(lines[:first] + lines[first + 1 :]))
-    with pytest.raises(ValueError, match="whose first event is missing. Remove all lines of this problem"):
+    with pytest.raises(ValueError, match="the first event of problem .* is missing. Remove all lines of this problem"):
         EventLog(tmp_path / LOG)
     first = next(i for i, line in enumerate(lines) if b'"samples"' in line[:20])
     name = json.loads(lines[first])["problem_id"]
     (tmp_path / LOG).write_bytes(b"".join(lines[:first] + lines[first + 1 :]))
     with (
         EventLog(tmp_path / LOG) as log,
-        pytest.raises(ValueError, match="refers to .*, which no event before it made"),
+        pytest.raises(ValueError, match="refers to .*, but no earlier event created it"),
     ):
         log.read(name)
 
@@ -148,7 +148,7 @@ def test_manifest(tmp_path):
         "engine.temperature was 1.0 and is 0.5",
         "engine.top_p was null and is 0.9",
         "seed was 1 and is 2",
-        "in another --output_dir",
+        "another --output_dir",
     ):
         assert part in str(error.value)
     assert "versions" not in str(error.value) and "engine.model" not in str(error.value)

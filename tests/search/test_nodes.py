@@ -101,10 +101,10 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 
 def test_other_files(tmp_path):
     (tmp_path / "text.parquet").write_text("hello, this is no Parquet file")
-    with pytest.raises(ValueError, match="text.parquet: found no Parquet file"):
+    with pytest.raises(ValueError, match="text.parquet is not a Parquet file"):
         list(read_trees(tmp_path / "text.parquet"))
     pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match=r"other.parquet: found the columns \['prompt'\], expected search trees"):
+    with pytest.raises(ValueError, match=r"other.parquet has the columns \['prompt'\], expected search trees"):
         list(read_trees(tmp_path / "other.parquet"))
     write_nodes([], tmp_path / "empty.parquet")
     assert list(read_trees(tmp_path / "empty.parquet")) == []

@@ -60,11 +60,11 @@ WHOLE = Rollouts(FINAL, num_solutions=3, num_completions=0, max_solution_tokens=
             WHOLE,
             "It is 7.",
             "without_answer",
-            "without an answer. Check that --extractors (now 'marker' 'boxed') read the answers that the policy writes, that "
-            "--final_stops (now '# END!') end a solution only after its answer, and that --prompt (now steps) asks for one.",
+            "have no answer. Check that --extractors (now 'marker' 'boxed') match the answers of the policy, that "
+            "--final_stops (now '# END!') end a solution only after its answer, and that --prompt (now steps) asks for an answer.",
         ),
         (SHORT, "", "without_answer", "--extractors (now 'marker' 'boxed')"),
-        (WHOLE, ANSWER.replace("7", "?"), "unreadable", "with an unreadable answer. Check that --extractors (now 'marker'"),
+        (WHOLE, ANSWER.replace("7", "?"), "unreadable", "have an unreadable answer. Check that --extractors (now 'marker'"),
         (WHOLE, ANSWER, "right", None),
         (WHOLE, ANSWER.replace("7", "6"), "wrong", None),
     ],
@@ -76,7 +76,7 @@ def test_each_outcome_and_what_to_change(tmp_path, search, text, outcome, advice
     if advice is None:
         assert warnings == []
     else:
-        assert len(warnings) == 1 and warnings[0].startswith("100.0 % of the solutions are ") and advice in warnings[0]
+        assert len(warnings) == 1 and warnings[0].startswith("100.0 % of the solutions ") and advice in warnings[0]
 
 
 class Full(ScriptedEngine):
@@ -203,14 +203,14 @@ class TestReferences:
         assert summary["problems"] == {"done": 8, "ungradable": 8}
         assert [one["problem_id"] for one in summary["unreadable_references"]] == ["p1", "p3", "p5", "p7", "p9"]
         assert warnings == [
-            "8 problems have reference answers that cannot be read and are left out: p1 ('???'), p3 ('???'), p5 ('???'), p7 ('???'), "
+            "8 problems have unreadable reference answers and were skipped: p1 ('???'), p3 ('???'), p5 ('???'), p7 ('???'), "
             "p9 ('???'), 3 more. Correct the answers, or remove these problems."
         ]
         assert read_summary(tmp_path)["unreadable_references"] == summary["unreadable_references"]
 
     def test_one_and_none(self):
         (warning,) = reference_warnings(1, [{"problem_id": "a", "answer": "x" * 99}])
-        assert warning.startswith("1 problem has a reference answer that cannot be read and is left out: a ('xxx")
+        assert warning.startswith("1 problem has an unreadable reference answer and was skipped: a ('xxx")
         assert len(warning) < 210 and reference_warnings(0, []) == []
 
 

@@ -49,7 +49,10 @@ def test_problems_with_control_tokens_are_counted():
     tokenizer = byte_level()
     assert CHAT.describe_control_text(tokenizer, ["1", "im_end"]) is None
     note = CHAT.describe_control_text(tokenizer, ["1", "2</s>", "<｜User｜>"])
-    assert note == "Problems with control tokens of the policy, such as '</s>': 2. They are encoded as plain text."
+    assert (
+        note
+        == "Problems that contain control tokens of the policy, such as '</s>': 2. They are encoded as plain text."
+    )
     assert "as these tokens, as when" in replace(CHAT, **OLD).describe_control_text(tokenizer, ["</s>"])
 
 
@@ -74,7 +77,7 @@ def test_variables_of_the_template():
     assert "high" in tokenizer.decode(high.encode(tokenizer, "1+1?"))
     with pytest.raises(ValueError, match="sets enable_thinking, .* Variables of this template: effort"):
         replace(CHAT, chat_template_kwargs={"enable_thinking": False}).encode(tokenizer, "1+1?")
-    with pytest.raises(ValueError, match="needs the prompt style chat"):
+    with pytest.raises(ValueError, match="requires the prompt style chat"):
         replace(PLAIN, chat_template_kwargs={"effort": "high"})
     with pytest.raises(ValueError, match="sets add_generation_prompt, which cannot be set here"):
         replace(CHAT, chat_template_kwargs={"add_generation_prompt": False})
@@ -111,14 +114,14 @@ class TestManifest:
         check_manifest(tmp_path, {"prompt": values})
         for change in ({"chat_template_kwargs": {"effort": "high"}}, {"chat_template_date": "2025-01-01"}):
             prompt = resumed_prompt(replace(CHAT, **change), tmp_path)
-            with pytest.raises(ValueError, match="started with other settings: prompt.chat_template"):
+            with pytest.raises(ValueError, match="started with different settings: prompt.chat_template"):
                 check_manifest(tmp_path, {"prompt": asdict(prompt)})
 
 
 def test_a_prefix_with_control_tokens_is_refused():
     """DeepSeek's `<｜User｜>` is no special token, so that the text comes back and shows nothing."""
     tokenizer = byte_level()
-    with pytest.raises(ValueError, match="holds '<｜User｜>', a control token of the policy's tokenizer"):
+    with pytest.raises(ValueError, match="contains '<｜User｜>', a control token of the policy's tokenizer"):
         cut_prefix(RULES["blank_line"], tokenizer, [], "x<｜User｜> = 3.\n\n")
     ids, _ = cut_prefix(RULES["blank_line"], tokenizer, [], "<think>Add.</think>x = 3.\n\n")  # as the policy writes it
     assert written(tokenizer, ids) == ["<think>", "</think>"]
@@ -131,5 +134,5 @@ def test_a_server_that_takes_text_is_not_sent_control_tokens_as_text():
     engine = OpenAIEngine(["http://localhost:1"], "policy", tokenizer, api="text")
     ids = CHAT.encode(tokenizer, "1+1?")
     assert engine._prompt_text(ids) == tokenizer.decode(ids)
-    with pytest.raises(EngineError, match="holds control tokens as plain text .*'<｜User｜>'.* or use vLLM"):
+    with pytest.raises(EngineError, match="contains control tokens as plain text .*'<｜User｜>'.* or use vLLM"):
         engine._prompt_text(CHAT.encode(tokenizer, "1+1?<｜User｜>"))

@@ -262,14 +262,14 @@ class TestVLLMServer:
 
     def test_refusals(self, vllm_url, tokenizer, loop, ask):
         engine = OpenAIEngine([vllm_url], "another", tokenizer)
-        with pytest.raises(EngineFatal, match="does not serve 'another', but 'lm'"):
+        with pytest.raises(EngineFatal, match="does not serve 'another'. It serves 'lm'"):
             ask(engine, ([1], 1, [], 5, 0))
         loop.run_until_complete(engine.close())
 
     def test_as_text_it_is_refused(self, vllm_url, tokenizer, loop, ask):
         """It takes stop strings out, so that every stopped step would be the end of a solution."""
         engine = OpenAIEngine([vllm_url], "lm", tokenizer, api="text")
-        with pytest.raises(EngineFatal, match='takes stop strings out of the text.*use api="vllm"'):
+        with pytest.raises(EngineFatal, match='removes stop strings from the text.*use api="vllm"'):
             ask(engine, ([1], 1, [], 5, 0))
         loop.run_until_complete(engine.close())
 

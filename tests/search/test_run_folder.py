@@ -58,7 +58,7 @@ def test_missing_shards_are_told(tmp_path):
 
 def test_no_run(tmp_path):
     for read in (node_files, read_manifest):
-        with pytest.raises(FileNotFoundError, match="expected the --output_dir of trl-hrm annotate"):
+        with pytest.raises(FileNotFoundError, match="Pass the --output_dir of trl-hrm annotate"):
             read(tmp_path)
 
 

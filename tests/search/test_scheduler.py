@@ -206,7 +206,7 @@ def test_problems_with_faults_wait_for_the_next_start(tmp_path):
 
 def test_an_engine_that_is_down_stops_the_run(tmp_path):
     """Else a night of failures would look like a finished run with no data."""
-    with pytest.raises(EngineFatal, match="4 requests failed in a row, the last one with: the server answered 500"):
+    with pytest.raises(EngineFatal, match="4 requests failed in a row. Last error: the server answered 500"):
         run_scripted(tmp_path, engine=FaultyEngine(1.0), max_failures=4)
     assert run_scripted(tmp_path).closed == {"done": 6}
 
@@ -216,8 +216,8 @@ def test_an_engine_that_is_down_stops_the_run(tmp_path):
     [
         (lambda samples: samples[:-1], "returned 2 samples, expected 3. The server may ignore `n`"),
         (lambda samples: [*samples, samples[0]], "returned 4 samples, expected 3"),
-        (lambda samples: [Sample([1], "a", "abort")] * 3, "ended with 'abort', expected one of stop, eos, length"),
-        (lambda samples: [Sample([1], "a", "stop", "# Step 2")] * 3, "expected the stop string in the text"),
+        (lambda samples: [Sample([1], "a", "abort")] * 3, "ended with 'abort'. It must be one of stop, eos, length"),
+        (lambda samples: [Sample([1], "a", "stop", "# Step 2")] * 3, "its text does not contain it"),
         (lambda samples: [Sample([1], "a", "stop")] * 3, "was ended by the stop string None"),
     ],
 )
@@ -262,26 +262,26 @@ def test_a_problem_that_changed_is_refused(tmp_path):
     changed = [(i, Problem(p.problem_id, p.prompt, "9")) for i, p in make_problems(6)]
     for name, share in (("open", 0.3), ("closed", 0.0)):
         run_scripted(tmp_path / name, engine=FaultyEngine(share), max_failures=50, problem_attempts=1)
-        with pytest.raises(ValueError, match="is Problem.*answer='7'.* in the log and Problem.*answer='9'.* now"):
+        with pytest.raises(ValueError, match="is Problem.*answer='7'.* in the log, but Problem.*answer='9'.* now"):
             run_scripted(tmp_path / name, problems=changed)
 
 
 def test_a_request_larger_than_the_bound_is_refused(tmp_path):
     """It could never be sent: the loop would end as if all were done."""
-    with pytest.raises(ValueError, match="max_in_flight is 2, expected 3 or more"):
+    with pytest.raises(ValueError, match="max_in_flight is 2. It must be at least 3"):
         run_scripted(tmp_path, max_in_flight=2)
 
 
 def test_a_step_search_needs_a_reward_model(tmp_path):
     """Without scores no beam would ever advance: each problem would end after its first step."""
-    with pytest.raises(ValueError, match="`score` is missing, and the search is GreedyStepSearch"):
+    with pytest.raises(ValueError, match="`score` is missing, but the search is GreedyStepSearch"):
         run_scripted(tmp_path, GreedyStepSearch(num_candidates=2, rule=RULE))
 
 
 def test_the_filter_does_not_hide_a_larger_request(tmp_path):
     """The first request fits and a later one does not: that must be told before anything is sampled."""
     search = RootFilter(SEARCHES["rollouts"], 2, FINAL)
-    with pytest.raises(ValueError, match="max_in_flight is 3, expected 4 or more"):
+    with pytest.raises(ValueError, match="max_in_flight is 3. It must be at least 4"):
         run_scripted(tmp_path, search, max_in_flight=3)
 
 

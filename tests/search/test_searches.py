@@ -328,18 +328,21 @@ def test_seeds_of_two_requests_never_overlap():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FullTree(RULE, num_children=0), "num_children is 0, expected 1 or more"),
-        (lambda: FullTree(RULE, (), 5, 7, max_sequences=34), "max_sequences is 34, expected 35 or more"),
-        (lambda: FullTree(RULE, (), 5, 7, 10, max_tokens=349), "max_tokens is 349, expected 350 or more"),
+        (lambda: FullTree(RULE, num_children=0), "num_children is 0. It must be at least 1"),
+        (lambda: FullTree(RULE, (), 5, 7, max_sequences=34), "max_sequences is 34. It must be at least 35"),
+        (lambda: FullTree(RULE, (), 5, 7, 10, max_tokens=349), "max_tokens is 349. It must be at least 350"),
         (lambda: FullTree(regex_rule("x")), "cannot be sampled one at a time"),
-        (lambda: Rollouts((), num_solutions=9, max_sequences=8), "max_sequences is 8, expected 9"),
-        (lambda: Rollouts((), num_solutions=0), "num_solutions is 0, expected 1 or more"),
-        (lambda: Rollouts((), num_completions=-1), "num_completions is -1, expected 0 or more"),
-        (lambda: PUCT((), alpha=0), "alpha is 0, expected a number above 0"),
-        (lambda: PUCT((), max_tokens=5), "max_tokens is 5, expected"),
+        (
+            lambda: Rollouts((), num_solutions=9, max_sequences=8),
+            "max_sequences is 8. It must be at least num_solutions, which is 9",
+        ),
+        (lambda: Rollouts((), num_solutions=0), "num_solutions is 0. It must be at least 1"),
+        (lambda: Rollouts((), num_completions=-1), "num_completions is -1. It must be at least 0"),
+        (lambda: PUCT((), alpha=0), "alpha is 0. It must be in"),
+        (lambda: PUCT((), max_tokens=5), "max_tokens is 5. It must be at least"),
         (lambda: PUCT((), max_selections=0), "max_selections is 0"),
-        (lambda: PUCT((), length_scale=0), "length_scale 0"),
-        (lambda: RootFilter(None, 1, ()), "has 1 samples, expected 2 or more"),
+        (lambda: PUCT((), length_scale=0), "length_scale is 0"),
+        (lambda: RootFilter(None, 1, ()), "has 1 samples. It needs at least 2"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make, message):

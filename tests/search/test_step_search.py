@@ -245,10 +245,10 @@ def test_a_header_after_the_answer_is_no_part_of_it(tmp_path):
 
 
 def test_settings_that_cannot_be_searched_are_refused():
-    with pytest.raises(ValueError, match="num_candidates is 0, expected 1 or more"):
+    with pytest.raises(ValueError, match="num_candidates is 0. It must be at least 1"):
         GreedyStepSearch(num_candidates=0, rule=RULE)
-    with pytest.raises(ValueError, match="max_depth is 0, expected 1 or more"):
+    with pytest.raises(ValueError, match="max_depth is 0. It must be at least 1"):
         BeamSearch(width=1, expansion=1, rule=RULE, max_depth=0)
-    with pytest.raises(ValueError, match="has no stop strings, so its steps cannot be sampled"):
+    with pytest.raises(ValueError, match="has no stop strings, so steps cannot be sampled"):
         DiverseTreeSearch(num_trees=1, width=1, rule=regex_rule("x"))
     assert "rank" not in BeamSearch(width=2, expansion=2, rule=RULE).describe()

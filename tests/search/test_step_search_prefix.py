@@ -274,10 +274,10 @@ def test_another_prefix_is_refused(tmp_path):
     run_levels(tmp_path / "a", problems=with_prefixes(2))
     other = [(i, replace(problem, prefix=HEADED.replace("3.", "5."))) for i, problem in make_problems(2)]
     for problems in (other, make_problems(2)):
-        with pytest.raises(ValueError, match="problem 'p000' is Problem.*prefix='# Step 1.* in the log and Problem"):
+        with pytest.raises(ValueError, match="problem 'p000' is Problem.*prefix='# Step 1.* in the log, but Problem"):
             run_levels(tmp_path / "a", problems=problems)
     run_levels(tmp_path / "b", problems=make_problems(2))
-    with pytest.raises(ValueError, match="prefix='' in the log and Problem.*prefix='# Step 1|is Problem.*prefix=''"):
+    with pytest.raises(ValueError, match="prefix='' in the log, but Problem.*prefix='# Step 1|is Problem.*prefix=''"):
         run_levels(tmp_path / "b", problems=with_prefixes(2))
 
 
@@ -349,7 +349,7 @@ def test_a_text_that_the_tokenizer_changes_is_refused(tmp_path, text):
     """Composed characters and special tokens: the steps would be cut some characters off."""
     engine = Tokenized(write_plain, make_tokenizer(["add x"] * 3, 300))
     with pytest.raises(
-        ValueError, match=r"the policy's tokenizer makes '.*' of the prefix '.*', expected the same text"
+        ValueError, match=r"policy's tokenizer decodes the prefix '.*' as '.*'. It must reproduce the text"
     ):
         run_levels(tmp_path, problems=problem_after(text), search=GREEDY, engine=engine, prompt=PLAIN)
 
@@ -414,20 +414,32 @@ BAD = [
     (
         "blank_line",
         "a\n\nb",
-        r"ends with 'a\\n\\nb', expected the end of a step, .* 'blank_line' is '\\n\\n'. Cut it there",
+        r"ends with 'a\\n\\nb'. It must end at the end of a step, which for the rule 'blank_line' is '\\n\\n'",
     ),
-    ("blank_line", "a\n", "expected the end of a step"),
-    ("blank_line", "a\n\n# Answer\n\n", "expected the end of a step"),  # the blank line within the answer
-    ("sentence", "It is 3.", r"is '. ' or '.\\n' or '。'. Cut it there, or take another rule \(--segmentation\)"),
-    ("step_header", "# Step 1\nA.\n\n", "the rule 'step_header' is the header of the next step, such as '# Step 2'"),
-    ("step_header", HEADED + "\nThe", "expected the end of a step"),
-    ("step_header", HEADED + "\n", "expected the end of a step"),
-    ("step_header", "# Step 1", "the prefix is '# Step 1', expected a step before the end of it"),
-    ("blank_line", "\n\n", r"the prefix is '\\n\\n', expected a step"),
-    ("blank_line", "a\n\n# END!\n\n", "the prefix holds '# END!', which ends a solution, .* Cut it before the answer"),
+    ("blank_line", "a\n", "must end at the end of a step"),
+    ("blank_line", "a\n\n# Answer\n\n", "must end at the end of a step"),  # the blank line within the answer
+    (
+        "sentence",
+        "It is 3.",
+        r"is '. ' or '.\\n' or '。'. Cut it there, or use another rule \(--segmentation\)",
+    ),
+    (
+        "step_header",
+        "# Step 1\nA.\n\n",
+        "the rule 'step_header' is the header of the next step, such as '# Step 2'",
+    ),
+    ("step_header", HEADED + "\nThe", "must end at the end of a step"),
+    ("step_header", HEADED + "\n", "must end at the end of a step"),
+    ("step_header", "# Step 1", "the prefix is '# Step 1'. It must contain at least one step"),
+    ("blank_line", "\n\n", r"the prefix is '\\n\\n'. It must contain at least one step"),
+    (
+        "blank_line",
+        "a\n\n# END!\n\n",
+        "the prefix contains '# END!', which ends a solution.* Cut it before the answer",
+    ),
     ("blank_line", "a\n\nso \\boxed{7}\n\n", "the prefix states the answer '7', which ends a solution"),
     ("step_header", "# Step 1\nA.\n\n# Answer\n\n7\n\n# Step 2", "the prefix states the answer '7', which"),
-    ("blank_line", "a\n\nb\n\nc\n\nd\n\n", "has 4 steps, and max_depth, which counts them too, is 4: no step is left"),
+    ("blank_line", "a\n\nb\n\nc\n\nd\n\n", "has 4 steps and max_depth is 4.* Raise --max_depth"),
 ]
 
 
@@ -446,7 +458,7 @@ def test_only_step_searches_go_on_from_a_prefix(tmp_path):
     """Others begin at the prompt: they would annotate the problem as if nothing had been given."""
     with pytest.raises(
         ValueError,
-        match="problem 'p000': this search cannot continue from a prefix, and the prefix is '# Step 1.*Leave the prefix out",
+        match="problem 'p000': this search cannot continue from a prefix, but the prefix is '# Step 1.*Remove the prefix",
     ):
         run_scripted(tmp_path, problems=with_prefixes(2))
     assert not log_of(tmp_path).read_bytes()

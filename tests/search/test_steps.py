@@ -58,7 +58,7 @@ def test_stop_strings():
     assert rule.stop_strings("# Step 2") == ("# Step 2", "# Step 3", "# Step 4")
     assert rule.stop_strings("# Step 9") == ("# Step 9", "# Step 10", "# Step 11")
     assert RULES["blank_line"].stop_strings("\n\n") == ("\n\n",)
-    with pytest.raises(ValueError, match="cannot be sampled one at a time. Use a search that cuts whole solutions"):
+    with pytest.raises(ValueError, match="cannot be sampled one at a time. Use a search that samples whole solutions"):
         regex_rule("x").stop_strings()
 
 
@@ -347,9 +347,12 @@ def test_a_chat_template_is_rendered_once():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"template": "Solve it."}, "the policy would never see the problem"),
-        ({"template": "{question}", "style": "raw"}, "expected chat or plain"),
-        ({"template": "{question}", "style": "plain", "system_prompt": "x"}, "goes with the prompt style chat only"),
+        ({"template": "Solve it."}, "does not contain {question}"),
+        ({"template": "{question}", "style": "raw"}, "prompt style is 'raw'. It must be chat or plain"),
+        (
+            {"template": "{question}", "style": "plain", "system_prompt": "x"},
+            "`system_prompt` requires the prompt style chat",
+        ),
     ],
 )
 def test_a_prompt_that_cannot_work_is_refused(options, message):
@@ -359,7 +362,7 @@ def test_a_prompt_that_cannot_work_is_refused(options, message):
 
 def test_no_chat_template():
     with pytest.raises(
-        ValueError, match="has no chat template, and the prompt style is chat. Use --prompt_style plain"
+        ValueError, match="has no chat template, but the prompt style is chat. Use --prompt_style plain"
     ):
         PROMPTS["steps"].encode(CharTokenizer(), "Why?")
 

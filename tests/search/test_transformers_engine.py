@@ -320,7 +320,7 @@ def test_the_length_of_the_model(greedy):
     prefix = (prefixes(greedy)[0] * 40)[:128]
     [[sample]] = ask(greedy, (prefix[:120], 1, [], 50, 0))
     assert (len(sample.token_ids), sample.finish) == (8, "length")
-    with pytest.raises(PrefixTooLong, match=r"the prefix has 128 tokens, but .* takes 128"):
+    with pytest.raises(PrefixTooLong, match=r"The prefix has 128 tokens, but .* has a context of 128 tokens"):
         ask(greedy, (prefix, 1, [], 50, 0))
 
 
@@ -359,7 +359,7 @@ def test_faults_of_the_model_reach_every_request(engine, monkeypatch):
 
     errors = asyncio.run(run())
     assert [type(error) for error in errors] == [asyncio.CancelledError] + [EngineFatal] * 3
-    assert "8 sequences" in str(errors[1]) and "lower batch_size. (tried to allocate 1 GiB)" in str(errors[1])
+    assert "8 sequences" in str(errors[1]) and "Lower batch_size. (tried to allocate 1 GiB)" in str(errors[1])
     monkeypatch.undo()
     [samples] = ask(engine, (ids, 2, [], 4, 0))
     check_samples(samples, 2)
@@ -377,12 +377,12 @@ def test_describe_is_stable(folder, engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature is -1, expected 0 or more"),
+        ({"temperature": -1}, "temperature is -1. It must be at least 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_p": 0}, "top_p is 0, expected more than 0"),
-        ({"top_k": -1}, "top_k is -1, expected 0"),
-        ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
-        ({"batch_size": "many"}, "batch_size is 'many', expected 1 or more"),
+        ({"top_p": 0}, "top_p is 0. It must be in"),
+        ({"top_k": -1}, "top_k is -1. It must be at least 0"),
+        ({"batch_size": 0}, "batch_size is 0. It must be an integer of at least 1"),
+        ({"batch_size": "many"}, "batch_size is 'many'. It must be an integer of at least 1"),
     ],
 )
 def test_options_out_of_range(engine, options, message):
@@ -391,5 +391,5 @@ def test_options_out_of_range(engine, options, message):
 
 
 def test_a_type_that_torch_does_not_have(folder):
-    with pytest.raises(ValueError, match="the type of the policy's weights is 'float99', expected one of torch"):
+    with pytest.raises(ValueError, match="dtype of the policy is 'float99'. It must be 'auto' or a torch dtype"):
         TransformersEngine.from_pretrained(folder, dtype="float99")

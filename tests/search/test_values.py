@@ -162,11 +162,11 @@ def test_deep_trees():
 
 def test_unknown_options():
     tree = full_tree(random.Random(0))
-    with pytest.raises(ValueError, match="estimator is 'mean', expected one of child_mean, leaf_share"):
+    with pytest.raises(ValueError, match="estimator is 'mean'. It must be one of child_mean, leaf_share"):
         mc_scores(tree, "mean")
-    with pytest.raises(ValueError, match="truncated is 'keep', expected one of drop, wrong"):
+    with pytest.raises(ValueError, match="truncated is 'keep'. It must be one of drop, wrong"):
         mc_scores(tree, truncated="keep")
-    with pytest.raises(ValueError, match="kind of label is 'er', expected one of soft, hard, entropy"):
+    with pytest.raises(ValueError, match="kind of label is 'er'. It must be one of soft, hard, entropy"):
         make_label(0.5, "er", 1.0)
 
 

@@ -1,5 +1,5 @@
 r"""
-Answers: how they are read from a solution, and whether they are right.
+Extract answers from solutions, and compare them with reference answers.
 
 ```python
 >>> extract_answer("So it is 6.\n\n# Answer\n\n6\n# END!")

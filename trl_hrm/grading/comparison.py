@@ -1,4 +1,4 @@
-"""Whether one answer is right: how what it says compares with the reference."""
+"""Compare an answer with a reference answer."""
 
 import re
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from .parsing import ParsedAnswer, parse_answer
 from .units import DEGREES
 
 
-RULES_VERSION = 2  # raised whenever the same answer and reference may get another grade
+RULES_VERSION = 2  # increased whenever a rule change may change a grade
 
 
 @dataclass(frozen=True)
 class Grade:
     """
-    Whether an answer is right.
+    Result of grading an answer.
 
     Args:
         correct (`bool`, *optional*):
-            `None` wherever `status` is not `"graded"`: what could not be judged is not wrong.
+            Whether the answer is right. `None` if `status` is not `"graded"`.
         status (`str`):
-            `"graded"`; `"unparseable"` (the answer cannot be read, or cannot be compared with the reference);
-            `"ungradable"` (the reference cannot be read, so no answer to this problem can be judged); `"timeout"` (the
-            deadline passed); `"died"` (the worker ended twice, for want of memory for instance).
+            `"graded"`; `"unparseable"` (the answer cannot be parsed or compared with the reference); `"ungradable"` (the reference
+            cannot be parsed, so no answer to this problem can be graded); `"timeout"`; or `"died"` (the worker process died twice,
+            for example because memory ran out).
     """
 
     correct: bool | None
@@ -36,17 +36,17 @@ class Grade:
 
 def judge(answer: str, reference: str) -> Grade:
     r"""
-    Compare an answer with the reference, without a deadline. [`AnswerGrader`] adds one.
+    Compare an answer with the reference answer, without a timeout. [`AnswerGrader`] adds one.
 
-    Numbers are compared exactly, decimals to six places or significant digits, formulas by math-verify. Units and nouns may
-    be missing on either side, but not differ. Words are compared as text without case, articles and punctuation. Where an
-    answer cannot be compared (`May 5` with `June 5`, `not Evelyn` with `Evelyn`), it is unparseable, not wrong.
+    Numbers are compared exactly, decimals to six decimal places or significant digits, and formulas with math-verify. Units and
+    nouns may be missing on one side, but must not differ. Words are compared without case, articles and punctuation. An answer
+    that cannot be compared (`May 5` with `June 5`, `not Evelyn` with `Evelyn`) is `"unparseable"`, not wrong.
 
     Args:
         answer (`str`):
-            The extracted answer: LaTeX with or without `$`, a number, or words.
+            Extracted answer: LaTeX with or without `$`, a number, or words.
         reference (`str`):
-            The right answer. If it is readable, the same text is always correct.
+            Reference answer. If it can be parsed, an identical answer is always correct.
 
     Returns:
         [`Grade`]
@@ -62,7 +62,7 @@ def judge(answer: str, reference: str) -> Grade:
 
 
 def _is_readable(answer: ParsedAnswer) -> bool:
-    """Whether anything can be compared with this reference."""
+    """Return whether answers can be compared with this reference."""
     if answer.number or answer.words or answer.option or answer.time:
         return True
     if answer.pairs:
@@ -75,7 +75,7 @@ def _is_readable(answer: ParsedAnswer) -> bool:
 
 
 def _compare(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
-    """Return whether two answers say the same, `None` if that cannot be told."""
+    """Return whether two answers are equal, or `None` if that cannot be decided."""
     if gold.alternatives and not gold.is_equation or found.alternatives and not found.is_equation:
         return _any(
             _compare(one, other)
@@ -84,7 +84,7 @@ def _compare(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
         )
     if gold.option or found.option:
         return _compare_options(gold, found)
-    if gold.time and found.time:  # morning and afternoon may be missing on one side, and `4:30` may be a ratio
+    if gold.time and found.time:  # am or pm may be missing on one side, and `4:30` may be a ratio
         if gold.time == found.time:
             return True
         if gold.number and found.number:
@@ -92,7 +92,7 @@ def _compare(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
         return gold.time[0] == found.time[0] and not (gold.time[1] and found.time[1])
     if (
         gold.is_equation or found.is_equation
-    ):  # only the reference says whether an equation or its right side is asked for
+    ):  # the reference decides whether the answer is the equation or its right side
         if gold.is_equation and not (found.is_equation or found.pairs):
             return False if _is_readable(found) and not found.is_prose else None
         if not (gold.is_equation or gold.pairs):
@@ -106,7 +106,9 @@ def _compare(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
         return _compare_words(gold, found)
     if gold.unit and found.unit and gold.unit != found.unit:
         return None
-    if gold.number and not gold.number.value and found.is_prose:  # no solutions, and how many there are
+    if (
+        gold.number and not gold.number.value and found.is_prose
+    ):  # "no solutions" in words, and the number of solutions
         return None
     if len(gold.relations) > 1 or len(found.relations) > 1:
         return _compare_solution_sets(gold, found)
@@ -132,7 +134,7 @@ def _all(verdicts) -> bool | None:
 
 
 def _compare_options(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
-    """A letter and a value next to it are two names of the same answer. They must not contradict each other."""
+    """Compare multiple-choice options. A letter and the value next to it name the same answer and must not contradict each other."""
     if gold.option and found.option:
         same_value = gold.value and found.value and _compare(gold.value, found.value)
         if gold.option == found.option:
@@ -140,13 +142,13 @@ def _compare_options(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
         return None if same_value else False
     option, other = (gold, found) if gold.option else (found, gold)
     if option.value:
-        if re.fullmatch("[a-j]", other.formula):  # an option in lower case, or a variable
+        if re.fullmatch("[a-j]", other.formula):  # a lower-case option, or a variable
             return None
         return _compare(option.value, found) if option is gold else _compare(gold, option.value)
     if other.words and option is found:
         return False
     if other.words or other.number or other.time:
-        return None  # which option has that value is not known
+        return None  # unknown which option has that value
     return _compare_formulas(gold, found)
 
 
@@ -166,7 +168,7 @@ def _compare_quantities(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     return equal
 
 
-# Words around a number that make the answer another one: a denial, a bound or an operation.
+# Words around a number that change its meaning: a negation, a bound or an operation.
 _OTHER_VALUE = re.compile(
     r"\b(?:not|never|cannot|except|neither|nor|\w+n t|wrong|incorrect|impossible|squared|cubed|factorial)\b"
     r"|\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower) than|over|under|above|below|beyond|exceeds?|exceeding) \d"
@@ -180,7 +182,7 @@ _SIGN_IN_WORDS = re.compile(
 
 
 def _compare_words(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
-    if not gold.words or gold.number or found.number and found.words:  # only one of them is in words alone
+    if not gold.words or gold.number or found.number and found.words:  # only one side is purely words
         return None
     if not found.words:
         return None if gold.is_prose or any(map(str.isdigit, gold.words)) else False
@@ -223,7 +225,7 @@ def _compare_pairs(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
         return _compare(parse_answer(values[0]), other) if named is gold else _compare(other, parse_answer(values[0]))
     if len({name for name, _ in named.pairs}) == 1 or (other is gold and members and not other.brackets):
         return _match(values, members or [other.formula])
-    # The values alone follow the order of the names, as written or, in a tuple, by the alphabet.
+    # values without names are in the order of the names, as written or, in a tuple, alphabetically
     if len(members) != len(values):
         return False if _is_readable(other) and not other.words else None
     in_order = _all(map(_compare_texts, values, members))
@@ -242,10 +244,10 @@ def _compare_texts(first: str, second: str) -> bool | None:
 
 
 def _compare_members(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
-    """Compare lists and tuples by their members. `None` leaves it to math-verify."""
+    """Compare lists and tuples by their members. `None` means that math-verify decides."""
     number, other = (gold.number, found) if gold.number else (found.number, gold)
     if number and number.rounded and re.fullmatch(r"-?\d+,\d+", other.formula):
-        # `1,22` is a decimal in many countries if the other side is one
+        # `1,22` may be a decimal with a comma if the other side is a decimal
         if equal_numbers(number, read_number(other.formula.replace(",", "."))[0]):
             return True
     if not (gold.members and found.members):
@@ -261,7 +263,7 @@ def _compare_members(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
 
 
 def _match(gold: Sequence[str], found: Sequence[str]) -> bool | None:
-    """Compare two lists whose order does not matter: each member must have an equal one on the other side."""
+    """Compare two lists in any order: each member must have an equal member on the other side."""
     gold = [value for member in gold for value in _both_signs(member)]
     found = [value for member in found for value in _both_signs(member)]
     if len(gold) * len(found) > 400:
@@ -272,7 +274,7 @@ def _match(gold: Sequence[str], found: Sequence[str]) -> bool | None:
 
 
 def _both_signs(text: str) -> list[str]:
-    r"""`1 \pm x` is two values."""
+    r"""Return the two values of `1 \pm x`, or a text without `\pm` as the only one."""
     if not _PLUS_MINUS.search(text) or len(split_list(text)[0]) > 1:
         return [text]
     return [_PLUS_MINUS.sub(plus, text).replace(r"\mp", minus) for plus, minus in (("+", "-"), ("-", "+"))]
@@ -286,7 +288,7 @@ _PLUS_MINUS = re.compile(r"\\pm(?![a-zA-Z])")
 
 @lru_cache(maxsize=4096)
 def _parse(formula: str) -> tuple:
-    """The SymPy object of a formula, in a tuple that is empty if math-verify cannot read it."""
+    """Return the SymPy object of a formula in a tuple. The tuple is empty if math-verify cannot parse the formula."""
     from math_verify import LatexExtractionConfig, parse
 
     if not formula:
@@ -299,13 +301,13 @@ def _parse(formula: str) -> tuple:
             parsing_timeout=None,
             raise_on_error=True,
         )
-    except Exception:  # whatever the parser raises: it cannot read this
+    except Exception:  # the parser may raise anything for a formula that it cannot parse
         return ()
     return tuple(found)
 
 
 def _objects(answer: ParsedAnswer) -> tuple:
-    """What an answer is to SymPy: an exact number, or a parsed formula."""
+    """Return the SymPy object of an answer: an exact number, or a parsed formula."""
     if answer.number is None:
         return _parse(answer.formula)
     from sympy import Rational
@@ -319,8 +321,8 @@ _LETTER = re.compile(r"\\(?:mathbb|operatorname|begin|end)\s*\{[^{}]*\}|\\[a-zA-
 
 def _compare_formulas(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
     """
-    Compare two formulas. math-verify takes `R` and `r` for one variable: where both occur, the capital gets a letter that
-    does not.
+    Compare two formulas. math-verify treats `R` and `r` as one variable. If both occur, the capital letter is renamed to an unused
+    letter.
     """
     letters = [{match["letter"] for match in _LETTER.finditer(side.formula)} - {None} for side in (gold, found)]
     both = letters[0] | letters[1]
@@ -350,7 +352,7 @@ def _compare_symbols(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
         if _equal(first[0], second[0], rounded):
             return True
         degrees = [side.unit == DEGREES for side in (gold, found)]
-        if degrees[0] != degrees[1] and not (gold.unit and found.unit):  # an angle in degrees and one in radians
+        if degrees[0] != degrees[1] and not (gold.unit and found.unit):  # one angle in degrees, one in radians
             from sympy import pi
 
             first, second = (
@@ -359,12 +361,12 @@ def _compare_symbols(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
             )
             return _equal(first, second, rounded)
         return False
-    except Exception:  # whatever SymPy raises; by default math-verify would call the answer wrong
+    except Exception:  # SymPy may raise anything; by default, math-verify would grade the answer as wrong
         return None
 
 
 def _equal(gold: Any, found: Any, rounded: bool) -> bool:
-    """Compare SymPy objects: constants by their value, all else by math-verify."""
+    """Compare SymPy objects: constants by their value, everything else with math-verify."""
     from math_verify import verify
     from sympy import Expr, Interval, MatrixBase, Symbol
 
@@ -379,27 +381,27 @@ def _equal(gold: Any, found: Any, rounded: bool) -> bool:
         symbols = gold.free_symbols | found.free_symbols
         if (
             len({symbol.is_real for symbol in symbols}) > 1
-        ):  # `3i` makes all variables complex for math-verify, `3 i` not
+        ):  # `3i` makes all variables complex in math-verify, `3 i` does not
             names = {symbol: Symbol(symbol.name) for symbol in symbols}
             gold, found = gold.xreplace(names), found.xreplace(names)
         verdict = _equal_constants(gold, found, rounded)
         if verdict is not None:
             return verdict
-    # with the comparison of relations and sets: x > 2 is (2, oo)
+    # allow_set_relation_comp: x > 2 equals (2, oo)
     equal = verify([gold], [found], timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=True)
     return bool(equal) and not (are_expressions and _differ_at_points(gold, found))
 
 
-_DIGITS = 50  # of evaluated constants
-_MAX_BITS = 100_000  # of a constant as a fraction
-_EXACTLY = Fraction(1, 10**40)  # largest relative difference of equal constants
+_DIGITS = 50  # precision of evaluated constants
+_MAX_BITS = 100_000  # maximum size of a constant as a fraction
+_EXACTLY = Fraction(1, 10**40)  # maximum relative difference of equal constants
 
 
 def _equal_constants(gold: Any, found: Any, rounded: bool) -> bool | None:
     """
-    Compare two expressions without variables. `None` if they are none.
+    Compare two expressions without variables. Return `None` if they have variables.
 
-    math-verify compares differences with zero, to 15 decimals: below that, everything is equal to it.
+    math-verify only checks whether the difference is zero to 15 decimals, so it treats all smaller numbers as equal.
     """
     from sympy import Float
 
@@ -413,11 +415,11 @@ def _equal_constants(gold: Any, found: Any, rounded: bool) -> bool | None:
 
 
 def _evaluate(expression: Any) -> tuple[Fraction, Fraction] | None:
-    """Return real and imaginary part of a constant."""
+    """Return the real and imaginary part of a constant, or `None` if it has variables or cannot be evaluated."""
     from sympy import I, Integer, Rational
 
     variables = expression.free_symbols
-    if {str(variable) for variable in variables} == {"i"}:  # math-verify reads it as a variable
+    if {str(variable) for variable in variables} == {"i"}:  # math-verify parses `i` as a variable
         expression = expression.subs(dict.fromkeys(variables, I))
     elif variables:
         return None
@@ -428,7 +430,7 @@ def _evaluate(expression: Any) -> tuple[Fraction, Fraction] | None:
     for part in value.as_real_imag():
         if part.is_Float:
             _, mantissa, exponent, bits = part._mpf_
-            if part._prec == 1 or not mantissa:  # no digit is certain: zero
+            if part._prec == 1 or not mantissa:  # no digit is certain, treat it as zero
                 part = Integer(0)
             elif abs(exponent + bits) > _MAX_BITS:
                 return None
@@ -441,8 +443,8 @@ def _evaluate(expression: Any) -> tuple[Fraction, Fraction] | None:
 
 def _differ_at_points(gold: Any, found: Any) -> bool:
     """
-    Whether two expressions that math-verify finds equal have different values at two points: it takes a difference such as
-    10^-20 for zero.
+    Return whether two expressions differ at one of two points. math-verify treats expressions as equal if they differ by, for
+    example, 10^-20.
     """
     from sympy import Float, Rational
 
@@ -467,18 +469,18 @@ def _differ_at_points(gold: Any, found: Any) -> bool:
 
 
 def _compare_solution_sets(gold: ParsedAnswer, found: ParsedAnswer) -> bool | None:
-    """Compare inequalities with inequalities, or with the set of their solutions."""
+    """Compare inequalities with inequalities or with a solution set."""
     try:
         first, second = _solution_set(gold), _solution_set(found)
         if first is None or second is None:
             return _match(gold.relations, found.relations) if gold.relations and found.relations else None
         return first == second or bool(first.symmetric_difference(second).is_empty)
-    except Exception:  # whatever SymPy raises
+    except Exception:  # SymPy may raise anything for a set that it cannot compute
         return None
 
 
 def _solution_set(answer: ParsedAnswer) -> Any:
-    """The SymPy set of a set, or of inequalities in one variable."""
+    """Return the SymPy set of a set, or of inequalities in one variable."""
     from sympy import Intersection, Set, Union
 
     members = answer.relations or (answer.formula,)

@@ -1,4 +1,4 @@
-r"""Numbers, read exactly in any notation: `2e5`, `-1\frac{2}{3}`, `0.\overline{09}`, `204_5`, `three`, `三十六`."""
+r"""Parse numbers exactly in any notation: `2e5`, `-1\frac{2}{3}`, `0.\overline{09}`, `204_5`, `three`, `三十六`."""
 
 import re
 from collections.abc import Callable
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 
-_MAX_DIGITS = (
-    1000  # of a numeral, and the largest power of ten. Larger numbers go to SymPy, under the grader's deadline
-)
+_MAX_DIGITS = 1000  # maximum length of a numeral, and largest power of ten. SymPy parses larger numbers, with the grader's timeout
 
 
 @dataclass(frozen=True)
@@ -18,13 +16,13 @@ class Number:
 
     Args:
         value (`Fraction`):
-            Its value, of a percentage the figure before the sign.
+            Value of the number. For a percentage, the number before the percent sign.
         rounded (`bool`, *optional*, defaults to `False`):
-            Whether it is written with a decimal point, so that it may be rounded.
+            Whether the number has a decimal point, so that it may be rounded.
         percent (`bool`, *optional*, defaults to `False`):
-            Whether it is a percentage.
+            Whether the number is a percentage.
         figure (`Fraction`, *optional*):
-            What is written before a scale or base, if there is one: 5 in `5 million`, 204 in `204_5`.
+            Number before a scale or base, if any: 5 in `5 million`, 204 in `204_5`.
     """
 
     value: Fraction
@@ -37,11 +35,12 @@ def equal_numbers(first: Number, second: Number) -> bool | None:
     r"""
     Return whether two numbers are equal.
 
-    Numbers with a decimal point are equal to six decimals, or to six significant digits if they are below 0.1; others
-    exactly. A percentage equals its value and, from 1 on, its figure: `60\%` is 0.6 and 60, but `0.5\%` is not 0.5.
+    Numbers with a decimal point are compared to six decimals, or to six significant digits if they are below 0.1. Other numbers
+    are compared exactly. A percentage equals its value and, from 1% on, also the number before the sign: `60\%` equals 0.6 and 60,
+    but `0.5\%` does not equal 0.5.
 
     Returns:
-        `bool` or `None`: `None` if they would be equal without a scale or base that only one of them has.
+        `bool` or `None`: `None` if the numbers are only equal without a scale or base that one of them has.
     """
     same = close if first.rounded or second.rounded else Fraction.__eq__
     if same(first.value, second.value) and (first.percent == second.percent or not 0 < abs(first.value) < 1):
@@ -113,8 +112,8 @@ def repeating_value(match: re.Match) -> Fraction:
 
 def base_value(match: re.Match) -> int | None:
     """
-    Return the value of a match of `BASE_NUMERAL`, `None` if it is a name such as `C_5`. Digits that the base does not have,
-    as in `29_5`, count for what they are: such an answer is wrong, not unreadable.
+    Return the value of a match of `BASE_NUMERAL`, or `None` for a name such as `C_5`. Digits that are too large for the base, as in
+    `29_5`, keep their value, so that the answer is wrong and not unparseable.
     """
     if match["hex"] or match["binary"]:
         return int(match["hex"] or match["binary"], 16 if match["hex"] else 2)
@@ -166,7 +165,7 @@ def _in_base(match: re.Match) -> Number | None:
     return Number(Fraction(value), figure=Fraction(digits) if digits.isdigit() else Fraction(0))
 
 
-# In this order: the first that fits is the longest.
+# Ordered so that the first match is the longest.
 _NUMERALS: tuple[tuple[re.Pattern, Callable[[re.Match], Number | None]], ...] = (
     (REPEATING_DECIMAL, lambda match: Number(repeating_value(match))),
     (_DEGREES, lambda match: Number(sum(Fraction(part) / 60**i for i, part in enumerate(match.groups("0"))))),
@@ -203,7 +202,7 @@ _ARTICLE = re.compile(rf"an?(?=[\s-]+(?:{'|'.join([*_SCALES, *_PARTS])})\b)", re
 
 
 def spelled_number(text: str) -> tuple[Fraction, int] | None:
-    """Return the value of the number words at the beginning of a text, and where they end."""
+    """Return the value of the number words at the start of a text, and the position of their end."""
     total, current, position = 0, None, 0
     article = _ARTICLE.match(text)  # a dozen, a third
     if article:
@@ -267,14 +266,14 @@ _BELOW_ZERO = re.compile(r"\s*\b(below|above)\s+(?:zero|0)\b", re.IGNORECASE)
 
 def read_number(text: str) -> tuple[Number, str] | None:
     """
-    Return the number at the beginning of a text, and what follows it.
+    Return the number at the start of a text, and the rest of the text.
 
     Args:
         text (`str`):
-            An answer after [`~grading.normalization.clean`], without a currency in front.
+            Answer after [`~grading.normalization.clean`], without a leading currency.
 
     Returns:
-        `tuple[Number, str]` or `None`: `None` if the text does not begin with a number.
+        `tuple[Number, str]` or `None`: `None` if the text does not start with a number.
     """
     sign = _SIGN.match(text)
     found = _unsigned(text, sign.end())
@@ -303,7 +302,7 @@ def read_number(text: str) -> tuple[Number, str] | None:
 
 
 def _unsigned(text: str, start: int) -> tuple[Number, int] | None:
-    if mixed := _MIXED.match(text, start):  # an integer with a fraction after it
+    if mixed := _MIXED.match(text, start):  # mixed number
         fraction = _FRACTION.match(text, mixed.end()) or _SLASH.match(text, mixed.end())
         part = fraction and _quotient(*filter(None, fraction.groups()))
         whole = _decimal(next(filter(None, mixed.groups())))

@@ -1,4 +1,4 @@
-"""Grading in worker processes, each answer under a deadline."""
+"""Grade answers in worker processes, with a timeout per answer."""
 
 import asyncio
 import logging
@@ -17,25 +17,25 @@ from .comparison import RULES_VERSION, Grade, judge
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 300  # a worker imports SymPy, which may lie on a slow disk
-MAX_SHOWN = 10  # references that cannot be read
-ORPHAN_SECONDS = 10  # past the deadline, when a parent would long have killed its worker
-SELF_TEST = (("y+x", "x+y", True), ("y", "x", False))  # pairs that math-verify decides, without SymPy's slow parts
+START_SECONDS = 300  # importing SymPy from a slow disk may take long
+MAX_SHOWN = 10  # maximum number of unreadable references in a warning
+ORPHAN_SECONDS = 10  # after the timeout; a living parent would have killed its worker by then
+SELF_TEST = (("y+x", "x+y", True), ("y", "x", False))  # decided by math-verify, without the slow parts of SymPy
 
 
 class GraderError(OSError):
-    """The grader does not work: its worker does not start, or math-verify judges a known pair wrongly."""
+    """The grader does not work, because a worker does not start or math-verify fails its self-test."""
 
 
 class _Worker:
-    """A process that judges one pair at a time. It is killed when it takes too long, and started anew when needed."""
+    """Process that grades one pair at a time. It is killed after the timeout, and restarted when needed."""
 
     def __init__(self, timeout: float):
         self.timeout = timeout
         self.process = None
 
     def start(self) -> None:
-        context = get_context("spawn")  # a fork would copy locks that other threads hold, and what they have in memory
+        context = get_context("spawn")  # fork would copy the memory and the held locks of other threads
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, self.timeout), daemon=True)
         self.process.start()
@@ -47,8 +47,8 @@ class _Worker:
         if not ready:
             self.stop()
             raise GraderError(
-                "a grading worker did not start; its own message stands above. Is math-verify installed, and does a "
-                'script that starts a grader do so under `if __name__ == "__main__":`?'
+                "A grading worker did not start. See its error message above. Check that math-verify is installed, and that "
+                'scripts start the grader under `if __name__ == "__main__":`.'
             )
 
     def judge(self, answer: str, reference: str) -> Grade:
@@ -73,10 +73,10 @@ class _Worker:
 
 
 def _serve(connection: Any, timeout: float) -> None:
-    """What a worker runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends its workers
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are off
-    import math_verify  # noqa: F401  (so that the first deadline does not pay for it)
+    """Main loop of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent stops its workers
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are disabled
+    import math_verify  # noqa: F401  (not within the timeout of the first answer)
 
     try:
         connection.send(True)
@@ -91,38 +91,37 @@ def _serve(connection: Any, timeout: float) -> None:
 
 
 def _set_alarm(seconds: int) -> None:
-    """End this process after so many seconds, 0 for never: its parent may have been killed while it computes."""
+    """End this process after some seconds (0 for never), because its parent may have been killed."""
     if hasattr(signal, "alarm"):  # not on Windows
         signal.alarm(seconds)
 
 
 class AnswerGrader:
     r"""
-    Grades answers in worker processes, each answer under a deadline. See [`judge`] for the rules.
+    Grades answers in worker processes, with a timeout per answer. See [`judge`] for the rules.
 
-    SymPy may compute forever on an answer such as `9^{9^{9^9}}`, out of reach of signals: the worker is then killed and
-    replaced. Each distinct pair of answer and reference is graded once, also when it is asked for again while it is
-    being graded, and whatever came out, timeouts included.
+    On an answer such as `9^{9^{9^9}}`, SymPy may run forever and ignore signals. The worker is then killed and replaced. Each
+    distinct pair of answer and reference is graded only once, and all results are cached, including timeouts.
 
-    It is a context manager; on entering, a known right and a known wrong answer are graded, since a broken install of
-    math-verify calls every answer wrong. Leaving it waits for the answers that are being graded, for one deadline at most.
+    Use it as a context manager. On entry, it grades a known right and a known wrong answer, because a broken installation of
+    math-verify grades every answer as wrong. On exit, it waits for running grades, at most for one timeout.
 
     Args:
         num_workers (`int`, *optional*, defaults to `1`):
             Number of worker processes.
         timeout (`float`, *optional*, defaults to `10.0`):
-            Seconds that one answer may take.
+            Timeout per answer, in seconds.
 
     Raises:
         `ValueError`: If an option is out of range.
-        `GraderError`: On entering, if the grader does not work. It is an `OSError`.
+        `GraderError`: On entry, if the grader does not work. It is an `OSError`.
     """
 
     def __init__(self, num_workers: int = 1, timeout: float = 10.0):
         if num_workers < 1:
-            raise ValueError(f"num_workers is {num_workers}, expected 1 or more.")
+            raise ValueError(f"num_workers is {num_workers}. It must be at least 1.")
         if not timeout > 0:
-            raise ValueError(f"timeout is {timeout}, expected a number of seconds above 0.")
+            raise ValueError(f"timeout is {timeout}. It must be greater than 0 seconds.")
         self.num_workers = num_workers
         self.timeout = timeout
         self._futures: dict[tuple[str, str], Future[Grade]] = {}
@@ -140,9 +139,9 @@ class AnswerGrader:
                 grade = self._threads.submit(self._judge, answer, reference).result()
                 if grade.correct is not correct:
                     raise GraderError(
-                        f"math-verify {version('math-verify')} judged {answer!r} against {reference!r} as {grade}, "
-                        f"expected correct={correct}. Its install is broken, or the machine too slow for a timeout of "
-                        f"{self.timeout} s: install math-verify anew, or raise the timeout."
+                        f"math-verify {version('math-verify')} graded the answer {answer!r} to the reference {reference!r} as "
+                        f"{grade}, expected correct={correct}. Its installation is broken, or the timeout of {self.timeout} s "
+                        "is too short. Reinstall math-verify, or raise the timeout."
                     )
         except BaseException:
             self.close()
@@ -153,7 +152,7 @@ class AnswerGrader:
         self.close()
 
     def close(self) -> None:
-        """Cancel pending grades, wait for running ones, end the workers, and warn of references that cannot be read."""
+        """Cancel pending grades, wait for running ones, stop the workers, and warn about unreadable references."""
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.stop()
@@ -161,19 +160,19 @@ class AnswerGrader:
         if references:
             shown = ", ".join(map(repr, references[:MAX_SHOWN])) + ", ..." * (len(references) > MAX_SHOWN)
             logger.warning(
-                f"{len(references):,} reference answers cannot be read, and no answer to their problems is graded: {shown}. "
+                f"{len(references):,} reference answers are unreadable, so answers to their problems are not graded: {shown}. "
                 "Write them as LaTeX, numbers or words."
             )
 
     def grade(self, answer: str, reference: str) -> Grade:
         """
-        Grade one answer. A reference that is not correct against itself cannot be read. See [`judge`].
+        Grade one answer. See [`judge`] for the rules.
 
         Args:
             answer (`str`):
-                The answer.
+                Extracted answer.
             reference (`str`):
-                The right answer.
+                Reference answer.
 
         Returns:
             [`Grade`]
@@ -181,14 +180,14 @@ class AnswerGrader:
         return self._submit(answer, reference).result()
 
     async def agrade(self, answer: str, reference: str) -> Grade:
-        """Grade one answer, as [`AnswerGrader.grade`] does, without blocking the event loop."""
-        # Shielded: cancelling one of those who wait must not cancel the others' grade.
+        """Grade one answer without blocking the event loop. See [`AnswerGrader.grade`]."""
+        # shielded, because cancelling one waiter must not cancel the grade for the others
         return await asyncio.shield(asyncio.wrap_future(self._submit(answer, reference)))
 
     def counts(self) -> dict[str, int]:
         """
-        How many distinct pairs were `num_graded`, `num_unparseable`, `num_ungradable`, `num_timeouts`, `num_died`, and
-        how many times an earlier grade was given again, `num_cached`.
+        Return the number of distinct pairs by status (`num_graded`, `num_unparseable`, `num_ungradable`, `num_timeouts`,
+        `num_died`), and the number of reused grades (`num_cached`).
         """
         with self._lock:
             done = [future for future in self._futures.values() if future.done() and not future.cancelled()]
@@ -214,7 +213,7 @@ class AnswerGrader:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the grades, for the manifest and the dataset card: `rules` is the version of our own rules."""
+        """Return versions and timeout, for the manifest and the dataset card. `rules` is the version of this package's rules."""
         packages = ("math-verify", "latex2sympy2_extended", "sympy")
         return {"rules": RULES_VERSION, "timeout": self.timeout} | {name: version(name) for name in packages}
 
@@ -230,7 +229,7 @@ class AnswerGrader:
         worker = self._idle.get()
         try:
             grade = worker.judge(answer, reference)
-            # It may have been ended for want of memory that others took: once more.
+            # retry once, because other processes may have used up the memory
             return worker.judge(answer, reference) if grade.status == "died" else grade
         finally:
             self._idle.put(worker)

@@ -1,8 +1,8 @@
 r"""
-Answers as text: many ways to write the same thing become one, before anything is compared.
+Normalize the text of answers before they are compared.
 
-[`clean`] takes away what surrounds an answer and brings its characters into one form. [`to_latex`] rewrites a formula so
-that math-verify reads what was meant.
+[`clean`] removes the text around an answer and normalizes its characters. [`to_latex`] rewrites a formula as LaTeX that
+math-verify parses correctly.
 """
 
 import re
@@ -86,11 +86,11 @@ _ENCLOSED = re.compile(r"(['_]{1,2})(.+)\1", re.DOTALL)
 
 def clean(text: str) -> str:
     r"""
-    Return an answer without what surrounds it and in plain characters: `**Answer:** ６０％。` becomes `60%`.
+    Return an answer in plain characters and without the text around it: `**Answer:** ６０％。` becomes `60%`.
 
     Args:
         text (`str`):
-            The answer.
+            Answer to clean.
     """
     text = _SPECIAL_TOKEN.sub(" ", text)
     text = re.sub("([²³⁴⁵])√", lambda match: rf"\sqrt[{_SUPERSCRIPTS[match[1]]}] ", text)
@@ -98,7 +98,7 @@ def clean(text: str) -> str:
     text = _VULGAR_FRACTIONS.sub(
         lambda match: f" {_latex_fraction(Fraction(unicodedata.numeric(match.group())).limit_denominator(10))}", text
     )
-    # NFKC makes full-width and mathematical letters plain, and shows what stands for a character of the table.
+    # NFKC converts full-width and mathematical letters to plain ones, which may yield more characters of the table
     text = unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
     text = _COLORS.sub("", _SIZES.sub("", text)).replace(r"\%", "%")
     text = _WIDE_THOUSANDS.sub(lambda match: re.sub(r"\D", "", match.group()), text)
@@ -106,7 +106,7 @@ def clean(text: str) -> str:
     text = re.sub(r"(?<=\d) \. (?=\d)", ".", text)
     text = _FONTS.sub(lambda match: f" {match[1] or match[2] or ''} ", _SPACES.sub(" ", text))
     text, before = " ".join(text.split()), None
-    while text != before:  # a mark may be inside another
+    while text != before:  # marks may be nested
         before = text
         text = text.strip(_MARKS)
         if found := _BEFORE.match(text) or _LEAD.match(text):
@@ -134,7 +134,7 @@ _APPROXIMATELY = re.compile(rf"{_BRACKET}|\\(?:approx|simeq|doteq)(?![a-zA-Z])")
 
 
 def closing_bracket(text: str, start: int) -> int | None:
-    """Return where the bracket at `start` is closed, by whatever closing bracket: `[0,1)` is an interval."""
+    """Return where the bracket at `start` is closed, by any closing bracket, as in the interval `[0,1)`."""
     depth = 0
     for bracket in re.compile(r"[\[({\])}]").finditer(text, start):
         depth += 1 if bracket.group() in "[({" else -1
@@ -144,7 +144,7 @@ def closing_bracket(text: str, start: int) -> int | None:
 
 
 def split_list(text: str) -> tuple[list[str], set[str]]:
-    """Return the members of a list, and what joins them: some of `","`, `"and"` and `"or"`."""
+    """Return the members of a list, and the set of separators between them (`","`, `"and"`, `"or"`)."""
     members, joints = _split(text, _JOINT)
     words = {joint["word"] or {"或": "or", "且": "and"}.get(joint.group(), ",") for joint in joints}
     return [member for member in members if member], words
@@ -156,7 +156,7 @@ def split_equation(text: str) -> list[str]:
 
 
 def split_approximation(text: str) -> list[str]:
-    r"""Return what stands between `\approx`."""
+    r"""Split a text at `\approx`."""
     return _split(text, _APPROXIMATELY)[0]
 
 
@@ -193,20 +193,20 @@ _REWRITES = [
         (r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([+-]?\d{1,6})(?![\w.^{])", r"\1 \\times 10^{\2}"),
         (r"(?<=\d)\s*[xX*]\s*10\s*(?=\^)", r" \\times 10"),
         (r"(?<![\d./}^_])(\d+)\s+(\d+)/(\d+)(?![\d/.])", r"\1\\frac{\2}{\3}"),
-        # math-verify adds numbers that stand side by side: 2(3) would be 5
+        # math-verify adds adjacent numbers: 2(3) would be 5
         (r"(?<![\w.^_{}\\])(\d+(?:\.\d+)?)\s*(?=\(\s*-?\d+(?:\.\d+)?\s*\))", r"\1 \\cdot "),
         (r"(?<![\w}])(\(\s*-?\d+(?:\.\d+)?\s*\))\s*(?=[\d(])", r"\1 \\cdot "),
         (r"(?<=\d)\.(?!\d)", ""),
         (r"(?<!\\)%", r"\\%"),
-        # an exponent or index of several characters that is not in braces
+        # exponents and indices of several characters without braces
         (r"([\^_])\s*(-\d+|\d\d+)(?![\d.])", r"\1{\2}"),
         # words
         (r"(?<![a-zA-Z\\])(?:negative|minus)\s+(?=[\w\\(])", "-"),
         (r"(?<![a-zA-Z\\])(?:positive|plus)\s+(?=[\w\\(])", "+"),
         (r"(?<![a-zA-Z\\])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
-        (rf"(?<![a-zA-Z\\])(?!mu|nu|xi)({GREEK})(?![a-zA-Z])", r"\\\1 "),  # xi is x times i
+        (rf"(?<![a-zA-Z\\])(?!mu|nu|xi)({GREEK})(?![a-zA-Z])", r"\\\1 "),  # xi may be x times i
         (r"(?<![a-zA-Z])log(10|2)(?=\s*\()", r"log_{\1}"),
-        # two signs are one
+        # double signs
         (r"\+\s*-|-\s*\+", "-"),
         (r"-\s*-", "+"),
         (r"(^|[(,=\[{])\s*\+(?=\s*[\w\\.(])", r"\1"),
@@ -225,12 +225,11 @@ _DEGREES = re.compile(
 
 def to_latex(text: str) -> str:
     r"""
-    Return a formula in the LaTeX that math-verify reads correctly: `2e5*sqrt(x)` becomes
-    `2 \times 10^{5}\cdot \sqrt{x}`.
+    Return a formula as LaTeX that math-verify parses correctly: `2e5*sqrt(x)` becomes `2 \times 10^{5}\cdot \sqrt{x}`.
 
     Args:
         text (`str`):
-            A formula after [`clean`].
+            Formula after [`clean`].
     """
     text = REPEATING_DECIMAL.sub(lambda match: _latex_fraction(repeating_value(match)), text)
     text = BASE_NUMERAL.sub(lambda match: match.group() if base_value(match) is None else str(base_value(match)), text)
@@ -252,7 +251,7 @@ _ARGUMENT = re.compile(
 
 
 def _brace_arguments(text: str) -> str:
-    r"""`\sqrt(x+1)` becomes `\sqrt{x+1}`, `\exp(2)` becomes `e^{2}` and `x^(1/2)` becomes `x^{1/2}`."""
+    r"""Put arguments in braces: `\sqrt(x+1)` becomes `\sqrt{x+1}`, `\exp(2)` becomes `e^{2}`, `x^(1/2)` becomes `x^{1/2}`."""
     position = 0
     while found := _ARGUMENT.search(text, position):
         position = found.end()

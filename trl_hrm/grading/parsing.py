@@ -1,4 +1,4 @@
-"""What an answer says: a number with its unit, words, an option, a time, assignments, a list or a formula."""
+"""Parse an answer: a number with its unit, words, an option, a time, assignments, a list or a formula."""
 
 import re
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from .units import CURRENCY, DEGREES, read_unit
 @dataclass(frozen=True)
 class ParsedAnswer:
     """
-    An answer. What it does not have is `None` or empty.
+    A parsed answer. Parts that the answer does not have are `None` or empty.
 
     Args:
         formula (`str`, *optional*, defaults to `""`):
@@ -34,31 +34,31 @@ class ParsedAnswer:
         unit (`frozenset[tuple[str, int]]`, *optional*):
             Unit of the number or formula. See [`~grading.units.read_unit`].
         words (`str`, *optional*):
-            The answer, or what stands around its number, as words: in lower case, without articles and punctuation.
+            The words of the answer, or the words around its number, in lower case and without articles and punctuation.
         option (`str`, *optional*):
             Letter of a multiple-choice option.
         value (`ParsedAnswer`, *optional*):
-            What is written next to that letter.
+            Answer next to the letter of an option.
         time (`tuple[int, str]`, *optional*):
-            Time of day as minutes since midnight or noon with `"am"` or `"pm"`, or as written with `""`.
+            Time of day: minutes since midnight or noon with `"am"` or `"pm"`, or minutes as written with `""`.
         pairs (`tuple[tuple[str, str], ...]`):
-            Names with their values: `x=1, y=2`.
+            Names with their values, as in `x=1, y=2`.
         relations (`tuple[str, ...]`):
-            Inequalities: `x<2 or x>3`.
+            Inequalities, as in `x<2 or x>3`.
         members (`tuple[str, ...]`):
             Members of a list, set, tuple or interval.
         brackets (`str`):
-            Brackets of a tuple or interval, such as `"[)"`. Empty for lists and sets, whose order does not matter.
+            Brackets of a tuple or interval, such as `"[)"`. Empty for lists and sets, which are unordered.
         joints (`frozenset[str]`):
-            What joins the members or relations: some of `","`, `"and"`, `"or"`.
+            Separators of the members or relations (`","`, `"and"`, `"or"`).
         alternatives (`tuple[ParsedAnswer, ...]`):
-            Other ways in which the answer writes the same value: `1/3 = 0.333`.
+            Other forms of the value that the answer states, as in `1/3 = 0.333`.
         is_equation (`bool`, *optional*, defaults to `False`):
-            Whether it is an equation that gives no single name a value: `x + y = 5`.
+            Whether it is an equation that is not an assignment, as in `x + y = 5`.
         is_ambiguous (`bool`, *optional*, defaults to `False`):
-            Whether the unit may be a variable: `5m`.
+            Whether the unit may be a variable, as in `5m`.
         is_prose (`bool`, *optional*, defaults to `False`):
-            Whether it mixes words and formulas, so that one answer has many texts.
+            Whether it mixes words and formulas, so that the same answer can be worded in many ways.
     """
 
     formula: str = ""
@@ -79,31 +79,31 @@ class ParsedAnswer:
     is_prose: bool = False
 
     def __bool__(self) -> bool:
-        """Whether there is anything to compare."""
+        """Return whether the answer has anything to compare."""
         return self != ParsedAnswer()
 
 
-# No answer is as long or as deep, and what is takes long to rewrite and parse.
+# Longer or deeper texts are not answers, and would take long to parse.
 MAX_LENGTH = 3000
 MAX_DEPTH = 50
-# "1 4" and "(1) 4" may be a list, a numbered item or a product. math-verify adds them.
+# "1 4" and "(1) 4" may be a list, a numbered item or a product. math-verify would add the numbers.
 _SIDE_BY_SIDE = re.compile(r"(?:[-+]?\d+(?:\.\d+)?|\(\d+\))(?:\s+\d+(?:\.\d+)?)+")
 
 
 @lru_cache(maxsize=4096)
 def parse_answer(text: str) -> ParsedAnswer:
-    """Return what an answer says."""
+    """Parse an answer."""
     text = " ".join(text.split())
     if _PLAIN_NUMBER.fullmatch(text):
         return ParsedAnswer(number=Number(Fraction(text), rounded="." in text), formula=text)
     depths = accumulate((character in "([{") - (character in ")]}") for character in text)
     if len(text) > MAX_LENGTH or max(depths, default=0) > MAX_DEPTH:
         return ParsedAnswer()
-    # NFKC makes the full-width sign a currency again, once no `$` can be a delimiter any more.
+    # `clean` turns the full-width sign into a currency sign, after the delimiters `$` have been removed
     text = clean(_open(text.replace(r"\$", "＄")))
     if not re.search(r"[^\W_]|\{\s*\\?\}", text):
         return ParsedAnswer()
-    if _NUMBER_AND_FRACTION.fullmatch(text):  # 3 and 1/2 is 3.5, or the two numbers
+    if _NUMBER_AND_FRACTION.fullmatch(text):  # "3 and 1/2" may be 3.5, or two numbers
         return replace(_quantity(text), alternatives=(_formula(text),))
     for reader in (_verdict, _time, _option, _quantity, _special, _pairs, _relations, _alternatives, _words):
         if parsed := reader(text):
@@ -115,7 +115,7 @@ def parse_answer(text: str) -> ParsedAnswer:
 
 # Delimiters ----------------------------------------------------------------------------------------------------------
 
-# No formula: "$48 and $24", two prices.
+# "$48 and $24" are two prices, not a formula.
 _IN_MATH = re.compile(
     r"\$\$([^$]+)\$\$|\$(\S|\S[^$]*\S|\s[^$]*\s)\$(?!\d)|\\\(((?:(?!\\[()]).)*)\\\)|\\\[((?:(?!\\[\[\]]).)*)\\\]",
     re.DOTALL,
@@ -127,7 +127,7 @@ _NEGATION = re.compile(r"\b(?:not|never|no|cannot|except|neither)\b|n't\b", re.I
 
 
 def _open(text: str) -> str:
-    """The answer without boxes and the delimiters of formulas. Sentences before a single box or formula are left out."""
+    """Return the answer without boxes, formula delimiters, and sentences before a single box or formula."""
     if len(BOX.findall(text)) == 1 and (content := last_box(text)):
         return _open(content)
     while (box := BOX.search(text)) and (end := closing_bracket(text, box.end() - 1)):
@@ -168,7 +168,7 @@ _OPTION = re.compile(
 _NAMED_OPTION = re.compile(r"(?:option|choice)\s*\(?([A-Ja-j])\)?", re.IGNORECASE)
 _SECOND_OPTION = re.compile(r"\(\s*[A-Ja-j]\s*\)|(?<![\w(])[A-J][).:](?=\s)")
 
-# A word has three letters or more: `abc` is one, and a product only in `2abc` or `abc + 1`.
+# Words have at least three letters. `abc` is a word; in `2abc` or `abc + 1` it is a product.
 _WORD = re.compile(
     rf"(?<![^\s(,\"'-])(?!(?:and|inf|infinity|union|{FUNCTION_NAMES}|{GREEK})(?![a-z])|[a-zA-Z](?:{FUNCTION_NAMES})\s*[(^])(?:[^\W\d_]{{3,}}|[\u4e00-\u9fff]+|(?i:no|is|if)\b)"
 )
@@ -182,7 +182,7 @@ _NONEXISTENT = re.compile(r"(?:(?:the )?limit )?(?:dne|d\.n\.e|does not exist|do
 
 
 def _verdict(text: str) -> ParsedAnswer | None:
-    """Yes or no, also before a reason."""
+    """Parse yes or no, optionally followed by a reason."""
     match = _VERDICT.fullmatch(text)
     return match and ParsedAnswer(words=_CHINESE_VERDICTS.get(match[1], match[1].lower()))
 
@@ -197,7 +197,7 @@ def _time(text: str) -> ParsedAnswer | None:
     half = next((letter.lower() + "m" for letter in match.groups()[2:] if letter), "")
     if half or match.re is _TIME:
         return ParsedAnswer(time=(hour % 12 * 60 + minute, half)) if hour <= 12 else None
-    if hour in (0, 24) or hour > 12:  # 24 hours
+    if hour in (0, 24) or hour > 12:  # 24-hour clock
         half = "pm" if hour > 12 and hour < 24 else "am"
         hour %= 12
     return ParsedAnswer(time=(hour % 12 * 60 + minute, half), formula=text, number=_number(text))
@@ -246,7 +246,7 @@ def words_of(text: str) -> str:
 
 
 _ARTICLES = ("a", "an", "the", "and")
-# A number next to one of these is not the number that is meant.
+# Digits next to one of these words are only a part of the number.
 _NUMERALS = re.compile(r"\b(?:half|third|quarter|hundred|thousand|[mb]illion|trillion|dozen)s?\b", re.IGNORECASE)
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def _number(text: str) -> Number | None:
 
 
 def _quantity(text: str) -> ParsedAnswer | None:
-    """A number, alone or with a unit or noun after it."""
+    """Parse a number, optionally followed by a unit or noun."""
     if text[:1] == "(" and "," not in text and closing_bracket(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
     currency = _CURRENCY.match(text)
@@ -316,7 +316,7 @@ _RESIDUE = re.compile(
 )
 _ARGUMENTS = r"\(\s*-?[\w.]+(?:\s*,\s*-?[\w.]+)*\s*\)"
 _DIFFERENTIAL = r"\{?\s*(?:d|\\partial)\s*\w?\s*\}?"
-# What may stand on the left of `=` with its value on the right. `x + y` and `xy` may not: that is an equation.
+# Names that may be on the left of `=`, with their value on the right. With `x + y` or `xy`, it is an equation.
 _NAME = "(?:{})".format(
     "|".join(
         (
@@ -340,7 +340,7 @@ _NAMES = re.compile(rf"\s*\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\)\s*")
 
 
 def _special(text: str) -> ParsedAnswer | None:
-    """Ratios of several numbers, sets in words, and sets by a condition on one variable: `{x | x > 3}`."""
+    """Parse ratios of several numbers, sets in words, and sets with a condition on one variable, such as `{x | x > 3}`."""
     if _RATIO.fullmatch(text):
         first, *others = (int(part) for part in text.split(":"))
         return ParsedAnswer(members=tuple(f"{part}/{first or 1}" for part in (first, *others)), brackets="()")
@@ -365,7 +365,7 @@ def _special(text: str) -> ParsedAnswer | None:
 
 
 def _pairs(text: str) -> ParsedAnswer | None:
-    """Names and their values."""
+    """Parse names and their values."""
     if text.startswith(r"\{") and text.endswith(r"\}"):
         text = text[2:-2]
     text = re.sub(
@@ -410,7 +410,7 @@ def is_name(text: str) -> bool:
 
 
 def _pair(name: str, value: str) -> list[tuple[str, str]]:
-    """`(p,q)=(3,2)` is `p=3` and `q=2`."""
+    """Return names with their values: `(p,q)=(3,2)` gives `p=3` and `q=2`."""
     if _NAMES.fullmatch(name) and value[:1] == "(" and closing_bracket(value, 0) == len(value) - 1:
         names, values = split_list(name[1:-1])[0], split_list(value[1:-1])[0]
         if len(names) == len(values):
@@ -419,7 +419,7 @@ def _pair(name: str, value: str) -> list[tuple[str, str]]:
 
 
 def _relations(text: str) -> ParsedAnswer | None:
-    """Inequalities, one or several."""
+    """Parse one or several inequalities."""
     members, joints = split_list(text)
     if unequal := _UNEQUAL.match(members[0]) if members else None:  # x is neither 2 nor 3
         members = [member if _RELATION.search(member) else unequal[0] + member for member in members]
@@ -436,7 +436,7 @@ def _relations(text: str) -> ParsedAnswer | None:
 
 
 def _alternatives(text: str) -> ParsedAnswer | None:
-    r"""A calculation, `3 + 4 = 7`, or a value with an approximation, `1/3 \approx 0.33` or `1/3 = 0.33`."""
+    r"""Parse a calculation, such as `3 + 4 = 7`, or a value with its approximation, such as `1/3 \approx 0.33` or `1/3 = 0.33`."""
     if len(split_list(text)[0]) > 1:
         return None
     sides = [split_equation(part) for part in split_approximation(text)]
@@ -464,7 +464,7 @@ def _formula(text: str) -> ParsedAnswer:
         if len(re.sub(r"\W.*", "", written)) != 1:  # one letter is a variable
             unit = read_unit(written)
             if unit == DEGREES and re.search(rf"\\?(?:{TRIGONOMETRIC})(?![a-zA-Z])", text):
-                return ParsedAnswer(formula=text)  # of the argument
+                return ParsedAnswer(formula=text)  # degrees belong to the argument
         if unit or (behind.group()[0].isspace() and _WORD.fullmatch(written) and not _FORMULA_SIGN.search(written)):
             text = text[: behind.start()].strip()
     members, joints = split_list(text)

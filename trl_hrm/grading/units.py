@@ -1,4 +1,4 @@
-"""Units of measurement and currencies: which spellings name the same unit."""
+"""Parse units of measurement and currencies."""
 
 import re
 from collections import Counter
@@ -8,7 +8,7 @@ CURRENCY = r"US\$|[$€£¥₹]|(?:USD|EUR|GBP|RMB|Rs\.?)(?=\s|\d)"
 
 DEGREES = frozenset([("°", 1)])
 
-# Symbols keep their case, words do not.
+# Symbols are case-sensitive, words are not.
 _SYMBOLS = {
     "m": "m", "g": "g gm gms", "s": "s sec secs", "min": "min mins", "h": "h hr hrs", "L": "L l lt", "in": "in", "ft": "ft",
     "yd": "yd yds", "mi": "mi", "oz": "oz", "lb": "lb lbs", "gal": "gal", "N": "N", "J": "J", "cal": "cal", "kcal": "kcal",
@@ -52,11 +52,11 @@ _TOKEN = re.compile(
 
 def read_unit(text: str) -> frozenset[tuple[str, int]] | None:
     """
-    Return the unit that a text names, such as `{("m", 1), ("s", -2)}` for `m/s^2`.
+    Return the unit in a text, such as `{("m", 1), ("s", -2)}` for `m/s^2`.
 
     Args:
         text (`str`):
-            What follows a number.
+            Text after a number.
 
     Returns:
         `frozenset[tuple[str, int]]` or `None`: Units with their powers. `None` if a unit is unknown.

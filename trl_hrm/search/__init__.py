@@ -1,1 +1,1 @@
-"""Annotation without humans: tree search over the steps of a policy, values from outcomes, node compression."""
+"""Automatic annotation of steps: tree search with a policy, MC scores from outcomes, and node compression."""

@@ -1,6 +1,6 @@
 """
-Hierarchical Node Compression: in a search tree, one child of a node is merged into it and moves up to the node before
-([HRM](https://huggingface.co/papers/2503.13551), section 3.2). A pure view: no policy, no rollouts.
+Hierarchical Node Compression (HNC): merges a node of a search tree into its parent and moves it up to the grandparent
+([HRM](https://huggingface.co/papers/2503.13551), section 3.2). It needs no policy and no new rollouts.
 """
 
 import hashlib
@@ -14,33 +14,33 @@ def compress(
     tree: SearchTree, seed: int, probability: float = 0.5, min_children: int = 4, num_passes: int = 1
 ) -> SearchTree:
     r"""
-    A view of `tree` in which some nodes are merged with their parent.
+    Return a copy of `tree` in which some nodes are merged with their parent.
 
-    Each node with at least `min_children` sampled steps below it loses one of them with `probability`, any of the N with the
-    same chance. That child, its text now parent + child, goes to the grandparent, and its subtree with it. The parent's child
-    mean keeps its expectation, and its variance goes from \\(\sigma^2/N\\) to \\(\sigma^2/(N-1)\\). The moved node keeps its
-    score, and is no sample of what follows the grandparent: it does not enter its child mean. The leaves below every node
-    above the parent stay the same.
+    Each node with N >= `min_children` sampled next steps loses one of them, chosen uniformly, with `probability`. The text of the
+    chosen child becomes parent + child, and the child moves to the grandparent together with its subtree. The child mean of the
+    parent keeps its expectation, and its variance changes from \\(\sigma^2/N\\) to \\(\sigma^2/(N-1)\\). The moved node keeps its
+    score. It is not a sample of the grandparent's next step, so the child mean of the grandparent ignores it. The set of leaves
+    below each node above the parent does not change.
 
-    A node whose children have different weights (a budget left some of them out) is left alone: without one of them, taken
-    at random, its mean would be another.
+    A node whose children have different weights (because the budget dropped some) is skipped. Removing one of them would change
+    its expected mean.
 
     Args:
         tree ([`SearchTree`]):
-            Tree to look at. It is left as it is.
+            Tree to compress. It is not modified.
         seed (`int`):
-            Seed. What happens to a node depends on the seed and its id alone, not on the order of nodes.
+            Random seed. The choice for a node depends only on the seed and the node's id, not on the order of nodes.
         probability (`float`, *optional*, defaults to `0.5`):
-            Chance of a node to lose a child.
+            Probability that a node loses a child.
         min_children (`int`, *optional*, defaults to `4`):
-            Least N. The authors' code asks for 4.
+            Minimum number of sampled next steps, N. The authors' code uses 4.
         num_passes (`int`, *optional*, defaults to `1`):
-            How often this is done. A node that moved is not moved again, so that steps merge in longer runs only where both
-            a node and one of its children move.
+            Number of passes. Moved nodes are not moved again, so more than two steps merge only if both a node and one of its
+            children move.
 
     Returns:
-        [`SearchTree`]: The view, each node at its index in `tree`. Moved nodes and all below them have new ids; the others
-        are shared with `tree`.
+        [`SearchTree`]: The compressed tree, with each node at its index in `tree`. Moved nodes and their descendants have new
+        ids. The other nodes are shared with `tree`.
 
     Raises:
         `ValueError`: If an option is out of range.
@@ -54,21 +54,21 @@ def compress(
 def check_options(probability: float, min_children: int, num_passes: int) -> None:
     """Raise `ValueError` if an option of [`compress`] is out of range."""
     if not 0 <= probability <= 1:
-        raise ValueError(f"the probability of node compression is {probability}, expected a number from 0 to 1.")
+        raise ValueError(f"The probability of node compression is {probability}. It must be in [0, 1].")
     if min_children < 2:
-        raise ValueError(f"min_children is {min_children}, expected 2 or more: a node must keep one child at least.")
+        raise ValueError(f"min_children is {min_children}. It must be at least 2, because a node must keep a child.")
     if num_passes < 1:
-        raise ValueError(f"the number of passes of node compression is {num_passes}, expected 1 or more.")
+        raise ValueError(f"The number of passes of node compression is {num_passes}. It must be at least 1.")
 
 
 def choose_moves(tree: SearchTree, key: tuple, probability: float, min_children: int) -> list[int]:
-    """Indices of the nodes that move up in one pass, at most one of each parent. `key` seeds the choice."""
+    """Return the indices of the nodes to move up in one pass, at most one per parent. `key` seeds the choice."""
     moves = []
     for parent, children in enumerate(tree.children()[:-1]):
         steps = _movable(tree, parent, children)
         if len(steps) < min_children:
             continue
-        # two numbers below 2**64 that depend on the key and the id alone
+        # two numbers below 2**64 that depend only on the key and the id
         name = "\n".join(map(str, (*key, tree.nodes[parent].node_id)))
         digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
         coin, choice = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:]))
@@ -79,20 +79,20 @@ def choose_moves(tree: SearchTree, key: tuple, probability: float, min_children:
 
 def move_up(tree: SearchTree, moves: Iterable[int], key: tuple = ()) -> SearchTree:
     """
-    A view of `tree` in which the nodes at `moves` are merged with their parents. If a node and its parent both move, the
-    three steps become one.
+    Return a copy of `tree` in which the nodes at `moves` are merged with their parents. If a node and its parent both move, their
+    texts and the text of the grandparent are merged.
 
     Args:
         tree ([`SearchTree`]):
-            Tree to look at.
+            Tree to compress. It is not modified.
         moves (`Iterable[int]`):
-            Indices of nodes.
+            Indices of the nodes to move.
         key (`tuple`, *optional*, defaults to `()`):
-            Seed of the new ids, next to the old ids.
+            Seed of the new ids, in addition to the old ids.
 
     Raises:
-        `ValueError`: If a node cannot move: a first step, a node that was not sampled as a step, an only child, or one with
-            siblings of another weight.
+        `ValueError`: If a node cannot move, because it is a first step, was not sampled as a step, is an only child, or has
+            siblings with a different weight.
     """
     moves = set(moves)
     _check_moves(tree, moves)
@@ -114,7 +114,7 @@ def move_up(tree: SearchTree, moves: Iterable[int], key: tuple = ()) -> SearchTr
                 token_ids=above.token_ids + node.token_ids,
                 text=above.text + node.text,
                 cuts=(*above.cuts, before - above.tail, *(before + cut for cut in node.cuts)),
-                weight=1.0,  # it stands for none of its new siblings
+                weight=1.0,  # it does not represent any of its new siblings
                 merged_from=(tree.nodes[node.parent].node_id, node.node_id),
             )
             num_children[above.parent] += 1
@@ -124,12 +124,12 @@ def move_up(tree: SearchTree, moves: Iterable[int], key: tuple = ()) -> SearchTr
 
 
 def count_moves(view: SearchTree) -> int:
-    """Number of nodes that node compression made."""
+    """Return the number of nodes that node compression has merged."""
     return sum(node.merged_from is not None for node in view.nodes)
 
 
 def _movable(tree: SearchTree, parent: int, children: list[int]) -> list[int]:
-    """The sampled steps below a step, none if their weights differ."""
+    """Return the sampled children of a step, or an empty list if their weights differ."""
     if tree.nodes[parent].role != "step":
         return []
     steps = [i for i in children if tree.nodes[i].role == "step" and tree.nodes[i].is_sample]
@@ -143,10 +143,10 @@ def _check_moves(tree: SearchTree, moves: set[int]) -> None:
         steps = [] if parent == ROOT else _movable(tree, parent, children[parent])
         if i not in steps:
             raise ValueError(
-                f"node {i} cannot be merged with what is before it, expected a sampled step after another, with siblings of "
+                f"Node {i} cannot be merged with its parent. Both must be sampled steps, and the siblings of the node must have "
                 "the same weight."
             )
         if len(set(steps) - moves) < 1:
             raise ValueError(
-                f"node {i} cannot move: its parent, node {parent}, has {len(steps)} sampled steps below it."
+                f"Node {i} cannot move, because its parent, node {parent}, would lose all of its {len(steps)} sampled children."
             )

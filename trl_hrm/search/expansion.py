@@ -1,4 +1,4 @@
-"""Expansion: what the policy writes after a node becomes its children, which end where steps end."""
+"""Expansion of a node: samples continuations from the policy and cuts them where steps end."""
 
 import asyncio
 from dataclasses import dataclass, replace
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Expander:
     """
-    Samples what a request asks for, and makes an event of it. What is sampled depends on problem, place in the tree and seed alone.
+    Runs a request and returns the samples as an event. The samples depend only on the problem, the position in the tree and the
+    seed.
 
     Args:
         engine ([`Engine`]):
-            The policy.
+            Engine of the policy.
         prompt ([`Prompt`]):
-            What the policy was asked.
+            Prompt of the policy.
         rule ([`StepRule`]):
-            Tells where steps end.
+            Rule that decides where steps end.
         seed (`int`):
-            Seed of the run.
+            Random seed of the run.
         extractors (`tuple[str, ...]`):
             Names of the answer extractors, in order.
         ending (`tuple[str, ...]`):
-            Extractors whose answers end a solution, next to the end of the sequence and the final stop strings. See
+            Extractors whose answers end a solution, in addition to the end of the sequence and the final stop strings. See
             [`~search.step_search.ending_extractors`].
     """
 
@@ -46,11 +47,11 @@ class Expander:
 
     async def expand(self, opened: OpenTree, request: Request, progress: "Progress") -> dict[str, Any]:
         """
-        Sample what a request asks for.
+        Sample the continuations of a request.
 
         Returns:
-            `dict[str, Any]`: A `samples` event. It has no samples if the policy has no room for another token: the solution is
-            cut off, as by any limit of length.
+            `dict[str, Any]`: A `samples` event. It has no samples if the prefix fills the policy's context. The solution is then
+            cut off, as with any other length limit.
 
         Raises:
             `EngineError`: If the request failed.
@@ -60,7 +61,7 @@ class Expander:
         prefix_ids = opened.tree.prefix_ids(request.node)
         seed = request_seed(self.seed, above, request.round)
         end_of_prompt = self.engine.tokenizer.decode(opened.tree.prompt_ids[-16:], skip_special_tokens=True)
-        # what the policy has written, after the tag with which the prompt may begin its thinking
+        # text of the policy so far, after the opening thinking tag if it is part of the prompt
         before = ("<think>" if opens_thinking(end_of_prompt) else "") + opened.tree.text(request.node)
         try:
             samples = await self.engine.sample(
@@ -72,7 +73,7 @@ class Expander:
                 steps = (
                     self._end_step(opened, request, before, i, sample, progress) for i, sample in enumerate(samples)
                 )
-                # if one fails, none of the others is left running
+                # wait for all tasks even if one fails
                 ended = await asyncio.gather(*steps, return_exceptions=True)
                 for found in ended:
                     if isinstance(found, BaseException):
@@ -97,10 +98,10 @@ class Expander:
         self, opened: OpenTree, request: Request, before: str, place: int, sample: Sample, progress: "Progress"
     ) -> tuple[Sample, int]:
         """
-        Return a sample up to the end of its first step, and how many of its last characters belong to the next step.
+        Return a sample up to the end of its first step, and the number of characters at its end that belong to the next step.
 
-        The stop strings of a request cannot express all of a rule. A sample that goes beyond the end of a step is cut there, and
-        one that a stop string ended inside a step is continued. Neither changes the distribution of steps.
+        Stop strings cannot express every rule. A sample that continues past the end of a step is cut there. A sample that a stop
+        string ended inside a step is continued. Neither changes the distribution of steps.
         """
         tokenizer, prefix_ids = self.engine.tokenizer, opened.tree.prefix_ids(request.node)
         start = len(before) - (0 if request.node == ROOT else opened.tree.nodes[request.node].tail)
@@ -111,8 +112,8 @@ class Expander:
             ends = (found for found in self.rule.boundaries(written, start) if found.stop > len(before))
             found = next(ends, None)
             if found is not None and is_over and not written[found.end :].strip():
-                found = None  # nothing follows the end of the step but the end of the solution
-            # a token after the end of the step holds the first part of a character, which the next tokens complete
+                found = None  # the solution ends together with the step
+            # the last token contains the first bytes of a character, and the next tokens complete it
             is_part = found is not None and not is_over and room > 0 and sample.text.endswith("\ufffd")
             if found is not None and not is_part:
                 return self._cut(sample, prefix_ids, found, len(before), is_over)
@@ -141,14 +142,14 @@ class Expander:
         self, sample: Sample, prefix_ids: list[int], found: Boundary, before: int, is_over: bool
     ) -> tuple[Sample, int]:
         """
-        Return a sample up to a boundary, or to the end of the token that holds the boundary, and its number of characters beyond
-        the end of the step.
+        Return a sample up to the end of the token that contains a boundary, and the number of characters after the end of the
+        step.
         """
         cut = cut_at(self.engine.tokenizer, prefix_ids, sample.token_ids, sample.text, found.stop - before)
         if cut is not None and cut.tokens < len(sample.token_ids):
             ids, text = sample.token_ids[: cut.tokens], sample.text[: cut.characters]
             sample = replace(sample, token_ids=ids, text=text, finish="stop", stop_reason=found.marker)
-        elif is_over:  # one token holds the end of the step and the end of the solution
+        elif is_over:  # one token contains both the end of the step and the end of the solution
             return sample, 0
         elif sample.finish == "length":
             sample = replace(sample, finish="stop", stop_reason=found.marker)
@@ -157,7 +158,7 @@ class Expander:
     def _record(
         self, request: Request, before: str, prefix_ids: list[int], sample: Sample, tail: int
     ) -> dict[str, Any]:
-        """What the log keeps of a sample: with the answer if the solution ends, and with the steps of a whole solution."""
+        """Return the log record of a sample, with the answer of a finished solution and the steps of a whole solution."""
         written = visible_text(before + sample.text[: len(sample.text) - tail])
         is_final = sample.finish == "eos" or sample.stop_reason in self.prompt.final_stops
         if not is_final and sample.finish == "stop":
@@ -182,5 +183,5 @@ class Expander:
 
 
 def _thinking_tail(before: str, text: str) -> int:
-    """How many characters of a text that ends a solution belong to no step: all of them if the model never stops thinking."""
+    """Return how many characters at the end of a solution belong to no step: all of them if the model never stops thinking."""
     return len(text) if only_thinks(before, text) else 0

@@ -1,6 +1,5 @@
 """
-What is shown of a search tree, in a terminal ([`~search.inspection_text.format_tree`]) and on a page that works offline: its lines, and how
-solutions ended.
+Lines and outcomes of a search tree, for display in a terminal ([`~search.inspection_text.format_tree`]) or on an offline HTML page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,21 +25,21 @@ CORRECT, WRONG, UNGRADED, TRUNCATED, NO_ANSWER, NOT_CONTINUED, LEFT_OUT = OUTCOM
 @dataclass
 class Inspection:
     """
-    A search tree with what was computed from it.
+    A search tree with its scores and counts.
 
     Args:
         tree ([`SearchTree`]):
-            The tree, with N nodes.
+            Tree with N nodes.
         scores (`list[float | None]`):
-            N + 1 MC scores in `[0, 1]`. The prompt is last. See [`mc_scores`].
+            N + 1 MC scores in `[0, 1]`. The last is for the prompt. See [`mc_scores`].
         counts (`list[LeafCounts]`):
-            N + 1 counts of the leaves below. The prompt is last. See [`~search.values.leaf_counts`].
+            N + 1 leaf counts. The last is for the prompt. See [`~search.values.leaf_counts`].
         totals (`dict[str, int]`):
             `num_nodes`, `num_tokens` (generated) and `num_cached` of the search. See [`~search.nodes.tree_totals`].
         run (`str`, *optional*, defaults to `""`):
-            Where the tree comes from.
+            Source of the tree.
         basis (`str`, *optional*, defaults to `""`):
-            What the scores are, in words.
+            Description of the scores.
     """
 
     tree: SearchTree
@@ -52,11 +51,11 @@ class Inspection:
 
     def outcomes(self) -> list[str | None]:
         """
-        How the solution that ends at each of the N nodes ended, one of `OUTCOMES`. `None` for a node that is followed by
-        others, and for a leaf of which its source tells a value only.
+        Return the outcome of each of the N nodes, one of `OUTCOMES`. `None` for an inner node, and for a leaf with only a value
+        recorded by its source.
 
-        `"left out"` is a leaf that a budget left out at random, so that nothing is missing; `"not continued"` one that ended
-        at the greatest depth or has yet to be continued.
+        `"left out"` is a leaf that the budget dropped at random; siblings represent it. `"not continued"` is a leaf at the maximum
+        depth, or one that has not been continued yet.
         """
         followed = {node.parent for node in self.tree.nodes}
         found: list[str | None] = []
@@ -78,17 +77,17 @@ class Inspection:
 
 class Line(NamedTuple):
     """
-    One line of the picture.
+    One line of a displayed tree.
 
     Args:
         nodes (`tuple[int, ...]`):
-            What it stands for: `(ROOT,)`, one node, several equal leaves, or all rollouts from one node.
+            Nodes on this line: `(ROOT,)`, one node, several equal leaves, or all rollouts from one node.
         above (`int`):
-            Index of the line it hangs under, `-1` for the first.
+            Index of the parent line, `-1` for the first line.
         depth (`int`):
-            Number of lines above it.
+            Number of ancestor lines.
         kind (`str`):
-            `"prompt"`, `"node"`, `"rollouts"` (the rollouts follow below it, one line each).
+            `"prompt"`, `"node"` or `"rollouts"` (followed by one line per rollout).
     """
 
     nodes: tuple[int, ...]
@@ -99,8 +98,8 @@ class Line(NamedTuple):
 
 def lines(tree: SearchTree) -> list[Line]:
     """
-    The lines of a tree, depth first. Siblings stand by round and place. Several rollouts from one node hang under a line
-    of their own, before the steps; leaves with equal texts and outcomes are one line.
+    Return the lines of a tree in depth-first order. Siblings are ordered by round and index. Several rollouts from one node are
+    grouped under one line, before the steps. Leaves with equal texts and outcomes share a line.
     """
     children = tree.children()
     found: list[Line] = []
@@ -129,20 +128,20 @@ def lines(tree: SearchTree) -> list[Line]:
 
 def render_tree(inspection: Inspection) -> str:
     """
-    The page of a tree: a picture of all of it, its steps, and the full text of each step.
+    Render a tree as an HTML page with an overview of the whole tree, its steps, and the full text of each step.
 
     Args:
         inspection ([`Inspection`]):
-            The tree with its scores and counts.
+            Tree with its scores and counts.
 
     Returns:
-        `str`: The page. The same tree gives the same bytes.
+        `str`: HTML page. It is deterministic.
     """
     return render("tree.html.jinja", data=page_data(inspection))
 
 
 def page_data(inspection: Inspection) -> dict[str, Any]:
-    """What the page shows: columns over N + 1 nodes, the prompt last, and the lines of the tree."""
+    """Return the data of the page: columns over N + 1 nodes, with the prompt last, and the lines of the tree."""
     tree = inspection.tree
     problem, nodes = tree.problem, tree.nodes
     columns = {
@@ -158,7 +157,7 @@ def page_data(inspection: Inspection) -> dict[str, Any]:
     names = "node_id role answer finish stop_reason num_cached weight merged_from num_merged"
     for name in names.split():
         columns[name] = [getattr(node, name) for node in nodes] + [None]
-    columns["seed"] = [str(node.seed) for node in nodes] + [None]  # beyond 2**53 a number would lose digits
+    columns["seed"] = [str(node.seed) for node in nodes] + [None]  # JavaScript numbers above 2**53 lose digits
     return {
         "problem": {
             "id": problem.problem_id,

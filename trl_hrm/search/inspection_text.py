@@ -1,4 +1,4 @@
-"""A search tree, and the problems of a run, as text for a terminal."""
+"""Format a search tree, or the problems of a run, as text for a terminal."""
 
 import io
 import unicodedata
@@ -14,13 +14,13 @@ from .inspection import CORRECT, OUTCOMES, WRONG, Inspection, Line, lines
 from .tree import ROOT, SearchTree
 
 
-# Red, yellow, green among the 256 colours; legible on white and on black
+# Red, yellow and green of the 256 terminal colours; legible on white and black
 RAMP = (160, 166, 172, 178, 142, 106, 70, 34)
 BAR = 8  # columns of a bar
 VALUE = BAR + 5  # columns of a number and its bar
 ANSWER = 24  # columns
 NAME = 24
-GUIDE = 4  # columns of a level of the tree
+GUIDE = 4  # columns per level of the tree
 FITTING_LINES = 100
 PROMPT_LINES = 4
 
@@ -34,24 +34,23 @@ def format_tree(
     color: bool = False,
 ) -> str:
     """
-    A tree, one line per node: value, share of solved leaves, the beginning of the text, how the solution ended.
+    Format a tree with one line per node: MC score, solved leaves, beginning of the text, and outcome of the solution.
 
-    What is left out is counted where it is left out. Control characters of a text are made visible and never sent to the
-    terminal.
+    Hidden nodes are counted where they are hidden. Control characters in texts are replaced by visible characters.
 
     Args:
         inspection ([`Inspection`]):
-            The tree with its scores and counts.
+            Tree with its scores and counts.
         width (`int`, *optional*, defaults to `120`):
-            Columns of the terminal.
+            Width of the terminal in columns.
         depth (`int`, *optional*):
-            Levels to show. By default as many as fit 100 lines, and at least one.
+            Number of levels to show. Defaults to as many as fit into 100 lines, but at least one.
         breadth (`int`, *optional*, defaults to `8`):
-            Maximum number of lines under one line.
+            Maximum number of lines below one line.
         rollouts (`bool`, *optional*, defaults to `False`):
-            Show each rollout. By default the rollouts from a node are one line.
+            Whether to show each rollout. By default, the rollouts from a node share one line.
         color (`bool`, *optional*, defaults to `False`):
-            Colour by value, with escape sequences.
+            Whether to colour lines by score, with escape sequences.
     """
     tree, found = inspection.tree, lines(inspection.tree)
     below: list[list[int]] = [[] for _ in found]
@@ -63,11 +62,11 @@ def format_tree(
     # the prompt is first
     shares = [_share(inspection, i) if children[i] else "" for i in range(ROOT, len(tree.nodes))]
     share_width = max(map(len, shares))
-    room = width - VALUE - share_width - 4  # for the guides of the tree and the texts
+    room = width - VALUE - share_width - 4  # for the guides of the tree, and the texts
 
-    columns: list[Text] = []  # what stands before the tree, in the order of its lines
+    columns: list[Text] = []  # columns to the left of the tree, one entry per line
     root = Tree("", guide_style="dim")
-    # a line or a remark, the branch that it hangs under, and its depth
+    # a line or a remark, its parent branch, and its depth
     pending: list[tuple[int | str, Tree | None, int]] = [(0, None, 0)]
     while pending:
         line, parent, level = pending.pop()
@@ -98,11 +97,13 @@ def format_tree(
         if not is_cut:
             shown, hidden = list(below[line][:breadth]), below[line][breadth:]
             if hidden:
-                shown.append(f"… {len(hidden)} more, with {_num_nodes(found, below, hidden):,} nodes in all")
+                shown.append(f"… {len(hidden)} more, with {_num_nodes(found, below, hidden):,} nodes in total")
         pending.extend((child, branch, level + 1) for child in reversed(shown))
 
     console = _console(width, color)
-    wide = console.options.update(width=VALUE + share_width + GUIDE * (len(found) + 1) + width)  # never wrap a label
+    wide = console.options.update(
+        width=VALUE + share_width + GUIDE * (len(found) + 1) + width
+    )  # wide enough that labels are never wrapped
     drawn = console.render_lines(root, wide, pad=False)
     texts = [*_head(inspection, console), Text()]
     for column, segments in zip(columns, drawn, strict=True):
@@ -114,17 +115,17 @@ def problem_lines(
     rows: Iterable[tuple[int, SearchTree, float | None]], width: int = 120, color: bool = False
 ) -> Iterator[str]:
     """
-    The problems of a run, one line each under a line of titles.
+    Format the problems of a run as a table with one line per problem.
 
     Args:
         rows (`Iterable[tuple[int, SearchTree, float | None]]`):
-            Place, tree, and MC score of the prompt.
+            Index, tree, and MC score of the prompt of each problem.
         width (`int`, *optional*, defaults to `120`):
-            Columns of the terminal.
+            Width of the terminal in columns.
         color (`bool`, *optional*, defaults to `False`):
-            Colour by value, with escape sequences.
+            Whether to colour lines by score, with escape sequences.
     """
-    yield f"{'#':>6}  {'value':<{VALUE}}  {'nodes':>7}  {'status':<13}  {'id':<{NAME}}  problem"
+    yield f"{'#':>6}  {'MC score':<{VALUE}}  {'nodes':>7}  {'status':<13}  {'id':<{NAME}}  problem"
     for place, tree, score in rows:
         name = set_cell_size(_cut(plain(tree.problem.problem_id), NAME), NAME)
         facts = f"  {len(tree.nodes):>7,}  {tree.status:<13}  {name}  "
@@ -133,20 +134,20 @@ def problem_lines(
 
 
 def plain(text: str) -> str:
-    """One line of text that is safe to print: white space becomes a space, other control characters become visible."""
+    """Return a text as one line that is safe to print: whitespace becomes a space, other control characters become visible."""
 
     def visible(character: str) -> str:
         if unicodedata.category(character)[0] != "C":
             return character
         if character < " ":
-            return chr(0x2400 + ord(character))  # the picture of a control character
+            return chr(0x2400 + ord(character))  # Unicode symbol for the control character
         return f"\\u{ord(character):04x}"
 
     return "".join(map(visible, " ".join(text.split())))
 
 
 def _head(inspection: Inspection, console: Console) -> list[Text]:
-    """Problem, totals, and what the scores are."""
+    """Return the lines above a tree: problem, totals, and description of the scores."""
     problem, totals, width = inspection.tree.problem, inspection.totals, console.width
     facts = [f"problem {plain(problem.problem_id)}", inspection.tree.status, f"{totals['num_nodes']:,} nodes"]
     if totals["num_tokens"]:
@@ -164,7 +165,7 @@ def _head(inspection: Inspection, console: Console) -> list[Text]:
 
 
 def _ending(inspection: Inspection, outcomes: list[str | None], line: Line) -> str:
-    """What stands after the text: marks, and how the solution ended."""
+    """Return the text after the step of a line: marks, and the outcome of the solution."""
     if line.kind == "prompt":
         return ""
     if line.kind == "rollouts":
@@ -183,7 +184,7 @@ def _ending(inspection: Inspection, outcomes: list[str | None], line: Line) -> s
 
 
 def _share(inspection: Inspection, index: int) -> str:
-    """Solved leaves of those answered under an inner node, and how many are unresolved."""
+    """Return the solved and answered leaves below an inner node, and how many are unresolved."""
     counts = inspection.counts[index]
     if not (counts.answered or counts.unresolved):
         return ""
@@ -202,7 +203,7 @@ def _fitting_depth(below: list[list[int]], breadth: int) -> int:
 
 
 def _num_nodes(found: list[Line], below: list[list[int]], roots: list[int]) -> int:
-    """Number of nodes at some lines and below them."""
+    """Return the number of nodes on some lines and below them."""
     pending, total = list(roots), 0
     while pending:
         line = pending.pop()
@@ -213,7 +214,7 @@ def _num_nodes(found: list[Line], below: list[list[int]], roots: list[int]) -> i
 
 
 def _value(score: float | None) -> tuple[str, str]:
-    """Number and bar, `VALUE` columns wide, with their style."""
+    """Return number and bar, `VALUE` columns wide, and their style."""
     if score is None:
         return f"{'   –':<{VALUE}}", ""
     eighths = round(score * BAR * 8)
@@ -243,6 +244,6 @@ def _console(width: int, color: bool) -> Console:
 
 
 def _rendered(texts: Iterable[Text], console: Console) -> str:
-    """Lines as text, with escape sequences if the console has colours."""
+    """Return lines as text, with escape sequences if the console has colours."""
     console.print(Text("\n").join(texts), end="", no_wrap=True, overflow="ignore", crop=False, highlight=False)
     return console.file.getvalue()

@@ -1,4 +1,4 @@
-"""The event log of a search: JSON lines, one per event. All trees can be rebuilt from it."""
+"""Event log of a search, as JSON Lines with one event per line. All trees can be rebuilt from it."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _HEAD = re.compile(rb'\{"event": "(\w+)", "problem_id": ("(?:[^"\\]|\\.)*")(?:, 
 
 @dataclass
 class ProblemEvents:
-    """Positions of the events of a problem in the log, its place among the problems, and its status."""
+    """Position of a problem among all problems, its status, and the byte offsets of its events in the log."""
 
     position: int
     status: str = "open"
@@ -27,25 +27,25 @@ class ProblemEvents:
 
 class EventLog:
     """
-    A log of one shard of a search. Only the positions of the events are kept in memory.
+    Log of one shard of a search. Only the byte offsets of the events are kept in memory.
 
     Args:
         path (`str` or `Path`):
-            File of the log. It is created if it does not exist.
+            Path of the log file. For writing, it is created if it does not exist.
         write (`bool`, *optional*, defaults to `False`):
-            Whether to open the log for writing. Only one process at a time can do that. A line that a kill left without its
-            end is then dropped.
+            Whether to open the log for writing. Only one process can write at a time. An incomplete last line, left by a killed
+            process, is then removed.
 
     Attributes:
         torn (`int`):
-            Number of bytes of a line that a kill left without its end.
+            Number of bytes in an incomplete last line.
         size (`int`):
             Number of bytes of the complete events.
 
     Raises:
         `FileNotFoundError`: If the log is opened for reading and does not exist.
-        `BlockingIOError`: If another process writes to it.
-        `ValueError`: If a line other than the last one is damaged, with file and line.
+        `BlockingIOError`: If another process is writing to the log.
+        `ValueError`: If a line other than the last one is damaged. The message names file and line.
     """
 
     def __init__(self, path: str | Path, write: bool = False):
@@ -71,11 +71,12 @@ class EventLog:
 
         Args:
             event (`dict[str, Any]`):
-                The event. Its first keys are `event` and `problem_id`. The third one is `position` for `"problem"` and `status`
-                for `"close"`.
+                Event to write. Its first keys must be `event` and `problem_id`. The third key must be `position` for a `"problem"`
+                event and `status` for a `"close"` event.
 
         Raises:
-            `OSError`: If it cannot be written, for example because the disk is full. The log then ends with the event before.
+            `OSError`: If the event cannot be written, for example because the disk is full. The log then ends with the previous
+                event.
         """
         self._enter(self._lines.append(event))
 
@@ -88,13 +89,13 @@ class EventLog:
                 opened.apply(event)
             except KeyError as error:
                 raise ValueError(
-                    f"{self.path}: an event of problem {problem_id!r} refers to {error}, which no event before it made. "
-                    "Remove all lines of this problem; it will be searched again."
+                    f"{self.path}: an event of problem {problem_id!r} refers to {error}, but no earlier event created it. Remove "
+                    "all lines of this problem. It will be searched again."
                 ) from error
         return opened
 
     def problem(self, problem_id: str) -> Problem:
-        """Return a problem as the log has it."""
+        """Return a problem as recorded in the log."""
         return OpenTree.from_event(next(self._events(problem_id))).tree.problem
 
     def close(self) -> None:
@@ -117,25 +118,26 @@ class EventLog:
                     yield json.loads(line)
                 except ValueError as error:
                     raise ValueError(
-                        f"{self.path}, byte {offset}: a damaged event of problem {problem_id!r} ({error}). Remove the "
-                        "events of this problem from the log; it will be searched again."
+                        f"{self.path}, byte {offset}: the event of problem {problem_id!r} is damaged ({error}). Remove all lines "
+                        "of this problem. It will be searched again."
                     ) from error
 
     def _enter(self, line: bytes, number: int | None = None) -> None:
-        """Note where an event is, and what the start of its line tells about the problem."""
+        """Record the offset of an event, and the facts about its problem at the start of the line."""
         head = _HEAD.match(line)
         if head is None:
             raise ValueError(
-                f"{self.path}, line {number}: found {line[:60]!r}, expected an event of a search. The log is damaged. Remove "
-                "the line and all lines of the same problem, which will be searched again, or start in another folder."
+                f"{self.path}, line {number}: the line starts with {line[:60]!r}, which is not an event of a search. The log is "
+                "damaged. Remove this line and all lines of the same problem. The problem will be searched again. Or start in "
+                "another folder."
             )
         name, problem_id, third = head[1], json.loads(head[2]), head[3]
         if name == b"problem":
             self.problems[problem_id] = ProblemEvents(position=int(third))
         if problem_id not in self.problems:
             raise ValueError(
-                f"{self.path}, line {number}: an event of problem {problem_id!r}, whose first event is missing. Remove all "
-                "lines of this problem; it will be searched again."
+                f"{self.path}, line {number}: the first event of problem {problem_id!r} is missing. Remove all lines of this "
+                "problem. It will be searched again."
             )
         problem = self.problems[problem_id]
         problem.offsets.append(self.size)

@@ -1,8 +1,8 @@
 """
-Search trees as Parquet: one row per problem, its nodes a list of structs, so that a row is a tree and columns stay apart.
+Read and write search trees as Parquet files, with one row per problem and its nodes as a list of structs.
 
-In addition to the fields of [`Node`], a node has `parent_id`, `depth`, `num_tokens` and the counts of leaves below it; a row has the
-problem, its leaves, and the tokens that were generated and taken from a cache. Counts are stored, scores are computed.
+In addition to the fields of [`Node`], each node has `parent_id`, `depth`, `num_tokens` and its leaf counts. Each row has the problem,
+its leaf counts, and the numbers of generated and cached tokens. Scores are not stored. They are computed from the counts.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from .tree import ROOT, Node, Problem, SearchTree, walk
 from .values import leaf_counts
 
 
-GROUP_NODES = 1 << 14  # a row group is closed when it has as many nodes
+GROUP_NODES = 1 << 14  # minimum number of nodes per row group
 
 NODE_TYPES = {
     "node_id": pa.string(),
@@ -76,13 +76,13 @@ SCHEMA = pa.schema(
 
 def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
     """
-    Write trees to a Parquet file, which is written as a whole or not at all. A few trees at a time are in memory.
+    Write trees to a Parquet file. The file is written completely or not at all. Only a few trees are in memory at a time.
 
     Args:
         trees (`Iterable[SearchTree]`):
             Trees, one per problem.
         path (`str` or `Path`):
-            File to write. An existing file is replaced.
+            Path of the file. An existing file is replaced.
     """
     with replacing(path, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
         for group in _groups(trees):
@@ -91,13 +91,13 @@ def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
 
 def read_trees(path: str | Path, token_ids: bool = True) -> Iterator[SearchTree]:
     """
-    Read the trees of a file that [`write_nodes`] wrote.
+    Read the trees in a file written by [`write_nodes`].
 
     Args:
         path (`str` or `Path`):
-            File to read.
+            Path of the file.
         token_ids (`bool`, *optional*, defaults to `True`):
-            Whether to read token ids; otherwise they are empty, and reading is faster.
+            Whether to read token ids. Without them, reading is faster and the lists are empty.
 
     Raises:
         `ValueError`: If the file is not a Parquet file of search trees.
@@ -108,30 +108,30 @@ def read_trees(path: str | Path, token_ids: bool = True) -> Iterator[SearchTree]
 
 
 def open_nodes(path: str | Path) -> pq.ParquetFile:
-    """Open a file that [`write_nodes`] wrote."""
+    """Open a file written by [`write_nodes`]."""
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         with open(path, "rb") as opened:
             head = opened.read(64)
-        if head.startswith(b"\x1f\x8b") or head.lstrip()[:1] in (b"{", b"["):  # JSON is often compressed with gzip
+        if head.startswith(b"\x1f\x8b") or head.lstrip()[:1] in (b"{", b"["):  # JSON, possibly compressed with gzip
             raise ValueError(
-                f"{path}: found JSON, expected a Parquet file of search trees or the folder of a search. Trees of openr (`question`, "
-                "`final_answer` and `reasoning_steps`) need --format openr."
+                f"{path} is a JSON file, expected the output folder of a search or a Parquet file of search trees. For trees of "
+                "openr (`question`, `final_answer` and `reasoning_steps`), use --format openr."
             ) from error
         raise ValueError(
-            f"{path}: found no Parquet file ({error}), expected one of search trees, as `trl-hrm annotate` writes it."
+            f"{path} is not a Parquet file ({error}), expected search trees written by `trl-hrm annotate`."
         ) from error
     if not file.schema_arrow.equals(SCHEMA):
         raise ValueError(
-            f"{path}: found the columns {file.schema_arrow.names}, expected search trees, as `trl-hrm annotate` of this "
-            "version writes them."
+            f"{path} has the columns {file.schema_arrow.names}, expected search trees written by this version of `trl-hrm "
+            "annotate`."
         )
     return file
 
 
 def read_group(file: pq.ParquetFile, group: int, token_ids: bool = True) -> Iterator[SearchTree]:
-    """Trees of one row group. See [`read_trees`]."""
+    """Read the trees in one row group. See [`read_trees`]."""
     names = [field.name for field in fields(Node) if token_ids or field.name != "token_ids"]
     columns = ["problem_id", "prompt", "answer", "status", "prompt_ids"]
     rows = file.read_row_group(group, columns=[*columns, *(f"nodes.list.element.{name}" for name in names)])
@@ -154,7 +154,7 @@ def read_group(file: pq.ParquetFile, group: int, token_ids: bool = True) -> Iter
 
 
 def read_totals(paths: Iterable[str | Path]) -> Counter:
-    """Return sums over all problems of the files: each of `TOTALS`, and `"problems"`."""
+    """Return the sums of `TOTALS` over all problems in the files, and the number of `"problems"`."""
     totals = Counter()
     for path in paths:
         with open_nodes(path) as file:
@@ -165,7 +165,7 @@ def read_totals(paths: Iterable[str | Path]) -> Counter:
 
 
 def read_unreadable_references(paths: Iterable[str | Path]) -> tuple[int, list[dict[str, str]]]:
-    """Number of problems of the files whose reference answer cannot be read, and the first few with `problem_id` and `answer`."""
+    """Return the number of problems with unreadable reference answers, and `problem_id` and `answer` of the first few."""
     found: list[dict[str, str]] = []
     for path in paths:
         with open_nodes(path) as file:
@@ -175,7 +175,7 @@ def read_unreadable_references(paths: Iterable[str | Path]) -> tuple[int, list[d
 
 
 def tree_totals(tree: SearchTree) -> dict[str, int]:
-    """Return the totals of one tree. The steps that a rollout was cut into do not count next to the rollout, nor do given steps."""
+    """Return the totals of one tree. Steps of split rollouts are not counted in addition to the rollout. Given steps are ignored."""
     counts, followed = leaf_counts(tree), {node.parent for node in tree.nodes}
     sampled = [node for node in tree.nodes if node.role not in ("segment", "given")]
     leaves = [counts[i] for i, node in enumerate(tree.nodes) if node.role != "segment" and i not in followed]

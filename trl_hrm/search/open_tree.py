@@ -1,4 +1,4 @@
-"""A search tree that grows by events: the live search and the reading of its log go through the same function."""
+"""Search tree that grows by events. A running search and a log that is read back apply the same events."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Request:
     """
-    What a search wants sampled next.
+    Samples that a search requests next.
 
     Args:
         node (`int`):
-            Index of the node to continue, `ROOT` for the prompt.
+            Index of the node to continue. `ROOT` for the prompt.
         n (`int`):
             Number of samples.
         role (`str`):
@@ -27,15 +27,15 @@ class Request:
         stop (`tuple[str, ...]`):
             Strings that end a sample.
         max_tokens (`int`):
-            Maximum number of tokens of a sample.
+            Maximum number of tokens per sample.
         round (`int`, *optional*, defaults to `0`):
-            Tells requests of one node apart.
+            Number that distinguishes the requests of one node.
         cut (`bool`, *optional*, defaults to `False`):
-            Whether the samples, whole solutions, become chains of steps at once.
+            Whether to split the samples, which are whole solutions, into chains of steps.
         weight (`float`, *optional*, defaults to `1.0`):
-            Number of siblings that `node` stands for.
+            Number of siblings that `node` represents, including itself.
         sequences, tokens (`int`, *optional*, defaults to `0`):
-            Budget of this request and all that follow from it.
+            Budget of this request and all requests below it.
     """
 
     node: int
@@ -52,10 +52,10 @@ class Request:
 
 def request_seed(seed: int, node_id: str, round: int) -> int:
     """
-    Seed of a request: 36 bits that depend on run, node and round, then 16 zero bits, to which an engine adds the number of
-    the sample. Below 2**53, so that every JSON reader keeps it.
+    Return the seed of a request: 36 bits that depend on run, node and round, followed by 16 zero bits for the index of the sample.
+    Seeds are below 2**53, so every JSON reader can represent them.
 
-    Rounds of one node have consecutive leading bits: their seeds never overlap.
+    The rounds of a node have consecutive leading bits, so their seeds do not overlap.
     """
     leading = int(make_id("seed", seed, node_id), 16) + round
     return leading % 2**36 << 16
@@ -64,31 +64,31 @@ def request_seed(seed: int, node_id: str, round: int) -> int:
 @dataclass
 class OpenTree:
     """
-    A search tree and what its search needs to continue.
+    Search tree with the state that its search needs to continue.
 
     Args:
         tree ([`SearchTree`]):
-            The tree, nodes in order of arrival.
+            The tree, with nodes in order of arrival.
         root_id (`str`):
             Id of the prompt.
         position (`int`):
-            Place of the problem among those given.
+            Index of the problem among all problems of the run.
         index (`dict[str, int]`):
             Index of each node by id.
         cuts (`dict[int, list[Cut]]`):
-            For each rollout, where its steps end.
+            Ends of the steps of each rollout.
         brought (`dict[tuple[str, int], list[int]]`):
-            Nodes that each request brought, by the id of the node it continued and its round.
+            Nodes added by each request. The keys are the id of the continued node and the round.
         graded (`set[tuple[str, int]]`):
-            Requests whose final samples were graded.
+            Requests whose final samples have been graded.
         scores (`dict[int, float | None]`):
-            Score of each step, in a search led by step scores. `None` for a node without a score.
+            Score of each step, in a search guided by a reward model. `None` for a node without a score.
         ungraded (`dict[int, str]`):
-            Why the grader could not tell whether an answer is right, by node. Logs of earlier versions do not have it.
+            Why the grader could not decide whether an answer is right, by node. Missing in logs of earlier versions.
         num_given (`int`, *optional*, defaults to `0`):
-            Number of steps that the problem's prefix has. They are the first nodes, one below the other.
+            Number of steps in the prefix of the problem. They are a chain at the start of `tree.nodes`.
         beams (`list[Beam]`, *optional*):
-            The beams of a step search, which follow from the scores.
+            Beams of a step search, derived from the scores.
     """
 
     tree: SearchTree
@@ -105,11 +105,11 @@ class OpenTree:
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> "OpenTree":
-        """The tree of a `problem` event."""
+        """Create a tree from a `problem` event."""
         problem = Problem(event["problem_id"], event["prompt"], event["answer"], event.get("prefix", ""))
         tree = SearchTree(problem, prompt_ids=event["prompt_ids"])
         opened = cls(tree, event["root_id"], event["position"], index={event["root_id"]: ROOT})
-        if problem.prefix:  # its steps are a chain below the prompt, without scores
+        if problem.prefix:  # its steps become a chain below the prompt, without scores
             cuts = [Cut(*cut) for cut in event["prefix_cuts"]]
             for number, (ids, text, tail) in enumerate(_pieces(event["prefix_ids"], problem.prefix, cuts)):
                 node_id = make_id("given", opened.root_id, number)
@@ -117,30 +117,30 @@ class OpenTree:
                 opened.scores[number] = None
             opened.num_given = len(cuts)
             last = tree.nodes[-1]
-            if last.tail:  # its numbers say which headers may end the next step
+            if last.tail:  # its step number determines the headers that may end the next step
                 last.stop_reason = last.text[-last.tail :]
         return opened
 
     @property
     def start(self) -> int:
-        """Index of the node that the search begins at: the last given step, or `ROOT` without a prefix."""
+        """Index of the node where the search starts: the last given step, or `ROOT` without a prefix."""
         return self.num_given - 1
 
     @property
     def sampled(self) -> list[Node]:
-        """The nodes that the search has brought."""
+        """Nodes added by the search, without given steps."""
         return self.tree.nodes[self.num_given :]
 
     def node_id(self, request: Request) -> str:
-        """Id of the node that a request continues."""
+        """Return the id of the node that a request continues."""
         return self.root_id if request.node == ROOT else self.tree.nodes[request.node].node_id
 
     def segment(self, rollout: int, number: int) -> int:
-        """Index of step `number`, from 1, of a rollout that was cut."""
+        """Return the index of step `number`, from 1, of a split rollout."""
         return self.index[make_id("segment", self.tree.nodes[rollout].node_id, number)]
 
     def apply(self, event: dict[str, Any]) -> None:
-        """Grow by one `samples`, `scores`, `grades` or `close` event."""
+        """Update the tree with a `samples`, `scores`, `grades` or `close` event."""
         if event["event"] == "close":
             self.tree.status = event["status"]
             return
@@ -181,7 +181,7 @@ class OpenTree:
             self.graded.add(key)
 
     def _cut(self, rollout: int) -> None:
-        """Add the steps of a rollout as a chain next to it. The last one ends as the rollout does."""
+        """Add the steps of a rollout as a chain next to it. The last step has the outcome of the rollout."""
         whole = self.tree.nodes[rollout]
         parent = whole.parent
         pieces = _pieces(whole.token_ids, whole.text, self.cuts[rollout])
@@ -204,14 +204,14 @@ class OpenTree:
             parent = self._add(node)
 
     def _add(self, node: Node) -> int:
-        assert node.node_id not in self.index, f"node {node.node_id} came twice"
+        assert node.node_id not in self.index, f"node {node.node_id} was added twice"
         self.tree.nodes.append(node)
         self.index[node.node_id] = len(self.tree.nodes) - 1
         return len(self.tree.nodes) - 1
 
 
 def _pieces(token_ids: list[int], text: str, cuts: Sequence[Cut]) -> Iterator[tuple[list[int], str, int]]:
-    """Token ids, text and tail of each step of a text."""
+    """Yield token ids, text and tail of each step."""
     first, begin = 0, 0
     for cut in cuts:
         yield token_ids[first : cut.tokens], text[begin : cut.characters], cut.tail

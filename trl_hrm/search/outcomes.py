@@ -1,4 +1,4 @@
-"""How the sampled solutions of a run end, and which option to change if most of them are useless."""
+"""Outcomes of the sampled solutions of a run, and warnings that suggest which option to change."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,24 +19,24 @@ OUTCOMES = {
     "not_graded": "not graded in time",
 }
 CUT_OFF = tuple(name for name in OUTCOMES if name.startswith("cut_off"))
-NUM_SHOWN = 5  # problems in a message
+NUM_SHOWN = 5  # maximum number of problems in a message
 
 
 def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
     """
-    Count how the solutions of a problem end.
+    Count the outcomes of the solutions of a problem.
 
-    A solution is a rollout or, in a full tree, a leaf. Steps that a rollout was cut into do not count next to it.
+    A solution is a rollout or, in a full tree, a leaf. The steps of a split rollout are not counted in addition to the rollout.
 
     Args:
         opened ([`OpenTree`]):
-            The tree of a problem whose search has ended.
+            Tree of a problem whose search has ended.
         search (`Mapping[str, Any]`):
-            Settings of the search, as in the manifest. Without them, all solutions that end with a token limit count as
+            Settings of the search, as in the manifest. Without them, all solutions that end at a token limit count as
             `cut_off_by_tokens`.
 
     Returns:
-        `Counter`: Numbers of solutions, by the keys of `OUTCOMES`.
+        `Counter`: Number of solutions for each key of `OUTCOMES`.
     """
     nodes = opened.tree.nodes
     followed = {node.parent for node in nodes}
@@ -63,12 +63,12 @@ def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
 
 
 def ordered(counts: Mapping[str, int]) -> dict[str, int]:
-    """The counts above 0, in the order of `OUTCOMES`."""
+    """Return the nonzero counts in the order of `OUTCOMES`."""
     return {name: counts[name] for name in OUTCOMES if counts.get(name)}
 
 
 def outcome_of(answer: str | None, correct: bool | None, finish: str | None) -> str:
-    """Return the outcome of a whole solution. Unreadable answers are not distinguished here."""
+    """Return the outcome of a whole solution. Unreadable answers are returned as `"not_graded"`."""
     if answer is not None:
         return _graded(correct, None)
     return "cut_off_by_tokens" if finish == "length" else "without_answer"
@@ -76,11 +76,11 @@ def outcome_of(answer: str | None, correct: bool | None, finish: str | None) -> 
 
 def describe_outcomes(solutions: Mapping[str, int]) -> str:
     """
-    Return the shares of the outcomes in one line.
+    Return the percentages of the outcomes in one line.
 
     Args:
         solutions (`Mapping[str, int]`):
-            Numbers of solutions, by the keys of `OUTCOMES`.
+            Number of solutions for each key of `OUTCOMES`.
 
     Example:
 
@@ -106,18 +106,18 @@ def outcome_warnings(
     solutions: Mapping[str, int], search: Mapping[str, Any], settings: Mapping[str, Any] | None = None
 ) -> list[str]:
     """
-    Return which option to change if more than half of the solutions of a run are useless.
+    Return a warning with the option to change if more than half of the solutions of a run are unusable.
 
     Args:
         solutions (`Mapping[str, int]`):
-            Numbers of solutions, by the keys of `OUTCOMES`.
+            Number of solutions for each key of `OUTCOMES`.
         search (`Mapping[str, Any]`):
             Settings of the search, as in the manifest.
         settings (`Mapping[str, Any]`, *optional*):
-            The manifest, for the present extractors, prompt and final stops.
+            The manifest, with the current extractors, prompt and final stops.
 
     Returns:
-        `list[str]`: One warning, or none.
+        `list[str]`: At most one warning.
     """
     total, settings = sum(solutions.values()), settings or {}
     prompt = settings.get("prompt") or {}
@@ -128,48 +128,49 @@ def outcome_warnings(
         "grader_timeout": _now((settings.get("grader") or {}).get("timeout")),
     }
     for words, number, advice in (
-        ("cut off", _num_cut_off(solutions), _longer(solutions, search)),
+        ("are cut off", _num_cut_off(solutions), _longer(solutions, search)),
         (
-            "without an answer",
+            "have no answer",
             solutions.get("without_answer", 0),
-            f"Check that --extractors{now['extractors']} read the answers that the policy writes, that --final_stops{now['final_stops']} "
-            f"end a solution only after its answer, and that --prompt{now['prompt']} asks for one.",
+            f"Check that --extractors{now['extractors']} match the answers of the policy, that --final_stops{now['final_stops']} "
+            f"end a solution only after its answer, and that --prompt{now['prompt']} asks for an answer.",
         ),
         (
-            "with an unreadable answer",
+            "have an unreadable answer",
             solutions.get("unreadable", 0),
-            f"Check that --extractors{now['extractors']} read the answer alone, and that the reference answers have the same form.",
+            f"Check that --extractors{now['extractors']} extract only the answer, and that the reference answers have the same "
+            "format.",
         ),
-        ("not graded", solutions.get("not_graded", 0), f"Raise --grader_timeout{now['grader_timeout']}."),
+        ("were not graded in time", solutions.get("not_graded", 0), f"Raise --grader_timeout{now['grader_timeout']}."),
     ):
         if number > total / 2:
-            return [f"{100 * number / total:.1f} % of the solutions are {words}. {advice}"]
+            return [f"{100 * number / total:.1f} % of the solutions {words}. {advice}"]
     return []
 
 
 def reference_warnings(number: int, problems: Sequence[Mapping[str, str]]) -> list[str]:
     """
-    Return which problems have a reference answer that cannot be read.
+    Return a warning about problems with unreadable reference answers.
 
     Args:
         number (`int`):
             Number of these problems.
         problems (`Sequence[Mapping[str, str]]`):
-            The first few of them, each with `problem_id` and `answer`.
+            The first few of these problems, each with `problem_id` and `answer`.
 
     Returns:
-        `list[str]`: One warning, or none.
+        `list[str]`: At most one warning.
     """
     if not number:
         return []
     shown = [f"{problem['problem_id']} ({problem['answer'][:60]!r})" for problem in problems[:NUM_SHOWN]]
     shown += [f"{number - len(shown):,} more"] * (number > len(shown))
     are = (
-        "problem has a reference answer that cannot be read and is"
+        "problem has an unreadable reference answer and was"
         if number == 1
-        else ("problems have reference answers that cannot be read and are")
+        else "problems have unreadable reference answers and were"
     )
-    return [f"{number:,} {are} left out: {', '.join(shown)}. Correct the answers, or remove these problems."]
+    return [f"{number:,} {are} skipped: {', '.join(shown)}. Correct the answers, or remove these problems."]
 
 
 def _graded(correct: bool | None, status: str | None) -> str:
@@ -183,7 +184,7 @@ def _num_cut_off(solutions: Mapping[str, int]) -> int:
 
 
 def _longer(solutions: Mapping[str, int], search: Mapping[str, Any]) -> str:
-    """Advice for the most frequent reason why solutions are cut off."""
+    """Return advice for the most frequent reason why solutions are cut off."""
     cause = max(CUT_OFF, key=lambda name: solutions.get(name, 0))
     if cause == "cut_off_by_context":
         return (
@@ -201,7 +202,7 @@ def _longer(solutions: Mapping[str, int], search: Mapping[str, Any]) -> str:
 
 
 def _now(value: Any) -> str:
-    """The present value of an option, in parentheses."""
+    """Return the current value of an option, in parentheses."""
     if value is None:
         return ""
     shown = " ".join(map(repr, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,9 +1,9 @@
 """
-Search policies: what to sample next in the tree of a problem.
+Searches: each decides what to sample next in the tree of a problem.
 
-[`FullTree`] grows every node (HRM, section 3.2), [`Rollouts`] judges each step of whole solutions (Math-Shepherd, ER-PRM),
-[`PUCT`] looks for the first error where the value is uncertain (OmegaPRM), and [`RootFilter`] puts a cheap test before any of
-them. Searches led by the scores of a reward model are in `step_search.py`.
+[`FullTree`] expands every node (HRM, section 3.2). [`Rollouts`] samples whole solutions and estimates each step with rollouts
+(Math-Shepherd, ER-PRM). [`PUCT`] looks for the first error below prefixes with uncertain MC scores (OmegaPRM). [`RootFilter`] runs
+a cheap test before any of them. Searches guided by a reward model are in `step_search.py`.
 """
 
 import math
@@ -18,20 +18,20 @@ from .tree import ROOT
 
 T = TypeVar("T")
 
-FILTER_ROUND = -1  # of the requests of a root filter
+FILTER_ROUND = -1  # round of the requests of a root filter
 
 
 class Search(Protocol):
     """
-    What the scheduler asks of a search.
+    Interface between the scheduler and a search.
 
-    A search decides by the tree alone, which is rebuilt from the log when a run is resumed. It never samples, and it can be told
-    the answers in any order.
+    A search keeps no state other than the tree, which is rebuilt from the log when a run is resumed. It does not sample. Results
+    may arrive in any order.
     """
 
     @property
     def max_samples(self) -> int:
-        """Maximum number of samples of a request."""
+        """Maximum number of samples per request."""
         ...
 
     def start(self, opened: OpenTree) -> list[Request]:
@@ -40,54 +40,54 @@ class Search(Protocol):
 
     def tell(self, opened: OpenTree, request: Request, brought: list[int]) -> list[Request]:
         """
-        Return the requests that follow from the answer to a request.
+        Return the next requests after the results of a request have arrived.
 
         Args:
             opened ([`OpenTree`]):
-                The tree of the problem, in which the answer is graded and, in a search led by step scores, scored.
+                The tree of the problem. The new nodes are graded and, in a search guided by a reward model, scored.
             request ([`Request`]):
-                The request that was answered.
+                The request that has been answered.
             brought (`list[int]`):
-                Indices of the nodes that it brought. Empty if the policy had no room for another token.
+                Indices of the nodes that it added. Empty if the policy's context was full.
         """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings, for the manifest. The step rule is not one of them."""
+        """Return the settings for the manifest, without the step rule."""
         ...
 
 
 @dataclass(frozen=True)
 class FullTree:
     """
-    Every node that does not end a solution gets `num_children` children, down to `max_depth`
+    Samples `num_children` next steps of every unfinished node, down to `max_depth`
     ([HRM](https://huggingface.co/papers/2503.13551), section 4.2: 5 to 6 children, depth 7).
 
-    Full breadth at 6 children and depth 7 is 335,922 nodes: where the budget of a problem does not allow it, a random part of
-    the open siblings is continued, and each stands for as many as were open (`Node.weight`), so that the mean over children
-    keeps its expectation. The budget is handed down from parent to children, so that the tree does not depend on the order in
-    which samples arrive, and every branch that is continued can reach `max_depth`.
+    A full tree with 6 children and depth 7 has 335,922 nodes. If that exceeds the budget of a problem, only a random subset of
+    the unfinished siblings is continued. Each is weighted by the number of siblings it represents (`Node.weight`), so the expected
+    mean over children does not change. The budget is split from parent to children. The tree therefore does not depend on the
+    order in which samples arrive, and every continued branch can reach `max_depth`.
 
     Args:
         rule ([`StepRule`]):
-            Tells where steps end.
+            Rule that decides where steps end.
         final_stops (`tuple[str, ...]`, *optional*, defaults to `()`):
             Strings that end a solution.
         num_children (`int`, *optional*, defaults to `5`):
-            Number of children of an open node.
+            Number of children per unfinished node.
         max_depth (`int`, *optional*, defaults to `7`):
-            Maximum number of steps of a solution.
+            Maximum number of steps per solution.
         max_step_tokens (`int`, *optional*, defaults to `512`):
-            Maximum number of tokens of a step.
+            Maximum number of tokens per step.
         max_sequences (`int`, *optional*, defaults to `4096`):
-            Maximum number of samples of a problem.
+            Maximum number of samples per problem.
         max_tokens (`int`, *optional*):
-            Maximum number of tokens of a problem. The default is `max_sequences * max_step_tokens`, which is never reached first.
+            Maximum number of tokens per problem. Defaults to `max_sequences * max_step_tokens`, which means no extra limit.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the choice under a budget.
+            Random seed for choosing nodes when the budget is too small for all.
 
     Raises:
-        `ValueError`: If a number is out of range, if the rule has no stop strings, or if the budget does not allow one branch
+        `ValueError`: If a number is out of range, if the rule has no stop strings, or if the budget is too small for one branch
         down to `max_depth`.
     """
 
@@ -104,17 +104,17 @@ class FullTree:
         self.rule.stop_strings()  # raises if steps cannot be sampled one at a time
         for name in ("num_children", "max_depth", "max_step_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
+                raise ValueError(f"{name} is {getattr(self, name)}. It must be at least 1.")
         least = self.num_children * self.max_depth
         if self.max_sequences < least:
             raise ValueError(
-                f"max_sequences is {self.max_sequences}, expected {least} or more: one branch down to max_depth="
+                f"max_sequences is {self.max_sequences}. It must be at least {least}, because one branch down to max_depth="
                 f"{self.max_depth} takes {self.num_children} samples at each depth."
             )
         if self.max_tokens is not None and self.max_tokens < least * self.max_step_tokens:
             raise ValueError(
-                f"max_tokens is {self.max_tokens}, expected {least * self.max_step_tokens} or more: one branch down to "
-                f"max_depth={self.max_depth} may take {least} samples of max_step_tokens={self.max_step_tokens}."
+                f"max_tokens is {self.max_tokens}. It must be at least {least * self.max_step_tokens}, because one branch down "
+                f"to max_depth={self.max_depth} may take {least} samples of max_step_tokens={self.max_step_tokens}."
             )
 
     @property
@@ -165,29 +165,29 @@ class FullTree:
 @dataclass(frozen=True)
 class Rollouts:
     """
-    `num_solutions` whole solutions, cut into steps, and from each step but the last `num_completions` completions to the end
-    ([Math-Shepherd](https://huggingface.co/papers/2312.08935); [ER-PRM](https://huggingface.co/papers/2412.11006), section 4:
-    15 and 16). The last step of a solution is judged by the solution's own answer.
+    Samples `num_solutions` whole solutions, splits them into steps, and samples `num_completions` rollouts after each step except
+    the last ([Math-Shepherd](https://huggingface.co/papers/2312.08935); [ER-PRM](https://huggingface.co/papers/2412.11006),
+    section 4: 15 solutions, 16 rollouts). The label of the last step comes from the answer of the solution itself.
 
-    Where the budget of a problem does not allow completions from every step, they are taken from a random part of them; the
-    other steps stay without a label.
+    If the budget of a problem is too small for rollouts after every step, a random subset of steps gets them. The other steps
+    have no label.
 
     Args:
         stop (`tuple[str, ...]`):
             Strings that end a solution.
         num_solutions (`int`, *optional*, defaults to `15`):
-            Number of solutions of a problem.
+            Number of solutions per problem.
         num_completions (`int`, *optional*, defaults to `16`):
-            Number of completions from a step. With 0 there are only the solutions, as candidates for a selection.
+            Number of rollouts per step. 0 samples only the solutions, for example as candidates for a selection.
         max_solution_tokens (`int`, *optional*, defaults to `2048`):
-            Maximum number of tokens of a solution or a completion.
+            Maximum number of tokens per solution or rollout.
         max_sequences (`int`, *optional*, defaults to `4096`):
-            Maximum number of samples of a problem.
+            Maximum number of samples per problem.
         max_tokens (`int`, *optional*):
-            Maximum number of tokens of a problem. The default is `max_sequences * max_solution_tokens`, which is
-            never reached first.
+            Maximum number of tokens per problem. Defaults to `max_sequences * max_solution_tokens`, which means no extra
+            limit.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the choice under a budget.
+            Random seed for choosing steps when the budget is too small for all.
 
     Raises:
         `ValueError`: If a number is out of range.
@@ -231,58 +231,58 @@ class Rollouts:
 
 
 def _check_rollouts(search: "Rollouts | PUCT", first: str) -> None:
-    """Check the settings of a search that samples whole solutions. `first` names the number of samples that it begins with."""
+    """Check the settings of a search that samples whole solutions. `first` is the name of the setting for the first samples."""
     for name in (first, "max_solution_tokens"):
         if getattr(search, name) < 1:
-            raise ValueError(f"{name} is {getattr(search, name)}, expected 1 or more.")
+            raise ValueError(f"{name} is {getattr(search, name)}. It must be at least 1.")
     if search.num_completions < 0:
-        raise ValueError(f"num_completions is {search.num_completions}, expected 0 or more.")
+        raise ValueError(f"num_completions is {search.num_completions}. It must be at least 0.")
     least = getattr(search, first)
     if search.max_sequences < least:
-        raise ValueError(f"max_sequences is {search.max_sequences}, expected {least} ({first}) or more.")
+        raise ValueError(f"max_sequences is {search.max_sequences}. It must be at least {first}, which is {least}.")
     if search.max_tokens is not None and search.max_tokens < least * search.max_solution_tokens:
         raise ValueError(
-            f"max_tokens is {search.max_tokens}, expected {least * search.max_solution_tokens} or more: {least} solutions of "
-            f"up to max_solution_tokens={search.max_solution_tokens} come first."
+            f"max_tokens is {search.max_tokens}. It must be at least {least * search.max_solution_tokens}, because the search "
+            f"starts with {least} solutions of up to max_solution_tokens={search.max_solution_tokens}."
         )
 
 
 @dataclass(frozen=True)
 class PUCT:
     r"""
-    Spends a budget where it tells most: on wrong rollouts of prefixes that are neither always nor never solved
+    Finds the first error of wrong rollouts by bisection, starting from prefixes with uncertain MC scores
     ([OmegaPRM](https://huggingface.co/papers/2406.06592), section 3.3).
 
-    The prompt gets `num_completions` rollouts. Then, again and again, one wrong rollout \\(r\\) of a judged prefix \\(s\\) with
-    \\(0 < MC(s) < 1\\) is chosen by the highest \\(Q(s, r) + U(s)\\),
+    The search first samples `num_completions` rollouts of the prompt. It then repeats two steps. First, among the prefixes
+    \\(s\\) with an MC score \\(0 < MC(s) < 1\\), it selects the wrong rollout \\(r\\) with the highest \\(Q(s, r) + U(s)\\),
 
     \\[Q(s, r) = \alpha^{1 - MC(s)} \beta^{len(r) / L}, \qquad U(s) = c \frac{\sqrt{\sum_i N(s_i)}}{1 + N(s)}\\]
 
-    with \\(N\\) the number of times that a prefix was chosen and \\(len\\) in tokens, and its first error is found by
-    bisection: the prefix in the middle gets `num_completions` rollouts; if any of them is right the error comes later, else it
-    is there or before. Every prefix that was judged joins the pool. The search ends when the budget is spent or no rollout is
-    left.
+    where \\(N\\) is the number of times a prefix has been selected and \\(len\\) is measured in tokens. Second, it finds the first
+    error of \\(r\\) by bisection: it samples `num_completions` rollouts of the middle prefix. If any of them is right, the error
+    comes later; otherwise it is there or earlier. Every prefix with an MC score can be selected later. The search ends when the
+    budget is used up or no wrong rollout is left.
 
-    Requests of a problem follow one another, since each depends on the grades of the one before it; many problems are
-    searched at a time.
+    The requests of one problem run one after another, because each depends on the grades of the previous one. Problems run in
+    parallel.
 
     Args:
         stop (`tuple[str, ...]`):
             Strings that end a solution.
         num_completions (`int`, *optional*, defaults to `8`):
-            Number of rollouts from a prefix, \\(k\\).
+            Number of rollouts per prefix, \\(k\\).
         max_selections (`int`, *optional*, defaults to `20`):
-            Maximum number of rollouts of a problem that are bisected.
+            Maximum number of bisected rollouts per problem.
         c_puct (`float`, *optional*, defaults to `0.125`):
-            Weight of exploration, \\(c\\).
+            Exploration constant, \\(c\\).
         alpha (`float`, *optional*, defaults to `0.5`):
-            Preference for prefixes that are solved often, in (0, 1].
+            Preference for prefixes with a high MC score, in (0, 1]. Smaller values are stronger.
         beta (`float`, *optional*, defaults to `0.9`):
-            Preference for short rollouts, in (0, 1].
+            Preference for short rollouts, in (0, 1]. Smaller values are stronger.
         length_scale (`float`, *optional*, defaults to `500.0`):
-            Tokens for which `beta` counts once, \\(L\\).
+            Length scale of `beta` in tokens, \\(L\\).
         max_solution_tokens, max_sequences, max_tokens:
-            As in [`Rollouts`].
+            See [`Rollouts`].
     """
 
     stop: tuple[str, ...]
@@ -300,12 +300,12 @@ class PUCT:
         _check_rollouts(self, first="num_completions")
         if self.max_selections < 1 or self.length_scale <= 0 or self.c_puct < 0:
             raise ValueError(
-                f"max_selections is {self.max_selections}, length_scale {self.length_scale} and c_puct {self.c_puct}, expected "
-                "1 or more, above 0, and 0 or more."
+                f"max_selections is {self.max_selections}, length_scale is {self.length_scale} and c_puct is {self.c_puct}. "
+                "They must be at least 1, greater than 0, and at least 0."
             )
         for name in ("alpha", "beta"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0, up to 1.")
+                raise ValueError(f"{name} is {getattr(self, name)}. It must be in (0, 1].")
 
     @property
     def max_samples(self) -> int:
@@ -319,9 +319,9 @@ class PUCT:
         if node is None:
             return []
         request = self._request(node)
-        if (opened.node_id(request), request.round) in opened.brought:  # already paid for by a run that was stopped
+        if (opened.node_id(request), request.round) in opened.brought:  # sampled by an interrupted run
             return [request]
-        # the samples of a root filter, whose rounds are negative, have a budget of their own
+        # samples of a root filter have negative rounds and a separate budget
         spent = [len(node.token_ids) for node in opened.tree.nodes if node.role == "rollout" and node.round >= 0]
         if len(spent) + self.num_completions > self.max_sequences:
             return []
@@ -332,14 +332,14 @@ class PUCT:
         return {"search": "puct"} | vars(self)
 
     def _request(self, node: int) -> Request:
-        # right rollouts are cut into steps too: exports of the wrong ones alone would be one-sided
+        # right rollouts are also split into steps, because exports need both kinds
         return Request(node, self.num_completions, "rollout", self.stop, self.max_solution_tokens, cut=True)
 
 
 class _Pool:
     """
-    Judged prefixes and their wrong rollouts. Selections and bisections are repeated from the grades, so that the search keeps no
-    state of its own.
+    Prefixes with MC scores and their wrong rollouts. The search keeps no state: all selections and bisections are recomputed from
+    the grades.
     """
 
     def __init__(self, search: PUCT, opened: OpenTree):
@@ -349,7 +349,7 @@ class _Pool:
         self.used: set[int] = set()
 
     def next(self) -> int | None:
-        """Return the node to continue from, or `None` if nothing is left to learn."""
+        """Return the node to sample rollouts from, or `None` if the search has ended."""
         judged = [self.opened.root_id]
         for _ in range(self.search.max_selections):
             chosen = self._select(judged)
@@ -367,7 +367,7 @@ class _Pool:
                     return node
                 judged.append(node_id)
                 share = self._share(node_id)
-                if share is None:  # none of its rollouts came to an answer: nothing can be told
+                if share is None:  # none of its rollouts has an answer
                     break
                 low, high = (middle, high) if share else (low, middle)
         return None
@@ -392,7 +392,7 @@ class _Pool:
         return found
 
     def _share(self, node_id: str) -> float | None:
-        """MC(s): the share of right rollouts among those with an answer."""
+        """Return MC(s), the fraction of rollouts with an answer that are right."""
         grades = [self.opened.tree.nodes[i].correct for i in self.opened.brought[node_id, 0]]
         answered = [correct for correct in grades if correct is not None]
         return sum(answered) / len(answered) if answered else None
@@ -401,18 +401,18 @@ class _Pool:
 @dataclass(frozen=True)
 class RootFilter:
     """
-    Samples `num_samples` solutions first, and starts `search` only if some of them are right and some are not. The steps of a
-    problem that the policy always or never solves would all have the same label.
+    Skips problems that the policy always or never solves, because all their steps would have the same label. It samples
+    `num_samples` solutions and starts `search` only if some are right and some are wrong.
 
     Args:
         search ([`FullTree`], [`Rollouts`] or [`PUCT`]):
-            The search of the problems that are kept.
+            Search to run on the remaining problems.
         num_samples (`int`):
-            Number of solutions to decide by.
+            Number of solutions to sample for the decision.
         stop (`tuple[str, ...]`):
             Strings that end a solution.
         max_solution_tokens (`int`, *optional*, defaults to `2048`):
-            Maximum number of tokens of a solution.
+            Maximum number of tokens per solution.
     """
 
     search: Search
@@ -422,11 +422,11 @@ class RootFilter:
 
     def __post_init__(self):
         if self.num_samples < 2:
-            raise ValueError(f"the root filter has {self.num_samples} samples, expected 2 or more.")
+            raise ValueError(f"The root filter has {self.num_samples} samples. It needs at least 2.")
 
     @property
     def rule(self) -> StepRule:
-        """The rule of the search, if it has one."""
+        """Step rule of the search, if it has one."""
         return self.search.rule
 
     @property
@@ -449,8 +449,8 @@ class RootFilter:
 
 def filter_status(opened: OpenTree) -> str | None:
     """
-    Return `"always_solved"` or `"never_solved"` if a root filter drops the problem. A solution without an answer is wrong. One
-    whose answer could not be graded may be right.
+    Return `"always_solved"` or `"never_solved"` if a root filter drops the problem, otherwise `None`. A solution without an answer
+    counts as wrong. A solution with an answer that could not be graded may be right.
     """
     brought = [opened.tree.nodes[i] for i in opened.brought.get((opened.root_id, FILTER_ROUND), ())]
     if brought and all(node.correct for node in brought):
@@ -461,7 +461,7 @@ def filter_status(opened: OpenTree) -> str | None:
 
 
 def choose(items: list[T], number: int, seed: int, node_id: str) -> list[T]:
-    """Return `number` random items in their order. The choice depends on seed and node, not on the order of arrival."""
+    """Return `number` random items in their original order. The choice depends only on the seed and the node."""
     if number >= len(items):
         return items
     rng = random.Random(f"{seed}/{node_id}")

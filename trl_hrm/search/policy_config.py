@@ -1,4 +1,4 @@
-"""The settings of the commands that ask a policy: what runs it, what it is asked, and how much is done at a time."""
+"""Options of the commands that sample from a policy: the policy and its engine, the prompt, and the run."""
 
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -16,48 +16,49 @@ from .steps import RULES, StepRule, regex_rule
 @dataclass(kw_only=True)
 class PolicyConfig(Config):
     """
-    The policy and what runs it.
+    Options of the policy and of the engine that runs it.
 
     Args:
         policy (`str`):
-            Folder or Hub id of the policy; for `engine="openai"`, its name at the servers. Required, but for commands that have
-            other inputs.
+            Path or Hub id of the policy. With `engine="openai"`, the name of the model on the servers. Optional only for
+            commands that accept other inputs.
         engine (`str`, *optional*):
-            What runs the policy: `"vllm"`, `"transformers"`, or `"openai"` for servers. By default the servers if `policy_urls` are
-            given, else vLLM if it is installed, else transformers.
+            Engine that runs the policy: `"vllm"`, `"transformers"`, or `"openai"` for servers. Defaults to `"openai"` if
+            `policy_urls` is set, otherwise to `"vllm"` if vLLM is installed, otherwise to `"transformers"`.
         policy_revision (`str`, *optional*):
             Revision of the policy on the Hub.
         policy_dtype (`str`, *optional*):
-            Type of the weights, for vllm and transformers. By default that of the checkpoint.
+            Dtype of the weights, for vllm and transformers. Defaults to the dtype of the checkpoint.
         policy_urls (`list[str]`, *optional*):
-            Addresses of OpenAI-compatible completions servers, such as `http://host:8000/v1`.
+            Base URLs of OpenAI-compatible completions servers, such as `http://host:8000/v1`.
         policy_api (`str`, *optional*):
-            What the servers are: `"vllm"` takes and gives token ids, `"transformers"` is `transformers serve`, `"text"` any other
-            completions server. By default `"vllm"`.
+            Kind of server: `"vllm"` (exchanges token ids), `"transformers"` (`transformers serve`), or `"text"` (any other
+            completions server). Defaults to `"vllm"`.
         policy_tokenizer (`str`, *optional*):
-            Folder or Hub id of the tokenizer, for servers. By default the policy.
+            Path or Hub id of the tokenizer, for servers. Defaults to `policy`.
         engine_args (`dict[str, Any]`, *optional*):
-            More arguments of the engine: for vllm those of its engine, such as `{"gpu_memory_utilization": 0.8}`; for transformers
-            `batch_size` and `attn_implementation`; for openai `timeout`, `max_retries` and `backoff`.
+            Additional arguments of the engine. For vllm, any engine argument, such as `{"gpu_memory_utilization": 0.8}`; for
+            transformers, `batch_size` and `attn_implementation`; for openai, `timeout`, `max_retries` and `backoff`.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature of the samples. 0 is greedy.
+            Sampling temperature. 0 means greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Share of the probability to sample from. 1 is off.
+            Cumulative probability of the tokens to sample from. 1 disables it.
         top_k (`int`, *optional*, defaults to `0`):
-            Number of tokens to sample from. 0 is off.
+            Number of most probable tokens to sample from. 0 disables it.
 
     Raises:
-        `ValueError`: If an option does not go with the engine.
+        `ValueError`: If an option does not work with the engine.
     """
 
     policy: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of the policy; for openai, its name at the servers."}
+        default=None,
+        metadata={"help": "Path or Hub id of the policy. For openai, the name of the model on the servers."},
     )
     engine: Literal["vllm", "transformers", "openai"] | None = field(
         default=None,
         metadata={
-            "help": "What runs the policy (default: openai if there are --policy_urls, else vllm if it is installed, "
-            "else transformers)."
+            "help": "Engine that runs the policy (default: openai if --policy_urls is set, otherwise vllm if it is "
+            "installed, otherwise transformers)."
         },
     )
     policy_revision: str | None = field(
@@ -65,44 +66,48 @@ class PolicyConfig(Config):
     )
     policy_dtype: str | None = field(
         default=None,
-        metadata={"help": "Type of the weights, for vllm and transformers (default: that of the checkpoint)."},
+        metadata={"help": "Dtype of the weights, for vllm and transformers (default: the dtype of the checkpoint)."},
     )
     policy_urls: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Addresses of OpenAI-compatible completions servers, such as http://host:8000/v1.",
+            "help": "Base URLs of OpenAI-compatible completions servers, such as http://host:8000/v1.",
             "metavar": "URL",
         },
     )
     policy_api: Literal["vllm", "transformers", "text"] | None = field(
         default=None,
         metadata={
-            "help": "What the servers are: vllm takes and gives token ids, transformers is `transformers serve`, text "
-            "any other completions server (default: vllm).",
+            "help": "Kind of server: vllm (exchanges token ids), transformers (`transformers serve`), or text (any "
+            "other completions server) (default: vllm).",
             "advanced": True,
         },
     )
     policy_tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of the tokenizer, for servers (default: the policy).",
+            "help": "Path or Hub id of the tokenizer, for servers (default: the policy).",
             "advanced": True,
         },
     )
     engine_args: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "More arguments of the engine as JSON: for vllm those of its engine, as in "
-            """'{"gpu_memory_utilization": 0.8}'; for transformers batch_size and attn_implementation; for openai """
+            "help": "Additional arguments of the engine as JSON. For vllm, any engine argument, such as "
+            """'{"gpu_memory_utilization": 0.8}'; for transformers, batch_size and attn_implementation; for openai, """
             "timeout, max_retries and backoff.",
             "metavar": "JSON",
         },
     )
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the samples. 0 is greedy."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 means greedy decoding."})
     top_p: float = field(
-        default=1.0, metadata={"help": "Share of the probability to sample from. 1 is off.", "advanced": True}
+        default=1.0,
+        metadata={"help": "Cumulative probability of the tokens to sample from. 1 disables it.", "advanced": True},
     )
-    top_k: int = field(default=0, metadata={"help": "Number of tokens to sample from. 0 is off.", "advanced": True})
+    top_k: int = field(
+        default=0,
+        metadata={"help": "Number of most probable tokens to sample from. 0 disables it.", "advanced": True},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,29 +116,32 @@ class PolicyConfig(Config):
             self.engine = local if self.policy_urls is None else "openai"
         for name in ("policy_urls", "policy_api", "policy_tokenizer"):
             if getattr(self, name) is not None and self.engine != "openai":
-                raise ValueError(f"{name} goes with engine openai, and engine is {self.engine}. Leave it out.")
+                raise ValueError(
+                    f"{name} is set, but engine is {self.engine}. It only applies to engine openai. Remove it."
+                )
         if self.engine == "openai":
             if self.policy_urls is None:
                 raise ValueError(
-                    "engine openai needs the addresses of its servers: policy_urls, such as http://host:8000/v1."
+                    "engine is openai, but policy_urls is not set. Set it to the base URLs of the servers, such as "
+                    "http://host:8000/v1."
                 )
             if self.policy_dtype is not None:
                 raise ValueError(
-                    "policy_dtype goes with engine vllm or transformers, and engine is openai. Leave it out."
+                    "policy_dtype is set, but engine is openai. It only applies to vllm and transformers. Remove it."
                 )
 
     def load_tokenizer(self) -> Any:
-        """The tokenizer of the policy."""
+        """Load the tokenizer of the policy."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.policy_tokenizer or self.policy, revision=self.policy_revision)
 
     def load_engine(self, shard: Shard | None = None) -> Any:
         """
-        Start what runs the policy, on this process's own GPU where several processes were launched.
+        Start the engine of the policy. If several processes were launched, each uses its own GPU.
 
         Raises:
-            `ValueError`: If `engine_args` has a name that the engine does not.
+            `ValueError`: If the engine does not accept an argument in `engine_args`.
         """
         given = {
             "revision": self.policy_revision,
@@ -167,11 +175,11 @@ class PolicyConfig(Config):
         return TransformersEngine.from_pretrained(self.policy, device=device, **given)
 
     def _engine_args(self, *names: str) -> dict[str, Any]:
-        """The arguments of an engine that takes these alone."""
+        """Return `engine_args` for an engine that only accepts these names."""
         unknown = [name for name in self.engine_args or () if name not in names]
         if unknown:
             raise ValueError(
-                f"engine_args has {', '.join(unknown)}, but engine {self.engine} takes {', '.join(names)} there."
+                f"engine_args has {', '.join(unknown)}, but engine {self.engine} only accepts {', '.join(names)}."
             )
         return self.engine_args or {}
 
@@ -179,75 +187,83 @@ class PolicyConfig(Config):
 @dataclass(kw_only=True)
 class PromptConfig(Config):
     r"""
-    What the policy is asked, where the steps of its solutions end, and how their answers are read.
+    Options of the prompt, of the rule that splits solutions into steps, and of the answer extractors.
 
     Args:
         prompt (`str`, *optional*, defaults to `"steps"`):
-            `"steps"` (`# Step k` headers), `"formulas"` (steps end with formulas), `"question"` (the question alone), or a file
-            with `{question}` in it.
+            Prompt: `"steps"` (`# Step k` headers), `"formulas"` (steps end with formulas), `"question"` (only the question), or
+            the path of a text file that contains `{question}`.
         prompt_style (`str`, *optional*, defaults to `"chat"`):
-            `"chat"` for the policy's chat template, `"plain"` for the text alone.
+            `"chat"` applies the policy's chat template, `"plain"` uses the text as is.
         system_prompt (`str`, *optional*):
             System message, for the chat style.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            Date for chat templates that print today's, so that prompts do not change from day to day.
+            Date for chat templates that print today's date. A fixed date keeps prompts the same from day to day.
         final_stops (`list[str]`, *optional*):
-            Strings that end a solution; an empty one for none. By default the prompt's, and none for a file.
+            Strings that end a solution. An empty string means none. Defaults to the strings of the prompt (none for a file).
         segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that says where steps end, or `"regex"`. By default the prompt's, and `"blank_line"` for a file.
+            Name of the [`StepRule`] that splits solutions into steps, or `"regex"`. Defaults to the rule of the prompt
+            (`"blank_line"` for a file).
         step_pattern (`str`, *optional*):
-            Regular expression whose matches end steps, for `segmentation="regex"`.
+            Regular expression for `segmentation="regex"`. Each match ends a step.
         extractors (`list[str]`, *optional*):
-            How the answer is read from a solution: the first that finds one counts.
+            Answer extractors, in order. The first one that finds an answer is used.
 
     Raises:
-        `ValueError`: If there is no such prompt or rule, or one of `segmentation="regex"` and `step_pattern` is missing.
+        `ValueError`: If the prompt or rule is unknown, or if only one of `segmentation="regex"` and `step_pattern` is set.
     """
 
     prompt: str = field(
         default="steps",
         metadata={
-            "help": "steps (`# Step k` headers), formulas (steps end with formulas), question (the question alone), or a "
-            "file with {question} in it."
+            "help": "Prompt: steps (`# Step k` headers), formulas (steps end with formulas), question (only the question), "
+            "or the path of a text file that contains {question}."
         },
     )
     prompt_style: Literal["chat", "plain"] = field(
-        default="chat", metadata={"help": "The policy's chat template, or the text alone."}
+        default="chat", metadata={"help": "chat applies the policy's chat template, plain uses the text as is."}
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message, for the chat style."})
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": """Variables for the chat template as JSON, as in '{"enable_thinking": false}'.""",
+            "help": """Variables for the chat template as JSON, such as '{"enable_thinking": false}'.""",
             "metavar": "JSON",
         },
     )
     chat_template_date: str = field(
         default=CHAT_TEMPLATE_DATE,
         metadata={
-            "help": "Date for chat templates that print today's, so that prompts do not change from day to day.",
+            "help": "Date for chat templates that print today's date. A fixed date keeps prompts the same from day to day.",
             "metavar": "YYYY-MM-DD",
             "advanced": True,
         },
     )
     final_stops: list[str] | None = field(
         default=None,
-        metadata={"help": "Strings that end a solution; '' for none (default: the prompt's, and none for a file)."},
+        metadata={
+            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, none for a file)."
+        },
     )
     segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
         default=None,
-        metadata={"help": "Where steps end (default: the prompt's, and blank_line for a file)."},
+        metadata={
+            "help": "Rule that splits solutions into steps (default: the rule of the prompt, blank_line for a file)."
+        },
     )
     step_pattern: str | None = field(
         default=None,
-        metadata={"help": "Regular expression whose matches end steps, for --segmentation regex.", "advanced": True},
+        metadata={
+            "help": "Regular expression for --segmentation regex. Each match ends a step.",
+            "advanced": True,
+        },
     )
     extractors: list[str] | None = field(
         default=None,
         metadata={
-            "help": "How the answer is read from a solution; the first that finds one counts (default: "
+            "help": "Answer extractors, in order. The first one that finds an answer is used (default: "
             f"{' '.join(DEFAULT_EXTRACTORS)}).",
             "choices": list(EXTRACTORS),
         },
@@ -260,14 +276,17 @@ class PromptConfig(Config):
         if self.chat_template_kwargs == {}:
             self.chat_template_kwargs = None
         if (self.segmentation == "regex") != (self.step_pattern is not None):
-            raise ValueError("segmentation regex and step_pattern go together, and one of them is missing.")
+            raise ValueError(
+                f"segmentation is {self.segmentation} and step_pattern is {self.step_pattern!r}. Segmentation regex and "
+                "step_pattern must be used together."
+            )
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
         """
-        The prompt, and the rule that tells steps apart.
+        Return the prompt, and the rule that splits solutions into steps.
 
         Raises:
-            `ValueError`: If there is no such prompt, or one of its options is invalid.
+            `ValueError`: If the prompt is unknown, or one of its options is invalid.
         """
         if self.prompt in PROMPTS:
             prompt = PROMPTS[self.prompt]
@@ -275,7 +294,8 @@ class PromptConfig(Config):
             prompt = Prompt(self.prompt, Path(self.prompt).read_text(encoding="utf-8"), rule="blank_line")
         else:
             raise ValueError(
-                f"prompt is {self.prompt!r}, expected {', '.join(PROMPTS)}, or a file with {{question}} in it."
+                f"prompt is {self.prompt!r}. It must be {', '.join(PROMPTS)}, or the path of a text file that contains "
+                "{question}."
             )
         rule = regex_rule(self.step_pattern) if self.step_pattern else RULES[self.segmentation or prompt.rule]
         prompt = replace(
@@ -293,43 +313,43 @@ class PromptConfig(Config):
 @dataclass(kw_only=True)
 class RunConfig(Config):
     """
-    Where a run of a policy goes, and how much of it is done at a time. The latter does not change the results.
+    Options of a run. Concurrency options do not change the results.
 
     Args:
         output_dir (`str`):
-            Folder of the run.
+            Output folder of the run.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of all samples.
+            Random seed of all samples.
         max_in_flight (`int`, *optional*, defaults to `256`):
-            Largest number of sequences that the engine works on at a time.
+            Maximum number of sequences that the engine generates in parallel.
         max_open_problems (`int`, *optional*, defaults to `256`):
-            Largest number of problems in memory.
+            Maximum number of problems in memory.
         grader_workers (`int`, *optional*, defaults to `1`):
             Number of processes that compare answers.
         grader_timeout (`float`, *optional*, defaults to `10.0`):
-            Seconds after which a comparison is given up.
+            Timeout of a comparison, in seconds.
 
     Raises:
         `ValueError`: If a number is below 1.
     """
 
-    output_dir: str = field(metadata={"help": "Folder of the run."})
-    seed: int = field(default=42, metadata={"help": "Seed of all samples."})
+    output_dir: str = field(metadata={"help": "Output folder of the run."})
+    seed: int = field(default=42, metadata={"help": "Random seed of all samples."})
     max_in_flight: int = field(
-        default=256, metadata={"help": "Largest number of sequences that the engine works on at a time."}
+        default=256, metadata={"help": "Maximum number of sequences that the engine generates in parallel."}
     )
     max_open_problems: int = field(
-        default=256, metadata={"help": "Largest number of problems in memory.", "advanced": True}
+        default=256, metadata={"help": "Maximum number of problems in memory.", "advanced": True}
     )
     grader_workers: int = field(
         default=1, metadata={"help": "Number of processes that compare answers.", "advanced": True}
     )
     grader_timeout: float = field(
-        default=10.0, metadata={"help": "Seconds after which a comparison is given up.", "advanced": True}
+        default=10.0, metadata={"help": "Timeout of a comparison, in seconds.", "advanced": True}
     )
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("max_in_flight", "max_open_problems", "grader_workers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
+                raise ValueError(f"{name} is {getattr(self, name)}. It must be at least 1.")

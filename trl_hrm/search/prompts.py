@@ -1,4 +1,4 @@
-"""Prompts for a policy: the two prompts of the HRM paper in our own words, with its markers, and the question alone."""
+"""Prompts for a policy: two reworded prompts of the HRM paper with its markers, and one with only the question."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Question: {question}
 """
 
 
-# Values for manifests written before these options existed: a run keeps the encoding it was started with
+# Values for manifests written before these options existed, so that a resumed run keeps its encoding
 OLD_DEFAULTS = {"chat_template_kwargs": None, "chat_template_date": None, "sanitize_control_tokens": False}
 
 
@@ -33,26 +33,26 @@ class Prompt:
         name (`str`):
             Name of the prompt.
         template (`str`):
-            Text with `{question}` in it.
+            Text that contains `{question}`.
         rule (`str`):
-            Name of the [`~search.steps.StepRule`] that goes with it.
+            Name of the default [`~search.steps.StepRule`].
         final_stops (`tuple[str, ...]`, *optional*, defaults to `()`):
             Strings that end a solution, in addition to the end of the sequence.
         style (`str`, *optional*, defaults to `"chat"`):
-            `"chat"`: a user's message in the policy's chat template. `"plain"`: the text alone.
+            `"chat"` applies the policy's chat template to a user message, `"plain"` uses the text as is.
         system_prompt (`str`, *optional*):
             System message, for `style="chat"`.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`, for `style="chat"`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            Date for chat templates that print today's date. `None` is the clock, as in runs started before this option
+            Date for chat templates that print today's date. `None` uses the current date, as in runs started before this option
             existed.
         sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
             Whether to encode control tokens in the question, such as `<|im_end|>`, as plain text. In `template` and
-            `system_prompt` they are always tokens.
+            `system_prompt` they are always encoded as tokens.
 
     Raises:
-        `ValueError`: If the template has no `{question}`, or if an option is invalid or does not go with the style.
+        `ValueError`: If the template has no `{question}`, or if an option is invalid or does not work with the style.
     """
 
     name: str
@@ -68,41 +68,41 @@ class Prompt:
     def __post_init__(self):
         if "{question}" not in self.template:
             raise ValueError(
-                f"prompt {self.name!r} has no {{question}} in it: the policy would never see the problem."
+                f"The prompt {self.name!r} does not contain {{question}}, so the policy would not see the problem. Add it."
             )
         if self.style not in ("chat", "plain"):
-            raise ValueError(f"prompt style is {self.style!r}, expected chat or plain.")
+            raise ValueError(f"The prompt style is {self.style!r}. It must be chat or plain.")
         if self.system_prompt is not None and self.style != "chat":
             raise ValueError(
-                "a system prompt goes with the prompt style chat only; leave it out, or put it in the prompt."
+                "`system_prompt` requires the prompt style chat. Remove it, or add its text to the prompt."
             )
         if self.chat_template_kwargs is not None and self.style != "chat":
             raise ValueError(
-                "`chat_template_kwargs` needs the prompt style chat. Leave it out, or use `--prompt_style chat`."
+                "`chat_template_kwargs` requires the prompt style chat. Remove it, or use `--prompt_style chat`."
             )
         check_chat_template_options(self.chat_template_kwargs, self.chat_template_date)
 
     def text(self, question: str) -> str:
-        """The prompt with the question in it."""
+        """Return the prompt for a question."""
         return self.template.replace("{question}", question)
 
     def messages(self, question: str) -> list[dict[str, str]]:
-        """The prompt as messages, for `style="chat"`: the system prompt, if there is one, and the user's message."""
+        """Return the prompt as messages for `style="chat"`: the system message, if any, and the user message."""
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*system, {"role": "user", "content": self.text(question)}]
 
     def encode(self, tokenizer: Any, question: str) -> list[int]:
         """
-        Token ids of the prompt. Rendered once per problem: the policy then continues ids.
+        Return the token ids of the prompt. A prompt is encoded once per problem; all later requests continue its ids.
 
         Raises:
-            `ValueError`: If the style is `"chat"` and the tokenizer has no chat template, or one that has no variable of the
-            names in `chat_template_kwargs`.
+            `ValueError`: If the style is `"chat"` and the tokenizer has no chat template, or its template does not use a variable
+            in `chat_template_kwargs`.
         """
         if self.style == "chat" and not tokenizer.chat_template:
             raise ValueError(
-                "the policy's tokenizer has no chat template, and the prompt style is chat. Use --prompt_style plain, or "
-                "a policy with a chat template."
+                "The policy's tokenizer has no chat template, but the prompt style is chat. Use --prompt_style plain, or a "
+                "policy with a chat template."
             )
 
         def render(text: str) -> str:
@@ -110,29 +110,32 @@ class Prompt:
                 return self.text(text)
             return render_chat(tokenizer, self.messages(text), self.chat_template_kwargs, self.chat_template_date)
 
-        add_special_tokens = self.style == "plain"  # a chat template writes them
+        add_special_tokens = self.style == "plain"  # a chat template adds them itself
         if self.sanitize_control_tokens:
             return encode_around(tokenizer, question, render, add_special_tokens)
         return list(tokenizer.encode(render(question), add_special_tokens=add_special_tokens))
 
     def describe_control_text(self, tokenizer: Any, questions: Iterable[str]) -> str | None:
-        """Return a note about questions with control tokens of the policy, or `None` if there are none."""
+        """Return a note about questions that contain control tokens of the policy, or `None`."""
         found = [tokens for question in questions if (tokens := find_control_text(tokenizer, question))]
         if not found:
             return None
         how = "plain text" if self.sanitize_control_tokens else "these tokens, as when this run was started"
-        return f"Problems with control tokens of the policy, such as {found[0][0]!r}: {len(found):,}. They are encoded as {how}."
+        return (
+            f"Problems that contain control tokens of the policy, such as {found[0][0]!r}: {len(found):,}. They are encoded as "
+            f"{how}."
+        )
 
 
 def started_prompt(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the [`Prompt`] of a manifest. Options that it lacks have their old defaults."""
+    """Return the arguments of the [`Prompt`] in a manifest. Missing options have their old defaults."""
     return OLD_DEFAULTS | manifest["prompt"]
 
 
 PROMPTS = {
     prompt.name: prompt
     for prompt in (
-        # HRM, appendix A.2: for search, with a header before each step
+        # HRM, appendix A.2: for tree search, with a header before each step
         Prompt(
             "steps",
             "Solve the math problem below, one step of reasoning at a time. Begin each step with a line '# Step k', where "

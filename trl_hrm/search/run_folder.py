@@ -1,8 +1,8 @@
 """
-The folder of a run: a manifest, and for each shard its log, its nodes as Parquet, and a summary.
+Output folder of a run: a manifest, and for each shard a log, the nodes as Parquet, and a summary.
 
-A run may be split over machines and processes. Each one searches a shard, the problems whose ids hash to its number, and writes
-files of its own.
+A run may be split over machines and processes. Each process searches one shard, which is the problems whose ids hash to its
+index, and writes its own files.
 """
 
 import json
@@ -32,11 +32,11 @@ class Shard(NamedTuple):
 
     Args:
         index (`int`):
-            Number of the shard, from 0.
+            Index of the shard, from 0.
         count (`int`):
             Number of shards.
         local (`int`, *optional*):
-            Number of this process among the processes of this machine. `None` if it was not launched with others.
+            Local rank of this process on its machine. `None` if only one process was launched.
     """
 
     index: int
@@ -45,33 +45,33 @@ class Shard(NamedTuple):
 
 
 def problem_shard(problem_id: str, num_shards: int) -> int:
-    """The shard of a problem. It depends on its id alone, so that machines agree without communication."""
+    """Return the shard index of a problem. It depends only on the id, so processes agree without communication."""
     return int(make_id("shard", problem_id), 16) % num_shards
 
 
 def show_own_gpu(local: int) -> None:
     """
-    Show only one GPU to process number `local` of this machine, for engines that take the first GPU they see.
+    Make only one GPU visible to the process with rank `local` on this machine, for engines that use the first visible GPU.
 
     Raises:
-        `ValueError`: If `CUDA_VISIBLE_DEVICES` has no GPU left for it.
+        `ValueError`: If `CUDA_VISIBLE_DEVICES` has too few GPUs.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(i) for i in range(local + 1)]
     if local >= len(devices):
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES is {visible!r}, which has no GPU for process {local} (from 0) of this machine; expected "
-            "one for each. Launch fewer processes, or name more GPUs."
+            f"CUDA_VISIBLE_DEVICES is {visible!r}, which has no GPU for the process with local rank {local}. Launch at most "
+            f"{len(devices)} processes on this machine, or add GPUs."
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
 
 
 def launched_shard(index: int = 0, count: int = 1) -> Shard:
     """
-    The shard of this process. Each process that `accelerate launch` or `torchrun` starts takes a part of shard `index`.
+    Return the shard of this process. Processes started by `accelerate launch` or `torchrun` share the work of shard `index`.
 
-    The launcher's variables are removed from the environment. The processes do not communicate, and an engine that saw the
-    variables would wait for the others.
+    The variables of the launcher are removed from the environment. Otherwise an engine would wait for the other processes, which
+    do not communicate.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local = os.environ.get("LOCAL_RANK")
@@ -83,18 +83,18 @@ def launched_shard(index: int = 0, count: int = 1) -> Shard:
 
 
 def shard_name(kind: str, shard: int, num_shards: int, suffix: str) -> str:
-    """Name of a shard's file, as in `log-00002-of-00016.jsonl`."""
+    """Return the file name of a shard, such as `log-00002-of-00016.jsonl`."""
     return f"{kind}-{shard:05d}-of-{num_shards:05d}.{suffix}"
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """
-    Write the manifest of a new run, or check that a run which is resumed has the same settings.
+    Write the manifest of a new run, or check that a resumed run has the same settings.
 
-    `versions` and `started_with` may differ: a library may be upgraded, and a run may be given more problems.
+    `versions` and `started_with` may differ, because libraries may be upgraded and problems may be added.
 
     Raises:
-        `ValueError`: If the run in `folder` was started with other settings. The message names them.
+        `ValueError`: If the run in `folder` was started with different settings. The message lists them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
@@ -102,7 +102,7 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         fresh = path.with_name(f".{MANIFEST}.{os.getpid()}")
         write_json(fresh, manifest)
         try:
-            os.link(fresh, path)  # of several shards that start at once, the first one wins
+            os.link(fresh, path)  # if several shards start together, the first one wins
         except FileExistsError:
             pass
         finally:
@@ -115,20 +115,20 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     changed = changed_settings(found, asked, ignored=("versions", "started_with"))
     if changed:
         raise ValueError(
-            f"{path}: this run was started with other settings: {'; '.join(changed)}. Start with the same settings to "
-            "resume, or in another --output_dir."
+            f"{path}: this run was started with different settings: {'; '.join(changed)}. Use the same settings to resume it, "
+            "or another --output_dir to start a new run."
         )
 
 
 def resumed_prompt(prompt: Prompt, *folders: Path) -> Prompt:
     """
-    Return the prompt with which a run can be resumed that was started before manifests had all of its options.
+    Return the prompt to resume a run whose manifest was written by an older version and lacks some options.
 
     Args:
         prompt ([`Prompt`]):
-            The prompt of a new run.
+            Prompt of a new run.
         folders (`Path`):
-            Folders of the run. Those without a manifest are new.
+            Folders of the run. Folders without a manifest are new.
     """
     defaults = {name: value for name, value in OLD_DEFAULTS.items() if getattr(prompt, name) == getattr(Prompt, name)}
     for path in (folder / MANIFEST for folder in folders):
@@ -140,16 +140,16 @@ def resumed_prompt(prompt: Prompt, *folders: Path) -> Prompt:
 
 def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
     """
-    Write the nodes of a shard as Parquet, from its log, with the problems in their order and one of them in memory at a time.
+    Write the nodes and the summary of a shard from its log. Problems keep their order, and only one is in memory at a time.
 
-    Problems whose search has not ended, or ended with failed requests, are left out and counted.
+    Problems with an unfinished search or with failed requests are skipped and counted.
 
     Returns:
-        `dict[str, Any]`: The summary of all starts so far: problems by status, `solutions` by outcome (see [`count_outcomes`]; not of
-        searches that a reward model led), the first problems with `unreadable_references`, failed requests, and bytes of the log
-        that it was made from.
+        `dict[str, Any]`: Summary of the shard over all restarts: number of problems by status, `solutions` by outcome (see
+        [`count_outcomes`]; empty for searches guided by a reward model), the first problems with `unreadable_references`, number of
+        failed requests, and size of the log in bytes.
     """
-    from .nodes import write_nodes  # imports pyarrow, which the command line must not wait for
+    from .nodes import write_nodes  # imports pyarrow, which would slow down the command line
 
     search = read_manifest(folder).get("search", {}) if (folder / MANIFEST).is_file() else {}
     with EventLog(folder / shard_name("log", shard, num_shards, "jsonl")) as log:
@@ -185,10 +185,10 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
 
 def node_files(folder: str | Path) -> list[Path]:
     """
-    The node files of a run, one per shard that was started, made anew from logs that have grown since.
+    Return the node files of a run, one per started shard. Outdated files are rewritten.
 
     Raises:
-        `FileNotFoundError`: If the folder holds no run.
+        `FileNotFoundError`: If the folder contains no run.
     """
     folder = Path(folder)
     files = []
@@ -200,20 +200,20 @@ def node_files(folder: str | Path) -> list[Path]:
         nodes = folder / shard_name("nodes", shard, num_shards, "parquet")
         summary = folder / shard_name("summary", shard, num_shards, "json")
         found = read_json(summary) if nodes.exists() and summary.exists() else {}
-        # made by this version, and of the whole log
+        # written by an older version, or from a part of the log
         if "solutions" not in found or found["log_bytes"] != log.stat().st_size:
             finish_shard(folder, shard, num_shards)
         files.append(nodes)
     if not files:
         raise FileNotFoundError(
-            f"{folder}: found no log of a search (log-00000-of-00001.jsonl), expected the --output_dir of trl-hrm annotate."
+            f"{folder} contains no log of a search (log-00000-of-00001.jsonl). Pass the --output_dir of trl-hrm annotate."
         )
     return files
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
     """
-    The summaries of all shards in one, with `shards_missing`, the number of those that are not in the folder.
+    Return the combined summary of all shards. `shards_missing` is the number of shards without a summary in the folder.
     """
     folder = Path(folder)
     files = sorted(folder.glob("summary-*.json"))
@@ -237,7 +237,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     """
-    Return warnings about problems with unreadable references, and about a run most of whose solutions are useless.
+    Return warnings about unreadable reference answers, and about a run with mostly unusable solutions.
 
     Args:
         summary (`dict[str, Any]`):
@@ -254,17 +254,17 @@ def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
-    What the run was started with.
+    Return the manifest of a run.
 
     Raises:
-        `FileNotFoundError`: If the folder holds no run.
+        `FileNotFoundError`: If the folder contains no run.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file, expected the --output_dir of trl-hrm annotate.")
+        raise FileNotFoundError(f"{path} does not exist. Pass the --output_dir of trl-hrm annotate.")
     return read_json(path)
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file."""
+    """Return the value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))

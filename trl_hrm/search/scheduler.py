@@ -1,8 +1,8 @@
 """
-Runs a search over many problems, keeps the engine busy, and logs every event.
+Scheduler that runs a search over many problems in parallel and logs every event.
 
-The search selects nodes, the policy expands them, and the grader evaluates the new nodes (in a search led by step scores, a reward
-model does too). Then the search is told, and selects again, until it wants nothing more.
+For each problem, it repeats three steps until the search returns no more requests: the search selects nodes, the policy expands them,
+and the grader (and, in a step search, the reward model) evaluates the new nodes.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from .tree import Problem, make_id
 
 
 class Grade(Protocol):
-    """Whether an answer is right, `None` if that could not be decided, and why."""
+    """Whether an answer is right (`None` if undecided), and the reason."""
 
     correct: bool | None
     status: str
@@ -41,17 +41,17 @@ class Grader(Protocol):
 @dataclass
 class SchedulerConfig:
     """
-    How a search runs. None of it changes the trees.
+    Configuration of the [`Scheduler`]. These options do not change the trees.
 
     Args:
         max_in_flight (`int`, *optional*, defaults to `256`):
-            Maximum number of sequences that the engine works on at a time.
+            Maximum number of sequences that the engine generates in parallel.
         max_open_problems (`int`, *optional*, defaults to `256`):
-            Maximum number of problems whose trees are in memory.
+            Maximum number of problems in memory.
         max_failures (`int`, *optional*, defaults to `20`):
-            Number of requests that fail in a row after which the run stops, because the engine is down.
+            Number of consecutive failed requests after which the run stops.
         problem_attempts (`int`, *optional*, defaults to `2`):
-            Maximum number of attempts at a problem with failed requests. After that it is left for the next start.
+            Maximum number of attempts at a problem with failed requests. After that, it is only retried by the next run.
     """
 
     max_in_flight: int = 256
@@ -62,16 +62,16 @@ class SchedulerConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more.")
+                raise ValueError(f"{name} is {value}. It must be at least 1.")
 
 
 @dataclass
 class Progress:
     """
-    What a run did so far: problems, sequences, tokens, and how busy the engine was. Times are in seconds.
+    Statistics of a run: problems, sequences, tokens, and engine load. Times are in seconds.
 
-    Searches led by step scores also count depths (`num_levels`), calls of the reward model (`num_calls`), the steps that it scored
-    (`num_steps`), and its time (`scorer_seconds`). `policy_seconds` is the time in which the engine had work.
+    Step searches also count depths (`num_levels`), calls of the reward model (`num_calls`), scored steps (`num_steps`), and the time
+    of the reward model (`scorer_seconds`). `policy_seconds` is the time during which the engine was busy.
     """
 
     num_problems: int
@@ -94,7 +94,7 @@ class Progress:
     _changed: float = field(default_factory=time.perf_counter)
 
     def count_in_flight(self, change: int) -> None:
-        """Count sequences that go to the engine or come back."""
+        """Update the number of sequences that the engine is generating."""
         now = time.perf_counter()
         elapsed = now - self._changed
         self.busy += self.in_flight * elapsed
@@ -104,7 +104,7 @@ class Progress:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
 
     def count_samples(self, prefix_ids: list[int], samples: list[Sample]) -> None:
-        """Count a request that the engine has answered."""
+        """Count a finished request."""
         self.num_requests += 1
         self.generated_tokens += sum(len(sample.token_ids) for sample in samples)
         self.cached_tokens += sum(sample.num_cached for sample in samples)
@@ -117,7 +117,7 @@ class Progress:
 
     @property
     def cached_share(self) -> float:
-        """Share of prefix tokens that engines took from their caches."""
+        """Fraction of prefix tokens that engines took from their caches."""
         return self.cached_tokens / self.prefix_tokens if self.prefix_tokens else 0.0
 
 
@@ -125,7 +125,7 @@ class Progress:
 class _OpenProblem:
     opened: OpenTree
     attempts: int
-    num_pending: int = 1  # requests without an evaluated answer, and the opening itself
+    num_pending: int = 1  # requests that are not evaluated yet, and the opening itself
     failed: bool = False
 
 
@@ -133,43 +133,43 @@ class Scheduler:
     """
     Runs a search over many problems and logs every event.
 
-    What is sampled depends on problem, place in the tree and seed alone, never on what else runs or when an answer comes. What
-    the log holds is neither sampled nor scored again. So a run that was killed and resumed gives the same trees as one that was
-    not.
+    Samples depend only on the problem, the position in the tree and the seed, not on other requests or on timing. Everything in the
+    log is neither sampled nor scored again. A run that was killed and resumed therefore produces the same trees as an uninterrupted
+    run.
 
-    A search led by step scores runs depth by depth: the requests of all open problems are sampled together, and one call of the
-    reward model scores all new steps while the grader compares the answers. There a solution also ends where a step states its
-    answer after `# Answer`, in `<answer>` tags or in a box. A problem with a prefix is searched from the end of it. The given
-    steps are neither sampled nor scored, but the reward model sees them, and they count for `max_depth`.
+    A step search runs depth by depth. The requests of all open problems are sampled together, and one call of the reward model
+    scores all new steps while the grader compares the answers. In a step search, a solution also ends when a step states its answer
+    after `# Answer`, in `<answer>` tags or in a box. If a problem has a prefix, the search starts at its end. Given steps are neither
+    sampled nor scored, but the reward model sees them, and they count towards `max_depth`.
 
     Args:
         engine ([`Engine`]):
-            The policy.
+            Engine of the policy.
         search ([`Search`]):
-            What to sample: [`FullTree`], [`Rollouts`], [`PUCT`], [`~search.policies.RootFilter`] or, with `score`, a [`StepSearch`].
+            Search to run: [`FullTree`], [`Rollouts`], [`PUCT`], [`~search.policies.RootFilter`] or, with `score`, a [`StepSearch`].
         grader ([`Grader`]):
-            Compares answers, such as an [`AnswerGrader`].
+            Grader that compares answers, such as an [`AnswerGrader`].
         prompt ([`Prompt`]):
-            What the policy is asked.
+            Prompt of the policy.
         rule ([`StepRule`]):
-            Tells where steps end. The rule of a search that samples one step at a time takes precedence.
+            Rule that decides where steps end. The rule of a search that samples one step at a time takes precedence.
         log ([`EventLog`]):
             Log of this shard, open for writing.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the samples.
+            Random seed of the samples.
         extractors (`tuple[str, ...]`, *optional*):
             Names of the answer extractors, in order. See [`extract_answer`].
         config ([`SchedulerConfig`], *optional*):
-            How the search runs.
+            Concurrency and retries.
         on_progress (`Callable[[Progress], None]`, *optional*):
-            Called after each request and at the end of each depth.
+            Function that is called after each request and at the end of each depth.
         score (`Callable[[list[StepTree]], list[list[float | None]]]`, *optional*):
-            The reward model that leads a [`StepSearch`]: one score per step of each tree, as [`StepScorer.score_trees`] gives it. A
-            tree has the steps of a problem that are to be scored, and the steps before them. `None` for a step that does not fit
-            into the model; the path ends there.
+            Reward model that guides a [`StepSearch`], such as [`StepScorer.score_trees`]. It returns one score per step of each
+            tree. A tree contains the steps of a problem to score, and the steps before them. The score is `None` for a step that
+            exceeds the model's context; the path ends there.
 
     Raises:
-        `ValueError`: If `score` is given without a [`StepSearch`], or the other way round.
+        `ValueError`: If `score` is given without a [`StepSearch`], or a [`StepSearch`] without `score`.
     """
 
     def __init__(
@@ -188,7 +188,9 @@ class Scheduler:
     ):
         if (score is not None) != isinstance(search, StepSearch):
             given = "`score` is given" if score is not None else "`score` is missing"
-            raise ValueError(f"{given}, and the search is {type(search).__name__}. Only a StepSearch needs a `score`.")
+            raise ValueError(
+                f"{given}, but the search is {type(search).__name__}. A StepSearch requires `score`; other searches do not use it."
+            )
         self.engine = engine
         self.search = search
         self.grader = grader
@@ -204,37 +206,37 @@ class Scheduler:
 
     async def run(self, problems: Iterable[tuple[int, Problem]]) -> Progress:
         """
-        Search every problem that the log does not show as ended.
+        Search all problems that are not finished in the log.
 
         Args:
             problems (`Iterable[tuple[int, Problem]]`):
-                Problems, each with its place among those given to all shards.
+                Problems, each with its index among the problems of all shards.
 
         Returns:
-            [`Progress`]: What was done.
+            [`Progress`]: Statistics of the run.
 
         Raises:
-            `EngineFatal`: If the engine cannot serve any request, or failed `max_failures` times in a row. Everything up to
-                then is in the log.
-            `ValueError`: If a request of the search is larger than `max_in_flight`, if a problem differs from the one in the log,
-                if the search cannot continue from the prefix of a problem, or if the reward model returns anything but one number
-                per step.
+            `EngineFatal`: If the engine cannot serve any request, or failed `max_failures` times in a row. All events up to then
+                are in the log.
+            `ValueError`: If a request of the search has more samples than `max_in_flight`, if a problem differs from the one in
+                the log, if the search cannot continue from the prefix of a problem, or if the reward model does not return one
+                finite score or `None` per step.
         """
         if self.search.max_samples > self.config.max_in_flight:
             raise ValueError(
-                f"max_in_flight is {self.config.max_in_flight}, expected {self.search.max_samples} or more: a request of this "
-                f"search may have {self.search.max_samples} samples."
+                f"max_in_flight is {self.config.max_in_flight}. It must be at least {self.search.max_samples}, the maximum number "
+                "of samples per request of this search."
             )
         self._waiting = deque((place, problem, 0) for place, problem in self._unfinished(problems))
         self._ready: list[tuple[tuple[int, int, int], Request, _OpenProblem]] = []  # a heap
-        self._depth: list[tuple[_OpenProblem, Request]] = []  # answered requests whose steps are to be scored
+        self._depth: list[tuple[_OpenProblem, Request]] = []  # finished requests with steps to score
         self._num_open = self._num_opening = self._num_running = self._num_pushed = self._num_failures = 0
         self.progress = Progress(num_problems=len(self._waiting))
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._select()
         except ExceptionGroup as failures:
-            first = failures.exceptions[0]  # the one that stopped the run
+            first = failures.exceptions[0]  # this one stopped the run
             raise first from first.__cause__
         finally:
             self.progress.count_in_flight(0)
@@ -243,7 +245,7 @@ class Scheduler:
     # The loop: select, expand, evaluate
 
     def _select(self) -> None:
-        """Give the engine as much work as it may have: the deepest node of the oldest problem first, then new problems."""
+        """Start requests up to `max_in_flight`: first the deepest nodes of the oldest problem, then new problems."""
         while self._ready and self._ready[0][1].n <= self.config.max_in_flight - self.progress.in_flight:
             _, request, problem = heapq.heappop(self._ready)
             self.progress.count_in_flight(request.n)
@@ -263,7 +265,7 @@ class Scheduler:
         """Sample the children of a node."""
         try:
             event = await self.expander.expand(problem.opened, request, self.progress)
-        except EngineError as error:  # the problem is tried again later, and the run stops if all requests fail
+        except EngineError as error:  # the problem is retried later, and the run stops if all requests fail
             self.log.append(
                 {
                     "event": "error",
@@ -277,8 +279,8 @@ class Scheduler:
             self._num_failures += 1
             if self._num_failures >= self.config.max_failures:
                 raise EngineFatal(
-                    f"{self._num_failures} requests failed in a row, the last one with: {error} Everything up to here is in the "
-                    "log; start again with the same command when the engine is back."
+                    f"{self._num_failures} requests failed in a row. Last error: {error} All finished requests are in the log. Run "
+                    "the same command to resume when the engine works again."
                 ) from error
             problem.failed = True
             self._release(problem)
@@ -294,13 +296,13 @@ class Scheduler:
         await self._evaluate(problem, request)
 
     async def _evaluate(self, problem: _OpenProblem, request: Request) -> None:
-        """Grade the new nodes of a request, and tell the search."""
+        """Grade the new nodes of a request, and queue the next requests of the search."""
         key = problem.opened.node_id(request), request.round
         await self._grade(problem.opened, key)
         self._push(problem, self.search.tell(problem.opened, request, problem.opened.brought[key]))
 
     async def _evaluate_depth(self, depth: list[tuple[_OpenProblem, Request]]) -> None:
-        """Score and grade the new nodes of a depth, of all problems together, and tell the search."""
+        """Score and grade the new nodes of all problems at a depth, and queue the next requests of the search."""
         depth.sort(key=lambda answered: answered[0].opened.position)
         trees = [problem.opened for problem in dict.fromkeys(problem for problem, _ in depth)]
         await asyncio.gather(self._score(trees), *(self._grade(tree, key) for tree in trees for key in tree.brought))
@@ -310,7 +312,7 @@ class Scheduler:
         self.progress.num_levels += 1
 
     def _push(self, problem: _OpenProblem, requests: list[Request]) -> None:
-        """Queue what the search wants after a request (or after the opening), which is thereby done."""
+        """Queue the next requests of the search, and release the request (or the opening) that led to them."""
         for request in requests:
             problem.num_pending += 1
             if (problem.opened.node_id(request), request.round) not in problem.opened.brought:
@@ -318,14 +320,14 @@ class Scheduler:
                 self._num_pushed += 1
                 place = (problem.opened.position, -depth, self._num_pushed)
                 heapq.heappush(self._ready, (place, request, problem))
-            elif self.score is None:  # the log has the answer
+            elif self.score is None:  # the log has the samples
                 self._start(self._evaluate, problem, request)
             else:
                 self._depth.append((problem, request))
         self._release(problem)
 
     def _start(self, work: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """Do some work next to all other. At its end there may be more to select."""
+        """Start a task. When it ends, select more work."""
 
         async def run() -> None:
             await work(*args)
@@ -339,19 +341,19 @@ class Scheduler:
     # How a problem begins and ends
 
     def _unfinished(self, problems: Iterable[tuple[int, Problem]]) -> Iterator[tuple[int, Problem]]:
-        """The problems that have not ended, each with its place. All are checked before the first is searched."""
+        """Yield the unfinished problems with their indices. All problems are checked before the first search starts."""
         for place, problem in problems:
             known = self.log.problems.get(problem.problem_id)
             if known is not None and (before := self.log.problem(problem.problem_id)) != problem:
                 raise ValueError(
-                    f"{self.log.path}: problem {problem.problem_id!r} is {before} in the log and {problem} now. Start with the "
-                    "same problems to resume, or use another folder."
+                    f"{self.log.path}: problem {problem.problem_id!r} is {before} in the log, but {problem} now. Use the same "
+                    "problems to resume, or another folder to start a new run."
                 )
             if known is not None and known.status not in ("open", "error"):
                 continue
             if problem.prefix:
                 fault = (
-                    f"this search cannot continue from a prefix, and the prefix is {problem.prefix[:80]!r}. Leave the prefix out, or "
+                    f"this search cannot continue from a prefix, but the prefix is {problem.prefix[:80]!r}. Remove the prefix, or "
                     "use a step search (`trl-hrm step-search`)."
                 )
                 if isinstance(self.search, StepSearch):
@@ -361,7 +363,7 @@ class Scheduler:
             yield place, problem
 
     async def _open(self, position: int, problem: Problem, attempts: int) -> None:
-        """Open a problem, from the log if it is there, and ask the search for its first requests."""
+        """Open a problem, from the log if possible, and queue the first requests of the search."""
         if problem.problem_id in self.log.problems:
             opened = self.log.read(problem.problem_id)
         else:
@@ -382,7 +384,7 @@ class Scheduler:
             self.log.append(event)
             opened = OpenTree.from_event(event)
         status = None
-        if not opened.sampled:  # before any token is spent on it: can the reference answer be read?
+        if not opened.sampled:  # check that the reference answer is readable before any token is spent
             grade = await self.grader.agrade(problem.answer, problem.answer)
             if not grade.correct:
                 status = "error" if grade.status in ("timeout", "died") else "ungradable"
@@ -393,7 +395,7 @@ class Scheduler:
             self._push(_OpenProblem(opened, attempts + 1), self.search.start(opened))
 
     def _release(self, problem: _OpenProblem) -> None:
-        """A request is done. After the last one the problem has ended or, if some have failed, is tried again."""
+        """Mark a request as done. After the last one, close the problem, or retry it if some requests have failed."""
         problem.num_pending -= 1
         if problem.num_pending:
             return
@@ -407,7 +409,7 @@ class Scheduler:
             self._waiting.append((opened.position, opened.tree.problem, problem.attempts))
 
     def _close(self, opened: OpenTree, status: str) -> None:
-        """The search of a problem has ended."""
+        """Mark a problem as finished."""
         self._num_open -= 1
         self.log.append({"event": "close", "problem_id": opened.tree.problem.problem_id, "status": status})
         self.progress.closed[status] += 1
@@ -415,12 +417,12 @@ class Scheduler:
     # Events
 
     def _tell(self, opened: OpenTree, event: dict[str, Any]) -> None:
-        """Log an event, then let the tree grow by it."""
+        """Log an event and apply it to the tree."""
         self.log.append(event)
         opened.apply(event)
 
     async def _grade(self, opened: OpenTree, key: tuple[str, int]) -> None:
-        """Grade what a request brought, by the id of the node that it continued and its round, unless the log has the grades."""
+        """Grade the new nodes of a request, unless the log has the grades. `key` is the id of its node and its round."""
         if key in opened.graded:
             return
         answers = [opened.tree.nodes[i].answer for i in opened.brought[key]]
@@ -440,7 +442,7 @@ class Scheduler:
         self._tell(opened, event)
 
     async def _score(self, opened: list[OpenTree]) -> None:
-        """Score all steps that have no score yet, in one call."""
+        """Score all unscored steps in one call."""
         shown = []
         for tree in opened:
             keys = [key for key, brought in tree.brought.items() if any(i not in tree.scores for i in brought)]
@@ -454,7 +456,7 @@ class Scheduler:
             self.progress.scorer_seconds += time.perf_counter() - began
             self.progress.num_calls += 1
         if len(found) != len(asked):
-            raise ValueError(f"the reward model returned scores of {len(found)} trees, expected {len(asked)}.")
+            raise ValueError(f"The reward model returned scores for {len(found)} trees, expected {len(asked)}.")
         answers = iter(found)
         for tree, keys, nodes, steps, places in shown:
             scores = next(answers) if steps.completions else []

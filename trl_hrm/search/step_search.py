@@ -1,9 +1,9 @@
 """
-Searches led by the scores of steps: greedy, with a beam, or in independent trees.
+Searches guided by step scores of a reward model: greedy search, beam search, and diverse verifier tree search.
 
-A beam holds `width` paths. At each depth `expansion` next steps of each open path are sampled and scored, and the best `width`
-paths stay. The three searches differ in the number of beams, their width, and how much they sample. N is the maximum number of
-next steps that are sampled at one depth.
+A beam holds `width` paths. At each depth, the search samples and scores `expansion` next steps of each unfinished path, and keeps
+the best `width` paths. The three searches differ in the number of beams, their width, and the number of samples. N is the maximum
+number of next steps sampled at one depth.
 """
 
 import math
@@ -19,7 +19,7 @@ from .steps import StepRule
 from .tree import ROOT, Problem
 
 
-STRATEGIES = ("step_search", "beam_search", "diverse_tree_search")  # names of the searches in manifests and results
+STRATEGIES = ("step_search", "beam_search", "diverse_tree_search")  # names in manifests and results
 
 
 Score = Callable[[list[StepTree]], list[list[float | None]]]  # a reward model: one score per step of each tree
@@ -32,14 +32,14 @@ def last(scores: Sequence[float]) -> float:
 
 def ending_extractors(extractors: Sequence[str]) -> tuple[str, ...]:
     """
-    Return the extractors whose answer ends a solution. The others also find text in the middle of one: `####` begins headings,
-    and a step may say what "the answer is" before it is checked.
+    Return the extractors whose answer ends a solution. The others also match text in the middle of a solution: `####` starts a
+    heading, and a step may say "the answer is" before it checks the answer.
     """
     return tuple(name for name in extractors if name in ("marker", "tag", "boxed"))
 
 
 class Shape(NamedTuple):
-    """Number of beams, paths in each, and next steps of a path."""
+    """Number of beams, paths per beam, and next steps per path."""
 
     num_beams: int
     width: int
@@ -49,17 +49,17 @@ class Shape(NamedTuple):
 @dataclass(frozen=True)
 class Beam:
     """
-    The paths of a beam at one depth. [`StepSearch.advance`] returns the beam at the next one.
+    Paths of a beam at one depth. [`StepSearch.advance`] returns the beam at the next depth.
 
     Args:
         live (`tuple[int, ...]`):
-            Last nodes of the open paths, best first. Before anything is sampled, the node that the search begins at.
+            Last nodes of the unfinished paths, best first. Initially, the node where the search starts.
         finals (`tuple[int, ...]`, *optional*, defaults to `()`):
             Last nodes of the finished paths.
         requests (`tuple[Request, ...]`, *optional*, defaults to `()`):
-            What is to be sampled next, one request per open path. Empty when the beam has ended.
+            Next requests, one per unfinished path. Empty when the beam has ended.
         reason (`str`, *optional*):
-            Why the open paths of a beam that has ended stopped: `"max_depth"` or `"dead_end"`.
+            Why the unfinished paths of an ended beam stopped: `"max_depth"` or `"dead_end"`.
     """
 
     live: tuple[int, ...]
@@ -75,11 +75,11 @@ class Ending:
 
     Args:
         node (`int`):
-            Its last node. The node that the search begins at, if nothing was sampled.
+            Last node of the path. If nothing was sampled, the node where the search starts.
         reason (`str`):
-            `"final"`: a solution. `"max_depth"`: as many steps as are allowed. `"dead_end"`: no next step can be used.
+            `"final"`: the solution is finished. `"max_depth"`: maximum number of steps reached. `"dead_end"`: no usable next step.
         scores (`list[float]`):
-            Scores of its steps, without the given ones.
+            Scores of the sampled steps on the path.
     """
 
     node: int
@@ -90,22 +90,22 @@ class Ending:
 @dataclass(frozen=True, kw_only=True)
 class StepSearch:
     """
-    What the three searches have in common.
+    Base class of the three searches.
 
-    A next step can be used if it was not cut off by `max_step_tokens`, is not blank, and has a score. Of paths with equal
-    scores the one with the smallest text comes first; paths of one text are one.
+    A next step is usable if it was not cut off by `max_step_tokens`, is not blank, and has a score. Paths with equal scores are
+    ordered by their text. Of paths with the same text, only the best is kept.
 
     Args:
         rule ([`StepRule`]):
-            Tells where steps end.
+            Rule that decides where steps end.
         final_stops (`tuple[str, ...]`, *optional*, defaults to `()`):
             Strings that end a solution.
         max_depth (`int`, *optional*, defaults to `40`):
-            Maximum number of steps of a solution, including the given ones.
+            Maximum number of steps per solution, including the steps of a given prefix.
         max_step_tokens (`int`, *optional*, defaults to `512`):
-            Maximum number of tokens of a step.
+            Maximum number of tokens per step.
         rank (`Callable[[Sequence[float]], float]`, *optional*):
-            Computes the score of a path from the scores of its steps. The default is the score of the last step.
+            Function that computes the score of a path from its step scores. Defaults to the score of the last step.
 
     Raises:
         `ValueError`: If a number is out of range, or if the rule has no stop strings.
@@ -121,16 +121,16 @@ class StepSearch:
         self.rule.stop_strings()  # raises if steps cannot be sampled one at a time
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more.")
+                raise ValueError(f"{name} is {value}. It must be at least 1.")
 
     @property
     def shape(self) -> Shape:
-        """How many beams there are, how wide, and how much they sample."""
+        """Number of beams, paths per beam, and next steps per path."""
         raise NotImplementedError
 
     @property
     def n(self) -> int:
-        """N: the maximum number of next steps that are sampled at one depth."""
+        """N, the maximum number of next steps sampled at one depth."""
         return self.shape.num_beams * self.max_samples
 
     @property
@@ -145,18 +145,18 @@ class StepSearch:
         for number, beam in enumerate(opened.beams):
             if request in beam.requests:
                 opened.beams[number] = next_beam = self.advance(opened, beam)
-                return list(next_beam.requests) if next_beam != beam else []  # other steps have no scores yet
-        return []  # its beam has moved on
+                return list(next_beam.requests) if next_beam != beam else []  # other steps are not scored yet
+        return []  # its beam has already advanced
 
     def beams(self, opened: OpenTree) -> list[Beam]:
-        """Return the beams of a problem before anything is sampled. Each one wants its own first steps."""
+        """Return the initial beams of a problem. Each requests its own first steps."""
         requests = [
             self._request(opened, opened.start, self.max_samples, number) for number in range(self.shape.num_beams)
         ]
         return [Beam((opened.start,), requests=(request,)) for request in requests]
 
     def advance(self, opened: OpenTree, beam: Beam) -> Beam:
-        """Return the beam at the greatest depth that the scores in the tree allow."""
+        """Return the beam at the greatest depth for which the tree has all scores."""
         nodes = opened.tree.nodes
         while beam.requests:
             brought = [opened.brought.get((opened.node_id(request), request.round)) for request in beam.requests]
@@ -167,11 +167,11 @@ class StepSearch:
                 for found in brought
                 for i in found
                 if opened.scores[i] is not None
-                # the end of the sequence alone: the step before it was the last
+                # only an end-of-sequence token: the previous step was the last one
                 or (nodes[i].is_final and nodes[i].parent != opened.start and not opened.tree.step_text(i))
             ]
             ranked = sorted((-self.rank(path_scores(opened, i)), opened.tree.text(i), i) for i in usable)
-            distinct: dict[str, int] = {}  # the best node of each text
+            distinct: dict[str, int] = {}  # best node per text
             for _, text, i in ranked:
                 distinct.setdefault(text, i)
             kept = list(distinct.values())[: self.shape.width - len(beam.finals)]
@@ -186,8 +186,8 @@ class StepSearch:
 
     def endings(self, opened: OpenTree) -> list[Ending]:
         """
-        Return why each path stopped, for a search that has ended. Solutions come first, the best one first: the first solution is
-        the one that the search has chosen.
+        Return why each path of an ended search stopped. Finished solutions come first, best first, so the first one is the result
+        of the search.
         """
         found = []
         for beam in self.beams(opened):
@@ -203,26 +203,23 @@ class StepSearch:
 
     def prefix_fault(self, prefix: str, ending: Sequence[str]) -> str | None:
         """
-        Return why this search cannot continue from a prefix: what was found, what was expected, and what to do. `None` if it can.
+        Return an error message if this search cannot continue from a prefix, otherwise `None`.
 
         Args:
             prefix (`str`):
-                The beginning of a solution, as the policy would have written it.
+                Beginning of a solution, as the policy would write it.
             ending (`Sequence[str]`):
                 Extractors whose answers end a solution. See [`ending_extractors`].
         """
         stop = next((stop for stop in self.final_stops if stop in prefix), None)
         if stop is not None:
-            return f"the prefix holds {stop!r}, which ends a solution, expected an unfinished solution. Cut it before the answer."
+            return f"the prefix contains {stop!r}, which ends a solution. It must be unfinished. Cut it before the answer."
         end = self.rule.last_end(prefix)
         answer = extract_answer(prefix[:end], ending)
         if answer is not None:
-            return (
-                f"the prefix states the answer {answer!r}, which ends a solution, expected an unfinished solution. Cut it before the "
-                "answer."
-            )
+            return f"the prefix states the answer {answer!r}, which ends a solution. It must be unfinished. Cut it before the answer."
         if re.fullmatch(self.rule.pattern, prefix):
-            return f"the prefix is {prefix!r}, expected a step before the end of it. Leave out what has no step."
+            return f"the prefix is {prefix!r}. It must contain at least one step. Add a step, or use an empty prefix."
         if end is None:
             stops = self.rule.stop_strings()
             if self.rule.header:
@@ -230,14 +227,14 @@ class StepSearch:
             else:
                 expected = " or ".join(map(repr, stops))
             return (
-                f"the prefix ends with {prefix[-40:]!r}, expected the end of a step, which by the rule {self.rule.name!r} is "
-                f"{expected}. Cut it there, or take another rule (--segmentation)."
+                f"the prefix ends with {prefix[-40:]!r}. It must end at the end of a step, which for the rule {self.rule.name!r} is "
+                f"{expected}. Cut it there, or use another rule (--segmentation)."
             )
         num_steps = len(self.rule.ends(prefix[:end]))
         if num_steps >= self.max_depth:
             return (
-                f"the prefix has {num_steps} steps, and max_depth, which counts them too, is {self.max_depth}: no step is left to "
-                "sample. Raise it (--max_depth), or cut the prefix."
+                f"the prefix has {num_steps} steps and max_depth is {self.max_depth}, which includes them, so no step can be "
+                "sampled. Raise --max_depth, or shorten the prefix."
             )
         return None
 
@@ -253,12 +250,12 @@ class StepSearch:
 @dataclass(frozen=True, kw_only=True)
 class GreedyStepSearch(StepSearch):
     """
-    Samples N next steps, keeps the best one, and so on to the end of the solution. The
-    [HRM](https://huggingface.co/papers/2503.13551) paper (section 4.1) calls this best-of-N for PRM and HRM.
+    At each depth, samples N next steps and keeps the best one. The [HRM](https://huggingface.co/papers/2503.13551) paper (section
+    4.1) calls this best-of-N for PRM and HRM.
 
     Args:
         num_candidates (`int`):
-            N, the number of next steps to choose from.
+            N, the number of next steps sampled at each depth.
         **kwargs:
             See [`StepSearch`].
     """
@@ -273,14 +270,14 @@ class GreedyStepSearch(StepSearch):
 @dataclass(frozen=True, kw_only=True)
 class BeamSearch(StepSearch):
     """
-    Keeps the best `width` of all paths at each depth, and samples `expansion` next steps of each. N is `width * expansion`, which
-    is also the number of first steps. A finished path keeps its place in the beam.
+    At each depth, samples `expansion` next steps of each path and keeps the best `width` paths. N is `width * expansion`, which is
+    also the number of first steps. Finished paths stay in the beam.
 
     Args:
         width (`int`):
             Number of paths in the beam, and maximum number of solutions.
         expansion (`int`):
-            Number of next steps of a path.
+            Number of next steps sampled per path.
         **kwargs:
             See [`StepSearch`].
     """
@@ -296,7 +293,7 @@ class BeamSearch(StepSearch):
 @dataclass(frozen=True, kw_only=True)
 class DiverseTreeSearch(StepSearch):
     """
-    Runs `num_trees` independent greedy searches, each with `width` next steps: diverse verifier tree search
+    Diverse verifier tree search: runs `num_trees` independent greedy searches with `width` next steps each
     ([Beeching et al., 2024](https://huggingface.co/spaces/HuggingFaceH4/blogpost-scaling-test-time-compute)). N is
     `num_trees * width`.
 
@@ -304,7 +301,7 @@ class DiverseTreeSearch(StepSearch):
         num_trees (`int`):
             Number of trees, and maximum number of solutions.
         width (`int`):
-            Number of next steps in a tree.
+            Number of next steps sampled at each depth of a tree.
         **kwargs:
             See [`StepSearch`].
     """
@@ -318,21 +315,20 @@ class DiverseTreeSearch(StepSearch):
 
 
 def is_step(opened: OpenTree, node: int) -> bool:
-    """Return whether a node is a complete step with text, so that a reward model can score it."""
+    """Return whether a node is a complete, non-blank step that a reward model can score."""
     return opened.tree.nodes[node].finish != "length" and bool(opened.tree.step_text(node))
 
 
 def path_scores(opened: OpenTree, node: int) -> list[float]:
     """
-    Return the scores of the steps on the path to a node. Given steps have none, nor have nodes that end a solution without any
-    text.
+    Return the scores of the steps on the path to a node. Given steps, and final nodes without text, have no score.
     """
     scores = (opened.scores[i] for i in opened.tree.path(node))
     return [score for score in scores if score is not None]
 
 
 def step_tree(opened: OpenTree, nodes: list[int]) -> tuple[StepTree, dict[int, int]]:
-    """Return the paths to some nodes as a tree of step texts, and the place of each node in it."""
+    """Return the paths to some nodes as a tree of step texts, and the index of each node in it."""
     places: dict[int, int] = {ROOT: -1}
     parents = []
     for node in nodes:
@@ -345,15 +341,15 @@ def step_tree(opened: OpenTree, nodes: list[int]) -> tuple[StepTree, dict[int, i
 
 
 def check_scores(scores: list[float | None], tree: StepTree, problem: Problem) -> None:
-    """Raise `ValueError` unless a reward model has given each step of a tree a finite score or `None`."""
+    """Raise `ValueError` unless there is one score per step of a tree, a finite number or `None`."""
     if len(scores) != len(tree.completions):
         raise ValueError(
-            f"problem {problem.problem_id!r}: the reward model returned {len(scores)} scores, expected {len(tree.completions)}, "
-            "one per step."
+            f"problem {problem.problem_id!r}: the reward model returned {len(scores)} scores for {len(tree.completions)} steps. "
+            "It must return one per step."
         )
     for text, score in zip(tree.completions, scores, strict=True):
         if score is not None and not math.isfinite(score):
             raise ValueError(
-                f"problem {problem.problem_id!r}: the reward model scored the step {text[:80]!r} as {score}, expected a number. "
-                "Steps cannot be compared with it: look at the checkpoint and its dtype."
+                f"problem {problem.problem_id!r}: the reward model scored the step {text[:80]!r} as {score}. Scores must be "
+                "finite. Check the checkpoint and its dtype."
             )

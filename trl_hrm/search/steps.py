@@ -1,4 +1,4 @@
-r"""Where one step ends and the next begins: a rule that gives stop strings to an engine and cuts whole solutions."""
+r"""Step rules: they provide stop strings to an engine and split whole solutions into steps."""
 
 import re
 from bisect import bisect_left
@@ -11,12 +11,14 @@ from ..grading import thinking_spans, visible_text, without_thinking_tags
 from .engines.base import Tokenizer, continued_text
 
 
-_CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may close a sentence after its full stop
-_BLANK = " \t\r\n\f\v\u3000#-=~`>|" + _CLOSING  # a line of these alone, such as a rule, is not a step
+_CLOSING = "\"'”’»)]}*_$」』）】》"  # marks that may follow the full stop of a sentence
+_BLANK = (
+    " \t\r\n\f\v\u3000#-=~`>|" + _CLOSING
+)  # lines with only these characters, such as horizontal rules, are not steps
 _CODE = re.compile(r"^[ \t]*(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)", re.M | re.S)
 
-# A line that begins with "# Step 2", with any number of "#" and any emphasis, or with "Step 2" and what sets a heading
-# apart from a sentence: a colon, a full stop or parenthesis, a dash, or the end of the line.
+# A line that starts with "# Step 2", with any number of "#" and any emphasis, or with "Step 2" followed by a mark of headings:
+# a colon, a full stop or parenthesis, a dash, or the end of the line.
 _HEADER = (
     r"(?im)^[ \t]*[*_]*"
     r"(?:#+[ \t]*[*_]*step[ \t]*\d+(?:[*_]*[:：.)][*_]*)?"
@@ -27,7 +29,7 @@ _SENTENCE = (
     rf"|(?:[。｡！？]|．(?![\d０-９]))[{re.escape(_CLOSING)}]*"
 )
 _NO_SENTENCE_END = (
-    # numbers of lists ("1. ", "- **2.** ", "a. ", "(ii). ") and headings ("Case 2. ") that begin a line or a sentence
+    # list numbers ("1. ", "- **2.** ", "a. ", "(ii). ") and headings ("Case 2. ") at the start of a line or sentence
     r"^\s*(?:[-+*>•][ \t]+)?[*_(]*(?:(?:(?:Step|Case|Part|Example|Claim|Lemma|Theorem|Rule|Question|Problem)[ \t]+)?\d{1,3}"
     r"|[a-z]|[ivx]{1,4})[*_)]*\.[*_)]*\s\Z"
     # abbreviations
@@ -39,15 +41,15 @@ _NO_SENTENCE_END = (
 
 class Boundary(NamedTuple):
     """
-    Where a step ends.
+    End of a step in a text.
 
     Args:
         end (`int`):
             Number of characters before the end of the step.
         stop (`int`):
-            Number of characters before the end of `marker`: as many as it takes to see that the step has ended.
+            Number of characters before the end of `marker`.
         marker (`str`):
-            What ended the step, such as a blank line or the header of the next step.
+            Text that marks the end of the step, such as a blank line or the header of the next step.
     """
 
     end: int
@@ -58,26 +60,26 @@ class Boundary(NamedTuple):
 @dataclass(frozen=True)
 class StepRule:
     r"""
-    Tells steps apart, in two ways: by stop strings while an engine writes, and by a pattern in a text.
+    Rule that decides where steps end: a pattern to split a text, and stop strings for generation.
 
-    The pattern decides. Stop strings only save tokens: a sample that goes beyond the end of a step is cut there, and one that a
-    stop string ended inside a step is continued. No step ends inside a model's thinking (see
-    [`~grading.thinking_spans`]), which belongs to the step after it.
+    The pattern decides. Stop strings only save tokens: a sample that continues past the end of a step is cut there, and a sample
+    that a stop string ended inside a step is continued. A step never ends inside a model's thinking (see
+    [`~grading.thinking_spans`]). Thinking belongs to the step after it.
 
     Args:
         name (`str`):
             Name of the rule.
         pattern (`str`):
-            Regular expression. A step ends where a match ends or, for rules with headers, where the match begins.
+            Regular expression. A step ends at the end of a match or, for rules with headers, at the start of a match.
         stops (`tuple[str, ...]`):
-            Strings that end a step, three at most: servers take four, and one ends the solution. `{k}` stands for the number
-            of a step. Empty if steps cannot be sampled one at a time.
+            At most three strings that end a step. (Servers accept four, and one ends the solution.) `{k}` is replaced by the
+            number of a step. Empty if steps cannot be sampled one at a time.
         header (`bool`, *optional*, defaults to `False`):
-            Whether the pattern matches the header of the next step, as `# Step 2` is. A header inside a fenced code block is a
-            comment of the code and does not count.
+            Whether the pattern matches the header of the next step, such as `# Step 2`. Matches inside fenced code blocks are
+            ignored.
         unless (`str`, *optional*):
-            Regular expression for exceptions, such as the number of a list. It is searched in the text from the start of the line
-            (or of the step, if that is later) to the end of a match of `pattern`. Where it is found, no step ends.
+            Regular expression for exceptions, such as list numbers. It is searched in the text from the start of the line (or of
+            the step, if later) to the end of a match of `pattern`. If it is found, the step does not end there.
 
     Raises:
         `ValueError`: If a pattern is not a valid regular expression.
@@ -94,24 +96,26 @@ class StepRule:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"step pattern {pattern!r} is not a valid regular expression ({error}).") from error
+                raise ValueError(
+                    f"The step pattern {pattern!r} is not a valid regular expression ({error})."
+                ) from error
 
     def stop_strings(self, header: str | None = None) -> tuple[str, ...]:
         """
-        Stop strings of a step.
+        Return the stop strings of a step.
 
         Args:
             header (`str`, *optional*):
-                The header that ended the step before. `None` for the first step, which begins with a header of its own.
+                Header of the step, which ended the previous step. `None` for the first step, which generates its own header.
 
         Returns:
-            `tuple[str, ...]`: For rules with headers, headers like the given one with the number of this step once more, the
-            next one, and the one after it: policies repeat numbers and skip them.
+            `tuple[str, ...]`: Stop strings. For rules with headers, three headers in the format of the given one, with the number
+            of this step and the next two numbers, because policies repeat and skip numbers.
         """
         if not self.stops:
             raise ValueError(
-                f"the rule {self.name!r} has no stop strings, so its steps cannot be sampled one at a time. Use a search that cuts "
-                "whole solutions (rollouts or puct), or another rule."
+                f"The step rule {self.name!r} has no stop strings, so steps cannot be sampled one at a time. Use a search that "
+                "samples whole solutions (rollouts or puct), or another rule."
             )
         if not self.header:
             return self.stops
@@ -119,18 +123,18 @@ class StepRule:
         if number is None:
             return tuple(stop.format(k=2 + i) for stop in self.stops for i in range(3))
         before = header[: number.start()]
-        before = before[max(before.rfind("#"), 0) :].lstrip()  # "# Step 3" is found in "### Step 3" too
+        before = before[max(before.rfind("#"), 0) :].lstrip()  # "# Step 3" also matches "### Step 3"
         return tuple(f"{before}{int(number[0]) + i}" for i in range(3))
 
     def ends(self, text: str, start: int = 0) -> list[int]:
         """
-        Where the steps of a solution end, in characters. The last is the length of the text; no step is blank.
+        Return the end of each step of a solution, in characters. The last end is the length of the text. No step is blank.
 
         Args:
             text (`str`):
                 The solution.
             start (`int`, *optional*, defaults to `0`):
-                Where the first of the steps begins. What stands before it tells whether a line or a code block begins there.
+                Start of the first step. The text before it is only used as context, for example for open code blocks.
 
         Example:
 
@@ -143,14 +147,14 @@ class StepRule:
         return [*(found.end for found in self.boundaries(text, start) if found.end < last), len(text)]
 
     def last_end(self, text: str) -> int | None:
-        """Where the last step of a text ends. `None` if more than the header of the next step follows."""
+        """Return the end of the last step of a text, or `None` if more than the header of the next step follows."""
         found = list(self.boundaries(text))
         return found[-1].end if found and found[-1].stop == len(text) else None
 
     def boundaries(self, text: str, start: int = 0) -> Iterator["Boundary"]:
         """
-        Where steps end in a text that may not be complete. More text does not move a boundary, with one exception: a closing tag
-        of thinking whose opening tag is not in the text.
+        Yield the ends of steps in a text that may be incomplete. More text does not change them, with one exception: a closing
+        thinking tag without an opening tag in the text.
         """
         masked, thinking = _masked(text), thinking_spans(text)
         code = [match.span() for match in _CODE.finditer(masked)] if self.header else []
@@ -182,16 +186,16 @@ RULES = {
 
 def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str]:
     """
-    Cut a solution into steps, without the space around them, as exports of searched trees have them. Nothing but rules and
-    marks such as `#` is not a step.
+    Split a solution into steps without surrounding whitespace, as in exports of search trees. Text with only marks, such as
+    `#` or horizontal rules, is not a step.
 
     Args:
         text (`str`):
             The solution.
         rule ([`StepRule`]):
-            Tells where steps end.
+            Rule that decides where steps end.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether to keep a reasoning model's thinking. Its tags are always left out.
+            Whether to keep the thinking of a reasoning model. Its tags are always removed.
     """
     if keep_thinking:
         text = without_thinking_tags(text)
@@ -202,14 +206,14 @@ def cut_text(text: str, rule: StepRule, keep_thinking: bool = False) -> list[str
 
 def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str]:
     """
-    Return the texts of consecutive steps without a reasoning model's thinking, which may span several steps. A step that is
+    Return the texts of consecutive steps without the thinking of a reasoning model, which may span several steps. A step with
     only thinking becomes blank.
 
     Args:
         steps (`Sequence[str]`):
             Texts of consecutive steps.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether only the tags are left out.
+            Whether to keep the thinking and remove only its tags.
     """
     if keep_thinking:
         return [without_thinking_tags(step) for step in steps]
@@ -221,12 +225,12 @@ def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str
 
 
 def regex_rule(pattern: str) -> StepRule:
-    """A rule for whole solutions: a step ends where a match of `pattern` ends."""
+    """Return a rule for whole solutions in which a step ends at the end of a match of `pattern`."""
     return StepRule("regex", pattern, ())
 
 
 class Cut(NamedTuple):
-    """End of a step in a sampled solution: in tokens, in characters, and how many of these belong to the next step."""
+    """End of a step in a sampled solution, in tokens and characters, and how many of its last characters belong to the next step."""
 
     tokens: int
     characters: int
@@ -242,26 +246,26 @@ def cut_steps(
     before: str = "",
 ) -> list[Cut]:
     """
-    Return where the steps of a sampled solution end. Cuts fall between tokens, at the first one at or after the end of a step:
-    the ids remain the sampled ones.
+    Return the ends of the steps in a sampled solution. Each cut is at the first token boundary at or after the end of a step, so
+    the token ids do not change.
 
     Args:
         rule ([`StepRule`]):
-            Tells where steps end.
+            Rule that decides where steps end.
         tokenizer:
             Tokenizer of the policy.
         prefix_ids (`Sequence[int]`):
-            Token ids that the solution continues.
+            Token ids before the solution.
         token_ids (`Sequence[int]`):
             Token ids of the solution.
         text (`str`):
             Text of the solution.
         before (`str`, *optional*, defaults to `""`):
-            What the policy had written before, up to the end of a step.
+            Text that the policy generated before the solution, up to the end of a step.
 
     Returns:
-        `list[Cut]`: One per step. The last is the end of the solution. If the model never stops thinking, no character of the
-        text belongs to its one step.
+        `list[Cut]`: One cut per step. The last is the end of the solution. If the model never stops thinking, there is one cut
+        whose tail is the whole text.
     """
     cuts: list[Cut] = []
     for end in rule.ends(before + text, len(before))[:-1]:
@@ -275,34 +279,33 @@ def cut_prefix(
     rule: StepRule, tokenizer: Tokenizer, prompt_ids: Sequence[int], prefix: str
 ) -> tuple[list[int], list[Cut]]:
     """
-    Return the token ids of a prefix, and where its steps end. A header at its end belongs to the step that comes next.
+    Return the token ids of a prefix, and the ends of its steps. A header at the end belongs to the next step.
 
     Args:
         rule ([`StepRule`]):
-            Tells where steps end.
+            Rule that decides where steps end.
         tokenizer:
             Tokenizer of the policy.
         prompt_ids (`Sequence[int]`):
-            Token ids that the prefix follows.
+            Token ids before the prefix.
         prefix (`str`):
-            A prefix that ends with a step. See [`~search.step_search.StepSearch.prefix_fault`].
+            Prefix that ends with a step. See [`~search.step_search.StepSearch.prefix_fault`].
 
     Raises:
-        `ValueError`: If the tokenizer does not give the text back: steps would be cut in the wrong places. If the prefix holds
-        control tokens, which would start another turn.
+        `ValueError`: If the tokenizer does not reproduce the text, because steps would be cut in the wrong places, or if the
+        prefix contains control tokens, which would start another turn.
     """
     token_ids = list(tokenizer.encode(prefix, add_special_tokens=False))
     found = continued_text(tokenizer, prompt_ids, token_ids)
     if found != prefix:
         raise ValueError(
-            f"the policy's tokenizer makes {found[:80]!r} of the prefix {prefix[:80]!r}, expected the same text. Searches from a "
-            "prefix need a tokenizer that changes nothing, such as a byte-level one, and no special tokens in the prefix."
+            f"The policy's tokenizer decodes the prefix {prefix[:80]!r} as {found[:80]!r}. It must reproduce the text exactly. Use a "
+            "policy with another tokenizer, such as a byte-level one, and remove special tokens from the prefix."
         )
     control = find_control_text(tokenizer, prefix, tags=False)
     if control:
         raise ValueError(
-            f"the prefix {prefix[:80]!r} holds {control[0]!r}, a control token of the policy's tokenizer, expected text alone. "
-            "Remove it."
+            f"The prefix {prefix[:80]!r} contains {control[0]!r}, a control token of the policy's tokenizer. Remove it."
         )
     end = rule.last_end(prefix)
     cuts = cut_steps(rule, tokenizer, prompt_ids, token_ids, prefix[:end])
@@ -313,14 +316,14 @@ def cut_at(
     tokenizer: Tokenizer, prefix_ids: Sequence[int], token_ids: Sequence[int], text: str, end: int
 ) -> Cut | None:
     """
-    Return the first cut between two tokens that has at least `end` characters of a text before it. `None` if there is no such
-    cut, for example because all later tokens hold parts of characters.
+    Return the first token boundary with at least `end` characters of a text before it, or `None`, for example if all later tokens
+    are parts of characters.
     """
 
     def decoded(number: int) -> str:
         return continued_text(tokenizer, prefix_ids, token_ids[:number])
 
-    first = len(token_ids)  # where a stop string ended the sample
+    first = len(token_ids)  # the likely cut, if a stop string ended the sample
     if decoded(first - 1)[:end] == text[:end]:
         first = bisect_left(range(first), True, key=lambda number: decoded(number)[:end] == text[:end])
     for number in range(first, len(token_ids) + 1):
@@ -331,12 +334,12 @@ def cut_at(
 
 
 def only_thinks(before: str, text: str) -> bool:
-    """Return whether all of a text is thinking, which may have begun in the text before it."""
+    """Return whether a text is only thinking, which may have started in the text before it."""
     return any(start <= len(before) and end == len(before + text) for start, end in thinking_spans(before + text))
 
 
 def _masked(text: str, mask: str = " ") -> str:
-    """The text with another character in the place of each character of thinking."""
+    """Return the text with each character of thinking replaced by `mask`."""
     for start, end in thinking_spans(text):
         text = text[:start] + mask * (end - start) + text[end:]
     return text

@@ -1,4 +1,4 @@
-"""A search tree: a problem, the steps that a policy sampled, and how the solutions they led to were graded."""
+"""Search tree: a problem, the steps sampled from a policy, and the grades of the solutions."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ class Problem:
 
     Args:
         problem_id (`str`):
-            The key of the problem everywhere. Its text never is.
+            Unique id of the problem. The text of a problem is never used as key.
         prompt (`str`):
-            The problem, as the user wrote it.
+            Text of the problem, without a prompt template.
         answer (`str`):
-            The reference answer.
+            Reference answer.
         prefix (`str`, *optional*, defaults to `""`):
-            The given beginning of the solution. Only step searches can continue from one.
+            Given beginning of the solution. Only step searches can continue from a prefix.
     """
 
     problem_id: str
@@ -36,51 +36,50 @@ class Problem:
 @dataclass(slots=True)
 class Node:
     """
-    One piece of text that the policy wrote after the text of its ancestors.
+    A piece of text that the policy generated after the text of its ancestors.
 
     Args:
         node_id (`str`):
-            16 hex digits: a hash of run, problem and place in the tree, so that restarts and shards agree.
+            Hash of run, problem and position in the tree, as 16 hex digits. It is the same after a restart and in all shards.
         parent (`int`):
-            Index of the node before it in [`SearchTree.nodes`], `-1` (`ROOT`) for the prompt. A parent comes before its
-            children.
+            Index of the parent in [`SearchTree.nodes`], `-1` (`ROOT`) for the prompt. A parent comes before its children.
         child_index (`int`):
-            Place among the samples of one request.
+            Index among the samples of one request.
         round (`int`):
-            Which request of the parent it came from: a node may be sampled from more than once.
+            Which request of the parent the node belongs to. A node may be sampled from more than once.
         token_ids (`list[int]`):
-            What the policy wrote, with the stop string that ended it. Never tokenised again.
+            Generated token ids, including the stop string that ended them. They are never re-tokenized.
         text (`str`):
-            The same as text. The texts from the first node to this one, joined, are what the policy wrote.
+            Generated text. Joined from the first node to this one, the texts are the output of the policy.
         tail (`int`, *optional*, defaults to `0`):
-            How many of the last characters of `text` belong to the next step, such as a header `# Step 3` that ended this one.
-            If the model never stops thinking, all of `text`.
+            Number of characters at the end of `text` that belong to the next step, such as the header `# Step 3` that ended this
+            step. If the model never stops thinking, all of `text`.
         role (`str`, *optional*, defaults to `"step"`):
-            `"step"`: sampled as a next step. `"rollout"`: sampled to the end of the solution, to judge its parent.
-            `"segment"`: one step of a rollout that was cut into steps; no sample of its own. `"given"`: one step of the
-            problem's prefix, which was not sampled.
+            `"step"`: sampled as a next step. `"rollout"`: sampled to the end of the solution, to estimate its parent.
+            `"segment"`: one step of a rollout that was split into steps, not sampled on its own. `"given"`: one step of the
+            problem's prefix, not sampled.
         num_cached (`int`, *optional*, defaults to `0`):
-            Prefix tokens that the engine took from its cache.
+            Number of prefix tokens that the engine took from its cache.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of this sample.
+            Random seed of this sample.
         finish (`str`, *optional*, defaults to `"stop"`):
-            Why sampling ended: `"stop"` (a stop string), `"eos"`, `"length"`.
+            Why generation ended: `"stop"` (a stop string), `"eos"` or `"length"`.
         stop_reason (`str`, *optional*):
-            The stop string, if one ended it.
+            The stop string that ended the sample, if any.
         is_final (`bool`, *optional*, defaults to `False`):
-            Whether the solution ends here, by the end of the sequence or by a final stop string.
+            Whether the solution ends here, with the end of the sequence or a final stop string.
         answer (`str`, *optional*):
-            The answer read from the solution that ends here.
+            Answer extracted from the solution that ends here.
         correct (`bool`, *optional*):
-            Whether `answer` is right. `None` if there is no answer, and if the grader could not decide.
+            Whether `answer` is right. `None` if the answer is missing or the grader could not decide.
         weight (`float`, *optional*, defaults to `1.0`):
-            How many samples it stands for among its siblings, where a budget left some of them out.
+            Number of samples that the node represents, including itself, if the budget dropped some of its siblings.
         cuts (`tuple[int, ...]`, *optional*, defaults to `()`):
-            Where the later of several merged steps begin in `text`, header included.
+            For merged steps, the start of each step after the first in `text`, including its header.
         merged_from (`tuple[str, str]`, *optional*):
-            Ids of the two nodes that node compression made it of. Its descendants have none, but new ids too.
+            Ids of the two nodes that node compression merged into this node. `None` for its descendants, although their ids change.
         value (`float`, *optional*):
-            The value that the source recorded, for trees searched by others. It then stands for the node's leaves.
+            MC score recorded by the source, for trees that were searched by other software. It replaces the leaf counts.
     """
 
     node_id: str
@@ -105,7 +104,7 @@ class Node:
 
     @property
     def sort_key(self) -> tuple:
-        """Order among siblings: steps and rollouts by round and place, segments after the rollout they were cut from."""
+        """Sort key among siblings: steps and rollouts by round and index, segments after their rollout."""
         return self.round, self.child_index, self.role == "segment", self.node_id
 
     @property
@@ -115,7 +114,7 @@ class Node:
 
     @property
     def is_sample(self) -> bool:
-        """Whether it is one draw of what follows its parent. Only draws say what the parent is worth."""
+        """Whether the node is a sample of its parent's continuation. Only samples are used to estimate the parent."""
         return self.role not in ("segment", "given") and self.merged_from is None
 
 
@@ -128,12 +127,12 @@ class SearchTree:
         problem ([`Problem`]):
             The problem.
         nodes (`list[Node]`, *optional*):
-            Nodes; a parent comes before its children.
+            Nodes of the tree. A parent comes before its children.
         prompt_ids (`list[int]`, *optional*):
             Token ids of the rendered prompt.
         status (`str`, *optional*, defaults to `"open"`):
-            `"open"`, or why the search of this problem ended: `"done"`, `"always_solved"` or `"never_solved"` (root
-            filter), `"ungradable"` (the reference answer cannot be read), `"prompt_too_long"`, `"error"`.
+            `"open"`, or why the search of this problem ended: `"done"`, `"always_solved"` or `"never_solved"` (root filter),
+            `"ungradable"` (unreadable reference answer), `"prompt_too_long"` or `"error"`.
     """
 
     problem: Problem
@@ -142,14 +141,14 @@ class SearchTree:
     status: str = "open"
 
     def children(self) -> list[list[int]]:
-        """Indices of the children of each node, in order of index. The last entry is for the prompt."""
+        """Return the indices of the children of each node, in ascending order. The last entry is for the prompt."""
         children: list[list[int]] = [[] for _ in range(len(self.nodes) + 1)]
         for i, node in enumerate(self.nodes):
             children[node.parent].append(i)
         return children
 
     def path(self, index: int) -> list[int]:
-        """Indices of the nodes from the first to `index`, both included; empty for the prompt."""
+        """Return the indices of the nodes on the path to `index`, including `index`. Empty for the prompt."""
         path = []
         while index != ROOT:
             path.append(index)
@@ -157,26 +156,26 @@ class SearchTree:
         return path[::-1]
 
     def depth(self, index: int) -> int:
-        """Number of nodes on the path to `index`: 0 for the prompt."""
+        """Return the number of nodes on the path to `index`. 0 for the prompt."""
         return len(self.path(index))
 
     def text(self, index: int) -> str:
-        """Everything that the policy wrote up to the end of node `index`."""
+        """Return the text that the policy generated up to the end of node `index`."""
         return "".join(self.nodes[i].text for i in self.path(index))
 
     def prefix_ids(self, index: int) -> list[int]:
-        """Token ids of the prompt and of everything up to the end of node `index`: what the policy continues."""
+        """Return the token ids of the prompt and of the path to `index`, for the policy to continue."""
         return self.prompt_ids + [token for i in self.path(index) for token in self.nodes[i].token_ids]
 
     def step_text(self, index: int, merge_separator: str = "\n") -> str:
         """
-        Text of the step at `index` alone: with the header that ended the node before it, without the one that ended it, and
-        without a reasoning model's thinking. Merged steps are joined by `merge_separator`.
+        Return the text of the step at `index`, with its own header, without the header of the next step, and without the thinking
+        of a reasoning model. Merged steps are joined by `merge_separator`.
         """
         return merge_separator.join(self.step_pieces(index))
 
     def step_pieces(self, index: int) -> list[str]:
-        """The texts of the original steps that [`SearchTree.step_text`] joins."""
+        """Return the texts of the original steps, which [`SearchTree.step_text`] joins."""
         node = self.nodes[index]
         header = ""
         if node.parent != ROOT and self.nodes[node.parent].tail:
@@ -189,7 +188,7 @@ class SearchTree:
         return [visible_text(piece).strip() for piece in [header + pieces[0], *pieces[1:]]]
 
     def canonical(self) -> "SearchTree":
-        """The same tree with its nodes in depth-first order, siblings by round and place: the order of arrival is gone."""
+        """Return the tree with its nodes in depth-first order, so that it does not depend on the order of arrival."""
         children = self.children()
         order: list[int] = []
         pending = [ROOT]
@@ -205,12 +204,12 @@ class SearchTree:
 
 
 def make_id(*parts: Any) -> str:
-    """16 hex digits that stand for the parts."""
+    """Return a hash of the parts, as 16 hex digits."""
     return hashlib.blake2b("\n".join(str(part) for part in parts).encode(), digest_size=8).hexdigest()
 
 
 def walk(tree: SearchTree) -> Iterator[tuple[int, Node, int]]:
-    """Index, node and depth of every node, in order of index."""
+    """Yield index, node and depth of every node, in order of index."""
     depths: list[int] = []
     for index, node in enumerate(tree.nodes):
         depths.append(1 if node.parent == ROOT else depths[node.parent] + 1)

@@ -1,10 +1,12 @@
 r"""
-What a step is worth, estimated from the outcomes of the solutions below it: counts, MC scores and labels, all pure.
+Leaf counts, MC scores and labels of the steps in a search tree. All functions are pure.
 
-An *outcome* is what is known of a leaf, a node that nothing follows: answered (right or wrong), unresolved (no answer:
-truncated by length, depth or budget, or none was found), or nothing at all (an answer that the grader could not tell, a node
-that a budget left out at random, a step of a cut rollout that no rollout judges). An answer that the grader could not tell
-counts nowhere, in any mode.
+Each leaf of a tree has one of three *outcomes*:
+
+- answered: its answer is right or wrong.
+- unresolved: it has no answer, because it was truncated by length, depth or budget, or because no answer was found.
+- unknown: the grader could not decide, the budget dropped the node at random, or it is a step of a split rollout without its own
+  rollouts. These leaves are never counted.
 """
 
 import math
@@ -24,11 +26,11 @@ class LeafCounts(NamedTuple):
 
     Args:
         correct (`int`):
-            Leaves with the right answer.
+            Number of leaves with the right answer.
         answered (`int`):
-            Leaves with an answer that is right or wrong.
+            Number of leaves with a right or wrong answer.
         unresolved (`int`):
-            Leaves without an answer.
+            Number of leaves without an answer.
     """
 
     correct: int
@@ -45,15 +47,15 @@ def leaf_counts(tree: SearchTree) -> list[LeafCounts]:
     """
     Return the number of leaves below each node. A leaf counts itself.
 
-    The steps that a rollout was cut into (`role="segment"`) do not count for the node above them, because the rollout next to
-    them does. So the counts of a node are the sums over its other children.
+    The counts of a node are the sums over its children, except for the steps of a split rollout (`role="segment"`). The rollout
+    itself, which is a sibling of its first step, already counts.
 
     Args:
         tree ([`SearchTree`]):
             Tree with N nodes.
 
     Returns:
-        `list[LeafCounts]`: N + 1 counts, the last ones for the prompt.
+        `list[LeafCounts]`: N + 1 counts. The last is for the prompt.
     """
     size = len(tree.nodes) + 1
     correct, answered, unresolved = [0] * size, [0] * size, [0] * size
@@ -71,30 +73,30 @@ def leaf_counts(tree: SearchTree) -> list[LeafCounts]:
 
 def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = "drop") -> list[float | None]:
     """
-    Return the estimated probability that a solution which continues from each node ends with the right answer.
+    Return the MC score of each node: the estimated probability that a continuation of the node ends with the right answer.
 
     Args:
         tree ([`SearchTree`]):
             Tree with N nodes.
         estimator (`str`, *optional*, defaults to `"child_mean"`):
-            `"child_mean"`: the mean of the children's scores, weighted by `Node.weight`, over the children that are draws
-            of what follows (`Node.is_sample`) and have a score; unbiased also where branches differ in depth.
-            `"leaf_share"`: right leaves among the leaves below, as in [HRM](https://huggingface.co/papers/2503.13551),
-            section 3.2; leans to branches with many leaves.
+            `"child_mean"`: mean score of the sampled children (`Node.is_sample`) that have a score, weighted by `Node.weight`.
+            Unbiased even if branches differ in depth.
+            `"leaf_share"`: fraction of leaves below the node that are right, as in
+            [HRM](https://huggingface.co/papers/2503.13551), section 3.2. Favours branches with many leaves.
         truncated (`str`, *optional*, defaults to `"drop"`):
-            What an unresolved leaf is: `"drop"` for unknown, `"wrong"` for a wrong answer.
+            How to count unresolved leaves: `"drop"` ignores them, `"wrong"` counts them as wrong answers.
 
     Returns:
-        `list[float | None]`: N + 1 scores, the last one for the prompt. A leaf's score is 1 or 0, and a value that the
-        source recorded is the node's score. `None` where nothing is known.
+        `list[float | None]`: N + 1 scores. The last is for the prompt. The score of a leaf is 1 or 0. A value recorded by the
+        source (`Node.value`) is used as the score of its node. `None` if nothing is known.
 
     Raises:
         `ValueError`: If `estimator` or `truncated` is unknown.
     """
     if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator is {estimator!r}, expected one of {', '.join(ESTIMATORS)}.")
+        raise ValueError(f"estimator is {estimator!r}. It must be one of {', '.join(ESTIMATORS)}.")
     if truncated not in TRUNCATED:
-        raise ValueError(f"truncated is {truncated!r}, expected one of {', '.join(TRUNCATED)}.")
+        raise ValueError(f"truncated is {truncated!r}. It must be one of {', '.join(TRUNCATED)}.")
     if estimator == "leaf_share":
         shares = [_share(counts, truncated) for counts in leaf_counts(tree)]
         recorded = [node.value for node in tree.nodes]
@@ -119,19 +121,20 @@ def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = 
 
 def entropy_label(p: float, eta: float) -> float:
     r"""
-    Entropy-regularised label of a step whose completions are right with probability `p`
+    Return the entropy-regularised label of a step whose rollouts are right with probability `p`
     ([ER-PRM](https://huggingface.co/papers/2412.11006), eq. 1, for rewards in {0, 1}):
 
     \\[\frac{1}{\eta} \ln E[e^{\eta r}] = \frac{1}{\eta} \ln(1 + p (e^\eta - 1))\\]
 
-    Eq. 2, for completions of the optimal policy, is the same with \\(-\eta\\). The limits are `p` for \\(\eta \to 0\\), the
-    hard label for \\(\eta \to \infty\\), and 1 only if all completions are right for \\(\eta \to -\infty\\).
+    Eq. 2, for completions of the optimal policy, is the same formula with \\(-\eta\\). The label tends to `p` for
+    \\(\eta \to 0\\) and to the hard label for \\(\eta \to \infty\\). For \\(\eta \to -\infty\\) it tends to 1 if all rollouts are
+    right and to 0 otherwise.
 
     Args:
         p (`float`):
             Probability, in [0, 1].
         eta (`float`):
-            Strength of the regularisation, of either sign and any size.
+            Regularisation strength. Any positive or negative number.
 
     Example:
 
@@ -142,7 +145,7 @@ def entropy_label(p: float, eta: float) -> float:
     """
     if p in (0, 1) or abs(eta) < 1e-12:
         return float(p)
-    if eta < 0:  # an identity that keeps clear of the cancellation in 1 + p (e^eta - 1)
+    if eta < 0:  # identity that avoids cancellation in 1 + p (e^eta - 1)
         return 1 - entropy_label(1 - p, -eta)
     if eta < 700:
         return math.log1p(p * math.expm1(eta)) / eta
@@ -151,15 +154,15 @@ def entropy_label(p: float, eta: float) -> float:
 
 def make_label(p: float, kind: str = "soft", eta: float | None = None) -> float:
     """
-    Label of a step with the MC score `p`.
+    Return the label of a step with the MC score `p`.
 
     Args:
         p (`float`):
             MC score, in [0, 1].
         kind (`str`, *optional*, defaults to `"soft"`):
-            `"soft"` for `p`, `"hard"` for whether `p` is above 0, `"entropy"` for [`entropy_label`].
+            `"soft"`: `p`. `"hard"`: 1 if `p > 0`, otherwise 0. `"entropy"`: [`entropy_label`].
         eta (`float`, *optional*):
-            For `"entropy"`.
+            Regularisation strength. Required for `"entropy"`.
 
     Raises:
         `ValueError`: If `kind` is unknown.
@@ -170,7 +173,7 @@ def make_label(p: float, kind: str = "soft", eta: float | None = None) -> float:
         return float(p > 0)
     if kind == "entropy":
         return entropy_label(p, eta)
-    raise ValueError(f"the kind of label is {kind!r}, expected one of {', '.join(LABELS)}.")
+    raise ValueError(f"The kind of label is {kind!r}. It must be one of {', '.join(LABELS)}.")
 
 
 def _share(counts: LeafCounts, truncated: str) -> float | None:
@@ -179,14 +182,16 @@ def _share(counts: LeafCounts, truncated: str) -> float | None:
 
 
 def _outcomes(tree: SearchTree) -> list[LeafCounts | None]:
-    """The outcome of each leaf as counts, `None` for nodes that something follows."""
+    """Return the outcome of each leaf as counts, and `None` for inner nodes."""
     followed, thinned = [False] * (len(tree.nodes) + 1), [False] * (len(tree.nodes) + 1)
     for node in tree.nodes:
         followed[node.parent] = True
         if node.weight > 1:
             thinned[node.parent] = True
     return [
-        None if followed[i] else _outcome(node, thinned[node.parent] and node.weight == 1)  # one of more was continued
+        None
+        if followed[i]
+        else _outcome(node, thinned[node.parent] and node.weight == 1)  # only some siblings were continued
         for i, node in enumerate(tree.nodes)
     ]
 
@@ -196,7 +201,7 @@ def _outcome(node: Node, thinned: bool) -> LeafCounts:
         return _ANSWERED[node.correct]
     if node.answer is not None:
         return _NOTHING
-    # Could have been continued, and siblings were: they stand for it. A node made by compression has no such siblings.
+    # the budget continued siblings instead of this node, and their weights include it; not so for nodes made by compression
     if thinned and node.finish == "stop" and not node.is_final and node.is_sample and node.text.strip():
         return _NOTHING
     return _UNRESOLVED

@@ -1,4 +1,4 @@
-// Overview: a bar per node, as wide as the number of leaves below it
+// Overview: one bar per node, with the number of leaves below it as width
 
 const picture = byId("picture");
 const levelOf = new Map();
@@ -29,7 +29,7 @@ function svg(tag, attributes) {
   return element;
 }
 
-/** Bars of the nodes that `keep` asks for, by shade. Those narrower than a pixel share one with their neighbours, of their mean value. */
+/** Bars of the nodes selected by `keep`, by shade. Neighbours narrower than a pixel share a bar with their mean score. */
 function bars(keep) {
   const pixels = scale();
   const paths = new Map();
@@ -69,7 +69,7 @@ function drawPicture() {
   drawHits();
 }
 
-/** What a search found keeps its colour, all else fades. */
+/** Search results keep their colour, and other nodes fade. */
 function drawHits() {
   const found = new Set(hits.flatMap((i) => lines[i].nodes));
   picture.querySelector(".all")?.classList.toggle("faded", found.size > 0);
@@ -112,7 +112,7 @@ picture.addEventListener("mousemove", (event) => {
   const score = node === null ? null : of("score", node);
   byId("caption").textContent = node === null
     ? caption
-    : `${titleOf(lines[lineOf.get(node)])}, value ${score === null ? "none" : score.toFixed(2)}: ${oneLine(of("text", node)).slice(0, 240)}`;
+    : `${titleOf(lines[lineOf.get(node)])}, MC score ${score === null ? "none" : score.toFixed(2)}: ${oneLine(of("text", node)).slice(0, 240)}`;
 });
 picture.addEventListener("mouseleave", () => (byId("caption").textContent = caption));
 picture.addEventListener("click", (event) => {
@@ -170,9 +170,9 @@ byId("problem").textContent = problem.prompt;
 const rootScore = of("score", PROMPT);
 byId("facts").append(...facts([
   ["Reference answer", problem.answer],
-  ["Value of the prompt", rootScore === null ? "none" : rootScore.toFixed(3), make("span", "note", data.basis ? ` ${data.basis}` : "")],
+  ["MC score of the prompt", rootScore === null ? "none" : rootScore.toFixed(3), make("span", "note", data.basis ? ` ${data.basis}` : "")],
   of("answered", PROMPT) > 0 && ["Correct answers", `${number(of("correct", PROMPT))} of ${number(of("answered", PROMPT))}`,
-    of("unresolved", PROMPT) ? make("span", "note", ` and ${number(of("unresolved", PROMPT))} without a verdict`) : null],
+    of("unresolved", PROMPT) ? make("span", "note", `, ${number(of("unresolved", PROMPT))} more without an answer`) : null],
   ["Nodes", number(totals.num_nodes)],
   totals.num_tokens > 0 && ["Tokens generated", number(totals.num_tokens)],
   totals.num_tokens > 0 && ["Tokens from cache", number(totals.num_cached)],
@@ -186,7 +186,7 @@ for (let depth = 1; depth <= Math.min(deepest, 7); depth++) {
   byId("depths").append(button);
 }
 
-// Open at first: as many levels as make 40 rows
+// Initially open as many levels as fit into 40 rows
 
 const numRows = (most) => {
   if (most >= deepest) return lines.length;

@@ -18,7 +18,7 @@ function showTree() {
   drawRows();
 }
 
-/** Only the rows in sight are in the document, so that a tree of any size opens at once. */
+/** Only visible rows are in the document, so that large trees open quickly. */
 function drawRows() {
   const first = Math.max(Math.floor(tree.scrollTop / ROW) - 8, 0);
   const last = Math.min(Math.ceil((tree.scrollTop + tree.clientHeight) / ROW) + 8, visible.length);
@@ -69,7 +69,7 @@ function rowContent(line) {
   if (line.below.length && of("answered", node) + of("unresolved", node) > 0) {
     const open = of("unresolved", node) ? make("em", "", ` +${of("unresolved", node)}?`) : null;
     const share = make("span", "share", `${of("correct", node)}/${of("answered", node)}`, open);
-    share.title = "correct / answered solutions below, and those without a verdict";
+    share.title = "correct / answered solutions below, + solutions without an answer";
     marks.push(share);
   }
   if (line.nodes.length > 1) marks.push(make("span", "badge", `×${line.nodes.length}`));
@@ -78,7 +78,7 @@ function rowContent(line) {
   return [valueMark(of("score", node)), make("span", "step", ...highlighted(text)), ...marks];
 }
 
-/** The beginning of a text, or where the searched text stands in it. */
+/** The beginning of a text, or the part of it around the search text. */
 function highlighted(text) {
   const found = needle ? text.toLowerCase().indexOf(needle) : -1;
   if (found < 0) return [text.slice(0, 400)];
@@ -116,7 +116,7 @@ function select(i) {
   showDetail(lines[i]);
 }
 
-/** Open every step above a depth. Rollouts stay folded, except when all is opened. */
+/** Open all steps above a depth. Rollouts stay closed unless everything is opened. */
 function openTo(depth) {
   const all = depth >= deepest;
   for (const line of lines) line.open = line.depth < depth && (all || line.kind !== "rollouts");
@@ -177,8 +177,8 @@ function change(line) {
   const before = of("score", of("parent", line.nodes[0]));
   if (before === null) return null;
   const step = of("score", line.nodes[0]) - before;
-  const where = of("parent", line.nodes[0]) === PROMPT ? "the prompt" : "the step before it";
-  if (Math.abs(step) < 0.005) return make("p", "change", `Same value as ${where}`);
+  const where = of("parent", line.nodes[0]) === PROMPT ? "the prompt" : "the previous step";
+  if (Math.abs(step) < 0.005) return make("p", "change", `Same score as ${where}`);
   return make("p", "change", `${Math.abs(step).toFixed(2)} ${step < 0 ? "below" : "above"} ${where}`);
 }
 
@@ -187,7 +187,7 @@ function leavesText(line) {
   if (line.kind === "rollouts" || !childrenOf.get(node).length) return null;
   const [correct, answered, unresolved] = ["correct", "answered", "unresolved"].map((name) => of(name, node));
   if (!answered && !unresolved) return null;
-  const rest = unresolved ? `, ${number(unresolved)} more without a verdict` : "";
+  const rest = unresolved ? `, ${number(unresolved)} more without an answer` : "";
   return `${number(correct)} of ${number(answered)} answers below are correct${rest}`;
 }
 
@@ -197,8 +197,8 @@ function endingsPart(line) {
   if (!found.length) return [];
   const shown = found.slice(0, 8).map(([outcome, answer, count]) => badge(outcome, answer, count));
   const more = found.length - shown.length;
-  if (more) shown.push(make("span", "badge", `${plural(more, "other ending")}`));
-  return [make("h3", "", "How the solutions below end"), make("div", "headline", ...shown)];
+  if (more) shown.push(make("span", "badge", `${plural(more, "other outcome")}`));
+  return [make("h3", "", "Outcomes of the solutions below"), make("div", "headline", ...shown)];
 }
 
 function trailPart(line) {
@@ -211,7 +211,7 @@ function trailPart(line) {
     button.addEventListener("click", () => select(lineOf.get(node)));
     return make("li", "", button);
   });
-  return [make("h3", "", "What stands before it"), make("ol", "trail-list", ...items)];
+  return [make("h3", "", "Path to this step"), make("ol", "trail-list", ...items)];
 }
 
 function samplePart(line) {
@@ -219,7 +219,7 @@ function samplePart(line) {
   const node = line.nodes[0];
   const list = (name) => line.nodes.map((i) => of(name, i)).join(", ");
   const stop = of("stop_reason", node);
-  const ended = { stop: "a stop string", eos: "the policy", length: "the limit on tokens" }[of("finish", node)];
+  const ended = { stop: "a stop string", eos: "the policy", length: "the maximum number of tokens" }[of("finish", node)];
   const cached = of("num_cached", node) ? `, ${number(of("num_cached", node))} of the prefix from cache` : "";
   const merged = of("merged_from", node);
   return [
@@ -230,7 +230,7 @@ function samplePart(line) {
       of("answer", node) !== null && ["Answer", `${of("answer", node)} (${of("outcome", node)})`],
       ["Tokens", number(of("num_tokens", node)) + cached],
       ["Seed", list("seed")],
-      of("weight", node) !== 1 && ["Weight", `stands for ${of("weight", node)} siblings`],
+      of("weight", node) !== 1 && ["Weight", `represents ${of("weight", node)} siblings`],
       merged && ["Merged from", make("code", "", merged.join(" + "))],
       ["Node", make("code", "", list("node_id"))],
     ])),

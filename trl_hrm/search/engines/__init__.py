@@ -1,1 +1,1 @@
-"""The policies to sample from: in this process (transformers, vLLM) or behind HTTP servers."""
+"""Engines that sample from a policy: in this process (transformers, vLLM) or on HTTP servers."""

@@ -1,4 +1,4 @@
-"""What a search asks of a policy: continue these token ids. The protocol of all engines, what they share, and one for tests."""
+"""Interface of all engines, their shared functions, and a scripted engine for tests. An engine continues token ids."""
 
 import asyncio
 import hashlib
@@ -12,20 +12,20 @@ FINISHES = ("stop", "eos", "length")
 
 
 class EngineError(RuntimeError):
-    """A request failed after all retries. The search continues without it, and it never becomes a label."""
+    """A request failed after all retries. The search continues without it, and no label depends on it."""
 
 
 class PrefixTooLong(EngineError):
     """
-    The prefix leaves no room for a token. The solution is cut off here; asking again would not help.
+    The prefix fills the model's context, so no token can be generated. The solution is cut off; a retry would not help.
 
     Args:
         message (`str`):
-            What the engine says.
+            Error message of the engine.
         max_length (`int`, *optional*):
-            Maximum number of tokens of prefix and sample together, if a server's message has it.
+            Maximum number of tokens of prefix and sample together, if the server's message states it.
         num_prefix (`int`, *optional*):
-            Number of tokens of the prefix, if a server's message has it.
+            Number of tokens of the prefix, if the server's message states it.
     """
 
     def __init__(self, message: str, max_length: int | None = None, num_prefix: int | None = None):
@@ -35,7 +35,7 @@ class PrefixTooLong(EngineError):
 
 
 class EngineFatal(OSError):
-    """No request can succeed, as when the server does not know the model. The search stops."""
+    """No request can succeed, for example because the server does not have the model. The search stops."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Sample:
 
     Args:
         token_ids (`list[int]`):
-            What was generated, with the tokens of the stop string and with the end-of-sequence token.
+            Generated token ids, including the stop string and the end-of-sequence token.
         text (`str`):
-            The same as text, with the stop string and without special tokens.
+            Generated text, including the stop string but no special tokens.
         finish (`str`):
-            `"stop"` (a stop string), `"eos"` (the policy ended the sequence), `"length"` (`max_tokens`).
+            Why generation ended: `"stop"` (a stop string), `"eos"` (end-of-sequence token) or `"length"` (`max_tokens`).
         stop_reason (`str`, *optional*):
-            The stop string, if one ended it.
+            The stop string that ended the sample, if any.
         num_cached (`int`, *optional*, defaults to `0`):
-            Prefix tokens that were taken from a cache. Of the samples of one request, the first carries the number.
+            Number of prefix tokens taken from a cache. Only the first sample of a request has it.
     """
 
     token_ids: list[int]
@@ -65,8 +65,8 @@ class Sample:
 
 class Tokenizer(Protocol):
     """
-    What a search needs of a tokenizer. All tokenizers of transformers have it. For prompts in a chat template,
-    `apply_chat_template` is also needed.
+    Tokenizer interface that a search requires. All transformers tokenizers implement it. Prompts with a chat template also
+    require `apply_chat_template`.
     """
 
     chat_template: Any
@@ -78,7 +78,7 @@ class Tokenizer(Protocol):
 
 class Engine(Protocol):
     """
-    A policy to sample from. `describe` gives what identifies it (model, sampling, versions) for manifest and card.
+    Interface of an engine. `describe` returns the model, sampling parameters and versions for the manifest and dataset card.
     """
 
     tokenizer: Tokenizer
@@ -91,21 +91,21 @@ class Engine(Protocol):
 
         Args:
             prefix_ids (`Sequence[int]`):
-                Token ids to continue, never tokenised again.
+                Token ids to continue. They are never re-tokenized.
             n (`int`):
                 Number of samples.
             stop (`Sequence[str]`):
-                Strings that end a sample. They stay in its ids and its text.
+                Strings that end a sample. They are kept in its ids and text.
             max_tokens (`int`):
-                Maximum number of tokens of a sample.
+                Maximum number of tokens per sample.
             seed (`int`):
-                Sample `i` uses `seed + i`, so that seeds of two requests must lie `n` apart.
+                Random seed. Sample `i` uses `seed + i`, so the seeds of two requests must differ by at least `n`.
             key (`str`, *optional*):
-                Requests with the same key share prefixes; an engine of several servers sends them to the same one.
+                Requests with the same key share prefixes. An engine with several servers sends them to the same server.
 
         Raises:
             `EngineError`: If the request failed.
-            `PrefixTooLong`: If the policy has no room for another token.
+            `PrefixTooLong`: If the prefix fills the policy's context.
             `EngineFatal`: If no request can succeed.
         """
         ...
@@ -116,19 +116,19 @@ class Engine(Protocol):
 
 
 def check_samples(samples: Sequence[Sample], n: int) -> None:
-    """Raise [`EngineFatal`] unless there are `n` samples, each of them whole: an engine that errs would bias every value."""
+    """Raise [`EngineFatal`] unless there are `n` complete samples. A faulty engine would bias all values."""
     if len(samples) != n:
         raise EngineFatal(
-            f"the engine returned {len(samples)} samples, expected {n}. The server may ignore `n`; ask it for one sample "
-            "per request."
+            f"The engine returned {len(samples)} samples, expected {n}. The server may ignore `n`. Request one sample at a "
+            "time."
         )
     for i, sample in enumerate(samples):
         if sample.finish not in FINISHES:
-            raise EngineFatal(f"sample {i} ended with {sample.finish!r}, expected one of {', '.join(FINISHES)}.")
+            raise EngineFatal(f"Sample {i} ended with {sample.finish!r}. It must be one of {', '.join(FINISHES)}.")
         if sample.finish == "stop" and (sample.stop_reason is None or sample.stop_reason not in sample.text):
             raise EngineFatal(
-                f"sample {i} was ended by the stop string {sample.stop_reason!r}, but its text ends with "
-                f"{sample.text[-40:]!r}; expected the stop string in the text."
+                f"Sample {i} was ended by the stop string {sample.stop_reason!r}, but its text does not contain it. The text "
+                f"ends with {sample.text[-40:]!r}."
             )
 
 
@@ -136,14 +136,14 @@ def continued_text(tokenizer: Tokenizer, prefix_ids: Sequence[int], token_ids: S
     """
     Return the text of `token_ids` after `prefix_ids`.
 
-    Decoding them alone would lose a leading space with tokenizers that mark it on the first token of a text.
+    Decoded without the prefix, some tokenizers would drop a leading space.
     """
     before = tokenizer.decode(list(prefix_ids[-8:]), skip_special_tokens=True)
     return tokenizer.decode([*prefix_ids[-8:], *token_ids], skip_special_tokens=True)[len(before) :]
 
 
 def find_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
-    """Return where the first stop string in `text` ends, and the string: of those that end first, the longest."""
+    """Return the end of the first stop string in `text`, and the string. If several end there, return the longest."""
     found = [(text.find(string) + len(string), -len(string), string) for string in stop if string in text]
     if not found:
         return None
@@ -154,18 +154,18 @@ def find_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
 @dataclass(frozen=True)
 class Sampling:
     """
-    How the next token is drawn.
+    Sampling parameters.
 
     Args:
         temperature (`float`, *optional*, defaults to `1.0`):
-            Divides the logits. `0` takes the most probable token.
+            Sampling temperature. `0` means greedy decoding.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Draws from the fewest tokens that together have this probability.
+            Sample from the smallest set of tokens with at least this cumulative probability.
         top_k (`int`, *optional*, defaults to `0`):
-            Draws from the `top_k` most probable tokens. `0` for all.
+            Sample from the `top_k` most probable tokens. `0` means all tokens.
 
     Raises:
-        `ValueError`: If one is out of range.
+        `ValueError`: If a parameter is out of range.
     """
 
     temperature: float = 1.0
@@ -174,22 +174,22 @@ class Sampling:
 
     def __post_init__(self):
         if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}, expected 0 or more.")
+            raise ValueError(f"temperature is {self.temperature}. It must be at least 0.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected more than 0 and at most 1.")
+            raise ValueError(f"top_p is {self.top_p}. It must be in (0, 1].")
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}, expected 0 (all tokens) or more.")
+            raise ValueError(f"top_k is {self.top_k}. It must be at least 0 (0 means all tokens).")
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
 
     def num_draws(self, n: int) -> int:
-        """Return how many of `n` samples have to be made. All greedy samples are equal."""
+        """Return how many of `n` samples must be generated. Greedy samples are identical, so one is enough."""
         return min(n, 1) if self.is_greedy else n
 
     def repeat(self, samples: list[Sample], n: int) -> list[Sample]:
-        """Return the `n` samples of a request from the `num_draws` that were made."""
+        """Return the `n` samples of a request from the `num_draws` generated ones."""
         if not self.is_greedy:
             return samples
         return samples + [replace(s, token_ids=list(s.token_ids), num_cached=0) for s in samples for _ in range(n - 1)]
@@ -200,17 +200,17 @@ class Sampling:
 
 def room(prefix_ids: Sequence[int], max_tokens: int, max_length: int | None, model: str) -> int:
     """
-    Return how many tokens may follow: `max_tokens`, or fewer if they do not fit into the model's length.
+    Return how many tokens can be generated: `max_tokens`, or fewer if the model's context is too short.
 
     Raises:
-        `PrefixTooLong`: If no token fits.
+        `PrefixTooLong`: If the prefix fills the context.
     """
     if max_length is None:
         return max_tokens
     if len(prefix_ids) >= max_length:
         raise PrefixTooLong(
-            f"the prefix has {len(prefix_ids)} tokens, but {model} takes {max_length} with what follows. Lower the depth "
-            "or the number of tokens of a step, or raise the model's length where it can be."
+            f"The prefix has {len(prefix_ids)} tokens, but {model} has a context of {max_length} tokens. Lower the depth or "
+            "the number of tokens per step, or use a longer context."
         )
     return min(max_tokens, max_length - len(prefix_ids))
 
@@ -223,7 +223,7 @@ def sample_from_ids(
     stop_reason: str | None = None,
     num_cached: int = 0,
 ) -> Sample:
-    """Return a sample whose text is decoded from its ids, so that the joined texts of a path are the text of the joined ids."""
+    """Return a sample with text decoded from its ids. The texts along a path then join to the text of the joined ids."""
     ids = list(token_ids)
     text = continued_text(tokenizer, prefix_ids, ids[:-1] if finish == "eos" else ids)
     return Sample(ids, text, finish, stop_reason, num_cached)
@@ -238,16 +238,17 @@ def sample_from_vllm(
     num_cached: int = 0,
 ) -> Sample:
     """
-    Return a sample of vLLM. Its `"stop"` also stands for the end of the sequence, where `stop_reason` is not a string.
+    Return a sample from an output of vLLM. vLLM also reports `"stop"` at the end of the sequence; `stop_reason` is then not a
+    string.
 
     Raises:
-        `EngineError`: If vLLM gave the request up.
-        `EngineFatal`: If the reason is unknown.
+        `EngineError`: If vLLM aborted the request.
+        `EngineFatal`: If the finish reason is unknown.
     """
     if finish_reason in ("abort", "error"):
         raise EngineError(f"vLLM ended the request with {finish_reason!r}.")
     if finish_reason not in ("stop", "length"):
-        raise EngineFatal(f"vLLM ended a sample with {finish_reason!r}, expected 'stop' or 'length'.")
+        raise EngineFatal(f"vLLM ended a sample with {finish_reason!r}. It must be 'stop' or 'length'.")
     if finish_reason == "length":
         return sample_from_ids(tokenizer, prefix_ids, token_ids, "length", num_cached=num_cached)
     if isinstance(stop_reason, str):
@@ -256,7 +257,7 @@ def sample_from_vllm(
 
 
 class CharTokenizer:
-    """One token per character: the tokenizer of [`ScriptedEngine`]."""
+    """Tokenizer of [`ScriptedEngine`], with one token per character."""
 
     chat_template = None
     eos_token_id = 0
@@ -270,16 +271,16 @@ class CharTokenizer:
 
 class ScriptedEngine:
     """
-    A deterministic engine for tests: `script(prefix_text, rng)` writes what the policy would write to the very end.
+    Deterministic engine for tests. `script(prefix_text, rng)` returns a whole continuation.
 
-    Each sample has a random generator of its own, seeded with the prefix and the sample's seed; its text is cut after the
-    first stop string or at `max_tokens` characters.
+    Each sample has its own random generator, seeded with the prefix and the seed of the sample. The text is cut after the first
+    stop string or at `max_tokens` characters.
 
     Args:
         script (`Callable[[str, random.Random], str]`):
-            The policy.
+            Function that plays the policy.
         latency (`Callable[[random.Random], float]`, *optional*):
-            Seconds that a request takes. The default answers at once.
+            Duration of a request in seconds. Defaults to no delay.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from .base import EngineError, EngineFatal, PrefixTooLong
 T = TypeVar("T")
 
 MAX_PAUSE = 60.0
-PASSING = (408, 409, 425, 429)  # and 5xx: these are retried
-# What vLLM, SGLang, TGI, llama.cpp, TensorRT-LLM and others say if a prefix leaves too little room
+PASSING = (408, 409, 425, 429)  # retried, as is 5xx
+# Messages of vLLM, SGLang, TGI, llama.cpp, TensorRT-LLM and others for prefixes that are too long
 TOO_LONG = re.compile(
     r"context[ _](length|window|size)|max_(model|seq|total)_len|session_len|maximum (model|input|prompt|sequence) length"
     r"|(prompt|inputs?|context|messages?|conversation|request|(?<!stop )sequence)\b.{0,60}\b(is|are|was|were)? ?"
@@ -27,7 +27,7 @@ TOO_LONG = re.compile(
     r"|input tokens?\b.{0,60}\bexceed|\b(prompt|input|total tokens)\b.{0,60}\bexceeds?\b.{0,60}\b(length|tokens|limit|maximum)\b"
     r"|inputs` (tokens \+ `max_new_tokens` must be <=|must have less than)"
     r"|reduce (the )?(length of )?(the |your )?(prompt|input|messages)"
-    # this client asks for at least one token: the server subtracted the prefix from what it has room for
+    # this client always requests at least one token, so the server has subtracted the prefix from its context length
     r"|max_(completion_|new_|output_)?tokens\b[^,;]{0,60}?(at least ([01]|one)\b|\bpositive|\bnegative|\bbelow minimum|\b1 or more"
     r"|(greater|larger|more) than( or equal to)? [01]\b|>=? ?[01]\b|less than 1\b)",
     re.I | re.S,
@@ -39,7 +39,7 @@ PREFIX = re.compile(
 
 
 class Fault(Exception):
-    """A request failed in a way that may pass. `pause` is what the server asks for, in seconds."""
+    """A request failed and may be retried. `pause` is the pause that the server requests, in seconds."""
 
     def __init__(self, message: str, pause: float = 0.0):
         super().__init__(message)
@@ -49,15 +49,15 @@ class Fault(Exception):
 @dataclass(eq=False)
 class Server:
     """
-    One base URL.
+    A server and what is known about it.
 
     Args:
         url (`str`):
-            Base URL, without a slash at its end.
+            Base URL, without a trailing slash.
         test (`asyncio.Task`, *optional*):
-            The test of the server, which its first request starts.
+            Test of the server. The first request starts it.
         max_length (`int`, *optional*):
-            Maximum number of tokens of prefix and sample together, if the server says so.
+            Maximum number of tokens of prefix and sample together, if the server states it.
     """
 
     url: str
@@ -67,21 +67,21 @@ class Server:
 
 class HTTPClient:
     """
-    Sends JSON to one of several equal servers.
+    Sends JSON requests to several servers of the same model.
 
     Args:
         base_urls (`list[str]`):
-            The servers. `/v1` is added to a URL without a path.
+            Base URLs of the servers. `/v1` is appended to a URL without a path.
         test (`Callable[[Server], Awaitable[None]]`):
-            Called once for each server before its first request.
+            Function that tests a server. It is called once per server, before its first request.
         api_key (`str`, *optional*):
-            Bearer token. No message shows it.
+            Bearer token. It is never shown in messages.
         timeout (`float`):
-            Seconds to wait for an answer.
+            Timeout of a request, in seconds.
         max_retries (`int`):
             Maximum number of retries of a failed request.
         backoff (`float`):
-            Seconds of the first pause. It doubles each time that all servers have failed.
+            First pause before a retry, in seconds. It doubles each time all servers have failed.
 
     Raises:
         `ValueError`: If a URL is invalid, or an option is out of range.
@@ -97,10 +97,10 @@ class HTTPClient:
         backoff: float,
     ):
         if not base_urls:
-            raise ValueError("there is no base URL; expected one or more, such as http://localhost:8000/v1.")
+            raise ValueError("No base URL given. Pass at least one, such as http://localhost:8000/v1.")
         for name, value in (("timeout", timeout), ("max_retries", max_retries), ("backoff", backoff)):
             if not isinstance(value, int | float) or value < 0:
-                raise ValueError(f"{name} is {value!r}, expected a number of 0 or more.")
+                raise ValueError(f"{name} is {value!r}. It must be a number of at least 0.")
         self.servers = [Server(_base_url(url)) for url in base_urls]
         self.test = test
         self.api_key = api_key
@@ -111,10 +111,10 @@ class HTTPClient:
 
     async def ask(self, read: Callable[[Server], Awaitable[T]], key: str, seed: int) -> T:
         """
-        Return the result of `read` for the first server that answers. The server that `key` belongs to comes first.
+        Return the result of `read` for the first server that answers. `key` decides which server is tried first.
 
         Raises:
-            `EngineError`: If no try succeeded.
+            `EngineError`: If all tries failed.
             `EngineFatal`: If no request can succeed.
         """
         rng = random.Random(f"{key}/{seed}")
@@ -127,13 +127,13 @@ class HTTPClient:
             except Fault as error:
                 fault = error
             rounds, place = divmod(attempt + 1, len(self.servers))
-            if place == 0 and attempt < self.max_retries:  # before that, the next server is asked at once
+            if place == 0 and attempt < self.max_retries:  # otherwise the next server is tried immediately
                 pause = self.backoff * 2 ** (rounds - 1) * (0.5 + rng.random())
                 await asyncio.sleep(min(max(pause, fault.pause), MAX_PAUSE))
-        raise EngineError(f"{server.url}: gave up after {self.max_retries + 1} tries. The last fault: {fault}")
+        raise EngineError(f"{server.url}: the request failed after {self.max_retries + 1} tries. Last error: {fault}")
 
     async def _tested(self, server: Server) -> None:
-        """Wait for the test of a server, which all its first requests share. A test that could not be run is repeated."""
+        """Wait for the test of a server. Its first requests share one test. A test with a temporary fault is repeated."""
         if server.test is None:
             server.test = asyncio.get_running_loop().create_task(self.test(server))
         test = server.test
@@ -143,53 +143,54 @@ class HTTPClient:
             if server.test is test:
                 server.test = None
             raise
-        except PrefixTooLong as error:  # taken for a fault of the request, it would cut off every solution
+        except PrefixTooLong as error:  # otherwise every solution would be cut off
             raise EngineFatal(
-                f"{server.url} has no room for the short request that tests it. Start it with a longer context. ({error})"
+                f"The context of {server.url} is too short for the test request. Start the server with a longer context. "
+                f"({error})"
             ) from error
 
     async def fetch(self, server: Server, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """
-        Return the JSON object that a server answers to a `POST` of `body`, or to a `GET` without `body`.
+        Send `body` with `POST`, or a `GET` request without `body`, and return the JSON object in the response.
 
         Raises:
             `Fault`: If a retry may succeed.
-            `PrefixTooLong`: If the server says that the prefix leaves too little room.
-            `EngineFatal`: If the server refuses the request.
+            `PrefixTooLong`: If the server reports that the prefix is too long.
+            `EngineFatal`: If the server rejects the request.
         """
         if self._session is None or self._session.closed:
             self._session = aiohttp.ClientSession(
                 headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
                 timeout=aiohttp.ClientTimeout(total=self.timeout, sock_connect=min(self.timeout, 10.0)),
-                connector=aiohttp.TCPConnector(limit=0),  # the scheduler bounds what is in flight
+                connector=aiohttp.TCPConnector(limit=0),  # the scheduler limits the number of requests
             )
         method = "GET" if body is None else "POST"
         try:
             async with self._session.request(method, f"{server.url}/{path}", json=body) as response:
                 status, headers, content = response.status, response.headers, await response.read()
         except TimeoutError as error:
-            raise Fault(f"no answer within {self.timeout:g} seconds") from error
+            raise Fault(f"no response within {self.timeout:g} seconds") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Fault(self._shown(f"{type(error).__name__}: {error}")) from error
         if status == 200:
             try:
                 value = json.loads(content)
             except ValueError as error:
-                raise Fault(f"the answer is not JSON ({error}); it begins with {content[:60]!r}") from error
+                raise Fault(f"the response is not JSON ({error}); it starts with {content[:60]!r}") from error
             if not isinstance(value, dict):
-                raise Fault(f"the answer is a JSON {type(value).__name__}, expected an object")
+                raise Fault(f"the response is a JSON {type(value).__name__}, expected an object")
             return value
         said = _message(content)
         message = f"HTTP {status}: {self._shown(said)}"
         if status in PASSING or status >= 500:
             pause = headers.get("Retry-After", "").strip()
-            raise Fault(message, float(pause) if pause.isdecimal() else 0.0)  # it may also be a date
+            raise Fault(message, float(pause) if pause.isdecimal() else 0.0)  # a date is ignored
         if status == 413 or status in (400, 422) and TOO_LONG.search(said):
             raise PrefixTooLong(f"{server.url}: {message}", _number(LIMIT, said), _number(PREFIX, said))
-        raise EngineFatal(f"{server.url}/{path} refused the request. {message}")
+        raise EngineFatal(f"{server.url}/{path} rejected the request. {message}")
 
     def _shown(self, text: str) -> str:
-        """Short, on one line, without the key."""
+        """Return a text on one line, shortened and without the API key."""
         text = " ".join(text.split())
         if self.api_key:
             text = text.replace(self.api_key, "***")
@@ -206,14 +207,14 @@ class HTTPClient:
 def _base_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"the base URL is {url!r}, expected one such as http://localhost:8000/v1.")
+        raise ValueError(f"The base URL is {url!r}. It must be an HTTP URL, such as http://localhost:8000/v1.")
     if parts.username or parts.password:
-        raise ValueError(f"the base URL of {parts.hostname} holds a user or a password; pass the key as `api_key`.")
+        raise ValueError(f"The base URL of {parts.hostname} contains a user or password. Pass the key as `api_key`.")
     return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"
 
 
 def _message(content: bytes) -> str:
-    """What the server says went wrong: OpenAI's `error.message`, FastAPI's `detail`, or the body as it is."""
+    """Return the error message of a response: OpenAI's `error.message`, FastAPI's `detail`, or the whole body."""
     try:
         value = json.loads(content)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A policy behind one or more servers with OpenAI's completions protocol, and the test that each server must pass first."""
+"""Engine for servers with OpenAI's completions API. Each server is tested before it is used."""
 
 import asyncio
 import json
@@ -13,10 +13,10 @@ from .http import Fault, HTTPClient, Server
 
 
 APIS = ("vllm", "transformers", "text")
-MAX_STOPS = 4  # of OpenAI's protocol; `transformers serve` has no such limit
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which no UTF-8 text can hold
+MAX_STOPS = 4  # limit of OpenAI's API; `transformers serve` has no limit
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which is invalid in UTF-8
 
-# The requests that test a server
+# Requests that test a server
 PROMPT = "Counting in words: one, two, three, four,"
 NUM_TOKENS = 24
 NUM_SAMPLES = 4
@@ -28,36 +28,37 @@ class OpenAIEngine:
     """
     Samples from servers with a `/completions` endpoint.
 
-    Requests with the same `key` go to the same server, whose prefix cache then holds their prefixes. Temporary faults (HTTP 429
-    and 5xx, a refused or lost connection, no answer in time, an incomplete answer) are retried at the next server, with pauses
-    that double. After the last retry they raise an [`EngineError`].
+    Requests with the same `key` go to the same server, so its prefix cache can reuse their prefixes. Temporary errors (HTTP 429
+    and 5xx, a refused or lost connection, a timeout, an incomplete response) are retried on the next server, with exponential
+    backoff. After the last retry, an [`EngineError`] is raised.
 
-    A few short requests first test whether a server obeys stop strings and keeps them, whether it samples at all, and, for
-    vLLM, whether it has the model and this tokenizer. If it does not, an [`EngineFatal`] is raised.
+    Before its first use, each server is tested with a few short requests. They check that it stops at stop strings and keeps them
+    in the text, that it samples, and, for vLLM, that it serves this model with this tokenizer. If a check fails, an
+    [`EngineFatal`] is raised.
 
     Args:
         base_urls (`list[str]`):
-            Servers, such as `http://localhost:8000/v1`. All serve the same model.
+            Base URLs of the servers, such as `http://localhost:8000/v1`. All must serve the same model.
         model (`str`):
-            Name of the model at the servers. For `transformers serve`, the folder or repository it was started with.
+            Name of the model on the servers. For `transformers serve`, the path or Hub id it was started with.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         api (`str`, *optional*, defaults to `"vllm"`):
-            `"vllm"`: token ids in and out. The others send text, one request per sample, and encode the text that comes
-            back: those ids are an approximation, and fewer prefixes are found in a cache.
+            Kind of server. `"vllm"` exchanges token ids. The others exchange text, with one request per sample. They re-tokenize
+            the generated text, so its ids are approximate, and the prefix cache is less effective.
             `"transformers"`: `transformers serve`, without `--continuous-batching`. Its requests share one random state, so
-            that samples are not reproducible.
-            `"text"`: any server that keeps stop strings in the text. Sampling parameters of its own may apply.
+            samples are not reproducible.
+            `"text"`: any other server that keeps stop strings in the text. The server may apply additional sampling parameters.
         api_key (`str`, *optional*):
-            Sent as bearer token. By default the environment variable `OPENAI_API_KEY`, if set.
+            API key, sent as bearer token. Defaults to the environment variable `OPENAI_API_KEY`, if set.
         temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
-            How tokens are drawn. See [`Sampling`]. `api="text"` has no `top_k`.
+            Sampling parameters. See [`Sampling`]. `top_k` is not available with `api="text"`.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds to wait for an answer, the time in the server's queue included.
+            Timeout of a request in seconds, including the time in the server's queue.
         max_retries (`int`, *optional*, defaults to `5`):
             Maximum number of retries of a failed request.
         backoff (`float`, *optional*, defaults to `0.5`):
-            Seconds of the first pause. No pause is longer than 60 seconds, even if a server asks for it.
+            First pause before a retry, in seconds. Pauses are at most 60 seconds, even if a server requests more.
         revision (`str`, *optional*):
             Revision of the tokenizer, for the manifest.
 
@@ -81,10 +82,10 @@ class OpenAIEngine:
         revision: str | None = None,
     ):
         if api not in APIS:
-            raise ValueError(f"api is {api!r}, expected one of {', '.join(APIS)}.")
+            raise ValueError(f"api is {api!r}. It must be one of {', '.join(APIS)}.")
         if api == "text" and top_k:
             raise ValueError(
-                f"top_k is {top_k}, but the completions protocol has no such option: only other APIs take it."
+                f'top_k is {top_k}, but api="text" does not support it. Set top_k to 0, or use another api.'
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -99,12 +100,12 @@ class OpenAIEngine:
     ) -> list[Sample]:
         if self.api != "transformers" and len(stop) > MAX_STOPS:
             raise EngineFatal(
-                f"there are {len(stop)} stop strings ({', '.join(map(repr, stop))}), but servers take at most {MAX_STOPS} "
-                "in a request. Give fewer --final_stops, or run the policy in this process."
+                f"The search uses {len(stop)} stop strings ({', '.join(map(repr, stop))}), but servers accept at most "
+                f"{MAX_STOPS} per request. Set fewer --final_stops, or use the vllm or transformers engine."
             )
 
         async def ask(m: int, seed: int) -> list[Sample]:
-            """`m` samples of the first server that answers."""
+            """Return `m` samples from the first server that answers."""
 
             async def read(server: Server) -> list[Sample]:
                 answer = await self.complete(server, self.sampling, prefix_ids, m, stop, max_tokens, seed)
@@ -118,7 +119,7 @@ class OpenAIEngine:
         try:
             samples = [sample for found in await asyncio.gather(*tasks) for sample in found]
         finally:
-            for task in tasks:  # if one failed, the others are not needed
+            for task in tasks:  # the others are not needed if one failed
                 task.cancel()
         return self.sampling.repeat(samples, n)
 
@@ -132,7 +133,7 @@ class OpenAIEngine:
         max_tokens: int,
         seed: int,
     ) -> dict[str, Any]:
-        """Return the answer of a server to one request, without retries."""
+        """Return the response of a server to one request, without retries."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": room(prefix_ids, max_tokens, server.max_length, self.model),
@@ -146,7 +147,7 @@ class OpenAIEngine:
                 "n": n,  # sample i gets seed + i
                 "include_stop_str_in_output": True,
                 "return_token_ids": True,
-                # all of them, since the server fills in what the model's authors advise
+                # set all of them, because the server would use defaults from the model's generation config
                 **sampling.describe(),
                 "min_p": 0.0,
                 "repetition_penalty": 1.0,
@@ -164,7 +165,7 @@ class OpenAIEngine:
         try:
             return await self.client.fetch(server, "completions", body)
         except PrefixTooLong as error:
-            # some servers tell their length only in this message, and have room for fewer tokens than were asked for
+            # some servers state their context length only in this message; retry with fewer tokens if some still fit
             num_prefix = len(prefix_ids) if error.num_prefix is None else error.num_prefix
             left = (error.max_length or 0) - num_prefix
             if not 0 < left < body["max_tokens"]:
@@ -174,7 +175,7 @@ class OpenAIEngine:
     def samples(
         self, server: Server, answer: dict[str, Any], prefix_ids: Sequence[int], stop: Sequence[str]
     ) -> list[Sample]:
-        """Return the samples of an answer, as many as the server sent."""
+        """Return all samples in a response."""
         choices = answer.get("choices")
         if not isinstance(choices, list) or not all(
             isinstance(choice, dict)
@@ -184,21 +185,22 @@ class OpenAIEngine:
             and isinstance(choice.get("finish_reason"), str)
             for choice in choices
         ):
-            raise Fault(f"the answer has no whole choices: {json.dumps(answer)[:200]}")
+            raise Fault(f"the response has missing or incomplete choices: {json.dumps(answer)[:200]}")
         choices = sorted(choices, key=lambda choice: choice["index"])
         if self.api != "vllm":
             return [self._from_text(choice, stop) for choice in choices]
         num_cached = _num_cached(answer)
         if any(choice.get("token_ids") is None for choice in choices):
             raise EngineFatal(
-                f'{server.url}: the answer has no token ids; expected those of vLLM. For another server use api="text".'
+                f'{server.url}: the response has no token ids. api="vllm" requires a vLLM server. For other servers, use '
+                'api="text".'
             )
         if not all(
             isinstance(choice["token_ids"], list)
             and all(isinstance(token, int) and token >= 0 for token in choice["token_ids"])
             for choice in choices
         ):
-            raise Fault(f"the token ids of the answer are no list of numbers: {json.dumps(choices)[:200]}")
+            raise Fault(f"the token ids in the response are invalid: {json.dumps(choices)[:200]}")
         return [
             sample_from_vllm(
                 self.tokenizer,
@@ -212,7 +214,7 @@ class OpenAIEngine:
         ]
 
     def _from_text(self, choice: dict[str, Any], stop: Sequence[str]) -> Sample:
-        """Return a sample from a text. The protocol's "stop" may be a stop string or the end of the sequence, which the text shows."""
+        """Return a sample from a text. A "stop" without a stop string in the text is the end of the sequence."""
         text = choice["text"]
         token_ids = list(self.tokenizer.encode(text, add_special_tokens=False))
         found = find_stop(text, stop)
@@ -225,10 +227,10 @@ class OpenAIEngine:
 
     def _prompt_text(self, prefix_ids: Sequence[int]) -> str:
         """
-        Return the prefix as text, without the special tokens that the server puts before every text.
+        Return the prefix as text, without the special tokens that the server adds at the start.
 
         Raises:
-            `EngineError`: If it holds control tokens as plain text: the server would make tokens of them.
+            `EngineError`: If the prefix contains control tokens as plain text. The server would turn them into tokens.
         """
         added = list(self.tokenizer.encode("", add_special_tokens=True))
         ids = list(prefix_ids)
@@ -242,15 +244,14 @@ class OpenAIEngine:
         )
         if sent != read:
             raise EngineError(
-                f"the prompt holds control tokens as plain text ({', '.join(map(repr, dict.fromkeys(read)))}), and a server that "
-                "takes text would read them as tokens. Remove them from the problem, or use vLLM, which takes token ids."
+                f"The prompt contains control tokens as plain text ({', '.join(map(repr, dict.fromkeys(read)))}). A server that "
+                "accepts text would turn them into tokens. Remove them from the problem, or use vLLM, which accepts token ids."
             )
         return text
 
     async def check(self, server: Server) -> None:
         """
-        Test a server with a few short requests, before anything is sampled from it. Each fault found here would corrupt all
-        labels without an error.
+        Test a server with a few short requests before its first use. Each fault found here would corrupt labels without an error.
 
         Raises:
             `EngineFatal`: If the server cannot be used.
@@ -258,11 +259,11 @@ class OpenAIEngine:
         prefix_ids = self.tokenizer.encode(PROMPT, add_special_tokens=False)
 
         async def ask(sampling: Sampling, stop: Sequence[str] = (), seed: int = 0) -> tuple[str, str]:
-            """The text of one sample: as this tokenizer decodes it, and as the server sent it."""
+            """Return the text of one sample as decoded by this tokenizer, and as sent by the server."""
             answer = await self.complete(server, sampling, prefix_ids, 1, stop, NUM_TOKENS, seed)
             samples = self.samples(server, answer, prefix_ids, stop)
             if len(samples) != 1:
-                raise EngineFatal(f"a server answered one request for one sample with {len(samples)}.")
+                raise EngineFatal(f"{server.url} returned {len(samples)} samples for a request of one sample.")
             return samples[0].text, answer["choices"][0]["text"]
 
         if self.api == "vllm":
@@ -270,53 +271,57 @@ class OpenAIEngine:
         text, sent = await ask(GREEDY)
         if self.api == "vllm" and not text.startswith(sent.rstrip("\ufffd")):  # half a character at the end
             raise EngineFatal(
-                f"{server.url}: its tokens read {sent[:60]!r} there, but {text[:60]!r} here: the tokenizer is not that of its "
-                "model. Name the one that belongs to it."
+                f"{server.url}: the server decodes its tokens to {sent[:60]!r}, but this tokenizer to {text[:60]!r}. Pass the "
+                "tokenizer of the model (--policy_tokenizer)."
             )
-        words = re.findall(r"[^\s\ufffd]{2,3}", text[: 2 * len(text) // 3])  # with more text after them
+        words = re.findall(
+            r"[^\s\ufffd]{2,3}", text[: 2 * len(text) // 3]
+        )  # in the first two thirds, so that text follows
         if not words:
             raise EngineFatal(
-                f"{server.url}: the model continues {PROMPT!r} with {text!r}, too little to test whether the server obeys stop "
-                "strings. Check that it serves a language model."
+                f"{server.url}: the model continues {PROMPT!r} with {text!r}, which is too short to test stop strings. Check "
+                "that the server runs a language model."
             )
         stop = words[len(words) // 2]
         end, _ = find_stop(text, [stop])
         stopped, _ = await ask(GREEDY, [stop])
         if stopped == text:
             raise EngineFatal(
-                f"{server.url} ignores stop strings: it went on after {stop!r}. For `transformers serve`, leave out "
-                '`--continuous-batching`; for vLLM, use api="vllm".'
+                f"{server.url} ignores stop strings: it did not stop at {stop!r}. Start `transformers serve` without "
+                '`--continuous-batching`. For vLLM, use api="vllm".'
             )
         if stopped == text[: end - len(stop)]:
             raise EngineFatal(
-                f"{server.url} takes stop strings out of the text, so that a step that was stopped looks like the end of a "
-                'solution. For vLLM use api="vllm"; otherwise a server that keeps them, such as `transformers serve`.'
+                f"{server.url} removes stop strings from the text, so the end of a step cannot be distinguished from the "
+                'end of a solution. For vLLM, use api="vllm". Otherwise use a server that keeps them, such as `transformers serve`.'
             )
         if not (stopped.startswith(text[:end]) and len(stopped) < len(text)):
-            raise Fault(f"two greedy answers differ: {text[:60]!r} and, to be stopped at {stop!r}, {stopped[:60]!r}")
+            raise Fault(
+                f"two greedy samples differ: {text[:60]!r}, and {stopped[:60]!r} with the stop string {stop!r}"
+            )
         if not self.sampling.is_greedy:
             drawn = [(await ask(HOT, seed=seed))[0] for seed in range(NUM_SAMPLES)]
             if all(one == text for one in drawn):
                 raise EngineFatal(
-                    f"{server.url} does not sample: with {NUM_SAMPLES} seeds at temperature {HOT.temperature:g} it gave its most "
-                    'probable text each time. For `transformers serve` use api="transformers".'
+                    f"{server.url} does not sample: it returned the greedy text for {NUM_SAMPLES} seeds at temperature "
+                    f'{HOT.temperature:g}. For `transformers serve`, use api="transformers".'
                 )
 
     async def _read_model(self, server: Server) -> None:
-        """vLLM tells what it serves, and how long a sequence may be."""
+        """Check that a vLLM server has the model, and read its context length."""
         cards = (await self.client.fetch(server, "models")).get("data")
         if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
-            raise Fault("the answer to /models has no list of models")
+            raise Fault("the response of /models has no list of models")
         for card in cards:
             if card.get("id") == self.model:
                 length = card.get("max_model_len")
                 if length is not None and not isinstance(length, int):
-                    raise Fault(f"the answer to /models has a max_model_len of {length!r}, expected a number")
+                    raise Fault(f"the response of /models has a max_model_len of {length!r}, expected a number")
                 server.max_length = length
                 return
         raise EngineFatal(
-            f"{server.url} does not serve {self.model!r}, but {', '.join(repr(card.get('id')) for card in cards)}. Name one "
-            "of these, or start the server with `--served-model-name`."
+            f"{server.url} does not serve {self.model!r}. It serves {', '.join(repr(card.get('id')) for card in cards)}. Use "
+            "one of these names, or start the server with `--served-model-name`."
         )
 
     def describe(self) -> dict[str, Any]:
@@ -335,12 +340,12 @@ class OpenAIEngine:
 
 
 def _num_cached(answer: dict[str, Any]) -> int:
-    """Number of cached tokens of the prefix, if the server was started with `--enable-prompt-tokens-details`."""
+    """Return the number of cached prefix tokens. 0 unless the server runs with `--enable-prompt-tokens-details`."""
     value: Any = answer
     for name, kind in (("usage", dict), ("prompt_tokens_details", dict), ("cached_tokens", int)):
         value = value.get(name)
         if value is None:
             return 0
         if not isinstance(value, kind):
-            raise Fault(f"`{name}` of the answer is {json.dumps(value)[:200]}, expected a JSON {kind.__name__}")
+            raise Fault(f"`{name}` in the response is {json.dumps(value)[:200]}, expected a JSON {kind.__name__}")
     return value

@@ -1,4 +1,4 @@
-"""A policy in this process: many searches share the batches of one transformers model."""
+"""Engine for a transformers model in this process."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ from .base import EngineFatal, Sample, Sampling, continued_text, find_stop, room
 
 @dataclass(eq=False)
 class _Sequence:
-    """One sample to make. It is dropped if `sample` is cancelled."""
+    """A sample to generate. It is skipped if `sample` is cancelled."""
 
     prefix_ids: list[int]
     stop: list[str]
@@ -41,20 +41,21 @@ class TransformersEngine:
     """
     Samples with `generate` of a transformers model, on CPU or GPU.
 
-    Requests that wait are put into one batch, whatever their prefixes, stop strings and lengths. A sample does not depend on
-    its batch, up to float rounding: each has noise of its own from its seed, and the most probable token after Gumbel noise is
-    a draw from the softmax.
+    Waiting requests are batched together, even if they differ in prefix, stop strings or length. A sample depends on its seed but
+    not on its batch, up to float rounding. Each sample adds its own Gumbel noise to the logits, so that the argmax is a draw from
+    the softmax.
 
-    Samples of a batch that continue the same prefix share its computation. The next batch computes it anew; [`~search.engines.vllm.VLLMEngine`] keeps it.
+    Samples in a batch share the computation of a common prefix. It is not kept for the next batch, unlike in
+    [`~search.engines.vllm.VLLMEngine`].
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Causal language model. It is put in evaluation mode, and until [`~TransformersEngine.close`] its generation
-            configuration is replaced: a repetition penalty there would change what is sampled.
+            Causal language model. It is set to evaluation mode. Its generation config is replaced until
+            [`~TransformersEngine.close`], because settings such as a repetition penalty would change the samples.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
+            Tokenizer of the model.
         temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
-            How tokens are drawn. See [`Sampling`].
+            Sampling parameters. See [`Sampling`].
         batch_size (`int`, *optional*, defaults to `32`):
             Maximum number of sequences in a batch.
         revision (`str`, *optional*):
@@ -72,7 +73,7 @@ class TransformersEngine:
         revision: str | None = None,
     ):
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}, expected 1 or more.")
+            raise ValueError(f"batch_size is {batch_size!r}. It must be an integer of at least 1.")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.sampling = Sampling(temperature, top_p, top_k)
@@ -80,10 +81,10 @@ class TransformersEngine:
         self.revision = revision
         self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._generation_config = model.generation_config
-        eos_ids = model.generation_config.eos_token_id  # may name more tokens than the tokenizer does
+        eos_ids = model.generation_config.eos_token_id  # may contain more tokens than the tokenizer defines
         eos_ids = [eos_ids] if isinstance(eos_ids, int) else list(eos_ids or [])
         self._eos_ids = frozenset(eos_ids) | ({tokenizer.eos_token_id} - {None})
-        # `generate` fills what its argument leaves open from the model's own configuration
+        # `generate` fills unset values of its config from the config of the model
         model.generation_config = GenerationConfig(pad_token_id=self._pad_id())
         self._waiting: list[_Sequence] = []
         self._worker: asyncio.Task | None = None
@@ -99,28 +100,28 @@ class TransformersEngine:
         **options: Any,
     ) -> "TransformersEngine":
         """
-        Load model and tokenizer.
+        Load a model and its tokenizer.
 
         Args:
             name_or_path (`str`):
-                Folder, or repository of the Hub.
+                Path or Hub id of the model.
             revision (`str`, *optional*):
-                Branch, tag or commit of the repository.
+                Branch, tag or commit on the Hub.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
-                Type of the weights. `"auto"` is the type of the checkpoint.
+                Dtype of the weights. `"auto"` uses the dtype of the checkpoint.
             device (`str` or `torch.device`, *optional*):
-                Where to run. By default the accelerator, if there is one.
+                Device of the model. Defaults to the accelerator, if available.
             attn_implementation (`str`, *optional*):
-                Attention, as in `AutoModelForCausalLM.from_pretrained`.
+                Attention implementation, as in `AutoModelForCausalLM.from_pretrained`.
             **options:
                 Sampling parameters and `batch_size` of [`TransformersEngine`].
 
         Raises:
-            `ValueError`: If torch has no such type.
+            `ValueError`: If `dtype` is not a dtype of torch.
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(
-                f"the type of the policy's weights is {dtype!r}, expected one of torch, such as 'bfloat16'."
+                f"The dtype of the policy is {dtype!r}. It must be 'auto' or a torch dtype, such as 'bfloat16'."
             )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(
@@ -141,12 +142,12 @@ class TransformersEngine:
         return self.sampling.repeat(await asyncio.gather(*(sequence.sample for sequence in sequences)), n)
 
     async def _work(self) -> None:
-        """Run batches until nothing waits."""
-        await asyncio.sleep(0)  # those who start together share the first batch
+        """Run batches until no request is waiting."""
+        await asyncio.sleep(0)  # requests that start together share the first batch
         while batch := self._next_batch():
             try:
                 samples = await asyncio.to_thread(self._generate, batch)
-            except Exception as error:  # belongs to those who wait, not to this task
+            except Exception as error:  # raised in the waiting requests
                 for sequence in batch:
                     if not sequence.sample.done():
                         sequence.sample.set_exception(error)
@@ -156,7 +157,7 @@ class TransformersEngine:
                     sequence.sample.set_result(sample)
 
     def _next_batch(self) -> list[_Sequence]:
-        """The sequences that wait longest, as many as fit when all are padded to the longest."""
+        """Return the sequences that have waited longest, as many as fit into a padded batch."""
         self._waiting = [sequence for sequence in self._waiting if not sequence.sample.done()]
         batch: list[_Sequence] = []
         width = length = 0
@@ -192,7 +193,7 @@ class TransformersEngine:
                 attention_mask=mask,
                 past_key_values=self._shared_prefixes(batch, ids, mask),
                 generation_config=GenerationConfig(
-                    do_sample=False,  # the noise is in the logits
+                    do_sample=False,  # the logits contain the noise
                     max_new_tokens=max(sequence.max_tokens for sequence in batch),
                     pad_token_id=self._pad_id(),
                 ),
@@ -201,15 +202,15 @@ class TransformersEngine:
             )
         except torch.OutOfMemoryError as error:
             raise EngineFatal(
-                f"out of memory with {len(batch)} sequences, the longest prefix of {width} tokens: lower batch_size. "
+                f"Out of memory with a batch of {len(batch)} sequences and prefixes of up to {width} tokens. Lower batch_size. "
                 f"({str(error).splitlines()[0]})"
             ) from error
         return [ends.sample(row, output[row, width:].tolist()) for row in range(len(batch))]
 
     def _shared_prefixes(self, batch: list[_Sequence], ids: torch.Tensor, mask: torch.Tensor) -> Any:
         """
-        Return the cache of all rows without their last tokens, which `generate` continues. Each distinct prefix is computed once.
-        `None` if no prefix is shared, and for models that cache something other than keys and values.
+        Return the cache of all rows except their last tokens, for `generate` to continue. Each distinct prefix is computed once.
+        Return `None` if no prefix is shared, or if the model does not cache keys and values.
         """
         places: dict[tuple[int, ...], int] = {}
         shared = [places.setdefault(tuple(sequence.prefix_ids), len(places)) for sequence in batch]
@@ -230,7 +231,7 @@ class TransformersEngine:
         return cache
 
     def _pad_id(self) -> int:
-        """Any token will do: padding is masked, and what follows the end of a row is cut off."""
+        """Return the padding token. Any token works, because padding is masked and rows are cut at their end."""
         return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     def describe(self) -> dict[str, Any]:
@@ -245,7 +246,7 @@ class TransformersEngine:
         }
 
     async def close(self) -> None:
-        """Let a batch that runs come to its end, and give the model its generation configuration back."""
+        """Wait for the running batch, and restore the generation config of the model."""
         for sequence in self._waiting:
             sequence.sample.cancel()
         if self._worker is not None and not self._worker.done():
@@ -255,11 +256,11 @@ class TransformersEngine:
 
 class _GumbelNoise(LogitsProcessor):
     """
-    Adds Gumbel noise to the logits, so that their largest is a draw from the softmax. Each row has a generator of its own.
+    Adds Gumbel noise to the logits, so that the argmax is a draw from the softmax. Each row has its own random generator.
     """
 
     def __init__(self, seeds: list[int], device: torch.device):
-        # 64 bits that all depend on the whole seed: torch's generator on CPU takes the low 32 alone
+        # hash the seed, because torch's CPU generator only uses the low 32 bits
         mixed = [hashlib.blake2b(str(seed).encode(), digest_size=8).digest() for seed in seeds]
         self.generators = [torch.Generator(device).manual_seed(int.from_bytes(bits, "big")) for bits in mixed]
 
@@ -267,12 +268,12 @@ class _GumbelNoise(LogitsProcessor):
         exponential = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(exponential, self.generators, strict=True):
             row.exponential_(generator=generator)
-        # zero would be infinite noise, and not a number where the logit is minus infinity
+        # zero would give infinite noise, and NaN for a logit of minus infinity
         return scores - exponential.clamp_(min=torch.finfo(torch.float32).tiny).log()
 
 
 class _Ends(StoppingCriteria):
-    """Where and why each row ends: at a stop string, at the end of the sequence, or at its own number of tokens."""
+    """Stops each row at a stop string, an end-of-sequence token or its own maximum number of tokens, and records which."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int], batch: list[_Sequence], width: int
@@ -281,7 +282,7 @@ class _Ends(StoppingCriteria):
         self.eos_ids = eos_ids
         self.batch = batch
         self.width = width
-        # A character is at most 4 tokens of bytes: no stop string that ends now begins before
+        # a character has at most 4 byte tokens, so a stop string that ends now starts within this window
         self.windows = [4 * max(map(len, sequence.stop), default=0) + 4 for sequence in batch]
         self.ends: list[tuple[int, str, str | None] | None] = [None] * len(batch)
 
@@ -308,7 +309,7 @@ class _Ends(StoppingCriteria):
         return None
 
     def sample(self, row: int, ids: list[int]) -> Sample | None:
-        """Return the sample of a row, `None` if it was cancelled."""
+        """Return the sample of a row, or `None` if it was cancelled."""
         if self.ends[row] is None:
             return None
         length, finish, stop_reason = self.ends[row]

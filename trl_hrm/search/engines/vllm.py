@@ -1,4 +1,4 @@
-"""A policy in vLLM on this machine: continuous batches, and prefixes that are computed once."""
+"""Engine for vLLM in this process, with continuous batching and prefix caching."""
 
 from collections.abc import Sequence
 from itertools import count
@@ -18,26 +18,24 @@ try:
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 except ImportError as error:
     raise ImportError(
-        f'the vLLM engine needs vLLM, which cannot be imported ({error}). Run `pip install "trl-hrm[vllm]"`, or use another '
+        f'The vLLM engine requires vLLM, which cannot be imported ({error}). Run `pip install "trl-hrm[vllm]"`, or use another '
         "engine."
     ) from error
 
 
 class VLLMEngine:
     """
-    Samples with vLLM's `AsyncLLM`.
-
-    It belongs to the event loop of its first request.
+    Samples with vLLM's `AsyncLLM`. All requests must come from the same event loop.
 
     Args:
         llm ([`~vllm.v1.engine.async_llm.AsyncLLM`]):
-            The engine. [`VLLMEngine.close`] shuts it down.
+            vLLM engine. [`VLLMEngine.close`] shuts it down.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
-            How tokens are drawn. See [`~search.engines.base.Sampling`].
+            Sampling parameters. See [`~search.engines.base.Sampling`].
         engine_args (`dict[str, Any]`, *optional*):
-            What `llm` was started with beyond model, revision and dtype, for the manifest.
+            Arguments of `llm` other than model, revision and dtype, for the manifest.
     """
 
     def __init__(
@@ -67,20 +65,20 @@ class VLLMEngine:
         **engine_args: Any,
     ) -> "VLLMEngine":
         """
-        Start an engine.
+        Start vLLM with a model.
 
         Args:
             name_or_path (`str`):
-                Folder, or repository of the Hub.
+                Path or Hub id of the model.
             revision (`str`, *optional*):
-                Branch, tag or commit of the repository.
+                Branch, tag or commit on the Hub.
             dtype (`str`, *optional*, defaults to `"auto"`):
-                Type of the weights. Beware that vLLM's `"auto"` makes bfloat16 of float32.
+                Dtype of the weights. With `"auto"`, vLLM converts float32 to bfloat16.
             temperature, top_p, top_k (*optional*):
-                As in [`VLLMEngine`].
+                See [`VLLMEngine`].
             **engine_args:
-                Other arguments of `vllm.AsyncEngineArgs`. On CPU set `kv_cache_memory_bytes`: without it vLLM takes most of
-                the memory.
+                Other arguments of `vllm.AsyncEngineArgs`. On CPU, set `kv_cache_memory_bytes`. Otherwise vLLM uses most of the
+                memory.
         """
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         args = AsyncEngineArgs(model=name_or_path, revision=revision, dtype=dtype, **engine_args)
@@ -106,7 +104,7 @@ class VLLMEngine:
         except EngineGenerateError as error:
             raise EngineError(f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {error.__cause__!r}") from error
         except EngineDeadError as error:
-            raise EngineFatal(f"vLLM's engine process ended; its log says why. ({error})") from error
+            raise EngineFatal(f"The engine process of vLLM has died. See its log for the reason. ({error})") from error
         samples = [
             sample_from_vllm(
                 self.tokenizer,
