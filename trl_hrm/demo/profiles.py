@@ -121,12 +121,10 @@ def _models(
             )
             for eta in etas
         ),
-        RewardModel(
-            "judged-prm", "PRM, sticky labels of a judge", "judged", "judged-prm", judged, steps, corrects=True
-        ),
+        RewardModel("judged-prm", "PRM, sticky labels", "judged", "judged-prm", judged, steps, corrects=True),
         RewardModel(
             "judged-hrm",
-            "HRM, sticky labels of a judge",
+            "HRM, sticky labels",
             "judged",
             "judged-hrm",
             judged,
