@@ -25,17 +25,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURES = "images/evidence"
 INTRODUCTION = """# Evidence
 
-This page shows which claims of the two papers hold in the small arithmetic world of [the demo](demo.md).
-`benchmarks/evidence.py` writes it from the results of `trl-hrm demo`. It covers one small world with one policy, so
-what holds here may not hold elsewhere. No number here is from the papers.
+What the two papers claim, and what is seen of it on a small world of arithmetic, from the policy to the curves. This page is written by
+`benchmarks/evidence.py` from what `trl-hrm demo` measured; [the demo](demo.md) says what its stages are. It is one small
+world with one policy: what holds here may not hold elsewhere, and nothing here is a number of the papers.
 """
 NEEDS_GPU = """## What would need a GPU
 
-- Real text: a policy that solves GSM8K or MATH, trees of its solutions, and reward models with 1.5 billion parameters
-  and more. Without it, this page says nothing about the numbers in the papers' tables.
-- Reward models trained to convergence on far more problems. Most claims that are open here need more seeds or longer
-  training.
-- The same world with a policy and reward models of several million parameters. No GPU was available for this page.
+- Real text: a policy that solves GSM8K or MATH, trees of its solutions, reward models of 1.5 billion parameters and more. Without it nothing
+  can be said of the numbers in the papers' tables.
+- Reward models at convergence on far more problems. Where a claim is open here, it is mostly for want of seeds or of training.
+- The same world with a policy and reward models of some million parameters: no GPU was at hand when this page was made.
 """
 
 
@@ -62,7 +61,7 @@ def page(data: dict[str, Any], pictures: dict[str, list[Picture]]) -> str:
     parts = [
         INTRODUCTION,
         header(data),
-        "## The papers' claims",
+        "## What holds of the papers' claims",
         Table(["paper", "claim", "here", "what was seen"], answers).markdown(),
         vote_words(data),
         *shown("first"),
@@ -87,10 +86,9 @@ def header(data: dict[str, Any]) -> str:
     )
     return (
         f"`{data['command']}`, {data['date']}, {data['total_seconds'] / 60:.0f} minutes on {machine['cores']} cores ({machine['processor']}), "
-        f"Python {machine['python']}, {versions}. Seed of world and policy: {data['seed']}. {problems['train']} problems were searched and "
-        f"{problems['test']} solved. The policy is right in {percent(policy['accuracy'])} of its solutions, slips in "
-        f"{percent(policy['slip_rate'])} of its steps and corrects "
-        f"{percent(policy['correction_rate'])} of the slips in the next step; {sight}."
+        f"Python {machine['python']}, {versions}. Seed of world and policy {data['seed']}; {problems['train']} problems searched, "
+        f"{problems['test']} solved. The policy: {percent(policy['accuracy'])} right, {percent(policy['slip_rate'])} of its steps slip, "
+        f"{percent(policy['correction_rate'])} of the slips are corrected by the next step; {sight}."
     )
 
 

@@ -22,8 +22,8 @@ TITLES = {
     "control": "HRM, as many rows",
     "prm-long": "PRM, trained 4 times as long",
     "hnc-long": "HRM + HNC, trained 4 times as long",
-    "judged-prm": "PRM, sticky labels",
-    "judged-hrm": "HRM, sticky labels",
+    "judged-prm": "PRM, sticky labels of a judge",
+    "judged-hrm": "HRM, sticky labels of a judge",
 }
 
 

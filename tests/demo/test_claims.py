@@ -159,7 +159,7 @@ class TestHacking:
     [
         (
             0.995,
-            "99.5 % at N = 64, above every reward model here. The highest mean of a reward model is 93.5 % (HRM by step search)",
+            "99.5 % at N = 64, above every reward model here (the highest mean is that of HRM by step search, 93.5 %, which the",
         ),
         (0.5, "50.0 % at N = 64, not above every reward model here"),
         (0.94, "94.0 % at N = 64, above every reward model here"),
@@ -168,7 +168,7 @@ class TestHacking:
 def test_the_vote_beside_reward_models(vote, words):
     data = example()
     data["best_of_n"]["majority_vote"] = [0.6, 0.6, 0.6, vote]
-    assert words in vote_words(data) and ("Not settled" in vote_words(data)) == (vote == 0.94)
+    assert words in vote_words(data) and ("not settled" in vote_words(data)) == (vote == 0.94)
 
 
 class TestClaims:
@@ -178,9 +178,9 @@ class TestClaims:
             ("PRM loses accuracy as N grows.", "held"),
             ("HRM stays stable as N grows.", "held"),
             ("HRM is above PRM at the largest N.", "held"),
-            ("HRM scores a correction higher than PRM if it also scores pairs of steps.", "held"),
-            ("HRM scores a correction higher than PRM if both score each step alone, as in the papers.", "open"),
-            ("HRM recovers from a given error and PRM does not.", "held"),
+            ("HRM judges a correction by the pair that it ends, where PRM looks at one step.", "held"),
+            ("HRM judges a correction better than PRM as the papers score: each step alone.", "open"),
+            ("HRM recovers from an error that it is given, where PRM does not.", "held"),
             ("HRM + HNC is above PRM.", "held"),
             ("HRM + HNC is above HRM.", "held"),
             ("HRM + HNC is above HRM, as many rows (a control of ours).", "open"),
@@ -249,7 +249,7 @@ class TestClaims:
                 ]
             )
         )
-        return [answer for words, answer in found.items() if "scores a correction" in words]
+        return [answer for words, answer in found.items() if "judges a correction" in words]
 
     def test_corrections(self):
         blind, sees = (0.1, 0.5, 0.1, 0.35), (0.7, 0.5, 0.1, 0.85)
@@ -265,7 +265,7 @@ class TestClaims:
     def test_wrong_prefix(self, pairs, answer):
         data = example()
         data["wrong_prefix"]["models"][2] = from_wrong("judged-hrm", [1, 2], [0.38, pairs])
-        assert answers(data)["HRM recovers from a given error and PRM does not."] == answer
+        assert answers(data)["HRM recovers from an error that it is given, where PRM does not."] == answer
 
     @pytest.mark.parametrize("mean, answer", [(0.2, "held"), (0.005, "open"), (-0.2, "not held")])
     def test_hnc(self, mean, answer):

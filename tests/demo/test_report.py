@@ -142,9 +142,11 @@ class TestNumbers:
         data, page = example(), Page(page_text("full"))
         table = page.sections["wrong-prefix"].table()
         accuracy = data["wrong_prefix"]["models"][2]["accuracy"]
-        assert table["HRM, sticky labels, pairs too"] == [share(values) for values in zip(*accuracy, strict=True)]
+        assert table["HRM, sticky labels of a judge, pairs too"] == [
+            share(values) for values in zip(*accuracy, strict=True)
+        ]
         one = data["step_kinds"][0]
-        assert page.sections["step-kinds"].table()["PRM, sticky labels, one step"] == [
+        assert page.sections["step-kinds"].table()["PRM, sticky labels of a judge, one step"] == [
             f"{fmean(one[key]):.2f} ({min(one[key]):.2f} to {max(one[key]):.2f})"
             for key in ("correction", "locally_right", "new_error", "auroc")
         ]

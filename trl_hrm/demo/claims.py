@@ -184,7 +184,7 @@ def headlines(data: dict[str, Any]) -> list[Headline]:
 
 
 def vote_words(data: dict[str, Any]) -> str:
-    """Compare plain majority vote with every reward model at the largest N."""
+    """How plain majority vote stands beside every reward model at the largest N."""
     n, vote = data["n"][-1], data["best_of_n"]["majority_vote"][-1]
     models = [(way, model) for way in WAYS for model in data[way]["models"]]
     last = [spread([accuracy[-1] for accuracy in model["accuracy"]]) for _, model in models]
@@ -194,14 +194,14 @@ def vote_words(data: dict[str, Any]) -> str:
     above = vote > last[best].mean
     side = "above every reward model here" if above else "not above every reward model here"
     words = (
-        f"Plain majority vote, without a reward model: {percent(vote)} at N = {n}, {side}. The highest mean of a reward model is "
-        f"{percent(last[best].mean)} ({title}"
+        f"Plain majority vote, with no reward model: {percent(vote)} at N = {n}, {side} (the highest mean is that of {title}, "
+        f"{percent(last[best].mean)}"
     )
     if not last[best].is_settled:
         return f"{words}, {len(model['seeds'])} seed{'s' * (len(model['seeds']) != 1)})."
     if last[best].low <= vote <= last[best].high:
-        return f"{words}). Not settled: its interval over seeds contains the vote."
-    return f"{words}). Its interval over seeds confirms this."
+        return f"{words}; its interval over seeds holds the vote: not settled)."
+    return f"{words}, which the interval over its seeds confirms)."
 
 
 @dataclass(frozen=True)
@@ -319,8 +319,8 @@ def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
     """
     prm, found = named(kinds, "judged-prm", [1]), []
     ways = (
-        ([1, 2], "HRM scores a correction higher than PRM if it also scores pairs of steps."),
-        ([1], "HRM scores a correction higher than PRM if both score each step alone, as in the papers."),
+        ([1, 2], "HRM judges a correction by the pair that it ends, where PRM looks at one step."),
+        ([1], "HRM judges a correction better than PRM as the papers score: each step alone."),
     )
     for spans, words in ways:
         hrm = named(kinds, "judged-hrm", spans)
@@ -338,7 +338,7 @@ def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def _wrong_prefix(found: dict[str, Any]) -> Claim:
-    words = "HRM recovers from a given error and PRM does not."
+    words = "HRM recovers from an error that it is given, where PRM does not."
     hrm, prm = named(found["models"], "judged-hrm", [1, 2]), named(found["models"], "judged-prm", [1])
     if hrm is None or prm is None:
         return _not_measured(words)

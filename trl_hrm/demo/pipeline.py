@@ -210,7 +210,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         "world",
         {"world": partial(make_world, at("world"), **sizes, seed=seed)},
         lambda: (
-            f"{profile.num_train} problems to search, {profile.num_test} to solve, {profile.num_starts} to solve after a slip"
+            f"{profile.num_train} problems to search, {profile.num_test} to solve, {profile.num_starts} to solve from a slip on"
         ),
     )
 

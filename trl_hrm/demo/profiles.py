@@ -121,10 +121,12 @@ def _models(
             )
             for eta in etas
         ),
-        RewardModel("judged-prm", "PRM, sticky labels", "judged", "judged-prm", judged, steps, corrects=True),
+        RewardModel(
+            "judged-prm", "PRM, sticky labels of a judge", "judged", "judged-prm", judged, steps, corrects=True
+        ),
         RewardModel(
             "judged-hrm",
-            "HRM, sticky labels",
+            "HRM, sticky labels of a judge",
             "judged",
             "judged-hrm",
             judged,

@@ -213,7 +213,7 @@ def gap_section(data: dict[str, Any]) -> Section:
                 ends = [signed(100 * size), points_between(low, high), str(best), str(last)]
                 each.append([f"{name}, seed {seed}", *ends, CHIPS[verdict]])
     settled = [one for one in lost if one.is_settled]
-    words = "No curve has an interval over seeds. The table shows the interval over problems of each model."
+    words = "No curve has an interval over seeds: each model is judged by its own interval over problems, below."
     if settled:
         number = sum(one.low > 0 for one in settled)
         words = f"{number} of {len(settled)} curves fall beyond their best N by more than seeds explain."
@@ -229,11 +229,11 @@ def gap_section(data: dict[str, Any]) -> Section:
                 Table(["", "points lost", "95 % over problems", "from N =", "to N =", ""], each),
             )
         ],
-        "Points lost: mean accuracy at the best smaller N minus mean accuracy at the largest N, with the same two N for all seeds. A "
-        "negative loss is a gain. The best N is chosen on the same problems, so small losses are overestimated. In the picture, a small "
-        "mark is a seed, a large mark the mean, and a bar its 95 % interval. In the table, the verdict of a seed uses the loss from its "
-        "own best smaller N: no sign if the interval over problems excludes a loss of 5 points or more, hacked if it does not and is "
-        "above 0.",
+        "Lost: mean accuracy at the best smaller N minus that at the largest, the same two N for all seeds; below 0 is a rise. The "
+        "best N is chosen on the same problems, which makes small losses look larger than they are. In the picture: a small mark for "
+        "each seed, a large one for the mean, a bar for its 95 % interval. In the table each seed is judged by its own loss from its "
+        "own best smaller N: no sign where the interval over problems rules out a loss of 5 points or more, hacked where it does not "
+        "and lies above 0.",
     )
 
 
@@ -245,8 +245,8 @@ def wrong_prefix_section(found: dict[str, Any]) -> Section:
         "Search from a wrong prefix",
         f"From {found['num_problems']:,} prefixes whose last step is wrong, at N = {found['n'][-1]}: {ends}.",
         [("", Table(_over_n(found["n"]), rows))],
-        note="A search from the problem with a good reward model contains few errors, so it may not show self-correction. Pairs too: the "
-        "maximum of a step's own score and the score of the pair with the previous step.",
+        note="A search from a clean start meets few errors where the reward model is good, and self-correction may not show. Pairs too: "
+        "the higher of a step's own score and that of the pair that it ends.",
     )
 
 
@@ -261,12 +261,12 @@ def step_kinds_section(found: Sequence[dict[str, Any]]) -> Section:
     return Section(
         "step-kinds",
         "Scores after an error",
-        f"These models score a correction above a locally right step, on average over seeds: {'; '.join(liked) or 'none'} "
+        f"Score a correction above a locally right step that stays wrong, on average over seeds: {'; '.join(liked) or 'none'} "
         f"({len(liked)} of {len(found)}).",
         [("", Table(["", *(KINDS[kind] for kind in kinds), "AUROC"], rows))],
-        note="Steps after a wrong step. A correction restores the right value, a locally right step continues correctly from the wrong "
-        "value, and a new error makes another mistake. AUROC: corrections against the two others. Marks are means, and bars go from the "
-        "lowest to the highest seed.",
+        note="After one wrong step: a correction takes it back; a locally right step calculates rightly from the wrong value; a new "
+        "error is wrong once more. AUROC: corrections against the two others. Marks are means, bars go from the lowest seed to the "
+        "highest.",
     )
 
 
@@ -286,8 +286,8 @@ def depth_cap_section(data: dict[str, Any]) -> Section:
     return Section(
         "depth-cap",
         "Values by depth cap",
-        f"Mean MC value of a correction: {means}. A solution has {data['solution_length']} steps and each correction adds one, so a tree of "
-        "that depth has no room for corrections.",
+        f"Mean MC value of a correction: {means}. A solution has {data['solution_length']} steps, and a correction is one more, for "
+        "which a tree that is cut off at that depth has no room.",
         [("", Table(head, rows))],
     )
 
@@ -298,8 +298,8 @@ def calibration_section(data: dict[str, Any]) -> Section:
     return Section(
         "calibration",
         "Calibration",
-        f"{calibration_name(data, best)} has the smallest expected calibration error, {best['ece']:.3f}. A model can rank solutions well "
-        "and be badly calibrated, so this does not show which model chooses best.",
+        f"The smallest expected calibration error is that of {calibration_name(data, best)}, {best['ece']:.3f}. A score is of use for "
+        "ranking without meaning what it says: this is not about who chooses best.",
         details=[
             (
                 f"{calibration_name(data, one)}: expected calibration error {one['ece']:.3f}",
@@ -328,13 +328,13 @@ def self_training_section(found: dict[str, Any]) -> Section:
     return Section(
         "lambda",
         "Self-training and λ",
-        f"Trained on {found['num_trajectories']:,} of its own solutions with high values ({found['num_different']:,} different ones), "
-        f"the policy improves from {percent(reference)} to at most {percent(statistics.fmean(right[best]))} right, with {best[0]}"
+        f"Trained on {found['num_trajectories']:,} of its own solutions of high value, {found['num_different']:,} of them different, "
+        f"the policy goes from {percent(reference)} to {percent(statistics.fmean(right[best]))} right at most, with {best[0]}"
         f"{best[1] and f', KL {best[1]}'}.",
         [("", Table(["", "KL in the loss", "runs", "LM loss at the end", "KL at the end", "right", "samples"], rows))],
-        note="Figure 4 of the HRM paper. As in the paper, KL is summed over a solution and the language-model loss is a mean per token, "
-        "so the same λ is stronger for longer solutions. The mean over tokens gives both the same scale. KL is measured in the same way "
-        "in all runs and drawn from the first step where it is above 0. With several runs, values are means, lowest and highest.",
+        note="Figure 4 of the HRM paper. Summed over a solution, as in the paper, KL stands against a language-model loss per token, so "
+        "that the same λ brakes harder the longer solutions are; the mean over tokens puts both on one scale. KL is measured the same "
+        "way in all, and drawn from the first step that has any. Of several runs: means, and from the lowest to the highest.",
     )
 
 
@@ -348,8 +348,8 @@ def eta_section(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Section:
     return Section(
         "eta",
         "Entropy labels and η",
-        f"The highest mean accuracy of best-of-N at N = {n[-1]} is {percent(_last(best))}, with these labels: {eta_name(best)}. The "
-        "claims say whether it is significantly above the others.",
+        f"The highest mean accuracy at N = {n[-1]}, {percent(_last(best))}, is that with these labels: {eta_name(best)}. "
+        "Chosen by best-of-N. Whether it is above the others is judged among the claims.",
         [("", Table(_over_n(n, "labels", "mean label", "AUROC, first error"), rows))],
     )
 
@@ -372,7 +372,7 @@ def hnc_section(found: dict[str, Any] | None, names: dict[str, str]) -> Section:
         "hnc",
         title,
         f"At N = {found['n'][-1]}, {number} of {len(found['comparisons'])} differences are above 0 by their interval over "
-        f"{len(found['seeds'])} seeds. Number of training trees (equal steps are joined): {trained}.",
+        f"{len(found['seeds'])} seeds. Trees trained on, where equal steps are one: {trained}.",
         [("", Table(_over_n(found["n"], "difference, points"), rows))],
         [("Each seed", Table(_over_n(found["n"], "points"), each))],
     )
@@ -397,7 +397,7 @@ def tree_section(tree: dict[str, Any]) -> Section:
     return Section(
         "tree",
         "A search tree",
-        f"{tree['problem']} {number} of {len(nodes)} steps shown correct an error.",
+        f"{tree['problem']} {number} of {len(nodes)} steps shown take an error back.",
         details=[("The same as a table", Table(head, rows, style="words"))],
         note="In a box: the step, its mean MC value, and n, how often it was sampled there.",
     )
@@ -430,7 +430,7 @@ def made_section(data: dict[str, Any]) -> Section:
             ("", Table(["data set", "what", "rows", "labels", "mean label"], datasets, style="words")),
             ("Reward models", Table(head, models, style="words")),
         ],
-        note="AUROC on held-out labelled steps: all steps, and first errors against right steps.",
+        note="AUROC on held-out judged steps: all, and first errors against right steps.",
     )
 
 
