@@ -31,7 +31,7 @@ class ForestReport:
     Counts of what was kept and dropped when a dataset was converted to forest rows.
 
     Args:
-        rows_in, rows_out (`int`): Number of rows read, and of rows of tokens written.
+        rows_in, rows_out (`int`): Number of rows read, and of token rows written.
         labels_in (`int`): Number of labels read. Each is either kept, joined or too long.
         labels_kept (`int`): Number of labelled steps in the trees.
         labels_merged (`int`): Number of merged steps among the labels kept.
@@ -97,7 +97,7 @@ class ForestReport:
             self.labels_per_row_p10, self.labels_per_row_median = map(float, np.percentile(labels, [10, 50]))
 
     def dropped_by_length(self, max_length: int | None) -> str | None:
-        """Return a warning with the `max_length` that would keep 99 % of the labels, or `None` if as many are kept."""
+        """Return a warning with the `max_length` that would keep 99 % of the labels, or `None` if that many are kept."""
         if not self.max_length_p99 or 100 * self.labels_too_long <= self.labels_in:
             return None
         return (
@@ -132,8 +132,8 @@ class ForestBuilder:
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
         step_format ([`StepFormat`]): How prompts and steps are encoded.
-        max_length (`int` or `None`): Maximum number of tokens per path and per row. If `None`, there is no limit, and
-            each row is one tree.
+        max_length (`int` or `None`): Maximum number of tokens per path and per row. If `None`, nothing is dropped,
+            split or packed.
         shared_prefix (`bool`): Whether the branches of a tree share their prefix.
         packing (`bool`): Whether to pack several trees into a row.
         label_weighting (`str`): `"unique"` or `"occurrence"`.

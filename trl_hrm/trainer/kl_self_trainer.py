@@ -280,7 +280,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             self._kl_max[mode] = torch.maximum(self._kl_max[mode], sums.max())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log also the mean loss and KL over the tokens and sequences of all ranks since the last log."""
+        """Add the means of the loss and the KL since the last log, over all ranks."""
         if self.reference is not None:
             mode = "train" if self.model.training else "eval"
             sums = self.accelerator.reduce(self._kl_sums[mode], reduction="sum").tolist()

@@ -343,7 +343,7 @@ def trained_sequences_of(example: dict[str, Any]) -> Iterator[tuple[str, np.ndar
 
     Yields:
         `tuple[str, np.ndarray, np.ndarray]`: Key, token ids and labels. The key is a hash (32 hex digits) of the token ids and
-        of which tokens are trained.
+        the mask of trained tokens.
     """
     row_ids = np.asarray(example["input_ids"])
     row_labels = np.asarray(example.get("labels", row_ids))  # same default as TRL's collator
@@ -417,7 +417,7 @@ def precompute_hidden(
         `tuple[PrecomputedReference, RefHiddenStore]`: The LM head of the reference, and the hidden states.
 
     Raises:
-        `ValueError`: If the folder has states of another reference or of other data, or there is no token to train on.
+        `ValueError`: If the folder has states of another reference or of other data, or no sequence has a token to train on.
         `TypeError`: If a dataset is a streaming dataset.
     """
     args, accelerator = trainer.args, trainer.accelerator
