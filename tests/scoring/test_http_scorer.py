@@ -258,7 +258,7 @@ class TestCheckpoints:
         model.save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
         StepFormat().save(tmp_path)
-        with pytest.raises(ValueError, match="is a LoRA adapter.*Merge it"):
+        with pytest.raises(ValueError, match="is a LoRA adapter.*Merge the adapter"):
             self.load(tmp_path)
 
     def test_label_tokens(self, tmp_path):
