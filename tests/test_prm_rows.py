@@ -316,12 +316,12 @@ class TestRefusals:
         [
             (
                 {"labels": [1, -1]},
-                "train_dataset row 1: the label at token 10 is -1, expected a probability in [0, 1]",
+                "train_dataset row 1: the label at token 10 is -1. It must be a probability in [0, 1]",
             ),
-            ({"labels": [2, 1]}, "train_dataset row 1: the label at token 6 is 2, expected"),
-            ({"labels": [1.0, 1.5]}, "train_dataset row 1: the label at token 10 is 1.5, expected"),
-            ({"labels": [float("nan"), 1.0]}, "train_dataset row 1: the label at token 6 is nan, expected"),
-            ({"labels": [1]}, "train_dataset row 1: `labels` has 1 entries and `completions` has 2"),
+            ({"labels": [2, 1]}, "train_dataset row 1: the label at token 6 is 2."),
+            ({"labels": [1.0, 1.5]}, "train_dataset row 1: the label at token 10 is 1.5."),
+            ({"labels": [float("nan"), 1.0]}, "train_dataset row 1: the label at token 6 is nan."),
+            ({"labels": [1]}, "train_dataset row 1: `labels` has 1 entries, but `completions` has 2"),
         ],
         ids=str,
     )
@@ -336,9 +336,9 @@ class TestRefusals:
         ids, labels = zip(good, bad, strict=True)
         with pytest.raises(ValueError, match=re.escape("row 1: the label at token 0 is -1")):
             trainer_of(tmp_path, Dataset.from_dict({"input_ids": ids, "labels": labels}))
-        with pytest.raises(ValueError, match="row 0: `labels` has 1 entries and `input_ids` has 2; expected one per"):
+        with pytest.raises(ValueError, match="row 0: `labels` has 1 entries, but `input_ids` has 2"):
             trainer_of(tmp_path, Dataset.from_dict({"input_ids": [[5, 3]], "labels": [[1]]}))
-        with pytest.raises(ValueError, match="train_dataset has `input_ids` without `labels`"):
+        with pytest.raises(ValueError, match="train_dataset has `input_ids`, but no `labels`"):
             trainer_of(tmp_path, Dataset.from_dict({"input_ids": [[5, 3]]}))
 
     def test_a_bad_row_of_an_evaluation_set_is_named(self, tmp_path):
@@ -366,27 +366,27 @@ class TestRefusals:
     )
     def test_nulls(self, tmp_path, row, column):
         """The tokenizer's own error names no row of a million."""
-        with pytest.raises(ValueError, match=f"train_dataset row 1: null in `{column}`, expected a text"):
+        with pytest.raises(ValueError, match=f"train_dataset row 1: `{column}` is or contains `None`"):
             trainer_of(tmp_path, [ROW, ROW | row])
 
     @pytest.mark.parametrize(("column", "value"), [("labels", 1), ("completions", "so nine")])
     def test_columns_without_lists(self, tmp_path, column, value):
         """A step text in place of a list of them would be read as a list of characters."""
-        with pytest.raises(ValueError, match=f"the column `{column}` holds (int64|string), expected lists"):
+        with pytest.raises(ValueError, match=f"the column `{column}` contains (int64|string).* lists"):
             trainer_of(tmp_path, [ROW | {column: value}])
 
     def test_trees(self, tmp_path):
         """Read as chains, siblings would follow each other, at a plausible loss."""
-        with pytest.raises(ValueError, match="a column `parents`: its rows are trees.*Train with HRMRewardTrainer"):
+        with pytest.raises(ValueError, match="a column `parents`, so its rows are trees.*Use HRMRewardTrainer"):
             trainer_of(tmp_path, [ROW | {"parents": [-1, -1]}])
 
     def test_other_columns(self, tmp_path):
-        with pytest.raises(ValueError, match=r"has the columns \['text'\], expected `prompt`, `completions` and"):
+        with pytest.raises(ValueError, match=r"has the columns \['text'\].* `prompt`, `completions` and"):
             trainer_of(tmp_path, [{"text": "a"}])
 
     def test_streams(self, tmp_path):
         stream = IterableDataset.from_generator(lambda: iter([ROW]))
-        with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`, expected.*without `streaming"):
+        with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`.*without `streaming"):
             make_prm_trainer(tmp_path, stream, tokenizer=word_tokenizer())
 
     def test_a_separator_without_a_token(self, tmp_path):
@@ -396,10 +396,10 @@ class TestRefusals:
 
     def test_no_tokenizer(self, tmp_path):
         args = make_prm_trainer(tmp_path, Dataset.from_list([ROW]), tokenizer=word_tokenizer()).args
-        with pytest.raises(ValueError, match="`processing_class` is missing: without a `data_collator`"):
+        with pytest.raises(ValueError, match="`processing_class` is missing.*or a `data_collator`"):
             PRMTrainer(tiny_model(), args, train_dataset=Dataset.from_list([ROW]))
         collator = DataCollatorForTokenClassification(word_tokenizer())
-        with pytest.raises(ValueError, match="`processing_class` is missing: train_dataset has no `input_ids`"):
+        with pytest.raises(ValueError, match="`processing_class` is missing.* train_dataset has no `input_ids`"):
             PRMTrainer(tiny_model(), args, data_collator=collator, train_dataset=Dataset.from_list([ROW]))
 
     def test_no_dataset(self, tmp_path):
@@ -427,7 +427,7 @@ class TestRefusals:
         model = tiny_model(vocab_size=16)
         model.score = torch.nn.Linear(64, 3)
         trainer = make_prm_trainer(tmp_path, Dataset.from_list([ROW]), model, tokenizer=word_tokenizer())
-        with pytest.raises(ValueError, match="The model has 3 outputs per token, expected 2.*`num_labels=2`"):
+        with pytest.raises(ValueError, match="The model has 3 outputs per token. It must have 2.*`num_labels=2`"):
             trainer.train()
 
 
@@ -457,7 +457,7 @@ class TestCollator:
         given = {"data_collator": DataCollatorForTokenClassification(word_tokenizer())}
         soft = [ROW, ROW | {"labels": [1.0, 0.9]}]
         soft = [row | {"labels": [float(label) for label in row["labels"]]} for row in soft]
-        message = r"train_dataset has soft labels.*DataCollatorForTokenClassification\) makes torch.int64"
+        message = r"train_dataset has soft labels.*DataCollatorForTokenClassification\) casts labels to torch.int64"
         with pytest.raises(ValueError, match=message):
             trainer_of(tmp_path, soft, given=given)
         trainer = trainer_of(tmp_path, [ROW], given=given)

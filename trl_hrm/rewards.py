@@ -1,4 +1,4 @@
-"""A step reward model as a reward function of TRL's GRPOTrainer and RLOOTrainer, with guards against the known hacks."""
+"""Use a step reward model as a reward function of TRL's GRPOTrainer and RLOOTrainer, with guards against reward hacking."""
 
 import math
 import re
@@ -26,16 +26,16 @@ _STEP_NUMBER = re.compile(r"^\W*(?:step\s*\d+\W*|\d+[.:)]\s+)", re.IGNORECASE)  
 
 class StepReward:
     r"""
-    Reward function that judges every step of a completion with a step reward model.
+    Reward function that scores every step of a completion with a step reward model.
 
-    A completion is cut into steps. All completions of a batch are scored in one call, completions of the same problem as one tree,
-    and the scores of the steps become one reward. A completion that a guard stops gets `guard_reward` and is counted; its steps are
-    not scored.
+    Each completion is split into steps. All completions of a batch are scored in one call, where completions of the same problem
+    form a tree. The scores of the steps are aggregated into one reward. Guards reject completions that exploit the reward model:
+    a rejected completion gets `guard_reward`, and its steps are not scored.
 
-    The guard `control_text` is always on. It stops a completion if a step holds a control token of the reward model, such as
-    `<|im_end|>`, or a `step_separator` with letters or digits: these could forge turns and ends of steps. Tags that are not
-    special tokens, such as `<think>`, are allowed. One control token at the very end is removed: some trainers leave the end
-    of the sequence in the text.
+    The guard `control_text` is always active. It rejects a completion if a step contains a control token of the reward model, such
+    as `<|im_end|>`, or a `step_separator` with letters or digits, because these could imitate turns and ends of steps. Tags that are
+    not special tokens, such as `<think>`, are allowed. One control token at the end of a completion is removed, since some
+    trainers keep the EOS token in the text.
 
     Example:
 
@@ -46,53 +46,54 @@ class StepReward:
 
     Args:
         reward_model (`str` or [`~scoring.tree_scorer.TreeScorer`]):
-            Folder or Hub repository of a checkpoint with its `step_format.json`, which is loaded whole on the device of each
-            process; or a scorer, which stays where it is.
+            Folder or Hub repository of a checkpoint with a `step_format.json`, which is loaded on the device of each process
+            without sharding, or a scorer, which is not moved.
         aggregate (`str` or `Callable[[Sequence[float]], float]`, *optional*, defaults to `"min"`):
-            How the scores of the steps become the reward. See [`~scoring.aggregate.aggregate`].
+            How to aggregate the scores of the steps into the reward. See [`~scoring.aggregate.aggregate`].
         problem_column (`str`, *optional*):
-            Column of the dataset with the problem as the reward model is to see it. A row where it is `None` gets no reward
-            from this function. By default the problem is the prompt, or its one message of the user; messages of the system are
-            left out. A dialogue of several turns needs this column.
+            Column of the dataset with the problem to show to the reward model. A row where it is `None` gets no reward from this
+            function. By default, the problem is the prompt or, in a conversation, the user message, without system messages. Required
+            for conversations with several turns.
         segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that cuts completions into steps. By default they are cut at the `step_separator` of the
-            checkpoint; where that is a blank line, `# Answer` stays with what follows it, as in the datasets of this package.
-            If it is a control token, which policies do not write, they are cut at blank lines.
+            Name of the [`StepRule`] that splits completions into steps. By default, completions are split at the `step_separator`
+            of the checkpoint. If the separator is a blank line, `# Answer` stays in the same step as the text after it, as in the
+            datasets of this package. If the separator is a control token, which policies do not write, completions are split at
+            blank lines.
         spans (`Sequence[int]`, *optional*, defaults to `(1,)`), combine (`str`, *optional*, defaults to `"max"`):
-            How steps are judged. See [`StepScorer.score`].
+            How steps are scored. See [`StepScorer.score`].
         guard_reward (`float`, *optional*, defaults to `0.0`):
-            Reward of a completion that a guard stops.
+            Reward of a completion that a guard rejects.
         min_steps (`int`, *optional*, defaults to `2`):
-            Guard `too_few_steps`: minimum number of steps of a completion. A completion without steps is always stopped.
+            Guard `too_few_steps`: minimum number of steps of a completion. A completion without steps is always rejected.
         max_steps (`int`, *optional*, defaults to `64`):
-            Guard `too_many_steps`: maximum number of steps of a completion. `None` for no limit.
+            Guard `too_many_steps`: maximum number of steps of a completion. `None` disables this guard.
         max_repeated (`float`, *optional*, defaults to `0.25`):
-            Guard `repeated_steps`: the largest share of steps that say the same as an earlier step, up to case, white space
-            and the number of the step. `None`: no limit.
+            Guard `repeated_steps`: maximum share of steps that repeat an earlier step, ignoring case, white space and step
+            numbers. `None` disables this guard.
         max_blank (`int`, *optional*, defaults to `4`):
-            Guard `blank_steps`: the most pieces between two separators that have neither a letter nor a digit. Those of white
-            space alone are never scored. `None`: no limit.
+            Guard `blank_steps`: maximum number of pieces between two separators without letters and digits. Pieces of white space
+            are never scored. `None` disables this guard.
         max_tokens (`int`, *optional*):
-            Guard `too_long`: maximum number of tokens of the steps, with separators, by the tokenizer of the reward model. By default
-            only a completion with more tokens than the reward model has positions is stopped.
+            Guard `too_long`: maximum number of tokens of the steps, including separators, with the tokenizer of the reward model.
+            By default, only completions with more tokens than the reward model has positions are rejected.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether a reasoning model's thinking is judged like the rest of a completion. By default it is left out, up to
-            `</think>`, also of the guards, and a completion that only thinks has no steps. Where the chat template opens the tag in
-            the prompt, a completion that was cut off before `</think>` cannot be told from one without thinking.
+            Whether to score the thinking of a reasoning model like the rest of the completion. By default, the text up to
+            `</think>` is removed before splitting and guards, and a completion that contains only thinking has no steps. If the chat
+            template adds the opening tag to the prompt, a completion that ends before `</think>` cannot be distinguished from one
+            without thinking.
         name (`str`, *optional*, defaults to `"step_reward"`):
-            Name in the logs. Give two of one run different names.
+            Name of the reward in the logs. Must be unique if a run has several of these rewards.
         scorer_kwargs:
-            Passed to [`StepScorer.from_pretrained`], for example `dtype="bfloat16"` or `max_length`.
+            Keyword arguments for [`StepScorer.from_pretrained`], such as `dtype="bfloat16"` or `max_length`.
 
-    After a call, `metrics` (`dict[str, float]`) holds its parts: `step_score`, the mean score of the steps that were scored;
-    `num_steps`, the mean number of steps; `thinking_left_out`, the share of completions whose thinking was left out;
-    `guarded`, the share of completions that a guard stopped; and
-    `guarded/{reason}` for each guard (a completion may have several reasons). They are logged under `{name}/` where the trainer
-    gives `log_metric`.
+    After a call, `metrics` (`dict[str, float]`) contains `step_score` (mean score of the scored steps), `num_steps` (mean number of
+    steps), `thinking_left_out` (share of completions whose thinking was removed), `guarded` (share of rejected completions), and
+    `guarded/{reason}` for each guard (a completion can have several reasons). They are logged under `{name}/` if the trainer
+    passes `log_metric`.
 
     Raises:
         `FileNotFoundError`: If the checkpoint has no `step_format.json`.
-        `ValueError`: If the model does not have the head of its format, or an argument has no meaning.
+        `ValueError`: If the model does not fit the head in its step format, or an argument is invalid.
     """
 
     def __init__(
@@ -116,24 +117,30 @@ class StepReward:
         if isinstance(aggregate, str):
             aggregate_scores([0.5], aggregate)  # checks the name
         if segmentation is not None and segmentation not in RULES:
-            raise ValueError(f"segmentation is {segmentation!r}, expected one of {', '.join(RULES)}.")
+            raise ValueError(f"segmentation is {segmentation!r}. It must be one of {', '.join(RULES)}.")
         if not math.isfinite(guard_reward):
-            raise ValueError(f"guard_reward is {guard_reward}, expected a number: TRL leaves out what is none.")
+            raise ValueError(
+                f"guard_reward is {guard_reward}. It must be a finite number, because TRL ignores NaN rewards."
+            )
         if min_steps < 1 or (max_steps is not None and max_steps < min_steps):
             raise ValueError(
-                f"min_steps is {min_steps} and max_steps {max_steps}, expected 1 <= min_steps <= max_steps: a completion without "
-                "steps has nothing to judge."
+                f"min_steps is {min_steps} and max_steps is {max_steps}. They must satisfy 1 <= min_steps <= max_steps."
             )
         if max_repeated is not None and not 0 <= max_repeated <= 1:
-            raise ValueError(f"max_repeated is {max_repeated}, expected a share of the steps, from 0 to 1.")
+            raise ValueError(f"max_repeated is {max_repeated}. It must be a share of the steps, from 0 to 1.")
         for limit, value, least in (("max_blank", max_blank, 0), ("max_tokens", max_tokens, 1)):
             if value is not None and value < least:
-                raise ValueError(f"{limit} is {value}, expected {least} or more: it would stop every completion.")
+                raise ValueError(
+                    f"{limit} is {value}, which would reject every completion. It must be at least {least}."
+                )
         if not isinstance(reward_model, str) and scorer_kwargs:
-            raise ValueError(f"{sorted(scorer_kwargs)} say how to load a reward model, but a scorer is given.")
+            raise ValueError(
+                f"You passed {sorted(scorer_kwargs)} with a scorer that is already loaded. Pass the reward model by name, or "
+                "remove these arguments."
+            )
         self.scorer = _load(reward_model, **scorer_kwargs) if isinstance(reward_model, str) else reward_model
         self.scoring = ScoringConfig(spans, combine)
-        self.scorer.score([], [], spans=spans, combine=combine)  # errors show before anything is sampled
+        self.scorer.score([], [], spans=spans, combine=combine)  # raises errors before anything is sampled
         separator = self.scorer.step_format.step_separator
         if segmentation is None:
             is_control = find_control_text(self.scorer.tokenizer, separator)
@@ -149,7 +156,7 @@ class StepReward:
         self.max_blank = max_blank
         self.max_tokens = max_tokens
         self.keep_thinking = keep_thinking
-        self.__name__ = name  # by which TRL logs the reward
+        self.__name__ = name  # TRL logs the reward under this name
         self.metrics: dict[str, float] = {}
 
     def __call__(
@@ -165,23 +172,24 @@ class StepReward:
 
         Args:
             prompts (`Sequence[str]` or `Sequence[list[dict]]`):
-                B prompts: texts, or messages.
+                B prompts: texts, or lists of messages.
             completions (`Sequence[str]` or `Sequence[list[dict]]`):
-                B completions: texts, or one message of the assistant each.
+                B completions: texts, or lists with one assistant message.
             log_metric, log_extra (`Callable`, *optional*):
-                TRL's, for the metrics and for a column of the table of completions with the guards that stopped each.
+                Functions of TRL that log the metrics, and a column of the completions table with the guards that rejected each
+                completion.
             columns:
-                Columns of the dataset, B values each, and what else TRL passes.
+                Columns of the dataset, B values each, and other arguments of TRL.
 
         Returns:
-            `list[float | None]`: B rewards. `None` where `problem_column` is `None`.
+            `list[float | None]`: B rewards. `None` for rows where the `problem_column` is `None`.
 
         Raises:
-            `ValueError`: If a prompt has no problem, a completion is not one text, or a score or reward is not a number.
+            `ValueError`: If a prompt has no problem, a completion is not a single text, or a score or reward is not finite.
         """
         problems: list[str | None] = []
         if self.problem_column is None:
-            remedy = "Write the problem into a column of the dataset and name it as `problem_column`."
+            remedy = "Add a column with the problem to the dataset, and set `problem_column` to its name."
             try:
                 problems += [prompt if isinstance(prompt, str) else problem_of(prompt, remedy) for prompt in prompts]
             except ValueError as error:
@@ -190,8 +198,9 @@ class StepReward:
             problems += columns[self.problem_column]
         else:
             raise ValueError(
-                f"{self.__name__}: problem_column is {self.problem_column!r}, and the dataset has the columns "
-                f"{sorted(name for name, value in columns.items() if isinstance(value, list))} next to the prompt. Name one of them."
+                f"{self.__name__}: problem_column is {self.problem_column!r}, but the dataset has only the columns "
+                f"{sorted(name for name, value in columns.items() if isinstance(value, list))} in addition to the prompt. Set "
+                "`problem_column` to one of them."
             )
         texts = [_completion_text(*pair) for pair in zip(prompts, completions, strict=True)]
         steps = [self.steps(text) for text in texts]
@@ -214,7 +223,7 @@ class StepReward:
                 rewards[i] = aggregate_scores(step_scores, self.aggregate)
                 if not math.isfinite(rewards[i]):  # it would make every advantage of its group NaN
                     raise ValueError(
-                        f"{self.__name__}: the aggregate of the step scores {step_scores} is {rewards[i]}."
+                        f"{self.__name__}: the aggregate of the step scores {step_scores} is {rewards[i]}. It must be finite."
                     )
         judged = [i for i, problem in enumerate(problems) if problem is not None]
         flat = [score for values in scores for step_scores in values for score in step_scores]
@@ -231,8 +240,7 @@ class StepReward:
 
     def steps(self, text: str) -> list[str]:
         """
-        The steps of a completion, without thinking, separators, the space around them and the end of the sequence. None is
-        blank.
+        Split a completion into non-blank steps, without thinking, separators, surrounding white space and the EOS token.
         """
         end = find_control_text(self.scorer.tokenizer, text, tags=False)[-1:]
         if end and text.rstrip().endswith(end[0]):
@@ -244,7 +252,7 @@ class StepReward:
 
     def guards(self, problem: str, text: str, steps: Sequence[str]) -> list[str]:
         """
-        Return the guards that stop a completion.
+        Return the guards that reject a completion.
 
         Args:
             problem (`str`):
@@ -252,10 +260,10 @@ class StepReward:
             text (`str`):
                 The completion.
             steps (`Sequence[str]`):
-                Its steps.
+                Steps of the completion.
 
         Returns:
-            `list[str]`: Some of `GUARDS`, in their order.
+            `list[str]`: Subset of `GUARDS`, in the same order.
         """
         text = without_thinking_tags(text) if self.keep_thinking else visible_text(text)
         contents = {" ".join(_STEP_NUMBER.sub("", step).split()).casefold() for step in steps}
@@ -278,7 +286,7 @@ class StepReward:
 
 def separator_rule(separator: str) -> StepRule:
     r"""
-    The rule that cuts at a separator of steps.
+    Return the rule that splits a text at a step separator.
 
     Example:
 
@@ -292,7 +300,7 @@ def separator_rule(separator: str) -> StepRule:
 
 def num_blank(text: str, separator: str) -> int:
     r"""
-    Number of pieces between two separators, or before the first, that have neither a letter nor a digit.
+    Return the number of pieces between two separators, or before the first one, without letters and digits.
 
     Example:
 
@@ -306,21 +314,21 @@ def num_blank(text: str, separator: str) -> int:
 
 
 def _completion_text(prompt: str | list[dict[str, Any]], completion: str | list[dict[str, Any]]) -> str:
-    """The text of a completion, after the tag with which its prompt may begin the thinking."""
+    """Return the text of a completion, with a leading `<think>` if the prompt ends with this tag."""
     tag = "<think>" if isinstance(prompt, str) and opens_thinking(prompt) else ""
     if isinstance(completion, str):
         return tag + completion
     roles = [message["role"] for message in completion]
     if roles != ["assistant"]:
         raise ValueError(
-            f"a completion has messages of {roles}, expected one, of the assistant: a step reward model judges one text. "
-            "Completions with calls of tools cannot be judged."
+            f"a completion has messages with the roles {roles}. It must have exactly one assistant message. Completions with "
+            "tool calls are not supported."
         )
     return tag + content_text(completion[0]["content"])
 
 
 def _metrics(num_steps: list[int], reasons: list[list[str]], scores: list[float]) -> dict[str, float]:
-    """Parts of the rewards of one batch. A mean over nothing is left out."""
+    """Return the metrics of one batch. Means over no values are omitted."""
     metrics = {"step_score": math.fsum(scores) / len(scores)} if scores else {}
     if reasons:
         metrics["num_steps"] = sum(num_steps) / len(num_steps)
@@ -330,14 +338,14 @@ def _metrics(num_steps: list[int], reasons: list[list[str]], scores: list[float]
 
 
 def _load(path_or_repo: str, **kwargs) -> StepScorer:
-    """The reward model on the device of this process, whole."""
+    """Load the reward model on the device of this process, without sharding."""
     if is_deepspeed_zero3_enabled():
         raise ValueError(
-            "StepReward: the configuration of the trainer turned ZeRO-3 on, so that the reward model would be loaded in "
-            "shards. Make the StepReward before the GRPOConfig or RLOOConfig, or pass it a scorer."
+            "StepReward: the config of the trainer has enabled ZeRO-3, which would shard the reward model. Create the "
+            "StepReward before the GRPOConfig or RLOOConfig, or pass a scorer."
         )
     device = PartialState().device
     kwargs.setdefault("device_map", None if device.type == "cpu" else {"": device})
-    # with it on, FSDP expects the weights from the first rank, which only sends the weights of the policy
+    # If enabled, only rank 0 loads weights and FSDP sends them to the others, which works only for the policy
     with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
         return StepScorer.from_pretrained(path_or_repo, **kwargs)

@@ -259,7 +259,7 @@ def test_scores_that_are_no_numbers(tmp_path, bad):
             return scores
 
     with pytest.raises(
-        ValueError, match="here 1: the reward model returned .* for . steps, expected one finite number for each"
+        ValueError, match="here 1: the reward model returned .* for . steps. It must return one finite number per step"
     ):
         judge(tmp_path, make_problems(3), Broken())
 

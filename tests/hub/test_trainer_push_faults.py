@@ -33,7 +33,7 @@ def test_a_failed_push_in_the_background_is_told_at_the_end(hub, repo, tmp_path,
     trainer.train()
     at_once, at_the_end = errors(caplog)
     assert "Not pushed: " in at_once and "step-2" in at_once
-    assert f"Step 2 is not on the Hub ({repo})" in at_the_end and "403" in at_the_end
+    assert f"Step 2 was not pushed to the Hub ({repo})" in at_the_end and "403" in at_the_end
     assert f"Its weights are in {tmp_path}/out/checkpoint-2." in at_the_end and "`push_to_hub()`" in at_the_end
     disk = steps_on_disk(tmp_path)
     assert list(steps_pushed(hub, repo, disk).values()) == [1, 3, 4]
@@ -48,7 +48,7 @@ def test_a_deleted_checkpoint_that_was_not_pushed(hub, repo, tmp_path, caplog):
     hub.fault("POST", "/commit/", 403)
     trainer = push_trainer(tmp_path, repo, hub_always_push=True, save_total_limit=1)
     trainer.train()
-    assert "Its checkpoint is deleted, as `save_total_limit` asks." in errors(caplog)[-1]
+    assert "Its checkpoint was deleted because of `save_total_limit`." in errors(caplog)[-1]
 
 
 def test_a_checkpoint_that_the_hub_shall_keep_stays_here_until_it_does(hub, repo, tmp_path, caplog):
@@ -97,7 +97,7 @@ def test_a_private_model_never_goes_to_a_public_repository(hub, repo, tmp_path):
     """The Hub ignores the wish for an existing repository: the weights would be public, and nobody told."""
     HfApi().create_repo(repo, private=False)
     start = len(hub.log)
-    with pytest.raises(ValueError, match=f"{repo} exists and is public"):
+    with pytest.raises(ValueError, match=f"{repo} already exists and is public"):
         push_trainer(tmp_path, repo, hub_private_repo=True)
     assert hub.count("POST", "preupload|commit", start) == 0
     trainer = push_trainer(tmp_path, f"{repo}-new", hub_private_repo=True)
@@ -114,7 +114,7 @@ def test_a_push_that_shall_be_private(hub, repo, tmp_path, created):
     trainer = push_trainer(tmp_path, repo, save_strategy="no", push_to_hub=created == "by the trainer")
     start = len(hub.log)
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"{repo} exists and is public"):
+        with pytest.raises(ValueError, match=f"{repo} already exists and is public"):
             trainer.push_to_hub(private=True)
     assert hub.count("POST", "preupload|commit", start) == 0
 
@@ -191,4 +191,4 @@ def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, ca
         error = error.__cause__ or error.__context__
     output = capfd.readouterr()
     assert PLANTED not in caplog.text + output.out + output.err
-    assert any("Step 2 is not on the Hub" in message for message in errors(caplog))
+    assert any("Step 2 was not pushed to the Hub" in message for message in errors(caplog))

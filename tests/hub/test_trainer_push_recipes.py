@@ -122,7 +122,7 @@ def test_a_final_push_that_fails_fails_the_script(hub, repo, tmp_path, base):
     arguments = {"model_name_or_path": base, "dataset_name": f"{repo}-steps", "hub_model_id": repo}
     done = launch(tmp_path, "hrm_reward.py", **arguments)
     assert done.returncode != 0 and "PushError" in done.stderr
-    assert "Step 1 is not on the Hub" in done.stderr and "Step 2 is not on the Hub" in done.stderr
+    assert "Step 1 was not pushed to the Hub" in done.stderr and "Step 2 was not pushed to the Hub" in done.stderr
     assert (tmp_path / "out" / "model.safetensors").exists() and (tmp_path / "out" / "eval_results.json").exists()
 
 

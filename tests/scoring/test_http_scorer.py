@@ -146,9 +146,9 @@ class TestServer:
     @pytest.mark.parametrize(
         ("models", "message"),
         [
-            ([{"id": "prm"}], "has a max_model_len of None, expected a number"),
-            (["prm"], "has no list of models"),
-            (None, "has no list of models"),
+            ([{"id": "prm"}], "max_model_len in the response of /v1/models is None"),
+            (["prm"], "contains no list of models"),
+            (None, "contains no list of models"),
         ],
     )
     def test_servers_of_another_kind(self, server, models, message):
@@ -162,7 +162,7 @@ class TestServer:
         with PoolingServer(tiny_model(), tiny_tokenizer(), rows=lambda rows: _Nulls(rows)) as server:
             scorer = self.scorer_of(server)
             with pytest.raises(
-                ValueError, match="prompt 'p': the reward model returned .* expected one finite number"
+                ValueError, match="prompt 'p': the reward model returned .* one finite number per step"
             ):
                 scorer.score(["p"], [[["a"]]])
 
@@ -183,7 +183,7 @@ class TestServer:
 
         other = make_tokenizer(["Add 12 and 345: the sum is 357.\n\nSo x"] * 3, 300)
         with PoolingServer(tiny_model(), other) as server:
-            with pytest.raises(OSError, match="its tokenizer makes .* it serves another model"):
+            with pytest.raises(OSError, match="the tokenizer of the server encodes .* Pass the checkpoint"):
                 self.scorer_of(server)
 
     def test_no_pooling(self):
@@ -194,7 +194,7 @@ class TestServer:
     @pytest.mark.parametrize("rows", [lambda rows: rows[3:4], lambda rows: rows[:, :1], lambda rows: rows[-1]])
     def test_another_pooling(self, rows):
         with PoolingServer(tiny_model(), tiny_tokenizer(), rows=rows) as server:
-            with pytest.raises(ValueError, match=r"with outputs of shape .* expected \(\d+, 2\)"):
+            with pytest.raises(ValueError, match=r"returned outputs of shape .* Expected \(\d+, 2\)"):
                 self.scorer_of(server)
 
     def test_within_an_event_loop(self, server, expected):
@@ -258,11 +258,11 @@ class TestCheckpoints:
         model.save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
         StepFormat().save(tmp_path)
-        with pytest.raises(ValueError, match="is a LoRA adapter.*Merge it"):
+        with pytest.raises(ValueError, match="is a LoRA adapter.*Merge the adapter"):
             self.load(tmp_path)
 
     def test_label_tokens(self, tmp_path):
-        with pytest.raises(ValueError, match='`head="lm"`.*Make a token classifier'):
+        with pytest.raises(ValueError, match='`head="lm"`.*Convert the model to a token classifier'):
             self.load(save(tmp_path, HEADS["lm"]))
 
 
@@ -295,18 +295,18 @@ class TestVLLMServer:
             )
             with pytest.raises(OSError, match=f"does not serve '{other}', but '{folder}'"):
                 ServerScorer.from_pretrained(other, url)
-            with pytest.raises(ValueError, match=r"with outputs of shape .* expected \(\d+, 1\)"):
+            with pytest.raises(ValueError, match=r"returned outputs of shape .* Expected \(\d+, 1\)"):
                 ServerScorer.from_pretrained(other, url, served_model_name=folder)
 
     @pytest.mark.parametrize(
         ("head", "flags", "message"),
         [
-            ("lm", [], "HTTP 404.*Expected a token classifier"),
-            ("lm", ["--runner", "pooling"], "HTTP 400.*Expected a token classifier"),
+            ("lm", [], "HTTP 404.*must run a token classifier"),
+            ("lm", ["--runner", "pooling"], "HTTP 400.*must run a token classifier"),
             (
                 "classification",
                 ["--runner", "pooling", "--pooler-config", '{"pooling_type":"STEP","step_tag_id":3}'],
-                "with outputs of shape",
+                "returned outputs of shape",
             ),
         ],
     )

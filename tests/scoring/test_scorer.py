@@ -163,7 +163,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(("spans", "combine"), [((2,), "max"), ((0, 1), "max"), ((1, 2), "min")])
     def test_spans(self, spans, combine):
-        with pytest.raises(ValueError, match="spans is .* 1 among them|combine is 'min', expected one of max, mean"):
+        with pytest.raises(ValueError, match="spans is .* must contain 1|combine is 'min', expected one of max, mean"):
             scorer_of().score(["p"], [[["a"]]], spans=spans, combine=combine)
 
     def test_more_tokens_than_positions(self):
@@ -184,14 +184,14 @@ class TestRefusals:
         with torch.no_grad():
             scorer.model.score.weight.fill_(float("nan"))
         with pytest.raises(
-            ValueError, match=r"prompt 'q': the reward model returned .*nan.* expected one finite number"
+            ValueError, match=r"prompt 'q': the reward model returned .*nan.* one finite number per step"
         ):
             scorer.score(["p", "q"], [[], [["a"]]])
 
     @pytest.mark.parametrize("name", ["batch_size", "max_length"])
     def test_numbers_below_one(self, name):
         """A batch of no rows scores nothing, and every score stays what it was before."""
-        with pytest.raises(ValueError, match=f"{name} is 0, expected 1 or more"):
+        with pytest.raises(ValueError, match=f"{name} is 0. It must be at least 1"):
             scorer_of(**{name: 0})
 
     def test_models_that_do_not_fit(self):

@@ -281,7 +281,7 @@ BAD = {
     "not a number": (
         [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],
         ("--n", "1", "2"),
-        r"in.jsonl:1: the reward model returned \[nan\] for 1 steps, expected one finite number for each",
+        r"in.jsonl:1: the reward model returned \[nan\] for 1 steps. It must return one finite number per step",
     ),
 }
 
@@ -309,8 +309,8 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
         ("--candidates x --n 0", r"`n` is \[0\]. Each number must be at least 1"),
         ("--candidates x --num_draws 0", "`num_draws` is 0"),
         ("--candidates x --segmentation regex", "Segmentation regex and step_pattern must be used together"),
-        ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm', expected transformers, vllm"),
-        ("--policy p --problems q --combine mean", "combine is mean, which makes one score of those of several spans"),
+        ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm'.* transformers, vllm"),
+        ("--policy p --problems q --combine mean", "combine is mean, but spans is 1"),
         ("--policy p --problems q", "m: there is no such folder, and no such repository"),
         ("--candidates nowhere.jsonl", "nowhere.jsonl: there is no such file"),
     ],

@@ -152,7 +152,10 @@ class TestPython:
         HEADS["classification"].save(tmp_path)
         with pytest.raises(OSError, match="gave up"):
             ServerScorer.from_pretrained(str(tmp_path), "http://127.0.0.1:1", max_retries=0)
-        assert "has no safetensors files that can be read here, so whether its weights have head" in caplog.text
+        assert (
+            "has no readable safetensors files, so it could not be checked whether its weights include the head"
+            in caplog.text
+        )
 
     def test_vllm_scorer(self, qwen, tmp_path, monkeypatch):
         """Before the engine starts."""
@@ -175,7 +178,7 @@ class TestPython:
         (folder / "model.safetensors").unlink()
         with pytest.raises(RuntimeError, match="started"):
             vllm.from_pretrained(str(folder))
-        assert "so whether its weights have head 'classification' is not checked" in caplog.text
+        assert "it could not be checked whether its weights include the head 'classification'" in caplog.text
 
 
 def fake_vllm(monkeypatch):

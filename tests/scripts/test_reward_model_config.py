@@ -46,9 +46,7 @@ def test_options_of_another_engine(engine, option):
         name = option.removeprefix("reward_model_").replace("args", "scorer_args")
         assert described[name] == (json.dumps(value) if isinstance(value, dict) else value)
     else:
-        message = (
-            f"{option} goes with reward_model_engine .*, and reward_model_engine is {re.escape(engine)}. Leave it out."
-        )
+        message = f"{option} requires reward_model_engine .*, but reward_model_engine is {re.escape(engine)}. Remove"
         with pytest.raises(ValueError, match=message):
             RewardModelConfig(**given)
 
@@ -75,7 +73,7 @@ def test_a_format_of_its_own(checkpoint, server, kind, tmp_path):
     own = RewardModelConfig(**given, step_format=tmp_path / "step_format.json")
     assert own.load_scorer().step_format.step_separator == "; "
     assert RewardModelConfig(**given).load_scorer().step_format == StepFormat()
-    with pytest.raises(FileNotFoundError, match="there is no file nowhere.json"):
+    with pytest.raises(FileNotFoundError, match="the file nowhere.json does not exist"):
         RewardModelConfig(**given, step_format="nowhere.json")
 
 
@@ -105,13 +103,16 @@ def test_description(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"reward_model_engine": "vlm"}, "reward_model_engine is 'vlm', expected transformers, vllm, or the address"),
+        ({"reward_model_engine": "vlm"}, "reward_model_engine is 'vlm'. It must be transformers, vllm, or the URL"),
         ({"reward_model_args": "[1]"}, "reward_model_args is [1], expected a JSON object"),
         ({"reward_model_args": "max_model_len=64"}, "reward_model_args is 'max_model_len=64', expected a JSON object"),
-        ({"reward_model_args": {"dtype": "bfloat16"}}, "dtype, which is reward_model_dtype. Leave it out"),
-        ({"reward_model_args": '{"runner": "generate"}'}, 'runner, which is always "pooling". Leave it out'),
-        ({"spans": [2]}, "spans is [2], expected positive numbers, 1 among them"),
-        ({"combine": "mean"}, "combine is mean, which makes one score of those of several spans, and spans is 1"),
+        ({"reward_model_args": {"dtype": "bfloat16"}}, "dtype, which is set by reward_model_dtype. Remove it"),
+        (
+            {"reward_model_args": '{"runner": "generate"}'},
+            'runner, which is set by this package to "pooling". Remove it',
+        ),
+        ({"spans": [2]}, "spans is [2]. It must contain 1"),
+        ({"combine": "mean"}, "combine is mean, but spans is 1"),
     ],
 )
 def test_settings_that_cannot_work(given, message):

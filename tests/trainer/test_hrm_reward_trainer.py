@@ -248,10 +248,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            ({"error_weight": 0.0}, "`error_weight` is 0.0, expected a number above 0"),
+            ({"error_weight": 0.0}, "`error_weight` is 0.0. It must be greater than 0"),
             ({"error_weight": -1.0}, "`error_weight` is -1.0"),
             ({"error_weight": float("nan")}, "`error_weight` is nan"),
-            ({"label_weighting": "twice"}, "`label_weighting` is 'twice', expected 'unique' or 'occurrence'"),
+            ({"label_weighting": "twice"}, "`label_weighting` is 'twice'. It must be 'unique' or 'occurrence'"),
             ({"batch_eval_metrics": True}, "`batch_eval_metrics` is not supported"),
             ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported. Smooth the `labels`"),
             ({"head": "binary"}, "`head` is 'binary'"),
@@ -268,7 +268,7 @@ class TestRefusals:
 
     def test_streams(self, tmp_path, trees):
         stream = IterableDataset.from_generator(lambda: (tree.to_row() for tree in trees))
-        with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`, expected.*without `streaming"):
+        with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`.*without `streaming"):
             HRMRewardTrainer(
                 tiny_model(),
                 HRMRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
@@ -286,7 +286,7 @@ class TestRefusals:
             make_trainer(tmp_path, trees, evaluation={"x": bad})
 
     def test_a_long_prompt(self, tmp_path, trees):
-        with pytest.raises(ValueError, match="row 0: the prompt has .* within max_length 3"):
+        with pytest.raises(ValueError, match="row 0: the prompt has .* within `max_length` 3"):
             make_trainer(tmp_path, trees, max_length=3)
 
     def test_a_swallowed_separator(self, tmp_path, trees):
@@ -306,11 +306,11 @@ class TestRefusals:
             )
 
     def test_merged_with_another_separator(self, tmp_path, trees):
-        with pytest.raises(ValueError, match=r"train_dataset row \d: .*without the merge_separator ' ; '"):
+        with pytest.raises(ValueError, match=r"train_dataset row \d: .* does not contain the `merge_separator` ' ; '"):
             make_trainer(tmp_path, trees, merge_separator=" ; ")
 
     def test_last_step_only_with_merged_steps(self, tmp_path, trees):
-        with pytest.raises(ValueError, match="`train_on_last_step_only` with merged steps"):
+        with pytest.raises(ValueError, match="`train_on_last_step_only` does not support merged steps"):
             make_trainer(tmp_path, trees, train_on_last_step_only=True)
 
     def test_chat_without_a_template(self, tmp_path, trees):
@@ -337,14 +337,12 @@ class TestRefusals:
         make_trainer(tmp_path, trees, model, shared_prefix=False)
 
     def test_model_init_kwargs_of_a_model(self, tmp_path, trees):
-        with pytest.raises(
-            ValueError, match="`model_init_kwargs` was given with a model that is already instantiated"
-        ):
+        with pytest.raises(ValueError, match="`model_init_kwargs` with a model that is already instantiated"):
             make_trainer(tmp_path, trees, model_init_kwargs={"dtype": "float32"})
 
     def test_a_tokenizer_that_cannot_pad(self, tmp_path, trees):
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer()._tokenizer)
-        with pytest.raises(ValueError, match="neither a padding nor an EOS token"):
+        with pytest.raises(ValueError, match="neither a padding token nor an EOS token"):
             make_trainer(tmp_path, trees, tokenizer=tokenizer)
 
     def test_an_adapter_on_an_adapter(self, tmp_path, trees):
@@ -545,11 +543,12 @@ class TestCheckpoint:
         make_trainer(tmp_path, trees, max_steps=1, save_strategy="steps", save_steps=1).train()
         caplog.clear()
         make_trainer(tmp_path, trees, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-        assert "another step format" not in caplog.text
+        assert "different step format" not in caplog.text
         trainer = make_trainer(tmp_path, trees, max_steps=2, step_separator="\n", merge_separator=" ")
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
         assert (
-            r"another step format: `step_separator` '\n\n' (now '\n'), `merge_separator` '\n' (now ' ')" in caplog.text
+            r"a different step format: `step_separator` '\n\n' (now '\n'), `merge_separator` '\n' (now ' ')"
+            in caplog.text
         )
 
     def test_resuming_equals_an_unbroken_run(self, tmp_path, trees):
@@ -626,9 +625,9 @@ class TestTrainedModels:
     def test_another_format_is_warned_of(self, tmp_path, trees, caplog):
         folder = str(save(tmp_path / "hrm", tiny_model()))
         make_trainer(tmp_path / "out", trees, folder)
-        assert "another step format" not in caplog.text
+        assert "different step format" not in caplog.text
         make_trainer(tmp_path / "out", trees, folder, step_separator="\n", merge_separator=" ")
-        assert r"hrm was trained with another step format: `step_separator` '\n\n' (now '\n')" in caplog.text
+        assert r"hrm was trained with a different step format: `step_separator` '\n\n' (now '\n')" in caplog.text
 
     def test_metrics_of_a_new_head_are_warned_of(self, tmp_path, trees, base, caplog):
         trainer = make_trainer(tmp_path / "out", trees, base, evaluation=trees)
@@ -683,7 +682,7 @@ class TestBestMetric:
         sets = {"easy": dataset_of(self.ONE_CLASS), "hard": dataset_of(trees)}
         args = {"evaluation": sets, **self.ARGS}
         make_trainer(tmp_path / "a", trees, metric_for_best_model="eval_hard_auroc", **args).train()
-        with pytest.raises(ValueError, match="'eval_easy_auroc', which the evaluation set does not define"):
+        with pytest.raises(ValueError, match="'eval_easy_auroc', which is not defined on the evaluation set"):
             make_trainer(tmp_path / "b", trees, metric_for_best_model="eval_easy_auroc", **args).train()
 
     def test_metrics_of_the_user(self, tmp_path, trees):

@@ -132,5 +132,5 @@ def test_a_folder_without_weights_is_not_pushed(trainer, tmp_path):
     """A sharded state dict leaves a repository with a tokenizer and a card that loads nothing."""
     (tmp_path / "sharded").mkdir()
     (tmp_path / "sharded" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds no weights.*FULL_STATE_DICT.*zero3_save_16bit_model"):
+    with pytest.raises(ValueError, match="only sharded weights.*FULL_STATE_DICT.*zero3_save_16bit_model"):
         trainer._push_folder(tmp_path / "sharded", "message", None, None)

@@ -74,7 +74,7 @@ class TestEmptyCompletions:
         """Nobody counts what a stream leaves out."""
         stream = Dataset.from_list([GOOD, EMPTY]).to_iterable_dataset()
         trainer = make_kl_trainer(tmp_path, stream, max_steps=2, per_device_train_batch_size=1)
-        with pytest.raises(ValueError, match="a row has an empty completion, expected a text: .*add x.* Remove it"):
+        with pytest.raises(ValueError, match="a row has an empty completion: .*add x.* Remove the row"):
             trainer.train()
 
 
@@ -121,7 +121,5 @@ def test_rows_do_not_depend_on_the_day(tmp_path, on_day):
 
 def test_a_date_that_is_none(tmp_path):
     for date in (None, "today"):
-        with pytest.raises(
-            ValueError, match=f"`chat_template_date` is {date!r}, expected a date such as '2024-07-26'"
-        ):
+        with pytest.raises(ValueError, match=f"`chat_template_date` is {date!r}.* date such as '2024-07-26'"):
             KLSelfConfig(str(tmp_path), use_cpu=True, bf16=False, chat_template_date=date)

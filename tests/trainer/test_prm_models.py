@@ -205,9 +205,9 @@ class TestFiles:
         assert (tmp_path / "step_format.json").exists() == known
         card = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert ("StepScorer.from_pretrained" in card) == ("step_format.json" in card) == known
-        assert ("how they were made from text is not known" in card) != known
+        assert ("whose step format is unknown" in card) != known
         assert "| labels | 3 |" in card
-        assert ("3 of 3 labelled tokens do not end a `step_separator` ';'" in caplog.text) != known
+        assert ("3 of 3 labelled tokens are not at the end of the `step_separator` ';'" in caplog.text) != known
 
     def test_adapter(self, tmp_path, chains):
         """Without its task type the classifier of a LoRA run stayed random and was not saved."""

@@ -107,11 +107,11 @@ def test_states_of_another_reference_or_of_other_data_are_refused(tmp_path):
     rows = random_rows(6)
     options = {"precompute_ref_hidden": True, "ref_hidden_dir": str(tmp_path / "states")}
     make_kl_trainer(tmp_path, rows, **options)
-    with pytest.raises(ValueError, match="states are of another reference model.*Remove the folder"):
+    with pytest.raises(ValueError, match="computed with another reference model.*Delete the folder"):
         make_kl_trainer(tmp_path, rows, ref_model=moved(tiny_model(LM), 1e-4), **options)
-    with pytest.raises(ValueError, match="states are of another data or tokenizer.*Remove the folder"):
+    with pytest.raises(ValueError, match="computed with another data or tokenizer.*Delete the folder"):
         make_kl_trainer(tmp_path, [*rows[:-1], {"prompt": "x", "completion": " y"}], **options)
-    with pytest.raises(ValueError, match="states are of another data or tokenizer"):
+    with pytest.raises(ValueError, match="computed with another data or tokenizer"):
         make_kl_trainer(tmp_path, rows, completion_only_loss=False, **options)
     trainer = make_kl_trainer(tmp_path, rows, **options)
     with pytest.raises(ValueError, match="no hidden states of the reference for a sequence of"):
@@ -141,13 +141,13 @@ def test_faults_of_the_folder_and_of_the_data_are_told(tmp_path):
     shard = next(states.glob("states-*.safetensors"))
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=f"{shard.name}: the file is damaged .* Remove it"):
+    with pytest.raises(ValueError, match=f"{shard.name}: the file is damaged .* Delete it"):
         make_kl_trainer(tmp_path, rows, **options)
     shard.unlink()
     make_kl_trainer(tmp_path, rows, **options)
     assert next(states.glob("states-*.safetensors")).read_bytes() == whole
     (states / "manifest.json").write_text('{"version": 1, "refer')
-    with pytest.raises(ValueError, match="manifest.json: the file is damaged .* Remove the folder"):
+    with pytest.raises(ValueError, match="manifest.json: the file is damaged .* Delete the folder"):
         make_kl_trainer(tmp_path, rows, **options)
     prompts = [{"prompt": "1 + 2 " * 20, "completion": " 3"}]
     with pytest.raises(ValueError, match="none of 1 rows has a token to train on"):

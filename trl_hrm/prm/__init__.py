@@ -1,4 +1,4 @@
-"""Drop-in for `trl.experimental.prm`, which TRL removed after version 1.13. See `docs/migrating_from_trl_prm.md`."""
+"""Drop-in replacement for `trl.experimental.prm`, which was removed in TRL 1.14. See `docs/migrating_from_trl_prm.md`."""
 
 from .prm_config import PRMConfig
 from .prm_trainer import PRMTrainer

@@ -6,7 +6,7 @@ from .._compat import BaseConfig
 @dataclass
 class PRMConfig(BaseConfig):
     r"""
-    Configuration class for the [`PRMTrainer`]: the fields and defaults of TRL 1.13.
+    Configuration class for the [`PRMTrainer`], with the fields and defaults of TRL 1.13.
 
     This class includes only the parameters that are specific to process reward models. For a full list of training
     arguments, please refer to the [`~transformers.TrainingArguments`] documentation. Note that default values in this
@@ -14,15 +14,16 @@ class PRMConfig(BaseConfig):
 
     Parameters:
         max_length (`int` or `None`, *optional*, defaults to `1024`):
-            Most tokens of a row (prompt and steps); what is beyond is cut off. If `None`, nothing is.
+            Maximum number of tokens per row (prompt and steps). Longer rows are truncated. If `None`, rows are not
+            truncated.
         max_completion_length (`int`, *optional*):
-            Most tokens of the steps of a row, without the prompt.
+            Maximum number of tokens of the steps in a row, without the prompt. Longer rows are truncated.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout in the model.
         step_separator (`str`, *optional*, defaults to `"\n"`):
-            Text after every step. Its last token is where the step is judged.
+            Text added after every step. The step is scored at the last token of this text.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
-            Whether to train only on the last step of each row. Evaluation still judges every labelled step.
+            Whether to train only on the last step of each row. Evaluation still covers every labelled step.
         dataset_num_proc (`int`, *optional*):
             Number of processes to use for processing the dataset.
 
@@ -40,20 +41,25 @@ class PRMConfig(BaseConfig):
     max_length: int | None = field(
         default=1024,
         metadata={
-            "help": "Most tokens of a row (prompt and steps); what is beyond is cut off. If `None`, nothing is."
+            "help": "Maximum number of tokens per row (prompt and steps). Longer rows are truncated. If `None`, rows are "
+            "not truncated."
         },
     )
     max_completion_length: int | None = field(
-        default=None, metadata={"help": "Most tokens of the steps of a row, without the prompt."}
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens of the steps in a row, without the prompt. Longer rows are truncated."
+        },
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Whether to disable dropout in the model."})
     step_separator: str = field(
-        default="\n", metadata={"help": "Text after every step. Its last token is where the step is judged."}
+        default="\n",
+        metadata={"help": "Text added after every step. The step is scored at the last token of this text."},
     )
     train_on_last_step_only: bool = field(
         default=False,
         metadata={
-            "help": "Whether to train only on the last step of each row. Evaluation still judges every labelled step."
+            "help": "Whether to train only on the last step of each row. Evaluation still covers every labelled step."
         },
     )
     dataset_num_proc: int | None = field(

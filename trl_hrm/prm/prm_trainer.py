@@ -39,13 +39,13 @@ logger = get_logger(__name__)
 
 def compute_accuracy(eval_pred: EvalPrediction) -> dict[str, float]:
     """
-    Share of right predictions.
+    Compute the accuracy of predictions.
 
     Args:
         eval_pred ([`~transformers.EvalPrediction`] or `tuple`):
-            `predictions` of shape `(B, L, C)` with `labels` of shape `(B, L)`, -100 where nothing is judged; a soft label
-            counts as correct from 0.5 on. Or `predictions` of shape `(B, 2)`, the rewards of pairs, with the index of the
-            better one as label; ties are left out, with a warning.
+            Either `predictions` of shape `(B, L, C)` and `labels` of shape `(B, L)`, where -100 is ignored and a soft label
+            of at least 0.5 counts as correct, or `predictions` of shape `(B, 2)` with the rewards of pairs and `labels` with
+            the index of the better reward, where ties are ignored with a warning.
 
     Returns:
         `dict[str, float]`: `accuracy`.
@@ -59,7 +59,7 @@ def compute_accuracy(eval_pred: EvalPrediction) -> dict[str, float]:
     else:
         ties = predictions[:, 0] == predictions[:, 1]
         if ties.any():
-            # TRL's words, which its users' tests look for. Not accelerate's logger, which asks for a trainer
+            # Same message as in TRL, since users may test for it. accelerate's logger would require an initialized state
             logging.getLogger(__name__).warning(
                 f"There are {ties.sum()} out of {len(ties)} instances where the predictions for both options are equal. "
                 "These instances are ignored in the accuracy computation."
@@ -70,11 +70,13 @@ def compute_accuracy(eval_pred: EvalPrediction) -> dict[str, float]:
 
 class PRMTrainer(StepTrainer):
     """
-    Trainer for process reward models: chains of judged steps, as the trainer of that name in TRL up to 1.13.
+    Trainer for process reward models (PRM). It is a drop-in replacement for TRL's `PRMTrainer`, which was removed in TRL
+    1.14.
 
-    Arguments, columns and metrics are those of TRL. The loss is that of [`HRMRewardTrainer`]: the mean over the judged
-    steps of the global batch, whatever their split over accumulation steps and ranks. All differences are listed in
-    `docs/migrating_from_trl_prm.md`. For trees of steps, packing and other heads use [`HRMRewardTrainer`].
+    Arguments, dataset columns and metrics are the same as in TRL. As in [`HRMRewardTrainer`], the loss is the mean over
+    all labelled steps of the global batch, so it does not depend on the number of accumulation steps or ranks. For all
+    differences, see `docs/migrating_from_trl_prm.md`. For trees of steps, packing and other heads, use
+    [`HRMRewardTrainer`].
 
     Example:
 
@@ -94,31 +96,33 @@ class PRMTrainer(StepTrainer):
 
     Args:
         model ([`~transformers.PreTrainedModel`], *optional*):
-            Model with two `logits` per token (0 wrong, 1 correct), preferably an `AutoModelForTokenClassification`.
+            Model with two logits per token (0 wrong, 1 correct), preferably an `AutoModelForTokenClassification`.
         args ([`PRMConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         data_collator ([`~transformers.DataCollator`], *optional*):
-            Function that forms a batch of `input_ids`, `labels`, and whatever else the model takes. Will default to
+            Function that forms a batch with `input_ids`, `labels` and other inputs of the model. Defaults to
             [`~prm.token_rows.DataCollatorForStepLabels`].
         train_dataset ([`~datasets.Dataset`]):
-            Rows of `prompt`, `completions` and `labels`. Or `input_ids` and `labels`, which are used as they are.
+            Dataset to use for training, with the columns `prompt`, `completions` and `labels`. If it has a column
+            `input_ids`, it must be tokenized, with `labels` for each token.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
-            Dataset to use for evaluation, or several by name. Each is tokenised if it has no `input_ids`.
+            Dataset to use for evaluation, or a dictionary of named datasets. Each is tokenized if it has no `input_ids`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer. Only a `data_collator` and rows that are tokenised do without.
+            Tokenizer. Required unless you pass a `data_collator` and tokenized datasets.
         model_init (`Callable[[], PreTrainedModel]`, *optional*):
-            Makes the model, in place of `model`, also anew for each trial of a hyperparameter search.
+            Function that creates the model, to use instead of `model`. It is called again for each trial of a
+            hyperparameter search.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
-            Takes `predictions` of shape `(B, L, C)` and `label_ids` of shape `(B, L)`, both padded with -100. Will default
-            to [`compute_accuracy`].
+            Function that computes metrics from `predictions` of shape `(B, L, C)` and `label_ids` of shape `(B, L)`, both
+            padded with -100. Defaults to [`compute_accuracy`].
         callbacks, optimizers, preprocess_logits_for_metrics:
             See [`~transformers.Trainer`].
         peft_config ([`~peft.PeftConfig`], *optional*):
             PEFT configuration used to wrap the model. Its task type is set to token classification, so that the newly
-            made classifier is trained and saved with the adapter.
+            initialized classifier is trained and saved with the adapter.
 
     Raises:
-        `ValueError`: If the dataset, the tokenizer or the collator does not fit; each message says what to do.
+        `ValueError`: If the dataset, the tokenizer or the data collator is not supported.
         `TypeError`: If a dataset is not a [`~datasets.Dataset`].
     """
 
@@ -164,7 +168,7 @@ class PRMTrainer(StepTrainer):
             raise ValueError("`train_dataset` is required")
         if isinstance(model, str):
             raise ValueError(
-                f"`model` is the string {model!r}, expected a model. Load it with "
+                f"`model` is the string {model!r}. It must be a model. Load it with "
                 f"`AutoModelForTokenClassification.from_pretrained({model!r}, num_labels=2)`, or use HRMRewardTrainer, "
                 "which loads models by name."
             )
@@ -175,14 +179,15 @@ class PRMTrainer(StepTrainer):
         if data_collator is None:
             if processing_class is None:
                 raise ValueError(
-                    "`processing_class` is missing: without a `data_collator`, batches are padded by the tokenizer."
+                    "`processing_class` is missing. The default data collator needs the tokenizer. Pass `processing_class` "
+                    "or a `data_collator`."
                 )
             data_collator = DataCollatorForStepLabels(processing_class)
         self.step_format = StepFormat(step_separator=args.step_separator)
         self.data_collator = data_collator  # read when datasets are prepared
         self._peft_config = peft_config
         if model is not None:
-            set_seed(args.seed)  # an adapter is random
+            set_seed(args.seed)  # adapters are randomly initialized
             model = set_up_model(model, args, peft_config, self.step_format)
 
         super().__init__(
@@ -220,23 +225,23 @@ class PRMTrainer(StepTrainer):
 
         Args:
             features (`dict[str, Any]`):
-                Row with the keys `"prompt"`, `"completions"` and `"labels"`. A label of `None` is context only.
+                Row with the keys `"prompt"`, `"completions"` and `"labels"`. A step with the label `None` is only context.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
                 Tokenizer of the model.
             step_separator (`str`):
-                Text after every step. Its last token carries the label of the step.
+                Text added after every step. Its last token gets the label of the step.
             max_length (`int` or `None`):
-                Most tokens of the row. `None`: no limit.
+                Maximum number of tokens of the row. If `None`, the row is not truncated.
             max_completion_length (`int` or `None`):
-                Most tokens of the steps. `None`: no limit.
+                Maximum number of tokens of the steps. If `None`, the steps are not truncated.
             train_on_last_step_only (`bool`):
-                Whether only the last step keeps its label.
+                Whether to keep only the label of the last step.
             is_eval (`bool`):
-                Whether the row is evaluated on, where `train_on_last_step_only` has no effect.
+                Whether the row is used for evaluation, where `train_on_last_step_only` has no effect.
 
         Returns:
-            `dict[str, list]`: `"input_ids"`, and `"labels"` of the same length: -100 but for the last token of each step.
-            Labels of 0 and 1 are integers, others stay as they are.
+            `dict[str, list]`: `"input_ids"`, and `"labels"` of the same length, which are -100 except at the last token of
+            each step. Labels 0 and 1 are integers, other labels are floats.
 
         Example:
 
@@ -249,7 +254,7 @@ class PRMTrainer(StepTrainer):
         """
         step_format = StepFormat(step_separator=step_separator)
         prompt_ids = step_format.encode_prompt(tokenizer, features["prompt"])
-        # one text at a time, as callers of this function may pass a tokenizer that takes no lists
+        # one text at a time, since callers may pass a tokenizer that does not accept lists
         step_ids = [step_format.encode_step(tokenizer, step) for step in features["completions"]]
         step_labels = [IGNORED if label is None else label for label in features["labels"]]
         step_labels = [int(label) if label in (0, 1, IGNORED) else float(label) for label in step_labels]
@@ -270,16 +275,18 @@ class PRMTrainer(StepTrainer):
     ) -> Dataset:
         if not isinstance(dataset, Dataset):
             raise TypeError(
-                f"`{name}` is a `{type(dataset).__name__}`, expected a `datasets.Dataset`: its labels are checked before "
-                "training, which a stream does not allow. Load it without `streaming=True`."
+                f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because labels are checked before "
+                "training. Load the dataset without `streaming=True`."
             )
         if not len(dataset):
-            raise ValueError(f"{name} has no rows, so no labelled step is left to train on.")
+            raise ValueError(f"{name} has no rows. It must have at least one labelled step.")
         with global_then_local_main_first():
             rows = dataset
             if "input_ids" not in dataset.column_names:
                 if processing_class is None:
-                    raise ValueError(f"`processing_class` is missing: {name} has no `input_ids`, so it is tokenised.")
+                    raise ValueError(
+                        f"`processing_class` is missing. It is required because {name} has no `input_ids` and must be tokenized."
+                    )
                 self.step_format.check(processing_class)
                 rows = tokenize_dataset(
                     dataset,
@@ -310,32 +317,32 @@ class PRMTrainer(StepTrainer):
             self._check_collator(rows, args, name)
         if name == "train_dataset" and not self._format_is_known:
             logger.warning(
-                f"{name}: {report.labels_elsewhere} of {report.labels_kept} labelled tokens do not end a `step_separator` "
-                f"{args.step_separator!r}, so how the steps were encoded is not known and no {STEP_FORMAT_NAME} is saved. "
-                "Set `step_separator` to what the rows were made with, and pass the tokenizer as `processing_class`."
+                f"{name}: {report.labels_elsewhere} of {report.labels_kept} labelled tokens are not at the end of the "
+                f"`step_separator` {args.step_separator!r}, so the step format is unknown and no {STEP_FORMAT_NAME} is saved. "
+                "Set `step_separator` to the separator of the dataset, and pass the tokenizer as `processing_class`."
             )
         return rows
 
     def _check_collator(self, rows: Dataset, args: PRMConfig, name: str) -> None:
-        """Refuse a collator of the user's that makes integers of soft labels: 0.9 would train as 0."""
+        """Raise if the user's data collator casts soft labels to integers: 0.9 would be trained as 0."""
         i = next(i for i, labels in enumerate(rows["labels"]) if set(np.unique(labels)) - {IGNORED, 0, 1})
         row = rows[i]
-        if args.remove_unused_columns:  # what is left of the columns; a collator may not know the others
+        if args.remove_unused_columns:  # the collator may not support the columns that Trainer removes
             row = {key: row[key] for key in ("input_ids", "attention_mask", "labels") if key in row}
         labels = self.data_collator([row])["labels"]
         if not labels.is_floating_point():
             raise ValueError(
-                f"{name} has soft labels, and the `data_collator` ({type(self.data_collator).__name__}) makes "
-                f"{labels.dtype} of labels: 0.9 would train as 0. Leave `data_collator` out, take "
+                f"{name} has soft labels, but the `data_collator` ({type(self.data_collator).__name__}) casts labels to "
+                f"{labels.dtype}, so 0.9 would be trained as 0. Remove `data_collator`, use "
                 "`trl_hrm.prm.token_rows.DataCollatorForStepLabels`, or round the labels of the dataset."
             )
 
     def _step_logits(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Outputs at every token, shape `(B, L, C)`."""
+        """Return the outputs at every token, shape `(B, L, C)`."""
         logits = model(**{name: values for name, values in inputs.items() if name not in self.label_names}).logits
         if logits.shape[-1] != 2:
             raise ValueError(
-                f"The model has {logits.shape[-1]} outputs per token, expected 2 (0 wrong, 1 correct). Load it with "
+                f"The model has {logits.shape[-1]} outputs per token. It must have 2 (0 wrong, 1 correct). Load it with "
                 "`num_labels=2`."
             )
         return logits
@@ -345,13 +352,13 @@ class PRMTrainer(StepTrainer):
         return labels, (labels >= 0).float(), torch.ones_like(labels, dtype=torch.long)
 
     def _num_tokens(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        mask = inputs.get("attention_mask")  # not every collator makes one
+        mask = inputs.get("attention_mask")  # missing with some custom collators
         return (inputs["labels"].new_tensor(inputs["labels"].numel()) if mask is None else mask.sum()).long()
 
     # Loss
 
     def compute_step_loss(self, logits: torch.Tensor, labels: torch.Tensor, num_merged: torch.Tensor) -> torch.Tensor:
-        epsilon = self.args.label_smoothing_factor  # takes its share from the label and gives it to both classes
+        epsilon = self.args.label_smoothing_factor
         return super().compute_step_loss(logits, (1 - epsilon) * labels + epsilon / 2, num_merged)
 
     # Saving
@@ -363,5 +370,5 @@ class PRMTrainer(StepTrainer):
 
     @property
     def _format_is_known(self) -> bool:
-        """Whether scoring with `step_format` encodes as the training rows are. They may have come as tokens."""
+        """Whether the training rows were encoded with `step_format`. Tokenized datasets may use another format."""
         return not self.reports["train_dataset"].labels_elsewhere

@@ -1,4 +1,4 @@
-"""From rows of judged steps to rows of tokens with a label for each: tokenise, check, drop, count, batch."""
+"""Convert datasets of labelled steps to rows of tokens with one label per token, and collate them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from .. import __version__
 from ..trainer.forest_dataset import ForestReport
 
 
-IGNORED = -100  # label of a token where nothing is judged
-LABELS_BEFORE = "labels_before"  # column with the number of labels before anything is cut off
+IGNORED = -100  # label of tokens that are ignored in the loss
+LABELS_BEFORE = "labels_before"  # column with the number of labels before truncation
 
 
 @dataclass
 class TokenReport(ForestReport):
     """
-    What became of a dataset on its way into token rows, each of which is a tree of one chain.
+    Counts of what was kept and dropped when a dataset was converted to token rows. Each row is a tree with one path.
 
     Args:
-        labels_soft (`int`): Labels that are neither 0 nor 1.
-        labels_elsewhere (`int`): Labelled tokens that do not end a `step_separator`.
+        labels_soft (`int`): Number of labels that are neither 0 nor 1.
+        labels_elsewhere (`int`): Number of labelled tokens that are not at the end of a `step_separator`.
     """
 
     labels_soft: int = 0
@@ -41,11 +41,11 @@ def tokenize_dataset(
     **settings,
 ) -> Dataset:
     """
-    Turn judged steps into tokens, one row into one.
+    Tokenize a dataset of labelled steps.
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Rows with `prompt`, `completions` and `labels`. A label may be null: context only.
+            Dataset with `prompt`, `completions` and `labels`. A step with the label `None` is only context.
         name (`str`):
             Name of the dataset in errors and progress bars.
         tokenize_row (`Callable`):
@@ -53,32 +53,32 @@ def tokenize_dataset(
         num_proc (`int`, *optional*):
             Number of processes.
         settings:
-            Passed to `tokenize_row`.
+            Other arguments of `tokenize_row`.
 
     Returns:
-        [`~datasets.Dataset`]: Columns `labels` (`int64`; `float32` if a label is neither 0 nor 1), `input_ids`, and
-        [`LABELS_BEFORE`].
+        [`~datasets.Dataset`]: Dataset with the columns `labels` (`int64`, or `float32` if a label is neither 0 nor 1),
+        `input_ids` and [`LABELS_BEFORE`].
 
     Raises:
-        `ValueError`: If a column is missing or holds no lists, if the rows are trees, if a text is null, or if a row has
-        not one label for each step.
+        `ValueError`: If a column is missing or does not contain lists, the rows are trees, a text is `None`, or a row does
+        not have one label per step.
     """
     missing = {"prompt", "completions", "labels"} - set(dataset.column_names)
     if missing:
         raise ValueError(
-            f"{name} has the columns {dataset.column_names}, expected `prompt`, `completions` and `labels`, or "
-            "`input_ids` and `labels` of rows that are tokenised already."
+            f"{name} has the columns {dataset.column_names}. It must have `prompt`, `completions` and `labels` or, if it is "
+            "already tokenized, `input_ids` and `labels`."
         )
     if "parents" in dataset.column_names:
         raise ValueError(
-            f"{name} has a column `parents`: its rows are trees, and PRMTrainer would read each as a single chain of "
-            "steps. Train with HRMRewardTrainer, which takes trees as they are, or remove the column if they are "
-            "chains."
+            f"{name} has a column `parents`, so its rows are trees, which PRMTrainer does not support. Use HRMRewardTrainer, "
+            "or remove the column if every row is a single chain of steps."
         )
     for column in ("completions", "labels"):
         if isinstance(dataset.features[column], Value):
             raise ValueError(
-                f"{name}: the column `{column}` holds {dataset.features[column].dtype}, expected lists: one entry for each step."
+                f"{name}: the column `{column}` contains {dataset.features[column].dtype}. It must contain lists with one entry "
+                "per step."
             )
     return dataset.map(
         _tokenize,
@@ -87,7 +87,7 @@ def tokenize_dataset(
         remove_columns=dataset.column_names,
         num_proc=num_proc,
         desc=f"Tokenizing {name}",
-        # Given, since the type of a column does not follow from the first rows, which may all be 0 and 1
+        # `datasets` would infer the type from the first rows, where all labels may be 0 and 1
         features=Features(
             {
                 "labels": Sequence(Value("float32" if _has_soft_labels(dataset) else "int64")),
@@ -99,7 +99,7 @@ def tokenize_dataset(
 
 
 def _has_soft_labels(dataset: Dataset) -> bool:
-    # In Arrow: a Python object for each label of a large dataset takes minutes, in every process and every run
+    # In Arrow, because reading the labels of a large dataset as Python objects takes minutes, in every process and run
     for batch in dataset.select_columns("labels").with_format("arrow").iter(10_000):
         labels = pc.list_flatten(batch["labels"]).cast("float64").drop_null()
         hard = pc.is_in(labels, pa.array([0.0, 1.0, IGNORED]))
@@ -108,7 +108,7 @@ def _has_soft_labels(dataset: Dataset) -> bool:
     return False
 
 
-# `version` is not read: `datasets` caches rows by the arguments of these functions, not by their code
+# `version` is unused in these functions, but part of the cache key: `datasets` caches rows by the arguments of a function
 
 
 def _tokenize(
@@ -122,14 +122,14 @@ def _tokenize(
     for column in ("prompt", "completions", "labels"):
         if row[column] is None or (column == "completions" and None in row[column]):
             raise ValueError(
-                f"{name} row {i}: null in `{column}`, expected a text as `prompt`, a text for each step in `completions`, and a "
-                "label for each in `labels`. Remove the row. Only a label may be null: context only."
+                f"{name} row {i}: `{column}` is or contains `None`. `prompt` must be a text, and `completions` and `labels` must "
+                "have one entry per step. Remove the row. Only labels can be `None`, for steps that are only context."
             )
     labels = row["labels"]
     if len(labels) != len(row["completions"]):
         raise ValueError(
-            f"{name} row {i}: `labels` has {len(labels)} entries and `completions` has {len(row['completions'])}; "
-            "expected one per step."
+            f"{name} row {i}: `labels` has {len(labels)} entries, but `completions` has {len(row['completions'])}. Each step "
+            "must have one label."
         )
     if settings["train_on_last_step_only"] and not settings["is_eval"]:
         labels = labels[-1:]
@@ -141,27 +141,29 @@ def check_token_rows(
     rows: Dataset, name: str, separator_ids: list[int] | None, num_proc: int | None
 ) -> tuple[Dataset, TokenReport]:
     """
-    Count the labels of token rows, and drop the rows that [`tokenize_dataset`] made without any.
+    Check and count the labels of token rows, and drop the rows of [`tokenize_dataset`] that have no label left.
 
     Args:
         rows ([`~datasets.Dataset`]):
-            Rows with `input_ids` and `labels`, one label per token, [`IGNORED`] where nothing is judged.
+            Dataset with `input_ids` and `labels`. Each token has one label, or [`IGNORED`].
         name (`str`):
             Name of the dataset in errors and progress bars.
         separator_ids (`list[int]`, *optional*):
-            Ids of `step_separator`, if there is a tokenizer.
+            Token ids of `step_separator`, if there is a tokenizer.
         num_proc (`int`, *optional*):
             Number of processes.
 
     Returns:
-        `tuple[Dataset, TokenReport]`: Rows that came as tokens are returned as they are.
+        `tuple[Dataset, TokenReport]`: The rows and their counts. Rows that were already tokenized are returned unchanged.
 
     Raises:
-        `ValueError`: If there is no column `labels`, if a row has not one label for each token, if a label is no
-        probability, or if no label is left.
+        `ValueError`: If the column `labels` is missing, a row does not have one label per token, a label is not a
+        probability, or no label is left.
     """
     if "labels" not in rows.column_names:
-        raise ValueError(f"{name} has `input_ids` without `labels`, found the columns {rows.column_names}.")
+        raise ValueError(
+            f"{name} has `input_ids`, but no `labels`: its columns are {rows.column_names}. Add one label per token."
+        )
     facts = rows.map(
         _facts,
         with_indices=True,
@@ -184,8 +186,8 @@ def check_token_rows(
     report.labels_too_long = report.labels_in - report.labels_kept
     if not report.labels_kept:
         raise ValueError(
-            f"{name}: no labelled step is left ({report}). Steps lose their label where a row is longer than "
-            "`max_length` or `max_completion_length`; raise them, or give rows with labels."
+            f"{name}: no labelled step is left ({report}). Truncation to `max_length` or `max_completion_length` drops "
+            "labels. Raise these limits, or use a dataset with labels."
         )
     if LABELS_BEFORE in rows.column_names:
         rows = rows.remove_columns(LABELS_BEFORE)
@@ -200,16 +202,17 @@ def _facts(row: Mapping[str, Any], i: int, name: str, separator_ids: list[int] |
     ids, labels = np.asarray(row["input_ids"]), np.asarray(row["labels"], dtype=np.float64)
     if len(labels) != len(ids):
         raise ValueError(
-            f"{name} row {i}: `labels` has {len(labels)} entries and `input_ids` has {len(ids)}; expected one per token."
+            f"{name} row {i}: `labels` has {len(labels)} entries, but `input_ids` has {len(ids)}. Each token must have one "
+            f"label, or {IGNORED}."
         )
     [positions] = np.nonzero(labels != IGNORED)
     found = labels[positions]
     for position, label in zip(positions, found, strict=True):
         if not 0 <= label <= 1:
             raise ValueError(
-                f"{name} row {i}: the label at token {position} is {label:g}, expected a probability in [0, 1], or "
-                f"{IGNORED} where nothing is judged. Map ratings such as -1, 0, 1 to labels first; null in a row of steps "
-                "is context only."
+                f"{name} row {i}: the label at token {position} is {label:g}. It must be a probability in [0, 1], or "
+                f"{IGNORED} to ignore the token. Convert ratings such as -1, 0, 1 to labels first. Use `None` as the label "
+                "of a step that is only context."
             )
     elsewhere = len(positions)
     if separator_ids:
@@ -227,9 +230,10 @@ def _facts(row: Mapping[str, Any], i: int, name: str, separator_ids: list[int] |
 @dataclass
 class DataCollatorForStepLabels(DataCollatorForTokenClassification):
     """
-    [`~transformers.DataCollatorForTokenClassification`], which makes integers of labels, for soft labels too.
+    [`~transformers.DataCollatorForTokenClassification`] that also supports soft labels, instead of casting them to
+    integers.
 
-    Integer labels give an `int64` batch, as ever. Other labels give a `float32` batch.
+    Integer labels are batched as `int64`, other labels as `float32`.
     """
 
     def torch_call(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

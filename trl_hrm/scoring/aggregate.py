@@ -1,4 +1,4 @@
-"""From the scores of its steps to the score of a solution."""
+"""Aggregate the scores of the steps of a solution into one score."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
 
     Args:
         scores (`Sequence[float]`):
-            Scores of its S steps, in `[0, 1]`.
+            Scores of the S steps of the solution, in `[0, 1]`.
         name (`str` or `Callable[[Sequence[float]], float]`):
-            `"min"`, the weakest step; `"prod"`, the probability that all are right if they are independent; `"last"`;
-            `"mean"`; `"max"`. Or a function of your own.
+            `"min"` (weakest step), `"prod"` (probability that all steps are correct, if they are independent), `"last"`,
+            `"mean"`, `"max"`, or a custom function.
 
     Returns:
-        `float`: The score, in `[0, 1]` unless a function of your own gives another number.
+        `float`: The score, in `[0, 1]` unless a custom function returns another number.
 
     Raises:
-        `ValueError`: If there are no scores, a score is NaN, the aggregate is unknown, or a function returns NaN.
+        `ValueError`: If `scores` is empty or contains NaN, the aggregate is unknown, or a custom function returns NaN.
 
     Example:
 
@@ -36,15 +36,15 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
     ```
     """
     if not callable(name) and name not in AGGREGATES:
-        raise ValueError(f"aggregate is {name!r}, expected one of {', '.join(AGGREGATES)}, or a function.")
+        raise ValueError(f"aggregate is {name!r}. It must be one of {', '.join(AGGREGATES)}, or a function.")
     if not len(scores):
-        raise ValueError("aggregate: got no score, expected one for each step of a solution.")
-    if any(map(math.isnan, scores)):  # compared with others it would be the least or not by its place
-        raise ValueError(f"aggregate: the scores are {list(scores)}, expected numbers.")
+        raise ValueError("aggregate: `scores` is empty. Each step of a solution must have a score.")
+    if any(map(math.isnan, scores)):  # the result of `min` and `max` would depend on the position of the NaN
+        raise ValueError(f"aggregate: the scores {list(scores)} contain NaN. They must be numbers.")
     if callable(name):
         value = float(name(scores))
         if math.isnan(value):
-            raise ValueError(f"aggregate: {aggregate_name(name)} gives no number for the scores {list(scores)}.")
+            raise ValueError(f"aggregate: {aggregate_name(name)} returned NaN for the scores {list(scores)}.")
         return value
     if name == "last":
         return float(scores[-1])
@@ -54,5 +54,5 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
 
 
 def aggregate_name(name: Aggregate) -> str:
-    """Return the name of an aggregate, as results have it."""
+    """Return the name of an aggregate that is used in results."""
     return getattr(name, "__name__", type(name).__name__) if callable(name) else name

@@ -1,8 +1,8 @@
 """
-Scores of candidate solutions and step trees, without those that are too long for the model.
+Score candidate solutions and step trees, and skip the ones that are too long for the model.
 
-Everything that scores many solutions comes through here: RAFT, best-of-N, benchmarks and step searches. What has no room in the model's
-positions gets `None` instead of a score, and does not stop the rest.
+RAFT, best-of-N, benchmarks and step searches use these functions. A solution with more tokens than the model has positions gets
+the score `None` instead of an error.
 """
 
 import math
@@ -19,7 +19,7 @@ from .scoring_config import ScoringConfig
 from .tree_scorer import TreeScorer, check_scores, shown_prompt
 
 
-BLOCK = 64  # problems that are encoded at a time, and that move the progress bar
+BLOCK = 64  # number of problems per call of the scorer, and per update of the progress bar
 
 
 def score_steps(
@@ -31,28 +31,28 @@ def score_steps(
     counts: Counter | None = None,
 ) -> list[list[list[float] | None]]:
     """
-    Score the steps of candidate solutions, in one call of the scorer.
+    Score the steps of candidate solutions in one call of the scorer.
 
     Args:
         scorer ([`TreeScorer`]):
-            The reward model. Any object with its `score`, `tokenizer`, `step_format` and `max_positions`.
+            Reward model, or any object with the attributes `score`, `tokenizer`, `step_format` and `max_positions`.
         problems (`Sequence[str]`):
             B problems.
         candidates (`Sequence[Sequence[Sequence[str]]]`):
-            For each problem N candidates, each a list of S step texts.
+            N candidates for each problem, each a list of S step texts.
         scoring ([`ScoringConfig`]):
             How steps are scored.
         places (`Sequence[Sequence[str]]`, *optional*):
-            Where each candidate comes from, for error messages.
+            Source of each candidate, for error messages.
         counts (`Counter`, *optional*):
-            Counts `candidates_too_long`, and `scorer_tokens`, `scorer_steps`, `scorer_calls` and `scorer_seconds`.
+            Counter to add `candidates_too_long`, `scorer_tokens`, `scorer_steps`, `scorer_calls` and `scorer_seconds` to.
 
     Returns:
-        `list[list[list[float] | None]]`: For each candidate the scores of its S steps in `[0, 1]`, or `None` if it has more tokens than
-        the model has positions.
+        `list[list[list[float] | None]]`: Scores of the S steps of each candidate, in `[0, 1]`, or `None` if it has more tokens
+        than the model has positions.
 
     Raises:
-        `ValueError`: If a score is not finite, or there is not one for each step.
+        `ValueError`: If the number of scores is not the number of steps, or a score is not finite.
     """
     counts = Counter() if counts is None else counts
     scores: list[list[list[float] | None]] = [[None] * len(group) for group in candidates]
@@ -97,25 +97,25 @@ def score_candidates(
     progress: bool = False,
 ) -> list[list[float | None]]:
     """
-    Return one score for each candidate solution of many problems. Memory does not grow with their number.
+    Return one score for each candidate solution. Problems are scored in blocks, to bound memory.
 
     Args:
         scorer ([`TreeScorer`]):
-            The reward model.
+            Reward model.
         problems (`Sequence[str]`):
             B problems.
         candidates (`Sequence[Sequence[Sequence[str]]]`):
-            For each problem N candidates, each a list of S step texts.
+            N candidates for each problem, each a list of S step texts.
         name (`str`):
-            How the scores of the steps become one. See [`aggregate`].
+            How to aggregate the scores of the steps. See [`aggregate`].
         scoring ([`ScoringConfig`]):
             How steps are scored.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
     Returns:
-        `list[list[float | None]]`: Scores in `[0, 1]`, problems × candidates. `None` for a candidate that has more tokens
-        than the model has positions.
+        `list[list[float | None]]`: Scores in `[0, 1]`, problems × candidates. `None` for a candidate with more tokens than
+        the model has positions.
     """
     scores: list[list[float | None]] = []
     with tqdm(total=len(problems), desc="Scoring", unit="problem", disable=not progress) as bar:
@@ -131,21 +131,21 @@ def score_fitting(
     scorer: TreeScorer, trees: Sequence[StepTree], scoring: ScoringConfig, counts: Counter | None = None
 ) -> list[list[float | None]]:
     """
-    Score every step of step trees in one call of the scorer, without the steps that are too long.
+    Score every step of step trees in one call of the scorer, and skip the steps that are too long.
 
     Args:
         scorer ([`TreeScorer`]):
-            The reward model. Any object with its `score_trees`, `tokenizer`, `step_format` and `max_positions`.
+            Reward model, or any object with the attributes `score_trees`, `tokenizer`, `step_format` and `max_positions`.
         trees (`Sequence[StepTree]`):
-            Trees. A step that is too long has no steps after it.
+            Step trees. A step that is too long must be a leaf.
         scoring ([`ScoringConfig`]):
             How steps are scored.
         counts (`Counter`, *optional*):
-            Counts `num_tokens`: for each path to an end of a tree that is scored, its tokens and the tokens of the problem.
+            Counter to add `num_tokens` to: the tokens of the problem and the steps, summed over the scored paths.
 
     Returns:
-        `list[list[float | None]]`: Scores of each tree, in order of its steps. `None` for a step whose path has more tokens than
-        the model has positions, also where it is judged merged with those before it.
+        `list[list[float | None]]`: Scores of each tree, in order of its steps. `None` for a step whose path, including merged
+        steps, has more tokens than the model has positions.
     """
     limit = math.inf if scorer.max_positions is None else scorer.max_positions
     fitting, parts = [], []
@@ -178,7 +178,7 @@ def score_fitting(
 def fits(
     scorer: TreeScorer, problem: str, steps: Sequence[str], parents: Sequence[int], scoring: ScoringConfig
 ) -> bool:
-    """Return whether every step, merged ones included, ends within the positions of the model."""
+    """Return whether every step, including merged steps, fits into the positions of the model."""
     if scorer.max_positions is None:
         return True
     _, longest = path_lengths(scorer, problem, steps, parents, scoring)
@@ -189,23 +189,23 @@ def path_lengths(
     scorer: TreeScorer, problem: str, steps: Sequence[str], parents: Sequence[int], scoring: ScoringConfig
 ) -> tuple[dict[int, int], dict[int, int]]:
     """
-    Count the tokens of a problem and the steps that lead to each step.
+    Return the number of tokens from the start of the problem to the end of each step.
 
     Args:
         scorer ([`TreeScorer`]):
-            The reward model.
+            Reward model.
         problem (`str`):
             The problem.
         steps (`Sequence[str]`):
             S step texts.
         parents (`Sequence[int]`):
-            S indices of the step before each step, `-1` for the problem.
+            For each of the S steps, the index of the previous step, or `-1` for the problem.
         scoring ([`ScoringConfig`]):
             How steps are scored.
 
     Returns:
-        `tuple[dict[int, int], dict[int, int]]`: For each step, and for the problem at `-1`: tokens to its end, and tokens of the longest
-        path by which it is judged, merged steps included.
+        `tuple[dict[int, int], dict[int, int]]`: For each step, and for the problem at `-1`: the tokens up to its end, and the
+        tokens of the longest path that is scored for it, including merged steps.
     """
     paths: dict[int, list[int]] = {-1: []}
     for i, parent in enumerate(parents):

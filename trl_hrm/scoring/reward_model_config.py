@@ -1,4 +1,4 @@
-"""The settings of the commands that score steps with a trained reward model."""
+"""Config of the commands that score steps with a reward model."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,62 +12,62 @@ if TYPE_CHECKING:
     from ..step_format import StepFormat
     from .tree_scorer import TreeScorer
 
-# What each engine takes, and what it takes if nothing is given
+# The settings of each engine, with their defaults
 ENGINE_SETTINGS: dict[str, dict[str, Any]] = {
     "transformers": {"revision": None, "dtype": "float32", "max_length": 2048, "batch_size": 8},
     "vllm": {"revision": None, "dtype": "float32", "args": None},
     "URL": {"revision": None, "served_model_name": None},
 }
-# Names in reports, see `describe_scoring`, and the options that they come from
+# Names in reports (see `describe_scoring`), and the options they come from
 REPORTED = {"scorer": "reward_model_engine", "scorer_args": "reward_model_args"} | {
     name: f"reward_model_{name}" for name in ("revision", "dtype", "max_length", "batch_size")
 }
-# Arguments of vLLM's engine that have a setting of their own here
+# Arguments of vLLM's engine that have a separate option
 _OWN_SETTINGS = {
-    "model": "the reward model",
+    "model": "reward_model",
     "revision": "reward_model_revision",
     "dtype": "reward_model_dtype",
-    "runner": 'always "pooling"',
+    "runner": 'this package to "pooling"',
 }
 
 
 @dataclass(kw_only=True)
 class RewardModelConfig(ScoringConfig):
     """
-    The reward model, what runs it, and how the scores of steps are taken from it: the fields of [`ScoringConfig`], and
+    Configuration of the reward model and the engine that runs it, in addition to the fields of [`ScoringConfig`].
 
     Args:
         reward_model (`str`):
             Folder or Hub id of the reward model.
         reward_model_engine (`str`, *optional*, defaults to `"transformers"`):
-            What runs it: `"transformers"` (candidates share their prefix), `"vllm"` in this process, or the address of a server
-            that runs `vllm serve MODEL --runner pooling`.
+            Engine that runs the reward model: `"transformers"` (candidates share their prefix), `"vllm"` (in this process), or
+            the URL of a server that runs `vllm serve MODEL --runner pooling`.
         reward_model_revision (`str`, *optional*):
             Revision of the reward model on the Hub.
         reward_model_dtype (`str`, *optional*):
-            Type of the weights, for transformers and vllm. By default `"float32"`.
+            Data type of the weights, for `"transformers"` and `"vllm"`. Defaults to `"float32"`.
         reward_model_batch_size (`int`, *optional*):
-            Rows of a forward pass, for transformers. By default 8.
+            Number of rows per forward pass, for `"transformers"`. Defaults to 8.
         reward_model_max_length (`int`, *optional*):
-            Largest number of tokens of a row, for transformers. By default 2048.
+            Maximum number of tokens per row, for `"transformers"`. Defaults to 2048. Longer trees are split.
         reward_model_args (`dict[str, Any]`, *optional*):
-            More arguments of vLLM's engine, for vllm, such as `{"gpu_memory_utilization": 0.8}`.
+            Additional arguments of vLLM's engine, for `"vllm"`, such as `{"gpu_memory_utilization": 0.8}`.
         served_model_name (`str`, *optional*):
-            Name of the reward model at the server. By default its folder or Hub id.
+            Name of the reward model on the server. Defaults to its folder or Hub id.
         step_format (`str`, *optional*):
-            A `step_format.json`, for a model that was saved without one. By default the model's own.
+            Path to a `step_format.json`, for a model that was saved without one. Defaults to the file of the model.
 
     Raises:
-        `FileNotFoundError`: If there is no such format.
-        `ValueError`: If an option does not go with the engine, or has no meaning beside another option.
+        `FileNotFoundError`: If the file `step_format` does not exist.
+        `ValueError`: If an option does not apply to the engine, or has no effect with another option.
     """
 
     reward_model: str = field(metadata={"help": "Folder or Hub id of the reward model."})
     reward_model_engine: str = field(
         default="transformers",
         metadata={
-            "help": "What runs the reward model: transformers (candidates share their prefix), vllm in this process, or "
-            "the address of a server that runs `vllm serve MODEL --runner pooling`.",
+            "help": "Engine that runs the reward model: transformers (candidates share their prefix), vllm (in this "
+            "process), or the URL of a server that runs `vllm serve MODEL --runner pooling`.",
             "metavar": "transformers|vllm|URL",
         },
     )
@@ -75,19 +75,22 @@ class RewardModelConfig(ScoringConfig):
         default=None, metadata={"help": "Revision of the reward model on the Hub.", "advanced": True}
     )
     reward_model_dtype: str | None = field(
-        default=None, metadata={"help": "Type of the weights, for transformers and vllm (default: float32)."}
+        default=None, metadata={"help": "Data type of the weights, for transformers and vllm (default: float32)."}
     )
     reward_model_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows of a forward pass, for transformers (default: 8)."}
+        default=None, metadata={"help": "Number of rows per forward pass, for transformers (default: 8)."}
     )
     reward_model_max_length: int | None = field(
         default=None,
-        metadata={"help": "Largest number of tokens of a row, for transformers (default: 2048).", "advanced": True},
+        metadata={
+            "help": "Maximum number of tokens per row, for transformers (default: 2048). Longer trees are split.",
+            "advanced": True,
+        },
     )
     reward_model_args: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "More arguments of vLLM's engine as JSON, for vllm, as in "
+            "help": "Additional arguments of vLLM's engine as JSON, for vllm, such as "
             """'{"gpu_memory_utilization": 0.8}'.""",
             "metavar": "JSON",
             "advanced": True,
@@ -96,7 +99,7 @@ class RewardModelConfig(ScoringConfig):
     served_model_name: str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward model at the server (default: the folder or Hub id).",
+            "help": "Name of the reward model on the server (default: its folder or Hub id).",
             "metavar": "NAME",
             "advanced": True,
         },
@@ -104,7 +107,7 @@ class RewardModelConfig(ScoringConfig):
     step_format: str | None = field(
         default=None,
         metadata={
-            "help": "A step_format.json, for a model that was saved without one (default: the model's own).",
+            "help": "Path to a step_format.json, for a model that was saved without one (default: the file of the model).",
             "metavar": "FILE",
             "advanced": True,
         },
@@ -114,16 +117,16 @@ class RewardModelConfig(ScoringConfig):
         super().__post_init__()
         for name, own in _OWN_SETTINGS.items():
             if name in (self.reward_model_args or ()):
-                raise ValueError(f"reward_model_args has {name}, which is {own}. Leave it out.")
+                raise ValueError(f"reward_model_args contains {name}, which is set by {own}. Remove it.")
         self._settings()
         if self.combine != "max" and set(self.spans) == {1}:
             raise ValueError(
-                f"combine is {self.combine}, which makes one score of those of several spans, and spans is 1. Give spans 1 2, or "
-                "leave it out."
+                f"combine is {self.combine}, but spans is 1, so there is only one score per step to combine. Set spans to 1 2, or "
+                "remove combine."
             )
         if self.step_format is not None and not Path(self.step_format).is_file():
             raise FileNotFoundError(
-                f"step_format: there is no file {self.step_format}, expected a step_format.json, as the trainer saves one "
+                f"step_format: the file {self.step_format} does not exist. Pass a step_format.json, which the trainer saves "
                 "with every checkpoint."
             )
 
@@ -137,7 +140,7 @@ class RewardModelConfig(ScoringConfig):
         from transformers.utils import logging
 
         settings, step_format = self._settings(), self._step_format()
-        logging.disable_progress_bar()  # loading takes a moment; the bar of scoring is the one to watch
+        logging.disable_progress_bar()  # show only the progress bar of scoring
         if self.reward_model_engine == "transformers":
             from .scorer import StepScorer
 
@@ -155,7 +158,7 @@ class RewardModelConfig(ScoringConfig):
 
     def check_reward_model(self) -> None:
         """
-        Refuse a reward model whose format or weights do not fit, without loading it.
+        Check that the step format and the weights of the reward model fit, without loading it.
 
         Raises:
             `FileNotFoundError`, `ValueError`: See [`~step_format.StepFormat.from_pretrained`] and [`~loading.check_checkpoint`].
@@ -169,9 +172,9 @@ class RewardModelConfig(ScoringConfig):
 
     def describe_scoring(self) -> dict[str, Any]:
         """
-        The settings that decide the scores, for reports.
+        Return the settings that determine the scores, for reports.
 
-        Reports are published: the address of a server is left out, and so is a token for the Hub.
+        Reports are published, so the URL of a server and a token for the Hub are left out.
         """
         settings = {"scorer": self._kind(), **self._settings()}
         args = settings.pop("args", None)
@@ -185,13 +188,13 @@ class RewardModelConfig(ScoringConfig):
             return "URL"
         if self.reward_model_engine not in ("transformers", "vllm"):
             raise ValueError(
-                f"reward_model_engine is {self.reward_model_engine!r}, expected transformers, vllm, or the address of a server "
-                "such as http://localhost:8000."
+                f"reward_model_engine is {self.reward_model_engine!r}. It must be transformers, vllm, or the URL of a server such "
+                "as http://localhost:8000."
             )
         return self.reward_model_engine
 
     def _settings(self) -> dict[str, Any]:
-        """What the chosen engine takes. A setting of another one is an error: it would do nothing."""
+        """Return the settings of the chosen engine. Raise if a setting of another engine is set, as it has no effect."""
         settings = dict(ENGINE_SETTINGS[self._kind()])
         for name in dict.fromkeys(name for names in ENGINE_SETTINGS.values() for name in names):
             own = name if name == "served_model_name" else f"reward_model_{name}"
@@ -201,8 +204,8 @@ class RewardModelConfig(ScoringConfig):
             if name not in settings:
                 others = " and ".join(kind for kind, names in ENGINE_SETTINGS.items() if name in names)
                 raise ValueError(
-                    f"{own} goes with reward_model_engine {others}, and reward_model_engine is {self.reward_model_engine}. "
-                    "Leave it out."
+                    f"{own} requires reward_model_engine {others}, but reward_model_engine is {self.reward_model_engine}. "
+                    f"Remove {own}."
                 )
             settings[name] = value
         return settings

@@ -1,4 +1,4 @@
-"""Scores of reasoning steps from a trained step reward model."""
+"""Score the steps of solutions with a step reward model in transformers."""
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ class StepScorer(TreeScorer):
     """
     Scores every step of candidate solutions with a step reward model.
 
-    Candidates of a prompt share their prefix once: they become a tree, and a tree is one row of the batch, encoded as
-    in training. The scores equal those of one forward pass per step prefix up to float rounding.
+    The candidates of a prompt form a tree, which is encoded as in training, so shared prefixes pass through the model
+    only once. Up to float rounding, the scores are the same as with one forward pass per step.
 
     Example:
 
@@ -31,18 +31,19 @@ class StepScorer(TreeScorer):
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Model with the outputs of the head that `step_format` names. It is put in evaluation mode.
+            Model whose outputs fit the head in `step_format`. It is set to evaluation mode.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         step_format ([`StepFormat`]):
-            Text contract the model was trained with.
+            Step format that the model was trained with.
         max_length (`int`, *optional*, defaults to `2048`):
-            Tokens of a row. A longer tree is split exactly; a single path may be longer, up to the model's positions.
+            Maximum number of tokens per row. Longer trees are split, which does not change the scores. A single path can
+            be longer, up to the number of positions of the model.
         batch_size (`int`, *optional*, defaults to `8`):
-            Rows of a forward pass.
+            Number of rows per forward pass.
 
     Raises:
-        `ValueError`: If model, tokenizer and format do not fit each other, or a number is below 1.
+        `ValueError`: If the model, the tokenizer and the step format do not fit each other, or a number is below 1.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class StepScorer(TreeScorer):
     ):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more.")
+                raise ValueError(f"{name} is {value}. It must be at least 1.")
         super().__init__(tokenizer, step_format, getattr(model.config, "max_position_embeddings", None))
         check_head(model, step_format)
         check_attention(model.config._attn_implementation)
@@ -77,24 +78,24 @@ class StepScorer(TreeScorer):
         **model_init_kwargs,
     ) -> "StepScorer":
         """
-        Load a checkpoint of [`HRMRewardTrainer`], or a LoRA adapter of it with its base model.
+        Load a checkpoint of [`HRMRewardTrainer`], or a LoRA adapter with its base model.
 
         Args:
             path_or_repo (`str`):
                 Folder or Hub repository with the model, its tokenizer and `step_format.json`.
             step_format ([`StepFormat`], *optional*):
-                Format to use for a checkpoint that has no `step_format.json`.
+                Step format for a checkpoint without `step_format.json`.
             max_length, batch_size:
                 See [`StepScorer`].
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Passed on when loading.
+                Arguments for loading the checkpoint.
             model_init_kwargs:
-                Passed to `from_pretrained` of the model, for example `dtype="bfloat16"` (`float32` if not given).
+                Keyword arguments for `from_pretrained` of the model, such as `dtype="bfloat16"` (defaults to `float32`).
 
         Raises:
-            `FileNotFoundError`: If the checkpoint has no `step_format.json` and none is given.
-            `ValueError`: If the weights of the checkpoint do not fit the head, so that some would be random, or if model,
-            tokenizer and format do not fit each other.
+            `FileNotFoundError`: If the checkpoint has no `step_format.json` and `step_format` is not given.
+            `ValueError`: If the weights of the checkpoint do not fit the head (missing weights would be random), or the
+            model, the tokenizer and the step format do not fit each other.
         """
         if step_format is None:
             step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
@@ -104,7 +105,7 @@ class StepScorer(TreeScorer):
         return cls(model, tokenizer, step_format, max_length=max_length, batch_size=batch_size)
 
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
-        """Scores of the judged steps of each token tree, by their numbers."""
+        """Return the scores of each token tree, indexed by the numbers of its steps."""
         scores = [np.full(len(tree.steps), np.nan) for tree in trees]
         limit = max(self.max_length, longest_path(trees))
         owners, parts = [], []
@@ -127,7 +128,7 @@ class StepScorer(TreeScorer):
 
     @torch.inference_mode()
     def _score_rows(self, rows: list[list[TokenTree]]) -> list[np.ndarray]:
-        """Scores at the step tokens of each row, in order of position."""
+        """Return the scores at the step tokens of each row, in order of position."""
         joined = [TokenTree.join(row) for row in rows]
         tokens = pad_rows(joined, self.tokenizer.pad_token_id or 0)
         width = tokens["input_ids"].shape[1]

@@ -1,4 +1,4 @@
-"""How the scores of steps are taken from a reward model."""
+"""Config for scoring steps with a reward model."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,15 +9,16 @@ from ..config import Config
 @dataclass
 class ScoringConfig(Config):
     """
-    How the scores of steps are taken from a reward model.
+    Configuration for scoring steps with a reward model.
 
     Args:
         spans (`list[int]`, *optional*, defaults to `[1]`):
-            How many steps are judged as one. `[1]` judges each step alone, the inference of the
-            [HRM](https://huggingface.co/papers/2503.13551) paper (section 3.1). `[1, 2]` also judges each step merged with the
-            one before it, where a model trained on merged steps can approve a correction.
+            Numbers of consecutive steps to score as one step. `[1]` scores each step separately, as the
+            [HRM](https://huggingface.co/papers/2503.13551) paper does at inference (section 3.1). `[1, 2]` also scores each
+            step merged with the previous step, so that a model trained on merged steps can give a correction a high score.
         combine (`str`, *optional*, defaults to `"max"`):
-            How the scores of a step over the spans that exist for it become one: `"max"` or `"mean"`.
+            How to combine the scores of a step over several spans: `"max"` or `"mean"`. The first steps of a solution have
+            fewer spans.
 
     Raises:
         `ValueError`: If `spans` does not contain 1 or contains a number below 1, or `combine` is unknown.
@@ -26,16 +27,22 @@ class ScoringConfig(Config):
     spans: list[int] = field(
         default_factory=lambda: [1],
         metadata={
-            "help": "How many steps are judged as one. `1 2` also judges each step merged with the one before it."
+            "help": "Numbers of consecutive steps to score as one step. `1` scores each step separately. `1 2` also scores "
+            "each step merged with the previous step."
         },
     )
     combine: Literal["max", "mean"] = field(
-        default="max", metadata={"help": "How the scores of several spans become one.", "advanced": True}
+        default="max",
+        metadata={
+            "help": "How to combine the scores of a step over several spans: `max` or `mean`.",
+            "advanced": True,
+        },
     )
 
     def __post_init__(self):
         super().__post_init__()
         if 1 not in self.spans or min(self.spans) < 1:
             raise ValueError(
-                f"spans is {self.spans}, expected positive numbers, 1 among them: a first step has no step to be merged with."
+                f"spans is {self.spans}. It must contain 1, since the first step has no previous step to merge with, and only "
+                "positive numbers."
             )

@@ -1,4 +1,4 @@
-"""Base classes of the scorers: candidates become token trees, and the model's outputs at the ends of steps become scores."""
+"""Base classes of the scorers: encode candidates as token trees and convert the model's outputs to step scores."""
 
 import logging
 import math
@@ -33,9 +33,9 @@ class TreeScorer:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         step_format ([`StepFormat`]):
-            Text contract the model was trained with.
+            Step format that the model was trained with.
         max_positions (`int`, *optional*):
-            Tokens of the longest path that the model can read. `None` for a model without such a limit.
+            Maximum number of tokens per path, or `None` if the model has no limit.
     """
 
     def __init__(
@@ -61,14 +61,16 @@ class TreeScorer:
             prompts (`Sequence[str]`):
                 B problems.
             candidates (`Sequence[Sequence[Sequence[str]]]`):
-                For each prompt N candidates, each a list of S step texts. N and S may differ. A blank step is judged as it
-                stands: it has a score, so that labels of the steps after it keep their places.
+                N candidates for each prompt, each a list of S step texts. N and S can differ between prompts and candidates.
+                A blank step gets a score like any other step.
             spans (`Sequence[int]`, *optional*, defaults to `(1,)`):
-                How many steps are judged as one. `(1,)` judges each step alone, the inference of the
-                [HRM](https://huggingface.co/papers/2503.13551) paper (section 3.1). `(1, 2)` also judges it merged
-                with the step before it, where a model trained on merged steps can approve a correction.
+                Numbers of consecutive steps to score as one step. `(1,)` scores each step separately, as the
+                [HRM](https://huggingface.co/papers/2503.13551) paper does at inference (section 3.1). `(1, 2)` also scores
+                each step merged with the previous step, so that a model trained on merged steps can give a correction a high
+                score.
             combine (`str`, *optional*, defaults to `"max"`):
-                `"max"` or `"mean"` of the scores of a step over the spans that exist for it.
+                How to combine the scores of a step over several spans: `"max"` or `"mean"`. The first steps of a solution
+                have fewer spans.
             progress (`bool`, *optional*, defaults to `False`):
                 Whether to show a progress bar.
 
@@ -76,12 +78,13 @@ class TreeScorer:
             `list[list[list[float]]]`: Scores in `[0, 1]`, prompts × candidates × steps.
 
         Raises:
-            `ValueError`: If the lists do not match, a step is not a string, a solution has more tokens than the model has
-            positions, or the model returns a score that is not a number.
+            `ValueError`: If the lists have different lengths, a step is not a string, a solution has more tokens than the
+            model has positions, or the model returns NaN or infinity.
         """
         if len(prompts) != len(candidates):
             raise ValueError(
-                f"Got {len(prompts)} prompts and candidates for {len(candidates)}; expected one list each."
+                f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per "
+                "prompt."
             )
         trees = []
         for prompt, solutions in zip(prompts, candidates, strict=True):
@@ -105,7 +108,7 @@ class TreeScorer:
         combine: Literal["max", "mean"] = "max",
         progress: bool = False,
     ) -> list[list[float]]:
-        """Score every step of step trees; see [`TreeScorer.score`]. Returns one list per tree, in order of its steps."""
+        """Score every step of step trees. Return one list per tree, in order of its steps. See [`TreeScorer.score`]."""
         scoring = ScoringConfig(spans, combine)
         if max(scoring.spans) > 1:
             self.step_format.check_merged(self.tokenizer)
@@ -116,8 +119,8 @@ class TreeScorer:
                 longest = longest_path([token_tree])
                 if longest > self.max_positions:
                     raise ValueError(
-                        f"A solution has {longest} tokens, but the model has {self.max_positions} positions. Shorten or drop "
-                        f"it; its prompt is {shown_prompt(tree.prompt)}."
+                        f"A solution has {longest} tokens, but the model has {self.max_positions} positions. Shorten or "
+                        f"remove the solution. Its prompt is {shown_prompt(tree.prompt)}."
                     )
         reduce = np.max if scoring.combine == "max" else np.mean
         scores = []
@@ -127,8 +130,8 @@ class TreeScorer:
         return scores
 
     def _encode(self, tree: StepTree, spans: list[int], where: str) -> tuple[TokenTree, list[list[int]]]:
-        """Token tree of a step tree, and for each step the numbers of the judged steps that end with it."""
-        tree.validate(where, blank_steps=True)  # a blank step is judged at its separator
+        """Return the token tree of a step tree and, for each step, the numbers of the scored steps that end with it."""
+        tree.validate(where, blank_steps=True)  # a blank step is scored at its separator
         paths = [tree.path(step) for step in range(len(tree.completions))]
         merged = [path[-span:] for path in paths for span in spans if 1 < span <= len(path)]
         texts = tree.completions + [self.step_format.merge([tree.completions[i] for i in run]) for run in merged]
@@ -145,15 +148,15 @@ class TreeScorer:
         return trie.layout(), judged
 
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
-        """Scores of the judged steps of each token tree, by their numbers."""
+        """Return the scores of each token tree, indexed by the numbers of its steps."""
         raise NotImplementedError
 
 
 class ChainScorer(TreeScorer):
     """
-    A scorer whose model reads plain sequences: one for each path to an end of the tree, where all steps of the path are read.
+    Base class of scorers whose model takes plain sequences: one sequence per root-to-leaf path, with scores for all steps.
 
-    A path that others begin with has no sequence of its own. It cannot express the label tokens of a causal language model.
+    The head `"lm"` is not supported.
     """
 
     def __init__(
@@ -165,7 +168,7 @@ class ChainScorer(TreeScorer):
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
         chains = [(i, chain) for i, tree in enumerate(trees) if len(tree) for chain in tree.chains()]
         scores = [np.full(len(tree.steps), np.nan) for tree in trees]
-        if chains:  # vLLM refuses an empty batch
+        if chains:  # vLLM raises on an empty batch
             outputs = self._outputs([chain.input_ids.tolist() for _, chain in chains], progress)
             for (i, chain), rows in zip(chains, outputs, strict=True):
                 self.check_outputs(rows, len(chain))
@@ -174,59 +177,58 @@ class ChainScorer(TreeScorer):
         return scores
 
     def check_outputs(self, rows: torch.Tensor, num_tokens: int) -> None:
-        """Check that there is one output for each token. Otherwise a step would be read at the wrong place."""
+        """Check that there is one output per token. Otherwise, scores would be read at the wrong tokens."""
         expected = (num_tokens, num_labels(self.step_format))
         if tuple(rows.shape) != expected:
             raise ValueError(
-                f"vLLM answered a sequence of {num_tokens} tokens with outputs of shape {tuple(rows.shape)}, expected "
-                f"{expected}: each token, and the labels of head {self.step_format.head!r}. Start it with this checkpoint, "
-                '`--runner pooling`, and no other pooling type than "ALL".'
+                f"vLLM returned outputs of shape {tuple(rows.shape)} for a sequence of {num_tokens} tokens. Expected "
+                f"{expected}: one row per token, one column per label of head {self.step_format.head!r}. Start vLLM with this "
+                'checkpoint, `--runner pooling` and the pooling type "ALL".'
             )
 
     def _outputs(self, sequences: list[list[int]], progress: bool) -> list[torch.Tensor]:
-        """Outputs of the classifier before any activation: for a sequence of L token ids shape `(L, C)`, on the CPU."""
+        """Return the classifier's outputs before activation, on the CPU: shape `(L, C)` for a sequence of L token ids."""
         raise NotImplementedError
 
 
 def refuse_label_tokens(step_format: StepFormat) -> None:
-    """Raise `ValueError` for the head `"lm"`, which is not a classifier."""
+    """Raise `ValueError` if the head is `"lm"`, which is not a classifier."""
     if step_format.head == "lm":
         raise ValueError(
-            'vLLM gives the outputs of token classifiers at every token, but `head="lm"` reads the logits of two tokens of a '
-            f"causal language model. Make a token classifier of these two, as {DOCS} shows, or use StepScorer "
-            "(`--reward_model_engine transformers`)."
+            '`head="lm"` is not supported with vLLM, which scores only token classifiers. Convert the model to a token '
+            f"classifier as described in {DOCS}, or use StepScorer (`--reward_model_engine transformers`)."
         )
 
 
 def shown_prompt(prompt: str) -> str:
-    """Return a prompt as messages show it."""
+    """Return a prompt for messages, shortened to 80 characters."""
     return repr(prompt if len(prompt) <= 80 else prompt[:77] + "...")
 
 
 def check_scores(scores: Sequence[float], num_steps: int, where: str) -> None:
     """
-    Check that a reward model has returned one finite score for each step of a solution or tree.
+    Check that a reward model returned one finite score per step.
 
     Args:
         scores (`Sequence[float]`):
-            The scores.
+            Scores of a solution or tree.
         num_steps (`int`):
             Number of steps.
         where (`str`):
-            Where the steps come from.
+            Source of the steps, for the error message.
 
     Raises:
-        `ValueError`: If a score is NaN or infinite, or there is not one for each step.
+        `ValueError`: If the number of scores is not `num_steps`, or a score is NaN or infinite.
     """
     if len(scores) != num_steps or not all(map(math.isfinite, scores)):
         raise ValueError(
-            f"{where}: the reward model returned {list(scores)} for {num_steps} steps, expected one finite number for each. "
-            "Check the model."
+            f"{where}: the reward model returned {list(scores)} for {num_steps} steps. It must return one finite number per "
+            "step. Check the model."
         )
 
 
 def longest_path(trees: Sequence[TokenTree]) -> int:
-    """Tokens of the longest path of several trees."""
+    """Return the number of tokens of the longest path of several trees."""
     return max((int(tree.position_ids.max(initial=-1)) + 1 for tree in trees), default=0)
 
 
@@ -234,20 +236,21 @@ def read_text_contract(
     path_or_repo: str, step_format: StepFormat | None, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedTokenizerBase, StepFormat]:
     """
-    Read the tokenizer and the format of a checkpoint that vLLM serves, and check that its weights fit the head.
+    Read the tokenizer and the step format of a checkpoint for vLLM, and check that its weights fit the head.
 
-    vLLM loads the weights itself, so their names and shapes are read from the headers of the files (see
+    Since vLLM loads the weights itself, only their names and shapes are read here, from the headers of the files (see
     [`~loading.check_checkpoint`]).
 
     Raises:
-        `ValueError`: If it is a LoRA adapter, if it is not a token classifier with the outputs of the head, or if weights
-        are missing or unexpected.
-        `FileNotFoundError`: If it has no `step_format.json` and none is given.
+        `ValueError`: If the checkpoint is a LoRA adapter, if it is not a token classifier whose outputs fit the head, or if
+        weights are missing or unexpected.
+        `FileNotFoundError`: If the checkpoint has no `step_format.json` and `step_format` is `None`.
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is not None:
         raise ValueError(
-            f"{path_or_repo} is a LoRA adapter, and vLLM serves no adapter of a token classifier with its trained head. "
-            f"Merge it into its base model first, as {DOCS} shows, or use StepScorer (`--reward_model_engine transformers`)."
+            f"{path_or_repo} is a LoRA adapter. vLLM does not support adapters of token classifiers, whose head is trained. "
+            f"Merge the adapter into its base model as described in {DOCS}, or use StepScorer "
+            "(`--reward_model_engine transformers`)."
         )
     if step_format is None:
         step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
@@ -260,9 +263,9 @@ def read_text_contract(
         checked = check_checkpoint(path_or_repo, step_format, revision, trust_remote_code)
     if not checked:
         logger.warning(
-            "%s has no safetensors files that can be read here, so whether its weights have head %r is not checked. A "
-            "missing head would be random, and so would every score. Save it with `save_pretrained`, or check it once "
-            "with `StepScorer.from_pretrained`, which reads all formats of weights.",
+            "%s has no readable safetensors files, so it could not be checked whether its weights include the head %r. With "
+            "a missing head, all scores would be random. Save the model with `save_pretrained`, or check it once with "
+            "`StepScorer.from_pretrained`, which reads all weight formats.",
             path_or_repo,
             step_format.head,
         )
@@ -271,16 +274,16 @@ def read_text_contract(
 
 def check_classifier(config: Any, name: str, step_format: StepFormat) -> None:
     """
-    Check that a configuration is of a token classifier with the outputs of the head.
+    Check that a model config describes a token classifier whose outputs fit the head.
 
     Raises:
-        `ValueError`: If the model is not a token classifier, or its number of labels is wrong.
+        `ValueError`: If the model is not a token classifier, or has the wrong number of labels.
     """
     architectures = config.architectures or []
     if not any(architecture.endswith("ForTokenClassification") for architecture in architectures):
         raise ValueError(
-            f"{name} has the architectures {architectures}, expected one that ends with ForTokenClassification. If it is "
-            f"a causal language model, {DOCS} shows how to make a token classifier of it. Other heads are not supported."
+            f"{name} has the architectures {architectures}. It must have one that ends with ForTokenClassification. To convert "
+            f"a causal language model to a token classifier, see {DOCS}. Other heads are not supported."
         )
     if config.num_labels != num_labels(step_format):
         raise ValueError(

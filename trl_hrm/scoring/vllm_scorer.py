@@ -1,4 +1,4 @@
-"""Step scores from vLLM in this process."""
+"""Score the steps of solutions with vLLM in this process."""
 
 from dataclasses import fields
 from functools import partial
@@ -16,8 +16,8 @@ try:
     from vllm import LLM, EngineArgs, PoolingParams
 except ImportError as error:
     raise ImportError(
-        f'scoring with vLLM needs vLLM, which cannot be imported ({error}). Run `pip install "trl-hrm[vllm]"`, or use '
-        "StepScorer (`--reward_model_engine transformers`)."
+        f'vLLM cannot be imported ({error}). Run `pip install "trl-hrm[vllm]"`, or use StepScorer '
+        "(`--reward_model_engine transformers`)."
     ) from error
 
 TASK = "token_classify"
@@ -27,9 +27,9 @@ class VLLMScorer(ChainScorer):
     """
     Scores every step of candidate solutions with vLLM.
 
-    It takes what [`StepScorer`] takes and gives the same scores up to float rounding, in batches that vLLM makes up. A
-    candidate is one sequence, of which all steps are read. vLLM has no attention for trees and no prefix cache for token
-    classifiers, so what candidates share is computed again for each.
+    The scores are equal to the scores of [`StepScorer`] up to float rounding. Each candidate is one sequence for all its
+    steps. vLLM has no tree attention and no prefix cache for token classifiers, so shared prefixes are computed again for
+    each candidate.
 
     Args:
         llm ([`~vllm.LLM`]):
@@ -37,10 +37,10 @@ class VLLMScorer(ChainScorer):
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         step_format ([`StepFormat`]):
-            Text contract the model was trained with. vLLM serves the heads `"classification"` and `"regression"`.
+            Step format that the model was trained with. vLLM supports the heads `"classification"` and `"regression"`.
 
     Raises:
-        `ValueError`: If tokenizer, format and engine do not fit each other.
+        `ValueError`: If the tokenizer, the step format and the engine do not fit each other.
     """
 
     def __init__(self, llm: LLM, tokenizer: PreTrainedTokenizerBase, step_format: StepFormat):
@@ -70,23 +70,23 @@ class VLLMScorer(ChainScorer):
             path_or_repo (`str`):
                 Folder or Hub repository with the model, its tokenizer and `step_format.json`.
             step_format ([`StepFormat`], *optional*):
-                Format to use for a checkpoint that has no `step_format.json`.
+                Step format for a checkpoint without `step_format.json`.
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
-                Passed on when loading.
+                Arguments for loading the checkpoint.
             dtype (`str`, *optional*, defaults to `"float32"`):
-                Type of the weights. Beware that vLLM's `"auto"` makes float16 of float32.
+                Data type of the weights. Note that `"auto"` casts float32 weights to float16 in vLLM.
             **engine_args:
-                Other arguments of `vllm.LLM`. On CPU set `kv_cache_memory_bytes`: without it vLLM takes most of the memory.
+                Other arguments of `vllm.LLM`. On CPU, set `kv_cache_memory_bytes`, as vLLM otherwise uses most of the memory.
 
         Raises:
-            `ValueError`: If vLLM cannot serve the checkpoint, a LoRA adapter or a causal language model, if its weights do
-            not fit the head, or if vLLM has no such argument.
-            `FileNotFoundError`: If the checkpoint has no `step_format.json` and none is given.
+            `ValueError`: If vLLM does not support the checkpoint (a LoRA adapter or a causal language model), its weights do
+            not fit the head, or an engine argument is unknown.
+            `FileNotFoundError`: If the checkpoint has no `step_format.json` and `step_format` is not given.
         """
         unknown = engine_args.keys() - {field.name for field in fields(EngineArgs)}
         if unknown:
             raise ValueError(f"vLLM's engine has no argument {', '.join(map(repr, sorted(unknown)))}.")
-        # checks the checkpoint too: starting the engine takes long
+        # also checks the checkpoint before the engine is started, which takes long
         tokenizer, step_format = read_text_contract(path_or_repo, step_format, revision, trust_remote_code)
         llm = LLM(
             path_or_repo,

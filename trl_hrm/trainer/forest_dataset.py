@@ -1,4 +1,4 @@
-"""From rows of judged steps to rows of tokens: encode, join by prompt, drop what cannot be trained, split, pack."""
+"""Convert datasets of labelled steps to rows of tokens: join by prompt, encode, drop long paths, split and pack."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,25 +28,27 @@ STEP_COLUMNS = ["step_positions", "labels", "label_weights", "num_merged"]
 @dataclass
 class ForestReport:
     """
-    What became of a dataset on its way into forest rows. Nothing is dropped in silence.
+    Counts of what was kept and dropped when a dataset was converted to forest rows.
 
     Args:
-        rows_in, rows_out (`int`): Rows of step trees read, rows of tokens made.
-        labels_in (`int`): Labels read; each ends as kept, joined or too long.
-        labels_kept (`int`): Judged steps of the trees, of which `labels_merged` are merged steps.
-        labels_joined (`int`): Labels that fell on a judged step already there, of which
-            `labels_contradicting` steps got different labels (their mean is trained).
-        labels_too_long (`int`): Labels dropped because their path is longer than `max_length`.
-        trees_without_labels (`int`): Trees dropped because no label was left.
-        tokens (`int`): Distinct tokens of the trees, against `tokens_unshared` in one sequence per label.
-        prompts_with_control_text, steps_with_control_text (`int`): Prompts and steps that hold control tokens of the
-            tokenizer. See `sanitize_control_tokens` of [`StepFormat`].
-        steps_with_separator (`int`): Steps that hold the `step_separator`, or single steps that hold a
-            `merge_separator` other than white space. To the model such a step looks like several.
-        tokens_in_rows (`int`): Tokens of all rows. More than `tokens` if trees longer than `max_length` are split, since
-            each part repeats its prefix, or without `shared_prefix`.
-        labels_per_row_p10, labels_per_row_median (`float`): 10th percentile and median of the judged steps per row.
-        max_length_p99 (`int`): Smallest `max_length` that keeps 99 % of the labels. 0 if it is not known.
+        rows_in, rows_out (`int`): Number of rows read, and of token rows written.
+        labels_in (`int`): Number of labels read. Each is either kept, joined or too long.
+        labels_kept (`int`): Number of labelled steps in the trees.
+        labels_merged (`int`): Number of merged steps among the labels kept.
+        labels_joined (`int`): Number of labels for a step that already has one, because it occurs in several rows.
+        labels_contradicting (`int`): Number of steps with different labels. They are trained with the mean.
+        labels_too_long (`int`): Number of labels dropped because their path is longer than `max_length`.
+        trees_without_labels (`int`): Number of trees dropped because they have no label left.
+        tokens (`int`): Number of tokens in the trees, where shared prefixes count once.
+        tokens_unshared (`int`): Number of tokens with one sequence per label.
+        prompts_with_control_text, steps_with_control_text (`int`): Number of prompts and of steps that contain control
+            tokens of the tokenizer. See `sanitize_control_tokens` of [`StepFormat`].
+        steps_with_separator (`int`): Number of steps that contain the `step_separator`, and of single steps that
+            contain a `merge_separator` other than white space. To the model, such a step looks like several steps.
+        tokens_in_rows (`int`): Number of tokens in all rows. Greater than `tokens` if trees are split, since each part
+            repeats its prefix, or with `shared_prefix=False`.
+        labels_per_row_p10, labels_per_row_median (`float`): 10th percentile and median number of labelled steps per row.
+        max_length_p99 (`int`): Smallest `max_length` that keeps 99 % of the labels. 0 if unknown.
     """
 
     rows_in: int = 0
@@ -76,7 +78,7 @@ class ForestReport:
         steps: Sequence[str],
         num_merged: Sequence[int] | None = None,
     ) -> None:
-        """Count a prompt and steps that hold control tokens or separators."""
+        """Count a prompt and steps that contain control tokens or separators."""
         self.prompts_with_control_text += bool(find_control_text(tokenizer, prompt))
         merge = step_format.merge_separator
         for step, count in zip(steps, num_merged or [1] * len(steps), strict=True):
@@ -88,14 +90,14 @@ class ForestReport:
         return ", ".join(f"{field.name.replace('_', ' ')} {getattr(self, field.name):,.15g}" for field in fields(self))
 
     def describe_rows(self, tokens: np.ndarray, labels: np.ndarray) -> None:
-        """Fill in the figures of the rows from the numbers of tokens and of judged steps of each."""
+        """Set the statistics of the rows, given the number of tokens and of labelled steps in each row."""
         self.rows_out = len(tokens)
         self.tokens_in_rows = int(tokens.sum())
         if len(labels):
             self.labels_per_row_p10, self.labels_per_row_median = map(float, np.percentile(labels, [10, 50]))
 
     def dropped_by_length(self, max_length: int | None) -> str | None:
-        """Say which `max_length` would keep 99 % of the labels, if fewer are kept."""
+        """Return a warning with the `max_length` that would keep 99 % of the labels, or `None` if that many are kept."""
         if not self.max_length_p99 or 100 * self.labels_too_long <= self.labels_in:
             return None
         return (
@@ -105,7 +107,7 @@ class ForestReport:
         )
 
 
-# Columns of counts that travel beside each tree until they are summed
+# Columns with the counts of each tree, which are summed into the report
 COUNTS = [
     "labels_in",
     "labels_kept",
@@ -125,18 +127,20 @@ COUNTS = [
 @dataclass(frozen=True)
 class ForestBuilder:
     """
-    Settings that turn step trees into forest rows. See [`HRMRewardConfig`] for their meaning.
+    Converts step trees to forest rows. See [`HRMRewardConfig`] for details on the settings.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model.
-        step_format ([`StepFormat`]): Text contract.
-        max_length (`int` or `None`): Most tokens of a path and of a row. `None`: no limit, one tree per row.
+        step_format ([`StepFormat`]): How prompts and steps are encoded.
+        max_length (`int` or `None`): Maximum number of tokens per path and per row. If `None`, nothing is dropped,
+            split or packed.
         shared_prefix (`bool`): Whether the branches of a tree share their prefix.
-        packing (`bool`): Whether several trees share a row.
+        packing (`bool`): Whether to pack several trees into a row.
         label_weighting (`str`): `"unique"` or `"occurrence"`.
-        error_weight (`float`): Weight of a step with label 0 against one with label 1.
-        train_on_last_step_only (`bool`): Whether only the last step of each trajectory keeps its label.
-        version (`str`): Version of this package. `datasets` caches rows by the builder's fields, not by its code.
+        error_weight (`float`): Weight of a step with label 0 relative to a step with label 1.
+        train_on_last_step_only (`bool`): Whether to keep only the label of the last step of each trajectory.
+        version (`str`): Version of this package. It is a field because `datasets` caches rows by the fields of the
+            builder, not by its code.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -155,7 +159,7 @@ class ForestBuilder:
 
         Args:
             dataset ([`~datasets.Dataset`]):
-                Rows as [`StepTree.from_row`] reads them. Rows with the same prompt become one tree.
+                Dataset in the format of [`StepTree.from_row`]. Rows with the same prompt become one tree.
             name (`str`):
                 Name of the dataset in errors and progress bars.
             num_proc (`int`, *optional*):
@@ -163,20 +167,20 @@ class ForestBuilder:
 
         Returns:
             `tuple[Dataset, ForestReport]`: Rows with `input_ids`, `position_ids`, `subtree_end` (one entry per token)
-            and `step_positions`, `labels`, `label_weights`, `num_merged` (one entry per judged step).
+            and `step_positions`, `labels`, `label_weights`, `num_merged` (one entry per labelled step).
 
         Raises:
-            `ValueError`: If a row is malformed, if a prompt leaves no room for a step, or if no label is left.
+            `ValueError`: If a row is malformed, a prompt leaves no room for a step, or no label is left.
         """
         if not len(dataset):
-            raise ValueError(f"{name} has no rows, so no labelled step is left to train on.")
+            raise ValueError(f"{name} has no rows. It must have at least one labelled step.")
         missing = {"prompt", "completions", "labels"} - set(dataset.column_names)
         if missing:
             raise ValueError(
-                f"{name} has the columns {dataset.column_names}, expected `prompt`, `completions` and `labels` "
+                f"{name} has the columns {dataset.column_names}. It must have `prompt`, `completions` and `labels` "
                 "(and `parents` for trees)."
             )
-        # A tree sits on the first row of its prompt; the other rows of the prompt become empty and go
+        # The first row of a prompt becomes the tree. The other rows of the prompt become empty and are dropped
         joined: dict[int, list[int]] = {}
         for rows in group_by_prompt(dataset):
             if len(rows) > 1:
@@ -203,7 +207,7 @@ class ForestBuilder:
     def _encode_row(
         self, row: Mapping[str, Any], i: int, dataset: Dataset | None, joined: dict[int, list[int]], name: str
     ) -> dict[str, Any]:
-        """Encode the trees of one prompt into one token tree, with the labels of each judged step and the counts."""
+        """Encode the trees of one prompt as one token tree, with the label of each labelled step and the counts."""
         indices = joined.get(i, [i])
         rows = [row] if indices == [i] else [dataset[j] for j in indices]
         places = [f"{name} row {j}" for j in indices]
@@ -212,15 +216,15 @@ class ForestBuilder:
         trie = TokenTrie()
         labels: list[list[float]] = []
         num_merged: list[int] = []
-        path_lengths: list[int] = []  # of every label, also of those that are dropped
+        path_lengths: list[int] = []  # of all labels, including dropped ones
         for tree, where in zip(trees, places, strict=True):
             kept = self._kept_labels(tree, where)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
             prompt_ids, step_ids = self.step_format.encode(self.tokenizer, tree.prompt, tree.completions)
             if self.max_length is not None and len(prompt_ids) >= self.max_length:
                 raise ValueError(
-                    f"{where}: the prompt has {len(prompt_ids)} tokens and leaves no room for a step within "
-                    f"max_length {self.max_length}. Raise `max_length`, or remove the row."
+                    f"{where}: the prompt has {len(prompt_ids)} tokens, which leaves no room for a step within "
+                    f"`max_length` {self.max_length}. Raise `max_length`, or remove the row."
                 )
             nodes = {-1: trie.insert(prompt_ids)}
             for i, ids in enumerate(step_ids):
@@ -247,7 +251,7 @@ class ForestBuilder:
         report.tokens = len(token_tree)
         means = np.array([sum(given) / len(given) for given in labels], dtype=np.float32)
         times = np.array([len(given) if self.label_weighting == "occurrence" else 1 for given in labels], np.float32)
-        # A soft label is partly an error: y·1 + (1 − y)·error_weight
+        # A soft label y has the weight y·1 + (1 − y)·error_weight
         weights = times * (means + (1 - means) * np.float32(self.error_weight))
         order = token_tree.steps
         columns = _columns(token_tree, means[order], weights[order], np.array(num_merged, dtype=np.int32)[order])
@@ -256,27 +260,28 @@ class ForestBuilder:
 
     def _kept_labels(self, tree: StepTree, where: str) -> list[float | None]:
         merged = [i for i, count in enumerate(tree.num_merged or ()) if count > 1]
-        if merged:  # before they are encoded: with equal separators a merged step joins its last single one
+        if merged:  # with equal separators, a merged step would have the same ids as its single steps
             self.step_format.check_merged(self.tokenizer)
         for i in merged:
             if self.step_format.merge_separator not in tree.completions[i]:
                 raise ValueError(
-                    f"{where}: `completions[{i}]` is a merged step without the merge_separator "
-                    f"{self.step_format.merge_separator!r} of the step format. Build the dataset with the same "
-                    "separator as the model is trained with."
+                    f"{where}: `completions[{i}]` is a merged step, but does not contain the `merge_separator` "
+                    f"{self.step_format.merge_separator!r} of the step format. Build the dataset with this separator, or "
+                    "set `merge_separator` to the separator of the dataset."
                 )
         if not self.train_on_last_step_only:
             return tree.labels
         if merged:
             raise ValueError(
-                f"{where}: `train_on_last_step_only` with merged steps (`num_merged[{merged[0]}]` is "
-                f"{tree.num_merged[merged[0]]}): which step ends a trajectory is not defined. Use the ORM view."
+                f"{where}: `train_on_last_step_only` does not support merged steps (`num_merged[{merged[0]}]` is "
+                f"{tree.num_merged[merged[0]]}), because the last step of a trajectory is then ambiguous. Use a dataset "
+                "built with `view='orm'`."
             )
         leaves = set(tree.leaves())
         return [label if i in leaves else None for i, label in enumerate(tree.labels)]
 
     def _rows(self, batch: Mapping[str, list]) -> dict[str, list]:
-        """Split the trees of a batch into pieces and pack the pieces into rows."""
+        """Split the trees of a batch if needed and pack the parts into rows."""
         pieces, values = [], []
         for i in range(len(batch["input_ids"])):
             columns = {name: batch[name][i] for name in TOKEN_COLUMNS + STEP_COLUMNS}
@@ -304,25 +309,25 @@ class ForestBuilder:
 
 
 def _arrow(rows: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
-    # A Python object for each token of a large dataset takes minutes
+    # Reading a large dataset as Python objects, one per token, takes minutes
     for batch in rows.select_columns(column).with_format("arrow").iter(10_000):
         yield batch[column]
 
 
 def _lengths(rows: Dataset, column: str) -> np.ndarray:
-    """Length of the list in each row."""
+    """Return the length of the list in each row."""
     return np.concatenate(
         [np.array([], int), *(pc.list_value_length(lists).to_numpy() for lists in _arrow(rows, column))]
     )
 
 
 def flat_column(rows: Dataset, column: str) -> np.ndarray:
-    """The lists of all rows as one array."""
+    """Concatenate the lists of all rows into one array."""
     return np.concatenate([np.array([], int), *(pc.list_flatten(lists).to_numpy() for lists in _arrow(rows, column))])
 
 
 def _token_tree(row: Mapping[str, Any]) -> TokenTree:
-    """The token tree of a row; its judged steps are numbered in order of position."""
+    """Return the token tree of a row. Its labelled steps are numbered in order of position."""
     arrays = (np.asarray(row[name], dtype=np.int32) for name in [*TOKEN_COLUMNS, "step_positions"])
     return TokenTree(*arrays, steps=np.arange(len(row["step_positions"])))
 
@@ -330,7 +335,7 @@ def _token_tree(row: Mapping[str, Any]) -> TokenTree:
 def _columns(
     tree: TokenTree, labels: np.ndarray, weights: np.ndarray, num_merged: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Columns of a row; the values are in the order of `tree.step_positions`."""
+    """Return the columns of a row. Values are in the order of `tree.step_positions`."""
     return {
         "input_ids": tree.input_ids,
         "position_ids": tree.position_ids,
@@ -345,25 +350,24 @@ def _columns(
 @dataclass
 class DataCollatorForForest(DataCollatorMixin):
     """
-    Batch forest rows: B rows padded to L tokens, with S judged steps padded.
+    Data collator for forest rows. It pads B rows to L tokens and S labelled steps.
 
-    A padding token sees only itself (its subtree ends behind it). `step_positions` index the *flattened* tokens, so
-    that they mean the same in both layouts; padded steps point at the first token of their row, with label -100 and
-    weight 0.
+    A padding token attends only to itself. `step_positions` are indices into the *flattened* tokens, with and without
+    padding. Padded steps point to the first token of their row and have the label -100 and the weight 0.
 
     Args:
         pad_token_id (`int`):
-            Token to pad with.
+            Token ID to use for padding.
         padding_free (`bool`, *optional*, defaults to `False`):
-            Put all rows into one row without padding, for plain sequences (`shared_prefix=False`): the attention
-            kernels find the borders where `position_ids` return to 0.
+            Whether to concatenate all rows into one row without padding. Only for plain sequences
+            (`shared_prefix=False`), which attention kernels separate where `position_ids` restart at 0.
         pad_to_multiple_of (`int`, *optional*):
-            Pad the tokens to a multiple of this value.
+            If set, rows are padded to a multiple of this value.
 
     Returns:
-        `dict[str, torch.Tensor]`: `labels`, `label_weights`, `num_merged`, `step_positions`, each `(B, S)`; `num_tokens`,
-        `(B,)`, without padding; `input_ids`, `position_ids`, `subtree_end`, each `(B, L)`, or `(1, sum of lengths)` if
-        padding-free.
+        `dict[str, torch.Tensor]`: `labels`, `label_weights`, `num_merged` and `step_positions`, shape `(B, S)` each;
+        `num_tokens` (without padding), shape `(B,)`; `input_ids`, `position_ids` and `subtree_end`, shape `(B, L)` each,
+        or `(1, sum of lengths)` if padding-free.
 
     Example (`pad_token_id=0`):
 

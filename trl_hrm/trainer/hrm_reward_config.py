@@ -28,58 +28,62 @@ class HRMRewardConfig(BaseConfig):
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to allow loading models and tokenizers that ship custom Python code from the Hub.
         disable_dropout (`bool`, *optional*, defaults to `True`):
-            Whether to disable dropout in the model. Token classifiers of transformers have 0.1 in front of the head.
+            Whether to disable dropout in the model. Token classifiers in transformers apply a dropout of 0.1 before the
+            head.
 
         > Parameters that control the text format (see [`StepFormat`]; saved as `step_format.json`)
 
         prompt_style (`str`, *optional*, defaults to `"plain"`):
-            `"plain"` or `"chat"`.
+            Whether to encode the prompt as plain text (`"plain"`) or with the chat template (`"chat"`).
         system_prompt (`str`, *optional*):
             System message. Only with `prompt_style="chat"`.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`. Only with `prompt_style="chat"`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            Date for chat templates that print today's date, so that ids do not depend on the day.
+            Date passed to chat templates that print today's date, so that token ids do not depend on the day.
         sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
             Whether to encode control tokens in the problem and the steps, such as `<|im_end|>`, as plain text.
         step_separator (`str`, *optional*, defaults to `"\n\n"`):
-            Text after every step. Its last token is where the step is judged.
+            Text added after every step. The step is scored at the last token of this text.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
-            Text between the steps of a merged step. The dataset must have been built with the same.
+            Text between the steps of a merged step. Must be the separator that the dataset was built with.
         head (`str`, *optional*, defaults to `"classification"`):
-            `"classification"`, `"regression"` or `"lm"`.
+            Head of the model. `"classification"`: token classification with 2 labels. `"regression"`: token
+            classification with 1 label. `"lm"`: causal language model that is scored by two label tokens.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
-            `"mse"` or `"bce"`. Only read with `head="regression"`.
+            Loss of the regression head, `"mse"` or `"bce"`. Only used with `head="regression"`.
         label_tokens (`list[str]`, *optional*, defaults to `["+", "-"]`):
-            Tokens for a correct and a wrong step. Only read with `head="lm"`.
+            Tokens for a correct and a wrong step. Only used with `head="lm"`.
 
         > Parameters that control the data preprocessing
 
         dataset_num_proc (`int`, *optional*):
             Number of processes to use for processing the dataset.
         max_length (`int` or `None`, *optional*, defaults to `2048`):
-            Most tokens of a path (prompt and steps) and of a row of the batch. Steps whose path is longer are dropped
-            and counted; trees that are longer are split exactly. If `None`, nothing is dropped, split or packed.
+            Maximum number of tokens per path (prompt and steps) and per row of the batch. Steps with a longer path are
+            dropped and reported. Longer trees are split without changing the loss. If `None`, nothing is dropped, split
+            or packed.
         shared_prefix (`bool`, *optional*, defaults to `True`):
-            Whether the branches of a tree share their prefix in one forward pass. Needs `attn_implementation` `"sdpa"`,
-            `"eager"` or `"flex_attention"`. If `False`, every root-to-leaf path is a sequence of its own, without
-            padding; the loss is the same.
+            Whether the branches of a tree share their prefix in one forward pass. Requires `attn_implementation`
+            `"sdpa"`, `"eager"` or `"flex_attention"`. If `False`, every root-to-leaf path is a separate sequence in a
+            padding-free batch. The loss is the same.
         packing (`bool`, *optional*, defaults to `True`):
-            Whether several trees share a row of up to `max_length` tokens. `per_device_train_batch_size` counts rows.
+            Whether to pack several trees into a row of up to `max_length` tokens. `per_device_train_batch_size` is the
+            number of rows.
         label_weighting (`str`, *optional*, defaults to `"unique"`):
-            `"unique"` counts a step that stands in several rows of the dataset once, `"occurrence"` as often as it
-            stands there, which is what training on the rows one by one does.
+            Weight of a step that occurs in several rows of the dataset. `"unique"`: the step counts once.
+            `"occurrence"`: it counts once per row, as if each row were a separate sequence.
         train_on_last_step_only (`bool`, *optional*, defaults to `False`):
-            Whether to train only on the last step of each trajectory (outcome reward model). Evaluation still judges
+            Whether to train only on the last step of each trajectory (outcome reward model). Evaluation still covers
             every labelled step.
         pad_to_multiple_of (`int`, *optional*):
-            If set, rows are padded to a multiple of this value. 128 keeps flex attention from compiling often.
+            If set, rows are padded to a multiple of this value. With flex attention, 128 avoids frequent recompilation.
 
         > Parameters that control the training
 
         error_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of a wrong step (label 0) against a correct one (label 1) in the mean loss; a soft label y weighs
-            `y + (1 - y) * error_weight`.
+            Weight of a wrong step (label 0) relative to a correct step (label 1) in the mean loss. A soft label `y` has
+            the weight `y + (1 - y) * error_weight`.
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
@@ -109,15 +113,15 @@ class HRMRewardConfig(BaseConfig):
     disable_dropout: bool = field(
         default=True,
         metadata={
-            "help": "Whether to disable dropout in the model. Token classifiers of transformers have 0.1 in front of "
-            "the head."
+            "help": "Whether to disable dropout in the model. Token classifiers in transformers apply a dropout of 0.1 "
+            "before the head."
         },
     )
 
     # Parameters that control the text format
     prompt_style: Literal["plain", "chat"] = field(
         default="plain",
-        metadata={"help": "Whether the prompt is encoded as it is (`plain`) or with the chat template (`chat`)."},
+        metadata={"help": "Whether to encode the prompt as plain text (`plain`) or with the chat template (`chat`)."},
     )
     system_prompt: str | None = field(
         default=None, metadata={"help": 'System message. Only with `prompt_style="chat"`.'}
@@ -130,7 +134,9 @@ class HRMRewardConfig(BaseConfig):
     )
     chat_template_date: str = field(
         default=CHAT_TEMPLATE_DATE,
-        metadata={"help": "Date for chat templates that print today's date."},
+        metadata={
+            "help": "Date passed to chat templates that print today's date, so that token ids do not depend on the day."
+        },
     )
     sanitize_control_tokens: bool = field(
         default=True,
@@ -140,25 +146,28 @@ class HRMRewardConfig(BaseConfig):
     )
     step_separator: str = field(
         default="\n\n",
-        metadata={"help": "Text after every step. Its last token is where the step is judged."},
+        metadata={"help": "Text added after every step. The step is scored at the last token of this text."},
     )
     merge_separator: str = field(
         default="\n",
-        metadata={"help": "Text between the steps of a merged step. The dataset must have been built with the same."},
+        metadata={
+            "help": "Text between the steps of a merged step. Must be the separator that the dataset was built with."
+        },
     )
     head: Literal["classification", "regression", "lm"] = field(
         default="classification",
         metadata={
-            "help": "`classification`: token classification with 2 labels; `regression`: with 1 label; `lm`: causal "
-            "language model, judged by two label tokens."
+            "help": "Head of the model. `classification`: token classification with 2 labels. `regression`: token "
+            "classification with 1 label. `lm`: causal language model that is scored by two label tokens."
         },
     )
     regression_loss: Literal["mse", "bce"] = field(
-        default="mse", metadata={"help": 'Loss of the regression head. Only read with `head="regression"`.'}
+        default="mse",
+        metadata={"help": 'Loss of the regression head, `mse` or `bce`. Only used with `head="regression"`.'},
     )
     label_tokens: list[str] = field(
         default_factory=lambda: ["+", "-"],
-        metadata={"help": 'Tokens for a correct and a wrong step. Only read with `head="lm"`.'},
+        metadata={"help": 'Tokens for a correct and a wrong step. Only used with `head="lm"`.'},
     )
 
     # Parameters that control the data preprocessing
@@ -168,44 +177,45 @@ class HRMRewardConfig(BaseConfig):
     max_length: int | None = field(
         default=2048,
         metadata={
-            "help": "Most tokens of a path (prompt and steps) and of a row of the batch. Steps whose path is longer "
-            "are dropped and counted; trees that are longer are split exactly. If `None`, nothing is dropped, split or "
-            "packed."
+            "help": "Maximum number of tokens per path (prompt and steps) and per row of the batch. Steps with a longer "
+            "path are dropped and reported. Longer trees are split without changing the loss. If `None`, nothing is "
+            "dropped, split or packed."
         },
     )
     shared_prefix: bool = field(
         default=True,
         metadata={
-            "help": "Whether the branches of a tree share their prefix in one forward pass. If `False`, every "
-            "root-to-leaf path is a sequence of its own, without padding; the loss is the same."
+            "help": "Whether the branches of a tree share their prefix in one forward pass. Requires "
+            "`attn_implementation` `sdpa`, `eager` or `flex_attention`. If `False`, every root-to-leaf path is a "
+            "separate sequence in a padding-free batch. The loss is the same."
         },
     )
     packing: bool = field(
         default=True,
         metadata={
-            "help": "Whether several trees share a row of up to `max_length` tokens. `per_device_train_batch_size` "
-            "counts rows."
+            "help": "Whether to pack several trees into a row of up to `max_length` tokens. "
+            "`per_device_train_batch_size` is the number of rows."
         },
     )
     label_weighting: Literal["unique", "occurrence"] = field(
         default="unique",
         metadata={
-            "help": "`unique` counts a step that stands in several rows of the dataset once, `occurrence` as often as "
-            "it stands there."
+            "help": "Weight of a step that occurs in several rows of the dataset. `unique`: the step counts once. "
+            "`occurrence`: it counts once per row, as if each row were a separate sequence."
         },
     )
     train_on_last_step_only: bool = field(
         default=False,
         metadata={
             "help": "Whether to train only on the last step of each trajectory (outcome reward model). Evaluation "
-            "still judges every labelled step."
+            "still covers every labelled step."
         },
     )
     pad_to_multiple_of: int | None = field(
         default=None,
         metadata={
-            "help": "If set, rows are padded to a multiple of this value. 128 keeps flex attention from compiling "
-            "often."
+            "help": "If set, rows are padded to a multiple of this value. With flex attention, 128 avoids frequent "
+            "recompilation."
         },
     )
 
@@ -213,8 +223,8 @@ class HRMRewardConfig(BaseConfig):
     error_weight: float = field(
         default=1.0,
         metadata={
-            "help": "Weight of a wrong step (label 0) against a correct one (label 1) in the mean loss; a soft label y "
-            "weighs `y + (1 - y) * error_weight`."
+            "help": "Weight of a wrong step (label 0) relative to a correct step (label 1) in the mean loss. A soft "
+            "label `y` has the weight `y + (1 - y) * error_weight`."
         },
     )
 
@@ -222,27 +232,27 @@ class HRMRewardConfig(BaseConfig):
         super().__post_init__()
         if self.chat_template_date is None:
             raise ValueError(
-                "`chat_template_date` is None, so that a chat template that prints today's date would give other ids on "
-                f"another day. Set a date such as {CHAT_TEMPLATE_DATE!r}."
+                "`chat_template_date` is None. With a chat template that prints today's date, the token ids would change "
+                f"from day to day. Set a date such as {CHAT_TEMPLATE_DATE!r}."
             )
-        self.step_format()  # refuses what the format does not allow before anything is loaded
+        self.step_format()  # validate the format before anything is loaded
         if self.label_weighting not in ("unique", "occurrence"):
-            raise ValueError(f"`label_weighting` is {self.label_weighting!r}, expected 'unique' or 'occurrence'.")
+            raise ValueError(f"`label_weighting` is {self.label_weighting!r}. It must be 'unique' or 'occurrence'.")
         if not self.error_weight > 0:
-            raise ValueError(f"`error_weight` is {self.error_weight}, expected a number above 0.")
+            raise ValueError(f"`error_weight` is {self.error_weight}. It must be greater than 0.")
         if self.batch_eval_metrics:
             raise ValueError(
-                "`batch_eval_metrics` is not supported: metrics over single batches do not add up. Only the outputs at "
-                "step tokens are kept over an evaluation, which takes little memory; leave it off."
+                "`batch_eval_metrics` is not supported, because metrics of single batches cannot be combined. Leave it at "
+                "`False`: an evaluation keeps only the outputs at step tokens, which need little memory."
             )
         if self.label_smoothing_factor:
             raise ValueError(
-                "`label_smoothing_factor` is not supported. Smooth the `labels` of the dataset instead: they may be "
-                "any probability."
+                "`label_smoothing_factor` is not supported. Smooth the `labels` of the dataset instead. They can be any "
+                "probability."
             )
 
     def step_format(self) -> StepFormat:
-        """The [`StepFormat`] that these arguments describe."""
+        """Return the [`StepFormat`] defined by these arguments."""
         return StepFormat(
             prompt_style=self.prompt_style,
             system_prompt=self.system_prompt,

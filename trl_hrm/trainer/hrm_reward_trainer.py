@@ -41,9 +41,9 @@ class HRMRewardTrainer(StepTrainer):
     """
     Trainer for step reward models: Hierarchical (HRM), process (PRM) and outcome (ORM) reward models.
 
-    A problem and its judged steps are a tree, and a tree is one row of the batch: every shared token passes through the
-    model once, and every step sees exactly its own history (see [`trl_hrm.forest`]). The loss is the weighted mean over
-    the judged steps of the global batch, whatever their split over accumulation steps and ranks.
+    A problem and its labelled steps form a tree, which is encoded as one row of tokens. Shared tokens pass through the
+    model once, and every step attends only to its own history (see [`trl_hrm.forest`]). The loss is the weighted mean
+    over all labelled steps of the global batch, so it does not depend on the number of accumulation steps or ranks.
 
     Example:
 
@@ -65,40 +65,40 @@ class HRMRewardTrainer(StepTrainer):
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to be trained. Can be either:
 
-            - A string: id of a model on the Hub, or path to a *directory* with a saved model. It is loaded as a token
-              classifier (`head` `"classification"`, `"regression"`) or as a causal language model (`"lm"`) with the
-              keyword arguments in `args.model_init_kwargs`; `dtype` defaults to `float32`. A base model gets a new
-              head. A trained reward model, with a `step_format.json`, and an adapter of one are loaded whole, to be
-              evaluated or trained further.
-            - A model with the outputs that the head needs.
+            - A string: *model id* of a model on the Hub, or path to a *directory* with a saved model. It is loaded as a
+              token classifier (`head` `"classification"` or `"regression"`) or as a causal language model (`"lm"`) with
+              the keyword arguments in `args.model_init_kwargs`. `dtype` defaults to `float32`. A base model gets a newly
+              initialized head. A trained reward model (with a `step_format.json`) or its adapter keeps its head, so it
+              can be evaluated or trained further.
+            - A model whose outputs fit `args.head`.
         args ([`HRMRewardConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         data_collator ([`~transformers.DataCollator`], *optional*):
-            Function that forms a batch from forest rows. Will default to
+            Function that forms a batch from forest rows. Defaults to
             [`~trainer.forest_dataset.DataCollatorForForest`].
         train_dataset ([`~datasets.Dataset`]):
-            Rows of judged steps: TRL's [stepwise supervision](https://huggingface.co/docs/trl/dataset_formats) columns
-            `prompt`, `completions`, `labels`, with optional `parents` for trees. See `docs/dataset_formats.md`.
+            Dataset to use for training, in TRL's
+            [stepwise supervision](https://huggingface.co/docs/trl/dataset_formats) format: columns `prompt`,
+            `completions` and `labels`, and optionally `parents` for trees. See `docs/dataset_formats.md`.
         eval_dataset ([`~datasets.Dataset`] or `dict[str, Dataset]`, *optional*):
-            Dataset to use for evaluation, or several by name.
+            Dataset to use for evaluation, or a dictionary of named datasets.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer. If `None`, it is loaded from the model's name. Its padding token, or else its EOS token, pads.
+            Tokenizer. If `None`, it is loaded from the model's name. If it has no padding token, its EOS token is used.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*):
-            Replaces [`HRMRewardTrainer.compute_metrics`] and takes the same argument.
+            Function to use instead of [`HRMRewardTrainer.compute_metrics`]. It takes the same argument.
         callbacks, optimizers:
             See [`~transformers.Trainer`].
         peft_config ([`~peft.PeftConfig`], *optional*):
-            PEFT configuration used to wrap the model. Its task type is set to that of the head, so that the newly made
-            classifier of a token classifier is trained and saved with the adapter.
+            PEFT configuration used to wrap the model. Its task type is set according to `args.head`, so that the newly
+            initialized head of a token classifier is trained and saved with the adapter.
 
     To change the loss or the metrics, subclass and override [`HRMRewardTrainer.compute_step_loss`] or
     [`HRMRewardTrainer.compute_metrics`].
 
     Raises:
-        `ValueError`: If the dataset, the model, the tokenizer or the attention implementation does not fit; each
-        message says what to do.
-        `TypeError`: If a dataset is not a [`~datasets.Dataset`] (streaming datasets cannot be joined by prompt and
-        packed).
+        `ValueError`: If the dataset, the model, the tokenizer or the attention implementation is not supported.
+        `TypeError`: If a dataset is not a [`~datasets.Dataset`]. Streaming datasets are not supported, because rows are
+        joined by prompt and packed.
     """
 
     _tag_names = ["trl", "trl-hrm", "hrm-reward", "step-reward-model"]
@@ -133,7 +133,7 @@ class HRMRewardTrainer(StepTrainer):
             raise ValueError("`train_dataset` is required")
         self.step_format = args.step_format()
 
-        # The head of a token classifier is new and random: seed before it is made
+        # Seed before the head of a token classifier is randomly initialized
         set_seed(args.seed)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         model, revision, self._has_new_head = load_model(model, args, self.step_format)
@@ -144,7 +144,7 @@ class HRMRewardTrainer(StepTrainer):
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         if processing_class.pad_token_id is None:
-            raise ValueError("The tokenizer has neither a padding nor an EOS token. Set `tokenizer.pad_token`.")
+            raise ValueError("The tokenizer has neither a padding token nor an EOS token. Set `tokenizer.pad_token`.")
         self.step_format.check(processing_class)
         model = set_up_model(model, args, peft_config, self.step_format)
         check_head(model, self.step_format)
@@ -182,11 +182,11 @@ class HRMRewardTrainer(StepTrainer):
     ) -> Dataset:
         if not isinstance(dataset, Dataset):
             raise TypeError(
-                f"`{name}` is a `{type(dataset).__name__}`, expected a `datasets.Dataset`. Rows of one prompt are "
-                "joined and packed before training, which a stream does not allow; load it without `streaming=True`."
+                f"`{name}` is a `{type(dataset).__name__}`. It must be a `datasets.Dataset`, because rows are joined by "
+                "prompt and packed before training. Load the dataset without `streaming=True`."
             )
         if set(TOKEN_COLUMNS + STEP_COLUMNS) <= set(dataset.column_names):
-            return dataset  # prepared before
+            return dataset  # already prepared
         builder = ForestBuilder(
             tokenizer=processing_class,
             step_format=self.step_format,
@@ -209,12 +209,12 @@ class HRMRewardTrainer(StepTrainer):
         return rows
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Outputs at the step tokens, shape `(B, S, C)`; padded steps repeat token 0."""
+        """Return the outputs at the step tokens, shape `(B, S, C)`. Padded steps repeat token 0."""
         tokens = {name: inputs[name] for name in TOKEN_COLUMNS}
         if self.args.shared_prefix:
             tokens = model_inputs(**tokens, config=self.model.config, dtype=self.model.dtype)
         else:
-            # Without a mask and a cache, attention stays within the sequences that `position_ids` delimit
+            # Without a mask and a cache, attention kernels separate the sequences by `position_ids`
             tokens = {name: tokens[name] for name in ("input_ids", "position_ids")} | {"use_cache": False}
         with step_outputs(self.model, self._label_token_ids):
             logits = model(**tokens).logits
@@ -230,17 +230,17 @@ class HRMRewardTrainer(StepTrainer):
 
     def compute_metrics(self, eval_prediction: EvalPrediction) -> dict[str, float]:
         """
-        Metrics of an evaluation. Override it, or pass `compute_metrics`, to compute others.
+        Compute the metrics of an evaluation. Override this method or pass `compute_metrics` to use other metrics.
 
         Args:
             eval_prediction ([`~transformers.EvalPrediction`]):
-                `predictions` are the outputs at the step tokens, shape `(rows, S, C)`; `label_ids` is a tuple
-                `(labels, label_weights, num_merged)`, shape `(rows, S)` each, padded with a negative label.
-                [`judged_steps`] gives the judged steps alone.
+                `predictions` are the outputs at the step tokens, shape `(rows, S, C)`. `label_ids` is a tuple
+                `(labels, label_weights, num_merged)`, shape `(rows, S)` each, where padded steps have a negative label.
+                Use [`judged_steps`] to select the labelled steps.
 
         Returns:
-            `dict[str, float]`: The metrics of [`step_metrics`] over all steps, and, where both occur, also over single
-            and merged steps alone (`single_accuracy`, `merged_accuracy`, ...).
+            `dict[str, float]`: The metrics of [`step_metrics`] over all steps. If there are merged steps, also the
+            metrics over single steps and over merged steps (`single_accuracy`, `merged_accuracy`, ...).
         """
         logits, labels, _, num_merged = judged_steps(eval_prediction.predictions, eval_prediction.label_ids)
         scores = step_score(torch.from_numpy(logits).double(), self.step_format).numpy()
@@ -251,7 +251,7 @@ class HRMRewardTrainer(StepTrainer):
         return super().train(*args, **kwargs)
 
     def _check_best_metric(self) -> None:
-        """Refuse a metric that the evaluation set does not define: `Trainer` misses it after the first evaluation."""
+        """Raise before training if `metric_for_best_model` is not defined on the evaluation set."""
         wanted = self.args.metric_for_best_model
         own = getattr(self.compute_metrics, "__func__", None) is HRMRewardTrainer.compute_metrics
         if wanted is None or self.eval_dataset is None or not own:
@@ -262,10 +262,10 @@ class HRMRewardTrainer(StepTrainer):
             metric = wanted.removeprefix(f"eval_{name}_" if name else "eval_")
             labels, num_merged = flat_column(dataset, "labels"), flat_column(dataset, "num_merged")
             if metric.removeprefix("single_").removeprefix("merged_") not in METRICS:
-                continue  # of another dataset, or one that does not depend on the labels
+                continue  # a metric of another dataset, or one that does not depend on the labels
             if metric not in _metrics(labels, labels, num_merged):
                 raise ValueError(
-                    f"`metric_for_best_model` is {wanted!r}, which the evaluation set does not define: it has "
+                    f"`metric_for_best_model` is {wanted!r}, which is not defined on the evaluation set: it has "
                     f"{(labels >= 0.5).sum():,} correct and {(labels < 0.5).sum():,} wrong steps, and {(num_merged > 1).sum():,} "
                     "of them are merged steps. `auroc` and `balanced_accuracy` need correct and wrong steps, `error_f1` needs "
                     "wrong steps, and `single_...` and `merged_...` need merged steps. Add such steps to the evaluation set, or "
@@ -274,7 +274,7 @@ class HRMRewardTrainer(StepTrainer):
 
 
 def _metrics(scores: np.ndarray, labels: np.ndarray, num_merged: np.ndarray) -> dict[str, float]:
-    """Metrics over all steps, and over single and merged steps alone if there are merged ones."""
+    """Compute metrics over all steps and, if there are merged steps, also over single and over merged steps."""
     metrics = step_metrics(scores, labels)
     merged = num_merged > 1
     if merged.any():
@@ -287,23 +287,23 @@ def load_model(
     model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig, step_format: StepFormat
 ) -> tuple["PreTrainedModel | PeftModel", str | None, bool]:
     """
-    Load the model of a trainer, if it was given by name.
+    Load the model of a trainer if `model` is a string.
 
-    A checkpoint of a reward model, which has a `step_format.json`, or an adapter must fit as it does in scoring. A base
-    model gets a new head.
+    For a reward model (a checkpoint with a `step_format.json`) or an adapter, the weights are checked as in scoring. A
+    base model gets a newly initialized head.
 
     Returns:
         `tuple[PreTrainedModel or PeftModel, str or None, bool]`: The model, the revision it was loaded from, and whether its
-        head is newly initialized. The last is not known of a model that is already instantiated: `False`.
+        head is newly initialized (`False` if the model was already instantiated).
 
     Raises:
         `ValueError`: If `args.model_init_kwargs` is given with a model that is already instantiated, or if the weights of
-        the checkpoint do not fit.
+        the checkpoint do not fit the model.
     """
     if not isinstance(model, str):
         if args.model_init_kwargs is not None:
             raise ValueError(
-                "`model_init_kwargs` was given with a model that is already instantiated. Pass the model's name as a "
+                "You passed `model_init_kwargs` with a model that is already instantiated. Pass the model's name as a "
                 "string, or remove `model_init_kwargs`."
             )
         return model, None, False
@@ -311,7 +311,7 @@ def load_model(
     # Distributed training requires device_map=None ("auto" fails)
     if args.distributed_state.distributed_type != DistributedType.NO:
         kwargs["device_map"] = None
-    if step_format.head == "classification":  # what pipelines call the two classes
+    if step_format.head == "classification":  # names of the classes in pipelines
         kwargs |= {"id2label": LABEL_NAMES, "label2id": {name: i for i, name in LABEL_NAMES.items()}}
     revision = kwargs.pop("revision", None)
     trained_format = StepFormat.find(model, revision=revision)

@@ -1,4 +1,4 @@
-"""Pushes of a trainer: each commit holds the weights of the step it names, whole, and none fails in silence."""
+"""Push checkpoints and final models to the Hub. Each commit is complete, and failed pushes are reported."""
 
 import os
 import shlex
@@ -23,8 +23,9 @@ from ..hub import pushing, retry
 
 logger = get_logger(__name__)
 
-SNAPSHOT = "_push-step-"  # and the step: a folder in the output folder, from where what begins with "_" is not pushed
-# What a checkpoint holds beside the model so that training can go on
+# Prefix of the snapshot folders in the output folder. The final push skips names that start with "_"
+SNAPSHOT = "_push-step-"
+# Files of a checkpoint that are only needed to resume training
 TRAINING_STATE = (
     "optimizer*",
     "scheduler.pt",
@@ -36,13 +37,13 @@ TRAINING_STATE = (
     "latest",
     "zero_to_fp32.py",
 )
-# A pickle, which holds paths of this machine. The model card tells the settings.
+# A pickle that contains local paths. The model card lists the settings
 NEVER_PUSHED = ("training_args.bin",)
 
 
 @dataclass(frozen=True)
 class StepPush:
-    """A push in the background: of the checkpoint of `step`, from the files in `snapshot`."""
+    """A background push of the files in `snapshot`, which were saved at `step`."""
 
     step: int
     checkpoint: Path
@@ -52,27 +53,30 @@ class StepPush:
 
 class HubPushMixin:
     """
-    `push_to_hub` and `hub_strategy` for a [`~transformers.Trainer`], which comes after it among the bases.
+    Mixin that implements `push_to_hub` and `hub_strategy`. List it before [`~transformers.Trainer`] in the base classes.
 
-    Differs from the Trainer's own pushes in this:
+    It differs from the pushes of [`~transformers.Trainer`] as follows:
 
-    - A checkpoint is pushed from a snapshot (hard links) made when it is saved, in one commit, so that the commit holds the
-      weights of the step that it names, however slow the Hub is, and a reader never sees half of it. Until it is pushed, it
-      takes the space of the checkpoint, also of one that `save_total_limit` deletes.
-    - `hub_strategy="all_checkpoints"` pushes every checkpoint, one after another. `"every_save"` and `"checkpoint"` skip one
-      that is saved while a push runs, unless `hub_always_push=True`, and name it at the end of the training.
-    - Pushes are tried again where a fault may pass. One that fails in the background is logged as an error, at once and at the
-      end of the training; [`HubPushMixin.push_to_hub`] raises [`PushError`].
-    - The model card and the tokenizer are in every folder that is saved and in every commit.
-    - `hub_token`, and a `token` in `model_init_kwargs`, are in no saved file and no log: where one is given, the trainer works
-      with a copy of its arguments that lacks it.
-    - The branch that `hub_revision` names is made if there is none.
+    - Each checkpoint is pushed in one commit from a snapshot (hard links) that is taken when the checkpoint is saved. The
+      commit therefore contains the weights of the step in its message, even if the Hub is slow, and readers always see a
+      complete version. The snapshot keeps the disk space of the checkpoint in use until the push is done, even if
+      `save_total_limit` deletes the checkpoint.
+    - `hub_strategy="all_checkpoints"` pushes every checkpoint, one after another. `"every_save"` and `"checkpoint"` skip a
+      checkpoint that is saved while a push is running, unless `hub_always_push=True`. Skipped steps are listed at the end of
+      training.
+    - Pushes are retried after temporary errors. A failed background push is logged as an error immediately and at the end of
+      training. [`HubPushMixin.push_to_hub`] raises [`PushError`].
+    - Every saved folder and every commit contains the model card and the tokenizer.
+    - `hub_token` and a `token` in `model_init_kwargs` are never saved or logged. If one is given, the trainer uses a copy of
+      its arguments without it.
+    - The branch `hub_revision` is created if it does not exist.
 
-    A subclass names the arguments that its model card shows (`_card_settings`), and the function that writes the card (`_save_card`).
+    Subclasses set the arguments to show in the model card (`_card_settings`) and the function that writes the card
+    (`_save_card`).
 
     Attributes:
         dataset_name (`str` or `None`):
-            Dataset that the model card names: set it before the training, and the cards of checkpoints name it too.
+            Name of the dataset in the model card. Set it before training to include it in the cards of checkpoints.
     """
 
     dataset_name: str | None = None
@@ -94,17 +98,17 @@ class HubPushMixin:
         try:
             return super().train(*args, **kwargs)
         finally:
-            # Also if it stops with an error: what failed is told, the Hub gets what waits (at the exit of the interpreter an
-            # upload fails), and no push reads a checkpoint that the next training writes again
+            # Even after an error: report failed pushes, finish queued ones (uploads fail when the interpreter exits), and do
+            # not let a push read a checkpoint that the next training overwrites
             self._finish_current_push()
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """
-        Create the repository, and the branch that `hub_revision` names, if there is none yet.
+        Create the repository and the branch `hub_revision` if they do not exist.
 
         Raises:
-            [`PushError`]: If it cannot be created.
-            `ValueError`: If it shall be private, but exists and is public.
+            [`PushError`]: If the repository or the branch cannot be created.
+            `ValueError`: If a private repository is requested, but the repository exists and is public.
         """
         if not self.is_world_process_zero():
             return
@@ -127,18 +131,18 @@ class HubPushMixin:
             base = self.model.peft_config[self.model.active_adapter].base_model_name_or_path
             if not base or os.path.isdir(base):
                 logger.warning(
-                    f"The adapter pushed to {self.hub_model_id} names {base!r} as its base model, which is not on the Hub, so it "
-                    "loads on this machine at most. To share it, push the base model, and train from its id."
+                    f"The base model of the adapter pushed to {self.hub_model_id} is {base!r}, which is not on the Hub, so the "
+                    "adapter cannot be loaded on other machines. Push the base model and train from its model id."
                 )
         left = sorted(Path(self.args.output_dir).glob(f"{SNAPSHOT}*"), key=lambda path: (len(path.name), path.name))
         if left:
             logger.warning(
-                f"An earlier run did not push {', '.join(map(str, left))}. `{self._upload_command('FOLDER', '.')}` pushes one, in "
-                "place of the model that is there. Delete what you do not need."
+                f"An earlier run did not push {', '.join(map(str, left))}. To push one of them, which replaces the model on the "
+                f"Hub, run `{self._upload_command('FOLDER', '.')}`. Otherwise, delete them."
             )
 
     def _refuse_public(self, token: str | None, private: bool | None) -> None:
-        """The Hub ignores the wish for a repository that exists."""
+        """Raise if `private` is requested but the repository is public. The Hub ignores `private` for existing repositories."""
         if not private:
             return
         api = HfApi(token=token)
@@ -146,12 +150,12 @@ class HubPushMixin:
             info = retry(lambda: api.model_info(self.hub_model_id), f"asking about {self.hub_model_id}", token=token)
         if not info.private:
             raise ValueError(
-                f"A private repository is asked for, but {self.hub_model_id} exists and is public, so the weights would be too. "
-                "Make it private in its settings on the Hub, or choose another `hub_model_id`."
+                f"You requested a private repository, but {self.hub_model_id} already exists and is public. Make it private in its "
+                "settings on the Hub, or choose another `hub_model_id`."
             )
 
     def _send_telemetry(self):
-        # TRL's trainers report to the Hub when they are made; this package uses no network unless asked
+        # TRL's trainers send telemetry to the Hub when they are created. This package uses the network only on request
         pass
 
     # The model card, and saving
@@ -167,17 +171,17 @@ class HubPushMixin:
         license: str | None = None,
     ) -> None:
         """
-        Write the model card, from facts of this run, as `README.md` in `output_dir`.
+        Write the model card of this run to `README.md` in `output_dir`.
 
         Args:
             model_name (`str`, *optional*):
-                Name of the model. By default that of its repository or folder.
+                Name of the model. Defaults to the name of its repository or folder.
             dataset_name (`str`, *optional*):
-                Dataset it was trained on. By default `trainer.dataset_name`.
+                Name of the training dataset. Defaults to `trainer.dataset_name`.
             tags (`str` or `list[str]`, *optional*):
-                Tags in addition to those of this trainer.
+                Tags to add to the default tags of this trainer.
             license (`str`, *optional*):
-                License of the model, as the Hub abbreviates it.
+                License of the model, as an identifier of the Hub such as `"apache-2.0"`.
         """
         if not self.is_world_process_zero():
             return
@@ -186,12 +190,12 @@ class HubPushMixin:
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         output_dir = self.args.output_dir if output_dir is None else output_dir
         super()._save(output_dir, state_dict)
-        self.create_model_card(model_name=self._card_name())  # after the model: PEFT writes a card of its own
+        self.create_model_card(model_name=self._card_name())  # after saving the model, to replace PEFT's card
         card = Path(self.args.output_dir) / "README.md"
         if self.is_world_process_zero() and card.parent.resolve() != Path(output_dir).resolve():
             shutil.copy(card, output_dir)
 
-    # In the background
+    # Pushes in the background
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         strategy = self.args.hub_strategy
@@ -208,7 +212,7 @@ class HubPushMixin:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         checkpoint = Path(checkpoint_folder)
         snapshot = Path(self.args.output_dir, f"{SNAPSHOT}{step}")
-        shutil.rmtree(snapshot, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(snapshot, ignore_errors=True)  # left by a run that was killed
         _link_tree(checkpoint, snapshot, *TRAINING_STATE, *NEVER_PUSHED)
         if strategy != HubStrategy.EVERY_SAVE:
             name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
@@ -219,7 +223,7 @@ class HubPushMixin:
         self._pushes.append(StepPush(step, checkpoint, snapshot, job))
 
     def _submit(self, function: Callable[..., CommitInfo], folder: Path, *args) -> "Future[CommitInfo]":
-        """Push after those that are under way. A failure is logged when it happens: the training may not come to its end."""
+        """Queue a push. A failure is logged immediately, in case the training does not reach its end."""
         job = self._push_executor.submit(function, folder, *args)
 
         def log_failure(job):
@@ -230,7 +234,7 @@ class HubPushMixin:
         return job
 
     def _push_snapshot(self, snapshot: Path, message: str) -> CommitInfo:
-        # With `save_total_limit`, the snapshot may be all that is left of a checkpoint that the user wants on the Hub
+        # With `save_total_limit`, the snapshot can be the only copy of a checkpoint that the user wants on the Hub
         keep = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
         try:
             commit = self._push_folder(snapshot, message, self._hub_token, self.args.hub_revision)
@@ -248,14 +252,14 @@ class HubPushMixin:
         files = list(filter_repo_objects(files, ignore_patterns=[*DEFAULT_IGNORE_PATTERNS, *ignore]))
         if not any(file.endswith(".safetensors") for file in files):
             raise ValueError(
-                f"{folder} holds no weights in the format of transformers to push, only parts of them per process. Have them "
-                "gathered when they are saved: `fsdp_state_dict_type: FULL_STATE_DICT` with FSDP, "
-                "`zero3_save_16bit_model: true` with DeepSpeed."
+                f"{folder} contains only sharded weights, and no weights in the transformers format to push. Set "
+                "`fsdp_state_dict_type: FULL_STATE_DICT` (FSDP) or `zero3_save_16bit_model: true` (DeepSpeed) to save the full "
+                "weights."
             )
 
         def attempt() -> CommitInfo:
-            # Not `upload_folder`, which commits a large folder in several parts. New operations each time: used ones do not ask
-            # what is on the Hub, and would commit again what has landed
+            # `upload_folder` splits a large folder into several commits. Operations are created anew for each attempt: used
+            # ones do not check which files are on the Hub, and would commit a second time what was already committed
             operations = [CommitOperationAdd(file, folder / file) for file in files]
             return HfApi(library_name="trl_hrm", library_version=__version__).create_commit(
                 self.hub_model_id, operations, commit_message=message, token=token, revision=revision
@@ -265,36 +269,36 @@ class HubPushMixin:
             return retry(attempt, f"pushing {folder} to {self.hub_model_id}", token=token)
 
     def _finish_current_push(self) -> None:
-        """Wait for the pushes in the background. Then tell which failed, and which steps were not pushed at all."""
+        """Wait for the background pushes, then log which of them failed and which steps were skipped."""
         if any(not push.job.done() for push in self._pushes):
             logger.info(f"Waiting for the pushes to {self.hub_model_id} to finish.")
         for push in self._pushes:
             if (error := push.job.exception()) is None:
                 continue
             if push.snapshot.exists():
-                # not the model beside it, which would replace a later one
+                # only the checkpoint subfolder: the model next to it would replace a later one on the Hub
                 folder, name = push.snapshot / push.checkpoint.name, push.checkpoint.name
-                left = f"Its files are in {push.snapshot}: push them with `{self._upload_command(folder, name)}`."
+                left = f"Its files are in {push.snapshot}. Push them with `{self._upload_command(folder, name)}`."
             elif push.checkpoint.exists():
                 left = f"Its weights are in {push.checkpoint}."
             else:
-                left = "Its checkpoint is deleted, as `save_total_limit` asks."
+                left = "Its checkpoint was deleted because of `save_total_limit`."
             logger.error(
-                f"Step {push.step} is not on the Hub ({self.hub_model_id}): {error} {left} The training went on; `push_to_hub()` "
-                "pushes its final weights."
+                f"Step {push.step} was not pushed to the Hub ({self.hub_model_id}): {error} {left} The training was not affected. "
+                "To push the final weights, call `push_to_hub()`."
             )
         if self._skipped_pushes:
             logger.warning(
-                f"Steps not pushed to {self.hub_model_id}, because the push of an earlier one was still running: "
-                f"{', '.join(map(str, self._skipped_pushes))}. To push every one, set `hub_always_push=True`."
+                f"Steps not pushed to {self.hub_model_id}, because the push of an earlier step was still running: "
+                f"{', '.join(map(str, self._skipped_pushes))}. To push every step, set `hub_always_push=True`."
             )
-        self._pushes, self._skipped_pushes = [], []  # each is told once
+        self._pushes, self._skipped_pushes = [], []  # report each only once
 
     def _upload_command(self, folder: "str | Path", path_in_repo: str) -> str:
         revision = [] if self.args.hub_revision is None else ["--revision", self.args.hub_revision]
         return shlex.join(["hf", "upload", self.hub_model_id, str(folder), path_in_repo, *revision])
 
-    # At the end
+    # Push at the end of training
 
     def push_to_hub(
         self,
@@ -306,25 +310,26 @@ class HubPushMixin:
         **kwargs,
     ) -> "CommitInfo | Future[CommitInfo] | None":
         """
-        Save the model in `output_dir`, and push this folder, without its checkpoints.
+        Save the model to `output_dir` and push this folder without its checkpoints.
 
         Args:
             commit_message (`str`, *optional*, defaults to `"End of training"`):
-                Message of the commit.
+                Commit message.
             blocking (`bool`, *optional*, defaults to `True`):
-                Whether to wait until it is pushed. If not, leave the folder as it is, and the process alive, until the returned
-                `Future` is done.
+                Whether to wait until the push is done. If `False`, do not change the folder or end the process before the
+                returned `Future` is done.
             token (`str`, *optional*), revision (`str`, *optional*), private (`bool`, *optional*):
-                Token, branch, and whether a new repository is private. By default as the arguments of the trainer say.
+                Token, branch, and whether a new repository is private. Default to the arguments of the trainer.
             kwargs:
-                Passed to `create_model_card`, for example `license`.
+                Additional arguments for `create_model_card`, such as `license`.
 
         Returns:
-            [`~huggingface_hub.CommitInfo`], without `blocking` a `Future` of it; `None` on all processes but the first.
+            [`~huggingface_hub.CommitInfo`], or a `Future` of it if `blocking=False`. `None` on all processes except the main
+            process.
 
         Raises:
-            [`PushError`]: If the push fails. The model is in `output_dir`.
-            `ValueError`: If the repository shall be private, but is public.
+            [`PushError`]: If the push fails. The model is still saved in `output_dir`.
+            `ValueError`: If a private repository is requested, but the repository is public.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token or self._hub_token
@@ -345,7 +350,10 @@ class HubPushMixin:
 
 
 def _without_tokens(args: TrainingArguments) -> TrainingArguments:
-    """A copy without tokens, if there are any: the Trainer pickles its arguments beside the model, and callbacks log them."""
+    """
+    Return the arguments, or a copy without tokens if there are any: Trainer saves its arguments with the model, and
+    callbacks log them.
+    """
     secret = {"hub_token": None} if args.hub_token is not None else {}
     for name in ("model_init_kwargs", "ref_model_init_kwargs"):
         given = getattr(args, name, None)
@@ -358,7 +366,7 @@ def _without_tokens(args: TrainingArguments) -> TrainingArguments:
 
 
 def _link_tree(source: Path, target: Path, *ignored: str) -> None:
-    """The files of a folder again, under another name: no time and no space, where the file system has hard links."""
+    """Copy a folder with hard links where the file system supports them, which takes no time and no space."""
     shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(*ignored))
 
 

@@ -25,34 +25,36 @@ class KLSelfConfig(SFTConfig):
         > Parameters that control the KL term
 
         kl_coef (`float`, *optional*, defaults to `0.5`):
-            λ, the weight of the KL term. With `0.0` there is no reference, and training is that of [`~trl.SFTTrainer`].
+            Weight λ of the KL term. With `0.0`, no reference is used and training is the same as with
+            [`~trl.SFTTrainer`].
         kl_scaling (`str`, *optional*, defaults to `"log1p"`):
-            `"log1p"` for ln(1 + KL) of each sequence, `"none"` for KL itself.
+            Scaling of the KL of each sequence: `"log1p"` for ln(1 + KL), `"none"` for the unscaled KL.
         kl_direction (`str`, *optional*, defaults to `"forward"`):
-            `"forward"` for KL(ref ‖ policy), `"reverse"` for KL(policy ‖ ref).
+            Direction of the KL: `"forward"` for KL(ref ‖ policy), `"reverse"` for KL(policy ‖ ref).
         kl_reduction (`str`, *optional*, defaults to `"sum"`):
-            KL of a sequence: `"sum"` over its trained tokens, or `"token_mean"`.
+            Reduction of the KL over the trained tokens of a sequence: `"sum"` or `"token_mean"`.
 
         > Parameters that control the reference
 
         ref_model (`str`, *optional*):
-            Name or path of the reference model. By default the reference is the policy as it was given: with its adapter
-            off under PEFT, else a frozen copy.
+            Name or path of the reference model. By default, the reference is a frozen copy of the policy or, if the policy
+            has an adapter, the policy with the adapter disabled.
         ref_model_init_kwargs (`dict[str, Any]`, *optional*):
-            Keyword arguments for `from_pretrained` of the reference. By default `model_init_kwargs`.
+            Keyword arguments for `from_pretrained` of the reference. Defaults to `model_init_kwargs`.
         precompute_ref_hidden (`bool`, *optional*, defaults to `False`):
-            Whether the last hidden states of the reference are computed once, before training, and read from disk. Then only
-            the LM head of the reference is kept. They take 2 bytes per trained token and hidden dimension.
+            Whether to compute the last hidden states of the reference once before training and read them from disk. Only
+            the LM head of the reference then stays in memory. The states take 2 bytes per trained token and hidden
+            dimension.
         ref_hidden_dir (`str`, *optional*):
-            Folder of the precomputed states. By default `_ref_hidden` in `output_dir`, which is not pushed to the Hub.
+            Folder of the precomputed states. Defaults to `_ref_hidden` in `output_dir`, which is not pushed to the Hub.
 
         > Parameters that control the data preprocessing
 
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            Date for chat templates that print today's date, as in `trl-hrm annotate`.
+            Date passed to chat templates that print today's date, as in `trl-hrm annotate`.
 
     > [!NOTE]
-    > Other defaults are those of [`~trl.SFTConfig`].
+    > The other parameters have the same default values as in [`~trl.SFTConfig`].
     """
 
     _VALID_DICT_FIELDS = SFTConfig._VALID_DICT_FIELDS + ["ref_model_init_kwargs"]
@@ -61,85 +63,93 @@ class KLSelfConfig(SFTConfig):
     kl_coef: float = field(
         default=0.5,
         metadata={
-            "help": "λ, the weight of the KL term. With `0.0` there is no reference, and training is that of `SFTTrainer`."
+            "help": "Weight λ of the KL term. With `0.0`, no reference is used and training is the same as with "
+            "`SFTTrainer`."
         },
     )
     kl_scaling: Literal["log1p", "none"] = field(
-        default="log1p", metadata={"help": "`log1p` for ln(1 + KL) of each sequence, `none` for KL itself."}
+        default="log1p",
+        metadata={"help": "Scaling of the KL of each sequence: `log1p` for ln(1 + KL), `none` for the unscaled KL."},
     )
     kl_direction: Literal["forward", "reverse"] = field(
-        default="forward", metadata={"help": "`forward` for KL(ref ‖ policy), `reverse` for KL(policy ‖ ref)."}
+        default="forward",
+        metadata={"help": "Direction of the KL: `forward` for KL(ref ‖ policy), `reverse` for KL(policy ‖ ref)."},
     )
     kl_reduction: Literal["sum", "token_mean"] = field(
-        default="sum", metadata={"help": "KL of a sequence: `sum` over its trained tokens, or `token_mean`."}
+        default="sum",
+        metadata={"help": "Reduction of the KL over the trained tokens of a sequence: `sum` or `token_mean`."},
     )
 
     # Parameters that control the reference
     ref_model: str | None = field(
         default=None,
         metadata={
-            "help": "Name or path of the reference model. By default the reference is the policy as it was given: with its "
-            "adapter off under PEFT, else a frozen copy."
+            "help": "Name or path of the reference model. By default, the reference is a frozen copy of the policy or, if "
+            "the policy has an adapter, the policy with the adapter disabled."
         },
     )
     ref_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Keyword arguments for `from_pretrained` of the reference. By default `model_init_kwargs`."},
+        metadata={
+            "help": "Keyword arguments for `from_pretrained` of the reference. Defaults to `model_init_kwargs`."
+        },
     )
     precompute_ref_hidden: bool = field(
         default=False,
         metadata={
-            "help": "Whether the last hidden states of the reference are computed once, before training, and read from "
-            "disk. Then only the LM head of the reference is kept."
+            "help": "Whether to compute the last hidden states of the reference once before training and read them from "
+            "disk. Only the LM head of the reference then stays in memory. The states take 2 bytes per trained token and "
+            "hidden dimension."
         },
     )
     ref_hidden_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of the precomputed states. By default `_ref_hidden` in `output_dir`, which is not pushed to the Hub."
+            "help": "Folder of the precomputed states. Defaults to `_ref_hidden` in `output_dir`, which is not pushed to the "
+            "Hub."
         },
     )
 
     # Parameters that control the data preprocessing
     chat_template_date: str = field(
         default=CHAT_TEMPLATE_DATE,
-        metadata={"help": "Date for chat templates that print today's date."},
+        metadata={"help": "Date passed to chat templates that print today's date, as in `trl-hrm annotate`."},
     )
 
     def __post_init__(self):
         super().__post_init__()
         if self.chat_template_date is None:
-            raise ValueError(f"`chat_template_date` is None, expected a date such as {CHAT_TEMPLATE_DATE!r}.")
+            raise ValueError(f"`chat_template_date` is None. Set a date such as {CHAT_TEMPLATE_DATE!r}.")
         check_chat_template_options(None, self.chat_template_date)
         if not (math.isfinite(self.kl_coef) and self.kl_coef >= 0):
-            raise ValueError(f"`kl_coef` is {self.kl_coef}, expected 0 (no KL term) or a number above.")
+            raise ValueError(f"`kl_coef` is {self.kl_coef}. It must be 0 (no KL term) or greater.")
         for name, choices in (
             ("kl_scaling", SCALINGS),
             ("kl_direction", tuple(DIRECTIONS)),
             ("kl_reduction", REDUCTIONS),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}, expected one of {', '.join(choices)}.")
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}. It must be one of {', '.join(choices)}.")
         if self.ref_hidden_dir is not None and not self.precompute_ref_hidden:
             raise ValueError(
-                f"`ref_hidden_dir` is {self.ref_hidden_dir!r} without `precompute_ref_hidden`. Set "
-                "`precompute_ref_hidden=True` to use it, or leave it out."
+                f"`ref_hidden_dir` is {self.ref_hidden_dir!r}, but `precompute_ref_hidden` is `False`. Set "
+                "`precompute_ref_hidden=True`, or remove `ref_hidden_dir`."
             )
         if self.kl_coef == 0:
             if self.ref_model is not None or self.precompute_ref_hidden:
-                warnings.warn("`kl_coef` is 0: the reference model is not used.")
+                warnings.warn("`kl_coef` is 0, so the reference model is not used.")
             return
         if (self.packing or self.eval_packing) and self.packing_strategy != "bfd":
             raise ValueError(
-                f"`packing_strategy={self.packing_strategy!r}` cuts sequences into pieces, which have no KL of their own. Use "
+                f"`packing_strategy={self.packing_strategy!r}` cuts sequences, but the KL is defined for whole sequences. Use "
                 "`packing_strategy='bfd'`."
             )
         if self.eval_packing and not (self.packing or self.padding_free):
             raise ValueError(
-                "`eval_packing` without `packing` or `padding_free` packs the evaluation data but tells the model nothing of "
-                "it: a row would be one sequence, with one KL. Set one of them too, or leave `eval_packing` out."
+                "`eval_packing` requires `packing` or `padding_free`. Without them, a packed evaluation row is treated as a "
+                "single sequence with one KL. Set one of them, or remove `eval_packing`."
             )
         if self.label_smoothing_factor:
             raise ValueError(
-                "`label_smoothing_factor` is not supported with a KL term: it needs the full logits. Leave it at 0."
+                "`label_smoothing_factor` is not supported with a KL term, because it needs the full logits. Set it to 0."
             )

@@ -39,11 +39,11 @@ logger = get_logger(__name__)
 @dataclass
 class KLOutput(FusedCausalLMOutput):
     """
-    Output of a policy's forward pass beside a reference.
+    Output of the policy's forward pass, with the KL to the reference.
 
     Args:
         token_kl (`torch.Tensor`, *optional*):
-            KL divergence at the trained tokens, in nats, shape `(N,)`, in row-major order.
+            KL divergence at the N trained tokens, in nats, shape `(N,)`, in row-major order.
     """
 
     token_kl: torch.Tensor | None = None
@@ -51,15 +51,16 @@ class KLOutput(FusedCausalLMOutput):
 
 class KLSelfTrainer(HubPushMixin, SFTTrainer):
     """
-    Trainer for self-training: supervised fine-tuning on a policy's own best trajectories, held near a reference by a
-    log-scaled KL divergence ([HRM](https://huggingface.co/papers/2503.13551), section 3.3).
+    Trainer for self-training: supervised fine-tuning on a policy's own best trajectories, regularised towards a reference
+    model by a log-scaled KL divergence ([HRM](https://huggingface.co/papers/2503.13551), section 3.3).
 
-    `loss = lm_loss + kl_coef * mean_i ln(1 + KL_i)` over the sequences i of the global batch, where KL_i is the sum over the
-    trained tokens of sequence i. It does not depend on how the batch is split over accumulation steps, ranks and packed rows.
+    The loss is `lm_loss + kl_coef * mean_i ln(1 + KL_i)` over the sequences i of the global batch, where KL_i is summed over
+    the trained tokens of sequence i. It does not depend on how the batch is split over accumulation steps, ranks and packed
+    rows.
 
-    It is [`~trl.SFTTrainer`] with another loss; see there for the arguments that are not below. All its options hold, but with a
-    KL term not `label_smoothing_factor`, `compute_loss_func`, packing that cuts sequences, images, `torch_compile` of an
-    adapter, adapters that train biases, and the parallelisms that split a sequence or a model.
+    This class inherits from [`~trl.SFTTrainer`] and adds the KL term to its loss. With a KL term, these options are not
+    supported: `label_smoothing_factor`, `compute_loss_func`, packing that cuts sequences, images, `torch_compile` with an
+    adapter, adapters that train biases, and parallelism that splits a sequence or a model.
 
     Example:
 
@@ -81,15 +82,15 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         args ([`KLSelfConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Reference model. By default `args.ref_model`, and without one the policy as it is given here: with its adapter
-            off under PEFT, else a frozen copy.
+            Reference model. Defaults to `args.ref_model`. If neither is set, the reference is a frozen copy of the policy
+            or, if the policy has an adapter, the policy with the adapter disabled.
         **kwargs:
             Other arguments of [`~trl.SFTTrainer`], such as `train_dataset`, `eval_dataset`, `processing_class`, `callbacks`
             and `peft_config`.
 
     Raises:
-        `ValueError`: If the reference does not fit the policy, an option does not go with a KL term, or no row of a dataset has
-        a token to train on.
+        `ValueError`: If the reference does not fit the policy, an option is not supported with a KL term, or no row of a
+        dataset has a token to train on.
     """
 
     _tag_names = ["trl", "trl-hrm", "sft", "kl-self"]
@@ -109,7 +110,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             model_name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = KLSelfConfig(f"{model_name.split('/')[-1]}-KLSelf")
         if not isinstance(args, KLSelfConfig):
-            raise TypeError(f"`args` is a `{type(args).__name__}`, expected a `KLSelfConfig`.")
+            raise TypeError(f"`args` is a `{type(args).__name__}`. It must be a `KLSelfConfig`.")
         has_adapter = kwargs.get("peft_config") is not None or (not isinstance(model, str) and is_peft_model(model))
         reference = make_reference(model, args, ref_model, has_adapter, kwargs.get("compute_loss_func"))
         super().__init__(model=model, args=args, **kwargs)
@@ -132,16 +133,16 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
                 self.reference = FrozenReference(reference, self.accelerator)
         if args.precompute_ref_hidden:
             del reference
-            gc.collect()  # TRL's redirection of the forward pass leaves a cycle, which would keep the model in memory
+            gc.collect()  # TRL's forward redirection leaves a reference cycle that keeps the model in memory
 
     # Data
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         """
-        The rows of [`~trl.SFTTrainer`], without those that have nothing to learn from.
+        Prepare a dataset as [`~trl.SFTTrainer`] does, after dropping rows with an empty completion.
 
         Raises:
-            `ValueError`: If no row is left, or a row of a stream has an empty completion.
+            `ValueError`: If no row is left to train on, or a row of a streaming dataset has an empty completion.
         """
         template = self.chat_template
         if template is None and getattr(processing_class, "chat_template", None):
@@ -161,7 +162,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         remedy = (
             "Is every token masked?"
             if args.max_length is None
-            else f"The prompts alone fill `max_length` {args.max_length}: raise it, or shorten the prompts."
+            else f"The prompts alone fill `max_length` {args.max_length}. Raise it, or shorten the prompts."
         )
         if not trained:
             raise ValueError(f"{dataset_name}: none of {len(dataset):,} rows has a token to train on. {remedy}")
@@ -176,33 +177,33 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         adapters = self.model.peft_config.values() if is_peft_model(self.model) else ()
         if any(getattr(adapter, "bias", None) not in (None, "none") for adapter in adapters):
             raise ValueError(
-                "The adapter trains biases of the base model, which stay as they are trained when the adapter is off: the "
-                "reference would move. Use `bias='none'`."
+                "The adapter trains biases of the base model. Disabling the adapter does not reset them, so the reference "
+                "would change during training. Use `bias='none'`."
             )
         if adapters and self.args.torch_compile:
             raise ValueError(
-                "`torch_compile` of a policy with an adapter is not supported with a KL term, which turns the adapter off and "
-                "on. Leave it out, or use `kl_coef=0`."
+                "`torch_compile` is not supported for a policy with an adapter and a KL term, because the adapter is disabled "
+                "and enabled in every step. Remove `torch_compile`, or use `kl_coef=0`."
             )
         if self._is_vision_dataset:
-            raise ValueError("The dataset has images, which the KL term does not support. Use `kl_coef=0`.")
+            raise ValueError("The dataset has images, which are not supported with a KL term. Use `kl_coef=0`.")
         config = self.accelerator.parallelism_config
         if config is not None and (config.cp_enabled or config.sp_enabled):
             raise ValueError(
-                "Context and sequence parallelism split a sequence over ranks, and its KL is not summed over them. Use "
-                "data parallelism, ZeRO or FSDP, or `kl_coef=0`."
+                "Context and sequence parallelism are not supported with a KL term: they split a sequence over ranks, and its "
+                "KL is not summed over them. Use data parallelism, ZeRO or FSDP, or `kl_coef=0`."
             )
         devices = set((getattr(self.model, "hf_device_map", None) or {}).values())
         if self.get_tp_size() > 1 or len(devices) > 1:
             raise ValueError(
-                "The policy is split over devices (tensor parallelism, or `device_map`), which the KL term does not support. "
-                "Start with `accelerate launch`: one process per device, with ZeRO or FSDP if the policy is too large for one."
+                "The policy is split over devices (tensor parallelism or `device_map`), which is not supported with a KL term. "
+                "Use `accelerate launch` with one process per device, and ZeRO or FSDP if the policy is too large for one device."
             )
 
     # Loss
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """The batches of one optimizer step and the number of their trained tokens; their sequences are counted on the side."""
+        """Return the batches of one optimizer step and the number of their trained tokens, and count their sequences."""
         batch_samples, num_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.reference is not None and batch_samples:
             sequences = [trained_sequences(batch["labels"], batch.get("position_ids")) for batch in batch_samples]
@@ -215,8 +216,8 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
-        The loss of [`~trl.SFTTrainer`] plus `kl_coef` times the scaled KL of the sequences of this batch, divided by the number
-        of sequences of the global batch.
+        Return the loss of [`~trl.SFTTrainer`] plus `kl_coef` times the scaled KL, summed over the sequences of this batch and
+        divided by the number of sequences in the global batch.
         """
         if self.reference is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -235,7 +236,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             kl_loss = kl_loss / max(len(kl), 1)
         else:
             kl_loss = kl_loss / self._num_sequences_in_batch.clamp(min=1)  # 0 if no rank has a trained token
-            # Ranks average their gradients, as in SFTTrainer
+            # As in SFTTrainer: gradients are averaged over ranks
             if self.args.average_tokens_across_devices:
                 kl_loss = kl_loss * (self.accelerator.num_processes // self.get_tp_size())
         loss = loss + self.args.kl_coef * kl_loss
@@ -243,7 +244,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def train(self, *args, **kwargs):
-        # Accelerate takes a model that was evaluated before for one that is ready, and would train each process by itself
+        # After an evaluation, Accelerate considers the model prepared, and each process would train a separate model
         if self.model_wrapped is self.model:
             self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
@@ -253,13 +254,12 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
     def _reset_metrics(self, mode: str) -> None:
         device = self.args.device
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        # negative log-likelihood, tokens, KL, ln(1 + KL) and sequences of this rank since the last log; and the largest KL
+        # Sums over this rank since the last log: negative log-likelihood, tokens, KL, ln(1 + KL), sequences
         self._kl_sums[mode] = torch.zeros(5, dtype=dtype, device=device)
         self._kl_max[mode] = torch.zeros((), device=device)
 
     def evaluation_loop(self, *args, **kwargs):
-        """The evaluation of [`~trl.SFTTrainer`], whose means begin anew: a prediction before it logs none."""
-        self._reset_metrics("eval")
+        self._reset_metrics("eval")  # `predict` adds to the sums, but never logs them
         return super().evaluation_loop(*args, **kwargs)
 
     @torch.no_grad()
@@ -280,7 +280,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             self._kl_max[mode] = torch.maximum(self._kl_max[mode], sums.max())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means over the tokens and sequences of all ranks since the last log."""
+        """Add the means of the loss and the KL since the last log, over all ranks."""
         if self.reference is not None:
             mode = "train" if self.model.training else "eval"
             sums = self.accelerator.reduce(self._kl_sums[mode], reduction="sum").tolist()
@@ -288,7 +288,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             self._reset_metrics(mode)
             lm_loss, num_tokens, kl, log_kl, num_sequences = sums
             prefix = ""
-            if mode == "eval":  # of one of several datasets: eval_NAME_
+            if mode == "eval":  # with several datasets: eval_NAME_
                 prefix = next((name.removesuffix("runtime") for name in logs if name.endswith("_runtime")), "eval_")
             if num_sequences:
                 logs |= {
@@ -302,7 +302,7 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
 
 
 class _PolicyBesideReference:
-    """The policy as SFTTrainer calls it: its fused LM head also yields the KL to the reference. Keeps the last output."""
+    """Wrapper of the policy that computes the KL to the reference in the forward pass of SFTTrainer's loss."""
 
     def __init__(self, trainer: KLSelfTrainer, model: torch.nn.Module, ref_hidden: torch.Tensor, ref_head: LMHead):
         self.trainer = trainer
@@ -313,7 +313,7 @@ class _PolicyBesideReference:
     def __call__(self, **inputs) -> Any:
         if not inputs.get("fused_lm_head"):
             return self.model(**inputs)
-        # In the forward pass of the wrapper, so that DDP, ZeRO-3 and FSDP have the LM head ready and see its gradient
+        # Inside the wrapper's forward pass, so that DDP, ZeRO-3 and FSDP gather the LM head and track its gradient
         policy = self.trainer.accelerator.unwrap_model(self.model)
         self.outputs = self.trainer._forward_redirection(self.model, policy, self._forward, policy, inputs)
         return self.outputs
@@ -329,10 +329,10 @@ class _PolicyBesideReference:
                 outputs = policy.forward(**inputs)
         finally:
             hook.remove()
-        length = inputs["labels"].shape[1]  # prompt tuning puts tokens before them
+        length = inputs["labels"].shape[1]  # prompt tuning prepends tokens
         hidden = states[0][:, -length:][:, :-1][trained_tokens(inputs["labels"])]
         direction = self.trainer.args.kl_direction
-        with self.trainer.accelerator.autocast():  # as the fused LM head, inside the forward that accelerate wraps
+        with self.trainer.accelerator.autocast():  # same precision as the fused LM head
             kl = token_kl(hidden, LMHead.of(causal_lm), self.ref_hidden, self.ref_head, direction)
         return KLOutput(**outputs, token_kl=kl)
 
@@ -341,24 +341,24 @@ def drop_empty_completions(
     dataset: Dataset | IterableDataset, name: str, text_field: str = "text"
 ) -> Dataset | IterableDataset:
     """
-    Drop the rows whose completion is empty. They would train the policy to end the sequence at once.
+    Drop rows with an empty completion, which would train the policy to end the sequence immediately.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows in one of TRL's formats. Rows of tokens are returned as they are.
+            Rows in one of TRL's formats. Tokenized rows are returned unchanged.
         name (`str`):
             Name of the dataset in messages.
         text_field (`str`, *optional*, defaults to `"text"`):
-            Column of plain texts.
+            Name of the column with plain text.
 
     Raises:
-        `ValueError`: If no row is left, or a row of a stream, which is read later and cannot be counted, has an empty
-        completion.
+        `ValueError`: If no row is left, or a row of a streaming dataset has an empty completion (raised when the row is
+        read).
     """
     if isinstance(dataset, IterableDataset):
         return dataset.map(_refuse_empty, fn_kwargs={"name": name, "text_field": text_field})
     if not len(dataset):
-        raise ValueError(f"{name} has no rows, expected at least one to train on.")
+        raise ValueError(f"{name} has no rows. It must have at least one.")
     if "input_ids" in dataset.column_names:
         return dataset
     kept = dataset.filter(
@@ -370,7 +370,7 @@ def drop_empty_completions(
     if dropped:
         logger.warning(
             f"{name}: {dropped:,} of {len(dataset):,} rows have an empty completion and are dropped. They would train the policy "
-            "to end at once."
+            "to end the sequence immediately."
         )
         return kept
     return dataset
@@ -378,12 +378,12 @@ def drop_empty_completions(
 
 def _refuse_empty(row: Mapping[str, Any], name: str, text_field: str) -> Mapping[str, Any]:
     if _is_empty(row, text_field):
-        raise ValueError(f"{name}: a row has an empty completion, expected a text: {str(dict(row))[:200]}. Remove it.")
+        raise ValueError(f"{name}: a row has an empty completion: {str(dict(row))[:200]}. Remove the row.")
     return row
 
 
 def _is_empty(row: Mapping[str, Any], text_field: str) -> bool:
-    """Whether a row in one of TRL's formats has nothing for the policy to say."""
+    """Return whether the completion of a row in one of TRL's formats is empty."""
     if "input_ids" in row:
         return False
     name = next((name for name in ("completion", "messages", text_field) if name in row), None)

@@ -1,8 +1,8 @@
 """
-The card of a trained model, from facts: base, data, settings, metrics, and code that scores with it.
+Model card of a trained model: base model, data, settings, metrics, and code to score with it.
 
-`pages/templates/model_card.md.jinja` is the card. It replaces TRL's, whose quick start does not fit these models, and which shows neither
-settings nor metrics.
+The template is `pages/templates/model_card.md.jinja`. It replaces TRL's template, which has no settings and metrics, and a quick
+start that does not fit these models.
 """
 
 import json
@@ -47,24 +47,24 @@ SETTINGS = (
     "seed",
     "max_length",
 )
-# What an evaluation logs next to its metrics
+# Logged by an evaluation, but not metrics of the model
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 COUNTS = {
     "rows_in": "rows",
     "labels_in": "labels",
-    "labels_kept": "judged steps kept",
-    "labels_merged": "of which merged steps",
-    "labels_joined": "labels of a step that stands in several rows, joined",
-    "labels_contradicting": "steps whose labels contradict each other (their mean is trained)",
+    "labels_kept": "labelled steps kept",
+    "labels_merged": "merged steps among them",
+    "labels_joined": "labels joined with another label of the same step",
+    "labels_contradicting": "steps with contradicting labels (trained with their mean)",
     "labels_too_long": "labels dropped: longer than `max_length`",
     "trees_without_labels": "problems dropped: no label left",
-    "tokens": "distinct tokens",
-    "prompts_with_control_text": "prompts that hold control tokens of the tokenizer",
-    "steps_with_control_text": "steps that hold control tokens of the tokenizer",
-    "steps_with_separator": "steps that hold a separator",
-    "tokens_in_rows": "tokens in rows: more where split trees repeat their prefix",
-    "labels_per_row_p10": "judged steps per row, 10th percentile",
-    "labels_per_row_median": "judged steps per row, median",
+    "tokens": "tokens in trees (shared prefixes count once)",
+    "prompts_with_control_text": "prompts that contain control tokens of the tokenizer",
+    "steps_with_control_text": "steps that contain control tokens of the tokenizer",
+    "steps_with_separator": "steps that contain a separator",
+    "tokens_in_rows": "tokens in rows (split trees repeat their prefix)",
+    "labels_per_row_p10": "labelled steps per row, 10th percentile",
+    "labels_per_row_median": "labelled steps per row, median",
 }
 PACKAGES = {
     "TRL": "trl",
@@ -74,11 +74,11 @@ PACKAGES = {
     "Tokenizers": "tokenizers",
 }
 
-quote = partial(json.dumps, ensure_ascii=False)  # a text as Python code
+quote = partial(json.dumps, ensure_ascii=False)  # string literal for Python code
 
 
 def hub_id(name: str | None) -> str | None:
-    """`name` if it can be the id of a repository on the Hub, `None` if it is missing or a path on this machine."""
+    """Return `name` if it can be the id of a repository on the Hub, and `None` if it is missing or a local path."""
     if not name or os.path.exists(name):
         return None
     try:
@@ -89,7 +89,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def shown_name(path_or_repo: str) -> str:
-    """The name of a repository or a relative folder as it is; of an absolute path the last part, which tells no user name."""
+    """Return the last part of an absolute path, to hide user names, and any other name unchanged."""
     return Path(path_or_repo).name if os.path.isabs(path_or_repo) else path_or_repo
 
 
@@ -100,7 +100,7 @@ def save_reward_model_card(
     tags: str | list[str] | None = None,
     license: str | None = None,
 ) -> None:
-    """Write the card of a reward model. See [`HRMRewardTrainer.create_model_card`]."""
+    """Write the model card of a reward model. See [`HRMRewardTrainer.create_model_card`]."""
     step_format, reports = trainer.step_format, trainer.reports.values()
     rows = [[title, *(f"{getattr(report, name):,.15g}" for report in reports)] for name, title in COUNTS.items()]
     labels = Table(["", *(f"`{name}`" for name in trainer.reports)], rows)
@@ -118,10 +118,10 @@ def save_reward_model_card(
         num_labels=None if step_format.head == "lm" else num_labels(step_format),
         step_format=step_format,
         step_format_name=STEP_FORMAT_NAME,
-        # rows of tokens do not say how they were made
+        # if the dataset was tokenized by the user, the prompt format is unknown
         prompt_code=prompt_code(step_format, trainer.processing_class) if trainer._format_is_known else "",
         scores_code=scores_code(step_format),
-        data=labels.markdown() if reports else "",  # no reports of labels that were given as tokens
+        data=labels.markdown() if reports else "",  # no reports if the dataset was already prepared
     )
 
 
@@ -132,7 +132,7 @@ def save_policy_card(
     tags: str | list[str] | None = None,
     license: str | None = None,
 ) -> None:
-    """Write the card of a policy. See [`HRMRewardTrainer.create_model_card`]."""
+    """Write the model card of a policy. See [`HRMRewardTrainer.create_model_card`]."""
     is_chat = trainer.processing_class.chat_template is not None
     problem = '[{"role": "user", "content": "1+2+3 = ?"}]' if is_chat else '"1+2+3 = ?"'
     _save_card(
@@ -208,16 +208,16 @@ def _save_card(
 
 
 def weights_step(trainer: "StepTrainer | KLSelfTrainer") -> int:
-    """The optimizer step that the weights come from: not the last one if the best ones were loaded at the end."""
+    """Return the optimizer step of the current weights, which is not the last step if the best model was loaded."""
     state = trainer.state
     if trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_model_checkpoint:
-        # not `best_global_step`: if its weights were not saved, the checkpoint before it is loaded
+        # `best_global_step` can be a step that was not saved. Then the checkpoint before it is loaded
         return int(state.best_model_checkpoint.rpartition("-")[2])
     return state.global_step
 
 
 def metrics_at(trainer: "StepTrainer | KLSelfTrainer", step: int) -> dict[str, dict[str, float]]:
-    """Metrics of the weights of a step, by evaluation dataset, whose name is empty if there is only one."""
+    """Return the metrics logged at `step` by evaluation dataset. The name of a single dataset is empty."""
     logged = {key: value for log in trainer.state.log_history if log["step"] == step for key, value in log.items()}
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
     prefixes = sorted([("eval_", ""), *((f"eval_{name}_", name) for name in sets)], key=lambda pair: -len(pair[0]))
@@ -233,14 +233,14 @@ def metrics_at(trainer: "StepTrainer | KLSelfTrainer", step: int) -> dict[str, d
 def eval_results(
     metrics: dict[str, dict[str, float]], dataset: str | None, dataset_id: str | None, task: str
 ) -> list[EvalResult]:
-    """The metrics as the Hub's `model-index`."""
+    """Convert metrics to entries of the Hub's `model-index`."""
     dataset = dataset or "the evaluation dataset"
     return [
         EvalResult(
             task_type=task,
             dataset_type=dataset_id or "custom",
             dataset_name=f"{dataset}, {name}" if name else dataset,
-            dataset_config=name or None,  # results of one type and configuration are listed as one
+            dataset_config=name or None,  # the Hub merges results with the same type and configuration
             metric_type=metric,
             metric_name=metric.replace("_", " "),
             metric_value=value,
@@ -253,7 +253,7 @@ def eval_results(
 def _all_tags(
     trainer: "StepTrainer | KLSelfTrainer", tags: str | list[str] | None, trackio_url: str | None
 ) -> list[str]:
-    """Tags of the user, of the trainer, and those by which TRL marks where a model was trained."""
+    """Return the tags of the user and of the trainer, and the tags that TRL adds for the training environment."""
     found = {*([tags] if isinstance(tags, str) else tags or ()), *trainer._tag_names, "generated_from_trainer"}
     if hasattr(trainer.model.config, "unsloth_version"):
         found.add("unsloth")
@@ -288,7 +288,7 @@ def _metrics_table(metrics: dict[str, dict[str, float]]) -> str:
 
 
 def prompt_code(step_format: StepFormat, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Code that makes the ids of a problem."""
+    """Return code that encodes a problem."""
     if step_format.prompt_style != "chat":
         bos = "" if tokenizer.bos_token_id is None else "[tokenizer.bos_token_id] + "
         return f"ids = {bos}ids_of(problem)"
@@ -299,7 +299,7 @@ def prompt_code(step_format: StepFormat, tokenizer: "PreTrainedTokenizerBase") -
     date = ""
     if step_format.chat_template_date is not None and uses_clock(template):
         dated = dated_template(template, step_format.chat_template_date).removesuffix(template)
-        date = f"date = {dated!r}  # in place of today's\n"
+        date = f"date = {dated!r}  # instead of today's date\n"
         options += ", chat_template=date + tokenizer.get_chat_template()"
     return (
         f'messages = [{before}{{"role": "user", "content": problem}}]\n{date}'
@@ -309,7 +309,7 @@ def prompt_code(step_format: StepFormat, tokenizer: "PreTrainedTokenizerBase") -
 
 
 def scores_code(step_format: StepFormat) -> str:
-    """Code that makes scores of the outputs of the model."""
+    """Return code that computes scores from the outputs of the model."""
     if step_format.head == "lm":
         right, wrong = map(quote, step_format.label_tokens)
         return (

@@ -1,4 +1,4 @@
-"""The reference model of a KL term: a frozen copy, the policy with its adapter off, or its hidden states on disk."""
+"""Reference models for a KL term: a frozen copy, the policy with its adapter disabled, or hidden states on disk."""
 
 import copy
 import hashlib
@@ -52,7 +52,7 @@ def make_reference(
     compute_loss_func: Callable | None,
 ) -> PreTrainedModel | None:
     """
-    Return the reference model of a [`KLSelfTrainer`], before the trainer changes the policy.
+    Return the reference model of a [`KLSelfTrainer`]. Called before the trainer changes the policy.
 
     Args:
         model, args, ref_model, compute_loss_func:
@@ -61,34 +61,35 @@ def make_reference(
             Whether the policy has an adapter, or the trainer adds one.
 
     Returns:
-        [`~transformers.PreTrainedModel`]: `None` without a KL term, and for a policy with an adapter, which is its own reference with
-        the adapter off.
+        [`~transformers.PreTrainedModel`]: The reference model. `None` without a KL term, and for a policy with an adapter,
+        where the reference is the policy with the adapter disabled.
 
     Raises:
-        `ValueError`: If arguments contradict each other, or if a copy is needed of a model that ZeRO-3 has sharded already and
-        that has no name to load it by.
+        `ValueError`: If arguments contradict each other, or if the reference is a copy of a model that ZeRO-3 has already
+        sharded and that has no name to load it from.
     """
     if ref_model is not None and args.ref_model is not None:
-        raise ValueError("`ref_model` was given to the trainer and in its arguments. Give it once.")
+        raise ValueError("You passed `ref_model` both to the trainer and in `args`. Pass it only once.")
     if args.kl_coef == 0:
         if ref_model is not None:
-            warnings.warn("`kl_coef` is 0: the reference model is not used.")
+            warnings.warn("`kl_coef` is 0, so the reference model is not used.")
         return None
     ref_model = args.ref_model if ref_model is None else ref_model
     if compute_loss_func is not None:
         raise ValueError(
-            "`compute_loss_func` is not supported with a KL term: it needs the full logits. Subclass `KLSelfTrainer` "
-            "and override `compute_loss` instead."
+            "`compute_loss_func` is not supported with a KL term, because it needs the full logits. Subclass "
+            "`KLSelfTrainer` and override `compute_loss` instead."
         )
     if has_adapter:
         if ref_model is not None:
             raise ValueError(
-                "`ref_model` was given, and the policy has an adapter: with the adapter off, the policy is the "
-                "reference. Leave `ref_model` out, or train without an adapter."
+                "You passed `ref_model`, but the policy has an adapter: the reference is the policy with the adapter "
+                "disabled. Remove `ref_model`, or train without an adapter."
             )
         if args.ref_model_init_kwargs is not None:
             raise ValueError(
-                "`ref_model_init_kwargs` was given, and the policy has an adapter: no reference is loaded. Remove it."
+                "You passed `ref_model_init_kwargs`, but the policy has an adapter, so no reference is loaded. Remove "
+                "`ref_model_init_kwargs`."
             )
         return None
     if isinstance(ref_model, str):
@@ -96,12 +97,12 @@ def make_reference(
     if ref_model is not None:
         if ref_model is model:
             raise ValueError(
-                "`model` and `ref_model` are the same object, so the reference would move. Leave `ref_model` out: a frozen "
-                "copy is made."
+                "`model` and `ref_model` are the same object, so the reference would be trained too. Remove `ref_model` to use "
+                "a frozen copy of `model`."
             )
         if args.ref_model_init_kwargs is not None:
             raise ValueError(
-                "`ref_model_init_kwargs` was given with a `ref_model` that is already instantiated. Pass the model's name "
+                "You passed `ref_model_init_kwargs` with a `ref_model` that is already instantiated. Pass the model's name "
                 "as a string, or remove `ref_model_init_kwargs`."
             )
         return ref_model
@@ -111,27 +112,27 @@ def make_reference(
         name = get_config_model_id(model.config)
         if not name:
             raise ValueError(
-                "The model is sharded by ZeRO-3 already and has no name to load a reference from. Pass the model's name or "
-                "path as a string, or a `ref_model`."
+                "The model is already sharded by ZeRO-3 and has no name to load a reference from. Pass the model's name or "
+                "path as a string, or pass a `ref_model`."
             )
         return load_reference(name, args, is_policy=True)
     if args.ref_model_init_kwargs is not None:
         raise ValueError(
-            "`ref_model_init_kwargs` was given, and the reference is a copy of the model that was passed. Pass a "
-            "`ref_model` by name, or remove `ref_model_init_kwargs`."
+            "You passed `ref_model_init_kwargs`, but the reference is a copy of the model that you passed. Pass the name of "
+            "a `ref_model`, or remove `ref_model_init_kwargs`."
         )
     return copy.deepcopy(model)
 
 
 def load_reference(name: str, args: KLSelfConfig, is_policy: bool = False) -> PreTrainedModel:
-    """The causal language model of that name or path, with `args.ref_model_init_kwargs`, else with those of the policy."""
+    """Load a causal language model with `args.ref_model_init_kwargs` or, if they are not set, `args.model_init_kwargs`."""
     kwargs = {"trust_remote_code": args.trust_remote_code}
     if args.ref_model_init_kwargs is not None:
         kwargs |= args.ref_model_init_kwargs
     else:
         kwargs |= args.model_init_kwargs or {}
         if not is_policy:
-            kwargs.pop("revision", None)  # which another model does not have
+            kwargs.pop("revision", None)  # it is a revision of the policy's repository
     # Distributed training requires device_map=None ("auto" fails)
     if args.distributed_state.distributed_type != DistributedType.NO:
         kwargs["device_map"] = None
@@ -146,14 +147,14 @@ def check_reference(
     args: KLSelfConfig,
 ) -> None:
     """
-    Refuse a reference that has other tokens than the policy.
+    Check that the reference has the same tokens as the policy.
 
-    The sizes of the vocabularies are compared. The tokenizers are compared if the reference has one next to its weights: in the folder
-    or repository that `ref_model` names, or in the folder from which it was loaded.
+    The sizes of the vocabularies are compared. The tokenizers are compared if the folder or repository of the reference has a
+    tokenizer, and `ref_model` is a string or was loaded from a local folder.
 
     Args:
         reference ([`~transformers.PreTrainedModel`], *optional*):
-            Reference model. `None` for the policy with its adapter off.
+            Reference model. `None` for the policy with its adapter disabled.
         given (`str` or [`~transformers.PreTrainedModel`], *optional*):
             What the user passed as `ref_model`.
         policy ([`~transformers.PreTrainedModel`]):
@@ -164,22 +165,22 @@ def check_reference(
             Arguments of the trainer.
 
     Raises:
-        `ValueError`: If the vocabularies differ in size, or if the tokenizers have other tokens.
+        `ValueError`: If the vocabularies differ in size, or the tokenizers have different tokens.
     """
     if reference is not None:
         found, expected = (model.config.get_text_config().vocab_size for model in (reference, policy))
         if found != expected:
             name = get_config_model_id(reference.config) or "the reference model"
             raise ValueError(
-                f"{name}: the reference has a vocabulary of {found} tokens, the policy one of {expected}. Their distributions "
-                "have no divergence. Use a reference of the same family; if the policy was resized (`chat_template_path` adds "
+                f"{name}: the reference has a vocabulary of {found} tokens, but the policy has {expected}. The KL requires the "
+                "same vocabulary. Use a reference of the same model family. If the policy was resized (`chat_template_path` adds "
                 "tokens), resize the reference in the same way and pass it as `ref_model`."
             )
     if given is None:
         return
     name = given if isinstance(given, str) else get_config_model_id(given.config)
     if not isinstance(given, str) and not (name and Path(name).is_dir()):
-        return  # no tokenizer, or one on the Hub, from which nothing was loaded
+        return  # do not download a tokenizer for a model that is already instantiated
     revision = (args.ref_model_init_kwargs or {}).get("revision")
     file = cached_file(name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     if file is None:
@@ -189,16 +190,17 @@ def check_reference(
     for token in sorted(known.keys() | expected.keys()):
         if known.get(token) != expected.get(token):
             raise ValueError(
-                f"{name}: the reference has another tokenizer than the policy: token {token!r} is {known.get(token)} there "
-                f"and {expected.get(token)} here. Use a reference that was trained with the policy's tokenizer."
+                f"{name}: the tokenizers of the reference and the policy differ: token {token!r} has the id {known.get(token)} "
+                f"in the reference and {expected.get(token)} in the policy. Use a reference that was trained with the policy's "
+                "tokenizer."
             )
 
 
-# References: called with the policy, the inputs and the labels, they give hidden states and a head
+# References: callables that take the policy, the inputs and the labels, and return hidden states and an LM head
 
 
 def causal_lm_of(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
-    """The causal language model in an adapter, or the model itself."""
+    """Return the causal language model without its adapter, if it has one."""
     return model.get_base_model() if is_peft_model(model) else model
 
 
@@ -208,7 +210,7 @@ def _last_hidden_states(model: "PreTrainedModel | PeftModel", inputs: dict[str, 
 
 @contextmanager
 def without_adapter(model: "PeftModel") -> Iterator[None]:
-    """The model with its adapter off, in evaluation mode. After it, all modules and weights are in the modes they were in."""
+    """Disable the adapter and switch to evaluation mode. On exit, restore `training` and `requires_grad` everywhere."""
     training = [module for module in model.modules() if module.training]
     trained = {weight: weight.requires_grad for weight in model.parameters()}
     model.eval()
@@ -218,19 +220,19 @@ def without_adapter(model: "PeftModel") -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-        for weight, flag in trained.items():  # PEFT sets those of the adapter
+        for weight, flag in trained.items():  # `disable_adapter` changes the flags of the adapter's weights
             weight.requires_grad_(flag)
 
 
 class FrozenReference:
     """
-    A reference model of its own, in evaluation mode and without gradients.
+    A separate reference model, in evaluation mode and without gradients.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Causal language model.
         accelerator ([`~accelerate.Accelerator`]):
-            Places it, and shards it where ZeRO-3 or FSDP shard the policy.
+            Accelerator that moves the model to its device. With ZeRO-3 or FSDP, the model is sharded like the policy.
     """
 
     def __init__(self, model: PreTrainedModel, accelerator: Accelerator):
@@ -240,8 +242,8 @@ class FrozenReference:
         elif accelerator.distributed_type == DistributedType.FSDP:
             self.model = prepare_fsdp(model, accelerator)
         else:
-            # Not `prepare_model`: once the accelerator has a model, Trainer takes the policy of an evaluation before
-            # training for prepared, and that one has no mixed precision then
+            # With `prepare_model`, the accelerator would already have a model. In an evaluation before training, Trainer
+            # would then consider the policy prepared, and run it without mixed precision
             self.model = model if accelerator.verify_device_map(model) else model.to(accelerator.device)
         self._accelerator = accelerator
 
@@ -250,27 +252,27 @@ class FrozenReference:
         self, policy: torch.nn.Module, inputs: dict[str, Any], labels: torch.Tensor
     ) -> tuple[torch.Tensor, LMHead]:
         """
-        Hidden states of the reference at the trained tokens, and its head.
+        Return the hidden states of the reference at the N trained tokens, and its LM head.
 
         Args:
             policy (`torch.nn.Module`):
-                The policy as it is wrapped for training. Not used here.
+                Policy, wrapped for training. Unused by this reference.
             inputs (`dict[str, Any]`):
                 Inputs of the model, without labels.
             labels (`torch.Tensor`):
                 Labels, shape `(B, L)`.
 
         Returns:
-            `tuple[torch.Tensor, LMHead]`: States of shape `(N, H)`, in row-major order, and the head.
+            `tuple[torch.Tensor, LMHead]`: Hidden states, shape `(N, H)`, in row-major order, and the LM head.
         """
         model = self._accelerator.unwrap_model(self.model)
-        with self._accelerator.autocast():  # as the policy's forward, which accelerate wraps
+        with self._accelerator.autocast():  # same precision as the policy's forward pass
             states = ForwardRedirection()(self.model, model, _last_hidden_states, model, inputs)
         return states[:, :-1][trained_tokens(labels)], LMHead.of(model)
 
 
 class AdapterOff:
-    """The policy with its adapter off: what it was before training, without a second model in memory."""
+    """The policy with its adapter disabled as reference, without a second model in memory."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
@@ -291,7 +293,8 @@ class AdapterOff:
 
 class RefHiddenStore:
     """
-    A folder of hidden states, by content of the sequence. One tensor per sequence: bfloat16, shape `(N, H)`, N trained tokens.
+    Folder of hidden states, with one tensor per sequence: bfloat16, shape `(N, H)`, for N trained tokens. The key of a
+    sequence is a hash of its content.
 
     Args:
         folder (`str` or `Path`):
@@ -308,7 +311,7 @@ class RefHiddenStore:
                     self._files |= dict.fromkeys(file.keys(), path)
             except SafetensorError as error:
                 raise ValueError(
-                    f"{path}: the file is damaged ({error}). Remove it; its states are computed again."
+                    f"{path}: the file is damaged ({error}). Delete it and run again to recompute its states."
                 ) from error
 
     def __contains__(self, key: str) -> bool:
@@ -324,10 +327,10 @@ class RefHiddenStore:
         return self._open[path].get_tensor(key)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # workers open files of their own
+        return self.__dict__ | {"_open": {}}  # each data loader worker opens the files itself
 
     def write(self, states: dict[str, torch.Tensor]) -> None:
-        """Add the states of some sequences as one file, which appears as a whole."""
+        """Write the states of some sequences to one file, atomically."""
         name = f"states-{min(states)}.safetensors"
         partial = self.folder / f".{name}.partial"
         save_file(states, partial)
@@ -336,17 +339,17 @@ class RefHiddenStore:
 
 def trained_sequences_of(example: dict[str, Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """
-    Yield the sequences of a row that have a trained token. A packed row holds several.
+    Yield the sequences of a row that have a trained token. A packed row contains several sequences.
 
     Yields:
-        `tuple[str, np.ndarray, np.ndarray]`: Key, token ids and labels. The key is 32 hex digits that depend on the token ids and
-        on which of them are trained.
+        `tuple[str, np.ndarray, np.ndarray]`: Key, token ids and labels. The key is a hash (32 hex digits) of the token ids and
+        the mask of trained tokens.
     """
     row_ids = np.asarray(example["input_ids"])
-    row_labels = np.asarray(example.get("labels", row_ids))  # as TRL's collator
+    row_labels = np.asarray(example.get("labels", row_ids))  # same default as TRL's collator
     borders = np.cumsum(example.get("seq_lengths", [len(row_ids)]))[:-1]
     for ids, labels in zip(np.split(row_ids, borders), np.split(row_labels, borders), strict=True):
-        is_trained = labels[1:] != -100  # nothing predicts the first token
+        is_trained = labels[1:] != -100  # the first token is never predicted
         if is_trained.any():
             digest = hashlib.blake2b(ids.astype(np.int64).tobytes(), digest_size=16)
             digest.update(is_trained.tobytes())
@@ -355,14 +358,14 @@ def trained_sequences_of(example: dict[str, Any]) -> Iterator[tuple[str, np.ndar
 
 class RefHiddenCollator:
     """
-    Adds the states of the reference to the batches of another collator, as `ref_hidden_states`: shape `(N, H)`, for the N
-    trained tokens of the batch in row-major order.
+    Data collator that adds the hidden states of the reference to the batches of another collator, as `ref_hidden_states`:
+    shape `(N, H)`, for the N trained tokens of the batch in row-major order.
 
     Args:
         collator ([`~transformers.DataCollator`]):
-            Makes the batch.
+            Collator that forms the batch.
         store ([`RefHiddenStore`]):
-            Holds the states.
+            Hidden states of all sequences.
     """
 
     def __init__(self, collator: DataCollator, store: RefHiddenStore):
@@ -377,15 +380,15 @@ class RefHiddenCollator:
                 if key not in self.store:
                     raise ValueError(
                         f"{self.store.folder}: no hidden states of the reference for a sequence of {len(ids)} tokens. They were "
-                        "computed for the training and evaluation data that the trainer was made with. Make a trainer with this "
-                        "data and another `ref_hidden_dir`, or one without `precompute_ref_hidden`."
+                        "computed only for the datasets passed to the trainer when it was created. Create a trainer with this "
+                        "dataset and another `ref_hidden_dir`, or set `precompute_ref_hidden=False`."
                     )
                 states.append(self.store[key])
         return self.collator(examples) | {REF_STATES: torch.cat(states)}
 
 
 class PrecomputedReference:
-    """A reference of which only the head is kept. Its hidden states come with the batch."""
+    """Reference whose hidden states are read from the batch. Only its LM head is kept in memory."""
 
     def __init__(self, head: LMHead):
         self.head = head
@@ -394,7 +397,7 @@ class PrecomputedReference:
         self, policy: torch.nn.Module, inputs: dict[str, Any], labels: torch.Tensor
     ) -> tuple[torch.Tensor, LMHead]:
         """See [`FrozenReference`]."""
-        # TRL's kernel computes in the dtype of the states, and would round the head to it
+        # TRL's kernel computes in the dtype of the states, and would otherwise round the head to it
         return inputs[REF_STATES].to(self.head.weight.dtype), self.head
 
 
@@ -408,21 +411,22 @@ def precompute_hidden(
         trainer ([`~trl.SFTTrainer`]):
             Trainer with prepared datasets.
         model ([`~transformers.PreTrainedModel`], *optional*):
-            The reference. `None` for the policy with its adapter off.
+            Reference model. `None` for the policy with its adapter disabled.
 
     Returns:
-        `tuple[PrecomputedReference, RefHiddenStore]`: What remains of the reference, and the states.
+        `tuple[PrecomputedReference, RefHiddenStore]`: The LM head of the reference, and the hidden states.
 
     Raises:
-        `ValueError`: If the folder has states of another reference or of other data, or no token is trained on.
-        `TypeError`: If a dataset is a stream.
+        `ValueError`: If the folder has states of another reference or of other data, or no sequence has a token to train on.
+        `TypeError`: If a dataset is a streaming dataset.
     """
     args, accelerator = trainer.args, trainer.accelerator
     sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
     if model is None and sharded:
         raise ValueError(
-            "`precompute_ref_hidden` with an adapter does not work under DeepSpeed or FSDP, which wrap the policy later. "
-            "Leave it out: with the adapter off, the policy is the reference, and no second model is in memory."
+            "`precompute_ref_hidden` with an adapter is not supported with DeepSpeed or FSDP, because they wrap the policy "
+            "later. Set `precompute_ref_hidden=False`. The reference is then the policy with the adapter disabled, which "
+            "needs no second model in memory."
         )
     folder = Path(args.ref_hidden_dir or Path(args.output_dir) / "_ref_hidden")
     evaluation = trainer.eval_dataset or {}
@@ -430,15 +434,15 @@ def precompute_hidden(
     for dataset in [trainer.train_dataset, *(evaluation.values() if isinstance(evaluation, dict) else [evaluation])]:
         if not isinstance(dataset, Dataset):
             raise TypeError(
-                f"`precompute_ref_hidden` needs a `datasets.Dataset`, found a `{type(dataset).__name__}`. Load the data "
-                "without `streaming=True`, or train without `precompute_ref_hidden`."
+                f"`precompute_ref_hidden` requires a `datasets.Dataset`, but the dataset is a `{type(dataset).__name__}`. "
+                "Load it without `streaming=True`, or set `precompute_ref_hidden=False`."
             )
         for example in dataset:
             sequences |= {key: (ids, labels) for key, ids, labels in trained_sequences_of(example)}
     if not sequences:
         raise ValueError(
-            "No sequence of the datasets has a token to train on. Do the prompts fill `max_length`? Raise it, or look at the "
-            "labels of the data."
+            "No sequence of the datasets has a token to train on. If the prompts alone fill `max_length`, raise it. Otherwise, "
+            "check the labels of the data."
         )
     manifest = {
         "version": 1,
@@ -455,12 +459,12 @@ def precompute_hidden(
 
     store = RefHiddenStore(folder)
     missing = {key: sequence for key, sequence in sequences.items() if key not in store}
-    accelerator.wait_for_everyone()  # no rank writes before all have looked
+    accelerator.wait_for_everyone()  # no rank writes before all ranks have read the folder
     reference = AdapterOff(accelerator) if model is None else FrozenReference(model, accelerator)
     _compute(trainer, reference, missing, store)
     accelerator.wait_for_everyone()
     if model is None:
-        with without_adapter(trainer.model):  # which may hold a head of its own
+        with without_adapter(trainer.model):  # the adapter may replace the head
             head = _head_of(causal_lm_of(trainer.model))
     else:
         head = _head_of(accelerator.unwrap_model(reference.model))
@@ -468,7 +472,7 @@ def precompute_hidden(
 
 
 def _digest_of_weights(model: torch.nn.Module) -> str:
-    """Stands for the frozen weights of a model (those of an adapter are not), and for its settings."""
+    """Return a hash of the config and the frozen weights of a model (excluding the weights of an adapter)."""
     causal_lm = causal_lm_of(model)
     settings = causal_lm.config.to_dict()
     settings = {name: value for name, value in settings.items() if not name.endswith("_token_id")}
@@ -490,21 +494,21 @@ def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(
-                f"{folder}: the folder is not empty and has no {MANIFEST}, so its states are of an unknown reference. "
-                "Remove it, or give another `ref_hidden_dir`."
+                f"{folder}: the folder is not empty and has no {MANIFEST}, so the reference of its states is unknown. Delete "
+                "the folder, or set another `ref_hidden_dir`."
             )
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path}: the file is damaged ({error}). Remove the folder to compute the states anew."
+            f"{path}: the file is damaged ({error}). Delete the folder to recompute the states."
         ) from error
     for name, what in (("version", "format"), ("reference", "reference model"), ("data", "data or tokenizer")):
         if found.get(name) != manifest[name]:
             raise ValueError(
-                f"{path}: the precomputed hidden states are of another {what}: found {found.get(name)}, expected "
-                f"{manifest[name]}. Remove the folder to compute them anew, or give another `ref_hidden_dir`."
+                f"{path}: the hidden states were computed with another {what}: found {found.get(name)}, expected "
+                f"{manifest[name]}. Delete the folder to recompute them, or set another `ref_hidden_dir`."
             )
 
 
@@ -514,17 +518,17 @@ def _compute(
     missing: dict[str, tuple[np.ndarray, np.ndarray]],
     store: RefHiddenStore,
 ) -> None:
-    """Compute and write the states of sequences. Batches go round the ranks."""
+    """Compute and write the hidden states of sequences. Batches are distributed over the ranks."""
     accelerator, size = trainer.accelerator, trainer.args.per_device_eval_batch_size
     collator = DataCollatorForLanguageModeling(pad_token_id=trainer._tokenizer.pad_token_id)
-    keys = sorted(missing, key=lambda key: (len(missing[key][0]), key))  # of about the same length in a batch
+    keys = sorted(missing, key=lambda key: (len(missing[key][0]), key))  # similar lengths in a batch need less padding
     batches = [keys[start : start + size] for start in range(0, len(keys), size)]
     rounds = range(0, len(batches), accelerator.num_processes)
     states, num_bytes = {}, 0
     shown = accelerator.is_main_process and not trainer.args.disable_tqdm
     for first in tqdm(rounds, desc="Hidden states of the reference", disable=not shown):
         number = first + accelerator.process_index
-        # A rank without a batch of its own takes the first one: under ZeRO-3 and FSDP a forward pass needs all ranks
+        # A rank without a batch repeats the first one of the round: with ZeRO-3 and FSDP, a forward pass needs all ranks
         batch = batches[number if number < len(batches) else first]
         rows = [{"input_ids": missing[key][0], "labels": missing[key][1]} for key in batch]
         inputs = {name: value.to(accelerator.device) for name, value in collator(rows).items()}
@@ -542,10 +546,10 @@ def _compute(
 
 
 def _head_of(model: PreTrainedModel) -> LMHead:
-    """A copy of the head, so that the rest of the model can go."""
+    """Return a copy of the LM head, so that the model can be freed."""
     head = LMHead.of(model)
     with maybe_gather_lm_head_ctx(head.weight, head.bias):
-        # Parameters, as TRL's offloading of activations leaves those where they are
+        # Parameters, because TRL's activation offloading does not move parameters
         weight, bias = (
             None if part is None else torch.nn.Parameter(part.detach().clone(), requires_grad=False)
             for part in (head.weight, head.bias)
@@ -555,7 +559,6 @@ def _head_of(model: PreTrainedModel) -> LMHead:
 
         for part in (weight, bias):
             if part is not None:
-                part.ds_status = (
-                    ZeroParamStatus.AVAILABLE
-                )  # TRL's kernel asks every head under ZeRO-3: this one is whole
+                # With ZeRO-3, TRL's kernel checks whether the head is gathered. The copy always is
+                part.ds_status = ZeroParamStatus.AVAILABLE
     return head._replace(weight=weight, bias=bias)

@@ -1,4 +1,4 @@
-"""What trainers of judged steps share: the loss over the global batch, the same in evaluation, counts and logs."""
+"""Base class of the trainers of step reward models: loss over the global batch, evaluation, checkpoints and logs."""
 
 import time
 from dataclasses import asdict
@@ -29,28 +29,28 @@ logger = get_logger(__name__)
 
 class StepTrainer(HubPushMixin, BaseTrainer):
     """
-    Base of the trainers of judged steps.
+    Base class of the trainers of step reward models.
 
-    A subclass sets `step_format` before it calls `__init__` and `label_names` after it, prepares datasets
-    (`_prepare_dataset`), reads batches (`_step_logits`, `_step_labels`, `_num_tokens`), and names the arguments that
-    its model card shows (`_card_settings`).
+    A subclass sets `step_format` before calling `super().__init__` and `label_names` after it. It implements
+    `_prepare_dataset`, `_step_logits`, `_step_labels` and `_num_tokens`, and lists the arguments to show in the model
+    card (`_card_settings`).
 
     Args:
         args ([`~transformers.TrainingArguments`]):
             Configuration for this trainer.
         train_dataset, eval_dataset, processing_class:
-            As given by the user.
+            Arguments of the subclass.
         trainer_arguments:
             Other arguments of [`~transformers.Trainer`].
     """
 
-    # compute_loss divides by the weight of the global batch itself
+    # compute_loss already divides by the weight of the global batch
     loss_is_scaled_for_ga = True
     _card_settings: tuple[str, ...]
     step_format: StepFormat
     _save_card = save_reward_model_card
-    _format_is_known = True  # whether scoring with `step_format` encodes as the training rows are
-    _has_new_head = False  # newly initialized, as far as this trainer knows
+    _format_is_known = True  # whether the training rows were encoded with `step_format`
+    _has_new_head = False  # whether this trainer initialized the head
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         processing_class: PreTrainedTokenizerBase | None,
         **trainer_arguments,
     ):
-        self.reports: dict[str, Any] = {}  # what became of each dataset, by its name
+        self.reports: dict[str, Any] = {}  # what was kept and dropped of each dataset, by its name
         self._prepared: list[Dataset] = []
         train_dataset = self._prepare_once(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, processing_class, args)
@@ -83,31 +83,34 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
 
-    # What a subclass says
+    # To be implemented by subclasses
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: PreTrainedTokenizerBase | None, args: TrainingArguments, name: str
     ) -> Dataset:
-        """The rows that are trained or evaluated on. What became of the dataset goes into `self.reports[name]`."""
+        """Return the rows to train or evaluate on, and store what was kept and dropped in `self.reports[name]`."""
         raise NotImplementedError
 
     def _step_logits(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Outputs of the head, shape `(B, S, C)`."""
+        """Return the outputs of the head, shape `(B, S, C)`."""
         raise NotImplementedError
 
     def _step_labels(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Labels (negative: not judged), their weights, and original steps in each, shape `(B, S)` each."""
+        """
+        Return the labels (negative: no label), their weights, and the number of original steps in each step, shape
+        `(B, S)` each.
+        """
         raise NotImplementedError
 
     def _num_tokens(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Number of tokens without padding."""
+        """Return the number of tokens without padding."""
         raise NotImplementedError
 
     # Datasets
 
     def _prepare_once(self, dataset, processing_class, args, name):
-        # Prepared again, what was dropped before would be missing in its report. `Trainer.evaluate` comes back to
-        # `evaluate` with each dataset of a dict, and users pass `trainer.eval_dataset`
+        # Preparing a dataset twice would overwrite its report without the rows dropped the first time. It would happen
+        # because `Trainer.evaluate` calls `evaluate` for each dataset of a dict, and users pass `trainer.eval_dataset`
         if any(dataset is prepared for prepared in self._prepared):
             return dataset
         dataset = self._prepare_dataset(dataset, processing_class, args, name)
@@ -130,7 +133,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        # A dataset passed here is prepared as `__init__` does; a `str` selects one that is
+        # A dataset passed here is prepared as in `__init__`. A `str` selects one that was prepared there
         self._warn_of_new_head()
         if not isinstance(eval_dataset, str):
             eval_dataset = self._prepare_eval_dataset(eval_dataset, self.processing_class, self.args)
@@ -144,24 +147,23 @@ class StepTrainer(HubPushMixin, BaseTrainer):
     def _warn_of_new_head(self) -> None:
         if self._has_new_head and not self.state.global_step:
             logger.warning(
-                "The head of the model is newly initialized and has not been trained, so its scores are random and the "
-                "metrics are those of guessing. To evaluate a trained reward model, pass its checkpoint as `model`, or train "
-                "first."
+                "The head of the model is newly initialized and has not been trained, so its scores are random. To evaluate a "
+                "trained reward model, pass its checkpoint as `model`, or call `train` first."
             )
 
     # Loss
 
     def compute_step_loss(self, logits: torch.Tensor, labels: torch.Tensor, num_merged: torch.Tensor) -> torch.Tensor:
         """
-        Loss of each judged step, before weighting. Override it to train with another loss.
+        Return the loss of each labelled step, before weighting. Override this method to train with another loss.
 
         Args:
             logits (`torch.Tensor`):
-                Outputs at the step tokens of N judged steps, shape `(N, C)`, C = 2 (0 wrong, 1 correct) or 1.
+                Outputs at the step tokens of N labelled steps, shape `(N, C)`, C = 2 (0 wrong, 1 correct) or 1.
             labels (`torch.Tensor`):
                 Probabilities that the steps are correct, shape `(N,)`.
             num_merged (`torch.Tensor`):
-                Original steps in each judged step (1, or 2 for a merged pair), shape `(N,)`.
+                Number of original steps in each labelled step (1, or 2 for a merged pair), shape `(N,)`.
 
         Returns:
             `torch.Tensor`: Losses, shape `(N,)`.
@@ -169,7 +171,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         return step_loss(logits, labels, self.step_format)
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """The batches of one optimizer step, and the weight of their judged steps on all ranks."""
+        """Return the batches of one optimizer step and the total weight of their labelled steps on all ranks."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batch_samples:
             return batch_samples, None
@@ -179,15 +181,16 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         return batch_samples, self.accelerator.reduce(weight, reduction="sum")
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # With DeepSpeed, Trainer casts every float input to the dtype of the model: a label of 0.9 would be 0.8984
+        # With DeepSpeed, Trainer casts float inputs to the dtype of the model: in bf16, a label of 0.9 becomes 0.8984
         labels = {name: inputs[name].to(self.args.device) for name in self.label_names}
         return labels | super()._prepare_inputs({k: v for k, v in inputs.items() if k not in labels})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """
-        Sum of `w·ℓ` over the judged steps of this batch, divided by the sum of `w` over the global batch.
+        Return the sum of `w·ℓ` over the labelled steps of this batch, divided by the sum of `w` over the global batch.
 
-        `num_items_in_batch` is that global weight. Ranks average their gradients, hence the factor `num_processes`.
+        `num_items_in_batch` is the sum over the global batch. Since gradients are averaged over ranks, the loss is
+        multiplied by `num_processes`.
         """
         logits = self._step_logits(model, inputs)
         labels, weights, num_merged = self._step_labels(inputs)
@@ -198,7 +201,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
             num_items_in_batch = weights.sum()
         else:
             weights = weights * self.accelerator.num_processes
-        # A batch without any label (all weights 0) has loss 0, not NaN
+        # The clamp gives a batch without labels a loss of 0 instead of NaN
         loss = (weights * losses).sum() / num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny)
         if self.model.training:
             self._count(inputs, logits.detach()[judged], labels)
@@ -214,7 +217,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         judged = labels >= 0
         losses = torch.zeros_like(weights)
         losses[judged] = weights[judged] * self.compute_step_loss(logits[judged], labels[judged], num_merged[judged])
-        # By rows, so that those that only fill up the last batch of several ranks are left out
+        # Per row, so that `gather_for_metrics` can drop the rows that pad the last batch
         sums = torch.stack([losses.sum(dim=1), weights.sum(dim=1)], dim=1)
         self._eval_sums.append(self.accelerator.gather_for_metrics(sums))
         loss = losses.sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
@@ -224,10 +227,10 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         return loss, logits, label_ids if len(label_ids) > 1 else label_ids[0]
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        # The loss of an evaluation is the mean over all its steps; Trainer's is one over its batches
+        # The evaluation loss is the mean over all steps. Trainer would average over batches
         self._eval_sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._eval_sums:  # not if a subclass has a `prediction_step` of its own
+        if self._eval_sums:  # empty if a subclass overrides `prediction_step`
             loss, weight = torch.cat(self._eval_sums).cpu().double().sum(dim=0)
             output.metrics[f"{metric_key_prefix}_loss"] = (loss / weight).item()
         return output
@@ -255,7 +258,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
                 raise
             raise ValueError(
                 f"{resume_from_checkpoint}: the weights do not fit the model: {' '.join(str(error).split())} Resume with the "
-                "model and the `head` that were saved."
+                "model and the `head` of the checkpoint."
             ) from error
 
     def _load_best_model(self) -> None:
@@ -263,15 +266,16 @@ class StepTrainer(HubPushMixin, BaseTrainer):
         super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # Trainer only warns, and the weights that are not in the checkpoint stay what they were before
+        # Trainer only warns and leaves the weights that are missing from the checkpoint unchanged
         if not (load_result.missing_keys or load_result.unexpected_keys):
             return
         if not isinstance(self.model, PreTrainedModel):
             raise ValueError(
                 f"{self._loaded_from}: the weights do not fit {type(self.model).__name__}: "
-                f"{list_misfits(load_result.missing_keys, load_result.unexpected_keys)}. Resume with the model that was saved."
+                f"{list_misfits(load_result.missing_keys, load_result.unexpected_keys)}. Resume with the model of the "
+                "checkpoint."
             )
-        # Some names differ in files, as of mixtures of experts, or are absent, as of tied weights. `from_pretrained` knows
+        # In files, some names differ (mixture of experts) or are absent (tied weights). `from_pretrained` handles both
         model, info = type(self.model).from_pretrained(
             self._loaded_from,
             config=self.model.config,
@@ -285,8 +289,8 @@ class StepTrainer(HubPushMixin, BaseTrainer):
     # Training
 
     def train(self, *args, **kwargs):
-        self._start_counting()  # what an earlier training did not log is not part of this one
-        # Accelerate takes a model that was evaluated before for one that is ready, and would train each process by itself
+        self._start_counting()  # discard counts that an earlier training did not log
+        # After an evaluation, Accelerate considers the model prepared, and each process would train a separate model
         if self.model_wrapped is self.model:
             self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
@@ -294,7 +298,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
     # Logs
 
     def _start_counting(self) -> None:
-        # hits, labels and tokens of this rank since the last log
+        # correct predictions, labels and tokens of this rank since the last log
         self._train_counts = torch.zeros(3, dtype=torch.long, device=self.args.device)
         self._labels_seen = 0
         self._counting_since = None
@@ -318,21 +322,21 @@ class StepTrainer(HubPushMixin, BaseTrainer):
             logs["labels_per_second"] = labels / seconds
             logs["tokens_per_second"] = tokens / seconds
             logs["num_labels"] = self._labels_seen
-            if "train_dataset" in self.reports:  # not if it was given as forest rows
+            if "train_dataset" in self.reports:  # absent if the dataset was already prepared
                 logs["dropped_labels"] = self.reports["train_dataset"].labels_too_long
             self._train_counts.zero_()
-            self._counting_since = None  # the next batch starts the clock, so evaluating and saving do not count
+            self._counting_since = None  # the next batch restarts the clock, to exclude evaluation and saving
         super().log(logs, start_time)
 
 
 def warn_of_another_format(name: str, found: StepFormat, step_format: StepFormat) -> None:
-    """Warn if a checkpoint was trained with another step format than the one that will encode."""
+    """Warn if a checkpoint was trained with a different step format."""
     theirs, ours = asdict(found), asdict(step_format)
     changed = [f"`{key}` {theirs[key]!r} (now {ours[key]!r})" for key in ours if theirs[key] != ours[key]]
     if changed:
         logger.warning(
-            f"{name} was trained with another step format: {', '.join(changed)}. Its scores depend on the step format. To "
-            "continue or evaluate it as it was trained, set these arguments to the old values."
+            f"{name} was trained with a different step format: {', '.join(changed)}. Its scores depend on the step format. "
+            "Set these arguments to the old values, unless you want to change the format."
         )
 
 
@@ -343,10 +347,11 @@ def set_up_model(
     step_format: StepFormat,
 ) -> "PreTrainedModel | PeftModel":
     """
-    Prepare a model for training: wrap it in an adapter, disable dropout if `args.disable_dropout`, enable gradients at its inputs.
+    Prepare a model for training: add the adapter of `peft_config`, disable dropout if `args.disable_dropout`, and enable
+    input gradients for gradient checkpointing with an adapter.
 
     Raises:
-        `ValueError`: If a `peft_config` is given and the model has an adapter already.
+        `ValueError`: If `peft_config` is given and the model already has an adapter.
     """
     if peft_config is not None:
         from peft import TaskType, get_peft_model
@@ -356,20 +361,20 @@ def set_up_model(
                 "You passed a `PeftModel` instance together with a `peft_config`. Merge the adapter into the base model "
                 "first, or continue training it without `peft_config`."
             )
-        # PEFT trains and saves the classifier of a model when told that it is one
+        # With the task type TOKEN_CLS, PEFT also trains and saves the classifier
         peft_config.task_type = TaskType.CAUSAL_LM if step_format.head == "lm" else TaskType.TOKEN_CLS
-        # ... but lets "all-linear" put an adapter on it too, which fails
+        # "all-linear" would also add an adapter to the classifier, which fails
         if step_format.head != "lm" and getattr(peft_config, "target_modules", None) == "all-linear":
             peft_config.exclude_modules = peft_config.exclude_modules or ["classifier", "score"]
-        # ZeRO-3 gathers parameters of one dtype only; see https://github.com/huggingface/trl/issues/6089
+        # ZeRO-3 requires all parameters to have the same dtype, see https://github.com/huggingface/trl/issues/6089
         zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
-        # the adapter names its base model, and must name the revision that it fits too
+        # The adapter's config records the base model, and must also record its revision
         revision = (getattr(args, "model_init_kwargs", None) or {}).get("revision")
         kwargs = {"autocast_adapter_dtype": False} if zero3 else {}
         model = get_peft_model(model, peft_config, revision=revision, **kwargs)
     if args.disable_dropout:
         disable_dropout_in_model(model)
-    # transformers.Trainer does this for plain models; see https://github.com/huggingface/transformers/issues/42489
+    # transformers.Trainer does this for models without adapter, see https://github.com/huggingface/transformers/issues/42489
     if is_peft_model(model) and args.gradient_checkpointing:
         model.enable_input_require_grads()
     return model

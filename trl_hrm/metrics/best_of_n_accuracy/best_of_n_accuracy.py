@@ -1,4 +1,4 @@
-"""Accuracy of the best of N solutions by a reward model's scores, as a module of the `evaluate` library."""
+"""Best-of-N accuracy of a reward model, as a metric of the `evaluate` library."""
 
 import datasets
 import evaluate
@@ -7,28 +7,28 @@ from trl_hrm.evaluation.curves import plain_curves
 
 
 DESCRIPTION = """
-Accuracy of the solution that a reward model scores highest among the first N of each problem, for one N or several, with 95 %
-intervals over problems.
+Accuracy of the solution with the highest score of a reward model among the first N solutions of each problem, for one or several N,
+with 95 % intervals over problems.
 """
 
 INPUTS = """
 Args:
     predictions (`list[list[float or None]]`):
-        For each problem the scores of its solutions, in `[0, 1]`. `None` for one that could not be scored: it is chosen last.
+        Scores of the solutions of each problem, in `[0, 1]`. A solution that could not be scored (`None`) is chosen last.
     references (`list[list[bool or None]]`):
-        Whether each solution is right. `None` for one that could not be graded: where it is chosen, the problem does not count.
+        Whether each solution is correct. If a solution that could not be graded (`None`) is chosen, the problem is ignored.
     texts (`list[list[str]]`):
-        The solutions. Of equal scores the smallest text wins, so that the order of the solutions decides nothing.
+        The solutions. Among equal scores, the smallest text is chosen, so the order of the solutions has no effect.
     n (`list[int]`, *optional*):
-        How many solutions are chosen from. By default the powers of two up to the number that every problem has, and that.
+        Values of N. Defaults to the powers of two up to the smallest number of solutions of a problem, and this number.
     num_draws (`int`, *optional*):
-        Choose among so many random sets of N solutions in place of the first N, for less variance.
+        Number of random sets of N solutions to average over, to reduce variance. By default, the first N solutions are used.
     seed (`int`, *optional*, defaults to `42`):
-        Seed of the draws.
+        Random seed of the draws.
 
 Returns:
-    `dict[str, list]`: `n`, and for each of them `accuracy`, and `low` and `high` of its 95 % interval over problems (Wilson's score
-    interval).
+    `dict[str, list]`: `n`, and for each N the `accuracy` and the bounds `low` and `high` of its 95 % interval over problems (Wilson's
+    score interval).
 
 Example:
 

@@ -1,4 +1,4 @@
-"""ProcessBench's F1, as a module of the `evaluate` library."""
+"""F1 of ProcessBench, as a metric of the `evaluate` library."""
 
 import datasets
 import evaluate
@@ -8,8 +8,8 @@ from trl_hrm.evaluation.benchmarks.process_bench import predict_first_error, pro
 
 
 DESCRIPTION = """
-ProcessBench's F1: the harmonic mean of two accuracies at finding the first wrong step, the one on solutions with an error
-and the one on solutions without. The first step that scores below the threshold is judged to be the first wrong one.
+F1 of ProcessBench: the harmonic mean of the accuracies of finding the first wrong step on solutions with and without an error. The
+first step with a score below the threshold is predicted to be the first wrong step.
 """
 
 CITATION = """
@@ -24,15 +24,15 @@ CITATION = """
 INPUTS = """
 Args:
     predictions (`list[list[float]]`):
-        For each solution the scores of its steps, in `[0, 1]`.
+        Scores of the steps of each solution, in `[0, 1]`.
     references (`list[int]`):
-        For each solution the index of its first wrong step, -1 if there is none.
+        Index of the first wrong step of each solution, or -1 if all steps are correct.
     threshold (`float`, *optional*, defaults to `0.5`):
-        A step is judged wrong if its score is below it.
+        A step with a score below this value counts as wrong.
 
 Returns:
-    `dict[str, float or None]`: `f1`, `error_accuracy`, `correct_accuracy`, `accuracy` over all solutions, and the numbers
-    `num_with_error` and `num_without`. `None` where not defined: F1 needs solutions of both kinds.
+    `dict[str, float or None]`: `f1`, `error_accuracy`, `correct_accuracy`, `accuracy` over all solutions, and the numbers of solutions
+    `num_with_error` and `num_without`. A value that is not defined is `None`: F1 needs solutions with and without an error.
 
 Example:
 
@@ -62,17 +62,16 @@ class ProcessBenchF1(evaluate.Metric):
         self, predictions: list[list[float]], references: list[int], threshold: float = 0.5
     ) -> dict[str, float | None]:
         if not predictions:
-            raise ValueError("there is no solution, expected one at least.")
+            raise ValueError("`predictions` is empty. It must contain at least one solution.")
         if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}, expected a number from 0 to 1, as scores are.")
+            raise ValueError(f"threshold is {threshold}. It must be a number from 0 to 1.")
         for i, (scores, first_error) in enumerate(zip(predictions, references, strict=True)):
             if not scores or not all(score is not None and 0 <= score <= 1 for score in scores):
-                raise ValueError(
-                    f"solution {i}: the scores are {scores}, expected a number from 0 to 1 for each step."
-                )
+                raise ValueError(f"solution {i}: the scores are {scores}. Each step must have a score from 0 to 1.")
             if first_error not in range(-1, len(scores)):
                 raise ValueError(
-                    f"solution {i}: the first wrong step is {first_error}, expected an index of {len(scores)} steps, or -1."
+                    f"solution {i}: the first wrong step is {first_error}. It must be the index of one of {len(scores)} steps, or "
+                    "-1."
                 )
         found = [predict_first_error(scores, threshold) for scores in predictions]
         tallies = [tally_first_error(*pair) for pair in zip(found, references, strict=True)]

@@ -1,4 +1,4 @@
-"""How much accuracy is lost when a reward model chooses among more solutions, as a module of the `evaluate` library."""
+"""Reward hacking gap of a reward model, as a metric of the `evaluate` library."""
 
 from typing import Any
 
@@ -10,30 +10,30 @@ from trl_hrm.evaluation.reward_hacking import hacking_verdict
 
 
 DESCRIPTION = """
-The reward hacking gap of a reward model: the accuracy of the solution that it scores highest among N, at the best N, minus that at
-the largest N. It is 0 where accuracy is highest at the largest N, and positive where more solutions mislead the model.
+Reward hacking gap: the best-of-N accuracy of a reward model at the best N minus the accuracy at the largest N. It is 0 if the accuracy is
+highest at the largest N, and positive if more solutions mislead the reward model.
 """
 
 INPUTS = """
 Args:
     predictions (`list[list[float or None]]`):
-        For each problem the scores of its solutions, in `[0, 1]`. `None` for one that could not be scored: it is chosen last.
+        Scores of the solutions of each problem, in `[0, 1]`. A solution that could not be scored (`None`) is chosen last.
     references (`list[list[bool or None]]`):
-        Whether each solution is right. `None` for one that could not be graded: where it is chosen, the problem does not count.
+        Whether each solution is correct. If a solution that could not be graded (`None`) is chosen, the problem is ignored.
     texts (`list[list[str]]`):
-        The solutions. Of equal scores the smallest text wins, so that the order of the solutions decides nothing.
+        The solutions. Among equal scores, the smallest text is chosen, so the order of the solutions has no effect.
     n (`list[int]`, *optional*):
-        How many solutions are chosen from. By default the powers of two up to the number that every problem has, and that.
+        Values of N. Defaults to the powers of two up to the smallest number of solutions of a problem, and this number.
     num_draws (`int`, *optional*):
-        Choose among so many random sets of N solutions in place of the first N, for less variance.
+        Number of random sets of N solutions to average over, to reduce variance. By default, the first N solutions are used.
     seed (`int`, *optional*, defaults to `42`):
-        Seed of the draws.
+        Random seed of the draws.
 
 Returns:
-    `dict[str, Any]`: `gap`, `best_n` and `largest_n`; `loss`, the accuracy at `from_n`, the best N below the largest, minus that at the
-    largest, which is below 0 where there is no gap; `low` and `high` of its 95 % interval over problems (Tango's score interval);
-    `verdict`: `"no"` if the interval rules out a loss of 5 points or more, `"yes"` if it does not and lies above 0, else `"open"`; and
-    `undecided`, why these results cannot tell, `None` if they can.
+    `dict[str, Any]`: `gap`, `best_n` and `largest_n`; `loss`, the accuracy at `from_n` (the best N below the largest) minus the accuracy at
+    the largest N; `low` and `high`, the bounds of its 95 % interval over problems (Tango's score
+    interval); `verdict`, which is `"no"` if the interval excludes a loss of 5 points or more, `"yes"` if it does not and is above 0, and
+    `"open"` otherwise; and `undecided`, why these results cannot show a loss, or `None`.
 
 Example:
 

@@ -1,4 +1,4 @@
-"""What a Space on the Hub runs to show this metric."""
+"""App of the Space that shows this metric on the Hub."""
 
 from pathlib import Path
 

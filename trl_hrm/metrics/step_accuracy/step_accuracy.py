@@ -1,4 +1,4 @@
-"""How well step scores agree with step labels, as a module of the `evaluate` library."""
+"""Accuracy of step scores, as a metric of the `evaluate` library."""
 
 import datasets
 import evaluate
@@ -8,21 +8,21 @@ from trl_hrm.step_metrics import step_metrics
 
 
 DESCRIPTION = """
-How well the scores that a step reward model gives to the steps of solutions agree with their labels: accuracy, balanced
-accuracy, F1 of the wrong steps, AUROC and expected calibration error. A step counts as correct from 0.5 on.
+Agreement of the scores of a step reward model with the labels of the steps: accuracy, balanced accuracy, F1 of the wrong steps, AUROC
+and expected calibration error. A step with a score or label of at least 0.5 counts as correct.
 """
 
 INPUTS = """
 Args:
     predictions (`list[list[float]]`):
-        For each solution the scores of its steps, in `[0, 1]`.
+        Scores of the steps of each solution, in `[0, 1]`.
     references (`list[list[float or None]]`):
-        For each solution the labels of its steps: the probability that the step is correct, or a bool. `None` for steps
-        that were not judged; they are left out.
+        Labels of the steps of each solution: bools, or probabilities that the step is correct. Steps with the label `None` are
+        ignored.
 
 Returns:
-    `dict[str, float]`: `num_steps`, `accuracy`, `ece`, `error_f1`, `balanced_accuracy` and `auroc`. What is not defined on these
-    labels is left out.
+    `dict[str, float]`: `num_steps`, `accuracy`, `ece`, `error_f1`, `balanced_accuracy` and `auroc`. Values that are not defined on
+    these labels are omitted.
 
 Example:
 
@@ -53,10 +53,13 @@ class StepAccuracy(evaluate.Metric):
         for i, (scores, labels) in enumerate(zip(predictions, references, strict=True)):
             if len(scores) != len(labels):
                 raise ValueError(
-                    f"solution {i}: got {len(scores)} scores and {len(labels)} labels, expected one of each per step."
+                    f"solution {i}: got {len(scores)} scores and {len(labels)} labels. Each step must have one score and one "
+                    "label."
                 )
             judged += [pair for pair in zip(scores, labels, strict=True) if pair[1] is not None]
         pairs = np.array(judged, dtype=float).reshape(-1, 2)
         if not ((pairs >= 0) & (pairs <= 1)).all():
-            raise ValueError("scores and labels must be numbers from 0 to 1; found others, or NaN.")
+            raise ValueError(
+                "A score or label is NaN or outside of [0, 1]. Scores and labels must be numbers from 0 to 1."
+            )
         return step_metrics(pairs[:, 0], pairs[:, 1])
