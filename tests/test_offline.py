@@ -43,6 +43,7 @@ LOCAL = {
     ],
     "report": "report bon --output report.html".split(),
     "benchmark": "benchmark gsm8k.jsonl --reward_model model --suite processbench --output_dir benchmark".split(),
+    "quickstart": "quickstart --max_steps 2 --output_dir quickstart".split(),
     "score": "score rows.jsonl --reward_model model".split(),
     "env": ["env"],
     "push-dataset": "push-dataset rows --repo_id me/rows --private --dry_run".split(),

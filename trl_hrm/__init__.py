@@ -45,6 +45,8 @@ _NAMES = {
     "push_dataset": "data.publish",
     "PushDatasetConfig": "data.publish_config",
     "PushError": "hub",
+    "quickstart": "scripts.quickstart",
+    "QuickstartConfig": "scripts.quickstart",
     "report": "scripts.report",
     "ReportConfig": "scripts.report",
     "Rollouts": "search.policies",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from .scripts.best_of_n import BestOfNConfig, best_of_n
     from .scripts.env import EnvConfig, print_env
     from .scripts.inspect import InspectConfig, inspect_tree
+    from .scripts.quickstart import QuickstartConfig, quickstart
     from .scripts.report import ReportConfig, report
     from .scripts.score import ScoreConfig, score
     from .scripts.select_raft import SelectRaftConfig, select_raft

@@ -24,6 +24,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "quickstart": Command(
+        "QuickstartConfig", "quickstart", "train a small reward model on CPU and let it find wrong steps, in a minute"
+    ),
     "build-prm800k": Command("BuildPRM800KConfig", "build_prm800k", "build a dataset of judged steps from PRM800K"),
     "build-math-shepherd": Command(
         "BuildMathShepherdConfig", "build_math_shepherd", "build a dataset of judged steps from Math-Shepherd"

@@ -181,4 +181,6 @@ def test_python_command_line_and_file_of_settings(name, work, monkeypatch, capsy
 
 
 def test_no_command_is_left_out():
-    assert set(SETTINGS) | {"demo"} == set(COMMANDS)  # tests/demo has the demo: it takes minutes
+    assert set(SETTINGS) | {"demo", "quickstart"} == set(
+        COMMANDS
+    )  # these train for minutes and have tests of their own

@@ -9,9 +9,10 @@ import pytest
 from trl_hrm.cli import main
 from trl_hrm.search.compression import compress
 from trl_hrm.search.inspection import OUTCOMES, lines, page_data, render_tree
-from trl_hrm.search.inspection_text import format_tree, plain, problem_lines
+from trl_hrm.search.inspection_text import format_tree, problem_lines
 from trl_hrm.search.nodes import write_nodes
 from trl_hrm.search.tree import ROOT
+from trl_hrm.terminal import plain
 
 from .scripted import SEARCHES, read_trees, run_scripted
 from .trees import full_tree, inspection_of, random_search_tree, tree_of

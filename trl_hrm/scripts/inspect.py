@@ -128,7 +128,6 @@ def inspect_tree(config: InspectConfig) -> None:
         `FileNotFoundError`: If the run does not exist.
         `ValueError`: If the run does not have this problem.
     """
-    import os
     import shutil
     import sys
 
@@ -136,12 +135,13 @@ def inspect_tree(config: InspectConfig) -> None:
     from ..search.inspection import render_tree
     from ..search.inspection_text import format_tree, problem_lines
     from ..search.values import mc_scores
+    from ..terminal import has_color
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # solutions can contain characters that the terminal cannot encode
     screen = {
         "width": shutil.get_terminal_size((120, 24)).columns,
-        "color": sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
+        "color": has_color(),
     }
     with ExitStack() as files:
         entries = _entries(config.input, config.format, files)

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..data.sources import parse_columns
 from ..io import replacing
 from ..scoring.reward_model_config import RewardModelConfig
+from ..terminal import color_of, has_color, plain
 
 
 @dataclass(kw_only=True)
@@ -99,7 +100,9 @@ def score(config: ScoreConfig) -> str:
         scores.append([score_of.get(step) for step in range(len(tree.completions))] if is_fitting else None)
     scored = [values for values in scores if values is not None]
     if config.output is None:
-        lines = ["\n\n".join(format_scores(tree, values) for tree, values in zip(trees, scores, strict=True))]
+        lines = [
+            "\n\n".join(format_scores(tree, values, has_color()) for tree, values in zip(trees, scores, strict=True))
+        ]
     else:
         _write(config.output, trees, scores)
         num_scored = sum(value is not None for values in scored for value in values)
@@ -124,21 +127,21 @@ def _where(places: list[str], are_fine: list) -> list[str]:
     return [place for place, is_fine in zip(places, are_fine, strict=True) if not is_fine]
 
 
-def format_scores(tree, scores: list[float | None] | None) -> str:
+def format_scores(tree, scores: list[float | None] | None, color: bool = False) -> str:
     """
-    Return the prompt of a tree followed by its steps and their scores, as text.
+    Return the prompt of a tree followed by its steps and their scores, as text. With `color`, red is a low score and green a high one.
 
     Steps of a branching tree are indented by depth. Steps without a score have a dash. If `scores` is `None`, the text says that the
     tree is too long for the model.
     """
     if scores is None:
-        return f"{tree.prompt}\n  too long for the model"
+        return f"{plain(tree.prompt)}\n  too long for the model"
     branches = any(parent != i - 1 for i, parent in enumerate(tree.parents))
-    lines = [tree.prompt]
+    lines = [plain(tree.prompt)]
     for i, (text, score) in enumerate(zip(tree.completions, scores, strict=True)):
         indent = "  " * (len(tree.path(i)) - 1) if branches else ""
-        shown = "    -" if score is None else f"{score:.3f}"
-        lines.append(f"  {shown}  {indent}{' '.join(text.split())}")
+        line = f"{'    -' if score is None else f'{score:.3f}'}  {indent}{plain(text)}"
+        lines.append(f"  \033[38;5;{color_of(score)}m{line}\033[0m" if color and score is not None else f"  {line}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,6 @@
 """Format a search tree, or the problems of a run, as text for a terminal."""
 
 import io
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from ..terminal import color_of, plain
 from .inspection import CORRECT, OUTCOMES, WRONG, Inspection, Line, lines
 from .tree import ROOT, SearchTree
 
@@ -133,19 +133,6 @@ def problem_lines(
         yield _rendered([Text.assemble(f"{place:>6}  ", _value(score), facts, prompt)], _console(width, color))
 
 
-def plain(text: str) -> str:
-    """Return a text as one line that is safe to print: whitespace becomes a space, other control characters become visible."""
-
-    def visible(character: str) -> str:
-        if unicodedata.category(character)[0] != "C":
-            return character
-        if character < " ":
-            return chr(0x2400 + ord(character))  # Unicode symbol for the control character
-        return f"\\u{ord(character):04x}"
-
-    return "".join(map(visible, " ".join(text.split())))
-
-
 def _head(inspection: Inspection, console: Console) -> list[Text]:
     """Return the lines above a tree: problem, totals, and description of the scores."""
     problem, totals, width = inspection.tree.problem, inspection.totals, console.width
@@ -223,7 +210,7 @@ def _value(score: float | None) -> tuple[str, str]:
 
 
 def _hue(score: float) -> str:
-    return f"color({RAMP[min(int(score * len(RAMP)), len(RAMP) - 1)]})"
+    return f"color({color_of(score)})"
 
 
 def _cut(text: str, width: int) -> str:
