@@ -1095,7 +1095,7 @@ def test_inputs(tmp_path):
         export(tmp_path, str(tmp_path / "nothing"))
     write_nodes([], tmp_path / "empty.parquet")
     for options in ({}, {"balance": 2}):
-        with pytest.raises(ValueError, match="empty.parquet: there is nothing in it, expected records"):
+        with pytest.raises(ValueError, match="empty.parquet: no records found"):
             export(tmp_path, str(tmp_path / "empty.parquet"), **options)
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileNotFoundError, match="folder"):

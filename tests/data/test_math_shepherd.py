@@ -102,11 +102,11 @@ def test_a_header_before_the_first_step_is_no_part_of_the_question():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (ER_PRM | {"value": [0.9]}, "`value` has 1 values for 2 steps, expected one for each"),
+        (ER_PRM | {"value": [0.9]}, "`value` has 1 values for 2 steps"),
         (ER_PRM | {"value": [0.9, 1.5]}, r"`value` is \[0.9, 1.5\], expected numbers from 0 to 1"),
         (ER_PRM | {"value": [0.9, None]}, "expected numbers from 0 to 1"),
         (ER_PRM | {"text": None}, "`text` is None, expected a string"),
-        (conversation(TURNS[:3]), "expected messages with `role` and `content`: a step of the user"),
+        (conversation(TURNS[:3]), "expected messages with `role` and `content`"),
         (conversation(TURNS[1:]), "expected messages"),
         ({"conversations": "x"}, "expected messages"),
     ],

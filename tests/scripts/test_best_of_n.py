@@ -277,7 +277,7 @@ BAD = {
         ("--n", "1"),
         "found no candidates for this problem",
     ),
-    "nothing": ([], (), "there is nothing in it"),
+    "nothing": ([], (), "no candidates found"),
     "not a number": (
         [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],
         ("--n", "1", "2"),

@@ -621,13 +621,13 @@ def test_fields_of_messages_without_a_value(tmp_path, planted):
         (["--num_candidates", "0"], "num_candidates is 0, expected 1 or more"),
         (["--min_score", "1.5"], "min_score is 1.5, expected a number from 0 to 1"),
         (["--min_score", "-0.1"], "min_score is -0.1, expected a number from 0 to 1"),
-        (["--test_size", "1"], "test_size is 1.0, expected a share"),
+        (["--test_size", "1"], "test_size is 1.0"),
         (["--segmentation", "regex"], "segmentation='regex' and step_pattern go together"),
         (["--step_pattern", "x"], "segmentation='regex' and step_pattern go together"),
         (["--segmentation", "regex", "--step_pattern", "("], "is not a valid regular expression"),
         (["--split", "test"], "split is 'test', but .*in.jsonl is a file. Leave it out"),
         (["--join_steps", "x"], "join_steps joins lists of steps, and all candidates are texts"),
-        (["--min_score", "0.9"], r"no row is left of 1 records \(dropped: below_min_score: 1\)"),
+        (["--min_score", "0.9"], r"none of the 1 records were kept \(dropped: below_min_score: 1\)"),
         (["--candidates", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
     ],
 )
@@ -651,7 +651,7 @@ def test_options_without_meaning(tmp_path, run_folder, planted, capsys):
     with pytest.raises(ValueError, match="segmentation cuts texts, and all candidates are lists of steps"):
         read_candidates(config, Counter())
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="empty.jsonl: there is nothing in it"):
+    with pytest.raises(ValueError, match="empty.jsonl: no candidates found"):
         read_candidates(RaftConfig(output_dir="out", candidates=str(tmp_path / "empty.jsonl")), Counter())
 
 

@@ -74,7 +74,7 @@ def read_candidates(
         rows = JsonLines([config.candidates], config.columns)
         problems = CandidateRows(config, notes, answers, grades).read(rows)
     if not problems:
-        raise ValueError(f"{path}: there is nothing in it, expected candidates to choose from.")
+        raise ValueError(f"{path}: no candidates found. Check the path, or remove the empty input.")
     forms = {isinstance(problem.prompt, str): problem.where for problem in reversed(problems)}
     if len(forms) > 1:
         raise ValueError(
