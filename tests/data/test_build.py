@@ -162,10 +162,10 @@ def test_empty_splits(tmp_path, rows_file):
     report = build_stepwise(BuildStepwiseConfig(inputs=[str(one)], output_dir=str(tmp_path / "out"), test_size=0.01))
     assert report["rows"] == {"train": 1}
     assert "no test split was written" in report["warnings"][0]
-    assert "warning: the test split is empty" in str(report)
+    assert "warning: no test split was written" in str(report)
     with pytest.raises(ValueError, match="the train split is empty: .* all 1 rows"):
         build_stepwise(BuildStepwiseConfig(inputs=[str(one)], output_dir=str(tmp_path / "no"), test_size=0.999))
-    with pytest.raises(ValueError, match=r"none of the 1 records were kept \(dropped: excluded: 1\)"):
+    with pytest.raises(ValueError, match=r"0 of 1 records were kept \(dropped: excluded: 1\)"):
         build_stepwise(BuildStepwiseConfig(inputs=[str(one)], output_dir=str(tmp_path / "no"), exclude=[str(one)]))
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty.jsonl: no records found"):

@@ -188,13 +188,14 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     report = build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert (report["records_in"], report["records_kept"]) == (4, 2)
     assert report["dropped"] == {"blank_prompt": 1, "not_the_schema": 1}
-    assert f"1 row left out (not the schema): {file}:2: `label.steps[0]`" in report["warnings"]
-    assert f"1 row left out (blank prompt): {file}:4" in report["warnings"]
+    assert f"1 row dropped (not the schema): {file}:2: `label.steps[0]`" in report["warnings"]
+    assert f"1 row dropped (blank prompt): {file}:4" in report["warnings"]
     with pytest.raises(ValueError, match="phase.jsonl:2: `label.steps"):
         build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "strict"), test_size=0, strict=True))
     file.write_text('{"prompt": "q"}\n' * 3)
     with pytest.raises(
-        ValueError, match="none of the 3 records were kept .* first invalid record: .*phase.jsonl:1: the key `question` is"
+        ValueError,
+        match="0 of 3 records were kept .* first invalid record: .*phase.jsonl:1: the key `question` is",
     ):
         build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "other"), test_size=0))
 
@@ -347,9 +348,7 @@ def test_real_file_paths_by_a_plain_count(phase1):
 def test_real_exclusion(tmp_path, shared_data, phase1):
     """PRM800K's test problems are MATH500: excluding it leaves nothing of the test file, and the message says why."""
     exclude = [str(shared_data / "math500" / "test.jsonl")]
-    with pytest.raises(
-        ValueError, match=r"none of the 106 records were kept \(dropped: excluded: 90, finish_reason=give_up"
-    ):
+    with pytest.raises(ValueError, match=r"0 of 106 records were kept \(dropped: excluded: 90, finish_reason=give_up"):
         build_prm800k(BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), exclude=exclude))
     assert not list(tmp_path.iterdir())
 

@@ -206,7 +206,7 @@ def test_whole_surrogate_pairs_are_fine(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.jsonl: there is no such file"):
+    with pytest.raises(FileNotFoundError, match="none.jsonl: file not found"):
         JsonLines([tmp_path / "none.jsonl"])
 
 

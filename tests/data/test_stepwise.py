@@ -68,7 +68,7 @@ def test_rows_with_blank_texts_are_left_out_and_named(tmp_path, view, row, reaso
     rows, report = build(tmp_path, [file], view)
     assert [one["completions"] for one in rows] == [GOOD["completions"]]
     assert report["dropped"] == {reason: 2, "no_labelled_step": 1} and report["records_in"] == 4
-    assert report["warnings"] == [f"2 rows left out ({reason.replace('_', ' ')}): {file}:2, {file}:4"]
+    assert report["warnings"] == [f"2 rows dropped ({reason.replace('_', ' ')}): {file}:2, {file}:4"]
     with pytest.raises(ValueError) as error:
         build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "strict"), view=view, strict=True))
     assert str(error.value).startswith(f"{file}:2: {message}")
@@ -89,7 +89,7 @@ def test_rows_in_are_rows_out_and_rows_dropped(tmp_path, monkeypatch, num_proc):
     assert report["records_in"] == 100 == report["records_kept"] + sum(report["dropped"].values())
     blank = [i for i, kind in enumerate(kinds, 1) if kind is BLANK[0][0]]
     shown = ", ".join(f"{file}:{i}" for i in blank[:5])
-    assert f"{len(blank)} rows left out (blank step): {shown} and {len(blank) - 5} more" in report["warnings"]
+    assert f"{len(blank)} rows dropped (blank step): {shown} and {len(blank) - 5} more" in report["warnings"]
     first = next(i for i, kind in enumerate(kinds, 1) if kind is not GOOD)
     config = BuildStepwiseConfig(
         inputs=[file], output_dir=str(tmp_path / "strict"), view="prm", test_size=0, num_proc=num_proc, strict=True
@@ -237,5 +237,5 @@ def test_merged_steps_survive_in_flat_rows(tmp_path):
 
 
 def test_missing_inputs(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.jsonl: there is no such file"):
+    with pytest.raises(FileNotFoundError, match="none.jsonl: file not found"):
         build_stepwise(BuildStepwiseConfig(inputs=[str(tmp_path / "none.jsonl")], output_dir=str(tmp_path / "out")))

@@ -193,7 +193,7 @@ def test_one_bad_row_does_not_stop_a_benchmark(tmp_path):
     ]
     assert found.solutions[1].steps == ["a", " ", "c"]
     assert found.num_rows == len(rows) == len(found.solutions) + found.faults.num_left_out
-    assert f"2 rows left out (bad label): {path}:3, {path}:4" in found.warnings()
+    assert f"2 rows dropped (bad label): {path}:3, {path}:4" in found.warnings()
     assert found.counts()["rows_left_out_bad_label"] == 2 and found.counts()["rows_kept_blank_step"] == 1
 
 

@@ -370,7 +370,7 @@ def test_run_as_candidates(tmp_path, run_folder, checkpoint):
     assert [(row["problem_id"], row["completion"][0]["content"], row["score"]) for row in found] == expected
     assert report["records_in"] == num_finished and wrong > 5
     assert report["notes"]["solutions_without_an_end"] == num_cut_off > 0
-    message = "1 problems are not searched to the end and are left out. Start trl-hrm annotate again to complete them."
+    message = "1 problems have an unfinished search and are dropped. Run trl-hrm annotate again to complete them."
     assert report["warnings"] == [f"{run_folder}: {message}"]
     for row in found:
         assert row["prompt"] == [{"role": "user", "content": PROMPT.text(row["problem"])}]
@@ -404,8 +404,8 @@ def test_what_a_run_leaves_out(tmp_path, planted, monkeypatch, capsys):
     assert notes["problems"] == finished
     assert notes.get("problems_without_a_finished_solution", 0) == status["done"] - finished
     expected = [
-        f"{folder}: 1 problems have failed requests and are left out. Start trl-hrm annotate again to complete them.",
-        f"{folder}: 1 shards are not in the folder, so their problems are left out.",
+        f"{folder}: 1 problems have failed requests and are dropped. Run trl-hrm annotate again to complete them.",
+        f"{folder}: 1 shards are missing from the folder, so their problems are not included.",
     ]
     assert report["warnings"] == expected
     printed = capsys.readouterr().out
@@ -569,7 +569,7 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
         (GOOD | {"parents": [-1]}, "in.jsonl:2: the row has `parents`: it is a tree"),
         (
             {"prompt": [{"role": "user", "content": "a"}] * 2, "completion": "x"},
-            "in.jsonl:2: the prompt has messages of \\['user', 'user'\\], expected one of the user",
+            "in.jsonl:2: .* roles \\['user', 'user'\\], expected exactly one user message",
         ),
         (
             {"prompt": [{"role": "user", "content": "a"}], "completion": "x"},
@@ -622,13 +622,13 @@ def test_fields_of_messages_without_a_value(tmp_path, planted):
         (["--min_score", "1.5"], "min_score is 1.5, expected a number from 0 to 1"),
         (["--min_score", "-0.1"], "min_score is -0.1, expected a number from 0 to 1"),
         (["--test_size", "1"], "test_size is 1.0"),
-        (["--segmentation", "regex"], "segmentation='regex' and step_pattern go together"),
-        (["--step_pattern", "x"], "segmentation='regex' and step_pattern go together"),
+        (["--segmentation", "regex"], "segmentation='regex' requires a step_pattern"),
+        (["--step_pattern", "x"], "step_pattern requires segmentation='regex'"),
         (["--segmentation", "regex", "--step_pattern", "("], "is not a valid regular expression"),
         (["--split", "test"], "split is 'test', but .*in.jsonl is a file. Leave it out"),
         (["--join_steps", "x"], "join_steps joins lists of steps, and all candidates are texts"),
-        (["--min_score", "0.9"], r"none of the 1 records were kept \(dropped: below_min_score: 1\)"),
-        (["--candidates", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["--min_score", "0.9"], r"0 of 1 records were kept \(dropped: below_min_score: 1\)"),
+        (["--candidates", "nowhere.jsonl"], "nowhere.jsonl: file not found"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, planted, capsys, more, message):

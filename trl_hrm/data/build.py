@@ -376,7 +376,7 @@ def make_report(
     assert found["records_in"] == found["records_kept"] + sum(found["dropped"].values())
     if not found["records_kept"]:
         raise ValueError(
-            f"{', '.join(inputs)}: none of the {found['records_in']} records were kept (dropped: {dropped}). "
+            f"{', '.join(inputs)}: 0 of {found['records_in']} records were kept (dropped: {dropped}). "
             + " ".join(
                 [*warnings, "Check that the files have the format of this builder, and the options that drop records."]
             )

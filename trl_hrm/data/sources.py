@@ -80,9 +80,7 @@ class JsonLines:
         folder = None
         for number, file in enumerate(self.files):
             if not Path(file).is_file():
-                raise FileNotFoundError(
-                    f"{file}: there is no such file; expected the path of a JSON or JSON Lines file."
-                )
+                raise FileNotFoundError(f"{file}: file not found. Expected a JSON or JSON Lines file.")
             is_compressed, is_array = _form(file)
             if is_array:
                 self._arrays.add(number)
