@@ -946,7 +946,7 @@ def test_an_export_of_a_run_that_is_cut_off_says_what_annotate_says(tmp_path, ca
 
 def test_options_that_contradict_each_other(tmp_path, capsys, run_folder):
     for words, message in (
-        (["--eta", "2"], "eta is 2.0 with labels='soft'"),
+        (["--eta", "2"], "eta is 2.0, but labels='soft'"),
         (["--labels", "entropy"], "labels='entropy' with eta=None"),
         (["--view", "sft", "--hnc"], "view='sft' .* does not support labels, min_leaves, hnc and balance"),
     ):
