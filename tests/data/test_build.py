@@ -116,7 +116,7 @@ def test_existing_output(tmp_path, rows_file):
     config = BuildStepwiseConfig(inputs=[rows_file], output_dir=str(tmp_path / "out"))
     build_stepwise(config)
     before = contents(tmp_path / "out")
-    with pytest.raises(FileExistsError, match="out: the output exists already.* pass --overwrite"):
+    with pytest.raises(FileExistsError, match="out: the output already exists.* pass --overwrite"):
         build_stepwise(config)
     # A failed build leaves the earlier one as it was.
     bad = tmp_path / "bad.jsonl"
@@ -136,7 +136,7 @@ def test_overwrite_spares_other_folders(tmp_path, rows_file):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("1")
-    with pytest.raises(FileExistsError, match="replaces earlier builds only, and this is none"):
+    with pytest.raises(FileExistsError, match="--overwrite only replaces earlier builds"):
         build_stepwise(BuildStepwiseConfig(inputs=[rows_file], output_dir=str(folder), overwrite=True))
     assert (folder / "chapter.txt").read_text() == "1"
 

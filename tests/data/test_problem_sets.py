@@ -183,7 +183,7 @@ def test_faults_name_file_and_line(tmp_path, good, bad, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"problem": "What', "the line is not valid JSON (Unterminated string"),
+        ('{"problem": "What', "invalid JSON (Unterminated string"),
         ('{"problem": "\\ud800", "answer": "3"}', "a string holds half of a surrogate pair"),
         ('{"problem": "What is 1+3?", "answer": "\\udc00"}', "a string holds half of a surrogate pair"),
         ('{"problem": "What is 1+3?", "answer": "4", "id": "\\uD800x"}', "a string holds half of a"),
@@ -318,7 +318,7 @@ def test_columns_under_other_names(tmp_path):
     found = read_problems(file, columns=columns)
     assert [(one.prompt, one.answer) for one in found.problems] == [(f"What is {i}+2?", str(i + 2)) for i in range(3)]
     with pytest.raises(
-        ValueError, match=r"problems.jsonl:1: found no column Gold, .* The row has Q.text, gold, answer\.$"
+        ValueError, match=r"problems.jsonl:1: --columns names Gold, but the row only has Q.text, gold, answer\.$"
     ):
         read_problems(file, columns={"answer": "Gold"})
     Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")

@@ -72,7 +72,7 @@ def edit_report(folder: Path, **changes) -> None:
         ),
         (
             lambda folder: edit_report(folder, rows={"train": 3, "test": 1}),
-            r"train.*: \d+ rows, but build_report.json has 3",
+            r"train.*: found \d+ rows, but build_report.json has 3",
         ),
         (
             lambda folder: edit_report(folder, content=None),
@@ -392,7 +392,7 @@ def test_marks_in_the_readme_of_the_folder(config, which):
     line = next(line for line in card.splitlines() if f"config prm {which}" in line)
     (config.build.folder / "README.md").write_text(f"{CARD}\n{line}\n")
     with pytest.raises(
-        ValueError, match=f"built/README.md: found the comment '<!-- trl_hrm: config prm {which}.*Remove it"
+        ValueError, match=f"built/README.md: found the comment '<!-- trl_hrm: config prm {which}.*Remove the comment"
     ):
         merge_card(None, "me/sums", [config])
 

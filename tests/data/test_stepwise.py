@@ -15,7 +15,7 @@ from trl_hrm.data.stepwise import build_stepwise
 GOOD = {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=6."], "labels": [True, None]}
 
 FAULTS = [
-    ('{"prompt": "1+2+3?", "comple', "the line is not valid JSON (Unterminated string"),
+    ('{"prompt": "1+2+3?", "comple', "invalid JSON (Unterminated string"),
     ({"prompt": "q", "completions": ["a"]}, "column `labels` is missing, found ['completions', 'prompt']"),
     (GOOD | {"labels": [True]}, "column `labels` has 1 entries and `completions` has 2; expected one per step"),
     (GOOD | {"labels": [True, 1.5]}, "`labels[1]` is 1.5, expected a boolean, a probability in [0, 1], or null"),
@@ -200,7 +200,7 @@ def test_other_columns_keep_their_types(tmp_path):
 
 def test_column_of_two_types(tmp_path):
     file = write(tmp_path / "rows.jsonl", GOOD | {"year": 2024}, GOOD | {"year": "2024"})
-    with pytest.raises(ValueError, match=r"rows.jsonl:2: column `year`, .* holds values of different types"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: the column `year` has values of different types"):
         build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "out"), view="prm"))
 
 

@@ -216,7 +216,7 @@ def test_data_that_could_not_be_loaded_any_more(hub, repo, tmp_path):
     card = b"---\nconfigs:\n- config_name: mine\n  data_files:\n  - split: train\n    path: mine.*\n---\n# Mine\n"
     for words in (
         "has data that is in no configuration of its card, such as mine.jsonl",
-        "a configuration mine of files such as mine.jsonl",
+        "a configuration mine with files such as mine.jsonl",
     ):
         start = len(hub.log)
         with pytest.raises(ValueError, match=f"{repo} .*{words}"):
@@ -246,7 +246,7 @@ def test_names_and_branches(hub, repo, tmp_path):
     assert rows_of(found) == rows_of(local(folder))
     with pytest.raises(ValueError, match="both have the view tree.* --config_name"):
         push_folders([folder, build(tmp_path / "other", word="thus")], repo)
-    with pytest.raises(ValueError, match="config_name is 'x' for 2 folders"):
+    with pytest.raises(ValueError, match="config_name is 'x', but there are 2 folders"):
         push_folders([folder, build(tmp_path / "prm", "prm")], repo, config_name="x")
 
 

@@ -674,7 +674,7 @@ def test_what_is_missing_shows_before_the_long_part(tmp_path, monkeypatch, capsy
     (tmp_path / "raft").mkdir()
     (tmp_path / "raft" / "mine.txt").write_text("x")
     assert main(words) == 1
-    assert "the output exists already" in capsys.readouterr().err
+    assert "the output already exists" in capsys.readouterr().err
 
 
 def test_aggregates_from_python():
