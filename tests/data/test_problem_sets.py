@@ -184,9 +184,9 @@ def test_faults_name_file_and_line(tmp_path, good, bad, message):
     ("line", "message"),
     [
         ('{"problem": "What', "invalid JSON (Unterminated string"),
-        ('{"problem": "\\ud800", "answer": "3"}', "a string holds half of a surrogate pair"),
-        ('{"problem": "What is 1+3?", "answer": "\\udc00"}', "a string holds half of a surrogate pair"),
-        ('{"problem": "What is 1+3?", "answer": "4", "id": "\\uD800x"}', "a string holds half of a"),
+        ('{"problem": "\\ud800", "answer": "3"}', "a string has half of a surrogate pair"),
+        ('{"problem": "What is 1+3?", "answer": "\\udc00"}', "a string has half of a surrogate pair"),
+        ('{"problem": "What is 1+3?", "answer": "4", "id": "\\uD800x"}', "a string has half of a"),
     ],
 )
 def test_a_damaged_file_stops_the_reading(tmp_path, line, message):

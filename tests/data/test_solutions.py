@@ -203,7 +203,7 @@ def test_dialogues_of_several_turns_are_refused(tmp_path, messages):
     """ "And twice that?" alone is another problem. A column with the problem says what is meant."""
     row = {"prompt": messages, "completion": [{"role": "assistant", "content": FIRST}]}
     with pytest.raises(
-        ValueError, match="in.jsonl:1: .* expected exactly one user message.*Write the problem into a column"
+        ValueError, match="in.jsonl:1: .* expected exactly one user message.*Put the problem in a column"
     ):
         read(write_rows(tmp_path / "in.jsonl", row))
     [group], _ = read(write_rows(tmp_path / "in.jsonl", row | {"problem": "Twice 1 + 1?"}))

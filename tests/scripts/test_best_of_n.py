@@ -270,7 +270,7 @@ def test_ungradable_problems_are_left_out(tmp_path, planted, capsys):
 
 
 BAD = {
-    "N larger than the pool": (make_rows(3, 3), (), "in.jsonl:1: problem .* has 3 candidates, and the largest N is 4"),
+    "N larger than the pool": (make_rows(3, 3), (), "in.jsonl:1: problem .* has 3 candidates, but the largest N is 4"),
     "no answer": ([{"prompt": "?", "completion": "x"}], ("--n", "1"), "no reference answer .* column `answer`"),
     "no candidate": (
         [{"prompt": "?", "answer": "1", "candidates": []}],

@@ -214,7 +214,7 @@ def test_problem_ids(tmp_path, planted):
     assert [(row["score"], row["num_candidates"]) for row in found] == [(0.4, 2), (0.2, 1), (0.3, 2)]
     assert [row["problem_id"] for row in found][:2] == ["a", "b"]
     assert report["warnings"] == [
-        "every candidate is a single step: all aggregates are the same. Does --segmentation say where steps end?"
+        "every candidate has a single step, so all aggregates are the same. Check whether --segmentation matches the format of the candidates."
     ]
 
 
@@ -293,11 +293,11 @@ def test_lists_are_joined(tmp_path, planted):
 
 def test_advice_on_steps(tmp_path, planted, monkeypatch):
     """Only texts are cut by --segmentation: given for others, it is an error."""
-    say = "every candidate is a single step: all aggregates are the same."
+    say = "every candidate has a single step, so all aggregates are the same."
     for row, advice in (
-        ({"completion": "a 0.5"}, " Does --segmentation say where steps end?"),
+        ({"completion": "a 0.5"}, " Check whether --segmentation matches the format of the candidates."),
         ({"completions": ["a 0.5"]}, ""),
-        ({"candidates": ["a 0.5", ["b 0.5"]]}, " Does --segmentation say where steps end?"),
+        ({"candidates": ["a 0.5", ["b 0.5"]]}, " Check whether --segmentation matches the format of the candidates."),
     ):
         _, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", [{"prompt": "p?"} | row]))
         assert report["warnings"] == [say + advice]
@@ -550,12 +550,12 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
         ({"prompt": "p?", "candidates": ["a", 3]}, r"in.jsonl:2: `candidates\[1\]` is 3, expected a text or a list"),
         (
             {"prompt": "p?", "completion": [{"role": "user", "content": "x"}]},
-            "in.jsonl:2: `completion` is .*, expected one message, of the assistant",
+            "in.jsonl:2: `completion` is .*, expected exactly one assistant message",
         ),
         (GOOD | {"problem_id": 7}, "in.jsonl:2: `problem_id` is 7, expected a string"),
         (
             {"prompt": [{"role": "user", "content": "a", "name": "me"}], "completion": "x"},
-            "in.jsonl:2: a message of `prompt` has name beside `role` and `content`",
+            "in.jsonl:2: a message of `prompt` has name. Only `role` and `content`",
         ),
         (
             {"prompt": "q?", "completion": [{"role": "assistant", "content": "x", "reasoning_content": "y"}]},
@@ -564,7 +564,7 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
         (GOOD | {"problem": " "}, "in.jsonl:2: the problem is ' ', expected a non-empty text"),
         (
             {"prompt": "Solve: p?", "problem": "p?", "completion": "x"},
-            "in.jsonl:2: `prompt` is 'Solve: p[?]' and .*in.jsonl:1 has 'p[?]' for the same problem",
+            "in.jsonl:2: `prompt` is 'Solve: p[?]', but .*in.jsonl:1 has 'p[?]' for the same problem",
         ),
         (GOOD | {"parents": [-1]}, "in.jsonl:2: the row has `parents`: it is a tree"),
         (
@@ -625,8 +625,8 @@ def test_fields_of_messages_without_a_value(tmp_path, planted):
         (["--segmentation", "regex"], "segmentation='regex' requires a step_pattern"),
         (["--step_pattern", "x"], "step_pattern requires segmentation='regex'"),
         (["--segmentation", "regex", "--step_pattern", "("], "is not a valid regular expression"),
-        (["--split", "test"], "split is 'test', but .*in.jsonl is a file. Leave it out"),
-        (["--join_steps", "x"], "join_steps joins lists of steps, and all candidates are texts"),
+        (["--split", "test"], "split is 'test', but has no effect because .*in.jsonl is a file"),
+        (["--join_steps", "x"], "join_steps has no effect, because all candidates are texts"),
         (["--min_score", "0.9"], r"0 of 1 records were kept \(dropped: below_min_score: 1\)"),
         (["--candidates", "nowhere.jsonl"], "nowhere.jsonl: file not found"),
     ],
@@ -648,7 +648,7 @@ def test_options_without_meaning(tmp_path, run_folder, planted, capsys):
         assert re.search(message, capsys.readouterr().err)
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": ["a"]}])
     config = RaftConfig(output_dir=str(tmp_path / "raft"), candidates=source, segmentation="sentence")
-    with pytest.raises(ValueError, match="segmentation cuts texts, and all candidates are lists of steps"):
+    with pytest.raises(ValueError, match="segmentation has no effect, because all candidates are lists of steps"):
         read_candidates(config, Counter())
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="empty.jsonl: no candidates found"):

@@ -103,7 +103,7 @@ def read_pool(
             Problems with reference answers, for rows without them. They are matched by the text of the problem.
         notes (`Counter`):
             Counter, see [`CandidateRows`]. It also counts `problems_without_answer` (dropped), `problems_without_candidates`
-            (dropped) and `problems_with_given_grades`. It is updated in place.
+            and `problems_with_given_grades`. It is updated in place.
 
     Returns:
         `list[ProblemCandidates]`: The problems, each with a reference answer or with grades, in the order in which they first appear.
@@ -139,9 +139,7 @@ def read_pool(
             candidate.answer = _stated_answer(candidate.text, extractors, config.keep_thinking, opened)
     filled = [problem for problem in found if problem.candidates]
     if not filled:
-        raise ValueError(
-            f"{found[0].where}: none of the {len(found):,} problems has candidates, starting with this one."
-        )
+        raise ValueError(f"{found[0].where}: no candidates found for any of the {len(found):,} problems.")
     if len(filled) < len(found):
         notes["problems_without_candidates"] += len(found) - len(filled)
     if problems is not None:
@@ -155,7 +153,7 @@ def read_pool(
     notes["problems_without_answer"] += len(filled) - len(answered)
     if not answered:
         raise ValueError(
-            f"{filled[0].where}: none of the {len(filled):,} problems has a reference answer, starting with this one. "
+            f"{filled[0].where}: no reference answer found for any of the {len(filled):,} problems. "
             + (
                 "Add a column `answer`, add grades in a column `correct`, or pass a file of problems with answers (--problems)."
                 if problems is None
