@@ -988,7 +988,7 @@ class TestPrompts:
         dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
         assert dataset["train"][0]["prompt"] == train[0]["prompt"]
         card = DatasetCard.load(tmp_path / "out" / "README.md").text
-        assert "what the policy is asked: text, or messages for its chat template" in card
+        assert "the prompt of the policy: text, or messages for its chat template" in card
 
     def test_not_known(self, tmp_path, run_folder):
         """Files alone do not tell, and two prompts cannot both be right: the bare problem, with a warning."""

@@ -74,7 +74,7 @@ def test_configurations_in_one_repository(hub, repo, tmp_path):
         ),
     ]
     card = card_of(repo)
-    assert "![Scores of all judged candidates, and of the chosen ones](raft/scores.png)" in card
+    assert "![Scores of all scored candidates and of the selected ones](raft/scores.png)" in card
     for view in folders:
         assert f'dataset = load_dataset("{repo}", "{view}")' in card
         report = json.loads((folders[view] / "build_report.json").read_text())

@@ -437,9 +437,9 @@ def test_inputs_of_another_kind(tmp_path, planted, run_folder, capsys):
     (run_folder / "manifest.json").rename(tmp_path / "elsewhere.json")
     before = sorted(tmp_path.iterdir())
     for source, more, message in (
-        (folder / "train.parquet", [], "train.parquet: found a Parquet file, expected JSON Lines or a folder"),
+        (folder / "train.parquet", [], "train.parquet: found a Parquet file"),
         (folder, ["--split", "nope"], f"{folder}: Unknown split \"nope\". Should be one of .'train'"),
-        (folder, [], f"{folder}, dataset row 0: `problem_id` is 1, expected a string.* cast the column of a dataset"),
+        (folder, [], f"{folder}, dataset row 0: `problem_id` is 1, expected a string.* cast the column to string"),
         (run_folder, [], f"{run_folder}: found the log of a search .* without its manifest.json"),
     ):
         words = ["--candidates", str(source), "--reward_model", "x", "--output_dir", str(tmp_path / "raft"), *more]
@@ -474,7 +474,7 @@ def test_rebuild_card_and_picture(tmp_path, monkeypatch, checkpoint):
     assert {path: path.read_bytes() for path in files} == files
     card = DatasetCard.load(tmp_path / "out" / "README.md").text
     for line in (
-        "![Scores of all judged candidates, and of the chosen ones](scores.png)",
+        "![Scores of all scored candidates and of the selected ones](scores.png)",
         f"| reward model: reward model | {checkpoint} |",
         "| reward model: spans | [1, 2] |",
         "| selection: aggregate | mean |",
@@ -537,12 +537,15 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
     [
         (
             {"completion": "x"},
-            "in.jsonl:2: found no `prompt` among the keys .'completion'., expected .*--columns prompt=problem",
+            "in.jsonl:2: `prompt`.* is not among the keys .'completion'.. .*--columns prompt=problem",
         ),
         ({"prompt": [{"role": "user"}], "completion": "x"}, "in.jsonl:2: `prompt` is .* expected a non-empty text"),
         ({"prompt": "p?"}, r"in.jsonl:2: found none of .* among the keys \['prompt'\]"),
         (GOOD | {"completions": ["x"]}, "in.jsonl:2: found completion and completions of"),
-        ({"prompt": "p?", "completion": 3}, "in.jsonl:2: `completion` is 3, expected a text, or one message"),
+        (
+            {"prompt": "p?", "completion": 3},
+            "in.jsonl:2: `completion` is 3, expected a text, or one assistant message",
+        ),
         ({"prompt": "p?", "completion": ["a"]}, r"in.jsonl:2: `completion` is \['a'\], expected a text"),
         ({"prompt": "p?", "completions": "a"}, "in.jsonl:2: `completions` is 'a', expected a list of step texts"),
         ({"prompt": "p?", "completions": ["a", 3]}, r"in.jsonl:2: `completions\[1\]` is 3, expected a step text"),
@@ -559,21 +562,21 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
         ),
         (
             {"prompt": "q?", "completion": [{"role": "assistant", "content": "x", "reasoning_content": "y"}]},
-            "in.jsonl:2: a message of `completion` has reasoning_content beside",
+            "in.jsonl:2: a message of `completion` has reasoning_content. Only `role` and `content`",
         ),
         (GOOD | {"problem": " "}, "in.jsonl:2: the problem is ' ', expected a non-empty text"),
         (
             {"prompt": "Solve: p?", "problem": "p?", "completion": "x"},
             "in.jsonl:2: `prompt` is 'Solve: p[?]', but .*in.jsonl:1 has 'p[?]' for the same problem",
         ),
-        (GOOD | {"parents": [-1]}, "in.jsonl:2: the row has `parents`: it is a tree"),
+        (GOOD | {"parents": [-1]}, "in.jsonl:2: the row has `parents`, so it is a tree"),
         (
             {"prompt": [{"role": "user", "content": "a"}] * 2, "completion": "x"},
             "in.jsonl:2: .* roles \\['user', 'user'\\], expected exactly one user message",
         ),
         (
             {"prompt": [{"role": "user", "content": "a"}], "completion": "x"},
-            "in.jsonl:1 has a text as `prompt`, .*in.jsonl:2 messages",
+            "`prompt` is a text at .*in.jsonl:1, but messages at .*in.jsonl:2",
         ),
     ],
 )
@@ -597,7 +600,7 @@ def test_faulty_rows(tmp_path, planted, capsys, row, message):
 
 def test_same_id_other_prompt(tmp_path, planted, capsys):
     for more, message in (
-        ({"prompt": "q?"}, "in.jsonl:2: `prompt` is 'q?' and"),
+        ({"prompt": "q?"}, "in.jsonl:2: `prompt` is 'q?', but"),
         ({"problem": "q?"}, "in.jsonl:2: `problem` is 'q?' and"),
     ):
         rows = [GOOD | {"problem_id": "a"}, GOOD | {"problem_id": "a"} | more]

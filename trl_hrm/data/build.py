@@ -367,7 +367,7 @@ def make_report(
     `("rows", split)`, `("labels", split, kind, value)` and `("notes", note)`.
 
     Raises:
-        `ValueError`: If there are no rows, or no training rows.
+        `ValueError`: If no rows or no training rows are left.
     """
     faults = [key[1:] for key in counts if key[0] == "faults"]
     found = {"records_in": 0, "records_kept": 0, "dropped": {}, "rows": {}, "labels": {}, "notes": {}}

@@ -98,7 +98,7 @@ def read_pool(
             Options of the candidates. Reference answers are read from a run of `trl-hrm annotate --search rollouts`, or from the
             column `answer` of rows. Rows may have grades of the candidates instead.
         extractors (`Sequence[str]`, *optional*):
-            Names of the answer extractors. Defaults to those of [`reading_settings`].
+            Names of the answer extractors. Defaults to the extractors in [`reading_settings`].
         problems ([`ProblemSet`], *optional*):
             Problems with reference answers, for rows without them. They are matched by the text of the problem.
         notes (`Counter`):
@@ -157,7 +157,7 @@ def read_pool(
             + (
                 "Add a column `answer`, add grades in a column `correct`, or pass a file of problems with answers (--problems)."
                 if problems is None
-                else "Apart from whitespace, the problems must have the same text as those of the candidates. If the prompts contain "
+                else "Apart from whitespace, the problems must have the same text as in the candidates. If the prompts contain "
                 "more than the problem, add a column `problem` with only the problem."
             )
         )
@@ -268,7 +268,7 @@ def reading_settings(config: CandidatesConfig, extractors: Sequence[str] | None 
         config ([`CandidatesConfig`]):
             Options of the candidates.
         extractors (`Sequence[str]`, *optional*):
-            Names of the answer extractors. Defaults to those of the run, or to those of [`extract_answer`].
+            Names of the answer extractors. Defaults to the extractors of the run, or to the default of [`extract_answer`].
 
     Returns:
         `dict[str, Any]`: `extractors`, `segmentation`, `keep_thinking`, `step_pattern` if the segmentation is `"regex"` and, for a

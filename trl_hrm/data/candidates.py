@@ -172,8 +172,8 @@ class CandidateRows:
     def _add(self, row: dict[str, Any], where: str) -> None:
         if row.get("parents") is not None:
             raise ValueError(
-                f"{where}: the row has `parents`, so it is a tree and not a candidate. Use rows with single solutions, such as those of "
-                "the view prm."
+                f"{where}: the row has `parents`, so it is a tree and not a candidate. Use rows with single solutions, such as the "
+                "view prm."
             )
         given = [name for name in FORMS if row.get(name) is not None]
         if len(given) != 1:
@@ -270,7 +270,7 @@ class CandidateRows:
         if first.graded != new.graded:
             has, lacks = (new, first) if new.graded else (first, new)
             raise ValueError(
-                f"{lacks.where}: the candidates have no grades, but those of the same problem at {has.where} have. Add `correct` to both "
+                f"{lacks.where}: the candidates have no grades, but {has.where} has grades for the same problem. Add `correct` to both "
                 "rows, or remove it from both."
             )
         for name in ("prompt", "problem"):

@@ -41,7 +41,7 @@ from .sources import JsonLines
 
 ABOUT = {
     "title": "Math-Shepherd step trees",
-    "description": "Sampled solutions of GSM8K and MATH problems whose steps were judged by Monte Carlo rollouts: "
+    "description": "Sampled solutions of GSM8K and MATH problems whose steps were labelled by Monte Carlo rollouts: "
     "[Math-Shepherd](https://huggingface.co/datasets/peiyi9979/Math-Shepherd).",
     "language": "en",
     "source": "Math-Shepherd: https://huggingface.co/datasets/peiyi9979/Math-Shepherd. See there for its terms of use.",

@@ -34,7 +34,7 @@ from .sources import JsonLines
 
 ABOUT = {
     "title": "PRM800K step trees",
-    "description": "Solutions of MATH problems whose steps were judged by people: "
+    "description": "Solutions of MATH problems whose steps were labelled by human annotators: "
     "[PRM800K](https://github.com/openai/prm800k).",
     "license": "mit",
     "language": "en",
@@ -50,7 +50,7 @@ ABOUT = {
 }
 
 KEPT_FINISH_REASONS = ("solution", "found_error")
-SCHEMA = "not_the_schema"  # reason of a fault
+SCHEMA = "not_the_schema"  # reason of a `RowError`
 
 
 def build_prm800k(config: BuildPRM800KConfig) -> BuildReport:

@@ -40,9 +40,9 @@ from .sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_data
 
 KEYS = {
     "plain": "`problem` (or `prompt`, `question`), `answer` (or `final_answer`, `reward_model.ground_truth`, or `solution` with the "
-    "answer in its last box) and, optionally, `problem_id` (or `id`, `unique_id`)",
+    "answer in its last `\\boxed`) and, optionally, `problem_id` (or `id`, `unique_id`)",
     "gsm8k": "`question` and `answer`, whose last line is `#### ` and the answer",
-    "math": "`problem`, `answer` (or `solution`, with the answer in its last box) and, optionally, `unique_id`",
+    "math": "`problem`, `answer` (or `solution`, with the answer in its last `\\boxed`) and, optionally, `unique_id`",
     "prm800k": "`question` with `problem` and `ground_truth_answer`",
 }
 FORMATS = ("auto", *KEYS)

@@ -173,7 +173,7 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
 
 class _Push:
     """
-    One push. `run` has its stages, each of which can be retried.
+    One push. Each stage of `run` can be retried.
 
     It does not use `HfApi.upload_folder`, which splits a large folder into several commits and skips the files that a `.gitignore`
     of the repository matches.
@@ -316,8 +316,8 @@ class _Push:
 
     def _commit(self) -> _Plan:
         """
-        Create the commit, unless there are no changes. The plan is recomputed first, because another push may have finished in the
-        meantime, or an earlier attempt may have succeeded although its response was lost.
+        Create the commit if there are changes. The plan is recomputed first, because another push may have finished in the meantime,
+        or an earlier attempt may have succeeded although its response was lost.
         """
         plan = self._plan(self._head())
         self._note(plan)

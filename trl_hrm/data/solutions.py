@@ -27,7 +27,7 @@ _REMEDY = (
     "For whole solutions, put all solutions of a problem in a column `candidates` and use trl-hrm best-of-n or select-raft, which "
     "split them into steps. Otherwise, put the steps of one solution per row in `completions`."
 )
-_SEARCH_AND_LEARN = {"pred", "agg_scores", "completion_tokens"}  # columns that it writes next to `completions`
+_SEARCH_AND_LEARN = {"pred", "agg_scores", "completion_tokens"}  # columns written by search-and-learn
 
 
 def count_answers(steps: Sequence[str], notes: Counter, parents: Sequence[int] | None = None) -> None:
@@ -69,7 +69,7 @@ def check_answers(notes: Mapping[str, int], num_rows: int, source: str) -> None:
             Name of the source, for the error message.
 
     Raises:
-        `ValueError`: If every step states an answer in most rows.
+        `ValueError`: If, in more than half of the rows, every step states an answer.
     """
     number = notes.get(ALL, 0)
     if 2 * number > num_rows:
