@@ -601,7 +601,7 @@ def test_faulty_rows(tmp_path, planted, capsys, row, message):
 def test_same_id_other_prompt(tmp_path, planted, capsys):
     for more, message in (
         ({"prompt": "q?"}, "in.jsonl:2: `prompt` is 'q?', but"),
-        ({"problem": "q?"}, "in.jsonl:2: `problem` is 'q?' and"),
+        ({"problem": "q?"}, "in.jsonl:2: `problem` is 'q?', but"),
     ):
         rows = [GOOD | {"problem_id": "a"}, GOOD | {"problem_id": "a"} | more]
         source = write_rows(tmp_path / "in.jsonl", rows)

@@ -277,7 +277,7 @@ class CandidateRows:
             if _normalized(getattr(first, name)) != _normalized(getattr(new, name)):
                 raise ValueError(
                     f"{new.where}: `{name}` is {_shown(getattr(new, name))}, but {first.where} has {_shown(getattr(first, name))} "
-                    f"for the same {same}. All candidates of a problem must have the same {name}. Different problems need different ids."
+                    f"for the same {same}. Both rows must have the same {name}. Different problems need different ids."
                 )
 
     def _candidate(self, value: Any, name: str, problem: ProblemCandidates, where: str) -> Candidate:
