@@ -440,7 +440,7 @@ def test_inputs_of_another_kind(tmp_path, planted, run_folder, capsys):
         (folder / "train.parquet", [], "train.parquet: found a Parquet file"),
         (folder, ["--split", "nope"], f"{folder}: Unknown split \"nope\". Should be one of .'train'"),
         (folder, [], f"{folder}, dataset row 0: `problem_id` is 1, expected a string.* cast the column to string"),
-        (run_folder, [], f"{run_folder}: found the log of a search .* without its manifest.json"),
+        (run_folder, [], f"{run_folder}: found the log of a search .*, but not its manifest.json"),
     ):
         words = ["--candidates", str(source), "--reward_model", "x", "--output_dir", str(tmp_path / "raft"), *more]
         assert main(["select-raft", *words]) == 1
