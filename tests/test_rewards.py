@@ -108,7 +108,7 @@ class TestRewards:
         }
         before, after = turns[kind]
         dialogues = [[*before, *messages, *after] for messages in asked]
-        with pytest.raises(ValueError, match="set `problem_column` to its name"):
+        with pytest.raises(ValueError, match="`problem_column`"):
             StepReward(scorer_of())(dialogues, answered)
         shown = StepReward(scorer_of(), problem_column="problem")
         assert shown(dialogues, answered, problem=PROMPTS) == StepReward(scorer_of())(PROMPTS, COMPLETIONS)
@@ -411,7 +411,7 @@ class TestFaults:
         asked, answered = as_messages(PROMPTS, COMPLETIONS)
         with pytest.raises(ValueError, match=r"messages with the roles \['assistant', 'tool'\]"):
             reward(asked, [[*messages, {"role": "tool", "content": "3"}] for messages in answered])
-        with pytest.raises(ValueError, match=r"messages of \['system'\], expected one of the user"):
+        with pytest.raises(ValueError, match=r"roles \['system'\], expected exactly one user message"):
             reward([messages[:1] for messages in asked], answered)
         with pytest.raises(ValueError, match=r"content of type \['image'\]"):
             reward([[{"role": "user", "content": [{"type": "image"}]}]], answered[:1])

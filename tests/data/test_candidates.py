@@ -81,18 +81,18 @@ def test_problems_without_an_answer(tmp_path):
         tmp_path / "none.jsonl", [{"prompt": "1?", "completion": "x"}, {"prompt": "2?", "completion": "x"}]
     )
     with pytest.raises(
-        ValueError, match=r"none.jsonl:1: no reference answer for this problem, nor .* other of 2\. .*--problems"
+        ValueError, match=r"none.jsonl:1: no reference answer found for any of the 2 problems\. .*--problems"
     ):
         read(source)
     problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
-    with pytest.raises(ValueError, match="must have the same text, up to whitespace: where"):
+    with pytest.raises(ValueError, match="must have the same text as in the candidates"):
         read(source, problems)
 
 
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"prompt": "1?", "answer": "3", "completion": "x"}, r"in.jsonl:2: `answer` is '3' and .*in.jsonl:1 has '2'"),
+        ({"prompt": "1?", "answer": "3", "completion": "x"}, r"in.jsonl:2: `answer` is '3', but .*in.jsonl:1 has '2'"),
         ({"prompt": "1?", "completion": "x"}, "`answer` is None"),
         (
             {"prompt": "2?", "answer": ["3"], "completion": "x"},
@@ -101,7 +101,7 @@ def test_problems_without_an_answer(tmp_path):
         ({"prompt": "2?", "answer": True, "completion": "x"}, "`answer` is True"),
         (
             {"prompt": "Do: 1?", "problem": "1?", "answer": "2", "completion": "x"},
-            "in.jsonl:2: `prompt` is 'Do: 1\\?' and .*in.jsonl:1 has '1\\?' for the same problem",
+            "in.jsonl:2: `prompt` is 'Do: 1\\?', but .*in.jsonl:1 has '1\\?' for the same problem",
         ),
     ],
 )
@@ -139,7 +139,7 @@ def test_grades_that_are_given(tmp_path, rows, answer):
         ({"candidates": ["a", "b"], "correct": True}, "in.jsonl:2: `correct` has True for 2 candidates"),
         ({"candidates": ["a"], "labels": [0.5]}, "in.jsonl:2: `labels` has 0.5, expected true or false"),
         ({"completion": "a", "correct": "yes"}, "in.jsonl:2: `correct` has 'yes', expected true or false"),
-        ({"completion": "a"}, "in.jsonl:2: found no grades of the candidates, and .*in.jsonl:1 has them"),
+        ({"completion": "a"}, "in.jsonl:2: the candidates have no grades, but .*in.jsonl:1 has grades"),
     ],
 )
 def test_faulty_grades(tmp_path, row, message):
@@ -163,7 +163,7 @@ def test_an_empty_list_of_candidates_does_not_stop_the_others(tmp_path):
     rows = [{"prompt": f"{i}?", "answer": "1", "candidates": [solution(1)] * (i % 2)} for i in range(4)]
     pool, counts = read(write_rows(tmp_path / "in.jsonl", rows))
     assert [p.problem for p in pool] == ["1?", "3?"] and counts["problems_without_candidates"] == 2
-    with pytest.raises(ValueError, match="in.jsonl:1: found no candidates for this problem, nor for any other of 1"):
+    with pytest.raises(ValueError, match="in.jsonl:1: no candidates found for any of the 1 problems"):
         read(write_rows(tmp_path / "in.jsonl", rows[:1]))
 
 
@@ -310,7 +310,7 @@ def test_outputs_of_search_and_learn(tmp_path):
 def test_runs_that_are_no_samples(tmp_path):
     """Leaves of a tree share their beginnings; a root filter leaves out what is always or never solved."""
     folder = run(tmp_path / "tree", SEARCHES["full_tree"])
-    with pytest.raises(ValueError, match="tree: a run of --search full_tree, expected one of --search rollouts"):
+    with pytest.raises(ValueError, match="tree: the run used --search full_tree. Expected --search rollouts"):
         read(str(folder))
     folder = run(tmp_path / "filter", RootFilter(SOLUTIONS, 3, FINAL, max_solution_tokens=60))
     with pytest.raises(ValueError, match="--search rollouts with --root_filter"):
@@ -322,7 +322,7 @@ def test_options_that_a_run_has_no_use_for(tmp_path):
     with pytest.raises(ValueError, match="join_steps is 'x', but .*run is a run"):
         read(folder, join_steps="x")
     problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
-    with pytest.raises(ValueError, match="has the answers of its problems. Leave the problems out"):
+    with pytest.raises(ValueError, match="already has the reference answers. Remove the problems"):
         read(folder, problems)
 
 
@@ -339,10 +339,10 @@ def test_take_first():
     ]
     assert take_first(pool, 3, all_beyond=True) == pool
     with pytest.raises(
-        ValueError, match="file:1: problem 'p1' has 3 candidates, and the largest N is 4.*--n .up to 3."
+        ValueError, match="file:1: problem 'p1' has 3 candidates, but the largest N is 4.*--n .at most 3."
     ):
         take_first(pool, 4)
-    with pytest.raises(ValueError, match="no problem with candidates"):
+    with pytest.raises(ValueError, match="problems is empty"):
         take_first([], 1)
 
 

@@ -577,7 +577,7 @@ class TestSolutions:
             "node_id",
         }
         card = DatasetCard.load(tmp_path / "out" / "README.md").text
-        assert "| `mc_total` | int32 | leaves with an answer, right or wrong, below that step |" in card
+        assert "| `mc_total` | int32 | number of leaves with an answer, right or wrong, below that step |" in card
         chosen, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_mc_score=0.5)
         assert chosen == [row for row in train if row["mc_score"] >= 0.5]
         below = [row for row in train if row["mc_score"] < 0.5]
@@ -664,9 +664,7 @@ class TestSolutions:
         number = report["notes"]["solutions_with_unjudged_steps"]
         assert number == sum(row["completion"].count("# Step") > 1 for row in rows) > 0
         (warning,) = report["warnings"]
-        assert warning.startswith(
-            f"{number} of the solutions have steps without an MC score: min_mc_score=0.9 asks for"
-        )
+        assert warning.startswith(f"{number} of the solutions have steps without an MC score. min_mc_score=0.9")
         assert not export(tmp_path, str(tmp_path / "run"), **options)[2]["warnings"]
         run_scripted(tmp_path / "judged", SEARCHES["full_tree"], make_problems(4))
         check_manifest(tmp_path / "judged", {"prompt": asdict(PROMPT)})
@@ -781,7 +779,7 @@ class TestOpenr:
         solutions, _, report = export(tmp_path, file, format="openr", view="sft", test_size=0)
         assert all("\\boxed" in row["completion"] for row in solutions)
         assert all(row["prompt"] == row["problem"] for row in solutions)
-        assert "openr's files do not tell what the policy was asked" in report["warnings"][0]
+        assert "openr files do not record the prompt of the policy" in report["warnings"][0]
 
     def test_faults(self, tmp_path):
         good = {
@@ -791,7 +789,7 @@ class TestOpenr:
         }
         for change, message in (
             ({"question": None}, "rows.jsonl:1: `question` is None, expected a string"),
-            ({"reasoning_steps": {"text": "x"}}, r"rows.jsonl:1: a step holds \['text'\], expected an object"),
+            ({"reasoning_steps": {"text": "x"}}, r"rows.jsonl:1: a step has the keys \['text'\], expected an object"),
             (
                 {"reasoning_steps": {"text": "x", "mc_value": 2, "children": []}},
                 "`mc_value` is 2, expected a number from 0 to 1",
@@ -800,7 +798,7 @@ class TestOpenr:
             (tmp_path / "rows.jsonl").write_text(json.dumps(good | change) + "\n")
             with pytest.raises(ValueError, match=message):
                 export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr")
-        with pytest.raises(ValueError, match="min_leaves is 2, but openr's files hold values"):
+        with pytest.raises(ValueError, match="min_leaves is 2, but openr files contain values"):
             export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr", min_leaves=2)
 
     @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
@@ -825,19 +823,19 @@ class TestOpenr:
     ("options", "message"),
     [
         ({"labels": "er"}, "labels is 'er', expected one of soft, hard, entropy"),
-        ({"labels": "entropy"}, "labels='entropy' with eta=None, expected a number"),
-        ({"labels": "entropy", "eta": float("nan")}, "eta=nan, expected a number"),
-        ({"eta": 2.0}, "eta is 2.0 with labels='soft'; it is for labels='entropy' alone"),
+        ({"labels": "entropy"}, "eta is None. labels='entropy' requires a number"),
+        ({"labels": "entropy", "eta": float("nan")}, "eta is nan. labels='entropy' requires a number"),
+        ({"eta": 2.0}, "eta is 2.0, but labels='soft' ignores it"),
         ({"estimator": "mean"}, "estimator is 'mean', expected one of child_mean, leaf_share"),
         ({"truncated": "keep"}, "truncated is 'keep', expected one of drop, wrong"),
         ({"min_leaves": 0}, "min_leaves is 0, expected 1"),
-        ({"balance": 1}, "balance is 1, expected 2"),
+        ({"balance": 1}, "balance is 1"),
         ({"hnc_min_children": 1}, "min_children is 1"),
-        ({"min_mc_score": 0.5}, "min_mc_score is 0.5 with view='tree'"),
+        ({"min_mc_score": 0.5}, "min_mc_score is 0.5, but view='tree' ignores it"),
         ({"min_mc_score": 1.5, "view": "sft"}, "min_mc_score is 1.5, expected a number from 0 to 1"),
-        ({"max_solutions": 4}, "max_solutions is 4 with view='tree'"),
+        ({"max_solutions": 4}, "max_solutions is 4, but view='tree' ignores it"),
         ({"max_solutions": 0, "view": "sft"}, "max_solutions is 0, expected 1 or more"),
-        ({"view": "sft", "hnc": True}, "view='sft' has solutions, not labels"),
+        ({"view": "sft", "hnc": True}, "view='sft' .* does not support labels, min_leaves, hnc and balance"),
         ({"view": "flat"}, "view is 'flat', expected one of tree, hrm, prm, orm, sft"),
     ],
 )
@@ -867,7 +865,7 @@ def test_export_of_a_run(tmp_path, monkeypatch, capsys, run_folder):
     options = "--labels entropy --eta 2 --view hrm --hnc --hnc_min_children 2 --test_size 0.3 --num_proc 1"
     assert main(["export", "run", *options.split(), "--output_dir", "out"]) == 0
     printed = capsys.readouterr().out
-    assert "warning: run: 2 problems have failed requests and are left out" in printed
+    assert "warning: run: 2 problems have failed requests and are dropped" in printed
     report = json.loads((tmp_path / "out" / "build_report.json").read_text())
     trees = list(read_scripted(run_folder).values())
     config = ExportConfig(
@@ -948,9 +946,9 @@ def test_an_export_of_a_run_that_is_cut_off_says_what_annotate_says(tmp_path, ca
 
 def test_options_that_contradict_each_other(tmp_path, capsys, run_folder):
     for words, message in (
-        (["--eta", "2"], "eta is 2.0 with labels='soft'"),
-        (["--labels", "entropy"], "labels='entropy' with eta=None"),
-        (["--view", "sft", "--hnc"], "view='sft' has solutions, not labels"),
+        (["--eta", "2"], "eta is 2.0, but labels='soft'"),
+        (["--labels", "entropy"], "eta is None. labels='entropy' requires"),
+        (["--view", "sft", "--hnc"], "view='sft' writes solutions without step labels"),
     ):
         assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 1
         assert f"error: {message}" in capsys.readouterr().err
@@ -990,16 +988,16 @@ class TestPrompts:
         dataset = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
         assert dataset["train"][0]["prompt"] == train[0]["prompt"]
         card = DatasetCard.load(tmp_path / "out" / "README.md").text
-        assert "what the policy is asked: text, or messages for its chat template" in card
+        assert "the prompt of the policy: text, or messages for its chat template" in card
 
     def test_not_known(self, tmp_path, run_folder):
         """Files alone do not tell, and two prompts cannot both be right: the bare problem, with a warning."""
         (file,) = map(str, node_files(run_folder))
         other = other_run(run_folder, "other", template="Solve: {question}")
         for sources, reason in (
-            ([file], f"for {file} does not tell what the policy was asked"),
-            ([other, file], f"for {file} does not tell what the policy was asked"),
-            ([str(run_folder), other], f"{run_folder} and {other} were asked with different prompts"),
+            ([file], f"because {file} does not record the prompt of the policy"),
+            ([other, file], f"because {file} does not record the prompt of the policy"),
+            ([str(run_folder), other], f"{run_folder} and {other} used different prompts"),
         ):
             train, _, report = export(tmp_path, sources, view="sft")
             assert all(row["prompt"] == row["problem"] for row in train)
@@ -1014,7 +1012,7 @@ class TestPrompts:
     def test_texts_and_messages(self, tmp_path, run_folder):
         chat = other_run(run_folder, "chat", style="chat")
         other = other_run(run_folder, "other", template="Solve: {question}")
-        with pytest.raises(ValueError, match="was asked in the prompt style plain, .*chat in the style chat"):
+        with pytest.raises(ValueError, match="has the prompt style plain, but .*chat has chat"):
             export(tmp_path, [str(run_folder), other, chat], view="sft")
         assert not (tmp_path / "out").exists()
 
@@ -1048,7 +1046,7 @@ def test_problems_of_several_trees(tmp_path, run_folder, num_proc):
     assert number == len(one) and len(counts) > number and max(counts.values()) == 2
     assert report["notes"]["repeated_problems"] == number
     (warning,) = [warning for warning in report["warnings"] if "several trees" in warning]
-    assert warning.startswith(f"{number} problems come in several trees: max_solutions and duplicates go by tree")
+    assert warning.startswith(f"{number} problems have several trees")
     _, _, report = export(tmp_path, [str(run_folder), str(tmp_path / "again")])
     assert "repeated_problems" not in report["notes"]
 
@@ -1081,21 +1079,19 @@ def test_an_input_given_twice(tmp_path, monkeypatch, run_folder):
         [file, "run/../run/" + file.name],
         ["run", run_folder],
     ):
-        with pytest.raises(
-            ValueError, match="nodes-00000-of-00001.parquet: the inputs hold this file twice, first as"
-        ):
+        with pytest.raises(ValueError, match="nodes-00000-of-00001.parquet: this file is already in the inputs, as"):
             export(tmp_path, [str(name) for name in names])
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="the inputs hold this file twice, first as rows.jsonl"):
+    with pytest.raises(ValueError, match="this file is already in the inputs, as rows.jsonl"):
         export(tmp_path, ["rows.jsonl", str(tmp_path / "rows.jsonl")], format="openr")
 
 
 def test_inputs(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nothing: there is no such file; expected the folder of a search"):
+    with pytest.raises(FileNotFoundError, match="nothing: file not found"):
         export(tmp_path, str(tmp_path / "nothing"))
     write_nodes([], tmp_path / "empty.parquet")
     for options in ({}, {"balance": 2}):
-        with pytest.raises(ValueError, match="empty.parquet: there is nothing in it, expected records"):
+        with pytest.raises(ValueError, match="empty.parquet: no records found"):
             export(tmp_path, str(tmp_path / "empty.parquet"), **options)
     (tmp_path / "folder").mkdir()
     with pytest.raises(FileNotFoundError, match="folder"):

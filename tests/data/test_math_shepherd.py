@@ -102,11 +102,11 @@ def test_a_header_before_the_first_step_is_no_part_of_the_question():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (ER_PRM | {"value": [0.9]}, "`value` has 1 values for 2 steps, expected one for each"),
+        (ER_PRM | {"value": [0.9]}, "`value` has 1 values for 2 steps"),
         (ER_PRM | {"value": [0.9, 1.5]}, r"`value` is \[0.9, 1.5\], expected numbers from 0 to 1"),
         (ER_PRM | {"value": [0.9, None]}, "expected numbers from 0 to 1"),
         (ER_PRM | {"text": None}, "`text` is None, expected a string"),
-        (conversation(TURNS[:3]), "expected messages with `role` and `content`: a step of the user"),
+        (conversation(TURNS[:3]), "expected messages with `role` and `content`"),
         (conversation(TURNS[1:]), "expected messages"),
         ({"conversations": "x"}, "expected messages"),
     ],
@@ -135,7 +135,7 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     file = write(tmp_path / "shepherd.jsonl", good, bad, {"input": "x"})
     report = build_math_shepherd(BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert report["dropped"] == {"missing_key": 1, "not_a_string": 1} and report["records_in"] == 3
-    assert f"1 row left out (not a string): {file}:2" in report["warnings"]
+    assert f"1 row dropped (not a string): {file}:2" in report["warnings"]
     with pytest.raises(ValueError, match="shepherd.jsonl:2: `label` is None, expected a string"):
         build_math_shepherd(
             BuildMathShepherdConfig(inputs=[file], output_dir=str(tmp_path / "strict"), test_size=0, strict=True)

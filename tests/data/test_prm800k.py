@@ -63,7 +63,7 @@ def test_neutral_policy(neutral, label):
 
 @pytest.mark.parametrize("neutral", ["maybe", "1.5", -0.1, "nan"])
 def test_neutral_policy_out_of_range(neutral):
-    with pytest.raises(ValueError, match="expected negative, positive, drop or a probability"):
+    with pytest.raises(ValueError, match="expected 'negative', 'positive', 'drop' or a probability"):
         BuildPRM800KConfig(inputs=[], output_dir="out", neutral=neutral)
 
 
@@ -159,7 +159,7 @@ def test_screening_records():
         ({"question": {}, "label": {"steps": []}}, "`label`: the key `finish_reason` is missing"),
         ({"question": {}, "label": {"finish_reason": "solution", "steps": []}}, "`question`: the key `problem` is"),
         (record() | {"label": {"finish_reason": "solution"}}, "`label`: the key `steps` is missing"),
-        (record("a"), "`label.steps[0]`: found 'a', expected an object with the key `chosen_completion`"),
+        (record("a"), "`label.steps[0]`: found 'a', expected a JSON object with the key `chosen_completion`"),
         (record({}), "`label.steps[0]`: the key `chosen_completion` is missing, found []"),
         (record(step(candidate("a", 1), chosen=1)), "`chosen_completion` is 1, expected null or an index of the 1"),
         (record(step(candidate("a", 1), chosen="0")), "`chosen_completion` is '0', expected int or null"),
@@ -188,13 +188,14 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     report = build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert (report["records_in"], report["records_kept"]) == (4, 2)
     assert report["dropped"] == {"blank_prompt": 1, "not_the_schema": 1}
-    assert f"1 row left out (not the schema): {file}:2: `label.steps[0]`" in report["warnings"]
-    assert f"1 row left out (blank prompt): {file}:4" in report["warnings"]
+    assert f"1 row dropped (not the schema): {file}:2: `label.steps[0]`" in report["warnings"]
+    assert f"1 row dropped (blank prompt): {file}:4" in report["warnings"]
     with pytest.raises(ValueError, match="phase.jsonl:2: `label.steps"):
         build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "strict"), test_size=0, strict=True))
     file.write_text('{"prompt": "q"}\n' * 3)
     with pytest.raises(
-        ValueError, match="no row is left of 3 records .* first fault: .*phase.jsonl:1: the key `question` is"
+        ValueError,
+        match="0 of 3 records were kept .* first invalid record: .*phase.jsonl:1: the key `question` is",
     ):
         build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "other"), test_size=0))
 
@@ -347,9 +348,7 @@ def test_real_file_paths_by_a_plain_count(phase1):
 def test_real_exclusion(tmp_path, shared_data, phase1):
     """PRM800K's test problems are MATH500: excluding it leaves nothing of the test file, and the message says why."""
     exclude = [str(shared_data / "math500" / "test.jsonl")]
-    with pytest.raises(
-        ValueError, match=r"no row is left of 106 records \(dropped: excluded: 90, finish_reason=give_up"
-    ):
+    with pytest.raises(ValueError, match=r"0 of 106 records were kept \(dropped: excluded: 90, finish_reason=give_up"):
         build_prm800k(BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), exclude=exclude))
     assert not list(tmp_path.iterdir())
 

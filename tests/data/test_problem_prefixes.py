@@ -44,18 +44,18 @@ def test_repetitions_exclusion_and_limit(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (PLAIN, r"found no 'begun' among the keys \['answer', 'problem'\], expected the beginning of a solution"),
-        (PLAIN | {"begun": None}, "found 'begun' is None, expected the beginning of a solution"),
-        (PLAIN | {"begun": " \n\n"}, r"found 'begun' is ' \\n\\n', expected .* not blank. Fill the column, or remove"),
-        (PLAIN | {"begun": ["a"]}, r"found 'begun' is \['a'\], expected"),
+        (PLAIN, r"'begun' is not among the keys \['answer', 'problem'\]"),
+        (PLAIN | {"begun": None}, "'begun' is None. It must be a non-empty string"),
+        (PLAIN | {"begun": " \n\n"}, r"'begun' is ' \\n\\n'. .* Fill the column, or remove"),
+        (PLAIN | {"begun": ["a"]}, r"'begun' is \['a'\]"),
         (PLAIN | {"begun": "bad"}, "^{file}:3: the prefix is bad.$"),
         (
             PLAIN | {"begun": TWO, "answer": "4"},
-            "the answer is '4', and '3' at {file}:1, where the same problem stands",
+            "the answer is '4', but {file}:1 has the same problem with the answer '3'",
         ),
         (
             PLAIN | {"begun": ONE, "id": "a", "problem": "What is 2+1?"},
-            "the id 'a' stands at {file}:1 too, for another problem; expected one problem per id",
+            "the id is 'a', but {file}:1 has the same id for a different problem",
         ),
     ],
 )
@@ -72,5 +72,5 @@ def test_faults_name_file_and_line(tmp_path, bad, message):
 def test_faults_of_a_dataset_name_the_row(tmp_path):
     """A column of a dataset stands in every row, empty or not."""
     Dataset.from_list([PLAIN | {"begun": ONE}, PLAIN | {"begun": None}]).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="^dataset row 1: found 'begun' is None"):
+    with pytest.raises(ValueError, match="^dataset row 1: 'begun' is None"):
         read_problems(str(tmp_path), prefix_column="begun")

@@ -61,7 +61,7 @@ def test_real_answers_by_a_plain_reading(shared_data):
 def test_real_test_problems_are_excluded(shared_data):
     """PRM800K's test problems are among those of MATH-500."""
     exclude = read_problem_keys([shared_data / "math500" / "test.jsonl"])
-    with pytest.raises(ValueError, match=r"no problem is left of 106 records \(106 of them excluded\)"):
+    with pytest.raises(ValueError, match=r"0 of 106 records were kept \(106 excluded\)"):
         read_problems(str(shared_data / "prm800k" / "phase1_test.jsonl"), exclude=exclude)
 
 
@@ -152,23 +152,23 @@ def test_limit_and_exclusion_are_counted(tmp_path):
         (PLAIN, PLAIN | {"problem": ["q"]}, "the problem is ['q'], expected a non-empty string"),
         (PLAIN, PLAIN | {"id": ""}, "the id is '', expected a non-empty string or an integer"),
         (PLAIN, PLAIN | {"id": 1.5}, "the id is 1.5, expected a non-empty string or an integer"),
-        (PLAIN, PLAIN | {"answer": "4"}, "the answer is '4', and '3' at {file}:1, where the same problem stands"),
+        (PLAIN, PLAIN | {"answer": "4"}, "the answer is '4', but {file}:1 has the same problem with the answer '3'"),
         (
             PLAIN | {"id": 7},
             PLAIN | {"problem": "What is 1+3?", "id": "7"},
-            "the id '7' stands at {file}:1 too, for another problem; expected one problem per id",
+            "the id is '7', but {file}:1 has the same id for a different problem",
         ),
         (GSM8K, GSM8K | {"answer": "3"}, "found no answer to the problem 'What is 1+2?'. The format 'gsm8k' expects"),
         (GSM8K, GSM8K | {"answer": "it is 3\n#### "}, "found no answer"),
         (GSM8K, GSM8K | {"answer": None}, "found no answer"),
-        (GSM8K, GSM8K | {"answer": "#### 4"}, "the answer is '4', and '3' at {file}:1"),
+        (GSM8K, GSM8K | {"answer": "#### 4"}, "the answer is '4', but {file}:1"),
         (GSM8K, MATH, "the problem is None, expected a non-empty string. The format 'gsm8k' expects"),
-        (MATH, MATH | {"problem": "What is 1+3?"}, "the id 'test/sums/1.json' stands at {file}:1 too"),
+        (MATH, MATH | {"problem": "What is 1+3?"}, "the id is 'test/sums/1.json', but {file}:1"),
         (MATH, MATH | {"answer": ""}, "found no answer"),
         ({"problem": "q", "solution": "\\boxed{3}"}, {"problem": "r", "solution": "\\boxed{3"}, "found no answer"),
         (PRM800K, PRM800K | {"question": "What is 1+2?"}, "the problem is None"),
         (PRM800K, {"question": {"problem": "What is 1+2?"}}, "found no answer"),
-        (PRM800K, {"question": {"problem": "What is 1+2?", "ground_truth_answer": "4"}}, "the answer is '4', and '3'"),
+        (PRM800K, {"question": {"problem": "What is 1+2?", "ground_truth_answer": "4"}}, "the answer is '4', but"),
     ],
 )
 def test_faults_name_file_and_line(tmp_path, good, bad, message):
@@ -183,10 +183,10 @@ def test_faults_name_file_and_line(tmp_path, good, bad, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"problem": "What', "the line is not valid JSON (Unterminated string"),
-        ('{"problem": "\\ud800", "answer": "3"}', "a string holds half of a surrogate pair"),
-        ('{"problem": "What is 1+3?", "answer": "\\udc00"}', "a string holds half of a surrogate pair"),
-        ('{"problem": "What is 1+3?", "answer": "4", "id": "\\uD800x"}', "a string holds half of a"),
+        ('{"problem": "What', "invalid JSON (Unterminated string"),
+        ('{"problem": "\\ud800", "answer": "3"}', "a string has half of a surrogate pair"),
+        ('{"problem": "What is 1+3?", "answer": "\\udc00"}', "a string has half of a surrogate pair"),
+        ('{"problem": "What is 1+3?", "answer": "4", "id": "\\uD800x"}', "a string has half of a"),
     ],
 )
 def test_a_damaged_file_stops_the_reading(tmp_path, line, message):
@@ -220,8 +220,8 @@ def test_rows_with_faults_are_left_out_counted_and_named_all_at_once(tmp_path, f
     assert found.num_records == len(rows) == 1 + found.faults.num_left_out
     start = 1 if first else 2
     assert found.faults.left_out["no_answer"] == [f"{file}:{start}", f"{file}:{start + 1}"]
-    assert f"warning: 2 rows left out (no answer): {file}:{start}, {file}:{start + 1}" in found.describe()
-    assert "8 records: 1 problems, 0 repeated, 0 excluded, 7 left out." in found.describe()
+    assert f"warning: 2 rows dropped (no answer): {file}:{start}, {file}:{start + 1}" in found.describe()
+    assert "8 records: 1 problems, 0 repeated, 0 excluded, 7 dropped." in found.describe()
     with pytest.raises(ValueError, match="problems.jsonl:"):
         read_problems(file, strict=True)
 
@@ -244,7 +244,7 @@ def test_an_id_of_two_problems_is_made_two(tmp_path):
     assert [(one.problem_id, one.answer) for one in found.problems] == [("7", "3"), (f"7-{key}", "4")]
     assert counts(found) == (3, 2, 1, 0)
     assert found.faults.kept == {"repeated_id": [f"{tmp_path / 'problems.jsonl'}:2"]}
-    assert "1 row kept as given (repeated id)" in found.describe()
+    assert "1 row kept (repeated id)" in found.describe()
 
 
 def test_letter_case_makes_two_problems(tmp_path):
@@ -262,9 +262,7 @@ def test_a_run_with_caseless_ids_is_not_resumed(tmp_path):
     refuse_caseless_ids([problem], {problem.problem_id, "other"}, "log")
     refuse_caseless_ids([problem], {}, "log")
     refuse_caseless_ids([Problem("17", problem.prompt, "3")], {earlier}, "log")
-    with pytest.raises(
-        ValueError, match=f"^log: this run was begun by a version that ignored letter case .*{earlier}"
-    ):
+    with pytest.raises(ValueError, match=f"^log: this run was started by an older version .*{earlier}"):
         refuse_caseless_ids([problem], {earlier}, "log")
     prefixed = Problem(f"{problem.problem_id}-abc", problem.prompt, "3", "x")
     with pytest.raises(ValueError, match=f"{earlier}-abc"):
@@ -320,7 +318,7 @@ def test_columns_under_other_names(tmp_path):
     found = read_problems(file, columns=columns)
     assert [(one.prompt, one.answer) for one in found.problems] == [(f"What is {i}+2?", str(i + 2)) for i in range(3)]
     with pytest.raises(
-        ValueError, match=r"problems.jsonl:1: found no column Gold, .* The row has Q.text, gold, answer\.$"
+        ValueError, match=r"problems.jsonl:1: --columns names Gold, but the row only has Q.text, gold, answer\.$"
     ):
         read_problems(file, columns={"answer": "Gold"})
     Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
@@ -381,8 +379,10 @@ def test_rows_in_are_rows_out_and_rows_left_out(tmp_path, seed):
 def test_unknown_format(tmp_path, record):
     with pytest.raises(ValueError) as error:
         read(tmp_path, record)
-    assert f"problems.jsonl:1: no format has the keys {sorted(record)}. Expected plain: `problem`" in str(error.value)
-    assert "no problem is left of 1 records (0 of them excluded, 1 left out)" in str(error.value)
+    assert f"problems.jsonl:1: the keys {sorted(record)} match no format. Expected plain: `problem`" in str(
+        error.value
+    )
+    assert "0 of 1 records were kept (0 excluded, 1 dropped)" in str(error.value)
     assert all(f"{name}: " in str(error.value) for name in ("gsm8k", "math", "prm800k"))
 
 
@@ -391,11 +391,11 @@ def test_options_out_of_range(tmp_path):
         read(tmp_path, PLAIN, format="gsm")
     with pytest.raises(ValueError, match="limit is 0, expected 1 or more"):
         read(tmp_path, PLAIN, limit=0)
-    with pytest.raises(ValueError, match="this is a file, which has no configuration 'main'"):
+    with pytest.raises(ValueError, match="config is 'main', but .* is a file"):
         read(tmp_path, PLAIN, config="main")
-    with pytest.raises(ValueError, match="no problem is left of 0 records"):
+    with pytest.raises(ValueError, match="0 of 0 records were kept"):
         read(tmp_path, "")
-    with pytest.raises(FileNotFoundError, match="nothing.jsonl: there is no such file"):
+    with pytest.raises(FileNotFoundError, match="nothing.jsonl: file not found"):
         read_problems(str(tmp_path / "nothing.jsonl"))
 
 

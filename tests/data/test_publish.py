@@ -52,36 +52,36 @@ def edit_report(folder: Path, **changes) -> None:
     [
         (
             lambda folder: shutil.rmtree(folder),
-            "no build_report.json in it, expected a folder that a trl-hrm command wrote",
+            "built: build_report.json not found",
         ),
         (
             lambda folder: (folder / "README.md").unlink(),
-            "built: README.md is missing, the build is not whole. Build it again",
+            "built: README.md is missing, so the build is incomplete",
         ),
         (
             lambda folder: (folder / "data" / "test-00000-of-00001.parquet").unlink(),
-            "built: data/test-00000-of-00001.parquet is missing, the build is not whole",
+            "built: data/test-00000-of-00001.parquet is missing",
         ),
         (
             lambda folder: (folder / "data" / "train-00001-of-00002.parquet").write_bytes(b"more"),
-            "the files in data are not those that the build wrote",
+            "the files in data were changed after the build",
         ),
         (
             lambda folder: (folder / "data" / "train-00000-of-00001.parquet").write_bytes(b"PAR1"),
-            "the files in data are not those that the build wrote",
+            "the files in data were changed after the build",
         ),
         (
             lambda folder: edit_report(folder, rows={"train": 3, "test": 1}),
-            r"train.*: \d+ rows, build_report.json says 3",
+            r"train.*: found \d+ rows, but build_report.json has 3",
         ),
         (
             lambda folder: edit_report(folder, content=None),
-            "build_report.json: no content in it, so it is no whole report",
+            "build_report.json: missing keys content",
         ),
         (lambda folder: edit_report(folder, picture={"file": "scores.png"}), "scores.png is missing"),
         (
             lambda folder: (folder / "build_report.json").write_text("{"),
-            r"build_report.json: no JSON \(Expecting .*Build it again",
+            r"build_report.json: invalid JSON \(Expecting .*Build the dataset again",
         ),
     ],
 )
@@ -95,11 +95,11 @@ def test_a_build_that_is_not_whole(folder, fault, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"config_name": "a/b"}, "config_name is 'a/b', expected letters"),
-        ({"config_name": ".."}, r"config_name is '\.\.', expected letters"),
-        ({"config_name": ""}, "config_name is '', expected letters"),
-        ({"config_name": "README.md"}, "config_name is 'README.md', expected letters"),
-        ({"repo_id": "x"}, "repo_id is 'x', expected the name of a user or an organisation too, as in 'me/x'"),
+        ({"config_name": "a/b"}, "config_name is 'a/b'. .* letters, digits"),
+        ({"config_name": ".."}, r"config_name is '\.\.'. .* letters, digits"),
+        ({"config_name": ""}, "config_name is ''. .* letters, digits"),
+        ({"config_name": "README.md"}, "config_name is 'README.md'. .* letters, digits"),
+        ({"repo_id": "x"}, "repo_id is 'x'. It must include a user or organization, such as 'me/x'"),
         ({"repo_id": "me/x/y"}, "Repo id must be in the form"),
         ({"max_shard_size": "many"}, "not in a valid format"),
         ({"max_shard_size": -1}, "max_shard_size is -1, expected a size"),
@@ -112,7 +112,7 @@ def test_options_that_cannot_work(folder, options, words):
 
 def test_no_folder():
     """A glob that finds nothing would make a repository with an empty card."""
-    with pytest.raises(ValueError, match="no folder was given"):
+    with pytest.raises(ValueError, match="inputs is empty"):
         push_dataset(PushDatasetConfig(inputs=[], repo_id="me/x"))
 
 
@@ -145,10 +145,10 @@ def test_a_dry_run_opens_no_connection(folder, monkeypatch, private):
     assert push.sent["README.md"] == len(push.card.encode())
     assert (push.commit, push.deleted, push.unchanged) == (None, [], {})
     printed = str(push)
-    assert push.card in printed and "Dry run: nothing was sent, and the Hub was not asked." in printed
-    assert all(f"send       {path}" in printed for path in push.sent) and "branch draft" in printed
-    visible = {None: "what the Hub makes it by default", True: "private", False: "public"}[private]
-    assert f"A new repository would be {visible}." in printed and "which files of earlier pushes it deletes" in printed
+    assert push.card in printed and "Dry run: nothing was uploaded, and the Hub was not contacted." in printed
+    assert all(f"upload     {path}" in printed for path in push.sent) and "branch draft" in printed
+    visible = {None: "have the default visibility of the Hub", True: "be private", False: "be public"}[private]
+    assert f"A new repository would {visible}." in printed and "which old files to delete" in printed
 
 
 def test_a_dry_run_needs_no_token(folder, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_dry_run_needs_no_token(folder, monkeypatch):
 
 def test_a_dry_run_refuses_what_a_push_refuses(folder):
     edit_report(folder, rows={"train": 1})
-    with pytest.raises(ValueError, match="Build it again"):
+    with pytest.raises(ValueError, match="Build the dataset again"):
         push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x", dry_run=True))
 
 
@@ -285,7 +285,7 @@ def test_the_card_of_a_new_repository(config):
         == """
 # sums
 
-<!-- trl_hrm: config prm begins. The next push of it replaces what follows, up to its end. -->
+<!-- trl_hrm: config prm begins. The next push of this configuration replaces everything up to its end. -->
 
 ## Sums, `prm` view
 
@@ -365,7 +365,7 @@ def test_another_license(config, caplog):
     warn_of_licenses(card, "me/sums", [config])
     warn_of_licenses(merge_card(None, "me/sums", [config]), "me/sums", [config])
     assert [message.partition(" The card")[0] for message in caplog.messages] == [
-        "the card of me/sums has the license cc-by-nc-4.0, the source of prm mit."
+        "the card of me/sums has the license cc-by-nc-4.0, but the source of prm has the license mit."
     ]
 
 
@@ -391,7 +391,9 @@ def test_marks_in_the_readme_of_the_folder(config, which):
     card = merge_card(None, "me/sums", [config])
     line = next(line for line in card.splitlines() if f"config prm {which}" in line)
     (config.build.folder / "README.md").write_text(f"{CARD}\n{line}\n")
-    with pytest.raises(ValueError, match=f"built/README.md: the comment '<!-- trl_hrm: config prm {which}.*Remove it"):
+    with pytest.raises(
+        ValueError, match=f"built/README.md: found the comment '<!-- trl_hrm: config prm {which}.*Remove the comment"
+    ):
         merge_card(None, "me/sums", [config])
 
 
@@ -404,9 +406,13 @@ def test_marks_with_space_after_them(config):
 @pytest.mark.parametrize(
     ("data_files", "paths", "words"),
     [
-        ("mine.*", ["mine.jsonl"], "a configuration mine of files such as mine.jsonl, and `load_dataset` reads all"),
-        ("'**/*.jsonl'", ["mine.jsonl"], "a configuration mine of files such as mine.jsonl"),
-        ("'**/*.jsonl'", ["a/mine.jsonl"], "a configuration mine of files such as a/mine.jsonl"),
+        (
+            "mine.*",
+            ["mine.jsonl"],
+            "a configuration mine with files such as mine.jsonl, but `load_dataset` requires the same",
+        ),
+        ("'**/*.jsonl'", ["mine.jsonl"], "a configuration mine with files such as mine.jsonl"),
+        ("'**/*.jsonl'", ["a/mine.jsonl"], "a configuration mine with files such as a/mine.jsonl"),
         ("mine/*", ["other.jsonl", "mine/x.parquet"], None),
     ],
 )
@@ -423,7 +429,7 @@ def test_configurations_of_other_files(data_files, paths, words):
 def test_a_configuration_of_that_name_elsewhere():
     """Its files would stay, and no configuration would name them any more."""
     card = "---\nconfigs:\n- config_name: prm\n  data_files: data/*.parquet\n---\n"
-    words = "a configuration prm of files such as data/a.parquet, which the pushed one would put out of reach. .*--config_name"
+    words = "a configuration prm with other files, such as data/a.parquet.*--config_name"
     with pytest.raises(ValueError, match=words):
         check_others(card, "me/sums", ["data/a.parquet"], ["prm"])
 
@@ -439,7 +445,5 @@ def test_a_configuration_of_that_name_elsewhere():
     ],
 )
 def test_a_card_that_cannot_be_read(config, card):
-    with pytest.raises(
-        ValueError, match=r"README.md of me/sums: its metadata cannot be read \(.*Mend it, then push again"
-    ):
+    with pytest.raises(ValueError, match=r"README.md of me/sums: invalid metadata \(.*Correct it, then push again"):
         merge_card(card, "me/sums", [config])

@@ -177,7 +177,7 @@ def test_runs_with_different_variables_have_no_common_prompt(tmp_path):
         finish_shard(tmp_path / name, 0, 1)
     runs, output = [str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "sft")
     report = export(ExportConfig(inputs=runs, output_dir=output, view="sft", test_size=0, num_proc=1))
-    assert any("were asked with different prompts" in warning for warning in report["warnings"])
+    assert any("used different prompts" in warning for warning in report["warnings"])
 
 
 def test_trained_as_asked_with_a_token_before_the_text(tmp_path):

@@ -63,7 +63,7 @@ def test_outputs_of_search_and_learn_are_read_with_their_own_keys(tmp_path):
     assert [group.problem for group in groups] == [group.prompt for group in groups] == ["How many pens?", "q"]
     assert [list(map(len, steps_of(group))) for group in groups] == [[2, 1], [1, 1]]
     [warning] = solution_warnings(counts)
-    assert warning.startswith("2 rows have `problem` and `completions`, as search-and-learn writes them")
+    assert warning.startswith("2 rows have `problem` and `completions`")
 
 
 def test_the_real_format_of_search_and_learn(shared_data):
@@ -82,16 +82,16 @@ def test_the_columns_of_search_and_learn_tell_its_outputs(tmp_path, column):
 def test_completions_that_may_be_either_are_refused(tmp_path):
     """Nothing is guessed: two steps, or two solutions that were cut off."""
     source = write_rows(tmp_path / "in.jsonl", {"problem": "q", "completions": ["Add.", "So \\boxed{7}."]})
-    with pytest.raises(ValueError, match="in.jsonl:1: found `problem` and `completions` without `prompt`.*Rename"):
+    with pytest.raises(
+        ValueError, match="in.jsonl:1: .* include `problem` and `completions`, but not `prompt`.*Rename"
+    ):
         read(source)
 
 
 def test_whole_solutions_in_the_place_of_steps_are_refused(tmp_path):
     rows = [{"prompt": "q", "completions": [FIRST, SECOND]}, {"prompt": "r", "completions": ["Add.", FIRST]}]
     source = write_rows(tmp_path / "in.jsonl", *rows, rows[0] | {"prompt": "s"})
-    with pytest.raises(
-        ValueError, match="in.jsonl: every one of several `completions` states an answer in 2 of 3 rows"
-    ):
+    with pytest.raises(ValueError, match="in.jsonl: in 2 of 3 rows, every item of `completions` states an answer"):
         read(source)
 
 
@@ -101,7 +101,9 @@ def test_some_rows_that_look_like_whole_solutions_are_counted(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", {"prompt": "q", "completions": steps})
     [group], counts = read(source)
     assert steps_of(group) == [steps] and counts == {SEVERAL: 1}
-    assert solution_warnings({SEVERAL: 1})[0].startswith("1 rows have several `completions` that each state an answer")
+    assert solution_warnings({SEVERAL: 1})[0].startswith(
+        "in 1 rows, several items of `completions` each state an answer"
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_rows_are_left_as_they_are_where_nothing_is_unclear():
 
 def test_build_stepwise_refuses_whole_solutions(tmp_path):
     row = {"prompt": "q", "completions": [FIRST, SECOND], "labels": [True, False]}
-    with pytest.raises(ValueError, match="every one of several `completions` states an answer in 1 of 1 rows"):
+    with pytest.raises(ValueError, match="in 1 of 1 rows, every item of `completions` states an answer"):
         build_stepwise(
             BuildStepwiseConfig(inputs=[write_rows(tmp_path / "in.jsonl", row)], output_dir=str(tmp_path / "out"))
         )
@@ -144,8 +146,8 @@ def test_build_stepwise_refuses_whole_solutions(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", row, steps, thought)
     report = build_stepwise(BuildStepwiseConfig(inputs=[source], output_dir=str(tmp_path / "out"), num_proc=1))
     assert report["notes"][SEVERAL] == report["notes"][ALL] == report["notes"]["rows_with_thinking"] == 1
-    assert any("several `completions` that each state an answer" in warning for warning in report["warnings"])
-    assert any("1 rows have the thinking of a reasoning model" in warning for warning in report["warnings"])
+    assert any("several items of `completions` each state an answer" in warning for warning in report["warnings"])
+    assert any("1 rows have steps with the thinking of a reasoning model" in warning for warning in report["warnings"])
 
 
 THOUGHT = "<think>\n# Step 1\nIs it \\boxed{1}?\n\n# Step 2\nNo.\n</think>\n\n"
@@ -185,7 +187,7 @@ def test_thinking_in_scored_rows():
     found, steps = leave_out_thinking(tree, "row 1", keep_thinking=True)
     assert (found.completions, steps) == (["a", "b c", "d"], [1, 2, 3])
     assert leave_out_thinking(StepTree("q", ["<think>a"], [None], [-1]), "row 1")[1] == []
-    with pytest.raises(ValueError, match="row 1: found the thinking of a reasoning model in a tree with branches"):
+    with pytest.raises(ValueError, match="row 1: the tree has branches and contains the thinking"):
         leave_out_thinking(StepTree("q", ["<think>", "a", "b"], [None] * 3, [-1, 0, 0]), "row 1")
 
 
@@ -200,7 +202,9 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 def test_dialogues_of_several_turns_are_refused(tmp_path, messages):
     """ "And twice that?" alone is another problem. A column with the problem says what is meant."""
     row = {"prompt": messages, "completion": [{"role": "assistant", "content": FIRST}]}
-    with pytest.raises(ValueError, match="in.jsonl:1: the prompt has messages of .*Write the problem into a column"):
+    with pytest.raises(
+        ValueError, match="in.jsonl:1: .* expected exactly one user message.*Put the problem in a column"
+    ):
         read(write_rows(tmp_path / "in.jsonl", row))
     [group], _ = read(write_rows(tmp_path / "in.jsonl", row | {"problem": "Twice 1 + 1?"}))
     assert (group.problem, group.prompt) == ("Twice 1 + 1?", messages)

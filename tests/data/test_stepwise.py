@@ -15,7 +15,7 @@ from trl_hrm.data.stepwise import build_stepwise
 GOOD = {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=6."], "labels": [True, None]}
 
 FAULTS = [
-    ('{"prompt": "1+2+3?", "comple', "the line is not valid JSON (Unterminated string"),
+    ('{"prompt": "1+2+3?", "comple', "invalid JSON (Unterminated string"),
     ({"prompt": "q", "completions": ["a"]}, "column `labels` is missing, found ['completions', 'prompt']"),
     (GOOD | {"labels": [True]}, "column `labels` has 1 entries and `completions` has 2; expected one per step"),
     (GOOD | {"labels": [True, 1.5]}, "`labels[1]` is 1.5, expected a boolean, a probability in [0, 1], or null"),
@@ -68,7 +68,7 @@ def test_rows_with_blank_texts_are_left_out_and_named(tmp_path, view, row, reaso
     rows, report = build(tmp_path, [file], view)
     assert [one["completions"] for one in rows] == [GOOD["completions"]]
     assert report["dropped"] == {reason: 2, "no_labelled_step": 1} and report["records_in"] == 4
-    assert report["warnings"] == [f"2 rows left out ({reason.replace('_', ' ')}): {file}:2, {file}:4"]
+    assert report["warnings"] == [f"2 rows dropped ({reason.replace('_', ' ')}): {file}:2, {file}:4"]
     with pytest.raises(ValueError) as error:
         build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "strict"), view=view, strict=True))
     assert str(error.value).startswith(f"{file}:2: {message}")
@@ -89,7 +89,7 @@ def test_rows_in_are_rows_out_and_rows_dropped(tmp_path, monkeypatch, num_proc):
     assert report["records_in"] == 100 == report["records_kept"] + sum(report["dropped"].values())
     blank = [i for i, kind in enumerate(kinds, 1) if kind is BLANK[0][0]]
     shown = ", ".join(f"{file}:{i}" for i in blank[:5])
-    assert f"{len(blank)} rows left out (blank step): {shown} and {len(blank) - 5} more" in report["warnings"]
+    assert f"{len(blank)} rows dropped (blank step): {shown} and {len(blank) - 5} more" in report["warnings"]
     first = next(i for i, kind in enumerate(kinds, 1) if kind is not GOOD)
     config = BuildStepwiseConfig(
         inputs=[file], output_dir=str(tmp_path / "strict"), view="prm", test_size=0, num_proc=num_proc, strict=True
@@ -200,7 +200,7 @@ def test_other_columns_keep_their_types(tmp_path):
 
 def test_column_of_two_types(tmp_path):
     file = write(tmp_path / "rows.jsonl", GOOD | {"year": 2024}, GOOD | {"year": "2024"})
-    with pytest.raises(ValueError, match=r"rows.jsonl:2: column `year`, .* holds values of different types"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: the column `year` has values of different types"):
         build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "out"), view="prm"))
 
 
@@ -237,5 +237,5 @@ def test_merged_steps_survive_in_flat_rows(tmp_path):
 
 
 def test_missing_inputs(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.jsonl: there is no such file"):
+    with pytest.raises(FileNotFoundError, match="none.jsonl: file not found"):
         build_stepwise(BuildStepwiseConfig(inputs=[str(tmp_path / "none.jsonl")], output_dir=str(tmp_path / "out")))

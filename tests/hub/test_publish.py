@@ -74,7 +74,7 @@ def test_configurations_in_one_repository(hub, repo, tmp_path):
         ),
     ]
     card = card_of(repo)
-    assert "![Scores of all judged candidates, and of the chosen ones](raft/scores.png)" in card
+    assert "![Scores of all scored candidates and of the selected ones](raft/scores.png)" in card
     for view in folders:
         assert f'dataset = load_dataset("{repo}", "{view}")' in card
         report = json.loads((folders[view] / "build_report.json").read_text())
@@ -97,9 +97,7 @@ def test_pushing_again(hub, repo, tmp_path):
     assert (again.commit, again.sent, again.deleted) == (first.commit, {}, [])
     assert again.unchanged == first.sent
     assert writes(hub, start) == []
-    assert str(again).endswith(
-        f"tree is on {repo} as it is here: nothing to send. {hub.base}/datasets/{repo}/tree/main"
-    )
+    assert str(again).endswith(f"tree on {repo} is already up to date. {hub.base}/datasets/{repo}/tree/main")
     # other rows of one configuration; the other one is left alone
     push_folders(build(tmp_path / "prm", "prm"), repo)
     changed = push_folders(build(tmp_path / "tree", word="thus"), repo)
@@ -146,7 +144,7 @@ def test_markers_that_someone_broke(hub, repo, tmp_path):
     push_folders(build(tmp_path / "tree"), repo)
     edit_card(repo, lambda card: card.replace("<!-- trl_hrm: config tree ends. -->", ""))
     start = len(hub.log)
-    with pytest.raises(ValueError, match="expected one comment .* and below it one .*, found 1 and 0. Put them back"):
+    with pytest.raises(ValueError, match="found 1 comments .* and 0 comments .* Restore them"):
         push_folders(build(tmp_path / "tree", word="thus"), repo)
     assert writes(hub, start) == []
 
@@ -156,7 +154,7 @@ def test_metadata_that_is_no_yaml(hub, repo, tmp_path):
     HfApi().create_repo(repo, repo_type="dataset")
     card = b"---\nconfigs: 3\n---\n# Mine\n"
     HfApi().create_commit(repo, [CommitOperationAdd("README.md", card)], commit_message="Card", repo_type="dataset")
-    with pytest.raises(ValueError, match=f"README.md of {repo}: its metadata cannot be read .*Mend it"):
+    with pytest.raises(ValueError, match=f"README.md of {repo}: invalid metadata .*Correct it"):
         push_folders(build(tmp_path / "tree"), repo)
 
 
@@ -217,8 +215,8 @@ def test_data_that_could_not_be_loaded_any_more(hub, repo, tmp_path):
     folder = build(tmp_path / "tree")
     card = b"---\nconfigs:\n- config_name: mine\n  data_files:\n  - split: train\n    path: mine.*\n---\n# Mine\n"
     for words in (
-        "holds data that its card does not name, as mine.jsonl",
-        "a configuration mine of files such as mine.jsonl",
+        "has data that is in no configuration of its card, such as mine.jsonl",
+        "a configuration mine with files such as mine.jsonl",
     ):
         start = len(hub.log)
         with pytest.raises(ValueError, match=f"{repo} .*{words}"):
@@ -246,9 +244,9 @@ def test_names_and_branches(hub, repo, tmp_path):
     assert files_of(repo) == [".gitattributes"]
     found = published(repo, "math-500", tmp_path, revision="draft")
     assert rows_of(found) == rows_of(local(folder))
-    with pytest.raises(ValueError, match="have the view tree both.* --config_name"):
+    with pytest.raises(ValueError, match="both have the view tree.* --config_name"):
         push_folders([folder, build(tmp_path / "other", word="thus")], repo)
-    with pytest.raises(ValueError, match="config_name is 'x' for 2 folders"):
+    with pytest.raises(ValueError, match="config_name is 'x', but there are 2 folders"):
         push_folders([folder, build(tmp_path / "prm", "prm")], repo, config_name="x")
 
 
@@ -259,7 +257,7 @@ def test_command(hub, repo, tmp_path, capfd):
     assert main(["push-dataset", str(folder), "--repo_id", repo, "--private", "--dry_run"]) == 0
     output = capfd.readouterr().out
     assert (
-        "Dry run: nothing was sent, and the Hub was not asked." in output
+        "Dry run: nothing was uploaded, and the Hub was not contacted." in output
         and f"A push of hrm to {repo}, branch main" in output
     )
     assert main(["push-dataset", str(folder), "--repo_id", repo, "--private"]) == 0
@@ -280,7 +278,7 @@ def test_a_gitignore_in_the_repository(hub, repo, tmp_path, rule, ignored):
     HfApi().create_repo(repo, repo_type="dataset")
     rules = CommitOperationAdd(".gitignore", f"{rule}\n".encode())
     HfApi().create_commit(repo, [rules], commit_message="Ignore", repo_type="dataset")
-    with pytest.raises(ValueError, match=f"{repo}: its .gitignore names {ignored}.*Nothing was pushed"):
+    with pytest.raises(ValueError, match=f"{repo}: its .gitignore matches {ignored}.*Nothing was pushed"):
         push_folders(folder, repo)
     assert commits_of(repo) == ["Ignore", "initial commit"]
 
@@ -290,7 +288,7 @@ def test_a_card_that_the_hub_refuses(hub, repo, tmp_path):
     hub.fault("POST", "/validate-yaml", 400, body={"errors": [{"message": '"license" must be one of ...'}]})
     start = len(hub.log)
     with pytest.raises(
-        ValueError, match=f"refuses the metadata of README.md.* of {repo} .*license.* Nothing was pushed"
+        ValueError, match=f"rejects the metadata of README.md.* of {repo} .*license.* Nothing was pushed"
     ):
         push_folders(build(tmp_path / "tree"), repo)
     assert hub.count("POST", "/preupload/|/commit/", start) == 0
@@ -317,7 +315,9 @@ def test_a_card_that_lost_its_configurations(hub, repo, tmp_path):
     assert "# Mine" in card_of(repo)
     push_folders(build(tmp_path / "prm", "prm"), repo)
     DatasetCard("---\nlicense: mit\n---\n# Mine\n").push_to_hub(repo)
-    with pytest.raises(ValueError, match="its card does not name, as prm/.* push them all in one call"):
+    with pytest.raises(
+        ValueError, match="in no configuration of its card, such as prm/.* push all of them in one call"
+    ):
         push_folders(tmp_path / "tree", repo)
     push_folders([tmp_path / "tree", tmp_path / "prm"], repo)
     assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "prm"))

@@ -200,8 +200,8 @@ def test_bad_problems(tmp_path, policy, capsys):
     assert f"{path}:2" in capsys.readouterr().err and not (tmp_path / "run").exists()
     assert annotate(policy, str(path), tmp_path / "lenient") == 0
     printed = capsys.readouterr().out
-    assert "2 records: 1 problems, 0 repeated, 0 excluded, 1 left out." in printed
-    assert f"warning: 1 row left out (no answer): {path}:2" in printed and len(trees_of(tmp_path / "lenient")) == 1
+    assert "2 records: 1 problems, 0 repeated, 0 excluded, 1 dropped." in printed
+    assert f"warning: 1 row dropped (no answer): {path}:2" in printed and len(trees_of(tmp_path / "lenient")) == 1
     path.write_text('{"id": "a", "problem": "1+1?", "answer": "2"}\n{"id": "a", "problem": "1+2?", "answer": "3"}\n')
     assert annotate(policy, str(path), tmp_path / "run", "--strict") == 1
     message = capsys.readouterr().err
@@ -232,7 +232,9 @@ def test_a_run_of_an_earlier_version_is_not_resumed_under_other_ids(tmp_path, po
     before = log.read_bytes()
     capsys.readouterr()
     assert annotate(policy, str(path), tmp_path / "run") == 1
-    assert "begun by a version that ignored letter case" in capsys.readouterr().err
+    assert (
+        "started by an older version of trl_hrm, in which problem ids ignored letter case" in capsys.readouterr().err
+    )
     assert log.read_bytes() == before
 
 

@@ -163,8 +163,8 @@ def test_rows_with_faults_are_said_and_kept_in_the_results(tmp_path, planted, ca
     words = command(path, "--suite", "processbench", "--output_dir", str(output))
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert f"warning: 1 row left out (bad label): {path}:5" in printed
-    assert f"warning: 1 row kept as given (blank step): {path}:3" in printed
+    assert f"warning: 1 row dropped (bad label): {path}:5" in printed
+    assert f"warning: 1 row kept (blank step): {path}:3" in printed
     results, scores = results_of(output)
     found = results["suites"]["processbench"]
     assert found["faults"] == {"left_out": {"bad_label": [f"{path}:5"]}, "kept": {"blank_step": [f"{path}:3"]}}

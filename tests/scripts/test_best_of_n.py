@@ -180,7 +180,7 @@ def test_columns_of_candidates_and_of_problems(tmp_path, planted, capsys):
     assert rescore(tmp_path / "b", source, *words, "--candidates_columns", "prompt=q", "candidates=outputs") == 0
     found = [load_results(tmp_path / name) for name in "ab"]
     assert found[0].curves == found[1].curves and found[1].counts["problem_records_left_out"] == 1
-    assert f"warning: 1 row left out (no answer): {problems}:5" in capsys.readouterr().out
+    assert f"warning: 1 row dropped (no answer): {problems}:5" in capsys.readouterr().out
     assert rescore(tmp_path / "c", source, "--candidates_columns", "prompt=q") == 1
     assert "`candidates_columns` has no effect without `problems`" in capsys.readouterr().err
     assert rescore(tmp_path / "c", source, *words, "--strict", "--candidates_columns", "prompt=q") == 1
@@ -270,14 +270,14 @@ def test_ungradable_problems_are_left_out(tmp_path, planted, capsys):
 
 
 BAD = {
-    "N larger than the pool": (make_rows(3, 3), (), "in.jsonl:1: problem .* has 3 candidates, and the largest N is 4"),
+    "N larger than the pool": (make_rows(3, 3), (), "in.jsonl:1: problem .* has 3 candidates, but the largest N is 4"),
     "no answer": ([{"prompt": "?", "completion": "x"}], ("--n", "1"), "no reference answer .* column `answer`"),
     "no candidate": (
         [{"prompt": "?", "answer": "1", "candidates": []}],
         ("--n", "1"),
-        "found no candidates for this problem",
+        "no candidates found for any of the",
     ),
-    "nothing": ([], (), "there is nothing in it"),
+    "nothing": ([], (), "no candidates found"),
     "not a number": (
         [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],
         ("--n", "1", "2"),
@@ -312,7 +312,7 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
         ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm'.* transformers, vllm"),
         ("--policy p --problems q --combine mean", "combine is mean, but spans is 1"),
         ("--policy p --problems q", "m: there is no such folder, and no such repository"),
-        ("--candidates nowhere.jsonl", "nowhere.jsonl: there is no such file"),
+        ("--candidates nowhere.jsonl", "nowhere.jsonl: file not found"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, capsys, words, message):
@@ -549,13 +549,13 @@ def test_outputs_of_search_and_learn(tmp_path, planted, capsys):
     results = load_results(tmp_path / "out")
     assert [point["accuracy"] for point in results.curves["best_of_n/min"]] == [1, 1]
     assert results.counts["rows_of_whole_solutions"] == 1
-    assert "1 rows have `problem` and `completions`, as search-and-learn writes them" in capsys.readouterr().out
+    assert "1 rows have `problem` and `completions`, as written by search-and-learn" in capsys.readouterr().out
 
 
 def test_steps_that_are_whole_solutions_are_refused(tmp_path, planted, capsys):
     rows = [{"prompt": "?", "answer": "7", "completions": ["0.6 \\boxed{7}", "0.3 \\boxed{1}"]}]
     assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1") == 1
-    assert "They look like whole solutions" in capsys.readouterr().err
+    assert "look like whole solutions" in capsys.readouterr().err
     assert planted.shown == [] and not list(tmp_path.glob("out/*.json"))
 
 

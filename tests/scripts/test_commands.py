@@ -72,13 +72,13 @@ def test_score_leaves_thinking_out(checkpoint, tmp_path, capsys):
         ),
         (
             '{"prompt": "1+2?", "completions": ["#### 3", "#### 4"]}\n{"prompt": "?", "completions": ["#### 3", "#### 4"]}',
-            "every one of several `completions` states an answer in 2 of 3 rows",
+            "in 2 of 3 rows, every item of `completions` states an answer",
         ),
         (
             '{"prompt": "1+2?", "completions": ["<think>", "a", "b"], "parents": [-1, 0, 0]}',
-            "in.jsonl:2: found the thinking of a reasoning model in a tree with branches",
+            "in.jsonl:2: the tree has branches and contains the thinking",
         ),
-        ('{"prompt": "1+2?", "comp', "in.jsonl:2: the line is not valid JSON .* The file ends within this row"),
+        ('{"prompt": "1+2?", "comp', "in.jsonl:2: invalid JSON .* The file ends within this row"),
         ('{"prompt": "1+2?"}', "in.jsonl:2: found .* expected an object with `prompt` and a list `completions`"),
         ('{"prompt": "1+2?", "completions": ["a", 3]}', r"in.jsonl:2: `completions\[1\]`"),
         ('{"prompt": " ", "completions": ["a"]}', "in.jsonl:2: column `prompt` holds ' '"),

@@ -214,7 +214,7 @@ def test_problem_ids(tmp_path, planted):
     assert [(row["score"], row["num_candidates"]) for row in found] == [(0.4, 2), (0.2, 1), (0.3, 2)]
     assert [row["problem_id"] for row in found][:2] == ["a", "b"]
     assert report["warnings"] == [
-        "every candidate is a single step: all aggregates are the same. Does --segmentation say where steps end?"
+        "every candidate has a single step, so all aggregates are the same. Check whether --segmentation matches the format of the candidates."
     ]
 
 
@@ -293,11 +293,11 @@ def test_lists_are_joined(tmp_path, planted):
 
 def test_advice_on_steps(tmp_path, planted, monkeypatch):
     """Only texts are cut by --segmentation: given for others, it is an error."""
-    say = "every candidate is a single step: all aggregates are the same."
+    say = "every candidate has a single step, so all aggregates are the same."
     for row, advice in (
-        ({"completion": "a 0.5"}, " Does --segmentation say where steps end?"),
+        ({"completion": "a 0.5"}, " Check whether --segmentation matches the format of the candidates."),
         ({"completions": ["a 0.5"]}, ""),
-        ({"candidates": ["a 0.5", ["b 0.5"]]}, " Does --segmentation say where steps end?"),
+        ({"candidates": ["a 0.5", ["b 0.5"]]}, " Check whether --segmentation matches the format of the candidates."),
     ):
         _, report = select(tmp_path, write_rows(tmp_path / "in.jsonl", [{"prompt": "p?"} | row]))
         assert report["warnings"] == [say + advice]
@@ -370,7 +370,7 @@ def test_run_as_candidates(tmp_path, run_folder, checkpoint):
     assert [(row["problem_id"], row["completion"][0]["content"], row["score"]) for row in found] == expected
     assert report["records_in"] == num_finished and wrong > 5
     assert report["notes"]["solutions_without_an_end"] == num_cut_off > 0
-    message = "1 problems are not searched to the end and are left out. Start trl-hrm annotate again to complete them."
+    message = "1 problems have an unfinished search and are dropped. Run trl-hrm annotate again to complete them."
     assert report["warnings"] == [f"{run_folder}: {message}"]
     for row in found:
         assert row["prompt"] == [{"role": "user", "content": PROMPT.text(row["problem"])}]
@@ -404,8 +404,8 @@ def test_what_a_run_leaves_out(tmp_path, planted, monkeypatch, capsys):
     assert notes["problems"] == finished
     assert notes.get("problems_without_a_finished_solution", 0) == status["done"] - finished
     expected = [
-        f"{folder}: 1 problems have failed requests and are left out. Start trl-hrm annotate again to complete them.",
-        f"{folder}: 1 shards are not in the folder, so their problems are left out.",
+        f"{folder}: 1 problems have failed requests and are dropped. Run trl-hrm annotate again to complete them.",
+        f"{folder}: 1 shards are missing from the folder, so their problems are not included.",
     ]
     assert report["warnings"] == expected
     printed = capsys.readouterr().out
@@ -437,10 +437,10 @@ def test_inputs_of_another_kind(tmp_path, planted, run_folder, capsys):
     (run_folder / "manifest.json").rename(tmp_path / "elsewhere.json")
     before = sorted(tmp_path.iterdir())
     for source, more, message in (
-        (folder / "train.parquet", [], "train.parquet: found a Parquet file, expected JSON Lines or a folder"),
+        (folder / "train.parquet", [], "train.parquet: found a Parquet file"),
         (folder, ["--split", "nope"], f"{folder}: Unknown split \"nope\". Should be one of .'train'"),
-        (folder, [], f"{folder}, dataset row 0: `problem_id` is 1, expected a string.* cast the column of a dataset"),
-        (run_folder, [], f"{run_folder}: found the log of a search .* without its manifest.json"),
+        (folder, [], f"{folder}, dataset row 0: `problem_id` is 1, expected a string.* cast the column to string"),
+        (run_folder, [], f"{run_folder}: found the log of a search .*, but not its manifest.json"),
     ):
         words = ["--candidates", str(source), "--reward_model", "x", "--output_dir", str(tmp_path / "raft"), *more]
         assert main(["select-raft", *words]) == 1
@@ -474,7 +474,7 @@ def test_rebuild_card_and_picture(tmp_path, monkeypatch, checkpoint):
     assert {path: path.read_bytes() for path in files} == files
     card = DatasetCard.load(tmp_path / "out" / "README.md").text
     for line in (
-        "![Scores of all judged candidates, and of the chosen ones](scores.png)",
+        "![Scores of all scored candidates and of the selected ones](scores.png)",
         f"| reward model: reward model | {checkpoint} |",
         "| reward model: spans | [1, 2] |",
         "| selection: aggregate | mean |",
@@ -537,12 +537,15 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
     [
         (
             {"completion": "x"},
-            "in.jsonl:2: found no `prompt` among the keys .'completion'., expected .*--columns prompt=problem",
+            "in.jsonl:2: `prompt`.* is not among the keys .'completion'.. .*--columns prompt=problem",
         ),
         ({"prompt": [{"role": "user"}], "completion": "x"}, "in.jsonl:2: `prompt` is .* expected a non-empty text"),
         ({"prompt": "p?"}, r"in.jsonl:2: found none of .* among the keys \['prompt'\]"),
         (GOOD | {"completions": ["x"]}, "in.jsonl:2: found completion and completions of"),
-        ({"prompt": "p?", "completion": 3}, "in.jsonl:2: `completion` is 3, expected a text, or one message"),
+        (
+            {"prompt": "p?", "completion": 3},
+            "in.jsonl:2: `completion` is 3, expected a text, or one assistant message",
+        ),
         ({"prompt": "p?", "completion": ["a"]}, r"in.jsonl:2: `completion` is \['a'\], expected a text"),
         ({"prompt": "p?", "completions": "a"}, "in.jsonl:2: `completions` is 'a', expected a list of step texts"),
         ({"prompt": "p?", "completions": ["a", 3]}, r"in.jsonl:2: `completions\[1\]` is 3, expected a step text"),
@@ -550,30 +553,30 @@ GOOD = {"prompt": "p?", "completion": steps_text(0.5)}
         ({"prompt": "p?", "candidates": ["a", 3]}, r"in.jsonl:2: `candidates\[1\]` is 3, expected a text or a list"),
         (
             {"prompt": "p?", "completion": [{"role": "user", "content": "x"}]},
-            "in.jsonl:2: `completion` is .*, expected one message, of the assistant",
+            "in.jsonl:2: `completion` is .*, expected exactly one assistant message",
         ),
         (GOOD | {"problem_id": 7}, "in.jsonl:2: `problem_id` is 7, expected a string"),
         (
             {"prompt": [{"role": "user", "content": "a", "name": "me"}], "completion": "x"},
-            "in.jsonl:2: a message of `prompt` has name beside `role` and `content`",
+            "in.jsonl:2: a message of `prompt` has name. Only `role` and `content`",
         ),
         (
             {"prompt": "q?", "completion": [{"role": "assistant", "content": "x", "reasoning_content": "y"}]},
-            "in.jsonl:2: a message of `completion` has reasoning_content beside",
+            "in.jsonl:2: a message of `completion` has reasoning_content. Only `role` and `content`",
         ),
         (GOOD | {"problem": " "}, "in.jsonl:2: the problem is ' ', expected a non-empty text"),
         (
             {"prompt": "Solve: p?", "problem": "p?", "completion": "x"},
-            "in.jsonl:2: `prompt` is 'Solve: p[?]' and .*in.jsonl:1 has 'p[?]' for the same problem",
+            "in.jsonl:2: `prompt` is 'Solve: p[?]', but .*in.jsonl:1 has 'p[?]' for the same problem",
         ),
-        (GOOD | {"parents": [-1]}, "in.jsonl:2: the row has `parents`: it is a tree"),
+        (GOOD | {"parents": [-1]}, "in.jsonl:2: the row has `parents`, so it is a tree"),
         (
             {"prompt": [{"role": "user", "content": "a"}] * 2, "completion": "x"},
-            "in.jsonl:2: the prompt has messages of \\['user', 'user'\\], expected one of the user",
+            "in.jsonl:2: .* roles \\['user', 'user'\\], expected exactly one user message",
         ),
         (
             {"prompt": [{"role": "user", "content": "a"}], "completion": "x"},
-            "in.jsonl:1 has a text as `prompt`, .*in.jsonl:2 messages",
+            "`prompt` is a text at .*in.jsonl:1, but messages at .*in.jsonl:2",
         ),
     ],
 )
@@ -597,8 +600,8 @@ def test_faulty_rows(tmp_path, planted, capsys, row, message):
 
 def test_same_id_other_prompt(tmp_path, planted, capsys):
     for more, message in (
-        ({"prompt": "q?"}, "in.jsonl:2: `prompt` is 'q?' and"),
-        ({"problem": "q?"}, "in.jsonl:2: `problem` is 'q?' and"),
+        ({"prompt": "q?"}, "in.jsonl:2: `prompt` is 'q?', but"),
+        ({"problem": "q?"}, "in.jsonl:2: `problem` is 'q?', but"),
     ):
         rows = [GOOD | {"problem_id": "a"}, GOOD | {"problem_id": "a"} | more]
         source = write_rows(tmp_path / "in.jsonl", rows)
@@ -621,14 +624,14 @@ def test_fields_of_messages_without_a_value(tmp_path, planted):
         (["--num_candidates", "0"], "num_candidates is 0, expected 1 or more"),
         (["--min_score", "1.5"], "min_score is 1.5, expected a number from 0 to 1"),
         (["--min_score", "-0.1"], "min_score is -0.1, expected a number from 0 to 1"),
-        (["--test_size", "1"], "test_size is 1.0, expected a share"),
-        (["--segmentation", "regex"], "segmentation='regex' and step_pattern go together"),
-        (["--step_pattern", "x"], "segmentation='regex' and step_pattern go together"),
+        (["--test_size", "1"], "test_size is 1.0"),
+        (["--segmentation", "regex"], "segmentation='regex' requires a step_pattern"),
+        (["--step_pattern", "x"], "step_pattern requires segmentation='regex'"),
         (["--segmentation", "regex", "--step_pattern", "("], "is not a valid regular expression"),
-        (["--split", "test"], "split is 'test', but .*in.jsonl is a file. Leave it out"),
-        (["--join_steps", "x"], "join_steps joins lists of steps, and all candidates are texts"),
-        (["--min_score", "0.9"], r"no row is left of 1 records \(dropped: below_min_score: 1\)"),
-        (["--candidates", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+        (["--split", "test"], "split is 'test', but has no effect because .*in.jsonl is a file"),
+        (["--join_steps", "x"], "join_steps has no effect, because all candidates are texts"),
+        (["--min_score", "0.9"], r"0 of 1 records were kept \(dropped: below_min_score: 1\)"),
+        (["--candidates", "nowhere.jsonl"], "nowhere.jsonl: file not found"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, planted, capsys, more, message):
@@ -648,10 +651,10 @@ def test_options_without_meaning(tmp_path, run_folder, planted, capsys):
         assert re.search(message, capsys.readouterr().err)
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": ["a"]}])
     config = RaftConfig(output_dir=str(tmp_path / "raft"), candidates=source, segmentation="sentence")
-    with pytest.raises(ValueError, match="segmentation cuts texts, and all candidates are lists of steps"):
+    with pytest.raises(ValueError, match="segmentation has no effect, because all candidates are lists of steps"):
         read_candidates(config, Counter())
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="empty.jsonl: there is nothing in it"):
+    with pytest.raises(ValueError, match="empty.jsonl: no candidates found"):
         read_candidates(RaftConfig(output_dir="out", candidates=str(tmp_path / "empty.jsonl")), Counter())
 
 
@@ -674,7 +677,7 @@ def test_what_is_missing_shows_before_the_long_part(tmp_path, monkeypatch, capsy
     (tmp_path / "raft").mkdir()
     (tmp_path / "raft" / "mine.txt").write_text("x")
     assert main(words) == 1
-    assert "the output exists already" in capsys.readouterr().err
+    assert "the output already exists" in capsys.readouterr().err
 
 
 def test_aggregates_from_python():

@@ -154,9 +154,9 @@ def test_annotate_has_no_prefixes(tmp_path, capsys):
             "start",
             WE_START,
             (),
-            "found no 'start' among the keys ['answer', 'begun', 'problem'], expected the beginning",
+            "'start' is not among the keys ['answer', 'begun', 'problem']",
         ),
-        ("begun", "", (), "found 'begun' is '', expected the beginning of a solution as a string that is not blank"),
+        ("begun", "", (), "'begun' is ''. It must be a non-empty string"),
         (
             "begun",
             "# Step 1\nWe",

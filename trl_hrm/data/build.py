@@ -1,4 +1,4 @@
-"""From records to a `DatasetDict` on disk: parse, view, split, write Parquet, card and report."""
+"""Build a `DatasetDict` on disk from records: parse, apply the view, split, and write Parquet files, card and report."""
 
 import gc
 import json
@@ -44,11 +44,11 @@ GROUPED_ROWS = 1000
 
 class Dropped(Exception):
     """
-    Raised by a parser for a record that is left out on purpose.
+    Raised by a parser to drop a record on purpose.
 
     Args:
         reason (`str`):
-            Why. It is counted in the report.
+            Reason for the drop, which the report counts.
         notes (`Mapping[str, int]`, *optional*):
             Counts to add to the notes of the report.
     """
@@ -61,25 +61,25 @@ class Dropped(Exception):
 @dataclass
 class Recipe:
     """
-    What distinguishes one builder from the others: where its records come from, and how a record becomes a tree.
+    Definition of a builder: where its records come from, and how to turn a record into a tree.
 
     Args:
         name (`str`):
             Name of the builder, as in `trl-hrm build-<name>`.
         source ([`JsonLines`], [`DatasetRows`] or [`NodeFiles`]):
-            Where the records come from.
+            Source of the records.
         inputs (`list[str]`):
-            Files or datasets, as the user named them.
+            Files or datasets, as named by the user.
         parse (`Callable[[Any, str, Counter], StepTree | list[StepTree]]`):
-            Returns the tree of a record, or several trees of one problem. Its arguments are the record, the place of the record
-            for error messages, and a counter for notes. It raises [`Dropped`] for records left out on purpose, [`RowError`] for
-            records with a fault, which are left out unless `config.strict`, and `ValueError` to stop the build.
+            Function that returns the tree of a record, or several trees of one problem. Its arguments are the record, its location
+            for error messages, and a counter for notes. It raises [`Dropped`] to drop a record on purpose, [`RowError`] for an
+            invalid record, which is dropped unless `config.strict` is set, and `ValueError` to stop the build.
         columns (`Mapping[str, pa.DataType]`, *optional*):
-            Types of the columns in `extra` of the trees. Other types are inferred from the values.
+            Types of the columns in the `extra` of the trees. The types of other columns are inferred from their values.
         is_final (`Callable[[str], bool]`, *optional*):
-            Whether a step ends its trajectory, for `view="orm"`. See [`orm_view`].
+            Function that returns whether a step ends its trajectory, for `view="orm"`. See [`orm_view`].
         join_prompts (`bool`, *optional*, defaults to `False`):
-            Whether the records of one prompt are joined to one tree in the views `"tree"` and `"hrm"`.
+            Whether to join the records of one prompt into one tree in the views `"tree"` and `"hrm"`.
         options (`dict[str, Any]`, *optional*):
             Options of this builder that are not in [`BuildConfig`], for the rebuild command.
         about (`dict[str, Any]`, *optional*):
@@ -89,11 +89,11 @@ class Recipe:
         warnings (`list[str]`, *optional*):
             Warnings about the source.
         describe (`Callable[[dict], dict]`, *optional*):
-            Returns the `"facts"` of a report, for the report and the card.
+            Function that returns the `"facts"` of a report, for the report and the card.
         warn (`Callable[[dict], list[str]]`, *optional*):
-            Returns more warnings, given a report.
+            Function that returns more warnings, given a report.
         asked ([`~search.prompts.Prompt`], *optional*):
-            What the policy was asked, for `view="sft"`. Defaults to the bare problem.
+            Prompt that the policy was given, for `view="sft"`. Defaults to the bare problem.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Recipe:
     asked: Prompt | None = None
 
     def trees(self, record: Any, where: str, notes: Counter) -> list[StepTree]:
-        """The trees of a record."""
+        """Return the trees of a record."""
         parsed = self.parse(record, where, notes)
         return parsed if isinstance(parsed, list) else [parsed]
 
@@ -121,22 +121,22 @@ def build_dataset(recipe: Recipe, config: BuildConfig) -> BuildReport:
     """
     Build a dataset and write it to `config.output_dir`.
 
-    Everything is written to a temporary directory next to the output, and renamed at the end: a build that fails or is
-    interrupted leaves nothing behind. Records are read and rows are written in chunks of 4 MB, so memory does not grow with the
+    The dataset is written to a temporary directory next to the output, which is renamed at the end, so a failed or interrupted
+    build leaves nothing behind. Records are read and rows are written in chunks of 4 MB, so memory use does not grow with the
     input.
 
     Args:
         recipe ([`Recipe`]):
-            The source of the records and its parser.
+            Source of the records and its parser.
         config ([`BuildConfig`]):
-            What a row is, and where to write.
+            Options of the build, such as the view and the output directory.
 
     Returns:
         `dict[str, Any]`: The report, as written to `build_report.json`.
 
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
-        `ValueError`: If a record is faulty, or if no row is left for training.
+        `ValueError`: If the build must stop at an invalid record, or if no row is left for training.
     """
     output = Path(config.output_dir).absolute()
     check_output(output, config)
@@ -156,15 +156,15 @@ def build_dataset(recipe: Recipe, config: BuildConfig) -> BuildReport:
 
 def finish_dataset(work: Path, about: dict[str, Any], report: dict[str, Any], output: Path) -> None:
     """
-    Make a dataset of its parts, with card and report, and give it the name of the output.
+    Assemble a dataset from its parts, add the card and the report, and move it to the output.
 
     Args:
         work (`Path`):
-            Temporary directory with the rows in `parts`, and what else belongs to the dataset in `dataset`, if anything.
+            Temporary directory with the rows in `parts`, and any other files of the dataset in `dataset`.
         about (`dict[str, Any]`):
             See [`Recipe`].
         report (`dict[str, Any]`):
-            The report. Its `content` is added.
+            Report of the build. The key `content` is added.
         output (`Path`):
             Directory to create or replace.
     """
@@ -178,7 +178,7 @@ def finish_dataset(work: Path, about: dict[str, Any], report: dict[str, Any], ou
 
 
 def count_labels(recipe: Recipe, config: BuildConfig, bin_of: Callable[[float], int]) -> dict[int, int]:
-    """How many labels of each bin the training rows that [`build_dataset`] would write hold."""
+    """Return the number of labels per bin in the training rows that [`build_dataset`] would write."""
     worker = _Worker(recipe, config, read_problem_keys(config.exclude))
     counts = load_counts(worker.map(_count_chunk, worker.chunks(), "count", bin_of=bin_of)["counts"])
     return Counter({number: count for (number,), count in counts.items()})
@@ -186,7 +186,7 @@ def count_labels(recipe: Recipe, config: BuildConfig, bin_of: Callable[[float], 
 
 @dataclass
 class _Worker:
-    """What each process does with its chunks. A copy travels to every process."""
+    """Work that each process does on its chunks. It is pickled to every process."""
 
     recipe: Recipe
     config: BuildConfig
@@ -194,7 +194,7 @@ class _Worker:
     parts: str = ""
 
     def run(self) -> Counter:
-        """Write the rows of all chunks, and count."""
+        """Write the rows of all chunks and return the counts."""
         chunks = self.chunks()
         if not (self.recipe.join_prompts and self.config.view in ("tree", "hrm")):
             written = self.map(_write_chunk, chunks)
@@ -217,16 +217,16 @@ class _Worker:
         return load_counts([*found["counts"], *written["counts"]])
 
     def chunks(self) -> list[dict[str, Any]]:
-        """The chunks of the source."""
+        """Return the chunks of the source."""
         chunks = self.recipe.source.chunks()
         if not chunks:
             raise ValueError(
-                f"{', '.join(self.recipe.inputs)}: there is nothing in it, expected records to build from."
+                f"{', '.join(self.recipe.inputs)}: no records found. Check the path, or remove the empty input."
             )
         return chunks
 
     def map(self, function: Callable, chunks: list[dict[str, Any]], task: str = "build", **options: Any) -> Dataset:
-        """Results of `function` for each chunk, in the order of the chunks."""
+        """Apply `function` to each chunk in parallel and return the results in the order of the chunks."""
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         num_proc = min(self.config.num_proc or num_cores, len(chunks))
         return Dataset.from_list(chunks).map(
@@ -241,7 +241,7 @@ class _Worker:
         )
 
     def keep(self, record: dict[str, Any], where: str, counts: Counter, views: Callable) -> list[StepTree]:
-        """The rows of a record, none if it is dropped; either way it is counted."""
+        """Count a record and return its rows, which are empty if it is dropped."""
         notes = Counter()
         counts["records_in",] += 1
         try:
@@ -274,7 +274,7 @@ class _Worker:
         return rows
 
     def rows(self, tree: StepTree) -> list[StepTree]:
-        """The rows of a tree in the view asked for. For `"sft"` the source makes the rows."""
+        """Return the rows of a tree in the requested view. For `"sft"`, the parser already returns one tree per row."""
         if self.config.view == "prm":
             return prm_view(tree)
         if self.config.view == "orm":
@@ -303,7 +303,7 @@ class _Worker:
 
 @contextmanager
 def _no_search_for_cycles() -> Iterator[None]:
-    """Python looks for unreachable cycles as objects are made. A chunk makes many objects, and no cycles: a third faster."""
+    """Disable garbage collection. A chunk creates many objects but no reference cycles, so this is a third faster."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -363,11 +363,11 @@ def make_report(
     builder: str, inputs: list[str], command: str, config: BuildConfig, counts: Counter, warnings: Sequence[str] = ()
 ) -> BuildReport:
     """
-    The report of a build, from counts with the keys `("records_in",)`, `("records_kept",)`, `("dropped", reason)`,
+    Return the report of a build from counts with the keys `("records_in",)`, `("records_kept",)`, `("dropped", reason)`,
     `("rows", split)`, `("labels", split, kind, value)` and `("notes", note)`.
 
     Raises:
-        `ValueError`: If no row is left, or none for training.
+        `ValueError`: If no rows or no training rows are left.
     """
     faults = [key[1:] for key in counts if key[0] == "faults"]
     found = {"records_in": 0, "records_kept": 0, "dropped": {}, "rows": {}, "labels": {}, "notes": {}}
@@ -376,22 +376,22 @@ def make_report(
     assert found["records_in"] == found["records_kept"] + sum(found["dropped"].values())
     if not found["records_kept"]:
         raise ValueError(
-            f"{', '.join(inputs)}: no row is left of {found['records_in']} records (dropped: {dropped}). "
+            f"{', '.join(inputs)}: 0 of {found['records_in']} records were kept (dropped: {dropped}). "
             + " ".join(
-                [*warnings, "Check that the files hold this builder's format, and the options that drop records."]
+                [*warnings, "Check that the files have the format of this builder, and the options that drop records."]
             )
-            + (f" The first fault: {faults[0][2]}" if faults else "")
+            + (f" The first invalid record: {faults[0][2]}" if faults else "")
         )
     if "train" not in found["rows"]:
         raise ValueError(
-            f"the train split is empty: all {found['rows']['test']} rows fell into the test split at "
-            f"test_size={config.test_size} and seed={config.seed}. Lower test_size, or change the seed."
+            f"the train split is empty: test_size={config.test_size} and seed={config.seed} put all {found['rows']['test']} rows in "
+            "the test split. Lower test_size, or change the seed."
         )
     warnings = list(warnings)
     if config.test_size and "test" not in found["rows"]:
         warnings.append(
-            f"the test split is empty and was left out: no problem fell into it at test_size={config.test_size} and "
-            f"seed={config.seed}. Raise test_size, or change the seed."
+            f"no test split was written: test_size={config.test_size} and seed={config.seed} put all problems in the train split. "
+            "Raise test_size, or change the seed."
         )
     for reason in dict.fromkeys(reason for reason, *_ in faults):
         places = [where for other, where, _ in faults if other == reason]

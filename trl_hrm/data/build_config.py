@@ -11,40 +11,41 @@ NEUTRAL_LABELS = {"negative": 0.0, "positive": 1.0, "drop": None}
 
 
 def unescape(text: str) -> str:
-    r"""Return the text with `\n` and `\t`, as people type them in a shell, as newline and tab."""
+    r"""Replace the two characters `\n` and `\t`, as typed in a shell, with a newline and a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 @dataclass(kw_only=True)
 class BuildConfig(Config):
     r"""
-    Base class of the configs of dataset builders.
+    Base class of the dataset builder configs.
 
     Args:
         output_dir (`str`):
             Directory to create, with one Parquet file per split, a dataset card and `build_report.json`.
         view (`str`, *optional*, defaults to `"tree"`):
-            What a row is. `"tree"`: a problem with its judged steps as a tree. `"hrm"`: the tree with merged steps. `"prm"`: one
-            root-to-leaf path. `"orm"`: one root-to-leaf path with a label on its last step only.
+            Content of a row. `"tree"`: a problem with its labelled steps as a tree. `"hrm"`: the tree with merged steps. `"prm"`:
+            one root-to-leaf path. `"orm"`: one root-to-leaf path with a label on its last step only.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
-            Text between the steps of a merged step, for `view="hrm"`. On the command line `\n` and `\t` are a newline and a tab.
+            Text between the steps of a merged step, for `view="hrm"`. On the command line, `\n` and `\t` are read as a newline and a
+            tab.
         max_merge (`int`, *optional*, defaults to `2`):
             Maximum number of steps in a merged step, for `view="hrm"`.
         test_size (`float`, *optional*, defaults to `0.1`):
-            Share of problems in the test split, from 0 (no test split) to below 1.
+            Fraction of the problems that go to the test split, in [0, 1). 0 creates no test split.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the split.
+            Random seed of the train/test split.
         exclude (`list[str]`, *optional*, defaults to `[]`):
-            JSON files of test sets, with the problem under `problem`, `question` or `prompt`. Their problems are dropped.
+            JSON files of test sets whose problems are dropped. They hold the problem under `problem`, `question` or `prompt`.
         num_proc (`int`, *optional*):
-            Number of processes. Defaults to one per core, and at most one per chunk of 4 MB.
+            Number of processes. Defaults to one per CPU core, but at most one per 4 MB of input.
         overwrite (`bool`, *optional*, defaults to `False`):
             Replace `output_dir` if it is an earlier build.
         columns (`dict[str, str]`, *optional*):
-            New names of columns, such as `{"completions": "steps"}` or `["completions=steps"]`. See
+            Column to read for each expected name, such as `{"completions": "steps"}` or `["completions=steps"]`. See
             [`~data.sources.rename_columns`].
         strict (`bool`, *optional*, defaults to `False`):
-            Stop at the first row with a fault, such as a blank step, instead of leaving out and counting such rows.
+            Raise an error at the first invalid row, such as one with a blank step. By default, invalid rows are dropped and counted.
 
     Raises:
         `ValueError`: If an option is out of range.
@@ -58,14 +59,14 @@ class BuildConfig(Config):
     view: Literal["tree", "hrm", "prm", "orm"] = field(
         default="tree",
         metadata={
-            "help": "What a row is. `tree`: a problem with its judged steps as a tree. `hrm`: the tree with merged steps. `prm`: one "
-            "root-to-leaf path. `orm`: one root-to-leaf path with a label on its last step only."
+            "help": "Content of a row. `tree`: a problem with its labelled steps as a tree. `hrm`: the tree with merged steps. "
+            "`prm`: one root-to-leaf path. `orm`: one root-to-leaf path with a label on its last step only."
         },
     )
     merge_separator: str = field(
         default="\n",
         metadata={
-            "help": r"Text between the steps of a merged step, for `--view hrm`. `\n` and `\t` are a newline and a tab (default: \n).",
+            "help": r"Text between the steps of a merged step, for `--view hrm`. `\n` and `\t` are read as a newline and a tab (default: \n).",
             "parse": unescape,
             "advanced": True,
         },
@@ -76,20 +77,20 @@ class BuildConfig(Config):
     )
     test_size: float = field(
         default=0.1,
-        metadata={"help": "Share of problems in the test split, from 0 (no test split) to below 1."},
+        metadata={"help": "Fraction of the problems that go to the test split, in [0, 1). 0 creates no test split."},
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the split."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the train/test split."})
     exclude: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "JSON files of test sets, with the problem under `problem`, `question` or `prompt`. Their problems are dropped.",
+            "help": "JSON files of test sets whose problems are dropped. They hold the problem under `problem`, `question` or `prompt`.",
             "metavar": "FILE",
         },
     )
     num_proc: int | None = field(
         default=None,
         metadata={
-            "help": "Number of processes. Defaults to one per core, and at most one per chunk of 4 MB.",
+            "help": "Number of processes. Defaults to one per CPU core, but at most one per 4 MB of input.",
             "advanced": True,
         },
     )
@@ -97,7 +98,7 @@ class BuildConfig(Config):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Read COLUMN as NAME, for rows with other column names: `problem=Question answer=reward_model.ground_truth`.",
+            "help": "Column to read for each expected name, such as `problem=Question answer=reward_model.ground_truth`.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -106,7 +107,8 @@ class BuildConfig(Config):
     strict: bool = field(
         default=False,
         metadata={
-            "help": "Stop at the first row with a fault, such as a blank step, instead of leaving out and counting such rows."
+            "help": "Raise an error at the first invalid row, such as one with a blank step. By default, invalid rows are dropped and "
+            "counted."
         },
     )
 
@@ -114,11 +116,11 @@ class BuildConfig(Config):
         self.columns = parse_columns(self.columns)
         super().__post_init__()
         if not self.merge_separator:
-            raise ValueError("merge_separator is empty, expected a text that tells a merged step from a single one.")
+            raise ValueError("merge_separator is empty. It must separate the steps of a merged step, as '\\n' does.")
         if self.max_merge < 2:
             raise ValueError(f"max_merge is {self.max_merge}, expected 2 (pairs, as in the paper) or more.")
         if not 0 <= self.test_size < 1:
-            raise ValueError(f"test_size is {self.test_size}, expected a share from 0 (no test split) to below 1.")
+            raise ValueError(f"test_size is {self.test_size}, expected a fraction in [0, 1). Use 0 for no test split.")
         if self.num_proc is not None and self.num_proc < 1:
             raise ValueError(f"num_proc is {self.num_proc}, expected 1 or more.")
 
@@ -126,21 +128,21 @@ class BuildConfig(Config):
 @dataclass(kw_only=True)
 class BuildPRM800KConfig(BuildConfig):
     """
-    Config of [`build_prm800k`]. It adds to [`BuildConfig`]:
+    Config of [`build_prm800k`]. In addition to the arguments of [`BuildConfig`]:
 
     Args:
         inputs (`list[str]`):
-            PRM800K files of phase 1 or 2, JSON Lines or JSON.
+            PRM800K files of phase 1 or 2, in JSON Lines or JSON format.
         neutral (`str` or `float`, *optional*, defaults to `"negative"`):
-            Label of a step rated 0: `"negative"` (as in the HRM paper's Table 2), `"positive"`, `"drop"` for context only, or a
-            probability from 0 to 1.
+            Label of a step rated 0: `"negative"` (as in the HRM paper's Table 2), `"positive"`, a probability in [0, 1], or `"drop"`
+            to keep the step as context without a label.
         drop_screening (`bool`, *optional*, defaults to `False`):
-            Drop the records that served to screen annotators or to control their quality.
+            Drop the records that were used for annotator screening or quality control.
     """
 
     inputs: list[str] = field(
         metadata={
-            "help": "PRM800K files of phase 1 or 2, JSON Lines or JSON.",
+            "help": "PRM800K files of phase 1 or 2, in JSON Lines or JSON format.",
             "positional": True,
             "metavar": "FILE",
         }
@@ -148,22 +150,23 @@ class BuildPRM800KConfig(BuildConfig):
     neutral: str | float = field(
         default="negative",
         metadata={
-            "help": "Label of a step rated 0: `negative`, `positive`, `drop` (context only), or a probability from 0 to 1.",
+            "help": "Label of a step rated 0: `negative`, `positive`, a probability in [0, 1], or `drop` to keep the step as context "
+            "without a label.",
             "parse": str,
         },
     )
     drop_screening: bool = field(
         default=False,
-        metadata={"help": "Drop the records that served to screen annotators or to control their quality."},
+        metadata={"help": "Drop the records that were used for annotator screening or quality control."},
     )
 
     def __post_init__(self):
         super().__post_init__()
-        self.neutral_label  # noqa: B018  checks the range
+        self.neutral_label  # noqa: B018  raises if `neutral` is invalid
 
     @property
     def neutral_label(self) -> float | None:
-        """Label of a step rated 0. `None` for context only."""
+        """Label of a step rated 0. `None` keeps the step as context without a label."""
         if self.neutral in NEUTRAL_LABELS:
             return NEUTRAL_LABELS[self.neutral]
         try:
@@ -172,7 +175,7 @@ class BuildPRM800KConfig(BuildConfig):
             label = -1.0
         if not 0 <= label <= 1:
             raise ValueError(
-                f"neutral is {self.neutral!r}, expected negative, positive, drop or a probability in [0, 1]."
+                f"neutral is {self.neutral!r}, expected 'negative', 'positive', 'drop' or a probability in [0, 1]."
             )
         return label
 
@@ -180,16 +183,16 @@ class BuildPRM800KConfig(BuildConfig):
 @dataclass(kw_only=True)
 class BuildMathShepherdConfig(BuildConfig):
     """
-    Config of [`build_math_shepherd`]. It adds to [`BuildConfig`]:
+    Config of [`build_math_shepherd`]. In addition to the arguments of [`BuildConfig`]:
 
     Args:
         inputs (`list[str]`):
-            Files of Math-Shepherd, ER-PRM or RLHFlow, JSON Lines or JSON.
+            Math-Shepherd, ER-PRM or RLHFlow files, in JSON Lines or JSON format.
     """
 
     inputs: list[str] = field(
         metadata={
-            "help": "Files of Math-Shepherd, ER-PRM or RLHFlow, JSON Lines or JSON.",
+            "help": "Math-Shepherd, ER-PRM or RLHFlow files, in JSON Lines or JSON format.",
             "positional": True,
             "metavar": "FILE",
         }
@@ -199,20 +202,20 @@ class BuildMathShepherdConfig(BuildConfig):
 @dataclass(kw_only=True)
 class BuildStepwiseConfig(BuildConfig):
     """
-    Config of [`build_stepwise`]. It adds to [`BuildConfig`]:
+    Config of [`build_stepwise`]. In addition to the arguments of [`BuildConfig`]:
 
     Args:
         inputs (`list[str]`):
-            JSON Lines or JSON files, or one directory or Hub id of a dataset.
+            JSON Lines or JSON files, or one dataset directory or Hub id.
         split (`str`, *optional*, defaults to `"train"`):
-            Split of a dataset to read. Not used for files.
+            Dataset split to read. Ignored for files.
     """
 
     inputs: list[str] = field(
         metadata={
-            "help": "JSON Lines or JSON files, or one directory or Hub id of a dataset.",
+            "help": "JSON Lines or JSON files, or one dataset directory or Hub id.",
             "positional": True,
             "metavar": "INPUT",
         }
     )
-    split: str = field(default="train", metadata={"help": "Split of a dataset to read. Not used for files."})
+    split: str = field(default="train", metadata={"help": "Dataset split to read. Ignored for files."})

@@ -1,4 +1,4 @@
-"""Counts of a build: records in, rows out, labels by value, drops by reason."""
+"""Report of a build: counts of records, rows, labels by value and drops by reason."""
 
 import json
 from collections import Counter
@@ -8,11 +8,11 @@ from ..step_tree import StepTree
 
 
 SOLUTION_VIEWS = ("sft", "raft")
-SHOWN_VALUES = 12  # of more different labels, only tenths are shown
+SHOWN_VALUES = 12  # if there are more distinct labels, they are grouped into tenths
 
 
 def count_row(counts: Counter, split: str, tree: StepTree) -> None:
-    """Add one written row and its labels, apart for single and merged steps, to `counts`."""
+    """Add one written row and its labels to `counts`. The labels of single and merged steps are counted separately."""
     counts["rows", split] += 1
     num_merged = [1] * len(tree.labels) if tree.num_merged is None else tree.num_merged
     for (label, merged), count in Counter(zip(tree.labels, num_merged, strict=True)).items():
@@ -21,12 +21,12 @@ def count_row(counts: Counter, split: str, tree: StepTree) -> None:
 
 
 def dump_counts(counts: Counter) -> str:
-    """Counts as a JSON string, the form in which processes hand them over."""
+    """Return counts as a JSON string, which can be passed between processes."""
     return json.dumps([[*key, count] for key, count in counts.items()])
 
 
 def load_counts(dumps: list[str]) -> Counter:
-    """The sum of counts given as JSON strings."""
+    """Return the sum of counts that are given as JSON strings."""
     counts = Counter()
     for dump in dumps:
         for *key, count in json.loads(dump):
@@ -36,7 +36,7 @@ def load_counts(dumps: list[str]) -> Counter:
 
 def nest_counts(counts: Counter) -> dict[str, Any]:
     """
-    Counts as nested dictionaries with sorted keys, the form in which `build_report.json` holds them.
+    Return counts as nested dictionaries with sorted keys, as in `build_report.json`.
 
     Example:
 
@@ -56,7 +56,7 @@ def nest_counts(counts: Counter) -> dict[str, Any]:
 
 def group_values(values: dict[str, int]) -> dict[str, int]:
     """
-    Counts of labels by value; by tenths where there are many values. `null` stays apart.
+    Return label counts by value, grouped into tenths if there are many distinct values. `null` is always counted separately.
 
     Example:
 
@@ -77,11 +77,11 @@ def group_values(values: dict[str, int]) -> dict[str, int]:
 
 
 def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
-    """The report as `(name, count)` pairs, in the order in which they are shown."""
+    """Return the report as `(name, count)` pairs, in display order."""
     lines = [("records in", report["records_in"]), ("records kept", report["records_kept"])]
     lines += [(f"records dropped: {reason}", count) for reason, count in report["dropped"].items()]
     lines += [(f"rows out: {split}", count) for split, count in report["rows"].items()]
-    is_scored = report["view"] in SOLUTION_VIEWS  # a row is a solution, and its label a score
+    is_scored = report["view"] in SOLUTION_VIEWS  # a row is a solution and its label is a score
     if not is_scored:
         lines.append(("labelled steps", report["labelled_steps"]))
     for split, kinds in report["labels"].items():
@@ -93,8 +93,8 @@ def report_lines(report: dict[str, Any]) -> list[tuple[str, int]]:
 
 class BuildReport(dict[str, Any]):
     """
-    What a build has read, written and dropped, as `build_report.json` holds it. Its `str()` is a short table, with how the
-    solutions of runs end and the warnings below.
+    Report of what a build read, wrote and dropped, with the content of `build_report.json`. Its `str()` is a short table, followed
+    by how the solutions of each run ended and by the warnings.
     """
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Where candidate solutions come from: rows of files and datasets, and runs of `trl-hrm annotate`."""
+"""Readers of candidate solutions from files, datasets and runs of `trl-hrm annotate`."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,39 +31,40 @@ def read_candidates(
     config: CandidatesConfig, notes: Counter, answers: bool = False, grades: bool = False
 ) -> list[ProblemCandidates]:
     """
-    Read candidates, grouped by problem: rows with the same `problem_id` or, without one, the same problem.
+    Read candidates, grouped by problem: rows with the same `problem_id` or, without one, the same problem text.
 
     The candidates of a run are all of its finished solutions.
 
     Args:
         config ([`CandidatesConfig`]):
-            What to read, and how texts are cut into steps.
+            Options of the candidates and of their segmentation into steps.
         notes (`Counter`):
-            Counts what [`CandidateRows`] counts. For a run, counts problems without candidates, and unfinished solutions.
+            Counter, see [`CandidateRows`]. For a run, it counts problems without candidates and unfinished solutions. It is updated
+            in place.
         answers (`bool`, *optional*, defaults to `False`):
-            Whether the column `answer` of rows holds reference answers.
+            Whether the column `answer` has reference answers.
         grades (`bool`, *optional*, defaults to `False`):
-            Whether the column `correct` (or `is_correct`, or `labels` next to `candidates`) of rows holds grades of the candidates.
+            Whether the column `correct` (or `is_correct`, or `labels` next to `candidates`) has grades of the candidates.
 
     Returns:
-        `list[ProblemCandidates]`: One per problem, in the order in which they first appear.
+        `list[ProblemCandidates]`: The problems with their candidates, in the order in which they first appear.
 
     Raises:
-        `FileNotFoundError`: If the file or folder is missing.
-        `ValueError`: If a row is faulty, or an option has no effect on these candidates.
+        `FileNotFoundError`: If the file or folder does not exist.
+        `ValueError`: If a row is invalid, or an option has no effect on these candidates.
     """
     path = Path(config.candidates)
     if is_run(config):
         problems = _finished_candidates(config, notes)
     elif path.is_dir() and any(path.glob("log-*.jsonl")):
         raise FileNotFoundError(
-            f"{path}: found the log of a search (log-*.jsonl) without its {MANIFEST}, which tells what the policy was asked. "
-            "Copy the whole folder of trl-hrm annotate."
+            f"{path}: found the log of a search (log-*.jsonl), but not its {MANIFEST}, which has the prompt of the policy. Copy the "
+            "whole output directory of trl-hrm annotate."
         )
     elif path.suffix == ".parquet":
         raise ValueError(
-            f"{path}: found a Parquet file, expected JSON Lines or a folder. Name the folder of the dataset or of the run "
-            "that it belongs to."
+            f"{path}: found a Parquet file, expected a JSON Lines file or a folder. Pass the folder of the dataset or run that contains "
+            "the file."
         )
     elif path.is_dir():
         with loaded_dataset(config.candidates, config.split or "train") as dataset:
@@ -74,12 +75,12 @@ def read_candidates(
         rows = JsonLines([config.candidates], config.columns)
         problems = CandidateRows(config, notes, answers, grades).read(rows)
     if not problems:
-        raise ValueError(f"{path}: there is nothing in it, expected candidates to choose from.")
+        raise ValueError(f"{path}: no candidates found. Check the path, or remove the empty input.")
     forms = {isinstance(problem.prompt, str): problem.where for problem in reversed(problems)}
     if len(forms) > 1:
         raise ValueError(
-            f"{forms[True]} has a text as `prompt`, {forms[False]} messages: they cannot stand in one dataset. Give candidates "
-            "of one form at a time."
+            f"`prompt` is a text at {forms[True]}, but messages at {forms[False]}. A dataset cannot mix both. Use separate inputs for "
+            "text prompts and messages."
         )
     return problems
 
@@ -88,41 +89,41 @@ def read_pool(
     config: CandidatesConfig, extractors: Sequence[str] | None, problems: ProblemSet | None, notes: Counter
 ) -> list[ProblemCandidates]:
     """
-    Read candidates with their answers, and the reference answers of their problems.
+    Read candidates with their final answers, and the reference answers of their problems.
 
     The candidates of a run are all of its sampled solutions, including unfinished ones.
 
     Args:
         config ([`CandidatesConfig`]):
-            What to read. Reference answers are in the trees of a run of `trl-hrm annotate --search rollouts`, or in the column
-            `answer` of rows. Rows may have grades of the candidates instead.
+            Options of the candidates. Reference answers are read from a run of `trl-hrm annotate --search rollouts`, or from the
+            column `answer` of rows. Rows may have grades of the candidates instead.
         extractors (`Sequence[str]`, *optional*):
-            How an answer is read from a solution. Defaults to those of [`reading_settings`].
+            Names of the answer extractors. Defaults to the extractors in [`reading_settings`].
         problems ([`ProblemSet`], *optional*):
-            Problems with their answers, for rows without them. They are matched by the text of the problem.
+            Problems with reference answers, for rows without them. They are matched by the text of the problem.
         notes (`Counter`):
-            Counts what [`CandidateRows`] counts, and `problems_without_answer` (left out), `problems_without_candidates` and
-            `problems_with_given_grades`.
+            Counter, see [`CandidateRows`]. It also counts `problems_without_answer` (dropped), `problems_without_candidates`
+            and `problems_with_given_grades`. It is updated in place.
 
     Returns:
-        `list[ProblemCandidates]`: Each with an answer or with grades, in the order in which the problems first appear.
+        `list[ProblemCandidates]`: The problems, each with a reference answer or with grades, in the order in which they first appear.
 
     Raises:
-        `FileNotFoundError`: If the file or folder is missing.
-        `ValueError`: If a row is faulty, the run did not sample whole solutions, or no problem has an answer.
+        `FileNotFoundError`: If the file or folder does not exist.
+        `ValueError`: If a row is invalid, the run did not sample whole solutions, or no problem has an answer.
     """
     extractors = reading_settings(config, extractors)["extractors"]
     if is_run(config):
         if problems is not None:
             raise ValueError(
-                f"{config.candidates} is a run, which has the answers of its problems. Leave the problems out."
+                f"{config.candidates} is a run, which already has the reference answers. Remove the problems."
             )
         search = read_manifest(config.candidates)["search"]
         if search["search"] != "rollouts" or "root_filter" in search:
-            # Leaves of a searched tree share their beginnings, and a root filter leaves out problems by how hard they are
+            # Solutions of a search tree share their first steps, and a root filter drops problems by difficulty
             found = f"--search {search['search']}" + (" with --root_filter" if "root_filter" in search else "")
             raise ValueError(
-                f"{config.candidates}: a run of {found}, expected one of --search rollouts without --root_filter, whose solutions are "
+                f"{config.candidates}: the run used {found}. Expected --search rollouts without --root_filter, since the solutions must be "
                 "independent samples for every problem. Sample them with: trl-hrm annotate ... --search rollouts "
                 "--num_solutions N --num_completions 0"
             )
@@ -138,9 +139,7 @@ def read_pool(
             candidate.answer = _stated_answer(candidate.text, extractors, config.keep_thinking, opened)
     filled = [problem for problem in found if problem.candidates]
     if not filled:
-        raise ValueError(
-            f"{found[0].where}: found no candidates for this problem, nor for any other of {len(found):,}."
-        )
+        raise ValueError(f"{found[0].where}: no candidates found for any of the {len(found):,} problems.")
     if len(filled) < len(found):
         notes["problems_without_candidates"] += len(found) - len(filled)
     if problems is not None:
@@ -154,12 +153,12 @@ def read_pool(
     notes["problems_without_answer"] += len(filled) - len(answered)
     if not answered:
         raise ValueError(
-            f"{filled[0].where}: no reference answer for this problem, nor for any other of {len(filled):,}. "
+            f"{filled[0].where}: no reference answer found for any of the {len(filled):,} problems. "
             + (
-                "Give them in a column `answer`, give grades in a column `correct`, or name a file of problems with their answers (--problems)."
+                "Add a column `answer`, add grades in a column `correct`, or pass a file of problems with answers (--problems)."
                 if problems is None
-                else "The problems and those of the candidates must have the same text, up to whitespace: where the "
-                "prompts hold more than the problem, give the problem alone in a column `problem`."
+                else "Apart from whitespace, the problems must have the same text as in the candidates. If the prompts contain "
+                "more than the problem, add a column `problem` with only the problem."
             )
         )
     return answered
@@ -173,7 +172,7 @@ def take_first(
 
     Args:
         problems (`Sequence[ProblemCandidates]`):
-            The problems.
+            Problems with their candidates.
         number (`int`):
             Number of candidates that each problem must have.
         all_beyond (`bool`, *optional*, defaults to `False`):
@@ -183,12 +182,12 @@ def take_first(
         `ValueError`: If a problem has fewer candidates.
     """
     if not problems:
-        raise ValueError("there is no problem with candidates, expected one at least.")
+        raise ValueError("problems is empty, expected at least one problem with candidates.")
     short = min(problems, key=lambda problem: len(problem.candidates))
     if len(short.candidates) < number:
         raise ValueError(
-            f"{short.where}: problem {short.problem_id!r} has {len(short.candidates)} candidates, and the largest N is {number}. "
-            f"Give it more candidates, leave it out, or ask for a smaller --n (up to {len(short.candidates)})."
+            f"{short.where}: problem {short.problem_id!r} has {len(short.candidates)} candidates, but the largest N is {number}. "
+            f"Sample more candidates, remove the problem, or use a smaller --n (at most {len(short.candidates)})."
         )
     return list(problems) if all_beyond else [replace(p, candidates=p.candidates[:number]) for p in problems]
 
@@ -197,15 +196,15 @@ def read_run(
     files: Sequence[Path], extractors: Sequence[str], rule: StepRule | None = None, keep_thinking: bool = False
 ) -> Iterator[ProblemCandidates]:
     """
-    Yield the problems of a run of `--search rollouts` whose search ended, with all their solutions, including unfinished ones.
+    Yield the problems of a run of `--search rollouts` whose search finished, with all their solutions, including unfinished ones.
 
     Args:
         files (`Sequence[Path]`):
             Node files of the run.
         extractors (`Sequence[str]`):
-            How an answer is read from a solution.
+            Names of the answer extractors.
         rule ([`StepRule`], *optional*):
-            Cuts the solutions into steps. Defaults to the steps of the search.
+            Rule that splits the solutions into steps. Defaults to the steps of the search.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             See [`CandidatesConfig`].
     """
@@ -225,7 +224,7 @@ def read_run(
 def _sampled_candidates(
     tree: SearchTree, extractors: Sequence[str], rule: StepRule | None, keep_thinking: bool
 ) -> Iterator[Candidate]:
-    """The solutions below the root of a tree of rollouts. Each is a node with its whole text, next to the chain of its steps."""
+    """Yield the solutions in a tree of rollouts. Each is a node with its whole text, next to a path of nodes with its steps."""
     firsts, below = {}, {}
     for i, node in enumerate(tree.nodes):
         if node.role == "segment":
@@ -240,7 +239,7 @@ def _sampled_candidates(
                 steps.append(tree.step_text(i))
                 i = below.get(i)
             steps = [text for text in steps if text]
-            has_answer = node.is_final and (steps or keep_thinking)  # a solution that only thinks has none
+            has_answer = node.is_final and (steps or keep_thinking)  # a solution with only thinking has no answer
             answer = _stated_answer(node.text, extractors, keep_thinking) if has_answer else None
             if rule is not None:
                 steps = cut_text(node.text, rule, keep_thinking)
@@ -248,13 +247,13 @@ def _sampled_candidates(
 
 
 def _stated_answer(text: str, extractors: Sequence[str], keep_thinking: bool, opened: str = "") -> str | None:
-    """The answer in a solution. `opened` is the tag of thinking with which its prompt ends, if it does."""
+    """Return the answer of a solution. `opened` is the thinking tag at the end of its prompt, if any."""
     shown = without_thinking_tags(text) if keep_thinking else visible_text(opened + text)
     return extract_answer(shown, extractors)
 
 
 def source_warnings(config: CandidatesConfig) -> list[str]:
-    """Return warnings about the run that the candidates come from, if they do. See [`run_warnings`]."""
+    """Return warnings about the run, if the candidates come from one. See [`run_warnings`]."""
     if not is_run(config):
         return []
     return run_warnings({config.candidates: read_manifest(config.candidates) | read_summary(config.candidates)})
@@ -262,17 +261,17 @@ def source_warnings(config: CandidatesConfig) -> list[str]:
 
 def reading_settings(config: CandidatesConfig, extractors: Sequence[str] | None = None) -> dict[str, Any]:
     """
-    Return the settings with which candidates are read. Options that are not given default to the settings of the run that the
-    candidates come from.
+    Return the settings for reading candidates. If the candidates come from a run, options that are not given default to the
+    settings of the run.
 
     Args:
         config ([`CandidatesConfig`]):
-            The candidates.
+            Options of the candidates.
         extractors (`Sequence[str]`, *optional*):
-            How an answer is read from a solution. Defaults to those of the run, or of [`extract_answer`].
+            Names of the answer extractors. Defaults to the extractors of the run, or to the default of [`extract_answer`].
 
     Returns:
-        `dict[str, Any]`: `extractors`, `segmentation`, `step_pattern` if the segmentation is `"regex"`, `keep_thinking` and, for a
+        `dict[str, Any]`: `extractors`, `segmentation`, `keep_thinking`, `step_pattern` if the segmentation is `"regex"` and, for a
         run, `prompt_style`.
     """
     manifest = read_manifest(config.candidates) if is_run(config) else {}
@@ -292,7 +291,7 @@ def is_run(config: CandidatesConfig) -> bool:
     Return whether the candidates come from a run of `trl-hrm annotate`.
 
     Raises:
-        `ValueError`: If they do, and an option has no effect on runs.
+        `ValueError`: If they do, and an option is set that has no effect on runs.
     """
     if not Path(config.candidates, MANIFEST).is_file():
         return False
@@ -302,8 +301,8 @@ def is_run(config: CandidatesConfig) -> bool:
 
 def rule_of(config: CandidatesConfig) -> StepRule | None:
     """
-    Return the rule that cuts texts into steps: the one in the options or, for a run without one in the options, the rule of its
-    search. `None` for a run whose manifest has no rule.
+    Return the rule that splits texts into steps. If the options have none, the rule of the search is used for a run. Return `None`
+    if the manifest of the run has no rule.
     """
     if config.segmentation is not None or not is_run(config):
         return config.step_rule()
@@ -312,20 +311,22 @@ def rule_of(config: CandidatesConfig) -> StepRule | None:
 
 
 def cut_again(config: CandidatesConfig) -> StepRule | None:
-    """Return the rule to cut the solutions of a run with. `None` if they keep the steps of their search."""
+    """Return the rule to split the solutions of a run into steps, or `None` to keep the steps of the search."""
     return rule_of(config) if config.segmentation is not None or config.keep_thinking else None
 
 
 def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None:
     for name in names:
         if getattr(config, name) not in (None, {}):
-            raise ValueError(f"{name} is {getattr(config, name)!r}, but {config.candidates} is {kind}. Leave it out.")
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}, but has no effect because {config.candidates} is {kind}. Remove {name}."
+            )
 
 
 def finished_solutions(tree: SearchTree) -> Iterator[tuple[str, list[str]]]:
     """
-    Text and steps of every solution that came to its end, right or wrong. Rollouts that only judge a prefix were not cut into
-    steps and are none.
+    Yield the text and the steps of every finished solution, right or wrong. Rollouts that only estimate a prefix are skipped, since
+    they are not split into steps.
     """
     for i, node in enumerate(tree.nodes):
         if node.is_final and node.role != "rollout":

@@ -1,7 +1,7 @@
 r"""
-Problems with candidate solutions, and the rows that hold them. See [`~data.candidate_sources.read_candidates`] for the other places they come from.
+Problems with candidate solutions, and the reader of candidate rows. See [`~data.candidate_sources.read_candidates`] for other sources.
 
-A row is one candidate, or one problem with its candidates; a candidate is a text or a list of steps:
+A row has one candidate, or a problem with several candidates. A candidate is a text or a list of steps:
 
 ```json
 {"prompt": "1+2+3?", "completion": "1+2 = 3.\n\n3+3 = 6."}
@@ -9,13 +9,13 @@ A row is one candidate, or one problem with its candidates; a candidate is a tex
 {"prompt": "1+2+3?", "candidates": ["1+2 = 3.\n\n3+3 = 6.", ["1+2 = 3.", "3+3 = 7."]]}
 ```
 
-Grades are in a column `correct` or `is_correct`, of several candidates as a list, which may also be called `labels`:
+Grades are in a column `correct` or `is_correct`. For several candidates, the column has a list and may also be called `labels`:
 
 ```json
 {"prompt": "1+2+3?", "candidates": ["It is 6.", "It is 7."], "correct": [true, false]}
 ```
 
-Rows of search-and-learn, with `problem` and whole solutions as `completions`, are read too.
+Rows written by search-and-learn, with `problem` and whole solutions as `completions`, are also supported.
 """
 
 from collections import Counter
@@ -31,8 +31,8 @@ from .sources import DatasetRows, JsonLines, all_rows
 
 
 FORMS = ("completion", "completions", "candidates")
-GRADES = ("correct", "is_correct")  # columns with the grade of a candidate, or a list of them
-STEP_END = "\n\n"  # between steps that are given as a list
+GRADES = ("correct", "is_correct")  # columns with the grade of a candidate, or a list of grades
+STEP_END = "\n\n"  # default separator between the steps of a list
 THINKING = "candidates_with_thinking_left_out"
 
 
@@ -43,19 +43,19 @@ class Candidate:
 
     Args:
         text (`str`):
-            What the policy wrote.
+            Text written by the policy.
         steps (`list[str]`):
             S step texts. Empty for a blank solution.
         answer (`str`, *optional*):
-            The answer that it states.
+            Final answer of the solution. `None` if it has none.
         finish (`str`, *optional*):
             Why sampling ended: `"stop"`, `"eos"` or `"length"`. `None` if unknown.
         num_tokens (`int`, *optional*):
-            Number of tokens that the policy wrote. `None` if unknown.
+            Number of tokens written by the policy. `None` if unknown.
         correct (`bool`, *optional*):
-            Whether the answer is right, once it was graded. `None` for no answer, and for one that the grader gave up.
+            Whether the answer is right. `None` before grading, if there is no answer, or if grading failed.
         scores (`list[float]`, *optional*):
-            S step scores, once it was scored. `None` for a solution without steps, and for one that is too long.
+            S step scores. `None` before scoring, or if the solution has no steps or is too long.
     """
 
     text: str
@@ -74,25 +74,25 @@ class ProblemCandidates:
 
     Args:
         problem_id (`str`):
-            Key of the problem.
+            Id of the problem.
         problem (`str`):
-            The problem, as the reward model is shown it.
+            Text of the problem for the reward model.
         answer (`str`, *optional*):
-            The reference answer.
+            Reference answer.
         candidates (`list[Candidate]`, *optional*, defaults to `[]`):
             N solutions, in the order in which they were sampled.
         where (`str`, *optional*, defaults to `""`):
-            Place of the first candidate, for error messages.
+            Location of the first candidate, for error messages.
         graded (`bool`, *optional*, defaults to `False`):
-            Whether `correct` of the candidates was given with them. They are not graded again then.
+            Whether the source has the grades (`correct`) of the candidates. If so, they are not graded again.
         prompt (`str` or `list[dict[str, str]]`, *optional*):
-            What the policy was asked: text, or messages.
+            Prompt that the policy was given, as text or messages.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Variables for the chat template with which the policy was asked.
+            Chat template variables of the prompt.
         num_cut (`int`, *optional*, defaults to `0`):
-            Number of candidates that were given as text and cut into steps.
+            Number of candidates that were given as text and split into steps.
         num_considered (`int`, *optional*):
-            Number of candidates to choose from, blank and repeated ones included. Known after [`~data.raft.shortlist`].
+            Number of candidates to select from, including blank candidates and duplicates. Set by [`~data.raft.shortlist`].
     """
 
     problem_id: str
@@ -107,7 +107,7 @@ class ProblemCandidates:
     num_considered: int | None = None
 
     def to_row(self) -> dict[str, Any]:
-        """Return the row of `candidates.jsonl`, where results of best-of-N are kept."""
+        """Return the row of `candidates.jsonl`, the results file of best-of-N."""
         names = ("text", "steps", "answer", "correct", "finish", "scores", "num_tokens")
         row = {"problem_id": self.problem_id, "problem": self.problem, "answer": self.answer}
         row["candidates"] = [{name: getattr(candidate, name) for name in names} for candidate in self.candidates]
@@ -122,18 +122,18 @@ class ProblemCandidates:
 
 class CandidateRows:
     """
-    Reads rows of candidates and groups them by problem.
+    Reader that groups the rows of candidates by problem.
 
     Args:
         config ([`CandidatesConfig`]):
-            How texts are cut into steps.
+            Options of the candidates and of their segmentation into steps.
         notes (`Counter`):
-            Counts candidates whose thinking is left out, rows that are or look like whole solutions, blank steps in lists (left
-            out), and unused columns that may hold a part of the problem.
+            Counter of candidates whose thinking is removed, of rows that are or look like whole solutions, of blank steps that are
+            removed from lists, and of unused columns that may contain a part of the problem. It is updated in place.
         answers (`bool`):
-            Whether the column `answer` holds reference answers.
+            Whether the column `answer` has reference answers.
         grades (`bool`):
-            Whether the column `correct` (or `is_correct`, or `labels` next to `candidates`) holds grades of the candidates.
+            Whether the column `correct` (or `is_correct`, or `labels` next to `candidates`) has grades of the candidates.
     """
 
     def __init__(self, config: CandidatesConfig, notes: Counter, answers: bool, grades: bool):
@@ -152,34 +152,34 @@ class CandidateRows:
 
         Args:
             rows ([`JsonLines`] or [`DatasetRows`]):
-                The rows.
+                Reader of the rows.
             before (`str`, *optional*, defaults to `""`):
-                What the places of rows begin with in error messages.
+                Prefix of the row locations in error messages.
 
         Raises:
-            `ValueError`: If a row is faulty, or an option has no effect on these candidates.
+            `ValueError`: If a row is invalid, or an option has no effect on these candidates.
         """
         found = ((before + where, row) for where, row in all_rows(rows))
         for where, row in read_whole_solutions(found, self.notes):
             self._add(row, where)
         check_answers(self.notes, self.num_lists, self.config.candidates)
         if self.config.segmentation is not None and self.num_lists and not self.num_texts:
-            raise ValueError("segmentation cuts texts, and all candidates are lists of steps. Leave it out.")
+            raise ValueError("segmentation has no effect, because all candidates are lists of steps. Remove it.")
         if self.config.join_steps is not None and self.num_texts and not self.num_lists:
-            raise ValueError("join_steps joins lists of steps, and all candidates are texts. Leave it out.")
+            raise ValueError("join_steps has no effect, because all candidates are texts. Remove it.")
         return list(self.problems.values())
 
     def _add(self, row: dict[str, Any], where: str) -> None:
         if row.get("parents") is not None:
             raise ValueError(
-                f"{where}: the row has `parents`: it is a tree, not a candidate. Give rows of single solutions, as the view "
-                "prm has them."
+                f"{where}: the row has `parents`, so it is a tree and not a candidate. Use rows with single solutions, such as the "
+                "view prm."
             )
         given = [name for name in FORMS if row.get(name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"{where}: found {' and '.join(given) or 'none'} of `completion`, `completions` and `candidates` among the "
-                f"keys {sorted(row)}, expected one: a text, a list of steps, or a list of either. Name other columns with "
+                f"{where}: found {' and '.join(given) or 'none'} of `completion` (a text), `completions` (a list of steps) and "
+                f"`candidates` (a list of either) among the keys {sorted(row)}, expected exactly one. For other column names, use "
                 "--columns, such as --columns candidates=generations."
             )
         [form] = given
@@ -200,7 +200,7 @@ class CandidateRows:
         self.notes.update(UNUSED + name for name in unused_parts(row))
 
     def _grades(self, row: dict[str, Any], form: str, number: int, where: str) -> list[bool | None] | None:
-        """Grades of the candidates of a row, `None` if it has none. Next to `completions`, `labels` grade the steps."""
+        """Return the grades of the candidates of a row, if any. Next to `completions`, `labels` are step labels, not grades."""
         names = (*GRADES, "labels") if form == "candidates" else GRADES
         name = next((name for name in names if row.get(name) is not None), None)
         if name is None or not self.grades:
@@ -208,22 +208,24 @@ class CandidateRows:
         values = row[name] if form == "candidates" else [row[name]]
         if not isinstance(values, list) or len(values) != number:
             found = f"{len(values)} grades" if isinstance(values, list) else _shown(values)
-            raise ValueError(f"{where}: `{name}` has {found} for {number} candidates, expected one grade for each.")
+            raise ValueError(
+                f"{where}: `{name}` has {found} for {number} candidates, expected one grade per candidate."
+            )
         for value in values:
             if value is not None and (not isinstance(value, (bool, int, float)) or value not in (0, 1)):
                 raise ValueError(
-                    f"{where}: `{name}` has {_shown(value)}, expected true or false (or 1 or 0) for each candidate, or null where it "
-                    "is not known. If the column holds something else, rename it."
+                    f"{where}: `{name}` has {_shown(value)}, expected true or false (or 1 or 0) for each candidate, or null if the grade "
+                    "is unknown. If the column has no grades, rename it."
                 )
         return [None if value is None else bool(value) for value in values]
 
     def _problem(self, row: dict[str, Any], where: str) -> ProblemCandidates:
-        """The problem of a row, without its candidates."""
+        """Return the problem of a row, without its candidates."""
         prompt, problem_id = row.get("prompt"), row.get("problem_id")
         if prompt is None:
             raise ValueError(
-                f"{where}: found no `prompt` among the keys {sorted(row)}, expected what the policy was asked. Name another column "
-                "with --columns, such as --columns prompt=problem."
+                f"{where}: `prompt`, the prompt of the policy, is not among the keys {sorted(row)}. For another column name, use "
+                "--columns, such as --columns prompt=problem."
             )
         if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
             prompt = [_message(message, "prompt", where) for message in prompt]
@@ -233,13 +235,13 @@ class CandidateRows:
             )
         if problem_id is not None and not isinstance(problem_id, str):
             raise ValueError(
-                f"{where}: `problem_id` is {problem_id!r}, expected a string. Put quotes around a number in JSON Lines; cast "
-                "the column of a dataset to string."
+                f"{where}: `problem_id` is {problem_id!r}, expected a string. In JSON Lines, put the number in quotes. In a dataset, "
+                "cast the column to string."
             )
         problem = row.get("problem")
         if problem is None:
             try:
-                remedy = "Write the problem into a column `problem`."
+                remedy = "Put the problem in a column `problem`."
                 problem = prompt if isinstance(prompt, str) else problem_of(prompt, remedy)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
@@ -253,35 +255,35 @@ class CandidateRows:
                 raise ValueError(
                     f"{where}: `answer` is {_shown(answer)}, expected a text or a number. Rename or remove the column."
                 )
-            # Of a solution in GSM8K's format, what follows its last `####`
+            # In GSM8K's format, the answer follows the last `####` of a solution
             answer = extract_answer(str(answer), ("hash",)) or str(answer).strip() or None
         return ProblemCandidates(problem_id or problem_key(problem).hex(), problem, answer, where=where, prompt=prompt)
 
     def _check_same(self, first: ProblemCandidates, new: ProblemCandidates, same: str) -> None:
-        """Refuse rows that contradict each other about the problem that is the `same`."""
+        """Raise an error if two rows with the same problem or id (`same`) contradict each other."""
         if first.answer != new.answer:
             raise ValueError(
-                f"{new.where}: `answer` is {_shown(new.answer)} and {first.where} has {_shown(first.answer)} for the same problem, "
-                "expected the one reference answer. If the column holds something else, rename it, and give the problems with "
-                "their answers by themselves."
+                f"{new.where}: `answer` is {_shown(new.answer)}, but {first.where} has {_shown(first.answer)} for the same problem. A "
+                "problem must have one reference answer. If the column has something else, rename it, and pass a separate file of "
+                "problems with reference answers."
             )
         if first.graded != new.graded:
             has, lacks = (new, first) if new.graded else (first, new)
             raise ValueError(
-                f"{lacks.where}: found no grades of the candidates, and {has.where} has them for the same problem; expected `correct` "
-                "in both or in neither."
+                f"{lacks.where}: the candidates have no grades, but {has.where} has grades for the same problem. Add `correct` to both "
+                "rows, or remove it from both."
             )
         for name in ("prompt", "problem"):
             if _normalized(getattr(first, name)) != _normalized(getattr(new, name)):
                 raise ValueError(
-                    f"{new.where}: `{name}` is {_shown(getattr(new, name))} and {first.where} has {_shown(getattr(first, name))} "
-                    f"for the same {same}; candidates are compared within one {name}. Give different problems different ids."
+                    f"{new.where}: `{name}` is {_shown(getattr(new, name))}, but {first.where} has {_shown(getattr(first, name))} "
+                    f"for the same {same}. Both rows must have the same {name}. Different problems need different ids."
                 )
 
     def _candidate(self, value: Any, name: str, problem: ProblemCandidates, where: str) -> Candidate:
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             if len(value) != 1 or not _is_message(value[0]) or value[0]["role"] != "assistant":
-                raise ValueError(f"{where}: `{name}` is {_shown(value)}, expected one message, of the assistant.")
+                raise ValueError(f"{where}: `{name}` is {_shown(value)}, expected exactly one assistant message.")
             value = _message(value[0], name, where)["content"]
         if isinstance(value, str) and name != "completions":
             self.num_texts += 1
@@ -293,7 +295,7 @@ class CandidateRows:
             for i, step in enumerate(value):
                 if not isinstance(step, str):
                     raise ValueError(
-                        f"{where}: `{name}[{i}]` is {_shown(step)}, expected a step text. Remove the step."
+                        f"{where}: `{name}[{i}]` is {_shown(step)}, expected a step text. Remove this step."
                     )
             self.num_lists += 1
             count_answers(value, self.notes)
@@ -305,7 +307,7 @@ class CandidateRows:
             steps = [step for step in steps if step]
         else:
             expected = {
-                "completion": "a text, or one message of the assistant",
+                "completion": "a text, or one assistant message",
                 "completions": "a list of step texts",
             }
             raise ValueError(
@@ -324,14 +326,14 @@ def _message(message: dict[str, Any], name: str, where: str) -> dict[str, str]:
     more = sorted(key for key, value in message.items() if key not in ("role", "content") and value is not None)
     if more:
         raise ValueError(
-            f"{where}: a message of `{name}` has {', '.join(more)} beside `role` and `content`, which the chosen rows would "
-            "lose. Remove it, or write it into the content."
+            f"{where}: a message of `{name}` has {', '.join(more)}. Only `role` and `content` are supported. Remove it, or move it "
+            "to the content."
         )
     return {"role": message["role"], "content": message["content"]}
 
 
 def _normalized(prompt: str | list[dict[str, str]]) -> Any:
-    """A problem or prompt without differences of whitespace."""
+    """Return a problem or prompt with normalized whitespace."""
     if isinstance(prompt, str):
         return normalize_problem(prompt)
     return [(message["role"], normalize_problem(message["content"])) for message in prompt]

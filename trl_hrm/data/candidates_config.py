@@ -1,4 +1,4 @@
-"""Configs of candidate solutions: how they are read, and how a reward model chooses among them."""
+"""Configs for reading candidate solutions and selecting among them with a reward model."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,61 +15,63 @@ Aggregate = Literal["min", "prod", "last", "mean", "max"]
 @dataclass(kw_only=True)
 class CandidatesConfig(Config):
     r"""
-    Where candidate solutions are, and how their texts are cut into steps.
+    Config of candidate solutions: where to read them, and how to split them into steps.
 
     Args:
         candidates (`str`):
-            JSON Lines or JSON with `prompt` and `completion` (a text), `completions` (its steps) or `candidates` (a list of
-            either), or outputs of search-and-learn; the folder of a dataset with these columns; or a folder of `trl-hrm annotate`.
+            One of: a JSON Lines or JSON file with `prompt` and `completion` (a string), `completions` (its steps) or `candidates` (a
+            list of either); outputs of search-and-learn; a dataset folder with these columns; an output directory of
+            `trl-hrm annotate`.
         split (`str`, *optional*):
-            Split of a dataset to read. Defaults to `"train"`.
+            Dataset split to read. Defaults to `"train"`.
         segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that cuts texts into steps, or `"regex"`. Defaults to `"step_header"`, and for a run to the
-            steps of its search. Lists of steps are cut already.
+            Name of the [`StepRule`] that splits texts into steps, or `"regex"`. Defaults to `"step_header"`, or to the steps of the
+            search for an output directory of `trl-hrm annotate`. Not applied to lists of steps.
         step_pattern (`str`, *optional*):
-            Regular expression whose matches end steps, for `segmentation="regex"`.
+            Regular expression that matches the end of a step. Required for `segmentation="regex"`.
         join_steps (`str`, *optional*):
-            Text between the steps of a candidate that is given as a list. Defaults to `"\n\n"`.
+            Separator used to join the steps of a candidate that is given as a list. Defaults to `"\n\n"`.
         columns (`dict[str, str]`, *optional*):
-            New names of columns, such as `{"prompt": "question"}` or `["prompt=question"]`. See [`~data.sources.rename_columns`].
-            Not for runs.
+            Column to read for each expected name, such as `{"prompt": "question"}` or `["prompt=question"]`. See
+            [`~data.sources.rename_columns`]. Not supported for an output directory of `trl-hrm annotate`.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Treat the thinking of a reasoning model as the rest of its text. By default the text up to `</think>` is left out, and
-            a candidate that only thinks has no steps.
+            Keep the thinking of a reasoning model as part of the solution. By default, the text up to `</think>` is removed, and a
+            candidate with nothing after its thinking has no steps.
 
     Raises:
-        `ValueError`: If there is no such rule, or an option has no effect with the others.
+        `ValueError`: If `segmentation` or `step_pattern` is invalid, or only one of `segmentation="regex"` and `step_pattern` is set.
     """
 
     candidates: str = field(
         metadata={
-            "help": "JSON Lines or JSON with `prompt` and `completion` (a text), `completions` (its steps) or `candidates` (a list of "
-            "either), or outputs of search-and-learn; the folder of a dataset with these columns; or a folder of `trl-hrm annotate`.",
+            "help": "One of: a JSON Lines or JSON file with `prompt` and `completion` (a string), `completions` (its steps) or "
+            "`candidates` (a list of either); outputs of search-and-learn; a dataset folder with these columns; an output directory of "
+            "`trl-hrm annotate`.",
             "metavar": "INPUT",
         }
     )
     split: str | None = field(
-        default=None, metadata={"help": "Split of a dataset to read. Defaults to `train`.", "advanced": True}
+        default=None, metadata={"help": "Dataset split to read. Defaults to `train`.", "advanced": True}
     )
     segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
         default=None,
         metadata={
-            "help": "Rule that cuts texts into steps. Defaults to `step_header`, and for a run to the steps of its search. Lists of "
-            "steps are cut already."
+            "help": "Rule that splits texts into steps. Defaults to `step_header`, or to the steps of the search for an output directory "
+            "of `trl-hrm annotate`. Not applied to lists of steps."
         },
     )
     step_pattern: str | None = field(
         default=None,
         metadata={
-            "help": "Regular expression whose matches end steps, for `--segmentation regex`.",
+            "help": "Regular expression that matches the end of a step. Required for `--segmentation regex`.",
             "advanced": True,
         },
     )
     join_steps: str | None = field(
         default=None,
         metadata={
-            "help": r"Text between the steps of a candidate that is given as a list. `\n` and `\t` are a newline and a tab. Defaults to "
-            r"`\n\n`.",
+            "help": r"Separator used to join the steps of a candidate that is given as a list. `\n` and `\t` are read as a newline and a "
+            r"tab. Defaults to `\n\n`.",
             "parse": unescape,
             "metavar": "TEXT",
             "advanced": True,
@@ -78,7 +80,7 @@ class CandidatesConfig(Config):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Read COLUMN as NAME, for rows with other column names: `prompt=question candidates=generations`.",
+            "help": "Column to read for each expected name, such as `prompt=question candidates=generations`.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -87,7 +89,7 @@ class CandidatesConfig(Config):
     keep_thinking: bool = field(
         default=False,
         metadata={
-            "help": "Treat the thinking of a reasoning model as the rest of its text, instead of leaving it out."
+            "help": "Keep the thinking of a reasoning model as part of the solution. By default, the text up to `</think>` is removed."
         },
     )
 
@@ -95,11 +97,14 @@ class CandidatesConfig(Config):
         self.columns = parse_columns(self.columns)
         super().__post_init__()
         if (self.segmentation == "regex") != (self.step_pattern is not None):
-            raise ValueError("segmentation='regex' and step_pattern go together, and one of them is missing.")
-        self.step_rule()  # checks the pattern
+            raise ValueError(
+                f"segmentation is {self.segmentation!r} and step_pattern is {self.step_pattern!r}. segmentation='regex' requires a "
+                "step_pattern, and step_pattern requires segmentation='regex'."
+            )
+        self.step_rule()  # raises if `step_pattern` is invalid
 
     def step_rule(self) -> StepRule:
-        """Return the rule that cuts texts into steps."""
+        """Return the rule that splits texts into steps."""
         if self.step_pattern is not None:
             return regex_rule(self.step_pattern)
         return RULES[self.segmentation or "step_header"]
@@ -108,38 +113,38 @@ class CandidatesConfig(Config):
 @dataclass(kw_only=True)
 class RaftConfig(CandidatesConfig, BuildConfig):
     """
-    Config of the choice among candidates by a reward model. It adds to [`CandidatesConfig`], and to `output_dir`, `test_size`,
-    `seed`, `exclude` and `overwrite` of [`BuildConfig`]:
+    Config of [`build_raft`], which selects the best candidates with a reward model. In addition to the arguments of
+    [`CandidatesConfig`] and `output_dir`, `test_size`, `seed`, `exclude` and `overwrite` of [`BuildConfig`]:
 
     Args:
         aggregate (`str`, *optional*, defaults to `"min"`):
-            How the scores of its steps become the score of a candidate: `"min"`, `"prod"`, `"last"`, `"mean"` or `"max"`. See
+            How to aggregate the step scores into the score of a candidate: `"min"`, `"prod"`, `"last"`, `"mean"` or `"max"`. See
             [`~scoring.aggregate.aggregate`].
         num_candidates (`int`, *optional*):
-            Number of candidates per problem to choose from, the first ones. Defaults to all.
+            Number of candidates per problem to consider, starting from the first. Defaults to all.
         max_kept (`int`, *optional*, defaults to `1`):
-            Maximum number of candidates per problem to keep.
+            Maximum number of candidates to keep per problem.
         min_score (`float`, *optional*, defaults to `0.0`):
-            Minimum score of a candidate to keep.
+            Minimum score for a candidate to be kept.
 
     Raises:
-        `ValueError`: If an option is out of range, or has no effect with the others.
+        `ValueError`: If an option is out of range.
     """
 
     aggregate: Aggregate = field(
-        default="min", metadata={"help": "How the scores of its steps become the score of a candidate."}
+        default="min", metadata={"help": "How to aggregate the step scores into the score of a candidate."}
     )
     num_candidates: int | None = field(
         default=None,
         metadata={
-            "help": "Number of candidates per problem to choose from, the first ones. Defaults to all.",
+            "help": "Number of candidates per problem to consider, starting from the first. Defaults to all.",
             "metavar": "N",
         },
     )
-    max_kept: int = field(default=1, metadata={"help": "Maximum number of candidates per problem to keep."})
-    min_score: float = field(default=0.0, metadata={"help": "Minimum score of a candidate to keep."})
+    max_kept: int = field(default=1, metadata={"help": "Maximum number of candidates to keep per problem."})
+    min_score: float = field(default=0.0, metadata={"help": "Minimum score for a candidate to be kept."})
 
-    # Fields of builders of judged steps alone
+    # Fields of `BuildConfig` that only apply to labelled steps
     view: Literal["raft"] = field(default="raft", init=False)
     merge_separator: str = field(default="\n", init=False)
     max_merge: int = field(default=2, init=False)

@@ -1,4 +1,4 @@
-"""The dataset card: what the rows are, how many, and how to make them again."""
+"""Dataset card of a build: description of the rows, counts, and the command to rebuild the dataset."""
 
 import json
 import shlex
@@ -16,67 +16,66 @@ from .build_report import report_lines
 COLUMNS = {
     "prompt": "the problem",
     "completions": "step texts, without separators",
-    "labels": "probability that the step is correct, in [0, 1]; null is context only and never trained on",
+    "labels": "probability that the step is correct, in [0, 1]; steps with null are context and are not trained on",
     "parents": "index of the step before each step, -1 for the prompt",
     "num_merged": "number of original steps in each text: 1 for a step, 2 for a merged pair",
-    "problem_id": "the same for rows of one problem: a hash of its text without differences of whitespace, "
-    "unless the source has its own",
+    "problem_id": "id of the problem, shared by its rows: the id in the source or, if it has none, a hash of the text that ignores "
+    "whitespace",
     "answer": "the reference answer",
     "finish_reason": "why the annotator stopped, as in the source",
     "task": "the benchmark that the problem comes from, as in the source",
-    "mc_correct": "leaves with the right answer below each step",
-    "mc_total": "leaves with an answer, right or wrong, below each step",
-    "mc_unresolved": "leaves without an answer below each step",
-    "node_ids": "the node of the search that each step comes from, the first one of equal siblings; a merged step has that "
-    "of its last step",
-    "label_weights": "inverse of the chance of each label to stay when the labels were balanced, 0 where there is none",
-    "label_kind": "what a label is: the MC score (soft), whether it is above 0 (hard), ER-PRM's map of it (entropy)",
-    "estimator": "how the MC score is estimated: child_mean, leaf_share, or recorded by the source",
+    "mc_correct": "number of leaves below each step with the right answer",
+    "mc_total": "number of leaves below each step with an answer, right or wrong",
+    "mc_unresolved": "number of leaves below each step without an answer",
+    "node_ids": "search node of each step; for identical siblings, the first node; for a merged step, the node of its last step",
+    "label_weights": "inverse of the probability that balancing keeps the label, 0 for steps without a label",
+    "label_kind": "type of label: the MC score (soft), whether it is above 0 (hard), or ER-PRM's label (entropy)",
+    "estimator": "estimator of the MC score: child_mean, leaf_share, or recorded by the source",
     "eta": "strength of the entropy regularisation",
-    "truncated": "what a solution without an answer is: unknown (drop) or wrong",
-    "source": "the tree as it was searched (tree), or a view of it with merged nodes (hnc)",
-    "completion": "a right solution, as the policy wrote it",
-    "mc_score": "the lowest MC score among the judged steps of the solution",
-    "node_id": "the node of the search that the solution ends with",
+    "truncated": "how a solution without an answer is counted: ignored (drop) or wrong",
+    "source": "the original search tree (tree), or its view with node compression (hnc)",
+    "completion": "a correct solution, as written by the policy",
+    "mc_score": "the lowest MC score among the labelled steps of the solution",
+    "node_id": "search node of the end of the solution",
 }
 SOLUTION_COLUMNS = {
-    "prompt": "what the policy is asked: text, or messages for its chat template",
-    "problem": "the problem alone",
-    "chat_template_kwargs": "variables for the chat template, with which the policy is asked",
+    "prompt": "the prompt of the policy: text, or messages for its chat template",
+    "problem": "the problem without instructions",
+    "chat_template_kwargs": "variables of the chat template",
 }
 VIEW_COLUMNS = {
     "sft": SOLUTION_COLUMNS
     | {
-        "mc_correct": "leaves with the right answer below the first step of the solution with the lowest MC score",
-        "mc_total": "leaves with an answer, right or wrong, below that step",
+        "mc_correct": "number of leaves with the right answer below the first step with the lowest MC score",
+        "mc_total": "number of leaves with an answer, right or wrong, below that step",
     },
     "raft": SOLUTION_COLUMNS
     | {
-        "completion": "the chosen solution",
+        "completion": "the selected solution",
         "score": "the reward model's score of the solution: the aggregate of its step scores",
-        "aggregate": "how step scores become one score",
-        "num_candidates": "number of candidates of the problem, equal ones included, that it was chosen from",
-        "rank": "place among the chosen solutions of the problem, 1 for the best",
+        "aggregate": "how the step scores are aggregated",
+        "num_candidates": "number of candidates of the problem that it was selected from, including duplicates",
+        "rank": "rank among the selected solutions of the problem, 1 for the best",
     },
 }
 
 VIEWS = {
-    "tree": "One row is one problem with its judged steps, arranged as a tree.",
-    "hrm": "One row is one problem with its judged steps, arranged as a tree. Merged steps, `num_merged` above 1, follow "
-    "the original ones: the texts of consecutive steps, labelled as the last of them "
+    "tree": "Each row is one problem with its labelled steps as a tree.",
+    "hrm": "Each row is one problem with its labelled steps as a tree. The original steps are followed by merged steps, with "
+    "`num_merged` above 1. A merged step has the joined texts of consecutive steps and the label of the last one "
     "([HRM](https://huggingface.co/papers/2503.13551), Table 2).",
-    "prm": "One row is one sequence of judged steps, from the first step to one that no other follows, in TRL's "
-    "stepwise-supervision format. A step that several sequences share stands in each.",
-    "orm": "One row is one complete sequence of steps. Only its last step has a label.",
-    "sft": "One row is one right solution.",
-    "raft": "One row is one solution, chosen among the candidates of its problem for its score by a reward model. The "
-    "reference answer had no say in it.",
+    "prm": "Each row is one path of labelled steps, from the first step to a leaf of the tree, in TRL's stepwise-supervision format. "
+    "Steps that several paths share are repeated in each of them.",
+    "orm": "Each row is one complete solution. Only its last step has a label.",
+    "sft": "Each row is one correct solution.",
+    "raft": "Each row is one solution, selected among the candidates of its problem by the score of a reward model. The reference "
+    "answer was not used.",
 }
-LOAD_FOLDER = 'load_dataset("path/to/this/directory")  # or the name of the repository on the Hub'
+LOAD_FOLDER = 'load_dataset("path/to/this/directory")  # or the id of the repository on the Hub'
 
 
 def build_command(command: str, inputs: list[str], options: dict[str, Any], config: BuildConfig) -> str:
-    """The command that builds the dataset again, with every option that decides the result."""
+    """Return the command that rebuilds the dataset, with every option that affects the result."""
     words = ["trl-hrm", command, *inputs, *_option("output_dir", config.output_dir)]
     if config.view != "raft":
         words += ["--view", config.view]
@@ -103,7 +102,7 @@ def build_command(command: str, inputs: list[str], options: dict[str, Any], conf
 
 
 def _option(name: str, value: Any) -> list[str]:
-    """The words of an option. A value that begins with a dash would be taken for another option."""
+    """Return the words of an option. A value that begins with a dash needs `=`, since it would be parsed as an option."""
     return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
 
 
@@ -111,21 +110,21 @@ def build_card(
     about: dict[str, Any], report: dict[str, Any], schema: pa.Schema, example: dict[str, Any]
 ) -> DatasetCard:
     """
-    The card of a dataset just built.
+    Return the card of a built dataset.
 
     Args:
         about (`dict[str, Any]`):
-            `title`, `description` and `citation` of the source, and its `license` if it has a known one.
+            `title`, `description` and `citation` of the source, and its `license` if known.
         report (`dict[str, Any]`):
-            The build report.
+            Build report.
         schema (`pa.Schema`):
-            Columns and types.
+            Columns and types of the dataset.
         example (`dict[str, Any]`):
-            The first training row. It is shown shortened.
+            First training row. It is shortened for the card.
     """
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in report["rows"]]
-    # `load_dataset` names its cache of a local directory by the directory's last name and this block alone. Without the
-    # digest it would go on serving the rows of an earlier build, or of another directory of the same name.
+    # `load_dataset` caches a local directory under its name and this block. Without the digest, it would return cached rows of an
+    # earlier build, or of another directory with the same name.
     config = {"config_name": "default", "description": f"content {report['content']}", "data_files": files}
     data = DatasetCardData(
         license=about.get("license"),
@@ -160,9 +159,9 @@ def build_card(
         columns=Table(["column", "type", "meaning"], columns).markdown(),
         example=json.dumps(_shorten(example), indent=2, ensure_ascii=False),
         load=LOAD_FOLDER,
-        facts=Table(["what", ""], facts).markdown() if facts else "",
+        facts=Table(["property", "value"], facts).markdown() if facts else "",
         picture=report.get("picture"),
-        counts=Table(["what", "count"], counts).markdown(),
+        counts=Table(["name", "count"], counts).markdown(),
         command=report["command"],
         source=about["source"],
         citation=about["citation"],
@@ -171,7 +170,7 @@ def build_card(
 
 
 def _flatten(value: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """A nested dictionary as table rows, one per innermost value."""
+    """Return a nested dictionary as table rows, one per innermost value."""
     rows = []
     for key, inner in value.items():
         path = (*above, str(key).replace("_", " "))

@@ -1,4 +1,4 @@
-"""Searched trees as datasets: runs and files to rows, with the facts of the search on the card."""
+"""Build datasets from search trees, with statistics of the search on the dataset card."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ from .step_labels import bin_of, label_steps, leave_out_copies, right_solutions,
 from .tree_files import NodeFiles, OpenrFiles, run_warnings
 
 
-EVIDENCE = (2, 4, 8, 16)  # numbers of answered leaves for which the card states how many labels rest on as many
+EVIDENCE = (2, 4, 8, 16)  # the card has the number of labels that are estimated from at least this many leaves
 
 ABOUT = {
     "title": "Step trees of a search",
-    "description": "Problems whose solutions a policy wrote step by step, in trees, and whose steps are judged by the outcomes "
-    "of what follows them. No human judged a step.",
-    "source": "Made with trl_hrm. The terms of use are those of the problems and of the policy.",
+    "description": "Problems with trees of solution steps sampled from a policy. The label of a step is estimated from the outcomes of "
+    "the solutions that continue it, without human annotation.",
+    "source": "Made with trl_hrm. The terms of use of the problems and of the policy apply.",
     "citation": "",
 }
 ABOUT_OPENR = {
@@ -61,32 +61,32 @@ COLUMNS = {
 SOLUTION_COLUMNS = COLUMNS | {"mc_correct": pa.int32(), "mc_total": pa.int32(), "problem": pa.string()}
 SOLUTION_NOTES = ("solutions_found", "duplicate_solutions", "solutions_below_min_score")
 BARE_PROMPTS = (
-    "`prompt` is the bare problem in all rows, for {}. A policy that was asked otherwise learns another prompt."
+    "`prompt` is the bare problem in all rows, because {}. If the policy was given a different prompt, training uses another prompt "
+    "than sampling."
 )
 
 
 def export(config: ExportConfig) -> BuildReport:
     """
-    Build a dataset of judged steps, or of correct solutions, from searched trees. No policy is needed, so an export can be repeated
-    with other options.
+    Build a dataset of labelled steps, or of correct solutions, from search trees. This does not need the policy, so an export can
+    be repeated with other options.
 
     Args:
         config ([`ExportConfig`]):
-            What to read, what a label is, and what a row is.
+            Inputs and options of the export.
 
     Returns:
-        [`BuildReport`]: What was read, written and dropped.
+        [`BuildReport`]: Report of what was read, written and dropped.
 
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If an input is given twice, or holds something else than expected; if labels are to be made of a search that
-            a reward model led; if runs of chat and plain prompts would be in one dataset of solutions; if no row is left for
-            training.
+        `ValueError`: If an input is given twice or is invalid, if labels are requested for a search that was guided by a reward
+            model, if `view="sft"` would mix chat and plain prompts, or if no row is left for training.
     """
     recipe = _openr_recipe(config) if config.format == "openr" else _run_recipe(config)
     if config.balance:
-        # The trees are read once more for the counts, so that memory stays flat
+        # Count in a separate pass over the trees, since holding all labels in memory would not scale
         counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
         bins = [counts[number] for number in range(config.balance)]
         least = min(filter(None, bins), default=0)
@@ -107,17 +107,17 @@ def export(config: ExportConfig) -> BuildReport:
 
 def _run_recipe(config: ExportConfig) -> Recipe:
     if config.columns:
-        raise ValueError(f"columns is {config.columns}, and runs have columns of their own. Leave it out.")
+        raise ValueError(f"columns is {config.columns}, but format='run' does not support it. Remove columns.")
     folders = [name for name in config.inputs if Path(name).is_dir()]
     files = [str(file) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
     _refuse_repeats(files)
     for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
-        # What follows a step that a reward model chose says little of what the policy alone would write
+        # Labels must estimate what the policy alone writes after a step, not what a reward model selects
         search = read_manifest(folder)["search"]["search"] if (folder / MANIFEST).is_file() else None
         if search in STRATEGIES:
             raise ValueError(
-                f"{folder}: a run of --strategy {search}, in which a reward model chose where to go on: its MC scores would be "
-                "those of the guided policy. Make labels of a run of trl-hrm annotate; of this one only --view sft."
+                f"{folder}: the run used --strategy {search}, in which a reward model selects the steps, so its MC scores would not "
+                "estimate the policy alone. Export it with --view sft, or make labels from a run of trl-hrm annotate."
             )
     source = NodeFiles(files)
     runs = {name: read_manifest(name) | read_summary(name) for name in folders}
@@ -140,14 +140,16 @@ def _run_recipe(config: ExportConfig) -> Recipe:
 
 
 def _common_prompt(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[Prompt | None, list[str]]:
-    """What the policy was asked in all inputs, or `None` and a warning that says why it is not known."""
+    """Return the prompt that the policy was given in all inputs, or `None` and a warning why it is unknown."""
     alone = [name for name in inputs if name not in runs]
     if alone:
         return None, [
-            BARE_PROMPTS.format(f"{alone[0]} does not tell what the policy was asked, as a run's folder does")
+            BARE_PROMPTS.format(
+                f"{alone[0]} does not record the prompt of the policy, unlike an output directory of trl-hrm annotate"
+            )
         ]
     prompts = {name: prompt_of(run) for name, run in runs.items()}
-    rendered = {  # what decides the text that a policy is asked
+    rendered = {  # everything that determines the prompt, except the problem
         name: (asked(prompt, ""), prompt.chat_template_kwargs, prompt.chat_template_date)
         for name, prompt in prompts.items()
     }
@@ -155,13 +157,15 @@ def _common_prompt(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[
     for name in others:
         if prompts[name].style != prompts[first].style:
             raise ValueError(
-                f"{first} was asked in the prompt style {prompts[first].style}, {name} in the style {prompts[name].style}: "
-                "rows with texts and rows with messages cannot stand in one dataset. Export them apart."
+                f"{first} has the prompt style {prompts[first].style}, but {name} has {prompts[name].style}. A dataset cannot mix "
+                "plain and chat prompts. Export them separately."
             )
     for name in others:
         if rendered[name] != rendered[first]:
             return None, [
-                BARE_PROMPTS.format(f"{first} and {name} were asked with different prompts; export them apart")
+                BARE_PROMPTS.format(
+                    f"{first} and {name} used different prompts (export them separately to keep these)"
+                )
             ]
     return prompts[first], []
 
@@ -177,8 +181,8 @@ def _openr_recipe(config: ExportConfig) -> Recipe:
     for name in ("estimator", "truncated", "min_leaves"):
         if getattr(config, name) != getattr(ExportConfig, name):
             raise ValueError(
-                f"{name} is {getattr(config, name)!r}, but openr's files hold values, not outcomes to estimate them from. "
-                "Leave it out."
+                f"{name} is {getattr(config, name)!r}, but openr files contain values, not outcomes to estimate them from. Remove "
+                f"{name}."
             )
     _refuse_repeats(config.inputs)
     return Recipe(
@@ -190,19 +194,19 @@ def _openr_recipe(config: ExportConfig) -> Recipe:
         options=_options(config),
         about=ABOUT_OPENR,
         command="export",
-        warnings=[BARE_PROMPTS.format("openr's files do not tell what the policy was asked")] * (config.view == "sft"),
+        warnings=[BARE_PROMPTS.format("openr files do not record the prompt of the policy")] * (config.view == "sft"),
         warn=partial(_warnings, config=config),
         describe=lambda report: {"labels": _describe_labels(config, "recorded")},
     )
 
 
 def _refuse_repeats(files: list[str]) -> None:
-    """Files named twice would double the weight of their problems."""
+    """Raise an error if a file is given twice, since this would double the weight of its problems."""
     named: dict[Path, str] = {}
     for file in files:
         path = Path(file).resolve()
         if path in named:
-            raise ValueError(f"{file}: the inputs hold this file twice, first as {named[path]}. Name it once.")
+            raise ValueError(f"{file}: this file is already in the inputs, as {named[path]}. Give it once.")
         named[path] = file
 
 
@@ -215,26 +219,29 @@ def parse_search_tree(
     chances: Sequence[float] | None = None,
 ) -> list[StepTree]:
     """
-    The step trees of a search tree: the tree itself and, for a training problem with `config.hnc`, its compressed view, for
-    flat rows without the paths that are as in the tree; or, with `config.view="sft"`, its right solutions.
+    Return the step trees of a search tree.
+
+    These are the labelled tree itself and, for a training problem with `config.hnc`, its compressed view. In the flat views, the
+    compressed view has only the paths that differ from the tree. With `config.view="sft"`, each tree is one correct solution.
 
     Args:
         tree ([`SearchTree`]):
-            The tree.
+            Search tree of a problem.
         where (`str`):
-            Not used: a search tree was checked when it was read.
+            Not used. It is part of the signature that [`Recipe`] expects.
         notes (`Counter`):
-            Counts of what was united or left out, and of labels by the leaves that they rest on.
+            Counter of merged and dropped nodes, and of labels by the number of leaves they are estimated from. It is updated in
+            place.
         config ([`ExportConfig`]):
-            What a label is.
+            Options of the export.
         estimator (`str`, *optional*):
-            What the rows call the estimator. By default `config.estimator`.
+            Name of the estimator to write to the rows. Defaults to `config.estimator`.
         chances (`Sequence[float]`, *optional*):
-            Chance of a training label to stay, by bin. By default labels are not balanced.
+            Probability of keeping a training label, per bin. By default, labels are not balanced.
 
     Raises:
-        [`Dropped`]: If the search of this problem did not come to its end, as with `"always_solved"`; for `view="sft"`,
-            if no solution is right, or none of the right ones reaches `config.min_mc_score`.
+        [`Dropped`]: If the search of this problem did not finish, as with the status `"always_solved"`. For `view="sft"`, if no
+            solution is correct, or no correct solution reaches `config.min_mc_score`.
     """
     if tree.status != "done":
         raise Dropped(tree.status)
@@ -256,7 +263,7 @@ def parse_search_tree(
             notes["hnc_moved_nodes"] += moves
             views.append(("hnc", view))
         else:
-            notes["hnc_trees_without_a_move"] += 1  # the view would be the tree once more
+            notes["hnc_trees_without_a_move"] += 1  # the view is identical to the tree
     labelled = []
     for source, view in views:
         step_tree, _ = label_steps(view, config, notes)
@@ -277,7 +284,7 @@ def parse_search_tree(
 
 
 def _options(config: ExportConfig) -> dict[str, Any]:
-    """Options beyond those of all builders, where they are not the default: for the command that builds it again."""
+    """Return the options that are not in [`BuildConfig`] and differ from their defaults, for the rebuild command."""
     shared = {"inputs", *(field.name for field in fields(BuildConfig))}
     return {
         field.name: getattr(config, field.name)
@@ -329,17 +336,17 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def _warnings(report: dict[str, Any], config: ExportConfig) -> list[str]:
-    """What the counts of an export of solutions say that its rows do not."""
+    """Return warnings about an export of solutions, based on its counts."""
     warnings = []
     unjudged, repeated = (report["notes"].get(name) for name in ("solutions_with_unjudged_steps", "repeated_problems"))
     if config.min_mc_score > 0 and unjudged:
         warnings.append(
-            f"{unjudged} of the solutions have steps without an MC score: min_mc_score={config.min_mc_score:g} asks for the others "
-            "alone. A search whose rollouts judge every step has none."
+            f"{unjudged} of the solutions have steps without an MC score. min_mc_score={config.min_mc_score:g} is only applied to their "
+            "other steps. To have MC scores for all steps, use a search with rollouts from every step."
         )
     if repeated:
         warnings.append(
-            f"{repeated} problems come in several trees: max_solutions and duplicates go by tree, so that such a problem may have "
-            "more rows than max_solutions, and equal ones."
+            f"{repeated} problems have several trees. max_solutions and the removal of duplicates apply per tree, so these problems may "
+            "have duplicate rows and more rows than max_solutions."
         )
     return warnings

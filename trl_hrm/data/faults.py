@@ -1,38 +1,38 @@
-"""Faults of single rows: a row that cannot be used is left out, counted and named, and does not stop the rest."""
+"""Handling of invalid rows: they are dropped, counted and reported, and do not stop the command."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 
-NUM_SHOWN = 5  # places in a line
-# Records of other formats, by a key that they alone have, and the command that reads them
+NUM_SHOWN = 5  # maximum number of locations in a message
+# Keys that identify records of other formats, with the command that reads them
 OTHER_FORMATS = {
-    "reasoning_steps": "This is a tree of openr: use trl-hrm export FILE --format openr.",
-    "finish_reason": "This is a record of PRM800K: use trl-hrm build-prm800k.",
-    "final_answer_correct": "This is a row of ProcessBench: use trl-hrm benchmark --suite processbench.",
-    "mistake_index": "This is a row of BIG-Bench Mistake: use trl-hrm benchmark --suite bigbenchmistake.",
-    "modified_process": "This is a row of PRMBench: use trl-hrm benchmark --suite prmbench.",
-    "model_output_steps": "This is a row of MR-GSM8K: use trl-hrm benchmark --suite processbench.",
-    "candidates": "These are solutions without judged steps: use trl-hrm select-raft or trl-hrm best-of-n.",
+    "reasoning_steps": "This is an openr tree: use trl-hrm export FILE --format openr.",
+    "finish_reason": "This is a PRM800K record: use trl-hrm build-prm800k.",
+    "final_answer_correct": "This is a ProcessBench row: use trl-hrm benchmark --suite processbench.",
+    "mistake_index": "This is a BIG-Bench Mistake row: use trl-hrm benchmark --suite bigbenchmistake.",
+    "modified_process": "This is a PRMBench row: use trl-hrm benchmark --suite prmbench.",
+    "model_output_steps": "This is an MR-GSM8K row: use trl-hrm benchmark --suite processbench.",
+    "candidates": "These are solutions without step labels: use trl-hrm select-raft or trl-hrm best-of-n.",
 }
 
 
 class RowError(ValueError):
     """
-    A fault of one row.
+    Error raised for an invalid row.
 
     Args:
         reason (`str`):
-            Name of the fault in counts, such as `"no_answer"`.
+            Short name of the error for the counts, such as `"no_answer"`.
         where (`str`):
             File and line of the row.
         message (`str`):
-            What was found and what was expected.
+            Error message with what was found and what was expected.
     """
 
     def __init__(self, reason: str, where: str, message: str):
-        super().__init__(reason, where, message)  # all three, so that other processes can hand it over
+        super().__init__(reason, where, message)  # pickling between processes requires all arguments
         self.reason = reason
         self.where = where
         self.message = message
@@ -44,17 +44,17 @@ class RowError(ValueError):
 @dataclass
 class RowFaults:
     """
-    Collects the faults of rows, so that all of them are reported at once.
+    Collects the errors of invalid rows, to report all of them at once.
 
     Args:
         strict (`bool`, *optional*, defaults to `False`):
-            Raise the first fault instead.
+            Raise the first error instead of collecting errors.
         left_out (`dict[str, list[str]]`, *optional*):
-            Places of the rows that were left out, by reason.
+            Locations of the dropped rows, by reason.
         kept (`dict[str, list[str]]`, *optional*):
-            Places of the rows that were kept although they have a fault, by reason.
+            Locations of the rows that were kept although they have a fault, by reason.
         first (`str`, *optional*):
-            Message of the first fault.
+            Message of the first error.
     """
 
     strict: bool = False
@@ -63,11 +63,11 @@ class RowFaults:
     first: str | None = None
 
     def leave_out(self, fault: RowError) -> None:
-        """Count a row that cannot be used. Raises the fault if `strict`."""
+        """Count a dropped row. Raises the error if `strict`."""
         self._add(self.left_out, fault)
 
     def keep(self, fault: RowError) -> None:
-        """Count a row that is used as it is. Raises the fault if `strict`."""
+        """Count a row that is kept although it has a fault. Raises the error if `strict`."""
         self._add(self.kept, fault)
 
     def _add(self, places: dict[str, list[str]], fault: RowError) -> None:
@@ -78,27 +78,27 @@ class RowFaults:
 
     @property
     def num_left_out(self) -> int:
-        """Number of rows that were left out."""
+        """Number of dropped rows."""
         return sum(map(len, self.left_out.values()))
 
     def warnings(self) -> list[str]:
-        """One sentence per reason, with the first places."""
+        """Return one line per reason, with the first locations."""
         return [
             format_places(reason, places, verb)
-            for verb, faults in (("left out", self.left_out), ("kept as given", self.kept))
+            for verb, faults in (("dropped", self.left_out), ("kept", self.kept))
             for reason, places in faults.items()
         ]
 
 
-def format_places(reason: str, places: list[str], verb: str = "left out", number: int | None = None) -> str:
+def format_places(reason: str, places: list[str], verb: str = "dropped", number: int | None = None) -> str:
     """
-    How many rows have a fault, and where the first ones are.
+    Return a line with the number of affected rows and the first locations.
 
     Example:
 
     ```python
     >>> format_places("no_answer", ["a.jsonl:3", "a.jsonl:9"])
-    '2 rows left out (no answer): a.jsonl:3, a.jsonl:9'
+    '2 rows dropped (no answer): a.jsonl:3, a.jsonl:9'
     ```
     """
     number = len(places) if number is None else number
@@ -108,7 +108,7 @@ def format_places(reason: str, places: list[str], verb: str = "left out", number
 
 
 def other_command(record: Mapping[str, Any]) -> str:
-    """A sentence that names the command for a record that was given to another one, empty if the format is not known."""
+    """Return a hint with the command that reads the format of `record`, or an empty string if the format is unknown."""
     label = record.get("label")
     keys = {*record, *(label if isinstance(label, Mapping) else ())}
     return next((remedy for key, remedy in OTHER_FORMATS.items() if key in keys), "")

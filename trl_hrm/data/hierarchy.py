@@ -1,4 +1,4 @@
-"""Views of a step tree: single steps, merged steps (HRM), outcomes (ORM), flat rows (PRM)."""
+"""Views of a step tree: with merged steps (HRM), as flat rows (PRM), and with outcome labels only (ORM)."""
 
 from collections.abc import Callable
 
@@ -10,25 +10,26 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
     Add merged steps: D_HRM = D_PRM ∪ {(s_i + s_{i+1}, R(s_i + s_{i+1}))} ([HRM](https://huggingface.co/papers/2503.13551),
     section 3.1 and Table 2).
 
-    For every labelled step with a step before it, a step is added whose text is the two joined by `merge_separator`,
-    whose parent is the grandparent, and whose label is that of the second step (Table 2: a merged step is positive
-    exactly when the current step is). The original steps stay as they are, so the result is a superset.
+    For every labelled step with a step before it, a merged step is added. Its text is the two texts joined by `merge_separator`,
+    its parent is the grandparent, and its label is the label of the second step (Table 2: a merged step is positive exactly when
+    the current step is). The original steps do not change.
 
-    As a union, the result holds no step twice: one that is there already, with the same parent, text, number of merged
-    steps and label, is not added. So the view of a view is the view itself.
+    The result has no duplicates: a merged step is not added if the tree already has a step with the same parent, text, number of
+    merged steps and label. Applying the function to its own result therefore changes nothing.
 
     Args:
         tree ([`StepTree`]):
-            Tree of steps. Steps that are merged already, as by node compression, are merged further within `max_merge`.
+            Step tree. Steps that are already merged, for example by node compression, are merged further up to `max_merge`.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
-            Text between the steps of a merged step. It must be the `merge_separator` of the [`StepFormat`] that the
-            model is trained with.
+            Text between the steps of a merged step. It must match the `merge_separator` of the [`StepFormat`] that the model is
+            trained with.
         max_merge (`int`, *optional*, defaults to `2`):
-            Most original steps (`num_merged`) in a merged step. The paper merges pairs; longer runs follow the same rule.
+            Maximum number of original steps (`num_merged`) in a merged step. The paper merges pairs. Longer runs follow the same
+            rule.
 
     Returns:
-        [`StepTree`]: The tree with the merged steps after the original ones, and `num_merged` set. In other columns with one
-        entry per step a merged step has what its last step has.
+        [`StepTree`]: The tree with the merged steps after the original ones, and `num_merged` set. In other per-step columns, a
+        merged step has the value of its last step.
 
     Raises:
         `ValueError`: If `max_merge` is below 2.
@@ -56,25 +57,26 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
 
 def prm_view(tree: StepTree) -> list[StepTree]:
     """
-    Flat rows, one per root-to-leaf path, in TRL's stepwise-supervision format: what other trainers read.
+    Return one flat row per root-to-leaf path, in TRL's stepwise-supervision format, which other trainers can read.
 
-    A path without any label is left out: nothing could be trained on it.
+    Paths without any label are dropped.
     """
     return [chain for chain in tree.chains() if any(label is not None for label in chain.labels)]
 
 
 def orm_view(tree: StepTree, is_final: Callable[[str], bool] | None = None) -> list[StepTree]:
     """
-    Whole trajectories, labelled on the last step only ([HRM](https://huggingface.co/papers/2503.13551), section 4.1).
+    Return the complete trajectories, with a label on the last step only ([HRM](https://huggingface.co/papers/2503.13551),
+    section 4.1).
 
     Args:
         tree ([`StepTree`]):
             Tree of single steps.
         is_final (`Callable[[str], bool]`, *optional*):
-            Tells from the text of a leaf whether the trajectory is complete. By default every leaf ends one.
+            Function that returns whether a trajectory is complete, given the text of its leaf. By default, every trajectory is.
 
     Returns:
-        `list[StepTree]`: One chain per complete trajectory whose last step is labelled; its other labels are `None`.
+        `list[StepTree]`: One single-path tree per complete trajectory with a labelled last step. Its other labels are `None`.
     """
     chains = []
     for chain in tree.chains():

@@ -1,9 +1,8 @@
 r"""
-Math-Shepherd ([paper](https://huggingface.co/papers/2312.08935)) as step trees, and the two formats that others write such data
-in.
+Builder for Math-Shepherd ([paper](https://huggingface.co/papers/2312.08935)) and for the similar formats of ER-PRM and RLHFlow.
 
-A record is one sampled solution, written twice: `input` has the tag `ки` after each step, and `label` has the step's
-label there, `+` or `-`:
+A Math-Shepherd record is one sampled solution, written twice: `input` has the tag `ки` after each step, and `label` has the
+label of the step, `+` or `-`, in its place:
 
 ```json
 {"input": "What is 1 + 2 + 3? Step 1: 1 + 2 = 3. ки\nStep 2: 3 + 3 = 7. The answer is: 7 ки",
@@ -11,14 +10,14 @@ label there, `+` or `-`:
  "task": "GSM8K"}
 ```
 
-[ER-PRM](https://github.com/hanningzhang/ER-PRM) has one text with the same tag, and a value in `[0, 1]` for each tag:
+An [ER-PRM](https://github.com/hanningzhang/ER-PRM) record has one text with the same tag, and a value in `[0, 1]` for each tag:
 
 ```json
 {"text": "What is 1 + 2 + 3? Step 1: 1 + 2 = 3. ки\nStep 2: 3 + 3 = 7. The answer is: 7 ки", "value": [0.9, 0.1]}
 ```
 
-[RLHFlow](https://github.com/RLHFlow/RLHF-Reward-Modeling) has a conversation in which the user writes a step and the assistant
-answers with its label:
+An [RLHFlow](https://github.com/RLHFlow/RLHF-Reward-Modeling) record is a conversation in which the user writes a step and the
+assistant replies with its label:
 
 ```json
 {"conversations": [{"role": "user", "content": "What is 1 + 2 + 3? Step 1: 1 + 2 = 3."}, {"role": "assistant", "content": "+"},
@@ -42,7 +41,7 @@ from .sources import JsonLines
 
 ABOUT = {
     "title": "Math-Shepherd step trees",
-    "description": "Sampled solutions of GSM8K and MATH problems whose steps were judged by Monte Carlo rollouts: "
+    "description": "Sampled solutions of GSM8K and MATH problems whose steps were labelled by Monte Carlo rollouts: "
     "[Math-Shepherd](https://huggingface.co/datasets/peiyi9979/Math-Shepherd).",
     "language": "en",
     "source": "Math-Shepherd: https://huggingface.co/datasets/peiyi9979/Math-Shepherd. See there for its terms of use.",
@@ -63,22 +62,22 @@ LABELS = {"+": 1.0, "-": 0.0}
 
 def build_math_shepherd(config: BuildMathShepherdConfig) -> BuildReport:
     """
-    Build a dataset from files of Math-Shepherd, ER-PRM or RLHFlow. The keys of a record tell its format.
+    Build a dataset from Math-Shepherd, ER-PRM or RLHFlow files. The format of a record is detected from its keys.
 
-    In the views `"tree"` and `"hrm"` the solutions of one problem are joined: steps with the same text after the same steps
-    become one, labelled by the mean.
+    In the views `"tree"` and `"hrm"`, the solutions of one problem are joined into one tree: steps with the same text after the
+    same steps become one step, whose label is the mean of theirs.
 
     Args:
         config ([`BuildMathShepherdConfig`]):
-            What to read, and what a row is.
+            Inputs and options of the build.
 
     Returns:
-        [`BuildReport`]: What was read, written and dropped.
+        [`BuildReport`]: Report of what was read, written and dropped.
 
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If a record is faulty and `config.strict`, or no row is left for training.
+        `ValueError`: If a record is invalid and `config.strict` is set, or if no row is left for training.
     """
     recipe = Recipe(
         name="math-shepherd",
@@ -94,20 +93,20 @@ def build_math_shepherd(config: BuildMathShepherdConfig) -> BuildReport:
 
 def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
     """
-    The chain of one record of Math-Shepherd, ER-PRM or RLHFlow.
+    Return one Math-Shepherd, ER-PRM or RLHFlow record as a step tree with a single path.
 
     Args:
         record (`dict[str, Any]`):
-            The record.
+            Record in one of the three formats.
         where (`str`):
             File and line of the record, for error messages.
         notes (`Counter`):
-            Not used: these sources have no peculiarities short of dropping a record.
+            Not used. It is part of the signature that [`Recipe`] expects.
 
     Raises:
-        [`Dropped`]: If the texts cannot be read as steps and their labels. The reason is one of `no_tag`,
-            `text_after_last_tag`, `texts_differ`, `unknown_label`, `no_first_step` and `empty_step`.
-        [`RowError`]: If a key is missing or holds something else.
+        [`Dropped`]: If the texts cannot be read as steps with labels. The reason is one of `no_tag`, `text_after_last_tag`,
+            `texts_differ`, `unknown_label`, `no_first_step` and `empty_step`.
+        [`RowError`]: If a key is missing or its value is invalid.
     """
     if is_conversation(record):
         segments, labels = _conversation(record["conversations"], where)
@@ -121,7 +120,7 @@ def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> S
             raise RowError(
                 "values_differ",
                 where,
-                f"`value` has {len(labels)} values for {len(segments)} steps, expected one for each.",
+                f"`value` has {len(labels)} values for {len(segments)} steps, expected one value per step.",
             )
     else:
         text, labelled = _text(record, "input", where), _text(record, "label", where)
@@ -143,17 +142,17 @@ def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> S
 
 
 def is_math_shepherd(record: dict[str, Any]) -> bool:
-    """Whether a record has the keys of Math-Shepherd."""
+    """Return whether a record has the keys of Math-Shepherd."""
     return {"input", "label"} <= record.keys() and isinstance(record["label"], str)
 
 
 def is_er_prm(record: dict[str, Any]) -> bool:
-    """Whether a record has the keys of ER-PRM."""
+    """Return whether a record has the keys of ER-PRM."""
     return {"text", "value"} <= record.keys()
 
 
 def is_conversation(record: dict[str, Any]) -> bool:
-    """Whether a record has the keys of RLHFlow."""
+    """Return whether a record has the keys of RLHFlow."""
     return "conversations" in record
 
 
@@ -175,7 +174,7 @@ def _text(record: dict[str, Any], name: str, where: str) -> str:
 
 
 def _segments(text: str) -> list[str]:
-    """What stands before each tag."""
+    """Return the text before each tag."""
     *segments, rest = text.split(TAG)
     if not segments:
         raise Dropped("no_tag")
@@ -185,7 +184,7 @@ def _segments(text: str) -> list[str]:
 
 
 def _conversation(messages: Any, where: str) -> tuple[list[str], list[float]]:
-    """Steps and labels of a conversation in which the user writes a step and the assistant its label."""
+    """Return the steps and labels of an RLHFlow conversation."""
     turns = messages if isinstance(messages, list) else []
     if (
         not turns
@@ -200,8 +199,8 @@ def _conversation(messages: Any, where: str) -> tuple[list[str], list[float]]:
         raise RowError(
             "no_conversation",
             where,
-            f"`conversations` is {repr(messages)[:80]}, expected messages with `role` and `content`: a step of the user, then its "
-            "label of the assistant, and so on.",
+            f"`conversations` is {repr(messages)[:80]}, expected messages with `role` and `content` that alternate between a step "
+            "(role `user`) and its label (role `assistant`).",
         )
     labels = [LABELS.get(turn["content"].strip()) for turn in turns[1::2]]
     if None in labels:

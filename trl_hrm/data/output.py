@@ -1,4 +1,4 @@
-"""The files of a dataset: rows in parts, one Parquet file per split made of them, a folder that appears as a whole."""
+"""Write the files of a dataset: parts with the rows, one Parquet file per split, and an atomic move to the output."""
 
 import hashlib
 import tempfile
@@ -32,25 +32,25 @@ def check_output(output: Path, config: BuildConfig) -> None:
         return
     if not config.overwrite:
         raise FileExistsError(
-            f"{config.output_dir}: the output exists already. Name another directory, or pass --overwrite "
-            "(`overwrite=True`) to replace it."
+            f"{config.output_dir}: the output already exists. Use another directory, or pass --overwrite (`overwrite=True`) to "
+            "replace it."
         )
     if not (output / REPORT_FILE).is_file():
         raise FileExistsError(
-            f"{config.output_dir}: --overwrite replaces earlier builds only, and this is none: it has no "
-            f"{REPORT_FILE}. Remove it yourself, or name another directory."
+            f"{config.output_dir}: --overwrite only replaces earlier builds, but this directory has no {REPORT_FILE}. Delete it "
+            "yourself, or use another directory."
         )
 
 
 def temporary_directory(config: BuildConfig) -> tempfile.TemporaryDirectory:
-    """A directory on the same file system as the output, so that a folder can be renamed from one to the other."""
+    """Create a temporary directory on the same file system as the output, so it can be renamed to the output."""
     output = Path(config.output_dir).absolute()
     anchor = next(parent for parent in output.parents if parent.exists())
     return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=anchor)
 
 
 def move(built: Path, output: Path, replaced: Path) -> None:
-    """Give the built folder the name of the output. An earlier one goes to `replaced`."""
+    """Rename the built folder to the output. If the output exists, it is first moved to `replaced`."""
     output.parent.mkdir(parents=True, exist_ok=True)
     if not output.exists():
         built.rename(output)
@@ -64,7 +64,7 @@ def move(built: Path, output: Path, replaced: Path) -> None:
 
 
 def make_table(rows: list[dict[str, Any]], types: Mapping[str, pa.DataType], where: str) -> pa.Table:
-    """Rows as a table, in which columns without a type get that of their values."""
+    """Convert rows to a table. The types of columns that are not in `types` are inferred from their values."""
     names = [name for name in types if any(name in row for row in rows)]
     names += sorted({name for row in rows for name in row} - set(names))
     columns = {}
@@ -73,28 +73,30 @@ def make_table(rows: list[dict[str, Any]], types: Mapping[str, pa.DataType], whe
             columns[name] = pa.array([row.get(name) for row in rows], type=types.get(name))
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise ValueError(
-                f"{where}: column `{name}`, in this row or one of those before it, holds values of different types or "
-                f"of a type that no column can hold ({error}). Give it one type, or remove it."
+                f"{where}: the column `{name}` has values of different types, or of an unsupported type, in this row or an earlier one "
+                f"({error}). Use one type for the column, or remove it."
             ) from error
     return pa.table(columns)
 
 
 def write_part(table: pa.Table, parts: Path, split: str, part: int) -> None:
-    """Write the rows of a chunk, in a form that is quick to write and to read again."""
+    """Write the rows of a chunk to an Arrow file, which is fast to write and to read."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(parts / f"{split}-{part:08d}.arrow", table.schema, options=options) as writer:
         writer.write_table(table)
 
 
 def join_parts(parts: Path, data: Path, rows: dict[str, int]) -> tuple[pa.Schema, dict[str, Any]]:
-    """One Parquet file per split, a row group per part. Returns the schema and the first training row."""
+    """
+    Join the parts to one Parquet file per split, with a row group per part. Return the schema and the first training row.
+    """
     files = {split: sorted(parts.glob(f"{split}-*.arrow")) for split in rows}
     schemas = [_read_part(file).schema for split in files for file in files[split]]
     try:
         schema = pa.unify_schemas(schemas, promote_options="permissive").remove_metadata()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(
-            f"a column holds values of different types in different rows ({error}). Give it one type, or remove it."
+            f"a column has values of different types ({error}). Use one type for the column, or remove it."
         ) from error
     schema = Features.from_arrow_schema(schema).arrow_schema
     for split in files:
@@ -116,7 +118,7 @@ def _read_part(file: Path) -> pa.ipc.RecordBatchFileReader:
 
 
 def digest_of(folder: Path) -> str:
-    """16 hex digits that stand for the contents of the files of a folder."""
+    """Return a hash of the contents of the files in a folder, as 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.iterdir()):
         with open(path, "rb") as file:

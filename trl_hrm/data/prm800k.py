@@ -1,8 +1,8 @@
 r"""
-PRM800K ([Let's Verify Step by Step](https://huggingface.co/papers/2305.20050)), phases 1 and 2, as step trees.
+Builder for PRM800K ([Let's Verify Step by Step](https://huggingface.co/papers/2305.20050)), phases 1 and 2.
 
-A record is one annotated solution of one problem. At each of its `steps` the annotator rated some `completions`, and one
-of them (`chosen_completion`), or a text of their own (`human_completion`), became the step that the solution continues from:
+A record is one annotated solution of one problem. At each of its `steps`, the annotator rated some `completions`. The solution
+continues from one of them (`chosen_completion`), or from a step that the annotator wrote (`human_completion`):
 
 ```json
 {"question": {"problem": "What is 1 + 2 + 3?", "ground_truth_answer": "6"},
@@ -34,7 +34,7 @@ from .sources import JsonLines
 
 ABOUT = {
     "title": "PRM800K step trees",
-    "description": "Solutions of MATH problems whose steps were judged by people: "
+    "description": "Solutions of MATH problems whose steps were labelled by human annotators: "
     "[PRM800K](https://github.com/openai/prm800k).",
     "license": "mit",
     "language": "en",
@@ -50,7 +50,7 @@ ABOUT = {
 }
 
 KEPT_FINISH_REASONS = ("solution", "found_error")
-SCHEMA = "not_the_schema"  # reason of a fault
+SCHEMA = "not_the_schema"  # reason of a `RowError`
 
 
 def build_prm800k(config: BuildPRM800KConfig) -> BuildReport:
@@ -59,15 +59,15 @@ def build_prm800k(config: BuildPRM800KConfig) -> BuildReport:
 
     Args:
         config ([`BuildPRM800KConfig`]):
-            What to read, and what a row is.
+            Inputs and options of the build.
 
     Returns:
-        [`BuildReport`]: What was read, written and dropped.
+        [`BuildReport`]: Report of what was read, written and dropped.
 
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If a record is faulty and `config.strict`, or no row is left for training.
+        `ValueError`: If a record is invalid and `config.strict` is set, or if no row is left for training.
     """
     recipe = Recipe(
         name="prm800k",
@@ -83,7 +83,7 @@ def build_prm800k(config: BuildPRM800KConfig) -> BuildReport:
 
 
 def is_final(text: str) -> bool:
-    """Whether a step ends its solution: PRM800K's last steps give the answer under a heading `# Answer`."""
+    """Return whether a step ends its solution. The last step in PRM800K has the answer under the heading `# Answer`."""
     return "# Answer" in text
 
 
@@ -91,23 +91,24 @@ def parse_prm800k(
     record: dict[str, Any], where: str, notes: Counter, neutral: float | None = 0.0, drop_screening: bool = False
 ) -> StepTree:
     """
-    The tree of one PRM800K record.
+    Return the step tree of one PRM800K record.
 
     Args:
         record (`dict[str, Any]`):
-            The record.
+            PRM800K record.
         where (`str`):
             File and line of the record, for error messages.
         notes (`Counter`):
-            Counter to which peculiarities of the record are added.
+            Counter of irregularities in the records. It is updated in place.
         neutral (`float`, *optional*, defaults to `0.0`):
-            Label of a step rated 0, `None` for context only.
+            Label of a step rated 0. `None` keeps the step as context without a label.
         drop_screening (`bool`, *optional*, defaults to `False`):
-            Drop the records that served to screen annotators or to control their quality.
+            Drop the records that were used for annotator screening or quality control.
 
     Raises:
-        [`Dropped`]: If the annotator gave up, found the problem bad, or if the record is a screening one to be dropped.
-        [`RowError`]: If the record does not follow PRM800K's schema, or its problem is blank.
+        [`Dropped`]: If the annotator did not finish the solution or marked the problem as bad, or if `drop_screening` is set and the
+            record was used for screening or quality control.
+        [`RowError`]: If the record does not follow the PRM800K schema, or its problem is blank.
     """
     question = _get(record, "question", dict, where)
     label = _get(record, "label", dict, where)
@@ -134,7 +135,7 @@ def parse_prm800k(
         if parent is None:
             notes["steps_after_end"] += len(steps) - number - 1
             break
-    # Without the steps that have no label and no labelled step below them: nothing could be learned from them
+    # Prune the steps that have no label and no labelled step below them, since nothing can be learned from them
     needed = [label is not None for label in tree.labels]
     for i in reversed(range(len(needed))):
         if needed[i] and tree.parents[i] != -1:
@@ -149,7 +150,7 @@ def parse_prm800k(
 def _add_step(
     tree: StepTree, parent: int, step: Any, labels: dict[int | None, float | None], where: str, notes: Counter
 ) -> int | None:
-    """Add the candidates of one step below `parent`. Returns the one that later steps follow, `None` if there is none."""
+    """Add the candidates of one step below `parent` and return the index of the one that the solution continues from, if any."""
     chosen = _get(step, "chosen_completion", (int, type(None)), where)
     human = _get(step, "human_completion", (dict, type(None)), where)
     candidates = list(_get(step, "completions", (list, type(None)), where) or [])
@@ -182,7 +183,7 @@ def _add_step(
         name = "rating"
         if is_human:
             name = next((name for name in ("corrected_rating", "rating") if candidate.get(name) is not None), None)
-        # People wrote their steps to go on from: without a rating they are positive
+        # A step written by the annotator counts as positive if it has no rating, since the solution continues from it
         rating = 1 if name is None else _get(candidate, name, (int, type(None)), place)
         if rating not in labels:
             raise RowError(SCHEMA, place, f"`{name}` is {rating!r}, expected -1, 0, 1 or null.")
@@ -202,7 +203,7 @@ def _add_step(
 
 def _get(value: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
     if not isinstance(value, dict):
-        raise RowError(SCHEMA, where, f"found {repr(value)[:80]}, expected an object with the key `{name}`.")
+        raise RowError(SCHEMA, where, f"found {repr(value)[:80]}, expected a JSON object with the key `{name}`.")
     if name not in value:
         raise RowError(
             SCHEMA,

@@ -1,5 +1,5 @@
 r"""
-Problems with reference answers, from the files and datasets that hold them.
+Readers of problems with reference answers, from files and datasets. These formats are supported:
 
 ```json
 {"problem": "What is 1 + 2 + 3?", "answer": "6"}
@@ -40,9 +40,9 @@ from .sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_data
 
 KEYS = {
     "plain": "`problem` (or `prompt`, `question`), `answer` (or `final_answer`, `reward_model.ground_truth`, or `solution` with the "
-    "answer in its last box) and, optionally, `problem_id` (or `id`, `unique_id`)",
+    "answer in its last `\\boxed`) and, optionally, `problem_id` (or `id`, `unique_id`)",
     "gsm8k": "`question` and `answer`, whose last line is `#### ` and the answer",
-    "math": "`problem`, `answer` (or `solution`, with the answer in its last box) and, optionally, `unique_id`",
+    "math": "`problem`, `answer` (or `solution`, with the answer in its last `\\boxed`) and, optionally, `unique_id`",
     "prm800k": "`question` with `problem` and `ground_truth_answer`",
 }
 FORMATS = ("auto", *KEYS)
@@ -55,7 +55,7 @@ ANSWER_COLUMNS = (
     "expected_answer",
     "answerKey",
 )
-# What data sets write where a problem has no answer: NuminaMath the first two, tables the others.
+# Values that datasets use for a missing answer: the first two are from NuminaMath, the others from tables.
 _PLACEHOLDERS = ("proof", "notfound", "n/a", "nan", "null")
 _OWN_TEXT = {"gsm8k": ("question",), "math": ("problem",), "prm800k": ("problem",)}
 ID_COLUMNS = {
@@ -69,23 +69,23 @@ ID_COLUMNS = {
 @dataclass
 class ProblemSet:
     """
-    Problems to annotate, and how many records they come from: `num_records` is the sum of `len(problems)`,
+    Problems to annotate, with the counts of the records that they were read from. `num_records` is the sum of `len(problems)`,
     `num_repeated`, `num_excluded` and `faults.num_left_out`.
 
     Args:
         problems (`list[Problem]`):
-            The problems, in the order of the source. No two have the same id, nor the same text but for whitespace and the
-            same prefix.
+            Problems, in the order of the source. Their ids are unique. No two of them have the same prefix and, ignoring
+            whitespace, the same text.
         num_records (`int`):
-            Records read.
+            Number of records read.
         num_repeated (`int`):
-            Records whose problem, prefix and answer were in an earlier one.
+            Number of records that repeat the problem, prefix and answer of an earlier record.
         num_excluded (`int`):
-            Records of problems that were excluded.
+            Number of records whose problem is in `exclude`.
         faults ([`RowFaults`]):
-            Records that were left out because of a fault, and those that were kept with one.
+            Invalid records that were dropped, and records that were kept although they have a fault.
         unused (`Counter`):
-            Columns that may carry a part of the problem and are not in its text, with the number of records that have them.
+            Number of records per column that may contain a part of the problem and is not part of its text.
     """
 
     problems: list[Problem]
@@ -96,10 +96,10 @@ class ProblemSet:
     unused: Counter = field(default_factory=Counter)
 
     def describe(self) -> str:
-        """What was read, in a line, and a line for each warning."""
+        """Return a line with the counts, and a line for each warning."""
         line = (
             f"{self.num_records:,} records: {len(self.problems):,} problems, {self.num_repeated:,} repeated, "
-            f"{self.num_excluded:,} excluded, {self.faults.num_left_out:,} left out."
+            f"{self.num_excluded:,} excluded, {self.faults.num_left_out:,} dropped."
         )
         warnings = [*self.faults.warnings(), *parts_warning(self.unused)]
         return "\n".join([line, *(f"warning: {warning}" for warning in warnings)])
@@ -107,7 +107,7 @@ class ProblemSet:
 
 @dataclass
 class _Entry:
-    """A problem, the key of its text, and its records."""
+    """A problem, the key of its text, and the number of records that repeat it."""
 
     where: str
     problem: Problem
@@ -130,42 +130,44 @@ def read_problems(
     """
     Read problems and their reference answers.
 
-    A problem without an explicit id gets the hash of its text, [`problem_key`], so that it keeps it in other files. A hash of the
-    prefix, if there is one, is added to either: one problem with several prefixes is several.
+    The id of a problem is the id in the record or, if there is none, the hash of the problem's text ([`problem_key`]), which is
+    the same in every file. If the record has a prefix, a hash of the prefix is appended, so one problem with several prefixes
+    becomes several problems.
 
-    Records with a fault do not stop the others. Left out are records without a problem or without one clear answer, and all
-    records of a problem that have different answers. A problem with the id of another problem is kept, and a hash of
-    its text is added to its id.
+    Invalid records are dropped: records without a problem, without an answer or with an ambiguous answer, and all records of a
+    problem whose records have different answers. If two problems have the same id, both are kept, and a hash of its text is
+    appended to the id of the later one.
 
     Args:
         source (`str`):
-            A file of JSON Lines or of a JSON array, or the directory or Hub name of a dataset.
+            JSON Lines file, file with a JSON array, or directory or Hub id of a dataset.
         format (`str`, *optional*, defaults to `"auto"`):
-            `"gsm8k"`, `"math"`, `"prm800k"` or `"plain"`; `"auto"` goes by the keys of the first record that has a problem.
+            Column format of the records: `"gsm8k"`, `"math"`, `"prm800k"`, `"plain"`, or `"auto"` to detect it from the keys of the
+            first record that has a problem.
         split (`str`, *optional*, defaults to `"train"`):
-            Split to read of a dataset. Files have none.
+            Dataset split to read. Ignored for files.
         config (`str`, *optional*):
-            Configuration of a dataset on the Hub, such as `main` for GSM8K. Files have none.
+            Configuration of a dataset on the Hub, such as `main` for GSM8K. Not supported for files.
         limit (`int`, *optional*):
-            Read no further than this many problems.
+            Maximum number of problems. Defaults to all.
         exclude (`frozenset[bytes]`, *optional*):
-            Keys of problems to leave out, whatever their prefixes. See [`~data.problems.read_problem_keys`] and [`exclusion_key`].
+            Keys of the problems to drop, with any prefix. See [`~data.problems.read_problem_keys`] and [`exclusion_key`].
         prefix_column (`str`, *optional*):
-            Column with the beginning of each solution, raw text that a step search continues.
+            Column with the beginning of each solution, as raw text, which a step search continues.
         prefix_fault (`Callable[[str], str | None]`, *optional*):
-            Says what is wrong with a prefix. See [`~search.step_search.StepSearch.prefix_fault`].
+            Function that returns what is wrong with a prefix, or `None`. See [`~search.step_search.StepSearch.prefix_fault`].
         columns (`Mapping[str, str]`, *optional*):
-            New names of columns, such as `{"problem": "Question"}`. See [`~data.sources.rename_columns`].
+            Column to read for each expected name, such as `{"problem": "Question"}`. See [`~data.sources.rename_columns`].
         strict (`bool`, *optional*, defaults to `False`):
-            Raise the first fault of a record.
+            Raise an error at the first invalid record instead of dropping it.
 
     Returns:
-        [`ProblemSet`]
+        [`ProblemSet`]: The problems and the counts of the records.
 
     Raises:
-        `FileNotFoundError`: If the file is missing.
-        `ValueError`: If a prefix is missing or has a fault, if no problem is left, or, with `strict`, if a record has a fault.
-            The message names file and line, or the row.
+        `FileNotFoundError`: If the file does not exist.
+        `ValueError`: If a prefix is missing or invalid, if no problem is left, or, with `strict`, if a record is invalid. The message
+            has the file and line, or the row.
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
@@ -176,7 +178,9 @@ def read_problems(
     with ExitStack() as stack:
         if is_json_file(source):
             if config is not None:
-                raise ValueError(f"{source}: this is a file, which has no configuration {config!r}. Leave it out.")
+                raise ValueError(
+                    f"config is {config!r}, but {source} is a file, which has no configurations. Remove config."
+                )
             rows = JsonLines([source], columns)
         else:
             rows = DatasetRows(stack.enter_context(loaded_dataset(source, split, config)), columns)
@@ -201,21 +205,21 @@ def read_problems(
     found.num_repeated = sum(entry.num_repeated for entry in reader.entries.values())
     if not found.problems:
         raise ValueError(
-            f"{source}: no problem is left of {found.num_records} records ({found.num_excluded} of them excluded"
-            + (f", {found.faults.num_left_out} left out" if found.faults.num_left_out else "")
+            f"{source}: 0 of {found.num_records} records were kept ({found.num_excluded} excluded"
+            + (f", {found.faults.num_left_out} dropped" if found.faults.num_left_out else "")
             + "). Check the source, and the files of problems to exclude."
-            + (f" The first fault: {found.faults.first}" if found.faults.first else "")
+            + (f" The first invalid record: {found.faults.first}" if found.faults.first else "")
         )
     return found
 
 
 class _Reader:
-    """Puts the records of a problem together."""
+    """Collects the problems of all records and merges repeated ones."""
 
     def __init__(self, faults: RowFaults):
         self.faults = faults
         self.entries: dict[tuple[bytes, str], _Entry] = {}  # by problem and prefix
-        self.answers: dict[bytes, tuple[str, str]] = {}  # of each problem, and where it was found first
+        self.answers: dict[bytes, tuple[str, str]] = {}  # answer of each problem, and where it was first found
         self.contradicted: set[bytes] = set()
         self.ids: dict[str, tuple[bytes, str]] = {}
 
@@ -224,10 +228,10 @@ class _Reader:
         key = problem_key(problem.prompt)
         answer, before = self.answers.setdefault(key, (problem.answer, where))
         if key in self.contradicted or not _same_answer(answer, problem.answer):
-            # Which of the answers is right is not known: all records of the problem are left out
+            # It is unknown which answer is right, so all records of the problem are dropped
             message = (
-                f"the answer is {problem.answer!r}, and {answer!r} at {before}, where the same problem stands; expected one answer. "
-                "Remove the record that is wrong."
+                f"the answer is {problem.answer!r}, but {before} has the same problem with the answer {answer!r}. Remove the wrong "
+                "record."
             )
             self.faults.leave_out(RowError("several_answers", where, message))
             self.contradicted.add(key)
@@ -240,7 +244,7 @@ class _Reader:
             other, before = self.ids.setdefault(problem.problem_id, (key, where))
             if other != key:
                 message = (
-                    f"the id {problem.problem_id!r} stands at {before} too, for another problem; expected one problem per id. Rename "
+                    f"the id is {problem.problem_id!r}, but {before} has the same id for a different problem. Ids must be unique: rename "
                     "one of them."
                 )
                 self.faults.keep(RowError("repeated_id", where, message))
@@ -256,19 +260,19 @@ class _Reader:
 
 def refuse_caseless_ids(problems: Iterable[Problem], known: Container[str], where: str) -> None:
     """
-    Refuse to resume a run of a version that ignored letter case in the ids of problems: all would be searched again, next to
-    their earlier trees.
+    Raise an error if a run was started by an early version, in which problem ids ignored letter case. Resuming it would search
+    these problems a second time.
 
     Args:
         problems (`Iterable[Problem]`):
             Problems to search.
         known (`Container[str]`):
-            Ids of the problems that the run has begun.
+            Ids of the problems that the run has started.
         where (`str`):
-            Its log.
+            Path of the log of the run, for the error message.
 
     Raises:
-        `ValueError`: If the run has a problem under the id of such a version.
+        `ValueError`: If the run has a problem with an id of an early version.
     """
     for problem in problems:
         key, earlier = problem_key(problem.prompt).hex(), exclusion_key(problem.prompt).hex()
@@ -276,8 +280,8 @@ def refuse_caseless_ids(problems: Iterable[Problem], known: Container[str], wher
             earlier += problem.problem_id.removeprefix(key)
             if problem.problem_id not in known and earlier in known:
                 raise ValueError(
-                    f"{where}: this run was begun by a version that ignored letter case in the ids of problems: it has "
-                    f"{earlier!r} for what is now {problem.problem_id!r}. Finish it with that version, or start in another "
+                    f"{where}: this run was started by an older version of trl_hrm, in which problem ids ignored letter case: it has "
+                    f"the id {earlier!r} instead of {problem.problem_id!r}. Finish the run with that version, or use a new "
                     "--output_dir."
                 )
 
@@ -296,13 +300,13 @@ def _format_of(record: dict[str, Any], where: str) -> str:
     raise RowError(
         "no_answer" if problem_text(record) is not None else "no_problem",
         where,
-        f"no format has the keys {sorted(record)}. Expected {formats}. Name other columns with --columns, such as "
+        f"the keys {sorted(record)} match no format. Expected {formats}. For other column names, use --columns, such as "
         "--columns problem=Question answer=Solution.",
     )
 
 
 def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, bool]:
-    """The problem, and whether the record gives its id."""
+    """Return the problem of a record, and whether the record has an id."""
     if format == "plain":
         text = problem_text(record)
     else:
@@ -312,7 +316,7 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
         is_plain = format == "plain"
         names = TEXT_COLUMNS if is_plain else _OWN_TEXT[format]
         shown = next((record[name] for name in names if record.get(name) is not None), None)
-        messages = ", or messages with a single one of the user" if is_plain else ""
+        messages = ", or messages with exactly one user message" if is_plain else ""
         raise RowError(
             "no_problem",
             where,
@@ -336,8 +340,8 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
             raise RowError(
                 "answer_not_among_choices",
                 where,
-                f"the answer is {answer!r}, expected one of the choices {choices.texts}, its label ({', '.join(choices.labels)}), or "
-                "its index from 0, and no two of them at once.",
+                f"the answer is {answer!r}. It must identify exactly one of the choices {choices.texts} by its text, its label "
+                f"({', '.join(choices.labels)}) or its index from 0.",
             )
         answer = label
     column = find_column(record, ID_COLUMNS[format])
@@ -351,10 +355,12 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
 def _prefix(record: dict[str, Any], column: str, prefix_fault: Callable[[str], str | None] | None, where: str) -> str:
     prefix = record.get(column)
     if not isinstance(prefix, str) or not prefix.strip():
-        found = f"{column!r} is {prefix!r}" if column in record else f"no {column!r} among the keys {sorted(record)}"
+        found = (
+            f"{column!r} is {prefix!r}" if column in record else f"{column!r} is not among the keys {sorted(record)}"
+        )
         raise ValueError(
-            f"{where}: found {found}, expected the beginning of a solution as a string that is not blank. Fill the column, or "
-            "remove the record."
+            f"{where}: {found}. It must be a non-empty string with the beginning of a solution. Fill the column, or remove the "
+            "record."
         )
     fault = prefix_fault and prefix_fault(prefix)
     if fault is not None:
@@ -363,7 +369,7 @@ def _prefix(record: dict[str, Any], column: str, prefix_fault: Callable[[str], s
 
 
 def _answers(record: dict[str, Any], format: str) -> list[str | int | float]:
-    """The answers of a record: none, one, or several that it gives as a list."""
+    """Return the answers of a record: none, one, or several if the record has a list of answers."""
     if format == "prm800k":
         return _values(record["question"].get("ground_truth_answer"))
     if format == "gsm8k":
@@ -381,7 +387,7 @@ def _answers(record: dict[str, Any], format: str) -> list[str | int | float]:
 
 
 def _values(value: Any) -> list[str | int | float]:
-    """The answers in a value, stripped; none of what is blank, not a number, or no answer at all."""
+    """Return the stripped answers in a value, without blank strings, NaN, infinity and placeholders for a missing answer."""
     if isinstance(value, list):
         return [answer for item in value for answer in _values(item)]
     if isinstance(value, str):
@@ -392,13 +398,13 @@ def _values(value: Any) -> list[str | int | float]:
 
 
 def _ground_truth(record: Mapping[str, Any]) -> Any:
-    """The answer in verl's rows."""
+    """Return the answer of a row in verl's format, if any."""
     rule = record.get("reward_model")
     return rule.get("ground_truth") if isinstance(rule, Mapping) else None
 
 
 def _same_answer(answer: str, other: str) -> bool:
-    """Whether answers are the same text without dollar signs and spaces, or the same number."""
+    """Return whether two answers are the same number, or the same text without dollar signs and spaces."""
     answer, other = ("".join(one.replace("$", "").split()) for one in (answer, other))
     if answer == other:
         return True

@@ -1,4 +1,4 @@
-"""The text of a problem in the rows of all sources, what makes two texts one problem, and rows that share one."""
+"""Extract the text of a problem from a row, and identify, split and group problems by their text."""
 
 import hashlib
 import re
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = ("problem", "question", "prompt")
 CHOICE_COLUMNS = ("choices", "options")
-# Columns next to the problem that may be needed to solve it. Choices are added to the text.
+# Columns that may be needed to solve the problem. Choices are added to its text, the others only trigger a warning.
 PART_COLUMNS = re.compile(
     r"input|context|passage|paragraph|article|story|scenario|body|premises?|background|hints?|tables?|figures?|diagrams?|choices|options|(decoded_)?images?(_\d+)?",
     re.IGNORECASE,
 )
-INSTRUCTIONS = ("system", "developer")  # roles of messages to the policy, which the reward model is not shown
-UNUSED = "rows_with_unused_column_"  # prefix of the counts of columns that may carry a part of the problem
+INSTRUCTIONS = ("system", "developer")  # roles of messages that are not shown to the reward model
+UNUSED = "rows_with_unused_column_"  # prefix of the counts of columns that may contain a part of the problem
 _LABELLED_CHOICE = re.compile(r"\(?([A-Z])[).:]\s*(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Choices:
     """
-    The choices of a problem.
+    The choices of a multiple-choice problem.
 
     Args:
         labels (`list[str]`):
-            Their labels, such as `"A"`.
+            Label of each choice, such as `"A"`.
         texts (`list[str]`):
-            Their texts.
+            Text of each choice.
     """
 
     labels: list[str]
@@ -43,7 +43,7 @@ class Choices:
 
     def add_to(self, problem: str) -> str:
         """
-        The problem with its choices, one a line, unless it holds them already.
+        Return the problem with its choices, one per line. A problem that already contains them is returned unchanged.
 
         Example:
 
@@ -67,7 +67,10 @@ class Choices:
         return "\n".join([problem.strip(), *lines])
 
     def label_of(self, answer: str | int | float) -> str | None:
-        """The label of the right choice, given by its label, its text, or its index from 0. `None` if it is not clear which."""
+        """
+        Return the label of the choice that `answer` identifies by its label, its text or its index from 0, or `None` if it is
+        ambiguous.
+        """
         text = str(answer).strip()
         if text in self.labels:
             return text
@@ -86,8 +89,8 @@ class Choices:
 
 def read_choices(value: Any) -> Choices | None:
     """
-    Choices as the public datasets have them: a list of texts, with or without their labels, an object of texts by label, or
-    an object with lists `text` and `label`. `None` for anything else.
+    Return the choices in `value`, in any format used by public datasets: a list of texts with or without labels, a dictionary from
+    labels to texts, or a dictionary with the lists `text` and `label`. Return `None` for anything else.
     """
     if isinstance(value, Mapping) and {"text", "label"} <= value.keys():
         labels, texts = value["label"], value["text"]
@@ -109,49 +112,49 @@ def read_choices(value: Any) -> Choices | None:
 
 def problem_of(messages: Sequence[Mapping[str, Any]], remedy: str) -> str:
     """
-    Return the text of the only message of the user. Messages of the system are left out.
+    Return the text of the only user message. System messages are ignored.
 
     Args:
         messages (`Sequence[Mapping[str, Any]]`):
-            A prompt in TRL's conversational format.
+            Prompt in TRL's conversational format.
         remedy (`str`):
-            Where to give the problem instead, for the error message.
+            Advice at the end of the error message on how else to provide the problem.
 
     Raises:
-        `ValueError`: If the messages are a dialogue of several turns, or hold something else than text.
+        `ValueError`: If the messages are a dialogue of several turns, or contain anything other than text.
     """
     roles = [message["role"] for message in messages]
     if [role for role in roles if role not in INSTRUCTIONS] != ["user"]:
         raise ValueError(
-            f"the prompt has messages of {roles}, expected one of the user, which the reward model is shown as the problem. One turn of "
-            f"a dialogue may not say what is asked. {remedy}"
+            f"the prompt has messages with the roles {roles}, expected exactly one user message, which the reward model is shown as the "
+            f"problem. In a dialogue, a single turn may not contain the whole problem. {remedy}"
         )
     return content_text(next(message["content"] for message in messages if message["role"] == "user"))
 
 
 def content_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
-    """Return the text of a message, also of one in content blocks; nothing if the message has none."""
+    """Return the text of a message's content, which may be a string or content blocks, or an empty string if it has none."""
     if content is None or isinstance(content, str):
         return content or ""
     kinds = sorted({block["type"] for block in content} - {"text"})
     if kinds:
-        raise ValueError(f"a message has content of type {kinds}, but a step reward model reads only text.")
+        raise ValueError(f"a message has content of type {kinds}, but step reward models only support text.")
     return "".join(block["text"] for block in content)
 
 
 def problem_text(record: Mapping[str, Any]) -> str | None:
     """
-    The problem of a row, with its choices if it has a list of them.
+    Return the problem of a row, with its choices if it has any.
 
-    It is the first string that is not blank under `problem`, `question` or `prompt`, in any letter case. It may be in an
-    object under `question` that has `problem`, as in PRM800K, or be the only message of the user in a list of messages.
+    The problem is the first non-empty string under `problem`, `question` or `prompt`, in any letter case. It may also be nested
+    under `question.problem`, as in PRM800K, or be the only user message in a list of messages.
 
     Args:
         record (`Mapping[str, Any]`):
             The row.
 
     Returns:
-        `str` or `None`: The text, `None` if no column has one.
+        `str` or `None`: The problem, or `None` if the row has none.
     """
     for name in TEXT_COLUMNS:
         column = find_column(record, [name])
@@ -167,7 +170,7 @@ def problem_text(record: Mapping[str, Any]) -> str | None:
 
 
 def _user_text(messages: Sequence[Any]) -> str | None:
-    """The text of the only message of the user. A dialogue of several turns has none."""
+    """Return the text of the only user message, or `None` for a dialogue of several turns."""
     if not all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in messages):
         return None
     turns = [message for message in messages if message["role"] not in INSTRUCTIONS]
@@ -176,12 +179,12 @@ def _user_text(messages: Sequence[Any]) -> str | None:
     content = turns[0]["content"]
     blocks = content if isinstance(content, list) else []
     if any(not isinstance(block, Mapping) or not isinstance(block.get("text"), str) for block in blocks):
-        return None  # an image, for example
+        return None  # such as an image
     return content_text(content)
 
 
 def find_column(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first column that has one of the names and a value; written exactly so or, if none is, in other letter case."""
+    """Return the first of the columns `names` that has a value. Exact matches take precedence over other letter case."""
     for name in names:
         if record.get(name) is not None:
             return name
@@ -190,22 +193,22 @@ def find_column(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
 
 
 def choices_of(record: Mapping[str, Any]) -> Choices | None:
-    """The [`Choices`] of a row, or `None`."""
+    """Return the [`Choices`] of a row, or `None`."""
     column = find_column(record, CHOICE_COLUMNS)
     return None if column is None else read_choices(record[column])
 
 
 def unused_parts(record: Mapping[str, Any], used: Sequence[str] = (), has_choices: bool = True) -> list[str]:
     """
-    Columns that may carry a part of the problem and are not in its text.
+    Return the columns that may contain a part of the problem and are not part of its text.
 
     Args:
         record (`Mapping[str, Any]`):
             The row.
         used (`Sequence[str]`, *optional*):
-            Columns that the reader uses.
+            Columns that the caller uses.
         has_choices (`bool`, *optional*, defaults to `True`):
-            Whether the reader adds the choices to the text.
+            Whether the caller adds the choices to the text.
     """
     if has_choices and choices_of(record) is not None:
         used = [*used, find_column(record, CHOICE_COLUMNS)]
@@ -220,23 +223,23 @@ def unused_parts(record: Mapping[str, Any], used: Sequence[str] = (), has_choice
 
 
 def parts_warning(unused: Mapping[str, int]) -> list[str]:
-    """A sentence on each column that may carry a part of the problem and is not in its text, given how many rows have it."""
+    """Return a warning for each unused column, given the number of rows per column. See [`unused_parts`]."""
     return [
-        f"{count:,} {'row has' if count == 1 else 'rows have'} a column `{name}`, which is not part of the problem's text. If the problem needs it, write it into "
-        "the text."
+        f"{count:,} {'row has' if count == 1 else 'rows have'} a column `{name}`, which is not part of the problem's text. If it is "
+        "needed to solve the problem, add it to the text."
         for name, count in unused.items()
     ]
 
 
 def unused_warnings(notes: Mapping[str, int]) -> list[str]:
-    """A sentence on each column that was counted in `notes` as `UNUSED` and its name. See [`unused_parts`]."""
+    """Return a warning for each unused column that was counted in `notes` as `UNUSED + name`. See [`unused_parts`]."""
     unused = {name.removeprefix(UNUSED): count for name, count in notes.items() if name.startswith(UNUSED)}
     return parts_warning(unused)
 
 
 def normalize_problem(text: str) -> str:
     r"""
-    The problem without differences of whitespace. Letter case stays: $n$ and $N$ are different variables.
+    Normalize the whitespace of a problem. Letter case is kept, since $n$ and $N$ are different variables.
 
     Example:
 
@@ -249,30 +252,31 @@ def normalize_problem(text: str) -> str:
 
 
 def text_key(text: str) -> bytes:
-    """16 bytes that stand for `text`: equal texts have equal keys, and a key is small whatever the text's length."""
+    """Return a 16-byte hash of `text`, which takes less memory than a long text."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def problem_key(text: str) -> bytes:
-    """16 bytes that stand for the problem: the same for texts that differ in whitespace only."""
+    """Return a 16-byte hash of a problem that ignores differences in whitespace."""
     return text_key(normalize_problem(text))
 
 
 def exclusion_key(text: str) -> bytes:
     """
-    16 bytes by which test problems are kept out of other data: the same for texts that differ in whitespace and case only.
+    Return a 16-byte hash of a problem that ignores differences in whitespace and letter case, used to exclude test problems.
 
-    Exclusion is wider than identity: a test problem in other letter case must not be trained on.
+    It ignores case, unlike [`problem_key`], because a test problem in other letter case must not be trained on either.
     """
     return text_key(normalize_problem(text).casefold())
 
 
 def problem_split(text: str, test_size: float, seed: int) -> str:
     """
-    `"train"` or `"test"`, decided by the seed and the problem alone, without differences of whitespace and case.
+    Return the split of a problem, `"train"` or `"test"`. It depends only on the seed and on the text of the problem, ignoring
+    differences in whitespace and case.
 
-    All rows of a problem fall into one split, whatever file, order or number of processes they come from, and a row
-    keeps its split when other rows are added. Problems that differ in case alone share a split.
+    All rows of a problem are therefore in the same split, regardless of their file, their order or the number of processes, and a
+    row keeps its split when other rows are added.
     """
     digest = hashlib.blake2b(f"{seed}\n{normalize_problem(text).casefold()}".encode(), digest_size=8).digest()
     return "test" if int.from_bytes(digest, "big") < test_size * 2**64 else "train"
@@ -280,23 +284,23 @@ def problem_split(text: str, test_size: float, seed: int) -> str:
 
 def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
     """
-    The [`exclusion_key`] of every problem in JSON files of test sets.
+    Return the [`exclusion_key`] of every problem in JSON files of test sets.
 
     Args:
         files (`Sequence[str]`):
-            JSON Lines files or arrays, plain or compressed with gzip, whose rows hold the problem as [`problem_text`] finds it.
+            JSON Lines files or JSON arrays, optionally compressed with gzip. See [`problem_text`] for the supported columns.
 
     Raises:
-        `FileNotFoundError`: If a file is missing.
-        `ValueError`: If a row is not JSON or holds no problem, with file and line.
+        `FileNotFoundError`: If a file does not exist.
+        `ValueError`: If a row is not valid JSON or has no problem.
     """
     keys = set()
     for where, row in all_rows(JsonLines(files)):
         text = problem_text(row)
         if text is None:
             raise ValueError(
-                f"{where}: found no problem to exclude among the keys {sorted(row)}, expected a non-empty string under "
-                "`problem`, `question` or `prompt`. Rename the key that holds the problem."
+                f"{where}: found no problem to exclude among the keys {sorted(row)}. It must be a non-empty string under `problem`, "
+                "`question` or `prompt`. Rename the key of the problem."
             )
         keys.add(exclusion_key(text))
     return frozenset(keys)
@@ -304,7 +308,7 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
 
 def group_equal(keys: Iterable[Hashable]) -> list[list[int]]:
     """
-    Positions of equal keys, in the order in which the keys first appear.
+    Group the positions of equal keys, in the order in which the keys first appear.
 
     Example:
 
@@ -321,17 +325,16 @@ def group_equal(keys: Iterable[Hashable]) -> list[list[int]]:
 
 def group_by_prompt(dataset: "Dataset") -> list[list[int]]:
     """
-    Row indices by prompt, in the order in which the prompts first appear.
+    Group the row indices of a dataset by prompt, in the order in which the prompts first appear.
 
-    Only the column `prompt` is read, a batch at a time, and only row indices and 16-byte keys are kept, so that memory
-    does not depend on the length of the texts.
+    Only the column `prompt` is read, in batches, and only row indices and 16-byte keys are kept in memory.
 
     Args:
         dataset (`datasets.Dataset`):
             Dataset with a string column `prompt`.
 
     Returns:
-        `list[list[int]]`: One list of row indices per distinct prompt. Every row stands in exactly one of them.
+        `list[list[int]]`: One list of row indices per distinct prompt.
     """
     prompts = dataset.select_columns(["prompt"]).with_format(None)
     return group_equal(text_key(prompt) for batch in prompts.iter(batch_size=1000) for prompt in batch["prompt"])

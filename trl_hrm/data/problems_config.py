@@ -1,4 +1,4 @@
-"""The settings of the commands that read problems."""
+"""Config of the commands that read problems."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,43 +15,47 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class ProblemsConfig(Config):
     """
-    Problems with reference answers.
+    Config of problems with reference answers.
 
     Args:
         problems (`str`):
-            JSON Lines or JSON file, or folder or Hub name of a dataset. Required, but for commands that have other inputs.
+            JSON Lines or JSON file, dataset folder or Hub id, with problems and answers. Required, except for commands that also
+            accept other inputs.
         problem_format (`str`, *optional*, defaults to `"auto"`):
-            Columns of the problems: `"gsm8k"`, `"math"`, `"prm800k"`, `"plain"`, or `"auto"` to tell by the first row.
+            Column format of the problems: `"gsm8k"`, `"math"`, `"prm800k"`, `"plain"`, or `"auto"` to detect it from the first row.
         split (`str`, *optional*, defaults to `"train"`):
-            Split to read of a dataset.
+            Dataset split to read. Ignored for files.
         limit (`int`, *optional*):
-            Largest number of problems. By default all.
+            Maximum number of problems. Defaults to all.
         exclude (`list[str]`, *optional*):
-            JSON files of test sets, whose problems are left out.
+            JSON files of test sets whose problems are dropped.
         columns (`dict[str, str]`, *optional*):
-            New names of columns, such as `{"problem": "Question"}`. On the command line `problem=Question`.
+            Column to read for each expected name, such as `{"problem": "Question"}`, or `problem=Question` on the command line.
         strict (`bool`, *optional*, defaults to `False`):
-            Whether to stop at the first row with a fault instead of leaving such rows out and counting them.
+            Whether to raise an error at the first invalid row. By default, invalid rows are dropped and counted.
     """
 
     problems: str | None = field(
         default=None,
-        metadata={"help": "JSON Lines or JSON file, or folder or Hub name of a dataset, with problems and answers."},
+        metadata={"help": "JSON Lines or JSON file, dataset folder or Hub id, with problems and answers."},
     )
     problem_format: Literal["auto", "gsm8k", "math", "prm800k", "plain"] = field(
-        default="auto", metadata={"help": "Columns of the problems; auto tells by the first row.", "advanced": True}
+        default="auto",
+        metadata={
+            "help": "Column format of the problems. `auto` detects it from the first row.",
+            "advanced": True,
+        },
     )
-    split: str = field(default="train", metadata={"help": "Split to read of a dataset; files have none."})
-    limit: int | None = field(default=None, metadata={"help": "Largest number of problems (default: all)."})
+    split: str = field(default="train", metadata={"help": "Dataset split to read. Ignored for files."})
+    limit: int | None = field(default=None, metadata={"help": "Maximum number of problems. Defaults to all."})
     exclude: list[str] = field(
         default_factory=list,
-        metadata={"help": "JSON files of test sets, whose problems are left out.", "metavar": "FILE"},
+        metadata={"help": "JSON files of test sets whose problems are dropped.", "metavar": "FILE"},
     )
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Read COLUMN as NAME, for rows with other column names, as in problem=Question "
-            "answer=reward_model.ground_truth.",
+            "help": "Column to read for each expected name, such as problem=Question answer=reward_model.ground_truth.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -59,7 +63,9 @@ class ProblemsConfig(Config):
     )
     strict: bool = field(
         default=False,
-        metadata={"help": "Stop at the first row with a fault instead of leaving such rows out and counting them."},
+        metadata={
+            "help": "Raise an error at the first invalid row. By default, invalid rows are dropped and counted."
+        },
     )
 
     def __post_init__(self):
@@ -71,7 +77,7 @@ class ProblemsConfig(Config):
         self, prefix_column: str | None = None, prefix_fault: Callable[[str], str | None] | None = None
     ) -> "ProblemSet":
         """
-        The problems. See [`~data.problem_sets.read_problems`] for those with prefixes, and for what it raises.
+        Read the problems. See [`~data.problem_sets.read_problems`] for the arguments and the errors raised.
         """
         from .problem_sets import read_problems
         from .problems import read_problem_keys

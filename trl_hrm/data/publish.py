@@ -1,8 +1,8 @@
 """
-Built datasets to the Hub, as configurations of one repository.
+Push built datasets to the Hub, as configurations of one repository.
 
-All rows are uploaded first; one commit then shows them, with the card, and removes what they replace. So who loads the dataset
-meanwhile, or after a push that failed anywhere, gets the old one or the new one, whole.
+All rows are uploaded first. A single commit then adds them and the card, and removes the files they replace. Readers therefore
+always see a complete version of the dataset, the old one or the new one, during a push and after a failed one.
 """
 
 import re
@@ -23,38 +23,38 @@ from .publish_config import PushDatasetConfig
 from .publish_shards import CARD_FILE, Build, File, dataset_info, group_sizes, published_files, read_build
 
 
-BATCH = 1 << 30  # bytes that are uploaded together
-UPLOAD_TRIES = 3  # the clients try for minutes themselves
+BATCH = 1 << 30  # bytes per upload batch
+UPLOAD_TRIES = 3  # few, because the upload clients already retry for minutes
 
 
 @dataclass
 class DatasetPush:
     """
-    What a push of a dataset did or, with `dry_run`, would do.
+    Result of [`push_dataset`]: what it did or, with `dry_run`, what it would do.
 
     Args:
         repo_id (`str`):
-            The repository.
+            Dataset repository.
         revision (`str`):
-            The branch.
+            Branch.
         configs (`list[str]`):
-            The configurations.
+            Pushed dataset configurations.
         dry_run (`bool`):
-            Whether nothing was done.
+            Whether this was a dry run.
         private (`bool`, *optional*):
-            The visibility that was asked for.
+            Requested visibility of the repository.
         card (`str`, *optional*):
-            In a dry run, the card that a new repository would get.
+            In a dry run, the card of a new repository.
         commit (`str`, *optional*):
-            The commit that holds the dataset. `None` in a dry run.
+            Commit that contains the dataset. `None` in a dry run.
         url (`str`, *optional*):
-            Where to see it.
+            URL of the dataset. `None` in a dry run.
         sent (`dict[str, int]`):
-            Files that were new or other than those of the repository, with their bytes. In a dry run, all files.
+            Size in bytes of each new or changed file. In a dry run, of all files.
         deleted (`list[str]`):
-            Files of the configurations that were there before and belong to them no more.
+            Old files of the configurations that were deleted.
         unchanged (`dict[str, int]`):
-            Files that were there already.
+            Size in bytes of each file that was already in the repository.
     """
 
     repo_id: str
@@ -70,27 +70,29 @@ class DatasetPush:
     unchanged: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The push in a few lines, one for each file that it changes."""
-        lines = [f"send       {path}  ({_size(size)})" for path, size in self.sent.items()]
+        """Return a summary with one line per changed file."""
+        lines = [f"upload     {path}  ({_size(size)})" for path, size in self.sent.items()]
         lines += [f"delete     {path}" for path in self.deleted]
         if self.unchanged:
             lines.append(f"unchanged  {len(self.unchanged)} files ({_size(sum(self.unchanged.values()))})")
         total = f"{len(self.sent)} files, {_size(sum(self.sent.values()))}"
         names = ", ".join(self.configs)
         if self.dry_run:
-            visible = {None: "what the Hub makes it by default", True: "private", False: "public"}[self.private]
+            visible = {None: "have the default visibility of the Hub", True: "be private", False: "be public"}[
+                self.private
+            ]
             lines += ["", f"{CARD_FILE} of a new repository:", "", self.card or "", ""]
             lines.append(
-                f"Dry run: nothing was sent, and the Hub was not asked. A push of {names} to {self.repo_id}, branch {self.revision}, "
-                f"sends at most {total}: files that are there already are not sent again. A new repository would be {visible}. Only "
-                "the push itself finds out whether the repository exists and is visible as asked, which files of earlier pushes it "
-                "deletes, and whether the existing card and files fit. An existing card keeps everything but the parts of these "
-                "configurations."
+                f"Dry run: nothing was uploaded, and the Hub was not contacted. A push of {names} to {self.repo_id}, branch "
+                f"{self.revision}, uploads at most {total}, since files that are already there are skipped. A new repository would "
+                f"{visible}. Only a real push checks whether the repository exists and has the requested visibility, which old files "
+                "to delete, and whether the existing card and files are compatible. In an existing card, only the parts of these "
+                "configurations are replaced."
             )
         elif self.sent or self.deleted:
             lines.append(f"Pushed {names} to {self.repo_id}: {total}. {self.url}")
         else:
-            lines.append(f"{names} is on {self.repo_id} as it is here: nothing to send. {self.url}")
+            lines.append(f"{names} on {self.repo_id} is already up to date. {self.url}")
         return "\n".join(lines)
 
 
@@ -100,7 +102,7 @@ def _size(size: int) -> str:
 
 @dataclass
 class _Plan:
-    """What lies between a commit and the dataset as it shall be."""
+    """Changes that turn a commit into the new version of the dataset."""
 
     head: str | None
     wanted: list[File]
@@ -110,24 +112,24 @@ class _Plan:
 
 def push_dataset(config: PushDatasetConfig, token: str | None = None) -> DatasetPush:
     """
-    Push built datasets to a repository on the Hub, each as a configuration: `load_dataset("me/prm800k", "hrm")`.
+    Push built datasets to a repository on the Hub, each as a configuration that `load_dataset("me/prm800k", "hrm")` can load.
 
-    What is there already is not sent again, and a push without a change makes no commit. Rate limits, trouble of the Hub, cut
-    connections and other pushes at the same time are met with pauses and further tries.
+    Files that are already in the repository are not uploaded again, and a push without changes creates no commit. The push is
+    retried with pauses after rate limits, Hub errors, lost connections and concurrent pushes.
 
     Args:
         config ([`PushDatasetConfig`]):
-            The folders, the repository, and the options.
+            Folders, repository and options of the push.
         token (`str`, *optional*):
-            A token that may write. By default that of `HF_TOKEN` or of `hf auth login`.
+            Token with write access. Defaults to `HF_TOKEN` or the token of `hf auth login`.
 
     Returns:
-        [`DatasetPush`]: What was sent, deleted, and there already.
+        [`DatasetPush`]: Files that were uploaded, deleted and unchanged.
 
     Raises:
-        [`~hub.PushError`]: If the Hub or the way to it fails.
-        `ValueError`: If a folder is not a whole build, two folders have one name, or the repository is public where a private one is
-            asked for, or the other way around.
+        [`~hub.PushError`]: If the Hub or the connection to it fails.
+        `ValueError`: If a folder is not a complete build, two folders have the same configuration name, or the repository does not
+            have the requested visibility.
 
     Example:
 
@@ -137,29 +139,30 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
     ```
     """
     if not config.inputs:
-        raise ValueError("no folder was given, expected at least one that a builder wrote.")
+        raise ValueError("inputs is empty, expected at least one folder written by a builder.")
     if config.config_name is not None and len(config.inputs) != 1:
         raise ValueError(
-            f"config_name is {config.config_name!r} for {len(config.inputs)} folders. Push them one by one, each with its own."
+            f"config_name is {config.config_name!r}, but there are {len(config.inputs)} folders. Push each folder separately, with its "
+            "own config_name."
         )
     builds: dict[str, Build] = {}
     for folder in config.inputs:
         build = read_build(folder, config.config_name)
         if build.name in builds:
             raise ValueError(
-                f"{build.folder} and {builds[build.name].folder} have the view {build.name} both, and a repository has one "
-                "configuration of a name. Push them one by one, with --config_name (`config_name=`)."
+                f"{build.folder} and {builds[build.name].folder} both have the view {build.name}, but configuration names must be "
+                "unique. Push them separately, with --config_name (`config_name=`)."
             )
         builds[build.name] = build
     validate_repo_id(config.repo_id)
     if "/" not in config.repo_id:
         raise ValueError(
-            f"repo_id is {config.repo_id!r}, expected the name of a user or an organisation too, as in 'me/{config.repo_id}'."
+            f"repo_id is {config.repo_id!r}. It must include a user or organization, such as 'me/{config.repo_id}'."
         )
     size = config.max_shard_size
     max_bytes = int(size) if re.fullmatch(r"-?\d+", size) else convert_file_size_to_int(size)
     if max_bytes < 1:
-        raise ValueError(f"max_shard_size is {size}, expected a size as in '500MB', or a number of bytes.")
+        raise ValueError(f"max_shard_size is {size}, expected a size such as '500MB', or a number of bytes.")
     with tempfile.TemporaryDirectory() as work:
         what = (config, token, Path(work), list(builds.values()), max_bytes)
         if config.dry_run:
@@ -170,10 +173,10 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
 
 class _Push:
     """
-    One push: the stages of `run`, each of which can be tried again.
+    One push. Each stage of `run` can be retried.
 
-    The commit is built here and not by `HfApi.upload_folder`, which commits a large folder in several parts, and without the files
-    that a `.gitignore` of the repository names.
+    It does not use `HfApi.upload_folder`, which splits a large folder into several commits and skips the files that a `.gitignore`
+    of the repository matches.
     """
 
     def __init__(
@@ -208,7 +211,7 @@ class _Push:
         return self.result
 
     def dry_run(self) -> DatasetPush:
-        """What a push would send at most, without asking the Hub."""
+        """Return the most that a push would upload, without contacting the Hub."""
         plan = self._plan(None)
         self._note(plan)
         self.result.card = self.card.read_text(encoding="utf-8")
@@ -219,11 +222,11 @@ class _Push:
         return retry(attempt, f"{self.repo_id}: {what}", token=self.token, **options)
 
     def _open(self) -> str:
-        """The commit to begin from, of a repository and a branch that are made if they are missing."""
+        """Create the repository and the branch if they do not exist, and return the current commit."""
         try:
             self._check_private(self.api.dataset_info(self.repo_id))
         except RepositoryNotFoundError:
-            # the Hub ignores `private` if another process was quicker: what came of it is checked below
+            # The Hub ignores `private` if another process created the repository first, so it is checked again
             self.api.create_repo(self.repo_id, repo_type="dataset", private=self.private, exist_ok=True)
             self._check_private(self.api.dataset_info(self.repo_id))
         try:
@@ -239,8 +242,8 @@ class _Push:
         if self.private is not None and info.private != self.private:
             is_, asked = ("private", "public") if info.private else ("public", "private")
             raise ValueError(
-                f"{self.repo_id} is {is_}, and a {asked} repository was asked for: a push does not change that, and nothing was "
-                f"sent. Make it {asked} in its settings on the Hub, or push to another."
+                f"{self.repo_id} is {is_}, but a {asked} repository was requested. Nothing was uploaded. Make it {asked} in its "
+                "settings on the Hub, or push to another repository."
             )
 
     def _plan(self, head: str | None) -> _Plan:
@@ -268,24 +271,24 @@ class _Push:
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def _is_rows(self, path: str) -> bool:
-        """Whether `load_dataset` would read a file as rows of a configuration that is pushed."""
+        """Return whether `load_dataset` would read a file as rows of a pushed configuration."""
         folder, _, name = path.rpartition("/")
         return name.endswith(".parquet") and folder in self.result.configs
 
     def _check_card(self, files: list[File]) -> None:
-        """Have the Hub check the card's metadata, as it does at the commit: before the rows are sent, not after."""
+        """Let the Hub validate the card's metadata before the rows are uploaded. Otherwise only the final commit would fail."""
         if all(file.local != self.card for file in files):
             return
         try:
             DatasetCard.load(self.card).validate()
         except ValueError as error:
             raise ValueError(
-                f"the Hub refuses the metadata of {CARD_FILE}, which is made of that of {self.repo_id} and of the folders: {error}. "
-                "Nothing was pushed. Mend it where it comes from, then push again."
+                f"the Hub rejects the metadata of {CARD_FILE}, which is merged from the cards of {self.repo_id} and of the folders: "
+                f"{error}. Nothing was pushed. Correct the card with the invalid metadata, then push again."
             ) from error
 
     def _upload(self, files: list[File]) -> None:
-        """Send the rows, which nobody sees yet, and ask whether the Hub takes the rest."""
+        """Upload the rows, which are not visible before the commit, and check that the Hub accepts the other files."""
         total = sum(file.size for file in files)
         with tqdm(
             total=total, desc=f"{self.repo_id}: {len(files)} files", unit="B", unit_scale=True, disable=not files
@@ -298,13 +301,13 @@ class _Push:
                 )
                 if ignored := [operation.path_in_repo for operation in operations if operation._should_ignore]:
                     raise ValueError(
-                        f"{self.repo_id}: its .gitignore names {', '.join(ignored)}, so the Hub would leave that out. Nothing was "
-                        "pushed. Mend the .gitignore, then push again."
+                        f"{self.repo_id}: its .gitignore matches {', '.join(ignored)}, so the Hub would ignore these files. Nothing was "
+                        "pushed. Change the .gitignore, then push again."
                     )
                 bar.update(sum(file.size for file in batch))
 
     def _operation(self, file: File) -> CommitOperationAdd:
-        """The upload of a file. Of rows, it remembers that they have arrived."""
+        """Return the upload operation of a file. Operations of Parquet files are cached, since they record a finished upload."""
         if not file.path.endswith(".parquet"):
             return CommitOperationAdd(file.path, str(file.local))
         if file.path not in self.operations:
@@ -313,8 +316,8 @@ class _Push:
 
     def _commit(self) -> _Plan:
         """
-        Make the one commit, unless nothing is left to change. The plan is made anew: another push may have come between, or an
-        earlier try of this one may have landed though its answer was lost.
+        Create the commit if there are changes. The plan is recomputed first, because another push may have finished in the meantime,
+        or an earlier attempt may have succeeded although its response was lost.
         """
         plan = self._plan(self._head())
         self._note(plan)
@@ -333,7 +336,7 @@ class _Push:
         return plan
 
     def _note(self, plan: _Plan) -> None:
-        """Tell what is sent, of all tries together."""
+        """Add the files of the plan to the result. Those of earlier attempts stay, since their commit may have succeeded."""
         self.result.sent.update({file.path: file.size for file in plan.add})
         self.result.deleted = list(dict.fromkeys([*self.result.deleted, *plan.delete]))
         self.result.unchanged = {file.path: file.size for file in plan.wanted if file.path not in self.result.sent}
@@ -344,14 +347,15 @@ class _Push:
         stale = [path for path in plan.delete if path in tree]
         if missing or stale:
             raise PushError(
-                f"the commit {plan.head} of {self.repo_id} is not what was pushed: other or missing are {missing}, and still there "
-                f"are {stale}. Push again; if that does not help, look for a .gitignore in the repository that names these files."
+                f"the commit {plan.head} of {self.repo_id} does not match what was pushed. Missing or different files: {missing}. Files "
+                f"that were not deleted: {stale}. Push again. If this does not help, check whether a .gitignore in the repository "
+                "matches these files."
             )
         private = self.api.dataset_info(self.repo_id).private
         if self.private is not None and private != self.private:
             raise PushError(
-                f"{self.repo_id} became {'private' if private else 'public'} while {plan.head} was pushed to it. Set in its "
-                "settings on the Hub who may see it."
+                f"{self.repo_id} became {'private' if private else 'public'} during the push of {plan.head}. Check its visibility in "
+                "its settings on the Hub."
             )
 
 

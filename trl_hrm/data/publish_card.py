@@ -1,6 +1,8 @@
 """
-The card of a repository with several configurations. What was generated for each stands between two comments; pushing it again
-replaces that part and its metadata, and keeps everything else: what people wrote, and the other configurations.
+The card of a repository with several configurations.
+
+The generated text of each configuration is between two comments. Pushing a configuration again replaces its text and its metadata,
+and keeps everything else: the other configurations and what people wrote.
 """
 
 import logging
@@ -21,41 +23,51 @@ from .publish_shards import CARD_FILE, Build
 
 logger = logging.getLogger(__name__)
 
-BEGIN = "<!-- trl_hrm: config {} begins. The next push of it replaces what follows, up to its end. -->"
+BEGIN = "<!-- trl_hrm: config {} begins. The next push of this configuration replaces everything up to its end. -->"
 END = "<!-- trl_hrm: config {} ends. -->"
-OTHER_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".arrow", ".txt", ".gz", ".zip", ".zst")  # that `load_dataset` reads
-OWN = ("configs", "dataset_info", "tags")  # metadata of a configuration that the card does not take over as it is
+OTHER_KINDS = (
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".arrow",
+    ".txt",
+    ".gz",
+    ".zip",
+    ".zst",
+)  # also read by `load_dataset`
+OWN = ("configs", "dataset_info", "tags")  # metadata of a folder's card that is merged separately
 MARK = r"^<!-- trl_hrm: config {} {}\b.*-->[ \t]*$"
 
 
 @dataclass
 class Config:
-    """A build as the card shows it."""
+    """A build, with the metadata of its configuration."""
 
     build: Build
     info: DatasetInfo
 
     @property
     def metadata(self) -> dict:
-        """Which files hold which split."""
+        """Data files of each split."""
         name = self.build.name
         return {"data_files": [{"split": split, "path": f"{name}/{split}-*.parquet"} for split in self.build.splits]}
 
 
 def merge_card(existing: str | None, repo_id: str, configs: Sequence[Config]) -> str:
     """
-    The card of a repository after a push.
+    Return the card of a repository after a push.
 
     Args:
         existing (`str`, *optional*):
-            The card that is there.
+            Current card of the repository.
         repo_id (`str`):
-            The repository.
+            Dataset repository.
         configs (`Sequence[Config]`):
-            What is pushed.
+            Pushed configurations.
 
     Returns:
-        `str`: The card.
+        `str`: The new card.
 
     Raises:
         `ValueError`: If the existing card cannot be read.
@@ -67,7 +79,7 @@ def merge_card(existing: str | None, repo_id: str, configs: Sequence[Config]) ->
     for config in configs:
         name = config.build.name
         own = _own_card(config.build)
-        if name not in there:  # license, language, name, tags and more, where the card has none
+        if name not in there:  # add the license, language, name and tags that the card does not have yet
             other_license = card.data.get("license") not in (None, own.data.get("license"))
             for key, value in own.data.to_dict().items():
                 if key in OWN or card.data.get(key) or (other_license and key.startswith("license_")):
@@ -77,7 +89,7 @@ def merge_card(existing: str | None, repo_id: str, configs: Sequence[Config]) ->
             tags = _listed(card.data.get("tags"))
             card.data["tags"] = tags + [tag for tag in _listed(own.data.get("tags")) if tag not in tags]
         card.text = _replace_part(card.text, name, _generated(own.text, config.build, repo_id), repo_id)
-        # whether `load_dataset` takes it when none is named is for people to say
+        # Keep `default`, which people set for the configuration that `load_dataset` loads when none is named
         default = {"default": True} if there.get(name, {}).get("default") else {}
         MetadataConfigs({name: default | config.metadata}).to_dataset_card_data(card.data)
         DatasetInfosDict({name: config.info}).to_dataset_card_data(card.data)
@@ -86,50 +98,56 @@ def merge_card(existing: str | None, repo_id: str, configs: Sequence[Config]) ->
 
 def warn_of_licenses(card: str, repo_id: str, configs: Sequence[Config]) -> None:
     """
-    Tell of sources with another license than that of the repository's card.
+    Warn about configurations whose source has a different license than the card of the repository.
 
     Args:
         card (`str`):
-            The card after the push.
+            Card of the repository after the push.
         repo_id (`str`):
-            The repository.
+            Dataset repository.
         configs (`Sequence[Config]`):
-            What is pushed.
+            Pushed configurations.
     """
     license = DatasetCard(card).data.get("license")
     for config in configs:
         own = _own_card(config.build).data.get("license")
         if own and own != license:
             logger.warning(
-                f"the card of {repo_id} has {f'the license {license}' if license else 'no license'}, the source of "
-                f"{config.build.name} {own}. The card keeps its own; set on the Hub what is right for all of it."
+                f"the card of {repo_id} has {f'the license {license}' if license else 'no license'}, but the source of "
+                f"{config.build.name} has the license {own}. The card was not changed. Set a license on the Hub that is right for "
+                "all configurations."
             )
 
 
 def check_others(existing: str | None, repo_id: str, paths: Sequence[str], names: Sequence[str]) -> None:
     """
-    Refuse a repository with data that nobody could load any more once the card lists the pushed configurations.
+    Raise an error if the push would make existing data of the repository impossible to load.
 
-    Without configurations in the card, `load_dataset` reads whatever data it finds; with them, it reads those alone. And it
-    reads all configurations of a repository as files of one kind, that of the first by name.
+    If the card lists no configurations, `load_dataset` reads all data files. If it lists some, only these can be loaded. All
+    configurations must have the same file format, since `load_dataset` uses the format of the first one for all of them.
 
     Args:
         existing (`str`, *optional*):
-            The card that is there.
+            Current card of the repository.
         repo_id (`str`):
-            The repository.
+            Dataset repository.
         paths (`Sequence[str]`):
-            Its files, without those that the push writes or deletes.
+            Files of the repository, without those that the push writes or deletes.
         names (`Sequence[str]`):
-            The pushed configurations.
+            Names of the pushed configurations.
+
+    Raises:
+        `ValueError`: If the repository has such data.
     """
     configs = MetadataConfigs.from_dataset_card_data(DatasetCard(existing).data) if existing else {}
-    remedy = "Push to another repository, or make that data Parquet files of a configuration of the card first."
+    remedy = (
+        "Push to another repository, or first convert this data to Parquet and list it as a configuration in the card."
+    )
     for path in paths:
         if not configs and path.endswith((*OTHER_KINDS, ".parquet")):
             raise ValueError(
-                f"{repo_id} holds data that its card does not name, as {path}: it could not be loaded. {remedy} If its card has lost "
-                "configurations that were pushed from here, push them all in one call."
+                f"{repo_id} has data that is in no configuration of its card, such as {path}. It could not be loaded after the push. "
+                f"{remedy} If earlier pushed configurations are missing from the card, push all of them in one call."
             )
         for name, config in configs.items():
             patterns = _patterns(config.get("data_files"), config.get("data_dir"))
@@ -137,22 +155,22 @@ def check_others(existing: str | None, repo_id: str, paths: Sequence[str], names
                 continue
             if name in names and path.endswith((*OTHER_KINDS, ".parquet")):
                 raise ValueError(
-                    f"{repo_id} has a configuration {name} of files such as {path}, which the pushed one would put out of reach. "
-                    "Push to another repository, or under another name with --config_name (`config_name=`)."
+                    f"{repo_id} already has a configuration {name} with other files, such as {path}. They could not be loaded after "
+                    "the push. Push to another repository, or use another --config_name (`config_name=`)."
                 )
             if name not in names and path.endswith(OTHER_KINDS):
                 raise ValueError(
-                    f"{repo_id} has a configuration {name} of files such as {path}, and `load_dataset` reads all configurations of "
-                    f"a repository as files of one kind. {remedy}"
+                    f"{repo_id} has a configuration {name} with files such as {path}, but `load_dataset` requires the same file "
+                    f"format for all configurations of a repository. {remedy}"
                 )
 
 
 def _patterns(data_files: str | dict | list | None, folder: str | None) -> list[str]:
-    """The patterns of the files of a configuration, in any of the forms that the metadata may have."""
+    """Return the file patterns of a configuration, for any format of `data_files` in the metadata."""
     if data_files is None:
         return [f"{folder}/*" if folder else "*"]
     if isinstance(data_files, str):
-        return [data_files.replace("**/", "*")]  # `*` of fnmatch goes across folders
+        return [data_files.replace("**/", "*")]  # in fnmatch, `*` also matches `/`
     if isinstance(data_files, dict):
         return _patterns(data_files["path"], folder)
     return [pattern for item in data_files for pattern in _patterns(item, folder)]
@@ -165,21 +183,21 @@ def _parse(text: str, where: str) -> DatasetCard:
         infos = card.data.get("dataset_info")
         names += [info.get("config_name") for info in infos] if isinstance(infos, list) else []
         if not all(isinstance(name, str) for name in names):
-            raise ValueError(f"expected a text as each config_name, found {names}")
+            raise ValueError(f"each config_name must be a string, found {names}")
         return card
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{where}: its metadata cannot be read ({reason}). Mend it, then push again.") from error
+        raise ValueError(f"{where}: invalid metadata ({reason}). Correct it, then push again.") from error
 
 
 def _own_card(build: Build) -> DatasetCard:
-    """The card of a folder."""
+    """Return the card of a built folder."""
     where = str(build.folder / CARD_FILE)
     card = _parse(build.card, where)
     if mark := re.search(MARK.format(".*", "(begins|ends)"), card.text, flags=re.MULTILINE):
         raise ValueError(
-            f"{where}: the comment {mark[0]!r} belongs into the card of a repository, where the next push would take what follows "
-            "for its own. Remove it."
+            f"{where}: found the comment {mark[0]!r}, which is reserved for the card of a repository. A push would treat the text after "
+            "it as generated. Remove the comment."
         )
     return card
 
@@ -189,7 +207,7 @@ def _listed(value: str | list[str] | None) -> list[str]:
 
 
 def _replace_part(text: str, name: str, generated: str, repo_id: str) -> str:
-    """The text with the generated part of a configuration replaced, or put at the end if there is none."""
+    """Replace the generated part of a configuration in the text, or append it if it is missing."""
     part = f"{BEGIN.format(name)}\n\n{generated}\n\n{END.format(name)}"
     begin, end = (
         list(re.finditer(MARK.format(re.escape(name), which), text, flags=re.MULTILINE))
@@ -199,14 +217,15 @@ def _replace_part(text: str, name: str, generated: str, repo_id: str) -> str:
         return f"{text.rstrip()}\n\n{part}\n" if text.strip() else f"\n{part}\n"
     if len(begin) != 1 or len(end) != 1 or begin[0].start() > end[0].start():
         raise ValueError(
-            f"{CARD_FILE} of {repo_id}: expected one comment {BEGIN.format(name)!r} and below it one {END.format(name)!r}, found "
-            f"{len(begin)} and {len(end)}. Put them back, or remove both with what is between them, then push again."
+            f"{CARD_FILE} of {repo_id}: found {len(begin)} comments {BEGIN.format(name)!r} and {len(end)} comments "
+            f"{END.format(name)!r}, expected one of each, in this order. Restore them, or remove both with the text between them, then "
+            "push again."
         )
     return text[: begin[0].start()] + part + text[end[0].end() :]
 
 
 def _generated(text: str, build: Build, repo_id: str) -> str:
-    """The card of the folder as a part of the repository's: one level down, links and loading from the Hub."""
+    """Adapt the card of a folder to the card of the repository: lower its headings, and load data and pictures from the Hub."""
     text = text.strip().replace(LOAD_FOLDER, f'load_dataset("{repo_id}", "{build.name}")')
     shown = "\n".join(f"#{line}" if is_text and re.match("#+ ", line) else line for line, is_text in _lines(text))
     if "picture" in build.report:
@@ -216,7 +235,7 @@ def _generated(text: str, build: Build, repo_id: str) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[str, bool]]:
-    """The lines of a Markdown text, and whether each is text, not code between fences."""
+    """Yield the lines of a Markdown text, and whether each is text rather than part of a fenced code block."""
     fence = ""
     for line in text.split("\n"):
         mark = re.match(" {0,3}(`{3,}(?!.*`)|~{3,})", line)

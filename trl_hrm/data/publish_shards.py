@@ -1,4 +1,4 @@
-"""A built dataset as the files that stand for it on the Hub: checked to be whole, large splits cut into shards."""
+"""Prepare the files of a built dataset for the Hub: check that the build is complete, and split large files into shards."""
 
 import hashlib
 import json
@@ -26,9 +26,9 @@ class File:
 
     Args:
         path (`str`):
-            Its path in the repository.
+            Path in the repository.
         local (`Path`):
-            Where its bytes are.
+            Path on disk.
     """
 
     path: str
@@ -40,12 +40,12 @@ class File:
 
     @cached_property
     def sha256(self) -> str:
-        """What the Hub calls a large file."""
+        """SHA-256 hash, by which the Hub identifies a large file."""
         return self._digest(hashlib.sha256())
 
     @cached_property
     def blob(self) -> str:
-        """What git, and so the Hub, calls a small file."""
+        """Git blob hash, by which the Hub identifies a small file."""
         return self._digest(hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False))
 
     def _digest(self, digest) -> str:
@@ -58,15 +58,15 @@ class File:
 @dataclass
 class Build:
     """
-    A folder that a builder wrote.
+    A folder written by a builder.
 
     Args:
         folder (`Path`):
-            The folder.
+            Path of the folder.
         name (`str`):
-            The configuration that it becomes on the Hub.
+            Name of its configuration on the Hub.
         report (`dict[str, Any]`):
-            Its `build_report.json`.
+            Content of its `build_report.json`.
     """
 
     folder: Path
@@ -82,79 +82,82 @@ class Build:
 
     @property
     def card(self) -> str:
-        """The text of its card."""
+        """Text of the dataset card."""
         return (self.folder / CARD_FILE).read_text(encoding="utf-8-sig")
 
 
 def read_build(folder: str | Path, config_name: str | None = None) -> Build:
     """
-    Read a folder that a builder wrote.
+    Read a folder written by a builder, and check that it is complete.
 
     Args:
         folder (`str` or `Path`):
-            The folder.
+            Path of the folder.
         config_name (`str`, *optional*):
-            The configuration that it becomes on the Hub. By default its view.
+            Name of its configuration on the Hub. Defaults to its view.
 
     Returns:
         [`Build`]: The build.
 
     Raises:
-        `ValueError`: If it is not a whole build: a file is missing, or the rows are not those that the report tells of.
+        `ValueError`: If a file is missing, or the rows do not match the report.
     """
     folder = Path(folder)
     path = folder / REPORT_FILE
     if not path.is_file():
         raise ValueError(
-            f"{folder}: no {REPORT_FILE} in it, expected a folder that a trl-hrm command wrote: build-prm800k, "
-            "build-math-shepherd, build-stepwise, export or select-raft."
+            f"{folder}: {REPORT_FILE} not found. Expected a folder written by trl-hrm build-prm800k, build-math-shepherd, "
+            "build-stepwise, export or select-raft."
         )
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error}). Build it again.") from error
+        raise ValueError(f"{path}: invalid JSON ({error}). Build the dataset again.") from error
     if missing := {"view", "rows", "content"} - set(report):
-        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in it, so it is no whole report. Build it again.")
+        raise ValueError(f"{path}: missing keys {', '.join(sorted(missing))}. Build the dataset again.")
     build = Build(folder, report["view"] if config_name is None else config_name, report)
     if not re.fullmatch(r"[^\W_][\w.-]*", build.name) or build.name == CARD_FILE:
         raise ValueError(
-            f"config_name is {build.name!r}, expected letters, digits, `_`, `-` and `.`, of which a letter or digit comes first: it "
-            f"names a folder of the repository, beside {CARD_FILE}."
+            f"config_name is {build.name!r}. It is also a folder name in the repository, so it may only contain letters, digits, `_`, "
+            f"`-` and `.`, must begin with a letter or digit, and must not be {CARD_FILE}."
         )
     for path in (folder / CARD_FILE, *map(build.parquet, build.splits), *_assets(build)):
         if not path.is_file():
             raise ValueError(
-                f"{folder}: {path.relative_to(folder)} is missing, the build is not whole. Build it again."
+                f"{folder}: {path.relative_to(folder)} is missing, so the build is incomplete. Build the dataset again."
             )
     content = digest_of(folder / "data")
     if content != report["content"]:
         raise ValueError(
-            f"{folder}: the files in data are not those that the build wrote (content {content}, {REPORT_FILE} says "
-            f"{report['content']}). Build it again."
+            f"{folder}: the files in data were changed after the build (their content is {content}, but {REPORT_FILE} has "
+            f"{report['content']}). Build the dataset again."
         )
     for split, expected in report["rows"].items():
         found = pq.read_metadata(build.parquet(split)).num_rows
         if found != expected:
-            raise ValueError(f"{build.parquet(split)}: {found} rows, {REPORT_FILE} says {expected}. Build it again.")
+            raise ValueError(
+                f"{build.parquet(split)}: found {found} rows, but {REPORT_FILE} has {expected}. Build the dataset again."
+            )
     return build
 
 
 def _assets(build: Build) -> list[Path]:
-    """What the card shows besides text."""
+    """Return the pictures of the card."""
     return [build.folder / build.report["picture"]["file"]] if "picture" in build.report else []
 
 
 def published_files(build: Build, max_shard_size: int, work: Path) -> list[File]:
     """
-    The files of a build, in the folder of its configuration.
+    Return the files to publish for a build, in the folder of its configuration.
 
     Args:
         build ([`Build`]):
             The build.
         max_shard_size (`int`):
-            Bytes above which a split is cut at its row groups. The same file gives the same shards, byte by byte.
+            Maximum size of a shard in bytes. Larger splits are split between row groups. Shards of the same file are always
+            identical byte for byte.
         work (`Path`):
-            An empty folder, for the shards.
+            Empty folder for the shards.
     """
     files = []
     for split in build.splits:
@@ -183,7 +186,7 @@ def _write_shards(source: Path, max_bytes: int, folder: Path) -> Iterator[Path]:
 
 
 def group_sizes(sizes: list[int], max_sum: int) -> list[list[int]]:
-    """Return groups of indices of consecutive sizes whose sum is at most `max_sum`. A larger size has a group of its own."""
+    """Return groups of indices of consecutive sizes whose sum is at most `max_sum`. A larger size forms its own group."""
     groups, total = [], 0
     for i, size in enumerate(sizes):
         if not groups or total + size > max_sum:
@@ -195,7 +198,7 @@ def group_sizes(sizes: list[int], max_sum: int) -> list[list[int]]:
 
 
 def dataset_info(build: Build, files: list[File]) -> DatasetInfo:
-    """Features and sizes of a build, as the card's metadata has them."""
+    """Return the features and sizes of a build, for the metadata of the card."""
     splits = SplitDict()
     for split in build.splits:
         file = pq.ParquetFile(build.parquet(split))

@@ -1,6 +1,6 @@
 """
-RAFT's data ([Dong et al., 2023](https://huggingface.co/papers/2304.06767); [ER-PRM](https://huggingface.co/papers/2412.11006),
-section 5.2): of the candidates of each problem, those that a reward model scores best.
+Build a dataset for RAFT ([Dong et al., 2023](https://huggingface.co/papers/2304.06767);
+[ER-PRM](https://huggingface.co/papers/2412.11006), section 5.2): the candidates of each problem with the highest reward model scores.
 """
 
 from collections import Counter
@@ -28,11 +28,11 @@ from .self_training import MESSAGES, answered, choose, distinct
 
 PICTURE = "scores.png"
 ABOUT = {
-    "title": "Solutions chosen by a reward model",
-    "description": "Problems with the solutions of a policy that a step reward model scored best, for supervised fine-tuning of "
+    "title": "Solutions selected by a reward model",
+    "description": "Problems with the solutions of a policy that a step reward model scored highest, for supervised fine-tuning of "
     "the policy (RAFT).",
-    "source": "Made with trl_hrm. The terms of use are those of the problems, of the policy and of the reward model.",
-    "citation": """The choice follows
+    "source": "Made with trl_hrm. The terms of use of the problems, the policy and the reward model apply.",
+    "citation": """The selection follows
 
 ```bibtex
 @article{dong2023raft,
@@ -47,19 +47,19 @@ ABOUT = {
 
 def shortlist(problems: Sequence[ProblemCandidates], config: RaftConfig, counts: Counter) -> list[ProblemCandidates]:
     """
-    Return the candidates that the reward model is to score: the first `config.num_candidates` of each problem, without blank ones
-    and repeated ones. Problems in `config.exclude` are left out.
+    Return the candidates to score: the first `config.num_candidates` of each problem, without blank candidates and duplicates.
+    Problems in `config.exclude` are dropped.
 
     Args:
         problems (`Sequence[ProblemCandidates]`):
             Problems with their candidates.
         config ([`RaftConfig`]):
-            What to leave out.
+            Options of the selection.
         counts (`Counter`):
-            Counts candidates left out, by reason.
+            Counter of the dropped candidates, by reason. It is updated in place.
 
     Returns:
-        `list[ProblemCandidates]`: The problems, some perhaps without candidates.
+        `list[ProblemCandidates]`: The problems. Some of them may have no candidates.
     """
     excluded = read_problem_keys(config.exclude)
     listed = []
@@ -89,21 +89,21 @@ def build_raft(
     warnings: Sequence[str] = (),
 ) -> BuildReport:
     """
-    Choose the best candidates of each problem, and write them as a dataset in TRL's prompt-completion format.
+    Select the best candidates of each problem, and write them as a dataset in TRL's prompt-completion format.
 
     Args:
         problems (`Sequence[ProblemCandidates]`):
-            What [`shortlist`] gives.
+            Result of [`shortlist`].
         scores (`Sequence[Sequence[float | None]]`):
-            Problems × candidates, `None` for candidates that could not be scored.
+            Score of each candidate of each problem. `None` for candidates that could not be scored.
         config ([`RaftConfig`]):
-            How to choose, and where to write.
+            Options of the selection and of the output.
         counts (`Counter`):
-            What [`shortlist`] counted. The rest is added.
+            Counts of [`shortlist`]. It is updated in place.
         reward_model (`dict[str, Any]`):
-            The reward model and how it scored, as options of `trl-hrm select-raft`, for the card and the command that repeats it.
+            Reward model and its scoring options, as options of `trl-hrm select-raft`, for the card and the rebuild command.
         warnings (`Sequence[str]`, *optional*):
-            What the user should know of the candidates' source.
+            Warnings about the source of the candidates.
 
     Returns:
         `dict[str, Any]`: The report, as written to `build_report.json`.
@@ -126,8 +126,8 @@ def build_raft(
     rule, has_cut = rule_of(config), any(problem.num_cut for problem in problems)
     warnings = list(warnings)
     if not any(len(candidate.steps) > 1 for problem in problems for candidate in problem.candidates):
-        advice = " Does --segmentation say where steps end?" if has_cut else ""
-        warnings.append(f"every candidate is a single step: all aggregates are the same.{advice}")
+        advice = " Check whether --segmentation matches the format of the candidates." if has_cut else ""
+        warnings.append(f"every candidate has a single step, so all aggregates are the same.{advice}")
     report = make_report("raft", [config.candidates], command, config, counts, warnings)
     report["facts"] = {
         "reward model": reward_model,
@@ -138,7 +138,7 @@ def build_raft(
         "candidates of a problem, mean": sum(problem.num_considered for problem in problems) / len(problems),
         "mean score": {"all judged candidates": sum(scored) / len(scored), "chosen": sum(chosen) / len(chosen)},
     }
-    report["picture"] = {"file": PICTURE, "shows": "Scores of all judged candidates, and of the chosen ones"}
+    report["picture"] = {"file": PICTURE, "shows": "Scores of all scored candidates and of the selected ones"}
     form = pa.string() if isinstance(problems[0].prompt, str) else MESSAGES
     types = COLUMNS | {"prompt": form, "completion": form, "num_candidates": pa.int32(), "rank": pa.int32()}
     with temporary_directory(config) as name:
@@ -153,7 +153,7 @@ def build_raft(
 
 
 def format_scores(report: dict[str, Any]) -> str:
-    """The mean scores of a report, in a line."""
+    """Return a line with the mean scores of a report."""
     return ", ".join(f"{name}: {mean:.3f}" for name, mean in report["facts"]["mean score"].items())
 
 

@@ -1,4 +1,4 @@
-"""What a policy learns from: the choice among solutions of a problem, and the rows for supervised fine-tuning."""
+"""Select solutions of a problem, and build rows for supervised fine-tuning of the policy."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,21 +9,21 @@ from ..search.prompts import Prompt, started_prompt
 from ..step_tree import StepTree
 
 
-ROUNDING = 1e-9  # a mean of 2/5, 5/5 and 5/5 is 0.7999999999999999, and reaches 0.8
+ROUNDING = 1e-9  # tolerance, since the mean of 2/5, 5/5 and 5/5 is 0.7999999999999999 and must reach 0.8
 MESSAGES = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
 
 
 class Choice(NamedTuple):
     """
-    Solutions of a problem that were chosen, and how many were not.
+    Result of [`choose`].
 
     Args:
         kept (`list[int]`):
-            Their indices, the best first.
+            Indices of the selected solutions, best first.
         num_below (`int`):
             Number of solutions below the minimum score.
         num_beyond (`int`):
-            Number of solutions that reach it, but are not among the best.
+            Number of solutions that reach the minimum score, but are not among the best.
     """
 
     kept: list[int]
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 def distinct(texts: Sequence[str]) -> list[int]:
     """
-    Indices of the texts that no earlier one equals, up to space around them.
+    Return the indices of the first occurrence of each text, ignoring leading and trailing whitespace.
 
     Example:
 
@@ -52,17 +52,17 @@ def choose(
     scores: Sequence[float], min_score: float = 0.0, top_k: int | None = None, evidence: Sequence[int] | None = None
 ) -> Choice:
     """
-    The best solutions of a problem.
+    Select the best solutions of a problem.
 
     Args:
         scores (`Sequence[float]`):
             N scores.
         min_score (`float`, *optional*, defaults to `0.0`):
-            Minimum score, up to rounding.
+            Minimum score, with a tolerance for rounding errors.
         top_k (`int`, *optional*):
             Maximum number of solutions. Defaults to all that reach `min_score`.
         evidence (`Sequence[int]`, *optional*):
-            N counts of what each score rests on: of equal scores the one on more comes first, then the earlier one.
+            N sample counts of the scores. Of equal scores, the one with the larger count comes first, then the earlier one.
 
     Example:
 
@@ -78,31 +78,31 @@ def choose(
 
 
 def asked(prompt: Prompt, problem: str) -> str | list[dict[str, str]]:
-    """What the policy was asked for a problem: text, or messages. Their token ids are those of [`Prompt.encode`]."""
+    """Return the prompt of the policy for a problem, as text or messages. They tokenize to the ids of [`Prompt.encode`]."""
     return prompt.text(problem) if prompt.style == "plain" else prompt.messages(problem)
 
 
 def answered(prompt: str | list[dict[str, str]], text: str) -> str | list[dict[str, str]]:
-    """A solution in the form of its prompt: text after a text, the assistant's message after messages."""
+    """Return a solution in the format of its prompt: text for a text prompt, an assistant message for messages."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def prompt_of(manifest: dict[str, Any]) -> Prompt:
-    """The prompt that a run was started with."""
+    """Return the prompt of a run."""
     return Prompt(**started_prompt(manifest))
 
 
 def sft_row(solution: StepTree, prompt: Prompt | None = None) -> dict[str, Any]:
     """
-    The row of a solution for supervised fine-tuning, in TRL's
+    Return the row of a solution for supervised fine-tuning, in TRL's
     [prompt-completion](https://huggingface.co/docs/trl/dataset_formats#prompt-completion) format.
 
     Args:
         solution ([`StepTree`]):
-            The problem, the whole text as its one step, and the score as that step's label.
+            Tree with a single step. The text of the step is the whole solution, and its label is the score.
         prompt ([`~search.prompts.Prompt`], *optional*):
-            What the policy was asked. By default the bare problem. If it has variables for the chat template, the row has
-            them as `chat_template_kwargs`, with which TRL's trainers render the messages.
+            Prompt that the policy was given. Defaults to the bare problem. If it has chat template variables, they are added to the
+            row as `chat_template_kwargs`, which TRL's trainers pass to the chat template.
     """
     question = solution.prompt if prompt is None else asked(prompt, solution.prompt)
     return {

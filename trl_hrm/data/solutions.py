@@ -1,12 +1,13 @@
 """
-Tell whole solutions from lists of steps. Both come as `completions`, and scores of one read as the other mean nothing.
+Distinguish whole solutions from lists of steps. Datasets use the column `completions` for both, and scores are meaningless if one
+is read as the other.
 
 ```json
 {"prompt": "3 + 4?", "completions": ["Add 3 and 4.", "So \\boxed{7}."]}
 {"problem": "3 + 4?", "completions": ["Add. So \\boxed{7}.", "Subtract. So \\boxed{1}."], "pred": "7"}
 ```
 
-The first row has the steps of one solution. The second is what search-and-learn writes: whole solutions of one problem.
+The first row has the steps of one solution. The second row has whole solutions of one problem, as written by search-and-learn.
 """
 
 from collections import Counter
@@ -23,23 +24,23 @@ ROWS = "rows_of_whole_solutions"  # counts rows that are read as whole solutions
 SEVERAL = "rows_with_several_answers"  # counts rows in which several steps of one solution each state an answer
 ALL = "rows_with_answers_in_every_step"
 _REMEDY = (
-    "Give the whole solutions of a problem in a column `candidates` to trl-hrm best-of-n or select-raft, which cut them into "
-    "steps, or one solution per row with the list of its steps in `completions`."
+    "For whole solutions, put all solutions of a problem in a column `candidates` and use trl-hrm best-of-n or select-raft, which "
+    "split them into steps. Otherwise, put the steps of one solution per row in `completions`."
 )
-_SEARCH_AND_LEARN = {"pred", "agg_scores", "completion_tokens"}  # columns that it writes next to `completions`
+_SEARCH_AND_LEARN = {"pred", "agg_scores", "completion_tokens"}  # columns written by search-and-learn
 
 
 def count_answers(steps: Sequence[str], notes: Counter, parents: Sequence[int] | None = None) -> None:
     """
-    Count a row whose steps look like whole solutions: several steps of one path each state an answer.
+    Count a row if its steps look like whole solutions, because several steps of one path each state an answer.
 
     Args:
         steps (`Sequence[str]`):
             S step texts.
         notes (`Counter`):
-            Counts the row as `SEVERAL`, and as `ALL` if every step of a path states an answer.
+            Counter to update: `SEVERAL` if several steps of a path state an answer, and also `ALL` if every step of a path does.
         parents (`Sequence[int]`, *optional*):
-            S indices of the step before each step, `-1` for the prompt. By default a chain.
+            S indices of the step before each step, `-1` for the prompt. Defaults to a single path.
     """
     parents = range(-1, len(steps) - 1) if parents is None else parents
     found, lengths, most, is_all = [], [], 0, False
@@ -57,65 +58,65 @@ def count_answers(steps: Sequence[str], notes: Counter, parents: Sequence[int] |
 
 def check_answers(notes: Mapping[str, int], num_rows: int, source: str) -> None:
     """
-    Refuse rows that are whole solutions instead of steps.
+    Raise an error if the rows contain whole solutions instead of steps.
 
     Args:
         notes (`Mapping[str, int]`):
-            What [`count_answers`] counted.
+            Counts of [`count_answers`].
         num_rows (`int`):
             Number of rows with `completions`.
         source (`str`):
-            What was read, for the message.
+            Name of the source, for the error message.
 
     Raises:
-        `ValueError`: If every step states an answer in most rows.
+        `ValueError`: If, in more than half of the rows, every step states an answer.
     """
     number = notes.get(ALL, 0)
     if 2 * number > num_rows:
         raise ValueError(
-            f"{source}: every one of several `completions` states an answer in {number:,} of {num_rows:,} rows, expected the steps of "
-            f"one solution. They look like whole solutions. {_REMEDY}"
+            f"{source}: in {number:,} of {num_rows:,} rows, every item of `completions` states an answer. These look like whole "
+            f"solutions, but `completions` must contain the steps of one solution. {_REMEDY}"
         )
 
 
 def solution_warnings(notes: Mapping[str, int]) -> list[str]:
-    """Warnings made of what [`count_answers`] and [`read_whole_solutions`] counted."""
+    """Return warnings for the counts of [`count_answers`] and [`read_whole_solutions`]."""
     warnings = []
     if notes.get(ROWS):
         warnings.append(
-            f"{notes[ROWS]:,} rows have `problem` and `completions`, as search-and-learn writes them: each completion is read as a "
-            "whole solution, and the bare problem as its prompt."
+            f"{notes[ROWS]:,} rows have `problem` and `completions`, as written by search-and-learn. Each completion is read as a whole "
+            "solution, with the bare problem as its prompt."
         )
     if notes.get(SEVERAL):
         warnings.append(
-            f"{notes[SEVERAL]:,} rows have several `completions` that each state an answer. They are read as the steps of one "
-            f"solution; if they are whole solutions, their scores mean nothing. {_REMEDY}"
+            f"in {notes[SEVERAL]:,} rows, several items of `completions` each state an answer. They are read as the steps of one "
+            f"solution. If they are whole solutions, their scores are meaningless. {_REMEDY}"
         )
     return warnings
 
 
 def leave_out_thinking(tree: StepTree, where: str, keep_thinking: bool = False) -> tuple[StepTree, list[int]]:
     """
-    Return the tree without a reasoning model's thinking, and the places of its steps in the tree that was given.
+    Remove the thinking of a reasoning model from a tree. Return the tree, and for each of its steps the index in the original tree.
 
     Args:
         tree ([`StepTree`]):
-            Steps. Thinking may reach over several of them.
+            Step tree. Thinking may span several steps.
         where (`str`):
-            Place of the tree, for the error message.
+            Location of the tree, for the error message.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Whether only its tags are left out.
+            Keep the thinking and remove only its tags.
 
     Raises:
-        `ValueError`: If a tree with branches has thinking.
+        `ValueError`: If a tree with branches contains thinking.
     """
     steps = list(range(len(tree.completions)))
     if not any(map(thinking_spans, tree.completions)):
         return tree, steps
     if tree.parents != list(range(-1, len(steps) - 1)):
         raise ValueError(
-            f"{where}: found the thinking of a reasoning model in a tree with branches, where it is not clear which steps it reaches "
-            "over. Remove it, or give each solution as a row of its own."
+            f"{where}: the tree has branches and contains the thinking of a reasoning model, so it is unclear which steps the thinking "
+            "spans. Remove the thinking, or put each solution in a separate row."
         )
     texts = visible_steps(tree.completions, keep_thinking)
     steps = [step for step in steps if texts[step].strip()]
@@ -126,20 +127,22 @@ def read_whole_solutions(
     rows: Iterable[tuple[str, dict[str, Any]]], notes: Counter
 ) -> list[tuple[str, dict[str, Any]]]:
     """
-    Return rows with their places, in which the `completions` of rows without a `prompt` have become `candidates`, and the
-    `problem` the prompt.
+    Rename the columns of rows without a `prompt`: `completions` becomes `candidates`, and `problem` becomes `prompt`.
 
-    search-and-learn writes such rows. They are recognised by its other columns, or because several completions each state an
-    answer. One such row decides for all rows without a `prompt`, because solutions that were cut off state no answer.
+    search-and-learn writes such rows. They are detected by its other columns, or because several completions each state an
+    answer. One such row decides for all rows without a `prompt`, because truncated solutions state no answer.
 
     Args:
         rows (`Iterable[tuple[str, dict[str, Any]]]`):
-            Place and row.
+            Pairs of location and row.
         notes (`Counter`):
-            Counts the rows that are changed, as `ROWS`.
+            Counter to update: `ROWS` for each changed row.
+
+    Returns:
+        `list[tuple[str, dict[str, Any]]]`: All rows with their locations.
 
     Raises:
-        `ValueError`: If there are rows without a `prompt` and it is not clear whether their `completions` are steps.
+        `ValueError`: If there are rows without a `prompt` and it is unclear whether their `completions` are steps.
     """
     rows = list(rows)
     unclear = [
@@ -157,9 +160,9 @@ def read_whole_solutions(
     if not found[SEVERAL] and not any(_SEARCH_AND_LEARN & rows[i][1].keys() for i in unclear):
         where, row = rows[unclear[0]]
         raise ValueError(
-            f"{where}: found `problem` and `completions` without `prompt` among the keys {sorted(row)}, and no two of the "
-            "completions state an answer, so that they may be whole solutions or the steps of one. Rename `completions` to "
-            "`candidates` if they are whole solutions, and `problem` to `prompt`."
+            f"{where}: the keys {sorted(row)} include `problem` and `completions`, but not `prompt`, so it is unclear whether "
+            "`completions` are whole solutions or the steps of one solution. Rename `problem` to `prompt` and, if they are whole "
+            "solutions, `completions` to `candidates`."
         )
     for i in unclear:
         where, row = rows[i]

@@ -1,4 +1,4 @@
-"""Where records come from: JSON files or a dataset, cut into chunks that processes read on their own."""
+"""Readers of records from JSON files and datasets, in chunks that can be read in parallel."""
 
 import codecs
 import gzip
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 4 << 20
 CHUNK_ROWS = 1000
-ARRAY_BLOCK = 1 << 20  # characters of a JSON array that are read at a time
+ARRAY_BLOCK = 1 << 20  # number of characters of a JSON array to read at a time
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 GZIP = b"\x1f\x8b"
 
-# The first bytes of files that are not JSON: what they are, and what to do
+# First bytes of other file formats, with the name of the format and a hint
 OTHER_FILES = (
-    (b"PAR1", "a Parquet file", "Name the folder that holds it instead."),
+    (b"PAR1", "a Parquet file", "Pass the folder that contains it instead."),
     (b"\x28\xb5\x2f\xfd", "a file compressed with zstd", "Decompress it first."),
     (b"\xfd7zXZ\x00", "a file compressed with xz", "Decompress it first."),
     (b"BZh", "a file compressed with bzip2", "Decompress it first."),
@@ -44,7 +44,7 @@ _NOTHING = object()
 
 
 class Address(NamedTuple):
-    """Where a record starts: file number, byte offset and line, or, for a dataset, 0, row and row."""
+    """Position of a record: file index, byte offset and line number. For a dataset: 0, row index and row index."""
 
     file: int
     start: int
@@ -53,36 +53,34 @@ class Address(NamedTuple):
 
 class JsonLines:
     """
-    Rows of JSON files, read a chunk of whole lines at a time.
+    Reader of JSON files, in chunks of whole lines.
 
-    A file holds JSON Lines or one array of objects, and may be compressed with gzip. Arrays and compressed files are first
-    written to a temporary folder as plain JSON Lines, so that chunks can be read in parallel.
+    A file has JSON Lines or one array of objects, and may be compressed with gzip. Arrays and compressed files are first converted
+    to uncompressed JSON Lines in a temporary folder, so that chunks can be read in parallel.
 
-    Lines end with `\\n` or `\\r\\n` alone: JSON strings may hold other line separators, such as U+2028. Blank lines are
-    skipped but counted, so that line numbers match those that an editor shows.
+    Only `\\n` and `\\r\\n` end a line, since JSON strings may contain other line separators, such as U+2028. Blank lines are skipped
+    but counted, so that line numbers match those of an editor.
 
     Args:
         files (`Sequence[str]`):
             Paths of the files.
         columns (`Mapping[str, str]`, *optional*):
-            New names of columns. See [`rename_columns`].
+            Column to read for each expected name. See [`rename_columns`].
 
     Raises:
         `FileNotFoundError`: If a path is not a file.
-        `ValueError`: If a file is of another kind, or its first row lacks one of the `columns`.
+        `ValueError`: If a file has another format, or one of the `columns` is missing in its first row.
     """
 
     def __init__(self, files: Sequence[str], columns: Mapping[str, str] | None = None):
         self.files = [str(file) for file in files]
         self.columns = dict(columns or {})
-        self._paths = list(self.files)  # of the lines: the files themselves, or plain copies of them
+        self._paths = list(self.files)  # JSON Lines files: the files themselves, or converted copies
         self._arrays: set[int] = set()
         folder = None
         for number, file in enumerate(self.files):
             if not Path(file).is_file():
-                raise FileNotFoundError(
-                    f"{file}: there is no such file; expected the path of a JSON or JSON Lines file."
-                )
+                raise FileNotFoundError(f"{file}: file not found. Expected a JSON or JSON Lines file.")
             is_compressed, is_array = _form(file)
             if is_array:
                 self._arrays.add(number)
@@ -99,7 +97,7 @@ class JsonLines:
                 check_columns(_parse_line(text, where), self.columns, where)
 
     def chunks(self) -> list[dict[str, int]]:
-        """One dict per chunk of about 4 MB: `file` number, first byte `start`, end `stop`, number of the first `line`."""
+        """Return one dict per chunk of about 4 MB, with `file` index, byte range `start` to `stop`, and number of the first `line`."""
         chunks = []
         for number, path in enumerate(self._paths):
             with open(path, "rb") as lines:
@@ -112,7 +110,7 @@ class JsonLines:
         return chunks
 
     def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, dict[str, Any]]]:
-        """Yield `(where, address, record)` for each record of the chunk, `where` being `file:line` or `file, row i`."""
+        """Yield `(where, address, record)` for each record of the chunk. `where` is `file:line` or `file, row i`."""
         for address, text in self._lines(chunk):
             where = self._where(address)
             record = _parse_line(text, where)
@@ -148,16 +146,16 @@ class JsonLines:
 
 class DatasetRows:
     """
-    The rows of a dataset, with the methods of [`JsonLines`].
+    Reader of the rows of a dataset, with the methods of [`JsonLines`].
 
     Args:
         dataset (`datasets.Dataset`):
             Dataset to read.
         columns (`Mapping[str, str]`, *optional*):
-            New names of columns. See [`rename_columns`].
+            Column to read for each expected name. See [`rename_columns`].
 
     Raises:
-        `ValueError`: If the first row lacks one of the `columns`.
+        `ValueError`: If one of the `columns` is missing in the first row.
     """
 
     def __init__(self, dataset: "Dataset", columns: Mapping[str, str] | None = None):
@@ -167,18 +165,18 @@ class DatasetRows:
             check_columns(self.dataset[0], self.columns, "dataset row 0")
 
     def types(self) -> dict[str, Any]:
-        """Arrow types of the columns that are not part of a step tree."""
+        """Return the Arrow types of the columns that are not part of a step tree."""
         own = ("prompt", "completions", "labels", "parents", "num_merged")
         types = {field.name: field.type for field in self.dataset.features.arrow_schema}
         return {name: kind for name, kind in rename_columns(types, self.columns).items() if name not in own}
 
     def chunks(self) -> list[dict[str, int]]:
-        """One dict per 1000 rows: first row `start`, end `stop`."""
+        """Return one dict per 1000 rows, with the row range `start` to `stop`."""
         rows = len(self.dataset)
         return [{"start": start, "stop": min(start + CHUNK_ROWS, rows)} for start in range(0, rows, CHUNK_ROWS)]
 
     def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, dict[str, Any]]]:
-        """Yield `(where, address, record)` for each row of the chunk, `where` being `dataset row i`, from 0."""
+        """Yield `(where, address, record)` for each row of the chunk. `where` is `dataset row i`, counted from 0."""
         rows = range(chunk["start"], chunk["stop"])
         for row, value in zip(rows, self.dataset.select(rows), strict=True):
             yield f"dataset row {row}", Address(0, row, row), rename_columns(value, self.columns)
@@ -195,7 +193,7 @@ def all_rows(source: JsonLines | DatasetRows) -> Iterator[tuple[str, dict[str, A
 
 
 def is_json_file(name: str) -> bool:
-    """Whether a source is a JSON file, there or missing, rather than a dataset."""
+    """Return whether a source is the path of a JSON file, which may be missing, rather than a dataset."""
     return Path(name).is_file() or name.endswith(SUFFIXES)
 
 
@@ -204,9 +202,10 @@ def loaded_dataset(
     name: str, split: str | None = None, config: str | None = None, cache_parent: str | Path | None = None
 ) -> Iterator["Dataset | DatasetDict"]:
     """
-    A dataset of the Hub or of a local directory, for the length of the block.
+    Context manager that loads a dataset from the Hub or a local directory.
 
-    A local directory gets a cache of its own, since the shared cache may hold the rows of another directory of the same name.
+    A local directory is loaded with a temporary cache, since the shared cache may have the rows of another directory with the same
+    name.
 
     Args:
         name (`str`):
@@ -216,24 +215,24 @@ def loaded_dataset(
         config (`str`, *optional*):
             Configuration of a dataset on the Hub.
         cache_parent (`str` or `Path`, *optional*):
-            Directory in which to make the cache of a local directory. Defaults to the directory of temporary files.
+            Parent directory of the temporary cache. Defaults to the system's temporary directory.
     """
     from datasets import load_dataset
 
     with tempfile.TemporaryDirectory(dir=cache_parent) as cache:
         try:
             dataset = load_dataset(name, config, split=split, cache_dir=cache if Path(name).is_dir() else None)
-        except ValueError as error:  # names the splits or configurations that there are, and no place
+        except ValueError as error:  # the message has the available splits or configurations, but not the dataset
             raise ValueError(f"{name}: {error}") from error
         yield dataset
 
 
 def parse_columns(columns: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
     """
-    Return the new names of columns, given as a dictionary or as words such as `answer=reward_model.ground_truth`.
+    Return the column to read for each expected name, given as a dictionary or as strings such as `answer=reward_model.ground_truth`.
 
     Raises:
-        `ValueError`: If a word has no `=`, or a name is given twice.
+        `ValueError`: If a string has no `=`, or a name is given twice.
     """
     if isinstance(columns, Mapping):
         return dict(columns)
@@ -253,14 +252,14 @@ def parse_columns(columns: Mapping[str, str] | Sequence[str] | None) -> dict[str
 
 def rename_columns(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """
-    A record with new names for some of its columns.
+    Rename columns of a record.
 
     Args:
         record (`dict[str, Any]`):
-            The record.
+            Record to rename.
         columns (`Mapping[str, str]`):
-            For each new name the column. Dots lead into nested values: `reward_model.ground_truth`, `messages.0.content`. A
-            column that the record lacks stays missing under its new name, whatever else had that name.
+            Column to read for each new name. Use dots for nested values: `reward_model.ground_truth`, `messages.0.content`. If the
+            column is missing, the new name is missing too, even if the record had a column of that name.
 
     Example:
 
@@ -278,11 +277,11 @@ def rename_columns(record: dict[str, Any], columns: Mapping[str, str]) -> dict[s
 
 
 def check_columns(record: dict[str, Any], columns: Mapping[str, str], where: str) -> None:
-    """Raise `ValueError` if a record lacks columns that are to get new names."""
+    """Raise `ValueError` if one of the columns to rename is missing in a record."""
     missing = [column for column in columns.values() if _lookup(record, column) is _NOTHING]
     if missing:
         raise ValueError(
-            f"{where}: found no column {', '.join(missing)}, which --columns names. The row has {', '.join(_paths(record))}."
+            f"{where}: --columns names {', '.join(missing)}, but the row only has {', '.join(_paths(record))}."
         )
 
 
@@ -300,7 +299,7 @@ def _lookup(value: Any, path: str) -> Any:
 
 
 def _paths(record: dict[str, Any]) -> list[str]:
-    """Names of the columns, and of those in nested objects."""
+    """Return the names of the columns, including nested ones."""
     paths = []
     for name, value in record.items():
         paths += [f"{name}.{inner}" for inner in _paths(value)] if isinstance(value, dict) and value else [name]
@@ -308,7 +307,7 @@ def _paths(record: dict[str, Any]) -> list[str]:
 
 
 def _form(file: str) -> tuple[bool, bool]:
-    """Whether a file is compressed with gzip, and whether it holds an array."""
+    """Return whether a file is compressed with gzip, and whether it has a JSON array."""
     with open(file, "rb") as raw:
         is_compressed = raw.read(len(GZIP)) == GZIP
     with _open_bytes(file, is_compressed) as data:
@@ -321,7 +320,7 @@ def _form(file: str) -> tuple[bool, bool]:
             raise ValueError(f"{file}: found {kind}, expected JSON. {remedy}")
     if b"\x00" in head[:4] or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(
-            f"{file}: the file is not in UTF-8 but, by its first bytes, in UTF-16 or UTF-32. Convert it, for example with "
+            f"{file}: the first bytes look like UTF-16 or UTF-32, expected UTF-8. Convert the file, for example with "
             "`iconv -f utf-16 -t utf-8`."
         )
     return is_compressed, head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
@@ -332,11 +331,11 @@ def _open_bytes(file: str, is_compressed: bool) -> BinaryIO:
 
 
 def _damaged(file: str, error: Exception) -> ValueError:
-    return ValueError(f"{file}: the gzip file cannot be decompressed ({error}). It may be truncated: fetch it again.")
+    return ValueError(f"{file}: cannot decompress the gzip file ({error}). It may be truncated. Download it again.")
 
 
 def _write_lines(file: str, is_compressed: bool, is_array: bool, path: str) -> None:
-    """Write the rows of a compressed file or of an array as plain JSON Lines."""
+    """Convert a compressed file or an array to uncompressed JSON Lines."""
     with _open_bytes(file, is_compressed) as data, open(path, "wb") as lines:
         try:
             if is_array:
@@ -351,7 +350,7 @@ def _write_lines(file: str, is_compressed: bool, is_array: bool, path: str) -> N
 
 
 def _elements(text: TextIO, file: str) -> Iterator[Any]:
-    """The elements of a JSON array. Of a long one, a block at a time is in memory."""
+    """Yield the elements of a JSON array. The file is read in blocks, so a long array does not need to fit in memory."""
     decode = json.JSONDecoder().raw_decode
     buffer = ""
     while "[" not in buffer:
@@ -364,30 +363,30 @@ def _elements(text: TextIO, file: str) -> Iterator[Any]:
             buffer, place = text.read(ARRAY_BLOCK), 0
             if not buffer:
                 raise ValueError(
-                    f"{file}: the file ends before its JSON array does, after {row} rows. It may be truncated: fetch it again."
+                    f"{file}: the file ends within its JSON array, after {row} rows. It may be truncated. Download it again."
                 )
         elif buffer[place] == "]" and not (row and is_separated):
             if (buffer[place + 1 :] + text.read()).strip():
                 raise ValueError(
-                    f"{file}: found more after the end of the JSON array, expected one array. Remove the rest."
+                    f"{file}: found text after the end of the JSON array, expected one array. Remove this text."
                 )
             return
         elif not is_separated:
             if buffer[place] != ",":
                 raise ValueError(
-                    f"{file}, row {row}: not valid JSON: found {buffer[place : place + 20]!r} after the row before it, expected a "
-                    "comma or the end of the array."
+                    f"{file}, row {row}: invalid JSON: found {buffer[place : place + 20]!r} after the previous row, expected a comma "
+                    "or the end of the array."
                 )
             place, is_separated = place + 1, True
         else:
             try:
                 value, place = decode(buffer, place)
             except json.JSONDecodeError as error:
-                # the row may continue in the next block; reading twice as much each time keeps this linear
+                # The row may continue in the next block. Doubling the block size each time keeps this linear
                 more = text.read(max(ARRAY_BLOCK, len(buffer)))
                 if not more:
                     remedy = _remedy(buffer, error, ends=True)
-                    raise ValueError(f"{file}, row {row}: not valid JSON ({error.msg}). {remedy}") from error
+                    raise ValueError(f"{file}, row {row}: invalid JSON ({error.msg}). {remedy}") from error
                 buffer, place = buffer[place:] + more, 0
                 continue
             yield value
@@ -403,46 +402,45 @@ def _parse_line(text: bytes, where: str) -> dict[str, Any]:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         remedy = _remedy(line, error, ends=not text.endswith(b"\n"))
-        raise ValueError(f"{where}: the line is not valid JSON ({error}). {remedy}") from error
+        raise ValueError(f"{where}: invalid JSON ({error}). {remedy}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: found a JSON {type(value).__name__}, expected an object for each row.")
+        raise ValueError(f"{where}: found a JSON {type(value).__name__}, but each row must be an object.")
     if b"\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{where}: a string holds half of a surrogate pair ({error}), which no UTF-8 text can hold. "
-                "Remove the escape."
+                f"{where}: a string has half of a surrogate pair ({error}), which UTF-8 cannot encode. Remove the escape sequence."
             ) from error
     return value
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"the text is not in UTF-8 ({error}). Convert the file, for example with `iconv -f latin1 -t utf-8` if it is in Latin-1."
+    return f"the text is not valid UTF-8 ({error}). Convert the file, for example from Latin-1 with `iconv -f latin1 -t utf-8`."
 
 
 def _remedy(text: str, error: json.JSONDecodeError, ends: bool) -> str:
-    """What to do about text that is not JSON. `ends` says that the file ends with it."""
+    """Return a hint on how to fix text that is not JSON. `ends` is whether the file ends with this text."""
     if _PYTHON.match(text, error.pos):
-        return "This is how Python prints values, not JSON. Write the rows with `json.dumps`."
+        return "This is the format of Python's `print`, not JSON. Write the rows with `json.dumps`."
     if error.msg.startswith("Extra data"):
-        return "Expected one JSON object per line and nothing after it. Put each object on a line of its own."
+        return "Expected one JSON object per line. Put each object on a separate line."
     if error.msg.startswith("Unterminated string") or not text[error.pos :].strip():
         if ends:
-            return "The file ends within this row. It may be truncated: fetch it again, or remove the row."
+            return "The file ends within this row. It may be truncated. Download it again, or remove the row."
         return (
-            "The row continues on the next lines, and JSON Lines have one object per line. Rewrite the file with `jq -c . FILE`, "
-            "or, if the rows are in a list under a key such as `data`, with `jq -c '.data[]' FILE`."
+            "The row continues on the next lines, but JSON Lines must have one object per line. Convert the file with "
+            "`jq -c . FILE` or, if the rows are in a list under a key such as `data`, with `jq -c '.data[]' FILE`."
         )
     return "Expected one JSON object per line. Correct the row, or remove it."
 
 
 def _refuse_wrapped(record: dict[str, Any], is_only: bool, where: str) -> None:
-    """Refuse a file whose rows are in a list under one key of its only object."""
+    """Raise an error if a file has a single object with all rows in a list under one of its keys."""
     for name in _WRAPPERS:
         inner = record.get(name)
         if is_only and isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner):
             raise ValueError(
-                f"{where}: the file holds one object, with a list of {len(inner)} objects under `{name}`; expected one row per line, "
-                f"or an array of rows. If these are the rows, extract them with `jq -c '.{name}[]' FILE`."
+                f"{where}: the file has a single object with a list of {len(inner)} objects under `{name}`, expected one row per line or "
+                f"an array of rows. If these are the rows, extract them with `jq -c '.{name}[]' FILE`."
             )

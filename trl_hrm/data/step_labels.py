@@ -1,4 +1,4 @@
-"""From a search tree to a step tree: equal siblings become one step, MC scores become labels, counts become columns."""
+"""Convert search trees to step trees: merge identical siblings, and compute labels from MC scores."""
 
 import hashlib
 from collections import Counter
@@ -15,17 +15,17 @@ from .self_training import choose, distinct
 
 class UnitedSteps(NamedTuple):
     """
-    The steps of a search tree, equal siblings united.
+    The steps of a search tree after identical siblings were united.
 
     Args:
         texts (`list[str]`):
             S step texts.
         parents (`list[int]`):
-            S indices of the step before, `-1` for the prompt.
+            S indices of the step before each step, `-1` for the prompt.
         num_merged (`list[int]`):
             S counts of original steps in each text.
         members (`list[list[int]]`):
-            For each step, the nodes that it is made of.
+            S lists of the nodes that form the step.
     """
 
     texts: list[str]
@@ -40,19 +40,19 @@ def unite_steps(
     r"""
     Unite siblings with the same text, and their subtrees, from the first step down. Rollouts are not steps.
 
-    A step without text is left out with all that follows it. Where it only ends the solution (a policy that writes a blank
-    line and then the end of the sequence), the solution ends with the step before it.
+    A step without text is dropped, with all steps after it. If it only ends the solution, because the policy wrote a blank line
+    and then the end of the sequence, the solution ends with the step before it.
 
     Args:
         tree ([`SearchTree`]):
-            The tree.
+            Search tree.
         notes (`Counter`):
-            Counts nodes united and left out.
+            Counter of united and dropped nodes. It is updated in place.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step.
         ends_apart (`bool`, *optional*, defaults to `False`):
-            Keep a step that ends a solution apart from one of the same text that does not. A step that ends by blank nodes
-            below it is made of these: their outcomes are its own, and what else follows it is not.
+            Do not unite a step that ends a solution with a step of the same text that does not. If a step ends a solution only
+            through blank nodes below it, the ending step consists of these blank nodes and has only their outcomes.
     """
     blank_ends = {
         i
@@ -99,21 +99,22 @@ def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple
     """
     Label the steps of a search tree.
 
-    The MC score of a step made of several nodes is the mean of their scores, weighted by `Node.weight`: each node is one draw. The
-    number of leaves of a draw depends on its outcome, so leaves as weights would bias the mean. They are the weights only for
-    `estimator="leaf_share"`, which pools them. With `config.view="orm"`, only steps that end a solution have labels.
+    The MC score of a step that consists of several nodes is the mean of their scores, weighted by `Node.weight`, since each node
+    is one sample. Weighting by the number of leaves would bias the mean, because this number depends on the outcome of the
+    sample. It is used only for `estimator="leaf_share"`, which pools the leaves. With `config.view="orm"`, only steps that end a
+    solution have labels.
 
     Args:
         tree ([`SearchTree`]):
-            A tree, or a view of one.
+            Search tree, or a compressed view of one.
         config ([`ExportConfig`]):
-            What a label is.
+            Options of the labels.
         notes (`Counter`):
-            Counts of what was united or left out.
+            Counter of united and dropped nodes. It is updated in place.
 
     Returns:
-        `tuple[StepTree, list[list[int]]]`: The step tree, with counts of leaves and ids of nodes as columns, and the nodes
-        that each of its steps is made of.
+        `tuple[StepTree, list[list[int]]]`: The step tree, with leaf counts and node ids as columns, and for each of its steps the
+        nodes that form it.
     """
     steps = unite_steps(tree, notes, config.merge_separator, ends_apart=config.view in ("orm", "sft"))
     scores = mc_scores(tree, config.estimator, config.truncated)
@@ -147,18 +148,20 @@ def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple
 
 def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> list[StepTree]:
     """
-    The right solutions of a search tree, one step each: the whole text as the policy wrote it, labelled with the lowest MC
-    score of the judged steps on its path, and the leaves below the first step with that score. Equal solutions are one, that
-    with the highest score. Those below `config.min_mc_score` are left out, and all but the `config.max_solutions` with the highest
-    scores: of equal scores, those that rest on more leaves. They stay in their order in the tree.
+    Return the correct solutions of a search tree, in tree order, each as a step tree with a single step.
+
+    The text of the step is the solution as written by the policy. Its label is the lowest MC score of the labelled steps on its
+    path, and its leaf counts are from the first step with this score. Of identical solutions, the one with the highest score is
+    kept. Solutions below `config.min_mc_score` are dropped, as are all but the `config.max_solutions` with the highest scores. Ties
+    are broken by the number of leaves.
 
     Raises:
-        `ValueError`: If the solutions go on from a beginning that was given.
+        `ValueError`: If the solutions continue from a given prefix.
     """
     if any(node.role == "given" for node in tree.nodes):
         raise ValueError(
-            f"problem {tree.problem.problem_id!r}: its solutions begin with steps that were given (--prefix_column), which are not the "
-            "policy's. Export solutions of a run without them."
+            f"problem {tree.problem.problem_id!r}: its solutions begin with a given prefix (--prefix_column), which the policy did not "
+            "write. Export solutions from a run without prefixes."
         )
     judged, members_of = label_steps(tree, config, notes)
     worst: list[int | None] = []  # the first step with the lowest score up to each step
@@ -197,16 +200,16 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
 
 def leave_out_copies(view: StepTree, tree: StepTree, notes: Counter) -> StepTree:
     """
-    The paths of a compressed view that say something new: those with a merged step, and those with texts or labels that no
-    path of the tree has. As flat rows the others would only double what the tree says.
+    Return the paths of a compressed view that have a merged step, or texts or labels that no path of the tree has. The other paths
+    would only duplicate flat rows of the tree.
 
     Args:
         view ([`StepTree`]):
-            The judged view.
+            Labelled compressed view.
         tree ([`StepTree`]):
-            The judged tree.
+            Labelled tree.
         notes (`Counter`):
-            Counts the paths left out.
+            Counter of the dropped paths. It is updated in place.
     """
     known = {_texts_and_labels(tree, tree.path(leaf)) for leaf in tree.leaves()}
     paths = [view.path(leaf) for leaf in view.leaves()]
@@ -221,18 +224,19 @@ def leave_out_copies(view: StepTree, tree: StepTree, notes: Counter) -> StepTree
 
 def thin_labels(tree: StepTree, chances: Sequence[float], seed: int) -> None:
     """
-    Make labels of full bins context at random, and add the column `label_weights`.
+    Remove labels at random to balance the bins, and add the column `label_weights`.
 
-    A label stays with the chance of its bin and then has the inverse as its weight, so that weighted sums keep their
-    expectation; a step without a label has weight 0. The same node has the same luck in every row.
+    A label is kept with the probability of its bin, and its weight is the inverse of this probability, so weighted sums keep
+    their expectation. A step without a label has weight 0. The draw depends only on the seed and the node, so the label of a node
+    is kept in all rows or in none.
 
     Args:
         tree ([`StepTree`]):
-            Step tree with the column `node_ids`. It is changed.
+            Step tree with the column `node_ids`. It is modified in place.
         chances (`Sequence[float]`):
-            Chance to stay, by bin. Without any, all labels stay.
+            Probability of keeping a label, per bin. If empty, all labels are kept.
         seed (`int`):
-            Seed.
+            Random seed.
     """
     weights = []
     for step, label in enumerate(tree.labels):
@@ -246,7 +250,7 @@ def thin_labels(tree: StepTree, chances: Sequence[float], seed: int) -> None:
 
 
 def bin_of(label: float, num_bins: int) -> int:
-    """The bin of a label among bins of equal width from 0 to 1; 1 is in the last one."""
+    """Return the index of the bin of a label, for equal-width bins of [0, 1]. The last bin includes 1."""
     return min(int(label * num_bins), num_bins - 1)
 
 

@@ -1,11 +1,11 @@
 r"""
-Rows in TRL's stepwise-supervision format, or in this package's own with `parents`, from files or datasets.
+Builder for rows in TRL's stepwise-supervision format, with an optional `parents` column for trees, from files or datasets.
 
 ```json
 {"prompt": "What is 1 + 2 + 3?", "completions": ["1 + 2 = 3.", "3 + 3 = 7."], "labels": [true, false]}
 ```
 
-Rows of Math-Shepherd, ER-PRM and RLHFlow are recognised by their keys and read as [`build_math_shepherd`] reads them.
+Math-Shepherd, ER-PRM and RLHFlow rows are detected by their keys and parsed as in [`build_math_shepherd`].
 """
 
 from collections import Counter
@@ -29,10 +29,10 @@ from .sources import DatasetRows, JsonLines, is_json_file, loaded_dataset
 THINKING = "rows_with_thinking"
 ABOUT = {
     "title": "Step trees",
-    "description": "Problems whose steps were judged.",
+    "description": "Problems with labelled solution steps.",
     "source": "Built from rows in TRL's "
     "[stepwise supervision](https://huggingface.co/docs/trl/dataset_formats#stepwise-supervision) format. The terms of "
-    "use are those of the data it was built from.",
+    "use of the source data apply.",
     "citation": "",
 }
 
@@ -41,24 +41,24 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     """
     Build a dataset from rows in TRL's stepwise-supervision format.
 
-    In the views `"tree"` and `"hrm"` the rows of one prompt are joined: steps with the same text after the same steps become
-    one, labelled by the mean.
+    In the views `"tree"` and `"hrm"`, the rows of one prompt are joined into one tree: steps with the same text after the same
+    steps become one step, whose label is the mean of theirs.
 
     Args:
         config ([`BuildStepwiseConfig`]):
-            What to read, and what a row is.
+            Inputs and options of the build.
 
     Returns:
-        [`BuildReport`]: What was read, written and dropped.
+        [`BuildReport`]: Report of what was read, written and dropped.
 
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If a row is not valid, or no row is left for training.
+        `ValueError`: If a row is invalid, or if no row is left for training.
     """
     with ExitStack() as stack:
         if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
-            # Beside the output: where temporary files go, there may be no space for a copy of a dataset
+            # Cache next to the output: the system's temporary directory may be too small for a copy of the dataset
             folder = stack.enter_context(temporary_directory(config))
             dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=folder))
             source = DatasetRows(dataset, config.columns)
@@ -84,28 +84,28 @@ def _warnings(report: dict[str, Any], source: str) -> list[str]:
     warnings = solution_warnings(report["notes"])
     if report["notes"].get(THINKING):
         warnings.append(
-            f"{report['notes'][THINKING]:,} rows have the thinking of a reasoning model among their steps. It is kept with its "
-            "labels, but searches and selections leave thinking out before they score: remove those steps."
+            f"{report['notes'][THINKING]:,} rows have steps with the thinking of a reasoning model. They are kept with their labels, "
+            "but search and selection remove thinking before they score a solution. Remove these steps from the rows."
         )
     return warnings + unused_warnings(report["notes"])
 
 
 def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
     """
-    The tree of one row, validated.
+    Return the validated step tree of one row.
 
     Args:
         record (`dict[str, Any]`):
-            The row.
+            Row in TRL's stepwise-supervision format or one of the other formats of this module.
         where (`str`):
-            Place of the row, for error messages.
+            Location of the row, for error messages.
         notes (`Counter`):
-            Counts columns that may carry a part of the problem and are not in its text, rows whose steps look like whole
-            solutions, and rows with the thinking of a reasoning model.
+            Counter of unused columns that may contain a part of the problem, of rows whose steps look like whole solutions, and of
+            rows with the thinking of a reasoning model. It is updated in place.
 
     Raises:
         [`RowError`]: If the prompt or a step is blank.
-        `ValueError`: If the row is not valid otherwise. See [`StepTree.from_row`].
+        `ValueError`: If the row is invalid in another way. See [`StepTree.from_row`].
     """
     if "completions" not in record:
         if is_math_shepherd(record) or is_er_prm(record) or is_conversation(record):

@@ -1,7 +1,7 @@
 r"""
-Search trees as a source of records: the Parquet files of a run, and the files of openr's math-aps.
+Readers of search trees, from the Parquet files of a run and from openr's math-aps files.
 
-A line of openr's files is a problem and its OmegaPRM tree, with recorded values. The root repeats the question:
+A line of an openr file has a problem and its OmegaPRM tree with recorded values. The root repeats the question:
 
 ```json
 {"question": "1+2?", "final_answer": "3", "question_id": 0, "reasoning_steps": {"text": "1+2?", "mc_value": 0.5, "children":
@@ -26,7 +26,8 @@ OPENR_STEP_END = "\n\n"
 
 class NodeFiles:
     """
-    Files that [`~search.nodes.write_nodes`] wrote, with `chunks` and `read` as [`JsonLines`] has them. A record is a [`SearchTree`] without token ids.
+    Reader of files written by [`~search.nodes.write_nodes`], with the `chunks` and `read` methods of [`JsonLines`]. A record is a
+    [`SearchTree`] without token ids.
 
     Args:
         files (`Sequence[str]`):
@@ -34,7 +35,7 @@ class NodeFiles:
 
     Raises:
         `FileNotFoundError`: If a path is not a file.
-        `ValueError`: If a file holds no search trees.
+        `ValueError`: If a file is not a file of search trees.
     """
 
     def __init__(self, files: Sequence[str]):
@@ -42,12 +43,12 @@ class NodeFiles:
         for file in self.files:
             if not Path(file).is_file():
                 raise FileNotFoundError(
-                    f"{file}: there is no such file; expected the folder of a search, or a file of search trees from it."
+                    f"{file}: file not found. Expected an output directory of trl-hrm annotate, or a node file from one."
                 )
             open_nodes(file).close()
 
     def chunks(self) -> list[dict[str, int]]:
-        """One dict per row group: number of the `file`, number of the `group`."""
+        """Return one dict per row group, with the indices of the `file` and of the `group`."""
         chunks = []
         for number, name in enumerate(self.files):
             with open_nodes(name) as file:
@@ -55,7 +56,7 @@ class NodeFiles:
         return chunks
 
     def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, SearchTree]]:
-        """Yield `(where, address, tree)` for each tree of the row group, `where` being file and problem."""
+        """Yield `(where, address, tree)` for each tree of the row group. `where` is the file and the problem."""
         name = self.files[chunk["file"]]
         with open_nodes(name) as file:
             for row, tree in enumerate(read_group(file, chunk["group"], token_ids=False)):
@@ -69,25 +70,26 @@ def run_warnings(runs: dict[str, dict[str, Any]]) -> list[str]:
 
     Args:
         runs (`dict[str, dict[str, Any]]`):
-            Manifest and summary of each run in one, by its folder. See [`~search.run_folder.read_manifest`] and [`~search.run_folder.read_summary`].
+            Combined manifest and summary of each run, by folder. See [`~search.run_folder.read_manifest`] and
+            [`~search.run_folder.read_summary`].
     """
     warnings = []
     for name, run in runs.items():
-        for status, words in (("error", "have failed requests"), ("open", "are not searched to the end")):
+        for status, words in (("error", "have failed requests"), ("open", "have an unfinished search")):
             if count := run["problems"].get(status):
                 warnings.append(
-                    f"{name}: {count} problems {words} and are left out. Start trl-hrm annotate again to complete them."
+                    f"{name}: {count} problems {words} and are dropped. Run trl-hrm annotate again to complete them."
                 )
         if run["shards_missing"]:
             warnings.append(
-                f"{name}: {run['shards_missing']} shards are not in the folder, so their problems are left out."
+                f"{name}: {run['shards_missing']} shards are missing from the folder, so their problems are not included."
             )
         warnings += [f"{name}: {warning}" for warning in summary_warnings(run, run)]
     return warnings
 
 
 class OpenrFiles(JsonLines):
-    """Files of openr's trees. A record is a [`SearchTree`]."""
+    """Reader of openr's tree files. A record is a [`SearchTree`]."""
 
     def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, SearchTree]]:
         for where, address, record in super().read(chunk):
@@ -96,26 +98,26 @@ class OpenrFiles(JsonLines):
 
 def parse_openr(record: dict[str, Any], where: str) -> SearchTree:
     r"""
-    The search tree of one line. Its nodes are those below the root, in depth-first order.
+    Return the search tree of one line. Its nodes are the nodes below the root, in depth-first order.
 
-    The file has the texts of steps without their separators, so a blank line is put after each. A leaf with a `\boxed` answer is
-    a complete solution, right if its value is 1 and wrong if it is 0. The problem's id is a hash of its text: `question_id` is
-    not unique.
+    The step texts in the file have no separators, so a blank line is added after each step. A leaf with a `\boxed` answer is a
+    complete solution, which is correct if its value is 1 and wrong if it is 0. The problem id is a hash of the problem's text,
+    because `question_id` is not unique.
 
     Args:
         record (`dict[str, Any]`):
-            The record.
+            Record of an openr file.
         where (`str`):
             File and line, for error messages.
 
     Raises:
-        `ValueError`: If a key is missing or holds something else than expected.
+        `ValueError`: If a key is missing or its value is invalid.
     """
     for name, kind in (("question", str), ("final_answer", str), ("reasoning_steps", dict)):
         if not isinstance(record.get(name), kind):
             raise ValueError(
-                f"{where}: `{name}` is {repr(record.get(name))[:80]}, expected a {'string' if kind is str else 'tree'}. Is this a "
-                "file of openr's math-aps trees?"
+                f"{where}: `{name}` is {repr(record.get(name))[:80]}, expected a {'string' if kind is str else 'tree'}. Is this an "
+                "openr math-aps file?"
             )
     problem_id = problem_key(record["question"]).hex()
     tree = SearchTree(Problem(problem_id, record["question"], record["final_answer"]), status="done")
@@ -149,10 +151,12 @@ def parse_openr(record: dict[str, Any], where: str) -> SearchTree:
 
 def _check(found: Any, where: str) -> None:
     if not isinstance(found, dict) or not {"text", "mc_value", "children"} <= found.keys():
-        shown = sorted(found) if isinstance(found, dict) else repr(found)[:60]
-        raise ValueError(f"{where}: a step holds {shown}, expected an object with `text`, `mc_value` and `children`.")
+        shown = f"has the keys {sorted(found)}" if isinstance(found, dict) else f"is {repr(found)[:60]}"
+        raise ValueError(f"{where}: a step {shown}, expected an object with `text`, `mc_value` and `children`.")
     value = found["mc_value"]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{where}: `mc_value` is {value!r}, expected a number from 0 to 1.")
     if not isinstance(found["text"], str) or not isinstance(found["children"], list):
-        raise ValueError(f"{where}: `text` and `children` of a step are no string and list: {repr(found)[:60]}.")
+        raise ValueError(
+            f"{where}: a step is {repr(found)[:60]}, expected an object with a string `text` and a list `children`."
+        )
