@@ -314,7 +314,7 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
         ("--candidates x --segmentation regex", "segmentation regex and step_pattern go together"),
         ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm', expected transformers, vllm"),
         ("--policy p --problems q --combine mean", "combine is mean, which makes one score of those of several spans"),
-        ("--policy p --problems q", "m: there is no such folder, and no such repository"),
+        ("--policy p --problems q", "m: this folder does not exist"),
         ("--candidates nowhere.jsonl", "nowhere.jsonl: there is no such file"),
     ],
 )
