@@ -276,8 +276,8 @@ class TestPage:
         """With such a policy every table about corrections has numbers all the same."""
         page = Page(page_text("blind"))
         text = " ".join(page.sections[""].text.split())
-        assert "it corrects 26.0 % of its slips, and 20.0 % of its right steps, 1.3 times as often" in text
-        assert text.index("Warning") < text.index("hacked when")
+        assert "it corrects 26.0 % of its wrong steps and 20.0 % of its correct steps. The ratio is 1.3," in text
+        assert text.index("Warning") < text.index("is hacked if")
 
     def test_a_policy_that_is_never_wrong_about_its_errors(self):
         data = example()

@@ -239,7 +239,7 @@ def test_only_metrics_of_these_weights(tmp_path, trees):
     for step, loss in losses.items():
         facts, text = cards[step]
         shown = {metric["type"]: metric["value"] for metric in facts["model-index"][0]["results"][0]["metrics"]}
-        assert shown["loss"] == loss and f"Of the weights of step {step}." in text
+        assert shown["loss"] == loss and f"Metrics of the weights at step {step}." in text
 
 
 @pytest.mark.parametrize("save_steps", [1, 2])
@@ -271,7 +271,7 @@ def test_metrics_of_the_best_weights(tmp_path, save_steps):
     trainer.create_model_card()
     facts, text = read(tmp_path / "README.md")
     shown = {metric["type"]: metric["value"] for metric in facts["model-index"][0]["results"][0]["metrics"]}
-    assert shown["loss"] == losses[best] and f"Of the weights of step {best}." in text
+    assert shown["loss"] == losses[best] and f"Metrics of the weights at step {best}." in text
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best])
 
 

@@ -205,7 +205,7 @@ class TestFiles:
         assert (tmp_path / "step_format.json").exists() == known
         card = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert ("StepScorer.from_pretrained" in card) == ("step_format.json" in card) == known
-        assert ("how they were made from text is not known" in card) != known
+        assert ("tokenization is unknown" in card) != known
         assert "| labels | 3 |" in card
         assert ("3 of 3 labelled tokens do not end a `step_separator` ';'" in caplog.text) != known
 
