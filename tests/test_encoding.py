@@ -294,7 +294,9 @@ class TestClock:
     def test_a_random_template_is_refused(self, template):
         tokenizer = byte_level()
         tokenizer.chat_template = template
-        with pytest.raises(ValueError, match="other ids each time. Set another `tokenizer.chat_template`"):
+        with pytest.raises(
+            ValueError, match="ids of a prompt change every time. Set a different `tokenizer.chat_template`"
+        ):
             render_chat(tokenizer, [], None, "2024-07-26")
 
 

@@ -143,7 +143,7 @@ class TestMask:
 
     def test_implementations_without_masks_are_refused(self):
         for name in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn"):
-            with pytest.raises(ValueError, match="cannot express the mask of a tree.*'sdpa'.*shared_prefix=False"):
+            with pytest.raises(ValueError, match="does not support tree masks.*'sdpa'.*shared_prefix=False"):
                 check_attention(name)
 
     def test_layers_that_carry_state_are_refused(self):

@@ -199,7 +199,7 @@ class TestRefusals:
             StepScorer(tiny_model(), tiny_tokenizer(), HEADS["regression"])
         model = tiny_model()
         model.config._attn_implementation = "flash_attention_2"
-        with pytest.raises(ValueError, match="cannot express the mask of a tree"):
+        with pytest.raises(ValueError, match="does not support tree masks"):
             StepScorer(model, tiny_tokenizer(), StepFormat())
 
 
