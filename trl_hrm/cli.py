@@ -79,7 +79,7 @@ TRAINING = {
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show each option under one name, with its default unless there is none or the help text states it."""
+    """Show each option under one name, and its default unless the help text states it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         has_none = action.default is False or action.default in (None, [], argparse.SUPPRESS)
@@ -178,7 +178,7 @@ class CommandParser(TrlParser):
 
 def check_file(file: str) -> None:
     """
-    Check that a `--config` file is a YAML mapping without duplicate names, of which YAML would only keep the last.
+    Check that a `--config` file is a YAML mapping without duplicate names. YAML would silently keep the last one.
 
     Raises:
         `OSError`: If the file cannot be read.

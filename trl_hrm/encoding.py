@@ -379,7 +379,7 @@ class _PlainCopy:
     """
     A copy of a tokenizer in which each control token is renamed to an alias, so that its original text is ordinary text.
 
-    The ids equal those of a tokenizer without control tokens. Splitting the text at control tokens and encoding the parts separately would
+    A tokenizer without control tokens would give the same ids. Splitting the text at control tokens and encoding the parts separately would
     give different ids.
     """
 

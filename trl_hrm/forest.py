@@ -8,8 +8,8 @@ trie is laid out in depth-first order. Two integers per token describe the tree:
 - `subtree_end[i]`: first index after the subtree of token `i`.
 
 A query `q` attends to a key `k` if and only if `k <= q < subtree_end[k]`, that is, if `k` is on the path of `q`. Every token attends to
-its own path with the same positions as in a separate sequence. Logits and gradients therefore equal those of one sequence per path, up to
-float rounding. Several trees can be packed into one row without changes, because no subtree extends beyond its tree.
+its own path with the same positions as in a separate sequence. Logits and gradients are therefore the same as with one sequence per path,
+up to float rounding. Several trees can be packed into one row without changes, because no subtree extends beyond its tree.
 
 Worked example: prompt `P Q`, a first step `a ;`, followed by the alternatives `b ;` and `c ;`:
 

@@ -332,7 +332,7 @@ class StepFormat:
 
     @classmethod
     def find(cls, path_or_repo: str | Path, **kwargs) -> "StepFormat | None":
-        """Like [`StepFormat.from_pretrained`], but return `None` if there is no `step_format.json`."""
+        """Like [`StepFormat.from_pretrained`], but return `None` if `step_format.json` is missing."""
         try:
             path = _find(path_or_repo, **kwargs)
         except FileNotFoundError:

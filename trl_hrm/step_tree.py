@@ -1,4 +1,4 @@
-"""[`StepTree`]: a problem with its judged steps, the row format of all datasets in this package."""
+"""[`StepTree`]: a problem with its labelled steps, the row format of all datasets in this package."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ STEP_COLUMNS = ("mc_correct", "mc_total", "mc_unresolved", "node_ids", "label_we
 @dataclass
 class StepTree:
     r"""
-    A problem with its judged steps, arranged as a tree.
+    A problem with its labelled steps, arranged as a tree.
 
     Without branches this is TRL's stepwise supervision format (`prompt`, `completions`, `labels`). `parents` adds
     branches: solutions with the same first steps share them, so each step is stored once.

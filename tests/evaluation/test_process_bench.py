@@ -466,7 +466,7 @@ class TestResults:
         assert results["counts"] == {"num_solutions": 3, "num_scored": 2, "num_too_long": 1}
         assert results["too_long"] == [{"subset": "gsm8k", "id": "gsm8k-2", "where": "by hand"}]
         assert "1 skipped because they are too long" in format_results("processbench", results)
-        with pytest.raises(ValueError, match="none of 3 solutions fits"):
+        with pytest.raises(ValueError, match="all 3 solutions have more tokens"):
             measure(PROCESS_BENCH, solutions, [None] * 3)
 
     def test_a_subset_that_is_too_long_shows(self):

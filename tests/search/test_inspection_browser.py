@@ -51,7 +51,7 @@ def test_head_and_rows(show):
     assert dict(zip(browser.texts("#facts dt"), browser.texts("#facts dd"), strict=True)) == {
         "Reference answer": "3",
         "Value of the prompt": "0.500 by hand",
-        "Correct answers": "1 of 2 and 1 without a verdict",
+        "Correct answers": "1 of 2 and 1 not graded",
         "Nodes": "4",
         "Tokens generated": "12",
         "Tokens from cache": "0",

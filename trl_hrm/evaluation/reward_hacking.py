@@ -75,7 +75,7 @@ def hacking_answer(low: float | None, high: float | None) -> Answer:
 
     Args:
         low, high (`float`, *optional*):
-            Bounds of the interval, `None` if there is no interval.
+            Bounds of the interval, `None` if it is missing.
 
     Returns:
         `str`: `"no"` if the interval lies below 5 points, otherwise `"yes"` if it lies above 0, otherwise `"open"`.

@@ -110,7 +110,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
 
 
 def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
-    """Read the results of a benchmark. The scores are those of all labelled steps, by suite."""
+    """Read the results of a benchmark. The scores of all labelled steps are grouped by suite."""
     solutions: dict[str, set[str]] = {suite: set() for suite in values["suites"]}
     scores: dict[str, dict[str, list[float]]] = {}
     for row in _read_rows(folder / "scores.jsonl"):
@@ -125,7 +125,7 @@ def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
 
 
 def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
-    """Read the results of a selection. The scores are solution scores by the first aggregate, if it is a built-in one."""
+    """Read the results of a selection. Solutions are scored with the first aggregate, if it is a built-in one."""
     for curve, gap in values["hacking_gap"].items():
         if missing := [key for key in GAP_KEYS if key not in gap]:
             raise ValueError(

@@ -2,7 +2,7 @@
 Searches in which a reward model selects solutions step by step: `step_search`, `beam_search` and `diverse_tree_search`. There is one search
 per N, and one result for all N.
 
-The folder of each N, such as `n-8`, is a run folder like that of `trl-hrm annotate`, with a manifest and a log to resume from.
+The folder of each N, such as `n-8`, is a run folder as written by `trl-hrm annotate`, with a manifest and a log to resume from.
 """
 
 import asyncio

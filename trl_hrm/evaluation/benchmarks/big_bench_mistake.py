@@ -6,7 +6,7 @@ BIG-Bench Mistake: find the first wrong step of a chain of thought
 {"input": "(1 + 2) * 3 =", "steps": ["1 + 2 = 3.", "3 * 3 = 6. So the answer is 6"], "target": "9", "answer": "6", "mistake_index": 1}
 ```
 
-`mistake_index` is the index of the first wrong step, from 0, or null if there is none. Each file is one task and becomes a subset. Rows
+`mistake_index` is the index of the first wrong step, from 0, or null if no step is wrong. Each file is one task and becomes a subset. Rows
 have no id, so the index of the row in the file is used.
 
 The rows are evaluated like ProcessBench, including F1, which is a choice of this package. The paper's own metric is `accuracy`: the share

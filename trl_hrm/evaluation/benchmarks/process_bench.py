@@ -1,12 +1,12 @@
 r"""
-ProcessBench: find the first wrong step of a solution, or predict that there is none
+ProcessBench: find the first wrong step of a solution, or predict that all steps are correct
 ([Zheng et al., 2024](https://huggingface.co/papers/2412.06559)).
 
 ```json
 {"id": "gsm8k-7", "generator": "a policy", "problem": "What is 1 + 2 + 3?", "steps": ["1 + 2 = 3.", "3 + 3 = 7."], "final_answer_correct": false, "label": 1}
 ```
 
-`label` is the index of the first wrong step, from 0, or -1 if there is none. The four subsets `gsm8k`, `math`, `olympiadbench` and
+`label` is the index of the first wrong step, from 0, or -1 if no step is wrong. The four subsets `gsm8k`, `math`, `olympiadbench` and
 `omnimath` are splits or files with these names, or values of a column `subset`. For rows without an `id`, the index of the row in the file
 is used.
 
@@ -17,10 +17,10 @@ Rows of MR-GSM8K ([Zeng et al., 2023](https://huggingface.co/papers/2312.17080))
 {"uuid": "1", "question": "What is 1 + 2 + 3?", "model_output_steps": ["1 + 2 = 3.", "3 + 3 = 7."], "model_output_solution_correctness": "wrong", "model_output_solution_first_error_step": 2}
 ```
 
-Their first wrong step is counted from 1, or is `"N/A"` if there is none. Solutions that are labelled wrong but have no wrong step are
+Their first wrong step is counted from 1, or is `"N/A"` if no step is wrong. Solutions that are labelled wrong but have no wrong step are
 skipped, as in ReasonEval's script.
 
-The predicted step is the first step with a score *below* the threshold. If there is none, the solution is predicted to have no error. For
+The predicted step is the first step with a score *below* the threshold. If no score is, the solution is predicted to have no error. For
 each subset, with accuracy as the share of rows that are predicted exactly,
 
     F1 = 2 · accuracy on rows with an error · accuracy on rows without / (sum of the two)

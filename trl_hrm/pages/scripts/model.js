@@ -1,9 +1,9 @@
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const columns = data.nodes; // the entry of the prompt is the last of each column, so that .at(-1) finds it
+const columns = data.nodes; // the prompt is the last entry of each column, so that .at(-1) returns it
 const PROMPT = -1;
-const ROW = 30; // pixels, as in the style sheet
+const ROW = 30; // pixels, same as in the style sheet
 const SHADES = 20; // steps of the colour scale
 
 const byId = (id) => document.getElementById(id);
@@ -12,7 +12,7 @@ const oneLine = (text) => text.replace(/\s+/g, " ").trim();
 const number = (value) => value.toLocaleString("en-US");
 const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 
-/** An element with text or children. Text is only ever set as text. */
+/** Create an element with text or children. Text is never interpreted as HTML. */
 function make(tag, className, ...content) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -24,7 +24,7 @@ function facts(pairs) {
   return pairs.filter(Boolean).map(([name, ...value]) => make("div", "", make("dt", "", name), make("dd", "", ...value)));
 }
 
-// Lines of the tree, depth first, and the nodes they stand for
+// Lines of the tree in depth-first order, with their nodes
 
 const lines = data.lines.map(([nodes, above, kind]) => ({ nodes, above, kind, below: [], depth: 0, open: false }));
 const lineOf = new Map();
@@ -51,7 +51,7 @@ function pathTo(node) {
   return path;
 }
 
-/** Which steps of the solution a node holds, as "Step 3" or "Steps 2–3". */
+/** Name the steps of a node, as "Step 3" or "Steps 2–3". */
 function stepName(node) {
   const last = pathTo(node).reduce((sum, i) => sum + of("num_merged", i), 0);
   const count = node === PROMPT ? 1 : of("num_merged", node);
@@ -67,7 +67,7 @@ function titleOf(line) {
   return line.kind === "rollouts" ? `${plural(line.nodes.length, "rollout")} ${where}` : `Rollout ${where}`;
 }
 
-/** How the solutions below nodes ended. Segments do not count: the rollout that they were cut from stands beside them. */
+/** Count the outcomes of the solutions below nodes. Segments are ignored, because the rollout that they were split from is counted. */
 function endings(nodes) {
   const found = new Map();
   const pending = [...nodes];
@@ -81,7 +81,7 @@ function endings(nodes) {
   return [...found].map(([key, count]) => [...JSON.parse(key), count]).sort((a, b) => b[2] - a[2]);
 }
 
-// Colours and small marks
+// Colours and badges
 
 const shadeOf = (score) => (score === null ? "none" : `v${Math.round(score * SHADES)}`);
 const shades = make("style", "");

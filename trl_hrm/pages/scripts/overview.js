@@ -29,7 +29,7 @@ function svg(tag, attributes) {
   return element;
 }
 
-/** Bars of the nodes that `keep` asks for, by shade. Those narrower than a pixel share one with their neighbours, of their mean value. */
+/** Bars of the nodes that pass `keep`, by shade. Neighbouring bars narrower than a pixel are joined to one bar with their mean value. */
 function bars(keep) {
   const pixels = scale();
   const paths = new Map();
@@ -69,7 +69,7 @@ function drawPicture() {
   drawHits();
 }
 
-/** What a search found keeps its colour, all else fades. */
+/** Fade all bars except the search results. */
 function drawHits() {
   const found = new Set(hits.flatMap((i) => lines[i].nodes));
   picture.querySelector(".all")?.classList.toggle("faded", found.size > 0);
@@ -90,7 +90,7 @@ function drawTrail() {
   picture.querySelector(".trail")?.setAttribute("d", boxes.join(""));
 }
 
-/** The node under the pointer, by bisection in its level. */
+/** Find the node under the pointer by bisection in its level. */
 function nodeAt(event) {
   const frame = picture.getBoundingClientRect();
   const nodes = byLevel[Math.floor((event.clientY - frame.top) / LEVEL)];
@@ -172,7 +172,7 @@ byId("facts").append(...facts([
   ["Reference answer", problem.answer],
   ["Value of the prompt", rootScore === null ? "none" : rootScore.toFixed(3), make("span", "note", data.basis ? ` ${data.basis}` : "")],
   of("answered", PROMPT) > 0 && ["Correct answers", `${number(of("correct", PROMPT))} of ${number(of("answered", PROMPT))}`,
-    of("unresolved", PROMPT) ? make("span", "note", ` and ${number(of("unresolved", PROMPT))} without a verdict`) : null],
+    of("unresolved", PROMPT) ? make("span", "note", ` and ${number(of("unresolved", PROMPT))} not graded`) : null],
   ["Nodes", number(totals.num_nodes)],
   totals.num_tokens > 0 && ["Tokens generated", number(totals.num_tokens)],
   totals.num_tokens > 0 && ["Tokens from cache", number(totals.num_cached)],
@@ -186,7 +186,7 @@ for (let depth = 1; depth <= Math.min(deepest, 7); depth++) {
   byId("depths").append(button);
 }
 
-// Open at first: as many levels as make 40 rows
+// Initially, open as many levels as fit into 40 rows
 
 const numRows = (most) => {
   if (most >= deepest) return lines.length;

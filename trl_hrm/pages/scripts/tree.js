@@ -18,7 +18,7 @@ function showTree() {
   drawRows();
 }
 
-/** Only the rows in sight are in the document, so that a tree of any size opens at once. */
+/** Draw only the visible rows, so that trees of any size open immediately. */
 function drawRows() {
   const first = Math.max(Math.floor(tree.scrollTop / ROW) - 8, 0);
   const last = Math.min(Math.ceil((tree.scrollTop + tree.clientHeight) / ROW) + 8, visible.length);
@@ -69,7 +69,7 @@ function rowContent(line) {
   if (line.below.length && of("answered", node) + of("unresolved", node) > 0) {
     const open = of("unresolved", node) ? make("em", "", ` +${of("unresolved", node)}?`) : null;
     const share = make("span", "share", `${of("correct", node)}/${of("answered", node)}`, open);
-    share.title = "correct / answered solutions below, and those without a verdict";
+    share.title = "correct / answered solutions below, and answers that are not graded";
     marks.push(share);
   }
   if (line.nodes.length > 1) marks.push(make("span", "badge", `×${line.nodes.length}`));
@@ -78,7 +78,7 @@ function rowContent(line) {
   return [valueMark(of("score", node)), make("span", "step", ...highlighted(text)), ...marks];
 }
 
-/** The beginning of a text, or where the searched text stands in it. */
+/** Return the beginning of a text, or the part around the search term. */
 function highlighted(text) {
   const found = needle ? text.toLowerCase().indexOf(needle) : -1;
   if (found < 0) return [text.slice(0, 400)];
@@ -116,7 +116,7 @@ function select(i) {
   showDetail(lines[i]);
 }
 
-/** Open every step above a depth. Rollouts stay folded, except when all is opened. */
+/** Open all steps above a depth. Rollouts stay closed, unless all levels are opened. */
 function openTo(depth) {
   const all = depth >= deepest;
   for (const line of lines) line.open = line.depth < depth && (all || line.kind !== "rollouts");
@@ -156,7 +156,7 @@ tree.addEventListener("keydown", (event) => {
   actions[event.key]();
 });
 
-// Detail of the selected line
+// Details of the selected line
 
 function showDetail(line) {
   const node = line.nodes[0];
@@ -187,7 +187,7 @@ function leavesText(line) {
   if (line.kind === "rollouts" || !childrenOf.get(node).length) return null;
   const [correct, answered, unresolved] = ["correct", "answered", "unresolved"].map((name) => of(name, node));
   if (!answered && !unresolved) return null;
-  const rest = unresolved ? `, ${number(unresolved)} more without a verdict` : "";
+  const rest = unresolved ? `, ${number(unresolved)} more are not graded` : "";
   return `${number(correct)} of ${number(answered)} answers below are correct${rest}`;
 }
 
@@ -211,7 +211,7 @@ function trailPart(line) {
     button.addEventListener("click", () => select(lineOf.get(node)));
     return make("li", "", button);
   });
-  return [make("h3", "", "What stands before it"), make("ol", "trail-list", ...items)];
+  return [make("h3", "", "Steps before it"), make("ol", "trail-list", ...items)];
 }
 
 function samplePart(line) {
@@ -230,7 +230,7 @@ function samplePart(line) {
       of("answer", node) !== null && ["Answer", `${of("answer", node)} (${of("outcome", node)})`],
       ["Tokens", number(of("num_tokens", node)) + cached],
       ["Seed", list("seed")],
-      of("weight", node) !== 1 && ["Weight", `stands for ${of("weight", node)} siblings`],
+      of("weight", node) !== 1 && ["Weight", `represents ${of("weight", node)} siblings`],
       merged && ["Merged from", make("code", "", merged.join(" + "))],
       ["Node", make("code", "", list("node_id"))],
     ])),
