@@ -151,7 +151,7 @@ class TestMask:
         config = LlamaConfig(num_hidden_layers=2, attn_implementation="sdpa")
         config.layer_types = ["full_attention", "linear_attention"]
         row = {name: torch.zeros(1, 4, dtype=torch.long) for name in ("input_ids", "position_ids", "subtree_end")}
-        with pytest.raises(ValueError, match=r"layers of type \['linear_attention'\].*cannot branch"):
+        with pytest.raises(ValueError, match=r"layers of type \['linear_attention'\].*do not support trees"):
             model_inputs(**row, config=config, dtype=torch.float32)
 
     def test_one_mask_per_layer_type(self):

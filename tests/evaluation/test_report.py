@@ -426,7 +426,7 @@ class TestPage:
         assert "2 correct, mean 0.575, 2 wrong, mean 0.550" in picture.text
         drawn.clear()
         scores_picture(replace(result, scores={"all": {"right": [0.0, 1.0], "wrong": []}}), "all", 1)  # both ends
-        assert drawn == {"right: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
+        assert drawn == {"correct: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
 
     def test_benchmarks_side_by_side(self, tmp_path):
         """Models are compared by eye: not across two tables, and not where they scored different solutions."""
