@@ -15,7 +15,8 @@ class Config:
     Base class of the configs. It validates the fields and converts common values from Python and YAML:
 
     - a single value for a list field becomes a list with one element;
-    - a path, number or date for a `str` field becomes a string (YAML parses `revision: 2024` and `2024-07-26` as number and date);
+    - a path, number or date for a `str` field becomes a string (YAML parses `revision: 2024` and `2024-07-26` as
+      number and date);
     - a JSON string for a `dict[str, Any] | str` field becomes a dictionary.
 
     Subclasses with further checks must call `super().__post_init__()` first.

@@ -12,7 +12,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 
-# Default of Llama 3.2's template if `strftime_now` is not available. Any fixed date works; templates print it as "today".
+# Default of Llama 3.2's template if `strftime_now` is not available. Any fixed date works; templates print it as
+# "today".
 CHAT_TEMPLATE_DATE = "2024-07-26"
 _DIRECTIVES = "aAbBcCdDeFgGhHIjmMpRTuUVwWxXyY"  # strftime directives of a date without a time zone
 _UNPADDED = "dmyHIMSj"  # directives with an unpadded form, such as `%-d`
@@ -114,7 +115,8 @@ def render_chat(
         kwargs (`Mapping[str, Any]`, *optional*):
             Variables for the template.
         date (`str`, *optional*):
-            Date to use as today's date. With `None`, the current date is used, and a warning is given if the template reads it.
+            Date to use as today's date. With `None`, the current date is used, and a warning is given if the template
+            reads it.
 
     Raises:
         `ValueError`: See [`check_chat_template`].
@@ -141,8 +143,8 @@ def dated_template(template: str, date: str) -> str:
     """
     Return the chat template with a fixed date instead of the current date.
 
-    transformers provides a function `strftime_now` to templates. A macro with the same name replaces it, because transformers does not
-    allow functions as template variables.
+    transformers provides a function `strftime_now` to templates. A macro with the same name replaces it, because
+    transformers does not allow functions as template variables.
     """
     day = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
     values = {f"%{letter}": day.strftime(f"%{letter}") for letter in _DIRECTIVES}
@@ -158,8 +160,8 @@ def dated_template(template: str, date: str) -> str:
 
 class _Template:
     """
-    Properties of a chat template: the `variables` that it reads, the name of a `random` function that it uses, and the `formats` of its
-    dates if all of them are literals.
+    Properties of a chat template: the `variables` that it reads, the name of a `random` function that it uses, and the
+    `formats` of its dates if all of them are literals.
     """
 
     def __init__(self, template: str):
@@ -197,9 +199,9 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
     """
     Return the control tokens of a tokenizer. They mark the structure of a text, such as the end of a turn.
 
-    Control tokens are special tokens, other added tokens with bars (`<|user|>`, DeepSeek's `<｜User｜>`), and added tokens in
-    brackets that the chat template contains (`<tool_call>`). All other added tokens are ordinary text, such as runs of
-    whitespace and Gemma's `<table>`.
+    Control tokens are special tokens, other added tokens with bars (`<|user|>`, DeepSeek's `<｜User｜>`), and added
+    tokens in brackets that the chat template contains (`<tool_call>`). All other added tokens are ordinary text, such
+    as runs of whitespace and Gemma's `<table>`.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -213,7 +215,8 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 
 def find_control_text(tokenizer: Any, text: str, tags: bool = True) -> list[str]:
     """
-    Return the control tokens that occur in a text, in order. Whitespace is never included, even if it is a special token.
+    Return the control tokens that occur in a text, in order. Whitespace is never included, even if it is a special
+    token.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -221,7 +224,8 @@ def find_control_text(tokenizer: Any, text: str, tags: bool = True) -> list[str]
         text (`str`):
             Text to search.
         tags (`bool`, *optional*, defaults to `True`):
-            Whether to include tags that are not special tokens, such as Qwen's `<think>` and `</think>`, which policies generate.
+            Whether to include tags that are not special tokens, such as Qwen's `<think>` and `</think>`, which
+            policies generate.
 
     Example:
 
@@ -245,8 +249,8 @@ def plain_text_ids(tokenizer: Any, text: str, ids: Sequence[int]) -> list[int]:
         text (`str`):
             Text from an untrusted source, such as a step of a solution.
         ids (`Sequence[int]`):
-            Ids of the text from the tokenizer, with `add_special_tokens=False`. They are returned unchanged if none is a control
-            token.
+            Ids of the text from the tokenizer, with `add_special_tokens=False`. They are returned unchanged if none is
+            a control token.
 
     Raises:
         `ValueError`: If the text contains control tokens and the tokenizer cannot encode them as plain text.
@@ -310,8 +314,8 @@ class _Control:
         """
         Return whether the tokenizer still has the same control tokens.
 
-        This is called for every text, so it must be fast. Reading the size or the added tokens of a large tokenizer takes up to 15 ms,
-        longer than encoding a step. Checking whether the next free id is used takes less than 1 µs.
+        This is called for every text, so it must be fast. Reading the size or the added tokens of a large tokenizer
+        takes up to 15 ms, longer than encoding a step. Checking whether the next free id is used takes less than 1 µs.
         """
         if _names(tokenizer) != self._names:
             return False
@@ -330,8 +334,8 @@ class _Control:
         if mark not in self._copies:
             self._copies[mark] = _PlainCopy(tokenizer, self.tokens, mark)
         copy = self._copies[mark]
-        # Mark the control tokens of the data to distinguish them from control tokens of the template. The template may truncate the
-        # data and leave a single mark
+        # Mark the control tokens of the data to distinguish them from control tokens of the template. The template may
+        # truncate the data and leave a single mark
         marked = render(self.pattern.sub(lambda match: mark + match[0] + end, data))
         text = re.sub(
             f"{mark}({self.pattern.pattern}){end}|({self.pattern.pattern})|{mark}|{end}",
@@ -377,10 +381,11 @@ def _size(tokenizer: Any) -> int:
 
 class _PlainCopy:
     """
-    A copy of a tokenizer in which each control token is renamed to an alias, so that its original text is ordinary text.
+    A copy of a tokenizer in which each control token is renamed to an alias, so that its original text is ordinary
+    text.
 
-    A tokenizer without control tokens would give the same ids. Splitting the text at control tokens and encoding the parts separately would
-    give different ids.
+    A tokenizer without control tokens would give the same ids. Splitting the text at control tokens and encoding the
+    parts separately would give different ids.
     """
 
     def __init__(self, tokenizer: Any, tokens: dict[int, str], mark: str):
@@ -399,7 +404,8 @@ class _PlainCopy:
         for token in values["added_tokens"]:
             if token["content"] in self._aliases:
                 token |= {"content": self.alias(token["content"]), "normalized": False}
-        # The alias of a token that stays in the vocabulary gets a new id. It comes last, so that other ids do not change
+        # The alias of a token that stays in the vocabulary gets a new id. It comes last, so that other ids do not
+        # change
         last = {self.alias(text) for text in kept}
         values["added_tokens"].sort(key=lambda token: token["content"] in last)
         self._tokenizer = Tokenizer.from_str(json.dumps(values))

@@ -1,15 +1,16 @@
 r"""
 One forward pass per tree: a problem and its labelled steps are encoded as one row of tokens.
 
-The token paths from the root to every step of a problem are inserted into a [`TokenTrie`], which stores each shared token once. The
-trie is laid out in depth-first order. Two integers per token describe the tree:
+The token paths from the root to every step of a problem are inserted into a [`TokenTrie`], which stores each shared
+token once. The trie is laid out in depth-first order. Two integers per token describe the tree:
 
 - `position_ids[i]`: number of tokens on the path above token `i`;
 - `subtree_end[i]`: first index after the subtree of token `i`.
 
-A query `q` attends to a key `k` if and only if `k <= q < subtree_end[k]`, that is, if `k` is on the path of `q`. Every token attends to
-its own path with the same positions as in a separate sequence. Logits and gradients are therefore the same as with one sequence per path,
-up to float rounding. Several trees can be packed into one row without changes, because no subtree extends beyond its tree.
+A query `q` attends to a key `k` if and only if `k <= q < subtree_end[k]`, that is, if `k` is on the path of `q`. Every
+token attends to its own path with the same positions as in a separate sequence. Logits and gradients are therefore the
+same as with one sequence per path, up to float rounding. Several trees can be packed into one row without changes,
+because no subtree extends beyond its tree.
 
 Worked example: prompt `P Q`, a first step `a ;`, followed by the alternatives `b ;` and `c ;`:
 
@@ -19,8 +20,8 @@ Worked example: prompt `P Q`, a first step `a ;`, followed by the alternatives `
 | `position_ids` | 0 | 1 | 2 | 3 | 4 | 5 | 4 | 5 |
 | `subtree_end` | 8 | 8 | 8 | 8 | 6 | 6 | 8 | 8 |
 
-Token 6 (`c`) attends to 0, 1, 2, 3 and itself. It does not attend to 4 and 5, whose subtrees end at 6. One sequence per path would
-need 6 + 6 tokens instead of 8.
+Token 6 (`c`) attends to 0, 1, 2, 3 and itself. It does not attend to 4 and 5, whose subtrees end at 6. One sequence
+per path would need 6 + 6 tokens instead of 8.
 """
 
 import bisect
@@ -84,9 +85,9 @@ class TokenTree:
         """
         Split the tree into parts of at most `max_length` tokens. Each labelled step is in exactly one part.
 
-        Each part repeats the path above its first token, so its logits do not change. The cuts are chosen to repeat as few tokens as
-        possible. Only branch starts are considered: a cut inside an unbranched run repeats more tokens than a cut at its start, and the
-        part after it has the same length.
+        Each part repeats the path above its first token, so its logits do not change. The cuts are chosen to repeat as
+        few tokens as possible. Only branch starts are considered: a cut inside an unbranched run repeats more tokens
+        than a cut at its start, and the part after it has the same length.
 
         Raises:
             `ValueError`: If a path is longer than `max_length`.
@@ -134,7 +135,8 @@ class TokenTree:
 
 class TokenTrie:
     """
-    Prefix tree over token ids. Paths with a common prefix share its tokens, even if the tokens belong to different steps.
+    Prefix tree over token ids. Paths with a common prefix share its tokens, even if the tokens belong to different
+    steps.
 
     Example:
 
@@ -216,7 +218,8 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
             Maximum number of tokens per row.
 
     Returns:
-        `list[list[int]]`: Indices of the pieces in each row. Every piece is in exactly one row. Ties keep the given order.
+        `list[list[int]]`: Indices of the pieces in each row. Every piece is in exactly one row. Ties keep the given
+        order.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, row), sorted

@@ -57,8 +57,9 @@ def step_outputs(model: nn.Module, label_token_ids: list[int] | None) -> Iterato
     """
     Context manager in which the `logits` of a model have the shape `(B, L, C)` of the head.
 
-    Token classifiers are not changed. With `label_token_ids` (`head="lm"`), the output embeddings only compute the logits of the two
-    label tokens instead of the whole vocabulary. Hooks of the module, which gather sharded weights, still run.
+    Token classifiers are not changed. With `label_token_ids` (`head="lm"`), the output embeddings only compute the
+    logits of the two label tokens instead of the whole vocabulary. Hooks of the module, which gather sharded weights,
+    still run.
 
     Args:
         model (`nn.Module`):

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 HTTPError = HfHubHTTPError.__bases__[0]  # class of the HTTP library that huggingface_hub uses, httpx or httpx2
-# A failed push raises HfHubHTTPError (API), another HTTPError (lost connection), RuntimeError (LFS), ConnectionError (Xet), or
-# JSONDecodeError (a gateway answers in HTML).
+# A failed push raises HfHubHTTPError (API), another HTTPError (lost connection), RuntimeError (LFS), ConnectionError
+# (Xet), or JSONDecodeError (a gateway answers in HTML).
 FAULTS = (HTTPError, RuntimeError, ConnectionError, LocalTokenNotFoundError, json.JSONDecodeError)
 PASSING = (408, 409, 412, 425, 429)  # temporary, as are 500 and above
 MAX_PAUSE = 600  # seconds. If the Hub asks for a longer pause, the error is raised
@@ -98,10 +98,11 @@ def retry(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
     """
-    Call `attempt`, and retry after temporary errors: concurrent pushes, rate limits, server errors, lost connections. Each
-    retry is logged.
+    Call `attempt`, and retry after temporary errors: concurrent pushes, rate limits, server errors, lost connections.
+    Each retry is logged.
 
-    A request can succeed although its answer is lost. `attempt` must therefore check first whether its work is already done.
+    A request can succeed although its answer is lost. `attempt` must therefore check first whether its work is already
+    done.
 
     Args:
         attempt (`Callable[[], Result]`):

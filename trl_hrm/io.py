@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 @contextmanager
 def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """
-    Context manager that writes a file atomically. The file replaces `path` at the end of the block, and is discarded after an error.
+    Context manager that writes a file atomically. The file replaces `path` at the end of the block, and is discarded
+    after an error.
 
     Args:
         path (`str` or `Path`):
@@ -79,11 +80,11 @@ class AppendedLines:
     """
     A JSON Lines file opened for appending, by one process at a time.
 
-    Lines are written without a buffer, so a killed process loses at most the line that it was writing. An incomplete last line is
-    removed when the file is opened again.
+    Lines are written without a buffer, so a killed process loses at most the line that it was writing. An incomplete
+    last line is removed when the file is opened again.
 
-    The lock is a hidden file next to it, which [`AppendedLines.close`] removes. A killed process leaves the lock file behind, but
-    unlocked.
+    The lock is a hidden file next to it, which [`AppendedLines.close`] removes. A killed process leaves the lock file
+    behind, but unlocked.
 
     Args:
         path (`str` or `Path`):
@@ -121,7 +122,8 @@ class AppendedLines:
         Append a value as one line, and return the line.
 
         Raises:
-            `OSError`: If the line cannot be written, for example because the disk is full. Nothing of the line is kept.
+            `OSError`: If the line cannot be written, for example because the disk is full. Nothing of the line is
+            kept.
         """
         line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
         try:

@@ -11,8 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ._compat import ChunkedDivergenceFunction, chunked_divergence, trainer_utils, use_triton
 
 
-# TRL's kernels use tiles of 4,096 tokens x 32,768 logits. Without Triton, each tile needs about ten temporary tensors of 0.5 GB.
-# Narrow tiles stay in the CPU cache, and take half the time and a tenth of the memory.
+# TRL's kernels use tiles of 4,096 tokens x 32,768 logits. Without Triton, each tile needs about ten temporary tensors
+# of 0.5 GB. Narrow tiles stay in the CPU cache, and take half the time and a tenth of the memory.
 LOGITS_PER_TILE = 512
 
 DIRECTIONS = {"forward": 0.0, "reverse": 1.0}  # `beta` of TRL's kernel for KL(ref || policy) and KL(policy || ref)
@@ -66,7 +66,8 @@ def token_kl(
     hidden: torch.Tensor, head: LMHead, ref_hidden: torch.Tensor, ref_head: LMHead, direction: str = "forward"
 ) -> torch.Tensor:
     r"""
-    Compute the KL divergence of the next-token distributions of policy and reference model, in nats. Only the policy gets gradients.
+    Compute the KL divergence of the next-token distributions of policy and reference model, in nats. Only the policy
+    gets gradients.
 
     | direction | value |
     |---|---|
@@ -142,14 +143,15 @@ def trained_tokens(labels: torch.Tensor) -> torch.Tensor:
 
 def trained_sequences(labels: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Return the sequence index of each trained token, in row-major order. Sequences without a trained token are not counted.
+    Return the sequence index of each trained token, in row-major order. Sequences without a trained token are not
+    counted.
 
     Args:
         labels (`torch.Tensor`):
             Labels with -100 for ignored tokens, shape `(B, L)`.
         position_ids (`torch.Tensor`, *optional*):
-            Positions, shape `(B, L)`, for rows with several packed sequences, which each start at position 0. By default, each row is
-            one sequence.
+            Positions, shape `(B, L)`, for rows with several packed sequences, which each start at position 0. By
+            default, each row is one sequence.
 
     Returns:
         `torch.Tensor`: Indices from 0 without gaps, shape `(N,)`.
@@ -184,7 +186,7 @@ def sequence_kl(kl: torch.Tensor, sequences: torch.Tensor, reduction: str = "sum
 def scaled_kl(kl: torch.Tensor, scaling: str = "log1p") -> torch.Tensor:
     r"""
     Return the KL term of the objective for each sequence: ln(1 + KL) with `scaling="log1p"`
-    ([HRM](https://huggingface.co/papers/2503.13551), section 3.3), or KL with `scaling="none"`. The logarithm scales the gradient of KL
-    by 1 / (1 + KL).
+    ([HRM](https://huggingface.co/papers/2503.13551), section 3.3), or KL with `scaling="none"`. The logarithm scales
+    the gradient of KL by 1 / (1 + KL).
     """
     return torch.log1p(kl) if scaling == "log1p" else kl

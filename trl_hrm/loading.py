@@ -151,8 +151,8 @@ def load_reward_model(
             Passed to `from_pretrained` of the model.
 
     Raises:
-        `ValueError`: If weights are missing, unexpected or have a different shape. The message names them and says what
-        to do.
+        `ValueError`: If weights are missing, unexpected or have a different shape. The message names them and says
+        what to do.
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is None:
         with _held_load_report():  # a misfit raises an error instead
@@ -200,7 +200,8 @@ def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
         `tuple[PreTrainedModel, bool]`: The model, and whether its head is newly initialized.
 
     Raises:
-        `ValueError`: If weights of the body are missing, or if the checkpoint has only part of the head or a different head.
+        `ValueError`: If weights of the body are missing, or if the checkpoint has only part of the head or a different
+        head.
     """
     with _held_load_report() as reports:
         model, fit = _load(path_or_repo, step_format, **kwargs)
@@ -238,8 +239,8 @@ def check_checkpoint(
         `bool`: Whether it was checked. `False` if no safetensors files can be read.
 
     Raises:
-        `ValueError`: If weights are missing, unexpected or have a different shape. The message names them and says what
-        to do.
+        `ValueError`: If weights are missing, unexpected or have a different shape. The message names them and says
+        what to do.
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is None:
         fit = _fit_of_files(path_or_repo, step_format, revision, trust_remote_code)

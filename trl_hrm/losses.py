@@ -43,7 +43,8 @@ def step_loss(logits: torch.Tensor, labels: torch.Tensor, step_format: StepForma
 
 def step_score(logits: torch.Tensor, step_format: StepFormat) -> torch.Tensor:
     r"""
-    Compute the score of each step: the probability that it is correct ([HRM](https://huggingface.co/papers/2503.13551), eq. 2).
+    Compute the score of each step: the probability that it is correct
+    ([HRM](https://huggingface.co/papers/2503.13551), eq. 2).
 
     Args:
         logits (`torch.Tensor`):

@@ -35,8 +35,8 @@ class StepFormat:
     How a step reward model encodes a problem and its steps. Saved as `step_format.json` with every checkpoint.
 
     The prompt and each step are tokenized separately and their ids are concatenated. No token spans two steps, and the
-    ids of a prefix do not depend on what follows it. Each step ends with the ids of `step_separator`. The last of these
-    ids is the *step token*, the only position where the step is labelled and scored.
+    ids of a prefix do not depend on what follows it. Each step ends with the ids of `step_separator`. The last of
+    these ids is the *step token*, the only position where the step is labelled and scored.
 
     Args:
         prompt_style (`str`, *optional*, defaults to `"plain"`):
@@ -54,15 +54,15 @@ class StepFormat:
             label. `"lm"`: causal language model, score `p(correct) / (p(correct) + p(wrong))` of the two label tokens
             at the step token.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
-            Loss of the regression head. It also determines the score: with `"mse"` the output clipped to `[0, 1]`, with
-            `"bce"` its sigmoid. Only used with `head="regression"`.
+            Loss of the regression head. It also determines the score: with `"mse"` the output clipped to `[0, 1]`,
+            with `"bce"` its sigmoid. Only used with `head="regression"`.
         label_tokens (`tuple[str, str]`, *optional*, defaults to `("+", "-")`):
             Tokens for a correct and a wrong step. Only used with `head="lm"`.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`. Requires `prompt_style="chat"`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            Date for chat templates that print today's date. With `None`, the default in files of version 1, the current
-            date is used: the ids change every day, and a warning is given.
+            Date for chat templates that print today's date. With `None`, the default in files of version 1, the
+            current date is used: the ids change every day, and a warning is given.
         sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
             Whether to encode control tokens in the problem and the steps, such as `<|im_end|>`, as plain text. With
             `False`, the default in files of version 1, they are encoded as control tokens, so that data can fake turns
@@ -136,9 +136,9 @@ class StepFormat:
                 Whether the data contains merged steps. If `True`, `merge_separator` is checked too.
 
         Raises:
-            `ValueError`: If a separator encodes to nothing or to the unknown token; if the data contains merged steps and
-            both separators encode to the same ids, or `merge_separator` contains a control token; if the chat template is
-            missing, fails, ignores the prompt or the system message, or does not use a variable of
+            `ValueError`: If a separator encodes to nothing or to the unknown token; if the data contains merged steps
+            and both separators encode to the same ids, or `merge_separator` contains a control token; if the chat
+            template is missing, fails, ignores the prompt or the system message, or does not use a variable of
             `chat_template_kwargs`; or if a label token is not exactly one token.
         """
         step_ids = self._separator_ids(tokenizer, "step_separator")
@@ -317,8 +317,8 @@ class StepFormat:
                 Passed to [`~huggingface_hub.hf_hub_download`], for example `revision`.
 
         Raises:
-            `FileNotFoundError`: If the checkpoint has no `step_format.json`, or if the folder does not exist and the Hub
-            cannot be reached.
+            `FileNotFoundError`: If the checkpoint has no `step_format.json`, or if the folder does not exist and the
+            Hub cannot be reached.
             `ValueError`: See [`StepFormat.from_json`].
         """
         path = _find(path_or_repo, **kwargs)
@@ -344,7 +344,8 @@ class StepFormat:
         """
         Parse the content of a `step_format.json`.
 
-        Missing keys get the default of the version that the file was written with. A file without `version` is version 1.
+        Missing keys get the default of the version that the file was written with. A file without `version` is version
+        1.
 
         Args:
             text (`str` or `bytes`):
@@ -353,8 +354,8 @@ class StepFormat:
                 Name of the file for error messages.
 
         Raises:
-            `ValueError`: If `text` is not a JSON object, has unknown or duplicate keys or invalid values, or was written
-            by a newer version of this package.
+            `ValueError`: If `text` is not a JSON object, has unknown or duplicate keys or invalid values, or was
+            written by a newer version of this package.
         """
         try:
             values = json.loads(text, object_pairs_hook=_unique_keys)

@@ -22,7 +22,8 @@ def step_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     Returns:
         `dict[str, float]`: `accuracy`; `balanced_accuracy` (mean recall of the two classes); `error_f1` (F1 of the
         wrong steps); `auroc`; `ece` (see [`expected_calibration_error`]); `num_steps`. Undefined metrics are omitted:
-        `balanced_accuracy` and `auroc` require both classes, `error_f1` requires a wrong step in labels or predictions.
+        `balanced_accuracy` and `auroc` require both classes, `error_f1` requires a wrong step in labels or
+        predictions.
     """
     metrics = {"num_steps": len(labels)}
     if not len(labels):
@@ -41,8 +42,8 @@ def step_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def auroc(scores: np.ndarray, correct: np.ndarray) -> float:
     """
-    Return the probability that a correct step scores higher than a wrong step, with ties counted as 0.5 (Mann-Whitney). Both classes
-    must occur.
+    Return the probability that a correct step scores higher than a wrong step, with ties counted as 0.5
+    (Mann-Whitney). Both classes must occur.
     """
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -182,7 +182,8 @@ class StepTree:
     @classmethod
     def from_chains(cls, trees: Iterable["StepTree"]) -> tuple["StepTree", int]:
         """
-        Join chains (or trees) of one prompt into a tree. Steps with the same text and the same history become one step.
+        Join chains (or trees) of one prompt into a tree. Steps with the same text and the same history become one
+        step.
 
         Its label is the mean of the labels that are not `None`, and `None` if all are. Its other columns come from the
         first occurrence. A merged step and a single step are never joined.

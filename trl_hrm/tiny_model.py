@@ -13,8 +13,8 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> Qwen2Tokeniz
     """
     Train a byte-level BPE tokenizer, which can encode every text and separator.
 
-    It is a `Qwen2Tokenizer`, because `AutoTokenizer` loads every tokenizer next to a Qwen2 configuration as this class. A tokenizer with
-    other rules for splitting text would produce different ids after loading.
+    It is a `Qwen2Tokenizer`, because `AutoTokenizer` loads every tokenizer next to a Qwen2 configuration as this
+    class. A tokenizer with other rules for splitting text would produce different ids after loading.
     """
     blank = Qwen2Tokenizer(eos_token="<|endoftext|>", pad_token="<|pad|>")
     return blank.train_new_from_iterator(texts, vocab_size, show_progress=False)

@@ -1,12 +1,13 @@
 r"""
 Attention masks of forest rows for the attention implementations of transformers.
 
-A query `q` attends to a key `k` if and only if `k <= q < subtree_end[k]` (see [`trl_hrm.forest`]). `"sdpa"` uses a boolean mask, `"eager"`
-an additive mask, and `"flex_attention"` a block mask.
+A query `q` attends to a key `k` if and only if `k <= q < subtree_end[k]` (see [`trl_hrm.forest`]). `"sdpa"` uses a
+boolean mask, `"eager"` an additive mask, and `"flex_attention"` a block mask.
 
-On a CPU, `"sdpa"` would compute all L × L scores of a row. [`tree_attention_forward`] computes the same output in blocks. A block of queries
-`[a, b)` in depth-first order only needs the path above token `a` and the block itself, because the subtree of every visible key before `a`
-includes `a`. A row of 4,096 tokens with paths of 500 tokens costs as little as rows of 600 tokens, and no L × L mask is created.
+On a CPU, `"sdpa"` would compute all L × L scores of a row. [`tree_attention_forward`] computes the same output in
+blocks. A block of queries `[a, b)` in depth-first order only needs the path above token `a` and the block itself,
+because the subtree of every visible key before `a` includes `a`. A row of 4,096 tokens with paths of 500 tokens costs
+as little as rows of 600 tokens, and no L × L mask is created.
 """
 
 import torch
@@ -148,8 +149,8 @@ def use_tree_attention(model: PreTrainedModel, device: torch.device) -> None:
     """
     Switch a model with `"sdpa"` attention on a CPU to [`tree_attention_forward`]. Other models are not changed.
 
-    Inputs other than forest rows still use `"sdpa"` with the same masks. On a GPU, use `"flex_attention"`, which skips masked blocks in
-    one kernel.
+    Inputs other than forest rows still use `"sdpa"` with the same masks. On a GPU, use `"flex_attention"`, which skips
+    masked blocks in one kernel.
     """
     if model.config._attn_implementation == "sdpa" and device.type == "cpu":
         AttentionInterface.register(TREE_SDPA, tree_attention_forward)
@@ -159,8 +160,9 @@ def use_tree_attention(model: PreTrainedModel, device: torch.device) -> None:
 
 def tree_row_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """
-    Return the mask for [`tree_attention_forward`]: both tensors of shape `(B, L)` and the window, stacked to shape `(B, 1, 3, L)`, int64.
-    The window is part of the mask because some models (Qwen2-MoE, Phi-MoE) do not pass it to the attention function.
+    Return the mask for [`tree_attention_forward`]: both tensors of shape `(B, L)` and the window, stacked to shape
+    `(B, 1, 3, L)`, int64. The window is part of the mask because some models (Qwen2-MoE, Phi-MoE) do not pass it to
+    the attention function.
     """
     windows = torch.full_like(position_ids, torch.iinfo(torch.long).max if window is None else window)
     return torch.stack([subtree_end, position_ids, windows], dim=1)[:, None]

@@ -33,9 +33,9 @@ def grade_answers(answers: Sequence[str | None], reference: str, grader: Any) ->
     """
     Group equivalent answers, and grade them.
 
-    Two answers are equivalent if their texts are equal, ignoring surrounding whitespace, or if the grader finds them equal. The
-    reference is not used for grouping, because votes must not depend on it. Answers are compared in alphabetical order, each with
-    the first answer of every class, so the result does not depend on their order.
+    Two answers are equivalent if their texts are equal, ignoring surrounding whitespace, or if the grader finds them
+    equal. The reference is not used for grouping, because votes must not depend on it. Answers are compared in
+    alphabetical order, each with the first answer of every class, so the result does not depend on their order.
 
     Args:
         answers (`Sequence[str | None]`):

@@ -1,6 +1,7 @@
 """
-Best-of-N. [`score_pool`] scores and grades candidates, one block of problems at a time. [`make_results`] computes the curves from all
-blocks. The problems can be divided among several processes; the first process waits for the others and writes the results.
+Best-of-N. [`score_pool`] scores and grades candidates, one block of problems at a time. [`make_results`] computes the
+curves from all blocks. The problems can be divided among several processes; the first process waits for the others and
+writes the results.
 """
 
 import hashlib
@@ -233,7 +234,8 @@ def make_results(
         counts (`Counter`):
             Counts from reading the candidates. Not modified.
         sampled (`bool`):
-            Whether the run in `source` was sampled for these results. Results of an existing run may extract its answers differently.
+            Whether the run in `source` was sampled for these results. Results of an existing run may extract its
+            answers differently.
 
     Raises:
         `ValueError`: If no problem is left.
@@ -311,8 +313,8 @@ def make_results(
 
 class SampleCost:
     """
-    Cost of sampling a shard, summed over all starts of its run, and saved next to the run's log. The cost is unknown after an
-    interrupted start, because the log has grown since the last completed start.
+    Cost of sampling a shard, summed over all starts of its run, and saved next to the run's log. The cost is unknown
+    after an interrupted start, because the log has grown since the last completed start.
 
     Args:
         folder (`Path`):

@@ -1,6 +1,6 @@
 """
-Accuracy as a function of N, with confidence intervals. [`make_curves`] takes scored and graded candidates, [`plain_curves`] lists of
-scores and grades.
+Accuracy as a function of N, with confidence intervals. [`make_curves`] takes scored and graded candidates,
+[`plain_curves`] lists of scores and grades.
 """
 
 import math
@@ -41,8 +41,8 @@ class ScoredProblem:
         classes (`list[int | None]`):
             Class of each answer. Equivalent answers have the same class. `None` for a missing answer.
         correct (`list[bool | None]`):
-            Whether each solution is correct. Solutions without an answer are wrong, unless they came with a grade. `None` if the
-            grader timed out or crashed.
+            Whether each solution is correct. Solutions without an answer are wrong, unless they came with a grade.
+            `None` if the grader timed out or crashed.
         scores (`dict[str, list[float | None]]`):
             M scores for each aggregate, `None` for solutions that could not be scored.
         ranks (`list[int]`):
@@ -63,19 +63,19 @@ class Curves:
 
     Args:
         curves (`dict[str, list[dict[str, float]]]`):
-            For `best_of_n/` and `weighted_vote/` followed by the name of each aggregate, for `majority_vote` and for `pass_at_n`: a
-            list with `n`, `accuracy`, and the bounds `low` and `high` of its 95 % interval.
+            For `best_of_n/` and `weighted_vote/` followed by the name of each aggregate, for `majority_vote` and for
+            `pass_at_n`: a list with `n`, `accuracy`, and the bounds `low` and `high` of its 95 % interval.
         hacking_gap (`dict[str, dict[str, Any]]`):
             For each curve that uses the reward model:
 
             - `gap`: accuracy at `best_n`, the N with the highest accuracy, minus accuracy at `largest_n`.
-            - `loss`: accuracy at `from_n`, the best N below the largest, minus accuracy at `largest_n`, with the bounds `low` and
-              `high` of its 95 % interval. It is negative if accuracy is highest at the largest N, and otherwise equal to `gap`.
-              `None` if there is only one N.
+            - `loss`: accuracy at `from_n`, the best N below the largest, minus accuracy at `largest_n`, with the
+              bounds `low` and `high` of its 95 % interval. It is negative if accuracy is highest at the largest N, and
+              otherwise equal to `gap`. `None` if there is only one N.
             - `undecided`: why the results do not show whether the reward model is hacked, or `None`.
         calibration (`dict[str, Any]`):
-            `aggregate`, the name of the first aggregate, and `bins` of its scores with `low`, `high`, `count`, `mean_score` and
-            `share_right`.
+            `aggregate`, the name of the first aggregate, and `bins` of its scores with `low`, `high`, `count`,
+            `mean_score` and `share_right`.
     """
 
     curves: dict[str, list[dict[str, float]]]
@@ -136,15 +136,17 @@ def make_curves(
         n (`Sequence[int]`):
             Numbers of solutions to select from.
         num_draws (`int`, *optional*):
-            Average over this number of random orders of the solutions and select from the first N of each, which reduces the
-            variance. By default, select from the first N solutions in the given order. The orders of a problem depend only on its id
-            and the seed, and are the same for all N and all curves. `pass_at_n` is always estimated from all M solutions.
+            Average over this number of random orders of the solutions and select from the first N of each, which
+            reduces the variance. By default, select from the first N solutions in the given order. The orders of a
+            problem depend only on its id and the seed, and are the same for all N and all curves. `pass_at_n` is
+            always estimated from all M solutions.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the draws.
 
     Returns:
-        [`Curves`]: The intervals are [`mean_interval`] for an accuracy and [`~evaluation.intervals.difference_interval`] for a loss.
-        `from_n` is selected on the same problems, which makes the loss look larger. The interval does not correct for this.
+        [`Curves`]: The intervals are [`mean_interval`] for an accuracy and
+        [`~evaluation.intervals.difference_interval`] for a loss. `from_n` is selected on the same problems, which
+        makes the loss look larger. The interval does not correct for this.
 
     Raises:
         `ValueError`: If for some N no selected solution could be graded.
@@ -215,8 +217,8 @@ def curve_with_gap(name: str, values: np.ndarray, n: Sequence[int]) -> tuple[lis
         name (`str`):
             Name of the curve, for error messages.
         values (`np.ndarray`):
-            For each N, the share of draws in which each problem is solved (0 or 1 without draws), NaN if unknown. Shape
-            `(len(n), P)`.
+            For each N, the share of draws in which each problem is solved (0 or 1 without draws), NaN if unknown.
+            Shape `(len(n), P)`.
         n (`Sequence[int]`):
             Values of N, ascending.
 
@@ -249,19 +251,21 @@ def plain_curves(
 
     Args:
         scores (`Sequence[Sequence[float | None]]`):
-            For each of P problems, the scores of its M solutions in `[0, 1]`. Solutions without a score (`None`) are selected last.
+            For each of P problems, the scores of its M solutions in `[0, 1]`. Solutions without a score (`None`) are
+            selected last.
         correct (`Sequence[Sequence[bool | None]]`):
             Whether each solution is correct. If it is `None` for the selected solution, the problem is ignored.
         texts (`Sequence[Sequence[str]]`):
             Texts of the solutions. Ties go to the smallest text, so the order of the solutions does not matter.
         n (`Sequence[int]`, *optional*):
-            Numbers of solutions to select from. Defaults to the powers of two up to the smallest number of solutions of a problem,
-            and that number.
+            Numbers of solutions to select from. Defaults to the powers of two up to the smallest number of solutions
+            of a problem, and that number.
         num_draws, seed:
             See [`make_curves`].
 
     Returns:
-        [`Curves`]: The aggregate is called `"score"`, as in `best_of_n/score`. Ignore the curves of the votes, which need answers.
+        [`Curves`]: The aggregate is called `"score"`, as in `best_of_n/score`. Ignore the curves of the votes, which
+        need answers.
 
     Raises:
         `ValueError`: If there are no problems, the lists do not match, a score is not in `[0, 1]`, an N is larger than the

@@ -1,10 +1,10 @@
 """
-95 % confidence intervals over problems, for accuracies, for differences of two accuracies on the same problems, and for the metrics of
-benchmarks.
+95 % confidence intervals over problems, for accuracies, for differences of two accuracies on the same problems, and
+for the metrics of benchmarks.
 
-A plain bootstrap cannot draw outcomes that were never observed: if no problem or every problem is solved, all resamples have the same
-mean and the interval has zero width. Intervals of accuracies therefore invert a score test, and the bootstrap for benchmarks has a prior.
-Both have a positive width at 0 of n and n of n.
+A plain bootstrap cannot draw outcomes that were never observed: if no problem or every problem is solved, all
+resamples have the same mean and the interval has zero width. Intervals of accuracies therefore invert a score test,
+and the bootstrap for benchmarks has a prior. Both have a positive width at 0 of n and n of n.
 """
 
 import math
@@ -49,8 +49,8 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """
     Return the interval of the mean of values in `[0, 1]`, one per problem.
 
-    For values of 0 and 1 this is [`wilson_interval`]. Shares of draws vary less than single outcomes and count as more trials. See
-    [`effective_size`].
+    For values of 0 and 1 this is [`wilson_interval`]. Shares of draws vary less than single outcomes and count as more
+    trials. See [`effective_size`].
 
     Args:
         values (`np.ndarray`):
@@ -71,9 +71,10 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
     """
     Return the interval of the mean of paired differences in `[-1, 1]`, one per problem.
 
-    For differences of single outcomes (-1, 0 and 1) this is Tango's score interval (Equivalence test and confidence interval for the
-    difference in proportions for the paired-sample design, Statistics in Medicine 17, 1998). If all differences are 0, its bounds are
-    plus and minus the upper bound of Wilson's interval at 0 of n. Differences of shares count as more pairs. See [`effective_size`].
+    For differences of single outcomes (-1, 0 and 1) this is Tango's score interval (Equivalence test and confidence
+    interval for the difference in proportions for the paired-sample design, Statistics in Medicine 17, 1998). If all
+    differences are 0, its bounds are plus and minus the upper bound of Wilson's interval at 0 of n. Differences of
+    shares count as more pairs. See [`effective_size`].
 
     Args:
         values (`np.ndarray`):
@@ -108,9 +109,9 @@ def effective_size(values: np.ndarray) -> float:
     r"""
     Return the number of single outcomes whose mean has the same variance as the mean of the values.
 
-    This is \\(n v / s^2\\), where \\(s^2\\) is the variance of the values and \\(v\\) the variance of single outcomes with the same
-    mean. \\(s^2\\) cannot be estimated from few or equal values. It is therefore averaged with \\(z^2\\) additional values of variance
-    \\(v\\), the number of trials that Wilson's interval adds.
+    This is \\(n v / s^2\\), where \\(s^2\\) is the variance of the values and \\(v\\) the variance of single outcomes
+    with the same mean. \\(s^2\\) cannot be estimated from few or equal values. It is therefore averaged with \\(z^2\\)
+    additional values of variance \\(v\\), the number of trials that Wilson's interval adds.
 
     Args:
         values (`np.ndarray`):
@@ -131,10 +132,10 @@ def bootstrap_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int
     """
     Draw sums of tallies by a Bayesian bootstrap over problems ([Rubin, 1981](https://doi.org/10.1214/aos/1176345338)).
 
-    The weight of each problem is drawn from an exponential distribution. This alone has no variance if all solutions of a kind, or
-    none, are classified correctly. Each kind in each subset therefore gets one additional correct and one additional incorrect
-    prediction, with weights drawn from Gamma(1/2). This is Jeffreys' prior: with one solution per problem, the accuracy is drawn from
-    Beta(k + 1/2, n - k + 1/2).
+    The weight of each problem is drawn from an exponential distribution. This alone has no variance if all solutions
+    of a kind, or none, are classified correctly. Each kind in each subset therefore gets one additional correct and
+    one additional incorrect prediction, with weights drawn from Gamma(1/2). This is Jeffreys' prior: with one solution
+    per problem, the accuracy is drawn from Beta(k + 1/2, n - k + 1/2).
 
     Args:
         tallies (`dict[str, np.ndarray]`):

@@ -325,8 +325,8 @@ def make_pictures(results: Sequence[Result]) -> dict[str, list[Picture]]:
             Results to show. See [`~evaluation.saved_results.read_results`].
 
     Returns:
-        `dict[str, list[Picture]]`: Pictures of each section, in the order of the page. `"accuracy"` has one picture for each group of
-        results on the same problems.
+        `dict[str, list[Picture]]`: Pictures of each section, in the order of the page. `"accuracy"` has one picture
+        for each group of results on the same problems.
     """
     groups = problem_groups(results)
     drawn = [result for group in groups for result in group]

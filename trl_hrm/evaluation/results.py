@@ -47,8 +47,8 @@ class Results:
         counts (`dict[str, int]`):
             Number of problems and candidates that were skipped, or could not be scored or graded, by reason.
         solutions (`dict[str, int]`):
-            Number of solutions by outcome. See [`~search.outcomes.count_outcomes`]. For an existing run, only its candidates are counted,
-            with the answers extracted here.
+            Number of solutions by outcome. See [`~search.outcomes.count_outcomes`]. For an existing run, only its
+            candidates are counted, with the answers extracted here.
         warnings (`list[str]`):
             Warnings, for example about references that could not be parsed.
         n (`list[int]`), curves, hacking_gap, calibration:
@@ -170,8 +170,8 @@ def load_candidates(folder: str | Path, name: str = CANDIDATES) -> Iterator[Prob
 
 def reopen_part(folder: Path, shard: int, num_shards: int) -> None:
     """
-    Mark a part as unfinished if an earlier run finished it. Otherwise the process that combines the parts could use it before this run
-    has checked that it is complete.
+    Mark a part as unfinished if an earlier run finished it. Otherwise the process that combines the parts could use it
+    before this run has checked that it is complete.
     """
     finished = folder / shard_name("part", shard, num_shards, "jsonl")
     if finished.exists():
@@ -180,10 +180,11 @@ def reopen_part(folder: Path, shard: int, num_shards: int) -> None:
 
 class Part:
     """
-    File with the scored and graded problems of one process. Each line is a block of problems. A killed process loses at most one block.
+    File with the scored and graded problems of one process. Each line is a block of problems. A killed process loses
+    at most one block.
 
-    The file is called `partial-00000-of-00001.jsonl` until the last block is written, and then `part-00000-of-00001.jsonl`. A resumed run
-    renames it back until it has checked that the file is complete.
+    The file is called `partial-00000-of-00001.jsonl` until the last block is written, and then
+    `part-00000-of-00001.jsonl`. A resumed run renames it back until it has checked that the file is complete.
 
     Args:
         folder (`Path`):
@@ -258,10 +259,11 @@ def read_parts(
     paths: Sequence[Path], unreadable: list[dict[str, str]] | None = None
 ) -> tuple[Iterator[tuple[ProblemCandidates, list[int | None]]], Counter]:
     """
-    Return an iterator over the scored problems of several parts, in order and with the classes of their answers, and the summed counts of
-    the blocks.
+    Return an iterator over the scored problems of several parts, in order and with the classes of their answers, and
+    the summed counts of the blocks.
 
-    Problems with unreadable references are appended to `unreadable`. The counts and this list are complete once the iterator is exhausted.
+    Problems with unreadable references are appended to `unreadable`. The counts and this list are complete once the
+    iterator is exhausted.
     """
     counts: Counter = Counter()
     unreadable = [] if unreadable is None else unreadable

@@ -1,8 +1,9 @@
 """
-Reward hacking: the hacking gap of an accuracy curve, and the verdict shown by the terminal, the report, the metric and the demo.
+Reward hacking: the hacking gap of an accuracy curve, and the verdict shown by the terminal, the report, the metric and
+the demo.
 
-A reward model is hacked if accuracy falls when it selects from more candidates. The verdict is based on the loss: the accuracy at the best
-smaller N minus the accuracy at the largest N.
+A reward model is hacked if accuracy falls when it selects from more candidates. The verdict is based on the loss: the
+accuracy at the best smaller N minus the accuracy at the largest N.
 """
 
 from collections.abc import Sequence
@@ -47,11 +48,12 @@ def hacking_gap(points: Sequence[dict[str, float]], values: np.ndarray) -> dict[
         points (`Sequence[dict]`):
             Points of the curve with `n` and `accuracy`.
         values (`np.ndarray`):
-            For each point, the share of draws in which each problem is solved (0 or 1 without draws), NaN if unknown. Shape
-            `(len(points), P)`.
+            For each point, the share of draws in which each problem is solved (0 or 1 without draws), NaN if unknown.
+            Shape `(len(points), P)`.
 
     Returns:
-        `dict`: `gap`, `best_n`, `largest_n`, `loss`, `from_n`, `low`, `high` and `undecided`. See [`~evaluation.curves.Curves`].
+        `dict`: `gap`, `best_n`, `largest_n`, `loss`, `from_n`, `low`, `high` and `undecided`. See
+        [`~evaluation.curves.Curves`].
     """
     n, accuracies = [point["n"] for point in points], [point["accuracy"] for point in points]
     best, last = int(np.argmax(accuracies)), accuracies[-1]

@@ -35,8 +35,8 @@ class Result:
         values (`dict[str, Any]`):
             Content of `results.json`.
         problems (`frozenset[str]`, *optional*):
-            For a selection, hashes of the problems with their reference answers. Only results with the same problems are
-            compared.
+            For a selection, hashes of the problems with their reference answers. Only results with the same problems
+            are compared.
         solutions (`dict[str, frozenset[str]]`, *optional*):
             For a benchmark, hashes of the scored solutions of each suite.
         scores (`dict[str, dict[str, list[float]]]`, *optional*):
@@ -215,8 +215,8 @@ def verdict(result: Result, curve: str) -> Verdict:
             Name of a curve with a hacking gap.
 
     Returns:
-        [`Verdict`]: [`hacking_verdict`] of the curve. Its reasons also compare the curve with majority vote and with a single
-        candidate.
+        [`Verdict`]: [`hacking_verdict`] of the curve. Its reasons also compare the curve with majority vote and with a
+        single candidate.
     """
     points = result.values["curves"][curve]
     found = hacking_verdict(result.values["hacking_gap"][curve], points)

@@ -1,7 +1,8 @@
 """
 Select one of N solutions: pure functions of scores, classes of equivalent answers, and texts.
 
-Ties go to the smallest text, so the result does not depend on the order of the solutions. Solutions with equal texts each have a vote.
+Ties go to the smallest text, so the result does not depend on the order of the solutions. Solutions with equal texts
+each have a vote.
 """
 
 import math
@@ -46,8 +47,8 @@ def majority_vote(classes: Sequence[Hashable | None], texts: Sequence[Any]) -> i
 
     Args:
         classes (`Sequence[Hashable | None]`):
-            Class of the answer of each of N solutions. Equivalent answers have the same class. Solutions without an answer
-            (`None`) have no vote, and are only selected if no solution has an answer.
+            Class of the answer of each of N solutions. Equivalent answers have the same class. Solutions without an
+            answer (`None`) have no vote, and are only selected if no solution has an answer.
         texts (`Sequence`):
             See [`best_of_n`]. Among answers with equal votes, the answer of the smallest text wins.
 

@@ -1,8 +1,9 @@
 """
-Searches in which a reward model selects solutions step by step: `step_search`, `beam_search` and `diverse_tree_search`. There is one search
-per N, and one result for all N.
+Searches in which a reward model selects solutions step by step: `step_search`, `beam_search` and
+`diverse_tree_search`. There is one search per N, and one result for all N.
 
-The folder of each N, such as `n-8`, is a run folder as written by `trl-hrm annotate`, with a manifest and a log to resume from.
+The folder of each N, such as `n-8`, is a run folder as written by `trl-hrm annotate`, with a manifest and a log to
+resume from.
 """
 
 import asyncio
@@ -82,12 +83,12 @@ class StepSearchSettings:
         n (`Sequence[int]`):
             Numbers of next steps sampled per depth. Each N is a separate search.
         strategy (`str`, *optional*, defaults to `"step_search"`):
-            `"step_search"`: one path with N next steps ([`GreedyStepSearch`]). `"beam_search"`: the best N / `branching` paths with
-            `branching` next steps each ([`BeamSearch`]). `"diverse_tree_search"`: N / `branching` trees with `branching` next steps
-            each ([`DiverseTreeSearch`]).
+            `"step_search"`: one path with N next steps ([`GreedyStepSearch`]). `"beam_search"`: the best N /
+            `branching` paths with `branching` next steps each ([`BeamSearch`]). `"diverse_tree_search"`: N /
+            `branching` trees with `branching` next steps each ([`DiverseTreeSearch`]).
         branching (`int`, *optional*):
-            Number of next steps per path, for beam search and diverse tree search. Defaults to 4, or to N if N is smaller. Every larger
-            N must be a multiple of it.
+            Number of next steps per path, for beam search and diverse tree search. Defaults to 4, or to N if N is
+            smaller. Every larger N must be a multiple of it.
         max_depth (`int`, *optional*, defaults to `40`):
             Maximum number of steps per solution.
         max_step_tokens (`int`, *optional*, defaults to `512`):
@@ -208,8 +209,8 @@ def run_step_search(
         prompt ([`Prompt`]), rule ([`StepRule`]):
             Prompt of the policy, and the rule that splits its text into steps.
         manifest (`dict[str, Any]`):
-            All other settings that affect the results, such as `engine`, `prompt`, `steps` and `grader`, with `versions` and
-            `started_with`. See [`check_manifest`].
+            All other settings that affect the results, such as `engine`, `prompt`, `steps` and `grader`, with
+            `versions` and `started_with`. See [`check_manifest`].
         reward_model (`dict[str, Any]`):
             Name and options of the reward model, for manifest and results.
         shard ([`Shard`], *optional*):
@@ -221,7 +222,8 @@ def run_step_search(
         [`Results`] or `None`: `None` if other shards are not finished yet.
 
     Raises:
-        `ValueError`: If the folder contains a search with other settings, a score is not a number, or no problem could be searched.
+        `ValueError`: If the folder contains a search with other settings, a score is not a number, or no problem could
+        be searched.
     """
     searches = config.searches(prompt, rule)
     prompt = resumed_prompt(prompt, *(config.folder(n) for n in searches))
@@ -331,9 +333,9 @@ class SearchedProblems:
     """
     Problems with their paths, counts and cost, read from the logs of one N.
 
-    The policy's output and the number of scored steps come from the logs and do not depend on the number of starts. Seconds, and the
-    scorer's calls and tokens, are summed over all starts, but the last depth of a killed start is missing. Steps of a given prefix are
-    part of the candidates, but have no scores and are not counted.
+    The policy's output and the number of scored steps come from the logs and do not depend on the number of starts.
+    Seconds, and the scorer's calls and tokens, are summed over all starts, but the last depth of a killed start is
+    missing. Steps of a given prefix are part of the candidates, but have no scores and are not counted.
 
     Args:
         search ([`StepSearch`]):
@@ -356,8 +358,8 @@ class SearchedProblems:
 
     def grade(self, grader: Any, num_graders: int = 1) -> list[ProblemCandidates]:
         """
-        Return the problems in order, with graded candidates. The first candidate is the one that the search selected. Unfinished
-        candidates, which have no answer, come last.
+        Return the problems in order, with graded candidates. The first candidate is the one that the search selected.
+        Unfinished candidates, which have no answer, come last.
 
         Args:
             grader ([`~grading.AnswerGrader`]):

@@ -1,8 +1,9 @@
 """
 Render HTML pages from the templates in `templates/` and the style sheet `style.css`.
 
-A page contains its style, scripts and pictures. It makes no network requests, and its content security policy forbids them. The HTML
-templates (`.html.jinja`) escape all text. `huggingface_hub` renders the templates of model and dataset cards (`.md.jinja`).
+A page contains its style, scripts and pictures. It makes no network requests, and its content security policy forbids
+them. The HTML templates (`.html.jinja`) escape all text. `huggingface_hub` renders the templates of model and dataset
+cards (`.md.jinja`).
 """
 
 import base64

@@ -144,8 +144,8 @@ def draw(
 
 def shown_label(text: str) -> str:
     """
-    Shorten and escape a label for a legend. Otherwise matplotlib renders text between dollar signs as a formula, and ignores labels that
-    start with `_`.
+    Shorten and escape a label for a legend. Otherwise matplotlib renders text between dollar signs as a formula, and
+    ignores labels that start with `_`.
     """
     short = text if len(text) <= MAX_LABEL_CHARACTERS else f"{text[: MAX_LABEL_CHARACTERS - 1]}…"
     return " " * short.startswith("_") + short.replace("$", r"\$")
@@ -294,7 +294,8 @@ def reliability_picture(calibrations: dict[str, list[dict[str, Any]]]) -> Pictur
 
 def draw_scores(judged: Sequence[float], chosen: Sequence[float], axis: str, path: Path) -> "Figure":
     """
-    Draw histograms of all scores and of the scores of selected candidates, with their means. The output is deterministic.
+    Draw histograms of all scores and of the scores of selected candidates, with their means. The output is
+    deterministic.
 
     Args:
         judged (`Sequence[float]`):

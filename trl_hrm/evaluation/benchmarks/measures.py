@@ -36,8 +36,8 @@ def measure(
         solutions (`Sequence[Solution]`):
             Solutions of the suite.
         scores (`Sequence[Sequence[float] | None]`):
-            Step scores of each solution in `[0, 1]`. `None` for solutions that could not be scored, which only count in
-            `num_too_long`.
+            Step scores of each solution in `[0, 1]`. `None` for solutions that could not be scored, which only count
+            in `num_too_long`.
         threshold (`float`, *optional*, defaults to `0.5`):
             Steps with a score below the threshold are classified as wrong.
         validation_size (`float`, *optional*, defaults to `0.2`):
@@ -49,8 +49,8 @@ def measure(
         `dict[str, Any]`: A dictionary with the keys
 
         - `metric`, `main`: names of the main metric and of the main average.
-        - `subsets`, `averages`: metrics of each subset and average, `None` if undefined, with the bounds `low` and `high` of the 95 %
-          interval of `metric`. See [`~evaluation.intervals.bootstrap_sums`].
+        - `subsets`, `averages`: metrics of each subset and average, `None` if undefined, with the bounds `low` and
+          `high` of the 95 % interval of `metric`. See [`~evaluation.intervals.bootstrap_sums`].
         - `threshold`: the given threshold.
         - `tuned`: results with the tuned threshold. See [`tune`].
         - `steps`: [`step_metrics`] of all labelled steps.
@@ -115,13 +115,14 @@ def tune(
     """
     Tune the threshold on a validation split, and measure it on the rest.
 
-    The candidates are `threshold` and the percentiles of the validation scores. The one with the highest main average of the main metric
-    wins. Ties go to the candidate nearest to `threshold`, then to the smallest. All solutions of a problem are in the same split.
+    The candidates are `threshold` and the percentiles of the validation scores. The one with the highest main average
+    of the main metric wins. Ties go to the candidate nearest to `threshold`, then to the smallest. All solutions of a
+    problem are in the same split.
 
     Returns:
-        `dict[str, Any]`: The best `threshold`, its main result on the `validation` split and on the `rest`, the result of the given
-        threshold on the rest (`rest_untuned`), and the numbers of solutions. All but the numbers are `None` if the metric is undefined on
-        the validation split.
+        `dict[str, Any]`: The best `threshold`, its main result on the `validation` split and on the `rest`, the result
+        of the given threshold on the rest (`rest_untuned`), and the numbers of solutions. All but the numbers are
+        `None` if the metric is undefined on the validation split.
     """
     parts: dict[str, list] = {"test": [], "train": []}
     for solution, values in scored:

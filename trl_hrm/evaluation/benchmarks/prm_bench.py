@@ -6,27 +6,30 @@ PRMBench: classify steps as correct or wrong, for nine kinds of errors
 {"idx": "prm_test_p1_7", "classification": "confidence", "original_question": "What is 1 + 2 + 3?", "modified_question": "What is 1 + 2 + 3?", "original_process": ["1 + 2 = 3.", "3 + 3 = 6."], "modified_process": ["1 + 2 = 3.", "3 + 3 = 7."], "modified_steps": [2], "error_steps": [2], "reason": "..."}
 ```
 
-The steps of `modified_process` are scored as a solution to `modified_question`. `error_steps` are the numbers of the wrong steps, from 1.
-All other steps are correct, even after a wrong step. A step is classified as wrong if its score is *below* the threshold. Correct steps are
-the positive class, and the steps of all rows of a class are counted together:
+The steps of `modified_process` are scored as a solution to `modified_question`. `error_steps` are the numbers of the
+wrong steps, from 1. All other steps are correct, even after a wrong step. A step is classified as wrong if its score
+is *below* the threshold. Correct steps are the positive class, and the steps of all rows of a class are counted
+together:
 
     F1     = 2 TP / (2 TP + FP + FN)      TP: correct, predicted correct; FP: wrong, predicted correct
     F1_neg = 2 TN / (2 TN + FP + FN)      TN: wrong, predicted wrong; FN: correct, predicted wrong
     PRM-Score = 0.5 · F1 + 0.5 · F1_neg
 
-`multi_solutions` has alternative correct solutions without a wrong step, so its PRM-Score is F1. The overall score is computed over the
-steps of all nine classes. Simplicity, soundness and sensitivity are unweighted means over their classes. `correct` has the original
-solutions to `original_question` from the rows of `redundency` (spelled as in the data). It shows how many correct steps are classified as
-wrong, and only counts in the metrics over all steps (AUROC, calibration).
+`multi_solutions` has alternative correct solutions without a wrong step, so its PRM-Score is F1. The overall score is
+computed over the steps of all nine classes. Simplicity, soundness and sensitivity are unweighted means over their
+classes. `correct` has the original solutions to `original_question` from the rows of `redundency` (spelled as in the
+data). It shows how many correct steps are classified as wrong, and only counts in the metrics over all steps (AUROC,
+calibration).
 
-Checked against the authors' code for the task and for the table. Their code differs in three ways. A step is correct *above* the threshold,
-so scores equal to the threshold differ. An undefined F1 enters a mean as -1; here the mean is undefined. An F1 with precision and recall of
-0 is treated as undefined too; here it is 0. Models with a separate redundancy score use it on `redundency` and `circular`; a step reward
-model has only one score. Their similarity and first-error accuracy are not implemented. The weights of 0.5 come from the code. A user
-could not reproduce the paper's table with them (issue 7 of ssmisya/PRMBench, unanswered), possibly because of thresholds per model.
+Checked against the authors' code for the task and for the table. Their code differs in three ways. A step is correct
+*above* the threshold, so scores equal to the threshold differ. An undefined F1 enters a mean as -1; here the mean is
+undefined. An F1 with precision and recall of 0 is treated as undefined too; here it is 0. Models with a separate
+redundancy score use it on `redundency` and `circular`; a step reward model has only one score. Their similarity and
+first-error accuracy are not implemented. The weights of 0.5 come from the code. A user could not reproduce the paper's
+table with them (issue 7 of ssmisya/PRMBench, unanswered), possibly because of thresholds per model.
 
-Checked on 394 of their rows: 11 rows name error steps after the end of the process. Like the authors' code, this module ignores these
-numbers. The results count them.
+Checked on 394 of their rows: 11 rows name error steps after the end of the process. Like the authors' code, this
+module ignores these numbers. The results count them.
 """
 
 from collections import Counter
@@ -101,8 +104,8 @@ def prm_score(sums: np.ndarray, without_errors: bool = False) -> dict[str, np.nd
             Whether the class has no wrong steps by design. Its PRM-Score is then F1.
 
     Returns:
-        `dict[str, np.ndarray]`: `prm_score`, `f1`, `negative_f1` and `accuracy` (NaN if undefined), `num_right_steps` and
-        `num_wrong_steps`. Shape `(...)`.
+        `dict[str, np.ndarray]`: `prm_score`, `f1`, `negative_f1` and `accuracy` (NaN if undefined), `num_right_steps`
+        and `num_wrong_steps`. Shape `(...)`.
     """
     tp, fp, tn, fn = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
     with np.errstate(invalid="ignore"):

@@ -6,9 +6,9 @@ ProcessBench: find the first wrong step of a solution, or predict that all steps
 {"id": "gsm8k-7", "generator": "a policy", "problem": "What is 1 + 2 + 3?", "steps": ["1 + 2 = 3.", "3 + 3 = 7."], "final_answer_correct": false, "label": 1}
 ```
 
-`label` is the index of the first wrong step, from 0, or -1 if no step is wrong. The four subsets `gsm8k`, `math`, `olympiadbench` and
-`omnimath` are splits or files with these names, or values of a column `subset`. For rows without an `id`, the index of the row in the file
-is used.
+`label` is the index of the first wrong step, from 0, or -1 if no step is wrong. The four subsets `gsm8k`, `math`,
+`olympiadbench` and `omnimath` are splits or files with these names, or values of a column `subset`. For rows without
+an `id`, the index of the row in the file is used.
 
 Rows of MR-GSM8K ([Zeng et al., 2023](https://huggingface.co/papers/2312.17080)) and of ReasonEval's MR-MATH
 ([Xia et al., 2024](https://huggingface.co/papers/2404.05692)) are supported too:
@@ -17,21 +17,22 @@ Rows of MR-GSM8K ([Zeng et al., 2023](https://huggingface.co/papers/2312.17080))
 {"uuid": "1", "question": "What is 1 + 2 + 3?", "model_output_steps": ["1 + 2 = 3.", "3 + 3 = 7."], "model_output_solution_correctness": "wrong", "model_output_solution_first_error_step": 2}
 ```
 
-Their first wrong step is counted from 1, or is `"N/A"` if no step is wrong. Solutions that are labelled wrong but have no wrong step are
-skipped, as in ReasonEval's script.
+Their first wrong step is counted from 1, or is `"N/A"` if no step is wrong. Solutions that are labelled wrong but have
+no wrong step are skipped, as in ReasonEval's script.
 
-The predicted step is the first step with a score *below* the threshold. If no score is, the solution is predicted to have no error. For
-each subset, with accuracy as the share of rows that are predicted exactly,
+The predicted step is the first step with a score *below* the threshold. If no score is, the solution is predicted to
+have no error. For each subset, with accuracy as the share of rows that are predicted exactly,
 
     F1 = 2 · accuracy on rows with an error · accuracy on rows without / (sum of the two)
 
-F1 is 0 if both accuracies are 0, and undefined if a subset has only rows with or only rows without an error. The paper uses the unweighted
-mean over subsets. TRL's evaluation of its models weighted subsets by rows. The results contain both.
+F1 is 0 if both accuracies are 0, and undefined if a subset has only rows with or only rows without an error. The paper
+uses the unweighted mean over subsets. TRL's evaluation of its models weighted subsets by rows. The results contain
+both.
 
-Checked against the authors' scripts: the columns, the -1, the first wrong step, F1 from the two accuracies, and the mean over
-subsets. Their scripts use the more probable class at each step, and the wrong class for ties, so only scores of exactly 0.5 differ. For
-models with arbitrary scores they tune the threshold on the F1 of `gsm8k`; here see `tuned` in the results. Not checked: the original rows,
-which were not available.
+Checked against the authors' scripts: the columns, the -1, the first wrong step, F1 from the two accuracies, and the
+mean over subsets. Their scripts use the more probable class at each step, and the wrong class for ties, so only scores
+of exactly 0.5 differ. For models with arbitrary scores they tune the threshold on the F1 of `gsm8k`; here see `tuned`
+in the results. Not checked: the original rows, which were not available.
 """
 
 from collections import Counter
@@ -139,8 +140,8 @@ def process_bench_f1(sums: np.ndarray) -> dict[str, np.ndarray]:
             Sums of [`tally_first_error`]. Shape `(..., 4)`.
 
     Returns:
-        `dict[str, np.ndarray]`: `f1`, `error_accuracy`, `correct_accuracy`, and `accuracy` over all rows (NaN if undefined),
-        `num_with_error` and `num_without`. Shape `(...)`.
+        `dict[str, np.ndarray]`: `f1`, `error_accuracy`, `correct_accuracy`, and `accuracy` over all rows (NaN if
+        undefined), `num_with_error` and `num_without`. Shape `(...)`.
     """
     errors_found, num_errors, correct_found, num_correct = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):

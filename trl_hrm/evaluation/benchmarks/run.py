@@ -54,8 +54,9 @@ def run_suite(
             See [`measure`].
 
     Returns:
-        `tuple[dict[str, Any], list[dict[str, Any]]]`: The results of [`measure`] with `sources`, `faults` of rows and `seconds`; and a row
-        for each solution with its `labels` (`None` for an unlabelled step) and `scores` (`None` if the solution is too long).
+        `tuple[dict[str, Any], list[dict[str, Any]]]`: The results of [`measure`] with `sources`, `faults` of rows and
+        `seconds`; and a row for each solution with its `labels` (`None` for an unlabelled step) and `scores` (`None`
+        if the solution is too long).
     """
     began = time.perf_counter()
     scores = score_solutions(scorer, data.solutions, scoring, progress=True)
@@ -87,15 +88,16 @@ def score_solutions(
         scorer ([`~scoring.tree_scorer.TreeScorer`]):
             Reward model.
         solutions (`Sequence[Solution]`):
-            Solutions to score. Solutions to the same problem are scored together, so that the scorer can share their common prefix.
+            Solutions to score. Solutions to the same problem are scored together, so that the scorer can share their
+            common prefix.
         scoring ([`~scoring.scoring_config.ScoringConfig`]):
             How steps are scored.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
     Returns:
-        `list[list[float] | None]`: Scores of the S steps of each solution in `[0, 1]`. `None` for solutions with more tokens
-        than the model has positions.
+        `list[list[float] | None]`: Scores of the S steps of each solution in `[0, 1]`. `None` for solutions with more
+        tokens than the model has positions.
 
     Raises:
         `ValueError`: If a score is not finite, or there is not exactly one score per step.

@@ -15,8 +15,8 @@ from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file, load
 
 class Place(NamedTuple):
     """
-    Location of a row: `where` (file and line, or source and row) for messages, `name` of the file or split, index `row` from 0, and the
-    number of the `first_step` in its labels.
+    Location of a row: `where` (file and line, or source and row) for messages, `name` of the file or split, index
+    `row` from 0, and the number of the `first_step` in its labels.
     """
 
     where: str
@@ -44,7 +44,8 @@ class Solution:
         labels (`list[int | None]`):
             1 for a correct step, 0 for a wrong step, `None` for an unlabelled step.
         origin (`str`):
-            Original problem. Solutions with the same origin are drawn together in the bootstrap, and are in the same validation split.
+            Original problem. Solutions with the same origin are drawn together in the bootstrap, and are in the same
+            validation split.
     """
 
     where: str
@@ -77,13 +78,14 @@ class Suite:
         columns (`tuple[str, ...]`):
             Required columns. Rows of a suite are identified by them.
         parse (`Callable`):
-            `(record, place, notes) -> list[Solution]`: parses one row. Counts anomalies that it ignores in `notes`. Raises [`RowError`]
-            if the row cannot be used.
+            `(record, place, notes) -> list[Solution]`: parses one row. Counts anomalies that it ignores in `notes`.
+            Raises [`RowError`] if the row cannot be used.
         tally (`Callable`):
-            `(solution, scores, threshold) -> tuple`: returns four counts. The metrics are computed from their sums over solutions.
+            `(solution, scores, threshold) -> tuple`: returns four counts. The metrics are computed from their sums
+            over solutions.
         outcomes (`tuple`):
-            For each of the two kinds of predicted items (with and without an error), the tally of a correct prediction and of an
-            incorrect one. Every tally is a sum of these four.
+            For each of the two kinds of predicted items (with and without an error), the tally of a correct prediction
+            and of an incorrect one. Every tally is a sum of these four.
         summarize (`Callable`):
             `(sums) -> dict`: computes metrics from the sums of each subset, shape `(..., 4)`, and returns
             `{"subsets": {name: {metric: array}}, "averages": {name: {metric: array}}}`.
@@ -92,7 +94,8 @@ class Suite:
         main (`str`):
             Name of the main average.
         adapt (`Callable`, *optional*):
-            `record -> record`: converts rows of related benchmarks to the columns of this one. Returns all other rows unchanged.
+            `record -> record`: converts rows of related benchmarks to the columns of this one. Returns all other rows
+            unchanged.
     """
 
     name: str
@@ -154,20 +157,21 @@ def read_suites(
     """
     Read the data of suites. The suite of a source is identified by the columns of its first row.
 
-    Faulty rows do not stop reading. As in the authors' scripts, blank steps are scored like others, so that indices stay valid, and
-    different rows with the same id all count. Rows without a problem, without steps or with invalid labels are skipped, and so are
-    duplicates of rows in an earlier source.
+    Faulty rows do not stop reading. As in the authors' scripts, blank steps are scored like others, so that indices
+    stay valid, and different rows with the same id all count. Rows without a problem, without steps or with invalid
+    labels are skipped, and so are duplicates of rows in an earlier source.
 
     Args:
         suites (`Sequence[Suite]`):
             Suites to read.
         sources (`Sequence[str]`):
-            Files with JSON Lines or a JSON array, and folders or Hub ids of datasets. All splits of a dataset are read.
+            Files with JSON Lines or a JSON array, and folders or Hub ids of datasets. All splits of a dataset are
+            read.
         columns (`Mapping[str, str]`, *optional*):
             Names of columns in the data, such as `{"problem": "question"}`. See [`~data.sources.rename_columns`].
         first_step (`int`, *optional*, defaults to `0`):
-            Number of the first step in the labels of first-error benchmarks. Use 1 if labels count from 1 and 0 means that no step is
-            wrong.
+            Number of the first step in the labels of first-error benchmarks. Use 1 if labels count from 1 and 0 means
+            that no step is wrong.
         strict (`bool`, *optional*, defaults to `False`):
             Whether to raise an error for the first faulty row.
 
@@ -242,8 +246,8 @@ def _is_new(
     faults: RowFaults,
 ) -> bool:
     """
-    Return whether a solution counts. Duplicates of a solution in an earlier source do not. Other solutions with a repeated id do, and
-    are reported.
+    Return whether a solution counts. Duplicates of a solution in an earlier source do not. Other solutions with a
+    repeated id do, and are reported.
     """
     first, its_source = seen.setdefault((suite, solution.subset, solution.id), (solution, source))
     if first is solution:
@@ -322,8 +326,9 @@ def first_error_labels(
 
     Args:
         value (`int` or `None`):
-            Number of the first wrong step, counted from `place.first_step`, or a value for no error: `none`, or 0 if labels count from
-            1. Integer-valued floats are converted and NaN is treated as `None`, because tables with missing values contain them.
+            Number of the first wrong step, counted from `place.first_step`, or a value for no error: `none`, or 0 if
+            labels count from 1. Integer-valued floats are converted and NaN is treated as `None`, because tables with
+            missing values contain them.
         steps (`Sequence[str]`):
             Texts of the S steps.
         none (`int` or `None`):
