@@ -159,14 +159,14 @@ def test_settings_of_a_file(tmp_path, capsys, rows_file):
     report = json.loads((tmp_path / "a" / "build_report.json").read_text())
     assert report["view"] == "tree" and report["dropped"] == {"excluded": 1}
     for text, message in (
-        ("veiw: hrm\n", f"{settings}: found the setting 'veiw', .* Did you mean view?"),
-        (f"config: {settings}\n", f"{settings}: found the setting 'config'"),
-        ("seed: 1\nseed: 2\n", f"{settings}: found the setting 'seed' twice"),
-        ("debug: true\n", f"{settings}: found the setting 'debug', which"),
-        ("1: hrm\n", f"{settings}: found the setting 1, expected the name"),
+        ("veiw: hrm\n", f"{settings}: found 'veiw', .* Did you mean view?"),
+        (f"config: {settings}\n", f"{settings}: found 'config'"),
+        ("seed: 1\nseed: 2\n", f"{settings}: found 'seed' twice"),
+        ("debug: true\n", f"{settings}: found 'debug', which"),
+        ("1: hrm\n", f"{settings}: found 1, expected the name"),
         ("view: [hrm\n", f"{settings} is not valid YAML"),
-        ("- a list\n", f"{settings} has no settings"),
-        ("", f"{settings} has no settings"),
+        ("- a list\n", f"{settings} contains no options"),
+        ("", f"{settings} contains no options"),
         ("columns: 5\n", "found 5, expected NAME=COLUMN"),
     ):
         settings.write_text(text)

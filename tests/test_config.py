@@ -53,7 +53,7 @@ def test_choices(wrong):
         ({"kinds": []}, "kinds is \\[\\], expected some of a, b"),
         ({"first": True}, "first is True, expected one of 0, 1"),
         ({"names": 5}, "names is 5, expected a JSON object"),
-        ({"names": {"a": None}}, "names is None, expected a text"),
+        ({"names": {"a": None}}, "names is None, expected a string"),
         ({"engine_args": 5}, "engine_args is 5, expected a JSON object"),
         ({"engine_args": ["a"]}, r"engine_args is \['a'\], expected a JSON object"),
         ({"engine_args": "[1]"}, r"engine_args is \[1\], expected a JSON object"),

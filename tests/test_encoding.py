@@ -170,7 +170,7 @@ class TestPlainText:
         vocab = {letter: i for i, letter in enumerate("<s>")} | {"<s": 3, "<s>": 4}
         tokenizer = Tokenizer(models.BPE(vocab, [("<", "s"), ("<s", ">")]))
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
-        with pytest.raises(ValueError, match="makes '<s>' of plain text.*Remove it.*or set"):
+        with pytest.raises(ValueError, match="cannot encode '<s>' as plain text.*Remove it.*or set"):
             plain(tokenizer, "s<s>")
         assert plain(tokenizer, "s<") == [1, 0]
 
@@ -186,7 +186,7 @@ class TestPlainText:
 
         slow = Slow()
         assert plain_text_ids(slow, "a", [1]) == [1]
-        with pytest.raises(ValueError, match="a Slow cannot encode them as plain text. Use a fast tokenizer"):
+        with pytest.raises(ValueError, match="Slow cannot encode as plain text. Use a fast tokenizer"):
             plain_text_ids(slow, "<s>", [7])
 
     def test_tokens_added_after_the_first_text(self):
@@ -294,7 +294,9 @@ class TestClock:
     def test_a_random_template_is_refused(self, template):
         tokenizer = byte_level()
         tokenizer.chat_template = template
-        with pytest.raises(ValueError, match="other ids each time. Set another `tokenizer.chat_template`"):
+        with pytest.raises(
+            ValueError, match="ids of a prompt change every time. Set a different `tokenizer.chat_template`"
+        ):
             render_chat(tokenizer, [], None, "2024-07-26")
 
 
@@ -311,7 +313,7 @@ class TestVariables:
         """transformers ignores it: the policy would think, though it was told not to."""
         tokenizer = byte_level()
         tokenizer.chat_template = GPT
-        with pytest.raises(ValueError, match="sets enable_thinking, but .* Variables of this template: effort."):
+        with pytest.raises(ValueError, match="sets enable_thinking, .* Variables of this template: effort."):
             render_chat(tokenizer, [], {"enable_thinking": False}, "2024-07-26")
 
     def test_named_templates(self):

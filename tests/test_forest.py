@@ -143,7 +143,7 @@ class TestMask:
 
     def test_implementations_without_masks_are_refused(self):
         for name in ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn"):
-            with pytest.raises(ValueError, match="cannot express the mask of a tree.*'sdpa'.*shared_prefix=False"):
+            with pytest.raises(ValueError, match="does not support tree masks.*'sdpa'.*shared_prefix=False"):
                 check_attention(name)
 
     def test_layers_that_carry_state_are_refused(self):
@@ -151,7 +151,7 @@ class TestMask:
         config = LlamaConfig(num_hidden_layers=2, attn_implementation="sdpa")
         config.layer_types = ["full_attention", "linear_attention"]
         row = {name: torch.zeros(1, 4, dtype=torch.long) for name in ("input_ids", "position_ids", "subtree_end")}
-        with pytest.raises(ValueError, match=r"layers of type \['linear_attention'\].*cannot branch"):
+        with pytest.raises(ValueError, match=r"layers of type \['linear_attention'\].*do not support trees"):
             model_inputs(**row, config=config, dtype=torch.float32)
 
     def test_one_mask_per_layer_type(self):

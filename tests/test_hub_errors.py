@@ -110,9 +110,9 @@ def test_retry(caplog):
     assert retry(lambda: fail(faults.pop(0)) if faults else "done", "me/x: committing", sleep=pauses.append) == "done"
     assert pauses == [1, 9, 4, 8]
     assert "me/x: committing: HfHubHTTPError: " in caplog.messages[0]
-    assert caplog.messages[0].endswith("Trying again in 1 s (try 2 of 8).")
+    assert caplog.messages[0].endswith("Retrying in 1 s (attempt 2 of 8).")
     assert caplog.messages[2].endswith(
-        "RemoteProtocolError: Server disconnected without sending a response. Trying again in 4 s (try 4 of 8)."
+        "RemoteProtocolError: Server disconnected without sending a response. Retrying in 4 s (attempt 4 of 8)."
     )
     calls, pauses = [], []
     with pytest.raises(HfHubHTTPError):
@@ -152,7 +152,7 @@ def test_a_token_that_no_header_can_hold(monkeypatch, token):
         given["HF_TOKEN"] = None
         monkeypatch.setenv("HF_TOKEN", token)
     for origin, argument in given.items():
-        with pytest.raises(PushError, match=f"was not pushed: the token from {origin} is empty, or holds") as raised:
+        with pytest.raises(PushError, match=f"was not pushed: the token from {origin} is empty or contains") as raised:
             with pushing("me/x", token=argument):
                 raise AssertionError("it was sent")
         assert not token.strip() or token.strip() not in str(raised.value)
@@ -161,17 +161,17 @@ def test_a_token_that_no_header_can_hold(monkeypatch, token):
 @pytest.mark.parametrize(
     ("user", "words"),
     [
-        ({"name": "me", "auth": {"accessToken": {"role": "read"}}}, "from HF_TOKEN, of me, may only read. Make one"),
+        ({"name": "me", "auth": {"accessToken": {"role": "read"}}}, "from HF_TOKEN, of me, is read-only. Create one"),
         (
             {"name": "me", "auth": {"accessToken": {"role": "fineGrained"}}},
-            "of me, is fine-grained and lacks a permission",
+            "of me, is fine-grained and lacks the permission",
         ),
         (
             {"name": "me", "orgs": [{"name": "acme"}]},
-            "that of me, who pushes to names that begin with one of: me, acme.",
+            "belongs to me, who can push to these namespaces: me, acme.",
         ),
-        (answer(401), "The Hub does not know the token from HF_TOKEN. Make a new one at "),
-        (CUT, "The token is that from HF_TOKEN; whose it is could not be asked."),
+        (answer(401), "The token from HF_TOKEN is not valid. Create a new one at "),
+        (CUT, "The token comes from HF_TOKEN. Its owner could not be determined."),
     ],
 )
 def test_who_is_told(monkeypatch, user, words):

@@ -35,7 +35,7 @@ def test_a_killed_process_holds_no_lock(tmp_path):
     while not path.exists() or not path.stat().st_size:
         time.sleep(0.01)
     with pytest.raises(
-        BlockingIOError, match="lines.jsonl: another process writes to this file. Wait for it or stop it"
+        BlockingIOError, match="lines.jsonl: another process is writing to this file. Wait for it or stop it"
     ):
         AppendedLines(path)
     assert len(list(tmp_path.glob("*.jsonl"))) == 1  # the lock is hidden

@@ -25,7 +25,7 @@ from .helpers import HEADS, tiny_model, tiny_tokenizer
 
 
 CLASSIFICATION, REGRESSION, LM = HEADS["classification"], HEADS["regression"], HEADS["lm"]
-NOT_OURS = "Its head is not one of this package's"
+NOT_OURS = "Its head is not supported"
 NO_HEAD = "It has no trained head"
 DAMAGED = "Files are missing or damaged"
 
@@ -177,10 +177,10 @@ class TestRewardModels:
         folder = save(tmp_path, tiny_model())
         content = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match="a file of weights is damaged .* Download or save it again"):
+        with pytest.raises(ValueError, match="a weights file is damaged .* Download or save it again"):
             load_reward_model(str(folder), CLASSIFICATION)
         (folder / "model.safetensors").write_bytes(content[:20])
-        with pytest.raises(ValueError, match="a file of weights is damaged .* Download or save it again"):
+        with pytest.raises(ValueError, match="a weights file is damaged .* Download or save it again"):
             check_checkpoint(str(folder), CLASSIFICATION)
 
     def test_quantized_bodies_are_not_compared(self, tmp_path):
@@ -199,7 +199,7 @@ class TestRewardModels:
     def test_a_few_names_and_a_count(self):
         assert list_misfits(["b", "a"]) == "missing `a`, `b`"
         found = list_misfits([], [f"w{i}" for i in range(6)], {"s": ((1,), (2,))})
-        assert found == "unexpected `w0`, `w1`, `w2`, `w3` and 2 more; with another shape `s` (1,), expected (2,)"
+        assert found == "unexpected `w0`, `w1`, `w2`, `w3` and 2 more; with a different shape `s` (1,), expected (2,)"
 
 
 class TestBaseModels:

@@ -230,9 +230,9 @@ class TestBestOfN:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"n": [3]}, r"n is \[3\], expected numbers from 1 to 2, the solutions of problem 0"),
+            ({"n": [3]}, r"n is \[3\], expected numbers from 1 to 2, the number of solutions of problem 0"),
             ({"n": [0]}, r"n is \[0\], expected numbers from 1 to 2"),
-            ({"num_draws": 0}, "num_draws is 0, expected 1 or more"),
+            ({"num_draws": 0}, "num_draws is 0, expected at least 1"),
             ({"predictions": [[0.5, 1.5]]}, r"problem 0: the scores are \[0.5, 1.5\], expected numbers from 0 to 1"),
             ({"predictions": [[0.5, math.nan]]}, "problem 0: the scores are"),
             ({"texts": [["a"]]}, "problem 0: got 2 scores, 2 grades and 1 texts"),

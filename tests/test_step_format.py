@@ -101,7 +101,9 @@ class TestRefusals:
             StepFormat().check(word_tokenizer(["a"]))
 
     def test_a_separator_that_is_unknown(self):
-        with pytest.raises(ValueError, match=r"encodes `step_separator` '; x' to \[0, 2\], which holds the unknown"):
+        with pytest.raises(
+            ValueError, match=r"encodes `step_separator` '; x' to \[0, 2\], which contains the unknown"
+        ):
             StepFormat(step_separator="; x").check(word_tokenizer(["x"]))
 
     @pytest.mark.parametrize("merge_separator", [";", " ;  "])
@@ -184,7 +186,7 @@ class TestControlTokens:
 
     def test_merged_steps_with_a_control_token_between(self):
         tokenizer = byte_level()
-        with pytest.raises(ValueError, match="`merge_separator` '<extra_0>' holds a control token.*ordinary text"):
+        with pytest.raises(ValueError, match="`merge_separator` '<extra_0>' contains a control token.*ordinary text"):
             StepFormat(merge_separator="<extra_0>").check(tokenizer, merged=True)
         StepFormat(merge_separator="<extra_0>").check(tokenizer)
         StepFormat(merge_separator="<extra_0>", sanitize_control_tokens=False).check(tokenizer, merged=True)
@@ -225,9 +227,7 @@ class TestChatTemplate:
         write(tmp_path, {"prompt_style": "chat"})
         first = StepFormat.from_pretrained(tmp_path)
         on_day("2025-03-04")
-        with pytest.warns(
-            UserWarning, match="prints today's date.*to the day it was trained, in its `step_format.json`"
-        ):
+        with pytest.warns(UserWarning, match="prints today's date.*date of its training in its `step_format.json`"):
             first.check(tokenizer)
         with pytest.warns(UserWarning):
             assert "04 Mar 2025" in tokenizer.decode(first.encode_prompt(tokenizer, "1+1?"))
@@ -241,7 +241,7 @@ class TestChatTemplate:
         StepFormat(prompt_style="chat", chat_template_kwargs={"effort": "high"}).save(tmp_path)
         loaded = StepFormat.from_pretrained(tmp_path)
         assert "high" in tokenizer.decode(loaded.encode_prompt(tokenizer, "1+1?"))
-        with pytest.raises(ValueError, match="sets thinking, but the chat template has no such variable"):
+        with pytest.raises(ValueError, match="sets thinking, which the chat template does not use"):
             replace(loaded, chat_template_kwargs={"thinking": False}).check(tokenizer)
 
     @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ class TestChatTemplate:
             ({"chat_template_kwargs": {1: "a"}}, "expected a JSON object"),
             (
                 {"chat_template_kwargs": {"messages": []}},
-                "`chat_template_kwargs` sets messages, which cannot be set here",
+                "`chat_template_kwargs` sets messages, which is reserved",
             ),
             ({"chat_template_kwargs": {"tokenize": True}}, "`chat_template_kwargs` sets tokenize"),
             ({"chat_template_kwargs": {"strftime_now": "x"}}, "`chat_template_kwargs` sets strftime_now"),
@@ -274,7 +274,7 @@ class TestSplitSeparator:
 
     def test_a_token_that_is_not_in_the_vocabulary(self):
         with pytest.warns(
-            UserWarning, match=r"'<extra_0>' to \d+ tokens.* judged at the last, '>',.*add_tokens\(\['<extra_0>'\]"
+            UserWarning, match=r"'<extra_0>' to \d+ tokens.* scored at the last, '>',.*add_tokens\(\['<extra_0>'\]"
         ):
             StepFormat(step_separator="<extra_0>").check(tiny_tokenizer())
 
@@ -334,12 +334,12 @@ class TestChatTemplates:
     @pytest.mark.parametrize(
         ("template", "values", "message"),
         [
-            (REFUSES, SYSTEM, r"refuses the system message \(System role not supported\). Remove `system_prompt`"),
+            (REFUSES, SYSTEM, r"fails for a system message \(System role not supported\). Remove `system_prompt`"),
             (IGNORES, SYSTEM, "ignores the system message, so `system_prompt` would have no effect"),
-            (BLIND, {}, "leaves out the user message, so every problem has the same ids"),
-            (BLIND, SYSTEM, "leaves out the user message"),
-            (BLOCKS, {}, "leaves out the user message"),
-            (PAIRS, {}, "fails with a user message"),
+            (BLIND, {}, "ignores the user message, so every problem has the same ids"),
+            (BLIND, SYSTEM, "ignores the user message"),
+            (BLOCKS, {}, "ignores the user message"),
+            (PAIRS, {}, "fails for a user message"),
             (BROKEN, {}, "is not valid Jinja"),
         ],
     )
@@ -362,23 +362,19 @@ class TestFile:
     def test_no_such_folder(self, monkeypatch):
         """The Hub's own error does not say what was looked for."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(
-            FileNotFoundError, match="outputs/nothing: there is no such folder, and no such repository"
-        ):
+        with pytest.raises(FileNotFoundError, match="outputs/nothing: this folder does not exist"):
             StepFormat.from_pretrained("outputs/nothing")
 
     def test_torn(self, tmp_path):
         """Among several checkpoints the message must say which."""
         (tmp_path / STEP_FORMAT_NAME).write_text('{"head"')
-        with pytest.raises(ValueError, match="step_format.json: expected JSON, as the trainer saves it"):
+        with pytest.raises(ValueError, match="step_format.json: expected JSON as saved by the trainer"):
             StepFormat.from_pretrained(tmp_path)
 
     def test_unknown_keys(self, tmp_path):
         """A key that is not known may change every score."""
         write(tmp_path, asdict(StepFormat()) | {"suffix": "x"})
-        with pytest.raises(
-            ValueError, match=r"step_format.json: unknown keys \['suffix'\], expected some of .*upgrade"
-        ):
+        with pytest.raises(ValueError, match=r"step_format.json: unknown keys \['suffix'\]. Valid keys are .*upgrade"):
             StepFormat.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize(
@@ -389,7 +385,7 @@ class TestFile:
             ({"merge_separator": ["\n"]}, "`merge_separator` is ['\\n'], expected a string"),
             (
                 {"prompt_style": "chat", "system_prompt": False},
-                "`system_prompt` is False, expected a string or nothing",
+                "`system_prompt` is False, expected a string or `None`",
             ),
             ({"head": ["lm"]}, "`head` is ['lm'], expected one of"),
             ({"label_tokens": "+-"}, "`label_tokens` is '+-', expected two different tokens"),
@@ -411,7 +407,7 @@ class TestFile:
 
     def test_repeated_keys(self):
         """`json` keeps the last of them, which may not be the one that was meant."""
-        with pytest.raises(ValueError, match=r"mine.json: .* a key occurs twice in \['head', 'version', 'head'\]"):
+        with pytest.raises(ValueError, match=r"mine.json: .* duplicate key in \['head', 'version', 'head'\]"):
             StepFormat.from_json('{"head": "lm", "version": 2, "head": "classification"}', where="mine.json")
 
     def test_not_utf8(self, tmp_path):

@@ -64,7 +64,7 @@ class TestFromRow:
             ({"parents": [-1, 1, 0]}, "`parents[1]` is 1, expected"),
             ({"parents": [-2, 0, 0]}, "`parents[0]` is -2, expected"),
             ({"parents": [-1, 0, True]}, "`parents[2]` is True, expected"),
-            ({"num_merged": [1, 1, 0]}, "`num_merged[2]` is 0, expected 1 for a step"),
+            ({"num_merged": [1, 1, 0]}, "`num_merged[2]` is 0, expected 1 for a single step"),
             ({"completions": ["a", " \n", "c"]}, "`completions[1]` is ' \\n', expected a non-empty step text"),
             ({"completions": ["a", None, "c"]}, "`completions[1]` is None, expected a non-empty step text"),
             ({"prompt": " "}, "column `prompt` holds ' ', expected a non-empty string"),
@@ -137,7 +137,7 @@ class TestChains:
         joined.validate()
 
     def test_nothing_to_join(self):
-        with pytest.raises(ValueError, match="got no chain"):
+        with pytest.raises(ValueError, match="`trees` is empty"):
             StepTree.from_chains([])
 
     def test_different_prompts(self):

@@ -1,4 +1,4 @@
-"""Hierarchical Reward Models for TRL. Names load on first use, so that `import trl_hrm` runs nothing."""
+"""Hierarchical Reward Models for TRL. Names are imported on first use, so `import trl_hrm` is fast."""
 
 import importlib
 from typing import TYPE_CHECKING

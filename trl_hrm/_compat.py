@@ -1,13 +1,13 @@
 """
-The only module that imports private names of TRL and transformers, so that an upgrade is checked in one place.
+Private names of TRL and transformers. No other module imports them, so an upgrade only needs changes here.
 
-Names load on first use: most of them import torch.
+Names are imported on first use, because most of them import torch.
 """
 
 import importlib
 
 
-# name here: module, and name there if it is not the module itself
+# name: "module" or "module:name in the module"
 _NAMES = {
     "BaseConfig": "trl.trainer.base_config:_BaseConfig",
     "BaseTrainer": "trl.trainer.base_trainer:_BaseTrainer",

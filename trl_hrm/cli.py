@@ -1,4 +1,4 @@
-"""The command `trl-hrm`: every command is a public function of a config dataclass, which [`~trl.TrlParser`] reads."""
+"""The `trl-hrm` command line. Each command calls a public function with a config that [`~trl.TrlParser`] parses."""
 
 import argparse
 import copy
@@ -16,7 +16,7 @@ import trl_hrm
 
 
 class Command(NamedTuple):
-    """Names in `trl_hrm` of the config and of the function of a command, and what it does."""
+    """Config class and function of a command, as names in `trl_hrm`, and a summary for the help."""
 
     config: str
     function: str
@@ -27,33 +27,37 @@ COMMANDS = {
     "quickstart": Command(
         "QuickstartConfig", "quickstart", "train a small reward model on CPU and let it find wrong steps, in a minute"
     ),
-    "build-prm800k": Command("BuildPRM800KConfig", "build_prm800k", "build a dataset of judged steps from PRM800K"),
+    "build-prm800k": Command("BuildPRM800KConfig", "build_prm800k", "build a dataset of labelled steps from PRM800K"),
     "build-math-shepherd": Command(
-        "BuildMathShepherdConfig", "build_math_shepherd", "build a dataset of judged steps from Math-Shepherd"
+        "BuildMathShepherdConfig", "build_math_shepherd", "build a dataset of labelled steps from Math-Shepherd"
     ),
     "build-stepwise": Command(
-        "BuildStepwiseConfig", "build_stepwise", "build a dataset of judged steps from rows in TRL's stepwise format"
+        "BuildStepwiseConfig", "build_stepwise", "build a dataset of labelled steps from rows in TRL's stepwise format"
     ),
-    "annotate": Command("AnnotateConfig", "annotate", "search solutions of problems with a policy and grade them"),
-    "export": Command("ExportConfig", "export", "make a dataset of judged steps of searched trees"),
+    "annotate": Command(
+        "AnnotateConfig", "annotate", "sample trees of solutions from a policy, and grade their answers"
+    ),
+    "export": Command("ExportConfig", "export", "convert sampled trees to a training dataset"),
     "inspect": Command(
-        "InspectConfig", "inspect_tree", "show the search tree of a problem, in the terminal and as a page"
+        "InspectConfig", "inspect_tree", "show the tree of a problem in the terminal or as an HTML page"
     ),
     "select-raft": Command(
-        "SelectRaftConfig", "select_raft", "choose the best of several solutions of each problem with a reward model"
+        "SelectRaftConfig", "select_raft", "select the best of several solutions to each problem with a reward model"
     ),
     "push-dataset": Command(
         "PushDatasetConfig",
         "push_dataset",
-        "push built datasets to the Hub, each as a configuration of a repository",
+        "push datasets to the Hub, each as one configuration of a repository",
     ),
     "best-of-n": Command(
         "BestOfNConfig",
         "best_of_n",
-        "choose among N solutions with a reward model, and measure how accuracy grows with N",
+        "select one of N solutions with a reward model, and measure the accuracy for several N",
     ),
     "step-search": Command(
-        "StepSearchConfig", "step_search", "search solutions step by step with a reward model, for several N"
+        "StepSearchConfig",
+        "step_search",
+        "search for solutions step by step with a reward model, and measure the accuracy for several N",
     ),
     "benchmark": Command(
         "BenchmarkConfig", "benchmark", "measure how well a reward model finds wrong steps, on public benchmarks"
@@ -61,22 +65,24 @@ COMMANDS = {
     "report": Command(
         "ReportConfig",
         "report",
-        "put results of several runs on one page: curves, hacking gap, calibration, cost",
+        "show the results of several runs on one HTML page: curves, hacking gap, calibration, cost",
     ),
-    "score": Command("ScoreConfig", "score", "score steps with a trained reward model"),
+    "score": Command("ScoreConfig", "score", "score the steps of solutions with a reward model"),
     "demo": Command(
-        "DemoConfig", "run_demo", "both papers from end to end on a small world of arithmetic, on CPU, with a report"
+        "DemoConfig",
+        "run_demo",
+        "run both papers' methods from end to end on arithmetic problems, on CPU, and write a report",
     ),
-    "env": Command("EnvConfig", "print_env", "print the versions that a bug report needs"),
+    "env": Command("EnvConfig", "print_env", "print the versions to include in a bug report"),
 }
 TRAINING = {
     "reward": "train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM)",
-    "kl-self": "train a policy on its best solutions, held near a reference by a log-scaled KL divergence",
+    "kl-self": "train a policy on its best solutions, with log-scaled KL regularisation towards a reference model",
 }
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of each option that has one, unless its help states it, and each option under one name."""
+    """Show each option under one name, and its default unless the help text states it."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         has_none = action.default is False or action.default in (None, [], argparse.SUPPRESS)
@@ -87,23 +93,23 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if len(action.option_strings) > 1 and action.dest != "help":
             action = copy.copy(action)
-            action.option_strings = action.option_strings[:1]  # names with hyphens are read too
+            action.option_strings = action.option_strings[:1]  # the name with hyphens works, but is not shown
         return super()._format_action_invocation(action)
 
 
 class CommandParser(TrlParser):
     """
-    [`~trl.TrlParser`] of the config of a command. In addition, the metadata of a field may have:
+    [`~trl.TrlParser`] for the config of a command. It supports these keys in the metadata of a field:
 
-    - `positional`: its values are given without its name, at the beginning of the command line;
-    - `parse`: a function that reads a word of the command line, instead of the field's type;
-    - `advanced`: it is left out of `--help`, and shown by `--help_all`.
+    - `positional`: the field is a positional argument;
+    - `parse`: function that parses an argument, instead of the type of the field;
+    - `advanced`: the option is shown by `--help_all`, not by `--help`.
 
     Args:
         config (`type`):
-            Dataclass of the settings.
+            Config dataclass.
         show_all (`bool`, *optional*, defaults to `False`):
-            Whether the help has advanced options too.
+            Whether to show advanced options in the help.
         **kwargs:
             Passed to [`~trl.TrlParser`].
     """
@@ -118,7 +124,7 @@ class CommandParser(TrlParser):
         self.add_argument(
             "--config",
             metavar="FILE",
-            help="YAML file of settings, named as the options. Options on the command line override it.",
+            help="YAML file with options. Options on the command line override it.",
         )
         self.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and exit")
         self.add_argument("--debug", action="store_true", help="print the traceback of an error")
@@ -141,22 +147,22 @@ class CommandParser(TrlParser):
         return super().add_argument(*names, **kwargs)
 
     def error(self, message: str) -> None:
-        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse names an option by all its spellings
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse lists all spellings of an option
         self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
 
     def set_defaults_with_config(self, **settings: Any) -> list[str]:
-        """The other options, such as `--debug`, belong on the command line: in a file they are unknown."""
+        """Set the fields of the config. Other options, such as `--debug`, are unknown in a file."""
         known = {name: value for name, value in settings.items() if name in self.settings}
         super().set_defaults_with_config(**known)
         return [name for name in settings if name not in known]
 
     def read(self, argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
         """
-        The config that a command line asks for, and the options that every command has.
+        Return the config for a command line, and the options that all commands share.
 
         Raises:
-            `OSError`: If the file of settings cannot be read.
-            `ValueError`: If a setting is invalid, or one in the file is unknown.
+            `OSError`: If the `--config` file cannot be read.
+            `ValueError`: If a value is invalid, or the file contains an unknown option.
         """
         file = argv[argv.index("--config") + 1] if "--config" in argv else None
         config, options, unknown_settings, unknown_words = self.parse_args_and_config(
@@ -165,7 +171,7 @@ class CommandParser(TrlParser):
         if unknown_settings:
             name = unknown_settings[0]
             raise ValueError(
-                f"{file}: found the setting {name!r}, which {self.prog} does not have.{nearest(name, self.settings)}"
+                f"{file}: found {name!r}, which is not an option of {self.prog}.{nearest(name, self.settings)}"
             )
         known = sorted({name for action in self._actions for name in action.option_strings[:1]})
         if unknown_words:
@@ -175,7 +181,7 @@ class CommandParser(TrlParser):
 
 def check_file(file: str) -> None:
     """
-    Refuse a file of settings that is not valid YAML, or that has a name twice, of which YAML would take the last one.
+    Check that a `--config` file is a YAML mapping without duplicate names. YAML would silently keep the last one.
 
     Raises:
         `OSError`: If the file cannot be read.
@@ -190,18 +196,18 @@ def check_file(file: str) -> None:
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"{file} has no settings. Write one on each line, such as `seed: 42`.")
+        raise ValueError(f"{file} contains no options. Write one per line, such as `seed: 42`.")
     for name in settings:
         if not isinstance(name, str):
-            raise ValueError(f"{file}: found the setting {name!r}, expected the name of an option.")
+            raise ValueError(f"{file}: found {name!r}, expected the name of an option.")
     names = [key.value for key, _ in node.value]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{file}: found the setting {name!r} twice. Give it once.")
+            raise ValueError(f"{file}: found {name!r} twice. Give it once.")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """` Did you mean X?`, if a known word is like this one."""
+    """Return ` Did you mean X?` if a known word is similar, and an empty string otherwise."""
     close = get_close_matches(word.split("=")[0], known, n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
@@ -212,11 +218,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv (`Sequence[str]`, *optional*):
-            Command line without the program's name. Defaults to the command line of the process.
+            Command line without the program's name. Defaults to `sys.argv[1:]`.
 
     Returns:
-        `int`: 0, 1 after an error in the user's input, which is printed as one line, or 130 after Ctrl-C. A command line that
-        cannot be read exits with 2.
+        `int`: Exit code: 0 on success, 1 after an error, which is printed on one line, 130 after Ctrl-C. An invalid
+        command line exits with 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     summaries = {name: command.summary for name, command in COMMANDS.items()} | TRAINING
@@ -232,13 +238,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = argv[0] if argv else None
     if name is None or name.startswith("-"):
         parser.parse_args(argv)
-        parser.error("no command given. `trl-hrm --help` lists them")
+        parser.error("no command given. `trl-hrm --help` lists all commands")
     if name not in summaries:
         parser.error(f"found {name!r}, which is not a command.{nearest(name, list(summaries))}")
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if argv.count("--config") > 1 or argv[-1] == "--config":
-        parser.error("--config takes one file of settings.")
-    is_debug = name in COMMANDS and "--debug" in argv  # a training has another option of this name
+        parser.error("--config takes one file.")
+    is_debug = name in COMMANDS and "--debug" in argv  # training arguments have an option with the same name
     try:
         if "--config" in argv:
             check_file(argv[argv.index("--config") + 1])
@@ -251,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has seen enough, as `| head` has
+    except BrokenPipeError:  # the reader closed the pipe, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, OSError, ValueError) as error:
         if is_debug:
@@ -262,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, argv: Sequence[str]) -> None:
-    """Read the config of a command, and run it."""
+    """Parse the config of a command and run it."""
     command = COMMANDS[name]
     parser = CommandParser(
         getattr(trl_hrm, command.config),

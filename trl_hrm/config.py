@@ -1,4 +1,4 @@
-"""Base class of the configs, whose fields are also the options of the command line."""
+"""Base class of the configs. The fields of a config are also the options of its command."""
 
 import json
 import os
@@ -12,17 +12,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 @dataclass(kw_only=True)
 class Config:
     """
-    Base class of the configs. It reads values as people write them in Python and in YAML:
+    Base class of the configs. It validates the fields and converts common values from Python and YAML:
 
-    - a field declared as a list takes a single value too, which becomes a list of one;
-    - one declared as `str` takes a path, and a number or a date, as YAML reads `revision: 2024` and `2024-07-26`;
-    - one declared as `dict[str, Any] | str` takes a JSON object as text.
+    - a single value for a list field becomes a list with one element;
+    - a path, number or date for a `str` field becomes a string (YAML parses `revision: 2024` and `2024-07-26` as
+      number and date);
+    - a JSON string for a `dict[str, Any] | str` field becomes a dictionary.
 
-    A subclass that checks more calls `super().__post_init__()` first.
+    Subclasses with further checks must call `super().__post_init__()` first.
 
     Raises:
-        `ValueError`: If a field holds a value of another type, or a value that is not one of its choices. The choices are in its
-            `Literal` or, for a list, in `"choices"` of its metadata.
+        `ValueError`: If a field has a value of the wrong type, or a value that is not one of its choices. Choices are declared with
+            `Literal` or, for lists, with `"choices"` in the metadata of the field.
 
     Example:
 
@@ -51,13 +52,13 @@ class Config:
             setattr(self, field.name, value)
 
     def settings(self) -> dict[str, Any]:
-        """The settings that are not `None`, as a YAML file has them."""
+        """Return the fields that are not `None`, as in a YAML file."""
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.init}
         return {name: value for name, value in found.items() if value is not None}
 
 
 def _checked(name: str, value: Any, declared: Any) -> Any:
-    """The value as a field of the declared type holds it."""
+    """Check a value and convert it to the declared type of its field."""
     kinds = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
     if value is None and type(None) in kinds:
         return None
@@ -65,9 +66,9 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
     origin = get_origin(kind) or kind
     if origin is Literal:
         choices = get_args(kind)
-        if isinstance(value, bool) or value not in choices:  # True is equal to 1
+        if isinstance(value, bool) or value not in choices:  # True == 1
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}.")
-        return choices[choices.index(value)]  # of a number of numpy, that of Python
+        return choices[choices.index(value)]  # converts NumPy numbers to Python numbers
     elif origin is list:
         [element] = get_args(kind)
         return [_checked(name, one, element) for one in (value if isinstance(value, list | tuple) else [value])]
@@ -85,7 +86,7 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
         if isinstance(value, Real | date | os.PathLike) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}, expected a text.")
+            raise ValueError(f"{name} is {value!r}, expected a string.")
     elif origin is bool:
         if not isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}, expected true or false.")

@@ -1,4 +1,4 @@
-"""Encode chat prompts and data texts so that the ids depend neither on today's date nor on control tokens in the data."""
+"""Encode chat prompts and data so that the ids do not depend on today's date or on control tokens in the data."""
 
 import datetime
 import inspect
@@ -12,14 +12,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 
-# The date that Llama 3.2's template has without a clock. Any fixed date does; templates print it as "today".
+# Default of Llama 3.2's template if `strftime_now` is not available. Any fixed date works; templates print it as
+# "today".
 CHAT_TEMPLATE_DATE = "2024-07-26"
-_DIRECTIVES = "aAbBcCdDeFgGhHIjmMpRTuUVwWxXyY"  # of strftime, those that a date without a time zone has
-_UNPADDED = "dmyHIMSj"  # `%-d` and the like
+_DIRECTIVES = "aAbBcCdDeFgGhHIjmMpRTuUVwWxXyY"  # strftime directives of a date without a time zone
+_UNPADDED = "dmyHIMSj"  # directives with an unpadded form, such as `%-d`
 _BARS = re.compile(r"<[|｜].+[|｜]>", re.DOTALL)
 _BRACKETS = re.compile(r"[<\[{(].+[>\]})]", re.DOTALL)
 _TAG = re.compile(r"</?([\w.-]+)>")
-_UNSEEN = [*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900)]  # noncharacters and private use, for marks inside a text
+_UNSEEN = [*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900)]  # noncharacters and private use characters, used as markers
 
 
 # Chat templates
@@ -27,31 +28,31 @@ _UNSEEN = [*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900)]  # noncharacters and 
 
 def check_chat_template_options(kwargs: Mapping[str, Any] | None, date: str | None) -> None:
     """
-    Refuse options that no chat template can take.
+    Check the options of a chat template.
 
     Args:
         kwargs (`Mapping[str, Any]`, *optional*):
             Variables for the template, such as `{"enable_thinking": False}`.
         date (`str`, *optional*):
-            The date that the template is given as today, as in `"2024-07-26"`.
+            Date to use as today's date, such as `"2024-07-26"`.
 
     Raises:
-        `ValueError`: If `kwargs` is not a JSON object or has a reserved name, or if `date` is not a date.
+        `ValueError`: If `kwargs` is not a JSON object or contains a reserved name, or if `date` is not a date.
     """
     if kwargs is not None:
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-            raise ValueError(f"`chat_template_kwargs` is {kwargs!r}, expected a JSON object: names and their values.")
+            raise ValueError(f"`chat_template_kwargs` is {kwargs!r}, expected a JSON object with names and values.")
         try:
             json.dumps(kwargs, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"`chat_template_kwargs` is {kwargs!r}, expected JSON values only, which can be saved: {error}."
+                f"`chat_template_kwargs` is {kwargs!r}, expected JSON values only, so that it can be saved: {error}."
             ) from error
         taken = sorted(kwargs.keys() & _reserved_names())
         if taken:
             raise ValueError(
-                f"`chat_template_kwargs` sets {', '.join(taken)}, which cannot be set here. Remove it; only variables that the "
-                "chat template itself defines, such as `enable_thinking`, are options."
+                f"`chat_template_kwargs` sets {', '.join(taken)}, which is reserved. Remove it, and only set variables of the chat "
+                "template, such as `enable_thinking`."
             )
     if date is not None:
         try:
@@ -73,8 +74,7 @@ def check_chat_template(tokenizer: Any, kwargs: Mapping[str, Any] | None) -> str
     Return the chat template of a tokenizer.
 
     Raises:
-        `ValueError`: If the template is not valid Jinja, has no variable of a name in `kwargs`, or renders something else
-        each time.
+        `ValueError`: If the template is not valid Jinja, does not use a variable of `kwargs`, or is random.
     """
     import jinja2
 
@@ -83,11 +83,11 @@ def check_chat_template(tokenizer: Any, kwargs: Mapping[str, Any] | None) -> str
         facts = _read_template(template)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(
-            f"The chat template is not valid Jinja ({error}). Set another `tokenizer.chat_template`."
+            f"The chat template is not valid Jinja ({error}). Set a different `tokenizer.chat_template`."
         ) from error
     if facts.random:
         raise ValueError(
-            f"The chat template uses `{facts.random}`, so that a prompt has other ids each time. Set another "
+            f"The chat template uses `{facts.random}`, so the ids of a prompt change every time. Set a different "
             "`tokenizer.chat_template`."
         )
     unknown = sorted(kwargs.keys() - facts.variables) if kwargs else []
@@ -95,8 +95,8 @@ def check_chat_template(tokenizer: Any, kwargs: Mapping[str, Any] | None) -> str
         special = set(getattr(tokenizer, "special_tokens_map", ()))
         known = ", ".join(sorted(facts.variables - _reserved_names() - special)) or "none"
         raise ValueError(
-            f"`chat_template_kwargs` sets {', '.join(unknown)}, but the chat template has no such variable, so that it would be "
-            f"ignored. Variables of this template: {known}. Remove or correct it."
+            f"`chat_template_kwargs` sets {', '.join(unknown)}, which the chat template does not use. Remove or correct it. "
+            f"Variables of this template: {known}."
         )
     return template
 
@@ -105,7 +105,7 @@ def render_chat(
     tokenizer: Any, messages: list[dict[str, str]], kwargs: Mapping[str, Any] | None, date: str | None
 ) -> str:
     """
-    Render messages with the chat template of a tokenizer, up to where the assistant's answer begins.
+    Render messages with the chat template of a tokenizer, including the generation prompt.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -115,7 +115,8 @@ def render_chat(
         kwargs (`Mapping[str, Any]`, *optional*):
             Variables for the template.
         date (`str`, *optional*):
-            The date that the template is given as today. `None`: the clock, with a warning if the template reads it.
+            Date to use as today's date. With `None`, the current date is used, and a warning is given if the template
+            reads it.
 
     Raises:
         `ValueError`: See [`check_chat_template`].
@@ -124,8 +125,8 @@ def render_chat(
     if uses_clock(template):
         if date is None:
             warnings.warn(
-                "The chat template prints today's date and `chat_template_date` is not set, so that prompts have other ids "
-                "on another day. Set it to a fixed date, for an existing reward model to the day it was trained, in its "
+                "The chat template prints today's date and `chat_template_date` is not set, so the ids of prompts change every "
+                "day. Set it to a fixed date. For an existing reward model, set it to the date of its training in its "
                 "`step_format.json`."
             )
         else:
@@ -140,10 +141,10 @@ def uses_clock(template: str) -> bool:
 
 def dated_template(template: str, date: str) -> str:
     """
-    Return the chat template with a fixed date in place of the clock.
+    Return the chat template with a fixed date instead of the current date.
 
-    transformers gives templates a function `strftime_now`. A macro of that name replaces it, because a function cannot be
-    passed as a variable: transformers only passes JSON types.
+    transformers provides a function `strftime_now` to templates. A macro with the same name replaces it, because
+    transformers does not allow functions as template variables.
     """
     day = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time())
     values = {f"%{letter}": day.strftime(f"%{letter}") for letter in _DIRECTIVES}
@@ -153,24 +154,24 @@ def dated_template(template: str, date: str) -> str:
     if formats is not None and "%%" not in formats:
         values = {name: value for name, value in values.items() if name in formats}
     filters = "".join(f" | replace({json.dumps(name)}, {json.dumps(value)})" for name, value in values.items())
-    # The newline is not rendered: transformers drops the first one after a block
+    # The newline is not rendered, because transformers removes the first newline after a block
     return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{template}"
 
 
 class _Template:
     """
-    Facts about a chat template: the `variables` that it reads, what makes it `random`, if anything, and the `formats` of its
-    dates, if all of them are literals.
+    Properties of a chat template: the `variables` that it reads, the name of a `random` function that it uses, and the
+    `formats` of its dates if all of them are literals.
     """
 
     def __init__(self, template: str):
         import jinja2.meta
 
-        from ._compat import compile_jinja_template  # knows the tags of chat templates
+        from ._compat import compile_jinja_template  # supports the tags of chat templates
 
         environment = compile_jinja_template(template).environment
         without_globals = environment.overlay()
-        without_globals.globals = {}  # jinja2 takes globals for declared
+        without_globals.globals = {}  # jinja2 treats globals as declared
         tree = without_globals.parse(template)
         undeclared = jinja2.meta.find_undeclared_variables(tree)
         filters = {node.name for node in tree.find_all(jinja2.nodes.Filter)}
@@ -198,13 +199,13 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
     """
     Return the control tokens of a tokenizer. They mark the structure of a text, such as the end of a turn.
 
-    Special tokens are control tokens. So are other added tokens with bars (`<|user|>`, DeepSeek's `<｜User｜>`), and added
-    tokens in brackets that the chat template contains (`<tool_call>`). All other added tokens are ordinary text, such as runs
-    of white space and Gemma's `<table>`.
+    Control tokens are special tokens, other added tokens with bars (`<|user|>`, DeepSeek's `<｜User｜>`), and added
+    tokens in brackets that the chat template contains (`<tool_call>`). All other added tokens are ordinary text, such
+    as runs of whitespace and Gemma's `<table>`.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            A tokenizer. One without `added_tokens_decoder` has none.
+            A tokenizer. Without `added_tokens_decoder`, it has no control tokens.
 
     Returns:
         `dict[int, str]`: Ids and texts of the tokens.
@@ -214,7 +215,8 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 
 def find_control_text(tokenizer: Any, text: str, tags: bool = True) -> list[str]:
     """
-    Return the texts of control tokens that occur in a text, in order. White space is not one, even if it is a special token.
+    Return the control tokens that occur in a text, in order. Whitespace is never included, even if it is a special
+    token.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -222,8 +224,8 @@ def find_control_text(tokenizer: Any, text: str, tags: bool = True) -> list[str]
         text (`str`):
             Text to search.
         tags (`bool`, *optional*, defaults to `True`):
-            Whether to include tags that are not special tokens, such as Qwen's `<think>` and `</think>`, which a policy
-            writes itself.
+            Whether to include tags that are not special tokens, such as Qwen's `<think>` and `</think>`, which
+            policies generate.
 
     Example:
 
@@ -239,19 +241,19 @@ def find_control_text(tokenizer: Any, text: str, tags: bool = True) -> list[str]
 
 def plain_text_ids(tokenizer: Any, text: str, ids: Sequence[int]) -> list[int]:
     """
-    Return the ids of a text in which control tokens are plain text.
+    Return the ids of a text with its control tokens encoded as plain text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A tokenizer.
         text (`str`):
-            Text whose source is not trusted, such as a step of a solution.
+            Text from an untrusted source, such as a step of a solution.
         ids (`Sequence[int]`):
-            Ids that the tokenizer gives the text, without special tokens around it. They are returned if none is a control
-            token.
+            Ids of the text from the tokenizer, with `add_special_tokens=False`. They are returned unchanged if none is
+            a control token.
 
     Raises:
-        `ValueError`: If the text holds control tokens and this tokenizer cannot encode them as plain text.
+        `ValueError`: If the text contains control tokens and the tokenizer cannot encode them as plain text.
     """
     control = _control(tokenizer)
     return control.encode(tokenizer, text, str, False) if control.occur_in(text, ids) else list(ids)
@@ -261,20 +263,20 @@ def encode_around(
     tokenizer: Any, data: str, render: Callable[[str], str], add_special_tokens: bool = False
 ) -> list[int]:
     """
-    Encode a text around data. Control tokens are plain text in the data, and tokens in the text around it.
+    Encode a rendered template. Control tokens are encoded as plain text in the data, and as tokens in the template.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             A tokenizer.
         data (`str`):
-            Text whose source is not trusted, such as a problem.
+            Text from an untrusted source, such as a problem.
         render (`Callable[[str], str]`):
-            Puts the data into the text around it.
+            Function that inserts the data into the template.
         add_special_tokens (`bool`, *optional*, defaults to `False`):
             Whether the tokenizer adds its own special tokens, such as BOS.
 
     Raises:
-        `ValueError`: If the data holds control tokens and this tokenizer cannot encode them as plain text.
+        `ValueError`: If the data contains control tokens and the tokenizer cannot encode them as plain text.
     """
     control = _control(tokenizer)
     if control.occur_in(data, tokenizer.encode(data, add_special_tokens=False)):
@@ -283,7 +285,7 @@ def encode_around(
 
 
 class _Control:
-    """The control tokens of a tokenizer: their ids and texts, a pattern that finds them, and the `tags` among them."""
+    """Control tokens of a tokenizer: their ids and texts, a pattern that matches them, and the `tags` among them."""
 
     def __init__(self, tokenizer: Any):
         added = getattr(tokenizer, "added_tokens_decoder", {})
@@ -299,7 +301,7 @@ class _Control:
         }
         longest_first = sorted(self.tokens.values(), key=len, reverse=True)
         first_letters = re.escape("".join(sorted({token[:1] for token in longest_first})))
-        pattern = f"(?=[{first_letters}])(?:{'|'.join(map(re.escape, longest_first))})"  # most letters begin none
+        pattern = f"(?=[{first_letters}])(?:{'|'.join(map(re.escape, longest_first))})"  # the lookahead makes it fast
         self.pattern = re.compile(pattern if self.tokens else "(?!)")  # (?!) matches nothing
         self.tags = {text for index, text in self.tokens.items() if _TAG.fullmatch(text) and not added[index].special}
         self._unknown = getattr(tokenizer, "unk_token_id", None)
@@ -310,10 +312,10 @@ class _Control:
 
     def is_current(self, tokenizer: Any) -> bool:
         """
-        Whether the tokenizer still has the same control tokens.
+        Return whether the tokenizer still has the same control tokens.
 
-        This is asked for every text, so it must be fast. The size of a large tokenizer, or its added tokens, would take up to
-        15 ms, longer than encoding a step; whether a token has the next free id takes less than 1 µs.
+        This is called for every text, so it must be fast. Reading the size or the added tokens of a large tokenizer
+        takes up to 15 ms, longer than encoding a step. Checking whether the next free id is used takes less than 1 µs.
         """
         if _names(tokenizer) != self._names:
             return False
@@ -321,18 +323,19 @@ class _Control:
         return backend.id_to_token(self._next_id) is None if backend else len(tokenizer) == self._size
 
     def occur_in(self, text: str, ids: Sequence[int]) -> bool:
-        """Whether control tokens are among the ids of a text. An unknown word has the id of the unknown token as well."""
+        """Return whether a text contains control tokens. The id of the unknown token may also come from an unknown word."""
         found = self.tokens.keys() & ids
         return bool(found - {self._unknown}) or (bool(found) and self.tokens[self._unknown] in text)
 
     def encode(self, tokenizer: Any, data: str, render: Callable[[str], str], add_special_tokens: bool) -> list[int]:
-        """Ids of `render(data)`, with control tokens in the data as plain text."""
+        """Return the ids of `render(data)`, with control tokens in the data encoded as plain text."""
         used = {*data, *render(data)}
         mark, end = itertools.islice((letter for letter in map(chr, _UNSEEN) if letter not in used), 2)
         if mark not in self._copies:
             self._copies[mark] = _PlainCopy(tokenizer, self.tokens, mark)
         copy = self._copies[mark]
-        # Mark the control tokens of the data, to tell them from those of the template, which may cut the data and leave a mark
+        # Mark the control tokens of the data to distinguish them from control tokens of the template. The template may
+        # truncate the data and leave a single mark
         marked = render(self.pattern.sub(lambda match: mark + match[0] + end, data))
         text = re.sub(
             f"{mark}({self.pattern.pattern}){end}|({self.pattern.pattern})|{mark}|{end}",
@@ -346,7 +349,7 @@ _CONTROL: WeakKeyDictionary[Any, _Control] = WeakKeyDictionary()
 
 
 def _control(tokenizer: Any) -> _Control:
-    # asked of the class, because reading the property makes all added tokens
+    # check the class, because reading the property of an instance creates all added tokens
     if not hasattr(type(tokenizer), "added_tokens_decoder"):
         return _Control(tokenizer)
     found = _CONTROL.get(tokenizer)
@@ -356,12 +359,12 @@ def _control(tokenizer: Any) -> _Control:
 
 
 def _names(tokenizer: Any) -> tuple[str, tuple[str, ...]]:
-    """What decides, besides the added tokens themselves, which of them are control tokens."""
+    """Return the chat template and the special tokens, which determine which added tokens are control tokens."""
     return str(getattr(tokenizer, "chat_template", None)), tuple(getattr(tokenizer, "all_special_tokens", ()))
 
 
 def _backend(tokenizer: Any) -> Any:
-    """The `tokenizers.Tokenizer` of a fast tokenizer, or `None`."""
+    """Return the `tokenizers.Tokenizer` of a fast tokenizer, or `None`."""
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -369,7 +372,7 @@ def _backend(tokenizer: Any) -> Any:
 
 
 def _size(tokenizer: Any) -> int:
-    """Size of the vocabulary. Added tokens are counted where a tokenizer without a backend counts them."""
+    """Return the size of the vocabulary, without added tokens for fast tokenizers."""
     backend = _backend(tokenizer)
     if backend is not None:
         return backend.get_vocab_size(with_added_tokens=False)
@@ -378,10 +381,11 @@ def _size(tokenizer: Any) -> int:
 
 class _PlainCopy:
     """
-    A copy of a tokenizer in which each control token has another name, its alias. Its text is then ordinary text.
+    A copy of a tokenizer in which each control token is renamed to an alias, so that its original text is ordinary
+    text.
 
-    The ids are those of a tokenizer without control tokens. Encoding the text before and after a control token separately
-    would give different ones.
+    A tokenizer without control tokens would give the same ids. Splitting the text at control tokens and encoding the
+    parts separately would give different ids.
     """
 
     def __init__(self, tokenizer: Any, tokens: dict[int, str], mark: str):
@@ -390,7 +394,7 @@ class _PlainCopy:
         backend = _backend(tokenizer)
         if backend is None:
             raise ValueError(
-                f"A text contains control tokens, and a {type(tokenizer).__name__} cannot encode them as plain text. Use a fast "
+                f"A text contains control tokens, which {type(tokenizer).__name__} cannot encode as plain text. Use a fast "
                 "tokenizer, remove them from the text, or set `sanitize_control_tokens=False`."
             )
         self._aliases = {text: f"{mark}{index}{mark}" for index, text in tokens.items()}
@@ -400,7 +404,8 @@ class _PlainCopy:
         for token in values["added_tokens"]:
             if token["content"] in self._aliases:
                 token |= {"content": self.alias(token["content"]), "normalized": False}
-        # The alias of a token that stays in the vocabulary gets a new id. It comes last, so that other ids stay the same
+        # The alias of a token that stays in the vocabulary gets a new id. It comes last, so that other ids do not
+        # change
         last = {self.alias(text) for text in kept}
         values["added_tokens"].sort(key=lambda token: token["content"] in last)
         self._tokenizer = Tokenizer.from_str(json.dumps(values))
@@ -408,22 +413,22 @@ class _PlainCopy:
         self._tokens = tokens
 
     def alias(self, token: str) -> str:
-        """Name of a control token."""
+        """Return the alias of a control token."""
         return self._aliases[token]
 
     def encode(self, text: str, unknown: int | None, add_special_tokens: bool) -> list[int]:
         """
-        Ids of a text in which control tokens have their aliases.
+        Return the ids of a text in which control tokens are written as their aliases.
 
         Raises:
-            `ValueError`: If the model of the tokenizer makes control tokens of other text.
+            `ValueError`: If the tokenizer produces a control token from ordinary text.
         """
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         made = (self._tokens.keys() & ids) - self._ids.keys() - {unknown}
         if made:
             raise ValueError(
-                f"The tokenizer makes {', '.join(repr(self._tokens[index]) for index in sorted(made))} of plain text, so that it "
-                "cannot be encoded as such. Remove it from the text, or set `sanitize_control_tokens=False`."
+                f"The tokenizer cannot encode {', '.join(repr(self._tokens[index]) for index in sorted(made))} as plain text. "
+                "Remove it from the text, or set `sanitize_control_tokens=False`."
             )
         if add_special_tokens:
             ids = self._tokenizer.encode(text, add_special_tokens=True).ids
@@ -432,13 +437,13 @@ class _PlainCopy:
 
 def _rename(model: dict[str, Any], names: dict[str, str]) -> set[str]:
     """
-    Rename tokens of a vocabulary, so that the model cannot make them of text.
+    Rename tokens of a vocabulary, so that the model cannot produce them from text.
 
     Returns:
-        `set[str]`: Tokens of the vocabulary that keep their names: the unknown token, and what merges make.
+        `set[str]`: Tokens that keep their names: the unknown token, and tokens produced by merges.
     """
     vocab = model["vocab"]
-    if isinstance(vocab, list):  # of a Unigram model
+    if isinstance(vocab, list):  # Unigram model
         unknown = set() if model.get("unk_id") is None else {vocab[model["unk_id"]][0]}
         for entry in vocab:
             if entry[0] not in unknown:

@@ -1,17 +1,18 @@
 r"""
-One forward pass per tree: a problem and its judged steps as one row of tokens.
+One forward pass per tree: a problem and its labelled steps are encoded as one row of tokens.
 
-All root-to-step id paths of a problem go into a [`TokenTrie`], so that every shared token is stored once. The trie is
-laid out depth-first. Two integers per token then say everything:
+The token paths from the root to every step of a problem are inserted into a [`TokenTrie`], which stores each shared
+token once. The trie is laid out in depth-first order. Two integers per token describe the tree:
 
 - `position_ids[i]`: number of tokens on the path above token `i`;
 - `subtree_end[i]`: first index after the subtree of token `i`.
 
-A query `q` may see a key `k` exactly when `k <= q < subtree_end[k]`: then `k` is on the path of `q`. Every token sees its
-own path at its own positions, so logits and gradients equal those of one sequence per path up to float rounding. Rows of
-several trees packed one after another need nothing more, since no subtree crosses a border.
+A query `q` attends to a key `k` if and only if `k <= q < subtree_end[k]`, that is, if `k` is on the path of `q`. Every
+token attends to its own path with the same positions as in a separate sequence. Logits and gradients are therefore the
+same as with one sequence per path, up to float rounding. Several trees can be packed into one row without changes,
+because no subtree extends beyond its tree.
 
-Worked example: prompt `P Q`, a first step `a ;`, and after it the alternatives `b ;` and `c ;`:
+Worked example: prompt `P Q`, a first step `a ;`, followed by the alternatives `b ;` and `c ;`:
 
 | index | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |
 |---|---|---|---|---|---|---|---|---|
@@ -19,8 +20,8 @@ Worked example: prompt `P Q`, a first step `a ;`, and after it the alternatives 
 | `position_ids` | 0 | 1 | 2 | 3 | 4 | 5 | 4 | 5 |
 | `subtree_end` | 8 | 8 | 8 | 8 | 6 | 6 | 8 | 8 |
 
-Token 6 (`c`) sees 0, 1, 2, 3 and itself. It does not see 4 and 5, whose subtrees end at 6. One sequence per path would
-take 6 + 6 tokens instead of 8.
+Token 6 (`c`) attends to 0, 1, 2, 3 and itself. It does not attend to 4 and 5, whose subtrees end at 6. One sequence
+per path would need 6 + 6 tokens instead of 8.
 """
 
 import bisect
@@ -34,14 +35,14 @@ import torch
 @dataclass
 class TokenTree:
     """
-    Tokens of one or several trees in depth-first order. L is the number of tokens, S the number of judged steps.
+    Tokens of one or several trees in depth-first order. L is the number of tokens, S the number of labelled steps.
 
     Args:
         input_ids (`np.ndarray`): Token ids, int32, shape `(L,)`.
-        position_ids (`np.ndarray`): Tokens on the path above each token, int32, shape `(L,)`.
-        subtree_end (`np.ndarray`): First index after each token's subtree, int32, shape `(L,)`.
-        step_positions (`np.ndarray`): Index of the step token of each judged step, int32, ascending, shape `(S,)`.
-        steps (`np.ndarray`): Number of each judged step as [`TokenTrie.mark`] gave it, int32, shape `(S,)`.
+        position_ids (`np.ndarray`): Number of tokens on the path above each token, int32, shape `(L,)`.
+        subtree_end (`np.ndarray`): First index after the subtree of each token, int32, shape `(L,)`.
+        step_positions (`np.ndarray`): Index of the step token of each labelled step, int32, ascending, shape `(S,)`.
+        steps (`np.ndarray`): Number of each labelled step from [`TokenTrie.mark`], int32, shape `(S,)`.
     """
 
     input_ids: np.ndarray
@@ -55,9 +56,9 @@ class TokenTree:
 
     def part(self, start: int, stop: int) -> "TokenTree":
         """
-        The tokens in `[start, stop)` with the path above `start` repeated in front.
+        Return the tokens in `[start, stop)`, preceded by a copy of the path above `start`.
 
-        Judged steps on the repeated path are left out: they belong to the part that holds them.
+        Labelled steps on the copied path are not included. They belong to the part with their original tokens.
         """
         path = np.flatnonzero(self.subtree_end[:start] > start)
         index = np.concatenate([path, np.arange(start, stop)])
@@ -72,28 +73,29 @@ class TokenTree:
         )
 
     def branch_starts(self) -> np.ndarray:
-        """Indices of the tokens that do not continue the token before them: where a new branch begins."""
+        """Return the indices of tokens that start a new branch instead of continuing the token before them."""
         return np.flatnonzero(self.position_ids[1:] != self.position_ids[:-1] + 1) + 1
 
     def chains(self) -> list["TokenTree"]:
-        """One plain sequence per root-to-leaf path. Each judged step is kept in the first sequence that holds it."""
+        """Return one sequence per root-to-leaf path. Each labelled step is kept only in its first sequence."""
         cuts = [0, *self.branch_starts().tolist(), len(self)]
         return [self.part(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
 
     def split(self, max_length: int) -> list["TokenTree"]:
         """
-        Parts of at most `max_length` tokens that together hold every judged step once.
+        Split the tree into parts of at most `max_length` tokens. Each labelled step is in exactly one part.
 
-        Each part repeats the path above its first token, which keeps it exact. The cuts are those that repeat the
-        fewest tokens. A cut inside an unbranched run is never better than one at its start: the part after it has the
-        same length and repeats fewer tokens, so only branch starts are tried.
+        Each part repeats the path above its first token, so its logits do not change. The cuts are chosen to repeat as
+        few tokens as possible. Only branch starts are considered: a cut inside an unbranched run repeats more tokens
+        than a cut at its start, and the part after it has the same length.
 
         Raises:
-            `ValueError`: If a path is longer than `max_length`; it cannot be split exactly.
+            `ValueError`: If a path is longer than `max_length`.
         """
         if self.position_ids.max(initial=-1) >= max_length:
             raise ValueError(
-                f"A path of the tree has {self.position_ids.max() + 1} tokens, more than max_length {max_length}."
+                f"A path of the tree has {self.position_ids.max() + 1} tokens, more than max_length {max_length}. Increase "
+                "max_length, or drop the path."
             )
         if len(self) <= max_length:
             return [self]
@@ -116,7 +118,7 @@ class TokenTree:
 
     @classmethod
     def join(cls, trees: Sequence["TokenTree"]) -> "TokenTree":
-        """Trees one after another in one row. No tree sees another."""
+        """Concatenate trees into one row. Trees do not attend to each other."""
         offsets = np.cumsum([0, *(len(tree) for tree in trees)])[:-1]
         return cls(
             input_ids=np.concatenate([tree.input_ids for tree in trees]),
@@ -133,7 +135,8 @@ class TokenTree:
 
 class TokenTrie:
     """
-    Radix tree over token ids: paths that begin alike share their tokens, whatever steps they came from.
+    Prefix tree over token ids. Paths with a common prefix share its tokens, even if the tokens belong to different
+    steps.
 
     Example:
 
@@ -155,7 +158,7 @@ class TokenTrie:
         self._marks: dict[int, int] = {}
 
     def insert(self, ids: Sequence[int], after: int = -1) -> int:
-        """Insert `ids` below node `after` (-1: the root) and return the node of the last of them."""
+        """Insert `ids` below node `after` (-1 for the root), and return the node of the last token."""
         node = after
         for token in ids:
             child = self._children.get((node, token))
@@ -169,17 +172,17 @@ class TokenTrie:
         return node
 
     def path_length(self, node: int) -> int:
-        """Number of tokens from the root to `node`, both included."""
+        """Return the number of tokens from the root to `node`, inclusive."""
         return 0 if node == -1 else self._depths[node] + 1
 
     def mark(self, node: int) -> int:
-        """Declare `node` the step token of a judged step; returns the step's number, the same for the same node."""
+        """Mark `node` as the step token of a labelled step. Return the number of the step, which is the same for equal nodes."""
         return self._marks.setdefault(node, len(self._marks))
 
     def layout(self) -> TokenTree:
-        """Depth-first row of all tokens on a path to a marked node, children in order of insertion."""
+        """Return all tokens on paths to marked nodes in depth-first order, with children in order of insertion."""
         count = len(self._tokens)
-        size = [0] * count  # tokens of the subtree that lead to a judged step; nodes come after their parents
+        size = [0] * count  # number of subtree tokens on paths to labelled steps. Parents come before children
         for node in reversed(range(count)):
             if size[node] or node in self._marks:
                 size[node] += 1
@@ -187,7 +190,7 @@ class TokenTrie:
                     size[self._parents[node]] += size[node]
         kept = [node for node in range(count) if size[node]]
         index = [0] * count
-        free: dict[int, int] = {-1: 0}  # where the next child of a node begins
+        free: dict[int, int] = {-1: 0}  # index of the next child of each node
         for node in kept:
             index[node] = free[self._parents[node]]
             free[self._parents[node]] += size[node]
@@ -206,16 +209,17 @@ class TokenTrie:
 
 def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     """
-    Best-fit decreasing: indices of the pieces that share a row of at most `max_length` tokens.
+    Pack pieces into rows of at most `max_length` tokens by best-fit decreasing.
 
     Args:
         lengths (`Sequence[int]`):
-            Tokens of each piece, at most `max_length`.
+            Number of tokens of each piece, at most `max_length`.
         max_length (`int`):
-            Tokens of a row.
+            Maximum number of tokens per row.
 
     Returns:
-        `list[list[int]]`: Rows of indices; every index stands in one row. Ties keep the given order.
+        `list[list[int]]`: Indices of the pieces in each row. Every piece is in exactly one row. Ties keep the given
+        order.
     """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, row), sorted
@@ -233,15 +237,15 @@ def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
 
 def pad_rows(rows: Sequence[TokenTree], pad_token_id: int, multiple_of: int = 1) -> dict[str, torch.Tensor]:
     """
-    Stack rows into tensors. A padding token sees only itself: its subtree ends behind it.
+    Pad rows and stack them into tensors. Padding tokens only attend to themselves.
 
     Args:
         rows (`Sequence[TokenTree]`):
             B rows.
         pad_token_id (`int`):
-            Token to pad with.
+            Id of the padding token.
         multiple_of (`int`, *optional*, defaults to `1`):
-            Pad the longest row to a multiple of this.
+            If set, the length is padded to a multiple of this value.
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `position_ids`, `subtree_end`, int64, shape `(B, L)` each.

@@ -1,4 +1,4 @@
-"""The three heads of a step reward model: which model class carries them, and how its outputs are read."""
+"""The three heads of a step reward model: their model classes and outputs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,22 +15,22 @@ LABEL_NAMES = {0: "wrong", 1: "correct"}
 
 
 def model_class(step_format: StepFormat):
-    """The auto class that loads a model with this head."""
+    """Return the auto class for a model with this head."""
     return AutoModelForCausalLM if step_format.head == "lm" else AutoModelForTokenClassification
 
 
 def num_labels(step_format: StepFormat) -> int:
-    """Outputs of the classifier: 1 for regression, else 2 (0 wrong, 1 correct)."""
+    """Return the number of outputs of the classifier: 1 for regression, otherwise 2 (0 wrong, 1 correct)."""
     return 1 if step_format.head == "regression" else 2
 
 
 def check_head(model: PreTrainedModel, step_format: StepFormat) -> None:
     """
-    Refuse a model whose outputs do not fit the head.
+    Check that the outputs of a model fit the head.
 
     Raises:
-        `ValueError`: If a token classifier has another number of labels, or if a causal language model has no output
-        embeddings, or if a LoRA adapter sits on them.
+        `ValueError`: If a token classifier has the wrong number of labels, or if a causal language model has no output
+        embeddings or a PEFT adapter on them.
     """
     if step_format.head == "lm":
         lm_head = model.get_output_embeddings()
@@ -41,31 +41,31 @@ def check_head(model: PreTrainedModel, step_format: StepFormat) -> None:
             )
         if hasattr(lm_head, "base_layer"):
             raise ValueError(
-                'A PEFT adapter on the output embeddings is not supported with `head="lm"`: the two token logits are '
-                "computed from its weight directly. Remove it from `target_modules`, or put it in `modules_to_save`."
+                'A PEFT adapter on the output embeddings is not supported with `head="lm"`, which uses their weight directly '
+                "to compute the two token logits. Remove them from `target_modules`, or add them to `modules_to_save`."
             )
     elif model.config.num_labels != num_labels(step_format):
         raise ValueError(
             f"The model has num_labels={model.config.num_labels}, but head {step_format.head!r} needs "
-            f"{num_labels(step_format)}. Load it with `num_labels={num_labels(step_format)}`, or pass its name as a "
-            "string to have it done."
+            f"{num_labels(step_format)}. Load it with `num_labels={num_labels(step_format)}`, or pass the model name as a "
+            "string."
         )
 
 
 @contextmanager
 def step_outputs(model: nn.Module, label_token_ids: list[int] | None) -> Iterator[None]:
     """
-    Within this context a model's `logits` have the shape `(B, L, C)` of the head.
+    Context manager in which the `logits` of a model have the shape `(B, L, C)` of the head.
 
-    A token classifier does so by itself. With `label_token_ids` (`head="lm"`) the output embeddings compute those two
-    rows only, so that no logits over the vocabulary are built. The module is still called as a module, so that hooks
-    that gather sharded weights around it run.
+    Token classifiers are not changed. With `label_token_ids` (`head="lm"`), the output embeddings only compute the
+    logits of the two label tokens instead of the whole vocabulary. Hooks of the module, which gather sharded weights,
+    still run.
 
     Args:
         model (`nn.Module`):
-            The model without wrappers of distributed training.
+            Model without wrappers of distributed training.
         label_token_ids (`list[int]`, *optional*):
-            Ids of the wrong and the correct label token; `None` for token classifiers.
+            Ids of the wrong and the correct label token. `None` for token classifiers.
     """
     if label_token_ids is None:
         yield
@@ -84,5 +84,5 @@ def step_outputs(model: nn.Module, label_token_ids: list[int] | None) -> Iterato
 
 
 def gather_steps(logits: torch.Tensor, step_positions: torch.Tensor) -> torch.Tensor:
-    """Outputs at the step tokens: `(B, L, C)` and flat positions of shape `(...)` to `(..., C)`."""
+    """Return the outputs at the step tokens: logits `(B, L, C)` at flat positions `(...)` give `(..., C)`."""
     return logits.flatten(0, 1)[step_positions]

@@ -1,4 +1,4 @@
-"""Pushes to the Hugging Face Hub: one error for all the ways in which they fail, and pauses where a fault may pass."""
+"""Pushes to the Hugging Face Hub: one error class for all failures, and retries with pauses."""
 
 import json
 import logging
@@ -24,24 +24,24 @@ from huggingface_hub.utils import parse_ratelimit_headers
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-HTTPError = HfHubHTTPError.__bases__[0]  # of the HTTP library of huggingface_hub, which is httpx or httpx2
-# A failed push raises, for the API, a HfHubHTTPError; for a socket that is cut, another HTTPError; for LFS, a RuntimeError; for
-# Xet, a ConnectionError; for a gateway that answers in HTML, a JSONDecodeError.
+HTTPError = HfHubHTTPError.__bases__[0]  # class of the HTTP library that huggingface_hub uses, httpx or httpx2
+# A failed push raises HfHubHTTPError (API), another HTTPError (lost connection), RuntimeError (LFS), ConnectionError
+# (Xet), or JSONDecodeError (a gateway answers in HTML).
 FAULTS = (HTTPError, RuntimeError, ConnectionError, LocalTokenNotFoundError, json.JSONDecodeError)
-PASSING = (408, 409, 412, 425, 429)  # and all from 500
-MAX_PAUSE = 600  # seconds; a Hub that asks for more is told to the user
-SHOWN = 600  # characters of an error
+PASSING = (408, 409, 412, 425, 429)  # temporary, as are 500 and above
+MAX_PAUSE = 600  # seconds. If the Hub asks for a longer pause, the error is raised
+SHOWN = 600  # maximum number of characters of an error
 
 
 class PushError(OSError):
     """
-    A push to the Hub that failed.
+    Raised if a push to the Hub fails.
 
     Args:
         message (`str`):
             What failed, why, and what to do.
         status (`int`, *optional*):
-            The HTTP status, if the Hub answered.
+            HTTP status, if the Hub answered.
     """
 
     def __init__(self, message: str, status: int | None = None):
@@ -52,18 +52,18 @@ class PushError(OSError):
 @contextmanager
 def pushing(repo_id: str, repo_type: str = "model", token: str | None = None) -> Iterator[None]:
     """
-    Turns whatever a push raises inside into a [`PushError`] that tells what to do.
+    Context manager that converts the errors of a push to a [`PushError`], which says what to do.
 
     Args:
         repo_id (`str`):
-            The repository.
+            Id of the repository.
         repo_type (`str`, *optional*, defaults to `"model"`):
             `"model"` or `"dataset"`.
         token (`str`, *optional*):
-            The token, if it is not that of the environment or of `hf auth login`.
+            Token of the push. By default from the environment or from `hf auth login`.
 
     Raises:
-        [`PushError`]: If the push fails. No token stands in it.
+        [`PushError`]: If the push fails. The message contains no token.
 
     Example:
 
@@ -75,8 +75,8 @@ def pushing(repo_id: str, repo_type: str = "model", token: str | None = None) ->
     used = get_token() if token is None else token
     if used is not None and not re.fullmatch("[!-~]+", used):
         raise PushError(
-            f"the {repo_type} {repo_id} was not pushed: the token from {_origin(token)} is empty, or holds white space or letters "
-            "that no token has."
+            f"the {repo_type} {repo_id} was not pushed: the token from {_origin(token)} is empty or contains characters that are "
+            "not allowed in a token, such as whitespace. Copy it again."
         )
     try:
         yield
@@ -98,25 +98,26 @@ def retry(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
     """
-    Call `attempt` again, after a pause, as long as it fails in a way that may pass: two pushes at a time, a rate limit, trouble of
-    the Hub, a connection that is cut. Each pause is logged.
+    Call `attempt`, and retry after temporary errors: concurrent pushes, rate limits, server errors, lost connections.
+    Each retry is logged.
 
-    The answer to a request that succeeded can be lost. So `attempt` looks first at what is there.
+    A request can succeed although its answer is lost. `attempt` must therefore check first whether its work is already
+    done.
 
     Args:
         attempt (`Callable[[], Result]`):
-            What to call.
+            Function to call.
         what (`str`):
-            What it does, for the log.
+            Description of the call, for the log.
         max_tries (`int`, *optional*, defaults to `8`):
-            Most calls. Pauses double from 1 to 30 seconds, unless the Hub asks for others.
+            Maximum number of calls. Pauses double from 1 to 30 seconds, unless the Hub asks for a different pause.
         token (`str`, *optional*):
             See [`pushing`].
         sleep (`Callable[[float], None]`, *optional*, defaults to `time.sleep`):
-            How to wait.
+            Function that waits for a number of seconds.
 
     Returns:
-        `Result`: What `attempt` returns.
+        `Result`: Return value of `attempt`.
     """
     for number in range(1, max_tries):
         try:
@@ -127,37 +128,37 @@ def retry(
             if not may_pass(error) or pause > MAX_PAUSE:
                 raise
             logger.warning(
-                f"{what}: {_say(error, token)}. Trying again in {pause} s (try {number + 1} of {max_tries})."
+                f"{what}: {_say(error, token)}. Retrying in {pause} s (attempt {number + 1} of {max_tries})."
             )
             sleep(pause)
     return attempt()
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an error is one of a push. A `RuntimeError` can be anything."""
+    """Return whether an error comes from a push. A `RuntimeError` can come from anything."""
     return not isinstance(error, RuntimeError) or str(error).startswith("Error while uploading")
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same request can succeed a moment later."""
+    """Return whether the same request may succeed later."""
     if not is_fault(error) or isinstance(error, (OfflineModeIsEnabled, LocalTokenNotFoundError)):
         return False
-    if isinstance(error, RemoteEntryNotFoundError):  # a file to delete is gone: another push was there first
+    if isinstance(error, RemoteEntryNotFoundError):  # another push has deleted the file first
         return True
     status = status_of(error)
     return status is None or status in PASSING or status >= 500
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of an error or of what caused it, `None` if there was no answer."""
+    """Return the HTTP status of an error or of its cause, or `None` if there was no answer."""
     if (response := _response_of(error)) is not None:
         return response.status_code
-    found = re.search(r"HTTP status (?:client|server) error \((\d{3})", str(error))  # the words of hf_xet
+    found = re.search(r"HTTP status (?:client|server) error \((\d{3})", str(error))  # message of hf_xet
     return int(found[1]) if found else None
 
 
 def asked_pause(error: BaseException) -> int | None:
-    """The seconds after which the Hub wants to be asked again, if it says so."""
+    """Return the number of seconds that the Hub asks to wait, if it does."""
     response = _response_of(error)
     if response is None:
         return None
@@ -177,39 +178,39 @@ def _response_of(error: BaseException | None):
 
 
 def _say(error: BaseException, token: str | None) -> str:
-    """An error and its causes, on one line, without secrets."""
+    """Return an error and its causes on one line, without secrets."""
     causes = [error]
     while causes[-1].__cause__ is not None and not isinstance(causes[-1], HfHubHTTPError):
         causes.append(causes[-1].__cause__)
     said = [" ".join(f"{type(cause).__name__}: {cause}".split()).rstrip(".") for cause in causes]
     if isinstance(error, json.JSONDecodeError):
-        said = ["the Hub, or a gateway before it, answered with something that is no JSON"]
-    text = _scrub(", because of ".join(dict.fromkeys(said)), token)  # whole: half a token is not recognised
+        said = ["the answer of the Hub, or of a gateway, is not JSON"]
+    text = _scrub(", because of ".join(dict.fromkeys(said)), token)  # before cutting, which could split a token
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
 def _remedy(error: BaseException, repo_id: str, token: str | None) -> str:
     status = status_of(error)
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set. Unset it to push; everything local works with it."
+        return "HF_HUB_OFFLINE is set. Unset it to push."
     if isinstance(error, LocalTokenNotFoundError):
         return _identity(token)
     if isinstance(error, RevisionNotFoundError):
-        return "There is no such branch. Name another, or create it."
+        return "The branch does not exist. Create it, or use another."
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
-        return f"{_identity(token)} Is the name {repo_id} right, and may you write there?"
+        return f"{_identity(token)} Check that the name {repo_id} is correct and that you have write access."
     if status in (409, 412):
-        return "Others push to it at the same time. Push again when they are done."
+        return "Another push to the repository is in progress. Push again when it is done."
     if status == 429:
         asked = asked_pause(error)
-        return f"The Hub limits how often it is asked. Push again in {'an hour' if asked is None else f'{asked} s'}."
+        return f"The rate limit of the Hub was reached. Push again in {'an hour' if asked is None else f'{asked} s'}."
     if may_pass(error):
-        return "Push again later: what has arrived is not sent again."
-    return "The Hub refuses what was sent; its words say why."
+        return "Push again later. Files that were uploaded are not sent again."
+    return "The Hub rejected the push for the reason above."
 
 
 def _identity(token: str | None) -> str:
-    """Who a push comes from, and what is wrong with that. The token itself is not told."""
+    """Describe the token of a push, without the token itself: where it comes from, whose it is, and what it lacks."""
     origin = _origin(token)
     if origin is None:
         return f"No token was found. Log in with `hf auth login`, or set HF_TOKEN ({_settings()})."
@@ -217,18 +218,20 @@ def _identity(token: str | None) -> str:
         user = HfApi().whoami(token=token)
     except (*FAULTS, OSError) as error:
         if status_of(error) == 401:
-            return f"The Hub does not know the token from {origin}. Make a new one at {_settings()}."
-        return f"The token is that from {origin}; whose it is could not be asked."
+            return f"The token from {origin} is not valid. Create a new one at {_settings()}."
+        return f"The token comes from {origin}. Its owner could not be determined."
     role = user.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        return f"The token from {origin}, of {user['name']}, may only read. Make one that may write at {_settings()}."
+        return (
+            f"The token from {origin}, of {user['name']}, is read-only. Create one with write access at {_settings()}."
+        )
     if role == "fineGrained":
         return (
-            f"The token from {origin}, of {user['name']}, is fine-grained and lacks a permission: to create repositories, or to "
+            f"The token from {origin}, of {user['name']}, is fine-grained and lacks the permission to create repositories or to "
             f"write to this one. Add it at {_settings()}."
         )
     names = ", ".join([user["name"], *(org["name"] for org in user.get("orgs", []))])
-    return f"The token from {origin} is that of {user['name']}, who pushes to names that begin with one of: {names}."
+    return f"The token from {origin} belongs to {user['name']}, who can push to these namespaces: {names}."
 
 
 def _origin(token: str | None) -> str | None:
@@ -247,7 +250,7 @@ def _settings() -> str:
 
 
 def _scrub(text: str, token: str | None) -> str:
-    """The text without the token in use, without what looks like one, and without the signatures of signed addresses."""
+    """Remove tokens, and signatures of signed URLs, from a text."""
     text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1", text)
     for secret in filter(None, (token, token and token.strip(), get_token())):
         text = text.replace(secret, "<token>")

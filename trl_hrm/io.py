@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all, files of JSON lines that survive a kill, and settings of folders."""
+"""Atomic file writes, JSON Lines files that survive a killed process, and comparison of saved settings."""
 
 import errno
 import json
@@ -14,11 +14,12 @@ from filelock import FileLock, Timeout
 @contextmanager
 def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """
-    A file to write that takes the place of `path` at the end of the block. After an error nothing is left of it.
+    Context manager that writes a file atomically. The file replaces `path` at the end of the block, and is discarded
+    after an error.
 
     Args:
         path (`str` or `Path`):
-            File to make or to replace. Its folder exists.
+            File to create or replace, in an existing folder.
         mode (`str`, *optional*, defaults to `"w"`):
             `"w"` for text in UTF-8, `"wb"` for bytes.
     """
@@ -36,18 +37,18 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """
-    Compare the settings that a folder was started with and the settings that are asked for.
+    List the differences between the saved settings of a folder and new settings.
 
     Args:
         found (`dict[str, Any]`):
-            JSON object with the settings of the folder.
+            JSON object with the saved settings.
         asked (`dict[str, Any]`):
-            JSON object with the settings that are asked for.
+            JSON object with the new settings.
         ignored (`Collection[str]`, *optional*):
-            Names that may differ.
+            Names of settings that may differ.
 
     Returns:
-        `list[str]`: For each setting that differs its name and both values, for an error message.
+        `list[str]`: Name and both values of each setting that differs, for an error message.
 
     Example:
 
@@ -70,33 +71,33 @@ def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Coll
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as JSON, to a file that is there whole or not at all."""
+    """Write a value as JSON. The file is written atomically."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 class AppendedLines:
     """
-    A file of JSON lines that is open for appending, by one process at a time.
+    A JSON Lines file opened for appending, by one process at a time.
 
-    Lines are written without a buffer, so that a killed process loses at most the line that it was writing. Such a torn line
-    is dropped when the file is opened again.
+    Lines are written without a buffer, so a killed process loses at most the line that it was writing. An incomplete
+    last line is removed when the file is opened again.
 
-    The lock is a hidden file next to it, which is removed on [`AppendedLines.close`]. A process that is killed leaves it
-    behind, unlocked.
+    The lock is a hidden file next to it, which [`AppendedLines.close`] removes. A killed process leaves the lock file
+    behind, but unlocked.
 
     Args:
         path (`str` or `Path`):
-            The file. It is created if it does not exist.
+            File to open. It is created if it does not exist.
 
     Attributes:
         size (`int`):
-            Number of bytes of the file, which ends with a whole line.
+            Size of the file in bytes. The file always ends with a complete line.
         torn (`int`):
-            Number of bytes that were dropped when the file was opened.
+            Number of bytes that were removed when the file was opened.
 
     Raises:
-        `BlockingIOError`: If another process has the file open.
+        `BlockingIOError`: If another process has opened the file.
     """
 
     def __init__(self, path: str | Path):
@@ -107,7 +108,7 @@ class AppendedLines:
         except Timeout as error:
             raise BlockingIOError(
                 errno.EAGAIN,
-                f"{self.path}: another process writes to this file. Wait for it or stop it, or use another shard or another "
+                f"{self.path}: another process is writing to this file. Wait for it or stop it, or use another shard or another "
                 "--output_dir",
             ) from error
         self._file = open(self.path, "ab", buffering=0)
@@ -118,10 +119,11 @@ class AppendedLines:
 
     def append(self, value: Any) -> bytes:
         """
-        Write a value as one line, and return the line.
+        Append a value as one line, and return the line.
 
         Raises:
-            `OSError`: If it cannot be written, for example because the disk is full. The file then ends with the line before.
+            `OSError`: If the line cannot be written, for example because the disk is full. Nothing of the line is
+            kept.
         """
         line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
         try:
@@ -132,8 +134,8 @@ class AppendedLines:
             self._file.truncate(self.size)
             raise OSError(
                 error.errno,
-                f"{self.path}: a line could not be written ({error.strerror}). All lines before it are complete. Free some "
-                "space and start the same command again to resume",
+                f"{self.path}: a line could not be written ({error.strerror}). All earlier lines are complete. Free some disk "
+                "space and run the same command again to resume",
             ) from error
         self.size += len(line)
         return line
@@ -160,7 +162,7 @@ class AppendedLines:
 
 
 def _end_of_last_line(path: Path, block: int = 1 << 16) -> int:
-    """Number of bytes up to the last line break, found from the end of the file."""
+    """Return the number of bytes up to the last line break, searching backwards."""
     with open(path, "rb") as file:
         start, found = file.seek(0, os.SEEK_END), -1
         while start and found < 0:

@@ -1,4 +1,4 @@
-"""KL divergence between a policy and its reference: per token, per sequence, scaled. No `[T, V]` tensor is made."""
+"""KL divergence between a policy and its reference model, per token and per sequence, without a `[T, V]` tensor."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -11,18 +11,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ._compat import ChunkedDivergenceFunction, chunked_divergence, trainer_utils, use_triton
 
 
-# TRL's kernels work on tiles of 4,096 tokens x 32,768 logits. Triton folds them in place; elsewhere each comes with some ten
-# temporaries of its size, 0.5 GB each. Narrow ones stay in the processor's cache: half the time, a tenth of the memory.
+# TRL's kernels use tiles of 4,096 tokens x 32,768 logits. Without Triton, each tile needs about ten temporary tensors
+# of 0.5 GB. Narrow tiles stay in the CPU cache, and take half the time and a tenth of the memory.
 LOGITS_PER_TILE = 512
 
-DIRECTIONS = {"forward": 0.0, "reverse": 1.0}  # as TRL's kernel calls KL(ref || policy) and KL(policy || ref)
+DIRECTIONS = {"forward": 0.0, "reverse": 1.0}  # `beta` of TRL's kernel for KL(ref || policy) and KL(policy || ref)
 SCALINGS = ("log1p", "none")
 REDUCTIONS = ("sum", "token_mean")
 
 
 class LMHead(NamedTuple):
     """
-    What makes logits of last hidden states: `softcap(logit_scale * (hidden @ weight.T + bias))`.
+    Parameters that map last hidden states to logits: `softcap(logit_scale * (hidden @ weight.T + bias))`.
 
     Args:
         weight (`torch.Tensor`):
@@ -32,7 +32,7 @@ class LMHead(NamedTuple):
         logit_scale (`float`, *optional*, defaults to `1.0`):
             Multiplier of the logits.
         softcap (`float`, *optional*):
-            If set, logits are `softcap * tanh(logits / softcap)`.
+            If set, logits are transformed to `softcap * tanh(logits / softcap)`.
     """
 
     weight: torch.Tensor
@@ -42,7 +42,7 @@ class LMHead(NamedTuple):
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "LMHead":
-        """The head of a causal language model, gathered if FSDP2 has it in shards."""
+        """Return the head of a causal language model. Weights sharded by FSDP2 are gathered."""
         head = model.get_output_embeddings()
         weight, bias = (
             tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in (head.weight, head.bias)
@@ -52,7 +52,7 @@ class LMHead(NamedTuple):
 
 
 def _logit_scale(config: PretrainedConfig) -> float:
-    """The multiplier of the logits, which each family of models calls by another name."""
+    """Return the multiplier of the logits, whose name depends on the model family."""
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(config, name, None) is not None:
             return getattr(config, name)
@@ -66,7 +66,8 @@ def token_kl(
     hidden: torch.Tensor, head: LMHead, ref_hidden: torch.Tensor, ref_head: LMHead, direction: str = "forward"
 ) -> torch.Tensor:
     r"""
-    KL divergence of the next-token distributions of policy and reference, in nats. The gradient flows to the policy.
+    Compute the KL divergence of the next-token distributions of policy and reference model, in nats. Only the policy
+    gets gradients.
 
     | direction | value |
     |---|---|
@@ -79,9 +80,9 @@ def token_kl(
         head ([`LMHead`]):
             Head of the policy.
         ref_hidden (`torch.Tensor`):
-            Last hidden states of the reference at the same tokens, shape `(N, H_ref)`.
+            Last hidden states of the reference model at the same tokens, shape `(N, H_ref)`.
         ref_head ([`LMHead`]):
-            Head of the reference.
+            Head of the reference model.
         direction (`str`, *optional*, defaults to `"forward"`):
             `"forward"` or `"reverse"`.
 
@@ -89,11 +90,11 @@ def token_kl(
         `torch.Tensor`: Shape `(N,)`, float32.
 
     Raises:
-        `ValueError`: If policy and reference have not the same number of tokens.
+        `ValueError`: If policy and reference model have different numbers of tokens.
     """
     if len(ref_hidden) != len(hidden):
         raise ValueError(
-            f"The reference has states of {len(ref_hidden)} tokens, the policy of {len(hidden)}. With precomputed states, a "
+            f"The reference model has states of {len(ref_hidden)} tokens, but the policy of {len(hidden)}. With precomputed states, the "
             "data collator must not change which tokens are trained on."
         )
     divergence = ChunkedDivergenceFunction if use_triton(hidden.device) else _DivergenceInNarrowTiles
@@ -115,7 +116,7 @@ def token_kl(
 
 
 class _DivergenceInNarrowTiles(ChunkedDivergenceFunction):
-    """TRL's function with fewer logits in a tile."""
+    """TRL's function with fewer logits per tile."""
 
     @staticmethod
     def forward(ctx, *args):
@@ -129,30 +130,31 @@ class _DivergenceInNarrowTiles(ChunkedDivergenceFunction):
 
 
 def narrow_lm_head(device: torch.device) -> AbstractContextManager:
-    """While a model with TRL's fused LM head is called: the same tiles for its language-model loss."""
+    """Context manager that uses the same tiles for the language modeling loss of TRL's fused LM head."""
     if use_triton(device):
         return nullcontext()
     return patch.object(trainer_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", LOGITS_PER_TILE)
 
 
 def trained_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """Where the next token is trained on, shape `(B, L - 1)` for labels `(B, L)` that ignore tokens as -100."""
+    """Return where the next token is trained on, shape `(B, L - 1)` for labels `(B, L)` with -100 for ignored tokens."""
     return labels[:, 1:] != -100
 
 
 def trained_sequences(labels: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
     """
-    For each trained token, in row-major order, the number of its sequence. Sequences without a trained token have none.
+    Return the sequence index of each trained token, in row-major order. Sequences without a trained token are not
+    counted.
 
     Args:
         labels (`torch.Tensor`):
-            Labels, -100 where ignored, shape `(B, L)`.
+            Labels with -100 for ignored tokens, shape `(B, L)`.
         position_ids (`torch.Tensor`, *optional*):
-            Positions, for rows that hold several sequences: each begins at position 0. Shape `(B, L)`. By default a row is a
-            sequence.
+            Positions, shape `(B, L)`, for rows with several packed sequences, which each start at position 0. By
+            default, each row is one sequence.
 
     Returns:
-        `torch.Tensor`: Numbers from 0 without gaps, shape `(N,)`.
+        `torch.Tensor`: Indices from 0 without gaps, shape `(N,)`.
     """
     if position_ids is None:
         numbers = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
@@ -163,15 +165,15 @@ def trained_sequences(labels: torch.Tensor, position_ids: torch.Tensor | None = 
 
 def sequence_kl(kl: torch.Tensor, sequences: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
     """
-    KL divergence of each sequence.
+    Reduce token KL divergences to one value per sequence.
 
     Args:
         kl (`torch.Tensor`):
-            Per token, shape `(N,)`.
+            KL divergence of each token, shape `(N,)`.
         sequences (`torch.Tensor`):
-            Sequence of each token, from 0 without gaps, shape `(N,)`. See [`trained_sequences`].
+            Sequence index of each token, shape `(N,)`. See [`trained_sequences`].
         reduction (`str`, *optional*, defaults to `"sum"`):
-            `"sum"` over the tokens of the sequence, as in the HRM paper, or their mean: `"token_mean"`.
+            `"sum"` over the tokens of the sequence, as in the HRM paper, or `"token_mean"`.
 
     Returns:
         `torch.Tensor`: Shape `(S,)`.
@@ -183,8 +185,8 @@ def sequence_kl(kl: torch.Tensor, sequences: torch.Tensor, reduction: str = "sum
 
 def scaled_kl(kl: torch.Tensor, scaling: str = "log1p") -> torch.Tensor:
     r"""
-    The term of the objective that a sequence's KL becomes: ln(1 + KL)
-    ([HRM](https://huggingface.co/papers/2503.13551), section 3.3), or KL itself with `scaling="none"`. The logarithm scales
+    Return the KL term of the objective for each sequence: ln(1 + KL) with `scaling="log1p"`
+    ([HRM](https://huggingface.co/papers/2503.13551), section 3.3), or KL with `scaling="none"`. The logarithm scales
     the gradient of KL by 1 / (1 + KL).
     """
     return torch.log1p(kl) if scaling == "log1p" else kl

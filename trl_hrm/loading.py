@@ -1,4 +1,4 @@
-"""Load step reward models. A checkpoint whose weights do not fit its head is refused: the missing ones would be random."""
+"""Load step reward models, and refuse checkpoints whose weights do not fit: missing weights would be random."""
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -25,17 +25,20 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _LM_HEADS = ("lm_head.", "embed_out.")  # output embeddings of causal language models, as transformers names them
-_PEFT_PREFIX = "base_model.model."  # in front of the names of weights in an adapter's files
+_PEFT_PREFIX = "base_model.model."  # of weight names in adapter files
 
 
 def list_misfits(
     missing: Iterable[str], unexpected: Iterable[str] = (), mismatched: Mapping[str, tuple] = MappingProxyType({})
 ) -> str:
-    """Name the first few weights of each kind and count the others, for errors. Mismatched are (found, expected) shapes."""
+    """
+    Return the first few weights of each kind and the number of the others, for error messages. `mismatched` maps names
+    to (found, expected) shapes.
+    """
     kinds = {
         "missing": [f"`{name}`" for name in sorted(missing)],
         "unexpected": [f"`{name}`" for name in sorted(unexpected)],
-        "with another shape": [
+        "with a different shape": [
             f"`{name}` {has}, expected {needs}" for name, (has, needs) in sorted(mismatched.items())
         ],
     }
@@ -53,10 +56,10 @@ class WeightFit:
 
     Args:
         model_name (`str`): Class of the model.
-        head (`frozenset[str]`): Names of the weights of its head: all outside of the body.
-        missing (`frozenset[str]`): Names of weights that the checkpoint lacks. They are newly initialized.
-        unexpected (`frozenset[str]`): Names in the checkpoint that the model does not have. They are ignored.
-        mismatched (`dict[str, tuple]`): Shapes in the checkpoint and in the model, where they differ.
+        head (`frozenset[str]`): Weights of its head, which are all weights outside the body.
+        missing (`frozenset[str]`): Weights that the checkpoint does not have. They are newly initialized.
+        unexpected (`frozenset[str]`): Weights in the checkpoint that the model does not have. They are ignored.
+        mismatched (`dict[str, tuple]`): Shape in the checkpoint and shape in the model of each weight where they differ.
         body_prefix (`str`): Prefix of the names of the body's weights.
     """
 
@@ -69,7 +72,7 @@ class WeightFit:
 
     @classmethod
     def of(cls, model: PreTrainedModel, info: dict[str, Any]) -> "WeightFit":
-        """Read what `from_pretrained(..., output_loading_info=True)` returns."""
+        """Create from the loading info that `from_pretrained(..., output_loading_info=True)` returns."""
         prefix = f"{model.base_model_prefix}."
         return cls(
             type(model).__name__,
@@ -82,29 +85,29 @@ class WeightFit:
 
     @property
     def random(self) -> frozenset[str]:
-        """Names of the weights that do not come from the checkpoint."""
+        """Weights that do not come from the checkpoint."""
         return self.missing | self.mismatched.keys()
 
     @property
     def other_heads(self) -> frozenset[str]:
-        """Names of weights of other heads in the checkpoint. The output embeddings of a language model are not counted."""
+        """Weights of other heads in the checkpoint, except the output embeddings of a language model."""
         return frozenset(name for name in self.unexpected if not name.startswith((self.body_prefix, *_LM_HEADS)))
 
     def refuse(self, name: str, step_format: StepFormat, remedy: str = "") -> None:
-        """Raise `ValueError` if any weight does not fit. The message names weights and remedy; `remedy` is added to it."""
+        """Raise `ValueError` if any weight does not fit. The message names the weights and what to do, then `remedy`."""
         if not (self.random or self.unexpected):
             return
         raise ValueError(
             f"{name}: the weights do not fit {self.model_name} with head {step_format.head!r}: "
-            f"{list_misfits(self.missing, self.unexpected, self.mismatched)}. A weight that is not in the checkpoint would "
-            f"be random, and so would every score. {self._remedy(step_format)}{remedy}"
+            f"{list_misfits(self.missing, self.unexpected, self.mismatched)}. Weights that are not in the checkpoint would "
+            f"be random, and so would the scores. {self._remedy(step_format)}{remedy}"
         )
 
     def _remedy(self, step_format: StepFormat) -> str:
         random = self.random & self.head
         if step_format.head == "lm" and self.other_heads:
             return (
-                'It has another head. If it is a token classifier, set `head` of the step format to "classification" or '
+                'It has a different head. If it is a token classifier, set `head` of the step format to "classification" or '
                 '"regression". Other heads are not supported.'
             )
         if step_format.head != "lm" and self.mismatched.keys() & self.head:
@@ -114,15 +117,15 @@ class WeightFit:
             )
         if step_format.head != "lm" and (self.other_heads or self.head > random > frozenset()):
             return (
-                "Its head is not one of this package's, which are a linear layer with bias of a token classifier, or the "
-                "output embeddings of a causal language model. Pass a checkpoint that HRMRewardTrainer saved."
+                "Its head is not supported. Supported heads are the linear layer with bias of a token classifier, and the "
+                "output embeddings of a causal language model. Pass a checkpoint saved by HRMRewardTrainer."
             )
         if step_format.head != "lm" and random:
             return (
-                "It has no trained head: it is a base model, or a causal language model. Pass a checkpoint that "
-                'HRMRewardTrainer saved. If it judges by label tokens, set `head` of the step format to "lm".'
+                "It has no trained head: it is a base model or a causal language model. Pass a checkpoint saved by "
+                'HRMRewardTrainer. If it predicts label tokens, set `head` of the step format to "lm".'
             )
-        return "Files are missing or damaged, or config.json describes another model. Download or save it again."
+        return "Files are missing or damaged, or config.json describes a different model. Download or save it again."
 
 
 def load_reward_model(
@@ -133,25 +136,26 @@ def load_reward_model(
     **kwargs: Any,
 ) -> "PreTrainedModel | PeftModel":
     """
-    Load a trained step reward model, or a PEFT adapter of one with its base model.
+    Load a trained step reward model, or a PEFT adapter with its base model.
 
     Args:
         path_or_repo (`str`):
-            Folder or Hub repository with the model or the adapter.
+            Folder or Hub repository of the model or the adapter.
         step_format ([`StepFormat`]):
-            Format it was trained with.
+            Format that it was trained with.
         revision (`str`, *optional*):
             Revision of the repository.
         is_trainable (`bool`, *optional*, defaults to `False`):
-            Whether an adapter is loaded for training.
+            Whether to load an adapter for training.
         kwargs:
             Passed to `from_pretrained` of the model.
 
     Raises:
-        `ValueError`: If weights are missing, unexpected or of another shape. The message names them and the remedy.
+        `ValueError`: If weights are missing, unexpected or have a different shape. The message names them and says
+        what to do.
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is None:
-        with _held_load_report():  # what it says becomes an error
+        with _held_load_report():  # a misfit raises an error instead
             model, fit = _load(path_or_repo, step_format, revision=revision, **kwargs)
         fit.refuse(path_or_repo, step_format)
         return model
@@ -161,20 +165,20 @@ def load_reward_model(
 
     adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
     brought = load_peft_weights(path_or_repo, device="cpu", revision=revision)
-    kwargs = {"revision": adapter.revision, **kwargs}  # of the base model
+    kwargs = {"revision": adapter.revision, **kwargs}  # `revision` of the base model
     with _held_load_report() as reports:
         model, fit = _load(adapter.base_model_name_or_path, step_format, **kwargs)
     _refuse_base(fit, adapter.base_model_name_or_path, path_or_repo, brought, step_format)
-    if any(name.startswith(fit.body_prefix) for name in fit.unexpected):  # not about the head alone
+    if any(name.startswith(fit.body_prefix) for name in fit.unexpected):  # not only about the head
         _log_again(reports)
     try:
         model = PeftModel.from_pretrained(model, path_or_repo, revision=revision, is_trainable=is_trainable)
-    except KeyError as error:  # the name of a weight of `modules_to_save` that the files do not have
+    except KeyError as error:  # a weight of `modules_to_save` is missing in the files
         _refuse_adapter(path_or_repo, error.args)
     except RuntimeError as error:
         raise ValueError(
             f"{path_or_repo}: the weights of the adapter do not fit its base model: {' '.join(str(error).split())} Set `head` "
-            "of the step format to the head it was trained with, and check its base model."
+            "of the step format to the head that it was trained with, and check its base model."
         ) from error
     check_adapter(model, path_or_repo, revision)
     return model
@@ -182,13 +186,13 @@ def load_reward_model(
 
 def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, bool]:
     """
-    Load a model to train a step reward model from.
+    Load the model to start the training of a step reward model from.
 
     Args:
         path_or_repo (`str`):
             Folder or Hub repository of a base model, which gets a new head, or of a model with a trained head.
         step_format ([`StepFormat`]):
-            Format it will be trained with.
+            Format that it will be trained with.
         kwargs:
             Passed to `from_pretrained` of the model.
 
@@ -196,7 +200,8 @@ def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
         `tuple[PreTrainedModel, bool]`: The model, and whether its head is newly initialized.
 
     Raises:
-        `ValueError`: If weights of the body are missing, or if the checkpoint has a part of the head or another head.
+        `ValueError`: If weights of the body are missing, or if the checkpoint has only part of the head or a different
+        head.
     """
     with _held_load_report() as reports:
         model, fit = _load(path_or_repo, step_format, **kwargs)
@@ -206,7 +211,7 @@ def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
         if fit.random <= (frozenset() if step_format.head == "lm" else fit.head):
             remedy = (
                 f" To train a new head on its body, load it with `{model_class(step_format).__name__}.from_pretrained` and "
-                "pass the model itself."
+                "pass the model object."
             )
         fit.refuse(path_or_repo, step_format, remedy)
     _log_again(reports)
@@ -217,24 +222,25 @@ def check_checkpoint(
     path_or_repo: str, step_format: StepFormat, revision: str | None = None, trust_remote_code: bool = False
 ) -> bool:
     """
-    Refuse a checkpoint whose weights do not fit the head, without loading it.
+    Check that the weights of a checkpoint fit the head, without loading the model.
 
-    The names and shapes of its tensors are read from the headers of its safetensors files, in the folder, in the cache or
-    on the Hub. Of an adapter, the names of its weights are checked against the files of its base model.
+    The names and shapes of the weights are read from the headers of the safetensors files, in the folder, in the cache
+    or on the Hub. For an adapter, its weights are checked together with the files of its base model.
 
     Args:
         path_or_repo (`str`):
-            Folder or Hub repository with the model or the adapter.
+            Folder or Hub repository of the model or the adapter.
         step_format ([`StepFormat`]):
-            Format it was trained with.
+            Format that it was trained with.
         revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Passed on when its configuration is loaded.
+            Passed to `from_pretrained` of its configuration.
 
     Returns:
         `bool`: Whether it was checked. `False` if no safetensors files can be read.
 
     Raises:
-        `ValueError`: If weights are missing, unexpected or of another shape. The message names them and the remedy.
+        `ValueError`: If weights are missing, unexpected or have a different shape. The message names them and says
+        what to do.
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is None:
         fit = _fit_of_files(path_or_repo, step_format, revision, trust_remote_code)
@@ -255,19 +261,19 @@ def check_checkpoint(
 def _fit_of_files(
     path_or_repo: str, step_format: StepFormat, revision: str | None, trust_remote_code: bool
 ) -> WeightFit | None:
-    """Match the tensors in the safetensors files of a checkpoint to the model. Return `None` if no such files can be read."""
+    """Match the safetensors files of a checkpoint with the model. Return `None` if no such files can be read."""
     shapes = _tensor_shapes(path_or_repo, revision)
     if shapes is None:
         return None
     config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
     quantized = getattr(config, "quantization_config", None) is not None
     if quantized:
-        del config.quantization_config  # loading with it needs the library that quantized the model
+        del config.quantization_config  # using it requires the quantization library
     if step_format.head != "lm":
         config.num_labels = num_labels(step_format)
     with torch.device("meta"):
         model = model_class(step_format).from_config(config, trust_remote_code=trust_remote_code)
-    # transformers itself matches the names, which differ between files and models of some architectures
+    # Let transformers match the names: for some architectures they differ between the files and the model
     with _held_load_report():
         model, info = type(model).from_pretrained(
             None,
@@ -280,7 +286,7 @@ def _fit_of_files(
     fit = WeightFit.of(model, info)
     if not quantized:
         return fit
-    return replace(  # the weights of its body have other names and shapes
+    return replace(  # quantized weights of the body have different names and shapes
         fit,
         missing=fit.missing & fit.head,
         unexpected=fit.other_heads,
@@ -290,7 +296,7 @@ def _fit_of_files(
 
 def check_adapter(model: "PeftModel", path_or_repo: str, revision: str | None = None) -> None:
     """
-    Refuse an adapter whose files lack weights of the adapter, or have others.
+    Check that the files of an adapter contain all weights of the adapter and no others.
 
     Args:
         model ([`~peft.PeftModel`]):
@@ -301,14 +307,14 @@ def check_adapter(model: "PeftModel", path_or_repo: str, revision: str | None = 
             Revision of the repository.
 
     Raises:
-        `ValueError`: If weights are missing or unexpected. The message names them and the remedy.
+        `ValueError`: If weights are missing or unexpected. The message names them and says what to do.
     """
     from peft import get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
     expected = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
     found = load_peft_weights(path_or_repo, device="cpu", revision=revision).keys()
-    # An adapter's files may also hold whole layers of the model, such as resized embeddings
+    # The files of an adapter may also contain whole layers of the model, such as resized embeddings
     others = {name for name, _ in model.named_parameters()}
     _refuse_adapter(path_or_repo, expected - found, found - expected - others)
 
@@ -316,17 +322,17 @@ def check_adapter(model: "PeftModel", path_or_repo: str, revision: str | None = 
 def _refuse_adapter(name: str, missing: Collection[str], unexpected: Collection[str] = ()) -> None:
     if missing or unexpected:
         raise ValueError(
-            f"{name}: the weights of the adapter do not fit: {list_misfits(missing, unexpected)}. A weight that is not in "
-            "the files would be random, and so would every score. Set `head` of the step format to the head it was trained "
-            "with. An adapter of a token classifier must bring its head: save it with "
-            '`task_type="TOKEN_CLS"` or `modules_to_save` in its PEFT configuration, as HRMRewardTrainer does.'
+            f"{name}: the weights of the adapter do not fit: {list_misfits(missing, unexpected)}. Weights that are not in the "
+            "files would be random, and so would the scores. Set `head` of the step format to the head that it was trained "
+            'with. An adapter of a token classifier must contain the head: set `task_type="TOKEN_CLS"` or `modules_to_save` '
+            "in its PEFT configuration, as HRMRewardTrainer does."
         )
 
 
 def _refuse_base(
     fit: WeightFit, base_name: str, adapter_name: str, brought: dict[str, torch.Tensor], step_format: StepFormat
 ) -> None:
-    """Refuse the base model of an adapter if weights are random that the adapter does not bring."""
+    """Raise `ValueError` if weights are neither in the base model nor in the adapter."""
     if not fit.random <= fit.head:
         fit.refuse(base_name, step_format)
     _refuse_adapter(adapter_name, {_PEFT_PREFIX + name for name in fit.random} - brought.keys())
@@ -335,20 +341,18 @@ def _refuse_base(
 def _load(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
     if step_format.head != "lm":
         kwargs = {"num_labels": num_labels(step_format), **kwargs}
-    # Mismatched sizes that are ignored are reported with the others
+    # Ignore mismatched sizes here, so that they are reported together with missing and unexpected weights
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         model, info = create_model_from_path(path_or_repo, model_class(step_format), **kwargs)
     except SafetensorError as error:
-        raise ValueError(
-            f"{path_or_repo}: a file of weights is damaged ({error}). Download or save it again."
-        ) from error
+        raise ValueError(f"{path_or_repo}: a weights file is damaged ({error}). Download or save it again.") from error
     return model, WeightFit.of(model, info)
 
 
 @contextmanager
 def _held_load_report() -> Iterator[list[logging.LogRecord]]:
-    """Hold back what transformers logs about missing weights ("newly initialized"). [`_log_again`] logs it."""
+    """Hold back the load report of transformers ("newly initialized" weights). [`_log_again`] logs it later."""
     reports: list[logging.LogRecord] = []
 
     def hold(record: logging.LogRecord) -> bool:
@@ -371,15 +375,13 @@ def _log_again(reports: list[logging.LogRecord]) -> None:
 
 
 def _tensor_shapes(path_or_repo: str, revision: str | None) -> dict[str, list[int]] | None:
-    """Read the shape of each tensor in the safetensors files of a checkpoint. Return `None` if no such files can be read."""
+    """Return the shape of each tensor in the safetensors files of a checkpoint, or `None` if no such files can be read."""
     is_folder = Path(path_or_repo).is_dir()
     try:
         folder = path_or_repo if is_folder else Path(cached_file(path_or_repo, CONFIG_NAME, revision=revision)).parent
         metadata = get_local_safetensors_metadata(folder)
     except SafetensorsParsingError as error:
-        raise ValueError(
-            f"{path_or_repo}: a file of weights is damaged ({error}). Download or save it again."
-        ) from error
+        raise ValueError(f"{path_or_repo}: a weights file is damaged ({error}). Download or save it again.") from error
     except (NotASafetensorsRepoError, OSError):
         if is_folder:
             return None

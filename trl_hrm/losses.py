@@ -1,4 +1,4 @@
-"""Loss and score of a judged step: pure tensor functions, one definition for training, evaluation and scoring."""
+"""Loss and score of a step, as pure tensor functions shared by training, evaluation and scoring."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from .step_format import StepFormat
 
 def step_loss(logits: torch.Tensor, labels: torch.Tensor, step_format: StepFormat) -> torch.Tensor:
     r"""
-    Loss of each judged step, unreduced.
+    Compute the loss of each step, without reduction.
 
     | head | loss for label y |
     |---|---|
@@ -16,19 +16,19 @@ def step_loss(logits: torch.Tensor, labels: torch.Tensor, step_format: StepForma
     | `regression`, `mse` | (z − y)² |
     | `regression`, `bce` | −y·ln σ(z) − (1−y)·ln(1 − σ(z)) |
 
-    Hard labels are y ∈ {0, 1}; a soft label is used as it is (0.9 trains as 0.9).
+    Hard labels are y ∈ {0, 1}. Soft labels are used directly, without rounding.
 
     Args:
         logits (`torch.Tensor`):
-            Outputs at the step tokens, shape `(..., C)` with C = 2 (0 wrong, 1 correct), or 1 for regression. Any
-            floating dtype; the loss is computed in at least float32.
+            Outputs at the step tokens, shape `(..., C)` with C = 2 (0 wrong, 1 correct), or C = 1 for regression. Any
+            floating-point dtype. The loss is computed in at least float32.
         labels (`torch.Tensor`):
-            Probabilities that the step is correct, shape `(...)`.
+            Probability that each step is correct, shape `(...)`.
         step_format ([`StepFormat`]):
-            Gives the head and the regression loss.
+            Step format with the head and the regression loss.
 
     Returns:
-        `torch.Tensor`: Losses in nats (or squared error), shape `(...)`.
+        `torch.Tensor`: Losses in nats (squared errors for `mse`), shape `(...)`.
     """
     logits = _at_least_float32(logits)
     labels = labels.to(logits.dtype)
@@ -43,13 +43,14 @@ def step_loss(logits: torch.Tensor, labels: torch.Tensor, step_format: StepForma
 
 def step_score(logits: torch.Tensor, step_format: StepFormat) -> torch.Tensor:
     r"""
-    Step score: the probability that the step is correct ([HRM](https://huggingface.co/papers/2503.13551), eq. 2).
+    Compute the score of each step: the probability that it is correct
+    ([HRM](https://huggingface.co/papers/2503.13551), eq. 2).
 
     Args:
         logits (`torch.Tensor`):
             Outputs at the step tokens, shape `(..., C)`. See [`step_loss`].
         step_format ([`StepFormat`]):
-            Gives the head and the regression loss.
+            Step format with the head and the regression loss.
 
     Returns:
         `torch.Tensor`: Scores in `[0, 1]`, shape `(...)`.

@@ -1,4 +1,4 @@
-"""How a problem and its steps become token ids. Training, scoring, evaluation and serving all encode through it."""
+"""Encoding of a problem and its steps to token ids, shared by training, scoring, evaluation and serving."""
 
 import json
 import warnings
@@ -22,51 +22,51 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 STEP_FORMAT_NAME = "step_format.json"
-# Version of `step_format.json`. It changes when a file without some key must be read differently than before
+# Version of `step_format.json`. It increases when the default of a key changes.
 VERSION = 2
-# For each older version, the values of keys missing from its files where today's default is different: a checkpoint keeps
-# the encoding it was trained with. Files without a version are version 1.
+# Defaults of older versions that differ from today's. Keys missing from an older file get these values, so that a
+# checkpoint keeps the encoding it was trained with. Files without a version are version 1.
 OLD_DEFAULTS: dict[int, dict[str, Any]] = {1: {"chat_template_date": None, "sanitize_control_tokens": False}}
 
 
 @dataclass(frozen=True)
 class StepFormat:
     r"""
-    The text contract of a step reward model. It is saved as `step_format.json` next to every checkpoint.
+    How a step reward model encodes a problem and its steps. Saved as `step_format.json` with every checkpoint.
 
-    The prompt and every step are tokenised apart and joined as ids, so that no token crosses a border and a prefix has
-    the same ids whatever follows it. Each step ends with the ids of `step_separator`; the last of them is the *step
-    token*, the only position where a step is labelled and scored.
+    The prompt and each step are tokenized separately and their ids are concatenated. No token spans two steps, and the
+    ids of a prefix do not depend on what follows it. Each step ends with the ids of `step_separator`. The last of
+    these ids is the *step token*, the only position where the step is labelled and scored.
 
     Args:
         prompt_style (`str`, *optional*, defaults to `"plain"`):
             `"plain"`: the BOS token, if the tokenizer has one, then the prompt. `"chat"`: the prompt as a user message
             in the tokenizer's chat template, with the generation prompt.
         system_prompt (`str`, *optional*):
-            System message in front of the user message. Only with `prompt_style="chat"`.
+            System message before the user message. Requires `prompt_style="chat"`.
         step_separator (`str`, *optional*, defaults to `"\n\n"`):
             Text after every step.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
-            Text between the steps of a merged step. It tells a merged step from two single ones, so its ids must
-            differ from those of `step_separator`.
+            Text between the original steps of a merged step. It must not encode to the same ids as `step_separator`.
         head (`str`, *optional*, defaults to `"classification"`):
             `"classification"`: token classification with 2 labels, score `softmax(logits)[1]`
             ([HRM](https://huggingface.co/papers/2503.13551), eq. 2). `"regression"`: token classification with 1
-            label. `"lm"`: causal language model, score the probability of `label_tokens[0]` among the two label
-            tokens at the step token.
+            label. `"lm"`: causal language model, score `p(correct) / (p(correct) + p(wrong))` of the two label tokens
+            at the step token.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
-            Loss of the regression head, which fixes its score too: `"mse"` clips the output to `[0, 1]`, `"bce"` takes
-            its sigmoid. Only read with `head="regression"`.
+            Loss of the regression head. It also determines the score: with `"mse"` the output clipped to `[0, 1]`,
+            with `"bce"` its sigmoid. Only used with `head="regression"`.
         label_tokens (`tuple[str, str]`, *optional*, defaults to `("+", "-")`):
-            Tokens for a correct and a wrong step. Only read with `head="lm"`.
+            Tokens for a correct and a wrong step. Only used with `head="lm"`.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Variables for the chat template, such as `{"enable_thinking": False}`. Only with `prompt_style="chat"`.
+            Variables for the chat template, such as `{"enable_thinking": False}`. Requires `prompt_style="chat"`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
-            Date for chat templates that print today's date. `None`, the default of files of version 1, is the clock: the
-            ids depend on the day, with a warning.
+            Date for chat templates that print today's date. With `None`, the default in files of version 1, the
+            current date is used: the ids change every day, and a warning is given.
         sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
             Whether to encode control tokens in the problem and the steps, such as `<|im_end|>`, as plain text. With
-            `False`, the default of files of version 1, they become tokens, so data can forge turns and step tokens.
+            `False`, the default in files of version 1, they are encoded as control tokens, so that data can fake turns
+            and step tokens.
 
     Example:
 
@@ -93,7 +93,7 @@ class StepFormat:
         for name in ("step_separator", "merge_separator", "system_prompt"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name != "system_prompt"):
-                expected = "a string or nothing" if name == "system_prompt" else "a string"
+                expected = "a string or `None`" if name == "system_prompt" else "a string"
                 raise ValueError(f"StepFormat: `{name}` is {value!r}, expected {expected}.")
         for name, allowed in (
             ("prompt_style", ("plain", "chat")),
@@ -103,20 +103,20 @@ class StepFormat:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"StepFormat: `{name}` is {getattr(self, name)!r}, expected one of {allowed}.")
         if self.system_prompt is not None and self.prompt_style != "chat":
-            raise ValueError('StepFormat: `system_prompt` needs `prompt_style="chat"`; a plain prompt has no roles.')
+            raise ValueError('StepFormat: `system_prompt` needs `prompt_style="chat"`. Plain prompts have no roles.')
         if self.chat_template_kwargs is not None and self.prompt_style != "chat":
             raise ValueError(
-                'StepFormat: `chat_template_kwargs` needs `prompt_style="chat"`; a plain prompt has no chat template.'
+                'StepFormat: `chat_template_kwargs` needs `prompt_style="chat"`. Plain prompts use no chat template.'
             )
         check_chat_template_options(self.chat_template_kwargs, self.chat_template_date)
         if not isinstance(self.sanitize_control_tokens, bool):
             raise ValueError(
                 f"StepFormat: `sanitize_control_tokens` is {self.sanitize_control_tokens!r}, expected true or false."
             )
-        if isinstance(self.label_tokens, list):  # JSON and the command line give lists
+        if isinstance(self.label_tokens, list):  # as JSON and the command line pass it
             object.__setattr__(self, "label_tokens", tuple(self.label_tokens))
         if (
-            not isinstance(self.label_tokens, tuple)  # the string "+-" would be two tokens
+            not isinstance(self.label_tokens, tuple)  # the string "+-" has two elements too
             or not all(isinstance(token, str) for token in self.label_tokens)
             or len(self.label_tokens) != 2
             or self.label_tokens[0] == self.label_tokens[1]
@@ -127,28 +127,29 @@ class StepFormat:
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", merged: bool = False) -> None:
         """
-        Refuse a tokenizer that cannot express this format, and warn if it splits `step_separator`.
+        Check that the tokenizer supports this format. Warn if it encodes `step_separator` to several tokens.
 
         Args:
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                Tokenizer that will encode.
+                Tokenizer to check.
             merged (`bool`, *optional*, defaults to `False`):
-                Whether merged steps will be encoded, so that `merge_separator` is checked too.
+                Whether the data contains merged steps. If `True`, `merge_separator` is checked too.
 
         Raises:
-            `ValueError`: If a separator encodes to nothing or to the unknown token, if both separators encode to the
-            same ids and merged steps are used, if `merge_separator` holds a control token, which in a merged step would be
-            plain text, if the chat template is missing, fails, leaves out the prompt or the system message or has no
-            variable of `chat_template_kwargs`, or if a label token is not one token.
+            `ValueError`: If a separator encodes to nothing or to the unknown token; if the data contains merged steps
+            and both separators encode to the same ids, or `merge_separator` contains a control token; if the chat
+            template is missing, fails, ignores the prompt or the system message, or does not use a variable of
+            `chat_template_kwargs`; or if a label token is not exactly one token.
         """
         step_ids = self._separator_ids(tokenizer, "step_separator")
         if len(step_ids) > 1:
             last = tokenizer.decode(step_ids[-1:])
             warnings.warn(
                 f"StepFormat: the tokenizer encodes `step_separator` {self.step_separator!r} to {len(step_ids)} tokens, "
-                f"and steps are judged at the last, {last!r}, which may also occur inside steps. If the model has a token for "
-                "it, use the tokenizer of the model. To train with it, choose a separator that is one token, or add it "
-                f"with `tokenizer.add_tokens([{self.step_separator!r}], special_tokens=True)` and resize the embeddings.",
+                f"and steps are scored at the last, {last!r}, which may also occur inside steps. If the model was trained "
+                "with a token for the separator, use the model's tokenizer. To train a new model, choose a separator that is "
+                f"one token, or add it with `tokenizer.add_tokens([{self.step_separator!r}], special_tokens=True)` and "
+                "resize the embeddings.",
                 stacklevel=2,
             )
         if merged:
@@ -159,18 +160,18 @@ class StepFormat:
             self.label_token_ids(tokenizer)
 
     def check_merged(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Refuse a tokenizer that cannot tell `merge_separator` from `step_separator`."""
+        """Raise `ValueError` if the tokenizer cannot encode `merge_separator` as text distinct from `step_separator`."""
         step_ids = self._separator_ids(tokenizer, "step_separator")
         if self._separator_ids(tokenizer, "merge_separator") == step_ids:
             raise ValueError(
                 f"StepFormat: `merge_separator` {self.merge_separator!r} and `step_separator` {self.step_separator!r} "
-                f"encode to the same ids {step_ids}. A merged step would be the same text as two single steps, with "
-                "another label. Choose two separators that the tokenizer tells apart."
+                f"encode to the same ids {step_ids}. A merged step could not be distinguished from two single steps. "
+                "Choose two separators with different ids."
             )
         if self.sanitize_control_tokens and find_control_text(tokenizer, self.merge_separator):
             raise ValueError(
-                f"StepFormat: `merge_separator` {self.merge_separator!r} holds a control token. Merged steps are data, in which "
-                "it would be plain text. Choose a separator of ordinary text, or set `sanitize_control_tokens=False`."
+                f"StepFormat: `merge_separator` {self.merge_separator!r} contains a control token, which is encoded as plain "
+                "text inside a merged step. Choose ordinary text, or set `sanitize_control_tokens=False`."
             )
 
     def _check_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -184,15 +185,15 @@ class StepFormat:
         try:
             ids = without_system.encode_prompt(tokenizer, "1+2?")
             other_ids = without_system.encode_prompt(tokenizer, "3+4?")
-        except Exception as error:  # templates raise whatever they like
+        except Exception as error:  # a template can raise any exception
             raise ValueError(
-                f"StepFormat: the chat template of the tokenizer fails with a user message ({error}). Set another "
+                f"StepFormat: the tokenizer's chat template fails for a user message ({error}). Set a different "
                 '`tokenizer.chat_template`, or use `prompt_style="plain"`.'
             ) from error
         if ids == other_ids:
             raise ValueError(
-                "StepFormat: the chat template of the tokenizer leaves out the user message, so every problem has the same "
-                'ids. Set another `tokenizer.chat_template`, or use `prompt_style="plain"`.'
+                "StepFormat: the tokenizer's chat template ignores the user message, so every problem has the same ids. "
+                'Set a different `tokenizer.chat_template`, or use `prompt_style="plain"`.'
             )
         if self.system_prompt is None:
             return
@@ -201,56 +202,56 @@ class StepFormat:
             system_ids = self.encode_prompt(tokenizer, "1+2?")
         except Exception as error:
             raise ValueError(
-                f"StepFormat: the chat template of the tokenizer refuses the system message ({error}). {remedy}"
+                f"StepFormat: the tokenizer's chat template fails for a system message ({error}). {remedy}"
             ) from error
         if system_ids == ids:
             raise ValueError(
-                "StepFormat: the chat template of the tokenizer ignores the system message, so `system_prompt` would have "
-                f"no effect. {remedy}"
+                "StepFormat: the tokenizer's chat template ignores the system message, so `system_prompt` would have no "
+                f"effect. {remedy}"
             )
 
     def _separator_ids(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> list[int]:
         separator = getattr(self, name)
         ids = _encode(tokenizer, separator)
         if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
-            found = "nothing" if not ids else f"{ids}, which holds the unknown token"
+            found = "nothing" if not ids else f"{ids}, which contains the unknown token"
             raise ValueError(
-                f"StepFormat: the tokenizer encodes `{name}` {separator!r} to {found}; a step would have no token of "
-                "its own to be judged at. Choose a separator from the tokenizer's vocabulary. If the tokenizer was loaded from a "
-                "folder, check that its files are there: without them, an empty tokenizer may be loaded."
+                f"StepFormat: the tokenizer encodes `{name}` {separator!r} to {found}. Choose a separator from the "
+                "tokenizer's vocabulary. If the tokenizer was loaded from a folder, check that its files are there: "
+                "without them, transformers may load an empty tokenizer."
             )
         return ids
 
     def label_token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-        """Ids of the wrong and the correct label token, in the order of the classes (0 wrong, 1 correct)."""
+        """Return the ids of the wrong and the correct label token, in the order of the classes (0 wrong, 1 correct)."""
         ids = []
         for token in reversed(self.label_tokens):
             token_ids = _encode(tokenizer, token)
             if len(token_ids) != 1 or token_ids[0] == tokenizer.unk_token_id:
                 raise ValueError(
                     f"StepFormat: label token {token!r} encodes to {token_ids}, expected exactly one known token. "
-                    "Choose other `label_tokens`, or add it to the tokenizer and resize the embeddings."
+                    "Choose different `label_tokens`, or add it to the tokenizer and resize the embeddings."
                 )
             ids += token_ids
         return ids
 
     def merge(self, steps: Sequence[str]) -> str:
-        """Text of the step that is made of consecutive `steps`."""
+        """Return the text of the step that merges `steps`."""
         return self.merge_separator.join(steps)
 
     def find_markers(self, tokenizer: "PreTrainedTokenizerBase", step: str) -> list[str]:
         """
-        Return the control tokens and separators that occur inside a step, where they would forge turns or steps.
+        Return the control tokens and separators inside a step, which could fake turns or steps.
 
-        Tags such as `<think>`, which policies write, are not included. The `step_separator` is included only if it has
-        letters or digits, such as `" ки"`: ordinary text contains white space and punctuation too.
+        Tags that policies write, such as `<think>`, are not included. The `step_separator` is included only if it
+        contains a letter or digit, as `" ки"` does: whitespace and punctuation are normal in a step.
         """
         found = find_control_text(tokenizer, step, tags=False)
         is_marker = any(map(str.isalnum, self.step_separator)) and self.step_separator not in found
         return found + [self.step_separator] * (is_marker and self.step_separator in step)
 
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-        """Ids of the prompt, up to where the first step begins."""
+        """Return the ids of the prompt, up to the first step."""
         if self.prompt_style == "chat":
             if self.sanitize_control_tokens:
                 return encode_around(tokenizer, prompt, lambda text: self._render(tokenizer, text))
@@ -280,11 +281,11 @@ class StepFormat:
             prompt (`str`):
                 The problem.
             steps (`Sequence[str]`):
-                S step texts, in any arrangement: each is encoded alone.
+                Texts of the S steps. Each is encoded separately, so their order does not matter.
 
         Returns:
-            `tuple[list[int], list[list[int]]]`: Ids of the prompt, and S lists of ids, each a step followed by the
-            separator. The last id of each is the step token.
+            `tuple[list[int], list[list[int]]]`: Ids of the prompt, and for each step the ids of its text and the
+            separator. The last id of each step is its step token.
         """
         separator_ids = _encode(tokenizer, self.step_separator)
         step_ids = tokenizer(list(steps), add_special_tokens=False)["input_ids"] if len(steps) else []
@@ -293,7 +294,7 @@ class StepFormat:
         return self.encode_prompt(tokenizer, prompt), [ids + separator_ids for ids in step_ids]
 
     def encode_step(self, tokenizer: "PreTrainedTokenizerBase", step: str) -> list[int]:
-        """Ids of one step and the separator after it, as [`StepFormat.encode`] gives them for several at a time."""
+        """Return the ids of one step and its separator, as [`StepFormat.encode`] does for several steps."""
         return self._encode_data(tokenizer, step) + _encode(tokenizer, self.step_separator)
 
     def to_json(self) -> str:
@@ -301,7 +302,7 @@ class StepFormat:
         return json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False)
 
     def save(self, directory: str | Path) -> None:
-        """Write `step_format.json` into `directory`."""
+        """Save as `step_format.json` in `directory`."""
         (Path(directory) / STEP_FORMAT_NAME).write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod
@@ -311,18 +312,19 @@ class StepFormat:
 
         Args:
             path_or_repo (`str` or `Path`):
-                Folder, or id of a model repository.
+                Path of a folder, or id of a model repository.
             kwargs:
                 Passed to [`~huggingface_hub.hf_hub_download`], for example `revision`.
 
         Raises:
-            `FileNotFoundError`: If there is no `step_format.json`, or no such folder and the Hub cannot be reached.
+            `FileNotFoundError`: If the checkpoint has no `step_format.json`, or if the folder does not exist and the
+            Hub cannot be reached.
             `ValueError`: See [`StepFormat.from_json`].
         """
         path = _find(path_or_repo, **kwargs)
         if path is None:
             raise FileNotFoundError(
-                f"{path_or_repo} has no {STEP_FORMAT_NAME}: how its steps were encoded in training is not known. Pass "
+                f"{path_or_repo} has no {STEP_FORMAT_NAME}, so the encoding used in training is unknown. Pass "
                 "`step_format=StepFormat(...)` (`--step_format FILE` on the command line) with the separators, prompt "
                 "style and head it was trained with."
             )
@@ -330,7 +332,7 @@ class StepFormat:
 
     @classmethod
     def find(cls, path_or_repo: str | Path, **kwargs) -> "StepFormat | None":
-        """Read `step_format.json` as [`StepFormat.from_pretrained`] does. Return `None` if it cannot be found."""
+        """Like [`StepFormat.from_pretrained`], but return `None` if `step_format.json` is missing."""
         try:
             path = _find(path_or_repo, **kwargs)
         except FileNotFoundError:
@@ -342,41 +344,41 @@ class StepFormat:
         """
         Parse the content of a `step_format.json`.
 
-        Missing keys have the default of the version in which the file was written. A file without a `version` was written
-        before there was one: it is version 1.
+        Missing keys get the default of the version that the file was written with. A file without `version` is version
+        1.
 
         Args:
             text (`str` or `bytes`):
                 Content of the file.
             where (`str`, *optional*, defaults to `"step_format.json"`):
-                Name of the file, for errors.
+                Name of the file for error messages.
 
         Raises:
-            `ValueError`: If it is not a JSON object, has unknown or repeated keys or invalid values, or was written by a
-            newer version of this package.
+            `ValueError`: If `text` is not a JSON object, has unknown or duplicate keys or invalid values, or was
+            written by a newer version of this package.
         """
         try:
             values = json.loads(text, object_pairs_hook=_unique_keys)
         except ValueError as error:
-            raise ValueError(f"{where}: expected JSON, as the trainer saves it: {error}.") from error
+            raise ValueError(f"{where}: expected JSON as saved by the trainer: {error}.") from error
         if not isinstance(values, dict):
             raise ValueError(
-                f"{where}: found {json.dumps(values)[:60]}, expected a JSON object, as the trainer saves it."
+                f"{where}: found {json.dumps(values)[:60]}, expected a JSON object as saved by the trainer."
             )
         version = values.pop("version", 1)
         if type(version) is not int or version < 1:
             raise ValueError(f"{where}: `version` is {version!r}, expected a whole number from 1 to {VERSION}.")
         if version > VERSION:
             raise ValueError(
-                f"{where}: `version` is {version}. This trl_hrm reads versions up to {VERSION}. Upgrade it with `pip install "
+                f"{where}: `version` is {version}. This trl_hrm reads versions up to {VERSION}. Upgrade with `pip install "
                 "--upgrade trl-hrm`."
             )
         known = [field.name for field in fields(cls)]
         unknown = sorted(values.keys() - set(known))
         if unknown:
             raise ValueError(
-                f"{where}: unknown keys {unknown}, expected some of {known}. Correct or remove them. If a newer trl_hrm "
-                "wrote the file, upgrade: ignoring a key could change the scores."
+                f"{where}: unknown keys {unknown}. Valid keys are {known}. Correct or remove them, or upgrade trl_hrm if a "
+                "newer version wrote the file."
             )
         try:
             return cls(**(OLD_DEFAULTS.get(version, {}) | values))
@@ -387,7 +389,7 @@ class StepFormat:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"a key occurs twice in {[key for key, _ in pairs]}")
+        raise ValueError(f"found a duplicate key in {[key for key, _ in pairs]}")
     return values
 
 
@@ -408,6 +410,6 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
         return None
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
-            f"{path_or_repo}: there is no such folder, and no such repository in the cache of the Hub, which cannot be reached: "
-            f"{error}"
+            f"{path_or_repo}: this folder does not exist. A Hub repository with this name is not in the cache, and the Hub "
+            f"cannot be reached: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""How well scores agree with labels: accuracy, AUROC, calibration."""
+"""Metrics of scores against labels: accuracy, AUROC, calibration."""
 
 import math
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ METRICS = ("num_steps", "accuracy", "ece", "error_f1", "balanced_accuracy", "aur
 
 def step_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
-    Metrics of step scores against labels. A step counts as correct from 0.5 on, in scores and in labels.
+    Compute metrics of step scores against labels. Scores and labels of at least 0.5 count as correct.
 
     Args:
         scores (`np.ndarray`):
             Step scores in `[0, 1]`, shape `(N,)`.
         labels (`np.ndarray`):
-            Probabilities that the step is correct, shape `(N,)`.
+            Probability that each step is correct, shape `(N,)`.
 
     Returns:
         `dict[str, float]`: `accuracy`; `balanced_accuracy` (mean recall of the two classes); `error_f1` (F1 of the
-        wrong steps); `auroc`; `ece` (see [`expected_calibration_error`]); `num_steps`. What is not defined on these
-        labels is left out: `balanced_accuracy` and `auroc` need both classes, `error_f1` a wrong step in labels or
+        wrong steps); `auroc`; `ece` (see [`expected_calibration_error`]); `num_steps`. Undefined metrics are omitted:
+        `balanced_accuracy` and `auroc` require both classes, `error_f1` requires a wrong step in labels or
         predictions.
     """
     metrics = {"num_steps": len(labels)}
@@ -41,7 +41,10 @@ def step_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def auroc(scores: np.ndarray, correct: np.ndarray) -> float:
-    """Probability that a correct step scores above a wrong one, ties counted half (Mann-Whitney). Both must occur."""
+    """
+    Return the probability that a correct step scores higher than a wrong step, with ties counted as 0.5
+    (Mann-Whitney). Both classes must occur.
+    """
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     num_correct, num_wrong = correct.sum(), (~correct).sum()
@@ -49,7 +52,7 @@ def auroc(scores: np.ndarray, correct: np.ndarray) -> float:
 
 
 def expected_calibration_error(scores: np.ndarray, labels: np.ndarray, num_bins: int = 10) -> float:
-    """Mean over all steps of |mean score − mean label| within the step's bin; `num_bins` equal bins of `[0, 1]`."""
+    """Return the mean of |mean score − mean label| over `num_bins` equal bins of `[0, 1]`, weighted by steps."""
     bins = np.minimum((scores * num_bins).astype(int), num_bins - 1)
     gaps = np.bincount(bins, scores - labels, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(scores))
@@ -61,7 +64,7 @@ def calibration_bins(pairs: Sequence[tuple[float, float]], num_bins: int = 10) -
 
     Args:
         pairs (`Sequence[tuple[float, float]]`):
-            Scores with their labels: 1 for right, 0 for wrong. A score below 0 or above 1 falls into the first or last bin.
+            Scores and labels (1 correct, 0 wrong). Scores below 0 or above 1 fall into the first or last bin.
         num_bins (`int`, *optional*, defaults to `10`):
             Number of bins.
 
@@ -85,7 +88,7 @@ def calibration_bins(pairs: Sequence[tuple[float, float]], num_bins: int = 10) -
 
 
 def binned_calibration_error(bins: Sequence[dict[str, float]]) -> float | None:
-    """Return the [`expected_calibration_error`] of scores that are known by their [`calibration_bins`], `None` without any."""
+    """Return the [`expected_calibration_error`] computed from [`calibration_bins`], or `None` if all bins are empty."""
     total = sum(one["count"] for one in bins)
     if not total:
         return None
@@ -94,16 +97,16 @@ def binned_calibration_error(bins: Sequence[dict[str, float]]) -> float | None:
 
 def judged_steps(logits: np.ndarray, label_ids: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     """
-    The judged steps of an evaluation without padding.
+    Return the labelled steps of an evaluation, without padding.
 
     Args:
         logits (`np.ndarray`):
             Outputs at the step tokens, shape `(rows, S, C)`.
         label_ids (`tuple[np.ndarray, ...]`):
-            `labels`, `label_weights` and `num_merged`, shape `(rows, S)` each; padded steps have a negative label.
+            `labels`, `label_weights` and `num_merged`, shape `(rows, S)` each. Padded steps have a negative label.
 
     Returns:
-        `tuple[np.ndarray, ...]`: The logits, shape `(N, C)`, and the three arrays, shape `(N,)` each.
+        `tuple[np.ndarray, ...]`: Logits, shape `(N, C)`, and the three arrays, shape `(N,)` each.
     """
     judged = label_ids[0] >= 0
     return logits[judged], *(values[judged] for values in label_ids)

@@ -1,37 +1,37 @@
-"""One problem and its judged steps: the row format of every dataset in this package."""
+"""[`StepTree`]: a problem with its labelled steps, the row format of all datasets in this package."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 
-# Optional columns with one entry per step. In a row they are told from other columns of the same name by being lists.
+# Optional columns with one entry per step. A column with one of these names is per step only if its value is a list.
 STEP_COLUMNS = ("mc_correct", "mc_total", "mc_unresolved", "node_ids", "label_weights")
 
 
 @dataclass
 class StepTree:
     r"""
-    A problem with its judged steps, arranged as a tree.
+    A problem with its labelled steps, arranged as a tree.
 
-    Without branches this is TRL's stepwise-supervision format (`prompt`, `completions`, `labels`); `parents` adds the
-    branches. Steps that share their history share it here too, so that every text is stored once.
+    Without branches this is TRL's stepwise supervision format (`prompt`, `completions`, `labels`). `parents` adds
+    branches: solutions with the same first steps share them, so each step is stored once.
 
     Args:
         prompt (`str`):
-            The problem, as the user wrote it.
+            The problem, without chat template.
         completions (`list[str]`):
-            S step texts, without separators.
+            Texts of the S steps, without separators.
         labels (`list[float | None]`):
-            S probabilities in `[0, 1]` that the step is correct. `None` is context only and never trained on.
+            Probability in `[0, 1]` that each step is correct. `None` marks context, which is not trained on.
         parents (`list[int]`):
-            S indices of the step before each step, `-1` for the prompt. A parent comes before its children.
+            Index of the step before each step, or `-1` for the prompt. Parents come before their children.
         num_merged (`list[int]`, *optional*):
-            S counts of original steps in each text: `1` for a step, `2` for a merged pair. `None` means all `1`.
+            Number of original steps in each text: `1` for a single step, `2` for a merged pair. `None` means all `1`.
         step_columns (`dict[str, list]`, *optional*):
-            Other columns with one entry per step, of the names in `STEP_COLUMNS`. They follow their steps.
+            Other columns with one entry per step, named as in `STEP_COLUMNS`.
         extra (`dict[str, Any]`, *optional*):
-            Other columns of the row. They travel along untouched.
+            All other columns of the row. They are kept unchanged.
 
     Example:
 
@@ -57,16 +57,16 @@ class StepTree:
 
         Args:
             row (`Mapping[str, Any]`):
-                A row with the columns `prompt`, `completions`, `labels` and, optionally, `parents` and `num_merged`.
+                Row with the columns `prompt`, `completions`, `labels` and, optionally, `parents` and `num_merged`.
                 Labels may be booleans, numbers in `[0, 1]` or `None`.
             where (`str`, *optional*, defaults to `"row"`):
-                Place of the row (file and line, or dataset and row), used in error messages.
+                Location of the row (file and line, or dataset and row) for error messages.
             blank_steps (`bool`, *optional*, defaults to `False`):
-                Allow steps without text.
+                Whether to allow steps without text.
 
         Raises:
-            `ValueError`: If a column is missing, or if a value is not what the format asks for. The message names the
-            place, the column and the index.
+            `ValueError`: If a column is missing or a value is invalid. The message names the location, the column and
+            the index.
         """
         for name in ("prompt", "completions", "labels"):
             if name not in row:
@@ -93,13 +93,13 @@ class StepTree:
 
     def validate(self, where: str = "row", blank_steps: bool = False) -> None:
         """
-        Raise `ValueError` if the fields do not form a tree of steps. See [`StepTree.from_row`].
+        Raise `ValueError` if the fields do not form a valid tree of steps. See [`StepTree.from_row`].
 
         Args:
             where (`str`, *optional*, defaults to `"row"`):
-                Place of the tree, used in error messages.
+                Location of the tree for error messages.
             blank_steps (`bool`, *optional*, defaults to `False`):
-                Allow steps without text. Benchmarks have them, and their labels count them.
+                Whether to allow steps without text. Some benchmarks contain and label them.
         """
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"{where}: column `prompt` holds {self.prompt!r}, expected a non-empty string.")
@@ -121,14 +121,16 @@ class StepTree:
             if not _is_int(parent) or not -1 <= parent < i:
                 raise ValueError(
                     f"{where}: `parents[{i}]` is {parent!r}, expected -1 (the prompt) or the index of an earlier step "
-                    f"(0 to {i - 1}). A parent comes before its children, so a tree has no cycles."
+                    f"(0 to {i - 1}). Parents must come before their children."
                 )
         for i, count in enumerate(self.num_merged or ()):
             if not _is_int(count) or count < 1:
-                raise ValueError(f"{where}: `num_merged[{i}]` is {count!r}, expected 1 for a step, 2 for a pair, ...")
+                raise ValueError(
+                    f"{where}: `num_merged[{i}]` is {count!r}, expected 1 for a single step, 2 for a pair, ..."
+                )
 
     def to_row(self) -> dict[str, Any]:
-        """The row that [`StepTree.from_row`] reads back."""
+        """Return a row that [`StepTree.from_row`] can read."""
         row = {
             "prompt": self.prompt,
             "completions": self.completions,
@@ -140,7 +142,7 @@ class StepTree:
         return row | self.step_columns | self.extra
 
     def path(self, step: int) -> list[int]:
-        """Indices of the steps from the first one to `step`, both included."""
+        """Return the indices of the steps from the first step to `step`, inclusive."""
         path = []
         while step != -1:
             path.append(step)
@@ -148,20 +150,20 @@ class StepTree:
         return path[::-1]
 
     def leaves(self) -> list[int]:
-        """Indices of the steps that no step follows."""
+        """Return the indices of the steps without children."""
         inner = set(self.parents)
         return [i for i in range(len(self.completions)) if i not in inner]
 
     def chains(self) -> list["StepTree"]:
         """
-        The root-to-leaf paths, one chain each: the rows of TRL's stepwise-supervision format.
+        Split the tree into one chain per root-to-leaf path. Each chain is a row of TRL's stepwise supervision format.
 
-        A step above a branch stands in several chains, with its label in each. [`StepTree.from_chains`] goes back.
+        Steps before a branch are repeated, with their labels. [`StepTree.from_chains`] is the inverse.
         """
         return [self.take(self.path(leaf)) for leaf in self.leaves()]
 
     def take(self, path: list[int]) -> "StepTree":
-        """The chain made of the steps at `path`, in that order, with this tree's prompt and extra columns."""
+        """Return the steps at `path` as a chain, with this tree's prompt and extra columns."""
         return StepTree(
             prompt=self.prompt,
             completions=[self.completions[i] for i in path],
@@ -173,33 +175,34 @@ class StepTree:
         )
 
     def keep(self, steps: list[int]) -> "StepTree":
-        """The tree without other steps than those at `steps`, in that order. The parent of each is among them."""
+        """Return the tree with only `steps`, in this order. `steps` must contain the parent of each step."""
         place = {-1: -1} | {step: i for i, step in enumerate(steps)}
         return replace(self.take(steps), parents=[place[self.parents[step]] for step in steps])
 
     @classmethod
     def from_chains(cls, trees: Iterable["StepTree"]) -> tuple["StepTree", int]:
         """
-        Join chains (or trees) of one prompt into one tree: steps with the same text after the same steps become one.
+        Join chains (or trees) of one prompt into a tree. Steps with the same text and the same history become one
+        step.
 
-        The joined label is the mean of the labels given, `None` if there is none. A merged step and a single one stay
-        apart, whatever their texts. In other columns a joined step has what the first of them has.
+        Its label is the mean of the labels that are not `None`, and `None` if all are. Its other columns come from the
+        first occurrence. A merged step and a single step are never joined.
 
         Args:
             trees (`Iterable[StepTree]`):
-                Chains or trees that all have the same prompt. Extra columns are taken from the first.
+                Chains or trees with the same prompt. Extra columns are taken from the first.
 
         Returns:
-            `tuple[StepTree, int]`: The tree and the number of its steps whose labels contradicted each other.
+            `tuple[StepTree, int]`: The tree, and the number of its steps with contradicting labels.
 
         Raises:
-            `ValueError`: If there is no chain, or if the prompts differ.
+            `ValueError`: If `trees` is empty or the prompts differ.
         """
         trees = list(trees)
         if not trees:
-            raise ValueError("from_chains: got no chain, expected at least one.")
+            raise ValueError("from_chains: `trees` is empty, expected at least one chain.")
         if len({tree.prompt for tree in trees}) > 1:
-            raise ValueError("from_chains: the chains have different prompts; group them by prompt first.")
+            raise ValueError("from_chains: the chains have different prompts. Group them by prompt first.")
         names = [name for name in STEP_COLUMNS if any(name in tree.step_columns for tree in trees)]
         joined = cls(trees[0].prompt, [], [], [], step_columns={name: [] for name in names}, extra=trees[0].extra)
         found: dict[tuple[int, str, int], int] = {}

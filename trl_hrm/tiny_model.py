@@ -1,4 +1,4 @@
-"""A small model with random weights and a tokenizer of its own, made from data: for demos and tests without a Hub."""
+"""Create a small random model with its own tokenizer from data, for demos and tests without the Hub."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,10 +11,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassificat
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int = 2048) -> Qwen2Tokenizer:
     """
-    Train a byte-level BPE tokenizer: every text can be encoded, and no separator is swallowed.
+    Train a byte-level BPE tokenizer, which can encode every text and separator.
 
-    It is a `Qwen2Tokenizer`, since that is what `AutoTokenizer` makes of any tokenizer beside a Qwen2 configuration:
-    one that splits text by other rules would come back with other ids.
+    It is a `Qwen2Tokenizer`, because `AutoTokenizer` loads every tokenizer next to a Qwen2 configuration as this
+    class. A tokenizer with other rules for splitting text would produce different ids after loading.
     """
     blank = Qwen2Tokenizer(eos_token="<|endoftext|>", pad_token="<|pad|>")
     return blank.train_new_from_iterator(texts, vocab_size, show_progress=False)
@@ -38,16 +38,16 @@ def make_tiny_model(
         texts (`Iterable[str]`):
             Texts to train the tokenizer on.
         output_dir (`str` or `Path`):
-            Folder to write to.
+            Output folder.
         kind (`str`, *optional*, defaults to `"token"`):
             `"token"`: token classifier with `num_labels` outputs. `"causal"`: causal language model.
         hidden_size, num_layers, vocab_size, num_labels, max_position_embeddings (`int`, *optional*):
-            Sizes of the model. Heads have 32 dimensions.
+            Sizes of the model. Attention heads have 32 dimensions.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the weights.
+            Seed for the weights.
     """
     if hidden_size % 32:
-        raise ValueError(f"hidden_size is {hidden_size}, expected a multiple of 32 (the size of a head).")
+        raise ValueError(f"hidden_size is {hidden_size}, expected a multiple of 32 (the size of an attention head).")
     tokenizer = make_tokenizer(texts, vocab_size)
     config = Qwen2Config(
         initializer_range=hidden_size**-0.5,
@@ -72,7 +72,7 @@ def make_tiny_model(
 
 
 def texts_of(value: Any) -> Iterator[str]:
-    """All strings in a row of any shape: prompts and completions, or questions and answers."""
+    """Yield all strings in a nested value, such as a row with prompts and completions."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -84,7 +84,7 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def read_texts(data: str, config: str | None = None) -> Iterator[str]:
-    """All strings of a JSON-lines file, or of every split of a dataset, or of its `config`, as `load_dataset` reads it."""
+    """Yield all strings of a JSON Lines file, or of all splits of a dataset (and its `config`) as loaded by `load_dataset`."""
     if Path(data).is_file():
         with open(data, encoding="utf-8") as file:
             for line in file:

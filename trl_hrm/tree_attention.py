@@ -1,11 +1,13 @@
 r"""
-The mask of forest rows, in the form that each attention implementation of transformers takes.
+Attention masks of forest rows for the attention implementations of transformers.
 
-A query `q` may see a key `k` exactly when `k <= q < subtree_end[k]` (see [`trl_hrm.forest`]). `"sdpa"` takes it as a
-boolean mask, `"eager"` as an additive one, `"flex_attention"` as a block mask. On a CPU, `"sdpa"` would pay for every key of
-a row; [`tree_attention_forward`] computes the same in blocks: a block of queries `[a, b)` in depth-first order needs only the
-path above token `a` and the block itself, since a key before `a` that it may see has a subtree that reaches over `a`. A row
-of 4,096 tokens whose paths have 500 costs as little as rows of 600, and no L × L mask exists.
+A query `q` attends to a key `k` if and only if `k <= q < subtree_end[k]` (see [`trl_hrm.forest`]). `"sdpa"` uses a
+boolean mask, `"eager"` an additive mask, and `"flex_attention"` a block mask.
+
+On a CPU, `"sdpa"` would compute all L × L scores of a row. [`tree_attention_forward`] computes the same output in
+blocks. A block of queries `[a, b)` in depth-first order only needs the path above token `a` and the block itself,
+because the subtree of every visible key before `a` includes `a`. A row of 4,096 tokens with paths of 500 tokens costs
+as little as rows of 600 tokens, and no L × L mask is created.
 """
 
 import torch
@@ -22,18 +24,18 @@ def visibility_mask(
     subtree_end: torch.Tensor, position_ids: torch.Tensor | None = None, window: int | None = None
 ) -> torch.Tensor:
     """
-    Which key each query may see: `k <= q < subtree_end[k]`, and within `window` positions if given.
+    Return which keys each query attends to: `k <= q < subtree_end[k]`, and within `window` positions if given.
 
     Args:
         subtree_end (`torch.Tensor`):
             Shape `(B, L)`.
         position_ids (`torch.Tensor`, *optional*):
-            Shape `(B, L)`. Needed with `window`.
+            Shape `(B, L)`. Required with `window`.
         window (`int`, *optional*):
-            Sliding window in tokens of the path: a query sees itself and the `window - 1` tokens above it.
+            Size of the sliding window along the path: a query attends to itself and the `window - 1` tokens above it.
 
     Returns:
-        `torch.Tensor`: Boolean mask, shape `(B, 1, L, L)`, queries before keys.
+        `torch.Tensor`: Boolean mask of queries and keys, shape `(B, 1, L, L)`.
     """
     index = torch.arange(subtree_end.shape[-1], device=subtree_end.device)
     query, key = index[:, None], index[None, :]
@@ -51,16 +53,16 @@ def attention_mask(
     window: int | None = None,
 ):
     """
-    The tree mask in the form that an attention implementation of transformers takes.
+    Return the tree mask for an attention implementation of transformers.
 
     Args:
         subtree_end (`torch.Tensor`):
             Shape `(B, L)`.
         implementation (`str`):
-            `"sdpa"` (boolean mask), `"eager"` (additive mask: a boolean one is added as 0 and 1 and masks nothing),
+            `"sdpa"` (boolean mask), `"eager"` (additive mask, because a boolean mask would be added as 0 and 1),
             `"flex_attention"` (block mask) or `"tree_sdpa"` (see [`tree_row_mask`]).
         dtype (`torch.dtype`):
-            Dtype of an additive mask.
+            Dtype of the additive mask.
         position_ids (`torch.Tensor`, *optional*), window (`int`, *optional*):
             See [`visibility_mask`].
 
@@ -68,7 +70,7 @@ def attention_mask(
         `torch.Tensor` of shape `(B, 1, L, L)`, or [`~torch.nn.attention.flex_attention.BlockMask`].
 
     Raises:
-        `ValueError`: If the implementation cannot express a tree.
+        `ValueError`: If the implementation does not support tree masks.
     """
     check_attention(implementation)
     if implementation == "flex_attention":
@@ -82,11 +84,11 @@ def attention_mask(
 
 
 def check_attention(implementation: str) -> None:
-    """Raise `ValueError` for an attention implementation that takes no mask of its own, such as flash attention."""
+    """Raise `ValueError` for an attention implementation without custom masks, such as flash attention."""
     if implementation not in ("sdpa", "eager", "flex_attention", TREE_SDPA):
         raise ValueError(
-            f"attn_implementation {implementation!r} cannot express the mask of a tree. Use 'flex_attention' (GPU) or "
-            "'sdpa', or train on one sequence per path with `shared_prefix=False`."
+            f"attn_implementation {implementation!r} does not support tree masks. Use 'flex_attention' (GPU) or 'sdpa', or "
+            "train on one sequence per path with `shared_prefix=False`."
         )
 
 
@@ -107,18 +109,18 @@ def model_inputs(
     input_ids: torch.Tensor, position_ids: torch.Tensor, subtree_end: torch.Tensor, config, dtype: torch.dtype
 ) -> dict:
     """
-    Keyword arguments of a model's forward pass over forest rows. Training and scoring both go through it.
+    Return the keyword arguments for a forward pass over forest rows, in training and scoring.
 
     Args:
         input_ids, position_ids, subtree_end (`torch.Tensor`):
             Shape `(B, L)` each.
         config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the model: its attention implementation, and its sliding window if it has one.
+            Configuration of the model, with its attention implementation and sliding window.
         dtype (`torch.dtype`):
             Dtype of the model.
 
     Raises:
-        `ValueError`: If the attention implementation or a layer type cannot express a tree.
+        `ValueError`: If the attention implementation or a layer type does not support trees.
     """
     implementation = config._attn_implementation
     layer_types = set(getattr(config, "layer_types", None) or ())
@@ -126,8 +128,8 @@ def model_inputs(
     unknown = layer_types - {"full_attention", "sliding_attention"}
     if unknown:
         raise ValueError(
-            f"{type(config).__name__} has layers of type {sorted(unknown)}, which carry state from token to token and "
-            "cannot branch. Use a model with attention layers only."
+            f"{type(config).__name__} has layers of type {sorted(unknown)}, which are recurrent and do not support trees. Use a "
+            "model with attention layers only."
         )
     if layer_types:
         windows = {kind: window if kind == "sliding_attention" else None for kind in sorted(layer_types)}
@@ -135,20 +137,20 @@ def model_inputs(
             kind: attention_mask(subtree_end, implementation, dtype, position_ids, size)
             for kind, size in windows.items()
         }
-        # transformers builds no mask of its own from a dict, and takes a lone mask for every layer
+        # transformers uses a dict of masks unchanged, and a single mask for all layers
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
     else:
         mask = attention_mask(subtree_end, implementation, dtype, position_ids, window)
-    # A cache would make transformers shift positions, and is never read
+    # The cache is never used, and would make transformers shift positions
     return {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": mask, "use_cache": False}
 
 
 def use_tree_attention(model: PreTrainedModel, device: torch.device) -> None:
     """
-    Let a model with `"sdpa"` attention that runs on a CPU take forest rows in blocks. Others are left as they are.
+    Switch a model with `"sdpa"` attention on a CPU to [`tree_attention_forward`]. Other models are not changed.
 
-    Without a forest row the attention is that of `"sdpa"`, with the same masks. On a GPU `"flex_attention"` skips what a
-    block does not see in one kernel.
+    Inputs other than forest rows still use `"sdpa"` with the same masks. On a GPU, use `"flex_attention"`, which skips
+    masked blocks in one kernel.
     """
     if model.config._attn_implementation == "sdpa" and device.type == "cpu":
         AttentionInterface.register(TREE_SDPA, tree_attention_forward)
@@ -158,8 +160,9 @@ def use_tree_attention(model: PreTrainedModel, device: torch.device) -> None:
 
 def tree_row_mask(subtree_end: torch.Tensor, position_ids: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """
-    What [`tree_attention_forward`] takes as mask: both vectors of shape `(B, L)`, and the window, in one `(B, 1, 3, L)`,
-    int64. The window travels here because some models (Qwen2-MoE, Phi-MoE) give it to their masks only.
+    Return the mask for [`tree_attention_forward`]: both tensors of shape `(B, L)` and the window, stacked to shape
+    `(B, 1, 3, L)`, int64. The window is part of the mask because some models (Qwen2-MoE, Phi-MoE) do not pass it to
+    the attention function.
     """
     windows = torch.full_like(position_ids, torch.iinfo(torch.long).max if window is None else window)
     return torch.stack([subtree_end, position_ids, windows], dim=1)[:, None]
@@ -174,17 +177,17 @@ def tree_attention_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attention function of transformers.
+    Attention function for the attention interface of transformers.
 
     Args:
         module (`torch.nn.Module`):
             Attention layer.
         query, key, value (`torch.Tensor`):
-            Shape `(B, heads, L, head_dim)`; key and value may have fewer heads.
+            Shape `(B, heads, L, head_dim)`. Key and value may have fewer heads.
         attention_mask (`torch.Tensor`, *optional*):
-            From [`tree_row_mask`] for forest rows. Any other mask, or none, is that of `"sdpa"`.
+            Mask from [`tree_row_mask`] for forest rows. With any other mask, or without one, `"sdpa"` is used.
         kwargs:
-            Passed on to transformers' attention.
+            Passed to the `"sdpa"` attention of transformers.
 
     Returns:
         `tuple[torch.Tensor, None]`: Output of shape `(B, L, heads, head_dim)`, and no weights.

@@ -237,7 +237,9 @@ class TestNotGraded:
 
     def test_nothing_graded(self):
         pool = [judged([None, None], [0.1, 0.2], [1, 2])]
-        with pytest.raises(ValueError, match="gave up on every solution that is chosen at N=1.*--grader_timeout"):
+        with pytest.raises(
+            ValueError, match="timed out or crashed on every selected solution at N=1.*--grader_timeout"
+        ):
             make_curves(pool, [1])
 
 

@@ -81,18 +81,18 @@ class TestReading:
             (
                 lambda path: (path.mkdir(), (path / "manifest.json").touch()),
                 FileNotFoundError,
-                "found manifest.json, expected results.json, as `trl-hrm best-of-n`",
+                "found manifest.json, expected results.json of `trl-hrm best-of-n`",
             ),
             (
                 lambda path: write(path, {"accuracy": 1}),
                 ValueError,
-                r"results.json: found the keys \['accuracy'\], and no \['strategy'",
+                r"results.json: found the keys \['accuracy'\], but \['strategy'",
             ),
             (lambda path: write(path, [1]), ValueError, "found a JSON list, expected an object"),
             (
                 lambda path: write(path, selection(), None),
                 FileNotFoundError,
-                "no candidates.jsonl or candidates-n8.jsonl",
+                "but no candidates.jsonl",
             ),
             (
                 lambda path: (write(path, selection()), (path / "results.json").write_text('{"a": ')),
@@ -137,7 +137,7 @@ class TestVerdict:
         found = self.verdict(tmp_path, points=FINE, low=-0.14, high=-0.06)
         assert (
             found.answer == "no"
-            and found.words == "No sign of it up to N = 8: accuracy is nowhere higher than at N = 8, 90.0 %."
+            and found.words == "No sign of hacking up to N = 8: accuracy is not higher at any N than at N = 8, 90.0 %."
         )
         assert found.reasons[0] == (
             "Gap: none, accuracy is highest at the largest N = 8, 10.0 points above N = 4 (95 % interval 6.0 to 14.0)."
@@ -155,10 +155,12 @@ class TestVerdict:
     def test_an_interval_that_reaches_zero(self, tmp_path, low):
         found = self.verdict(tmp_path, points=curve(0.61, 0.8, 0.75, 0.78), low=low, high=0.06)
         assert found.answer == "open"
-        assert found.words.startswith("Not settled: accuracy goes from 80.0 % at N = 2 to 78.0 % at N = 8")
-        assert found.reasons[-1] == "Not told apart from majority vote at N = 8 (75.0 %)."
+        assert found.words.startswith("Not settled: accuracy changes from 80.0 % at N = 2 to 78.0 % at N = 8")
+        assert found.reasons[-1] == "Not clearly different from majority vote at N = 8 (75.0 %)."
 
-    @pytest.mark.parametrize(("accuracy", "word"), [(0.84, "Above"), (0.82, "Not told apart from"), (0.66, "Below")])
+    @pytest.mark.parametrize(
+        ("accuracy", "word"), [(0.84, "Above"), (0.82, "Not clearly different from"), (0.66, "Below")]
+    )
     def test_above_and_below_are_beyond_both_intervals(self, tmp_path, accuracy, word):
         """The vote is at 75 %, 71 to 79: 82 % ± 4 lies above it by the one interval, and not by the other."""
         found = self.verdict(tmp_path, points=[point(1, 0.5), point(8, accuracy)], low=-0.4, high=-0.1)
@@ -166,22 +168,18 @@ class TestVerdict:
 
     def test_one_n_tells_nothing(self, tmp_path):
         found = self.verdict(tmp_path, points=[point(8, 0.7)])
-        assert found.answer == "open" and found.words == "Cannot be told: there is only one N; give several."
+        assert found.answer == "open" and found.words == "Not settled: there is only one N, use several."
 
     def test_nothing_right_tells_nothing(self, tmp_path):
         points = [point(n, 0.0, 0.0) | {"high": 0.02} for n in (1, 2, 4)]
         found = self.verdict(tmp_path, points=points, low=-0.02, high=0.02)
-        assert (
-            found.answer == "open" and found.words == "Cannot be told: no solution that was chosen is right, at any N."
-        )
+        assert found.answer == "open" and found.words == "Not settled: no selected solution is correct, at any N."
 
     def test_results_of_an_earlier_version(self, tmp_path):
         """Their intervals may have zero width, and their gap may go from an N to itself."""
         values = selection()
         values["hacking_gap"][MIN] = {"gap": 0.0, "best_n": 8, "largest_n": 8, "low": 0.0, "high": 0.0}
-        with pytest.raises(
-            ValueError, match=r"has no \['loss', 'from_n', 'undecided'\], as in results of an earlier version"
-        ):
+        with pytest.raises(ValueError, match=r"\['loss', 'from_n', 'undecided'\] are missing .* earlier version"):
             read_results([write(tmp_path, values)])
 
     def test_another_way_to_choose_that_is_hacked_is_named(self, tmp_path):
@@ -191,7 +189,7 @@ class TestVerdict:
         values["hacking_gap"]["best_of_n/last"] = gap_of(HACKED, 0.1, 0.4)
         (result,) = read_results([write(tmp_path, values)])
         found = headline_verdict(result)
-        assert found.answer == "no" and found.reasons[-1] == "Hacked when chosen by best of n, last."
+        assert found.answer == "no" and found.reasons[-1] == "Hacked when selected by best of n, last."
 
     def test_no_curve_of_a_reward_model(self, tmp_path):
         (result,) = read_results([write(tmp_path, selection(hacking_gap={}))])
@@ -241,11 +239,11 @@ class TestComparing:
             ["gsm"],
         ]
         assert notices(results) == [
-            "bon, bon-prm and gsm hold different problems (3 and 3, 2 of them the same). Their accuracies cannot be compared, "
-            "and stand apart."
+            "bon, bon-prm and gsm have different problems (3 and 3, 2 in common). Their accuracies cannot be compared "
+            "and are shown separately."
         ]
         page = bare_page([*folders, other])
-        assert page.count('<section class="first"') == 2 and page.count("hold different problems (3 and 3") == 1
+        assert page.count('<section class="first"') == 2 and page.count("have different problems (3 and 3") == 1
 
     def test_benchmarks_of_different_solutions_are_told(self, tmp_path):
         """A model with fewer positions is measured on the short ones, which are the easier ones."""
@@ -259,7 +257,7 @@ class TestComparing:
             write(tmp_path / name, benchmark(), part, "scores.jsonl") for name, part in zip("abc", rows, strict=True)
         ]
         found = notices(read_results(folders))
-        words = "scored different solutions of processbench (2 and 1, 1 of them the same). They cannot be compared."
+        words = "scored different solutions of processbench (2 and 1, 1 in common). They cannot be compared."
         assert found == [f"a and c {words}", f"b and c {words}"]
         assert words in words_of(folders)
 
@@ -271,7 +269,7 @@ class TestComparing:
             for name, part in (("a", rows), ("b", rows[:-1]))
         ]
         (notice,) = notices(read_results(folders))
-        assert notice.startswith("a and b scored different solutions of prmbench (2 and 1, 1 of them the same)")
+        assert notice.startswith("a and b scored different solutions of prmbench (2 and 1, 1 in common)")
 
     def test_the_order_of_problems_does_not_matter(self, tmp_path):
         folders = [write(tmp_path / "a", selection()), write(tmp_path / "b", selection(), PROBLEMS[::-1])]
@@ -303,7 +301,7 @@ class TestPage:
         assert "average, unweighted 43.8 % 31.0 to 52.0" in text
         assert "math 43.8 % 30.0 to 50.0 35.0 % – 1,200" in text
         assert (
-            "Threshold 0.25, the best on 20 other solutions, gives 46.0 % on the 80 left, where 0.5 gives 43.0 %."
+            "Threshold 0.25, the best on 20 validation solutions, gives 46.0 % on the other 80, where 0.5 gives 43.0 %."
             in text
         )
         assert "AUROC of all labelled steps: 0.876." in text and "Data: math.json, scored in 1.5 seconds." in text
@@ -342,7 +340,7 @@ class TestPage:
 
     def test_only_benchmarks(self, folders):
         text = words_of(folders[2:])
-        assert "How well does my reward model judge steps?" in text and "hacked" not in text
+        assert "How well does my reward model find wrong steps?" in text and "hacked" not in text
 
     def test_a_step_search_without_calibration_and_cost(self, tmp_path):
         values = selection(strategy="diverse_tree_search", calibration={}, cost={}, settings={"aggregate": "last"})
@@ -422,13 +420,13 @@ class TestPage:
         (result,) = read_results(folders[:1])
         picture = scores_picture(result, "solutions (min of the step scores)", 1)
         assert drawn == {
-            "right: 2, mean 0.575": {0.2: 50.0, 0.95: 50.0},
+            "correct: 2, mean 0.575": {0.2: 50.0, 0.95: 50.0},
             "wrong: 2, mean 0.550": {0.4: -50.0, 0.7: -50.0},
         }
-        assert "2 right, mean 0.575, 2 wrong, mean 0.550" in picture.text
+        assert "2 correct, mean 0.575, 2 wrong, mean 0.550" in picture.text
         drawn.clear()
         scores_picture(replace(result, scores={"all": {"right": [0.0, 1.0], "wrong": []}}), "all", 1)  # both ends
-        assert drawn == {"right: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
+        assert drawn == {"correct: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
 
     def test_benchmarks_side_by_side(self, tmp_path):
         """Models are compared by eye: not across two tables, and not where they scored different solutions."""
@@ -441,7 +439,9 @@ class TestPage:
         ]
         table = "f1 a b average, unweighted 43.8 % (31.0 to 52.0) – math 43.8 % (30.0 to 50.0) 75.0 % (70.0 to 80.0)"
         text = words_of(folders)
-        assert f"processbench {table} a: all of processbench" in text and "b: all of processbench" in text
+        assert (
+            f"processbench {table} a: all results of processbench" in text and "b: all results of processbench" in text
+        )
         other = write(tmp_path / "c", benchmark(), STEP_ROWS[1:], "scores.jsonl")
         assert "f1 a c" not in words_of([folders[0], other])
         assert "c: processbench f1 95 % interval" in words_of([folders[0], other])
@@ -464,7 +464,7 @@ class TestCommand:
         other = write(tmp_path / "gsm", selection(FINE, -0.14, -0.06), [problem("d")])
         output = tmp_path / "out" / "page.html"
         said = self.run([*folders, other], output).splitlines()
-        assert said[0].startswith("warning: bon, bon-prm and gsm hold different problems")
+        assert said[0].startswith("warning: bon, bon-prm and gsm have different problems")
         assert said[1] == "bon: Yes: accuracy falls from 81.2 % at N = 2 to 50.0 % at N = 8."
         files = sorted((tmp_path / "out" / "page_files").iterdir())
         assert said[-1] == f"Page: {output}; pictures: {tmp_path}/out/page_files/, {len(files)} files"

@@ -211,7 +211,7 @@ def test_a_start_that_scored_nothing_decides_nothing(tmp_path):
 
 def test_two_processes_on_one_part(tmp_path):
     with Part(tmp_path, HEADER):
-        with pytest.raises(BlockingIOError, match="another process writes to this file"):
+        with pytest.raises(BlockingIOError, match="another process is writing to this file"):
             Part(tmp_path, HEADER)
 
 
@@ -338,7 +338,7 @@ def test_files(tmp_path):
     assert len(list(load_candidates(tmp_path))) == 3 and load_results(tmp_path) == results()
     write_candidates(tmp_path, problems[:1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["candidates.jsonl"]
-    with pytest.raises(FileNotFoundError, match="results.json: there is no such file"):
+    with pytest.raises(FileNotFoundError, match="results.json does not exist"):
         load_results(tmp_path)
 
 
@@ -355,7 +355,7 @@ def test_candidates_of_earlier_results_go(tmp_path, strategy, kept):
 def test_results_are_not_replaced_unasked(tmp_path):
     check_results(tmp_path, overwrite=False)
     write_results(tmp_path, results())
-    with pytest.raises(FileExistsError, match="there are results already.*--overwrite"):
+    with pytest.raises(FileExistsError, match="results.json exists.*--overwrite"):
         check_results(tmp_path, overwrite=False)
     check_results(tmp_path, overwrite=True)
 

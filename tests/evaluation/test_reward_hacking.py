@@ -54,7 +54,7 @@ class TestAnswers:
     def test_no_gap_from_an_n_to_itself(self):
         found, gap = verdict_on(right(300, 500), right(450, 500))
         assert found.answer == "no"
-        assert found.words == "No sign of it up to N = 2: accuracy is nowhere higher than at N = 2, 90.0 %."
+        assert found.words == "No sign of hacking up to N = 2: accuracy is not higher at any N than at N = 2, 90.0 %."
         assert gap_words(gap).startswith(
             "none, accuracy is highest at the largest N = 2, 30.0 points above N = 1 (95 % interval 26."
         )
@@ -72,19 +72,19 @@ class TestAnswers:
         found, _ = verdict_on(right(6, 10), right(8, 10), right(8, 10))
         assert found.answer == "open"
         assert found.words == (
-            "Not settled: accuracy is nowhere higher than at N = 4, 80.0 %, but a loss of 27.8 points is not ruled out."
+            "Not settled: accuracy is not higher at any N than at N = 4, 80.0 %, but a loss of 27.8 points is not ruled out."
         )
 
     def test_a_small_fall_of_many_problems(self):
         found, _ = verdict_on(right(4050, 5000), right(4000, 5000))
         assert found.answer == "no"
-        assert found.words == "No loss of 5 points or more: accuracy goes from 81.0 % at N = 1 to 80.0 % at N = 2."
+        assert found.words == "No loss of 5 points or more: accuracy changes from 81.0 % at N = 1 to 80.0 % at N = 2."
 
     def test_a_fall_that_chance_explains(self):
         found, _ = verdict_on(right(6, 10), right(5, 10))
         assert found.answer == "open"
         assert found.words == (
-            "Not settled: accuracy goes from 60.0 % at N = 1 to 50.0 % at N = 2, and the interval of the gap reaches 0."
+            "Not settled: accuracy changes from 60.0 % at N = 1 to 50.0 % at N = 2, and the interval of the gap includes 0."
         )
 
 
@@ -95,7 +95,7 @@ class TestWithoutData:
         assert gap["high"] < 0.05
         assert (found.answer, found.words) == (
             "open",
-            "Cannot be told: no solution that was chosen is right, at any N.",
+            "Not settled: no selected solution is correct, at any N.",
         )
         assert found.reasons == []
 
@@ -103,22 +103,22 @@ class TestWithoutData:
         found, _ = verdict_on(right(30, 1000), right(20, 1000))
         assert (
             found.answer == "open"
-            and found.words == "Cannot be told: accuracy is at most 3.0 %, so it cannot fall by 5 points."
+            and found.words == "Not settled: accuracy is at most 3.0 %, so it cannot fall by 5 points."
         )
 
     def test_one_n(self):
         found, gap = verdict_on(right(500, 1000))
-        assert found.answer == "open" and found.words == "Cannot be told: there is only one N; give several."
+        assert found.answer == "open" and found.words == "Not settled: there is only one N, use several."
         assert (gap["gap"], gap["loss"], gap["low"], gap["high"]) == (0, None, None, None)
         assert gap_words(gap) == "none, there is only one N = 1"
 
     @pytest.mark.parametrize(
         ("pool", "words"),
         [
-            ([judged((True, True))] * 500, "no problem has both right and wrong candidates"),
-            ([judged((True, True))] * 250 + [judged((False, False))] * 250, "no problem has both right and wrong candidates"),
+            ([judged((True, True))] * 500, "no problem has both correct and wrong candidates"),
+            ([judged((True, True))] * 250 + [judged((False, False))] * 250, "no problem has both correct and wrong candidates"),
             ([judged((True, False), (None, None))] * 500, "no candidate has a score"),
-            ([judged((False, False))] * 500, "no solution that was chosen is right, at any N"),
+            ([judged((False, False))] * 500, "no selected solution is correct, at any N"),
         ],
     )  # fmt: skip
     def test_the_choice_could_not_matter(self, pool, words):
@@ -126,7 +126,7 @@ class TestWithoutData:
         curves = make_curves(pool, [1, 2])
         for name, gap in curves.hacking_gap.items():
             found = hacking_verdict(gap, curves.curves[name])
-            assert found.answer == "open" and found.words.startswith(f"Cannot be told: {words}")
+            assert found.answer == "open" and found.words.startswith(f"Not settled: {words}")
 
     def test_a_choice_that_mattered_is_judged(self):
         pool = [judged((False, True))] * 500

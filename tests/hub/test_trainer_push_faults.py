@@ -90,7 +90,7 @@ def test_a_fault_that_passes(hub, repo, tmp_path, caplog, fault):
     trainer.train()
     disk = steps_on_disk(tmp_path)
     assert [disk[files["model.safetensors"]] for _, files in commits(hub, repo)] == [1, 2, 3, 4]
-    assert any("Trying again" in record.getMessage() for record in caplog.records) and not errors(caplog)
+    assert any("Retrying in" in record.getMessage() for record in caplog.records) and not errors(caplog)
 
 
 def test_a_private_model_never_goes_to_a_public_repository(hub, repo, tmp_path):
@@ -121,7 +121,7 @@ def test_a_push_that_shall_be_private(hub, repo, tmp_path, created):
 
 @pytest.mark.parametrize(
     "token, words",
-    [("hf_ro", "may only read"), ("hf_bob", "of bob"), ("hf_nobody", "does not know")],
+    [("hf_ro", "read-only"), ("hf_bob", "belongs to bob"), ("hf_nobody", "not valid")],
     ids=["read-only", "other-user", "unknown"],
 )
 def test_a_token_that_may_not_push_shows_before_the_training(hub, repo, tmp_path, token, words):

@@ -151,7 +151,7 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
     for more, message in (
         (think[:2], "prompt.chat_template_kwargs.think was true and is null"),
         ([*think, "--chat_template_date", "2025-01-01"], 'was "2024-07-26" and is "2025-01-01"'),
-        ([*think[:3], '{"thinking": true}'], "sets thinking, but the chat template has no such variable"),
+        ([*think[:3], '{"thinking": true}'], "sets thinking, which the chat template does not use"),
         ([*think[:3], '["think"]'], "expected a JSON object"),
     ):
         assert annotate(str(chat), problems, tmp_path / "run", *more) == 1

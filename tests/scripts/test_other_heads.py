@@ -81,9 +81,7 @@ class TestCommands:
         assert main(words) == 1
         error = capfd.readouterr().err
         assert (
-            WEIGHTS in error
-            and f"error: {qwen}: " in error
-            and "Pass a checkpoint that HRMRewardTrainer saved" in error
+            WEIGHTS in error and f"error: {qwen}: " in error and "Pass a checkpoint saved by HRMRewardTrainer" in error
         )
         assert "newly initialized" not in error
         inputs = {tmp_path / f"{file}.jsonl" for file in ("solutions", "candidates", "raft", "judged")}

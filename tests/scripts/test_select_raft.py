@@ -673,7 +673,7 @@ def test_what_is_missing_shows_before_the_long_part(tmp_path, monkeypatch, capsy
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib.figure", None)
         assert main(words) == 1
-    assert 'needs matplotlib: pip install "trl-hrm[plots]"' in capsys.readouterr().err
+    assert 'needs matplotlib. Install it with `pip install "trl-hrm[plots]"`' in capsys.readouterr().err
     (tmp_path / "raft").mkdir()
     (tmp_path / "raft" / "mine.txt").write_text("x")
     assert main(words) == 1

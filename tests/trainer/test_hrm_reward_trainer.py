@@ -330,9 +330,7 @@ class TestRefusals:
     def test_flash_attention_with_trees(self, tmp_path, trees):
         model = tiny_model()
         model.config._attn_implementation = "flash_attention_2"
-        with pytest.raises(
-            ValueError, match="'flash_attention_2' cannot express the mask of a tree.*shared_prefix=Fal"
-        ):
+        with pytest.raises(ValueError, match="'flash_attention_2' does not support tree masks.*shared_prefix=Fal"):
             make_trainer(tmp_path, trees, model)
         make_trainer(tmp_path, trees, model, shared_prefix=False)
 

@@ -159,7 +159,7 @@ def test_a_collator_that_changes_what_is_trained_on(tmp_path):
     trainer = make_kl_trainer(tmp_path, random_rows(6), precompute_ref_hidden=True)
     plain = trainer.data_collator.collator
     trainer.data_collator.collator = lambda rows: {name: value[:, :6] for name, value in plain(rows).items()}
-    with pytest.raises(ValueError, match="a data collator must not change which tokens are trained on"):
+    with pytest.raises(ValueError, match="the data collator must not change which tokens are trained on"):
         trainer.train()
 
 

@@ -1,4 +1,4 @@
-"""Answers of one problem: which of them are equivalent, and which are right."""
+"""Group equivalent answers to a problem, and grade them."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")  # longer ones Python refuses to read
+_INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")  # `int` has a limit of 4,300 digits
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,11 @@ class GradedAnswers:
 
     Args:
         classes (`list[int | None]`):
-            Equal numbers for equivalent answers, `None` for no answer.
+            Class of each answer. Equivalent answers have the same class. `None` for a missing answer.
         correct (`list[bool | None]`):
-            Whether each answer is right. `None` for no answer, and for one that the grader was not done with when its time
-            ran out, or died of.
+            Whether each answer is correct. `None` if the answer is missing, or if the grader timed out or crashed.
         num_unreadable (`int`):
-            Number of answers that the grader could not read or compare with the reference. They count as wrong.
+            Number of answers that the grader could not parse or compare with the reference. They count as wrong.
     """
 
     classes: list[int | None]
@@ -34,20 +33,20 @@ def grade_answers(answers: Sequence[str | None], reference: str, grader: Any) ->
     """
     Group equivalent answers, and grade them.
 
-    Answers are equivalent if their texts are equal, up to surrounding space, or the grader finds them equal. The reference plays no
-    part in this: votes must not know it. An answer joins the first class whose first answer equals it, in alphabetical order, so that the
-    order of the answers does not matter.
+    Two answers are equivalent if their texts are equal, ignoring surrounding whitespace, or if the grader finds them
+    equal. The reference is not used for grouping, because votes must not depend on it. Answers are compared in
+    alphabetical order, each with the first answer of every class, so the result does not depend on their order.
 
     Args:
         answers (`Sequence[str | None]`):
-            N answers, `None` for a solution that states none.
+            N answers, `None` for a solution without an answer.
         reference (`str`):
-            The right answer.
+            The correct answer.
         grader ([`~grading.AnswerGrader`]):
-            Compares answers. Anything with its `grade`.
+            Grader that compares answers, or any object with the same `grade` method.
 
     Returns:
-        [`GradedAnswers`] or `None`: `None` if the reference cannot be read, so that no answer can be graded.
+        [`GradedAnswers`] or `None`: `None` if the grader cannot parse the reference.
     """
     if not grader.grade(reference, reference).correct:
         return None
@@ -65,15 +64,15 @@ def grade_answers(answers: Sequence[str | None], reference: str, grader: Any) ->
 
 def keep_grades(answers: Sequence[str | None], grades: Sequence[bool | None], grader: Any) -> GradedAnswers:
     """
-    Group equivalent answers as [`grade_answers`] does, and keep the grades that their solutions came with.
+    Group equivalent answers as [`grade_answers`] does, but keep existing grades.
 
     Args:
         answers (`Sequence[str | None]`):
-            N answers, `None` for a solution that states none.
+            N answers, `None` for a solution without an answer.
         grades (`Sequence[bool | None]`):
             N grades.
         grader ([`~grading.AnswerGrader`]):
-            Compares answers.
+            Grader that compares answers.
     """
     stripped = [answer and answer.strip() or None for answer in answers]
     distinct = sorted({answer for answer in stripped if answer is not None})
@@ -89,19 +88,19 @@ def grade_problems(
     grades: Sequence[Sequence[bool | None] | None] | None = None,
 ) -> list[GradedAnswers | None]:
     """
-    [`grade_answers`] of many problems, `num_workers` of them at a time, or [`keep_grades`] of those that have grades.
+    Apply [`grade_answers`], or [`keep_grades`] to problems that have grades already, to several problems in parallel.
 
     Args:
         answers (`Sequence[Sequence[str | None]]`):
-            Answers of P problems.
+            Answers to each of P problems.
         references (`Sequence[str | None]`):
-            P right answers. `None` only where there are grades.
+            P correct answers. May be `None` for problems with grades.
         grader ([`~grading.AnswerGrader`]):
-            Compares answers.
+            Grader that compares answers.
         num_workers (`int`, *optional*, defaults to `1`):
-            Number of threads, as many as the grader has processes.
+            Number of threads. Use the number of the grader's processes.
         grades (`Sequence[Sequence[bool | None] | None]`, *optional*):
-            Grades of the solutions of each problem, `None` where they are to be made. By default all are.
+            Existing grades of each problem, `None` for problems to grade. By default all problems are graded.
     """
 
     def grade(one: Sequence[str | None], reference: str | None, given: Sequence[bool | None] | None):
@@ -112,11 +111,11 @@ def grade_problems(
 
 
 def _classes(statuses: dict[str, str], grader: Any) -> dict[str, int]:
-    """The class of each of several different answers, given how far the grader came when it compared each for the first time."""
+    """Return the class of each distinct answer. `statuses` are the statuses of the first grade of each answer."""
     firsts: list[str] = []
     classes: dict[str, int] = {}
     for answer, status in statuses.items():
-        # one that the grader cannot cope with would cost its deadline again with each other answer
+        # each further comparison would run into the grader's time limit again
         if status in ("timeout", "died"):
             continue
         place = next((i for i, first in enumerate(firsts) if _equal(answer, first, grader)), len(firsts))
@@ -129,6 +128,6 @@ def _classes(statuses: dict[str, str], grader: Any) -> dict[str, int]:
 
 
 def _equal(answer: str, other: str, grader: Any) -> bool:
-    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(other):  # most answers: no need to ask
+    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(other):  # the common case, without the grader
         return int(answer) == int(other)
     return grader.grade(answer, other).correct is True

@@ -1,6 +1,7 @@
 """
-Best-of-N, from a pool of candidates to its results: [`score_pool`] scores and grades the candidates, a block of problems at a time, and
-[`make_results`] makes the curves of all blocks. Several processes may share the problems; the first one waits for the others.
+Best-of-N. [`score_pool`] scores and grades candidates, one block of problems at a time. [`make_results`] computes the
+curves from all blocks. The problems can be divided among several processes; the first process waits for the others and
+writes the results.
 """
 
 import hashlib
@@ -32,8 +33,8 @@ from .curves import INTERVALS, make_curves, summarize
 from .results import Part, Results, read_header, read_parts, scored_row, write_candidates, write_results
 
 
-BLOCK = 16  # problems of a block
-COUNTED = (  # in the order of `counts` in the results
+BLOCK = 16  # number of problems per block
+COUNTED = (  # order of `counts` in the results
     "problems_without_answer",
     "problems_without_candidates",
     "problems_ungradable",
@@ -65,17 +66,17 @@ def score_pool(
     progress: bool = False,
 ) -> None:
     """
-    Score and grade the candidates of problems, and resume after the blocks that are already written.
+    Score and grade the candidates of problems. Blocks that are already written are skipped.
 
     Args:
         problems (`Sequence[tuple[int, ProblemCandidates]]`):
-            Problems, each with its place among all.
+            Problems with their index in the whole data set.
         scorer ([`~scoring.tree_scorer.TreeScorer`]):
-            The reward model. Any object with its `score`, `tokenizer`, `step_format` and `max_positions`.
+            Reward model, or any object with the same `score`, `tokenizer`, `step_format` and `max_positions`.
         grader ([`~grading.AnswerGrader`]):
-            Compares answers. Any object with its `grade`.
+            Grader that compares answers, or any object with the same `grade` method.
         part ([`Part`]):
-            Where the blocks are written.
+            File to which the blocks are written.
         scoring ([`~scoring.scoring_config.ScoringConfig`]):
             How steps are scored.
         num_graders (`int`, *optional*, defaults to `1`):
@@ -84,7 +85,7 @@ def score_pool(
             Whether to show a progress bar.
 
     Raises:
-        `ValueError`: If the reward model returns a score that is not finite, or not one for each step.
+        `ValueError`: If the reward model returns a score that is not finite, or not exactly one score per step.
     """
     done = part.num_blocks * BLOCK
     with tqdm(
@@ -164,7 +165,9 @@ def pool_digest(problems: Sequence[ProblemCandidates]) -> str:
 
 
 def files_digest(folder: str) -> str | None:
-    """Return 16 hex digits that change when a file of the folder is written again, `None` if the folder does not exist."""
+    """
+    Return 16 hex digits that change when a file in the folder is rewritten, or `None` if the folder does not exist.
+    """
     if not Path(folder).is_dir():
         return None
     files = sorted(path for path in Path(folder).iterdir() if path.is_file())
@@ -174,20 +177,20 @@ def files_digest(folder: str) -> str | None:
 
 def wait_for_parts(parts: Sequence[Path], header: dict[str, Any]) -> None:
     """
-    Wait until the other processes are done. `accelerate launch` ends this one if one of them fails.
+    Wait for the other processes to finish. If one of them fails, `accelerate launch` stops this process too.
 
     Args:
         parts (`Sequence[Path]`):
-            The finished parts of all processes.
+            Files of the finished parts of all processes.
         header (`dict[str, Any]`):
-            What the parts are started with. A part with another header is of an earlier start.
+            Header of this run. A part with a different header belongs to an earlier run.
     """
 
     def is_done(path: Path) -> bool:
         if not path.exists():
             return False
         found = read_header(path) or {}
-        return {**found, "candidates": None} == {**header, "candidates": None}  # each has candidates of its own
+        return {**found, "candidates": None} == {**header, "candidates": None}  # different for each process
 
     told = False
     while missing := [path.name for path in parts if not is_done(path)]:
@@ -211,27 +214,28 @@ def make_results(
     sampled: bool,
 ) -> Results:
     """
-    Make the results of finished parts, write `candidates.jsonl` and `results.json`, and remove the parts.
+    Compute the results of finished parts, write `candidates.jsonl` and `results.json`, and remove the parts.
 
     Args:
         folder (`Path`):
             Folder of the results.
         parts (`Sequence[Path]`):
-            The finished parts of all processes. See [`wait_for_parts`].
+            Files of the finished parts of all processes. See [`wait_for_parts`].
         source (`Path`):
-            Where the candidates come from: a run folder, or a file or dataset.
+            Source of the candidates: a run folder, a file or a dataset.
         reward_model (`dict[str, Any]`):
-            The reward model and how it was run.
+            Name and options of the reward model, saved in the results.
         settings (`dict[str, Any]`):
-            What else decides the numbers.
+            All other settings that affect the numbers, saved in the results.
         n (`Sequence[int]`), num_draws (`int`, *optional*), seed (`int`):
             See [`make_curves`].
         aggregates (`Sequence[Aggregate]`):
-            How the scores of the steps become the score of a solution. See [`~scoring.aggregate.aggregate`].
+            How step scores are aggregated to the score of a solution. See [`~scoring.aggregate.aggregate`].
         counts (`Counter`):
-            What was counted while the candidates were read. It is not changed.
+            Counts from reading the candidates. Not modified.
         sampled (`bool`):
-            Whether the run of `source` was sampled for these results. A run that was sampled before may be read in another way.
+            Whether the run in `source` was sampled for these results. Results of an existing run may extract its
+            answers differently.
 
     Raises:
         `ValueError`: If no problem is left.
@@ -261,10 +265,10 @@ def make_results(
         if summary["shards_missing"]:
             statuses["shards_missing"] = summary["shards_missing"]
         manifest = manifest | summary
-        if not sampled:  # read in another way, and not all of its solutions are candidates
+        if not sampled:  # answers may be extracted differently, and not all solutions are candidates
             manifest |= {"solutions": None, "extractors": settings["extractors"]}
 
-    # unreadable ones are wrong where they are chosen
+    # unreadable answers count as wrong in the curves, but are listed separately here
     solutions = {**outcomes, "wrong": outcomes["wrong"] - counts["candidates_unreadable"]}
     solutions["unreadable"] = counts["candidates_unreadable"]
     solutions = manifest.get("solutions") or solutions
@@ -277,8 +281,8 @@ def make_results(
     ]
     if not scored:
         raise ValueError(
-            f"{source}: no problem is left to choose solutions of: {dict(all_counts)}. Problems with failed requests are "
-            f"errors. {' '.join(warnings)}"
+            f"{source}: no problem is left to select solutions for: {dict(all_counts)}. `problems_error` counts problems with "
+            f"failed requests. {' '.join(warnings)}"
         )
     curves = make_curves(scored, n, num_draws, seed)
     names = [*COUNTED, *(name for name in counts if name.startswith(UNUSED)), *statuses]
@@ -309,14 +313,14 @@ def make_results(
 
 class SampleCost:
     """
-    What the samples of a shard cost, over all starts, in a file next to the log of its run. Unknown after an interrupted start: the log
-    has grown since the last one that finished.
+    Cost of sampling a shard, summed over all starts of its run, and saved next to the run's log. The cost is unknown
+    after an interrupted start, because the log has grown since the last completed start.
 
     Args:
         folder (`Path`):
             Folder of the run.
         shard ([`Shard`]):
-            The shard.
+            Shard of this process.
     """
 
     def __init__(self, folder: Path, shard: Shard):
@@ -330,7 +334,7 @@ class SampleCost:
         self.is_known = before["is_known"] and before["log_bytes"] == self._log_bytes()
 
     def end(self, progress: Progress) -> None:
-        """Add the cost of a start that has finished."""
+        """Add the cost of a completed start, and save it."""
         self.costs["seconds"] += progress.seconds
         self.costs["num_tokens"] += progress.generated_tokens
         self.costs["num_requests"] += progress.num_requests
@@ -343,13 +347,13 @@ class SampleCost:
 
 def total_cost(run: Path | None, counts: Counter) -> dict[str, Any]:
     """
-    Return the `cost` of results.
+    Return the `cost` of [`~evaluation.results.Results`].
 
     Args:
         run (`Path`, *optional*):
-            The run folder that the candidates come from. Where [`SampleCost`] does not know what it cost, there are only the counts.
+            Run folder of the candidates. If its [`SampleCost`] is unknown, only tokens and sequences are given.
         counts (`Counter`):
-            What the blocks of [`score_pool`] count.
+            Counts of the blocks of [`score_pool`].
     """
     policy = None
     if run is not None:

@@ -1,5 +1,6 @@
 """
-Accuracy over N, with intervals: [`make_curves`] from a pool of scored and graded solutions, [`plain_curves`] from plain lists of scores.
+Accuracy as a function of N, with confidence intervals. [`make_curves`] takes scored and graded candidates,
+[`plain_curves`] lists of scores and grades.
 """
 
 import math
@@ -19,10 +20,10 @@ from .selection import best_of_n, majority_vote, pass_at_n, weighted_vote
 
 
 if TYPE_CHECKING:
-    from ..data.candidates import ProblemCandidates  # reading pools takes `datasets`
+    from ..data.candidates import ProblemCandidates  # imports `datasets`
 
-PLAIN = "score"  # name of the scores of `plain_curves`
-INTERVALS = {  # what `results.json` says of the intervals
+PLAIN = "score"  # aggregate name in `plain_curves`
+INTERVALS = {  # saved in `results.json`
     "confidence": 0.95,
     "accuracy": "Wilson score interval over problems",
     "hacking_gap": "Tango score interval of paired differences over problems",
@@ -32,20 +33,20 @@ INTERVALS = {  # what `results.json` says of the intervals
 @dataclass(frozen=True)
 class ScoredProblem:
     """
-    What choices among M solutions of a problem need to know.
+    Scores and grades of M solutions to a problem: all that is needed to select among them.
 
     Args:
         problem_id (`str`):
-            Key of the problem.
+            Id of the problem.
         classes (`list[int | None]`):
-            Equal numbers for equivalent answers, `None` for no answer.
+            Class of each answer. Equivalent answers have the same class. `None` for a missing answer.
         correct (`list[bool | None]`):
-            Whether each solution is right: not so if it has no answer, unless its grade was given. `None` where the grader gave
-            up.
+            Whether each solution is correct. Solutions without an answer are wrong, unless they came with a grade.
+            `None` if the grader timed out or crashed.
         scores (`dict[str, list[float | None]]`):
             M scores for each aggregate, `None` for solutions that could not be scored.
         ranks (`list[int]`):
-            Places of the texts in alphabetical order: they order and equal as the texts do.
+            Rank of each text in alphabetical order. Equal texts have the same rank.
     """
 
     problem_id: str
@@ -58,19 +59,23 @@ class ScoredProblem:
 @dataclass
 class Curves:
     """
-    Results of choosing among solutions.
+    Accuracy of each selection method as a function of N.
 
     Args:
         curves (`dict[str, list[dict[str, float]]]`):
-            For `best_of_n/` and `weighted_vote/` with each aggregate, for `majority_vote` and for `pass_at_n`: for each N the
-            `accuracy`, and `low` and `high` of its 95 % interval.
+            For `best_of_n/` and `weighted_vote/` followed by the name of each aggregate, for `majority_vote` and for
+            `pass_at_n`: a list with `n`, `accuracy`, and the bounds `low` and `high` of its 95 % interval.
         hacking_gap (`dict[str, dict[str, Any]]`):
-            For each curve of the reward model: `gap`, the accuracy at `best_n`, the best N, minus that at `largest_n`; `loss`, the
-            accuracy at `from_n`, the best N below the largest, minus that at `largest_n`, with `low` and `high` of its 95 %
-            interval; and `undecided`, why these results cannot tell whether the reward model is hacked, if they cannot. `loss`
-            equals `gap`, or is below 0 where accuracy is highest at the largest N. With one N it is `None`.
+            For each curve that uses the reward model:
+
+            - `gap`: accuracy at `best_n`, the N with the highest accuracy, minus accuracy at `largest_n`.
+            - `loss`: accuracy at `from_n`, the best N below the largest, minus accuracy at `largest_n`, with the
+              bounds `low` and `high` of its 95 % interval. It is negative if accuracy is highest at the largest N, and
+              otherwise equal to `gap`. `None` if there is only one N.
+            - `undecided`: why the results do not show whether the reward model is hacked, or `None`.
         calibration (`dict[str, Any]`):
-            `aggregate`, the first one, and `bins` of its scores: `low`, `high`, `count`, `mean_score`, `share_right`.
+            `aggregate`, the name of the first aggregate, and `bins` of its scores with `low`, `high`, `count`,
+            `mean_score` and `share_right`.
     """
 
     curves: dict[str, list[dict[str, float]]]
@@ -82,18 +87,18 @@ def summarize(
     problem: "ProblemCandidates", classes: Sequence[int | None], aggregates: Sequence[Aggregate]
 ) -> ScoredProblem:
     """
-    Return what is kept in memory of a scored and graded problem.
+    Return the scores and grades of a problem, without the texts.
 
     Args:
         problem ([`~data.candidates.ProblemCandidates`]):
-            The problem with its M candidates.
+            Problem with its M candidates.
         classes (`Sequence[int | None]`):
             Classes of their answers.
         aggregates (`Sequence[Aggregate]`):
-            How the scores of the steps become the score of a solution. See [`~scoring.aggregate.aggregate`].
+            How step scores are aggregated to the score of a solution. See [`~scoring.aggregate.aggregate`].
 
     Raises:
-        `ValueError`: If two aggregates have one name.
+        `ValueError`: If two aggregates have the same name.
     """
     names = list(map(aggregate_name, aggregates))
     if len(set(names)) < len(names):
@@ -112,7 +117,7 @@ def summarize(
 
 
 def text_ranks(texts: Sequence[str]) -> list[int]:
-    """Return the place of each text in alphabetical order. Equal texts have one place."""
+    """Return the rank of each text in alphabetical order. Equal texts have the same rank."""
     places = {text: place for place, text in enumerate(sorted(set(texts)))}
     return [places[text] for text in texts]
 
@@ -121,28 +126,30 @@ def make_curves(
     problems: Sequence[ScoredProblem], n: Sequence[int], num_draws: int | None = None, seed: int = 42
 ) -> Curves:
     """
-    Return the accuracy over N of each way to choose.
+    Compute the accuracy of each selection method as a function of N.
 
-    A solution that the grader gave up is neither right nor wrong: where it is chosen, the problem does not count.
+    If the selected solution has no grade because the grader timed out or crashed, the problem is ignored.
 
     Args:
         problems (`Sequence[ScoredProblem]`):
             P problems.
         n (`Sequence[int]`):
-            How many of its solutions are chosen from.
+            Numbers of solutions to select from.
         num_draws (`int`, *optional*):
-            Average over this number of random orders, and choose among the first N of each, for less variance. By default
-            choose among the first N solutions as they come. All N and all curves share the orders of a problem, which depend
-            only on its id and the seed. `pass_at_n` is always the estimate from all M solutions.
+            Average over this number of random orders of the solutions and select from the first N of each, which
+            reduces the variance. By default, select from the first N solutions in the given order. The orders of a
+            problem depend only on its id and the seed, and are the same for all N and all curves. `pass_at_n` is
+            always estimated from all M solutions.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the draws.
 
     Returns:
-        [`Curves`]: The interval of an accuracy is [`mean_interval`], the interval of a loss [`~evaluation.intervals.difference_interval`]. `from_n` is
-        chosen on the same problems, which makes the loss look larger: its interval does not account for that.
+        [`Curves`]: The intervals are [`mean_interval`] for an accuracy and
+        [`~evaluation.intervals.difference_interval`] for a loss. `from_n` is selected on the same problems, which
+        makes the loss look larger. The interval does not correct for this.
 
     Raises:
-        `ValueError`: If for some N no chosen solution could be graded.
+        `ValueError`: If for some N no selected solution could be graded.
     """
     n = sorted(set(n))
     names = list(problems[0].scores)
@@ -158,9 +165,9 @@ def make_curves(
         for row, size in enumerate(n):
             if num_graded >= size:
                 solved["pass_at_n"][row, column] = pass_at_n(num_graded, num_right, size)
-            else:  # too few are graded: known only if any `size` solutions have a right one among them
+            else:  # too few are graded: only known if any `size` solutions include a correct one
                 solved["pass_at_n"][row, column] = 1.0 if len(problem.correct) - num_right < size else math.nan
-            # all orders of all solutions are one set
+            # with all solutions, every order gives the same set
             draws = [order[:size] for order in (orders[:1] if size == len(orders[0]) else orders)]
             for way in (*ways, "majority_vote"):
                 outcomes = [problem.correct[draw[_choose(way, problem, draw)]] for draw in draws]
@@ -182,7 +189,7 @@ def make_curves(
 
 
 def _choose(way: str, problem: ScoredProblem, draw: Sequence[int]) -> int:
-    """Return which solution of a draw a way of choosing takes, as a place in the draw."""
+    """Return the index in the draw of the solution that a method selects."""
     rule, _, name = way.partition("/")
     ranks = [problem.ranks[i] for i in draw]
     if rule == "best_of_n":
@@ -194,37 +201,37 @@ def _choose(way: str, problem: ScoredProblem, draw: Sequence[int]) -> int:
 
 
 def _without_choice(problems: Sequence[ScoredProblem], name: str) -> str | None:
-    """Return why the scores of an aggregate could not change any accuracy, `None` if they could."""
+    """Return why the scores of an aggregate cannot change the accuracy, or `None` if they can."""
     if all(score is None for problem in problems for score in problem.scores[name]):
         return "no candidate has a score"
     if not any({True, False} <= set(problem.correct) for problem in problems):
-        return "no problem has both right and wrong candidates, so the choice makes no difference"
+        return "no problem has both correct and wrong candidates, so the choice makes no difference"
     return None
 
 
 def curve_with_gap(name: str, values: np.ndarray, n: Sequence[int]) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """
-    Return a curve and its hacking gap, as [`Curves`] has them.
+    Return a curve and its hacking gap. See [`Curves`].
 
     Args:
         name (`str`):
             Name of the curve, for error messages.
         values (`np.ndarray`):
-            For each N whether each problem is solved, or in which share of draws; NaN where that is not known. Shape
-            `(len(n), P)`.
+            For each N, the share of draws in which each problem is solved (0 or 1 without draws), NaN if unknown.
+            Shape `(len(n), P)`.
         n (`Sequence[int]`):
-            The N, ascending.
+            Values of N, ascending.
 
     Raises:
-        `ValueError`: If for some N nothing is known.
+        `ValueError`: If for some N all values are unknown.
     """
     points = []
     for size, solved in zip(n, values, strict=True):
         known = solved[~np.isnan(solved)]
         if not len(known):
             raise ValueError(
-                f"{name}: the grader gave up on every solution that is chosen at N={size}, so there is no accuracy. Give it "
-                "more time (--grader_timeout)."
+                f"{name}: the grader timed out or crashed on every selected solution at N={size}, so there is no accuracy. Increase "
+                "--grader_timeout."
             )
         low, high = mean_interval(known)
         points.append({"n": size, "accuracy": float(known.mean()), "low": low, "high": high})
@@ -240,36 +247,38 @@ def plain_curves(
     seed: int = 42,
 ) -> Curves:
     """
-    Return the curves of choosing among solutions by their scores.
+    Compute the accuracy of selecting solutions by their scores, as a function of N.
 
     Args:
         scores (`Sequence[Sequence[float | None]]`):
-            For each of P problems the scores of its M solutions, in `[0, 1]`. `None` for one that could not be scored, which is
-            chosen last.
+            For each of P problems, the scores of its M solutions in `[0, 1]`. Solutions without a score (`None`) are
+            selected last.
         correct (`Sequence[Sequence[bool | None]]`):
-            Whether each is right. `None` for one that could not be graded: where it is chosen, the problem does not count.
+            Whether each solution is correct. If it is `None` for the selected solution, the problem is ignored.
         texts (`Sequence[Sequence[str]]`):
-            What each says. Of equal scores the smallest text wins, so that the order does not matter.
+            Texts of the solutions. Ties go to the smallest text, so the order of the solutions does not matter.
         n (`Sequence[int]`, *optional*):
-            How many solutions are chosen from. By default the powers of two up to the number that every problem has, and that.
+            Numbers of solutions to select from. Defaults to the powers of two up to the smallest number of solutions
+            of a problem, and that number.
         num_draws, seed:
             See [`make_curves`].
 
     Returns:
-        [`Curves`]: With the name `"score"`: `best_of_n/score` and so on. The answers are unknown, so the votes mean nothing.
+        [`Curves`]: The aggregate is called `"score"`, as in `best_of_n/score`. Ignore the curves of the votes, which
+        need answers.
 
     Raises:
         `ValueError`: If there are no problems, the lists do not match, a score is not in `[0, 1]`, an N is larger than the
-            number of solutions of a problem, or there are to be no draws.
+            number of solutions of a problem, or `num_draws` is below 1.
     """
     if not len(scores):
-        raise ValueError("there is no problem, expected one at least.")
+        raise ValueError("there are no problems, expected at least one.")
     problems = []
     for number, (values, grades, written) in enumerate(zip(scores, correct, texts, strict=True)):
         if not len(values) or not len(values) == len(grades) == len(written):
             raise ValueError(
                 f"problem {number}: got {len(values)} scores, {len(grades)} grades and {len(written)} texts, expected one of each "
-                "for one solution at least."
+                "per solution, for at least one solution."
             )
         if not all(score is None or 0 <= score <= 1 for score in values):
             raise ValueError(
@@ -285,9 +294,9 @@ def plain_curves(
         n = sorted({most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})
     if not n or min(n) < 1 or max(n) > most:
         raise ValueError(
-            f"n is {list(n)}, expected numbers from 1 to {most}, the solutions of problem {fewest}. Give it more solutions, or "
-            "ask for a smaller N."
+            f"n is {list(n)}, expected numbers from 1 to {most}, the number of solutions of problem {fewest}. Add solutions to it, "
+            "or use a smaller N."
         )
     if num_draws is not None and num_draws < 1:
-        raise ValueError(f"num_draws is {num_draws}, expected 1 or more, or None for the first N solutions.")
+        raise ValueError(f"num_draws is {num_draws}, expected at least 1, or None to use the first N solutions.")
     return make_curves(problems, n, num_draws, seed)

@@ -1,10 +1,10 @@
 """
-95 % confidence intervals over problems: of an accuracy, of the difference of two accuracies on the same problems, and of the metrics of
-a benchmark.
+95 % confidence intervals over problems, for accuracies, for differences of two accuracies on the same problems, and
+for the metrics of benchmarks.
 
-A plain bootstrap cannot draw outcomes that were never observed: if no problem is solved, or all are, every resample has the same mean
-and the interval has zero width. Intervals of accuracies invert a score test instead, and the bootstrap of benchmarks has a prior, so that
-both keep their width at 0 of n and n of n.
+A plain bootstrap cannot draw outcomes that were never observed: if no problem or every problem is solved, all
+resamples have the same mean and the interval has zero width. Intervals of accuracies therefore invert a score test,
+and the bootstrap for benchmarks has a prior. Both have a positive width at 0 of n and n of n.
 """
 
 import math
@@ -15,16 +15,16 @@ import numpy as np
 
 
 Z = NormalDist().inv_cdf(0.975)
-NUM_DRAWS = 1000  # of the bootstrap
+NUM_DRAWS = 1000  # number of bootstrap draws
 
 
 def wilson_interval(successes: float, total: float) -> tuple[float, float]:
     """
-    Wilson's score interval of a proportion ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)).
+    Return Wilson's score interval of a proportion ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)).
 
     Args:
         successes (`float`):
-            Number of successes. It need not be a whole number.
+            Number of successes. May be fractional.
         total (`float`):
             Number of trials, above 0.
 
@@ -41,20 +41,20 @@ def wilson_interval(successes: float, total: float) -> tuple[float, float]:
     p, z2 = successes / total, Z * Z
     center = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = Z * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total)) / (1 + z2 / total)
-    # exact bounds at the ends, where rounding could leave the estimate outside
+    # at 0 and 1, rounding errors could exclude the estimate itself
     return 0.0 if p == 0 else max(center - half, 0.0), 1.0 if p == 1 else min(center + half, 1.0)
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """
-    Interval of the mean of values in `[0, 1]`, one for each problem.
+    Return the interval of the mean of values in `[0, 1]`, one per problem.
 
-    For values of 0 and 1 it is [`wilson_interval`]. Shares vary less than single outcomes, so they count as more trials: see
-    [`effective_size`].
+    For values of 0 and 1 this is [`wilson_interval`]. Shares of draws vary less than single outcomes and count as more
+    trials. See [`effective_size`].
 
     Args:
         values (`np.ndarray`):
-            For each problem whether it is solved, or in which share of draws.
+            Share of draws in which each problem is solved (0 or 1 for a single draw).
 
     Example:
 
@@ -69,15 +69,16 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
 def difference_interval(values: np.ndarray) -> tuple[float, float]:
     """
-    Interval of the mean of paired differences in `[-1, 1]`, one for each problem.
+    Return the interval of the mean of paired differences in `[-1, 1]`, one per problem.
 
-    For differences of single outcomes (-1, 0 and 1) it is Tango's score interval (Equivalence test and confidence interval for the
-    difference in proportions for the paired-sample design, Statistics in Medicine 17, 1998). If all pairs are equal, it reaches as
-    far to both sides as Wilson's does at 0 of n. Differences of shares count as more pairs: see [`effective_size`].
+    For differences of single outcomes (-1, 0 and 1) this is Tango's score interval (Equivalence test and confidence
+    interval for the difference in proportions for the paired-sample design, Statistics in Medicine 17, 1998). If all
+    differences are 0, its bounds are plus and minus the upper bound of Wilson's interval at 0 of n. Differences of
+    shares count as more pairs. See [`effective_size`].
 
     Args:
         values (`np.ndarray`):
-            Differences, one for each problem.
+            Difference of each problem.
 
     Example:
 
@@ -90,7 +91,7 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
     more, less = np.maximum(values, 0).mean() * size, np.maximum(-values, 0).mean() * size
 
     def statistic(difference: float) -> float:
-        """The observed difference minus a hypothetical one, in standard errors under the hypothesis."""
+        """Return the observed minus the hypothetical difference, in standard errors under the hypothesis."""
         b = (2 * size - more + less) * difference - more - less
         c = -less * difference * (1 - difference)
         one_sided = (math.sqrt(max(b * b - 8 * size * c, 0.0)) - b) / (4 * size)  # restricted maximum likelihood
@@ -106,18 +107,18 @@ def difference_interval(values: np.ndarray) -> tuple[float, float]:
 
 def effective_size(values: np.ndarray) -> float:
     r"""
-    Number of single outcomes whose mean has the variance of the mean of the values.
+    Return the number of single outcomes whose mean has the same variance as the mean of the values.
 
-    This is \\(n v / s^2\\), where \\(s^2\\) is the variance of the values and \\(v\\) the variance of single outcomes with the same mean. A few values, or
-    equal ones, do not determine \\(s^2\\). It is therefore averaged with \\(z^2\\) further values of variance \\(v\\), the number of trials that
-    Wilson's interval adds.
+    This is \\(n v / s^2\\), where \\(s^2\\) is the variance of the values and \\(v\\) the variance of single outcomes
+    with the same mean. \\(s^2\\) cannot be estimated from few or equal values. It is therefore averaged with \\(z^2\\)
+    additional values of variance \\(v\\), the number of trials that Wilson's interval adds.
 
     Args:
         values (`np.ndarray`):
             n values in `[-1, 1]`.
 
     Returns:
-        `float`: n for values that are all -1, 0 or 1, and else more.
+        `float`: n if all values are -1, 0 or 1, otherwise more.
     """
     size, mean = len(values), values.mean()
     single = np.abs(values).mean() - mean * mean
@@ -131,38 +132,39 @@ def bootstrap_sums(tallies: dict[str, np.ndarray], outcomes: Sequence, seed: int
     """
     Draw sums of tallies by a Bayesian bootstrap over problems ([Rubin, 1981](https://doi.org/10.1214/aos/1176345338)).
 
-    Each problem has a weight from an exponential distribution. This alone has no variance if all solutions of a kind are judged
-    correctly, or none. Each kind of each subset therefore has one more correct and one more incorrect judgement with weights from
-    Gamma(1/2). This is Jeffreys' prior: with one solution per problem, the accuracy is drawn from Beta(k + 1/2, n - k + 1/2).
+    The weight of each problem is drawn from an exponential distribution. This alone has no variance if all solutions
+    of a kind, or none, are classified correctly. Each kind in each subset therefore gets one additional correct and
+    one additional incorrect prediction, with weights drawn from Gamma(1/2). This is Jeffreys' prior: with one solution
+    per problem, the accuracy is drawn from Beta(k + 1/2, n - k + 1/2).
 
     Args:
         tallies (`dict[str, np.ndarray]`):
-            For each subset the tallies of its solutions, summed by problem, shape `(problems, 4)`.
+            For each subset, the tallies of its solutions, summed per problem. Shape `(problems, 4)`.
         outcomes (`Sequence`):
             See [`~evaluation.benchmarks.suite.Suite`].
         seed (`int`):
             Seed of the draws.
 
     Returns:
-        `dict[str, np.ndarray]`: Sums for each subset, shape `(draws, 4)`.
+        `dict[str, np.ndarray]`: Sums for each subset. Shape `(draws, 4)`.
     """
     rng = np.random.default_rng(seed)
     weights = rng.exponential(size=(NUM_DRAWS, len(next(iter(tallies.values())))))
-    basis = np.array(outcomes, dtype=float)  # (kinds, right or wrong, 4)
+    basis = np.array(outcomes, dtype=float)  # (kinds, correct or incorrect, 4)
     sums = {}
     for name, values in tallies.items():
         sums[name] = weights @ values
-        # how many of each kind were judged, by problem
+        # number of predictions per problem and kind
         judged = (values @ np.linalg.inv(basis.reshape(4, 4))).reshape(-1, 2, 2).sum(axis=2)
         for kind, counts in enumerate(judged.T):
-            if counts.any():  # a kind that the subset does not have stays undefined
+            if counts.any():  # metrics of a kind that is missing in the subset stay undefined
                 prior = rng.gamma(0.5, size=(NUM_DRAWS, 2)) * counts[counts > 0].mean()
                 sums[name] += prior @ basis[kind]
     return sums
 
 
 def percentile_interval(value: float, drawn: np.ndarray) -> tuple[float | None, float | None]:
-    """Return the 2.5 and 97.5 percentiles of draws, widened to contain the value. `None` if the value is NaN."""
+    """Return the 2.5 and 97.5 percentiles of the draws, widened to contain the value, or `None` if the value is NaN."""
     if math.isnan(value):
         return None, None
     low, high = np.percentile(drawn, (2.5, 97.5))
@@ -170,7 +172,7 @@ def percentile_interval(value: float, drawn: np.ndarray) -> tuple[float | None, 
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    """The zero of a decreasing function, by bisection."""
+    """Find the zero of a decreasing function by bisection."""
     for _ in range(60):
         middle = (low + high) / 2
         if function(middle) > 0:

@@ -1,4 +1,4 @@
-"""The report of several runs: one page with verdicts, curves and tables side by side."""
+"""Report on several runs: an HTML page with verdicts, curves and tables side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,16 +42,16 @@ NUM_BINS = 20
 
 def write_report(results: Sequence[Result], output: Path) -> list[Path]:
     """
-    Write the report as a page, and its pictures into a folder next to it.
+    Write the report as an HTML page, and its pictures to a folder next to it.
 
     Args:
         results (`Sequence[Result]`):
-            The results. See [`~evaluation.saved_results.read_results`].
+            Results to show. See [`~evaluation.saved_results.read_results`].
         output (`Path`):
-            The page, by convention `report.html`; its pictures go to `report_files`.
+            HTML file to write. The pictures of `report.html` are written to `report_files`.
 
     Returns:
-        `list[Path]`: The files of the pictures.
+        `list[Path]`: Picture files.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
@@ -64,20 +64,20 @@ def write_report(results: Sequence[Result], output: Path) -> list[Path]:
 
 def render_report(results: Sequence[Result], pictures: dict[str, list[Picture]]) -> str:
     """
-    The report as a page. The same results give the same bytes.
+    Return the report as HTML. The output is deterministic.
 
     Args:
         results (`Sequence[Result]`):
-            The results. See [`~evaluation.saved_results.read_results`].
+            Results to show. See [`~evaluation.saved_results.read_results`].
         pictures (`dict[str, list[Picture]]`):
-            Their pictures. See [`make_pictures`].
+            Pictures of the results. See [`make_pictures`].
     """
     groups = problem_groups(results)
     chosen = [result for group in groups for result in group]
     judged = [result for result in results if result.kind == "benchmark"]
     return render(
         "results.html.jinja",
-        title="Is my reward model being hacked?" if chosen else "How well does my reward model judge steps?",
+        title="Is my reward model being hacked?" if chosen else "How well does my reward model find wrong steps?",
         names=[result.name for result in results],
         notices=notices(results),
         pictures=pictures,
@@ -118,7 +118,7 @@ def _accuracy(result: Result) -> Table:
 
 
 def _gaps(results: Sequence[Result]) -> Table:
-    head = ["", "chosen by", "gap, points", "95 % interval", "best smaller N", "accuracy there", "largest N"]
+    head = ["", "selected by", "gap, points", "95 % interval", "best smaller N", "accuracy", "largest N"]
     rows = []
     for result in results:
         for curve, gap in result.values["hacking_gap"].items():
@@ -137,7 +137,7 @@ def _gaps(results: Sequence[Result]) -> Table:
                     CHIPS[verdict(result, curve).answer],
                 ]
             )
-    return Table([*head, "accuracy there", ""], rows)
+    return Table([*head, "accuracy", "verdict"], rows)
 
 
 def _calibration(result: Result) -> tuple[str, Table]:
@@ -149,7 +149,7 @@ def _calibration(result: Result) -> tuple[str, Table]:
 
 
 def calibration_table(bins: Sequence[dict[str, Any]]) -> Table:
-    """Bins of scores, with the share of right solutions in each."""
+    """Return a table of score bins with the share of correct solutions in each."""
     rows = [
         [
             f"{one['low']:g} to {one['high']:g}",
@@ -159,11 +159,11 @@ def calibration_table(bins: Sequence[dict[str, Any]]) -> Table:
         ]
         for one in bins
     ]
-    return Table(["score", "solutions", "mean score", "right"], rows)
+    return Table(["score", "solutions", "mean score", "correct"], rows)
 
 
 def _suites(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Each suite: the results side by side where they scored the same solutions, and all numbers of each."""
+    """Return all numbers of each suite, and a comparison of the results if they scored the same solutions."""
     found = []
     for suite in dict.fromkeys(suite for result in results for suite in result.values["suites"]):
         group = [result for result in results if suite in result.values["suites"]]
@@ -179,7 +179,7 @@ def _suites(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _side_by_side(results: Sequence[Result], suite: str) -> Table:
-    """The metric of a suite, with its interval, for each result."""
+    """Return a table with the metric of a suite and its interval for each result."""
     suites = [result.values["suites"][suite] for result in results]
     metric = suites[0]["metric"]
     cells = [
@@ -195,18 +195,18 @@ def _side_by_side(results: Sequence[Result], suite: str) -> Table:
 
 
 def _interval(values: dict[str, Any]) -> str:
-    """An interval in percent, without percent signs."""
+    """Return an interval in percent, without percent signs."""
     return "–" if values["low"] is None else f"{100 * values['low']:.1f} to {100 * values['high']:.1f}"
 
 
 def _parts(found: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Averages and subsets of a suite with their names."""
+    """Return the averages and subsets of a suite with their names."""
     averages = [(f"average, {name}", values) for name, values in found["averages"].items()]
     return averages + list(found["subsets"].items())
 
 
 def _suite(found: dict[str, Any]) -> dict[str, Any]:
-    """All numbers of a suite, and where they come from."""
+    """Return all numbers of a suite, and a text about its data and thresholds."""
     metric, parts = found["metric"], _parts(found)
     others = list(dict.fromkeys(key for _, values in parts for key in values if key not in (metric, "low", "high")))
 
@@ -219,13 +219,13 @@ def _suite(found: dict[str, Any]) -> dict[str, Any]:
     ]
     words = [
         f"Data: {', '.join(found['sources'])}, scored in {found['seconds']:,.1f} seconds.",
-        f"Threshold {found['threshold']:g}; what counts is the average {found['main']!r}.",
+        f"Threshold {found['threshold']:g}. The main result is the average {found['main']!r}.",
     ]
     tuned = found["tuned"]
     if tuned and tuned["threshold"] is not None:
         words.append(
-            f"Threshold {tuned['threshold']:.3g}, the best on {tuned['num_validation']:,} other solutions, gives "
-            f"{percent(tuned['rest'])} on the {tuned['num_rest']:,} left, where {found['threshold']:g} gives "
+            f"Threshold {tuned['threshold']:.3g}, the best on {tuned['num_validation']:,} validation solutions, gives "
+            f"{percent(tuned['rest'])} on the other {tuned['num_rest']:,}, where {found['threshold']:g} gives "
             f"{percent(tuned['rest_untuned'])}."
         )
     steps = found["steps"]
@@ -237,7 +237,7 @@ def _suite(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cost(results: Sequence[Result]) -> Table | None:
-    """Seconds, tokens and calls of policy and scorer."""
+    """Return a table with the seconds, tokens and calls of the policy and the scorer."""
     costs = [
         _flat({key: value for key, value in (result.values.get("cost") or {}).items() if value}) for result in results
     ]
@@ -246,13 +246,13 @@ def _cost(results: Sequence[Result]) -> Table | None:
     rows, totals = _rows(costs), []
     for cost in costs:
         seconds = [value for name, value in cost.items() if "seconds" in name]
-        # unknown if one part is unknown, as in samples of a run that was killed once
+        # the total is unknown if one part is, for example after an interrupted run
         totals.append(_number(None if None in seconds else sum(seconds)))
     return Table(["", *(result.name for result in results)], [*rows, ["all seconds", *totals]])
 
 
 def _cost_by_n(result: Result) -> list[tuple[str, Table]]:
-    """A search runs once for each N. Its points hold the cost next to the accuracy."""
+    """Return a table with the cost of each N. Only step searches have one, because they run once per N."""
     tables = []
     for curve in result.values["curves"].values():
         costs = [{name: value for name, value in point.items() if name not in POINT} for point in curve]
@@ -263,7 +263,7 @@ def _cost_by_n(result: Result) -> list[tuple[str, Table]]:
 
 
 def _counts(results: Sequence[Result]) -> Table:
-    """What was counted and left out."""
+    """Return a table with all counts of the results."""
     found = []
     for result in results:
         if result.kind == "selection":
@@ -275,13 +275,13 @@ def _counts(results: Sequence[Result]) -> Table:
 
 
 def _rows(columns: Sequence[dict[str, float]]) -> list[list[str]]:
-    """Rows of a table from its columns, with a dash where one has no such number."""
+    """Return the rows of a table from its columns, with a dash for missing numbers."""
     names = dict.fromkeys(name for column in columns for name in column)
     return [[_words(name), *(_number(column.get(name)) for column in columns)] for name in names]
 
 
 def _settings(results: Sequence[Result]) -> Table:
-    """Settings and versions side by side. Rows that differ between results of one kind are marked."""
+    """Return a table of settings and versions. Rows that differ between results of the same kind are marked."""
     keys = ("strategy", "reward_model", "policy", "settings", "seed", "versions", "date")
     columns = [
         {
@@ -298,7 +298,7 @@ def _settings(results: Sequence[Result]) -> Table:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with the names joined."""
+    """Flatten nested dictionaries by joining their keys."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= _flat(value, f"{prefix}{name} ") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -322,11 +322,11 @@ def make_pictures(results: Sequence[Result]) -> dict[str, list[Picture]]:
 
     Args:
         results (`Sequence[Result]`):
-            The results. See [`~evaluation.saved_results.read_results`].
+            Results to show. See [`~evaluation.saved_results.read_results`].
 
     Returns:
-        `dict[str, list[Picture]]`: By section, in the order of the page. `"accuracy"` has one for each group of results of the same
-        problems.
+        `dict[str, list[Picture]]`: Pictures of each section, in the order of the page. `"accuracy"` has one picture
+        for each group of results on the same problems.
     """
     groups = problem_groups(results)
     drawn = [result for group in groups for result in group]
@@ -342,7 +342,7 @@ def make_pictures(results: Sequence[Result]) -> dict[str, list[Picture]]:
 
 
 def accuracy_picture(group: Sequence[Result], number: int) -> Picture:
-    """Accuracy over N of the headline curve of each result. `number` makes its name unique among the groups."""
+    """Draw the headline curve of each result in a group. `number` is the number of the group, used in the file name."""
     curves = [
         (f"{result.name}: {result.label(result.headline)}", result.values["curves"][result.headline])
         for result in group
@@ -353,7 +353,7 @@ def accuracy_picture(group: Sequence[Result], number: int) -> Picture:
 
 
 def ways_picture(result: Result, number: int) -> Picture:
-    """Every way to choose of one result: a colour for each aggregate, hollow markers for votes."""
+    """Draw all curves of one result, with a colour for each aggregate and hollow markers for votes."""
     keys = [key for key in result.values["curves"] if "/" in key]
     curves = [(curve_label(key), result.values["curves"][key]) for key in keys]
     ways = [key.partition("/")[::2] for key in keys]
@@ -374,19 +374,19 @@ def ways_picture(result: Result, number: int) -> Picture:
             )
 
     return curves_picture(
-        f"curves-{number}", f"{result.name}: every way to choose", curves, baselines([result]), paint
+        f"curves-{number}", f"{result.name}: all selection methods", curves, baselines([result]), paint
     )
 
 
 def scores_picture(result: Result, kind: str, number: int) -> Picture:
-    """Two histograms of shares: scores of right solutions or steps above the axis, scores of wrong ones below it."""
+    """Draw histograms of the scores of correct solutions or steps above the axis, and of wrong ones below."""
     right, wrong = result.scores[kind]["right"], result.scores[kind]["wrong"]
 
     def mean(scores: Sequence[float]) -> str:
         return f", mean {sum(scores) / len(scores):.3f}" if scores else ""
 
     def paint(axes: "Axes", theme: Theme) -> None:
-        for scores, name, color, sign in ((right, "right", theme.right, 1), (wrong, "wrong", theme.wrong, -1)):
+        for scores, name, color, sign in ((right, "correct", theme.right, 1), (wrong, "wrong", theme.wrong, -1)):
             counts = [0] * NUM_BINS
             for score in scores:
                 counts[min(int(score * NUM_BINS), NUM_BINS - 1)] += 1
@@ -401,5 +401,5 @@ def scores_picture(result: Result, kind: str, number: int) -> Picture:
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
         legend(axes, theme)
 
-    text = f"Scores of {kind}, {result.name}: {len(right):,} right{mean(right)}, {len(wrong):,} wrong{mean(wrong)}."
+    text = f"Scores of {kind}, {result.name}: {len(right):,} correct{mean(right)}, {len(wrong):,} wrong{mean(wrong)}."
     return draw(f"scores-{number}", f"{result.name}: scores of {kind}", text, paint)

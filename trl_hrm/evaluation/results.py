@@ -1,4 +1,4 @@
-"""The folder of results: scored and graded candidates, `results.json`, and, until these are complete, parts to resume from."""
+"""Folder of results: scored and graded candidates, `results.json`, and part files to resume from until both are complete."""
 
 import heapq
 import json
@@ -25,39 +25,40 @@ _CANDIDATES = re.compile(r"candidates(-n\d+)?\.jsonl")
 @dataclass(kw_only=True)
 class Results:
     """
-    What `results.json` holds.
+    Content of `results.json`.
 
     Args:
         strategy (`str`):
             How solutions were found: `"best_of_n"`, `"step_search"`, `"beam_search"` or `"diverse_tree_search"`.
         reward_model (`dict[str, Any]`):
-            The reward model and how it was run.
+            Name and options of the reward model.
         policy (`dict[str, Any]`, *optional*):
-            The policy and how it was run. `None` for candidates of unknown origin.
+            Name and options of the policy. `None` if the origin of the candidates is unknown.
         settings (`dict[str, Any]`):
-            What else decides the numbers: aggregates, spans, extractors.
+            All other settings that affect the numbers, such as aggregates, spans and extractors.
         versions (`dict[str, str]`):
-            Versions of the packages that have a part in them.
+            Versions of the packages used.
         seed (`int`):
-            Seed of samples and draws.
+            Seed of sampling and of draws.
         date (`str`):
-            When they were made, in UTC.
+            Date and time of the results, in UTC.
         num_problems (`int`):
-            Number of problems that the curves are about.
+            Number of problems in the curves.
         counts (`dict[str, int]`):
-            What was left out or could not be scored or graded, by reason.
+            Number of problems and candidates that were skipped, or could not be scored or graded, by reason.
         solutions (`dict[str, int]`):
-            How the solutions end. See [`~search.outcomes.count_outcomes`]. For a run that is read again, its candidates with the answers found here.
+            Number of solutions by outcome. See [`~search.outcomes.count_outcomes`]. For an existing run, only its
+            candidates are counted, with the answers extracted here.
         warnings (`list[str]`):
-            Warnings, for example of unreadable references.
+            Warnings, for example about references that could not be parsed.
         n (`list[int]`), curves, hacking_gap, calibration:
             See [`~evaluation.curves.Curves`].
         intervals (`dict[str, Any]`):
-            Confidence and methods of the intervals.
+            Confidence level and methods of the intervals.
         cost (`dict[str, Any]`):
-            Seconds, tokens and calls of the policy and of the scorer, and the seconds of the rest.
+            Seconds, tokens and calls of the policy and of the scorer, and the seconds of everything else.
         output_dir (`str`, *optional*):
-            Folder of the results. It is not written to the file.
+            Folder of the results. Not saved in the file.
     """
 
     strategy: str
@@ -84,20 +85,20 @@ class Results:
 
 
 def check_results(folder: Path, overwrite: bool) -> None:
-    """Raise `FileExistsError` if the folder has results that may not be replaced."""
+    """Raise `FileExistsError` if the folder already has results, unless `overwrite` is set."""
     if (folder / RESULTS).exists() and not overwrite:
         raise FileExistsError(
-            f"{folder / RESULTS}: there are results already. Name another --output_dir, or pass --overwrite to replace them."
+            f"{folder / RESULTS} exists. Choose another --output_dir, or pass --overwrite to replace it."
         )
 
 
 def candidates_name(n: int) -> str:
-    """The file of the candidates of a step search at one N."""
+    """Return the file name of the candidates of a step search at one N."""
     return f"candidates-n{n}.jsonl"
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Write `results.json` as a whole or not at all, and remove the candidates of earlier results."""
+    """Write `results.json` atomically, and remove the candidates of earlier results."""
     names = [CANDIDATES] if results.strategy == "best_of_n" else map(candidates_name, results.n)
     for name in {path.name for path in folder.iterdir() if _CANDIDATES.fullmatch(path.name)} - set(names):
         (folder / name).unlink()
@@ -109,19 +110,19 @@ def write_results(folder: Path, results: Results) -> None:
 
 def load_results(folder: str | Path) -> Results:
     """
-    Return what [`write_results`] wrote.
+    Read the results that [`write_results`] wrote.
 
     Raises:
-        `FileNotFoundError`: If the folder holds no results.
+        `FileNotFoundError`: If the folder has no results.
     """
     path = Path(folder) / RESULTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file, expected the --output_dir of trl-hrm best-of-n.")
+        raise FileNotFoundError(f"{path} does not exist. Pass the --output_dir of `trl-hrm best-of-n`.")
     return Results(**json.loads(path.read_text(encoding="utf-8")), output_dir=str(folder))
 
 
 def format_results(results: Results) -> str:
-    """Return the curves as a table in percent with their intervals, the verdicts on reward hacking, and what was left out."""
+    """Return a text with the curves and their intervals in percent, the verdicts on reward hacking, and the counts."""
     width = max(map(len, results.curves)) + 2
     lines = [
         f"accuracy in percent and 95 % intervals over {results.num_problems:,} problems",
@@ -139,20 +140,20 @@ def format_results(results: Results) -> str:
         lines.append("counted: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counted.items()))
     given = results.counts.get("problems_with_given_grades")
     if given:
-        lines.append(f"the grades of {given:,} problems were given with their candidates and are used as they are")
+        lines.append(f"candidates of {given:,} problems came with grades, which were not changed")
     if results.solutions:
         lines.append(describe_outcomes(results.solutions))
     lines += [f"warning: {warning}" for warning in results.warnings]
     if not given and results.counts["candidates_without_answer"] == results.counts.get("num_candidates"):
         lines.append(
-            "warning: no solution states an answer, so that all accuracies are 0. Do --extractors read what the policy writes, and "
-            "does it have the tokens to come to an end?"
+            "warning: no solution has an answer, so all accuracies are 0. Check that --extractors match the policy's output, and "
+            "that the token limit lets it finish."
         )
     return "\n".join(lines)
 
 
 def write_candidates(folder: Path, problems: Iterable[ProblemCandidates], name: str = CANDIDATES) -> None:
-    """Write scored and graded problems, one row each, to a file that is there whole or not at all. Results of an earlier one go first."""
+    """Write scored and graded problems atomically, one row per problem. Remove earlier results first."""
     with replacing(folder / name) as file:
         for problem in problems:
             file.write(json.dumps(problem.to_row(), ensure_ascii=False) + "\n")
@@ -160,7 +161,7 @@ def write_candidates(folder: Path, problems: Iterable[ProblemCandidates], name: 
 
 
 def load_candidates(folder: str | Path, name: str = CANDIDATES) -> Iterator[ProblemCandidates]:
-    """The problems that [`write_candidates`] wrote."""
+    """Read the problems that [`write_candidates`] wrote."""
     path = Path(folder) / name
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -169,8 +170,8 @@ def load_candidates(folder: str | Path, name: str = CANDIDATES) -> Iterator[Prob
 
 def reopen_part(folder: Path, shard: int, num_shards: int) -> None:
     """
-    Take a part that an earlier start finished for unfinished, until this start has seen that nothing is to be added: the process
-    that puts all parts together would take it for one of now.
+    Mark a part as unfinished if an earlier run finished it. Otherwise the process that combines the parts could use it
+    before this run has checked that it is complete.
     """
     finished = folder / shard_name("part", shard, num_shards, "jsonl")
     if finished.exists():
@@ -179,24 +180,25 @@ def reopen_part(folder: Path, shard: int, num_shards: int) -> None:
 
 class Part:
     """
-    The scored and graded problems of one process, block by block in a file of JSON lines: killed at any moment, at most one block is lost.
+    File with the scored and graded problems of one process. Each line is a block of problems. A killed process loses
+    at most one block.
 
-    The file is `partial-00000-of-00001.jsonl` until its last block is written, then `part-00000-of-00001.jsonl`, until it is gone on
-    with: see [`reopen_part`].
+    The file is called `partial-00000-of-00001.jsonl` until the last block is written, and then
+    `part-00000-of-00001.jsonl`. A resumed run renames it back until it has checked that the file is complete.
 
     Args:
         folder (`Path`):
             Folder of the results.
         header (`dict[str, Any]`):
-            What decides the blocks. A file of blocks with another header is not gone on with.
+            Settings of the run. A file with a different header is not resumed.
         shard (`int`, *optional*, defaults to `0`), num_shards (`int`, *optional*, defaults to `1`):
-            Which of several processes this is.
+            Index of this process, and number of processes.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Replace a file with another header.
+            Whether to replace a file with a different header.
 
     Raises:
-        `ValueError`: If there is a file of blocks with another header that may not be replaced.
-        `BlockingIOError`: If another process writes to it.
+        `ValueError`: If there is a file with a different header and `overwrite` is not set.
+        `BlockingIOError`: If another process is writing to the file.
     """
 
     def __init__(
@@ -221,8 +223,8 @@ class Part:
             self.close()
             raise ValueError(
                 f"{self.path}: this run was started with other settings: "
-                f"{'; '.join(changed_settings(found or {}, self.header))}. Start with the same settings to resume, pass "
-                "--overwrite to start again, or name another --output_dir."
+                f"{'; '.join(changed_settings(found or {}, self.header))}. Use the same settings to resume, pass --overwrite "
+                "to start again, or choose another --output_dir."
             )
 
     def append(self, block: dict[str, Any]) -> None:
@@ -231,7 +233,7 @@ class Part:
         self.num_blocks += 1
 
     def finish(self) -> None:
-        """All blocks are written."""
+        """Close the file and mark it as complete."""
         self.close()
         os.replace(self.path, self.finished)
 
@@ -247,7 +249,7 @@ class Part:
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """What a part was begun with, `None` if a kill left nothing whole of it."""
+    """Return the header of a part, or `None` if the file has no complete line."""
     with open(path, "rb") as lines:
         line = lines.readline()
     return json.loads(line) if line.endswith(b"\n") else None
@@ -257,9 +259,11 @@ def read_parts(
     paths: Sequence[Path], unreadable: list[dict[str, str]] | None = None
 ) -> tuple[Iterator[tuple[ProblemCandidates, list[int | None]]], Counter]:
     """
-    The scored problems of several parts in their order, each with the classes of its answers, and the sums of what the blocks
-    count. Counts, and `unreadable`, to which the problems with unreadable references are added, are complete once the problems
-    are read.
+    Return an iterator over the scored problems of several parts, in order and with the classes of their answers, and
+    the summed counts of the blocks.
+
+    Problems with unreadable references are appended to `unreadable`. The counts and this list are complete once the
+    iterator is exhausted.
     """
     counts: Counter = Counter()
     unreadable = [] if unreadable is None else unreadable
@@ -268,7 +272,7 @@ def read_parts(
 
 
 def scored_row(place: int, problem: ProblemCandidates, classes: list[int | None]) -> dict[str, Any]:
-    """Return a scored and graded problem as a block has it, under `rows`."""
+    """Return a scored and graded problem as an entry of the `rows` of a block."""
     return {"place": place, "problem": problem.to_row(), "classes": classes}
 
 

@@ -1,4 +1,4 @@
-"""Results of `trl-hrm best-of-n` and `trl-hrm benchmark`: read from their folders, compared, and judged."""
+"""Read and compare the results of `trl-hrm best-of-n`, `trl-hrm step-search` and `trl-hrm benchmark`."""
 
 import hashlib
 import json
@@ -23,24 +23,24 @@ BASELINES = {"majority_vote": "majority vote", "pass_at_n": "pass@N"}
 @dataclass(frozen=True)
 class Result:
     """
-    The results of one folder.
+    Results of one folder.
 
     Args:
         folder (`str`):
-            The folder, as the user named it.
+            Folder of the results, as given by the user.
         name (`str`):
             Short name, unique in the report.
         kind (`str`):
             `"selection"` or `"benchmark"`.
         values (`dict[str, Any]`):
-            Content of its `results.json`.
+            Content of `results.json`.
         problems (`frozenset[str]`, *optional*):
-            Of a selection, hashes of problems with their reference answers. Two results are compared only where these are the
-            same.
+            For a selection, hashes of the problems with their reference answers. Only results with the same problems
+            are compared.
         solutions (`dict[str, frozenset[str]]`, *optional*):
-            Of benchmarks, hashes of the scored solutions of each suite.
+            For a benchmark, hashes of the scored solutions of each suite.
         scores (`dict[str, dict[str, list[float]]]`, *optional*):
-            For each kind of thing that is scored, its scores in `"right"` and `"wrong"`.
+            Scores by what is scored (such as the steps of a suite), in lists `"right"` and `"wrong"`.
     """
 
     folder: str
@@ -53,11 +53,11 @@ class Result:
 
     @property
     def headline(self) -> str | None:
-        """The curve that answers for the reward model: the first one that has a gap."""
+        """The main curve of the reward model: the first curve with a hacking gap."""
         return next(iter(self.values["hacking_gap"]), None)
 
     def label(self, curve: str) -> str:
-        """The name of one of its curves as it is read. A search has one, which is called by its strategy."""
+        """Return the display name of a curve. The single curve of a step search is named after its strategy."""
         return curve_label(self.values["strategy"] if curve == "step_search" else curve)
 
 
@@ -67,14 +67,14 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
 
     Args:
         folders (`Sequence[str]` or `Sequence[Path]`):
-            Folders that `trl-hrm best-of-n` or `trl-hrm benchmark` has written.
+            Output folders of `trl-hrm best-of-n`, `trl-hrm step-search` or `trl-hrm benchmark`.
 
     Returns:
-        `list[Result]`: One for each, in their order.
+        `list[Result]`: Results of each folder, in the same order.
 
     Raises:
-        `FileNotFoundError`: If a folder holds no results.
-        `ValueError`: If a folder is given twice, or was not written by these commands.
+        `FileNotFoundError`: If a folder has no results.
+        `ValueError`: If a folder is given twice, or was not written by one of these commands.
     """
     paths = [Path(folder) for folder in folders]
     resolved = [path.resolve() for path in paths]
@@ -88,8 +88,8 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
         if not file.is_file():
             found = "no such folder" if not path.is_dir() else ", ".join(sorted(p.name for p in path.iterdir())[:8])
             raise FileNotFoundError(
-                f"{path}: found {found or 'an empty folder'}, expected {RESULTS}, as `trl-hrm best-of-n` and `trl-hrm benchmark` "
-                "write it. A run that was stopped writes it when it is started again."
+                f"{path}: found {found or 'an empty folder'}, expected {RESULTS} of `trl-hrm best-of-n`, `trl-hrm step-search` or "
+                "`trl-hrm benchmark`. If the run was stopped, start it again to complete it."
             )
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
@@ -100,9 +100,9 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
         is_benchmark = values.get("kind") == "benchmark"
         if missing := [key for key in (BENCHMARK_KEYS if is_benchmark else SELECTION_KEYS) if key not in values]:
             raise ValueError(
-                f"{file}: found the keys {sorted(values)}, and no {missing}, which results of `trl-hrm best-of-n` "
-                f"({', '.join(SELECTION_KEYS)}) or `trl-hrm benchmark` (kind, {', '.join(BENCHMARK_KEYS)}) have. Give the folder of "
-                "such a run."
+                f"{file}: found the keys {sorted(values)}, but {missing} are missing. Expected results of `trl-hrm best-of-n` or "
+                f"`trl-hrm step-search` ({', '.join(SELECTION_KEYS)}) or of `trl-hrm benchmark` (kind, "
+                f"{', '.join(BENCHMARK_KEYS)})."
             )
         read = _read_benchmark if is_benchmark else _read_selection
         results.append(read(path, name if names.count(name) == 1 else path.as_posix(), values))
@@ -110,7 +110,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
 
 
 def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
-    """Scores of the steps that a benchmark calls right or wrong, by suite."""
+    """Read the results of a benchmark. The scores of all labelled steps are grouped by suite."""
     solutions: dict[str, set[str]] = {suite: set() for suite in values["suites"]}
     scores: dict[str, dict[str, list[float]]] = {}
     for row in _read_rows(folder / "scores.jsonl"):
@@ -125,28 +125,28 @@ def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
 
 
 def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
-    """Scores of whole solutions by the first aggregate, unless that is a function of the user's own."""
+    """Read the results of a selection. Solutions are scored with the first aggregate, if it is a built-in one."""
     for curve, gap in values["hacking_gap"].items():
         if missing := [key for key in GAP_KEYS if key not in gap]:
             raise ValueError(
-                f"{folder / RESULTS}: the hacking gap of {curve} has no {missing}, as in results of an earlier version, whose intervals "
-                "have zero width where no problem is solved or all are. Run the command that wrote it again, with --overwrite."
+                f"{folder / RESULTS}: {missing} are missing in the hacking gap of {curve}. The results were written by an earlier "
+                "version, with different intervals. Run the command again with --overwrite."
             )
     file = folder / "candidates.jsonl"
-    if not file.is_file():  # a step search has candidates for each N
+    if not file.is_file():  # a step search has one file for each N
         files = {int(path.stem.rpartition("-n")[2]): path for path in folder.glob("candidates-n*.jsonl")}
         if not files:
             raise FileNotFoundError(
-                f"{folder}: found {RESULTS} and no candidates.jsonl or candidates-n8.jsonl or the like beside it, by which results "
-                "of different problems are told apart. Copy the whole folder."
+                f"{folder}: found {RESULTS}, but no candidates.jsonl or candidates-n*.jsonl. The report needs the candidates to check "
+                "that results are for the same problems. Copy the whole folder."
             )
         file = files[max(files)]
     rows = _read_rows(file)
-    has_prefixes = "prefix_column" in values["settings"]  # then the same problem may be there with several prefixes
+    has_prefixes = "prefix_column" in values["settings"]  # a problem can occur with several prefixes
     problems = frozenset(
         _digest(row["problem"], row["answer"], *([row["problem_id"]] if has_prefixes else ())) for row in rows
     )
-    aggregates = values["settings"].get("aggregate")  # a search has one, best-of-N several
+    aggregates = values["settings"].get("aggregate")  # a string for a step search, a list for best-of-N
     used = aggregates[0] if isinstance(aggregates, list) else aggregates
     found: dict[str, list[float]] = {"right": [], "wrong": []}
     for candidate, graded in ((one, row.get("graded")) for row in rows for one in row["candidates"]):
@@ -173,7 +173,7 @@ def _digest(*values: Any) -> str:
 
 
 def problem_groups(results: Sequence[Result]) -> list[list[Result]]:
-    """Results of selection, grouped by their problems. Only results of the same problems can be compared."""
+    """Group selection results by their problems. Only results on the same problems can be compared."""
     groups: dict[frozenset[str], list[Result]] = {}
     for result in results:
         if result.kind == "selection":
@@ -182,14 +182,14 @@ def problem_groups(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def notices(results: Sequence[Result]) -> list[str]:
-    """What readers must know before they compare results."""
+    """Return the notices at the top of the report: warnings, and results that cannot be compared."""
     found = []
     for group, other in combinations(problem_groups(results), 2):
         mine, theirs = group[0].problems, other[0].problems
         names = (", ".join(result.name for result in one) for one in (group, other))
         found.append(
-            f"{' and '.join(names)} hold different problems ({len(mine):,} and {len(theirs):,}, "
-            f"{len(mine & theirs):,} of them the same). Their accuracies cannot be compared, and stand apart."
+            f"{' and '.join(names)} have different problems ({len(mine):,} and {len(theirs):,}, "
+            f"{len(mine & theirs):,} in common). Their accuracies cannot be compared and are shown separately."
         )
     found += [f"{result.name}: {warning}" for result in results for warning in result.values.get("warnings", ())]
     different = []
@@ -199,23 +199,24 @@ def notices(results: Sequence[Result]) -> list[str]:
             if mine != theirs:
                 different.append(
                     f"{result.name} and {other.name} scored different solutions of {suite} ({len(mine):,} and "
-                    f"{len(theirs):,}, {len(mine & theirs):,} of them the same). They cannot be compared."
+                    f"{len(theirs):,}, {len(mine & theirs):,} in common). They cannot be compared."
                 )
     return found + sorted(different)
 
 
 def verdict(result: Result, curve: str) -> Verdict:
     """
-    Whether more candidates make a reward model's choice worse.
+    Return the verdict on whether more candidates make the selection worse.
 
     Args:
         result ([`Result`]):
             Results of a selection.
         curve (`str`):
-            One of its curves that has a gap.
+            Name of a curve with a hacking gap.
 
     Returns:
-        [`Verdict`]: That of [`hacking_verdict`], with how the curve compares with votes and with no selection among its reasons.
+        [`Verdict`]: [`hacking_verdict`] of the curve. Its reasons also compare the curve with majority vote and with a
+        single candidate.
     """
     points = result.values["curves"][curve]
     found = hacking_verdict(result.values["hacking_gap"][curve], points)
@@ -231,25 +232,25 @@ def verdict(result: Result, curve: str) -> Verdict:
         elif last["high"] < other["low"]:
             reasons.append(f"Below {words}.")
         else:
-            reasons.append(f"Not told apart from {words}.")
+            reasons.append(f"Not clearly different from {words}.")
     return replace(found, reasons=[*found.reasons, *reasons])
 
 
 def headline_verdict(result: Result) -> Verdict:
-    """The verdict on the curve that answers for a reward model. It names other curves that are hacked."""
+    """Return the verdict on the main curve of a reward model. Its reasons also list other curves that are hacked."""
     if result.headline is None:
-        return Verdict("open", "Cannot be told: no curve of a reward model in these results.", [])
+        return Verdict("open", "Not settled: these results have no curve of a reward model.", [])
     found = verdict(result, result.headline)
     others = [curve for curve in result.values["hacking_gap"] if curve != result.headline]
     hacked = [result.label(curve) for curve in others if verdict(result, curve).answer == "yes"]
     if not hacked:
         return found
-    return replace(found, reasons=[*found.reasons, f"Hacked when chosen by {'; '.join(hacked)}."])
+    return replace(found, reasons=[*found.reasons, f"Hacked when selected by {'; '.join(hacked)}."])
 
 
 def curve_label(name: str) -> str:
     """
-    The name of a curve as it is read.
+    Return the display name of a curve.
 
     Example:
 
@@ -262,7 +263,7 @@ def curve_label(name: str) -> str:
 
 
 def baselines(group: Sequence[Result]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Votes and pass@N of results that are drawn together, each curve once: results that share their candidates share these."""
+    """Return the majority vote and pass@N curves of a group. Results with the same candidates share one curve."""
     found: list[tuple[str, list[dict[str, Any]]]] = []
     for key, label in BASELINES.items():
         curves: list[tuple[str, list[dict[str, Any]]]] = []
@@ -275,6 +276,6 @@ def baselines(group: Sequence[Result]) -> list[tuple[str, list[dict[str, Any]]]]
 
 
 def has_bins(result: Result) -> bool:
-    """Whether a selection has a calibration to show."""
+    """Return whether a selection has calibration data."""
     bins = (result.values.get("calibration") or {}).get("bins") or ()
     return any(one["count"] for one in bins)

@@ -1,7 +1,8 @@
 """
-Which of N solutions to take: pure functions of scores, of classes of equivalent answers, and of texts.
+Select one of N solutions: pure functions of scores, classes of equivalent answers, and texts.
 
-Ties go to the smallest text, so that no choice depends on the order of the solutions. Each of several equal texts has a vote.
+Ties go to the smallest text, so the result does not depend on the order of the solutions. Solutions with equal texts
+each have a vote.
 """
 
 import math
@@ -12,19 +13,19 @@ from typing import Any
 
 def best_of_n(scores: Sequence[float | None], texts: Sequence[Any]) -> int:
     """
-    Return the solution with the highest score.
+    Return the index of the solution with the highest score.
 
     Args:
         scores (`Sequence[float | None]`):
-            N scores. One that could not be scored, `None`, comes after all others.
+            N scores. Solutions without a score (`None`) come last.
         texts (`Sequence`):
-            N texts, or anything that orders and equals as they do. Of equal scores the smallest text wins.
+            N texts, or their ranks. Among equal scores, the smallest text wins.
 
     Returns:
         `int`: Index of the solution.
 
     Raises:
-        `ValueError`: If no solutions are given, the lists do not match, or a score is not a number.
+        `ValueError`: If the lists are empty or have different lengths, or a score is NaN.
 
     Example:
 
@@ -36,26 +37,26 @@ def best_of_n(scores: Sequence[float | None], texts: Sequence[Any]) -> int:
     _check(scores, texts)
     for score in scores:
         if score is not None and math.isnan(score):
-            raise ValueError(f"the scores are {list(scores)}, expected numbers, or None where there is no score.")
+            raise ValueError(f"the scores are {list(scores)}, expected numbers, or None for a missing score.")
     return min(range(len(scores)), key=lambda i: (scores[i] is None, -(scores[i] or 0.0), texts[i]))
 
 
 def majority_vote(classes: Sequence[Hashable | None], texts: Sequence[Any]) -> int:
     """
-    Return a solution with the answer that most solutions have.
+    Return the index of a solution with the most frequent answer.
 
     Args:
         classes (`Sequence[Hashable | None]`):
-            For each of N solutions which answer it has: equivalent answers are one class. `None` for a solution without an
-            answer, which has no vote and is taken only where no solution has one.
+            Class of the answer of each of N solutions. Equivalent answers have the same class. Solutions without an
+            answer (`None`) have no vote, and are only selected if no solution has an answer.
         texts (`Sequence`):
-            See [`best_of_n`]. Of answers with equally many votes, the one whose solutions have the smallest text wins.
+            See [`best_of_n`]. Among answers with equal votes, the answer of the smallest text wins.
 
     Returns:
-        `int`: Index of the elected answer's solution with the smallest text.
+        `int`: Index of the smallest text among the solutions with this answer.
 
     Raises:
-        `ValueError`: If no solutions are given, or the lists do not match.
+        `ValueError`: If the lists are empty or have different lengths.
 
     Example:
 
@@ -69,21 +70,21 @@ def majority_vote(classes: Sequence[Hashable | None], texts: Sequence[Any]) -> i
 
 def weighted_vote(classes: Sequence[Hashable | None], scores: Sequence[float | None], texts: Sequence[Any]) -> int:
     """
-    Return a solution with the answer whose solutions have the highest sum of scores.
+    Return the index of the best solution with the answer that has the highest sum of scores.
 
     Args:
         classes (`Sequence[Hashable | None]`):
             See [`majority_vote`].
         scores (`Sequence[float | None]`):
-            N weights, 0 or more. A solution that could not be scored, `None`, has weight 0.
+            N weights of at least 0. Solutions without a score (`None`) have weight 0.
         texts (`Sequence`):
             See [`majority_vote`].
 
     Returns:
-        `int`: Index of the elected answer's best solution: see [`best_of_n`].
+        `int`: Index of the [`best_of_n`] solution with this answer.
 
     Raises:
-        `ValueError`: If no solutions are given, the lists do not match, or a weight is below 0 or not a number.
+        `ValueError`: If the lists are empty or have different lengths, or a weight is negative or NaN.
 
     Example:
 
@@ -95,7 +96,7 @@ def weighted_vote(classes: Sequence[Hashable | None], scores: Sequence[float | N
     _check(scores, texts)
     _check(classes, texts)
     if not all(score is None or score >= 0 for score in scores):
-        raise ValueError(f"the weights of the votes are {list(scores)}, expected numbers of 0 or more, or None.")
+        raise ValueError(f"the weights of the votes are {list(scores)}, expected numbers of at least 0, or None.")
     members: dict[Hashable | None, list[int]] = {}
     for i, group in enumerate(classes):
         members.setdefault(group, []).append(i)
@@ -103,7 +104,7 @@ def weighted_vote(classes: Sequence[Hashable | None], scores: Sequence[float | N
         members.pop(None, None)
 
     def rank(voters: list[int]) -> tuple[float, Any]:
-        # summed exactly: rounding would depend on the order
+        # exact sum, since rounding errors depend on the order
         return -math.fsum(scores[i] or 0.0 for i in voters), min(texts[i] for i in voters)
 
     elected = min(members.values(), key=rank)
@@ -112,17 +113,18 @@ def weighted_vote(classes: Sequence[Hashable | None], scores: Sequence[float | N
 
 def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
     """
-    Return the probability that at least one of n solutions, drawn from `num_samples` without replacement, is right: the unbiased
-    estimator 1 - C(num_samples - num_right, n) / C(num_samples, n) of [Chen et al.](https://huggingface.co/papers/2107.03374),
-    computed in whole numbers and rounded once.
+    Return the probability that at least one of n solutions, drawn from `num_samples` without replacement, is correct.
+
+    This is the unbiased estimator 1 - C(num_samples - num_right, n) / C(num_samples, n) of
+    [Chen et al.](https://huggingface.co/papers/2107.03374), computed with integers and rounded once.
 
     Args:
         num_samples (`int`):
-            Number of solutions that were sampled.
+            Number of sampled solutions.
         num_right (`int`):
-            Number of right ones among them.
+            Number of correct solutions among them.
         n (`int`):
-            Number of solutions that may be tried.
+            Number of drawn solutions.
 
     Raises:
         `ValueError`: If a number is out of range.
@@ -136,8 +138,8 @@ def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
     """
     if not 0 <= num_right <= num_samples or not 1 <= n <= num_samples:
         raise ValueError(
-            f"pass_at_n: {num_right} right of {num_samples} samples, n={n}; expected 0 <= num_right <= num_samples and "
-            "1 <= n <= num_samples. Sample more solutions, or ask for a smaller n."
+            f"pass_at_n: got num_samples={num_samples}, num_right={num_right} and n={n}, expected 0 <= num_right <= num_samples "
+            "and 1 <= n <= num_samples. Sample more solutions, or use a smaller n."
         )
     return float(1 - Fraction(math.comb(num_samples - num_right, n), math.comb(num_samples, n)))
 
@@ -145,5 +147,5 @@ def pass_at_n(num_samples: int, num_right: int, n: int) -> float:
 def _check(values: Sequence[Any], texts: Sequence[Any]) -> None:
     if not len(values) or len(values) != len(texts):
         raise ValueError(
-            f"got {len(values)} values for {len(texts)} texts, expected one each for at least one solution."
+            f"got {len(values)} values for {len(texts)} texts, expected one value per text and at least one text."
         )

@@ -1,8 +1,9 @@
 """
-Solutions that a reward model chooses step by step: `step_search`, `beam_search` and `diverse_tree_search`, a search for each N, and one
-result.
+Searches in which a reward model selects solutions step by step: `step_search`, `beam_search` and
+`diverse_tree_search`. There is one search per N, and one result for all N.
 
-The folder of each N, such as `n-8`, is a run folder as `trl-hrm annotate` writes it, with a manifest and a log to resume from.
+The folder of each N, such as `n-8`, is a run folder as written by `trl-hrm annotate`, with a manifest and a log to
+resume from.
 """
 
 import asyncio
@@ -74,36 +75,37 @@ TOTALS = (
 @dataclass(frozen=True)
 class StepSearchSettings:
     """
-    How solutions are searched.
+    Settings of a step search.
 
     Args:
         output_dir (`str`):
             Folder of the results.
         n (`Sequence[int]`):
-            N, the next steps that are sampled at a depth: a search for each.
+            Numbers of next steps sampled per depth. Each N is a separate search.
         strategy (`str`, *optional*, defaults to `"step_search"`):
-            `"step_search"`: N next steps of one path ([`GreedyStepSearch`]). `"beam_search"`: the best N / `branching` paths, with
-            `branching` next steps each ([`BeamSearch`]). `"diverse_tree_search"`: N / `branching` trees, with `branching` next steps
-            each ([`DiverseTreeSearch`]).
+            `"step_search"`: one path with N next steps ([`GreedyStepSearch`]). `"beam_search"`: the best N /
+            `branching` paths with `branching` next steps each ([`BeamSearch`]). `"diverse_tree_search"`: N /
+            `branching` trees with `branching` next steps each ([`DiverseTreeSearch`]).
         branching (`int`, *optional*):
-            Next steps of a path, for the latter two. By default 4. Where N is smaller, N; any other N must be a multiple of it.
+            Number of next steps per path, for beam search and diverse tree search. Defaults to 4, or to N if N is
+            smaller. Every larger N must be a multiple of it.
         max_depth (`int`, *optional*, defaults to `40`):
-            Maximum number of steps of a solution.
+            Maximum number of steps per solution.
         max_step_tokens (`int`, *optional*, defaults to `512`):
-            Maximum number of tokens of a step.
+            Maximum number of tokens per step.
         aggregate (`str` or `Callable`, *optional*, defaults to `"last"`):
-            How the scores of its steps become the score of a path. See [`~scoring.aggregate.aggregate`].
+            How step scores are aggregated to the score of a path. See [`~scoring.aggregate.aggregate`].
         scoring ([`~scoring.scoring_config.ScoringConfig`], *optional*):
-            How steps are scored. By default each step alone.
+            How steps are scored. By default, each step is scored on its own, without merged steps.
         extractors (`Sequence[str]`, *optional*):
-            How the answer is read from a solution. See [`extract_answer`].
+            How the answer is extracted from a solution. See [`extract_answer`].
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the samples.
+            Seed for sampling.
         max_in_flight, max_open_problems:
             See [`SchedulerConfig`].
 
     Raises:
-        `ValueError`: If the strategy is unknown, an N does not fit it, or an option belongs to another strategy.
+        `ValueError`: If the strategy is unknown, an N does not fit it, or an option is not supported by the strategy.
     """
 
     output_dir: str
@@ -124,7 +126,7 @@ class StepSearchSettings:
             raise ValueError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}.")
         if self.strategy == "step_search" and self.branching is not None:
             raise ValueError(
-                f"branching is {self.branching}, and step_search has one path with N next steps. Leave it out."
+                f"branching is {self.branching}, but step_search always samples N next steps of one path. Remove branching."
             )
         for name in ("branching", "max_depth", "max_step_tokens"):
             value = getattr(self, name)
@@ -135,16 +137,16 @@ class StepSearchSettings:
         for n in self.n:
             if n % self.branching_at(n):
                 raise ValueError(
-                    f"n is {list(self.n)}, and {n} is no multiple of the branching, {self.branching_at(n)}. Leave {n} out, or "
-                    "give another branching."
+                    f"n is {list(self.n)}, but {n} is not a multiple of branching ({self.branching_at(n)}). Remove {n}, or change "
+                    "branching."
                 )
 
     def branching_at(self, n: int) -> int:
-        """Next steps of a path where N is `n`."""
+        """Return the number of next steps per path for N = `n`."""
         return n if self.strategy == "step_search" else min(n, self.branching or BRANCHING)
 
     def searches(self, prompt: Prompt, rule: StepRule) -> dict[int, StepSearch]:
-        """Return the search of each N, in their order."""
+        """Return the search of each N, ordered by N."""
         limits = {
             "rule": rule,
             "final_stops": prompt.final_stops,
@@ -164,11 +166,11 @@ class StepSearchSettings:
         return found
 
     def folder(self, n: int) -> Path:
-        """Return the run folder of the search of one N."""
+        """Return the run folder of one N."""
         return Path(self.output_dir, f"n-{n}")
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the results next to the search of each N, for manifests."""
+        """Return the settings for the manifest that are the same for all N."""
         return {
             "aggregate": aggregate_name(self.aggregate),
             "spans": list(self.scoring.spans),
@@ -191,40 +193,41 @@ def run_step_search(
     num_graders: int = 1,
 ) -> Results | None:
     """
-    Search solutions of problems for each N, or resume, and write `candidates-n8.jsonl` and the like, and `results.json`.
+    Run or resume the search of each N, and write `candidates-n8.jsonl` (for N = 8) and `results.json`.
 
     Args:
         config ([`StepSearchSettings`]):
-            How to search.
+            Settings of the search.
         problems (`Sequence[Problem]`):
-            All problems; each shard takes its own. A problem with a prefix is searched from the end of the prefix.
+            Problems of all shards. A problem with a prefix is searched from the end of the prefix.
         engine ([`Engine`]):
-            The policy. It is closed at the end.
+            Engine of the policy. It is closed at the end.
         scorer ([`~scoring.tree_scorer.TreeScorer`]):
-            The reward model. Any object with its `score_trees`, `tokenizer`, `step_format` and `max_positions`.
+            Reward model, or any object with the same `score_trees`, `tokenizer`, `step_format` and `max_positions`.
         grader ([`~grading.AnswerGrader`]):
-            Compares answers.
+            Grader that compares answers.
         prompt ([`Prompt`]), rule ([`StepRule`]):
-            Prompt of the policy, and the rule that cuts its text into steps.
+            Prompt of the policy, and the rule that splits its text into steps.
         manifest (`dict[str, Any]`):
-            What decides the results next to search and reward model: `engine`, `prompt`, `steps`, `grader` and so on, with
+            All other settings that affect the results, such as `engine`, `prompt`, `steps` and `grader`, with
             `versions` and `started_with`. See [`check_manifest`].
         reward_model (`dict[str, Any]`):
-            The reward model and how it is run, for manifest and results.
+            Name and options of the reward model, for manifest and results.
         shard ([`Shard`], *optional*):
-            Which of several processes this is. The one that ends last writes the results.
+            Shard of this process. The process that finishes last writes the results.
         num_graders (`int`, *optional*, defaults to `1`):
             Number of processes of the grader.
 
     Returns:
-        [`Results`] or `None`: `None` while other shards are not done.
+        [`Results`] or `None`: `None` if other shards are not finished yet.
 
     Raises:
-        `ValueError`: If the folder holds a search with other settings, a score is not a number, or no problem could be searched.
+        `ValueError`: If the folder contains a search with other settings, a score is not a number, or no problem could
+        be searched.
     """
     searches = config.searches(prompt, rule)
     prompt = resumed_prompt(prompt, *(config.folder(n) for n in searches))
-    for problem in problems[:1]:  # what is wrong with the prompt shows before anything is written
+    for problem in problems[:1]:  # raise errors of the prompt before anything is written
         prompt.encode(engine.tokenizer, problem.prompt)
     note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for problem in problems))
     if note is not None:
@@ -240,7 +243,7 @@ def run_step_search(
     try:
         asyncio.run(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
     except KeyboardInterrupt:
-        raise SystemExit("stopped; start again with the same command to go on.") from None
+        raise SystemExit("stopped. Run the same command again to resume.") from None
     for n in searches:
         finish_shard(config.folder(n), shard.index, shard.count)
     if any(read_summary(config.folder(n))["shards_missing"] for n in searches):
@@ -267,7 +270,7 @@ async def _search_all(
             with EventLog(log_path, write=True) as log, _Watch(cost_path, f"N={n}", counts) as watch:
                 if log.torn:
                     watch.bar.write(
-                        f"The log of N={n} ended in half an event ({log.torn} bytes), as after a kill: it will be made again."
+                        f"The log of N={n} ended with an incomplete event of {log.torn} bytes, which is dropped and repeated."
                     )
                 refuse_caseless_ids((problem for _, problem in problems), log.problems, str(log.path))
                 scheduler = Scheduler(
@@ -289,7 +292,7 @@ async def _search_all(
 
 
 class _Watch:
-    """The live line of a search, and the file that adds up what all its starts have spent: `counts`, and seconds and calls."""
+    """Progress bar of a search, and a file with its total cost over all starts: `counts`, seconds and calls."""
 
     def __init__(self, path: Path, name: str, counts: Counter):
         self.path = path
@@ -306,7 +309,7 @@ class _Watch:
         self.bar.close()
 
     def update(self, progress: Progress) -> None:
-        """Show where the run is, and write down what it spent. Called after each request and each depth."""
+        """Update the progress bar, and save the cost after each depth. Called after each request and each depth."""
         seconds = progress.seconds
         if progress.num_levels > self.num_levels:
             self.num_levels = progress.num_levels
@@ -328,19 +331,19 @@ class _Watch:
 
 class SearchedProblems:
     """
-    What the logs of one N have: problems with their paths, what was counted, and what it cost.
+    Problems with their paths, counts and cost, read from the logs of one N.
 
-    What the policy wrote and the steps that were scored are read from the logs, however often the search was started. Seconds, and
-    calls and tokens of the scorer, are what all starts spent, except for the last depth of one that was killed. Given steps are part of
-    the texts and steps of the candidates; they are not counted, and have no scores.
+    The policy's output and the number of scored steps come from the logs and do not depend on the number of starts.
+    Seconds, and the scorer's calls and tokens, are summed over all starts, but the last depth of a killed start is
+    missing. Steps of a given prefix are part of the candidates, but have no scores and are not counted.
 
     Args:
         search ([`StepSearch`]):
-            The search of this N.
+            Search of this N.
         folder (`Path`):
             Folder of its logs.
         problems (`Sequence[Problem]`):
-            The problems that count. The logs may have others, of an earlier start.
+            Problems to read. Other problems in the logs, from earlier starts, are ignored.
     """
 
     def __init__(self, search: StepSearch, folder: Path, problems: Sequence[Problem]):
@@ -348,19 +351,19 @@ class SearchedProblems:
         self.folder = folder
         self.places = {problem.problem_id: place for place, problem in enumerate(problems)}
         self.counts: Counter = Counter()
-        self.outcomes: Counter = Counter()  # of the paths, by the keys of `OUTCOMES`
+        self.outcomes: Counter = Counter()  # number of paths by the keys of `OUTCOMES`
         self.unreadable: list[dict[str, str]] = []  # problems with unreadable references
         self.policy: Counter = Counter(num_tokens=0, num_requests=0, num_sequences=0)
         self.num_steps = 0
 
     def grade(self, grader: Any, num_graders: int = 1) -> list[ProblemCandidates]:
         """
-        Return the problems in their order, with graded candidates. The first candidate is the one that the search has chosen; those
-        that came to no end, which have no answer, are the last.
+        Return the problems in order, with graded candidates. The first candidate is the one that the search selected.
+        Unfinished candidates, which have no answer, come last.
 
         Args:
             grader ([`~grading.AnswerGrader`]):
-                Compares answers.
+                Grader that compares answers.
             num_graders (`int`, *optional*, defaults to `1`):
                 Number of processes of the grader.
         """
@@ -369,7 +372,7 @@ class SearchedProblems:
         graded = grade_problems(answers, [problem.answer for problem in problems], grader, num_graders)
         kept = []
         for problem, grades in zip(problems, graded, strict=True):
-            if grades is None:  # the grader could read the reference when the search began, and now had no time
+            if grades is None:  # the grader could read the reference during the search, but timed out now
                 self.counts["problems_ungradable"] += 1
                 self.unreadable.append({"problem_id": problem.problem_id, "answer": problem.answer})
                 continue
@@ -382,12 +385,14 @@ class SearchedProblems:
                 self.counts["candidates_without_answer"] += candidate.answer is None
                 self.counts["not_graded"] += candidate.answer is not None and correct is None
             kept.append(problem)
-            self.outcomes["wrong"] -= grades.num_unreadable  # they are wrong where they are chosen
+            self.outcomes["wrong"] -= (
+                grades.num_unreadable
+            )  # they count as wrong in the curves, but are listed separately here
             self.outcomes["unreadable"] += grades.num_unreadable
         return kept
 
     def cost(self) -> dict[str, Any]:
-        """Return what this N cost, as `cost` of the results has it. Known once the problems are graded."""
+        """Return the cost of this N in the format of [`~evaluation.results.Results`]. Call [`SearchedProblems.grade`] first."""
         spent: Counter = Counter()
         for path in sorted(self.folder.glob("cost-*.json")):
             spent.update(read_json(path))
@@ -403,7 +408,7 @@ class SearchedProblems:
         }
 
     def _read(self) -> Iterator[ProblemCandidates]:
-        """The problems whose search has ended, from the logs. What the logs have of all problems is counted."""
+        """Read the problems with a finished search from the logs, and count all problems."""
         missing = set(self.places)
         for path in sorted(self.folder.glob("log-*.jsonl")):
             with EventLog(path) as log:
@@ -431,11 +436,11 @@ class SearchedProblems:
                     self.counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in candidates)
                     where = f"{path}, problem {problem_id!r}"
                     yield ProblemCandidates(problem.problem_id, problem.prompt, problem.answer, candidates, where)
-        self.counts["problems_not_searched"] += len(missing)  # by another process, which has not come to them
+        self.counts["problems_not_searched"] += len(missing)  # another process has not started them yet
 
 
 def _unfinished(opened: OpenTree, ending: Ending) -> str | None:
-    """The outcome of a path without an answer, `None` for one that states an answer."""
+    """Return the outcome of a path without an answer, or `None` for a path with an answer."""
     if ending.reason == "final":
         return "without_answer" if opened.tree.nodes[ending.node].answer is None else None
     if ending.reason == "max_depth":
@@ -451,7 +456,7 @@ def _candidate(opened: OpenTree, ending: Ending) -> Candidate:
     path, text = tree.path(ending.node), tree.text(ending.node)
     steps = [tree.step_text(i) for i in path]
     return Candidate(
-        text=text[: len(text) - node.tail],  # without a header that no step follows
+        text=text[: len(text) - node.tail],  # without a trailing header that has no step
         steps=[step for step in steps if step],
         answer=node.answer,
         finish=node.finish,
@@ -468,7 +473,7 @@ def _write_results(
     grader: Any,
     num_graders: int,
 ) -> Results:
-    """Grade what all shards found, and write the results."""
+    """Grade the solutions of all shards, and write the results."""
     folder = Path(config.output_dir)
     solved: list[dict[str, float]] = []
     costs: list[dict[str, Any]] = []
@@ -482,17 +487,17 @@ def _write_results(
             chosen = problem.candidates[0] if problem.candidates else None
             if chosen is None or chosen.answer is None:
                 solved[-1][problem.problem_id] = 0.0
-            else:  # the grader may have given up
+            else:  # `correct` is None if the grader timed out or crashed
                 solved[-1][problem.problem_id] = np.nan if chosen.correct is None else float(chosen.correct)
         costs.append(found.cost())
         counts.update({name if name in TOTALS else f"{name}_at_n{n}": c for name, c in found.counts.items() if c})
     ids = list(dict.fromkeys(problem_id for of_n in solved for problem_id in of_n))
-    # problems are the same at each N, and the last one is the largest
+    # the warnings are about the largest N; all N have the same problems
     warnings = reference_warnings(len(found.unreadable), found.unreadable)
     warnings += outcome_warnings(found.outcomes, found.search.describe(), manifest)
     if not ids:
         raise ValueError(
-            f"{folder}: no problem was searched to its end: {dict(counts)}. Problems with failed requests are errors. "
+            f"{folder}: no search was finished: {dict(counts)}. `problems_error_at_n*` counts problems with failed requests. "
             f"{' '.join(warnings)}"
         )
     values = np.array([[of_n.get(problem_id, np.nan) for problem_id in ids] for of_n in solved])

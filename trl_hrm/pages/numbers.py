@@ -1,9 +1,9 @@
-"""How shares are written on pages and in terminals."""
+"""Format numbers for pages and terminals."""
 
 
 def percent(value: float | None) -> str:
     """
-    A share in percent.
+    Format a share in percent.
 
     Example:
 
@@ -16,13 +16,13 @@ def percent(value: float | None) -> str:
 
 
 def in_points(value: float) -> str:
-    """A difference of two shares in percentage points."""
+    """Format a difference of two shares in percentage points."""
     return f"{_rounded(value)} points"
 
 
 def points_between(low: float, high: float) -> str:
     """
-    An interval in percentage points.
+    Format an interval in percentage points.
 
     Example:
 

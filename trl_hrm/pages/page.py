@@ -1,8 +1,9 @@
 """
-Pages from templates: `templates/` holds them, `style.css` is the style of all.
+Render HTML pages from the templates in `templates/` and the style sheet `style.css`.
 
-A page loads nothing from the network: it contains its style, scripts and pictures, and its content security policy forbids all requests.
-Templates of pages (`.html.jinja`) escape every text. Cards are made by `huggingface_hub` from theirs (`.md`).
+A page contains its style, scripts and pictures. It makes no network requests, and its content security policy forbids
+them. The HTML templates (`.html.jinja`) escape all text. `huggingface_hub` renders the templates of model and dataset
+cards (`.md.jinja`).
 """
 
 import base64
@@ -29,11 +30,11 @@ class Table:
         head (`Sequence[str]`):
             Titles of the columns.
         rows (`Sequence[Sequence[str]]`):
-            The cells. The first of each row is its title.
+            Cells of each row. The first cell is the title of the row.
         marked (`frozenset[int]`, *optional*, defaults to `frozenset()`):
             Indices of rows to highlight.
         style (`str`, *optional*, defaults to `""`):
-            Class of the table in the style sheet.
+            CSS class of the table.
     """
 
     head: Sequence[str]
@@ -42,7 +43,7 @@ class Table:
     style: str = ""
 
     def markdown(self) -> str:
-        """The table in Markdown."""
+        """Return the table in Markdown."""
         lines = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
         lines.insert(1, ["---"] * len(self.head))
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -50,26 +51,26 @@ class Table:
 
 def render(template: str, **values: Any) -> str:
     """
-    Fill in a template.
+    Render a template.
 
     Args:
         template (`str`):
             Name of a file in `templates/`.
         **values:
-            What the template shows. A missing value is an error.
+            Variables of the template. A missing variable is an error.
 
     Returns:
-        `str`: The text. The same values give the same bytes.
+        `str`: Rendered text. The output is deterministic.
     """
     return _ENVIRONMENT.get_template(template).render(values)
 
 
 def write_page(text: str, pictures: Iterable[Picture], output: Path) -> list[Path]:
     """
-    Write a page, and its pictures in light colours into a folder next to it: `report_files` for `report.html`.
+    Write a page, and its pictures in the light theme to a folder next to it, such as `report_files` for `report.html`.
 
     Returns:
-        `list[Path]`: The files of the pictures.
+        `list[Path]`: Picture files.
     """
     folder = output.with_name(f"{output.stem}_files")
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,17 +85,17 @@ def write_page(text: str, pictures: Iterable[Picture], output: Path) -> list[Pat
 
 
 def resource(name: str) -> str:
-    """The text of a file of this package: a style sheet, a script, or a template of a card."""
+    """Return the content of a file in this package: a style sheet, a script, or a card template."""
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _kept(text: str) -> str:
-    """A sentence with its numbers kept on one line."""
+    """Replace spaces by no-break spaces in `12 %` and `N = 4`."""
     return text.replace(" %", "\N{NO-BREAK SPACE}%").replace("N = ", "N\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
 
 
 def _png(image: bytes) -> str:
-    """A picture as an address that holds it."""
+    """Return a PNG image as a data URL."""
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 

@@ -1,4 +1,4 @@
-"""The paper that trainers, model cards and dataset cards cite."""
+"""Citation of the HRM paper, for trainers, model cards and dataset cards."""
 
 HRM_PAPER = {
     "title": "Towards Hierarchical Multi-Step Reward Models for Enhanced Reasoning in Large Language Models",

@@ -1,4 +1,4 @@
-"""Pictures of pages, drawn with matplotlib in light and dark colours, and the charts that several reports share."""
+"""Draw pictures with matplotlib in a light and a dark theme, and the charts that several reports share."""
 
 import io
 import math
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Curves = Sequence[tuple[str, list[dict[str, Any]]]]  # labels, and points with `n` and `accuracy`
 
 DPI = 180
-WIDTH = 4.5  # inches: small, so that letters can be read on a phone
+WIDTH = 4.5  # inches. Small, so that text is readable on a phone
 MAX_LABEL_CHARACTERS = 60
 MARKERS = "osD^vPX"
 NUM_SCORE_BINS = 40
@@ -26,7 +26,7 @@ NUM_SCORE_BINS = 40
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a picture: page, text, grid lines and curves. Everyone can tell blue from orange."""
+    """Colours of a picture: page, text, grid lines and curves. Blue and orange are distinguishable for colour-blind readers."""
 
     page: str
     text: str
@@ -36,12 +36,12 @@ class Theme:
 
     @property
     def right(self) -> str:
-        """Colour of what is right."""
+        """Colour of correct solutions or steps."""
         return self.curves[0]
 
     @property
     def wrong(self) -> str:
-        """Colour of what is wrong."""
+        """Colour of wrong solutions or steps."""
         return self.curves[1]
 
 
@@ -58,17 +58,17 @@ THEMES = {
 @dataclass(frozen=True)
 class Picture:
     """
-    A picture of a page.
+    A picture for a page.
 
     Args:
         name (`str`):
-            Name of its file, without the ending.
+            File name without extension.
         title (`str`):
-            What it shows, in one line.
+            Caption, on one line.
         text (`str`):
-            What can be seen in it, for readers who cannot see it.
+            Alternative text for screen readers.
         images (`dict[str, bytes]`):
-            The PNG of each theme.
+            PNG image for each theme.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Picture:
 
 def new_figure() -> "Figure":
     """
-    An empty figure.
+    Return an empty figure.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
@@ -87,12 +87,12 @@ def new_figure() -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('this picture needs matplotlib: pip install "trl-hrm[plots]"') from error
+        raise ImportError('This picture needs matplotlib. Install it with `pip install "trl-hrm[plots]"`.') from error
     return Figure(layout="constrained")
 
 
 def style_axes(axes: "Axes", theme: Theme) -> None:
-    """Set the colours of empty axes, without a frame."""
+    """Apply the colours of a theme to empty axes, and remove the frame."""
     axes.set_facecolor(theme.page)
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -114,13 +114,13 @@ def draw(
     width: float = WIDTH,
 ) -> Picture:
     """
-    Draw a picture in every theme. The same input gives the same bytes.
+    Draw a picture in every theme. The output is deterministic.
 
     Args:
         name, title, text:
             See [`Picture`].
         paint (`Callable`):
-            Draws on the axes it is given, in the colours of a theme.
+            Function that draws on the given axes with the colours of a theme.
         height (`float`, *optional*, defaults to `3.0`):
             Height in inches.
         width (`float`, *optional*, defaults to `4.5`):
@@ -143,13 +143,16 @@ def draw(
 
 
 def shown_label(text: str) -> str:
-    """A text as a legend shows it: matplotlib reads formulas between dollars, and leaves out labels that begin with `_`."""
+    """
+    Shorten and escape a label for a legend. Otherwise matplotlib renders text between dollar signs as a formula, and
+    ignores labels that start with `_`.
+    """
     short = text if len(text) <= MAX_LABEL_CHARACTERS else f"{text[: MAX_LABEL_CHARACTERS - 1]}…"
     return " " * short.startswith("_") + short.replace("$", r"\$")
 
 
 def legend(axes: "Axes", theme: Theme) -> None:
-    """Put the legend above the axes, where it hides no curve."""
+    """Put the legend above the axes, so that it does not cover the curves."""
     _, labels = axes.get_legend_handles_labels()
     axes.legend(
         loc="lower left",
@@ -164,7 +167,7 @@ def legend(axes: "Axes", theme: Theme) -> None:
 
 
 def _num_columns(labels: Sequence[str]) -> int:
-    """Columns of a legend: two if there are many labels, and all are short."""
+    """Return the number of columns of a legend: two for many short labels, otherwise one."""
     return 2 if len(labels) > 4 and max(map(len, labels)) <= 24 else 1
 
 
@@ -172,17 +175,17 @@ def curves_picture(
     name: str, title: str, curves: Curves, baselines: Curves, paint: Callable[["Axes", Theme], None]
 ) -> Picture:
     """
-    Accuracy over N.
+    Draw accuracy over N.
 
     Args:
         name, title:
             See [`Picture`].
         curves (`Sequence[tuple[str, list[dict]]]`):
-            Labels and points of the curves that `paint` draws.
+            Labels and points of the curves drawn by `paint`.
         baselines (`Sequence[tuple[str, list[dict]]]`):
-            Labels and points of curves that use no reward model.
+            Labels and points of curves without a reward model.
         paint (`Callable`):
-            Draws the curves on the axes it is given, in the colours of a theme.
+            Function that draws `curves` on the given axes with the colours of a theme.
     """
     shown = [*curves, *baselines]
 
@@ -191,7 +194,7 @@ def curves_picture(
         for (label, curve), (style, marker) in zip(
             baselines, cycle((("--", "_"), (":", "x"), ("-.", "+"))), strict=False
         ):
-            marker = marker if len(curve) == 1 else None  # a line of one point would not be seen
+            marker = marker if len(curve) == 1 else None  # a line with one point is invisible
             axes.plot(
                 *columns(curve),
                 color=theme.quiet,
@@ -206,7 +209,7 @@ def curves_picture(
         axes.minorticks_off()
         axes.set_xlabel("N")
         low, high = axes.get_ylim()
-        if high - low < 10:  # all accuracies are nearly equal: do not enlarge their differences
+        if high - low < 10:  # do not exaggerate small differences
             low, high = (low + high) / 2 - 5, (low + high) / 2 + 5
         axes.set_ylim(max(low, -2), min(high, 102))
         axes.set_ylabel("accuracy, %")
@@ -222,7 +225,7 @@ def curves_picture(
 
 
 def columns(curve: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:
-    """N, and accuracy in percent."""
+    """Return N, and accuracy in percent."""
     return [point["n"] for point in curve], [100 * point["accuracy"] for point in curve]
 
 
@@ -230,17 +233,17 @@ def band_picture(
     name: str, title: str, curves: Curves, baselines: Curves, places: Sequence[int] | None = None
 ) -> Picture:
     """
-    Accuracy over N, each curve in a band.
+    Draw accuracy over N, with a band around each curve.
 
     Args:
         name, title:
             See [`Picture`].
         curves (`Sequence[tuple[str, list[dict]]]`):
-            Labels, and points with `n`, `accuracy`, and `low` and `high` of the band.
+            Labels, and points with `n`, `accuracy`, and the bounds `low` and `high` of the band.
         baselines (`Sequence[tuple[str, list[dict]]]`):
-            Curves that use no reward model, drawn without a band.
+            Curves without a reward model, drawn without a band.
         places (`Sequence[int]`, *optional*):
-            Places of the curves among colours and markers, so that a model looks the same in several pictures.
+            Index of the colour and marker of each curve. Use the same index for a model in several pictures.
     """
     places = range(len(curves)) if places is None else places
 
@@ -259,15 +262,15 @@ def band_picture(
 
 def reliability_picture(calibrations: dict[str, list[dict[str, Any]]]) -> Picture:
     """
-    Share of right solutions over the mean score of each bin. On the diagonal, a score means what it says.
+    Draw the share of correct solutions over the mean score of each bin. A calibrated model lies on the diagonal.
 
     Args:
         calibrations (`dict[str, list[dict]]`):
-            For each name, bins with `count`, `mean_score` and `share_right`.
+            Bins of each name with `count`, `mean_score` and `share_right`.
     """
     filled = {name: [one for one in bins if one["count"]] for name, bins in calibrations.items()}
-    text = "Share of right solutions over their mean score, by bins. " + "; ".join(
-        f"{name}: {len(bins)} bins, the highest at score {bins[-1]['mean_score']:.2f} with {percent(bins[-1]['share_right'])} right"
+    text = "Share of correct solutions over their mean score, by bins. " + "; ".join(
+        f"{name}: {len(bins)} bins, the highest at score {bins[-1]['mean_score']:.2f} with {percent(bins[-1]['share_right'])} correct"
         for name, bins in filled.items()
         if bins
     )
@@ -282,29 +285,30 @@ def reliability_picture(calibrations: dict[str, list[dict[str, Any]]]) -> Pictur
             axes.scatter(x, y, sizes, color=color, marker=marker, label=shown_label(name), linewidths=0)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-2, 102)
-        axes.set_xlabel("mean score of the bin (a larger mark: more solutions)")
-        axes.set_ylabel("right, %")
+        axes.set_xlabel("mean score of the bin (larger marks: more solutions)")
+        axes.set_ylabel("correct, %")
         legend(axes, theme)
 
-    return draw("calibration", "Is a score of 0.9 right nine times in ten?", text, paint, 3.3)
+    return draw("calibration", "Calibration: are 90 % of solutions with a score of 0.9 correct?", text, paint, 3.3)
 
 
 def draw_scores(judged: Sequence[float], chosen: Sequence[float], axis: str, path: Path) -> "Figure":
     """
-    Draw two histograms on one axis from 0 to 1, each with its mean. The same scores give the same bytes.
+    Draw histograms of all scores and of the scores of selected candidates, with their means. The output is
+    deterministic.
 
     Args:
         judged (`Sequence[float]`):
-            Scores of all candidates that were judged.
+            Scores of all candidates.
         chosen (`Sequence[float]`):
-            Scores of the candidates that were chosen.
+            Scores of the selected candidates.
         axis (`str`):
-            What the scores are.
+            Label of the axis.
         path (`Path`):
             PNG file to write.
 
     Returns:
-        `Figure`: The figure, after it was written.
+        `Figure`: The figure that was written.
     """
     theme = THEMES["light"]
     figure = new_figure()

@@ -1,21 +1,21 @@
 r"""
 BIG-Bench Mistake: find the first wrong step of a chain of thought
-([Tyen et al., 2023](https://huggingface.co/papers/2311.08516)). Five tasks beyond mathematics.
+([Tyen et al., 2023](https://huggingface.co/papers/2311.08516)). It has five tasks, not all of them mathematical.
 
 ```json
 {"input": "(1 + 2) * 3 =", "steps": ["1 + 2 = 3.", "3 * 3 = 6. So the answer is 6"], "target": "9", "answer": "6", "mistake_index": 1}
 ```
 
-`mistake_index` is the index, from 0, of the first wrong step, null if there is none. A file is a task and becomes a subset. Rows
-have no id: they are counted from 0 in their file.
+`mistake_index` is the index of the first wrong step, from 0, or null if no step is wrong. Each file is one task and
+becomes a subset. Rows have no id, so the index of the row in the file is used.
 
-The rows are judged as those of ProcessBench, F1 included, which is this package's choice. The paper's own measure of finding
-mistakes is `accuracy`: the share of rows whose place was found exactly, "none" being a place.
+The rows are evaluated like ProcessBench, including F1, which is a choice of this package. The paper's own metric is
+`accuracy`: the share of rows where the mistake, or its absence, is predicted exactly.
 
-Checked against the authors' description of their data: the columns, the index from 0, the null. Checked on their five files
-(986 rows of `dyck_languages`, 300 of each other): every index lies within the steps. One row of `dyck_languages` has a blank step,
-which is judged as it stands, for indices count it. Few rows are free of errors (6 of 300 in `logical_deduction`), so that the
-accuracy on them, and F1, are uncertain: see the intervals.
+Checked against the authors' description of their data: the columns, the index from 0, the null. Checked on their five
+files (986 rows of `dyck_languages`, 300 of each other task): every index lies within the steps. One row of
+`dyck_languages` has a blank step, which is kept because the index counts it. Few rows have no error (6 of 300 in
+`logical_deduction`), so the accuracy on these rows and F1 are uncertain, as the intervals show.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from .suite import Place, Solution, as_it_is, first_error_labels, steps_of, text
 
 
 def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
-    """The solution of one row."""
+    """Parse one row. See [`Suite`]."""
     steps = steps_of(record, "steps", place.where)
     problem = text_of(record, "input", place.where)
     labels = first_error_labels(record["mistake_index"], steps, None, "mistake_index", place)

@@ -1,4 +1,4 @@
-"""From step scores to the results of a benchmark: metrics, their intervals, and a threshold that was chosen on other rows."""
+"""Compute the results of a benchmark from step scores: metrics, intervals, and a threshold tuned on held-out problems."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from ..intervals import bootstrap_sums, percentile_interval
 from .suite import Solution, Suite
 
 
-INTERVALS = {  # what `results.json` says of the intervals
+INTERVALS = {  # saved in `results.json`
     "confidence": 0.95,
     "method": "Bayesian bootstrap over problems with Jeffreys' prior on the accuracy of each kind",
 }
-NUM_SHOWN = 5  # places in a line
+NUM_SHOWN = 5  # maximum number of solutions listed by `format_results`
 
 
 def measure(
@@ -32,24 +32,30 @@ def measure(
 
     Args:
         suite ([`Suite`]):
-            The suite.
+            Suite to evaluate.
         solutions (`Sequence[Solution]`):
-            Its solutions.
+            Solutions of the suite.
         scores (`Sequence[Sequence[float] | None]`):
-            For each the scores of its steps in `[0, 1]`, or `None` if it could not be scored: it then counts for nothing
-            but `num_too_long`.
+            Step scores of each solution in `[0, 1]`. `None` for solutions that could not be scored, which only count
+            in `num_too_long`.
         threshold (`float`, *optional*, defaults to `0.5`):
-            A step is judged wrong if its score is below it.
+            Steps with a score below the threshold are classified as wrong.
         validation_size (`float`, *optional*, defaults to `0.2`):
-            Share of problems on which the best threshold is chosen. 0 for none.
+            Share of problems used to tune the threshold. With 0, it is not tuned.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of that split and of the intervals.
+            Seed of the validation split and of the intervals.
 
     Returns:
-        `dict[str, Any]`: `metric` and `main`, the names of what counts; `subsets` and `averages`, for each name its metrics
-        (`None` where not defined), of which `metric` has the bounds `low` and `high` of its 95 % interval, see [`~evaluation.intervals.bootstrap_sums`];
-        `threshold`; `tuned`, see [`tune`]; `steps`, the [`step_metrics`] of all steps that have a label; `counts`, the
-        numbers of solutions, scored ones and ones that were too long; `too_long`, where these stand.
+        `dict[str, Any]`: A dictionary with the keys
+
+        - `metric`, `main`: names of the main metric and of the main average.
+        - `subsets`, `averages`: metrics of each subset and average, `None` if undefined, with the bounds `low` and
+          `high` of the 95 % interval of `metric`. See [`~evaluation.intervals.bootstrap_sums`].
+        - `threshold`: the given threshold.
+        - `tuned`: results with the tuned threshold. See [`tune`].
+        - `steps`: [`step_metrics`] of all labelled steps.
+        - `counts`: numbers of solutions, of scored solutions, and of solutions that were too long.
+        - `too_long`: subset, id and location of each solution that was too long.
 
     Raises:
         `ValueError`: If an option is out of range or no solution was scored.
@@ -60,8 +66,7 @@ def measure(
     too_long = [solution for solution, values in pairs if values is None]
     if not scored:
         raise ValueError(
-            f"{suite.name}: none of {len(pairs)} solutions fits into the positions of the model, so there is nothing to "
-            "measure. Use a model with more of them."
+            f"{suite.name}: all {len(pairs)} solutions have more tokens than the model supports. Use a model with more positions."
         )
     subsets = list(dict.fromkeys(one.subset for one in solutions))  # also subsets without a scored solution
     tallies = _tallies(suite, scored, threshold, subsets)
@@ -93,11 +98,11 @@ def measure(
 
 
 def check_options(threshold: float, validation_size: float) -> None:
-    """Check the options of [`measure`], before anything is scored."""
+    """Raise `ValueError` if an option of [`measure`] is out of range."""
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, expected a number from 0 to 1, as scores are.")
+        raise ValueError(f"threshold is {threshold}, expected a number from 0 to 1.")
     if not 0 <= validation_size < 1:
-        raise ValueError(f"validation_size is {validation_size}, expected a share from 0 to below 1.")
+        raise ValueError(f"validation_size is {validation_size}, expected a number of at least 0 and below 1.")
 
 
 def tune(
@@ -108,15 +113,16 @@ def tune(
     seed: int,
 ) -> dict[str, Any]:
     """
-    Choose the threshold with the highest main value on the validation part, and measure it on the rest.
+    Tune the threshold on a validation split, and measure it on the rest.
 
-    Candidates are `threshold` and the percentiles of the scores in the validation part. Of equally good ones, the nearest to
-    `threshold` is chosen, then the smallest. All solutions of a problem fall into one part.
+    The candidates are `threshold` and the percentiles of the validation scores. The one with the highest main average
+    of the main metric wins. Ties go to the candidate nearest to `threshold`, then to the smallest. All solutions of a
+    problem are in the same split.
 
     Returns:
-        `dict[str, Any]`: `threshold`; `validation`, its main value on that part; `rest`, its main value on the other part, and
-        `rest_untuned`, the main value of the given threshold there; the numbers of solutions. All but the numbers are `None` if the
-        metric is not defined on the validation part.
+        `dict[str, Any]`: The best `threshold`, its main result on the `validation` split and on the `rest`, the result
+        of the given threshold on the rest (`rest_untuned`), and the numbers of solutions. All but the numbers are
+        `None` if the metric is undefined on the validation split.
     """
     parts: dict[str, list] = {"test": [], "train": []}
     for solution, values in scored:
@@ -153,7 +159,7 @@ def _tallies(
     threshold: float,
     subsets: Sequence[str],
 ) -> dict[str, np.ndarray]:
-    """For each subset the tallies of its solutions, summed by problem: shape `(problems, 4)`."""
+    """Return the tallies of each subset, summed per problem. Shape `(problems, 4)`."""
     problems = group_equal(problem_key(solution.origin) for solution, _ in scored)
     tallies = {name: np.zeros((len(problems), 4)) for name in subsets}
     for row, members in enumerate(problems):
@@ -168,7 +174,7 @@ def _number(value: Any) -> float | None:
 
 
 def format_results(name: str, results: dict[str, Any]) -> str:
-    """Return the results of a suite as a table in percent, with remarks below."""
+    """Return a text with the results of a suite: a table in percent, followed by remarks."""
     metric = results["metric"]
     columns = list(dict.fromkeys(key for part in results["subsets"].values() for key in part))
     others = [key for key in columns if key not in (metric, "low", "high")]
@@ -187,27 +193,27 @@ def format_results(name: str, results: dict[str, Any]) -> str:
     lines = [
         *table,
         f"threshold {results['threshold']:g}; {counts['num_scored']:,} of {counts['num_solutions']:,} solutions scored, "
-        f"{counts['num_too_long']:,} too long for the model and left out",
+        f"{counts['num_too_long']:,} skipped because they are too long for the model",
     ]
     passed_over = [
         name for name in counts if name not in ("num_solutions", "num_scored", "num_too_long") and counts[name]
     ]
     if passed_over:
-        lines.append("passed over: " + ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in passed_over))
+        lines.append("counted: " + ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in passed_over))
     if results["too_long"]:
         places = [one["where"] for one in results["too_long"]]
         more = f" and {len(places) - NUM_SHOWN:,} more" if len(places) > NUM_SHOWN else ""
         lines.append(f"too long: {', '.join(places[:NUM_SHOWN])}{more}")
     undefined = [name for name, part in results["subsets"].items() if part[results["metric"]] is None]
     if undefined:
-        lines.append(f"not defined for {', '.join(undefined)}, whose rows are too few, of one kind, or too long")
-    if "auroc" in steps:
         lines.append(
-            f"all {steps['num_steps']:,} steps with a label: AUROC {steps['auroc']:.3f}, ECE {steps['ece']:.3f}"
+            f"undefined for {', '.join(undefined)}: there are too few scored rows, or only rows with or without errors"
         )
+    if "auroc" in steps:
+        lines.append(f"all {steps['num_steps']:,} labelled steps: AUROC {steps['auroc']:.3f}, ECE {steps['ece']:.3f}")
     if tuned and tuned["threshold"] is None:
         lines.append(
-            f"no threshold chosen: on the validation part, {tuned['num_validation']:,} solutions, the metric is not defined"
+            f"threshold not tuned: the metric is undefined on the {tuned['num_validation']:,} validation solutions"
         )
     elif tuned:
         lines.append(

@@ -1,33 +1,35 @@
 r"""
-PRMBench: tell right steps from wrong ones, by nine kinds of error
+PRMBench: classify steps as correct or wrong, for nine kinds of errors
 ([Song et al., 2025](https://huggingface.co/papers/2501.03124)).
 
 ```json
 {"idx": "prm_test_p1_7", "classification": "confidence", "original_question": "What is 1 + 2 + 3?", "modified_question": "What is 1 + 2 + 3?", "original_process": ["1 + 2 = 3.", "3 + 3 = 6."], "modified_process": ["1 + 2 = 3.", "3 + 3 = 7."], "modified_steps": [2], "error_steps": [2], "reason": "..."}
 ```
 
-The steps of `modified_process` are judged after `modified_question`. `error_steps` are numbers, from 1, of the wrong ones; all others
-are right, whatever comes before them. A step is judged wrong if its score is *below* the threshold. With right steps as the
-positive class and counts over the steps of all rows of a class,
+The steps of `modified_process` are scored as a solution to `modified_question`. `error_steps` are the numbers of the
+wrong steps, from 1. All other steps are correct, even after a wrong step. A step is classified as wrong if its score
+is *below* the threshold. Correct steps are the positive class, and the steps of all rows of a class are counted
+together:
 
-    F1     = 2 TP / (2 TP + FP + FN)      TP: right, judged right; FP: wrong, judged right
-    F1_neg = 2 TN / (2 TN + FP + FN)      TN: wrong, judged wrong; FN: right, judged wrong
+    F1     = 2 TP / (2 TP + FP + FN)      TP: correct, predicted correct; FP: wrong, predicted correct
+    F1_neg = 2 TN / (2 TN + FP + FN)      TN: wrong, predicted wrong; FN: correct, predicted wrong
     PRM-Score = 0.5 · F1 + 0.5 · F1_neg
 
-`multi_solutions` are right solutions of another kind, without a wrong step: its PRM-Score is F1. The overall score is that of the steps
-of the nine classes together; simplicity, soundness and sensitivity are means of the scores of their classes, without weights.
-`correct` are the original processes, taken from the rows of `redundency` (the name in the data) after `original_question`: they
-show how many right steps are called wrong. Beside that they count only for the numbers over all steps (AUROC, calibration).
+`multi_solutions` has alternative correct solutions without a wrong step, so its PRM-Score is F1. The overall score is
+computed over the steps of all nine classes. Simplicity, soundness and sensitivity are unweighted means over their
+classes. `correct` has the original solutions to `original_question` from the rows of `redundency` (spelled as in the
+data). It shows how many correct steps are classified as wrong, and only counts in the metrics over all steps (AUROC,
+calibration).
 
-Checked against the authors' code for the task and for the table: all of the above. Theirs differs in three ways: a step is right
-*above* the threshold, so that scores of exactly the threshold differ; an F1 that is not defined enters a mean as -1, where here the
-mean is not defined; and so does an F1 whose precision and recall are both 0, which is 0 here. Models that score redundancy apart
-use that score on `redundency` and `circular`; a step reward model has one score. Not built: their similarity and first-error
-accuracy. The weights of 0.5 are those of the code; a user could not reach the paper's table with them (issue 7 of
-ssmisya/PRMBench, unanswered), which thresholds per model may explain.
+Checked against the authors' code for the task and for the table. Their code differs in three ways. A step is correct
+*above* the threshold, so scores equal to the threshold differ. An undefined F1 enters a mean as -1; here the mean is
+undefined. An F1 with precision and recall of 0 is treated as undefined too; here it is 0. Models with a separate
+redundancy score use it on `redundency` and `circular`; a step reward model has only one score. Their similarity and
+first-error accuracy are not implemented. The weights of 0.5 come from the code. A user could not reproduce the paper's
+table with them (issue 7 of ssmisya/PRMBench, unanswered), possibly because of thresholds per model.
 
-Checked on 394 of their rows: 11 of them name error steps past the end of the process. The authors' code passes over these
-numbers, so does this; the results count them.
+Checked on 394 of their rows: 11 rows name error steps after the end of the process. Like the authors' code, this
+module ignores these numbers. The results count them.
 """
 
 from collections import Counter
@@ -52,7 +54,7 @@ OUTCOMES = (((0, 0, 1, 0), (0, 1, 0, 0)), ((1, 0, 0, 0), (0, 0, 0, 1)))  # see `
 
 
 def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
-    """The modified solution of one row and, from one class, the original one."""
+    """Parse one row: the modified solution and, for rows of `CORRECT_FROM`, the original solution. See [`Suite`]."""
     where, kind, name = place.where, record["classification"], str(record["idx"])
     if kind not in CLASSES:
         raise RowError(
@@ -81,7 +83,7 @@ def _labels(error_steps: Any, steps: Sequence[str], where: str, notes: Counter) 
 
 
 def tally(solution: Solution, scores: Sequence[float], threshold: float) -> tuple[int, int, int, int]:
-    """Steps of one solution: TP, FP, TN, FN, with right steps as the positive class."""
+    """Count the steps of one solution: TP, FP, TN, FN, with correct steps as the positive class."""
     right, judged = np.asarray(solution.labels, dtype=bool), np.asarray(scores) >= threshold
     return (
         int((right & judged).sum()),
@@ -93,17 +95,17 @@ def tally(solution: Solution, scores: Sequence[float], threshold: float) -> tupl
 
 def prm_score(sums: np.ndarray, without_errors: bool = False) -> dict[str, np.ndarray]:
     """
-    Metrics of a class.
+    Compute the metrics of a class.
 
     Args:
         sums (`np.ndarray`):
-            Sums of [`tally`], shape `(..., 4)`.
+            Sums of [`tally`]. Shape `(..., 4)`.
         without_errors (`bool`, *optional*, defaults to `False`):
-            Whether the class has no wrong step by its nature, so that its score is F1.
+            Whether the class has no wrong steps by design. Its PRM-Score is then F1.
 
     Returns:
-        `dict[str, np.ndarray]`: `prm_score`, `f1`, `negative_f1` and `accuracy`, shape `(...)`, NaN where not defined, and
-        the numbers of steps.
+        `dict[str, np.ndarray]`: `prm_score`, `f1`, `negative_f1` and `accuracy` (NaN if undefined), `num_right_steps`
+        and `num_wrong_steps`. Shape `(...)`.
     """
     tp, fp, tn, fn = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
     with np.errstate(invalid="ignore"):
@@ -120,7 +122,7 @@ def prm_score(sums: np.ndarray, without_errors: bool = False) -> dict[str, np.nd
 
 
 def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Metrics of each class, of each category that has all its classes, and overall. See [`Suite`]."""
+    """Compute the metrics of each class, of each category whose classes are all present, and overall. See [`Suite`]."""
     names = [name for name in (*CLASSES, "correct") if name in sums]
     classes = {name: prm_score(sums[name], name in WITHOUT_ERRORS) for name in names}
     averages = {

@@ -1,37 +1,38 @@
 r"""
-ProcessBench: find the first wrong step of a solution, or say that there is none
+ProcessBench: find the first wrong step of a solution, or predict that all steps are correct
 ([Zheng et al., 2024](https://huggingface.co/papers/2412.06559)).
 
 ```json
 {"id": "gsm8k-7", "generator": "a policy", "problem": "What is 1 + 2 + 3?", "steps": ["1 + 2 = 3.", "3 + 3 = 7."], "final_answer_correct": false, "label": 1}
 ```
 
-`label` is the index, from 0, of the first wrong step, -1 if there is none. The four subsets, `gsm8k`, `math`, `olympiadbench`
-and `omnimath`, are splits or files of those names, or stand in a column `subset`. Rows without an `id` are counted from 0 in their
-file.
+`label` is the index of the first wrong step, from 0, or -1 if no step is wrong. The four subsets `gsm8k`, `math`,
+`olympiadbench` and `omnimath` are splits or files with these names, or values of a column `subset`. For rows without
+an `id`, the index of the row in the file is used.
 
 Rows of MR-GSM8K ([Zeng et al., 2023](https://huggingface.co/papers/2312.17080)) and of ReasonEval's MR-MATH
-([Xia et al., 2024](https://huggingface.co/papers/2404.05692)) are read too:
+([Xia et al., 2024](https://huggingface.co/papers/2404.05692)) are supported too:
 
 ```json
 {"uuid": "1", "question": "What is 1 + 2 + 3?", "model_output_steps": ["1 + 2 = 3.", "3 + 3 = 7."], "model_output_solution_correctness": "wrong", "model_output_solution_first_error_step": 2}
 ```
 
-Their first wrong step is counted from 1, and `"N/A"` if there is none. A solution that is called wrong without such a step is left
-out, as in ReasonEval's script.
+Their first wrong step is counted from 1, or is `"N/A"` if no step is wrong. Solutions that are labelled wrong but have
+no wrong step are skipped, as in ReasonEval's script.
 
-A solution is right at its first step that scores *below* the threshold, as everywhere in this package; if none does, it is
-judged free of errors. Per subset, with accuracy the share of rows whose step was found exactly,
+The predicted step is the first step with a score *below* the threshold. If no score is, the solution is predicted to
+have no error. For each subset, with accuracy as the share of rows that are predicted exactly,
 
     F1 = 2 · accuracy on rows with an error · accuracy on rows without / (sum of the two)
 
-which is 0 where both accuracies are, and not defined where a subset has rows of one kind only. The paper averages subsets
-without weights; TRL's evaluation of its models weighted them by rows. Both are given.
+F1 is 0 if both accuracies are 0, and undefined if a subset has only rows with or only rows without an error. The paper
+uses the unweighted mean over subsets. TRL's evaluation of its models weighted subsets by rows. The results contain
+both.
 
-Checked against the authors' scripts: the columns, the -1, the first wrong step, F1 from the two accuracies, and the mean over
-subsets. Theirs take the more probable class at each step, and the wrong one at a tie: only scores of exactly 0.5 differ. For models
-with free scores they choose the threshold by the F1 on `gsm8k`; here see `tuned` in the results. Not checked: the rows themselves,
-none of which are at hand.
+Checked against the authors' scripts: the columns, the -1, the first wrong step, F1 from the two accuracies, and the
+mean over subsets. Their scripts use the more probable class at each step, and the wrong class for ties, so only scores
+of exactly 0.5 differ. For models with arbitrary scores they tune the threshold on the F1 of `gsm8k`; here see `tuned`
+in the results. Not checked: the original rows, which were not available.
 """
 
 from collections import Counter
@@ -46,11 +47,11 @@ from .suite import Place, Solution, Suite, first_error_labels, steps_of, text_of
 
 MR_STEP = "model_output_solution_first_error_step"
 MR_CORRECTNESS = "model_output_solution_correctness"
-MR_STEPS = ("model_output_step_format", "model_output_steps")  # the first of them that a row has
+MR_STEPS = ("model_output_step_format", "model_output_steps")  # in order of preference
 
 
 def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution]:
-    """The solution of one row."""
+    """Parse one row. See [`Suite`]."""
     steps = steps_of(record, "steps", place.where)
     problem = text_of(record, "problem", place.where)
     if MR_STEP in record:
@@ -63,11 +64,11 @@ def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution
 
 
 def adapt(record: dict[str, Any]) -> dict[str, Any]:
-    """A row of MR-GSM8K or MR-MATH in the columns of ProcessBench; any other row as it is."""
+    """Convert a row of MR-GSM8K or MR-MATH to the columns of ProcessBench. Return other rows unchanged."""
     column = next((name for name in MR_STEPS if isinstance(record.get(name), list)), None)
     if column is None or MR_STEP not in record or "question" not in record:
         return record
-    # MR-MATH has each step in a list of its own
+    # each step of MR-MATH is a list with one element
     steps = [step[0] if isinstance(step, list) and len(step) == 1 else step for step in record[column]]
     columns = {"problem": record["question"], "steps": steps, "label": record[MR_STEP]}
     names = [str(record[name]) for name in ("uuid", "id") if record.get(name) is not None]
@@ -87,24 +88,24 @@ def _mr_labels(record: dict[str, Any], steps: Sequence[str], place: Place) -> li
         raise RowError(
             "label_contradicts_correctness",
             place.where,
-            f"`{MR_CORRECTNESS}` is {correctness!r}, and `{MR_STEP}` is {record[MR_STEP]!r}; expected a step exactly where the solution "
-            "is wrong.",
+            f"`{MR_CORRECTNESS}` is {correctness!r}, but `{MR_STEP}` is {record[MR_STEP]!r}. Expected a step if and only if the "
+            "solution is wrong.",
         )
     return labels
 
 
 def predict_first_error(scores: Sequence[float], threshold: float) -> int:
     """
-    Return the first step that is judged wrong.
+    Return the index of the first step that is classified as wrong.
 
     Args:
         scores (`Sequence[float]`):
             Scores of the S steps of a solution, in `[0, 1]`.
         threshold (`float`):
-            A step is judged wrong if its score is below it.
+            Steps with a score below the threshold are classified as wrong.
 
     Returns:
-        `int`: Index of the step, -1 if no step is judged wrong.
+        `int`: Index of the step, or -1 if no step is classified as wrong.
 
     Example:
 
@@ -120,27 +121,27 @@ OUTCOMES = (((1, 1, 0, 0), (0, 1, 0, 0)), ((0, 0, 1, 1), (0, 0, 0, 1)))  # see `
 
 
 def tally_first_error(found: int, first_error: int) -> tuple[int, int, int, int]:
-    """Of one solution: errors found, solutions with an error, solutions found free of errors, solutions without."""
+    """Count for one solution: errors found, solutions with an error, correct solutions recognised, correct solutions."""
     hit = int(found == first_error)
     return (hit, 1, 0, 0) if first_error >= 0 else (0, 0, hit, 1)
 
 
 def tally(solution: Solution, scores: Sequence[float], threshold: float) -> tuple[int, int, int, int]:
-    """See [`tally_first_error`]."""
+    """Tally a solution by its predicted first error. See [`tally_first_error`]."""
     return tally_first_error(predict_first_error(scores, threshold), solution.first_error)
 
 
 def process_bench_f1(sums: np.ndarray) -> dict[str, np.ndarray]:
     """
-    Metrics of a subset.
+    Compute the metrics of a subset.
 
     Args:
         sums (`np.ndarray`):
-            Sums of [`tally_first_error`], shape `(..., 4)`.
+            Sums of [`tally_first_error`]. Shape `(..., 4)`.
 
     Returns:
-        `dict[str, np.ndarray]`: `f1`, `error_accuracy`, `correct_accuracy` and `accuracy` over all rows, shape `(...)`, NaN
-        where not defined, and the numbers of rows.
+        `dict[str, np.ndarray]`: `f1`, `error_accuracy`, `correct_accuracy`, and `accuracy` over all rows (NaN if
+        undefined), `num_with_error` and `num_without`. Shape `(...)`.
     """
     errors_found, num_errors, correct_found, num_correct = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -159,7 +160,7 @@ def process_bench_f1(sums: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.ndarray]]]:
-    """Metrics of each subset, and the means of their F1 over those where it is defined. See [`Suite`]."""
+    """Compute the metrics of each subset, and the mean F1 over the subsets where it is defined. See [`Suite`]."""
     subsets = {name: process_bench_f1(values) for name, values in sums.items()}
     f1 = np.stack([values["f1"] for values in subsets.values()])
     rows = np.stack([values["num_with_error"] + values["num_without"] for values in subsets.values()])
@@ -173,7 +174,7 @@ def summarize(sums: dict[str, np.ndarray]) -> dict[str, dict[str, dict[str, np.n
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of those values that are defined."""
+    """Return the weighted mean over the first axis, ignoring NaN."""
     weights = np.where(np.isnan(values), 0, weights)
     with np.errstate(invalid="ignore"):
         return (np.nan_to_num(values) * weights).sum(axis=0) / weights.sum(axis=0)

@@ -1,4 +1,4 @@
-"""A run of benchmarks: score the solutions of each suite once, measure them, and write what was found."""
+"""Run benchmarks: score the solutions of each suite, compute the metrics, and write the results."""
 
 import json
 import time
@@ -26,7 +26,7 @@ from .suite import Solution, Suite, SuiteData
 SUITES = {suite.name: suite for suite in (PROCESS_BENCH, PRM_BENCH, BIG_BENCH_MISTAKE)}
 RESULTS = "results.json"
 SCORES = "scores.jsonl"
-BLOCK = 32  # problems that are encoded at a time
+BLOCK = 32  # number of problems encoded at a time
 
 
 def run_suite(
@@ -39,23 +39,24 @@ def run_suite(
     seed: int = 42,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
-    Score the solutions of a suite and measure the scores.
+    Score the solutions of a suite and compute its metrics.
 
     Args:
         suite ([`Suite`]):
-            The suite, one of `SUITES`.
+            Suite to evaluate, one of `SUITES`.
         data ([`SuiteData`]):
-            Its solutions. See [`~evaluation.benchmarks.suite.read_suites`].
+            Solutions of the suite. See [`~evaluation.benchmarks.suite.read_suites`].
         scorer ([`~scoring.tree_scorer.TreeScorer`]):
-            The reward model.
+            Reward model.
         scoring ([`~scoring.scoring_config.ScoringConfig`]):
             How steps are scored.
         threshold, validation_size, seed:
             See [`measure`].
 
     Returns:
-        `tuple[dict[str, Any], list[dict[str, Any]]]`: The sources, what [`measure`] returns, rows with faults, and seconds; and for each
-        solution a row with its `labels` (`None` for a step without one) and `scores` (`None` where it was too long).
+        `tuple[dict[str, Any], list[dict[str, Any]]]`: The results of [`measure`] with `sources`, `faults` of rows and
+        `seconds`; and a row for each solution with its `labels` (`None` for an unlabelled step) and `scores` (`None`
+        if the solution is too long).
     """
     began = time.perf_counter()
     scores = score_solutions(scorer, data.solutions, scoring, progress=True)
@@ -81,24 +82,25 @@ def score_solutions(
     scorer: TreeScorer, solutions: Sequence[Solution], scoring: ScoringConfig, progress: bool = False
 ) -> list[list[float] | None]:
     """
-    Score the steps of solutions, each once.
+    Score the steps of solutions.
 
     Args:
         scorer ([`~scoring.tree_scorer.TreeScorer`]):
-            The reward model.
+            Reward model.
         solutions (`Sequence[Solution]`):
-            The solutions. Those with one problem are scored together, so that a scorer may share what they begin with.
+            Solutions to score. Solutions to the same problem are scored together, so that the scorer can share their
+            common prefix.
         scoring ([`~scoring.scoring_config.ScoringConfig`]):
             How steps are scored.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
 
     Returns:
-        `list[list[float] | None]`: For each solution the scores of its S steps in `[0, 1]`; `None` for one that has more
+        `list[list[float] | None]`: Scores of the S steps of each solution in `[0, 1]`. `None` for solutions with more
         tokens than the model has positions.
 
     Raises:
-        `ValueError`: If a score is not finite, or there is not one for each step.
+        `ValueError`: If a score is not finite, or there is not exactly one score per step.
     """
     scores: list[list[float] | None] = [None] * len(solutions)
     problems = group_equal(solution.problem for solution in solutions)
@@ -120,7 +122,7 @@ def score_solutions(
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise `FileExistsError` if the folder has results that may not be replaced."""
+    """Raise `FileExistsError` if the folder already has results, unless `overwrite` is set."""
     path = folder / RESULTS
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists. Choose another --output_dir, or pass --overwrite to replace it.")
@@ -139,13 +141,13 @@ def write_results(
 
     Args:
         folder (`Path`):
-            Folder of the results. It is made.
+            Folder of the results. It is created if it does not exist.
         suites (`dict[str, dict[str, Any]]`), rows (`Iterable[dict[str, Any]]`):
-            The results of each suite and the rows of all. See [`run_suite`].
+            Results of each suite, and rows of all suites. See [`run_suite`].
         reward_model (`dict[str, Any]`):
-            The reward model and how it was run.
+            Name and options of the reward model.
         settings (`dict[str, Any]`):
-            What else decides the numbers.
+            All other settings that affect the numbers.
         seed (`int`):
             Seed of the run.
     """

@@ -1,4 +1,4 @@
-"""What a benchmark of step judgements is made of, and how its solutions are read from files and datasets."""
+"""Definition of a benchmark for step reward models, and reading of its solutions from files and datasets."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file, load
 
 class Place(NamedTuple):
     """
-    Where a row stands: file and line (or source and row) for messages, the `name` of file or split, the `row` from 0, and
-    the number of the `first_step` in its labels.
+    Location of a row: `where` (file and line, or source and row) for messages, `name` of the file or split, index
+    `row` from 0, and the number of the `first_step` in its labels.
     """
 
     where: str
@@ -28,24 +28,24 @@ class Place(NamedTuple):
 @dataclass(frozen=True)
 class Solution:
     """
-    A solution whose steps a benchmark has labelled.
+    A solution with the labels of a benchmark.
 
     Args:
         where (`str`):
-            File and line, or row, it was read from.
+            File and line, or row, of the solution.
         subset (`str`):
-            Part of the benchmark that it belongs to.
+            Subset of the benchmark.
         id (`str`):
-            Its name in the benchmark.
+            Id in the benchmark.
         problem (`str`):
-            The problem, as the reward model is shown it.
+            Problem shown to the reward model.
         steps (`list[str]`):
-            S step texts.
+            Texts of the S steps.
         labels (`list[int | None]`):
-            For each step 1 if it is right, 0 if it is wrong, `None` if the benchmark does not say.
+            1 for a correct step, 0 for a wrong step, `None` for an unlabelled step.
         origin (`str`):
-            The problem that it goes back to. Solutions with one origin are drawn together in a bootstrap, and fall into
-            one part when rows are split.
+            Original problem. Solutions with the same origin are drawn together in the bootstrap, and are in the same
+            validation split.
     """
 
     where: str
@@ -58,43 +58,44 @@ class Solution:
 
     @property
     def first_error(self) -> int:
-        """Index of the first wrong step, -1 if no step is wrong."""
+        """Index of the first wrong step, or -1 if no step is wrong."""
         return self.labels.index(0) if 0 in self.labels else -1
 
 
 def as_it_is(record: dict[str, Any]) -> dict[str, Any]:
-    """The record."""
+    """Return the record unchanged."""
     return record
 
 
 @dataclass(frozen=True)
 class Suite:
     """
-    What differs between the benchmarks.
+    Definition of a benchmark.
 
     Args:
         name (`str`):
             Name of the suite.
         columns (`tuple[str, ...]`):
-            Columns that each row has, and by which the rows of a suite are recognised.
+            Required columns. Rows of a suite are identified by them.
         parse (`Callable`):
-            `(record, place, notes) -> list[Solution]`: what one row holds. Oddities that are passed over are counted in
-            `notes`. Raises [`RowError`] for a row that cannot be used.
+            `(record, place, notes) -> list[Solution]`: parses one row. Counts anomalies that it ignores in `notes`.
+            Raises [`RowError`] if the row cannot be used.
         tally (`Callable`):
-            `(solution, scores, threshold) -> tuple`: four counts, whose sums over solutions are all that the metrics need.
+            `(solution, scores, threshold) -> tuple`: returns four counts. The metrics are computed from their sums
+            over solutions.
         outcomes (`tuple`):
-            For each of the two kinds that are judged (with and without an error), the counts of one that is judged rightly and of
-            one that is judged wrongly. Every tally is a sum of these four.
+            For each of the two kinds of predicted items (with and without an error), the tally of a correct prediction
+            and of an incorrect one. Every tally is a sum of these four.
         summarize (`Callable`):
-            `(sums) -> dict`: metrics from the sums of each subset, shape `(..., 4)`, as
+            `(sums) -> dict`: computes metrics from the sums of each subset, shape `(..., 4)`, and returns
             `{"subsets": {name: {metric: array}}, "averages": {name: {metric: array}}}`.
         metric (`str`):
-            The metric of the benchmark, which gets an interval.
+            Name of the main metric, which gets an interval.
         main (`str`):
-            The average that stands for the whole.
+            Name of the main average.
         adapt (`Callable`, *optional*):
-            `record -> record`: brings rows of other benchmarks into the columns of this one. It returns rows that it does not
-            know as they are.
+            `record -> record`: converts rows of related benchmarks to the columns of this one. Returns all other rows
+            unchanged.
     """
 
     name: str
@@ -115,17 +116,17 @@ class SuiteData:
 
     Args:
         solutions (`list[Solution]`):
-            The solutions.
+            Solutions that were read.
         sources (`list[str]`):
-            The sources that they come from.
+            Sources of the solutions.
         notes (`Counter`):
-            What was passed over within rows, by reason.
+            Number of anomalies in rows that were ignored, by reason.
         faults ([`RowFaults`]):
-            Rows that were left out because of a fault, and those that were kept with one.
+            Faulty rows, skipped and kept.
         unused (`Counter`):
-            Columns that may carry a part of the problem and are not in its text, with the number of rows that have them.
+            Unused columns that may be part of the problem, with the number of rows that have them.
         num_rows (`int`):
-            Rows read, those that were left out too.
+            Number of rows read, including skipped ones.
     """
 
     solutions: list[Solution]
@@ -136,11 +137,11 @@ class SuiteData:
     num_rows: int = 0
 
     def warnings(self) -> list[str]:
-        """What the user should know of the rows."""
+        """Return warnings about the rows."""
         return [*self.faults.warnings(), *parts_warning(self.unused)]
 
     def counts(self) -> dict[str, int]:
-        """What was passed over in rows, left out and kept with a fault, by reason."""
+        """Return the number of ignored anomalies, of skipped rows and of faulty rows that were kept, by reason."""
         left_out = {f"rows_left_out_{reason}": len(places) for reason, places in self.faults.left_out.items()}
         kept = {f"rows_kept_{reason}": len(places) for reason, places in self.faults.kept.items()}
         return {**self.notes, **left_out, **kept}
@@ -154,39 +155,39 @@ def read_suites(
     strict: bool = False,
 ) -> dict[str, SuiteData]:
     """
-    Read the data of suites. The columns of its first row tell which suite a source belongs to.
+    Read the data of suites. The suite of a source is identified by the columns of its first row.
 
-    A row with a fault does not stop the others. As in the authors' scripts, a blank step is scored as given, so that no
-    index moves, and rows of one id that differ all count. Left out are rows without a problem, without steps or with labels
-    that cannot be read, and rows that another source has given already.
+    Faulty rows do not stop reading. As in the authors' scripts, blank steps are scored like others, so that indices
+    stay valid, and different rows with the same id all count. Rows without a problem, without steps or with invalid
+    labels are skipped, and so are duplicates of rows in an earlier source.
 
     Args:
         suites (`Sequence[Suite]`):
-            The suites to read.
+            Suites to read.
         sources (`Sequence[str]`):
-            Files with JSON Lines or a JSON array, and directories or Hub names of datasets, of which all splits are read.
+            Files with JSON Lines or a JSON array, and folders or Hub ids of datasets. All splits of a dataset are
+            read.
         columns (`Mapping[str, str]`, *optional*):
-            New names of columns, such as `{"problem": "question"}`. See [`~data.sources.rename_columns`].
+            Names of columns in the data, such as `{"problem": "question"}`. See [`~data.sources.rename_columns`].
         first_step (`int`, *optional*, defaults to `0`):
-            Number of the first step in the labels of first-error benchmarks: 0, or 1 where labels count from 1 and 0 means that no step is wrong.
+            Number of the first step in the labels of first-error benchmarks. Use 1 if labels count from 1 and 0 means
+            that no step is wrong.
         strict (`bool`, *optional*, defaults to `False`):
-            Raise the first fault of a row.
+            Whether to raise an error for the first faulty row.
 
     Returns:
-        `dict[str, SuiteData]`: One for each suite.
+        `dict[str, SuiteData]`: Data of each suite, by name.
 
     Raises:
         `FileNotFoundError`: If a file is missing.
         `ValueError`: If a source is given twice or belongs to none of the suites, a suite has no source, no row of a source can be
-            used, or, with `strict`, a row has a fault.
+            used, or, with `strict`, a row is faulty.
     """
     found = {suite.name: SuiteData([], [], Counter(), RowFaults(strict)) for suite in suites}
     paths = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
     for i, source in enumerate(sources):
         if paths[i] in paths[:i]:
-            raise ValueError(
-                f"{source}: the source is given twice, and its rows would count twice. Give each source once."
-            )
+            raise ValueError(f"{source}: the source is given twice. Give each source once.")
     seen: dict[tuple[str, str, str], tuple[Solution, str]] = {}
     for source in sources:
         suite, before, unknown = None, 0, []
@@ -209,8 +210,8 @@ def read_suites(
                     raise RowError(
                         "missing_columns",
                         place.where,
-                        f"found the columns {sorted(record)}, and no {missing} that rows of {suite.name} have. Complete the row, or "
-                        "remove it.",
+                        f"found the columns {sorted(record)}, but {missing} are missing, which rows of {suite.name} require. Complete "
+                        "the row, or remove it.",
                     )
                 for solution in suite.parse(record, place._replace(first_step=first_step), data.notes):
                     if not _is_new(solution, source, seen, suite.name, data.faults):
@@ -229,11 +230,11 @@ def read_suites(
         if suite is None:
             raise unknown[0] if unknown else ValueError(f"{source}: found no rows. Check the source.")
         if len(found[suite.name].solutions) == before:
-            raise ValueError(f"{source}: no row of it can be used. The first fault: {found[suite.name].faults.first}")
+            raise ValueError(f"{source}: no row can be used. The first fault: {found[suite.name].faults.first}")
         found[suite.name].sources.append(source)
     for name, data in found.items():
         if not data.sources:
-            raise ValueError(f"no data for the suite {name}: add an input whose rows have its columns.")
+            raise ValueError(f"no data for the suite {name}. Add an input with its rows, or remove it from --suite.")
     return found
 
 
@@ -244,24 +245,25 @@ def _is_new(
     suite: str,
     faults: RowFaults,
 ) -> bool:
-    """Whether a solution counts. One that an earlier source has does not; others with the id of an earlier one are counted."""
+    """
+    Return whether a solution counts. Duplicates of a solution in an earlier source do not. Other solutions with a
+    repeated id do, and are reported.
+    """
     first, its_source = seen.setdefault((suite, solution.subset, solution.id), (solution, source))
     if first is solution:
         return True
     is_same = (first.problem, first.steps, first.labels) == (solution.problem, solution.steps, solution.labels)
-    message = f"the id {solution.id!r} of {solution.subset} stands at {first.where} too"
+    message = f"the id {solution.id!r} of {solution.subset} already occurs at {first.where}"
     if is_same and its_source != source:
         faults.leave_out(
             RowError(
-                "in_an_earlier_source", solution.where, f"{message}, and would count twice. Give each source once."
+                "in_an_earlier_source", solution.where, f"{message}, with the same content. Give each source once."
             )
         )
         return False
-    content = "the same content" if is_same else "other content"
+    content = "the same content" if is_same else "different content"
     faults.keep(
-        RowError(
-            "repeated_id", solution.where, f"{message}, with {content}, and would count twice. Remove one of the rows."
-        )
+        RowError("repeated_id", solution.where, f"{message}, with {content}. Both rows count. Remove one of them.")
     )
     return True
 
@@ -283,14 +285,14 @@ def _unknown(record: dict[str, Any], where: str, suites: Sequence[Suite]) -> Row
     return RowError(
         "missing_columns",
         where,
-        f"found the columns {sorted(record)}, which belong to none of the suites in --suite. Expected {expected}. Add the "
-        "suite of these rows to --suite, leave the source out, or name its columns with --columns, such as --columns problem=question "
+        f"found the columns {sorted(record)}, which match none of the suites in --suite. Expected {expected}. Add the suite of "
+        "these rows to --suite, remove the source, or map its columns with --columns, such as --columns problem=question "
         "steps=solution_steps.",
     )
 
 
 def text_of(record: dict[str, Any], column: str, where: str) -> str:
-    """A column that holds a text."""
+    """Return the text of a column. Raise [`RowError`] if it is not a non-empty string."""
     value = record[column]
     if not isinstance(value, str) or not value.strip():
         raise RowError(
@@ -302,7 +304,7 @@ def text_of(record: dict[str, Any], column: str, where: str) -> str:
 
 
 def steps_of(record: dict[str, Any], column: str, where: str) -> list[str]:
-    """A column that holds the steps of a solution, blank ones too."""
+    """Return the steps of a column, including blank ones. Raise [`RowError`] if it is not a non-empty list of strings."""
     steps = record[column]
     if not isinstance(steps, list) or not steps:
         raise RowError(
@@ -320,20 +322,21 @@ def first_error_labels(
     value: Any, steps: Sequence[str], none: int | None, column: str, place: Place
 ) -> list[int | None]:
     """
-    Labels of steps from the number of the first wrong one; what follows it is not known.
+    Return step labels from the number of the first wrong step. Steps after it are unlabelled.
 
     Args:
         value (`int` or `None`):
-            Number of the step, from `place.first_step`, or what stands for no error: `none`, or 0 where labels count from 1.
-            A whole float counts as an integer and NaN as `None`, which is how tables with missing values have them.
+            Number of the first wrong step, counted from `place.first_step`, or a value for no error: `none`, or 0 if
+            labels count from 1. Integer-valued floats are converted and NaN is treated as `None`, because tables with
+            missing values contain them.
         steps (`Sequence[str]`):
-            The S steps.
+            Texts of the S steps.
         none (`int` or `None`):
-            What stands for no error in this benchmark.
+            Value for no error in this benchmark.
         column (`str`):
             Name of the column, for messages.
         place ([`Place`]):
-            The place of the row.
+            Location of the row.
     """
     if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
         value = None if math.isnan(value) else int(value)
@@ -342,11 +345,11 @@ def first_error_labels(
     if not isinstance(value, bool) and value in no_error:
         return [1] * len(steps)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value - first < len(steps):
-        hint = " Do the labels count from 1? Then pass --first_step 1." if not first and value == len(steps) else ""
+        hint = " If the labels count from 1, pass --first_step 1." if not first and value == len(steps) else ""
         raise RowError(
             "bad_label",
             place.where,
-            f"`{column}` is {value!r}, expected the index of the first wrong one of {len(steps)} steps"
+            f"`{column}` is {value!r}, expected the index of the first wrong step of {len(steps)} steps"
             f"{', counted from 1' if first else ''}, or {' or '.join(map(json.dumps, no_error))} for no error. Correct the row, or "
             f"remove it.{hint}",
         )

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const columns = data.nodes; // the prompt is the last entry of each column, so that .at(-1) finds it
 const PROMPT = -1;
-const ROW = 30; // pixels, as in the style sheet
+const ROW = 30; // pixels, same as in the style sheet
 const SHADES = 20; // steps of the colour scale
 
 const byId = (id) => document.getElementById(id);
@@ -81,7 +81,7 @@ function endings(nodes) {
   return [...found].map(([key, count]) => [...JSON.parse(key), count]).sort((a, b) => b[2] - a[2]);
 }
 
-// Colours and small marks
+// Colours and badges
 
 const shadeOf = (score) => (score === null ? "none" : `v${Math.round(score * SHADES)}`);
 const shades = make("style", "");

@@ -90,7 +90,7 @@ function drawTrail() {
   picture.querySelector(".trail")?.setAttribute("d", boxes.join(""));
 }
 
-/** The node under the pointer, by bisection in its level. */
+/** Find the node under the pointer by bisection in its level. */
 function nodeAt(event) {
   const frame = picture.getBoundingClientRect();
   const nodes = byLevel[Math.floor((event.clientY - frame.top) / LEVEL)];

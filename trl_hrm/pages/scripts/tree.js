@@ -156,7 +156,7 @@ tree.addEventListener("keydown", (event) => {
   actions[event.key]();
 });
 
-// Detail of the selected line
+// Details of the selected line
 
 function showDetail(line) {
   const node = line.nodes[0];
