@@ -25,6 +25,33 @@ def shared_data() -> Path:
     return folder
 
 
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+# Each of the next three is a hand-written file of a public data set's format, and a real file where there is one.
+
+
+@pytest.fixture(scope="session", params=["prm800k", "phase1_test"])
+def prm800k(request) -> Path:
+    if request.param == "prm800k":
+        return FIXTURES / "prm800k.jsonl"
+    return request.getfixturevalue("shared_data") / "prm800k" / "phase1_test.jsonl"
+
+
+@pytest.fixture(scope="session", params=["gsm8k", "test"])
+def gsm8k(request) -> Path:
+    if request.param == "gsm8k":
+        return FIXTURES / "gsm8k.jsonl"
+    return request.getfixturevalue("shared_data") / "gsm8k" / "test.jsonl"
+
+
+@pytest.fixture(scope="session", params=["openr", "math-aps-tree"])
+def openr(request) -> Path:
+    if request.param == "openr":
+        return FIXTURES / "openr.jsonl"
+    return request.getfixturevalue("shared_data") / "samples" / "math-aps-tree.jsonl"
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory) -> Iterator[Browser]:
     """A headless Chromium."""

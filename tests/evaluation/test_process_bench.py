@@ -311,11 +311,6 @@ def test_real_files_are_read_whole(shared_data, file, rows, errors):
     assert [(one.steps, one.first_error) for one in found.solutions] == [(row["steps"], row["label"]) for row in plain]
 
 
-def test_real_format_that_counts_from_1(shared_data):
-    (one,) = read(shared_data / "formats" / "mr_gsm8k.jsonl").solutions
-    assert (one.problem, one.labels) == ("Tom has 3 pens and buys 4. How many?", [0, None])
-
-
 def test_other_columns(tmp_path):
     row = process_row(1, 0)
     del row["label"]
