@@ -4,8 +4,6 @@ import json
 import random
 import subprocess
 import sys
-from importlib import util
-from pathlib import Path
 
 import pytest
 import yaml
@@ -18,8 +16,9 @@ from trl_hrm.demo.world import make_problem, solve
 from trl_hrm.search.policies import FullTree
 from trl_hrm.tiny_model import make_tiny_model, make_tokenizer
 
+from .helpers import ROOT, load_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
+
 ACCELERATE = {
     "cpu_2proc.yaml": {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True, "mixed_precision": "no"},
     "single_gpu.yaml": {"distributed_type": "NO", "num_processes": 1, "use_cpu": False, "mixed_precision": "bf16"},
@@ -28,14 +27,6 @@ ACCELERATE = {
     "zero3.yaml": {"distributed_type": "DEEPSPEED", "use_cpu": False, "mixed_precision": "bf16"},
     "fsdp2.yaml": {"distributed_type": "FSDP", "use_cpu": False, "mixed_precision": "bf16"},
 }
-
-
-def load_recipe(name: str):
-    spec = util.spec_from_file_location(Path(name).stem, ROOT / "recipes" / name)
-    module = util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_judged_solutions_of_the_tiny_policy():

@@ -9,7 +9,8 @@ from trl_hrm.evaluation.benchmarks.run import score_solutions
 from trl_hrm.evaluation.benchmarks.suite import read_suites
 from trl_hrm.scoring.scoring_config import ScoringConfig
 
-from .benchmark_rows import SayingScorer, knows, mistake_row, process_row, write_rows
+from ..fakes import write_rows
+from .benchmark_rows import SayingScorer, knows, mistake_row, process_row
 
 
 def read(*sources, **options):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_hrm.search.engines.base import EngineError, EngineFatal, PrefixTooLong, Sample, ScriptedEngine
+from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, Sample, ScriptedEngine
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.open_tree import OpenTree
 from trl_hrm.search.policies import RootFilter
@@ -28,33 +28,17 @@ from .scripted import (
     SEARCHES,
     ExactGrade,
     ExactGrader,
+    FaultyEngine,
     make_problems,
     read_trees,
     run_scripted,
+    some_latency,
     write_solution,
 )
 
 
 def no_latency(rng: random.Random) -> float:
     return 0.0
-
-
-def some_latency(rng: random.Random) -> float:
-    return rng.uniform(0, 0.004)
-
-
-class FaultyEngine(ScriptedEngine):
-    """Fails a share of its requests, chosen anew at each try."""
-
-    def __init__(self, share: float, seed: int = 0):
-        super().__init__(write_solution)
-        self.share = share
-        self.rng = random.Random(seed)
-
-    async def sample(self, *args, **kwargs):
-        if self.rng.random() < self.share:
-            raise EngineError("the server answered 500.")
-        return await super().sample(*args, **kwargs)
 
 
 class LyingEngine(ScriptedEngine):
