@@ -244,6 +244,11 @@ def test_views_of_a_file(tmp_path):
         assert report["notes"] == ({"left_out_paths": 2} if view == "orm" else {})
 
 
+@pytest.fixture(scope="module")
+def phase1(shared_data):
+    return shared_data / "prm800k" / "phase1_test.jsonl"
+
+
 def plain_counts(file, neutral) -> Counter:
     """A slow count of single and merged steps by label. It shares no code with the builder."""
     labels = {1: 1.0, 0: neutral, -1: 0.0, None: None}
@@ -375,11 +380,10 @@ def test_rows_of_a_file(tmp_path, prm800k, view, rows, labelled, left_out):
     assert report["notes"] == notes
 
 
-def test_real_file_paths_by_a_plain_count(shared_data):
+def test_real_file_paths_by_a_plain_count(phase1):
     """The numbers of the test above, counted another way: by the lengths of the paths."""
     paths = steps = answers = 0
-    file = shared_data / "prm800k" / "phase1_test.jsonl"
-    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+    for line in phase1.read_text(encoding="utf-8").split("\n")[:-1]:
         data = json.loads(line)["label"]
         if data["finish_reason"] != "solution":
             continue
@@ -391,20 +395,22 @@ def test_real_file_paths_by_a_plain_count(shared_data):
     assert (paths, steps, answers) == (2651, 37933, 270)
 
 
-def test_exclusion_of_every_problem(tmp_path, prm800k):
-    """Nothing is left, and the message says why. PRM800K's own files can be excluded."""
-    num_in, num_kept = KEPT[prm800k.stem]
-    with pytest.raises(ValueError, match=rf"{num_in} records \(dropped: excluded: {num_kept}, finish_reason="):
-        build_prm800k(BuildPRM800KConfig(inputs=[prm800k], output_dir=str(tmp_path / "out"), exclude=[str(prm800k)]))
+def test_real_exclusion(tmp_path, shared_data, phase1):
+    """PRM800K's test problems are MATH500: excluding it leaves nothing of the test file, and the message says why."""
+    exclude = [str(shared_data / "math500" / "test.jsonl")]
+    with pytest.raises(
+        ValueError, match=r"no row is left of 106 records \(dropped: excluded: 90, finish_reason=give_up"
+    ):
+        build_prm800k(BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), exclude=exclude))
     assert not list(tmp_path.iterdir())
 
 
-def test_real_exclusion(tmp_path, shared_data):
-    """PRM800K's test problems are MATH500: excluding it leaves nothing of the test file."""
-    exclude = [str(shared_data / "math500" / "test.jsonl")]
-    phase1 = str(shared_data / "prm800k" / "phase1_test.jsonl")
-    with pytest.raises(ValueError, match=r"106 records \(dropped: excluded: 90, finish_reason=give_up"):
-        build_prm800k(BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), exclude=exclude))
+def test_exclusion_of_every_problem(tmp_path, prm800k):
+    """PRM800K's own files can be excluded. Nothing is left, and the message says why."""
+    num_in, num_kept = KEPT[prm800k.stem]
+    with pytest.raises(ValueError, match=rf"{num_in} records .*dropped: excluded: {num_kept}, finish_reason="):
+        build_prm800k(BuildPRM800KConfig(inputs=[prm800k], output_dir=str(tmp_path / "out"), exclude=[str(prm800k)]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_screening_records_of_a_file(tmp_path, prm800k):
@@ -420,8 +426,14 @@ def test_screening_records_of_a_file(tmp_path, prm800k):
 
 
 def test_phase_2_sample(tmp_path, shared_data):
-    """Six real records of both phases, one per finish reason and peculiarity."""
+    """Six records of both phases, one per finish reason and peculiarity; see the file."""
     file = shared_data / "samples" / "prm800k.jsonl"
     report = build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert (report["records_in"], report["records_kept"]) == (6, 5)
     assert report["dropped"] == {"finish_reason=give_up": 1}
+    reasons = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))["finish_reason"]
+    assert Counter(reasons) == {"solution": 4, "found_error": 1}
+    dropped = build_prm800k(
+        BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "less"), test_size=0, drop_screening=True)
+    )
+    assert dropped["dropped"] == {"finish_reason=give_up": 1, "screening": 1}
