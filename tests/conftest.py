@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from .browser import Browser, find_chromium
 
@@ -50,6 +51,20 @@ def openr(request) -> Path:
     if request.param == "openr":
         return FIXTURES / "openr.jsonl"
     return request.getfixturevalue("shared_data") / "samples" / "math-aps-tree.jsonl"
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory) -> str:
+    """Folder of a tiny policy that has learned `SOLUTIONS` by heart. It is trained once for all processes of `pytest -n`."""
+    from .search.policies import SOLUTIONS, make_policy
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / "policy.lock"):
+        if not (root / "policy").exists():
+            make_policy(root / "unfinished", 256, texts=SOLUTIONS)
+            (root / "unfinished").rename(root / "policy")
+    return str(root / "policy")
 
 
 @pytest.fixture(scope="module")

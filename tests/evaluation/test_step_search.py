@@ -26,7 +26,7 @@ from trl_hrm.step_tree import StepTree
 
 from ..helpers import tiny_model, tiny_tokenizer
 from ..search.leveled import any_score
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 from ..search.scripted import PROMPT, RULE, make_problems, write_coins, write_solution
 from .step_searches import Grader, PathScores, is_good, numbers, search
 
@@ -341,9 +341,8 @@ def test_too_long_is_what_the_scorer_refuses(spans):
     assert {(True,) * 5, (False,) * 5} < found and len(found) >= 4
 
 
-def test_the_command_with_real_models(tmp_path, capsys):
+def test_the_command_with_real_models(tmp_path, policy, capsys):
     """A policy that has learned four problems by heart, and a reward model with random weights, from the command line."""
-    make_policy(tmp_path / "policy", 256, num_steps=120, texts=SOLUTIONS)
     tiny_model().save_pretrained(tmp_path / "hrm")
     tiny_tokenizer().save_pretrained(tmp_path / "hrm")
     StepFormat().save(tmp_path / "hrm")
@@ -351,12 +350,12 @@ def test_the_command_with_real_models(tmp_path, capsys):
     command = (
         "step-search "
         f"--strategy diverse_tree_search --n 2 4 --branching 2 --aggregate last --problems {tmp_path}/problems.jsonl "
-        f"--policy {tmp_path}/policy --engine transformers --reward_model {tmp_path}/hrm --output_dir {tmp_path}/run "
+        f"--policy {policy} --engine transformers --reward_model {tmp_path}/hrm --output_dir {tmp_path}/run "
         "--prompt question --prompt_style plain --segmentation step_header --max_depth 5 --max_step_tokens 40"
     )
     assert main([*command.split(), "--final_stops", "# END!"]) == 0
     results = load_results(tmp_path / "run")
-    assert results.n == [2, 4] and results.num_problems == 4 and results.policy["model"] == f"{tmp_path}/policy"
+    assert results.n == [2, 4] and results.num_problems == 4 and results.policy["model"] == policy
     assert (
         results.versions["torch"] and results.versions["sympy"] and results.reward_model["model"] == f"{tmp_path}/hrm"
     )

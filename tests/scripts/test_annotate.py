@@ -21,7 +21,7 @@ from trl_hrm.search.nodes import read_trees
 from trl_hrm.search.outcomes import describe_outcomes
 from trl_hrm.search.run_folder import node_files, read_summary
 
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 
 
 SETTINGS = (
@@ -29,13 +29,6 @@ SETTINGS = (
     "--num_children 3 --max_depth 4 --max_step_tokens 40 --max_in_flight 24"
 ).split()
 SETTINGS.insert(SETTINGS.index("--final_stops") + 1, "# END!")
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("policy")
-    make_policy(folder, 256, num_steps=120, texts=SOLUTIONS)
-    return str(folder)
 
 
 @pytest.fixture

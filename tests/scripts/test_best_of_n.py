@@ -27,7 +27,7 @@ from trl_hrm.search.steps import RULES, cut_text
 
 from ..fakes import write_rows
 from ..helpers import save_checkpoint, tiny_model, tiny_tokenizer
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -448,13 +448,6 @@ def test_draws_use_all_candidates(tmp_path, planted):
 
 SETTINGS = "--engine transformers --prompt question --prompt_style plain --segmentation step_header --max_solution_tokens 60".split()
 SETTINGS += ["--final_stops", "# END!", "--n", "1", "2", "6"]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("policy")
-    make_policy(folder, 256, num_steps=120, texts=SOLUTIONS)
-    return str(folder)
 
 
 @pytest.fixture

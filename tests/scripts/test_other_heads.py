@@ -18,7 +18,7 @@ from ..checkpoints import drop, edit, save, two_layer_head
 from ..evaluation.benchmark_rows import process_row
 from ..fakes import write_rows
 from ..helpers import HEADS, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 
 
 WEIGHTS = "missing `score.bias`, `score.weight`; unexpected `score.0.bias`, `score.0.weight`, `score.2.bias`"
@@ -97,14 +97,13 @@ class TestCommands:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_before_anything_is_sampled(tmp_path, qwen, capfd, strategy):
-    make_policy(tmp_path / "policy", 256, num_steps=1, texts=SOLUTIONS)
+def test_before_anything_is_sampled(tmp_path, policy, qwen, capfd, strategy):
     problems = write_rows(tmp_path / "problems.jsonl", KNOWN)
     words = [
         "--problems",
         problems,
         "--policy",
-        str(tmp_path / "policy"),
+        policy,
         "--reward_model",
         qwen,
         *POLICY,
