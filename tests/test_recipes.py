@@ -2,7 +2,7 @@
 
 import json
 import random
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -139,13 +139,14 @@ class TestCommands:
             ("kl_self.py", ("--kl_coef", "--kl_scaling", "--ref_model", "--precompute_ref_hidden")),
         ],
     )
-    def test_help(self, recipe, names):
-        result = subprocess.run(
-            [sys.executable, str(ROOT / "recipes" / recipe), "--help"], capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
+    def test_help(self, recipe, names, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", [recipe, "--help"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "recipes" / recipe), run_name="__main__")
+        assert end.value.code == 0
+        shown = capsys.readouterr().out
         for name in ("--dataset_name", "--model_name_or_path", "--use_peft", *names):
-            assert name in result.stdout
+            assert name in shown
 
     def test_kl_self_trains_on_a_folder_and_says_which_split_is_missing(self, tmp_path):
         """A mistyped split would otherwise end in a KeyError of another library."""

@@ -231,7 +231,7 @@ def test_a_run_of_an_earlier_version_is_not_resumed_under_other_ids(tmp_path, po
 
 def test_stopped_by_hand_and_started_again(tmp_path, policy):
     """Ctrl-C: one line, no traceback, and the rest is done at the next start."""
-    many = [{"problem": f"What is {i} + 1, for the {i}th time?", "answer": str(i + 1)} for i in range(60)]
+    many = [{"problem": f"What is {i} + 1, for the {i}th time?", "answer": str(i + 1)} for i in range(15)]
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in many))
     command = [sys.executable, "-m", "trl_hrm.cli", "annotate", "--problems", str(path), "--policy", policy]
@@ -245,9 +245,9 @@ def test_stopped_by_hand_and_started_again(tmp_path, policy):
     assert process.returncode == 130 and errors.strip().endswith("start again with the same command to go on.")
     assert "Traceback" not in errors
     done = len(trees_of(tmp_path / "run"))
-    assert done < 60
+    assert done < 15
     assert main(command[3:]) == 0
-    assert len(trees_of(tmp_path / "run")) == 60
+    assert len(trees_of(tmp_path / "run")) == 15
 
 
 def test_launched_processes_share_the_problems(tmp_path, policy, problems):

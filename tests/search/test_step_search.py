@@ -12,6 +12,9 @@ from .leveled import LETTER_LIMITS as LIMITS
 from .leveled import PLAIN, PROBLEMS, LetterEngine, open_trees, results, run_levels
 
 
+RULE = LIMITS["rule"]
+
+
 def search_table(tmp_path, search, table: dict[str, list[str]], scores: dict[str, float]) -> list[tuple]:
     """Endings as (reason, path, scores). `so` stands for the step with the answer."""
 
@@ -214,9 +217,9 @@ def test_a_header_after_the_answer_is_no_part_of_it(tmp_path):
 
 def test_settings_that_cannot_be_searched_are_refused():
     with pytest.raises(ValueError, match="num_candidates is 0, expected 1 or more"):
-        GreedyStepSearch(num_candidates=0, rule=LIMITS["rule"])
+        GreedyStepSearch(num_candidates=0, rule=RULE)
     with pytest.raises(ValueError, match="max_depth is 0, expected 1 or more"):
-        BeamSearch(width=1, expansion=1, rule=LIMITS["rule"], max_depth=0)
+        BeamSearch(width=1, expansion=1, rule=RULE, max_depth=0)
     with pytest.raises(ValueError, match="has no stop strings, so its steps cannot be sampled"):
         DiverseTreeSearch(num_trees=1, width=1, rule=regex_rule("x"))
-    assert "rank" not in BeamSearch(width=2, expansion=2, rule=LIMITS["rule"]).describe()
+    assert "rank" not in BeamSearch(width=2, expansion=2, rule=RULE).describe()
