@@ -67,7 +67,7 @@ def policy(tmp_path_factory) -> str:
     return str(root / "policy")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory) -> Iterator[Browser]:
     """A headless Chromium."""
     program = find_chromium()
