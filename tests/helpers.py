@@ -1,9 +1,12 @@
-"""What many tests share: a tokenizer, tiny models with every head, random trees, and the slow plain reference."""
+"""What many tests share: a tokenizer, tiny models with every head, random trees, the slow plain reference, and the code of docs and recipes."""
 
 import copy
 import random
+import re
+import sys
 from collections.abc import Iterable
 from functools import cache
+from importlib import util
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ from trl_hrm.tiny_model import make_tokenizer
 from trl_hrm.tree_attention import TREE_SDPA, use_tree_attention
 
 
+ROOT = Path(__file__).resolve().parents[1]
 WORDS = ["add", "sub", "sum", "so", "then", "thus", "x", "y", "= 3", "= 7"]
 HEADS = {
     "classification": StepFormat(),
@@ -194,3 +198,18 @@ def make_trainer(
         data_collator=data_collator,
         compute_metrics=compute_metrics,
     )
+
+
+def code_block(page: str, marker: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = [block for block in blocks if marker in block]
+    assert len(found) == 1, f"{page} has {len(found)} code blocks with {marker!r}"
+    return found[0]
+
+
+def load_recipe(name: str):
+    spec = util.spec_from_file_location(Path(name).stem, ROOT / "recipes" / name)
+    module = util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -16,17 +16,7 @@ from trl_hrm.demo.world import step_trees
 from trl_hrm.step_metrics import judged_steps
 from trl_hrm.tiny_model import make_tiny_model, texts_of
 
-from .helpers import save_checkpoint
-
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def code_block(page: str, marker: str) -> str:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
-    found = [block for block in blocks if marker in block]
-    assert len(found) == 1, f"{page} has {len(found)} code blocks with {marker!r}"
-    return found[0]
+from .helpers import ROOT, code_block, save_checkpoint
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/evaluation.md"])

@@ -19,40 +19,10 @@ from trl_hrm.encoding import (
     uses_clock,
 )
 
+from .fakes import ADDED, CHAT, CONTROL, GPT, INDIRECT, LLAMA, SPECIAL, TEXTS, byte_level, with_tokens
 
-TEXTS = [
-    "Find x in 3x + 4 = 10.\n\nThen x = 2 <b>and</b> 2 < 3.",
-    "im_end eot_id extra User table think |> <| [INST] ",
-]
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<extra_0>", "[INST]", "</s>"]
-ADDED = ["<｜User｜>", "<think>", "</think>", "<call>", "\n\n\n", "<table>", "kilogram"]
+
 LETTERS = string.printable + "｜\ufdd0\ufdd1"
-CONTROL = {*SPECIAL, "<｜User｜>", "<think>", "</think>", "<call>"}
-CHAT = (
-    "{{ bos_token or '' }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
-    "{% if done %}</think>{% endif %}{% if tools %}<call>kilogram</call>{% endif %}"
-)
-LLAMA = (
-    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}\n\nToday Date: {{ date_string }}\n"
-    "{{ messages[0]['content'] }}"
-)
-GPT = (
-    "{%- macro system() -%}{{ 'Current date: ' + strftime_now('%Y-%m-%d') }} {{ effort | default('low') }}{%- endmacro -%}"
-    "{{ system() }} {{ messages[0]['content'] }}"
-)
-INDIRECT = "  {%- set now = strftime_now %}{{ now('%A, %-d. %B, day %j, 100%%') }} {{ messages[0]['content'] }}"
-
-
-def byte_level(added: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as of Qwen and Llama 3: control tokens are outside of the vocabulary of the model."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet))
-    return with_tokens(tokenizer, added)
 
 
 def metaspace(added: bool = True) -> PreTrainedTokenizerFast:
@@ -73,14 +43,6 @@ def unigram(added: bool = True) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
     tokenizer.decoder = decoders.Fuse()
     return with_tokens(tokenizer, added)
-
-
-def with_tokens(tokenizer: Tokenizer, added: bool) -> PreTrainedTokenizerFast:
-    names = [AddedToken(text, special=True, normalized=False) for text in SPECIAL]
-    names += [AddedToken(text, special=False, normalized=False) for text in ADDED]
-    tokenizer.add_tokens([name for name in names if added or name.content not in CONTROL])
-    special = {"additional_special_tokens": SPECIAL} if added else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT if added else None, **special)
 
 
 KINDS = {"byte_level": byte_level, "metaspace": metaspace, "unigram": unigram}

@@ -265,11 +265,12 @@ def test_real_references_of_other_problems_are_wrong(grader, shared_data):
     assert [pair for pair, grade in grades.items() if grade == UNCLEAR] == [(r"\text{even}", r"\{1\pm\sqrt{5},-2\}")]
 
 
-def test_real_numbers(grader, shared_data):
+def test_numbers(grader, gsm8k):
     """GSM8K's answers against themselves with a unit, and against the next number."""
-    lines = (shared_data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = gsm8k.read_text(encoding="utf-8").splitlines()
     numbers = sorted({extract_answer(json.loads(line)["answer"], ["hash"]) for line in lines})
-    assert len(numbers) == 353 and {"1,600", "-3"} <= set(numbers)
+    assert len(numbers) == (12 if gsm8k.stem == "gsm8k" else 353)
+    assert any("," in number for number in numbers) and any(number.startswith("-") for number in numbers)
     assert {grader.grade(f"{number} dollars", number) for number in numbers} == {RIGHT}
     assert {grader.grade(str(float(number.replace(",", "")) + 1), number) for number in numbers} == {WRONG}
 

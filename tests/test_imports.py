@@ -102,6 +102,18 @@ def test_private_names_of_trl_and_transformers_are_imported_in_one_place():
     assert not offenders, "\n".join(offenders)
 
 
+def test_tests_import_no_other_test_file():
+    """What two of them need belongs to a module of its own: imported, a test file runs its imports, and is broken by the other."""
+    offenders = [
+        f"{path.relative_to(ROOT)}: from {module} import {name}"
+        for path in sources()
+        for module, name in imports_of(path)
+        if any(part.startswith("test_") for part in module.split("."))
+        or (module.startswith("tests") and name.startswith("test_"))
+    ]
+    assert not offenders, "\n".join(offenders)
+
+
 def test_private_names_are_there():
     """They load on first use, which may be in the middle of a training."""
     for name in _compat._NAMES:

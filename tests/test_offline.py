@@ -1,7 +1,6 @@
 """Commands that work on local data need no network: all of them, one after another, on a machine that can reach nothing."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +10,10 @@ import pytest
 
 from trl_hrm.cli import COMMANDS
 
-from .data.test_math_shepherd import record
-from .evaluation.benchmark_rows import process_row, write_rows
+from .evaluation.benchmark_rows import process_row
+from .fakes import guarded, write_rows
 from .helpers import save_checkpoint
-from .search.policies import KNOWN, SOLUTIONS, make_policy
+from .search.policies import KNOWN
 
 
 ELSEWHERE = {
@@ -52,31 +51,6 @@ LOCAL["annotate"] += "--num_children 3 --max_depth 4 --max_step_tokens 40 --max_
 LOCAL["step-search"] += "--max_depth 3 --max_step_tokens 30".split()
 LOCAL["best-of-n"] += "--extractors marker --max_solution_tokens 60".split()
 
-# Python runs it at the start of every process that finds it on its path, also of those that commands start
-GUARD = """
-import os, socket
-
-def guarded(name):
-    real = getattr(socket.socket, name)
-    def call(self, *args):
-        address = args[-1]
-        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "localhost", "::1"):
-            refuse(name, address[0])
-        return real(self, *args)
-    setattr(socket.socket, name, call)
-
-def refuse(name, host):
-    with open(os.environ["ATTEMPTS"], "a") as file:
-        file.write(f"{name} {host}\\n")
-    raise OSError("no network in this test")
-
-for name in ("connect", "connect_ex", "sendto"):
-    guarded(name)
-resolve = socket.getaddrinfo
-socket.getaddrinfo = lambda host, *args, **kwargs: (
-    resolve(host, *args, **kwargs) if host in ("127.0.0.1", "localhost", None) else refuse("getaddrinfo", host)
-)
-"""
 DRIVER = """
 import json, sys
 from trl_hrm.cli import main
@@ -88,28 +62,13 @@ for name, words in json.loads(sys.argv[1]).items():
 """
 
 
-def guarded(folder: Path, offline: bool) -> dict[str, str]:
-    """The environment of a process that can reach nothing; what it tries to is in `attempts`."""
-    (folder / "guard").mkdir(exist_ok=True)
-    (folder / "guard" / "sitecustomize.py").write_text(GUARD)
-    (folder / "attempts").touch()
-    environment = os.environ | {
-        "PYTHONPATH": str(folder / "guard"),
-        "ATTEMPTS": str(folder / "attempts"),
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_OFFLINE": str(int(offline)),
-    }
-    environment.pop("CI", None)  # libraries send no telemetry there
-    return environment
-
-
 def run(folder: Path, code: str, *argv: str, offline: bool) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, *argv]
     return subprocess.run(command, cwd=folder, env=guarded(folder, offline), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, policy) -> Path:
     folder = tmp_path_factory.mktemp("offline")
     completion = {"text": "a", "rating": 1, "flagged": False}
     step = {"completions": [completion], "chosen_completion": 0, "human_completion": None}
@@ -117,13 +76,18 @@ def folder(tmp_path_factory) -> Path:
     write_rows(
         folder / "phase2.jsonl", [{"question": question, "label": {"steps": [step], "finish_reason": "solution"}}]
     )
-    write_rows(folder / "shepherd.jsonl", [record("1+2+3? Step 1: 1+2=3. #\nStep 2: 3+3=7. #", "+-")])
+    shepherd = {
+        "input": "1+2? Step 1: 3. ки\nStep 2: 4. ки",
+        "label": "1+2? Step 1: 3. +\nStep 2: 4. -",
+        "task": "GSM8K",
+    }
+    write_rows(folder / "shepherd.jsonl", [shepherd])
     rows = [{"prompt": f"What is {i}?", "completions": ["a", "b"], "labels": [True, False]} for i in range(20)]
     write_rows(folder / "rows.jsonl", rows)
     write_rows(folder / "problems.jsonl", KNOWN)
     write_rows(folder / "gsm8k.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
     save_checkpoint(folder / "model")
-    make_policy(folder / "policy", 256, num_steps=120, texts=SOLUTIONS)
+    shutil.copytree(policy, folder / "policy")
     return folder
 
 

@@ -2,10 +2,8 @@
 
 import json
 import random
-import subprocess
+import runpy
 import sys
-from importlib import util
-from pathlib import Path
 
 import pytest
 import yaml
@@ -18,8 +16,9 @@ from trl_hrm.demo.world import make_problem, solve
 from trl_hrm.search.policies import FullTree
 from trl_hrm.tiny_model import make_tiny_model, make_tokenizer
 
+from .helpers import ROOT, load_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
+
 ACCELERATE = {
     "cpu_2proc.yaml": {"distributed_type": "MULTI_GPU", "num_processes": 2, "use_cpu": True, "mixed_precision": "no"},
     "single_gpu.yaml": {"distributed_type": "NO", "num_processes": 1, "use_cpu": False, "mixed_precision": "bf16"},
@@ -28,14 +27,6 @@ ACCELERATE = {
     "zero3.yaml": {"distributed_type": "DEEPSPEED", "use_cpu": False, "mixed_precision": "bf16"},
     "fsdp2.yaml": {"distributed_type": "FSDP", "use_cpu": False, "mixed_precision": "bf16"},
 }
-
-
-def load_recipe(name: str):
-    spec = util.spec_from_file_location(Path(name).stem, ROOT / "recipes" / name)
-    module = util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_judged_solutions_of_the_tiny_policy():
@@ -148,13 +139,14 @@ class TestCommands:
             ("kl_self.py", ("--kl_coef", "--kl_scaling", "--ref_model", "--precompute_ref_hidden")),
         ],
     )
-    def test_help(self, recipe, names):
-        result = subprocess.run(
-            [sys.executable, str(ROOT / "recipes" / recipe), "--help"], capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
+    def test_help(self, recipe, names, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", [recipe, "--help"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "recipes" / recipe), run_name="__main__")
+        assert end.value.code == 0
+        shown = capsys.readouterr().out
         for name in ("--dataset_name", "--model_name_or_path", "--use_peft", *names):
-            assert name in result.stdout
+            assert name in shown
 
     def test_kl_self_trains_on_a_folder_and_says_which_split_is_missing(self, tmp_path):
         """A mistyped split would otherwise end in a KeyError of another library."""

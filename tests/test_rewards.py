@@ -15,8 +15,8 @@ from trl_hrm import StepFormat, StepScorer
 from trl_hrm.rewards import GUARDS, StepReward, num_blank, separator_rule
 from trl_hrm.step_format import STEP_FORMAT_NAME
 
+from .fakes import byte_level
 from .helpers import HEADS, WORDS, tiny_model, tiny_tokenizer, weights_of
-from .test_encoding import byte_level
 
 
 PROMPTS = ["1+2+3?", "1+2+3?", "add x y", "1+2+3?"]

@@ -14,8 +14,8 @@ from trl_hrm import StepScorer
 from trl_hrm.encoding import control_tokens
 from trl_hrm.step_format import OLD_DEFAULTS, STEP_FORMAT_NAME, VERSION, StepFormat
 
+from .fakes import GPT, INDIRECT, LLAMA, byte_level
 from .helpers import tiny_model, tiny_tokenizer
-from .test_encoding import GPT, INDIRECT, LLAMA, byte_level
 
 
 CHAT_TEMPLATE = (

@@ -19,6 +19,7 @@ from trl_hrm.search.policies import Rollouts, RootFilter
 from trl_hrm.search.run_folder import check_manifest, finish_shard
 from trl_hrm.search.steps import RULES, cut_text
 
+from ..fakes import write_rows
 from ..search.scripted import FINAL, PROMPT, SEARCHES, ExactGrader, make_problems, run_scripted
 
 
@@ -28,11 +29,6 @@ SOLUTIONS = Rollouts(FINAL, num_solutions=8, num_completions=0, max_solution_tok
 
 def solution(answer: int) -> str:
     return f"# Step 1\nWe think.\n\n# Step 2\nIt is so.\n\n# Answer\n\n{answer}\n# END!"
-
-
-def write_rows(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def read(source: str, problems=None, **options) -> tuple[list[ProblemCandidates], Counter]:

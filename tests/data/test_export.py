@@ -735,22 +735,26 @@ def test_dataset_loads(tmp_path, node_file):
     assert StepTree.from_row(dataset["train"][0]).step_columns.keys() == {*NAMES, "node_ids"}
 
 
+# Counts of each file: nodes with the root, depth, and answers that are right and wrong
+OPENR = {
+    "openr": ([12, 4, 5], [3, 2, 2], [{True: 4, False: 2}, {True: 2}, {True: 1, False: 1}]),
+    "math-aps-tree": ([143, 90, 24], [4, 3, 3], [{True: 135, False: 2}, {True: 82}, {True: 17}]),
+}
+
+
 class TestOpenr:
     @pytest.fixture
-    def file(self, shared_data) -> str:
-        return str(shared_data / "samples" / "math-aps-tree.jsonl")
+    def file(self, openr) -> str:
+        return str(openr)
 
     def test_trees(self, file):
         """Counts of the file, root included; recorded values stay what they are."""
         source = OpenrFiles([file])
         trees = [tree for chunk in source.chunks() for _, _, tree in source.read(chunk)]
-        assert [len(tree.nodes) + 1 for tree in trees] == [143, 90, 24]
-        assert [max(tree.depth(i) for i in range(len(tree.nodes))) for tree in trees] == [4, 3, 3]
-        assert [Counter(node.correct for node in tree.nodes if node.is_final) for tree in trees] == [
-            {True: 135, False: 2},
-            {True: 82},
-            {True: 17},
-        ]
+        sizes, depths, answers = OPENR[Path(file).stem]
+        assert [len(tree.nodes) + 1 for tree in trees] == sizes
+        assert [max(tree.depth(i) for i in range(len(tree.nodes))) for tree in trees] == depths
+        assert [Counter(node.correct for node in tree.nodes if node.is_final) for tree in trees] == answers
         with open(file) as lines:
             roots = [json.loads(line)["reasoning_steps"] for line in lines]
         for tree, root in zip(trees, roots, strict=True):

@@ -146,19 +146,19 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     ("build", "kind"), [(build_math_shepherd, BuildMathShepherdConfig), (build_stepwise, BuildStepwiseConfig)]
 )
 @pytest.mark.parametrize(
-    ("file", "rows"),
+    ("records", "labels"),
     [
-        ("er_prm.jsonl", [["9", [0.9, 0.8]], ["6", [0.1, 0.0]]]),
-        ("rlhflow_conversations.jsonl", [["8", [1.0, 0.0]]]),
+        ([ER_PRM, {"text": "4-1? Step 1: c ки\nStep 2: d ки", "value": [0.1, 0.0]}], [[0.9, 0.25], [0.1, 0.0]]),
+        ([conversation(TURNS)], [[1.0, 0.0]]),
     ],
 )
-def test_real_formats(tmp_path, shared_data, build, kind, file, rows):
+def test_files_of_these_formats(tmp_path, build, kind, records, labels):
     """Read by the builder whose data they resemble, and by the one of rows in general."""
-    source = str(shared_data / "formats" / file)
+    source = write(tmp_path / "rows.jsonl", *records)
     report = build(kind(inputs=source, output_dir=str(tmp_path / "out"), view="prm", test_size=0))
-    assert report["records_kept"] == report["records_in"] == len(rows) and report["warnings"] == []
+    assert report["records_kept"] == report["records_in"] == len(records) and report["warnings"] == []
     found = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache")).to_list()
-    assert [row["labels"] for row in found] == [pytest.approx(labels) for _, labels in rows]
+    assert [row["labels"] for row in found] == [pytest.approx(values) for values in labels]
     assert all(len(row["completions"]) == 2 and row["completions"][1].startswith("Step 2:") for row in found)
     assert all(row["prompt"].endswith("?") for row in found)
 

@@ -1,4 +1,4 @@
-"""PRM800K records: every rule on hand-written records, and the real file against a slow plain count."""
+"""PRM800K records: every rule on hand-written records, and whole files against a slow plain count."""
 
 import json
 from collections import Counter
@@ -251,83 +251,134 @@ def phase1(shared_data):
 
 
 def plain_counts(file, neutral) -> Counter:
-    """A slow count that shares no code with the builder: records, single and merged steps by label, candidates."""
+    """A slow count of single and merged steps by label. It shares no code with the builder."""
     labels = {1: 1.0, 0: neutral, -1: 0.0, None: None}
     counts = Counter()
     for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
         data = json.loads(line)["label"]
-        counts["records", data["finish_reason"]] += 1
-        if data["finish_reason"] == "give_up":
+        if data["finish_reason"] not in ("solution", "found_error"):
             continue
         for depth, one in enumerate(data["steps"]):
-            rated = [labels[given["rating"]] for given in one["completions"]]
+            rated = {}
+            for given in one["completions"] or []:
+                if not given["flagged"]:
+                    rated.setdefault(given["text"].strip(), []).append(labels[given["rating"]])
             if one["chosen_completion"] is None and one["human_completion"] is not None:
-                rated.append(labels[one["human_completion"].get("corrected_rating") or 1])
-            for label in rated:
-                counts["single", label] += 1
-                counts["merged", label] += depth > 0
+                human = one["human_completion"]
+                rated.setdefault(human["text"], []).append(labels[human.get("corrected_rating") or 1])
+            for text, values in rated.items():
+                if text and None not in values:
+                    counts["single", sum(values) / len(values)] += 1
+                    counts["merged", sum(values) / len(values)] += depth > 0
+            if (
+                one["chosen_completion"] is not None
+                and not one["completions"][one["chosen_completion"]]["text"].strip()
+            ):
+                break
     return counts
 
 
 @pytest.mark.parametrize(
-    ("neutral", "single", "merged"),
+    ("prm800k", "neutral", "single", "merged"),
     [
+        # In the 18 kept records, 3 steps written by people and 39 candidates are positive. 28 candidates and the human step
+        # whose corrected rating is -1 are negative, 7 are neutral, and one text is rated both 1 and -1. 15, 4, 3 and 1 of
+        # them are first steps, which are never merged with an earlier step.
+        ("prm800k", "negative", {"0.00": 29 + 7, "0.50": 1, "1.00": 42, "null": 1}, {"0.00": 25 + 4, "1.00": 27}),
+        ("prm800k", "positive", {"0.00": 29, "0.50": 1, "1.00": 42 + 7, "null": 1}, {"0.00": 25, "1.00": 27 + 4}),
+        ("prm800k", "0.5", {"0.00": 29, "0.50": 1 + 7, "1.00": 42, "null": 1}, {"0.00": 25, "0.50": 4, "1.00": 27}),
+        # Two of the neutral steps were chosen: they are context. The other five are pruned.
+        ("prm800k", "drop", {"0.00": 29, "0.50": 1, "1.00": 42, "null": 1 + 2}, {"0.00": 25, "1.00": 27}),
         # The 90 solution records rate 1310 candidates -1, 724 of them 0 and 1861 of them 1; 4 have no rating. 173 of
         # their steps were written by people: 170 positive, and 3 whose corrected rating is -1. So -1 stands at
         # 1310 + 3 = 1313 steps, 0 at 724 and 1 at 1861 + 170 = 2031.
         # All but those of a first step have a step before them, and give one pair each: 1288 + 3 = 1291 rated -1,
         # 653 rated 0, 1751 + 165 = 1916 rated 1.
-        ("negative", {"0.00": 1313 + 724, "1.00": 2031}, {"0.00": 1291 + 653, "1.00": 1916}),
-        ("positive", {"0.00": 1313, "1.00": 2031 + 724}, {"0.00": 1291, "1.00": 1916 + 653}),
-        ("0.5", {"0.00": 1313, "0.50": 724, "1.00": 2031}, {"0.00": 1291, "0.50": 653, "1.00": 1916}),
+        ("phase1_test", "negative", {"0.00": 1313 + 724, "1.00": 2031}, {"0.00": 1291 + 653, "1.00": 1916}),
+        ("phase1_test", "positive", {"0.00": 1313, "1.00": 2031 + 724}, {"0.00": 1291, "1.00": 1916 + 653}),
+        ("phase1_test", "0.5", {"0.00": 1313, "0.50": 724, "1.00": 2031}, {"0.00": 1291, "0.50": 653, "1.00": 1916}),
         # Dropped neutral steps are all rejected candidates here, since every chosen one is rated 1: no context.
-        ("drop", {"0.00": 1313, "1.00": 2031}, {"0.00": 1291, "1.00": 1916}),
+        ("phase1_test", "drop", {"0.00": 1313, "1.00": 2031}, {"0.00": 1291, "1.00": 1916}),
     ],
+    indirect=["prm800k"],
 )
-def test_real_file_labels(tmp_path, phase1, neutral, single, merged):
+def test_labels_of_a_file(tmp_path, prm800k, neutral, single, merged):
     options = {"view": "hrm", "test_size": 0, "neutral": neutral}
-    report = build_prm800k(BuildPRM800KConfig(inputs=phase1, output_dir=str(tmp_path / "out"), **options))
+    report = build_prm800k(BuildPRM800KConfig(inputs=prm800k, output_dir=str(tmp_path / "out"), **options))
     assert report["labels"] == {"train": {"merged": merged, "single": single}}
-    assert report["labelled_steps"] == sum(single.values()) + sum(merged.values())
+    assert report["labelled_steps"] == sum(single.values()) + sum(merged.values()) - single.get("null", 0)
     # The rows say what the report says, and what a plain count of the file says.
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     found = Counter()
     for row in rows:
         for label, count in zip(row["labels"], row["num_merged"], strict=True):
-            found["merged" if count == 2 else "single", label] += 1
-    expected = plain_counts(phase1, {"negative": 0.0, "positive": 1.0, "0.5": 0.5, "drop": None}[neutral])
-    expected = Counter({key: n for key, n in expected.items() if key[0] != "records" and key[1] is not None})
-    assert found == expected
+            if label is not None:
+                found["merged" if count == 2 else "single", label] += 1
+    assert found == plain_counts(prm800k, {"negative": 0.0, "positive": 1.0, "0.5": 0.5, "drop": None}[neutral])
 
 
-@pytest.mark.parametrize(
-    ("view", "rows", "labelled", "left_out"),
-    [
-        # One row per record that was solved.
-        ("tree", 90, 4068, 0),
-        # One path per leaf. Of 4068 steps, those that go on are no leaves: a solution of k steps has k - 1 of them.
-        # The 90 solutions have 1507 steps, so 1417 inner ones, and 4068 - 1417 = 2651 leaves.
-        ("prm", 2651, 37933, 0),
-        # Of the leaves 270 state an answer, under "# Answer"; the others end before it.
-        ("orm", 270, 270, 2381),
-    ],
-)
-def test_real_file_rows(tmp_path, phase1, view, rows, labelled, left_out):
-    report = build_prm800k(
-        BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), view=view, test_size=0)
-    )
-    assert (report["records_in"], report["records_kept"]) == (106, 90)
-    assert report["dropped"] == {"finish_reason=give_up": 16}
-    assert report["rows"] == {"train": rows}
-    assert report["labelled_steps"] == labelled
+KEPT = {"prm800k": (21, 18), "phase1_test": (106, 90)}  # records read and kept
+DROPPED = {
+    "prm800k": {"finish_reason=bad_problem": 1, "finish_reason=give_up": 2},
+    "phase1_test": {"finish_reason=give_up": 16},
+}
+NOTES = {
+    "prm800k": {
+        "contradicting_labels": 1,
+        "duplicate_candidates": 2,
+        "empty_candidates": 2,
+        "flagged_candidates": 2,
+        "human_completions": 4,
+        "ignored_human_completions": 1,
+        # the flagged candidates, and a chosen one without a rating that ends its solution
+        "pruned_steps": 3,
+        "steps_after_end": 1,
+    },
     # 4 flagged candidates of the solved records are unrated, and pruned. 173 human steps go on; in 3 other steps a
     # candidate was chosen after all, and the human text is a fragment.
-    assert report["notes"] == {
+    "phase1_test": {
         "flagged_candidates": 4,
         "pruned_steps": 4,
         "human_completions": 173,
         "ignored_human_completions": 3,
-    } | ({"left_out_paths": left_out} if left_out else {})
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("prm800k", "view", "rows", "labelled", "left_out"),
+    [
+        ("prm800k", "tree", 18, 79, 0),
+        # One path per leaf: of 80 steps, 33 have a step after them.
+        ("prm800k", "prm", 80 - 33, 120, 0),
+        # 23 leaves state an answer. Of the 24 others, 3 are the only leaves of their records, which are dropped.
+        ("prm800k", "orm", 23, 23, 21),
+        # One row per record that was solved.
+        ("phase1_test", "tree", 90, 4068, 0),
+        # One path per leaf. Of 4068 steps, those that go on are no leaves: a solution of k steps has k - 1 of them.
+        # The 90 solutions have 1507 steps, so 1417 inner ones, and 4068 - 1417 = 2651 leaves.
+        ("phase1_test", "prm", 2651, 37933, 0),
+        # Of the leaves 270 state an answer, under "# Answer"; the others end before it.
+        ("phase1_test", "orm", 270, 270, 2381),
+    ],
+    indirect=["prm800k"],
+)
+def test_rows_of_a_file(tmp_path, prm800k, view, rows, labelled, left_out):
+    report = build_prm800k(
+        BuildPRM800KConfig(inputs=[prm800k], output_dir=str(tmp_path / "out"), view=view, test_size=0)
+    )
+    num_in, num_kept = KEPT[prm800k.stem]
+    dropped, notes = Counter(DROPPED[prm800k.stem]), Counter(NOTES[prm800k.stem])
+    if view == "orm":
+        notes["left_out_paths"] = left_out
+        if prm800k.stem == "prm800k":  # one of the three ends early, at an empty step
+            num_kept, dropped["no_labelled_final_step"] = num_kept - 3, 3
+            notes -= Counter(["empty_candidates", "steps_after_end"])
+    assert (report["records_in"], report["records_kept"]) == (num_in, num_kept)
+    assert report["dropped"] == dropped
+    assert report["rows"] == {"train": rows}
+    assert report["labelled_steps"] == labelled
+    assert report["notes"] == notes
 
 
 def test_real_file_paths_by_a_plain_count(phase1):
@@ -351,6 +402,26 @@ def test_real_exclusion(tmp_path, shared_data, phase1):
     with pytest.raises(ValueError, match=r"0 of 106 records were kept \(dropped: excluded: 90, finish_reason=give_up"):
         build_prm800k(BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), exclude=exclude))
     assert not list(tmp_path.iterdir())
+
+
+def test_exclusion_of_every_problem(tmp_path, prm800k):
+    """PRM800K's own files can be excluded. Nothing is left, and the message says why."""
+    num_in, num_kept = KEPT[prm800k.stem]
+    with pytest.raises(ValueError, match=rf"{num_in} records .*dropped: excluded: {num_kept}, finish_reason="):
+        build_prm800k(BuildPRM800KConfig(inputs=[prm800k], output_dir=str(tmp_path / "out"), exclude=[str(prm800k)]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_screening_records_of_a_file(tmp_path, prm800k):
+    """The hand-written file has one record of quality control and one of initial screening, the real one has none."""
+    report = build_prm800k(
+        BuildPRM800KConfig(inputs=[prm800k], output_dir=str(tmp_path / "out"), test_size=0, drop_screening=True)
+    )
+    dropped = DROPPED[prm800k.stem] | ({"screening": 2} if prm800k.stem == "prm800k" else {})
+    assert report["dropped"] == dropped
+    reasons = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))["finish_reason"]
+    expected = {"solution": 13, "found_error": 3} if prm800k.stem == "prm800k" else {"solution": 90}
+    assert Counter(reasons) == expected
 
 
 def test_phase_2_sample(tmp_path, shared_data):

@@ -7,7 +7,7 @@ from trl_hrm.data.problem_sets import read_problems
 from trl_hrm.data.problems import exclusion_key
 from trl_hrm.search.tree import Problem, make_id
 
-from .test_problem_sets import GSM8K, MATH, PLAIN, PRM800K, counts, read, write
+from .problem_rows import GSM8K, MATH, PLAIN, PRM800K, counts, read, write
 
 
 ONE, TWO = "1+2=4.\n\n", "1+2=5.\n\n"

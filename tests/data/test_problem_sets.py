@@ -11,24 +11,7 @@ from trl_hrm.data.problem_sets import read_problems, refuse_caseless_ids
 from trl_hrm.data.problems import exclusion_key, problem_key, read_problem_keys
 from trl_hrm.search.tree import Problem
 
-
-GSM8K = {"question": "What is 1+2?", "answer": "1+2=<<1+2=3>>3\n#### 3"}
-MATH = {"problem": "What is 1+2?", "solution": "It is $\\boxed{3}$.", "answer": "3", "unique_id": "test/sums/1.json"}
-PRM800K = {"question": {"problem": "What is 1+2?", "ground_truth_answer": "3"}, "label": {"steps": []}}
-PLAIN = {"problem": "What is 1+2?", "answer": "3"}
-
-
-def write(file, *records) -> str:
-    file.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in records))
-    return str(file)
-
-
-def read(tmp_path, *records, **options):
-    return read_problems(write(tmp_path / "problems.jsonl", *records), **options)
-
-
-def counts(found):
-    return found.num_records, len(found.problems), found.num_repeated, found.num_excluded
+from .problem_rows import GSM8K, MATH, PLAIN, PRM800K, counts, read, write
 
 
 @pytest.mark.parametrize(
@@ -49,12 +32,11 @@ def test_real_files(shared_data, file, expected, first_answer, last_answer):
     assert len({problem.problem_id for problem in found.problems}) == len(found.problems)
 
 
-def test_real_answers_by_a_plain_reading(shared_data):
+def test_answers_by_a_plain_reading(gsm8k):
     """GSM8K's answers hold `####` once, and commas and signs that a pattern for digits would cut."""
-    file = shared_data / "gsm8k" / "train.jsonl"
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = gsm8k.read_text(encoding="utf-8").split("\n")[:-1]
     answers = [json.loads(line)["answer"].split("\n#### ")[1] for line in lines]
-    assert [problem.answer for problem in read_problems(str(file)).problems] == answers
+    assert [problem.answer for problem in read_problems(str(gsm8k)).problems] == answers
     assert any("," in answer for answer in answers) and any(answer.startswith("-") for answer in answers)
 
 
@@ -325,29 +307,36 @@ def test_columns_under_other_names(tmp_path):
     assert read_problems(str(tmp_path / "data"), columns=columns).problems == found.problems
 
 
+VERL = {
+    "prompt": [{"role": "user", "content": "What is 3 + 4?"}],
+    "reward_model": {"style": "rule", "ground_truth": "7"},
+}
+
+
 @pytest.mark.parametrize(
-    ("file", "problems"),
+    ("name", "text"),
     [
-        ("aime_problems.jsonl", [("What is 3 + 4?", "7")]),
-        ("olympiad_problems.jsonl", [("What is 3 + 4?", "7")]),
-        ("problems_array.json", [("What is 3 + 4?", "7"), ("What is 5 + 4?", "9")]),
-        ("verl_problems.jsonl", [("What is 3 + 4?", "7"), ("What is 5 + 4?", "9")]),
+        ("aime.jsonl", json.dumps({"Problem": "What is 3 + 4?", "Answer": 7})),
+        ("olympiad_bench.jsonl", json.dumps({"question": "What is 3 + 4?", "final_answer": ["7"]})),
+        ("openr.json", json.dumps([{"problem": "What is 3 + 4?", "final_answer": "7"}], indent=1)),
+        ("verl.jsonl", json.dumps(VERL)),
     ],
 )
-def test_formats_of_the_field(shared_data, file, problems):
-    found = read_problems(str(shared_data / "formats" / file))
-    assert [(one.prompt, one.answer) for one in found.problems] == problems
-    assert not found.faults.left_out and found.num_records == len(problems)
+def test_formats_of_the_field(tmp_path, name, text):
+    found = read_problems(write(tmp_path / name, text))
+    assert [(one.prompt, one.answer) for one in found.problems] == [("What is 3 + 4?", "7")]
+    assert not found.faults.left_out and found.num_records == 1
 
 
-def test_real_record_without_an_answer(shared_data):
-    """PRM800K has records without one: the others are read."""
-    file = shared_data / "samples" / "prm800k.jsonl"
-    found = read_problems(str(file))
-    assert (found.num_records, len(found.problems)) == (6, 5)
-    assert found.faults.left_out == {"no_answer": [f"{file}:6"]}
-    with pytest.raises(ValueError, match="prm800k.jsonl:6: found no answer"):
-        read_problems(str(file), strict=True)
+@pytest.mark.parametrize("prm800k", ["prm800k"], indirect=True)
+def test_solutions_of_prm800k_are_problems_once(prm800k):
+    """21 solutions of 17 problems, one of them without an answer: the others are read."""
+    found = read_problems(str(prm800k))
+    assert counts(found) == (21, 16, 4, 0)
+    assert (found.problems[0].answer, found.problems[-1].answer) == ("4", "52")
+    assert found.faults.left_out == {"no_answer": [f"{prm800k}:18"]}
+    with pytest.raises(ValueError, match="prm800k.jsonl:18: found no answer"):
+        read_problems(str(prm800k), strict=True)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -66,12 +66,6 @@ def test_outputs_of_search_and_learn_are_read_with_their_own_keys(tmp_path):
     assert warning.startswith("2 rows have `problem` and `completions`")
 
 
-def test_the_real_format_of_search_and_learn(shared_data):
-    [group], _ = read(str(shared_data / "formats" / "sal_output.jsonl"))
-    assert [list(map(len, steps_of(group)[:2]))] == [[2, 1]]
-    assert not any("#" in step[2:] for steps in steps_of(group) for step in steps)
-
-
 @pytest.mark.parametrize("column", ["pred", "agg_scores", "completion_tokens"])
 def test_the_columns_of_search_and_learn_tell_its_outputs(tmp_path, column):
     rows = [{"problem": "q", "completions": [CUT_OFF, CUT_OFF], column: None}]

@@ -17,8 +17,7 @@ from trl_hrm.demo.pipeline import begun, run_stages
 from trl_hrm.demo.profiles import FULL, QUICK, RewardModel
 from trl_hrm.demo.runner import Runner
 
-from ..test_offline import guarded
-from .test_pipeline import Recorder
+from ..fakes import Recorder, guarded
 
 
 def test_folders_that_are_something_else(tmp_path):

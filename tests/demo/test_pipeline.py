@@ -11,15 +11,7 @@ from trl_hrm.demo.pipeline import run_stages
 from trl_hrm.demo.profiles import PROFILES
 from trl_hrm.scripts import kl_self, reward
 
-
-class Recorder:
-    """Takes the jobs of the stages without running them."""
-
-    def __init__(self):
-        self.jobs = {}
-
-    def run(self, stage, jobs, describe):
-        self.jobs |= {(stage, name): job for name, job in jobs.items()}
+from ..fakes import Recorder
 
 
 @pytest.fixture(params=PROFILES)

@@ -1,8 +1,6 @@
 """Rows of the benchmarks of judging, written by hand, and scorers that are told what to say."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 from trl_hrm import StepFormat
 from trl_hrm.scoring.tree_scorer import TreeScorer
@@ -53,11 +51,6 @@ def mistake_row(number: int, mistake_index: int | None, num_steps: int = 3) -> d
         "answer": "1" if mistake_index is None else "2",
         "mistake_index": mistake_index,
     }
-
-
-def write_rows(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 class SayingScorer(TreeScorer):

@@ -9,7 +9,8 @@ from trl_hrm.evaluation.benchmarks.run import score_solutions
 from trl_hrm.evaluation.benchmarks.suite import read_suites
 from trl_hrm.scoring.scoring_config import ScoringConfig
 
-from .benchmark_rows import SayingScorer, knows, mistake_row, process_row, write_rows
+from ..fakes import write_rows
+from .benchmark_rows import SayingScorer, knows, mistake_row, process_row
 
 
 def read(*sources, **options):
@@ -81,12 +82,13 @@ def test_real_files(shared_data, file, num_rows, num_without, first):
     assert (part["f1"], part["accuracy"], part["num_without"]) == (1, 1, num_without)
 
 
-def test_a_blank_step_moves_no_index(shared_data):
-    """Left out, the 55th step of line 539 would make every later index one too large. With `strict` it is an error."""
-    path = shared_data / "samples" / "bbm_dyck_languages.jsonl"
-    one = read(path).solutions[538]
-    assert (one.steps[54], len(one.steps), one.first_error) == ("", 57, 16)
-    with pytest.raises(ValueError, match="dyck_languages.jsonl:539: step 54 of 'bbm_dyck_languages-538' is ''"):
+def test_a_blank_step_moves_no_index(tmp_path):
+    """Left out, the second step of line 2 would make every later index one too large. With `strict` it is an error."""
+    rows = [mistake_row(1, None), mistake_row(2, 2) | {"steps": ["ok", "", "bad", "after"]}]
+    path = write_rows(tmp_path / "dyck.jsonl", rows)
+    one = read(path).solutions[1]
+    assert (one.steps[1], len(one.steps), one.first_error) == ("", 4, 2)
+    with pytest.raises(ValueError, match="dyck.jsonl:2: step 1 of 'dyck-1' is ''"):
         read(path, strict=True)
 
 

@@ -13,7 +13,8 @@ from trl_hrm.evaluation.benchmarks.run import score_solutions
 from trl_hrm.evaluation.benchmarks.suite import Solution, read_suites
 from trl_hrm.scoring.scoring_config import ScoringConfig
 
-from .benchmark_rows import SayingScorer, knows, prm_row, write_rows
+from ..fakes import write_rows
+from .benchmark_rows import SayingScorer, knows, prm_row
 
 
 def read(path, **options):
@@ -156,12 +157,43 @@ def test_a_planted_model(tmp_path):
     assert format_results("prmbench", results).splitlines()[0].split()[:3] == ["prmbench", "prm_score", "95"]
 
 
+@pytest.mark.parametrize("is_real", [False, True])
+def test_overall_score_against_a_plain_count(tmp_path, request, is_real):
+    """The whole way from the file to the overall score, beside ten lines that know nothing of it."""
+    rng = np.random.default_rng(0)
+    if is_real:
+        path = request.getfixturevalue("shared_data") / "prmbench" / "subset400.jsonl"
+    else:
+        rows = []
+        for i in range(6):
+            for kind in CLASSES:
+                wrong = [] if kind == "multi_solutions" else sorted({2, int(rng.integers(1, 5))})
+                rows.append(prm_row(i, kind, wrong, num_steps=4))
+        path = tmp_path / "rows.jsonl"
+        write_rows(path, rows)
+    reading = read(path)
+    scores = [rng.random(len(one.steps)).tolist() for one in reading.solutions]
+    results = measure(PRM_BENCH, reading.solutions, scores, threshold=0.3)
+    of_row = {(one.subset, one.id): values for one, values in zip(reading.solutions, scores, strict=True)}
+    tp = fp = tn = fn = 0
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        for number, score in enumerate(of_row[row["classification"], row["idx"]], start=1):
+            wrong, called_wrong = number in row["error_steps"], score < 0.3
+            tp += not wrong and not called_wrong
+            fp += wrong and not called_wrong
+            tn += wrong and called_wrong
+            fn += not wrong and called_wrong
+    precision, recall = tp / (tp + fp), tp / (tp + fn)
+    negative_precision, negative_recall = tn / (tn + fn), tn / (tn + fp)
+    f1 = 2 * precision * recall / (precision + recall)
+    negative_f1 = 2 * negative_precision * negative_recall / (negative_precision + negative_recall)
+    assert results["averages"]["overall"]["prm_score"] == pytest.approx(0.5 * f1 + 0.5 * negative_f1)
+    assert results["averages"]["overall"]["low"] < results["averages"]["overall"]["prm_score"]
+
+
 @pytest.fixture(scope="module")
 def reading(shared_data):
-    path = shared_data / "prmbench" / "subset400.jsonl"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    return read(path)
+    return read(shared_data / "prmbench" / "subset400.jsonl")
 
 
 class TestRealRows:
@@ -180,25 +212,3 @@ class TestRealRows:
         first = reading.solutions[0]
         assert (first.subset, first.labels) == ("confidence", [1, 1, 1, 1, 0, 0])
         assert "$p=0.58$" in first.steps[4] and "58 cents" in first.steps[5]
-
-    def test_against_a_plain_count(self, reading, shared_data):
-        """The whole way from the file to the overall score, beside ten lines that know nothing of it."""
-        rng = np.random.default_rng(0)
-        scores = [rng.random(len(one.steps)).tolist() for one in reading.solutions]
-        results = measure(PRM_BENCH, reading.solutions, scores, threshold=0.3)
-        of_row = {(one.subset, one.id): values for one, values in zip(reading.solutions, scores, strict=True)}
-        tp = fp = tn = fn = 0
-        lines = (shared_data / "prmbench" / "subset400.jsonl").read_text(encoding="utf-8").splitlines()
-        for row in map(json.loads, lines):
-            for number, score in enumerate(of_row[row["classification"], row["idx"]], start=1):
-                wrong, called_wrong = number in row["error_steps"], score < 0.3
-                tp += not wrong and not called_wrong
-                fp += wrong and not called_wrong
-                tn += wrong and called_wrong
-                fn += not wrong and called_wrong
-        precision, recall = tp / (tp + fp), tp / (tp + fn)
-        negative_precision, negative_recall = tn / (tn + fn), tn / (tn + fp)
-        f1 = 2 * precision * recall / (precision + recall)
-        negative_f1 = 2 * negative_precision * negative_recall / (negative_precision + negative_recall)
-        assert results["averages"]["overall"]["prm_score"] == pytest.approx(0.5 * f1 + 0.5 * negative_f1)
-        assert results["averages"]["overall"]["low"] < results["averages"]["overall"]["prm_score"]

@@ -4,8 +4,7 @@ import json
 import math
 import random
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
-from types import SimpleNamespace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
 from trl_hrm.evaluation.curves import curve_with_gap
 from trl_hrm.evaluation.results import load_candidates, load_results
-from trl_hrm.evaluation.step_search import ALONE, StepSearchSettings, run_step_search
+from trl_hrm.evaluation.step_search import StepSearchSettings
 from trl_hrm.scoring.candidate_scores import score_fitting
 from trl_hrm.scoring.scorer import StepScorer
 from trl_hrm.scoring.scoring_config import ScoringConfig
@@ -27,92 +26,9 @@ from trl_hrm.step_tree import StepTree
 
 from ..helpers import tiny_model, tiny_tokenizer
 from ..search.leveled import any_score
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
-from ..search.scripted import PROMPT, RULE, ExactGrader, make_problems, write_solution
-from ..search.test_level_search import write_coins
-
-
-@dataclass
-class PathScores:
-    """A reward model that is a function of the path; as a `TreeScorer`, without limit of length."""
-
-    score: object
-    max_positions: None = None
-    num_calls: int = 0
-    tokenizer: object = field(default_factory=tiny_tokenizer)
-    step_format: StepFormat = field(default_factory=StepFormat)
-
-    def score_trees(self, trees, spans=(1,), combine="max"):
-        self.num_calls += 1
-        return [
-            [self.score([tree.completions[j] for j in tree.path(i)]) for i in range(len(tree.completions))]
-            for tree in trees
-        ]
-
-
-class Grader(ExactGrader):
-    """Equal strings are right, also for those who wait."""
-
-    def grade(self, answer, reference):
-        if answer in self.unreadable:
-            return SimpleNamespace(correct=None, status="unparseable")
-        return SimpleNamespace(correct=answer == reference, status="graded")
-
-
-def is_good(path: list[str]) -> float:
-    return float(not any("bad" in step for step in path))
-
-
-def search(
-    folder,
-    score=is_good,
-    engine=None,
-    scorer=None,
-    grader=None,
-    shard=ALONE,
-    problems=None,
-    reward_model="planted",
-    **given,
-):
-    config = StepSearchSettings(
-        str(folder), **{"n": [1, 2, 4], "max_depth": 5, "max_step_tokens": 60, "max_in_flight": 64} | given
-    )
-    manifest = {
-        "engine": {"engine": "scripted"},
-        "prompt": asdict(PROMPT),
-        "steps": asdict(RULE),
-        "grader": {"timeout": 1.0},
-        "started_with": {"problems": "coins.jsonl"},
-        "seed": config.seed,
-        "num_shards": shard.count,
-        "versions": {"trl_hrm": "1"},
-    }
-    return run_step_search(
-        config,
-        [problem for _, problem in make_problems(40)] if problems is None else problems,
-        engine or ScriptedEngine(write_coins),
-        scorer or PathScores(score),
-        grader or Grader(),
-        PROMPT,
-        RULE,
-        manifest,
-        {"model": reward_model},
-        shard,
-    )
-
-
-def numbers(folder) -> dict:
-    """Everything in the results that may not depend on when and how often the search was started."""
-    found = json.loads((folder / "results.json").read_text())
-    del found["date"]
-    for point in found["curves"]["step_search"]:
-        for name in [
-            name for name in point if name.endswith("seconds") or name in ("scorer_num_calls", "scorer_num_tokens")
-        ]:
-            del point[name]
-    del found["cost"]["policy"]["seconds"], found["cost"]["scorer"], found["cost"]["rest_seconds"]
-    found["rows"] = {path.name: path.read_text() for path in sorted(folder.glob("candidates-n*.jsonl"))}
-    return found
+from ..search.policies import KNOWN
+from ..search.scripted import PROMPT, RULE, make_problems, write_coins, write_solution
+from .step_searches import Grader, PathScores, is_good, numbers, search
 
 
 @pytest.mark.parametrize("strategy", ["step_search", "beam_search", "diverse_tree_search"])
@@ -423,9 +339,8 @@ def test_too_long_is_what_the_scorer_refuses(spans):
     assert {(True,) * 5, (False,) * 5} < found and len(found) >= 4
 
 
-def test_the_command_with_real_models(tmp_path, capsys):
+def test_the_command_with_real_models(tmp_path, policy, capsys):
     """A policy that has learned four problems by heart, and a reward model with random weights, from the command line."""
-    make_policy(tmp_path / "policy", 256, num_steps=120, texts=SOLUTIONS)
     tiny_model().save_pretrained(tmp_path / "hrm")
     tiny_tokenizer().save_pretrained(tmp_path / "hrm")
     StepFormat().save(tmp_path / "hrm")
@@ -433,12 +348,12 @@ def test_the_command_with_real_models(tmp_path, capsys):
     command = (
         "step-search "
         f"--strategy diverse_tree_search --n 2 4 --branching 2 --aggregate last --problems {tmp_path}/problems.jsonl "
-        f"--policy {tmp_path}/policy --engine transformers --reward_model {tmp_path}/hrm --output_dir {tmp_path}/run "
+        f"--policy {policy} --engine transformers --reward_model {tmp_path}/hrm --output_dir {tmp_path}/run "
         "--prompt question --prompt_style plain --segmentation step_header --max_depth 5 --max_step_tokens 40"
     )
     assert main([*command.split(), "--final_stops", "# END!"]) == 0
     results = load_results(tmp_path / "run")
-    assert results.n == [2, 4] and results.num_problems == 4 and results.policy["model"] == f"{tmp_path}/policy"
+    assert results.n == [2, 4] and results.num_problems == 4 and results.policy["model"] == policy
     assert (
         results.versions["torch"] and results.versions["sympy"] and results.reward_model["model"] == f"{tmp_path}/hrm"
     )

@@ -11,9 +11,8 @@ from trl_hrm.search.log import EventLog
 from trl_hrm.search.run_folder import Shard
 
 from ..search.leveled import any_score
-from ..search.scripted import make_problems
-from ..search.test_level_search import write_coins
-from .test_step_search import PathScores, numbers, search
+from ..search.scripted import make_problems, write_coins
+from .step_searches import PathScores, numbers, search
 
 
 GIVEN = "# Step 1\nbad 1\n\n# Step 2"  # of three steps, of which one bad one makes the answer wrong

@@ -2,7 +2,8 @@
 A loopback Hub for the tests of this folder, which run in a process of their own: `pytest tests/hub`.
 
 The Hub starts here because the client libraries read HF_ENDPOINT, HF_HOME and HF_HUB_DISABLE_XET when they are imported.
-`TEST_HUB_XET=0` has them transfer files by LFS, by default they use Xet.
+`TEST_HUB_XET=0` makes them transfer files by LFS, by default they use Xet. A test that depends on how files are transferred uses
+the fixture `uses_xet`, and so has the mark `transfer`: only such tests are run both ways. Every process has a Hub of its own.
 """
 
 import os
@@ -47,6 +48,13 @@ def _loopback_only(host, *args, **kwargs):
 
 
 socket.getaddrinfo = _loopback_only
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "uses_xet" in item.fixturenames:
+            item.add_marker("transfer")
 
 
 @pytest.fixture(scope="session")

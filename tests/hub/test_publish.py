@@ -87,6 +87,7 @@ def test_configurations_in_one_repository(hub, repo, tmp_path):
     ]
 
 
+@pytest.mark.usefixtures("uses_xet")
 def test_pushing_again(hub, repo, tmp_path):
     """A second push that sends everything again, or makes an empty commit, costs hours and hides what changed."""
     folder = build(tmp_path / "tree")
@@ -175,6 +176,7 @@ def test_dry_run(hub, repo, tmp_path):
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(folder))
 
 
+@pytest.mark.usefixtures("uses_xet")
 def test_shards(hub, repo, tmp_path, monkeypatch):
     """Shards of an earlier push that stay behind are read with the new ones: rows twice."""
     folder = build_row_groups(tmp_path / "prm", monkeypatch, num_groups=4)
@@ -250,6 +252,7 @@ def test_names_and_branches(hub, repo, tmp_path):
         push_folders([folder, build(tmp_path / "prm", "prm")], repo, config_name="x")
 
 
+@pytest.mark.usefixtures("uses_xet")
 def test_command(hub, repo, tmp_path, capfd):
     """The command of the README, from a folder to what `load_dataset` gives, with a bar that tells how long it takes."""
     folder = build(tmp_path / "prm800k-hrm", "hrm")

@@ -102,6 +102,7 @@ def test_sixty_shards_with_a_fault_in_the_middle(hub, repo, pauses, upload, tmp_
     assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(folder))
 
 
+@pytest.mark.usefixtures("uses_xet")
 @pytest.mark.parametrize("after", [False, True], ids=["lost", "landed"])
 def test_lasting_fault_on_commit(hub, repo, pauses, tmp_path, after):
     """Whether the commit landed or not: the dataset is one of the two, and the error says that pushing again is safe."""
@@ -129,6 +130,7 @@ def test_rate_limit_of_an_hour(hub, repo, pauses, tmp_path):
     assert (error.value.status, pauses) == (429, [])
 
 
+@pytest.mark.usefixtures("uses_xet")
 def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_ro")
     words = r"403 Forbidden.* The token from HF_TOKEN, of alice, is read-only\. Create one with write access at http"
@@ -140,6 +142,7 @@ def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
         push_folders(build(tmp_path / "tree", word="thus"), repo, token="hf_ro")
 
 
+@pytest.mark.usefixtures("uses_xet")
 @pytest.mark.parametrize(
     ("token", "words"),
     [
@@ -233,6 +236,7 @@ def test_a_commit_that_holds_something_else(hub, repo, pauses, monkeypatch, tmp_
     assert push_folders(tmp_path / "tree", repo).deleted == [file]
 
 
+@pytest.mark.usefixtures("uses_xet")
 def test_no_token_in_anything_written(hub, repo, pauses, monkeypatch, caplog, capfd, tmp_path):
     """A token in a log or a card is found by robots within minutes."""
     secret = "hf_" + "PLANTEDplanted" * 2

@@ -15,10 +15,9 @@ import pytest
 from trl_hrm import StepScorer
 from trl_hrm.scoring.http_scorer import ServerScorer
 
-from ..helpers import make_trainer, random_tree
+from ..helpers import ROOT, load_recipe, make_trainer, random_tree
 from ..scoring.solutions import CANDIDATES, PROMPTS, flat
 from ..search.serving import ENVIRONMENT
-from ..test_recipes import ROOT, load_recipe
 
 
 FLAGS = ["--enforce-eager", "--block-size", "32", "--max-model-len", "256", "--kv-cache-memory-bytes", str(64 << 20)]

@@ -100,6 +100,7 @@ def test_checkpoint(hub, repo, tmp_path):
         np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
+@pytest.mark.usefixtures("uses_xet")
 def test_all_checkpoints(hub, repo, tmp_path, caplog):
     """On a slow Hub the Trainer's own pushes lose steps, and `save_total_limit` deletes what waits to be sent."""
     everything = push_trainer(tmp_path / "reference", repo, push_to_hub=False, hub_model_id=None)
@@ -233,6 +234,7 @@ def test_a_push_beside_the_training_from_a_branch(hub, repo, tmp_path):
         assert "mine" in yaml.safe_load(file.read().split("---\n")[1])["tags"]
 
 
+@pytest.mark.usefixtures("uses_xet")
 @pytest.mark.parametrize("head", HEADS)
 def test_scores_are_the_same_from_the_hub(hub, repo, tmp_path, head):
     """A head that is not pushed is made new, at random, where the model is loaded, with no more than a warning."""

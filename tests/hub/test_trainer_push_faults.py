@@ -70,6 +70,7 @@ def test_a_checkpoint_that_the_hub_shall_keep_stays_here_until_it_does(hub, repo
     assert {path: files[path] for path in before} == before  # the final model, too, is as it was
 
 
+@pytest.mark.usefixtures("uses_xet")
 def test_the_final_push_fails(hub, repo, tmp_path):
     """A script that goes on after it, and ends with 0, would be taken for one that has pushed."""
     trainer = push_trainer(tmp_path, repo, hub_strategy="end")
@@ -150,6 +151,7 @@ class Logged(TrainerCallback):
         self.arguments = args.to_json_string() + str(args.to_dict()) + str(args) + repr(vars(args))
 
 
+@pytest.mark.usefixtures("uses_xet")
 def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, capfd):
     """The Trainer pickles its arguments into `training_args.bin`, and pushes it. Callbacks log them."""
     caplog.set_level(logging.DEBUG)

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast, pipeline
 
 from trl_hrm import StepFormat, StepScorer, StepTree
 
-from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
-from ..test_recipes import load_recipe
+from ..helpers import HEADS, WORDS, load_recipe, tiny_model, tiny_tokenizer
 from .pooling_server import PoolingServer
 from .solutions import CANDIDATES, PROMPTS, flat, save
 

@@ -8,7 +8,7 @@ from trl_hrm.cli import main
 from trl_hrm.search.nodes import read_trees
 from trl_hrm.search.run_folder import node_files
 
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 from ..search.serving import ENVIRONMENT, serve
 
 
@@ -49,22 +49,20 @@ def annotate(folder, tmp_path, name, *more) -> dict:
     }
 
 
-def test_all_engines_make_the_same_trees(tmp_path, monkeypatch):
+def test_all_engines_make_the_same_trees(tmp_path, policy, monkeypatch):
     """From the command line to the node files, so that nothing between engine and log differs either."""
     pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    folder = tmp_path / "policy"
-    make_policy(folder, 256, num_steps=200, texts=SOLUTIONS)
-    expected = annotate(folder, tmp_path, "transformers", "--engine", "transformers", "--policy_dtype", "float32")
+    expected = annotate(policy, tmp_path, "transformers", "--engine", "transformers", "--policy_dtype", "float32")
     assert len(expected) == 4 and sum(map(len, expected.values())) >= 24
     assert {node[8] for nodes in expected.values() for node in nodes} >= {None, True}
     options = json.dumps(VLLM)
     assert (
-        annotate(folder, tmp_path, "vllm", "--engine", "vllm", "--policy_dtype", "float32", "--engine_args", options)
+        annotate(policy, tmp_path, "vllm", "--engine", "vllm", "--policy_dtype", "float32", "--engine_args", options)
         == expected
     )
     flags = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--block-size", "32"]
-    flags += ["--kv-cache-memory-bytes", str(64 << 20), "--served-model-name", str(folder)]
-    with serve(tmp_path, "vllm.entrypoints.cli.main", "serve", str(folder), *flags) as server:
-        assert annotate(folder, tmp_path, "http", "--engine", "openai", "--policy_urls", server) == expected
+    flags += ["--kv-cache-memory-bytes", str(64 << 20), "--served-model-name", policy]
+    with serve(tmp_path, "vllm.entrypoints.cli.main", "serve", policy, *flags) as server:
+        assert annotate(policy, tmp_path, "http", "--engine", "openai", "--policy_urls", server) == expected

@@ -14,8 +14,8 @@ from ..evaluation.benchmark_rows import (
     mistake_row,
     prm_row,
     process_row,
-    write_rows,
 )
+from ..fakes import write_rows
 from ..helpers import save_checkpoint
 
 

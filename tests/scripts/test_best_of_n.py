@@ -25,8 +25,9 @@ from trl_hrm.search.outcomes import describe_outcomes
 from trl_hrm.search.run_folder import read_summary
 from trl_hrm.search.steps import RULES, cut_text
 
+from ..fakes import write_rows
 from ..helpers import save_checkpoint, tiny_model, tiny_tokenizer
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,11 +65,6 @@ def checkpoint(tmp_path_factory) -> str:
 def solution(answer: int | None, *scores: float) -> str:
     steps = [f"# Step {k}\nI am worth {score}." for k, score in enumerate(scores, start=1)]
     return "\n\n".join(steps) + ("" if answer is None else f"\n\n# Answer\n\n{answer}\n# END!")
-
-
-def write_rows(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def make_rows(num_problems: int, size: int, seed: int = 0) -> list[dict]:
@@ -449,13 +445,6 @@ def test_draws_use_all_candidates(tmp_path, planted):
 
 SETTINGS = "--engine transformers --prompt question --prompt_style plain --segmentation step_header --max_solution_tokens 60".split()
 SETTINGS += ["--final_stops", "# END!", "--n", "1", "2", "6"]
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("policy")
-    make_policy(folder, 256, num_steps=120, texts=SOLUTIONS)
-    return str(folder)
 
 
 @pytest.fixture

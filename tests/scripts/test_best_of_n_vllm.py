@@ -9,7 +9,7 @@ from trl_hrm.cli import main
 from trl_hrm.evaluation.results import load_candidates, load_results
 
 from ..helpers import tiny_model, tiny_tokenizer
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 from ..search.serving import ENVIRONMENT
 
 
@@ -20,18 +20,17 @@ VLLM = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch) -> list[str]:
+def command(tmp_path, policy, monkeypatch) -> list[str]:
     """Problems, policy and reward model, both in vLLM."""
     pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    make_policy(tmp_path / "policy", 256, num_steps=120, texts=SOLUTIONS)
     tiny_model().save_pretrained(tmp_path / "hrm")
     tiny_tokenizer().save_pretrained(tmp_path / "hrm")
     StepFormat().save(tmp_path / "hrm")
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in KNOWN))
     words = ["--problems", str(tmp_path / "problems.jsonl"), "--reward_model", str(tmp_path / "hrm")]
-    words += ["--policy", str(tmp_path / "policy"), "--engine", "vllm", "--policy_dtype", "float32", *PROMPT]
+    words += ["--policy", policy, "--engine", "vllm", "--policy_dtype", "float32", *PROMPT]
     words += ["--engine_args", json.dumps(VLLM | {"max_model_len": 256})]
     return [*words, "--reward_model_engine", "vllm", "--reward_model_args", json.dumps(VLLM | {"max_model_len": 512})]
 

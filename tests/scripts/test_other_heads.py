@@ -1,6 +1,5 @@
 """A reward model with another head, at every place where one is loaded: refused by the names of its weights, and nothing is written."""
 
-import json
 import random
 import sys
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from trl_hrm.scoring.http_scorer import ServerScorer
 
 from ..checkpoints import drop, edit, save, two_layer_head
 from ..evaluation.benchmark_rows import process_row
+from ..fakes import write_rows
 from ..helpers import HEADS, make_trainer, random_tree, save_checkpoint, tiny_model, tiny_tokenizer
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 
 
 WEIGHTS = "missing `score.bias`, `score.weight`; unexpected `score.0.bias`, `score.0.weight`, `score.2.bias`"
@@ -45,19 +45,14 @@ def base(tmp_path) -> str:
     return str(folder)
 
 
-def write(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def commands(tmp_path: Path, model: str, out: Path) -> dict[str, list[str]]:
-    solutions = write(tmp_path / "solutions.jsonl", [{"prompt": "1+2?", "completions": ["= 3", "so x"]}])
-    candidates = write(
+    solutions = write_rows(tmp_path / "solutions.jsonl", [{"prompt": "1+2?", "completions": ["= 3", "so x"]}])
+    candidates = write_rows(
         tmp_path / "candidates.jsonl",
         [{"prompt": "1+2?", "answer": "3", "candidates": ["# Step 1: x\n# Answer: 3\n"] * 2}],
     )
-    raft = write(tmp_path / "raft.jsonl", [{"prompt": "p?", "completion": "add x\n\nsum = 3"}])
-    judged = write(tmp_path / "judged.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
+    raft = write_rows(tmp_path / "raft.jsonl", [{"prompt": "p?", "completion": "add x\n\nsum = 3"}])
+    judged = write_rows(tmp_path / "judged.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
     return {
         "score": ["score", solutions, "--reward_model", model, "--output", str(out)],
         "best-of-n": ["best-of-n", "--candidates", candidates, "--reward_model", model, "--output_dir", str(out), "--n", "1", "2"],
@@ -100,14 +95,13 @@ class TestCommands:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_before_anything_is_sampled(tmp_path, qwen, capfd, strategy):
-    make_policy(tmp_path / "policy", 256, num_steps=1, texts=SOLUTIONS)
-    problems = write(tmp_path / "problems.jsonl", KNOWN)
+def test_before_anything_is_sampled(tmp_path, policy, qwen, capfd, strategy):
+    problems = write_rows(tmp_path / "problems.jsonl", KNOWN)
     words = [
         "--problems",
         problems,
         "--policy",
-        str(tmp_path / "policy"),
+        policy,
         "--reward_model",
         qwen,
         *POLICY,

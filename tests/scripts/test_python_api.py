@@ -13,7 +13,7 @@ import trl_hrm
 from trl_hrm.cli import COMMANDS, main
 
 from ..helpers import save_checkpoint
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 
 
 POLICY = {
@@ -81,10 +81,10 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
+def work(tmp_path_factory, policy) -> Path:
     """Inputs of all commands, each made by the command that makes it."""
     work = tmp_path_factory.mktemp("work")
-    make_policy(work / "policy", 256, num_steps=120, texts=SOLUTIONS)
+    (work / "policy").symlink_to(policy)
     (work / "model").mkdir()
     save_checkpoint(work / "model")
     rows = [{"question": f"{i}+2?", "completions": ["so 3", "thus 3"], "labels": [True, False]} for i in range(8)]

@@ -36,6 +36,7 @@ from trl_hrm.search.nodes import read_trees, write_nodes
 from trl_hrm.search.run_folder import check_manifest, finish_shard, node_files
 from trl_hrm.search.steps import RULES, cut_text
 
+from ..fakes import write_rows
 from ..helpers import HEADS, save_checkpoint, tiny_model, tiny_tokenizer
 from ..search.scripted import PROMPT, SEARCHES, make_problems, run_scripted, write_solution
 
@@ -61,11 +62,6 @@ def planted(monkeypatch) -> Planted:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
     return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), max_position_embeddings=1024)
-
-
-def write_rows(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def select(tmp_path: Path, source: str, *more: str, model: str = "planted") -> tuple[list[dict], dict]:

@@ -12,8 +12,9 @@ from trl_hrm.evaluation.results import load_candidates, load_results
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.tree import make_id
 
+from ..fakes import write_rows
 from ..helpers import save_checkpoint
-from ..search.policies import KNOWN, SOLUTIONS, make_policy
+from ..search.policies import KNOWN
 
 
 WE_START, COUNT = "# Step 1\nWe start.\n\n# Step 2", "# Step 1\nCount.\n\n# Step 2"
@@ -25,18 +26,6 @@ SEARCH = [*PROMPT, "--engine", "transformers", "--max_step_tokens", "30", "--n",
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
     return save_checkpoint(tmp_path_factory.mktemp("checkpoint"), max_position_embeddings=1024)
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("policy")
-    make_policy(folder, 256, num_steps=120, texts=SOLUTIONS)
-    return str(folder)
-
-
-def write_rows(path: Path, rows: list[dict]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def run(folder: Path, rows: list[dict], policy: str, model: str, *more: str) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from trl_hrm.search.open_tree import OpenTree
 from trl_hrm.search.run_folder import shard_name
 from trl_hrm.search.scheduler import Progress, Scheduler, SchedulerConfig
 from trl_hrm.search.step_search import BeamSearch, DiverseTreeSearch, GreedyStepSearch, StepSearch
+from trl_hrm.search.steps import RULES
 from trl_hrm.search.tree import Problem
 from trl_hrm.step_tree import StepTree
 
@@ -31,6 +33,35 @@ SEARCHES = {
     "beam": BeamSearch(width=3, expansion=2, **LIMITS),
     "trees": DiverseTreeSearch(num_trees=3, width=2, **LIMITS),
 }
+
+# for searches of a [`LetterEngine`]
+PLAIN = replace(PROMPT, template="{question}\n\n", rule="blank_line", final_stops=("# END!",))
+LETTER_LIMITS = {"rule": RULES["blank_line"], "final_stops": ("# END!",), "max_depth": 4, "max_step_tokens": 30}
+PROBLEMS = [(0, Problem("p", "Q", "7"))]
+
+
+class LetterEngine(ScriptedEngine):
+    """
+    Sample number i writes the i-th text that the table has for the path so far: a word is a step, `=x` the answer x, `...` a step
+    without end, and an empty text the end of the sequence.
+    """
+
+    def __init__(self, table: dict[str, list[str]]):
+        super().__init__(self._script)
+        self.table = table
+
+    def _script(self, prefix: str, number: int) -> str:
+        path = "/".join(prefix.removeprefix("Q\n\n").split("\n\n")[:-1])
+        text = self.table[path][number]
+        if text == "...":
+            return "on and " * 10
+        if text.startswith("="):
+            return f"so \\boxed{{{text[1:]}}}\n# END!"
+        return text and f"{text}\n\n"
+
+    @staticmethod
+    def _rng(prefix: str, seed: int, use: str) -> int:
+        return seed % 2**16  # the number of the sample: the seed of a request ends in 16 zero bits
 
 
 class PathScorer:
@@ -112,6 +143,15 @@ def results(folder: Path, search: StepSearch) -> dict[str, list[tuple]]:
             )
             for ending in search.endings(opened)
         ]
+    return found
+
+
+def everything(folder: Path) -> dict:
+    """Trees in canonical order, with the score of each node by its id."""
+    found = {}
+    for problem_id, opened in open_trees(folder).items():
+        scores = {opened.tree.nodes[i].node_id: score for i, score in opened.scores.items()}
+        found[problem_id] = opened.tree.canonical(), scores
     return found
 
 

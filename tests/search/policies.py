@@ -30,7 +30,7 @@ SOLUTIONS = [
 
 
 def make_policy(
-    folder: str | Path, max_position_embeddings: int, num_steps: int = 60, texts: list[str] = TEXTS
+    folder: str | Path, max_position_embeddings: int, num_steps: int = 120, texts: list[str] = TEXTS
 ) -> None:
     """Save a Qwen2 model with heads of 32 dimensions, trained for some steps on `texts`, and its tokenizer."""
     make_tiny_model(

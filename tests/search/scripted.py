@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trl_hrm.search.engines.base import ScriptedEngine
+from trl_hrm.search.engines.base import EngineError, ScriptedEngine
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.policies import PUCT, FullTree, Rollouts, RootFilter
 from trl_hrm.search.prompts import PROMPTS
@@ -55,6 +55,34 @@ def write_solution(prefix: str, rng: random.Random) -> str:
             return text + "and so on " * 40
         number += 1
         text += f"# Step {number}\n"
+
+
+def write_coins(prefix: str, rng: random.Random) -> str:
+    """Three steps that are good or bad by the toss of a coin; the answer is right if all of them were good."""
+    written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
+    number = written.count("# Step ")
+    if number == 4:
+        return f"\n# Answer\n\n{8 if 'bad' in written else 7}\n# END!"
+    toss = f"{rng.choice(('good', 'bad'))} {rng.randrange(1000)}\n\n# Step {max(number, 1) + 1}\n"
+    return f"\n{toss}" if number else f"# Step 1\n{toss}"
+
+
+def some_latency(rng: random.Random) -> float:
+    return rng.uniform(0, 0.004)
+
+
+class FaultyEngine(ScriptedEngine):
+    """Fails a share of its requests, chosen anew at each try."""
+
+    def __init__(self, share: float, seed: int = 0):
+        super().__init__(write_solution)
+        self.share = share
+        self.rng = random.Random(seed)
+
+    async def sample(self, *args, **kwargs):
+        if self.rng.random() < self.share:
+            raise EngineError("the server answered 500.")
+        return await super().sample(*args, **kwargs)
 
 
 @dataclass

@@ -21,18 +21,8 @@ from trl_hrm.search.tree import Problem
 from trl_hrm.step_tree import StepTree
 
 from ..helpers import tiny_model, tiny_tokenizer
-from .leveled import LIMITS, SEARCHES, PathScorer, any_score, log_of, open_trees, results, run_levels
-from .scripted import PROMPT, ExactGrader, make_problems, write_solution
-from .test_scheduler import FaultyEngine, some_latency
-
-
-def everything(folder: Path) -> dict:
-    """Trees in canonical order, with the score of each node by its id."""
-    found = {}
-    for problem_id, opened in open_trees(folder).items():
-        scores = {opened.tree.nodes[i].node_id: score for i, score in opened.scores.items()}
-        found[problem_id] = opened.tree.canonical(), scores
-    return found
+from .leveled import LIMITS, SEARCHES, PathScorer, any_score, everything, log_of, open_trees, results, run_levels
+from .scripted import PROMPT, ExactGrader, FaultyEngine, make_problems, some_latency, write_coins, write_solution
 
 
 @pytest.mark.parametrize("name", list(SEARCHES))
@@ -119,7 +109,7 @@ def test_ten_kills(tmp_path, name):
     for _ in range(10):
         before = log.stat().st_size if log.exists() else 0
         process = subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while process.poll() is None and (not log.exists() or log.stat().st_size == before):
+        while process.poll() is None and (not log.exists() or log.stat().st_size <= before):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
@@ -252,16 +242,6 @@ def test_a_problem_that_changed_is_refused(tmp_path):
 def test_a_request_larger_than_the_bound_is_refused(tmp_path):
     with pytest.raises(ValueError, match="max_in_flight is 5. It must be at least 6"):
         run_levels(tmp_path, SEARCHES["beam"], max_in_flight=5)
-
-
-def write_coins(prefix: str, rng: random.Random) -> str:
-    """Three steps that are good or bad by the toss of a coin; the answer is right if all of them were good."""
-    written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
-    number = written.count("# Step ")
-    if number == 4:
-        return f"\n# Answer\n\n{8 if 'bad' in written else 7}\n# END!"
-    toss = f"{rng.choice(('good', 'bad'))} {rng.randrange(1000)}\n\n# Step {max(number, 1) + 1}\n"
-    return f"\n{toss}" if number else f"# Step 1\n{toss}"
 
 
 def test_what_the_scorer_knows_decides_the_accuracy(tmp_path):

@@ -12,7 +12,7 @@ from trl_hrm.search.prompts import OLD_DEFAULTS, Prompt, started_prompt
 from trl_hrm.search.run_folder import MANIFEST, check_manifest, resumed_prompt
 from trl_hrm.search.steps import RULES, cut_prefix
 
-from ..test_encoding import GPT, LLAMA, byte_level
+from ..fakes import GPT, LLAMA, byte_level
 
 
 CHAT = Prompt("mine", "<|im_start|>Q: {question}", "blank_line", system_prompt="Be brief.<|im_end|>")

@@ -29,7 +29,7 @@ NUM_TOKENS = 40
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
-    make_policy(folder, MAX_LENGTH, num_steps=120)
+    make_policy(folder, MAX_LENGTH)
     return str(folder)
 
 

@@ -9,8 +9,7 @@ from trl_hrm.search.nodes import read_trees as read_nodes
 from trl_hrm.search.run_folder import finish_shard, node_files, read_manifest, read_summary
 from trl_hrm.search.tree import SearchTree
 
-from .scripted import SEARCHES, make_problems, read_trees, run_scripted
-from .test_scheduler import FaultyEngine
+from .scripted import SEARCHES, FaultyEngine, make_problems, read_trees, run_scripted
 
 
 def stored(folder) -> list[SearchTree]:

@@ -5,43 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from trl_hrm.search.engines.base import ScriptedEngine
 from trl_hrm.search.step_search import BeamSearch, DiverseTreeSearch, GreedyStepSearch
 from trl_hrm.search.steps import RULES, regex_rule
-from trl_hrm.search.tree import Problem
 
-from .leveled import open_trees, results, run_levels
-from .scripted import PROMPT
-
-
-RULE = RULES["blank_line"]
-PLAIN = replace(PROMPT, template="{question}\n\n", rule="blank_line", final_stops=("# END!",))
-LIMITS = {"rule": RULE, "final_stops": ("# END!",), "max_depth": 4, "max_step_tokens": 30}
-PROBLEMS = [(0, Problem("p", "Q", "7"))]
+from .leveled import LETTER_LIMITS as LIMITS
+from .leveled import PLAIN, PROBLEMS, LetterEngine, open_trees, results, run_levels
 
 
-class LetterEngine(ScriptedEngine):
-    """
-    Sample number i writes the i-th text that the table has for the path so far: a word is a step, `=x` the answer x, `...` a step
-    without end, and an empty text the end of the sequence.
-    """
-
-    def __init__(self, table: dict[str, list[str]]):
-        super().__init__(self._script)
-        self.table = table
-
-    def _script(self, prefix: str, number: int) -> str:
-        path = "/".join(prefix.removeprefix("Q\n\n").split("\n\n")[:-1])
-        text = self.table[path][number]
-        if text == "...":
-            return "on and " * 10
-        if text.startswith("="):
-            return f"so \\boxed{{{text[1:]}}}\n# END!"
-        return text and f"{text}\n\n"
-
-    @staticmethod
-    def _rng(prefix: str, seed: int, use: str) -> int:
-        return seed % 2**16  # the number of the sample: the seed of a request ends in 16 zero bits
+RULE = LIMITS["rule"]
 
 
 def search_table(tmp_path, search, table: dict[str, list[str]], scores: dict[str, float]) -> list[tuple]:

@@ -20,11 +20,21 @@ from trl_hrm.search.tree import ROOT, Node, Problem, make_id
 from trl_hrm.tiny_model import make_tokenizer
 
 from ..helpers import tiny_model, tiny_tokenizer
+from .leveled import LETTER_LIMITS as LIMITS
 from .leveled import LIMITS as HEADER_LIMITS
-from .leveled import SEARCHES, PathScorer, log_of, open_trees, results, run_levels
+from .leveled import (
+    PLAIN,
+    PROBLEMS,
+    SEARCHES,
+    LetterEngine,
+    PathScorer,
+    everything,
+    log_of,
+    open_trees,
+    results,
+    run_levels,
+)
 from .scripted import PROMPT, ExactGrader, make_problems, run_scripted, write_solution
-from .test_level_search import everything
-from .test_step_search import LIMITS, PLAIN, PROBLEMS, LetterEngine
 
 
 GREEDY = GreedyStepSearch(num_candidates=2, **LIMITS)

@@ -1,6 +1,5 @@
 """Where steps end, in stop strings and in whole solutions."""
 
-import json
 import random
 import re
 
@@ -164,13 +163,10 @@ def test_a_header_after_code_counts():
     ]
 
 
-def test_the_headers_of_search_and_learn(shared_data):
-    [line] = (shared_data / "formats" / "sal_output.jsonl").read_text().splitlines()
-    first, second = json.loads(line)["completions"]
-    assert pieces_of(first, "step_header") == [
-        "## Step 1: Add the pens\n3 + 4 = 7.\n\n",
-        "## Step 2: Conclude\nTom has 7 pens.\n\nTherefore, the final answer is: $\\boxed{7}$.",
-    ]
+def test_the_headers_of_search_and_learn():
+    first = "## Step 1: Add the pens\n3 + 4 = 7.\n\n"
+    second = "## Step 2: Conclude\nHe has 7 pens.\n\nTherefore, the final answer is: $\\boxed{7}$."
+    assert pieces_of(first + second, "step_header") == [first, second]
     assert pieces_of(second, "step_header") == [second]
 
 

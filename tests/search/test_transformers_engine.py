@@ -13,8 +13,6 @@ from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, check_sample
 from trl_hrm.search.engines.transformers import TransformersEngine
 from trl_hrm.tiny_model import make_tiny_model
 
-from .policies import make_policy
-
 
 TEXTS = [f"# Step {k}\nAdd {k} and {k + 1}: it is {2 * k + 1}.\n\n# Answer\n\n{k}" for k in range(30)]
 PROMPTS = ["# Step 1\n", "Add 3 and 4: it is", "What is 1 + 2 + 3 + 4 + 5?\n\n# Step 2\nAdd", "x"]
@@ -38,11 +36,9 @@ def greedy(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(policy):
     """One that has learned to write steps."""
-    folder = tmp_path_factory.mktemp("trained")
-    make_policy(folder, 128)
-    return TransformersEngine.from_pretrained(str(folder), device="cpu", temperature=0.0)
+    return TransformersEngine.from_pretrained(policy, device="cpu", temperature=0.0)
 
 
 def prefixes(engine):
@@ -183,7 +179,7 @@ def test_first_token_follows_the_softmax(folder, options):
 
 def test_stop_strings_end_samples_at_the_token_that_completes_them(trained):
     """Ids beyond the stop would be context that the next step never asked for; a lost token shifts all that follow."""
-    prompt = "What is 3 + 4?\n\n"
+    prompt = "What is 3 + 1?\n"
     ids = trained.tokenizer.encode(prompt)
     [[whole]] = ask(trained, (ids, 1, [], 60, 0))
     assert whole.finish == "eos" and "# Step 2\n" in whole.text
@@ -203,13 +199,13 @@ def test_stop_strings_end_samples_at_the_token_that_completes_them(trained):
 
 def test_texts_of_a_path_join_to_the_text_of_its_ids(trained):
     """Steps are sampled one after another: a space lost at a border would be lost in every solution of the dataset."""
-    prompt = "What is 9 + 2?\n\n"
+    prompt = "What is 2 + 1?\n"
     ids = trained.tokenizer.encode(prompt)
     [[whole]] = ask(trained, (ids, 1, [], 60, 0))
     parts = []
     while not parts or parts[-1].finish == "stop":
         path = ids + [token for part in parts for token in part.token_ids]
-        parts += ask(trained, (path, 1, ["# Step", " The", "s "], 60, 0))[0]
+        parts += ask(trained, (path, 1, ["# Step", " start", "d "], 60, 0))[0]
     assert len(parts) >= 4
     assert [token for part in parts for token in part.token_ids] == whole.token_ids
     assert "".join(part.text for part in parts) == whole.text

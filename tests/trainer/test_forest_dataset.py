@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepTree, hrm_view
 from trl_hrm.trainer.forest_dataset import DataCollatorForForest, ForestBuilder
 
+from ..fakes import byte_level
 from ..helpers import dataset_of, random_tree, tiny_model, tiny_tokenizer
-from ..test_encoding import byte_level
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ import pytest
 from datasets import Dataset
 
 from tests.helpers import tiny_model
-from tests.test_encoding import LLAMA, byte_level
 from tests.trainer.kl_training import LM, make_kl_trainer
 from trl_hrm import KLSelfConfig
 from trl_hrm.trainer.kl_self_trainer import drop_empty_completions
+
+from ..fakes import LLAMA, byte_level
 
 
 GOOD = {"prompt": "add x", "completion": " = 3"}

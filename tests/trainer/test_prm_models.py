@@ -25,7 +25,7 @@ from trl_hrm._compat import BaseConfig
 from trl_hrm.prm import PRMConfig, PRMTrainer, prm_trainer
 from trl_hrm.trainer.step_trainer import StepTrainer
 
-from ..helpers import tiny_model, tiny_tokenizer, weights_of
+from ..helpers import code_block, tiny_model, tiny_tokenizer, weights_of
 from ..prm_training import (
     FORMAT,
     assert_one_step,
@@ -36,7 +36,6 @@ from ..prm_training import (
     slow_step,
     word_tokenizer,
 )
-from ..test_docs import code_block
 
 
 PAGE = "docs/migrating_from_trl_prm.md"
