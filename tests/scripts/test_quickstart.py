@@ -42,8 +42,8 @@ def test_it_finds_the_wrong_step(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["quickstart"]) == 0
     out = capsys.readouterr().out
-    num_found, total = map(int, re.search(r"found in (\d+) of (\d+) solutions", out).groups())
-    assert total == NUM_HELD_OUT and num_found >= 0.95 * total
+    num_equal, total = map(int, re.search(r"step in (\d+) of (\d+) solutions", out).groups())
+    assert total == NUM_HELD_OUT and num_equal >= 0.95 * total
     command = re.search(r"Next: trl-hrm (score .*)", out)[1].split()
     assert main([*command, "--output", "scored.jsonl"]) == 0
     rows = [json.loads(line) for line in open("scored.jsonl", encoding="utf-8")]
@@ -52,7 +52,7 @@ def test_it_finds_the_wrong_step(tmp_path, monkeypatch, capsys):
         wrong = [i for i, step in enumerate(row["completions"]) if eval_sum(step.split(" = ")[0]) != int(step[-1])]
         low = [i for i, score in enumerate(row["scores"]) if score < 0.5]
         right += wrong[:1] == low[:1]
-    assert right == num_found
+    assert right == num_equal
     assert rows[0]["labels"] == StepTree.from_row(rows[0]).labels
 
 

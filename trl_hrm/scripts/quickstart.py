@@ -6,7 +6,7 @@ trl-hrm quickstart
 ```
 
 The problems are sums of single digits, such as `Start with 7, subtract 2, add 3, subtract 1, add 2.` A solution has one step for each
-operation, such as `7 - 2 = 5`. Some steps have a wrong result. As in PRM800K, the steps after the first wrong step have no label.
+operation, such as `7 - 2 = 5`. Some results are wrong by one. As in PRM800K, the steps after the first wrong step have no label.
 """
 
 import random
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DIGITS = range(10)
 OPERANDS = range(1, 4)
 NUM_OPERATIONS = 4
-ERROR_RATE = 0.4  # probability of a wrong result, so that about half of the labelled steps that matter are wrong
+ERROR_RATE = 0.4  # probability of a wrong result
 NUM_PROBLEMS = 1000
 NUM_SOLUTIONS = 32  # solutions of each training problem
 NUM_HELD_OUT = 200  # problems that are not trained on, with one solution each
@@ -69,7 +69,7 @@ def quickstart(config: QuickstartConfig) -> str:
 
     Returns:
         `str`: Three held-out solutions with the score of each step, in colours if stdout is a terminal, and the number of held-out
-        solutions whose first wrong step is found.
+        solutions in which scores and labels agree on the first wrong step.
     """
     import json
 
@@ -121,14 +121,14 @@ def quickstart(config: QuickstartConfig) -> str:
     with replacing(solutions) as file:
         file.writelines(json.dumps(tree.to_row()) + "\n" for tree in held_out)
     scores = StepScorer.from_pretrained(config.output_dir).score_trees(held_out)
-    num_found = sum(
+    num_equal = sum(
         first_wrong(tree.labels) == first_wrong(values) for tree, values in zip(held_out, scores, strict=True)
     )
     places = sorted(range(len(held_out)), key=lambda i: first_wrong(held_out[i].labels) is None)  # with errors first
     shown = "\n\n".join(format_scores(held_out[i], scores[i], has_color()) for i in (places[0], places[1], places[-1]))
     return (
         f"\nSolutions of problems that were not trained on, with the score of each step:\n\n{shown}\n\n"
-        f"The first wrong step (or that there is none) is found in {num_found} of {len(held_out)} solutions.\n"
+        f"The model agrees with the labels on the first wrong step in {num_equal} of {len(held_out)} solutions.\n"
         f"Next: trl-hrm score {solutions} --reward_model {config.output_dir}"
     )
 
