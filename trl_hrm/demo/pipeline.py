@@ -26,7 +26,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -146,7 +145,6 @@ def run_demo(config: DemoConfig) -> str:
         `str`: Where the report is.
 
     Raises:
-        `ImportError`: If matplotlib is missing.
         `ValueError`: If the folder holds something else, was begun with other settings, or a job failed.
     """
     import time
@@ -157,8 +155,6 @@ def run_demo(config: DemoConfig) -> str:
     from .report import write_report
     from .runner import Runner
 
-    if find_spec("matplotlib") is None:
-        raise ImportError('the report needs matplotlib: pip install "trl-hrm[plots]"')
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is made here
     folder, profile = Path(config.output_dir), PROFILES[config.profile]
     settings = {

@@ -52,9 +52,6 @@ def write_report(results: Sequence[Result], output: Path) -> list[Path]:
 
     Returns:
         `list[Path]`: The files of the pictures.
-
-    Raises:
-        `ImportError`: If matplotlib is not installed.
     """
     pictures = make_pictures(results)
     return write_page(
