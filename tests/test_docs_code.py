@@ -149,5 +149,5 @@ def test_pages_of_other_tests(page):
 
 def test_a_session_that_shows_something_else_fails():
     run(">>> 1 + 1\n2\n", {}, "page", 1)
-    with pytest.raises(AssertionError, match="Got:\n    2"):
+    with pytest.raises(AssertionError, match=r"Got:\n +2"):
         run(">>> 1 + 1\n3\n", {}, "page", 1)
