@@ -1,5 +1,5 @@
 """
-Every Python block of the README and of `docs/` runs as it stands there.
+Run every Python block of the README and of `docs/` unchanged.
 
 The blocks of a page run in order in one namespace, in a folder that holds what the pages name: checkpoints, datasets and
 tiny models under the names of real ones. A block that cannot run says so, and why, in the line before it:
@@ -29,7 +29,7 @@ from .helpers import SIZES, save_checkpoint
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# A test that pastes the code of a whole page, and compares what it finds
+# Tests that run the code of a whole page and check its results
 RUN_BY = {
     "docs/migrating_from_trl_prm.md": "tests/trainer/test_prm_models.py",
     "docs/scoring_without_trl_hrm.md": "tests/test_scoring_docs.py",
@@ -37,7 +37,7 @@ RUN_BY = {
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
 BLOCK = re.compile(r"^([^\n]+)\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
-# The pages are written for GPUs and real models: here everything is as small as it can be
+# The pages use GPUs and real models. These settings make them small
 ON_CPU = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 1, "per_device_train_batch_size": 2}
 SMALL = {
     trl_hrm.HRMRewardConfig: ON_CPU,
@@ -135,7 +135,7 @@ def test_code_of_the_page(page, workplace):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_reasons(page):
-    """A marker that is mistyped, or that no block follows, is a comment that nobody reads."""
+    """A mistyped marker, or one without a block below it, would be ignored."""
     text = (ROOT / page).read_text(encoding="utf-8")
     markers = [before for before, _, _ in blocks(page) if before.startswith("<!--")]
     assert all(re.fullmatch(r"<!-- not run: \w.+ -->", marker) for marker in markers)

@@ -72,7 +72,7 @@ class TestLinksOutOfDocs:
         return hooks.on_page_markdown(markdown, self.page, {"repo_url": REPOSITORY + "/"})
 
     def test_files_and_folders_are_links_to_the_repository(self):
-        """On the site there is nothing beside `docs/`."""
+        """The site holds only `docs/`."""
         assert self.rewritten("[b](../../benchmarks/README.md#search)") == (
             f"[b]({REPOSITORY}/blob/main/benchmarks/README.md#search)"
         )

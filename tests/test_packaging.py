@@ -42,7 +42,7 @@ def lowest(requirement: Requirement) -> Version | None:
 
 
 def test_declared_dependencies_are_the_imported_ones():
-    """A package that another one brings along today may stop doing so; one that nothing imports is installed for nothing."""
+    """A dependency of a dependency may disappear, and an unused one is installed for nothing."""
     distributions = packages_distributions()
     used = set()
     for module in imported().keys() - sys.stdlib_module_names - OPTIONAL - CHOSEN_BY_TRANSFORMERS:
@@ -67,8 +67,9 @@ def test_every_dependency_has_a_lower_bound():
 @pytest.mark.parametrize("name", sorted(DEPENDENCIES))
 def test_lower_bounds_go_together(name):
     """
-    A dependency at its lowest version must not require more of another one than `pyproject.toml` does: such a bound can
-    never be installed. `make test-lowest` compares all of them; with other versions, only those at their bound are.
+    A dependency at its lowest version accepts the lowest versions of the others, or these could not be installed.
+
+    `make test-lowest` compares all of them. Elsewhere, only dependencies that are installed at their lowest version are.
     """
     if Version(version(name)) != lowest(DEPENDENCIES[name]):
         pytest.skip(f"{name} is not installed at its lowest version")
