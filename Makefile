@@ -1,9 +1,10 @@
 # Every target installs what it needs. PYTHON sets the interpreter, VENV the virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-hub test-slow lint format bench clean
+.PHONY: install demo test test-hub test-slow test-lowest docs lint format bench clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +34,18 @@ test-slow: install
 	TEST_HUB_XET=1 $(BIN)/python -m pytest -q -m slow tests/hub
 	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m "transfer and slow" tests/hub
 
+# the core tests with the lowest version of each dependency that pyproject.toml allows, without pins for anything else
+test-lowest:
+	$(PYTHON) -m venv $(VENV_LOWEST)
+	$(VENV_LOWEST)/bin/python -m pip install -q packaging  # which lowest_versions.py imports
+	$(VENV_LOWEST)/bin/python tests/tools/lowest_versions.py dev > $(VENV_LOWEST)/lowest.txt
+	$(VENV_LOWEST)/bin/python -m pip install -q -r $(VENV_LOWEST)/lowest.txt -e .
+	$(VENV_LOWEST)/bin/python -m pytest -q -m "not slow" -n auto --dist loadfile
+
+# the site, in site/: a reference in a docstring, a link or an anchor that leads nowhere is an error
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +65,4 @@ bench: install
 	$(BIN)/python benchmarks/lambda_study.py
 
 clean:
-	rm -rf $(VENV) outputs data runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_LOWEST) outputs data runs build site *.egg-info .pytest_cache .ruff_cache

@@ -1,5 +1,6 @@
 """Ids depend neither on the clock nor on control tokens in the data. Each claim is held against a plain reference."""
 
+import inspect
 import json
 import random
 import string
@@ -205,6 +206,8 @@ class TestDataInATemplate:
     def test_as_the_pieces_that_transformers_joins(self):
         """Where tokens are split at the border anyway, the ids are those of transformers' own `sanitize_control_tokens`."""
         tokenizer = byte_level()
+        if "sanitize_control_tokens" not in inspect.signature(tokenizer.apply_chat_template).parameters:
+            pytest.skip("transformers has `sanitize_control_tokens` since 5.20")
         for text in ("</s>", "<|im_end|>", "3<think>7"):
             messages = [{"role": "user", "content": text}]
             expected = tokenizer.apply_chat_template(

@@ -31,26 +31,33 @@ class TestWorkflow:
 
     def test_runs_what_runs_elsewhere(self):
         """A second list of commands would drift from `.ci/run`; without the bit to execute, it fails there alone."""
-        [job] = self.workflow["jobs"].values()
-        assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+        commands = {
+            name: [step["run"] for step in job["steps"] if "run" in step]
+            for name, job in self.workflow["jobs"].items()
+        }
+        assert commands == {"run": [".ci/run"], "lowest": ["make test-lowest"]}
         assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
         assert self.workflow[True].keys() == {"push", "pull_request"}  # YAML reads the key `on` as true
         assert self.workflow["permissions"] == {"contents": "read"}
 
     def test_versions_are_those_of_the_classifiers(self):
         """A version is declared if, and only if, CI runs on it."""
-        [job] = self.workflow["jobs"].values()
+        job = self.workflow["jobs"]["run"]
         project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         declared = re.findall(r"Python :: (3\.\d+)", project)
         assert job["strategy"]["matrix"] == {"python-version": declared}
         assert f'requires-python = ">={declared[0]}"' in project
+        [setup] = [step["with"] for step in self.workflow["jobs"]["lowest"]["steps"] if "with" in step]
+        assert setup["python-version"] == declared[0]
 
     def test_cache_depends_on_files_that_are_there(self):
         """With a path that is not there the cache would never be renewed."""
-        [job] = self.workflow["jobs"].values()
-        [setup] = [step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python")]
-        files = setup["cache-dependency-path"].split()
-        assert setup["cache"] == "pip" and files and all((ROOT / file).is_file() for file in files)
+        for job in self.workflow["jobs"].values():
+            [setup] = [
+                step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python")
+            ]
+            files = setup["cache-dependency-path"].split()
+            assert setup["cache"] == "pip" and files and all((ROOT / file).is_file() for file in files)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -90,7 +97,9 @@ def test_commands_and_files_of_the_pages(page):
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("target", ["install", "lint", "format", "test", "test-hub", "test-slow"])
+@pytest.mark.parametrize(
+    "target", ["install", "lint", "format", "test", "test-hub", "test-lowest", "test-slow", "docs"]
+)
 def test_every_tier_is_described(target):
     """A tier that CONTRIBUTING does not name is one that contributors do not run."""
     assert f"make {target}" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -214,7 +214,6 @@ class TestReport:
 
     def test_picture(self, study, result, tmp_path):
         """A panel for each λ above 0 in two rows, each with λ = 0 and both scalings, as a mean and a line per seed."""
-        pytest.importorskip("matplotlib")
         assert (result["folder"] / "lambda_study.png").read_bytes().startswith(b"\x89PNG")
         figure = study.draw(result, tmp_path / "again.png")
         assert [axes.get_title() for axes in figure.axes] == ["λ = 1e-12", "λ = 0.5", "", ""]

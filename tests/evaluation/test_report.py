@@ -3,12 +3,11 @@
 import base64
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from trl_hrm import ReportConfig, report
 from trl_hrm.evaluation.curves import plain_curves
@@ -323,15 +322,14 @@ class TestPage:
     @pytest.mark.filterwarnings("error")
     def test_names_that_matplotlib_would_read_otherwise(self, tmp_path, monkeypatch):
         """It takes dollars for formulas, and leaves names that begin with `_` out of a legend."""
-        axes = pytest.importorskip("matplotlib.axes").Axes
-        shown, legend = [], axes.legend
+        shown, legend = [], Axes.legend
 
         def record(self, **style):
             found = legend(self, **style)
             shown.append([text.get_text() for text in found.get_texts()])
             return found
 
-        monkeypatch.setattr(axes, "legend", record)
+        monkeypatch.setattr(Axes, "legend", record)
         results = read_results([write(tmp_path / name, selection()) for name in ("_$x_1", "a$b$c", "z" * 200)])
         accuracy_picture(results, 1)
         assert len(shown[0]) == 5 and shown[0][0] == r" _\$x_1: best of n, min"
@@ -377,16 +375,14 @@ class TestPage:
 
     def test_one_point_has_an_interval_in_the_picture(self, tmp_path, monkeypatch):
         """Between one point and itself there is nothing to fill: the picture would show an accuracy as if it were certain."""
-        matplotlib_axes = pytest.importorskip("matplotlib.axes")
         drawn = []
-        monkeypatch.setattr(matplotlib_axes.Axes, "vlines", lambda self, *ends, **style: drawn.append(ends))
+        monkeypatch.setattr(Axes, "vlines", lambda self, *ends, **style: drawn.append(ends))
         accuracy_picture(read_results([write(tmp_path / "run", selection([point(8, 0.75, 0.25)], 0, 0))]), 1)
         assert drawn == [([8], [50.0], [100.0])] * 2  # light and dark
 
     @pytest.mark.parametrize("accuracy", [(0.0, 0.0), (1.0, 1.0), (0.5, 0.501), (0.0, 1.0)])
     def test_the_axis_holds_accuracies_only(self, tmp_path, monkeypatch, accuracy):
         """No accuracy is above 100 %, and curves that are nearly equal are not drawn far apart."""
-        pytest.importorskip("matplotlib")
         limits = []
         monkeypatch.setattr(pictures, "legend", lambda axes, theme: limits.append(axes.get_ylim()))
         points = [point(n, value, 0.0) for n, value in zip((1, 2), accuracy, strict=True)]
@@ -397,10 +393,9 @@ class TestPage:
             assert -2 <= low <= 100 * min(accuracy) and 100 * max(accuracy) <= high <= 102 and high - low >= 6.99
 
     def test_votes_of_one_n_can_be_seen(self, tmp_path, monkeypatch):
-        axes = pytest.importorskip("matplotlib.axes").Axes
-        markers, plot = [], axes.plot
+        markers, plot = [], Axes.plot
         monkeypatch.setattr(
-            axes, "plot", lambda self, *xy, **style: markers.append(style["marker"]) or plot(self, *xy, **style)
+            Axes, "plot", lambda self, *xy, **style: markers.append(style["marker"]) or plot(self, *xy, **style)
         )
         values = selection([point(8, 0.75, 0.25)], 0, 0)
         values["curves"] |= {name: [point(8, 0.5, 0.25)] for name in ("majority_vote", "pass_at_n")}
@@ -409,14 +404,13 @@ class TestPage:
 
     def test_right_ones_stand_up_and_wrong_ones_hang_down(self, folders, monkeypatch):
         """Swapped, a model that knows nothing would look like one that knows all."""
-        axes = pytest.importorskip("matplotlib.axes").Axes
-        drawn, bar = {}, axes.bar
+        drawn, bar = {}, Axes.bar
 
         def record(self, x, height, *args, label, **style):
             drawn[label] = {round(left, 2): share for left, share in zip(x, height, strict=True) if share}
             return bar(self, x, height, *args, label=label, **style)
 
-        monkeypatch.setattr(axes, "bar", record)
+        monkeypatch.setattr(Axes, "bar", record)
         (result,) = read_results(folders[:1])
         picture = scores_picture(result, "solutions (min of the step scores)", 1)
         assert drawn == {
@@ -483,12 +477,3 @@ class TestCommand:
             self.run(folders[:1], tmp_path / name / "report.html")
         one, other = (sorted(file for file in (tmp_path / name).rglob("*") if file.is_file()) for name in ("a", "b"))
         assert [file.read_bytes() for file in one] == [file.read_bytes() for file in other] and len(one) == 5
-
-    def test_without_matplotlib(self, folders, tmp_path):
-        code = (
-            "import sys; sys.modules['matplotlib'] = None\n"
-            "from trl_hrm import ReportConfig, report\n"
-            f"report(ReportConfig(inputs={str(folders[0])!r}, output={str(tmp_path / 'r.html')!r}))"
-        )
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert 'pip install "trl-hrm[plots]"' in result.stderr and not (tmp_path / "r.html").exists()

@@ -10,6 +10,8 @@ from trl_hrm import StepTree
 from trl_hrm.cli import main
 from trl_hrm.scripts.quickstart import NUM_HELD_OUT, random_problem, solution_tree
 
+from ..helpers import code_block
+
 
 def test_labels_follow_from_the_texts():
     """A plain reading of the steps gives the labels: 1 for a right sum, 0 for the first wrong one, then none."""
@@ -54,6 +56,10 @@ def test_it_finds_the_wrong_step(tmp_path, monkeypatch, capsys):
         right += wrong[:1] == low[:1]
     assert right == num_equal
     assert rows[0]["labels"] == StepTree.from_row(rows[0]).labels
+    names: dict = {}
+    exec(code_block("README.md", "StepScorer.from_pretrained"), names)
+    [[scores]] = names["scores"]
+    assert [score > 0.5 for score in scores] == [True, False, True, True]
 
 
 def test_bad_settings(capsys):

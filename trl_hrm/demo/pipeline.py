@@ -26,7 +26,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -148,7 +147,6 @@ def run_demo(config: DemoConfig) -> str:
         `str`: Path of the report.
 
     Raises:
-        `ImportError`: If matplotlib is missing.
         `ValueError`: If the folder has other files or a demo with different settings, or if a job failed.
     """
     import time
@@ -159,8 +157,6 @@ def run_demo(config: DemoConfig) -> str:
     from .report import write_report
     from .runner import Runner
 
-    if find_spec("matplotlib") is None:
-        raise ImportError('The report requires matplotlib. Run `pip install "trl-hrm[plots]"`.')
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the demo does not use the Hub
     folder, profile = Path(config.output_dir), PROFILES[config.profile]
     settings = {

@@ -83,9 +83,6 @@ def write_report(data: dict[str, Any], output: Path) -> list[Path]:
 
     Returns:
         `list[Path]`: Paths of the pictures.
-
-    Raises:
-        `ImportError`: If matplotlib is not installed.
     """
     pictures = make_pictures(data)
     return write_page(

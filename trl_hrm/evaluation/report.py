@@ -51,10 +51,7 @@ def write_report(results: Sequence[Result], output: Path) -> list[Path]:
             HTML file to write. The pictures of `report.html` are written to `report_files`.
 
     Returns:
-        `list[Path]`: Picture files.
-
-    Raises:
-        `ImportError`: If matplotlib is not installed.
+        `list[Path]`: Paths of the pictures.
     """
     pictures = make_pictures(results)
     return write_page(

@@ -78,16 +78,9 @@ class Picture:
 
 
 def new_figure() -> "Figure":
-    """
-    Return an empty figure.
+    """Return an empty figure."""
+    from matplotlib.figure import Figure
 
-    Raises:
-        `ImportError`: If matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('This picture needs matplotlib. Install it with `pip install "trl-hrm[plots]"`.') from error
     return Figure(layout="constrained")
 
 
@@ -125,9 +118,6 @@ def draw(
             Height in inches.
         width (`float`, *optional*, defaults to `4.5`):
             Width in inches.
-
-    Raises:
-        `ImportError`: If matplotlib is not installed.
     """
     images = {}
     for key, theme in THEMES.items():

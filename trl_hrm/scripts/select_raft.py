@@ -44,11 +44,9 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
     from ..data.problems import unused_warnings
     from ..data.raft import build_raft, format_scores, shortlist
     from ..data.solutions import solution_warnings
-    from ..pages.pictures import new_figure
     from ..scoring.candidate_scores import score_candidates
 
     check_output(Path(config.output_dir), config)
-    new_figure()  # a missing matplotlib fails before scoring
     notes = Counter()
     problems = read_candidates(config, notes)
     counts = Counter({("notes", name): count for name, count in notes.items()})
