@@ -8,13 +8,29 @@ import torch
 from datasets import Dataset
 
 import trl_hrm
-from trl_hrm import HRMRewardConfig, hrm_view
+from trl_hrm import BuildStepwiseConfig, HRMRewardConfig, build_stepwise, hrm_view
 from trl_hrm.cli import COMMANDS, CommandParser
 from trl_hrm.demo.world import step_trees
 from trl_hrm.step_metrics import judged_steps
 from trl_hrm.tiny_model import make_tiny_model, texts_of
 
 from .helpers import ROOT, code_block
+
+
+def test_first_errors_of_the_docs(tmp_path, monkeypatch):
+    """The conversion of first errors, and the row with a merged step whose label no view makes."""
+    monkeypatch.chdir(tmp_path)
+    solutions = [
+        {"problem": "1+2+3+4?", "steps": ["1+2=3.", "3+3=7.", "7+4=11."], "label": 1},
+        {"problem": "1+2?", "steps": ["1+2=3."], "label": -1},
+    ]
+    Path("first_errors.jsonl").write_text("".join(json.dumps(solution) + "\n" for solution in solutions))
+    exec(compile(code_block("docs/choosing.md", "first_errors.jsonl"), "docs", "exec"), {})
+    [merged] = re.findall(r"```json\n(.*?)```", (ROOT / "docs/choosing.md").read_text(), flags=re.DOTALL)
+    with open("rows.jsonl", "a") as file:
+        file.write(json.dumps(json.loads(merged)) + "\n")
+    report = build_stepwise(BuildStepwiseConfig(inputs="rows.jsonl", output_dir="data", test_size=0))
+    assert report["labels"]["train"] == {"single": {"0.00": 3, "1.00": 2, "null": 1}, "merged": {"1.00": 1}}
 
 
 def test_subclass_of_the_docs(tmp_path):

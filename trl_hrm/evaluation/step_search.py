@@ -6,7 +6,6 @@ The folder of each N, such as `n-8`, is a run folder as written by `trl-hrm anno
 resume from.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..scoring.candidate_scores import score_fitting
 from ..scoring.scoring_config import ScoringConfig
 from ..scoring.tree_scorer import TreeScorer
+from ..search.coroutines import run_coroutine
 from ..search.engines.base import Engine
 from ..search.log import EventLog
 from ..search.open_tree import OpenTree
@@ -241,7 +241,7 @@ def run_step_search(
         if problem_shard(problem.problem_id, shard.count) == shard.index
     ]
     try:
-        asyncio.run(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
+        run_coroutine(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
     except KeyboardInterrupt:
         raise SystemExit("stopped. Run the same command again to resume.") from None
     for n in searches:

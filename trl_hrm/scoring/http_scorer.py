@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..search.coroutines import run_coroutine
 from ..search.engines.base import EngineError, EngineFatal
 from ..search.engines.http import Fault, HTTPClient, Server
 from ..step_format import StepFormat
@@ -121,7 +120,7 @@ class ServerScorer(ChainScorer):
 
     def _outputs(self, sequences: list[list[int]], progress: bool) -> list[torch.Tensor]:
         try:
-            return _run(self._ask_all(sequences, progress))
+            return run_coroutine(self._ask_all(sequences, progress))
         except EngineError as error:
             raise OSError(f"The server of the reward model failed. {error}") from error
 
@@ -197,13 +196,3 @@ class ServerScorer(ChainScorer):
 
 async def _nothing(server: Server) -> None:
     """Send no request. `HTTPClient.ask` checks the server anyway."""
-
-
-def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine, even if an event loop is already running, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, coroutine).result()

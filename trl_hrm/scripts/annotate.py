@@ -9,7 +9,6 @@ trl-hrm annotate --problems train.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct -
 A run can be stopped at any time. The same command resumes it.
 """
 
-import asyncio
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -299,6 +298,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
     """
     from ..data.problem_sets import refuse_caseless_ids
     from ..grading import AnswerGrader
+    from ..search.coroutines import run_coroutine
     from ..search.log import EventLog
     from ..search.run_folder import check_manifest, finish_shard, problem_shard, resumed_prompt, shard_name
     from ..search.scheduler import Scheduler, SchedulerConfig
@@ -351,7 +351,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
                 )
             refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
             try:
-                progress = asyncio.run(run(log))
+                progress = run_coroutine(run(log))
             except KeyboardInterrupt:
                 raise KeyboardInterrupt("Stopped. Run the same command again to resume.") from None
     return progress, finish_shard(folder, shard.index, shard.count)
