@@ -2,7 +2,7 @@
 A loopback Hub for the tests in this folder, which need their own process: `pytest tests/hub`.
 
 The Hub starts here because the client libraries read HF_ENDPOINT, HF_HOME and HF_HUB_DISABLE_XET when they are imported.
-They transfer files with Xet by default, and with LFS if `TEST_HUB_XET=0`.
+`TEST_HUB_XET=0` has them transfer files by LFS, by default they use Xet.
 """
 
 import os

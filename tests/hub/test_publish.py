@@ -103,7 +103,7 @@ def test_pushing_again(hub, repo, tmp_path):
     assert str(again).endswith(
         f"tree is on {repo} as it is here: nothing to send. {hub.base}/datasets/{repo}/tree/main"
     )
-    # other rows in one configuration; the other configuration must not change
+    # other rows of one configuration; the other one is left alone
     push_folders(build(tmp_path / "prm", "prm"), repo)
     changed = push_folders(build(tmp_path / "tree", word="thus"), repo)
     assert list(changed.sent) == list(first.sent)
