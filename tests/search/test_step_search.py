@@ -41,7 +41,7 @@ class LetterEngine(ScriptedEngine):
 
     @staticmethod
     def _rng(prefix: str, seed: int, use: str) -> int:
-        return seed % 2**16  # the sample's number, because a request's seed ends in 16 zero bits
+        return seed % 2**16  # the number of the sample: the seed of a request ends in 16 zero bits
 
 
 def search_table(tmp_path, search, table: dict[str, list[str]], scores: dict[str, float]) -> list[tuple]:

@@ -39,7 +39,7 @@ def greedy(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Return an engine whose model has learned to write steps."""
+    """One that has learned to write steps."""
     folder = tmp_path_factory.mktemp("trained")
     make_policy(folder, 128)
     return TransformersEngine.from_pretrained(str(folder), device="cpu", temperature=0.0)
@@ -182,7 +182,7 @@ def test_first_token_follows_the_softmax(folder, options):
 
 
 def test_stop_strings_end_samples_at_the_token_that_completes_them(trained):
-    """Ids after the stop would be unwanted context for the next step. A lost token would shift all that follow."""
+    """Ids beyond the stop would be context that the next step never asked for; a lost token shifts all that follow."""
     prompt = "What is 3 + 4?\n\n"
     ids = trained.tokenizer.encode(prompt)
     [[whole]] = ask(trained, (ids, 1, [], 60, 0))
@@ -202,7 +202,7 @@ def test_stop_strings_end_samples_at_the_token_that_completes_them(trained):
 
 
 def test_texts_of_a_path_join_to_the_text_of_its_ids(trained):
-    """Steps are sampled one by one. A space lost at a border would be lost in every solution of the dataset."""
+    """Steps are sampled one after another: a space lost at a border would be lost in every solution of the dataset."""
     prompt = "What is 9 + 2?\n\n"
     ids = trained.tokenizer.encode(prompt)
     [[whole]] = ask(trained, (ids, 1, [], 60, 0))
