@@ -73,10 +73,7 @@ def test_answers_from_problems(tmp_path):
 
 
 def test_problems_without_an_answer(tmp_path):
-    """
-    Some such problems are dropped and counted. If no problem has an answer, a curve of zeros would look like a
-    result.
-    """
+    """Some are dropped and counted. If no problem has an answer, a curve of zeros would look like a result."""
     rows = [{"prompt": f"{i}?", "completion": "x", "answer": answer} for i, answer in enumerate(["1", None, " ", "2"])]
     pool, counts = read(write_rows(tmp_path / "some.jsonl", rows))
     assert [p.problem for p in pool] == ["0?", "3?"] and counts["problems_without_answer"] == 2
@@ -230,10 +227,7 @@ LONG = Rollouts(FINAL, num_solutions=8, num_completions=0, max_solution_tokens=2
 
 
 def write_paragraphs(prefix: str, rng: random.Random) -> str:
-    """
-    Write steps with headers and two paragraphs each, and an answer that no default extractor finds. Half start
-    with thinking.
-    """
+    """Write steps of two paragraphs and an answer that no default extractor finds. Half start with thinking."""
     thought = "<think>\n# Step 1\nIs it 8?\n\n# Step 2\n</think>\n\n" if rng.random() < 0.5 else ""
     return f"{thought}# Step 1\nAdd.\n\nThat is all.\n\n# Step 2\nIt is {rng.choice((7, 8))}\n# END!"
 

@@ -214,10 +214,7 @@ def test_every_label_matches_the_stored_nodes(tmp_path, node_file, view, options
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
 def test_labels_to_the_last_digit(options):
-    """
-    Files store single precision. Before that, labels must match the definition to 1e-12, whichever nodes are
-    united.
-    """
+    """Before they are stored in single precision, labels must match the definition to 1e-12."""
     rng = random.Random(1)
     config = ExportConfig(inputs=[], output_dir="out", **options)
     num_labels = 0
@@ -372,10 +369,7 @@ class TestBlankEnds:
 
     @pytest.fixture
     def tree(self) -> SearchTree:
-        """
-        Return two steps. After the second, the solution ends twice with blank text and continues once to a wrong
-        answer.
-        """
+        """Return two steps. The second is followed by two blank ends and one wrong answer."""
         tree = empty_tree()
         for parent, place, text in ((ROOT, 0, "one"), (0, 0, "two"), (1, 0, ""), (1, 1, "no, three"), (1, 2, "")):
             add_node(tree, parent, place, text)
@@ -595,10 +589,7 @@ class TestSolutions:
 
     @pytest.mark.parametrize("min_score", [0.0, 0.4])
     def test_top_k(self, tmp_path, node_file, min_score):
-        """
-        Compare with sorting by hand. The first solutions of a problem, or a wrong order of ties, would look
-        correct.
-        """
+        """Compare with sorting by hand. Taking the first solutions, or a wrong order of ties, would look correct."""
         all_rows, _, _ = export(tmp_path, node_file, view="sft", test_size=0, min_mc_score=min_score)
         rows, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_mc_score=min_score, max_solutions=2)
         place = {node.node_id: i for tree in read_trees(node_file) for i, node in enumerate(tree.nodes)}
@@ -630,10 +621,7 @@ class TestSolutions:
         assert found == len(train) + sum(parts)
 
     def test_equal_texts_with_different_steps(self):
-        """
-        A token across a border moves the cut. The solution is the same, and training on both would count it
-        twice.
-        """
+        """A token across a border moves the cut. Training on both copies would count the solution twice."""
         tree = empty_tree()
         for parent, place, text in ((ROOT, 0, "a b"), (ROOT, 1, "a"), (1, 0, " b")):
             add_node(tree, parent, place, "")
@@ -667,10 +655,7 @@ class TestSolutions:
             assert notes["duplicate_solutions"] == 1
 
     def test_steps_that_no_rollout_judges(self, tmp_path):
-        """
-        Without rollouts only the last step has a score, 1 if the answer is right, so a minimum score keeps
-        everything.
-        """
+        """Without rollouts only the last step has a score, 1 if right, so a minimum score keeps everything."""
         search = replace(SEARCHES["rollouts"], num_completions=0)
         run_scripted(tmp_path / "run", search, make_problems(4))
         check_manifest(tmp_path / "run", {"prompt": asdict(PROMPT)})
@@ -1008,10 +993,7 @@ class TestPrompts:
         assert "what the policy is asked: text, or messages for its chat template" in card
 
     def test_unknown_prompt(self, tmp_path, run_folder):
-        """
-        Node files have no prompt, and two prompts cannot both be right, so the bare problem is used with a
-        warning.
-        """
+        """If prompts are missing or differ, the bare problem is used with a warning."""
         (file,) = map(str, node_files(run_folder))
         other = other_run(run_folder, "other", template="Solve: {question}")
         for sources, reason in (

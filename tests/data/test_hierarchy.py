@@ -94,10 +94,7 @@ def test_view_of_a_view(max_merge):
 
 
 def test_merged_steps_with_children():
-    """
-    Node compression creates such trees. `max_merge` must count original steps, or pairs would become runs of
-    three.
-    """
+    """After node compression, `max_merge` must count original steps, or pairs would become runs of three."""
     tree = StepTree("p", ["a\nb", "c", "d"], [0.5, 1.0, 0.0], [-1, 0, 1], num_merged=[2, 1, 1])
     view = hrm_view(tree)
     assert (view.completions[3:], view.parents[3:], view.num_merged[3:]) == (["c\nd"], [0], [2])

@@ -345,10 +345,7 @@ def test_real_file_paths_by_a_plain_count(phase1):
 
 
 def test_real_exclusion(tmp_path, shared_data, phase1):
-    """
-    PRM800K's test problems are MATH500, so excluding it leaves nothing of the test file. The message must say
-    why.
-    """
+    """PRM800K's test problems are MATH500. Excluding it leaves nothing, and the message must say why."""
     exclude = [str(shared_data / "math500" / "test.jsonl")]
     with pytest.raises(
         ValueError, match=r"no row is left of 106 records \(dropped: excluded: 90, finish_reason=give_up"

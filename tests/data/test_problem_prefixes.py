@@ -15,10 +15,7 @@ ONE, TWO = "1+2=4.\n\n", "1+2=5.\n\n"
 
 @pytest.mark.parametrize("record", [GSM8K, MATH, PRM800K, PLAIN, PLAIN | {"id": 17}])
 def test_prefix_keeps_its_whitespace(tmp_path, record):
-    """
-    In every format, the prefix keeps its whitespace. Its hash is added to the id, whether given or made from the
-    text.
-    """
+    """Every format keeps the prefix's whitespace, and adds its hash to the id, given or made from the text."""
     (problem,) = read(tmp_path, record | {"begun": ONE}, prefix_column="begun").problems
     (bare,) = read(tmp_path, record | {"begun": ONE}).problems
     assert problem == Problem(f"{bare.problem_id}-{make_id(ONE)}", "What is 1+2?", "3", ONE) and bare.prefix == ""
@@ -63,10 +60,7 @@ def test_repetitions_exclusion_and_limit(tmp_path):
     ],
 )
 def test_faults_name_file_and_line(tmp_path, bad, message):
-    """
-    A row without its prefix would be searched from the problem, and be mixed with searches that start after an
-    error.
-    """
+    """A row without its prefix would be searched from the problem, and bias the comparison."""
     good = PLAIN | {"begun": ONE} | ({"id": "a"} if "id" in bad else {})
     file = write(tmp_path / "problems.jsonl", good, "", bad)
     faults = {"bad": "the prefix is bad."}

@@ -69,10 +69,7 @@ def test_real_test_problems_are_excluded(shared_data):
     ("format", "record"), [("gsm8k", GSM8K), ("math", MATH), ("prm800k", PRM800K), ("plain", PLAIN)]
 )
 def test_formats(tmp_path, format, record):
-    """
-    Formats are recognised by name and by the keys of the first record. An id in the record replaces the text
-    hash.
-    """
+    """Recognise formats by name and by the first record's keys. An id in the record replaces the text hash."""
     problem_id = record.get("unique_id", problem_key("What is  1+2?").hex())
     for name in (format, "auto"):
         assert read(tmp_path, record, format=name).problems == [Problem(problem_id, "What is 1+2?", "3")]
@@ -175,10 +172,7 @@ def test_limit_and_exclusion_are_counted(tmp_path):
     ],
 )
 def test_faults_name_file_and_line(tmp_path, good, bad, message):
-    """
-    A problem with a missing or wrong answer would give a whole tree of wrong labels. `strict` raises at the
-    first.
-    """
+    """A problem with a missing or wrong answer gives a tree of wrong labels. `strict` raises at the first."""
     file = write(tmp_path / "problems.jsonl", good, "", bad)
     with pytest.raises(ValueError) as error:
         read_problems(file, strict=True)

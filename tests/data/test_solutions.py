@@ -152,10 +152,7 @@ THOUGHT = "<think>\n# Step 1\nIs it \\boxed{1}?\n\n# Step 2\nNo.\n</think>\n\n"
 
 
 def test_thinking_is_left_out_of_candidates(tmp_path):
-    """
-    Thinking is not a step, in texts and in lists. A solution cut off while thinking has no steps. The text does
-    not change.
-    """
+    """Thinking is not a step. A solution cut off while thinking has no steps. The text does not change."""
     lists = [["<think>", "Is it 1?", "</think>", "Add.", "So 7."], ["<think>Hm.", "No.</think>\n\nAdd.", "So 7."]]
     texts = [THOUGHT + FIRST, THOUGHT.removeprefix("<think>\n") + FIRST, FIRST, "<think>\n" + FIRST]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": [*texts, *lists]}))

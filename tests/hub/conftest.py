@@ -56,10 +56,7 @@ def uses_xet() -> bool:
 
 @pytest.fixture
 def hub():
-    """
-    Return the Hub. A test fails if a requested fault never happened, a request has no handler, or a handler
-    crashed.
-    """
+    """Return the Hub. A test fails if a fault never happened, a request has no handler, or a handler crashed."""
     _hub.faults.clear()
     _hub.crashes.clear()
     start = len(_hub.log)

@@ -56,10 +56,7 @@ def test_round_trip(hub, repo, uses_xet, tmp_path, view):
 
 
 def test_configurations_in_one_repository(hub, repo, tmp_path):
-    """
-    The datasets library's own push of one configuration can wipe the metadata of another, which then cannot be
-    loaded.
-    """
+    """The push of the datasets library can wipe the metadata of another configuration."""
     folders = {view: build(tmp_path / view, view, word=view) for view in ("tree", "hrm", "raft")}
     push_folders([folders["tree"], folders["hrm"]], repo)
     push_folders(folders["raft"], repo)
@@ -111,7 +108,7 @@ def test_pushing_again(hub, repo, tmp_path):
     assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "prm"))
 
 
-def test_what_people_wrote_stays(hub, repo, tmp_path):
+def test_text_of_users_stays(hub, repo, tmp_path):
     """Regenerating the card at each push would delete what users wrote into it, and go unnoticed."""
     push_folders(build(tmp_path / "tree"), repo)
 
@@ -213,10 +210,7 @@ def test_other_files_stay(hub, repo, tmp_path):
 
 
 def test_push_that_would_break_loading(hub, repo, tmp_path):
-    """
-    `load_dataset` reads all configurations in one file format, so our rows or the existing ones would be
-    garbage.
-    """
+    """`load_dataset` reads all configurations in one file format, so one of the two would become garbage."""
     HfApi().create_repo(repo, repo_type="dataset")
     rows = CommitOperationAdd("mine.jsonl", b'{"a": 1}\n')
     HfApi().create_commit(repo, [rows], commit_message="Mine", repo_type="dataset")

@@ -127,7 +127,7 @@ def test_rate_limit_of_an_hour(hub, repo, pauses, tmp_path):
     assert (error.value.status, pauses) == (429, [])
 
 
-def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
+def test_read_only_token(hub, repo, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_ro")
     words = r"403.*HF_TOKEN, of alice, may only read"
     with pytest.raises(PushError, match=words):

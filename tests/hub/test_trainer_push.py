@@ -51,10 +51,7 @@ def test_end_pushes_once(hub, repo, tmp_path, uses_xet):
 
 
 def test_every_save(hub, repo, tmp_path):
-    """
-    With `hub_always_push`, the Trainer's own job reads the output folder late, so step 1 gets the weights of
-    step 4.
-    """
+    """The Trainer's own `hub_always_push` reads the output folder late, so step 1 gets the weights of step 4."""
     trainer = push_trainer(tmp_path, repo, hub_always_push=True)
     slow = SlowHub(hub)
     trainer.add_callback(slow)
@@ -104,10 +101,7 @@ def test_checkpoint(hub, repo, tmp_path):
 
 
 def test_all_checkpoints(hub, repo, tmp_path, caplog):
-    """
-    On a slow Hub, the Trainer's own pushes skip steps, and `save_total_limit` deletes checkpoints before they
-    are sent.
-    """
+    """On a slow Hub, the Trainer skips steps, and `save_total_limit` deletes checkpoints before they are sent."""
     everything = push_trainer(tmp_path / "reference", repo, push_to_hub=False, hub_model_id=None)
     everything.train()
     disk = steps_on_disk(tmp_path / "reference")
@@ -177,10 +171,7 @@ def test_the_best_are_pushed(hub, repo, tmp_path):
 
 
 def test_push_to_another_branch(hub, repo, tmp_path):
-    """
-    A missing branch would fail only at the first push, days after the start. A new repository never has the
-    branch.
-    """
+    """A missing branch, as in a new repository, would fail only at the first push, days after the start."""
     trainer = push_trainer(tmp_path, repo, hub_revision="runs/1", hub_always_push=True)
     trainer.train()
     trainer.push_to_hub()

@@ -52,10 +52,7 @@ def test_a_deleted_checkpoint_that_was_not_pushed(hub, repo, tmp_path, caplog):
 
 
 def test_checkpoint_is_kept_until_it_is_pushed(hub, repo, tmp_path, caplog):
-    """
-    With `save_total_limit`, the Hub has the only copy. Deleting it here before it arrives would lose the
-    weights.
-    """
+    """With `save_total_limit`, deleting a checkpoint before it arrives on the Hub would lose the weights."""
     hub.fault("POST", "/commit/", 403, skip=1)
     trainer = push_trainer(tmp_path, repo, hub_strategy="all_checkpoints", save_total_limit=1)
     trainer.add_callback(SlowHub(hub))
@@ -153,7 +150,7 @@ class Logged(TrainerCallback):
         self.arguments = args.to_json_string() + str(args.to_dict()) + str(args) + repr(vars(args))
 
 
-def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, capfd):
+def test_token_is_not_written_anywhere(hub, repo, tmp_path, caplog, capfd):
     """The Trainer pickles its arguments into `training_args.bin` and pushes it. Callbacks log them."""
     caplog.set_level(logging.DEBUG)
     base = push_base(repo)

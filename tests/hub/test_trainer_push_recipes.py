@@ -128,10 +128,7 @@ def test_a_final_push_that_fails_fails_the_script(hub, repo, tmp_path, base):
 
 @pytest.mark.slow
 def test_two_processes_push_once(hub, repo, tmp_path, base):
-    """
-    A push by each process would race for every commit, and an early snapshot would lack the other process's
-    files.
-    """
+    """Pushes by each process would race, and an early snapshot would lack the other process's files."""
     DatasetDict(train=dataset_of(TREES[:6]), test=dataset_of(TREES[6:])).push_to_hub(f"{repo}-steps")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     done = launch(

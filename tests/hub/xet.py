@@ -44,10 +44,7 @@ def read_chunks(xorb: bytes) -> list[Chunk]:
 
 
 def unpack(data: bytes, compression: int, size: int) -> bytes:
-    """
-    Compression 0 is uncompressed, 1 lz4, 2 lz4 of bytes 0, 4, 8, ..., then 1, 5, 9, ..., then 2, ..., then 3,
-    ...
-    """
+    """Compression 0 is none, 1 lz4, 2 lz4 of bytes 0, 4, 8, ..., then 1, 5, 9, ..., then 2, ..., then 3, ..."""
     if compression == 0:
         return data
     raw = pa.decompress(data, size, codec="lz4", asbytes=True)

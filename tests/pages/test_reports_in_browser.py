@@ -55,10 +55,7 @@ class TestEveryPage:
 
     @pytest.mark.parametrize("dark", [False, True])
     def test_colours(self, show, pages, name, dark):
-        """
-        Small text needs a contrast of 4.5 in both colour schemes. A white picture on a dark page would dominate
-        it.
-        """
+        """Small text needs a contrast of 4.5 in both schemes. A white picture would dominate a dark page."""
         browser = show(pages[name], dark=dark)
         colors = browser.evaluate(
             """[...document.querySelectorAll('.chip, .quiet, .lead, .vote, td, th, a, li, figcaption, dt, dd, .badge')].map(e => {

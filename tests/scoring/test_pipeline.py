@@ -58,10 +58,7 @@ class TestWords:
         [("$A", None, []), ("$A", "<s>", []), ("<s> $A", "<s>", []), ("<s> $A </s>", "<s>", [2])],
     )
     def test_plain(self, kind, special, bos, end):
-        """
-        BOS must appear where training had it, even if the tokenizer has an unused BOS. Later text changes
-        nothing.
-        """
+        """BOS must appear only where training had it, even if the tokenizer has one. Later text changes nothing."""
         found, expected = self.encode(tokenizer_of(kind, special, bos), StepFormat())
         assert found == expected + end
 

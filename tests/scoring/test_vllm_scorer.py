@@ -140,7 +140,7 @@ def test_vllm(vllm_environment, tmp_path, head, architecture):
 
 
 @pytest.mark.slow
-def test_vllm_refusals(vllm_environment, tmp_path):
+def test_vllm_errors(vllm_environment, tmp_path):
     """Each of these would be a traceback, or return an embedding or the wrong class as a score."""
     from trl_hrm.scoring.vllm_scorer import VLLMScorer
 

@@ -137,10 +137,7 @@ def test_mean_over_all_choices_is_the_parents_score():
 
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_variance_of_the_child_mean(size):
-    """
-    Over all outcomes of N equal children and all N choices, the variance changes from s^2/N to exactly
-    s^2/(N-1).
-    """
+    """Over all outcomes of N equal children and all N choices, the variance goes from s^2/N to s^2/(N-1), exactly."""
     p = 0.3
     tree = full_tree(random.Random(0), num_children=size, depth=2)
     steps = movable(tree)[0]

@@ -75,7 +75,7 @@ def test_equal_siblings_with_something_below_them_stay_apart():
 
 @pytest.mark.parametrize("rollouts", [False, True])
 @pytest.mark.parametrize("depth, breadth", [(None, 8), (1, 1), (2, 3), (3, 2), (50, 1), (50, 1000)])
-def test_what_is_cut_is_counted(depth, breadth, rollouts):
+def test_hidden_nodes_are_counted(depth, breadth, rollouts):
     """A tree cut without a note looks like a smaller tree."""
     for seed in range(10):
         tree = random_search_tree(seed)

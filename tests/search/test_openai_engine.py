@@ -1,7 +1,4 @@
-"""
-Test the engine against a local server with real faults: each request returns what was sent, or raises a clear
-error.
-"""
+"""Test the engine against a local server with real faults: each request returns what was sent, or raises."""
 
 import asyncio
 import json
@@ -630,7 +627,7 @@ class TestServerCheck:
             with pytest.raises(EngineError, match="2 tries.*max_model_len of 'long'"):
                 run(engine, ask(engine))
 
-    def test_a_silent_model(self):
+    def test_model_that_writes_nothing(self):
         with FakeServer() as server:
             server.faults.append(
                 body({"choices": [{"index": 0, "text": "", "finish_reason": "stop", "token_ids": [0]}]})

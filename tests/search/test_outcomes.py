@@ -1,7 +1,4 @@
-"""
-How solutions end: counts from the log for every search and all starts, and the option to change if most are
-unusable.
-"""
+"""How solutions end: counts from the log for every search and start, and the option to change."""
 
 import json
 from dataclasses import replace
@@ -120,7 +117,7 @@ def test_budget_that_was_reached(changes, options):
     assert warning.startswith("87.5 % of the solutions are cut off.") and f"Raise {options} a new" in warning
 
 
-def test_half_is_not_most():
+def test_no_warning_for_exactly_half():
     assert outcome_warnings({"right": 2, "cut_off_by_depth": 2}, {}) == outcome_warnings({}, {}) == []
     (warning,) = outcome_warnings({"right": 2, "cut_off_by_depth": 2, "cut_off_by_tokens": 1}, {"max_depth": 5})
     assert warning.startswith("60.0 % of the solutions are cut off.") and "--max_depth (now 5)" in warning

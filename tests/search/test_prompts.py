@@ -1,7 +1,4 @@
-"""
-The prompt of the policy: control tokens in the problem, the date, template variables, and runs of earlier
-versions.
-"""
+"""The prompt of the policy: control tokens in the problem, dates, template variables, runs of earlier versions."""
 
 import json
 from dataclasses import asdict, replace

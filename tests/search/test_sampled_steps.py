@@ -31,10 +31,7 @@ class Pieces(CharTokenizer):
 
 
 class Reciting(ScriptedEngine):
-    """
-    Write one text with the given pieces as tokens, whatever the seed. Stop after the token with a stop string,
-    like servers.
-    """
+    """Write one text with the given pieces as tokens. Stop after the token with a stop string, like servers."""
 
     def __init__(self, pieces: list[str | bytes]):
         super().__init__(None)
@@ -198,7 +195,7 @@ def test_thinking_is_part_of_no_step(tmp_path, rule, opened):
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["the policy opens", "the prompt opens"])
-def test_thinking_without_an_end_is_no_step(tmp_path, opened):
+def test_thinking_without_an_end_is_not_a_step(tmp_path, opened):
     steps, tree, _ = recite(
         tmp_path, "blank_line", list("<think>\n" * (not opened) + THOUGHT), "{question}\n\n" + "<think>\n" * opened
     )

@@ -184,10 +184,7 @@ def test_twenty_kills(tmp_path, name):
 
 
 def test_faults_never_become_labels(tmp_path):
-    """
-    With a third of all requests failing, the trees must equal those without faults, and no failure may leave a
-    node.
-    """
+    """If a third of all requests fails, the trees must not change, and no failure may leave a node."""
     run_scripted(tmp_path / "flawless")
     progress = run_scripted(tmp_path / "faulty", engine=FaultyEngine(0.3), max_failures=50, problem_attempts=50)
     assert progress.num_failures > 5 and progress.closed == {"done": 6}
@@ -383,10 +380,7 @@ def test_shards_by_id():
 
 
 def test_shards_of_launched_processes(monkeypatch):
-    """
-    Four processes on machine 1 of 2 are parts 4 to 7 of 8. An engine that sees WORLD_SIZE would wait for the
-    others.
-    """
+    """The processes of machine 1 of 2 are parts 4 to 7 of 8. An engine that sees WORLD_SIZE waits for the others."""
     assert launched_shard(3, 16) == (3, 16, None)
     for name, value in {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)

@@ -153,10 +153,7 @@ def test_rollouts_without_completions_are_solutions_in_steps(tmp_path):
 
 
 def test_rollouts_under_a_budget(tmp_path):
-    """
-    Some prefixes stay unjudged. A prefix judged by fewer completions than requested would look as certain as the
-    rest.
-    """
+    """A prefix judged by fewer completions than requested would look as certain as the rest."""
     search = replace(SEARCHES["rollouts"], max_sequences=10)
     run_scripted(tmp_path, search, make_problems(20))
     for tree in read_trees(tmp_path).values():
@@ -171,10 +168,7 @@ def test_rollouts_under_a_budget(tmp_path):
 
 
 def test_puct_finds_the_first_error(tmp_path):
-    """
-    Bisecting a wrong rollout must end at its first bad step: the prefix before it is solvable, the one after is
-    not.
-    """
+    """Bisecting a wrong rollout must end at its first bad step: only the prefix before it is solvable."""
     search = PUCT(FINAL, num_completions=12, max_selections=3, max_solution_tokens=300)
     run_scripted(tmp_path, search, make_problems(10), script=by_rate([0.7, 0.7, 0.7]))
     found = 0
@@ -200,10 +194,7 @@ def test_puct_spends_where_the_value_is_uncertain(tmp_path):
 
 
 def test_puct_prefers_by_the_formula(tmp_path):
-    """
-    Recompute the first choice by hand. All rollouts of the prompt share MC and visits, so the shortest wrong one
-    wins.
-    """
+    """Recompute the first choice by hand. All rollouts share MC and visits, so the shortest wrong one wins."""
     search = PUCT(FINAL, num_completions=6, max_selections=1, max_solution_tokens=300)
     run_scripted(tmp_path, search, make_problems(30))
     chosen = 0

@@ -69,7 +69,7 @@ def test_greedy_takes_the_best_step(tmp_path):
     assert results(tmp_path, search)["p"][0][3:] == ("7", True)
 
 
-def test_the_first_samples_are_those_of_a_smaller_n(tmp_path):
+def test_larger_n_begins_with_the_samples_of_a_smaller_n(tmp_path):
     """Otherwise the curve over N would compare different samples."""
     small, large = (GreedyStepSearch(num_candidates=n, **LIMITS) for n in (8, 16))
 

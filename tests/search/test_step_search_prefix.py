@@ -1,7 +1,4 @@
-"""
-Step searches that continue from a given prefix: trees, tokens, scores, errors, and unchanged runs without a
-prefix.
-"""
+"""Step searches that continue from a prefix: trees, tokens, scores, errors, and runs without a prefix."""
 
 import json
 import random
@@ -124,10 +121,7 @@ def test_the_tree_begins_with_the_given_steps(tmp_path):
 
 
 def test_a_beam_and_trees_begin_at_the_last_given_step(tmp_path):
-    """
-    Width 2, expansion 2: a beam samples four next steps of the prefix. Two trees request the same node, each in
-    its own round.
-    """
+    """Width 2, expansion 2: a beam samples four next steps of the prefix. Two trees request it once each."""
     table = {"a": ["b", "c", "d", "=8"], "a/b": ["e", "f"], "a/c": ["=7", "g"]}
     scores = {"a/b": 0.6, "a/c": 0.9, "a/d": 0.5, "a/so": 0.1, "a/b/e": 0.2, "a/b/f": 0.3}
     scores |= {"a/c/so": 0.8, "a/c/g": 0.1}
@@ -228,10 +222,7 @@ def test_given_steps_count_for_the_depth(tmp_path):
 
 
 def test_end_of_sequence_after_a_prefix_is_not_a_solution(tmp_path):
-    """
-    Nothing was written, so nothing can be judged. Selected by default, it would beat every step with a low
-    score.
-    """
+    """Nothing was written, so nothing can be judged. It must not beat a step with a low score."""
     search = GreedyStepSearch(num_candidates=3, **LIMITS)
     found, _ = search_after(tmp_path / "a", search, "a\n\n", {"a": ["", "=7", ""]}, {"a/so": 0.01})
     assert found == [("final", "a/so", [0.01])]
@@ -262,10 +253,7 @@ def test_references_are_checked_before_anything_is_sampled(tmp_path):
 
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_cut_after_any_event_and_resumed(tmp_path, name):
-    """
-    A kill between any two events, or within the event that stores the prefix, must change no tree, score or
-    choice.
-    """
+    """A kill between any two events, or while the prefix is stored, must change no tree, score or choice."""
     whole = tmp_path / "whole"
     run_levels(whole, SEARCHES[name], with_prefixes(3))
     expected, chosen, log = everything(whole), results(whole, SEARCHES[name]), log_of(whole).read_bytes()

@@ -52,10 +52,7 @@ def test_no_step_is_blank(text):
 
 
 def test_stop_strings():
-    """
-    A step must end at its own number again, at the next, and at the one after. The first step starts with its
-    own header.
-    """
+    """A step must end at its own number, the next, and the one after. The first starts with its own header."""
     rule = RULES["step_header"]
     assert rule.stop_strings() == ("# Step 2", "# Step 3", "# Step 4")
     assert rule.stop_strings("# Step 2") == ("# Step 2", "# Step 3", "# Step 4")

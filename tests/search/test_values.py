@@ -72,10 +72,7 @@ def test_scores_follow_the_definition(estimator, truncated):
 
 
 def test_estimators_by_hand():
-    """
-    One branch ends at once and one has three leaves: child mean weights branches equally, leaf share weights
-    leaves.
-    """
+    """Of a branch with one leaf and one with three, child mean weights branches equally, leaf share weights leaves."""
     tree = grow((ROOT, True), (ROOT, None), (1, False), (1, False), (1, True))
     assert mc_scores(tree, "child_mean") == pytest.approx([1, 1 / 3, 0, 0, 1, 2 / 3])
     assert mc_scores(tree, "leaf_share") == pytest.approx([1, 1 / 3, 0, 0, 1, 1 / 2])
@@ -185,10 +182,7 @@ def exact_entropy_label(p: float, eta: float) -> mpmath.mpf:
 
 @pytest.mark.parametrize("eta", [sign * eta for eta in ETAS for sign in (1, -1)])
 def test_entropy_labels_are_exact(eta):
-    """
-    Evaluated directly, the formula overflows at 710, and loses all digits near 0 and for p near 1 with negative
-    eta.
-    """
+    """The plain formula overflows at 710, and loses all digits near 0 and for p near 1 with negative eta."""
     grid = {
         correct / total
         for total in (1, 2, 3, 5, 16, 125, 3125)
