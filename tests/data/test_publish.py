@@ -155,7 +155,7 @@ def test_a_dry_run_needs_no_token(folder, monkeypatch):
     """A push rejects such a token. A dry run does not look for one."""
     monkeypatch.setenv("HF_TOKEN", "half a token")
     assert push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x", dry_run=True)).sent
-    with pytest.raises(PushError, match="HF_TOKEN is empty"):
+    with pytest.raises(PushError, match="the token from HF_TOKEN is empty, or holds white space"):
         push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x"))
 
 

@@ -111,7 +111,9 @@ def test_lasting_fault_on_commit(hub, repo, pauses, tmp_path, after):
     if after:
         push_folders(folder, repo)  # the second try finds the commit
     else:
-        with pytest.raises(PushError, match="504 Gateway.*Push again") as error:
+        with pytest.raises(
+            PushError, match="504 Gateway.* Push again later: what has arrived is not sent again"
+        ) as error:
             push_folders(folder, repo)
         assert error.value.status == 504
         assert pauses == [1, 2, 4, 8, 16, 30, 30]
@@ -122,18 +124,18 @@ def test_lasting_fault_on_commit(hub, repo, pauses, tmp_path, after):
 def test_rate_limit_of_an_hour(hub, repo, pauses, tmp_path):
     """An hour without output looks like a hang."""
     hub.fault("POST", "/commit/", 429, headers={"Retry-After": "3600"})
-    with pytest.raises(PushError, match="Push again in 3600 s") as error:
+    with pytest.raises(PushError, match="The Hub limits how often it is asked. Push again in 3600 s.") as error:
         push_folders(build(tmp_path / "tree"), repo)
     assert (error.value.status, pauses) == (429, [])
 
 
-def test_read_only_token(hub, repo, monkeypatch, tmp_path):
+def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_ro")
-    words = r"403.*HF_TOKEN, of alice, may only read"
+    words = r"403 Forbidden.* The token from HF_TOKEN, of alice, may only read\. Make one that may write at http"
     with pytest.raises(PushError, match=words):
         push_folders(build(tmp_path / "tree"), repo)
     push_folders(tmp_path / "tree", repo, token="hf_alice")
-    words = "`token`, of alice, may only read"
+    words = "The token from the argument `token`, of alice, may only read"
     with pytest.raises(PushError, match=words):
         push_folders(build(tmp_path / "tree", word="thus"), repo, token="hf_ro")
 
@@ -141,8 +143,8 @@ def test_read_only_token(hub, repo, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("token", "words"),
     [
-        ("hf_nope", "does not know the token from HF_TOKEN"),
-        (None, "No token.*`hf auth login`"),
+        ("hf_nope", "The Hub does not know the token from HF_TOKEN. Make a new one at http"),
+        (None, r"No token was found. Log in with `hf auth login`, or set HF_TOKEN \(http"),
     ],
 )
 def test_unknown_or_missing_token(hub, repo, monkeypatch, tmp_path, token, words):
@@ -155,7 +157,7 @@ def test_unknown_or_missing_token(hub, repo, monkeypatch, tmp_path, token, words
 def test_a_repository_of_someone_else(hub, repo, upload, tmp_path):
     name = repo.replace("alice/", "bob/")
     folder = build(tmp_path / "tree")
-    words = f"{name}.*403.*alice, acme"
+    words = f"the push to the dataset {name} failed: .*403.* is that of alice, who pushes to names that begin with one of: alice, acme"
     with pytest.raises(PushError, match=words):
         push_folders(folder, name)  # it does not exist yet
     HfApi(token="hf_bob").create_repo(name, repo_type="dataset")
@@ -164,7 +166,7 @@ def test_a_repository_of_someone_else(hub, repo, upload, tmp_path):
         push_folders(folder, name)
     assert hub.count(*upload, start) == 0
     HfApi(token="hf_bob").create_repo(f"{name}-hidden", repo_type="dataset", private=True)
-    with pytest.raises(PushError, match=f"{name}-hidden right"):
+    with pytest.raises(PushError, match=f"Is the name {name}-hidden right, and may you write there?"):
         push_folders(folder, f"{name}-hidden")
 
 

@@ -150,8 +150,8 @@ class Logged(TrainerCallback):
         self.arguments = args.to_json_string() + str(args.to_dict()) + str(args) + repr(vars(args))
 
 
-def test_token_is_not_written_anywhere(hub, repo, tmp_path, caplog, capfd):
-    """The Trainer pickles its arguments into `training_args.bin` and pushes it. Callbacks log them."""
+def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, capfd):
+    """The Trainer pickles its arguments into `training_args.bin`, and pushes it. Callbacks log them."""
     caplog.set_level(logging.DEBUG)
     base = push_base(repo)
     hub.tokens[PLANTED] = ("carol", "write")  # no other token may write there, so this one is used
