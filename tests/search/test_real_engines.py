@@ -248,8 +248,8 @@ class TestVLLMServer:
         ids = (tokenizer.encode(PROMPTS[0]) * 100)[:MAX_LENGTH]
         [[sample]] = ask(engine, (ids[:-6], 1, [], 50, 0))
         assert (sample.finish, len(sample.token_ids)) == ("length", 6)
-        engine.client.servers[0].max_length = None  # get the server's own error
-        with pytest.raises(PrefixTooLong, match="HTTP 400.*maximum context length"):
+        engine.client.servers[0].max_length = None  # the server's own refusal
+        with pytest.raises(PrefixTooLong, match="HTTP 400: .*maximum context length"):
             ask(engine, (ids, 1, [], 50, 0))
 
     def test_at_most_four_stop_strings(self, engine, requests, loop, ask):
