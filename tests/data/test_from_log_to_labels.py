@@ -1,4 +1,4 @@
-"""Every exported label, recomputed from the lines of the event log by plain code that shares nothing with the package."""
+"""Recompute every exported label from the event log with plain code that shares nothing with the package."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from ..search.scripted import SEARCHES, make_problems, run_scripted, write_solut
 
 
 def unique(prefix: str, rng: random.Random) -> str:
-    """The scripted policy with values that never repeat, so that no two siblings are united."""
+    """The scripted policy with unique values, so that no two siblings are united."""
     return re.sub(r"is \d", lambda match: f"is {rng.random()}", write_solution(prefix, rng))
 
 
@@ -36,7 +36,7 @@ def run(request, tmp_path_factory) -> Path:
 
 
 def read_events(run: Path) -> dict[str, list[dict]]:
-    """The lines of the log by problem."""
+    """Return the lines of the log by problem."""
     events: dict[str, list[dict]] = {}
     for line in next(run.glob("log-*.jsonl")).read_text().splitlines():
         event = json.loads(line)
@@ -45,12 +45,12 @@ def read_events(run: Path) -> dict[str, list[dict]]:
 
 
 def texts_of(text: str) -> tuple[str, ...]:
-    """The steps of a solution so far."""
+    """Return the steps of a solution so far."""
     return tuple(piece.strip() for piece in re.split(r"(?=# Step \d)", text) if piece.strip())
 
 
 def recompute(events: list[dict], estimator: str, truncated: str) -> dict[tuple[str, ...], float | None]:
-    """The score of each step, by the texts of the steps up to it."""
+    """Return the score of each step, by the texts of the steps up to it."""
     asked = {}
     for event in events:
         if event["event"] == "samples":
@@ -61,7 +61,7 @@ def recompute(events: list[dict], estimator: str, truncated: str) -> dict[tuple[
         return correct if sample["is_final"] and sample.get("answer") is not None else None
 
     def leaves(node_id):
-        """(outcome) of all leaves below, and the weighted mean, recursively."""
+        """Return the outcomes of all leaves below, and the weighted mean, recursively."""
         event = asked[node_id]
         outcomes, total, weights = [], 0.0, 0.0
         names = [make_id(node_id, event["round"], i) for i in range(len(event["samples"]))]
@@ -118,7 +118,7 @@ def recompute(events: list[dict], estimator: str, truncated: str) -> dict[tuple[
 
 
 def cut_header(text: str) -> str:
-    """Without the header of the next step, which ended this one."""
+    """Remove the header of the next step, which ended this one."""
     return re.sub(r"# Step \d+$", "", text)
 
 
@@ -131,7 +131,7 @@ LABELS = {
 
 @pytest.mark.parametrize("labels", list(LABELS))
 @pytest.mark.parametrize(("estimator", "truncated"), [("child_mean", "drop"), ("leaf_share", "wrong")])
-def test_labels_are_those_of_the_log(tmp_path, run, labels, estimator, truncated):
+def test_labels_match_the_log(tmp_path, run, labels, estimator, truncated):
     output = tmp_path / "data"
     command = [
         "export",
@@ -164,7 +164,7 @@ def test_labels_are_those_of_the_log(tmp_path, run, labels, estimator, truncated
 
 
 def test_a_full_disk_leaves_no_dataset(tmp_path, run):
-    """Half a Parquet file under the output's name would load, or fail later and far away."""
+    """Half a Parquet file with the name of the output would load, or fail much later."""
     program = textwrap.dedent(
         """
         import resource, signal, sys
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_no_dataset(tmp_path, run):
     )
     output = tmp_path / "data"
     command = ["export", str(run), "--output_dir", str(output), "--num_proc", "1"]
-    main([*command[:-2], "--output_dir", str(tmp_path / "warm"), "--num_proc", "1"])  # the nodes are there beforehand
+    main([*command[:-2], "--output_dir", str(tmp_path / "warm"), "--num_proc", "1"])  # write the node files first
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     result = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True)
     assert result.returncode == 1 and "error:" in result.stderr and "too large" in result.stderr, result.stderr

@@ -1,4 +1,4 @@
-"""The views of a step tree, against the papers' table and worked examples."""
+"""Views of a step tree, compared with the papers' tables and worked examples."""
 
 import random
 
@@ -8,7 +8,7 @@ from trl_hrm.data.hierarchy import hrm_view, orm_view, prm_view
 from trl_hrm.step_tree import StepTree
 
 
-POSITIVE, NEUTRAL, NEGATIVE = 1.0, 0.0, 0.0  # neutral="negative", as the paper's Table 2 has it
+POSITIVE, NEUTRAL, NEGATIVE = 1.0, 0.0, 0.0  # neutral="negative", as in the paper's Table 2
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ POSITIVE, NEUTRAL, NEGATIVE = 1.0, 0.0, 0.0  # neutral="negative", as the paper'
     ],
 )
 def test_table_2(previous, current, merged):
-    """The label of a pair is that of its second step, so that a corrected error counts as correct."""
+    """The label of a pair is its second step's label, so a corrected error counts as correct."""
     view = hrm_view(StepTree("p", ["s1", "s2"], [previous, current], [-1, 0]))
     assert view.completions == ["s1", "s2", "s1\ns2"]
     assert view.labels == [previous, current, merged]
@@ -35,14 +35,14 @@ def test_table_2(previous, current, merged):
 
 
 def test_unlabelled_steps_are_not_merged():
-    """A merged step without a label would be context that nothing follows."""
+    """A merged step without a label would only be context that nothing follows."""
     view = hrm_view(StepTree("p", ["s1", "s2", "s3"], [1.0, None, 0.0], [-1, 0, 1]))
     assert view.completions[3:] == ["s2\ns3"]
     assert (view.labels[3:], view.parents[3:]) == ([0.0], [0])
 
 
 def test_siblings_and_depth():
-    """The parent of a pair is the grandparent; a wrong parent shows the model a history without or with a step twice."""
+    """The parent of a pair is the grandparent. A wrong parent would skip or repeat a step in the history."""
     tree = StepTree("p", ["a", "b", "c", "d"], [1.0, 0.0, 1.0, 0.5], [-1, 0, 0, 2])
     view = hrm_view(tree, merge_separator=" | ")
     assert view.completions[4:] == ["a | b", "a | c", "c | d"]
@@ -57,7 +57,7 @@ def test_longer_runs():
 
 
 def test_superset():
-    """D_HRM = D_PRM ∪ pairs: the original steps stay where they are, and there is one pair per labelled later step."""
+    """D_HRM = D_PRM ∪ pairs: the original steps stay in place, with one pair per labelled later step."""
     rng = random.Random(0)
     for _ in range(100):
         size = rng.randint(1, 20)
@@ -72,14 +72,14 @@ def test_superset():
         assert view.completions[size:] == [f"s{tree.parents[i]}\ns{i}" for i in later]
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="max_merge is 1, expected 2"):
+def test_errors():
+    with pytest.raises(ValueError, match="max_merge is 1"):
         hrm_view(StepTree("p", ["a", "b"], [1.0, 1.0], [-1, 0]), max_merge=1)
 
 
 @pytest.mark.parametrize("max_merge", [2, 3, 4])
 def test_view_of_a_view(max_merge):
-    """D_HRM is a union: merging merged steps again must neither repeat a step nor call a run of three a pair."""
+    """D_HRM is a union. Merging merged steps again must not repeat a step or treat a run of three as a pair."""
     rng = random.Random(0)
     for _ in range(50):
         size = rng.randint(1, 15)
@@ -93,8 +93,8 @@ def test_view_of_a_view(max_merge):
         assert hrm_view(view, max_merge=max_merge) == view
 
 
-def test_merged_steps_that_others_follow():
-    """Node compression leaves such trees: `max_merge` counts original steps, or pairs would become runs of three."""
+def test_merged_steps_with_children():
+    """After node compression, `max_merge` must count original steps, or pairs would become runs of three."""
     tree = StepTree("p", ["a\nb", "c", "d"], [0.5, 1.0, 0.0], [-1, 0, 1], num_merged=[2, 1, 1])
     view = hrm_view(tree)
     assert (view.completions[3:], view.parents[3:], view.num_merged[3:]) == (["c\nd"], [0], [2])
@@ -104,14 +104,14 @@ def test_merged_steps_that_others_follow():
 
 
 def test_equal_steps_are_added_once():
-    """The same pair from two equal branches counts once if the labels agree, and keeps both labels if not."""
+    """The same pair from two equal branches counts once if the labels agree. Otherwise both labels stay."""
     tree = StepTree("p", ["a", "a", "b", "b", "c", "c"], [1.0, 1.0, 0.5, 0.5, 0.0, 1.0], [-1, -1, 0, 1, 0, 1])
     view = hrm_view(tree)
     assert list(zip(view.completions, view.labels, strict=True))[6:] == [("a\nb", 0.5), ("a\nc", 0.0), ("a\nc", 1.0)]
 
 
 def test_other_columns_follow_the_last_step():
-    """Counts of the first step beside the label of the second would be no evidence for it."""
+    """Counts of the first step with the label of the second would be wrong."""
     columns = {"mc_total": [8, 4, 2], "node_ids": ["x", "y", "z"]}
     view = hrm_view(StepTree("p", ["a", "b", "c"], [1.0, 0.0, 1.0], [-1, 0, 0], step_columns=columns))
     assert view.completions[3:] == ["a\nb", "a\nc"]
@@ -126,7 +126,7 @@ def test_prm_rows():
 
 
 def test_orm_rows():
-    """A label left on an earlier step would make it a process reward model."""
+    """A label on an earlier step would make it a process reward model."""
     tree = StepTree("p", ["a", "b done", "c", "d done"], [1.0, 0.0, 1.0, None], [-1, 0, 0, -1])
     assert [(row.completions, row.labels) for row in orm_view(tree)] == [
         (["a", "b done"], [None, 0.0]),

@@ -1,4 +1,4 @@
-"""Math-Shepherd records: two texts that must agree, joined to trees by problem."""
+"""Math-Shepherd records: two texts that must agree, merged into one tree per problem."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from trl_hrm.data.stepwise import build_stepwise
 
 
 def record(text: str, labels: str, task: str = "GSM8K") -> dict[str, str]:
-    """A record from a text with `#` in the place of the tags."""
+    """Return a record from a text with `#` instead of the tags."""
     signs = iter(labels)
     label = "".join(next(signs) if letter == "#" else letter for letter in text)
     return {"input": text.replace("#", "ки"), "label": label, "task": task}
@@ -33,13 +33,13 @@ def test_steps_and_labels():
     assert tree.extra == {"task": "GSM8K"}
 
 
-def test_signs_of_arithmetic_are_no_labels():
-    """Reading `+` and `-` anywhere in the text would find five labels here."""
+def test_arithmetic_signs_are_not_labels():
+    """Reading `+` and `-` anywhere in the text would give five labels here."""
     tree = parse_math_shepherd(record("1+2-3? Step 1: 1+2 #\nStep 2: -3 + 3 = 0 #", "-+"), "file:1", Counter())
     assert tree.labels == [0.0, 1.0]
 
 
-def test_question_that_speaks_of_step_1():
+def test_question_that_mentions_step_1():
     tree = parse_math_shepherd(record("Do Step 1: add. What is 1+2? Step 1: 3 #", "+"), "file:1", Counter())
     assert tree.prompt == "Do Step 1: add. What is 1+2?"
 
@@ -86,14 +86,14 @@ def conversation(turns) -> dict:
 
 
 @pytest.mark.parametrize(("value", "labels"), [(ER_PRM, [0.9, 0.25]), (conversation(TURNS), [1.0, 0.0])])
-def test_formats_that_others_write_such_data_in(value, labels):
-    """Told by their keys. Values are soft labels: rounded, most of what they say is lost."""
+def test_other_formats_of_this_data(value, labels):
+    """Formats are recognised by their keys. Values are soft labels, and rounding would lose information."""
     tree = parse_math_shepherd(value, "file:1", Counter())
     assert (tree.prompt, tree.completions) == ("1+2?", ["Step 1: a", "Step 2: b"])
     assert (tree.labels, tree.parents) == (labels, [-1, 0])
 
 
-def test_a_header_before_the_first_step_is_no_part_of_the_question():
+def test_header_of_the_first_step_is_not_part_of_the_question():
     turns = [("user", "1+2?\n\n## Step 1: a"), ("assistant", " + ")]
     tree = parse_math_shepherd(conversation(turns), "file:1", Counter())
     assert (tree.prompt, tree.completions) == ("1+2?", ["## Step 1: a"])
@@ -108,7 +108,7 @@ def test_a_header_before_the_first_step_is_no_part_of_the_question():
         (ER_PRM | {"text": None}, "`text` is None, expected a string"),
         (conversation(TURNS[:3]), "expected messages with `role` and `content`"),
         (conversation(TURNS[1:]), "expected messages"),
-        ({"conversations": "x"}, "expected messages"),
+        ({"conversations": "x"}, "messages"),
     ],
 )
 def test_faults_of_these_formats_are_named(value, message):
@@ -164,7 +164,7 @@ def test_files_of_these_formats(tmp_path, build, kind, records, labels):
 
 
 def test_solutions_of_a_problem_are_one_tree(tmp_path):
-    """The records of a problem need not follow one another."""
+    """Records of one problem may be scattered over the file."""
     file = write(
         tmp_path / "shepherd.jsonl",
         record("q Step 1: a #\nStep 2: b #", "++"),

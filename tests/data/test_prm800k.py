@@ -27,13 +27,13 @@ def record(*steps, finish_reason="solution", problem="1+2+3?", **other):
 
 
 def parse(*steps, neutral=0.0, **options):
-    """Tree as `(text, label, parent)` triples, and the notes."""
+    """Return the tree as `(text, label, parent)` triples, and the notes."""
     notes = Counter()
     tree = parse_prm800k(record(*steps, **options), "file:1", notes, neutral)
     return list(zip(tree.completions, tree.labels, tree.parents, strict=True)), +notes
 
 
-def test_chosen_goes_on_and_the_others_are_leaves():
+def test_chosen_step_continues_and_the_others_are_leaves():
     steps = [
         step(candidate("a", 1), candidate("b", -1), chosen=0),
         step(candidate("c", 0), candidate("d", 1), chosen=1),
@@ -67,8 +67,8 @@ def test_neutral_policy_out_of_range(neutral):
         BuildPRM800KConfig(inputs=[], output_dir="out", neutral=neutral)
 
 
-def test_human_step_goes_on_and_is_positive():
-    """Left out, all later steps would hang on a rejected candidate, or be lost."""
+def test_human_step_continues_and_is_positive():
+    """Without it, all later steps would follow a rejected candidate or be lost."""
     nodes, notes = parse(step(candidate("a", -1), human=" h "), step(candidate("b", 1), chosen=0))
     assert nodes == [("a", 0.0, -1), ("h", 1.0, -1), ("b", 1.0, 1)]
     assert notes == {"human_completions": 1}
@@ -82,7 +82,7 @@ def test_corrected_rating_of_a_human_step(corrected, label):
 
 
 def test_human_step_without_candidates():
-    """In phase 2 the completions of a step may be null."""
+    """In phase 2, the completions of a step may be null."""
     nodes, _ = parse(step(human="h") | {"completions": None}, step(candidate("b", 1), chosen=0))
     assert nodes == [("h", 1.0, -1), ("b", 1.0, 0)]
 
@@ -94,7 +94,7 @@ def test_chosen_wins_over_an_abandoned_human_fragment():
 
 
 def test_unrated_steps_are_context_where_needed_and_pruned_elsewhere():
-    """A null read as 0 would be a negative label."""
+    """Reading a null as 0 would give a negative label."""
     nodes, notes = parse(
         step(candidate("a", None), candidate("x", None), chosen=0),
         step(candidate("b", -1), chosen=0),
@@ -123,7 +123,7 @@ def test_equal_candidates_are_one_step():
 
 
 def test_empty_texts():
-    """A solution that went on from an empty step has lost its history."""
+    """A solution that continued after an empty step has lost its history."""
     nodes, notes = parse(step(candidate(" ", -1), candidate("a", 1), chosen=1), step(candidate("b", 1), chosen=0))
     assert nodes == [("a", 1.0, -1), ("b", 1.0, 0)]
     assert notes == {"empty_candidates": 1}
@@ -180,7 +180,7 @@ def test_faults_are_named(value, message):
 
 
 def test_one_faulty_record_does_not_stop_a_build(tmp_path):
-    """It is counted and named; `strict` stops at it, and so does a file in which nothing else is left."""
+    """The invalid record is counted and named. `strict` raises at it, and so does a file with no valid record."""
     good = record(step(candidate("a", 1), chosen=0))
     lines = [good, record({}), good, record(step(candidate("b", 1)), problem=" ")]
     file = tmp_path / "phase.jsonl"
@@ -201,7 +201,7 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
 
 
 def test_views_of_a_file(tmp_path):
-    """A record's full expansion in every view, read back with `load_dataset`."""
+    """Check a record's full expansion in every view, read back with `load_dataset`."""
     steps = [
         step(candidate("a", 1), candidate("b", 0), chosen=0),
         step(candidate("c", -1), candidate("d # Answer 6", 1), chosen=1),
@@ -382,7 +382,7 @@ def test_rows_of_a_file(tmp_path, prm800k, view, rows, labelled, left_out):
 
 
 def test_real_file_paths_by_a_plain_count(phase1):
-    """The numbers of the test above, counted another way: by the lengths of the paths."""
+    """Recompute the numbers of the test above from the lengths of the paths."""
     paths = steps = answers = 0
     for line in phase1.read_text(encoding="utf-8").split("\n")[:-1]:
         data = json.loads(line)["label"]
@@ -397,7 +397,7 @@ def test_real_file_paths_by_a_plain_count(phase1):
 
 
 def test_real_exclusion(tmp_path, shared_data, phase1):
-    """PRM800K's test problems are MATH500: excluding it leaves nothing of the test file, and the message says why."""
+    """PRM800K's test problems are MATH500. Excluding it leaves nothing, and the message must say why."""
     exclude = [str(shared_data / "math500" / "test.jsonl")]
     with pytest.raises(ValueError, match=r"0 of 106 records were kept \(dropped: excluded: 90, finish_reason=give_up"):
         build_prm800k(BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), exclude=exclude))
@@ -425,7 +425,7 @@ def test_screening_records_of_a_file(tmp_path, prm800k):
 
 
 def test_phase_2_sample(tmp_path, shared_data):
-    """Six records of both phases, one per finish reason and peculiarity; see the file."""
+    """Six records of both phases, one per finish reason and special case. See the file."""
     file = shared_data / "samples" / "prm800k.jsonl"
     report = build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "out"), test_size=0))
     assert (report["records_in"], report["records_kept"]) == (6, 5)

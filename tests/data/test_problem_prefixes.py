@@ -1,4 +1,4 @@
-"""Problems with prefixes: which are the same, what they are called, and what is refused, with its place."""
+"""Problems with prefixes: identity, ids, and errors with file and line."""
 
 import pytest
 from datasets import Dataset
@@ -14,8 +14,8 @@ ONE, TWO = "1+2=4.\n\n", "1+2=5.\n\n"
 
 
 @pytest.mark.parametrize("record", [GSM8K, MATH, PRM800K, PLAIN, PLAIN | {"id": 17}])
-def test_a_prefix_is_read_as_it_stands(tmp_path, record):
-    """In every format, with its whitespace. Its hash is added to the id, whether that is given or made of the text."""
+def test_prefix_keeps_its_whitespace(tmp_path, record):
+    """Every format keeps the prefix's whitespace, and adds its hash to the id, given or made from the text."""
     (problem,) = read(tmp_path, record | {"begun": ONE}, prefix_column="begun").problems
     (bare,) = read(tmp_path, record | {"begun": ONE}).problems
     assert problem == Problem(f"{bare.problem_id}-{make_id(ONE)}", "What is 1+2?", "3", ONE) and bare.prefix == ""
@@ -23,7 +23,7 @@ def test_a_prefix_is_read_as_it_stands(tmp_path, record):
 
 @pytest.mark.parametrize("record", [MATH, PLAIN])
 def test_one_problem_with_two_prefixes_is_two(tmp_path, record):
-    """Also where the rows have one id: the second would be taken for a repetition of the first, and lost."""
+    """Even with the same id, the second must not be dropped as a repetition of the first."""
     rows = [record | {"begun": prefix} for prefix in (ONE, TWO)]
     found = read(tmp_path, *rows, prefix_column="begun")
     assert counts(found) == (2, 2, 0, 0)
@@ -32,7 +32,7 @@ def test_one_problem_with_two_prefixes_is_two(tmp_path, record):
 
 
 def test_repetitions_exclusion_and_limit(tmp_path):
-    """The same problem and prefix is counted once; an excluded problem is so with every prefix; `limit` counts each."""
+    """The same problem and prefix count once, exclusion covers all prefixes, and `limit` counts each prefix."""
     rows = [PLAIN | {"begun": ONE}, PLAIN | {"begun": TWO, "problem": " What is\n1+2?"}, PLAIN | {"begun": ONE}]
     rows += [PLAIN | {"begun": ONE, "problem": "What is 2+1?"}]
     assert counts(read(tmp_path, *rows, prefix_column="begun")) == (4, 3, 1, 0)
@@ -60,7 +60,7 @@ def test_repetitions_exclusion_and_limit(tmp_path):
     ],
 )
 def test_faults_name_file_and_line(tmp_path, bad, message):
-    """One row without its prefix would be searched from the problem, among those that begin after an error."""
+    """A row without its prefix would be searched from the problem, and bias the comparison."""
     good = PLAIN | {"begun": ONE} | ({"id": "a"} if "id" in bad else {})
     file = write(tmp_path / "problems.jsonl", good, "", bad)
     faults = {"bad": "the prefix is bad."}
@@ -70,7 +70,7 @@ def test_faults_name_file_and_line(tmp_path, bad, message):
 
 
 def test_faults_of_a_dataset_name_the_row(tmp_path):
-    """A column of a dataset stands in every row, empty or not."""
+    """A dataset has the column in every row, even if it is empty."""
     Dataset.from_list([PLAIN | {"begun": ONE}, PLAIN | {"begun": None}]).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="^dataset row 1: 'begun' is None"):
         read_problems(str(tmp_path), prefix_column="begun")

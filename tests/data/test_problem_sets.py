@@ -1,4 +1,4 @@
-"""Readers of problems: the real files by exact counts, each format by hand, and what is refused."""
+"""Readers of problems: real files with exact counts, each format by hand, and errors."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from .problem_rows import GSM8K, MATH, PLAIN, PRM800K, counts, read, write
     ],
 )
 def test_real_files(shared_data, file, expected, first_answer, last_answer):
-    """A reader that skips what it does not understand would annotate fewer problems, and nobody would see."""
+    """A reader that skips what it does not understand would silently annotate fewer problems."""
     found = read_problems(str(shared_data / file))
     assert counts(found) == expected
     assert (found.problems[0].answer, found.problems[-1].answer) == (first_answer, last_answer)
@@ -41,7 +41,7 @@ def test_answers_by_a_plain_reading(gsm8k):
 
 
 def test_real_test_problems_are_excluded(shared_data):
-    """PRM800K's test problems are among those of MATH-500."""
+    """PRM800K's test problems are part of MATH-500."""
     exclude = read_problem_keys([shared_data / "math500" / "test.jsonl"])
     with pytest.raises(ValueError, match=r"0 of 106 records were kept \(106 excluded\)"):
         read_problems(str(shared_data / "prm800k" / "phase1_test.jsonl"), exclude=exclude)
@@ -51,7 +51,7 @@ def test_real_test_problems_are_excluded(shared_data):
     ("format", "record"), [("gsm8k", GSM8K), ("math", MATH), ("prm800k", PRM800K), ("plain", PLAIN)]
 )
 def test_formats(tmp_path, format, record):
-    """By name and by the keys of the first record alike. An id in the record wins over the hash of the text."""
+    """Recognise formats by name and by the first record's keys. An id in the record replaces the text hash."""
     problem_id = record.get("unique_id", problem_key("What is  1+2?").hex())
     for name in (format, "auto"):
         assert read(tmp_path, record, format=name).problems == [Problem(problem_id, "What is 1+2?", "3")]
@@ -69,7 +69,7 @@ def test_formats(tmp_path, format, record):
         (PLAIN | {"answer": " x\n"}, None, "x"),
         ({"prompt": " What is 1+2?\n", "answer": "3"}, None, "3"),
         ({"question": "What is 1+2?", "answer": "3"}, None, "3"),
-        # The original MATH has the answer in the solution's last box only
+        # The original MATH has the answer only in the solution's last box
         ({"problem": "What is 1+2?", "solution": r"$\boxed{1}+2$ is $\boxed{\frac{6}{2}}$."}, None, r"\frac{6}{2}"),
         ({"Problem": "What is 1+2?", "Answer": 3, "ID": "2024-I-1"}, "2024-I-1", "3"),
         ({"question": "What is 1+2?", "final_answer": ["3"]}, None, "3"),
@@ -88,14 +88,14 @@ def test_formats(tmp_path, format, record):
         ),
     ],
 )
-def test_what_is_accepted(tmp_path, record, problem_id, answer):
+def test_accepted_records(tmp_path, record, problem_id, answer):
     problem_id = problem_id or problem_key("What is 1+2?").hex()
     assert read(tmp_path, record).problems == [Problem(problem_id, "What is 1+2?", answer)]
 
 
 @pytest.mark.parametrize("record", [GSM8K, MATH | {"unique_id": None}, PRM800K, PLAIN])
 def test_the_same_problem_twice_is_counted(tmp_path, record):
-    """Annotated twice, a problem would weigh twice, and its two trees would have one id."""
+    """A problem annotated twice would count twice, and its two trees would share one id."""
     again = json.loads(json.dumps(record).replace("What is", "What  is"))
     found = read(tmp_path, record, again, record)
     assert counts(found) == (3, 1, 2, 0)
@@ -118,21 +118,21 @@ def test_limit_and_exclusion_are_counted(tmp_path):
         (
             PLAIN,
             {"problem": "What is 1+3?"},
-            "found no answer to the problem 'What is 1+3?'. The format 'plain' expects",
+            "no answer to the problem 'What is 1+3?'",
         ),
-        (PLAIN, PLAIN | {"answer": None}, "found no answer to the problem 'What is 1+2?'"),
+        (PLAIN, PLAIN | {"answer": None}, "no answer to the problem 'What is 1+2?'"),
         (PLAIN, PLAIN | {"answer": " "}, "found no answer"),
         (PLAIN, PLAIN | {"answer": True}, "found no answer"),
         (PLAIN, PLAIN | {"answer": "proof"}, "found no answer"),
         (PLAIN, PLAIN | {"answer": "N/A"}, "found no answer"),
         (PLAIN, PLAIN | {"answer": []}, "found no answer"),
         (PLAIN, PLAIN | {"answer": {"value": "3"}}, "found no answer"),
-        (PLAIN, PLAIN | {"answer": ["3", "4"]}, "found the answers 3, 4 to the problem 'What is 1+2?', expected one"),
+        (PLAIN, PLAIN | {"answer": ["3", "4"]}, "the answers 3, 4"),
         (PLAIN, '{"problem": "What is 1+2?", "answer": NaN}', "found no answer"),
-        (PLAIN, {"answer": "3"}, "the problem is None, expected a non-empty string"),
-        (PLAIN, PLAIN | {"problem": " "}, "the problem is ' ', expected a non-empty string"),
-        (PLAIN, PLAIN | {"problem": ["q"]}, "the problem is ['q'], expected a non-empty string"),
-        (PLAIN, PLAIN | {"id": ""}, "the id is '', expected a non-empty string or an integer"),
+        (PLAIN, {"answer": "3"}, "the problem is None"),
+        (PLAIN, PLAIN | {"problem": " "}, "the problem is ' '"),
+        (PLAIN, PLAIN | {"problem": ["q"]}, "the problem is ['q']"),
+        (PLAIN, PLAIN | {"id": ""}, "the id is ''"),
         (PLAIN, PLAIN | {"id": 1.5}, "the id is 1.5, expected a non-empty string or an integer"),
         (PLAIN, PLAIN | {"answer": "4"}, "the answer is '4', but {file}:1 has the same problem with the answer '3'"),
         (
@@ -140,7 +140,7 @@ def test_limit_and_exclusion_are_counted(tmp_path):
             PLAIN | {"problem": "What is 1+3?", "id": "7"},
             "the id is '7', but {file}:1 has the same id for a different problem",
         ),
-        (GSM8K, GSM8K | {"answer": "3"}, "found no answer to the problem 'What is 1+2?'. The format 'gsm8k' expects"),
+        (GSM8K, GSM8K | {"answer": "3"}, "The format 'gsm8k'"),
         (GSM8K, GSM8K | {"answer": "it is 3\n#### "}, "found no answer"),
         (GSM8K, GSM8K | {"answer": None}, "found no answer"),
         (GSM8K, GSM8K | {"answer": "#### 4"}, "the answer is '4', but {file}:1"),
@@ -154,7 +154,7 @@ def test_limit_and_exclusion_are_counted(tmp_path):
     ],
 )
 def test_faults_name_file_and_line(tmp_path, good, bad, message):
-    """A problem without its answer, or with another's, gives a whole tree of false labels. `strict` stops at the first."""
+    """A problem with a missing or wrong answer gives a tree of wrong labels. `strict` raises at the first."""
     file = write(tmp_path / "problems.jsonl", good, "", bad)
     with pytest.raises(ValueError) as error:
         read_problems(file, strict=True)
@@ -171,8 +171,8 @@ def test_faults_name_file_and_line(tmp_path, good, bad, message):
         ('{"problem": "What is 1+3?", "answer": "4", "id": "\\uD800x"}', "a string has half of a"),
     ],
 )
-def test_a_damaged_file_stops_the_reading(tmp_path, line, message):
-    """Of a file that is not what it was, more than one row may be missing."""
+def test_damaged_file_raises(tmp_path, line, message):
+    """In a damaged file, more rows than one may be missing."""
     file = write(tmp_path / "problems.jsonl", PLAIN, "", line)
     with pytest.raises(ValueError) as error:
         read_problems(file)
@@ -190,7 +190,7 @@ BAD = {
 
 @pytest.mark.parametrize("first", [True, False])
 def test_rows_with_faults_are_left_out_counted_and_named_all_at_once(tmp_path, first):
-    """One bad row of thousands, the first one too, must not stop the others; nor may it go without a word."""
+    """One bad row among thousands, even the first, must not stop the others, and must be reported."""
     bad = [row for rows in BAD.values() for row in rows]
     rows = [*bad, PLAIN] if first else [PLAIN, *bad]
     file = write(tmp_path / "problems.jsonl", *rows)
@@ -208,8 +208,8 @@ def test_rows_with_faults_are_left_out_counted_and_named_all_at_once(tmp_path, f
         read_problems(file, strict=True)
 
 
-def test_a_problem_with_two_answers_is_left_out_whole(tmp_path):
-    """Which of the two is right is not known: the one that comes first would be as good as a coin."""
+def test_problem_with_two_answers_is_dropped(tmp_path):
+    """It is unknown which answer is right, so keeping the first would be a guess."""
     other = PLAIN | {"problem": "What is 2+2?", "answer": "4"}
     rows = [PLAIN, PLAIN, other, PLAIN | {"answer": "4"}, PLAIN, other | {"answer": " $4.0$"}]
     found = read(tmp_path, *rows)
@@ -218,8 +218,8 @@ def test_a_problem_with_two_answers_is_left_out_whole(tmp_path):
     assert set(found.faults.left_out) == {"several_answers"}
 
 
-def test_an_id_of_two_problems_is_made_two(tmp_path):
-    """Both are problems of the benchmark; under one id their trees would be one."""
+def test_two_problems_with_one_id_get_two_ids(tmp_path):
+    """Both are problems of the benchmark. With one id, their trees would be merged."""
     rows = [PLAIN | {"id": 7}, PLAIN | {"id": 7, "problem": "What is 1+3?", "answer": "4"}, PLAIN | {"id": 7}]
     found = read(tmp_path, *rows)
     key = problem_key("What is 1+3?").hex()
@@ -230,7 +230,7 @@ def test_an_id_of_two_problems_is_made_two(tmp_path):
 
 
 def test_letter_case_makes_two_problems(tmp_path):
-    """`$N$` and `$n$` are different variables: as one problem, they would have two answers."""
+    """`$N$` and `$n$` are different variables. As one problem, they would have two answers."""
     rows = [PLAIN | {"problem": f"Find ${name}$ of $N + 2n$.", "answer": name} for name in "Nn"]
     found = read(tmp_path, *rows)
     assert [problem.answer for problem in found.problems] == ["N", "n"]
@@ -238,7 +238,7 @@ def test_letter_case_makes_two_problems(tmp_path):
 
 
 def test_a_run_with_caseless_ids_is_not_resumed(tmp_path):
-    """All its problems would be searched again under other ids, and an export would have both trees of each."""
+    """All its problems would be searched again with other ids, and an export would have both trees."""
     problem = read(tmp_path, PLAIN).problems[0]
     earlier = exclusion_key(problem.prompt).hex()
     refuse_caseless_ids([problem], {problem.problem_id, "other"}, "log")
@@ -264,7 +264,7 @@ def test_a_run_with_caseless_ids_is_not_resumed(tmp_path):
     ],
 )
 def test_choices_are_part_of_the_problem(tmp_path, choices, answer, text, expected):
-    """Without them a multiple-choice problem cannot be solved, and every answer would be wrong."""
+    """Without its choices, a multiple-choice problem cannot be solved, and every answer would be wrong."""
     found = read(tmp_path, {"question": "What is 1+2?", "choices": choices, "answer": answer})
     assert found.problems == [Problem(problem_key(f"What is 1+2?\n{text}").hex(), f"What is 1+2?\n{text}", expected)]
     assert not found.unused
@@ -275,14 +275,14 @@ def test_choices_that_the_problem_has_already(tmp_path):
     assert read(tmp_path, row).problems[0].prompt == row["question"]
 
 
-def test_an_index_that_is_also_a_choice_is_no_clear_answer(tmp_path):
-    """0-based index 1 is the choice 2; as a text it is the choice 1."""
+def test_index_that_is_also_a_choice_is_ambiguous(tmp_path):
+    """As a 0-based index, 1 means the choice 2. As text, it means the choice 1."""
     found = read(tmp_path, PLAIN, {"problem": "Which?", "choices": ["1", "2"], "answer": 1})
     assert set(found.faults.left_out) == {"answer_not_among_choices"}
 
 
 def test_columns_that_carry_part_of_a_problem_are_named(tmp_path):
-    """What the policy is not shown must be said: its wrong answers would be the reader's fault."""
+    """The user must learn what the policy does not see. Otherwise its wrong answers would be our fault."""
     row = PLAIN | {"image": "a.png", "context": "Tom has a pen.", "hints": [], "source": "x", "options": "A or B"}
     found = read(
         tmp_path,
@@ -341,7 +341,7 @@ def test_solutions_of_prm800k_are_problems_once(prm800k):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_in_are_rows_out_and_rows_left_out(tmp_path, seed):
-    """Whatever comes together: no row is lost, and none is counted twice."""
+    """For any mix of rows, no row may be lost or counted twice."""
     rng = random.Random(seed)
     bad = [row for rows in BAD.values() for row in rows]
     rows = []
@@ -376,9 +376,9 @@ def test_unknown_format(tmp_path, record):
 
 
 def test_options_out_of_range(tmp_path):
-    with pytest.raises(ValueError, match="format is 'gsm', expected one of auto, plain, gsm8k, math, prm800k"):
+    with pytest.raises(ValueError, match="format is 'gsm'.*auto, plain, gsm8k, math, prm800k"):
         read(tmp_path, PLAIN, format="gsm")
-    with pytest.raises(ValueError, match="limit is 0, expected 1 or more"):
+    with pytest.raises(ValueError, match="limit is 0"):
         read(tmp_path, PLAIN, limit=0)
     with pytest.raises(ValueError, match="config is 'main', but .* is a file"):
         read(tmp_path, PLAIN, config="main")
@@ -389,7 +389,7 @@ def test_options_out_of_range(tmp_path):
 
 
 def test_dataset(tmp_path):
-    """Rewritten within the resolution of its time stamp, a directory would come out of a shared cache as it was."""
+    """If a directory were rewritten within one clock tick, a shared cache would return its old content."""
     for number in (2, 5):
         rows = [PLAIN | {"problem": f"What is {number}+{i}?", "answer": str(number + i)} for i in range(3)]
         for split, written in (("train", rows), ("test", rows[:1])):
@@ -403,5 +403,5 @@ def test_dataset(tmp_path):
 def test_faults_of_a_dataset_name_the_row(tmp_path):
     Dataset.from_list([PLAIN, PLAIN | {"answer": None}]).to_parquet(tmp_path / "train.parquet")
     assert read_problems(str(tmp_path)).faults.left_out == {"no_answer": ["dataset row 1"]}
-    with pytest.raises(ValueError, match="^dataset row 1: found no answer to the problem 'What is 1"):
+    with pytest.raises(ValueError, match="^dataset row 1: .*'What is 1"):
         read_problems(str(tmp_path), strict=True)

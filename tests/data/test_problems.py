@@ -1,4 +1,4 @@
-"""Problems by their normalised text: split, exclusion, grouping."""
+"""Problems by normalised text: split, exclusion and grouping."""
 
 import pytest
 from datasets import Dataset
@@ -15,19 +15,19 @@ from trl_hrm.data.problems import (
 
 
 def test_letter_case_is_part_of_a_problem_and_whitespace_is_not():
-    """Of `$N$` and `$n$` as one problem, the second would be lost, or graded against the answer of the first."""
+    """If `$N$` and `$n$` were one problem, the second would be lost or graded with the wrong answer."""
     assert problem_key("What is\n 1+2? ") == problem_key("What is 1+2?")
     assert problem_key("Find $N + n$.") != problem_key("Find $n + N$.")
     assert problem_key("What is 1+2?") != problem_key("What is 1+3?")
 
 
 def test_a_test_problem_is_excluded_in_any_letter_case():
-    """Exclusion protects test sets: it goes further than identity."""
+    """Exclusion protects test sets, so it is stricter than identity."""
     assert exclusion_key("What is\n 1+2? ") == exclusion_key("what is 1+2?") != problem_key("What is 1+2?")
 
 
-def test_split_goes_by_the_problem():
-    """A split by row puts the annotations of one problem on both sides and makes the test score too good."""
+def test_split_is_by_problem():
+    """Splitting by row would put annotations of one problem in both splits and inflate the test score."""
     texts = [f"What is {i}?" for i in range(4000)]
     splits = [problem_split(text, 0.1, 42) for text in texts]
     assert splits == [problem_split(text.upper().replace(" ", "\n "), 0.1, 42) for text in texts]
@@ -56,7 +56,7 @@ def test_exclusion_file_without_problem(tmp_path, line):
     """A file that excludes nothing would leave the test set in the training data."""
     file = tmp_path / "test.jsonl"
     file.write_text('{"problem": "A?"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=r"test\.jsonl:2: found no problem to exclude"):
+    with pytest.raises(ValueError, match=r"test\.jsonl:2"):
         read_problem_keys([file])
 
 
@@ -69,13 +69,13 @@ def test_group_by_prompt():
 
 
 def test_real_test_sets(shared_data):
-    """MATH500 names its problems `problem`, GSM8K `question`; no problem of either stands there twice."""
+    """MATH500 calls its problems `problem`, GSM8K `question`. Neither repeats a problem."""
     assert len(read_problem_keys([shared_data / "math500" / "test.jsonl"])) == 500
     assert len(read_problem_keys([shared_data / "gsm8k" / "test.jsonl"])) == 1319
 
 
 def test_choices_are_shown_unless_their_labels_are_in_the_problem():
-    """Numbers of the problem are no list of choices: without the list, the label of the answer means nothing."""
+    """Numbers in the problem are not a list of choices. Without the list, the answer's label would mean nothing."""
     row = {"problem": "A box holds 3 red, 4 blue and 5 green balls. How many blue ones?", "choices": ["3", "4", "5"]}
     assert problem_text(row) == row["problem"] + "\nA. 3\nB. 4\nC. 5"
     for listed in (

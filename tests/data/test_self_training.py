@@ -1,4 +1,4 @@
-"""The choice among solutions, and rows that TRL's SFTTrainer trains on as the policy was asked."""
+"""Select solutions, and train TRL's SFTTrainer on the prompts that the policy had."""
 
 import copy
 import random
@@ -38,14 +38,14 @@ class TestChoose:
         assert choose(scores, min_score=1.0) == ([], 5, 0)
         assert choose([]) == ([], 0, 0)
 
-    def test_scores_that_reach_it_but_for_rounding(self):
-        """A mean of 2/5, 5/5 and 5/5 is 0.8; whether it is asked for is not left to the order of a sum."""
+    def test_minimum_score_tolerates_rounding(self):
+        """The mean of 2/5, 5/5 and 5/5 is 0.8. Whether it passes must not depend on the order of a sum."""
         score = (2 / 5 + 5 / 5 + 5 / 5) / 3
         assert score == 0.7999999999999999
         assert choose([score, 0.7999], min_score=0.8) == ([0], 1, 0)
 
-    def test_against_all_subsets_of_ranks(self):
-        """Kept are those that fewer than k others beat; a sort that turns evidence or ties around passes by hand."""
+    def test_against_pairwise_comparison(self):
+        """Kept solutions are beaten by fewer than k others. A sort with reversed ties would pass the test by hand."""
         rng = random.Random(0)
         num_ties = 0
         for _ in range(500):
@@ -92,7 +92,7 @@ def test_asked_and_answered():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One with a chat template."""
+    """Return a tokenizer with a chat template."""
     tokenizer = make_tokenizer(["What is the sum? Step 1: The value is 7.\n\n# Answer"] * 3, vocab_size=300)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
@@ -100,7 +100,7 @@ def tokenizer():
 
 
 def exported(folder: Path, prompt: Prompt) -> Dataset:
-    """A run of a scripted policy, asked with a prompt, and its solutions as a dataset."""
+    """Return the solutions of a run of a scripted policy with this prompt, as a dataset."""
     run_scripted(folder / "run", SEARCHES["full_tree"], make_problems(4))
     check_manifest(folder / "run", {"prompt": asdict(prompt)})
     finish_shard(folder / "run", 0, 1)
@@ -135,10 +135,10 @@ def sft_trainer(folder: Path, dataset, tokenizer) -> SFTTrainer:
     ],
     ids=["plain", "chat", "system"],
 )
-def test_trained_as_asked(tmp_path, tokenizer, prompt):
+def test_training_prompt_equals_the_policys_prompt(tmp_path, tokenizer, prompt):
     """
-    The ids before the first trained token are those that the policy was given. With the bare problem, a doubled BOS token or
-    a template within the template the loss falls as well, and the policy learns to answer what it is never asked.
+    The ids before the first trained token must equal the policy's prompt. With the bare problem, a doubled BOS token or
+    a nested template, the loss would fall too, but the policy would learn to answer a prompt that it never gets.
     """
     dataset = exported(tmp_path, prompt)
     trainer = sft_trainer(tmp_path, dataset, tokenizer)
@@ -156,8 +156,8 @@ def test_trained_as_asked(tmp_path, tokenizer, prompt):
     assert trainer.state.global_step == 1
 
 
-def test_trained_as_asked_with_variables_of_the_template(tmp_path, tokenizer):
-    """A policy that was told not to think is not trained on a prompt that lets it."""
+def test_training_prompt_has_the_template_variables(tmp_path, tokenizer):
+    """A policy that was told not to think must not be trained on a prompt that allows thinking."""
     thinking = copy.deepcopy(tokenizer)
     thinking.chat_template = CHATML.replace("assistant\n", "assistant\n{% if not think %}No.{% endif %}")
     prompt = replace(PROMPT, style="chat", chat_template_kwargs={"think": True})
@@ -180,8 +180,8 @@ def test_runs_with_different_variables_have_no_common_prompt(tmp_path):
     assert any("used different prompts" in warning for warning in report["warnings"])
 
 
-def test_trained_as_asked_with_a_token_before_the_text(tmp_path):
-    """A tokenizer that opens every text with a token: once in the plain prompt, as at sampling."""
+def test_training_prompt_has_one_bos(tmp_path):
+    """With a tokenizer that adds BOS to every text, the plain prompt must have it once, as in sampling."""
     tokenizer = make_tokenizer(["The value is 7."], vocab_size=300)
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(

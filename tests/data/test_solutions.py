@@ -1,4 +1,4 @@
-"""Whole solutions and lists of steps, headers, thinking and dialogues in the files that users bring."""
+"""Whole solutions, lists of steps, headers, thinking and dialogues in user files."""
 
 import json
 from collections import Counter
@@ -57,7 +57,7 @@ def test_headers_with_two_hashes_in_candidates(tmp_path):
 
 
 def test_outputs_of_search_and_learn_are_read_with_their_own_keys(tmp_path):
-    """N whole solutions, each cut into its steps; a row whose solutions were all cut off is read as the others of its file."""
+    """N whole solutions are each split into steps. A row whose solutions were all cut off is read like the others."""
     rows = [SAL, {"problem": "q", "answer": "1", "completions": [CUT_OFF, CUT_OFF]}]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", *rows))
     assert [group.problem for group in groups] == [group.prompt for group in groups] == ["How many pens?", "q"]
@@ -67,14 +67,14 @@ def test_outputs_of_search_and_learn_are_read_with_their_own_keys(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["pred", "agg_scores", "completion_tokens"])
-def test_the_columns_of_search_and_learn_tell_its_outputs(tmp_path, column):
+def test_search_and_learn_outputs_are_recognised_by_columns(tmp_path, column):
     rows = [{"problem": "q", "completions": [CUT_OFF, CUT_OFF], column: None}]
     [group], _ = read(write_rows(tmp_path / "in.jsonl", *rows))
     assert len([candidate.text for candidate in group.candidates]) == 2
 
 
-def test_completions_that_may_be_either_are_refused(tmp_path):
-    """Nothing is guessed: two steps, or two solutions that were cut off."""
+def test_ambiguous_completions_raise(tmp_path):
+    """They could be two steps, or two solutions that were cut off, so nothing is guessed."""
     source = write_rows(tmp_path / "in.jsonl", {"problem": "q", "completions": ["Add.", "So \\boxed{7}."]})
     with pytest.raises(
         ValueError, match="in.jsonl:1: .* include `problem` and `completions`, but not `prompt`.*Rename"
@@ -90,7 +90,7 @@ def test_whole_solutions_in_the_place_of_steps_are_refused(tmp_path):
 
 
 def test_some_rows_that_look_like_whole_solutions_are_counted(tmp_path):
-    """A solution may repeat its answer: these are read, and the report says so."""
+    """A solution may repeat its answer, so these rows are read, and the report mentions them."""
     steps = ["Add.", "So \\boxed{7}.", "The answer is \\boxed{7}."]
     source = write_rows(tmp_path / "in.jsonl", {"prompt": "q", "completions": steps})
     [group], counts = read(source)
@@ -122,7 +122,7 @@ def test_answers_are_counted_along_paths(steps, parents, expected):
         check_answers(notes, 1, "in")
 
 
-def test_rows_are_left_as_they_are_where_nothing_is_unclear():
+def test_unambiguous_rows_are_not_changed():
     rows = [("1", {"prompt": "q", "completions": ["a"]}), ("2", {"prompt": "q", "problem": "q", "completion": "a"})]
     counts = Counter()
     assert read_whole_solutions(rows, counts) == rows and not counts
@@ -148,7 +148,7 @@ THOUGHT = "<think>\n# Step 1\nIs it \\boxed{1}?\n\n# Step 2\nNo.\n</think>\n\n"
 
 
 def test_thinking_is_left_out_of_candidates(tmp_path):
-    """It is no step, in texts as in lists; what was cut off while it thought has none. The text stays as the policy wrote it."""
+    """Thinking is not a step. A solution cut off while thinking has no steps. The text does not change."""
     lists = [["<think>", "Is it 1?", "</think>", "Add.", "So 7."], ["<think>Hm.", "No.</think>\n\nAdd.", "So 7."]]
     texts = [THOUGHT + FIRST, THOUGHT.removeprefix("<think>\n") + FIRST, FIRST, "<think>\n" + FIRST]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": [*texts, *lists]}))
@@ -158,7 +158,7 @@ def test_thinking_is_left_out_of_candidates(tmp_path):
     assert counts == {"candidates_with_thinking_left_out": 5}
 
 
-def test_thinking_is_kept_if_asked_for(tmp_path):
+def test_thinking_is_kept_on_request(tmp_path):
     texts = [THOUGHT + FIRST, ["<think>", "Is it 1?", "</think>", "Add."]]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", {"prompt": "q", "candidates": texts}), keep_thinking=True)
     assert [len(steps) for steps in steps_of(groups[0])] == [4, 2] and not counts
@@ -167,7 +167,7 @@ def test_thinking_is_kept_if_asked_for(tmp_path):
 
 
 def test_a_prompt_may_open_the_thinking(tmp_path):
-    """As DeepSeek-R1's chat template does. Without an end all of the candidate is thinking."""
+    """DeepSeek-R1's chat template does this. Without an end tag, the whole candidate is thinking."""
     rows = [{"prompt": "q <think>\n", "candidates": ["Hm.\n</think>\n\n" + FIRST, "# Step 1\nIs it 7?"]}]
     groups, counts = read(write_rows(tmp_path / "in.jsonl", *rows))
     assert list(map(len, steps_of(groups[0]))) == [2, 0]
@@ -194,7 +194,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
     "messages", [[USER, ASSISTANT, AGAIN], [SYSTEM, USER, ASSISTANT], [USER, AGAIN], [SYSTEM], [ASSISTANT, AGAIN]]
 )
 def test_dialogues_of_several_turns_are_refused(tmp_path, messages):
-    """ "And twice that?" alone is another problem. A column with the problem says what is meant."""
+    """ "And twice that?" alone is another problem. A column with the problem makes it clear."""
     row = {"prompt": messages, "completion": [{"role": "assistant", "content": FIRST}]}
     with pytest.raises(
         ValueError, match="in.jsonl:1: .* expected exactly one user message.*Put the problem in a column"

@@ -1,4 +1,4 @@
-"""Reading lines: numbers that an editor shows, whatever the line ends and wherever a chunk ends."""
+"""Read lines: line numbers must match an editor's, for all line ends and chunk borders."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ def read(files) -> list[tuple[str, dict]]:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("last", ["", "end"])
 def test_line_numbers(tmp_path, small_chunks, end, last):
-    """U+2028 and U+0085 end a line for `str.splitlines`, not for JSON Lines; blank lines count."""
+    """U+2028 and U+0085 end a line for `str.splitlines`, but not in JSON Lines. Blank lines count."""
     values = [{"a": "x"}, None, {"a": "y\u2028\u0085\x0bz" * 5}, {}, None, None, {"a": "é" * 40}]
     file = tmp_path / "rows.jsonl"
     text = end.join("" if value is None else json.dumps(value, ensure_ascii=False) for value in values)
@@ -98,7 +98,7 @@ def test_faults_are_named(tmp_path, line, message):
     ],
 )
 def test_the_message_names_the_remedy(tmp_path, data, remedy):
-    """Called truncated, a whole file is fetched again, and again in vain."""
+    """If a complete file were called truncated, the user would download it again in vain."""
     file = tmp_path / "rows.jsonl"
     file.write_bytes(data)
     with pytest.raises(ValueError, match=remedy) as error:
@@ -108,7 +108,7 @@ def test_the_message_names_the_remedy(tmp_path, data, remedy):
 
 
 def test_nan_is_read_as_python_writes_it(tmp_path):
-    """`json.dumps` and pandas write it; what a reader makes of it is the reader's business."""
+    """`json.dumps` and pandas write NaN. Each reader decides what it means."""
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": NaN}\n')
     ((_, record),) = read([file])
@@ -122,7 +122,7 @@ ROWS = [{"a": "x\u2028é"}, {"b": [1, {"c": None}]}, {}, {"a": '"]},{[', "n": 1.
 @pytest.mark.parametrize("indent", [None, 0, 2])
 @pytest.mark.parametrize("start", ["", "\ufeff", " \n"])
 def test_arrays(tmp_path, monkeypatch, small_chunks, block, indent, start):
-    """Pretty-printed or not, wherever a block ends. Rows count from 0."""
+    """Indented or not, and wherever a block ends. Rows count from 0."""
     monkeypatch.setattr(sources, "ARRAY_BLOCK", block)
     file = tmp_path / "rows.json"
     file.write_text(start + json.dumps(ROWS, indent=indent, ensure_ascii=False) + "\n")
@@ -135,7 +135,7 @@ def test_an_empty_array_has_no_rows(tmp_path):
 
 
 def test_compressed_files_keep_their_lines(tmp_path, small_chunks):
-    """Plain, compressed and array files side by side, each with its own places."""
+    """Plain, compressed and array files can be mixed, each with its own line numbers."""
     lines = "\n\n".join(json.dumps(row) for row in ROWS) + "\n"
     files = [tmp_path / name for name in ("plain.jsonl", "lines.jsonl.gz", "array.json.gz")]
     files[0].write_text(lines)
@@ -146,13 +146,13 @@ def test_compressed_files_keep_their_lines(tmp_path, small_chunks):
 
 
 def test_plain_copies_do_not_stay(tmp_path, monkeypatch):
-    """Copies of every benchmark would fill the disk."""
+    """Temporary copies of every benchmark would fill the disk."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     (tmp_path / "rows.json").write_text("[{}]")
     source = JsonLines([tmp_path / "rows.json"])
     assert len(list((tmp_path / "temporary").rglob("*.jsonl"))) == 1
-    copy = pickle.loads(pickle.dumps(source))  # as a process gets it
+    copy = pickle.loads(pickle.dumps(source))  # as sent to a process
     del copy
     assert len(list(source.read(source.chunks()[0]))) == 1
     del source
@@ -168,8 +168,8 @@ class TestColumns:
         assert (found["one"], found["two"], found["three"]) == (1, 2, 3) and "a.b" not in found
         assert rename_columns({"a": 1, "b": 2}, {"a": "b", "b": "a"}) == {"a": 2, "b": 1}
 
-    def test_a_row_without_the_column_does_not_fall_back_to_another(self):
-        """Its own `answer` may be a whole solution."""
+    def test_row_without_the_column_does_not_use_another(self):
+        """The row's own `answer` may be a whole solution."""
         assert rename_columns({"answer": "own"}, {"answer": "gold"}) == {}
 
     def test_a_column_that_is_not_there(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Stepwise rows: what is refused, with file and line or row, and what passes unchanged."""
+"""Stepwise rows: errors with file and line or row, and rows that stay unchanged."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def write(file, *rows) -> str:
 
 
 def build(tmp_path, inputs, view="tree", **options):
-    """Rows of the train split and the report."""
+    """Return the rows of the train split, and the report."""
     split = options.pop("split", "train")
     report = build_stepwise(
         BuildStepwiseConfig(
@@ -63,7 +63,7 @@ def test_faults_name_file_and_line_and_leave_nothing(tmp_path, view, row, messag
 @pytest.mark.parametrize("view", ["tree", "prm"])
 @pytest.mark.parametrize(("row", "reason", "message"), BLANK)
 def test_rows_with_blank_texts_are_left_out_and_named(tmp_path, view, row, reason, message):
-    """A public dataset has a few; its labels must not move to other steps. `strict` stops at the first."""
+    """Public datasets have a few. Their labels must not move to other steps, and `strict` raises at the first."""
     file = write(tmp_path / "rows.jsonl", GOOD, row, GOOD | {"completions": []} | {"labels": []}, row)
     rows, report = build(tmp_path, [file], view)
     assert [one["completions"] for one in rows] == [GOOD["completions"]]
@@ -76,7 +76,7 @@ def test_rows_with_blank_texts_are_left_out_and_named(tmp_path, view, row, reaso
 
 @pytest.mark.parametrize("num_proc", [1, 2])
 def test_rows_in_are_rows_out_and_rows_dropped(tmp_path, monkeypatch, num_proc):
-    """Also over many chunks and processes: the counts add up, and places come in the order of the file."""
+    """For many chunks and processes, the counts must add up, and line numbers must be in file order."""
     monkeypatch.setattr(sources, "CHUNK_BYTES", 300)
     rng = random.Random(0)
     kinds = [rng.choice([GOOD, GOOD, BLANK[0][0], BLANK[2][0]]) for _ in range(100)]
@@ -102,7 +102,7 @@ def test_rows_in_are_rows_out_and_rows_dropped(tmp_path, monkeypatch, num_proc):
 
 @pytest.mark.parametrize("form", ["lines", "array", "gz"])
 def test_arrays_compressed_files_and_other_columns(tmp_path, form):
-    """The same dataset, whatever the rows come in; and the command on the card makes it again."""
+    """Every file form must give the same dataset, and the card's command must rebuild it."""
     rows = [{"q": {"text": f"{i}?"}, "steps": ["a", "b"], "ok": [1, 0], "year": i} for i in range(3)]
     data = (json.dumps(rows) if form == "array" else "".join(json.dumps(row) + "\n" for row in rows)).encode()
     file = tmp_path / "rows.json"
@@ -173,7 +173,7 @@ def test_rows_of_a_prompt_are_one_tree(tmp_path):
     assert report["notes"] == {"joined_records": 1}
 
 
-def test_flat_rows_stay_as_they_are(tmp_path):
+def test_flat_rows_do_not_change(tmp_path):
     rows = [GOOD, GOOD | {"completions": ["1+2=3.", " 3+3=7."], "labels": [0.75, 0.0]}]
     found, _ = build(tmp_path, [write(tmp_path / "rows.jsonl", *rows)], view="prm")
     assert [row["completions"] for row in found] == [["1+2=3.", "3+3=6."], ["1+2=3.", " 3+3=7."]]
@@ -187,7 +187,7 @@ def test_rows_without_label_are_counted(tmp_path):
 
 
 def test_other_columns_keep_their_types(tmp_path):
-    """A column first seen in a later chunk, or null there, must not be lost or change its type."""
+    """A column that first appears in a later chunk, or is null there, must not be lost or change its type."""
     rows = [
         GOOD | {"prompt": f"q{i}", "mc_total": 16 if i > 1 else None, "problem_id": i} | ({"tags": ["x"]} if i else {})
         for i in range(3)
@@ -213,7 +213,7 @@ def test_hrm_of_an_hrm_dataset(tmp_path):
 
 
 def test_a_build_can_be_read_again(tmp_path):
-    """The tree view of a tree dataset, or of its flat rows, is that dataset."""
+    """The tree view of a tree dataset, or of its flat rows, must be the same dataset."""
     rows = [
         {"prompt": "q", "completions": ["a", "b", "c"], "labels": [1, 0, 0.5], "parents": [-1, 0, 0], "answer": "6"},
         {"prompt": "r", "completions": ["a"], "labels": [1], "parents": [-1]},

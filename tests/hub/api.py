@@ -23,7 +23,7 @@ OID = r"(?P<oid>[0-9a-f]{64})"
 WEB = r"/((?P<kind>dataset|space)s/)?" + NAME
 
 
-# Who and what
+# Users and repositories
 
 
 @route("GET", "/api/whoami-v2")
@@ -55,7 +55,7 @@ def create(request: Request) -> int:
     with request.hub.lock:
         if repository.exists:
             why = f"You already created this {kind} repo"
-            raise HubError(409, why, body={"error": why, **answer})  # `exist_ok` reads the address
+            raise HubError(409, why, body={"error": why, **answer})  # `exist_ok` reads the URL
         repository.create(request.user, asked.get("visibility") == "private")
     return request.reply(200, answer)
 
@@ -67,7 +67,7 @@ def validate(request: Request) -> int:
 
 
 def check_card(text: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Errors and warnings about a card. Only its YAML is checked: the Hub's own schema is not public."""
+    """Return errors and warnings about a card. Only its YAML is checked: the Hub's own schema is not public."""
     block = re.match(r"\s*---[^\S\r\n]*\r?\n(.*?)\r?\n---[^\S\r\n]*(\r?\n|$)", text, re.DOTALL)
     try:
         metadata = yaml.safe_load(block[1]) if block else {}
@@ -78,7 +78,7 @@ def check_card(text: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     return [], [] if metadata else [{"message": "empty or missing yaml metadata in repo card"}]
 
 
-# What a repository holds
+# Repository contents
 
 
 @route("GET", API + "(?P<name>[^/]+(/[^/]+)?)" + f"(/revision{REVISION})?", "read")  # a name alone: RepoNotFound
@@ -170,7 +170,7 @@ def resolve(request: Request, revision: str, path: str) -> int:
     return request.reply(302, b"", headers)
 
 
-# Storage of large files: signed addresses on another host, never the Hub's token
+# Storage of large files: signed URLs on another host, which must never receive the Hub's token
 
 
 @route("GET|HEAD|PUT", "/_(?P<what>get|put)/" + OID)
@@ -189,7 +189,7 @@ def storage(request: Request, what: str, oid: str) -> int:
 def lfs_batch(request: Request) -> int:
     def answer(item: dict[str, Any]) -> dict[str, Any]:
         if request.hub.lfs(item["oid"]).exists():
-            return item  # without actions: the Hub has it already
+            return item  # no actions: the Hub already has it
         put = f"{request.hub.storage}/_put/{item['oid']}?sig={request.hub.signature}"
         verify = f"{request.hub.url(request.repository)}.git/info/lfs/verify"
         return item | {"actions": {"upload": {"href": put}, "verify": {"href": verify}}}
@@ -246,7 +246,7 @@ def commit(request: Request, revision: str) -> int:
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         there = {entry["path"] for entry in repository.entries(parent)}
         changes = [_change(request, line["key"], line["value"], there) for line in lines if line["key"] != "header"]
-        changes.sort(key=lambda change: change[1] is not None)  # a folder goes before what comes into it
+        changes.sort(key=lambda change: change[1] is not None)  # a folder is deleted before files are added to it
         reference, pull = revision if revision.startswith("refs/") else f"refs/heads/{revision}", None
         if request.query.get("create_pr"):
             number = 1 + len(repository.references("refs/pr/"))

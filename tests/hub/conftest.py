@@ -1,5 +1,5 @@
 """
-A loopback Hub for the tests of this folder, which run in a process of their own: `pytest tests/hub`.
+A loopback Hub for the tests in this folder, which need their own process: `pytest tests/hub`.
 
 The Hub starts here because the client libraries read HF_ENDPOINT, HF_HOME and HF_HUB_DISABLE_XET when they are imported.
 `TEST_HUB_XET=0` makes them transfer files by LFS, by default they use Xet. A test that depends on how files are transferred uses
@@ -41,7 +41,7 @@ _getaddrinfo = socket.getaddrinfo
 
 
 def _loopback_only(host, *args, **kwargs):
-    # load_dataset also asks for "datasets-server.<host of HF_ENDPOINT>": nothing leaves this machine
+    # load_dataset also requests "datasets-server.<host of HF_ENDPOINT>": nothing leaves this machine
     if host not in ("127.0.0.1", "localhost", None):
         raise socket.gaierror(f"no network in tests: {host}")
     return _getaddrinfo(host, *args, **kwargs)
@@ -64,7 +64,7 @@ def uses_xet() -> bool:
 
 @pytest.fixture
 def hub():
-    """The Hub. A test fails if a fault that it asked for never happened, if a request found no handler, and if a handler failed."""
+    """Return the Hub. A test fails if a fault never happened, a request has no handler, or a handler crashed."""
     _hub.faults.clear()
     _hub.crashes.clear()
     start = len(_hub.log)
@@ -73,7 +73,7 @@ def hub():
     _hub.faults.clear()
     assert not idle, f"faults that never happened: {idle}"
     assert not _hub.crashes, "\n".join(_hub.crashes)
-    # hf_xet looks for newer routes of the store before it takes these
+    # hf_xet tries newer routes of the store before it uses these
     unknown = [
         (request["method"], request["path"])
         for request in _hub.log[start:]
@@ -84,5 +84,5 @@ def hub():
 
 @pytest.fixture
 def repo(request) -> str:
-    """A name of its own for each test: nothing to clean up, nothing in the client's cache."""
+    """Return a name that no other test uses: nothing to clean up, and nothing in the client's cache."""
     return "alice/" + re.sub(r"\W+", "-", request.node.name).strip("-").lower()[:80]

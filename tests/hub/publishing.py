@@ -1,4 +1,4 @@
-"""What the tests of publishing share: small builds of every view, and what a reader sees on the Hub."""
+"""Shared by the publishing tests: small builds of every view, and what a user loads from the Hub."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ NUM_ROWS = 24
 
 
 def build(folder: Path, view: str = "tree", word: str = "so", rows: int = NUM_ROWS, test_size: float = 0.25) -> Path:
-    """A small build of two splits, whose rows `word` tells from those of other builds."""
+    """Build a small dataset of two splits. `word` makes its rows unique."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     if view == "sft":
         _build_sft(folder, word)
@@ -48,7 +48,7 @@ def build(folder: Path, view: str = "tree", word: str = "so", rows: int = NUM_RO
 
 
 def build_row_groups(folder: Path, monkeypatch, word: str = "so", num_groups: int = 60) -> Path:
-    """A build in the prm view whose training split has as many row groups, and so can be cut into as many shards."""
+    """Build a prm dataset whose training split has `num_groups` row groups, enough for that many shards."""
     monkeypatch.setattr(sources, "CHUNK_BYTES", 1000)
     build(folder, "prm", word, rows=16 * num_groups, test_size=0.02)
     monkeypatch.undo()
@@ -112,7 +112,7 @@ def features_of(dataset: DatasetDict) -> dict[str, Features]:
 
 
 def local(folder: Path) -> DatasetDict:
-    """The dataset in its folder."""
+    """Load the dataset from its folder."""
     return load_dataset(str(folder), cache_dir=str(folder.with_suffix(".cache")))
 
 
@@ -120,7 +120,7 @@ _num_readers = 0
 
 
 def published(repo: str, name: str, tmp_path: Path, **options) -> DatasetDict:
-    """What someone sees who has never loaded it before."""
+    """Load the published dataset with an empty cache."""
     global _num_readers
     _num_readers += 1
     return load_dataset(repo, name, cache_dir=str(tmp_path / f"reader-{_num_readers}"), **options)
@@ -131,7 +131,7 @@ def files_of(repo: str, revision: str | None = None) -> list[str]:
 
 
 def commits_of(repo: str) -> list[str]:
-    """The titles of its commits, the first one last."""
+    """Return the titles of the commits, newest first."""
     return [commit.title for commit in HfApi().list_repo_commits(repo, repo_type="dataset")]
 
 
@@ -141,5 +141,5 @@ def card_of(repo: str, revision: str | None = None) -> str:
 
 
 def writes(hub, start: int) -> list[tuple[str, str]]:
-    """Requests from entry `start` of the log on that are no mere reading."""
+    """Return the requests that write, from entry `start` of the log on."""
     return [(r["method"], r["path"]) for r in hub.log[start:] if r["method"] not in ("GET", "HEAD")]

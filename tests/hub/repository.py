@@ -23,7 +23,7 @@ def timestamp(seconds: float) -> str:
 
 
 class Repository:
-    """A bare git repository below `root`, with what the Hub knows of it in `hub.json`."""
+    """A bare git repository below `root`. `hub.json` holds the Hub's facts about it."""
 
     def __init__(self, root: Path, kind: str, name: str):
         self.kind, self.name = kind, name
@@ -49,14 +49,14 @@ class Repository:
         (self.path / "hub.json").write_text(json.dumps({"private": private, "created": timestamp(time.time())}))
 
     def git(self, *words: str, data: bytes | None = None, check: bool = True) -> bytes | None:
-        """The output of a git command, or `None` if it fails and need not succeed."""
+        """Return the output of a git command, or `None` if it fails and `check` is false."""
         done = subprocess.run(["git", "--git-dir", str(self.path), *words], input=data, capture_output=True)
         if done.returncode and check:
             raise RuntimeError(f"git {words[0]}: {done.stderr.decode(errors='replace')}")
         return None if done.returncode else done.stdout
 
     def commit_id(self, revision: str) -> str | None:
-        """The commit of a branch, a tag, a full reference or a commit id; `None` if there is none."""
+        """Return the commit of a branch, tag, full reference or commit id, or `None` if it does not exist."""
         candidates = [f"refs/heads/{revision}", f"refs/tags/{revision}"]
         if re.fullmatch("[0-9a-f]{5,40}|refs/.+", revision):
             candidates.append(revision)
@@ -67,7 +67,7 @@ class Repository:
         return None
 
     def entries(self, commit: str, folder: str = "", recursive: bool = True) -> list[dict[str, Any]]:
-        """Files and folders of a commit, as the Hub's API describes them."""
+        """Return the files and folders of a commit, as the Hub's API describes them."""
         words = ["ls-tree", "-zl", "--full-tree", *(["-rt"] if recursive else []), commit]
         listing = self.git(*words, *([folder.rstrip("/") + "/"] if folder else []))
         rows = []
@@ -89,7 +89,7 @@ class Repository:
         return entry
 
     def _pointers(self, oids: list[str]) -> dict[str, tuple[str, int]]:
-        """The sha256 and size that small blobs point at; blobs that are no pointers are left out."""
+        """Return the sha256 and size that small blobs point at. Other blobs are skipped."""
         found = {}
         raw = self.git("cat-file", "--batch", data="\n".join(oids).encode()) if oids else b""
         for oid in oids:  # "<oid> blob <size>\n<content>\n"
@@ -108,7 +108,7 @@ class Repository:
         self, reference: str, parent: str | None, user: str, message: str, changes: Iterable[tuple[str, bytes | None]]
     ) -> str:
         """
-        Make one commit: one stream to `git fast-import`, so that it is there whole or not at all.
+        Make one commit with a single stream to `git fast-import`, so that it is complete or absent.
 
         `changes` are pairs of path and content, `None` to delete a file or folder. Returns the commit's id.
         """
@@ -131,7 +131,7 @@ class Repository:
         return [{"name": name.removeprefix(prefix), "ref": name, "targetCommit": oid} for name, oid in pairs]
 
     def history(self, commit: str) -> list[dict[str, Any]]:
-        """The commits up to this one, newest first."""
+        """Return the commits up to this one, newest first."""
         log = self.git("log", "-z", "--format=%H%x01%an%x01%ct%x01%s%x01%b", commit).decode()
         rows = [row.split("\x01") for row in log.split("\0") if row]
         return [

@@ -1,9 +1,9 @@
 """
-A Hugging Face Hub on this machine, for tests: real git commits, LFS, Xet, tokens, faults on demand.
+A local Hugging Face Hub for tests: real git commits, LFS, Xet, tokens, faults on demand.
 
-It answers what the client libraries ask when they push and load, checked with huggingface_hub 2.4, hf_xet 1.8,
-datasets 5.2 and transformers 5.23. It is not the Hub: there are no quotas, roles of organisations, gates or TLS, and of a card
-only the YAML is checked.
+It answers the requests that the client libraries send to push and load. Checked with huggingface_hub 2.4, hf_xet 1.8,
+datasets 5.2 and transformers 5.23. Quotas, organisation roles, gated repositories and TLS are missing. Only the
+YAML of a card is checked.
 
     python -m tests.hub.server 8765     # prints the variables that make the client libraries use it
 """
@@ -27,7 +27,7 @@ from .repository import Repository
 
 
 class HubError(Exception):
-    """An answer other than success, with the headers from which the clients choose their exception."""
+    """An error response, with the headers from which the clients choose their exception."""
 
     def __init__(self, status: int, message: str = "", code: str | None = None, body=None, headers=None):
         self.status, self.body = status, body or {"error": message}
@@ -38,10 +38,10 @@ class HubError(Exception):
 @dataclass
 class Fault:
     """
-    What to answer in place of the truth, to requests whose method and path match.
+    A false answer to requests whose method and path match.
 
-    After `skip` matches, `times` answers of `status` (0: the real answer, after the delay). `after`: the work is done and its
-    answer lost. `drop`: the connection is cut. `delay`: seconds, or a function that returns when the answer may go.
+    After `skip` matches, answer `status` `times` times (0: the real answer, after the delay). `after`: do the work, and
+    lose the answer. `drop`: cut the connection. `delay`: seconds, or a function that returns when the answer may go.
     """
 
     method: str
@@ -71,13 +71,13 @@ class Hub:
 
     Args:
         root (`Path`):
-            Folder of everything: git repositories, LFS objects by sha256, Xet xorbs and recipes of files.
+            Folder for git repositories, LFS objects by sha256, Xet xorbs and file recipes.
         tokens (`dict[str, tuple[str, str]]`):
             User and role (`"write"` or `"read"`) of each token.
         organisations (`dict[str, list[str]]`, *optional*):
             Members of each organisation.
         page (`int`, *optional*, defaults to `1000`):
-            Entries of a tree in one answer.
+            Number of tree entries per response.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class Hub:
         self.lock = threading.RLock()
         self.log: list[dict[str, Any]] = []
         self.faults: list[Fault] = []
-        self.crashes: list[str] = []  # of the server itself: a client that tries again would hide them
-        self.signature = secrets.token_hex(8)  # of the addresses of the storage
+        self.crashes: list[str] = []  # of the server itself, which a client's retry would hide
+        self.signature = secrets.token_hex(8)  # signs the URLs of the storage
         for folder in ("lfs", "xorbs", "files"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def start(self, port: int = 0) -> "Hub":
         self.server = ThreadingHTTPServer(("127.0.0.1", port), type("BoundRequest", (Request,), {"hub": self}))
         self.server.daemon_threads = True
-        # Two names of one machine, as the Hub and its storage have: the client must keep its token from the latter
+        # Two host names, as for the Hub and its storage: the client must not send its token to the storage
         self.base, self.storage = (f"http://{host}:{self.server.server_port}" for host in ("127.0.0.1", "localhost"))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
@@ -109,7 +109,7 @@ class Hub:
         self.server.server_close()
 
     def fault(self, method: str, pattern: str, status: int = 500, **options: Any) -> Fault:
-        """Answer falsely from now on, see [`Fault`]."""
+        """Add a fault to the answers from now on. See [`Fault`]."""
         fault = Fault(method, pattern, status, **options)
         self.faults.append(fault)
         return fault
@@ -123,7 +123,7 @@ class Hub:
         return None
 
     def count(self, method: str, pattern: str, since: int = 0) -> int:
-        """How many requests of the log, from entry `since` on, match."""
+        """Return how many requests of the log match, from entry `since` on."""
         return sum(r["method"] == method and re.search(pattern, r["path"]) is not None for r in self.log[since:])
 
     def url(self, repository: Repository) -> str:
@@ -156,14 +156,14 @@ def route(methods: str, pattern: str, access: str | None = None):
 
 
 class Request(BaseHTTPRequestHandler):
-    """One request: who asks, for which repository, and the answer."""
+    """Handle one request: find its user and repository, and answer."""
 
     protocol_version = "HTTP/1.1"
     timeout = 120
     hub: Hub
 
     def log_message(self, *args: Any) -> None:
-        pass  # `hub.log` has it
+        pass  # `hub.log` records it
 
     def handle_any(self) -> None:
         path, _, query = self.path.partition("?")
@@ -179,7 +179,7 @@ class Request(BaseHTTPRequestHandler):
             "route": None,
             "auth": "Authorization" in self.headers,
         }
-        self.hub.log.append(self.entry)  # before the answer: who has it may look here at once
+        self.hub.log.append(self.entry)  # before the answer, because a test may read the log as soon as it arrives
         fault = self.hub.next_fault(self.command, path)
         try:
             if fault is None:
@@ -225,7 +225,7 @@ class Request(BaseHTTPRequestHandler):
         if authorization and not path.startswith(("/cas/", "/_")):
             known = self.hub.tokens.get(authorization.removeprefix("Bearer ").strip(), (None, None))
             self.entry["user"], self.role = known
-            if not self.user:  # this very text keeps the client from speaking of a repository that is not found
+            if not self.user:  # with any other text the client reports a missing repository
                 raise HubError(401, "Invalid credentials in Authorization header")
         for known in ROUTES:
             match = known.pattern.fullmatch(path)
@@ -246,7 +246,7 @@ class Request(BaseHTTPRequestHandler):
     def open(self, kind: str, name: str, access: str) -> None:
         self.repository = repository = Repository(self.hub.root, kind, name)
         if not repository.exists or (repository.facts["private"] and not self.owns(repository.owner)):
-            # the client understands a bare 401 on https only: over http the code must be there
+            # over http the client needs the error code to understand a 401
             status, message = (404, "Repository not found") if self.user else (401, "Invalid username or password.")
             raise HubError(status, message, "RepoNotFound")
         if access == "write":
@@ -276,7 +276,7 @@ class Request(BaseHTTPRequestHandler):
         return status
 
     def span(self, size: int) -> tuple[int, int] | None:
-        """First and one past the last byte that the request asks for; `None` for all."""
+        """Return the first and one past the last requested byte, or `None` for the whole file."""
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
         if not match:
             return None
@@ -305,7 +305,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # as a module of its package, so that the routes are registered with this very one
+    # import it as a module of its package, so that the routes register with this copy
     from tests.hub import server
 
     server.main()

@@ -1,4 +1,4 @@
-"""Publishing built datasets: what a reader gets is what was built, and a push sends what is missing."""
+"""Publish built datasets: users load what was built, and a push sends only what is missing."""
 
 import json
 
@@ -30,19 +30,19 @@ DATA = ("test-00000-of-00001.parquet", "train-00000-of-00001.parquet")
 
 
 def edit_card(repo: str, change) -> None:
-    """Someone edits the card on the Hub's page."""
+    """Edit the card as a user would on the Hub's page."""
     card = change(card_of(repo)).encode()
     HfApi().create_commit(repo, [CommitOperationAdd("README.md", card)], commit_message="Edit", repo_type="dataset")
 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_round_trip(hub, repo, uses_xet, tmp_path, view):
-    """A column that came back as another type, or a split that lost a row, trains all the same."""
+    """A column with another type, or a split without one of its rows, would still train."""
     folder = build(tmp_path / view, view)
     expected = local(folder)
     start = len(hub.log)
     push_folders(folder, repo, private=True)
-    # whether rows went the way that most users' go, not only whether they arrived
+    # the rows must use the intended protocol, not only arrive
     assert (hub.count("POST", "^/cas/v1/shards", start) > 0) == uses_xet
     assert (hub.count("PUT", "^/_put/", start) > 0) == (not uses_xet)
     found = published(repo, view, tmp_path)
@@ -56,7 +56,7 @@ def test_round_trip(hub, repo, uses_xet, tmp_path, view):
 
 
 def test_configurations_in_one_repository(hub, repo, tmp_path):
-    """datasets' own push of one configuration can wipe the metadata of another, whose name is then unknown."""
+    """The push of the datasets library can wipe the metadata of another configuration."""
     folders = {view: build(tmp_path / view, view, word=view) for view in ("tree", "hrm", "raft")}
     push_folders([folders["tree"], folders["hrm"]], repo)
     push_folders(folders["raft"], repo)
@@ -89,7 +89,7 @@ def test_configurations_in_one_repository(hub, repo, tmp_path):
 
 @pytest.mark.usefixtures("uses_xet")
 def test_pushing_again(hub, repo, tmp_path):
-    """A second push that sends everything again, or makes an empty commit, costs hours and hides what changed."""
+    """A second push that sends everything again, or makes an empty commit, would cost hours and hide what changed."""
     folder = build(tmp_path / "tree")
     first = push_folders(folder, repo)
     assert list(first.sent) == [f"tree/{DATA[1]}", f"tree/{DATA[0]}", "tree/build_report.json", "README.md"]
@@ -107,8 +107,8 @@ def test_pushing_again(hub, repo, tmp_path):
     assert rows_of(published(repo, "prm", tmp_path)) == rows_of(local(tmp_path / "prm"))
 
 
-def test_what_people_wrote_stays(hub, repo, tmp_path):
-    """A card made anew at each push loses what others wrote into it, and nobody looks there after a push."""
+def test_text_of_users_stays(hub, repo, tmp_path):
+    """Regenerating the card at each push would delete what users wrote into it, and go unnoticed."""
     push_folders(build(tmp_path / "tree"), repo)
 
     def edit(card: str) -> str:
@@ -140,8 +140,8 @@ def test_what_people_wrote_stays(hub, repo, tmp_path):
     assert DatasetCard(both).data.tags == ["ours", "trl_hrm", "stepwise-supervision", "tree", "trl", "prm"]
 
 
-def test_markers_that_someone_broke(hub, repo, tmp_path):
-    """Half a pair of comments would take the text below it for generated, and remove it."""
+def test_broken_markers(hub, repo, tmp_path):
+    """With one of the two marker comments missing, the text below would be removed as if generated."""
     push_folders(build(tmp_path / "tree"), repo)
     edit_card(repo, lambda card: card.replace("<!-- trl_hrm: config tree ends. -->", ""))
     start = len(hub.log)
@@ -150,8 +150,8 @@ def test_markers_that_someone_broke(hub, repo, tmp_path):
     assert writes(hub, start) == []
 
 
-def test_metadata_that_is_no_yaml(hub, repo, tmp_path):
-    """A card without readable metadata would be replaced by one that has only ours."""
+def test_metadata_that_is_not_yaml(hub, repo, tmp_path):
+    """A card whose metadata cannot be read would be replaced by one with only our metadata."""
     HfApi().create_repo(repo, repo_type="dataset")
     card = b"---\nconfigs: 3\n---\n# Mine\n"
     HfApi().create_commit(repo, [CommitOperationAdd("README.md", card)], commit_message="Card", repo_type="dataset")
@@ -160,7 +160,7 @@ def test_metadata_that_is_no_yaml(hub, repo, tmp_path):
 
 
 def test_dry_run(hub, repo, tmp_path):
-    """A dry run sends no request at all, whether the repository exists or not, and lists what the first push sends."""
+    """A dry run must send no request, whether or not the repository exists, and list what the first push sends."""
     folder = build(tmp_path / "tree")
     start = len(hub.log)
     push = push_folders(folder, repo, private=True, dry_run=True)
@@ -171,14 +171,14 @@ def test_dry_run(hub, repo, tmp_path):
     assert push.sent == pushed.sent
     assert card_of(repo) == push.card
     start = len(hub.log)
-    again = push_folders(folder, repo, private=True, dry_run=True)  # all files, though they are there
+    again = push_folders(folder, repo, private=True, dry_run=True)  # all files, even those already pushed
     assert len(hub.log) == start and again == push
     assert rows_of(published(repo, "tree", tmp_path)) == rows_of(local(folder))
 
 
 @pytest.mark.usefixtures("uses_xet")
 def test_shards(hub, repo, tmp_path, monkeypatch):
-    """Shards of an earlier push that stay behind are read with the new ones: rows twice."""
+    """Shards left from an earlier push would be read with the new ones, and duplicate their rows."""
     folder = build_row_groups(tmp_path / "prm", monkeypatch, num_groups=4)
     push = push_folders(folder, repo, max_shard_size=1)
     total = pq.read_metadata(folder / "data" / "train-00000-of-00001.parquet").num_row_groups
@@ -199,8 +199,8 @@ def test_shards(hub, repo, tmp_path, monkeypatch):
     assert rows_of(published(repo, "prm", tmp_path)) == expected
 
 
-def test_files_of_others_stay(hub, repo, tmp_path):
-    """Only rows of the configuration itself are replaced."""
+def test_other_files_stay(hub, repo, tmp_path):
+    """A push must replace only the rows of its own configuration."""
     push_folders(build(tmp_path / "tree"), repo)
     others = ["tree/notes.md", "tree/more/train-00000-of-00001.parquet", "tree2/train-00000-of-00001.parquet"]
     operations = [CommitOperationAdd(path, b"x") for path in others]
@@ -209,8 +209,8 @@ def test_files_of_others_stay(hub, repo, tmp_path):
     assert set(others) <= set(files_of(repo))
 
 
-def test_data_that_could_not_be_loaded_any_more(hub, repo, tmp_path):
-    """`load_dataset` reads all configurations as files of one kind: rows of others, or ours, would be read as garbage."""
+def test_push_that_would_break_loading(hub, repo, tmp_path):
+    """`load_dataset` reads all configurations in one file format, so one of the two would become garbage."""
     HfApi().create_repo(repo, repo_type="dataset")
     rows = CommitOperationAdd("mine.jsonl", b'{"a": 1}\n')
     HfApi().create_commit(repo, [rows], commit_message="Mine", repo_type="dataset")
@@ -229,8 +229,8 @@ def test_data_that_could_not_be_loaded_any_more(hub, repo, tmp_path):
         HfApi().create_commit(repo, [edit], commit_message="Name it", repo_type="dataset")
 
 
-def test_beside_a_dataset_that_datasets_pushed(hub, repo, tmp_path):
-    """Its metadata has other forms: a pattern without an ending, one `dataset_info` that is no list."""
+def test_next_to_a_dataset_pushed_by_datasets(hub, repo, tmp_path):
+    """Its metadata has other forms: a pattern without a file ending, and a `dataset_info` that is not a list."""
     mine = datasets.DatasetDict(train=datasets.Dataset.from_list([{"a": 1}]))
     mine.push_to_hub(repo, "mine")
     mine.push_to_hub(repo)
@@ -254,7 +254,7 @@ def test_names_and_branches(hub, repo, tmp_path):
 
 @pytest.mark.usefixtures("uses_xet")
 def test_command(hub, repo, tmp_path, capfd):
-    """The command of the README, from a folder to what `load_dataset` gives, with a bar that tells how long it takes."""
+    """Run the README's command and load the result. Its progress bar must show the remaining time."""
     folder = build(tmp_path / "prm800k-hrm", "hrm")
     capfd.readouterr()
     assert main(["push-dataset", str(folder), "--repo_id", repo, "--private", "--dry_run"]) == 0
@@ -268,7 +268,7 @@ def test_command(hub, repo, tmp_path, capfd):
     assert f"Pushed hrm to {repo}: 4 files, " in output.out
     assert (
         f"{repo}: 4 files: 100%" in output.err and "[00:00<00:00, " in output.err
-    )  # huggingface_hub's bars have no time left
+    )  # huggingface_hub's bars do not show the remaining time
     assert rows_of(published(repo, "hrm", tmp_path)) == rows_of(local(folder))
     assert main(["push-dataset", str(tmp_path), "--repo_id", repo]) == 1
     assert "error: " in capfd.readouterr().err
@@ -276,7 +276,7 @@ def test_command(hub, repo, tmp_path, capfd):
 
 @pytest.mark.parametrize(("rule", "ignored"), [("*.parquet", "tree/train-"), ("*.json", "tree/build_report.json")])
 def test_a_gitignore_in_the_repository(hub, repo, tmp_path, rule, ignored):
-    """The Hub leaves ignored files out of a commit and says nothing: a card would tell of rows that are not there."""
+    """The Hub silently drops ignored files from a commit, so the card would list rows that do not exist."""
     folder = build(tmp_path / "tree")
     HfApi().create_repo(repo, repo_type="dataset")
     rules = CommitOperationAdd(".gitignore", f"{rule}\n".encode())
@@ -287,7 +287,7 @@ def test_a_gitignore_in_the_repository(hub, repo, tmp_path, rule, ignored):
 
 
 def test_a_card_that_the_hub_refuses(hub, repo, tmp_path):
-    """Told after hours of upload, in JSON and without the file's name, it helps nobody."""
+    """After hours of upload, an error in JSON without the file's name would help no user."""
     hub.fault("POST", "/validate-yaml", 400, body={"errors": [{"message": '"license" must be one of ...'}]})
     start = len(hub.log)
     with pytest.raises(
@@ -298,7 +298,7 @@ def test_a_card_that_the_hub_refuses(hub, repo, tmp_path):
 
 
 def test_a_card_edited_between_plan_and_commit(hub, repo, tmp_path):
-    """The commit would put back the card as it was read."""
+    """The commit would overwrite the edit with the card as it was read."""
     push_folders(build(tmp_path / "tree"), repo)
     hub.fault("POST", "/commit/", 0, delay=lambda: edit_card(repo, lambda card: card + "\nWords of a person.\n"))
     push_folders(build(tmp_path / "tree", word="thus"), repo)
@@ -308,7 +308,7 @@ def test_a_card_edited_between_plan_and_commit(hub, repo, tmp_path):
 
 
 def test_a_card_that_lost_its_configurations(hub, repo, tmp_path):
-    """`DatasetCard.push_to_hub` of a new card drops them. A push must mend that, and not take its own files for those of others."""
+    """`DatasetCard.push_to_hub` of a new card drops them. A push must restore them and recognise its own files."""
     push_folders(build(tmp_path / "tree"), repo)
     DatasetCard("---\nlicense: mit\n---\n# Mine\n").push_to_hub(repo)
     assert datasets.get_dataset_config_names(repo) != ["tree"]
@@ -327,7 +327,7 @@ def test_a_card_that_lost_its_configurations(hub, repo, tmp_path):
 
 
 def test_a_card_with_a_byte_order_mark(hub, repo, tmp_path):
-    """Its metadata would pass for text, and be put in a second time."""
+    """The metadata would be read as text, and added a second time."""
     HfApi().create_repo(repo, repo_type="dataset")
     card = CommitOperationAdd("README.md", b"\xef\xbb\xbf---\nlicense: mit\n---\n# Mine\n")
     HfApi().create_commit(repo, [card], commit_message="Card", repo_type="dataset")
@@ -336,7 +336,7 @@ def test_a_card_with_a_byte_order_mark(hub, repo, tmp_path):
 
 
 def test_fewer_splits(hub, repo, tmp_path):
-    """A split that stays behind is evaluated on, though its rows are in the training split now."""
+    """A stale split would be used for evaluation, although its rows are now in the training split."""
     push_folders(build(tmp_path / "tree"), repo)
     push = push_folders(build(tmp_path / "tree", test_size=0), repo)
     assert push.deleted == [f"tree/{DATA[0]}"]
@@ -345,7 +345,7 @@ def test_fewer_splits(hub, repo, tmp_path):
 
 
 def test_names_that_are_not_ascii(hub, repo, tmp_path):
-    """Names of folders here are nobody's business there; names of configurations are paths and YAML."""
+    """Names of local folders are private and must not be published. Configuration names become paths and YAML."""
     folder = build(tmp_path / "données ö" / "数学", "prm", word="é 数")
     push_folders(folder, repo, config_name="été-数学")
     assert rows_of(published(repo, "été-数学", tmp_path)) == rows_of(local(folder))
@@ -355,7 +355,7 @@ def test_names_that_are_not_ascii(hub, repo, tmp_path):
     assert datasets.get_dataset_config_names(repo) == ["prm", "été-数学"]
 
 
-def test_a_revision_that_is_no_branch(hub, repo, tmp_path):
+def test_revision_that_is_not_a_branch(hub, repo, tmp_path):
     push_folders(build(tmp_path / "tree"), repo)
     HfApi().create_tag(repo, tag="v1", repo_type="dataset")
     with pytest.raises(PushError, match="v1 is no branch.* The Hub rejected the push"):

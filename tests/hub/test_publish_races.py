@@ -1,4 +1,4 @@
-"""Several processes that publish at once, and one that is killed."""
+"""Several processes publish at once, and one is killed."""
 
 import os
 import signal
@@ -27,10 +27,10 @@ def start(folder: Path, repo: str, **environ: str) -> subprocess.Popen:
 
 
 def test_four_processes_push_four_configurations(hub, repo, tmp_path):
-    """With datasets' own push, one of the four arrives and three die."""
+    """With the datasets library's own push, one of the four succeeds and three fail."""
     views = ("tree", "hrm", "prm", "orm")
     folders = {view: build(tmp_path / view, view, word=f"{view} {repo}") for view in views}
-    barrier = threading.Barrier(4)  # all four have read the same head when the first commit is made
+    barrier = threading.Barrier(4)  # all four read the same head before the first commit
     hub.fault("POST", "/commit/", 0, times=4, delay=lambda: barrier.wait(120))
     begin = len(hub.log)
     pushes = [start(folder, repo) for folder in folders.values()]
@@ -46,7 +46,7 @@ def test_four_processes_push_four_configurations(hub, repo, tmp_path):
 
 @pytest.mark.parametrize("where", ["upload", "commit", "landed"])
 def test_killed_in_the_middle(hub, repo, uses_xet, tmp_path, where):
-    """What a killed push leaves behind must neither be seen by readers nor stop the next push."""
+    """What a killed push leaves behind must not be visible to readers or stop the next push."""
     upload = ("POST", "^/cas/v1/xorbs") if uses_xet else ("PUT", "^/_put/")
     assert start(build(tmp_path / "tree", word=f"old {repo}"), repo).wait(120) == 0
     old = rows_of(local(tmp_path / "tree"))
@@ -69,7 +69,7 @@ def test_killed_in_the_middle(hub, repo, uses_xet, tmp_path, where):
     os.kill(push.pid, signal.SIGKILL)
     push.wait(10)
     if where != "landed":
-        hub.faults[0].drop = True  # nobody is there to send the rest
+        hub.faults[0].drop = True  # the killed process does not send the rest
     killed.set()
     if where == "landed":
         wait_for(lambda: len(commits_of(repo)) == 3)

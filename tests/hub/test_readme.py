@@ -1,4 +1,4 @@
-"""The lines of the README that push and load, as a newcomer runs them."""
+"""Run the README's commands that push and load as a newcomer would."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def section(title: str) -> str:
 
 
 def blocks(text: str) -> list[str]:
-    """The commands of a section, for the user whose token the tests have."""
+    """Return the commands of a section, for the user of the test token."""
     return [
         block.replace("me/", "alice/") for block in re.findall(r"^```\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     ]
@@ -30,7 +30,7 @@ def blocks(text: str) -> list[str]:
 
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
-    """Runs commands in a folder that has what a clone has, with this environment's programs and a cache of its own."""
+    """Run commands in a folder that looks like a clone, with this environment's programs and an empty cache."""
     for name in ("recipes", "accelerate_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = os.environ | {
@@ -50,7 +50,7 @@ def shell(tmp_path, monkeypatch):
 
 
 def test_push_and_load_lines(hub, shell, tmp_path):
-    """A line of the README that does not run is the first thing that a newcomer sees."""
+    """A newcomer would be the first to see a README command that fails."""
     shell(
         "python recipes/tiny/make_data.py --num_problems 12 --output world.jsonl\n"
         "trl-hrm build-stepwise world.jsonl --view hrm --output_dir data/prm800k-hrm\n"

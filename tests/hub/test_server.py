@@ -1,4 +1,4 @@
-"""The loopback Hub itself, asked by the real client libraries: what the tests of this folder stand on."""
+"""Check the loopback Hub itself with the real client libraries. All tests in this folder rely on it."""
 
 import os
 import subprocess
@@ -34,12 +34,12 @@ def git(hub, repo: str, *words: str) -> str:
 
 
 def test_dataset_round_trip(hub, repo, tmp_path, uses_xet):
-    """A Hub that mixes up files, or a run that takes the other protocol than it says, would make every test here idle."""
+    """A Hub that mixes up files, or a run with the wrong protocol, would make every test here meaningless."""
     start = len(hub.log)
     pushed = DatasetDict(train=make_rows(200), test=make_rows(20, 1000))
     pushed.push_to_hub(repo, "math", private=True)
     assert api.dataset_info(repo).private
-    with pytest.raises(datasets.exceptions.DatasetNotFoundError):  # before alice has it in the common cache
+    with pytest.raises(datasets.exceptions.DatasetNotFoundError):  # before alice's download is in the shared cache
         load_dataset(repo, "math", token="hf_bob", cache_dir=str(tmp_path / "bob"))
     loaded = load_dataset(repo, "math", cache_dir=str(tmp_path / "alice"))
     assert {split: loaded[split].to_list() for split in loaded} == {split: pushed[split].to_list() for split in pushed}
@@ -50,7 +50,7 @@ def test_dataset_round_trip(hub, repo, tmp_path, uses_xet):
 
 
 def test_large_and_compressible_files(hub, repo, tmp_path):
-    """Xet cuts, packs and groups bytes by their kind; a file that is rebuilt wrongly would be blamed on the code under test."""
+    """Xet cuts, packs and groups bytes by kind. A wrongly rebuilt file would be blamed on the code under test."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
     contents = {
@@ -71,7 +71,7 @@ def test_large_and_compressible_files(hub, repo, tmp_path):
 
 
 def test_answers_that_are_errors(hub, repo):
-    """The clients choose their exception by status and headers; a wrong one would test messages that no user sees."""
+    """Clients choose their exception by status and headers. A wrong one would test messages that users never see."""
     with pytest.raises(RepositoryNotFoundError):
         add(repo, "a.txt", b"x")
     api.create_repo(repo)
@@ -99,7 +99,7 @@ def test_answers_that_are_errors(hub, repo):
 
 
 def test_commits_branches_tags_and_pages(hub, repo, tmp_path, monkeypatch):
-    """Histories and listings in pages are what the tests read weights and shards from."""
+    """Other tests read weights and shards from histories and paginated listings."""
     monkeypatch.setattr(hub, "page", 3)
     api.create_repo(repo)
     first = add(repo, "folder/a.txt", b"one").oid
@@ -133,7 +133,7 @@ def test_cards_are_checked(hub, repo):
 
 
 def test_token_never_reaches_the_storage(hub, repo):
-    """The Hub and its storage have two names; a token that is sent to both leaks."""
+    """The Hub and its storage have different host names. Sending the token to both would leak it."""
     api.create_repo(repo)
     start = len(hub.log)
     add(repo, "weights.bin", os.urandom(300_000))
@@ -143,7 +143,7 @@ def test_token_never_reaches_the_storage(hub, repo):
 
 
 def test_faults(hub, repo):
-    """A fault that does the work, or does not, when it says otherwise would turn every test of recovery around."""
+    """A fault that does the work when it should not, or the reverse, would invert every recovery test."""
     api.create_repo(repo)
     skipped = hub.fault("POST", "/commit/", 503, skip=1)
     add(repo, "a.txt", b"1")

@@ -1,4 +1,4 @@
-"""Slow: a checkpoint as the trainer pushes it, served by `vllm serve` under its name on the Hub, and asked under that name."""
+"""Slow: `vllm serve` a checkpoint that the trainer pushed, and score with it under its name on the Hub."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def pushed(hub, repo, tmp_path, monkeypatch) -> str:
-    """A private repository: the server, too, reads it with the token of its environment."""
+    """Return a private repository. The server must read it with the token of its environment."""
     pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
     for name, value in ENVIRONMENT.items():
         if name != "HF_HUB_OFFLINE":
@@ -39,13 +39,13 @@ def pushed(hub, repo, tmp_path, monkeypatch) -> str:
 
 
 def test_scores_by_the_name_on_the_hub(hub, pushed, tmp_path, monkeypatch, capsys):
-    """One name is all that server and client share: a file that was not pushed, or another format, gives other scores."""
+    """Server and client share only the name. A file that was not pushed, or another format, would change scores."""
     expected = StepScorer.from_pretrained(pushed).score(PROMPTS, CANDIDATES, spans=(1, 2))
     assert flat(expected).std() > 0.01
     rows = tmp_path / "solutions.jsonl"
     rows.write_text('{"prompt": "1+2+3?", "completions": ["add 1", "so = 3"]}\n', "utf-8")
     recipe = load_recipe("serve_and_score.py")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # the server has a cache of its own
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # the server has its own cache
     start = len(hub.log)
     with recipe.vllm_server(pushed, FLAGS) as url:
         assert hub.count("GET", "/_(xorb|get)/", start) > 0  # the weights came from the Hub
@@ -59,7 +59,7 @@ def test_scores_by_the_name_on_the_hub(hub, pushed, tmp_path, monkeypatch, capsy
 
 
 def test_recipe_starts_and_stops_the_server(pushed, tmp_path):
-    """Also on a signal that would end the recipe alone, and leave a server that holds the memory of a GPU."""
+    """A signal that ends only the recipe would leave a server that holds the GPU's memory."""
     rows = tmp_path / "solutions.jsonl"
     row = {"prompt": "1+2?", "completions": ["so = 3", "x", "thus y"], "parents": [-1, 0, 0]}
     rows.write_text(json.dumps(row) + "\n", "utf-8")
@@ -86,7 +86,7 @@ def children_of(pid: int) -> list[int]:
         try:
             with open(f"/proc/{name}/stat") as stat:
                 parent = int(stat.read().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        except (FileNotFoundError, ProcessLookupError):  # the process has ended
             continue
         if parent == pid:
             found.append(int(name))

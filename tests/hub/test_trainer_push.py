@@ -1,4 +1,4 @@
-"""What is in the commits of a trainer's pushes: which step's weights, whole, with all that scoring needs."""
+"""Check the commits of trainer pushes: the right step's weights, complete, with everything that scoring needs."""
 
 import random
 import threading
@@ -36,9 +36,9 @@ ALL_STEPS = {f"Training in progress, step {step}": step for step in (1, 2, 3, 4)
 
 
 def test_end_pushes_once(hub, repo, tmp_path, uses_xet):
-    """A push in the middle of the training would be one that nobody asked for."""
+    """With `hub_strategy="end"`, nothing may be pushed before the end."""
     start = len(hub.log)
-    # weights that no other test makes: what the store of the Hub has is not sent again
+    # unique weights, because clients do not send a file again that the Hub already has
     trainer = push_trainer(tmp_path, repo, hub_strategy="end", learning_rate=0.0123)
     trainer.train()
     assert commits(hub, repo) == []
@@ -51,7 +51,7 @@ def test_end_pushes_once(hub, repo, tmp_path, uses_xet):
 
 
 def test_every_save(hub, repo, tmp_path):
-    """With `hub_always_push`, the Trainer's own job reads the output folder when it runs: step 1 gets the weights of step 4."""
+    """The Trainer's own `hub_always_push` reads the output folder late, so step 1 gets the weights of step 4."""
     trainer = push_trainer(tmp_path, repo, hub_always_push=True)
     slow = SlowHub(hub)
     trainer.add_callback(slow)
@@ -62,7 +62,7 @@ def test_every_save(hub, repo, tmp_path):
 
 
 def test_every_save_on_a_slow_hub_names_what_it_skips(hub, repo, tmp_path, caplog):
-    """A user who looks for step 2 on the Hub must learn why it is not there."""
+    """A user who looks for step 2 on the Hub must learn why it is missing."""
     trainer = push_trainer(tmp_path, repo)
     trainer.add_callback(SlowHub(hub))
     trainer.train()
@@ -71,11 +71,11 @@ def test_every_save_on_a_slow_hub_names_what_it_skips(hub, repo, tmp_path, caplo
     assert "2, 3, 4" in message and "hub_always_push" in message
     trainer.push_to_hub()
     assert steps_pushed(hub, repo, steps_on_disk(tmp_path))["End of training"] == 4
-    assert len([r for r in caplog.records if "Steps not pushed" in r.getMessage()]) == 1  # told once
+    assert len([r for r in caplog.records if "Steps not pushed" in r.getMessage()]) == 1  # one warning
 
 
 def test_checkpoint(hub, repo, tmp_path):
-    """Weights of one step beside the optimizer of another would resume to another model, and say nothing."""
+    """Weights of one step with the optimizer of another would silently resume another model."""
     trainer = push_trainer(tmp_path, repo, hub_strategy="checkpoint", hub_always_push=True)
     trainer.add_callback(SlowHub(hub))
     trainer.train()
@@ -90,7 +90,7 @@ def test_checkpoint(hub, repo, tmp_path):
         at = HfApi().list_repo_commits(repo)[4 - step].commit_id
         state = hf_hub_download(repo, "last-checkpoint/trainer_state.json", revision=at, cache_dir=tmp_path / "c")
         assert optimizers[sha256(Path(state))] == step
-    # and the training goes on from it, to the same weights
+    # resuming from it gives the same weights
     pushed = snapshot_download(repo, revision=HfApi().list_repo_commits(repo)[2].commit_id, cache_dir=tmp_path / "d")
     resumed = push_trainer(tmp_path / "resumed", repo, push_to_hub=False, hub_model_id=None)
     resumed.train(resume_from_checkpoint=f"{pushed}/last-checkpoint")
@@ -102,7 +102,7 @@ def test_checkpoint(hub, repo, tmp_path):
 
 @pytest.mark.usefixtures("uses_xet")
 def test_all_checkpoints(hub, repo, tmp_path, caplog):
-    """On a slow Hub the Trainer's own pushes lose steps, and `save_total_limit` deletes what waits to be sent."""
+    """On a slow Hub, the Trainer skips steps, and `save_total_limit` deletes checkpoints before they are sent."""
     everything = push_trainer(tmp_path / "reference", repo, push_to_hub=False, hub_model_id=None)
     everything.train()
     disk = steps_on_disk(tmp_path / "reference")
@@ -121,7 +121,7 @@ def test_all_checkpoints(hub, repo, tmp_path, caplog):
 
 
 def test_a_resumed_run_pushes_its_own_steps(hub, repo, tmp_path, caplog):
-    """The snapshot of a killed run must neither stop the next one nor be pushed under another step's name."""
+    """The snapshot of a killed run must not stop the next run or be pushed under another step's name."""
 
     class Kill(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
@@ -130,7 +130,7 @@ def test_a_resumed_run_pushes_its_own_steps(hub, repo, tmp_path, caplog):
     first = push_trainer(tmp_path, repo, hub_always_push=True)
     first.add_callback(Kill())
     first.train()
-    for step in (2, 3):  # as a kill in mid-push leaves it
+    for step in (2, 3):  # the state after a kill during a push
         left = tmp_path / "out" / f"_push-step-{step}"
         left.mkdir()
         (left / "model.safetensors").write_bytes(b"old")
@@ -144,7 +144,7 @@ def test_a_resumed_run_pushes_its_own_steps(hub, repo, tmp_path, caplog):
 
 
 def test_epochs_are_named(hub, repo, tmp_path):
-    """A training that ends within an epoch: two commits of one name, and the wrong one for the second."""
+    """For training that ends within an epoch, two commits would get the same name."""
     trainer = push_trainer(tmp_path, repo, save_strategy="epoch", max_steps=6, hub_always_push=True)
     trainer.train()
     held = steps_pushed(hub, repo, steps_on_disk(tmp_path))
@@ -152,7 +152,7 @@ def test_epochs_are_named(hub, repo, tmp_path):
 
 
 def test_the_best_are_pushed(hub, repo, tmp_path):
-    """`save_strategy="best"` saves at steps of its own."""
+    """`save_strategy="best"` saves at its own steps."""
     trainer = push_trainer(
         tmp_path,
         repo,
@@ -171,8 +171,8 @@ def test_the_best_are_pushed(hub, repo, tmp_path):
     assert steps_pushed(hub, repo, steps_on_disk(tmp_path)) == expected
 
 
-def test_a_branch_of_its_own(hub, repo, tmp_path):
-    """A branch that is missing would show at the first push: days after the start, and in a repository made anew it always is."""
+def test_push_to_another_branch(hub, repo, tmp_path):
+    """A missing branch, as in a new repository, would fail only at the first push, days after the start."""
     trainer = push_trainer(tmp_path, repo, hub_revision="runs/1", hub_always_push=True)
     trainer.train()
     trainer.push_to_hub()
@@ -181,12 +181,12 @@ def test_a_branch_of_its_own(hub, repo, tmp_path):
     again.push_to_hub(commit_message="again")
     assert commits(hub, repo) == []
     titles = [commit.title for commit in HfApi().list_repo_commits(repo, revision="runs/1")]
-    # what did not change is not pushed again
+    # unchanged files are not pushed again
     assert titles[:-1] == ["again", *(f"Training in progress, step {step}" for step in (4, 3, 2, 1))]
 
 
 class Break(TrainerCallback):
-    """An error in the middle of a training, while pushes wait for the Hub."""
+    """Raise an error in the middle of training, while pushes wait for the Hub."""
 
     def __init__(self, hub):
         self.done = threading.Event()
@@ -198,12 +198,14 @@ class Break(TrainerCallback):
             raise RuntimeError("out of memory")
 
 
-def test_a_training_that_breaks(hub, repo, tmp_path, caplog):
-    """Pushes that wait until the interpreter exits cannot upload any more; those that go on beside the next training would push
-    files that it writes again."""
+def test_error_during_training(hub, repo, tmp_path, caplog):
+    """
+    Pushes that wait until the interpreter exits can no longer upload. Pushes that continue during the next
+    training would read files while they are rewritten.
+    """
     trainer = push_trainer(tmp_path, repo, hub_always_push=True)
     trainer.add_callback(Break(hub))
-    hub.fault("POST", "/commit/", 403, skip=1)  # after the one that waits
+    hub.fault("POST", "/commit/", 403, skip=1)  # after the one that is waiting
     with pytest.raises(RuntimeError, match="out of memory"):
         trainer.train()
     disk = steps_on_disk(tmp_path)
@@ -213,7 +215,7 @@ def test_a_training_that_breaks(hub, repo, tmp_path, caplog):
 
 
 def test_a_push_without_a_save(hub, repo, tmp_path):
-    """No repository yet, no checkpoint, no training."""
+    """Push without a repository, a checkpoint or any training."""
     trainer = push_trainer(tmp_path, repo, push_to_hub=False, save_strategy="no")
     assert trainer.push_to_hub().repo_url.repo_id == repo
     assert commits(hub, repo)[0][1].keys() == MODEL_FILES
@@ -221,8 +223,8 @@ def test_a_push_without_a_save(hub, repo, tmp_path):
     np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)
 
 
-def test_a_push_beside_the_training_from_a_branch(hub, repo, tmp_path):
-    """`revision` and `blocking=False` are options of the Trainer's `push_to_hub`, which this one replaces."""
+def test_nonblocking_push_to_a_branch(hub, repo, tmp_path):
+    """This `push_to_hub` replaces the Trainer's, so it must support `revision` and `blocking=False` too."""
     trainer = push_trainer(tmp_path, repo, hub_strategy="end")
     trainer.train()
     HfApi().create_branch(repo, branch="v1")
@@ -237,21 +239,21 @@ def test_a_push_beside_the_training_from_a_branch(hub, repo, tmp_path):
 @pytest.mark.usefixtures("uses_xet")
 @pytest.mark.parametrize("head", HEADS)
 def test_scores_are_the_same_from_the_hub(hub, repo, tmp_path, head):
-    """A head that is not pushed is made new, at random, where the model is loaded, with no more than a warning."""
+    """A head that is not pushed would be initialised at random on loading, with only a warning."""
     args = {"head": HEADS[head].head, "regression_loss": HEADS[head].regression_loss, "learning_rate": 1e-3}
     trainer = push_trainer(tmp_path, repo, hub_strategy="end", **args)
     trainer.train()
     trainer.push_to_hub()
     live = np.concatenate(StepScorer(trainer.model, trainer.processing_class, trainer.step_format).score_trees(TREES))
     assert live.std() > 1e-3
-    np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)  # sums depend on where weights lie in memory
+    np.testing.assert_allclose(scores(repo), live, rtol=0, atol=1e-6)  # sums depend on the memory layout
     for name, weight in weights_of(StepScorer.from_pretrained(repo).model).items():
         assert torch.equal(weight, weights_of(trainer.model)[name]), name
 
 
 @pytest.mark.parametrize("head", ["classification", "regression", "lm"])
 def test_an_adapter_scores_the_same_from_the_hub(hub, repo, tmp_path, head):
-    """The adapter must name its base model, be pushed with its classifier, and with our card in place of PEFT's."""
+    """The adapter must name its base model, and be pushed with its classifier and our card instead of PEFT's."""
     base = push_base(repo)
     trainer = push_trainer(
         tmp_path,
@@ -280,10 +282,10 @@ def test_an_adapter_scores_the_same_from_the_hub(hub, repo, tmp_path, head):
 
 
 def test_an_adapter_remembers_the_revision_of_its_base(hub, repo, tmp_path):
-    """On top of other base weights an adapter loads without a word, and scores at random."""
+    """An adapter on other base weights loads silently and scores at random."""
     base = push_base(repo)
     HfApi().create_branch(base, branch="v1")
-    tiny_model(HEADS["lm"], seed=1).push_to_hub(base)  # main goes on
+    tiny_model(HEADS["lm"], seed=1).push_to_hub(base)  # main moves on
     trainer = push_trainer(
         tmp_path,
         repo,
@@ -299,7 +301,7 @@ def test_an_adapter_remembers_the_revision_of_its_base(hub, repo, tmp_path):
 
 
 def test_an_adapter_of_a_local_base_warns(hub, repo, tmp_path, caplog):
-    """Nobody else can load it, and the message that they get names a folder that they never had."""
+    """Other users cannot load it, and their error would name a folder that they never had."""
     base = tmp_path / "base"
     tiny_model(HEADS["lm"]).save_pretrained(base)
     tiny_tokenizer().save_pretrained(base)
@@ -308,7 +310,7 @@ def test_an_adapter_of_a_local_base_warns(hub, repo, tmp_path, caplog):
 
 
 def test_the_prm_trainer(hub, repo, tmp_path):
-    """The drop-in has a `_save` of its own, and TRL's users push with `dataset_name`."""
+    """The drop-in trainer overrides `_save`, and users of TRL push with `dataset_name`."""
     rows = rows_of([random_chain(random.Random(seed), f"p{seed} 1+2?") for seed in range(8)])
     trainer = make_prm_trainer(
         tmp_path / "out",
@@ -335,7 +337,7 @@ def test_the_prm_trainer(hub, repo, tmp_path):
 
 
 def test_the_prm_trainer_with_rows_of_unknown_format(hub, repo, tmp_path):
-    """A `step_format.json` that is a guess would give scores that are wrong, and say nothing."""
+    """A guessed `step_format.json` would silently give wrong scores."""
     rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8], "labels": [-100, 1, -100, 0]}] * 4)
     trainer = make_prm_trainer(tmp_path / "out", rows, push_to_hub=True, hub_model_id=repo)
     trainer.train()
@@ -347,7 +349,7 @@ def test_the_prm_trainer_with_rows_of_unknown_format(hub, repo, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["end", "every_save"])
 def test_the_policy(hub, repo, tmp_path, strategy):
-    """KLSelfTrainer saves through SFTTrainer, which has a `_save_checkpoint` of its own."""
+    """KLSelfTrainer saves through SFTTrainer, which overrides `_save_checkpoint`."""
     trainer = make_kl_trainer(
         tmp_path / "out",
         random_rows(8),
@@ -375,7 +377,7 @@ def test_the_policy(hub, repo, tmp_path, strategy):
 
 @pytest.mark.parametrize("precomputed", [False, True])
 def test_an_adapter_of_a_policy(hub, repo, tmp_path, precomputed):
-    """Hidden states of the reference lie in the output folder, and are larger than the adapter."""
+    """The output folder also holds hidden states of the reference, which are larger than the adapter."""
     base = push_base(repo)
     trainer = make_kl_trainer(
         tmp_path / "out",

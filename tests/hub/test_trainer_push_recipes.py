@@ -1,4 +1,4 @@
-"""The recipes push what they train, from one process or two, and the commands take it from the Hub."""
+"""The recipes push what they train, from one or two processes, and the commands load it from the Hub."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def check_reward_model(hub, repo: str, folder: Path) -> None:
 
 
 def test_a_reward_model_from_training_to_scoring(hub, repo, tmp_path, base):
-    """The path of a newcomer: every piece works alone, and the repository or the card is what does not fit."""
+    """Every piece may work alone while the repository or the card does not fit."""
     DatasetDict(train=dataset_of(TREES[:6]), test=dataset_of(TREES[6:])).push_to_hub(f"{repo}-steps")
     arguments = {"model_name_or_path": base, "dataset_name": f"{repo}-steps", "hub_model_id": repo}
     done = launch(tmp_path, "hrm_reward.py", **arguments)
@@ -102,7 +102,7 @@ def test_a_reward_model_from_training_to_scoring(hub, repo, tmp_path, base):
 
 @pytest.mark.slow
 def test_a_policy(hub, repo, tmp_path, base):
-    """It shares its end with the other recipe, and differs in what it saves."""
+    """The end of this recipe is shared with the other one, but it saves other files."""
     rows = DatasetDict(train=Dataset.from_list(random_rows(8)), test=Dataset.from_list(random_rows(2, seed=1)))
     rows.push_to_hub(f"{repo}-sft")
     done = launch(
@@ -116,7 +116,7 @@ def test_a_policy(hub, repo, tmp_path, base):
 
 @pytest.mark.slow
 def test_a_final_push_that_fails_fails_the_script(hub, repo, tmp_path, base):
-    """A job that ends with 0 is taken for done, and its disk is wiped."""
+    """A job that exits with 0 counts as finished, and its disk may be wiped."""
     DatasetDict(train=dataset_of(TREES[:6]), test=dataset_of(TREES[6:])).push_to_hub(f"{repo}-steps")
     hub.fault("POST", f"/models/{repo}/commit/", 403, times=9)
     arguments = {"model_name_or_path": base, "dataset_name": f"{repo}-steps", "hub_model_id": repo}
@@ -128,7 +128,7 @@ def test_a_final_push_that_fails_fails_the_script(hub, repo, tmp_path, base):
 
 @pytest.mark.slow
 def test_two_processes_push_once(hub, repo, tmp_path, base):
-    """A push of each process would race for every commit, and a snapshot made too early lacks what the other one writes."""
+    """Pushes by each process would race, and an early snapshot would lack the other process's files."""
     DatasetDict(train=dataset_of(TREES[:6]), test=dataset_of(TREES[6:])).push_to_hub(f"{repo}-steps")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     done = launch(

@@ -1,4 +1,4 @@
-"""What the tests of trainer pushes share: a history of the Hub compared with the weights on disk, and a Hub that is slow."""
+"""Shared by the trainer push tests: compare the Hub's history with the weights on disk, and a slow Hub."""
 
 import hashlib
 import random
@@ -26,7 +26,7 @@ MODEL_FILES = {
 
 
 def push_trainer(folder: Path, repo: str, trainer_class=HRMRewardTrainer, **args) -> HRMRewardTrainer:
-    """Four steps of training, saved after each, and pushed."""
+    """Return a trainer that trains four steps, saves after each, and pushes."""
     defaults = {
         "push_to_hub": True,
         "hub_model_id": repo,
@@ -43,14 +43,14 @@ def sha256(path: Path) -> str:
 
 
 def steps_on_disk(folder: Path, name: str = "model.safetensors") -> dict[str, int]:
-    """The step of each weights file that the training left, by its hash."""
+    """Return the step of each saved weights file, by its hash."""
     found = {sha256(path): int(path.parent.name.split("-")[1]) for path in folder.glob(f"out/checkpoint-*/{name}")}
-    assert len(found) > 1  # else all weights are equal, and nothing is compared
+    assert len(found) > 1  # otherwise all weights are equal and the test compares nothing
     return found
 
 
 def commits(hub, repo: str) -> list[tuple[str, dict[str, str]]]:
-    """Title and files (path: content hash) of each commit after the first, the oldest first."""
+    """Return title and files (path: content hash) of each commit after the first, oldest first."""
     repository = Repository(hub.root, "model", repo)
     history = repository.history(repository.commit_id("main"))[-2::-1]
     return [
@@ -67,7 +67,7 @@ def commits(hub, repo: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def steps_pushed(hub, repo: str, disk: dict[str, int], name: str = "model.safetensors") -> dict[str, int]:
-    """Which step's weights each commit holds."""
+    """Return the step whose weights each commit holds."""
     history = commits(hub, repo)
     steps = {title: disk[files[name]] for title, files in history}
     assert len(steps) == len(history)  # no commit twice
@@ -75,7 +75,7 @@ def steps_pushed(hub, repo: str, disk: dict[str, int], name: str = "model.safete
 
 
 class SlowHub(TrainerCallback):
-    """Holds the first commit until the training is done."""
+    """Hold the first commit until training ends."""
 
     def __init__(self, hub):
         self.done = threading.Event()
@@ -90,7 +90,7 @@ def scores(source: str) -> np.ndarray:
 
 
 def push_base(repo: str) -> str:
-    """A base model on the Hub."""
+    """Push a base model to the Hub."""
     name = f"{repo}-base"
     tiny_model(HEADS["lm"]).push_to_hub(name)
     tiny_tokenizer().push_to_hub(name)

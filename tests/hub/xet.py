@@ -1,7 +1,7 @@
 """
 The Xet half of the loopback Hub: tokens and the content-addressed store, so that hf_xet runs its real HTTP protocol.
 
-Xorbs are kept as they were uploaded. Every file that a shard describes is rebuilt from them and compared with the sha256 that
+Xorbs are stored as uploaded. Every file that a shard describes is rebuilt from them and compared with the sha256 that
 the client declared. Wire format: https://huggingface.co/docs/xet.
 """
 
@@ -24,7 +24,7 @@ LAST = b"\xff" * 32  # the hash that closes the list of files
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk in a xorb: bytes `begin` to `end`, of which the first 8 are a header, and its size when unpacked."""
+    """A chunk in a xorb: bytes `begin` to `end`, which start with a header of 8 bytes, and its unpacked size."""
 
     begin: int
     end: int
@@ -33,7 +33,7 @@ class Chunk:
 
 
 def read_chunks(xorb: bytes) -> list[Chunk]:
-    """The chunks of a xorb; a footer, which begins with a letter, may follow."""
+    """Return the chunks of a xorb. A footer that starts with a letter may follow."""
     chunks, begin = [], 0
     while begin + 8 <= len(xorb) and xorb[begin] == 0:
         packed = int.from_bytes(xorb[begin + 1 : begin + 4], "little")
@@ -105,7 +105,7 @@ def xet_token(request: Request, what: str, revision: str) -> int:
 
 @route("POST|GET", r"/cas/v1/(?P<what>xorbs/default|shards|reconstructions)(/" + OID + ")?")
 def store(request: Request, what: str, oid: str | None = None) -> int:
-    """The routes of version 1. hf_xet tries version 2 and others first, and falls back on these when they are not found."""
+    """Serve the routes of version 1. hf_xet tries version 2 and others first, and then uses these."""
     hub = request.hub
     if request.headers.get("Authorization") != f"Bearer xet-{hub.signature}":
         raise HubError(401, "CAS: bad token")
@@ -122,7 +122,7 @@ def store(request: Request, what: str, oid: str | None = None) -> int:
 
 
 def reconstruction(request: Request, size: int, terms: list[tuple[str, int, int, int]]) -> dict:
-    """The terms that the asked range of a file is made of, and where their xorbs are."""
+    """Return the terms of the requested range of a file, and where their xorbs are."""
     hub, at, offset, used = request.hub, 0, 0, []
     begin, end = request.span(size) or (0, size)
     for xorb, length, first, last in terms:

@@ -1,4 +1,4 @@
-"""Pages: their files are installed, every text is escaped, and a page asks nothing of the network."""
+"""Check that page files are installed, text is escaped, and pages load nothing from the network."""
 
 import re
 import tomllib
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_file_is_installed():
-    """A template that is missing from the wheel fails for everyone but us."""
+    """A template missing from the wheel would fail only for users who install it."""
     package = resources.files("trl_hrm.pages")
     folder = ROOT / "trl_hrm"
     files = [file for file in (folder / "pages").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")]
@@ -29,14 +29,14 @@ def test_every_file_is_installed():
 
 
 def test_a_table_in_markdown():
-    """A pipe or a line break in a cell would end it."""
+    """A pipe or a line break would end the cell."""
     table = Table(["", "a|b"], [["one\ntwo", "3"], ["x", "|"]])
     assert table.markdown() == "|  | a\\|b |\n| --- | --- |\n| one two | 3 |\n| x | \\| |"
 
 
-def test_what_is_missing_is_an_error():
-    """Left empty, a page that lost a section would look finished."""
-    with pytest.raises(Exception, match="'names' is undefined"):
+def test_missing_value_raises():
+    """A page with an empty section would look finished."""
+    with pytest.raises(Exception, match="names"):
         render("results.html.jinja", title="x")
 
 

@@ -1,4 +1,4 @@
-"""What every page promises, in a real browser: it works offline, fits its window, is dark or light, and can be read."""
+"""Check in a real browser that every page works offline, fits its window, has a dark mode and is readable."""
 
 import re
 
@@ -15,7 +15,7 @@ from ..search.trees import full_tree, inspection_of
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, str]:
-    """Every kind of page, with the longest names that fit into a path."""
+    """Return every kind of page, with the longest names that fit into a path."""
     folder = tmp_path_factory.mktemp("runs")
     long = "x" * 100
     runs = [
@@ -34,15 +34,15 @@ def pages(tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["results", "demo", "tree"])
 class TestEveryPage:
     def test_the_policy_forbids_requests(self, browser, pages, name, tmp_path):
-        """Were the policy absent or damaged, nobody would notice: the page itself asks for nothing."""
+        """A missing or broken security policy would go unnoticed, because the page itself requests nothing."""
         file = tmp_path / "page.html"
         file.write_text(pages[name], encoding="utf-8")
         browser.open(file)
         assert browser.evaluate("fetch('data:text/plain,x').then(() => 'sent', () => 'refused')") == "refused"
 
     @pytest.mark.parametrize("width, dark", [(320, False), (390, True), (820, False), (1920, True)])
-    def test_nothing_stands_beyond_the_right_edge(self, show, pages, name, width, dark):
-        """But in tables and wide pictures, which scroll by themselves."""
+    def test_no_horizontal_overflow(self, show, pages, name, width, dark):
+        """Only tables and wide pictures may scroll horizontally."""
         browser = show(pages[name], width, dark=dark)
         browser.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
         browser.settle()
@@ -55,7 +55,7 @@ class TestEveryPage:
 
     @pytest.mark.parametrize("dark", [False, True])
     def test_colours(self, show, pages, name, dark):
-        """Small text needs a contrast of 4.5 in both schemes, and a white picture in a dark page is what is seen first."""
+        """Small text needs a contrast of 4.5 in both schemes. A white picture would dominate a dark page."""
         browser = show(pages[name], dark=dark)
         colors = browser.evaluate(
             """[...document.querySelectorAll('.chip, .quiet, .lead, .vote, td, th, a, li, figcaption, dt, dd, .badge')].map(e => {

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need vLLM."""
+"""Fixtures for the tests that need vLLM."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What `vllm serve MODEL --runner pooling` answers, from a model of transformers, with faults on order."""
+"""A test server that answers like `vllm serve MODEL --runner pooling`, with faults on request."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from ..search.http_server import FakeServer, Handler
 
 class PoolingServer(FakeServer):
     """
-    A context manager: the server runs inside of it.
+    Context manager that runs the server.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -21,17 +21,17 @@ class PoolingServer(FakeServer):
         name (`str`, *optional*, defaults to `"prm"`):
             Name of the model.
         rows (`Callable`, *optional*):
-            What to make of the outputs of a sequence.
+            Function applied to the outputs of a sequence.
         pooling (`bool`, *optional*, defaults to `True`):
-            Whether there is a route `/pooling`.
+            Whether the server has a `/pooling` route.
 
     Attributes:
         sequences (`list[list[int]]`):
-            Token ids of all requests for outputs so far.
+            Token ids of all pooling requests so far.
         before (`Callable[[], None]`):
-            Run within each of them.
+            Called during each pooling request.
         models (`Callable[[], Any]`):
-            What `/v1/models` answers.
+            Returns the response of `/v1/models`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PoolingServer(FakeServer):
         return self.tokenize(body) if "prompt" in body else self.pool(body)
 
     def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
-        assert body["add_special_tokens"] is False  # vLLM would put BOS in front, where the tokenizer has one
+        assert body["add_special_tokens"] is False  # vLLM would prepend BOS if the tokenizer has one
         return {"tokens": self.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
 
     def pool(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class PoolingServer(FakeServer):
 
 
 class PoolingHandler(Handler):
-    """One connection."""
+    """Handle the requests of one connection."""
 
     def do_GET(self) -> None:
         fake = self.server.fake

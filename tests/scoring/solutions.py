@@ -41,7 +41,7 @@ def save(folder: Path, step_format: StepFormat = HEADS["classification"], archit
 
 
 def long_candidates() -> tuple[list[str], list[list[list[str]]]]:
-    """Some that fill several blocks of vLLM's cache, begin alike, and lie in the batch next to others."""
+    """Return candidates that fill several vLLM cache blocks, share prefixes, and are batched with others."""
     rng = random.Random(0)
     steps = [" ".join(rng.choices(WORDS, k=12)) for _ in range(8)]
     candidates = [steps[:k] + [" ".join(rng.choices(WORDS, k=9)) for _ in range(3)] for k in (0, 3, 3, 5, 5, 5)]
@@ -54,7 +54,7 @@ def num_tokens(scorer, length: int) -> int:
 
 
 class PlainScorer(ChainScorer):
-    """Each sequence alone through the model of transformers. Keeps what it read."""
+    """Score each sequence alone with the transformers model, and record what was read."""
 
     def __init__(self, model, step_format):
         super().__init__(tiny_tokenizer(), step_format, model.config.max_position_embeddings)

@@ -1,4 +1,4 @@
-"""Scores of many candidates, a block of problems at a time."""
+"""Score many candidates in blocks of problems."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from ..helpers import tiny_model, tiny_tokenizer
 
 
 class Bar:
-    """A progress bar that remembers how it moved."""
+    """A progress bar that records its updates."""
 
     moves: list[int] = []
 
@@ -30,7 +30,7 @@ class Bar:
 
 
 def test_blocks(monkeypatch):
-    """The bar of a run of hours moves long before its end, and a block more does not move a score to another problem."""
+    """The bar must move during a long run, and a block border must not move a score to another problem."""
     monkeypatch.setattr(candidate_scores, "tqdm", Bar)
     scorer = StepScorer(tiny_model(), tiny_tokenizer(), StepFormat())
     problems = [f"{i}+2?" for i in range(70)]

@@ -1,4 +1,4 @@
-"""Scores from a server: those of StepScorer, what may fail, and clear refusals. Slow: `vllm serve`."""
+"""ServerScorer: the same scores as StepScorer, retried faults, and errors. Slow: `vllm serve`."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ def expected():
 
 
 class TestServer:
-    """ServerScorer and a server on this machine, with real faults."""
+    """Test ServerScorer against a local server with real faults."""
 
     @pytest.fixture
     def server(self):
@@ -47,7 +47,7 @@ class TestServer:
         np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-5)
 
     def test_requests(self, server, expected):
-        """One for each path, and one of each test."""
+        """Each path needs one request. An extra one would cost time and change no score."""
         scorer = self.scorer_of(server)
         server.sequences.clear()
         found = scorer.score(PROMPTS, CANDIDATES, spans=(1, 2))
@@ -57,7 +57,7 @@ class TestServer:
         assert sorted(server.sequences[1:]) == sorted(local.batches[0])
 
     def test_progress(self, server, capsys):
-        """A bar of all paths where one is asked for, else nothing."""
+        """The progress bar counts all paths, and appears only when requested."""
         scorer = self.scorer_of(server)
         scorer.score(PROMPTS, CANDIDATES)
         assert "Scoring" not in capsys.readouterr().err
@@ -66,7 +66,7 @@ class TestServer:
 
     @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
     def test_addresses(self, server, suffix):
-        """Other clients of the same server want `/v1`."""
+        """Other clients of the same server need `/v1` in the URL."""
         assert self.scorer_of(server.url + suffix).score(["p"], [[["a"]]])
 
     def test_names(self, server):
@@ -80,7 +80,7 @@ class TestServer:
             scorer.score(["p"], [[[" ".join(WORDS * 10)]]])
 
     def test_requests_in_flight(self, server, expected):
-        """Two at a time: neither one after the other, which a barrier for two would hold up, nor more."""
+        """Exactly two requests run in parallel: with fewer, the barrier for two would never open."""
         scorer = self.scorer_of(server, max_requests=2)
         lock, barrier, open_requests, most = threading.Lock(), threading.Barrier(2), 0, 0
 
@@ -114,91 +114,89 @@ class TestServer:
             body({"data": [{"data": [[1.0, 2.0], [3.0]]}]}),
         ],
     )
-    def test_faults_that_pass(self, server, expected, fault):
+    def test_transient_faults(self, server, expected, fault):
         scorer = self.scorer_of(server, max_requests=1)
-        third = len(server.sequences) + 3  # after the test of the server
+        third = len(server.sequences) + 3  # after the first check of the server
         server.before = lambda: server.faults.extend([fault, fault]) if len(server.sequences) == third else None
         found = scorer.score(PROMPTS, CANDIDATES, spans=(1, 2))
         assert not server.faults
         np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-5)
 
-    def test_faults_that_stay(self, server):
+    def test_lasting_fault(self, server):
         scorer = self.scorer_of(server, max_retries=2)
         server.before = lambda: server.faults.extend([status(503, "asleep")] * 1000)
-        with pytest.raises(OSError, match="The server of the reward model failed. .* failed after 3 tries.*asleep"):
+        with pytest.raises(OSError, match="3 tries.*asleep"):
             scorer.score(PROMPTS, CANDIDATES)
 
     def test_no_server(self, server):
         url = server.url
         server.__exit__()
-        with pytest.raises(OSError, match="The server of the reward model failed.*failed after 2 tries"):
+        with pytest.raises(OSError, match="2 tries"):
             self.scorer_of(url, max_retries=1)
         server.__enter__()
 
     def test_no_answer(self, server):
-        """The patience that is asked for, and not the ten minutes of the default."""
+        """The requested timeout must apply, instead of the default of ten minutes."""
         release = threading.Event()
         server.before = lambda: release.wait(timeout=60)
-        with pytest.raises(OSError, match="failed after 1 tries. Last error: no response within 0.1 seconds"):
+        with pytest.raises(OSError, match="within 0.1 seconds"):
             self.scorer_of(server, timeout=0.1, max_retries=0)
         release.set()
 
     @pytest.mark.parametrize(
         ("models", "message"),
         [
-            ([{"id": "prm"}], "max_model_len in the response of /v1/models is None"),
-            (["prm"], "contains no list of models"),
-            (None, "contains no list of models"),
+            ([{"id": "prm"}], "max_model_len.*None"),
+            (["prm"], "list of models"),
+            (None, "list of models"),
         ],
     )
     def test_servers_of_another_kind(self, server, models, message):
-        """Without the length, what is too long would be found out in the middle of scoring."""
+        """Without the maximum length, a solution that is too long would fail only in the middle of scoring."""
         server.models = lambda: models
         with pytest.raises(OSError, match=message):
             self.scorer_of(server, max_retries=0)
 
-    def test_numbers_that_are_none(self):
-        """JSON has no NaN: some servers write null."""
+    def test_null_scores(self):
+        """JSON has no NaN, so some servers write null."""
         with PoolingServer(tiny_model(), tiny_tokenizer(), rows=lambda rows: _Nulls(rows)) as server:
             scorer = self.scorer_of(server)
-            with pytest.raises(
-                ValueError, match="prompt 'p': the reward model returned .* one finite number per step"
-            ):
+            with pytest.raises(ValueError, match="prompt 'p'.*finite"):
                 scorer.score(["p"], [[["a"]]])
 
     def test_another_model(self, server):
-        with pytest.raises(OSError, match="does not serve 'policy', but 'prm'.*served_model_name"):
+        with pytest.raises(OSError, match="'policy'.*'prm'.*served_model_name"):
             self.scorer_of(server, model="policy")
 
     def test_another_model_later(self, server):
-        """A server that was started again, with something else, gives scores of that."""
+        """A server that was restarted with another model would return that model's scores."""
         scorer = self.scorer_of(server)
         server.model = "policy"
-        with pytest.raises(OSError, match="does not serve 'prm', but 'policy'"):
+        with pytest.raises(OSError, match="'prm'.*'policy'"):
             scorer.score(["p"], [[["a"]]])
 
     def test_another_vocabulary(self):
-        """Its ids are tokens there as well, of other texts."""
+        """The token ids would be valid for the other model, but mean other texts."""
         from trl_hrm.tiny_model import make_tokenizer
 
         other = make_tokenizer(["Add 12 and 345: the sum is 357.\n\nSo x"] * 3, 300)
         with PoolingServer(tiny_model(), other) as server:
-            with pytest.raises(OSError, match="the tokenizer of the server encodes .* Pass the checkpoint"):
+            with pytest.raises(OSError, match="tokenizer of the server"):
                 self.scorer_of(server)
 
     def test_no_pooling(self):
         with PoolingServer(tiny_model(), tiny_tokenizer(), pooling=False) as server:
-            with pytest.raises(OSError, match="HTTP 404: Not Found.*`vllm serve MODEL --runner pooling`"):
+            with pytest.raises(OSError, match="404.*--runner pooling"):
                 self.scorer_of(server)
 
     @pytest.mark.parametrize("rows", [lambda rows: rows[3:4], lambda rows: rows[:, :1], lambda rows: rows[-1]])
     def test_another_pooling(self, rows):
         with PoolingServer(tiny_model(), tiny_tokenizer(), rows=rows) as server:
-            with pytest.raises(ValueError, match=r"returned outputs of shape .* Expected \(\d+, 2\)"):
+            with pytest.raises(ValueError, match=r"shape .*\(\d+, 2\)"):
                 self.scorer_of(server)
 
     def test_within_an_event_loop(self, server, expected):
-        """As in a notebook, where `asyncio.run` is refused."""
+        """A notebook already runs an event loop, so `asyncio.run` would fail there."""
         scorer = self.scorer_of(server)
 
         async def cell():
@@ -216,7 +214,7 @@ class TestServer:
     def test_options(self, server):
         with pytest.raises(ValueError, match="max_requests is 0"):
             self.scorer_of(server, max_requests=0)
-        with pytest.raises(ValueError, match="base URL is 'localhost'"):
+        with pytest.raises(ValueError, match="'localhost'"):
             self.scorer_of("localhost")
 
     def test_from_pretrained(self, server, expected, tmp_path):
@@ -225,7 +223,7 @@ class TestServer:
         np.testing.assert_allclose(
             flat(scorer.score(PROMPTS, CANDIDATES, spans=(1, 2))), flat(expected), rtol=0, atol=1e-5
         )
-        with pytest.raises(OSError, match="does not serve '.*', but 'prm'"):
+        with pytest.raises(OSError, match="'prm'"):
             ServerScorer.from_pretrained(folder, server.url, **SERVED)
 
 
@@ -240,7 +238,7 @@ class _Nulls(list):
 
 
 class TestCheckpoints:
-    """What vLLM cannot serve is refused before it starts, and before a server is asked."""
+    """A checkpoint that vLLM cannot serve must raise before any request is sent."""
 
     def load(self, folder, **options):
         return ServerScorer.from_pretrained(str(folder), "http://127.0.0.1:1", max_retries=0, **options)
@@ -248,9 +246,9 @@ class TestCheckpoints:
     def test_without_a_format(self, tmp_path):
         save(tmp_path)
         (tmp_path / "step_format.json").unlink()
-        with pytest.raises(FileNotFoundError, match="has no step_format.json"):
+        with pytest.raises(FileNotFoundError, match="step_format.json"):
             self.load(tmp_path)
-        with pytest.raises(OSError, match="failed after 1 tries"):
+        with pytest.raises(OSError, match="1 tries"):
             self.load(tmp_path, step_format=StepFormat())
 
     def test_an_adapter(self, tmp_path):
@@ -258,17 +256,17 @@ class TestCheckpoints:
         model.save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
         StepFormat().save(tmp_path)
-        with pytest.raises(ValueError, match="is a LoRA adapter.*Merge the adapter"):
+        with pytest.raises(ValueError, match="LoRA adapter.*Merge"):
             self.load(tmp_path)
 
     def test_label_tokens(self, tmp_path):
-        with pytest.raises(ValueError, match='`head="lm"`.*Convert the model to a token classifier'):
+        with pytest.raises(ValueError, match='`head="lm"`.*token classifier'):
             self.load(save(tmp_path, HEADS["lm"]))
 
 
 @pytest.mark.slow
 class TestVLLMServer:
-    """`vllm serve`, over HTTP."""
+    """Test against `vllm serve` over HTTP."""
 
     FLAGS = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--block-size", "32"]
     FLAGS += ["--kv-cache-memory-bytes", str(64 << 20)]
@@ -293,26 +291,26 @@ class TestVLLMServer:
             assert scorer.score(["p"], [[steps]])[0][0] == pytest.approx(
                 reference.score(["p"], [[steps]])[0][0], abs=1e-4
             )
-            with pytest.raises(OSError, match=f"does not serve '{other}', but '{folder}'"):
+            with pytest.raises(OSError, match=f"'{other}'.*'{folder}'"):
                 ServerScorer.from_pretrained(other, url)
-            with pytest.raises(ValueError, match=r"returned outputs of shape .* Expected \(\d+, 1\)"):
+            with pytest.raises(ValueError, match=r"shape .*\(\d+, 1\)"):
                 ServerScorer.from_pretrained(other, url, served_model_name=folder)
 
     @pytest.mark.parametrize(
         ("head", "flags", "message"),
         [
-            ("lm", [], "HTTP 404.*must run a token classifier"),
-            ("lm", ["--runner", "pooling"], "HTTP 400.*must run a token classifier"),
+            ("lm", [], "404.*token classifier"),
+            ("lm", ["--runner", "pooling"], "400.*token classifier"),
             (
                 "classification",
                 ["--runner", "pooling", "--pooler-config", '{"pooling_type":"STEP","step_tag_id":3}'],
-                "returned outputs of shape",
+                "outputs of shape",
             ),
         ],
     )
     def test_servers_of_something_else(self, vllm_environment, tmp_path, head, flags, message):
         served = save(tmp_path / "served", HEADS[head])
-        folder = save(tmp_path / "prm")  # what the user names is checked, and what the server has is another model
+        folder = save(tmp_path / "prm")  # a valid checkpoint, but the server runs another model
         with self.serve(tmp_path / "served", *flags) as url:
             with pytest.raises((OSError, ValueError), match=message):
                 ServerScorer.from_pretrained(folder, url, served_model_name=served, max_retries=0)

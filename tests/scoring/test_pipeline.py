@@ -1,4 +1,4 @@
-"""transformers' pipeline and the recipe that compares it: the ids of training, or a refusal."""
+"""transformers' pipeline, and the recipe that compares it: training token ids, or an error."""
 
 import json
 
@@ -21,7 +21,7 @@ PROMPT, STEPS = "1+2+3 = ?", ["add 1+2 = 3.", "so 3+3 = 7.", " thus x"]
 
 
 def tokenizer_of(kind: str, special: str, bos: str | None, template: str | None = None) -> PreTrainedTokenizerFast:
-    """A small BPE of the kinds in use; `special` is what it puts around a text by itself."""
+    """Return a small BPE tokenizer of a common kind. `special` is what it adds around a text."""
     splitters = {
         "bytes": (pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
         "bytes, space first": (pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()),
@@ -43,7 +43,7 @@ def tokenizer_of(kind: str, special: str, bos: str | None, template: str | None 
 
 
 class TestWords:
-    """Each word is tokenised alone: these are the ids of training, whatever the tokenizer does at the start of a text."""
+    """Each word is tokenized alone, so the ids equal the training ids for every tokenizer."""
 
     def encode(self, tokenizer, step_format) -> tuple[list[int], list[int]]:
         prompt_ids, step_ids = step_format.encode(tokenizer, PROMPT, STEPS)
@@ -57,7 +57,7 @@ class TestWords:
         [("$A", None, []), ("$A", "<s>", []), ("<s> $A", "<s>", []), ("<s> $A </s>", "<s>", [2])],
     )
     def test_plain(self, kind, special, bos, end):
-        """BOS is where training had it, also where the tokenizer has one and does not use it. What follows changes nothing."""
+        """BOS must appear only where training had it, even if the tokenizer has one. Later text changes nothing."""
         found, expected = self.encode(tokenizer_of(kind, special, bos), StepFormat())
         assert found == expected + end
 
@@ -67,17 +67,17 @@ class TestWords:
             ("$A", TEMPLATE, True),
             ("$A", "<s>" + TEMPLATE, True),
             ("<s> $A", "<s>" + TEMPLATE, True),
-            ("<s> $A", TEMPLATE, False),  # training had no BOS, and the pipeline cannot do without
+            ("<s> $A", TEMPLATE, False),  # training had no BOS, but the pipeline always adds it
         ],
     )
     def test_chat(self, special, template, equal):
-        """Templates that write BOS, beside a tokenizer that adds it: two of them would go unseen."""
+        """A template that writes BOS and a tokenizer that adds it would silently give two."""
         step_format = StepFormat(prompt_style="chat", system_prompt="Judge.")
         found, expected = self.encode(tokenizer_of("bytes", special, "<s>", template), step_format)
         assert (found == expected) == equal
 
-    def test_one_text_has_other_ids(self):
-        """Why words: "." and the line breaks after it are one token of Qwen's, and its place is judged instead."""
+    def test_plain_text_gives_other_ids(self):
+        """Qwen encodes "." and the line breaks after it as one token, so plain text would move the step token."""
         ids, steps = StepFormat().encode(tiny_tokenizer(), PROMPT, STEPS)
         joined = tiny_tokenizer()(PROMPT + "".join(step + "\n\n" for step in STEPS))["input_ids"]
         assert joined != ids + [token for step in steps for token in step]
@@ -99,10 +99,10 @@ class TestScores:
         expected = np.concatenate(scorer.score_trees(chains))
         found = RECIPE.pipeline_scores(folder, scorer.tokenizer, step_format, chains)
         np.testing.assert_allclose(np.concatenate(found), expected, rtol=0, atol=1e-5)
-        assert expected.min() < 0.4 and expected.max() > 0.6  # either label is the likelier one somewhere
+        assert expected.min() < 0.4 and expected.max() > 0.6  # each label is the more likely one for some step
 
-    def test_text_would_be_scored_otherwise(self, tmp_path):
-        """The same call with the text: no error, and other scores."""
+    def test_plain_text_gives_other_scores(self, tmp_path):
+        """Passing plain text to the same pipeline raises no error but gives other scores."""
         folder = save(tmp_path)
         classifier = pipeline("token-classification", folder, dtype=torch.float32)
         tokens = classifier(PROMPT + "".join(step + "\n\n" for step in STEPS))
@@ -112,8 +112,8 @@ class TestScores:
         [[expected]] = StepScorer.from_pretrained(folder).score([PROMPT], [[STEPS]])
         assert np.abs(np.subtract(found, expected)).max() > 0.05
 
-    def test_cut(self, tmp_path):
-        """The pipeline cuts what is longer than the tokenizer says a text may be, and a step token would be missing or none."""
+    def test_truncation(self, tmp_path):
+        """The pipeline truncates texts to the tokenizer's maximum length, which would lose a step token."""
         folder = save(tmp_path)
         tokenizer = tiny_tokenizer()
         chain = StepTree(PROMPT, STEPS, [None] * 3, [-1, 0, 1])
@@ -122,12 +122,12 @@ class TestScores:
         loaded.model_max_length = length
         assert len(RECIPE.pipeline_scores(folder, loaded, StepFormat(), [chain])[0]) == 3
         loaded.model_max_length = length - 1
-        with pytest.raises(ValueError, match=f"truncates it to {length - 1} tokens"):
+        with pytest.raises(ValueError, match=f"{length - 1} tokens"):
             RECIPE.pipeline_scores(folder, loaded, StepFormat(), [chain])
 
 
 class TestRecipe:
-    """The script, with a server that answers as vLLM does; `tests/hub/test_serving.py` has vLLM."""
+    """Run the recipe with a server that answers like vLLM. `tests/hub/test_serving.py` uses vLLM itself."""
 
     @pytest.fixture
     def rows(self, tmp_path) -> str:
@@ -152,21 +152,21 @@ class TestRecipe:
         assert lines[-1].startswith("Largest difference from StepScorer: pipeline ")
 
     def test_different(self, rows, tmp_path):
-        """A server with slightly other weights: the check is of no use if it passes."""
+        """A server with slightly different weights must fail the check."""
         folder, model = save(tmp_path / "model"), tiny_model()
         with PoolingServer(model, tiny_tokenizer(), rows=lambda rows: rows + torch.tensor([0.0, 0.01])) as server:
             argv = ["--model", folder, "--input", rows, "--url", server.url, "--served_model_name", "prm"]
-            with pytest.raises(ValueError, match=r"Scores differ by more than 0.0001 \(--tolerance\)"):
+            with pytest.raises(ValueError, match=r"0.0001.*--tolerance"):
                 self.run(*argv)
             self.run(*argv, "--tolerance", "0.01")
 
     def test_not_a_number(self):
-        """It is neither larger nor smaller than anything: `max` may pass it over."""
+        """NaN compares false with everything, so `max` may skip it."""
         found = RECIPE.largest_differences({"a": [[0.5, 0.5]], "b": [[0.4, float("nan")]], "c": [[0.5], [0.25]]})
         assert np.isnan(found["b"]) and found["c"] == 0.25
 
     def test_regression_has_no_pipeline(self, rows, tmp_path, capsys, monkeypatch):
-        """Its softmax over one label is 1 for every step: a column of ones, and a difference that says nothing."""
+        """The softmax over one label is 1 for every step, so a difference would mean nothing."""
         monkeypatch.setattr(RECIPE, "find_spec", lambda name: None)
         with pytest.raises(ValueError, match="nothing to compare"):
             self.run("--model", save(tmp_path / "model", HEADS["regression"]), "--input", rows)
@@ -176,8 +176,8 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--url", "http://127.0.0.1:1", "--", "--max-model-len", "256"], "--url uses a running server"),
-            (["--served_model_name", "prm"], "no effect without --url"),
+            (["--url", "http://127.0.0.1:1", "--", "--max-model-len", "256"], "--url"),
+            (["--served_model_name", "prm"], "without --url"),
         ],
     )
     def test_options_without_effect(self, rows, tmp_path, options, message):
@@ -188,7 +188,7 @@ class TestRecipe:
         ("text", "message"),
         [
             ("", "has no solutions"),
-            ('{"prompt": "x"}\n', "rows.jsonl:1: column `completions` is missing"),
+            ('{"prompt": "x"}\n', "rows.jsonl:1.*`completions`"),
             ("{", "JSON"),
         ],
     )

@@ -1,4 +1,4 @@
-"""Scores against plain forward passes, one text at a time."""
+"""Compare scores with plain forward passes, one text at a time."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ def scorer_of(step_format=HEADS["classification"], **settings) -> StepScorer:
 
 
 def plain_score(scorer: StepScorer, prompt: str, steps: list[str]) -> float:
-    """Score of the last step, in a sequence of its own."""
+    """Return the score of the last step, computed in its own sequence."""
     chain = StepTree(prompt, steps, [None] * (len(steps) - 1) + [1.0], list(range(-1, len(steps) - 1)))
     with torch.no_grad():
         logits = path_logits(scorer.model, scorer.step_format, chain)[len(steps) - 1]
@@ -55,7 +55,7 @@ class TestScore:
     @pytest.mark.parametrize("combine", ["max", "mean"])
     @pytest.mark.parametrize("spans", [(1, 2), (2, 1), (1, 2, 3), (1, 3)])
     def test_spans_are_scores_of_the_merged_text(self, spans, combine):
-        """The step before it, merge separator, step, step separator: as in the training rows of an HRM."""
+        """An HRM training row has the previous step, the merge separator, the step and the step separator."""
         scorer = scorer_of(StepFormat(merge_separator=" then "))
         scores = scorer.score(PROMPTS, CANDIDATES, spans=spans, combine=combine)
         for prompt, candidates, found in zip(PROMPTS, CANDIDATES, scores, strict=True):
@@ -84,7 +84,7 @@ class TestScore:
 
     @pytest.mark.parametrize("settings", [{"batch_size": 1}, {"max_length": 20}, {"max_length": 1, "batch_size": 3}])
     def test_rows_and_batches_do_not_matter(self, settings):
-        """Trees longer than a row are split, and a path longer than a row makes the row longer."""
+        """Trees longer than a row are split. A path longer than a row makes the row longer."""
         rng = random.Random(0)
         trees = [random_tree(rng, name, max_steps=12) for name in "abcde"]
         expected = scorer_of().score_trees(trees, spans=(1, 2))
@@ -92,12 +92,12 @@ class TestScore:
         np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=0, atol=1e-5)
 
     def test_equal_candidates_have_equal_scores(self):
-        """A step that stands twice is judged once and given twice."""
+        """A step that appears twice is judged once, and both copies get the score."""
         scores = scorer_of().score(["p"], [[["a", "b"], ["a", "b"], ["a"]]], spans=(1, 2))[0]
         assert scores[0] == scores[1] and scores[2] == scores[0][:1]
 
-    def test_a_step_that_is_another_merged(self):
-        """Step `a\\nb` and steps `a`, `b` merged are one text with one score, wherever they stand in the tree."""
+    def test_step_with_the_text_of_a_merged_step(self):
+        """Step `a\\nb` and the merged steps `a`, `b` are the same text and must get one score anywhere in the tree."""
         scorer = scorer_of()
         scores = scorer.score(["p"], [[["a", "b"], ["a\nb"]]], spans=(1, 2))[0]
         alone = plain_score(scorer, "p", ["a\nb"])
@@ -142,8 +142,8 @@ class TestScore:
 
 @pytest.mark.parametrize("blank", ["", " ", "\n"])
 @pytest.mark.parametrize("spans", [(1,), (1, 2)])
-def test_a_blank_step_is_judged_as_it_stands(blank, spans):
-    """Benchmarks have blank steps, and their labels count them: left out, all later scores would be those of other steps."""
+def test_blank_steps_are_scored(blank, spans):
+    """Benchmarks label blank steps too. Skipping one would shift all later scores by a step."""
     scorer = scorer_of()
     steps = ["so 3", blank, "thus 3"]
     scores = scorer.score(["1+2?"], [[steps]], spans=spans)[0][0]
@@ -154,48 +154,46 @@ def test_a_blank_step_is_judged_as_it_stands(blank, spans):
 
 class TestRefusals:
     def test_lists_that_do_not_match(self):
-        with pytest.raises(ValueError, match="Got 3 prompts and candidates for 1"):
+        with pytest.raises(ValueError, match="3 prompts.* 1"):
             scorer_of().score(PROMPTS, [[["a"]]])
 
-    def test_a_step_that_is_no_text(self):
-        with pytest.raises(ValueError, match=r"prompt 1: `completions\[2\]` is None, expected a non-empty step text"):
+    def test_step_is_not_a_string(self):
+        with pytest.raises(ValueError, match=r"prompt 1: `completions\[2\]` is None"):
             scorer_of().score(["p", "q"], [[["a"]], [["a", "b"], [None]]])
 
     @pytest.mark.parametrize(("spans", "combine"), [((2,), "max"), ((0, 1), "max"), ((1, 2), "min")])
     def test_spans(self, spans, combine):
-        with pytest.raises(ValueError, match="spans is .* must contain 1|combine is 'min', expected one of max, mean"):
+        with pytest.raises(ValueError, match="spans is|combine is 'min'"):
             scorer_of().score(["p"], [[["a"]]], spans=spans, combine=combine)
 
     def test_more_tokens_than_positions(self):
-        """Beyond its positions a model gives numbers that mean nothing."""
+        """Beyond its maximum length, a model returns meaningless numbers."""
         scorer = scorer_of()
         long = " ".join(WORDS * 60)
-        with pytest.raises(ValueError, match="A solution has .* tokens, but the model has 512 positions"):
+        with pytest.raises(ValueError, match="512 positions"):
             scorer.score(["p"], [[["a"], [long]]])
 
     def test_equal_separators_with_spans(self):
         scorer = scorer_of(StepFormat(merge_separator="\n\n"))
         scorer.score(["p"], [[["a", "b"]]])
-        with pytest.raises(ValueError, match="encode to the same ids"):
+        with pytest.raises(ValueError, match="same ids"):
             scorer.score(["p"], [[["a", "b"]]], spans=(1, 2))
 
-    def test_scores_that_are_no_numbers(self):
+    def test_nan_scores(self):
         scorer = scorer_of()
         with torch.no_grad():
             scorer.model.score.weight.fill_(float("nan"))
-        with pytest.raises(
-            ValueError, match=r"prompt 'q': the reward model returned .*nan.* one finite number per step"
-        ):
+        with pytest.raises(ValueError, match=r"prompt 'q'.*nan"):
             scorer.score(["p", "q"], [[], [["a"]]])
 
     @pytest.mark.parametrize("name", ["batch_size", "max_length"])
     def test_numbers_below_one(self, name):
-        """A batch of no rows scores nothing, and every score stays what it was before."""
-        with pytest.raises(ValueError, match=f"{name} is 0. It must be at least 1"):
+        """A batch size of 0 would score nothing."""
+        with pytest.raises(ValueError, match=f"{name} is 0"):
             scorer_of(**{name: 0})
 
     def test_models_that_do_not_fit(self):
-        with pytest.raises(ValueError, match="num_labels=2, but head 'regression' needs 1"):
+        with pytest.raises(ValueError, match="num_labels=2.*'regression'"):
             StepScorer(tiny_model(), tiny_tokenizer(), HEADS["regression"])
         model = tiny_model()
         model.config._attn_implementation = "flash_attention_2"
@@ -225,9 +223,9 @@ class TestFromPretrained:
         np.testing.assert_allclose(flat(scorer.score(PROMPTS, CANDIDATES)), flat(expected), rtol=0, atol=0.1)
 
     def test_without_a_format(self, checkpoint):
-        """How its steps end is not known, and every guess gives scores."""
+        """Without a format the step separator is unknown, and every guess would return plausible scores."""
         (checkpoint / STEP_FORMAT_NAME).unlink()
-        with pytest.raises(FileNotFoundError, match="has no step_format.json.*Pass `step_format=StepFormat"):
+        with pytest.raises(FileNotFoundError, match="step_format.json.*`step_format="):
             StepScorer.from_pretrained(str(checkpoint))
         found = StepScorer.from_pretrained(str(checkpoint), step_format=StepFormat()).score(PROMPTS, CANDIDATES)
         assert found == scorer_of().score(PROMPTS, CANDIDATES)
@@ -239,5 +237,5 @@ class TestFromPretrained:
 
     def test_a_damaged_format(self, checkpoint):
         (checkpoint / STEP_FORMAT_NAME).write_text(json.dumps({"haed": "lm"}), encoding="utf-8")
-        with pytest.raises(ValueError, match=r"unknown keys \['haed'\]"):
+        with pytest.raises(ValueError, match=r"'haed'"):
             StepScorer.from_pretrained(str(checkpoint))

@@ -1,4 +1,4 @@
-"""A small completions server with faults on order. Its policy is a text that depends on prompt and seed alone."""
+"""A small completions server with faults on request. Its policy depends only on prompt and seed."""
 
 import json
 import random
@@ -16,31 +16,31 @@ TOKENIZER = CharTokenizer()
 
 
 def policy(prompt: str, seed: int, temperature: float) -> str:
-    """What the model would write to the very end."""
+    """Return everything that the model would write, up to its end."""
     rng = random.Random(f"{prompt}/{seed if temperature else 'greedy'}")
     return "".join(rng.choice(WORDS) for _ in range(40))
 
 
 class FakeServer:
     """
-    A context manager: the server runs inside of it.
+    Context manager that runs the server.
 
     Args:
         style (`str`, *optional*, defaults to `"vllm"`):
-            `"vllm"`: ids, `n`, stop reasons. `"text"`: text alone, one choice, stop strings kept. `"strips"`: text without
-            stop strings. `"ignores"`: text that runs past them. `"greedy"`: as `"text"`, always the same.
+            `"vllm"`: ids, `n`, stop reasons. `"text"`: only text, one choice, stop strings kept. `"strips"`: text without
+            stop strings. `"ignores"`: text that runs past them. `"greedy"`: like `"text"`, always the same.
         max_length (`int`, *optional*, defaults to `10_000`):
-            Longest prompt and sample of `"vllm"`.
+            Maximum length of prompt and sample for `"vllm"`.
         hidden_length (`int`, *optional*):
-            Longest prompt, which the server does not tell. Longer ones are refused in vLLM's words.
+            Maximum prompt length that the server does not report. Longer prompts fail with vLLM's message.
 
     Attributes:
         faults (`list[Callable[[Handler], None]]`):
-            Each answers one of the next requests in the server's stead.
+            Each one replaces the answer to one of the next requests.
         requests (`list[dict]`):
-            Bodies of the requests so far.
+            Request bodies so far.
         headers (`list[dict]`):
-            Their headers.
+            Request headers so far.
     """
 
     model = "lm"
@@ -71,7 +71,7 @@ class FakeServer:
         return f"http://127.0.0.1:{self.server.server_port}/v1"
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a sound request."""
+        """Answer a valid request."""
         vllm = self.style == "vllm"
         prompt = TOKENIZER.decode(body["prompt"]) if vllm else body["prompt"]
         choices = [self.choice(prompt, body, body["seed"] + i, i) for i in range(body["n"] if vllm else 1)]
@@ -98,11 +98,11 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 512
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that gave up are no news."""
+        """Ignore clients that closed the connection."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handle the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -148,7 +148,7 @@ def body(content: Any) -> Callable[[Handler], None]:
 
 
 def cut(handler: Handler) -> None:
-    """Promise more bytes than come."""
+    """Promise more bytes than are sent."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
@@ -157,12 +157,12 @@ def cut(handler: Handler) -> None:
 
 
 def hang_up(handler: Handler) -> None:
-    """Close the connection without a word."""
+    """Close the connection without an answer."""
     handler.close_connection = True
 
 
 def hang(seconds: float) -> Callable[[Handler], None]:
-    """Say nothing for some seconds."""
+    """Wait for some seconds before closing."""
 
     def wait(handler: Handler) -> None:
         time.sleep(seconds)

@@ -1,5 +1,5 @@
 """
-Searches led by step scores, with a scripted policy and reward models that are functions of the path. Also a program, so that
+Step searches with a scripted policy and reward models that are functions of the path. Also a program, so that
 tests can kill it:
 
     python -m tests.search.leveled FOLDER SEARCH NUM_PROBLEMS LATENCY
@@ -65,7 +65,7 @@ class LetterEngine(ScriptedEngine):
 
 
 class PathScorer:
-    """Scores a step by the texts from the first step to it, and keeps what it was shown."""
+    """Score a step by the texts up to it, and record the calls."""
 
     def __init__(self, score: Callable[[list[str]], float | None]):
         self.score = score
@@ -80,7 +80,7 @@ class PathScorer:
 
 
 def any_score(path: list[str]) -> float:
-    """A number in [0, 1) that says nothing: a hash of the path."""
+    """Return a meaningless number in [0, 1): a hash of the path."""
     return int.from_bytes(hashlib.blake2b("/".join(path).encode(), digest_size=4).digest(), "big") / 2**32
 
 
@@ -100,7 +100,7 @@ def run_levels(
     on_progress: Callable[[Progress], None] | None = None,
     **config: int,
 ) -> Progress:
-    """Run a search, or go on with one, and leave its log in `folder`."""
+    """Run or resume a search, and leave its log in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with EventLog(log_of(folder), write=True) as log:
         scheduler = Scheduler(
@@ -129,7 +129,7 @@ def open_trees(folder: Path) -> dict[str, OpenTree]:
 
 
 def results(folder: Path, search: StepSearch) -> dict[str, list[tuple]]:
-    """How the paths of each problem ended: reason, step texts, scores, answer and grade. The chosen one is the first."""
+    """Return how each path ended (reason, step texts, scores, answer and grade), with the selected path first."""
     found = {}
     for problem_id, opened in open_trees(folder).items():
         tree = opened.tree

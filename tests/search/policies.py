@@ -1,4 +1,4 @@
-"""Tiny policies that have learned to write steps: greedy text is text, stop strings are stop strings, answers are answers."""
+"""Tiny policies trained to write steps, with normal greedy text, stop strings and answers."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ TEXTS = [
     for a, b in PROBLEMS
 ]
 
-# Few problems, learned by heart with two right solutions and two wrong ones each. They end with a line break, so that no
-# token crosses from the problem to the solution
+# A few memorised problems with two right and two wrong solutions each. They end with a line break, so that no
+# token crosses the border between problem and solution
 KNOWN = [{"problem": f"What is {i} + 1?\n", "answer": str(i + 1)} for i in range(4)]
 SOLUTIONS = [
     f"{row['problem']}# Step 1\n{first}\n\n# Step 2\n{second}\n\n# Answer\n\n{int(row['answer']) + off}\n# END!"
@@ -32,7 +32,7 @@ SOLUTIONS = [
 def make_policy(
     folder: str | Path, max_position_embeddings: int, num_steps: int = 120, texts: list[str] = TEXTS
 ) -> None:
-    """Save a Qwen2 model with heads of 32 dimensions, trained for some steps on `texts`, and its tokenizer."""
+    """Save a Qwen2 model (head size 32), trained for some steps on `texts`, and its tokenizer."""
     make_tiny_model(
         texts,
         folder,

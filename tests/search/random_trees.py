@@ -1,4 +1,4 @@
-"""Random search trees with everything that a search leaves in them, and slow plain references for what is computed of them."""
+"""Random search trees with every kind of node, and slow reference implementations."""
 
 import random
 
@@ -10,8 +10,8 @@ FILLS = ["add", "sub", "so", "thus", "x = 3", "y = 7"]
 
 def random_tree(rng: random.Random, name: str = "p", num_children: int = 5, max_depth: int = 4) -> SearchTree:
     """
-    A tree of sampled steps: branches that end early, answers right, wrong and ungraded, truncated steps, equal siblings, and
-    families of which a budget continued some.
+    Return a tree of sampled steps: branches that end early, right, wrong and ungraded answers, truncated steps, equal
+    siblings, and siblings of which a budget continued only some.
     """
     tree = empty_tree(name)
     open_nodes = [ROOT]
@@ -33,7 +33,7 @@ def random_tree(rng: random.Random, name: str = "p", num_children: int = 5, max_
 
 
 def full_tree(rng: random.Random, name: str = "p", num_children: int = 3, depth: int = 3) -> SearchTree:
-    """A tree in which every node above the last depth has the same number of children and every leaf is right or wrong."""
+    """Return a tree in which every inner node has the same number of children and every leaf is right or wrong."""
     tree = empty_tree(name)
     level = [ROOT]
     for number in range(1, depth + 1):
@@ -50,7 +50,7 @@ def full_tree(rng: random.Random, name: str = "p", num_children: int = 3, depth:
 
 
 def rollout_tree(rng: random.Random, name: str = "p", num_solutions: int = 3, num_completions: int = 4) -> SearchTree:
-    """A tree of whole solutions, each cut into a chain of steps, most of which are judged by rollouts of their own."""
+    """Return a tree of whole solutions, each a chain of steps, most of them judged by their own rollouts."""
     tree = empty_tree(name)
     for place in range(num_solutions):
         add_rollout(tree, rng, ROOT, place)
@@ -102,7 +102,7 @@ def end(node: Node, correct: bool | None, ungraded: bool = False) -> None:
 def add_node(
     tree: SearchTree, parent: int, place: int, text: str, header: int | None = None, role: str = "step"
 ) -> None:
-    """A node whose text ends with the header of the next step, if that has a number."""
+    """Add a node. Its text ends with the header of the next step, if that has a number."""
     above = tree.problem.problem_id if parent == ROOT else tree.nodes[parent].node_id
     tail = "" if header is None else f"# Step {header}"
     text = f"\n{text}\n\n{tail}"
@@ -123,7 +123,7 @@ def add_node(
 
 
 def slow_outcome(tree: SearchTree, i: int) -> str:
-    """What a leaf says, in the words of the definition."""
+    """Return the outcome of a leaf, from its definition."""
     node = tree.nodes[i]
     if node.correct is not None:
         return "right" if node.correct else "wrong"
@@ -137,7 +137,7 @@ def slow_outcome(tree: SearchTree, i: int) -> str:
 
 
 def slow_leaves(tree: SearchTree, i: int) -> list[str]:
-    """Outcomes of the leaves below a node."""
+    """Return the outcomes of the leaves below a node."""
     below = [j for j, node in enumerate(tree.nodes) if node.parent == i]
     if not below:
         return [] if i == ROOT else [slow_outcome(tree, i)]
@@ -145,7 +145,7 @@ def slow_leaves(tree: SearchTree, i: int) -> list[str]:
 
 
 def slow_score(tree: SearchTree, i: int, estimator: str, truncated: str) -> float | None:
-    """The MC score of a node, from its definition."""
+    """Return the MC score of a node, from its definition."""
     if i != ROOT and tree.nodes[i].value is not None:
         return tree.nodes[i].value
     below = [j for j, node in enumerate(tree.nodes) if node.parent == i]

@@ -37,8 +37,8 @@ SEARCHES = {
 
 def write_solution(prefix: str, rng: random.Random) -> str:
     """
-    Steps with random values, up to an answer that is right (7) two times in three; now and then no answer at all, or a step
-    without end.
+    Write steps with random values, up to an answer that is right (7) two times in three. Sometimes there is no answer, or a step
+    that does not end.
     """
     written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
     number = written.count("# Step ")
@@ -92,7 +92,7 @@ class ExactGrade:
 
 
 class ExactGrader:
-    """Equal strings are right; an answer that is listed as unreadable cannot be told."""
+    """Equal strings are right. An answer listed as unreadable cannot be graded."""
 
     def __init__(self, unreadable: tuple[str, ...] = ()):
         self.unreadable = unreadable
@@ -120,7 +120,7 @@ def run_scripted(
     seed: int = 42,
     **config: int,
 ) -> Progress:
-    """Run a search, or go on with one, and leave its log in `folder`."""
+    """Run or resume a search, and leave its log in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with EventLog(folder / shard_name("log", *shard, "jsonl"), write=True) as log:
         scheduler = Scheduler(
@@ -137,7 +137,7 @@ def run_scripted(
 
 
 def read_trees(folder: Path) -> dict[str, SearchTree]:
-    """All trees of all logs, in canonical order of their nodes."""
+    """Return all trees of all logs, with their nodes in canonical order."""
     found: dict[str, SearchTree] = {}
     for path in sorted(folder.glob("log-*.jsonl")):
         log = EventLog(path)

@@ -1,4 +1,4 @@
-"""Real servers in processes of their own."""
+"""Run real servers in their own processes."""
 
 import os
 import signal
@@ -30,18 +30,18 @@ def serve(folder: Path, module: str, *args: str) -> Iterator[str]:
 
     Args:
         folder (`Path`):
-            Where its log goes.
+            Folder for the log.
         module (`str`):
-            What to run.
+            Module to run.
         *args (`str`):
             Its arguments.
 
     Yields:
-        `str`: Its base URL, once it answers.
+        `str`: The base URL, once the server answers.
     """
     port = _free_port()
     path = folder / f"{module}.log"
-    # `transformers serve` lists the cache of models and fails if there is none
+    # `transformers serve` lists the model cache and fails if it does not exist
     environment = os.environ | ENVIRONMENT | {"HF_HOME": str(folder / "home")}
     (folder / "home" / "hub").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", module, *args, "--host", "127.0.0.1", "--port", str(port)]
@@ -74,7 +74,7 @@ def _wait(process: subprocess.Popen, url: str, log: Path, seconds: float = 240.0
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ask it to end, and then end all processes that it started."""
+    """Ask the server to stop, then kill all processes that it started."""
     process.terminate()
     try:
         process.wait(30)

@@ -1,4 +1,4 @@
-"""What is shown of a tree: its lines, the terminal's picture, the data of the page, and the command."""
+"""How a tree is shown: in the terminal, on the page, and by the command."""
 
 import json
 import re
@@ -46,13 +46,13 @@ by hand
 
 
 def test_a_tree_in_the_terminal():
-    """The whole picture: values, shares, glyphs, folded rollouts, folded equal leaves and every kind of ending."""
+    """Compare the whole output: values, shares, glyphs, folded rollouts, folded equal leaves and every ending."""
     text = format_tree(inspection_of(SMALL, basis="by hand"))
     assert [line.rstrip() for line in text.split("\n")] == SMALL_TEXT.split("\n")
 
 
-def test_every_node_stands_on_one_line():
-    """A node that is lost when siblings are folded would be missing without a trace."""
+def test_every_node_is_on_one_line():
+    """A node lost when siblings are folded would leave no trace."""
     for seed in range(30):
         tree = random_search_tree(seed)
         for view in (tree, compress(tree, seed, probability=1.0, min_children=2)):
@@ -69,15 +69,15 @@ def test_every_node_stands_on_one_line():
 
 
 def test_equal_siblings_with_something_below_them_stay_apart():
-    """Folding them would show the subtree of the first and hide the other."""
+    """Folding them would show the subtree of the first and hide that of the other."""
     rows = [(ROOT, "Same.", {}), (ROOT, "Same.", {}), (0, "3", {"answer": "3", "correct": True}), (1, "x", {})]
     assert sum(line.kind == "node" for line in lines(tree_of(*rows))) == 4
 
 
 @pytest.mark.parametrize("rollouts", [False, True])
 @pytest.mark.parametrize("depth, breadth", [(None, 8), (1, 1), (2, 3), (3, 2), (50, 1), (50, 1000)])
-def test_what_is_cut_is_counted(depth, breadth, rollouts):
-    """A tree that is cut without a word looks like a smaller tree."""
+def test_hidden_nodes_are_counted(depth, breadth, rollouts):
+    """A tree cut without a note looks like a smaller tree."""
     for seed in range(10):
         tree = random_search_tree(seed)
         text = format_tree(inspection_of(tree), width=10_000, depth=depth, breadth=breadth, rollouts=rollouts)
@@ -110,7 +110,7 @@ HOSTILE = "\x1b[31mred\x1b]0;title\x07 \x9b2J\x00\r\x08 \u202egnp.exe \ud800 <sc
 
 
 def test_control_characters_never_reach_the_terminal():
-    """A policy that writes an escape sequence could clear the screen, set a title or hide text."""
+    """A policy could write an escape sequence that clears the screen, sets a title or hides text."""
     tree = tree_of(
         (ROOT, HOSTILE, {"answer": HOSTILE, "correct": None}),
         (ROOT, HOSTILE, {"answer": HOSTILE, "correct": True}),
@@ -136,7 +136,7 @@ def test_colours_follow_the_value():
 
 @pytest.mark.parametrize("width", [80, 97, 133])
 def test_lines_fit_the_terminal(width):
-    """A line that wraps breaks the picture. Chinese characters take two columns."""
+    """A line that wraps breaks the layout. Chinese characters take two columns."""
     tree = tree_of(
         (ROOT, "因为一加二等于三，" * 20, {}),
         (0, "word " * 50, {"answer": "1234567890" * 9, "correct": False}),
@@ -169,7 +169,7 @@ OUTCOME_CASES = {
 
 
 def test_outcomes():
-    """An unreadable answer or a truncated solution that is shown as wrong is what this project promises not to do."""
+    """An unreadable answer or a truncated solution must never be shown as wrong."""
     tree = tree_of(*[(ROOT, name, fields) for name, fields in OUTCOME_CASES.items()])
     assert inspection_of(tree).outcomes() == list(OUTCOME_CASES)
     budget = tree_of((ROOT, "a", {"weight": 2.0}), (ROOT, "b", {}), (0, "c", {"answer": "3", "correct": True}))
@@ -179,8 +179,8 @@ def test_outcomes():
     assert {*OUTCOME_CASES, "left out"} == set(OUTCOMES)
 
 
-def test_the_page_holds_the_tree_and_no_markup_of_it():
-    """One `</script>` in a text would end the data and start whatever the policy wrote."""
+def test_page_escapes_the_texts_of_the_tree():
+    """One `</script>` in a text would end the data and run whatever the policy wrote."""
     tree = tree_of((ROOT, HOSTILE + "</script><img src=x onerror=alert(1)><!--", {"seed": 2**52 + 1}), prompt=HOSTILE)
     page = render_tree(inspection_of(tree, run=HOSTILE))
     assert page == render_tree(inspection_of(tree, run=HOSTILE))
@@ -221,7 +221,7 @@ def test_one_problem_by_place_and_by_id(run_folder, tmp_path, capsys):
     assert by_place.startswith("problem p002 · done · ") and by_place.endswith(f"\nPage: {page}\n")
     assert "\x1b" not in by_place  # not a terminal
     (nodes,) = re.findall(r'"node_id":(\[.*?\])', page.read_text(encoding="utf-8"))
-    expected = read_trees(run_folder)["p002"]  # in canonical order: the page does not depend on the order of arrival
+    expected = read_trees(run_folder)["p002"]  # in canonical order: the page must not depend on the order of arrival
     assert json.loads(nodes) == [*(node.node_id for node in expected.nodes), None]
     other = tmp_path / "other" / "page.html"
     assert main(["inspect", str(run_folder), "--problem", "p002", "--html", str(other)]) == 0
@@ -230,7 +230,7 @@ def test_one_problem_by_place_and_by_id(run_folder, tmp_path, capsys):
 
 
 def test_options_change_what_is_shown(run_folder, tmp_path, capsys):
-    """An option that is accepted and ignored."""
+    """An option could be accepted and ignored."""
     folder = tmp_path / "full"
     run_scripted(folder, SEARCHES["narrow"])
 
@@ -251,7 +251,7 @@ def test_options_change_what_is_shown(run_folder, tmp_path, capsys):
 
 
 def test_compressed_view(tmp_path, capsys):
-    """Moved steps must be told from sampled ones: they do not count for the value of what they hang under."""
+    """Moved steps must look different from sampled ones, because they do not count for their new parent's value."""
     path = tmp_path / "nodes.parquet"
     write_nodes([full_tree(5, 3)], path)
     argv = [
@@ -272,11 +272,11 @@ def test_compressed_view(tmp_path, capsys):
     view = capsys.readouterr().out
     moved = int(re.search(r"node compression with seed 3, which moved (\d+)", view)[1])
     assert moved > 0 and view.count("moved up") == moved and "moved up" not in plain_view
-    assert view.split("\n")[0] == plain_view.split("\n")[0]  # totals are those of the search
+    assert view.split("\n")[0] == plain_view.split("\n")[0]  # totals of the search do not change
 
 
 def test_a_run_that_is_still_going(tmp_path, capsys):
-    """Its last line may be half written, and its trees are not finished."""
+    """The last line may be half written, and the trees are unfinished."""
     folder = tmp_path / "run"
     run_scripted(folder)
     (log,) = folder.glob("log-*.jsonl")
@@ -299,7 +299,7 @@ def test_openr_trees(openr, tmp_path, capsys):
     assert page.exists()
 
 
-def test_ids_that_are_no_file_names(tmp_path, capsys, monkeypatch):
+def test_ids_that_are_not_file_names(tmp_path, capsys, monkeypatch):
     """`a/b` and `a_b` must not share a page, and `../x` must not leave the folder."""
     monkeypatch.chdir(tmp_path)
     names = ["a/b", "a_b", "../x", "q" * 300, "问题"]
@@ -314,16 +314,13 @@ def test_ids_that_are_no_file_names(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (
-            ["--problem", "77"],
-            "problem '77' is not among its 6 problems. Set `problem` to an id such as 'p000' or to a position",
-        ),
+        (["--problem", "77"], "problem '77' is not among its 6 problems"),
         (["--html", "x.html"], "`html` has no effect without `problem`"),
         (["--depth", "2"], "`depth` has no effect without `problem`"),
         (["--rollouts"], "`rollouts` has no effect without `problem`"),
         (["--problem", "1", "--hnc_seed", "3"], "`hnc_seed` has no effect without `hnc`"),
-        (["--problem", "1", "--depth", "0"], "`depth` is 0. It must be at least 1"),
-        (["--problem", "1", "--breadth", "-1"], "`breadth` is -1. It must be at least 1"),
+        (["--problem", "1", "--depth", "0"], "`depth` is 0"),
+        (["--problem", "1", "--breadth", "-1"], "`breadth` is -1"),
         (["--format", "openr"], "is a folder without search logs. Expected a JSON Lines file of openr"),
     ],
 )
@@ -332,7 +329,7 @@ def test_errors(run_folder, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run(tmp_path, capsys):
+def test_folder_without_a_run(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 1
     assert "is a folder without search logs" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "missing")]) == 1

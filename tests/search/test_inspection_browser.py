@@ -1,4 +1,4 @@
-"""The page of a search tree in a real browser: what is seen, what answers to mouse and keys, and that nothing leaves it."""
+"""The page of a search tree in a real browser: display, mouse, keys, and no requests."""
 
 import json
 
@@ -24,12 +24,12 @@ def tree_page(tree: SearchTree, **options: str) -> str:
 
 
 def row(text: str) -> str:
-    """A selector for the row with this text: the first row is `row-0`, the first node `row-1`."""
+    """Return a selector for the row with this text. The first row is `row-0`, the first node `row-1`."""
     return f"#row-{text}"
 
 
 def num_rows(browser: Browser) -> int:
-    """Rows of the open tree, also those out of sight."""
+    """Return the number of rows of the open tree, including those out of sight."""
     return browser.evaluate(
         "document.getElementById('rows').offsetHeight / document.querySelector('.row').offsetHeight"
     )
@@ -76,7 +76,7 @@ def test_a_click_shows_the_full_text(show):
     assert browser.texts("#detail .trail-list span") == ["(prompt)", "1 + 2 = 3."]
     browser.click(row("3"))
     facts = dict(zip(browser.texts("#detail dt"), browser.texts("#detail dd"), strict=True))
-    assert facts["Seed"] == str(2**53 + 1)  # as a number it would have lost its last digit
+    assert facts["Seed"] == str(2**53 + 1)  # a JavaScript number would lose the last digit
     assert facts["Answer"] == "4 (wrong)" and facts["Node"] == f"{2:016x}"
     browser.click("#detail .trail-list li:last-child button")
     assert browser.texts("#detail h2") == ["Step 1"]
@@ -84,7 +84,7 @@ def test_a_click_shows_the_full_text(show):
 
 
 def test_a_solution_that_was_cut_into_steps_counts_once(show):
-    """The last of its steps ends as the rollout beside it does: both together would double every answer."""
+    """The last step ends like its rollout. Counting both would double every answer."""
     solution = {"answer": "3", "correct": True}
     browser = show(
         tree_page(
@@ -103,7 +103,7 @@ def test_a_solution_that_was_cut_into_steps_counts_once(show):
 
 
 def test_hostile_text_is_inert(show):
-    """A policy may write anything: it must be read, never run, wherever the page shows it."""
+    """A policy may write anything. The page must show it and never run it."""
     tree = tree_of(
         (ROOT, HOSTILE, {"stop_reason": HOSTILE}),
         (0, HOSTILE, {"answer": HOSTILE, "correct": False}),
@@ -149,7 +149,7 @@ def test_keys(show):
 
 
 def test_search(show):
-    browser = show(tree_page(full_tree(3, 4)))  # 120 nodes, so that not all are open
+    browser = show(tree_page(full_tree(3, 4)))  # 120 nodes, so not all are open
     browser.click("#search")
     browser.type("step 4 is 119.")
     assert browser.texts("#hits") == ["1 found"]
@@ -161,7 +161,7 @@ def test_search(show):
 
 
 def test_every_node_of_a_large_tree_is_there(show):
-    """Rows are drawn only where they are seen: one that is never drawn must still be reached, and the page stay light."""
+    """Only visible rows are drawn. Every row must be reachable, and the page must stay small."""
     tree = full_tree(5, 5)
     browser = show(tree_page(tree), height=2400)
     assert len(tree.nodes) == 3905 and "3,905" in browser.texts("#facts dd")
@@ -177,7 +177,7 @@ def test_every_node_of_a_large_tree_is_there(show):
 
 
 def test_the_picture_selects(show):
-    """Its bars are found by bisection: off by one, it would show another step than the one pointed at."""
+    """Bars are found by bisection. An off-by-one error would select the neighbouring step."""
     tree = full_tree(4, 3)
     browser = show(tree_page(tree))
     first = [i for i, node in enumerate(tree.nodes) if node.parent == ROOT]
@@ -192,7 +192,7 @@ def test_the_picture_selects(show):
 
 
 def test_colours_of_the_picture(show):
-    """As many bars as nodes, right ones blue, wrong ones orange, unknown ones striped."""
+    """One bar per node: blue for right, orange for wrong, striped for unknown."""
     tree = tree_of(
         (ROOT, "a", {"answer": "3", "correct": True}),
         (ROOT, "b", {"answer": "4", "correct": False}),
@@ -208,7 +208,7 @@ def test_colours_of_the_picture(show):
 
 
 def test_rollouts_and_compressed_trees_open(show):
-    """Every kind of line, in trees nobody drew by hand: what is wrong shows as an error in the console."""
+    """Random trees contain every kind of line. Faults show as errors in the console."""
     for tree in (random_search_tree(0), random_search_tree(1)):
         for view in (tree, compress(tree, 7, probability=1.0, min_children=2)):
             browser = show(tree_page(view))
@@ -222,7 +222,7 @@ def test_rollouts_and_compressed_trees_open(show):
 
 
 def test_a_tree_without_nodes(show):
-    """A problem that was opened a moment ago, or never solved: the page says so much and no more."""
+    """A problem that was just opened or never solved must show an empty tree."""
     browser = show(tree_page(tree_of()))
     assert browser.texts(".row .value") == ["–"] and browser.texts("#detail pre") == ["What is 1 + 2?"]
     assert browser.texts("#depths *") == []
@@ -230,7 +230,7 @@ def test_a_tree_without_nodes(show):
 
 @pytest.mark.parametrize("width, height", [(320, 640), (390, 844), (820, 1180), (1000, 560), (1920, 1080)])
 def test_sizes(show, width, height):
-    """Nothing may stand beyond the right edge, and the tree must keep room."""
+    """Nothing may overflow on the right, and the tree must keep some room."""
     long = "x" * 400
     tree = tree_of((ROOT, long, {}), (0, long, {"answer": long, "correct": True}), prompt=long, answer=long, name=long)
     browser = show(tree_page(tree, run=long, basis=long), width, height)

@@ -1,4 +1,4 @@
-"""The driver of searches led by scores: one call per depth, nothing asked twice, kills, faults, and what the scores decide."""
+"""The driver of step searches: one scorer call per depth, no repeated request, kills, faults, effect of scores."""
 
 import math
 import os
@@ -27,7 +27,7 @@ from .scripted import PROMPT, ExactGrader, FaultyEngine, make_problems, some_lat
 
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_one_call_of_the_scorer_per_depth(tmp_path, name):
-    """And no step is scored twice: a call per request, or per problem, would cost the scorer its batches."""
+    """A scorer call per request or per problem would lose the batches. No step may be scored twice."""
     scorer = PathScorer(any_score)
     progress = run_levels(tmp_path, SEARCHES[name], make_problems(8), scorer=scorer)
     trees = {problem_id: opened.tree for problem_id, opened in open_trees(tmp_path).items()}
@@ -43,14 +43,14 @@ def test_one_call_of_the_scorer_per_depth(tmp_path, name):
 
 
 def test_never_more_problems_open_than_allowed(tmp_path):
-    """New ones come as others end; all at once, a test set of thousands would be in memory."""
+    """Opening all problems at once would hold a test set of thousands in memory."""
     scorer = PathScorer(any_score)
     run_levels(tmp_path, problems=make_problems(12), scorer=scorer, max_open_problems=3)
     assert max(map(len, scorer.calls)) == 3 and len({tree.prompt for call in scorer.calls for tree in call}) == 12
 
 
 def test_paths_share_their_steps(tmp_path):
-    """The siblings of a depth stand below one copy of the steps before them."""
+    """The siblings of a depth share one copy of the earlier steps."""
     scorer = PathScorer(any_score)
     run_levels(tmp_path, SEARCHES["greedy"], make_problems(8), scorer=scorer)
     for depth, trees in enumerate(scorer.calls, start=1):
@@ -62,7 +62,7 @@ def test_paths_share_their_steps(tmp_path):
 
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_the_order_of_answers_does_not_matter(tmp_path, name):
-    """Nor how many problems are open: what is sampled and chosen depends on problem, place and seed alone."""
+    """Results must depend only on problem, position and seed, not on timing or the number of open problems."""
     run_levels(tmp_path / "a", SEARCHES[name])
     run_levels(tmp_path / "b", SEARCHES[name], latency=some_latency, max_in_flight=7, max_open_problems=2)
     assert everything(tmp_path / "a") == everything(tmp_path / "b")
@@ -81,7 +81,7 @@ def test_never_more_in_flight_than_allowed(tmp_path):
 
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_cut_after_any_event_and_resumed(tmp_path, name):
-    """A kill between any two events, and in the middle of a line: the same results, and nothing is asked twice."""
+    """A kill between any two events, or within a line, must change no result and repeat no request."""
     whole = tmp_path / "whole"
     run_levels(whole, SEARCHES[name], make_problems(4))
     expected, chosen, log = everything(whole), results(whole, SEARCHES[name]), log_of(whole).read_bytes()
@@ -100,7 +100,7 @@ def test_cut_after_any_event_and_resumed(tmp_path, name):
 
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_ten_kills(tmp_path, name):
-    """SIGKILL at random moments of a real process, ten times: the results of a run that was never stopped."""
+    """Ten SIGKILLs of a real process at random moments must give the results of an uninterrupted run."""
     number = 20
     run_levels(tmp_path / "whole", SEARCHES[name], make_problems(number))
     program = [sys.executable, "-m", "tests.search.leveled", str(tmp_path / "killed"), name, str(number), "0.05"]
@@ -131,7 +131,7 @@ def test_a_search_that_ended_asks_for_nothing(tmp_path):
     assert not scorer.calls and not engine.most_in_flight
 
 
-def test_tokens_billed_are_those_of_the_nodes(tmp_path):
+def test_billed_tokens_equal_the_nodes_tokens(tmp_path):
     for name, search in SEARCHES.items():
         progress = run_levels(tmp_path / name, search)
         nodes = [node for opened in open_trees(tmp_path / name).values() for node in opened.tree.nodes]
@@ -141,7 +141,7 @@ def test_tokens_billed_are_those_of_the_nodes(tmp_path):
 
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_faults_change_nothing(tmp_path, name):
-    """A third of all requests fails, and the results are those of a flawless engine."""
+    """With a third of all requests failing, the results must equal those without faults."""
     run_levels(tmp_path / "flawless", SEARCHES[name], make_problems(20))
     engine = FaultyEngine(0.3)
     progress = run_levels(
@@ -152,7 +152,7 @@ def test_faults_change_nothing(tmp_path, name):
 
 
 def test_problems_with_faults_wait_for_the_next_start(tmp_path):
-    """Tried twice, closed as errors, and asked only for what is missing when the run is started again."""
+    """They are tried twice and closed as errors. The next start requests only what is missing."""
     progress = run_levels(tmp_path / "a", SEARCHES["trees"], engine=FaultyEngine(0.5), max_failures=50)
     assert progress.closed["error"] >= 2
     missing = run_levels(tmp_path / "a", SEARCHES["trees"])
@@ -162,20 +162,20 @@ def test_problems_with_faults_wait_for_the_next_start(tmp_path):
 
 
 def test_an_engine_that_is_down_stops_the_run(tmp_path):
-    """Else a night of failures would look like a finished run whose problems have no solution."""
-    with pytest.raises(EngineFatal, match="[4-6] requests failed in a row. Last error: the server answered 500"):
+    """Otherwise a night of failures would look like a finished run whose problems have no solution."""
+    with pytest.raises(EngineFatal, match="[4-6] requests failed.*answered 500"):
         run_levels(tmp_path, engine=FaultyEngine(1.0), max_failures=4)
     assert run_levels(tmp_path).closed == {"done": 6}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_score_that_is_no_number_stops_the_run(tmp_path, bad):
-    """NaN compares false with everything: the step it stands for would be chosen or not by where it stands."""
+def test_nan_score_stops_the_run(tmp_path, bad):
+    """NaN compares false with everything, so its step would be selected or not by its position."""
 
     def score(path: list[str]) -> float:
         return bad if len(path) == 2 else 0.5
 
-    with pytest.raises(ValueError, match=r"problem 'p00\d': the reward model scored the step .* as (nan|inf)"):
+    with pytest.raises(ValueError, match=r"problem 'p00\d'.*(nan|inf)"):
         run_levels(tmp_path, score=score)
     depths = {len(opened.tree.path(i)) for opened in open_trees(tmp_path).values() for i in opened.scores}
     assert depths == {1}
@@ -187,18 +187,18 @@ def test_a_score_that_is_no_number_stops_the_run(tmp_path, bad):
 @pytest.mark.parametrize(
     ("scorer", "message"),
     [
-        (lambda trees: [[0.5]] * len(trees), r"returned 1 scores for \d steps"),
-        (lambda trees: [], "returned scores for 0 trees, expected 6"),
+        (lambda trees: [[0.5]] * len(trees), r"1 scores for \d steps"),
+        (lambda trees: [], "0 trees.*6"),
     ],
 )
 def test_a_scorer_that_miscounts_stops_the_run(tmp_path, scorer, message):
-    """Scores would be read at other steps."""
+    """Scores would be assigned to other steps."""
     with pytest.raises(ValueError, match=message):
         run_levels(tmp_path, scorer=scorer)
 
 
-def test_a_path_that_the_reward_model_has_no_room_for_ends(tmp_path):
-    """It is a dead end of that problem, no fault of the run, and no score of 0."""
+def test_path_too_long_for_the_reward_model_ends(tmp_path):
+    """Such a path is a dead end of its problem. It must not stop the run or score 0."""
     run_levels(tmp_path, score=lambda path: 0.5 if len(path) < 3 else None)
     found = results(tmp_path, SEARCHES["greedy"])
     assert {len(path) for endings in found.values() for _, path, _, _, _ in endings} <= {1, 2}
@@ -206,8 +206,8 @@ def test_a_path_that_the_reward_model_has_no_room_for_ends(tmp_path):
     assert run_levels(tmp_path).num_problems == 0
 
 
-def test_no_room_left_for_the_policy(tmp_path):
-    """A prefix at the end of the policy's context is no failure of the engine."""
+def test_path_too_long_for_the_policy_ends(tmp_path):
+    """A prefix that fills the policy's context is not a failure of the engine."""
 
     class Short(ScriptedEngine):
         async def sample(self, prefix_ids, *args, **kwargs):
@@ -225,7 +225,7 @@ def test_no_room_left_for_the_policy(tmp_path):
 
 
 def test_references_are_checked_before_anything_is_sampled(tmp_path):
-    """Also where more problems wait than may be open: those that cannot be graded must not end the run."""
+    """More problems wait than may be open. Those that cannot be graded must not end the run."""
     problems = [(i, Problem(p.problem_id, p.prompt, "7" if i > 3 else "?")) for i, p in make_problems(6)]
     grader = ExactGrader(unreadable=("?",))
     progress = run_levels(tmp_path, problems=problems, grader=grader, max_open_problems=2)
@@ -235,20 +235,20 @@ def test_references_are_checked_before_anything_is_sampled(tmp_path):
 def test_a_problem_that_changed_is_refused(tmp_path):
     run_levels(tmp_path)
     changed = [(i, Problem(p.problem_id, p.prompt, "9")) for i, p in make_problems(6)]
-    with pytest.raises(ValueError, match="is Problem.*answer='7'.* in the log, but Problem.*answer='9'.* now"):
+    with pytest.raises(ValueError, match="answer='7'.*answer='9'"):
         run_levels(tmp_path, problems=changed)
 
 
 def test_a_request_larger_than_the_bound_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_in_flight is 5. It must be at least 6"):
+    with pytest.raises(ValueError, match="max_in_flight is 5.*6"):
         run_levels(tmp_path, SEARCHES["beam"], max_in_flight=5)
 
 
 def test_what_the_scorer_knows_decides_the_accuracy(tmp_path):
     """
-    A scorer that knows the truth solves all problems but those with a depth without a good step, (1 - 2^-4)^3 = 0.82; one that
-    knows nothing solves what a single solution does, 2^-3; one that is wrong about everything solves next to none. A search that
-    ignored the scores would give the three one number.
+    A scorer that knows the truth solves all problems that have a good step at each depth, (1 - 2^-4)^3 = 0.82. One that
+    knows nothing solves as many as a single solution, 2^-3. One that is always wrong solves almost none. A search that
+    ignores the scores would give the same number for all three.
     """
     scorers = {
         "planted": lambda path: float(not any("bad" in step for step in path)),
@@ -268,8 +268,8 @@ def test_what_the_scorer_knows_decides_the_accuracy(tmp_path):
 
 
 @pytest.mark.parametrize("name", list(SEARCHES))
-def test_scores_are_those_of_the_reward_model(tmp_path, name):
-    """Scored a depth at a time beside siblings, or each path alone: the same numbers, up to float rounding."""
+def test_scores_equal_the_reward_models(tmp_path, name):
+    """Scoring a depth at a time with siblings, or each path alone, must give equal scores up to float rounding."""
     scorer = StepScorer(tiny_model(max_position_embeddings=1024), tiny_tokenizer(), StepFormat())
     run_levels(tmp_path, SEARCHES[name], make_problems(3), scorer=scorer.score_trees)
     compared = []
@@ -285,7 +285,7 @@ def test_scores_are_those_of_the_reward_model(tmp_path, name):
 
 
 def test_a_stop_while_the_scorer_works(tmp_path):
-    """Ctrl-C in the middle of a depth: the run goes on later from its samples."""
+    """After Ctrl-C in the middle of a depth, the run must resume from its samples."""
 
     def stop(trees: list[StepTree]) -> list[list[float]]:
         os.kill(os.getpid(), signal.SIGINT)

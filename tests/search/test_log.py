@@ -17,8 +17,8 @@ from .scripted import make_problems, run_scripted
 LOG = "log-00000-of-00001.jsonl"
 
 
-def test_a_torn_line_is_dropped_and_told(tmp_path):
-    """Half a line after a kill, whole JSON or not: without its line break it may be cut anywhere."""
+def test_torn_line_is_dropped_with_a_warning(tmp_path):
+    """A kill leaves half a line. Without its line break, even valid JSON may be incomplete."""
     run_scripted(tmp_path)
     whole = (tmp_path / LOG).read_bytes()
     lines = whole.splitlines(keepends=True)
@@ -26,49 +26,49 @@ def test_a_torn_line_is_dropped_and_told(tmp_path):
         (tmp_path / LOG).write_bytes(b"".join(lines[:-1]) + torn)
         with EventLog(tmp_path / LOG) as log:
             assert log.torn == len(torn) and log.size == len(whole) - len(lines[-1])
-        assert (tmp_path / LOG).read_bytes().endswith(torn)  # a reader changes nothing
+        assert (tmp_path / LOG).read_bytes().endswith(torn)  # reading must not change the file
         with EventLog(tmp_path / LOG, write=True) as log:
             assert log.torn == len(torn)
         assert (tmp_path / LOG).read_bytes() == b"".join(lines[:-1])
 
 
 def test_damage_in_the_middle_is_an_error(tmp_path):
-    """Dropping it like a torn line would lose a problem in silence."""
+    """Dropping it like a torn last line would silently lose a problem."""
     run_scripted(tmp_path)
     lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / LOG).write_bytes(b"".join([*lines[:3], b"\0\0\0\n", *lines[3:]]))
-    with pytest.raises(ValueError, match="jsonl, line 4: .* is not an event of a search"):
+    with pytest.raises(ValueError, match="jsonl, line 4"):
         EventLog(tmp_path / LOG)
     head = lines[3][:60]
     (tmp_path / LOG).write_bytes(b"".join([*lines[:3], head + b"\n", *lines[4:]]))
     with (
         EventLog(tmp_path / LOG) as log,
-        pytest.raises(ValueError, match="byte [0-9]+: the event of problem 'p0"),
+        pytest.raises(ValueError, match="byte [0-9]+.*problem 'p0"),
     ):
         for problem_id in log.problems:
             log.read(problem_id)
 
 
 def test_events_that_refer_to_nothing_are_an_error(tmp_path):
-    """As after a line was removed by hand: told with the remedy, not as a KeyError."""
+    """A line removed by hand must give an error that says what to do, not a KeyError."""
     run_scripted(tmp_path)
     lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if b'"problem"' in line[:20])
     (tmp_path / LOG).write_bytes(b"".join(lines[:first] + lines[first + 1 :]))
-    with pytest.raises(ValueError, match="the first event of problem .* is missing. Remove all lines of this problem"):
+    with pytest.raises(ValueError, match="Remove all lines of this problem"):
         EventLog(tmp_path / LOG)
     first = next(i for i, line in enumerate(lines) if b'"samples"' in line[:20])
     name = json.loads(lines[first])["problem_id"]
     (tmp_path / LOG).write_bytes(b"".join(lines[:first] + lines[first + 1 :]))
     with (
         EventLog(tmp_path / LOG) as log,
-        pytest.raises(ValueError, match="refers to .*, but no earlier event created it"),
+        pytest.raises(ValueError, match="no earlier event"),
     ):
         log.read(name)
 
 
 def test_ids_with_any_characters(tmp_path):
-    """The index reads ids from the start of a line without parsing it: quotes, braces and backslashes must not fool it."""
+    """The index reads ids without parsing the line, so quotes, braces and backslashes must not confuse it."""
     names = ['a"b', "a\\", 'x", "status": "done', "ü🎲", "line\nbreak", ""]
     with EventLog(tmp_path / LOG, write=True) as log:
         for i, name in enumerate(names):
@@ -91,8 +91,8 @@ def test_one_writer_at_a_time(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [LOG]  # no lock is left behind
 
 
-def test_a_full_disk_is_an_error_and_the_log_goes_on(tmp_path):
-    """The write that fails may leave half a line: it must be told, and must not spoil what comes after it."""
+def test_full_disk_raises_and_the_log_stays_usable(tmp_path):
+    """A failed write may leave half a line. It must raise, and must not damage later lines."""
     program = textwrap.dedent(
         """
         import resource, signal, sys
@@ -120,7 +120,7 @@ def test_a_full_disk_is_an_error_and_the_log_goes_on(tmp_path):
 
 
 def test_every_event_is_flushed(tmp_path):
-    """A kill loses what is in a buffer; each line must reach the file when it is appended."""
+    """A kill loses buffered text, so each line must reach the file when it is appended."""
     with EventLog(tmp_path / LOG, write=True) as log:
         for i, (_, problem) in enumerate(make_problems(3)):
             event = {"event": "problem", "problem_id": problem.problem_id, "position": i, "root_id": "r"}
@@ -129,7 +129,7 @@ def test_every_event_is_flushed(tmp_path):
 
 
 def test_manifest(tmp_path):
-    """A restart with another temperature would mix two policies in one tree."""
+    """Restarting with another temperature would mix two policies in one tree."""
     first = {
         "engine": {"model": "a", "temperature": 1.0},
         "seed": 1,

@@ -1,4 +1,4 @@
-"""Trees as Parquet: what is written is read, derived columns are right, and a file is there whole or not at all."""
+"""Store trees as Parquet: round trips, derived columns, and files that are complete or absent."""
 
 import random
 
@@ -29,7 +29,7 @@ def many_trees(number: int) -> list[SearchTree]:
 
 @pytest.mark.parametrize("group", [1, 50, 1 << 14])
 def test_round_trip(tmp_path, monkeypatch, group):
-    """A null that comes back as NaN or an empty list, or a tree that gets the nodes of its neighbour."""
+    """A null could come back as NaN or an empty list, and a tree could get its neighbour's nodes."""
     monkeypatch.setattr(nodes, "GROUP_NODES", group)
     trees = many_trees(30)
     write_nodes(iter(trees), tmp_path / "nodes.parquet")
@@ -44,7 +44,7 @@ def test_round_trip(tmp_path, monkeypatch, group):
 
 
 def test_columns_for_other_readers(tmp_path):
-    """Whoever reads the file without this package has parents by id, depths and counts of leaves."""
+    """Readers without this package need parents by id, depths and leaf counts."""
     trees = many_trees(10)
     write_nodes(trees, tmp_path / "nodes.parquet")
     rows = pq.read_table(tmp_path / "nodes.parquet").to_pylist()
@@ -67,7 +67,7 @@ def test_columns_for_other_readers(tmp_path):
 
 
 def test_totals(tmp_path):
-    """Tokens of a rollout are billed once, not again as the steps it was cut into."""
+    """Tokens of a rollout are billed once, not again for the steps that it was cut into."""
     rng = random.Random(0)
     trees = [rollout_tree(rng, f"{i}") for i in range(5)]
     write_nodes(trees[:2], tmp_path / "a.parquet")
@@ -101,10 +101,10 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 
 def test_other_files(tmp_path):
     (tmp_path / "text.parquet").write_text("hello, this is no Parquet file")
-    with pytest.raises(ValueError, match="text.parquet is not a Parquet file"):
+    with pytest.raises(ValueError, match="text.parquet"):
         list(read_trees(tmp_path / "text.parquet"))
     pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match=r"other.parquet has the columns \['prompt'\], expected search trees"):
+    with pytest.raises(ValueError, match=r"other.parquet .*\['prompt'\]"):
         list(read_trees(tmp_path / "other.parquet"))
     write_nodes([], tmp_path / "empty.parquet")
     assert list(read_trees(tmp_path / "empty.parquet")) == []

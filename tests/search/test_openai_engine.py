@@ -1,4 +1,4 @@
-"""A real server on this machine, with real faults: each request ends in what the server sent, or in a clear error."""
+"""Test the engine against a local server with real faults: each request returns what was sent, or raises."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from .scripted import FINAL, PROMPT, RULE, make_problems, run_scripted
 TOKENIZER = CharTokenizer()
 PREFIX = TOKENIZER.encode("What is 3 + 4?\n\n# Step 1\n")
 STOP = ["# Step 2", "seven"]
-SELF_TEST = {"vllm": 6, "text": 6}  # two greedy answers and four hot ones
+SELF_TEST = {"vllm": 6, "text": 6}  # two greedy answers and four at high temperature
 
 
 def engine_for(*servers, **options):
@@ -29,7 +29,7 @@ def engine_for(*servers, **options):
 
 
 def run(engine, *work):
-    """Run the coroutines that the functions of `work` make, one after another; the last result."""
+    """Run the coroutines made by the functions of `work` in order, and return the last result."""
 
     async def main():
         try:
@@ -47,7 +47,7 @@ def ask(engine, n=2, stop=STOP, max_tokens=300, seed=100, key="", prefix=PREFIX)
 
 
 def after_test(server, *faults):
-    """Let a server fail from the next request on."""
+    """Let the server fail from the next request on."""
 
     async def order():
         server.faults.extend(faults)
@@ -57,7 +57,7 @@ def after_test(server, *faults):
 
 
 def expected(seed, max_tokens=300, stop=STOP, temperature=1.0):
-    """What the server's policy writes, cut by hand."""
+    """Return what the server's policy writes, cut by hand."""
     text = policy(TOKENIZER.decode(PREFIX), seed, temperature)
     ends = {text.find(string) + len(string): string for string in stop if string in text}
     if ends and min(ends) <= max_tokens:
@@ -75,7 +75,7 @@ def without_cached(samples):
 @pytest.mark.parametrize("api", ["vllm", "text"])
 @pytest.mark.parametrize(("stop", "max_tokens"), [(STOP, 300), ([], 300), (["not in it"], 300), (STOP, 7), ([], 7)])
 def test_samples(api, stop, max_tokens):
-    """A stop string taken for the end of the sequence, or the other way round, ends a solution in its middle."""
+    """Confusing a stop string with the end of the sequence would end a solution in its middle."""
     with FakeServer(api) as server:
         engine = engine_for(server, api=api)
         samples = run(engine, ask(engine, 5, stop, max_tokens))
@@ -87,7 +87,7 @@ def test_samples(api, stop, max_tokens):
 
 @pytest.mark.parametrize("api", ["vllm", "text"])
 def test_greedy_samples_are_asked_once(api):
-    """vLLM refuses several greedy samples; several requests would bill the same tokens again."""
+    """vLLM rejects several greedy samples, and several requests would bill the same tokens again."""
     with FakeServer(api) as server:
         engine = engine_for(server, api=api, temperature=0.0)
         samples = run(engine, ask(engine, 3))
@@ -96,8 +96,8 @@ def test_greedy_samples_are_asked_once(api):
     assert [sample.num_cached > 0 for sample in samples] == [api == "vllm", False, False]
 
 
-def test_what_vllm_is_sent():
-    """What is left open, the server fills in from the model's generation configuration."""
+def test_request_to_vllm():
+    """The server fills missing fields from the model's generation configuration."""
     with FakeServer() as server:
         engine = engine_for(server, temperature=0.7, top_p=0.9, top_k=20)
         run(engine, ask(engine, 3, ["\n"], 50, 7))
@@ -119,8 +119,8 @@ def test_what_vllm_is_sent():
         assert server.headers[-1]["Authorization"] == "Bearer sk-secret"
 
 
-def test_what_others_are_sent():
-    """They answer 422 to fields that they do not know; several ignore `n`."""
+def test_request_to_other_servers():
+    """They answer 422 to unknown fields, and several ignore `n`."""
     with FakeServer("text") as server:
         engine = engine_for(server, api="text")
         run(engine, ask(engine, 2, ["\n"], 50, 7))
@@ -152,8 +152,8 @@ PASSING = {
 
 @pytest.mark.parametrize("api", ["vllm", "text"])
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-def test_faults_that_pass_are_tried_again(api, fault):
-    """A fault that became a sample would be judged and become a label."""
+def test_transient_faults_are_retried(api, fault):
+    """A fault returned as a sample would be judged and become a label."""
     with FakeServer(api) as server:
         engine = engine_for(server, api=api, timeout=0.3)
         samples = run(engine, ask(engine), after_test(server, fault, fault), ask(engine, 1, seed=500))
@@ -162,10 +162,10 @@ def test_faults_that_pass_are_tried_again(api, fault):
 
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
-def test_faults_that_stay_are_errors_of_the_request(fault):
+def test_lasting_faults_raise(fault):
     with FakeServer() as server:
         engine = engine_for(server, timeout=0.2, max_retries=2)
-        with pytest.raises(EngineError, match=r"127\.0\.0\.1:\d+/v1: the request failed after 3 tries\. Last error: "):
+        with pytest.raises(EngineError, match=r"127\.0\.0\.1:\d+/v1.* 3 tries"):
             run(engine, ask(engine), after_test(server, *[fault] * 9), ask(engine))
         assert len(server.requests) == 3
 
@@ -179,7 +179,7 @@ def test_messages_name_the_fault():
     ):
         with FakeServer() as server:
             engine = engine_for(server, timeout=0.2, max_retries=0)
-            with pytest.raises(EngineError, match=f"failed after 1 tries. Last error: .*{message}"):
+            with pytest.raises(EngineError, match=f"1 tries.*{message}"):
                 run(engine, ask(engine), after_test(server, fault), ask(engine))
 
 
@@ -198,22 +198,20 @@ MISSHAPEN = {
 
 @pytest.mark.parametrize(("choice", "answer"), MISSHAPEN.values(), ids=MISSHAPEN)
 def test_answers_of_another_shape_are_faults(choice, answer):
-    """As any other fault of a gateway: a traceback would end a search of days."""
+    """Like any other gateway fault, they must be retried. A traceback would end a search of several days."""
     fault = body({"choices": [WHOLE | choice]} | answer)
     with FakeServer() as server:
         engine = engine_for(server, max_retries=2)
         samples = run(engine, ask(engine), after_test(server, fault, fault), ask(engine, 1, seed=500))
         assert len(server.requests) == 3
         engine = engine_for(server, max_retries=2)
-        with pytest.raises(
-            EngineError, match="failed after 3 tries. Last error: .*(choices|ids|usage|details|cached)"
-        ):
+        with pytest.raises(EngineError, match="3 tries.*(choices|ids|usage|details|cached)"):
             run(engine, ask(engine), after_test(server, fault, fault, fault), ask(engine))
     assert without_cached(samples) == [expected(500)]
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens_details": None}, {"prompt_tokens_details": {}}])
-def test_servers_that_do_not_tell_cached_tokens(usage):
+def test_servers_without_cached_token_counts(usage):
     with FakeServer() as server:
         engine = engine_for(server)
         answer = body({"choices": [WHOLE], "usage": usage})
@@ -223,13 +221,13 @@ def test_servers_that_do_not_tell_cached_tokens(usage):
 
 @pytest.mark.parametrize("api", ["vllm", "text"])
 def test_more_stop_strings_than_servers_take(api):
-    """`vllm serve` refuses them in words that do not tell which option is meant."""
+    """The error of `vllm serve` does not say which option to change."""
     stops = [*STOP, "never", "this", "nor that"]
     with FakeServer(api) as server:
         engine = engine_for(server, api=api)
         assert without_cached(run(engine, ask(engine, 1, stops[:4]))) == [expected(100, stop=stops[:4])]
         server.requests.clear()
-        with pytest.raises(EngineFatal, match="uses 5 stop strings .*'nor that'.* at most 4 .*fewer --final_stops"):
+        with pytest.raises(EngineFatal, match="5 stop strings.* at most 4 .*--final_stops"):
             run(engine, ask(engine, 1, stops))
         assert server.requests == []
 
@@ -243,12 +241,12 @@ def test_transformers_takes_any_number_of_stop_strings():
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 405, 422])
-def test_refusals_stop_the_search_at_once(code):
-    """Tried again, or taken as a fault of one request, a wrong model name would cost hours and leave an empty run."""
+def test_rejected_request_stops_the_search_at_once(code):
+    """Retrying a wrong model name, or treating it as one failed request, would cost hours and leave an empty run."""
     with FakeServer() as server:
         engine = engine_for(server)
         message = "the key sk-secret may not\nuse the model `lm` " + "x" * 1000
-        with pytest.raises(EngineFatal, match=f"rejected the request. HTTP {code}: the key .* may not use") as error:
+        with pytest.raises(EngineFatal, match=f"HTTP {code}: the key") as error:
             run(engine, ask(engine), after_test(server, status(code, message)), ask(engine))
         assert len(server.requests) == 1
     assert "sk-secret" not in str(error.value) and len(str(error.value)) < 450
@@ -302,8 +300,8 @@ def test_refusals_stop_the_search_at_once(code):
         (401, "max_tokens must be at least 1, got 0.", EngineFatal),
     ],
 )
-def test_a_prefix_that_is_too_long_is_a_fault_of_one_request(code, message, error):
-    """One deep node must not end the whole search, nor be asked again."""
+def test_prefix_too_long_fails_one_request(code, message, error):
+    """One deep node must not end the whole search, and must not be retried."""
     with FakeServer() as server:
         engine = engine_for(server)
         with pytest.raises(error, match=f"HTTP {code}: {message}"):
@@ -326,8 +324,8 @@ def test_a_prefix_that_is_too_long_is_a_fault_of_one_request(code, message, erro
         "This model's maximum context length is 40 tokens.",
     ],
 )
-def test_a_server_with_room_for_fewer_tokens_is_asked_for_those(api, message):
-    """Taken for a prefix without room, a short prompt would be cut off before its first token."""
+def test_request_is_shortened_to_the_servers_limit(api, message):
+    """Treating it as a prefix that is too long would cut off a short prompt before its first token."""
     assert len(PREFIX) == 25
     with FakeServer(api) as server:
         engine = engine_for(server, api=api)
@@ -337,7 +335,7 @@ def test_a_server_with_room_for_fewer_tokens_is_asked_for_those(api, message):
     assert sample.finish == "length" and len(sample.text) == 15
 
 
-def test_a_server_that_refuses_twice_has_no_room():
+def test_second_rejection_means_prefix_too_long():
     with FakeServer("text") as server:
         engine = engine_for(server, api="text")
         refusal = status(400, "This model's maximum context length is 40 tokens.")
@@ -347,7 +345,7 @@ def test_a_server_that_refuses_twice_has_no_room():
 
 
 def test_a_long_message_is_read_to_its_end():
-    """What is shown of it is cut, but the reason may stand behind a copy of the request."""
+    """The shown message is cut, but the reason may follow a copy of the request."""
     with FakeServer() as server:
         engine = engine_for(server)
         refusal = status(400, "Bad request " + "x" * 500 + " max_tokens must be at least 1, got 0")
@@ -356,17 +354,17 @@ def test_a_long_message_is_read_to_its_end():
     assert len(str(error.value)) < 450
 
 
-def test_a_server_without_room_for_its_test_is_refused():
-    """Its refusals would otherwise cut off every solution, and the run would end without an error."""
+def test_server_too_short_for_the_test_request():
+    """Otherwise such a server would cut off every solution, and the run would end without an error."""
     with FakeServer("text") as server:
         server.faults += [status(400, "max_tokens must be at least 1, got 0")] * 9
         engine = engine_for(server, api="text")
-        with pytest.raises(EngineFatal, match="is too short for the test request"):
+        with pytest.raises(EngineFatal, match="too short"):
             run(engine, ask(engine, 1))
 
 
-def test_a_node_without_room_is_cut_off_and_the_search_goes_on(tmp_path):
-    """A whole search over a vLLM server that does not tell its length: no failed request, and its solutions are counted as cut off."""
+def test_node_too_long_is_cut_off_and_the_search_continues(tmp_path):
+    """Search with a vLLM server that does not report its length: no request fails, and solutions count as cut off."""
     prompt_length = len(PROMPT.encode(TOKENIZER, make_problems(1)[0][1].prompt))
     with FakeServer(hidden_length=prompt_length + 40) as server:
         search = FullTree(RULE, FINAL, num_children=2, max_depth=6, max_step_tokens=200)
@@ -375,32 +373,32 @@ def test_a_node_without_room_is_cut_off_and_the_search_goes_on(tmp_path):
     assert finish_shard(tmp_path, 0, 1)["solutions"]["cut_off_by_context"] > 0
 
 
-def test_the_length_that_vllm_tells_is_kept():
-    """vLLM refuses a request whose `max_tokens` passes its length, where other engines end the sample there."""
+def test_length_reported_by_vllm_is_respected():
+    """vLLM rejects a request whose `max_tokens` exceeds its length. Other engines end the sample there."""
     with FakeServer(max_length=300) as server:
         engine = engine_for(server)
         prefix = (PREFIX * 20)[:290]
         [sample] = run(engine, ask(engine, 1, [], 50, prefix=prefix))
         assert (server.requests[-1]["max_tokens"], sample.finish, len(sample.token_ids)) == (10, "length", 10)
         engine = engine_for(server)
-        with pytest.raises(PrefixTooLong, match="The prefix has 300 tokens, but lm has a context of 300 tokens"):
+        with pytest.raises(PrefixTooLong):
             run(engine, ask(engine, 1, [], 50, prefix=(PREFIX * 20)[:300]))
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
-def test_other_numbers_of_samples_are_seen(kept):
-    """Taken as they are, the samples that are there would stand for more than they are."""
+def test_wrong_number_of_samples_raises(kept):
+    """With fewer samples than requested, each would count for too much."""
     with FakeServer() as server:
         engine = engine_for(server)
         choices = [server.choice("p", {"max_tokens": 9, "temperature": 1.0}, i, i) for i in range(kept)]
         samples = run(engine, ask(engine), after_test(server, body({"choices": choices})), ask(engine, 2))
     assert len(samples) == kept
-    with pytest.raises(EngineFatal, match=f"returned {kept} samples, expected 2"):
+    with pytest.raises(EngineFatal, match=f"{kept} samples"):
         check_samples(samples, 2)
 
 
 def test_choices_out_of_order():
-    """Sample `i` belongs to seed + i, wherever it stands in the answer."""
+    """Sample `i` belongs to seed + i, whatever its position in the answer."""
     with FakeServer() as server:
         complete = server.complete
         server.complete = lambda request: {"choices": complete(request)["choices"][::-1]}
@@ -409,7 +407,7 @@ def test_choices_out_of_order():
     assert samples == [expected(100 + i) for i in range(3)]
 
 
-def test_ends_that_vllm_reports():
+def test_vllm_finish_reasons():
     with FakeServer() as server:
         choice = {
             "index": 0,
@@ -429,7 +427,7 @@ def test_ends_that_vllm_reports():
 
 
 class SpecialTokenizer(CharTokenizer):
-    """Puts a special token before every text, and knows another one."""
+    """Put a special token before every text, and know a second one."""
 
     names = {1: "<bos>", 2: "<user>"}
 
@@ -442,15 +440,15 @@ class SpecialTokenizer(CharTokenizer):
 
 
 def test_special_tokens_of_a_prefix_sent_as_text():
-    """Without the marks of the chat template, or with two starts of the sequence, it is another prompt."""
+    """Without the chat template's tokens, or with two BOS tokens, it would be a different prompt."""
     with FakeServer("text") as server:
         engine = OpenAIEngine([server.url], "lm", SpecialTokenizer(), api="text")
         run(engine, ask(engine, 1, prefix=[1, 2, 104, 105]), ask(engine, 1, prefix=[2, 104, 105, 1]))
         assert [request["prompt"] for request in server.requests[-2:]] == ["<user>hi", "<user>hi<bos>"]
 
 
-def test_where_one_sample_fails_the_others_are_given_up():
-    """They would go on to be generated and billed, and nobody would see them."""
+def test_one_failed_sample_cancels_the_others():
+    """Otherwise they would still be generated and billed, and never used."""
     with FakeServer("text") as server:
         engine = engine_for(server, api="text", timeout=0.2)
 
@@ -469,8 +467,8 @@ def closed_url():
         return f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
 
 
-def test_a_dead_server_is_passed_over():
-    """With several servers, one that is down must not cost the problems that belong to it."""
+def test_dead_server_is_skipped():
+    """With several servers, a dead one must not lose the problems assigned to it."""
     with FakeServer() as server:
         engine = engine_for(closed_url(), server, backoff=30.0)  # a pause before the other server would be seen
         work = [ask(engine, 1, seed=1000 * i, key=str(i)) for i in range(8)]
@@ -486,12 +484,12 @@ def test_a_dead_server_is_passed_over():
 def test_all_servers_dead():
     urls = [closed_url(), closed_url()]
     engine = engine_for(*urls, max_retries=3)
-    with pytest.raises(EngineError, match="failed after 4 tries. Last error: .*Connect"):
+    with pytest.raises(EngineError, match="4 tries.*Connect"):
         run(engine, ask(engine))
 
 
 def test_a_key_stays_with_one_server():
-    """The cache of a server holds the prefixes that were computed there."""
+    """Each server caches the prefixes that it computed, so a key must stay with its server."""
     with FakeServer() as one, FakeServer() as other:
         engine = engine_for(one, other)
         keys = [f"problem-{i}" for i in range(20)]
@@ -512,7 +510,7 @@ def test_a_key_stays_with_one_server():
 
 
 def test_pauses(monkeypatch):
-    """A server that says when to come back is not asked before; without it, pauses double and differ by seed."""
+    """Retry-After must be respected. Without it, pauses double and differ by seed."""
     pauses = []
     sleep = asyncio.sleep
 
@@ -541,8 +539,8 @@ def test_pauses(monkeypatch):
     assert pauses_of(1, after("Wed, 21 Oct 2015 07:28:00 GMT"), backoff=0.0) == [0.0]
 
 
-def test_requests_run_side_by_side():
-    """A limit on connections would leave the server idle while everything waits here."""
+def test_requests_run_in_parallel():
+    """A connection limit would leave the server idle while requests wait in the client."""
     with FakeServer() as server:
         engine = engine_for(server, timeout=30.0)
         complete = server.complete
@@ -562,7 +560,7 @@ def test_requests_run_side_by_side():
 
 
 class TestServerCheck:
-    """What the first request of a server finds out."""
+    """The checks of a server's first request."""
 
     def test_it_is_run_once(self):
         with FakeServer() as server:
@@ -578,12 +576,12 @@ class TestServerCheck:
     @pytest.mark.parametrize(
         ("style", "message"),
         [
-            ("ignores", "ignores stop strings: it did not stop at '.*--continuous-batching"),
-            ("strips", 'removes stop strings from the text.*use api="vllm"'),
-            ("greedy", 'does not sample: .* for 4 seeds at temperature 2.*use api="transformers"'),
+            ("ignores", "ignores stop strings.*--continuous-batching"),
+            ("strips", 'removes stop strings.*use api="vllm"'),
+            ("greedy", 'does not sample.*use api="transformers"'),
         ],
     )
-    def test_servers_that_would_spoil_every_label(self, style, message):
+    def test_servers_that_would_corrupt_every_label(self, style, message):
         with FakeServer(style) as server:
             engine = engine_for(server, api="text")
             with pytest.raises(EngineFatal, match=message):
@@ -595,19 +593,19 @@ class TestServerCheck:
             engine = engine_for(server)
             answer = {"choices": [{"index": 0, "text": "so ", "finish_reason": "length"}]}
             server.faults.append(body(answer))
-            with pytest.raises(EngineFatal, match='has no token ids.*use api="text"'):
+            with pytest.raises(EngineFatal, match='no token ids.*use api="text"'):
                 run(engine, ask(engine))
 
     def test_another_model(self):
         with FakeServer() as server:
             server.model = "meta/other"
             engine = engine_for(server)
-            with pytest.raises(EngineFatal, match="does not serve 'lm'. It serves 'meta/other'"):
+            with pytest.raises(EngineFatal, match="'lm'.*'meta/other'"):
                 run(engine, ask(engine))
             assert server.requests == []
 
     def test_another_tokenizer(self):
-        """Ids of one tokenizer mean other text to another: the policy would continue what nobody wrote."""
+        """Token ids of another tokenizer mean other text, so the policy would continue the wrong prefix."""
         with FakeServer() as server:
             complete = server.complete
 
@@ -619,28 +617,26 @@ class TestServerCheck:
 
             server.complete = shifted
             engine = engine_for(server)
-            with pytest.raises(EngineFatal, match="Pass the tokenizer of the model"):
+            with pytest.raises(EngineFatal, match="tokenizer of the model"):
                 run(engine, ask(engine))
 
-    def test_a_length_that_is_no_number_is_a_fault(self):
+    def test_length_that_is_not_a_number(self):
         with FakeServer() as server:
             server.max_length = "long"
             engine = engine_for(server, max_retries=1)
-            with pytest.raises(
-                EngineError, match="failed after 2 tries.*a max_model_len of 'long', expected a number"
-            ):
+            with pytest.raises(EngineError, match="2 tries.*max_model_len of 'long'"):
                 run(engine, ask(engine))
 
-    def test_a_silent_model(self):
+    def test_model_that_writes_nothing(self):
         with FakeServer() as server:
             server.faults.append(
                 body({"choices": [{"index": 0, "text": "", "finish_reason": "stop", "token_ids": [0]}]})
             )
             engine = engine_for(server)
-            with pytest.raises(EngineFatal, match="with '', which is too short to test"):
+            with pytest.raises(EngineFatal, match="too short"):
                 run(engine, ask(engine))
 
-    def test_a_cancelled_request_does_not_end_it_for_the_others(self):
+    def test_cancelled_request_does_not_cancel_the_check(self):
         with FakeServer() as server:
             engine = engine_for(server)
             server.faults = [hang(0.2)]
@@ -653,7 +649,7 @@ class TestServerCheck:
 
             assert without_cached(run(engine, first_is_cancelled)) == [expected(100)]
 
-    def test_it_is_tried_again_when_a_fault_broke_it(self):
+    def test_it_is_retried_after_a_fault(self):
         with FakeServer() as server:
             server.faults = [status(200 + 303), cut]
             engine = engine_for(server)
@@ -662,7 +658,7 @@ class TestServerCheck:
         assert without_cached(samples) == [expected(100), expected(101)]
 
     def test_greedy_answers_that_differ_may_pass(self):
-        """Under load a server's rounding differs from batch to batch: no reason to refuse it."""
+        """Under load, rounding differs between batches. That is no reason to reject a server."""
         with FakeServer() as server:
             once = {"choices": [{"index": 0, "text": "zzzzzzzzz", "finish_reason": "length", "token_ids": [122] * 9}]}
             server.faults = [body(once)]
@@ -671,7 +667,7 @@ class TestServerCheck:
 
 
 def test_describe_names_the_policy_and_not_the_servers():
-    """A run goes on at other servers, and not with another policy."""
+    """A run may resume with other servers, but not with another policy."""
     described = engine_for("http://a:1/v1", temperature=0.5).describe()
     assert described == engine_for("http://b:2", "http://c:3/v1", temperature=0.5).describe()
     assert described == {
@@ -687,7 +683,7 @@ def test_describe_names_the_policy_and_not_the_servers():
 
 
 def test_describe_names_the_tokenizer():
-    """It decides the ids: a run that went on with another one would mix two policies."""
+    """The tokenizer decides the ids, so resuming with another one would mix two policies."""
     tokenizer = CharTokenizer()
     tokenizer.name_or_path = "org/tokenizer"
     described = OpenAIEngine(["http://a:1"], "lm", tokenizer, revision="v2").describe()
@@ -710,14 +706,14 @@ def test_key_of_the_environment(monkeypatch):
         (
             ["localhost:8000"],
             {},
-            "The base URL is 'localhost:8000'. It must be an HTTP URL, such as http://localhost:8000/v1",
+            "'localhost:8000'.*http://localhost:8000/v1",
         ),
-        (["ftp://host/v1"], {}, "The base URL is 'ftp://host/v1'"),
-        (["http://me:pw@host/v1"], {}, "The base URL of host contains a user or password"),
-        (["http://host"], {"api": "chat"}, "api is 'chat'. It must be one of vllm, transformers, text"),
-        (["http://host"], {"api": "text", "top_k": 5}, "top_k is 5, but .* does not support it"),
-        (["http://host"], {"max_retries": -1}, "max_retries is -1. It must be a number of at least 0"),
-        (["http://host"], {"timeout": "soon"}, "timeout is 'soon'. It must be a number of at least 0"),
+        (["ftp://host/v1"], {}, "'ftp://host/v1'"),
+        (["http://me:pw@host/v1"], {}, "host contains a user or password"),
+        (["http://host"], {"api": "chat"}, "api is 'chat'.*vllm, transformers, text"),
+        (["http://host"], {"api": "text", "top_k": 5}, "top_k is 5"),
+        (["http://host"], {"max_retries": -1}, "max_retries is -1"),
+        (["http://host"], {"timeout": "soon"}, "timeout is 'soon'"),
         (["http://host"], {"top_p": 2}, "top_p is 2"),
     ],
 )
@@ -726,7 +722,7 @@ def test_options_out_of_range(urls, options, message):
         OpenAIEngine(urls, "lm", TOKENIZER, **options)
 
 
-def test_urls_without_a_path_get_one():
+def test_urls_without_a_path_get_v1():
     engine = engine_for("http://host:1", "http://host:2/", "http://host:3/v1/", "https://host/openai/v1")
     urls = ["http://host:1/v1", "http://host:2/v1", "http://host:3/v1", "https://host/openai/v1"]
     assert [server.url for server in engine.client.servers] == urls

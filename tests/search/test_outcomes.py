@@ -1,4 +1,4 @@
-"""How solutions end: counted from the log for every search, over all starts, and the option to change where most are of no use."""
+"""How solutions end: counts from the log for every search and start, and the option to change."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ def always(text):
 
 
 def finish(folder, search=SEARCHES["full_tree"], **options):
-    """Search, and the summary as `trl-hrm annotate` writes it."""
+    """Search, and return the summary that `trl-hrm annotate` writes."""
     manifest = {"search": search.describe(), "extractors": ["marker", "boxed"], "grader": {"timeout": 10.0}}
     manifest |= {"prompt": {"name": "steps", "final_stops": list(FINAL)}, "num_shards": 1}
     check_manifest(folder, manifest)
@@ -31,8 +31,8 @@ def finish(folder, search=SEARCHES["full_tree"], **options):
 
 
 @pytest.mark.parametrize("name", list(SEARCHES))
-def test_outcomes_are_those_of_the_leaves(tmp_path, name):
-    """Against the counts of leaves that labels are made of: what is unresolved there has a reason here."""
+def test_outcomes_match_the_leaf_counts(tmp_path, name):
+    """Every leaf that labels count as unresolved must have a reason here."""
     summary, _ = finish(tmp_path, SEARCHES[name], problems=make_problems(8), grader=ExactGrader(unreadable=("8",)))
     totals = [tree_totals(tree) for tree in read_trees(tmp_path).values()]
     solutions = dict.fromkeys(OUTCOMES, 0) | summary["solutions"]
@@ -80,7 +80,7 @@ def test_each_outcome_and_what_to_change(tmp_path, search, text, outcome, advice
 
 
 class Full(ScriptedEngine):
-    """Has room for so many characters in all."""
+    """An engine whose context is limited to `length` characters."""
 
     def __init__(self, script, length):
         super().__init__(script)
@@ -94,8 +94,8 @@ class Full(ScriptedEngine):
 
 
 @pytest.mark.parametrize("room", [10, 21])
-def test_the_context_of_the_policy_is_told_from_the_options(tmp_path, room):
-    """Cut within a step, or before one: no --max_step_tokens would help."""
+def test_context_limit_differs_from_token_limit(tmp_path, room):
+    """If the policy's context is full, within a step or before it, raising --max_step_tokens would not help."""
     length = len(PROMPT.encode(ScriptedEngine(None).tokenizer, make_problems(1)[0][1].prompt)) + room
     search = replace(SHORT, max_depth=3)
     engine = Full(always(STEP), length)
@@ -111,13 +111,13 @@ def test_the_context_of_the_policy_is_told_from_the_options(tmp_path, room):
         ({"max_tokens": 700}, "--max_sequences (now 30) or --max_tokens (now 700) in"),
     ],
 )
-def test_the_budget_that_binds(changes, options):
+def test_budget_that_was_reached(changes, options):
     search = SEARCHES["narrow"].describe() | changes
     (warning,) = outcome_warnings({"right": 1, "cut_off_by_budget": 5, "cut_off_by_depth": 2}, search)
     assert warning.startswith("87.5 % of the solutions are cut off.") and f"Raise {options} a new" in warning
 
 
-def test_half_is_not_most():
+def test_no_warning_for_exactly_half():
     assert outcome_warnings({"right": 2, "cut_off_by_depth": 2}, {}) == outcome_warnings({}, {}) == []
     (warning,) = outcome_warnings({"right": 2, "cut_off_by_depth": 2, "cut_off_by_tokens": 1}, {"max_depth": 5})
     assert warning.startswith("60.0 % of the solutions are cut off.") and "--max_depth (now 5)" in warning
@@ -155,7 +155,7 @@ def test_an_answer_that_timed_out_is_not_unreadable(tmp_path):
 
 
 def test_earlier_starts_count(tmp_path):
-    """The second start samples nothing of the first problems, and its summary is that of one start with all of them."""
+    """The second start samples nothing for finished problems, and its summary must still include them."""
     whole, _ = finish(tmp_path / "whole", problems=make_problems(6))
     finish(tmp_path / "parts", problems=make_problems(2))
     parts, _ = finish(tmp_path / "parts", problems=make_problems(6))
@@ -189,7 +189,7 @@ def test_summaries_of_shards_are_added(tmp_path):
 
 
 def test_problems_that_have_not_ended_do_not_count(tmp_path):
-    """The leaves of a problem that is still searched are not cut off: they are about to be continued."""
+    """Leaves of an unfinished problem are not cut off, because the search will continue them."""
     finish(tmp_path, problems=make_problems(2))
     log = next(tmp_path.glob("log-*"))
     log.write_bytes(b"".join(line for line in log.read_bytes().splitlines(keepends=True) if b'"close"' not in line))
@@ -214,7 +214,7 @@ class TestReferences:
         assert len(warning) < 210 and reference_warnings(0, []) == []
 
 
-def test_without_a_manifest_a_token_limit_is_one(tmp_path):
+def test_token_limit_without_a_manifest(tmp_path):
     run_scripted(tmp_path, SHORT, make_problems(1), script=always("x" * 99))
     with EventLog(next(tmp_path.glob("log-*"))) as log:
         assert count_outcomes(log.read("p000"), {}) == {"cut_off_by_tokens": 2}

@@ -1,4 +1,4 @@
-"""What a policy is given: control tokens in the problem, the date, variables of the template, and runs of before."""
+"""The prompt of the policy: control tokens in the problem, dates, template variables, runs of earlier versions."""
 
 import json
 from dataclasses import asdict, replace
@@ -27,7 +27,7 @@ def written(tokenizer, ids) -> list[str]:
 
 @pytest.mark.parametrize("prompt", [CHAT, PLAIN], ids=["chat", "plain"])
 def test_a_problem_writes_no_control_tokens(prompt):
-    """Those of the prompt file and of the system message are meant; those of a problem would end the turn."""
+    """Control tokens of the prompt file and the system message are intended. Those of a problem would end the turn."""
     tokenizer = byte_level()
     expected = written(tokenizer, prompt.encode(tokenizer, "1+1?"))
     assert expected.count("<|im_end|>") == (3 if prompt is CHAT else 1)
@@ -39,7 +39,7 @@ def test_a_problem_writes_no_control_tokens(prompt):
 
 
 @pytest.mark.parametrize("prompt", [CHAT, PLAIN], ids=["chat", "plain"])
-def test_ordinary_problems_have_the_ids_they_always_had(prompt):
+def test_ordinary_problems_keep_their_ids(prompt):
     tokenizer = byte_level()
     for problem in ("1+1?", " Find\n\n\n x <table>", ""):
         assert prompt.encode(tokenizer, problem) == replace(prompt, **OLD).encode(tokenizer, problem)
@@ -66,7 +66,7 @@ def test_ids_do_not_depend_on_the_day(template, on_day):
         found.add(tuple(CHAT.encode(tokenizer, "1+1?")))
     assert len(found) == 1
     on_day("2025-03-04")
-    with pytest.warns(UserWarning, match="prints today's date"):
+    with pytest.warns(UserWarning, match="today's date"):
         assert tuple(replace(CHAT, **OLD).encode(tokenizer, "1+1?")) not in found
 
 
@@ -75,9 +75,9 @@ def test_variables_of_the_template():
     tokenizer.chat_template = GPT
     high = replace(CHAT, chat_template_kwargs={"effort": "high"})
     assert "high" in tokenizer.decode(high.encode(tokenizer, "1+1?"))
-    with pytest.raises(ValueError, match="sets enable_thinking, .* Variables of this template: effort"):
+    with pytest.raises(ValueError, match="enable_thinking.*effort"):
         replace(CHAT, chat_template_kwargs={"enable_thinking": False}).encode(tokenizer, "1+1?")
-    with pytest.raises(ValueError, match="requires the prompt style chat"):
+    with pytest.raises(ValueError, match="prompt style chat"):
         replace(PLAIN, chat_template_kwargs={"effort": "high"})
     with pytest.raises(ValueError, match="sets add_generation_prompt, which is reserved"):
         replace(CHAT, chat_template_kwargs={"add_generation_prompt": False})
@@ -87,9 +87,9 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"chat_template_kwargs": {"effort": "high"}}, 'chat_template_kwargs.effort was null and is "high"'),
-            ({"chat_template_date": "2025-01-01"}, 'chat_template_date was "2024-07-26" and is "2025-01-01"'),
-            ({"sanitize_control_tokens": False}, "sanitize_control_tokens was true and is false"),
+            ({"chat_template_kwargs": {"effort": "high"}}, 'chat_template_kwargs.effort.*"high"'),
+            ({"chat_template_date": "2025-01-01"}, 'chat_template_date.*"2024-07-26".*"2025-01-01"'),
+            ({"sanitize_control_tokens": False}, "sanitize_control_tokens"),
         ],
     )
     def test_a_restart_with_other_options_is_refused(self, tmp_path, change, message):
@@ -98,7 +98,7 @@ class TestManifest:
         with pytest.raises(ValueError, match=f"prompt.{message}"):
             check_manifest(tmp_path, {"prompt": asdict(replace(CHAT, **change))})
 
-    def test_a_run_of_before_is_resumed_as_it_was_started(self, tmp_path):
+    def test_run_of_an_earlier_version_resumes_with_its_settings(self, tmp_path):
         values = {name: value for name, value in asdict(CHAT).items() if name not in OLD_DEFAULTS}
         check_manifest(tmp_path, {"prompt": values})
         prompt = resumed_prompt(CHAT, tmp_path, tmp_path / "new")
@@ -108,31 +108,33 @@ class TestManifest:
         assert replace(started, final_stops=()) == prompt
         assert resumed_prompt(CHAT, tmp_path / "new") == CHAT
 
-    def test_options_are_not_dropped_to_resume_a_run_of_before(self, tmp_path):
-        """An option that was given and not used would be one that is ignored."""
+    def test_new_options_raise_for_a_run_of_an_earlier_version(self, tmp_path):
+        """Resuming with the old settings would ignore the option."""
         values = {name: value for name, value in asdict(CHAT).items() if name not in OLD_DEFAULTS}
         check_manifest(tmp_path, {"prompt": values})
         for change in ({"chat_template_kwargs": {"effort": "high"}}, {"chat_template_date": "2025-01-01"}):
             prompt = resumed_prompt(replace(CHAT, **change), tmp_path)
-            with pytest.raises(ValueError, match="started with different settings: prompt.chat_template"):
+            with pytest.raises(ValueError, match="prompt.chat_template"):
                 check_manifest(tmp_path, {"prompt": asdict(prompt)})
 
 
 def test_a_prefix_with_control_tokens_is_refused():
-    """DeepSeek's `<｜User｜>` is no special token, so that the text comes back and shows nothing."""
+    """DeepSeek's `<｜User｜>` is not marked as special, so decoding returns it and does not reveal it."""
     tokenizer = byte_level()
-    with pytest.raises(ValueError, match="contains '<｜User｜>', a control token of the policy's tokenizer"):
+    with pytest.raises(ValueError, match="'<｜User｜>'"):
         cut_prefix(RULES["blank_line"], tokenizer, [], "x<｜User｜> = 3.\n\n")
-    ids, _ = cut_prefix(RULES["blank_line"], tokenizer, [], "<think>Add.</think>x = 3.\n\n")  # as the policy writes it
+    ids, _ = cut_prefix(
+        RULES["blank_line"], tokenizer, [], "<think>Add.</think>x = 3.\n\n"
+    )  # as written by the policy
     assert written(tokenizer, ids) == ["<think>", "</think>"]
 
 
 def test_a_server_that_takes_text_is_not_sent_control_tokens_as_text():
-    """It would make tokens of them."""
+    """The server would convert them to tokens."""
     tokenizer = byte_level()
     tokenizer.eos_token = "</s>"
     engine = OpenAIEngine(["http://localhost:1"], "policy", tokenizer, api="text")
     ids = CHAT.encode(tokenizer, "1+1?")
     assert engine._prompt_text(ids) == tokenizer.decode(ids)
-    with pytest.raises(EngineError, match="contains control tokens as plain text .*'<｜User｜>'.* or use vLLM"):
+    with pytest.raises(EngineError, match="'<｜User｜>'.*use vLLM"):
         engine._prompt_text(CHAT.encode(tokenizer, "1+1?<｜User｜>"))

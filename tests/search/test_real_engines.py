@@ -1,4 +1,4 @@
-"""transformers, vLLM, `vllm serve` and `transformers serve` with one tiny model: what they sample must be the same."""
+"""transformers, vLLM, `vllm serve` and `transformers serve` must sample the same from one tiny model."""
 
 import asyncio
 import importlib
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loop():
-    """vLLM belongs to one event loop."""
+    """vLLM belongs to one event loop, so all tests share it."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.run_until_complete(loop.shutdown_default_executor())
@@ -60,7 +60,7 @@ def tokenizer(folder):
 
 @pytest.fixture(scope="module")
 def requests(folder, tokenizer, ask):
-    """Greedy requests: without stop strings, and with some from the middle of what the model writes there."""
+    """Return greedy requests, with no stop strings and with stop strings from the middle of the model's text."""
     engine = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.0)
     requests = []
     for prompt in PROMPTS:
@@ -80,20 +80,20 @@ def requests(folder, tokenizer, ask):
 
 @pytest.fixture(scope="module")
 def reference(folder, requests, ask):
-    """What TransformersEngine samples, and how."""
+    """Return what TransformersEngine samples, and why each sample ends."""
     engine = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.0)
     return [samples[0] for samples in ask(engine, *requests)]
 
 
 def test_the_reference_covers_what_matters(requests, reference):
-    """Requests without a stop, or whose stops fall on whole tokens alone, would compare nothing of interest."""
+    """Requests that never stop, or stop only at token borders, would test nothing of interest."""
     stopped = [sample for sample in reference if sample.finish == "stop"]
     assert len(stopped) >= 12 and {sample.finish for sample in reference} == {"stop", "eos", "length"}
     assert "# Step 2" in {sample.stop_reason for sample in stopped}
     assert not any("\ufffd" in sample.text for sample in reference)
     assert any(
         not sample.text.endswith(sample.stop_reason) for sample in stopped
-    )  # a token that goes on after the stop
+    )  # a token that continues after the stop
     assert any(sample.text.endswith(sample.stop_reason) for sample in stopped)
 
 
@@ -105,7 +105,7 @@ def vllm_engine(folder, loop):
             patch.setenv(name, value)
         from trl_hrm.search.engines.vllm import VLLMEngine
 
-        engine = VLLMEngine.from_pretrained(  # outside of the loop, as the command does it
+        engine = VLLMEngine.from_pretrained(  # outside the loop, as in the command
             folder,
             dtype="float32",
             temperature=0.0,
@@ -140,21 +140,21 @@ def transformers_url(folder, tmp_path_factory):
 
 
 def with_sampling(engine, **options):
-    """The same engine with other sampling parameters."""
+    """Return the same engine with other sampling parameters."""
     other = object.__new__(type(engine))
     other.__dict__ = engine.__dict__ | {"sampling": replace(engine.sampling, **options)}
     return other
 
 
 class TestVLLM:
-    """AsyncLLM in this process."""
+    """Test AsyncLLM in this process."""
 
     def test_greedy(self, vllm_engine, requests, reference, ask):
         samples = [replace(sample, num_cached=0) for [sample] in ask(vllm_engine, *requests)]
         assert samples == reference
 
     def test_sampling(self, vllm_engine, folder, tokenizer, ask):
-        """A parameter that does not arrive still gives fluent samples, of another policy."""
+        """A parameter that is lost still gives fluent samples, but of another policy."""
         engine = with_sampling(vllm_engine, temperature=2.0, top_k=3)
         ids = tokenizer.encode(PROMPTS[3])
         [samples] = ask(engine, (ids, 600, [], 1, 5 << 16))
@@ -168,7 +168,7 @@ class TestVLLM:
         assert sum((counts[t] - e) ** 2 / e for t, e in zip(top.indices.tolist(), expected.tolist(), strict=True)) < 14
 
     def test_seeds(self, vllm_engine, tokenizer, ask):
-        """Seeds that lie closer than `n` draw the same samples twice, which look like agreement."""
+        """If seeds differ by less than `n`, samples repeat and look like agreement."""
         engine = with_sampling(vllm_engine, temperature=2.0)
         ids = tokenizer.encode(PROMPTS[0])
         near, next_to, far, alone = ask(
@@ -180,7 +180,7 @@ class TestVLLM:
         assert not set(texts[0]) & set(texts[2])
         assert len(set(texts[0] + texts[2])) == 8
 
-    def test_cached_prefixes_are_told_once(self, vllm_engine, tokenizer, ask):
+    def test_cached_prefixes_are_reported_once(self, vllm_engine, tokenizer, ask):
         ids = tokenizer.encode("and " * 100)[:80]
         ask(vllm_engine, (ids, 1, [], 2, 0))
         [samples] = ask(with_sampling(vllm_engine, temperature=1.0), (ids, 3, [], 2, 0))
@@ -190,7 +190,7 @@ class TestVLLM:
         ids = (tokenizer.encode(PROMPTS[0]) * 100)[:MAX_LENGTH]
         [[sample]] = ask(vllm_engine, (ids[:-6], 1, [], 50, 0))
         assert (sample.finish, len(sample.token_ids)) == ("length", 6)
-        with pytest.raises(PrefixTooLong, match=f"the prefix has {MAX_LENGTH} tokens"):
+        with pytest.raises(PrefixTooLong):
             ask(vllm_engine, (ids, 1, [], 50, 0))
 
     def test_cancelled_requests_leave_the_others_alone(self, vllm_engine, requests, reference, loop, ask):
@@ -214,7 +214,7 @@ class TestVLLM:
 
 
 class TestVLLMServer:
-    """`vllm serve`, over HTTP."""
+    """Test `vllm serve` over HTTP."""
 
     @pytest.fixture
     def engine(self, vllm_url, tokenizer, loop):
@@ -226,8 +226,8 @@ class TestVLLMServer:
         samples = [replace(sample, num_cached=0) for [sample] in ask(engine, *requests)]
         assert samples == reference
 
-    def test_sampling_is_that_of_vllm(self, vllm_url, vllm_engine, tokenizer, loop, ask):
-        """Same engine, same seeds: what HTTP loses or adds would show here."""
+    def test_sampling_equals_vllm(self, vllm_url, vllm_engine, tokenizer, loop, ask):
+        """With the same engine and seeds, anything that HTTP loses or adds shows here."""
         options = {"temperature": 0.7, "top_p": 0.9, "top_k": 20}
         engine = OpenAIEngine([vllm_url], "lm", tokenizer, **options)
         requests = [(tokenizer.encode(prompt), 4, ["a"], 16, 7 << 16) for prompt in PROMPTS]
@@ -238,7 +238,7 @@ class TestVLLMServer:
             check_samples(ours, 4)
             assert [replace(sample, num_cached=0) for sample in ours] == [replace(s, num_cached=0) for s in theirs]
 
-    def test_cached_prefixes_are_told(self, engine, tokenizer, ask):
+    def test_cached_prefixes_are_reported(self, engine, tokenizer, ask):
         ids = tokenizer.encode("thus " * 100)[:80]
         ask(engine, (ids, 1, [], 2, 0))
         [samples] = ask(engine, (ids, 2, [], 2, 0))
@@ -252,30 +252,30 @@ class TestVLLMServer:
         with pytest.raises(PrefixTooLong, match="HTTP 400: .*(maximum context length|max_tokens must be at least 1)"):
             ask(engine, (ids, 1, [], 50, 0))
 
-    def test_four_stop_strings_are_the_most(self, engine, requests, loop, ask):
-        """Our own limit, which must be that of the server."""
+    def test_at_most_four_stop_strings(self, engine, requests, loop, ask):
+        """Our limit must equal the server's."""
         ids = requests[0][0]
         check_samples(ask(engine, (ids, 1, list("WXYZ"), 5, 0))[0], 1)
         body = {"model": "lm", "prompt": ids, "max_tokens": 5, "stop": list("VWXYZ")}
-        with pytest.raises(EngineFatal, match="HTTP 400: .*at most 4 items"):
+        with pytest.raises(EngineFatal, match="HTTP 400.*at most 4"):
             loop.run_until_complete(engine.client.fetch(engine.client.servers[0], "completions", body))
 
-    def test_refusals(self, vllm_url, tokenizer, loop, ask):
+    def test_another_model(self, vllm_url, tokenizer, loop, ask):
         engine = OpenAIEngine([vllm_url], "another", tokenizer)
-        with pytest.raises(EngineFatal, match="does not serve 'another'. It serves 'lm'"):
+        with pytest.raises(EngineFatal, match="'another'.*'lm'"):
             ask(engine, ([1], 1, [], 5, 0))
         loop.run_until_complete(engine.close())
 
-    def test_as_text_it_is_refused(self, vllm_url, tokenizer, loop, ask):
-        """It takes stop strings out, so that every stopped step would be the end of a solution."""
+    def test_text_api_is_rejected(self, vllm_url, tokenizer, loop, ask):
+        """vLLM removes stop strings from the text, so every stopped step would look like the end of a solution."""
         engine = OpenAIEngine([vllm_url], "lm", tokenizer, api="text")
-        with pytest.raises(EngineFatal, match='removes stop strings from the text.*use api="vllm"'):
+        with pytest.raises(EngineFatal, match='removes stop strings.*use api="vllm"'):
             ask(engine, ([1], 1, [], 5, 0))
         loop.run_until_complete(engine.close())
 
 
 class TestTransformersServer:
-    """`transformers serve`, over HTTP."""
+    """Test `transformers serve` over HTTP."""
 
     @pytest.mark.parametrize("api", ["transformers", "text"])
     def test_greedy(self, api, transformers_url, folder, tokenizer, requests, reference, loop, ask):
@@ -296,17 +296,17 @@ class TestTransformersServer:
         assert len({sample.text for sample in samples}) > 1
         loop.run_until_complete(engine.close())
 
-    def test_as_text_it_does_not_sample(self, transformers_url, folder, tokenizer, loop, ask):
-        """It is greedy at any temperature, unless its own option says otherwise: all samples of a step would be one."""
+    def test_text_api_does_not_sample(self, transformers_url, folder, tokenizer, loop, ask):
+        """By default this server is greedy at any temperature, so all samples of a step would be equal."""
         engine = OpenAIEngine([transformers_url], folder, tokenizer, api="text")
         with pytest.raises(EngineFatal, match='does not sample.*use api="transformers"'):
             ask(engine, ([1], 1, [], 5, 0))
         loop.run_until_complete(engine.close())
 
 
-def test_without_vllm_the_remedy_is_named(monkeypatch):
-    """The name of a missing module alone does not tell what to install."""
+def test_missing_vllm_names_the_install_command(monkeypatch):
+    """The name of the missing module alone does not say what to install."""
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.delitem(sys.modules, "trl_hrm.search.engines.vllm", raising=False)
-    with pytest.raises(ImportError, match=r'pip install "trl-hrm\[vllm\]"'):
+    with pytest.raises(ImportError, match=r"trl-hrm\[vllm\]"):
         importlib.import_module("trl_hrm.search.engines.vllm")

@@ -1,4 +1,4 @@
-"""From logs to node files: nothing lost, nothing stale."""
+"""Convert logs to node files without losing nodes or keeping old ones."""
 
 import json
 
@@ -17,8 +17,8 @@ def stored(folder) -> list[SearchTree]:
 
 
 @pytest.mark.parametrize("name", list(SEARCHES))
-def test_nodes_are_those_of_the_log(tmp_path, name):
-    """Each field of each node, and the problems in the order in which they were given."""
+def test_nodes_equal_the_log(tmp_path, name):
+    """Compare each field of each node. Problems keep their given order."""
     run_scripted(tmp_path, SEARCHES[name], make_problems(8), max_in_flight=40)
     found = stored(tmp_path)
     assert {tree.problem.problem_id: tree for tree in found} == read_trees(tmp_path)
@@ -26,7 +26,7 @@ def test_nodes_are_those_of_the_log(tmp_path, name):
 
 
 def test_a_log_that_has_grown_is_read_again(tmp_path):
-    """Else the export of a run that went on would silently be that of its first part."""
+    """Otherwise the export of a resumed run would silently contain only its first part."""
     run_scripted(tmp_path, problems=make_problems(2))
     assert len(stored(tmp_path)) == 2
     (nodes,) = node_files(tmp_path)
@@ -47,7 +47,7 @@ def test_unfinished_problems_are_counted_not_stored(tmp_path):
     assert stored(tmp_path) == [] and read_summary(tmp_path)["problems"] == {"open": 6}
 
 
-def test_missing_shards_are_told(tmp_path):
+def test_missing_shards_are_reported(tmp_path):
     for shard in (0, 2):
         run_scripted(tmp_path, problems=make_problems(2), shard=(shard, 4))
         finish_shard(tmp_path, shard, 4)
@@ -57,11 +57,11 @@ def test_missing_shards_are_told(tmp_path):
 
 def test_no_run(tmp_path):
     for read in (node_files, read_manifest):
-        with pytest.raises(FileNotFoundError, match="Pass the --output_dir of trl-hrm annotate"):
+        with pytest.raises(FileNotFoundError, match="--output_dir of trl-hrm annotate"):
             read(tmp_path)
 
 
-def test_json_is_whole_or_not_there(tmp_path):
+def test_json_is_complete_or_absent(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"x": object()})

@@ -1,4 +1,4 @@
-"""Steps sampled one at a time are those of the rule, also where stop strings alone cannot say where a step ends."""
+"""Steps sampled one at a time follow the rule, even where stop strings alone cannot tell where a step ends."""
 
 import asyncio
 import random
@@ -18,8 +18,8 @@ from .scripted import PROMPT, read_trees, run_scripted
 
 class Pieces(CharTokenizer):
     """
-    A tokenizer whose tokens are the pieces of one text, by their place from 1000 on; all else is characters. As with byte-level
-    tokenizers a piece may hold a part of a character.
+    A tokenizer whose tokens are the pieces of one text, numbered from 1000. Other tokens are characters. As with byte-level
+    tokenizers, a piece may be part of a character.
     """
 
     def __init__(self, pieces: list[str | bytes]):
@@ -31,7 +31,7 @@ class Pieces(CharTokenizer):
 
 
 class Reciting(ScriptedEngine):
-    """Writes one text, in the given pieces as tokens, whatever the seed. Like servers it stops after the token with a stop string."""
+    """Write one text with the given pieces as tokens. Stop after the token with a stop string, like servers."""
 
     def __init__(self, pieces: list[str | bytes]):
         super().__init__(None)
@@ -58,7 +58,7 @@ class Reciting(ScriptedEngine):
 
 
 def split(text: str, rng: random.Random, longest: int) -> list[str]:
-    """The text in pieces of 1 to `longest` characters, and the string that ends it apart."""
+    """Return the text in pieces of 1 to `longest` characters, with its end string as a separate piece."""
     body, end, _ = text.partition("# END!")
     pieces = []
     while body:
@@ -69,7 +69,7 @@ def split(text: str, rng: random.Random, longest: int) -> list[str]:
 
 
 def recite(folder, rule: str, pieces: list[str], prompt: str = "{question}\n\n", max_tokens: int = 400):
-    """Texts of the steps of a search that recites a solution, the tree, and the engine."""
+    """Search with a policy that recites a solution, and return the step texts, the tree and the engine."""
     engine = Reciting(pieces)
     search = GreedyStepSearch(
         num_candidates=1, rule=RULES[rule], final_stops=PROMPT.final_stops, max_depth=60, max_step_tokens=max_tokens
@@ -83,7 +83,7 @@ def recite(folder, rule: str, pieces: list[str], prompt: str = "{question}\n\n",
 
 
 def steps_of(text: str, rule: str) -> list[str]:
-    """The steps of a whole solution."""
+    """Return the steps of a whole solution."""
     ends = RULES[rule].ends(text)
     pieces = [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
     return [piece for piece in pieces if piece]
@@ -105,8 +105,8 @@ SOLUTIONS = {
 
 @pytest.mark.parametrize("rule", ["step_header", "blank_line", "sentence"])
 @pytest.mark.parametrize("name", SOLUTIONS)
-def test_steps_sampled_one_at_a_time_are_those_of_the_whole_solution(tmp_path, name, rule):
-    """Whatever the tokens: all of a header belongs to the next step, a mention and a list number end nothing."""
+def test_sampled_steps_equal_the_steps_of_the_whole_solution(tmp_path, name, rule):
+    """For any tokens, a whole header belongs to the next step, and a mention or list number ends nothing."""
     text, rng = SOLUTIONS[name], random.Random(f"{name} {rule}")
     for number in range(4):
         pieces = list(text) if number == 0 else split(text, rng, 2 if rule == "sentence" else 6)
@@ -121,7 +121,7 @@ def test_steps_sampled_one_at_a_time_are_those_of_the_whole_solution(tmp_path, n
 
 
 def test_a_hash_before_the_stop_string_opens_the_next_step(tmp_path):
-    """The engine stops at `# Step 2`. The `#` before it is no part of the step that ends."""
+    """The engine stops at `# Step 2`. The `#` before it belongs to the next step."""
     pieces = ["## Step 1\n", "Add.", "\n\n", "##", " Step", " 2", "\nSo 7.\n# END!"]
     steps, tree, _ = recite(tmp_path, "step_header", pieces)
     assert steps == ["## Step 1\nAdd.", "## Step 2\nSo 7.\n# END!"]
@@ -130,8 +130,8 @@ def test_a_hash_before_the_stop_string_opens_the_next_step(tmp_path):
     assert (first.finish, first.stop_reason) == ("stop", "# Step 2")
 
 
-def test_one_step_takes_as_few_requests_as_before_where_stop_strings_suffice(tmp_path):
-    """And a step is continued, with what is left of its tokens, where one of them stands in a sentence."""
+def test_number_of_requests_per_step(tmp_path):
+    """One request per step is enough if stop strings suffice. A stop string in a sentence costs a second request."""
     _, _, engine = recite(tmp_path / "a", "step_header", list("# Step 1\nAdd.\n\n# Step 2\nSo 7.\n# END!"))
     assert [n for n, _ in engine.requests] == [1, 1]
     text = "# Step 1\nBy # Step 2.\n\n# Step 2\nSo 7.\n# END!"
@@ -139,7 +139,7 @@ def test_one_step_takes_as_few_requests_as_before_where_stop_strings_suffice(tmp
     assert engine.requests == [(1, 400), (1, 400 - text.index(".")), (1, 400)]
 
 
-def test_a_step_that_is_continued_keeps_to_max_step_tokens(tmp_path):
+def test_continued_step_respects_max_step_tokens(tmp_path):
     text = "# Step 1\nBy # Step 2 and # Step 3 it is long.\n\n# Step 2\nSo 7.\n# END!"
     for max_tokens in range(1, text.index("\n\n")):
         _, tree, _ = recite(tmp_path / str(max_tokens), "step_header", list(text), max_tokens=max_tokens)
@@ -147,7 +147,7 @@ def test_a_step_that_is_continued_keeps_to_max_step_tokens(tmp_path):
         assert (node.text, node.finish, node.stop_reason) == (text[:max_tokens], "length", None)
 
 
-def test_a_policy_without_room_to_continue_is_cut_off(tmp_path):
+def test_full_context_cuts_off_a_continued_step(tmp_path):
     class Short(Reciting):
         async def sample(self, prefix_ids, *args, **kwargs):
             if sum(i >= 1000 for i in prefix_ids) > 15:
@@ -163,7 +163,7 @@ def test_a_policy_without_room_to_continue_is_cut_off(tmp_path):
 
 @pytest.mark.parametrize("parts", [[b" \xe5", b"\xa5\xbd"], [b" \xe5\xa5", b"\xbd"], [b" \xe5", b"\xa5", b"\xbd"]])
 def test_a_character_in_several_tokens_stays_whole(tmp_path, parts):
-    """The stop string ends in a token with the first bytes of what follows: Qwen's tokenizer has such tokens."""
+    """The stop string ends in a token with the first bytes of the next character, as in Qwen's tokenizer."""
     pieces = ["Add 3", ".", *parts, "。", "So 7", "。", b"\xe5\xa5", b"\xbd"]
     steps, tree, engine = recite(tmp_path, "sentence", pieces)
     assert steps == ["Add 3.", "好。", "So 7。", "好"]
@@ -173,7 +173,7 @@ def test_a_character_in_several_tokens_stays_whole(tmp_path, parts):
 
 
 def test_two_ends_in_one_token_are_one(tmp_path):
-    """Ids are never made anew, so that a step cannot end inside a token: as where a whole solution is cut."""
+    """Ids are never re-encoded, so a step cannot end inside a token, just as when a whole solution is cut."""
     steps, tree, _ = recite(tmp_path, "sentence", ["三加", "四。对", "吗？对。所", "以七。", "好"])
     assert steps == ["三加四。", "对吗？", "对。所以七。", "好"]
     assert "".join(node.text for node in tree.nodes) == "三加四。对吗？对。所以七。好"
@@ -185,7 +185,7 @@ THOUGHT = "Is it 8.\n\n# Step 2\nNo.\n\n\\boxed{8}\n"
 @pytest.mark.parametrize("rule", ["step_header", "blank_line", "sentence"])
 @pytest.mark.parametrize("opened", [False, True], ids=["the policy opens", "the prompt opens"])
 def test_thinking_is_part_of_no_step(tmp_path, rule, opened):
-    """Its tokens stay in the node of the first step, and its text and answers are left out."""
+    """Thinking tokens stay in the node of the first step. Their text and answers are ignored."""
     rest = "\n\n# Step 1\nAdd.\n\n# Step 2\nSo 7.\n\n# Answer\n\n7\n# END!"
     text = ("" if opened else "<think>\n") + THOUGHT + "</think>" + rest
     steps, tree, _ = recite(tmp_path, rule, list(text), "{question}\n\n" + "<think>\n" * opened)
@@ -195,7 +195,7 @@ def test_thinking_is_part_of_no_step(tmp_path, rule, opened):
 
 
 @pytest.mark.parametrize("opened", [False, True], ids=["the policy opens", "the prompt opens"])
-def test_thinking_without_an_end_is_no_step(tmp_path, opened):
+def test_thinking_without_an_end_is_not_a_step(tmp_path, opened):
     steps, tree, _ = recite(
         tmp_path, "blank_line", list("<think>\n" * (not opened) + THOUGHT), "{question}\n\n" + "<think>\n" * opened
     )

@@ -1,4 +1,4 @@
-"""What the searches sample, on scripted policies."""
+"""What each search samples from scripted policies."""
 
 import random
 from collections import Counter
@@ -16,7 +16,7 @@ from .scripted import FINAL, RULE, SEARCHES, ExactGrader, make_problems, read_tr
 
 
 def by_rate(rates):
-    """A policy of three steps; after the first k steps it is right with probability `rates[k]`, decided step by step."""
+    """Return a policy of three steps that is right with probability `rates[k]` after k steps, decided step by step."""
 
     def script(prefix, rng):
         written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
@@ -33,7 +33,7 @@ def by_rate(rates):
 
 
 def test_full_tree_is_full(tmp_path):
-    """Without a binding budget, every node that can go on has all its children, and no other has any."""
+    """Without a binding budget, every open node must have all its children, and no other node may have any."""
     run_scripted(tmp_path)
     search = SEARCHES["full_tree"]
     sizes = Counter()
@@ -48,8 +48,8 @@ def test_full_tree_is_full(tmp_path):
     assert sizes[search.max_depth, False] and sizes[1, True] and sizes[1, False]  # all kinds occurred
 
 
-def test_a_budget_thins_the_tree_and_weighs_what_is_left(tmp_path):
-    """Open siblings that were left out are stood for by the others; and every branch still reaches the bottom."""
+def test_budget_samples_siblings_and_weights_them(tmp_path):
+    """Continued siblings must represent the skipped ones by weight, and every branch must still reach the bottom."""
     search = SEARCHES["narrow"]
     run_scripted(tmp_path, search, make_problems(40))
     thinned = 0
@@ -70,7 +70,7 @@ def test_a_budget_thins_the_tree_and_weighs_what_is_left(tmp_path):
 
 
 def test_a_token_budget_holds(tmp_path):
-    """The worst case of each request is set aside beforehand, so that no problem can overrun."""
+    """Each request must reserve its worst case first, so that no problem exceeds its budget."""
     least = 3 * 4 * 60
     search = FullTree(RULE, FINAL, 3, 4, max_step_tokens=60, max_tokens=2 * least)
     run_scripted(tmp_path, search, make_problems(40))
@@ -79,10 +79,10 @@ def test_a_token_budget_holds(tmp_path):
 
 
 def test_child_mean_under_a_budget_is_unbiased(tmp_path):
-    """A subsample without weights would favour solutions that end early: those are all kept."""
+    """A subsample without weights would favour solutions that end early, because all of those are kept."""
 
     def ragged(prefix, rng):
-        """Ends at once, wrongly, one time in two; else three right steps follow."""
+        """End at once with a wrong answer half of the time. Otherwise write three more steps and a right answer."""
         written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
         number = written.count("# Step ")
         if not number and rng.random() < 0.5:
@@ -100,7 +100,7 @@ def test_child_mean_under_a_budget_is_unbiased(tmp_path):
         for i in below:
             node = tree.nodes[i]
             if not children[i] and not node.is_final:
-                continue  # left out by the budget
+                continue  # skipped by the budget
             value = node.correct if node.is_final else mean(tree, children[i], children)
             total, weights = total + node.weight * value, weights + node.weight
         return total / weights
@@ -110,7 +110,7 @@ def test_child_mean_under_a_budget_is_unbiased(tmp_path):
 
 
 def test_rollouts_judge_every_prefix(tmp_path):
-    """Each step of a solution but the last has its own completions; the last has the solution's outcome."""
+    """Each step of a solution except the last needs its own completions. The last has the solution's outcome."""
     search = SEARCHES["rollouts"]
     run_scripted(tmp_path, search)
     seen = 0
@@ -139,7 +139,7 @@ def test_rollouts_judge_every_prefix(tmp_path):
 
 
 def test_rollouts_without_completions_are_solutions_in_steps(tmp_path):
-    """Candidates of a selection: nothing else may be sampled, and each must still be in steps for a reward model to judge."""
+    """Such rollouts are best-of-N candidates. They need steps for a reward model, but no other samples."""
     search = replace(SEARCHES["rollouts"], num_completions=0)
     run_scripted(tmp_path, search)
     num_steps = 0
@@ -153,7 +153,7 @@ def test_rollouts_without_completions_are_solutions_in_steps(tmp_path):
 
 
 def test_rollouts_under_a_budget(tmp_path):
-    """Some prefixes stay unjudged; none is judged by fewer completions than asked, which would look as sure as the rest."""
+    """A prefix judged by fewer completions than requested would look as certain as the rest."""
     search = replace(SEARCHES["rollouts"], max_sequences=10)
     run_scripted(tmp_path, search, make_problems(20))
     for tree in read_trees(tmp_path).values():
@@ -168,7 +168,7 @@ def test_rollouts_under_a_budget(tmp_path):
 
 
 def test_puct_finds_the_first_error(tmp_path):
-    """Bisection of a wrong rollout ends at its first bad step: the prefix before it can be solved, the one after cannot."""
+    """Bisecting a wrong rollout must end at its first bad step: only the prefix before it is solvable."""
     search = PUCT(FINAL, num_completions=12, max_selections=3, max_solution_tokens=300)
     run_scripted(tmp_path, search, make_problems(10), script=by_rate([0.7, 0.7, 0.7]))
     found = 0
@@ -184,7 +184,7 @@ def test_puct_finds_the_first_error(tmp_path):
 
 
 def test_puct_spends_where_the_value_is_uncertain(tmp_path):
-    """Problems that are always or never solved cost the first rollouts and nothing more."""
+    """Problems that are always or never solved must only cost their first rollouts."""
     search = PUCT(FINAL, num_completions=4, max_selections=10, max_solution_tokens=300)
     for rate, more in ((1.0, False), (0.0, False), (0.6, True)):
         folder = tmp_path / str(rate)
@@ -194,7 +194,7 @@ def test_puct_spends_where_the_value_is_uncertain(tmp_path):
 
 
 def test_puct_prefers_by_the_formula(tmp_path):
-    """The first choice, recomputed by hand: all rollouts of the prompt share MC and visits, so the shortest wrong one."""
+    """Recompute the first choice by hand. All rollouts share MC and visits, so the shortest wrong one wins."""
     search = PUCT(FINAL, num_completions=6, max_selections=1, max_solution_tokens=300)
     run_scripted(tmp_path, search, make_problems(30))
     chosen = 0
@@ -218,7 +218,7 @@ def test_puct_prefers_by_the_formula(tmp_path):
 
 
 def test_puct_shows_right_solutions_too(tmp_path):
-    """Chains of wrong rollouts alone would give an outcome reward model nothing but zeros."""
+    """With only wrong rollouts, an outcome reward model would train on zeros alone."""
     run_scripted(tmp_path, SEARCHES["puct"], make_problems(20))
     outcomes = Counter(
         node.correct
@@ -236,8 +236,8 @@ def test_puct_keeps_its_budget(tmp_path, budget):
     assert all(sum(node.role == "rollout" for node in tree.nodes) <= budget for tree in read_trees(tmp_path).values())
 
 
-def test_root_filter_comes_on_top_of_the_budget(tmp_path):
-    """Counted in, its samples would leave a small budget nothing to search with."""
+def test_root_filter_does_not_use_the_budget(tmp_path):
+    """If its samples counted, a small budget would leave nothing for the search."""
     search = RootFilter(replace(SEARCHES["puct"], max_sequences=8), 6, FINAL)
     run_scripted(tmp_path, search, make_problems(20), script=by_rate([0.8] * 3))
     spent = [sum(n.role == "rollout" for n in tree.nodes) for tree in read_trees(tmp_path).values()]
@@ -245,7 +245,7 @@ def test_root_filter_comes_on_top_of_the_budget(tmp_path):
 
 
 def test_root_filter(tmp_path):
-    """Problems always or never solved are closed under their own names, and the others searched in full."""
+    """Problems that are always or never solved are closed with their own reasons. The others get a full search."""
     for rate, status in ((1.0, "always_solved"), (0.0, "never_solved")):
         folder = tmp_path / status
         search = RootFilter(SEARCHES["full_tree"], 5, FINAL)
@@ -259,14 +259,14 @@ def test_root_filter(tmp_path):
 
 
 def test_root_filter_does_not_judge_what_the_grader_could_not(tmp_path):
-    """Answers that nobody could grade are not wrong: "never solved" would leave the problem out for a fault."""
+    """Ungraded answers are not wrong. "never solved" would drop the problem because of a fault."""
     search = RootFilter(SEARCHES["full_tree"], 5, FINAL)
     progress = run_scripted(tmp_path, search, script=by_rate([0.0] * 3), grader=ExactGrader(unreadable=("8",)))
     assert progress.closed == {"done": 6}
 
 
 def test_steps_end_where_numbers_drift(tmp_path):
-    """Policies skip and repeat numbers: the next header is sought from the one that was written, not from the depth."""
+    """Policies skip and repeat numbers, so the next header must follow the written one, not the depth."""
 
     def drifting(prefix, rng):
         written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
@@ -284,8 +284,8 @@ def test_steps_end_where_numbers_drift(tmp_path):
     assert all(tree.step_text(i).count("# Step ") == 1 for i in range(len(tree.nodes)))
 
 
-def test_an_answer_that_cannot_be_graded_is_not_a_wrong_one(tmp_path):
-    """`None` stays `None` on the way from the grader to the tree: a cast to bool would make it wrong."""
+def test_ungraded_answer_is_not_wrong(tmp_path):
+    """Casting `None` to bool between the grader and the tree would make it wrong."""
     run_scripted(tmp_path, grader=ExactGrader(unreadable=("8",)))
     grades = {n.correct for tree in read_trees(tmp_path).values() for n in tree.nodes if n.answer == "8"}
     assert grades == {None}
@@ -308,7 +308,7 @@ def test_every_text_is_a_prefix_of_its_childrens(tmp_path):
 
 
 def test_step_texts_have_one_header_each(tmp_path):
-    """The header that ends a node opens the step after it."""
+    """The header that ends a node belongs to the next step."""
     run_scripted(tmp_path)
     for tree in read_trees(tmp_path).values():
         for i in range(len(tree.nodes)):
@@ -317,7 +317,7 @@ def test_step_texts_have_one_header_each(tmp_path):
 
 
 def test_seeds_of_two_requests_never_overlap():
-    """vLLM gives sample i the seed + i: neighbouring seeds would share all samples but one."""
+    """vLLM gives sample i the seed + i, so neighbouring seeds would share all samples except one."""
     rng = random.Random(0)
     ids = [f"{rng.randrange(2**64):016x}" for _ in range(2000)]
     starts = sorted(request_seed(42, name, round) for name in ids for round in (-1, 0, 1, 2))
@@ -328,23 +328,23 @@ def test_seeds_of_two_requests_never_overlap():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FullTree(RULE, num_children=0), "num_children is 0. It must be at least 1"),
-        (lambda: FullTree(RULE, (), 5, 7, max_sequences=34), "max_sequences is 34. It must be at least 35"),
-        (lambda: FullTree(RULE, (), 5, 7, 10, max_tokens=349), "max_tokens is 349. It must be at least 350"),
-        (lambda: FullTree(regex_rule("x")), "cannot be sampled one at a time"),
+        (lambda: FullTree(RULE, num_children=0), "num_children is 0"),
+        (lambda: FullTree(RULE, (), 5, 7, max_sequences=34), "max_sequences is 34.*35"),
+        (lambda: FullTree(RULE, (), 5, 7, 10, max_tokens=349), "max_tokens is 349.*350"),
+        (lambda: FullTree(regex_rule("x")), "one at a time"),
         (
             lambda: Rollouts((), num_solutions=9, max_sequences=8),
-            "max_sequences is 8. It must be at least num_solutions, which is 9",
+            "max_sequences is 8.*num_solutions.*9",
         ),
-        (lambda: Rollouts((), num_solutions=0), "num_solutions is 0. It must be at least 1"),
-        (lambda: Rollouts((), num_completions=-1), "num_completions is -1. It must be at least 0"),
-        (lambda: PUCT((), alpha=0), "alpha is 0. It must be in"),
-        (lambda: PUCT((), max_tokens=5), "max_tokens is 5. It must be at least"),
+        (lambda: Rollouts((), num_solutions=0), "num_solutions is 0"),
+        (lambda: Rollouts((), num_completions=-1), "num_completions is -1"),
+        (lambda: PUCT((), alpha=0), "alpha is 0"),
+        (lambda: PUCT((), max_tokens=5), "max_tokens is 5"),
         (lambda: PUCT((), max_selections=0), "max_selections is 0"),
         (lambda: PUCT((), length_scale=0), "length_scale is 0"),
-        (lambda: RootFilter(None, 1, ()), "has 1 samples. It needs at least 2"),
+        (lambda: RootFilter(None, 1, ()), "1 samples.*2"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(make, message):
+def test_invalid_settings_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Searches led by step scores: the paths that a table of scores makes them take, worked out by hand."""
+"""Step searches on tables of scores, with the expected paths worked out by hand."""
 
 import random
 from dataclasses import replace
@@ -16,7 +16,7 @@ RULE = LIMITS["rule"]
 
 
 def search_table(tmp_path, search, table: dict[str, list[str]], scores: dict[str, float]) -> list[tuple]:
-    """Endings as (reason, path, scores). `so` stands for the step with the answer."""
+    """Return endings as (reason, path, scores). `so` is the step with the answer."""
 
     def score(path: list[str]) -> float:
         return scores["/".join(step.split()[0] for step in path)]
@@ -29,19 +29,19 @@ def search_table(tmp_path, search, table: dict[str, list[str]], scores: dict[str
 
 
 def test_greedy_takes_the_best_step(tmp_path):
-    """The best first step leads to the worse solution: a search that looked ahead, or at the sum, would take `a`."""
+    """The best first step leads to the worse solution. A search with look-ahead or sums would take `a`."""
     table = {"": ["a", "b", "c"], "b": ["d", "=8", "e"], "b/d": ["f", "=7", "=9"], "a": ["=7"] * 3}
     scores = {"a": 0.8, "b": 0.9, "c": 0.1, "b/d": 0.3, "b/so": 0.2, "b/e": 0.1, "b/d/f": 0.2, "b/d/so": 0.6}
     search = GreedyStepSearch(num_candidates=3, **LIMITS)
     assert search_table(tmp_path, search, table, scores) == [("final", "b/d/so", [0.9, 0.3, 0.6])]
     opened = open_trees(tmp_path)["p"]
     assert len(opened.tree.nodes) == 9 and search.n == 3
-    # `=7` and `=9` have one score: the smaller text wins
+    # `=7` and `=9` have equal scores, so the smaller text wins
     assert results(tmp_path, search)["p"][0][3:] == ("7", True)
 
 
-def test_the_first_samples_are_those_of_a_smaller_n(tmp_path):
-    """Else the curve over N would compare different samples."""
+def test_larger_n_begins_with_the_samples_of_a_smaller_n(tmp_path):
+    """Otherwise the curve over N would compare different samples."""
     small, large = (GreedyStepSearch(num_candidates=n, **LIMITS) for n in (8, 16))
 
     def script(prefix: str, rng: random.Random) -> str:
@@ -56,7 +56,7 @@ def test_the_first_samples_are_those_of_a_smaller_n(tmp_path):
 
 @pytest.mark.parametrize("order", [("b", "a", "c"), ("c", "b", "a"), ("a", "c", "b")])
 def test_ties_go_to_the_smallest_text(tmp_path, order):
-    """By place in the request, the winner would depend on which sample came first."""
+    """If position decided, the winner would depend on which sample arrived first."""
     table = {"": list(order)} | {x: ["=7", "=7", "=7"] for x in order}
     scores = {"a": 0.5, "b": 0.5, "c": 0.4, "a/so": 1.0, "b/so": 1.0}
     search = GreedyStepSearch(num_candidates=3, **LIMITS)
@@ -65,8 +65,8 @@ def test_ties_go_to_the_smallest_text(tmp_path, order):
 
 def test_beam_keeps_the_best_paths_of_all(tmp_path):
     """
-    Width 2, expansion 2: four first steps, of which a and b stay. Both children of b beat those of a. One of them ends the
-    solution and keeps its place, so that one path goes on with two next steps.
+    Width 2, expansion 2: of four first steps, a and b stay. Both children of b beat the children of a. One of them ends
+    the solution and keeps its place, so one path continues with two next steps.
     """
     table = {
         "": ["a", "b", "c", "d"],
@@ -79,7 +79,7 @@ def test_beam_keeps_the_best_paths_of_all(tmp_path):
     scores |= {"b/g/h": 0.6, "b/g/i": 0.9, "b/g/i/so": 0.95, "b/g/i/j": 0.99}
     search = BeamSearch(width=2, expansion=2, **LIMITS)
     found = search_table(tmp_path / "a", search, table, scores)
-    # at the depth limit the better path has no answer: it is no solution, and comes last
+    # at the depth limit the better path has no answer, so it is not a solution and comes last
     assert found == [("final", "b/so", [0.8, 0.5]), ("max_depth", "b/g/i/j", [0.8, 0.4, 0.9, 0.99])]
     nodes = open_trees(tmp_path / "a")["p"].tree.nodes
     assert [sum(node.parent == i for node in nodes) for i in (-1, 0, 1)] == [4, 2, 2] and len(nodes) == 12
@@ -89,7 +89,7 @@ def test_beam_keeps_the_best_paths_of_all(tmp_path):
 
 
 def test_beam_ranks_by_another_aggregate(tmp_path):
-    """With the least score of a path the child of the weak first step falls out, though its own score is the highest."""
+    """Ranked by its minimum, the child of the weak first step drops out, although its own score is the highest."""
     table = {"": ["a", "b"], "a": ["=1"], "b": ["=7"]}
     scores = {"a": 0.2, "b": 0.6, "a/so": 1.0, "b/so": 0.5}
     for rank, best in ((None, "a/so"), (min, "b/so")):
@@ -107,10 +107,10 @@ def test_equal_paths_take_one_place_in_a_beam(tmp_path):
     assert found == [("final", "b/so", [0.8, 0.2]), ("final", "a/so", [0.9, 0.1])]
 
 
-def test_trees_know_nothing_of_each_other(tmp_path):
+def test_trees_are_independent(tmp_path):
     """
-    Two trees with two first steps each. The second tree goes on from its own best, though it is worse than the one that the first
-    tree threw away; a beam of the same N would have kept both of the first.
+    Two trees with two first steps each. The second tree continues its own best step, although it is worse than the one that the
+    first tree dropped. A beam of the same N would keep both steps of the first.
     """
 
     class TwoTrees(LetterEngine):
@@ -138,7 +138,7 @@ def test_trees_know_nothing_of_each_other(tmp_path):
 
 
 def test_steps_that_are_cut_off_or_blank_are_not_taken(tmp_path):
-    """A half step would be continued as if it were whole. A blank line before a step does not end it."""
+    """A step that is cut off must not be continued as if complete. A blank line before a step does not end it."""
     table = {"": ["...", "a", " "], " ": ["c"], "a": ["...", "...", "b"], "a/b": ["...", "...", "..."]}
     search = GreedyStepSearch(num_candidates=3, **LIMITS)
     found = search_table(tmp_path, search, table, {"a": 0.1, "c": 0.05, "a/b": 0.2})
@@ -150,8 +150,8 @@ def test_steps_that_are_cut_off_or_blank_are_not_taken(tmp_path):
     assert set(open_trees(tmp_path / "none")["p"].scores.values()) == {None}
 
 
-def test_the_end_of_the_sequence_alone_is_no_step(tmp_path):
-    """The step before it was the last one, and its score is that of the solution."""
+def test_end_of_sequence_alone_is_not_a_step(tmp_path):
+    """The previous step is the last one, and its score is the solution's."""
     table = {"": ["a", "b", ""], "a": ["", "c", "..."]}
     search = GreedyStepSearch(num_candidates=3, **LIMITS)
     found = search_table(tmp_path, search, table, {"a": 0.9, "b": 0.1, "a/c": 0.8})
@@ -160,7 +160,7 @@ def test_the_end_of_the_sequence_alone_is_no_step(tmp_path):
 
 
 def test_a_policy_that_never_answers(tmp_path):
-    """It stops at the depth limit: an outcome of its own, no solution."""
+    """The path stops at the depth limit with its own outcome, and is not a solution."""
     search = GreedyStepSearch(num_candidates=2, **LIMITS)
 
     def script(prefix: str, rng: random.Random) -> str:
@@ -173,7 +173,7 @@ def test_a_policy_that_never_answers(tmp_path):
 
 
 def test_a_stated_answer_ends_the_solution(tmp_path):
-    """Policies go on after their answer, and a search that followed them would take the next problem they make up."""
+    """Policies often continue after their answer. Following them would sample the next invented problem."""
     table = {"": ["a", "b"], "a": ["it is \\boxed{7}", "c"], "a/it is \\boxed{7}": ["=9", "=9"]}
     scores = {"a": 0.9, "b": 0.1, "a/it": 0.9, "a/c": 0.1}
     search = GreedyStepSearch(num_candidates=2, **LIMITS)
@@ -182,8 +182,8 @@ def test_a_stated_answer_ends_the_solution(tmp_path):
 
 
 @pytest.mark.parametrize("first", ["1", "#### Plan"])
-def test_numbers_and_headings_are_no_stated_answers(tmp_path, first):
-    """With `last_number` among the extractors every step with a number would end the solution, with `hash` every heading."""
+def test_numbers_and_headings_do_not_end_a_solution(tmp_path, first):
+    """The extractor `last_number` would end the solution at every step with a number, and `hash` at every heading."""
     table = {"": [first, "2"], first: ["=7", "3"]}
     search = GreedyStepSearch(num_candidates=2, **LIMITS)
 
@@ -197,8 +197,8 @@ def test_numbers_and_headings_are_no_stated_answers(tmp_path, first):
     assert [ending[2:] for ending in results(tmp_path, search)["p"]] == [([0.9, 0.9], "7", True)]
 
 
-def test_a_header_after_the_answer_is_no_part_of_it(tmp_path):
-    """`# Step 3` ends the step that states the answer: read with it, `7` would be graded as `7 # Step 3`."""
+def test_header_after_the_answer_is_not_part_of_it(tmp_path):
+    """`# Step 3` ends the step with the answer. Otherwise `7 # Step 3` would be graded."""
 
     def script(prefix: str, rng: random.Random) -> str:
         return (
@@ -215,11 +215,11 @@ def test_a_header_after_the_answer_is_no_part_of_it(tmp_path):
     assert results(tmp_path, search)["p"] == [expected]
 
 
-def test_settings_that_cannot_be_searched_are_refused():
-    with pytest.raises(ValueError, match="num_candidates is 0. It must be at least 1"):
+def test_invalid_settings_raise():
+    with pytest.raises(ValueError, match="num_candidates is 0"):
         GreedyStepSearch(num_candidates=0, rule=RULE)
-    with pytest.raises(ValueError, match="max_depth is 0. It must be at least 1"):
+    with pytest.raises(ValueError, match="max_depth is 0"):
         BeamSearch(width=1, expansion=1, rule=RULE, max_depth=0)
-    with pytest.raises(ValueError, match="has no stop strings, so steps cannot be sampled"):
+    with pytest.raises(ValueError, match="no stop strings"):
         DiverseTreeSearch(num_trees=1, width=1, rule=regex_rule("x"))
     assert "rank" not in BeamSearch(width=2, expansion=2, rule=RULE).describe()

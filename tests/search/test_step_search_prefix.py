@@ -1,4 +1,4 @@
-"""Step searches that go on from the given beginning of a solution: trees, tokens, scores, refusals, and what stays as it was."""
+"""Step searches that continue from a prefix: trees, tokens, scores, errors, and runs without a prefix."""
 
 import json
 import random
@@ -50,7 +50,7 @@ def with_prefixes(number: int) -> list[tuple[int, Problem]]:
 
 
 def search_after(tmp_path, search, prefix: str, table: dict[str, list[str]], scores: dict[str, float]):
-    """Endings as (reason, path, scores), and the scorer with what it was shown."""
+    """Return endings as (reason, path, scores), and the scorer with its recorded calls."""
     scorer = PathScorer(lambda path: scores.get("/".join(step.split()[0] for step in path), 0.0))
     run_levels(tmp_path, search, problem_after(prefix), engine=LetterEngine(table), prompt=PLAIN, scorer=scorer)
     found = [
@@ -63,9 +63,9 @@ def search_after(tmp_path, search, prefix: str, table: dict[str, list[str]], sco
 # the trees
 
 
-def test_the_log_without_a_prefix_is_as_before(tmp_path):
+def test_log_without_a_prefix_is_unchanged(tmp_path):
     """
-    Written down before there were prefixes. With other bytes, no run could be gone on with; with other ids, every sample of every
+    Expected bytes from before prefixes existed. With other bytes, no run could be resumed. With other ids, every sample of every
     run would have another seed. Grades and scores come in either order.
     """
     search = GreedyStepSearch(num_candidates=2, **LIMITS)
@@ -95,8 +95,8 @@ def test_the_log_without_a_prefix_is_as_before(tmp_path):
 
 def test_the_tree_begins_with_the_given_steps(tmp_path):
     """
-    Node by node. The reward model is shown the given steps before the sampled ones, and none of its scores for them is kept: they
-    are the highest here, so that with `max` for the rank all paths would be equal, and the smallest text would win.
+    Compare node by node. The reward model sees the given steps before the sampled ones, but their scores are not kept. They
+    are the highest here, so with `max` as aggregate all paths would be equal, and the smallest text would win.
     """
     table = {"a/b": ["c", "d"], "a/b/d": ["=7", "e"]}
     scores = {"a": 1.0, "a/b": 1.0, "a/b/c": 0.1, "a/b/d": 0.4, "a/b/d/so": 0.5, "a/b/d/e": 0.2}
@@ -131,7 +131,7 @@ def test_the_tree_begins_with_the_given_steps(tmp_path):
 
 
 def test_a_beam_and_trees_begin_at_the_last_given_step(tmp_path):
-    """Width 2, expansion 2: one beam has four next steps of the prefix; two trees ask the same node, each in its own round."""
+    """Width 2, expansion 2: a beam samples four next steps of the prefix. Two trees request it once each."""
     table = {"a": ["b", "c", "d", "=8"], "a/b": ["e", "f"], "a/c": ["=7", "g"]}
     scores = {"a/b": 0.6, "a/c": 0.9, "a/d": 0.5, "a/so": 0.1, "a/b/e": 0.2, "a/b/f": 0.3}
     scores |= {"a/c/so": 0.8, "a/c/g": 0.1}
@@ -149,7 +149,7 @@ def test_a_beam_and_trees_begin_at_the_last_given_step(tmp_path):
 
 
 class ByPrefix(ScriptedEngine):
-    """What is written depends on the text before it and the number of the sample: on no seed, and so on no id."""
+    """Write depending on the previous text and the sample number, not on seeds or ids."""
 
     @staticmethod
     def _rng(prefix: str, seed: int, use: str) -> random.Random:
@@ -157,7 +157,7 @@ class ByPrefix(ScriptedEngine):
 
 
 def write_plain(prefix: str, rng: random.Random) -> str:
-    """Solutions without headers."""
+    """Write solutions without headers."""
     if prefix.count("\n\n") > 3 and rng.random() < 0.3:
         return f"So \\boxed{{{rng.choice((7, 8))}}}\n# END!"
     return f"The value is {rng.randrange(1000)}.\n\n"
@@ -167,10 +167,10 @@ KINDS = {"blank_line": (PLAIN, write_plain, LIMITS), "step_header": (PROMPT, wri
 
 
 @pytest.mark.parametrize("name", ["blank_line", "step_header"])
-def test_the_rest_is_that_of_a_search_which_came_there_by_itself(tmp_path, name):
+def test_continuation_equals_the_uncut_search(tmp_path, name):
     """
-    Cut after each of its steps, a greedy search goes on as it did: the same texts, scores, ids and answer. With headers the stop
-    strings must count on from the given one, and the step after it must keep it.
+    Cut after each of its steps, a greedy search must continue with the same texts, scores, ids and answer. With headers, the stop
+    strings must continue from the given header, and the next step must keep it.
     """
     prompt, script, limits = KINDS[name]
     search = GreedyStepSearch(num_candidates=3, **limits | {"max_depth": 8})
@@ -198,7 +198,7 @@ def test_the_rest_is_that_of_a_search_which_came_there_by_itself(tmp_path, name)
 
 
 def test_headers_count_on(tmp_path):
-    """After `# Step 3` a step ends at `# Step 3`, 4 or 5; counted from the beginning, `# Step 4` would be passed over."""
+    """After `# Step 3`, a step ends at `# Step 3`, 4 or 5. Counting from the start would miss `# Step 4`."""
     asked = []
 
     class Asked(ScriptedEngine):
@@ -222,7 +222,7 @@ def test_headers_count_on(tmp_path):
 
 
 def test_given_steps_count_for_the_depth(tmp_path):
-    """Two of four are given, two sampled. Counted apart, solutions from a prefix could be longer than those from the problem."""
+    """Two of four steps are given and two sampled. Counted separately, solutions from a prefix could be longer."""
     search = GreedyStepSearch(num_candidates=2, **LIMITS)
     run_levels(
         tmp_path, search, problem_after("a\n\nb\n\n"), script=lambda prefix, rng: f"{rng.random()}\n\n", prompt=PLAIN
@@ -231,8 +231,8 @@ def test_given_steps_count_for_the_depth(tmp_path):
     assert ending[0] == "max_depth" and len(ending[1]) == 4 and len(ending[2]) == 2
 
 
-def test_the_end_of_the_sequence_after_a_prefix_is_no_solution(tmp_path):
-    """Nothing was written, so nothing can be judged: chosen by default, it would beat every step with a low score."""
+def test_end_of_sequence_after_a_prefix_is_not_a_solution(tmp_path):
+    """Nothing was written, so nothing can be judged. It must not beat a step with a low score."""
     search = GreedyStepSearch(num_candidates=3, **LIMITS)
     found, _ = search_after(tmp_path / "a", search, "a\n\n", {"a": ["", "=7", ""]}, {"a/so": 0.01})
     assert found == [("final", "a/so", [0.01])]
@@ -240,8 +240,8 @@ def test_the_end_of_the_sequence_after_a_prefix_is_no_solution(tmp_path):
     assert found == [("dead_end", "a", [])]
 
 
-def test_no_room_after_a_prefix(tmp_path):
-    """Left out of the accuracy like a prompt that is too long. Given nodes are no samples: the problem was not searched."""
+def test_prefix_that_fills_the_context(tmp_path):
+    """Given nodes are not samples, so the problem is excluded from the accuracy like a prompt that is too long."""
 
     class Full(ScriptedEngine):
         async def sample(self, *args, **kwargs):
@@ -252,7 +252,7 @@ def test_no_room_after_a_prefix(tmp_path):
 
 
 def test_references_are_checked_before_anything_is_sampled(tmp_path):
-    """The tree has nodes from the beginning; they are no sign that the problem was looked at."""
+    """The tree has nodes from the start. They do not mean that the reference was checked."""
     problems = [(i, replace(problem, answer="?")) for i, problem in with_prefixes(2)]
     progress = run_levels(tmp_path, problems=problems, grader=ExactGrader(unreadable=("?",)))
     assert progress.closed == {"ungradable": 2} and progress.num_sequences == 0
@@ -263,7 +263,7 @@ def test_references_are_checked_before_anything_is_sampled(tmp_path):
 
 @pytest.mark.parametrize("name", list(SEARCHES))
 def test_cut_after_any_event_and_resumed(tmp_path, name):
-    """A kill between any two events, and within the one that lays the prefix down: the same trees, scores and choices."""
+    """A kill between any two events, or while the prefix is stored, must change no tree, score or choice."""
     whole = tmp_path / "whole"
     run_levels(whole, SEARCHES[name], with_prefixes(3))
     expected, chosen, log = everything(whole), results(whole, SEARCHES[name]), log_of(whole).read_bytes()
@@ -280,19 +280,19 @@ def test_cut_after_any_event_and_resumed(tmp_path, name):
 
 
 def test_another_prefix_is_refused(tmp_path):
-    """Under the same id: the log's samples go on after another text. Also with none, and where there was none."""
+    """The samples in the log continue another text. Adding or removing a prefix under the same id must raise too."""
     run_levels(tmp_path / "a", problems=with_prefixes(2))
     other = [(i, replace(problem, prefix=HEADED.replace("3.", "5."))) for i, problem in make_problems(2)]
     for problems in (other, make_problems(2)):
-        with pytest.raises(ValueError, match="problem 'p000' is Problem.*prefix='# Step 1.* in the log, but Problem"):
+        with pytest.raises(ValueError, match="problem 'p000'.*prefix='# Step 1"):
             run_levels(tmp_path / "a", problems=problems)
     run_levels(tmp_path / "b", problems=make_problems(2))
     with pytest.raises(ValueError, match="prefix='' in the log, but Problem.*prefix='# Step 1|is Problem.*prefix=''"):
         run_levels(tmp_path / "b", problems=with_prefixes(2))
 
 
-def test_node_files_tell_given_steps_from_sampled_ones(tmp_path):
-    """As steps they would pass for what the policy wrote, in every file that is made of the run."""
+def test_node_files_distinguish_given_and_sampled_steps(tmp_path):
+    """Otherwise every export of the run would present given steps as written by the policy."""
     run_levels(tmp_path, problems=with_prefixes(2))
     finish_shard(tmp_path, 0, 1)
     for tree in read_trees(tmp_path / "nodes-00000-of-00001.parquet"):
@@ -305,7 +305,7 @@ def test_node_files_tell_given_steps_from_sampled_ones(tmp_path):
 
 
 class Tokenized(ScriptedEngine):
-    """With a real tokenizer. Keeps the ids that it was asked to continue."""
+    """Use a real tokenizer, and record the ids to continue."""
 
     def __init__(self, script, tokenizer):
         super().__init__(script)
@@ -326,8 +326,8 @@ class Tokenized(ScriptedEngine):
         ("formula", "add \\(x\\)\n\nso \\[y\\]\n\n", ["add \\(x\\)", "so \\[y\\]"]),
     ],
 )
-def test_ids_are_those_of_the_prefix_after_those_of_the_prompt(tmp_path, rule, prefix, steps):
-    """Not those of both texts together, and the nodes have them all: the policy goes on from what it would have written."""
+def test_prompt_and_prefix_are_encoded_separately(tmp_path, rule, prefix, steps):
+    """Encoding both together would give other ids at the border. The nodes must hold all ids of the prefix."""
     tokenizer = tiny_tokenizer()
     engine = Tokenized(lambda prefix, rng: "thus\n# END!", tokenizer)
     limits = LIMITS | {"rule": RULES[rule]}
@@ -348,7 +348,7 @@ def test_ids_are_those_of_the_prefix_after_those_of_the_prompt(tmp_path, rule, p
 
 
 def test_a_token_across_the_end_of_a_step_stays_whole():
-    """Its characters beyond the end belong to the next step, as in a solution that is cut."""
+    """Its characters after the end belong to the next step, as in a solution that is cut."""
     ids, cuts = cut_prefix(RULES["sentence"], tiny_tokenizer(), [], "add x. so y. ")
     assert tiny_tokenizer().decode(ids[: cuts[0].tokens]) == "add x. so" and cuts[0][1:] == (9, 2)
     assert cuts[1] == (len(ids), 13, 0)
@@ -356,11 +356,9 @@ def test_a_token_across_the_end_of_a_step_stays_whole():
 
 @pytest.mark.parametrize("text", ["cafe\u0301 au lait.\n\n", "add x<|endoftext|>.\n\n"])
 def test_a_text_that_the_tokenizer_changes_is_refused(tmp_path, text):
-    """Composed characters and special tokens: the steps would be cut some characters off."""
+    """With composed characters or special tokens, steps would be cut some characters off."""
     engine = Tokenized(write_plain, make_tokenizer(["add x"] * 3, 300))
-    with pytest.raises(
-        ValueError, match=r"policy's tokenizer decodes the prefix '.*' as '.*'. It must reproduce the text"
-    ):
+    with pytest.raises(ValueError, match=r"decodes the prefix '.*' as '.*'"):
         run_levels(tmp_path, problems=problem_after(text), search=GREEDY, engine=engine, prompt=PLAIN)
 
 
@@ -369,8 +367,8 @@ def test_a_text_that_the_tokenizer_changes_is_refused(tmp_path, text):
 
 def test_merged_spans_reach_into_the_prefix(tmp_path):
     """
-    `spans=(1, 2)` judges the first sampled step also merged with the last given one: where a correction follows an error that was
-    given, this is the span that can approve it.
+    `spans=(1, 2)` also judges the first sampled step merged with the last given one. If a correction follows a given error,
+    only this span can approve it.
     """
     step_format = StepFormat(merge_separator="\n")
     scorer = StepScorer(tiny_model(step_format, max_position_embeddings=1024), tiny_tokenizer(), step_format)
@@ -393,7 +391,7 @@ def test_merged_spans_reach_into_the_prefix(tmp_path):
     assert reached >= 6
 
 
-# what is refused
+# errors
 
 
 def fault(
@@ -408,7 +406,7 @@ def fault(
     [
         ("blank_line", "a\n\n"),
         ("blank_line", "a\n \n\nb\n\nc\n\n"),
-        ("blank_line", "#### Plan\n\n"),  # a heading, no answer
+        ("blank_line", "#### Plan\n\n"),  # a heading, not an answer
         ("sentence", "Is it 3? "),
         ("sentence", "It is 3.\n"),
         ("formula", "So \\(x\\)\n\n"),
@@ -416,7 +414,7 @@ def fault(
         ("step_header", "# Step 1\nA.\n# Step 12"),
     ],
 )
-def test_what_can_be_gone_on_from(rule, prefix):
+def test_valid_prefixes(rule, prefix):
     assert fault(prefix, rule) is None
 
 
@@ -454,8 +452,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("rule", "prefix", "message"), BAD)
-def test_what_cannot_be_gone_on_from(tmp_path, rule, prefix, message):
-    """Cut in the middle of a step the rest of it would be judged as a step; after an answer there is nothing to find."""
+def test_invalid_prefixes_raise(tmp_path, rule, prefix, message):
+    """Cut inside a step, its rest would be judged as a step. After an answer, nothing is left to search."""
     search = GreedyStepSearch(num_candidates=2, **LIMITS | {"rule": RULES[rule]})
     engine = ScriptedEngine(write_plain)
     with pytest.raises(ValueError, match=message) as error:
@@ -464,11 +462,11 @@ def test_what_cannot_be_gone_on_from(tmp_path, rule, prefix, message):
     assert not log_of(tmp_path).read_bytes() and not engine.most_in_flight
 
 
-def test_only_step_searches_go_on_from_a_prefix(tmp_path):
-    """Others begin at the prompt: they would annotate the problem as if nothing had been given."""
+def test_only_step_searches_continue_from_a_prefix(tmp_path):
+    """Other searches start at the prompt, and would annotate the problem without its prefix."""
     with pytest.raises(
         ValueError,
-        match="problem 'p000': this search cannot continue from a prefix, but the prefix is '# Step 1.*Remove the prefix",
+        match="problem 'p000'.*'# Step 1.*Remove the prefix",
     ):
         run_scripted(tmp_path, problems=with_prefixes(2))
     assert not log_of(tmp_path).read_bytes()

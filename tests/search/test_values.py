@@ -1,4 +1,4 @@
-"""MC scores against slow plain references, entropy labels against arithmetic of high precision."""
+"""Compare MC scores with slow references, and entropy labels with high-precision arithmetic."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ def many_trees(number: int) -> list[SearchTree]:
 
 
 def grow(*nodes: tuple) -> SearchTree:
-    """A tree of nodes given as (parent, correct), `None` for a node that does not end with an answer."""
+    """Build a tree from nodes (parent, correct). `None` means that the node does not end with an answer."""
     tree = SearchTree(Problem("p", "p?", "7"))
     for place, (parent, correct) in enumerate(nodes):
         add_node(tree, parent, place, f"{place}")
@@ -28,8 +28,8 @@ def grow(*nodes: tuple) -> SearchTree:
     return tree
 
 
-def test_counts_are_those_of_the_leaves():
-    """A leaf counted twice, as a rollout and as the steps it was cut into, changes shares but crashes nothing."""
+def test_counts_equal_the_leaves():
+    """Counting a leaf twice, as a rollout and as its steps, would change shares without an error."""
     found = set()
     for tree in many_trees(60):
         counts = leaf_counts(tree)
@@ -37,7 +37,7 @@ def test_counts_are_those_of_the_leaves():
         for i in [*range(len(tree.nodes)), ROOT]:
             node = None if i == ROOT else tree.nodes[i]
             if node and node.role == "segment" and not any(other.parent == i for other in tree.nodes):
-                assert sum(counts[i][1:]) <= 1  # the last step of a cut rollout ends as the rollout does
+                assert sum(counts[i][1:]) <= 1  # the last step of a cut rollout ends like the rollout
             leaves = slow_leaves(tree, i)
             right, wrong, unresolved = (leaves.count(kind) for kind in ("right", "wrong", "unresolved"))
             assert counts[i] == LeafCounts(right, right + wrong, unresolved)
@@ -60,7 +60,7 @@ def test_counts_of_a_node_are_the_sums_over_its_children():
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("truncated", TRUNCATED)
-def test_scores_are_those_of_the_definition(estimator, truncated):
+def test_scores_follow_the_definition(estimator, truncated):
     for tree in many_trees(60):
         rng = random.Random(len(tree.nodes))
         for node in tree.nodes:
@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_definition(estimator, truncated):
 
 
 def test_estimators_by_hand():
-    """A branch that ends at once and one with three leaves: child mean asks the policy, leaf share counts heads."""
+    """Of a branch with one leaf and one with three, child mean weights branches equally, leaf share weights leaves."""
     tree = grow((ROOT, True), (ROOT, None), (1, False), (1, False), (1, True))
     assert mc_scores(tree, "child_mean") == pytest.approx([1, 1 / 3, 0, 0, 1, 2 / 3])
     assert mc_scores(tree, "leaf_share") == pytest.approx([1, 1 / 3, 0, 0, 1, 1 / 2])
@@ -80,9 +80,9 @@ def test_estimators_by_hand():
 
 
 def test_child_mean_is_unbiased_where_leaf_share_is_not():
-    """Solutions that are right end early: over all trees of such a policy, leaf share falls short of P(right)."""
+    """Right solutions end early, so over all trees of such a policy the leaf share is below P(right)."""
     means = {"child_mean": 0.0, "leaf_share": 0.0}
-    for first in itertools.product([True, False], repeat=2):  # each child of the prompt ends right, or goes on
+    for first in itertools.product([True, False], repeat=2):  # each child of the prompt ends right or continues
         nodes = [(ROOT, True if ends else None) for ends in first]
         nodes += [(i, False) for i, ends in enumerate(first) if not ends for _ in range(2)]
         for estimator in means:
@@ -92,7 +92,7 @@ def test_child_mean_is_unbiased_where_leaf_share_is_not():
 
 
 def test_weights_keep_the_mean():
-    """Continuing one of two open siblings at random, for both, must not change what the parent is worth on average."""
+    """Continuing one of two open siblings on behalf of both must not change the parent's expected value."""
     scores = []
     for chosen in (1, 2):
         tree = grow((ROOT, True), (ROOT, None), (ROOT, None), (chosen, chosen == 1))
@@ -106,8 +106,8 @@ def test_weights_keep_the_mean():
     )
 
 
-def test_a_step_without_text_is_no_part_of_the_lot():
-    """It could not have been continued, so its siblings do not stand for it."""
+def test_step_without_text_is_not_weighted():
+    """It could not have been continued, so its siblings do not represent it."""
     tree = grow((ROOT, None), (ROOT, None), (ROOT, None), (0, True))
     tree.nodes[0].weight, tree.nodes[1].text = 2.0, " \n"
     assert leaf_counts(tree)[1:3] == [LeafCounts(0, 0, 1), LeafCounts(0, 0, 0)]
@@ -128,8 +128,8 @@ def test_truncated_matters_only_where_a_leaf_is_unresolved():
     assert num_differing > 100
 
 
-def test_an_answer_that_cannot_be_told_is_no_label():
-    """A grader's timeout read as wrong would lower every step above it."""
+def test_ungraded_answer_is_not_a_label():
+    """Reading a grader timeout as wrong would lower the score of every step above it."""
     tree = grow((ROOT, None), (0, True), (0, None))
     end(tree.nodes[2], None, ungraded=True)
     for estimator, truncated in itertools.product(ESTIMATORS, TRUNCATED):
@@ -138,7 +138,7 @@ def test_an_answer_that_cannot_be_told_is_no_label():
 
 
 def test_steps_of_a_rollout():
-    """Inner steps are judged by their own rollouts alone; the last one ends as its rollout did."""
+    """Inner steps are judged only by their own rollouts. The last one ends like its rollout."""
     tree = SearchTree(Problem("p", "p?", "7"))
     add_node(tree, ROOT, 0, "whole", role="rollout")
     end(tree.nodes[0], False)
@@ -152,7 +152,7 @@ def test_steps_of_a_rollout():
 
 
 def test_deep_trees():
-    """Recursion would end at a depth of a thousand, or take seconds on a long chain."""
+    """Recursion would fail at a depth of a thousand, or take seconds on a long chain."""
     chain = SearchTree(Problem("p", "p?", "7"))
     chain.nodes = [Node(f"{i}", i - 1, 0, 0, [], "x") for i in range(10_000)]
     end(chain.nodes[-1], True)
@@ -162,11 +162,11 @@ def test_deep_trees():
 
 def test_unknown_options():
     tree = full_tree(random.Random(0))
-    with pytest.raises(ValueError, match="estimator is 'mean'. It must be one of child_mean, leaf_share"):
+    with pytest.raises(ValueError, match="estimator is 'mean'.*child_mean, leaf_share"):
         mc_scores(tree, "mean")
-    with pytest.raises(ValueError, match="truncated is 'keep'. It must be one of drop, wrong"):
+    with pytest.raises(ValueError, match="truncated is 'keep'.*drop, wrong"):
         mc_scores(tree, truncated="keep")
-    with pytest.raises(ValueError, match="kind of label is 'er'. It must be one of soft, hard, entropy"):
+    with pytest.raises(ValueError, match="'er'.*soft, hard, entropy"):
         make_label(0.5, "er", 1.0)
 
 
@@ -174,7 +174,7 @@ ETAS = [0.001, 0.1, 0.5, 1, 2, 5, 20, 100, 300, 699.9, 700, 710, 800, 5000]
 
 
 def exact_entropy_label(p: float, eta: float) -> mpmath.mpf:
-    """Equation 1 of ER-PRM as it stands."""
+    """Compute equation 1 of ER-PRM directly."""
     with mpmath.workdps(60 + int(abs(eta) / 2)):
         p, eta = mpmath.mpf(p), mpmath.mpf(eta)
         return mpmath.log(p * mpmath.exp(eta) + (1 - p)) / eta
@@ -182,7 +182,7 @@ def exact_entropy_label(p: float, eta: float) -> mpmath.mpf:
 
 @pytest.mark.parametrize("eta", [sign * eta for eta in ETAS for sign in (1, -1)])
 def test_entropy_labels_are_exact(eta):
-    """The formula as written overflows at 710, and loses all digits near 0 and for p near 1 with a negative eta."""
+    """The plain formula overflows at 710, and loses all digits near 0 and for p near 1 with negative eta."""
     grid = {
         correct / total
         for total in (1, 2, 3, 5, 16, 125, 3125)

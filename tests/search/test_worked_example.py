@@ -1,4 +1,4 @@
-"""The example of docs/search.md, recomputed: a page that is wrong by hand teaches the wrong formula."""
+"""Recompute the example of docs/search.md. An error on the page would teach the wrong formula."""
 
 import math
 from fractions import Fraction
@@ -15,7 +15,7 @@ A, B, C, B1, B2, B3 = range(6)
 
 
 def example(without: int | None = None) -> SearchTree:
-    """The tree of the page, without one child of B if asked."""
+    """Return the tree of the page, without one child of B if requested."""
     outcomes = [(ROOT, True), (ROOT, None), (ROOT, False), (B, True), (B, False), (B, None)]
     outcomes += [(B3, True), (B3, True), (B3, None)]
     tree = SearchTree(Problem("p", "?", "7"))
@@ -63,6 +63,6 @@ def test_labels():
 
 
 def test_compression():
-    """The three choices of the page: their mean is the score of B in the whole tree."""
+    """The page's three choices must have the mean score of B in the whole tree."""
     left = [mc_scores(example(without=child))[B] for child in (B1, B2, B3)]
     assert left == pytest.approx([1 / 2, 1, 1 / 2]) and sum(left) / 3 == pytest.approx(2 / 3, abs=1e-12)

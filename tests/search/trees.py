@@ -1,4 +1,4 @@
-"""Search trees for the tests of what is shown of them."""
+"""Search trees for the tests that display them."""
 
 import random
 
@@ -9,7 +9,7 @@ from trl_hrm.search.values import leaf_counts, mc_scores
 
 
 def tree_of(*rows: tuple, prompt: str = "What is 1 + 2?", answer: str = "3", name: str = "p1") -> SearchTree:
-    """A tree of `(parent, text, fields)`; a `correct` or an `answer` makes a node the end of a solution."""
+    """Build a tree of `(parent, text, fields)`. A `correct` or an `answer` ends a solution at that node."""
     tree = SearchTree(Problem(name, prompt, answer), status="done")
     for i, (parent, text, fields) in enumerate(rows):
         if "answer" in fields:
@@ -23,7 +23,7 @@ def inspection_of(tree: SearchTree, **options: str) -> Inspection:
 
 
 def random_search_tree(seed: int, num_nodes: int = 120) -> SearchTree:
-    """Steps below random steps, rollouts, equal leaves, every outcome."""
+    """Return a random tree with steps, rollouts, equal leaves and every outcome."""
     rng = random.Random(seed)
     tree = SearchTree(Problem(f"p{seed}", "What is 1 + 2?", "3"), status="done")
     steps = [ROOT]
@@ -43,7 +43,7 @@ def random_search_tree(seed: int, num_nodes: int = 120) -> SearchTree:
 
 
 def full_tree(num_children: int, depth: int, seed: int = 0) -> SearchTree:
-    """Every node has as many children, down to a depth where every solution is answered."""
+    """Return a tree whose nodes all have the same number of children, and whose solutions all have an answer."""
     rng = random.Random(seed)
     tree = SearchTree(Problem("full", "What is 1 + 2?", "3"), status="done")
     level = [ROOT]
