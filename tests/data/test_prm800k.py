@@ -63,7 +63,7 @@ def test_neutral_policy(neutral, label):
 
 @pytest.mark.parametrize("neutral", ["maybe", "1.5", -0.1, "nan"])
 def test_neutral_policy_out_of_range(neutral):
-    with pytest.raises(ValueError, match="expected 'negative', 'positive', 'drop' or a probability"):
+    with pytest.raises(ValueError, match="'negative', 'positive', 'drop'"):
         BuildPRM800KConfig(inputs=[], output_dir="out", neutral=neutral)
 
 
@@ -159,17 +159,17 @@ def test_screening_records():
         ({"question": {}, "label": {"steps": []}}, "`label`: the key `finish_reason` is missing"),
         ({"question": {}, "label": {"finish_reason": "solution", "steps": []}}, "`question`: the key `problem` is"),
         (record() | {"label": {"finish_reason": "solution"}}, "`label`: the key `steps` is missing"),
-        (record("a"), "`label.steps[0]`: found 'a', expected a JSON object with the key `chosen_completion`"),
+        (record("a"), "`label.steps[0]`: found 'a'"),
         (record({}), "`label.steps[0]`: the key `chosen_completion` is missing, found []"),
-        (record(step(candidate("a", 1), chosen=1)), "`chosen_completion` is 1, expected null or an index of the 1"),
-        (record(step(candidate("a", 1), chosen="0")), "`chosen_completion` is '0', expected int or null"),
-        (record(step(candidate("a", 1), chosen=True)), "`chosen_completion` is True, expected int or null"),
+        (record(step(candidate("a", 1), chosen=1)), "`chosen_completion` is 1"),
+        (record(step(candidate("a", 1), chosen="0")), "`chosen_completion` is '0'"),
+        (record(step(candidate("a", 1), chosen=True)), "`chosen_completion` is True"),
         (record(step({"text": "a"}, chosen=0)), "`label.steps[0]`: `completions[0]`: the key `rating` is missing"),
-        (record(step(candidate(None, 1))), "`completions[0]`: `text` is None, expected str"),
-        (record(step(candidate("a", 2))), "`completions[0]`: `rating` is 2, expected -1, 0, 1 or null"),
-        (record(step(candidate("a", 1.5))), "`completions[0]`: `rating` is 1.5, expected int or null"),
+        (record(step(candidate(None, 1))), "`completions[0]`: `text` is None"),
+        (record(step(candidate("a", 2))), "`completions[0]`: `rating` is 2"),
+        (record(step(candidate("a", 1.5))), "`completions[0]`: `rating` is 1.5"),
         (record(step(human={"text": "a", "corrected_rating": 5})), "`human_completion`: `corrected_rating` is 5"),
-        (record(step(candidate("a", 1)), problem=" "), "column `prompt` holds '', expected a non-empty string"),
+        (record(step(candidate("a", 1)), problem=" "), "`prompt`"),
     ],
 )
 def test_faults_are_named(value, message):
@@ -195,7 +195,7 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     file.write_text('{"prompt": "q"}\n' * 3)
     with pytest.raises(
         ValueError,
-        match="0 of 3 records were kept .* first invalid record: .*phase.jsonl:1: the key `question` is",
+        match="0 of 3 records.*phase.jsonl:1: .*`question`",
     ):
         build_prm800k(BuildPRM800KConfig(inputs=[file], output_dir=str(tmp_path / "other"), test_size=0))
 
@@ -399,7 +399,7 @@ def test_real_file_paths_by_a_plain_count(phase1):
 def test_real_exclusion(tmp_path, shared_data, phase1):
     """PRM800K's test problems are MATH500: excluding it leaves nothing of the test file, and the message says why."""
     exclude = [str(shared_data / "math500" / "test.jsonl")]
-    with pytest.raises(ValueError, match=r"0 of 106 records were kept \(dropped: excluded: 90, finish_reason=give_up"):
+    with pytest.raises(ValueError, match=r"0 of 106 records.*excluded: 90, finish_reason=give_up"):
         build_prm800k(BuildPRM800KConfig(inputs=[phase1], output_dir=str(tmp_path / "out"), exclude=exclude))
     assert not list(tmp_path.iterdir())
 

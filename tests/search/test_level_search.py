@@ -244,7 +244,7 @@ def test_a_request_larger_than_the_bound_is_refused(tmp_path):
         run_levels(tmp_path, SEARCHES["beam"], max_in_flight=5)
 
 
-def test_what_the_scorer_knows_decides_the_accuracy(tmp_path):
+def test_accuracy_depends_on_the_scores(tmp_path):
     """
     A scorer that knows the truth solves all problems but those with a depth without a good step, (1 - 2^-4)^3 = 0.82; one that
     knows nothing solves what a single solution does, 2^-3; one that is wrong about everything solves next to none. A search that
