@@ -238,7 +238,7 @@ def test_report_table(tmp_path, rows_file):
     [
         ({"view": "flat"}, "view is 'flat', expected one of tree, hrm, prm, orm"),
         ({"merge_separator": ""}, "merge_separator is empty"),
-        ({"max_merge": 1}, "max_merge is 1"),
+        ({"max_merge": 1}, "max_merge is 1, expected 2"),
         ({"test_size": 1.0}, "test_size is 1.0"),
         ({"num_proc": 0}, "num_proc is 0"),
     ],

@@ -132,7 +132,7 @@ def test_grades_that_are_given(tmp_path, rows, answer):
         ({"candidates": ["a", "b"], "correct": [True]}, "in.jsonl:2: `correct` has 1 grades for 2 candidates"),
         ({"candidates": ["a", "b"], "correct": True}, "in.jsonl:2: `correct` has True for 2 candidates"),
         ({"candidates": ["a"], "labels": [0.5]}, "in.jsonl:2: `labels` has 0.5, expected true or false"),
-        ({"completion": "a", "correct": "yes"}, "in.jsonl:2: `correct` has 'yes'"),
+        ({"completion": "a", "correct": "yes"}, "in.jsonl:2: `correct` has 'yes', expected true or false"),
         ({"completion": "a"}, "in.jsonl:2: the candidates have no grades, but .*in.jsonl:1 has grades"),
     ],
 )

@@ -830,7 +830,7 @@ class TestOpenr:
         ({"labels": "entropy"}, "eta is None. labels='entropy'"),
         ({"labels": "entropy", "eta": float("nan")}, "eta is nan"),
         ({"eta": 2.0}, "eta is 2.0, but labels='soft'"),
-        ({"estimator": "mean"}, "estimator is 'mean'"),
+        ({"estimator": "mean"}, "estimator is 'mean', expected one of child_mean, leaf_share"),
         ({"truncated": "keep"}, "truncated is 'keep', expected one of drop, wrong"),
         ({"min_leaves": 0}, "min_leaves is 0, expected 1"),
         ({"balance": 1}, "balance is 1"),

@@ -133,7 +133,7 @@ def test_limit_and_exclusion_are_counted(tmp_path):
         (PLAIN, PLAIN | {"problem": " "}, "the problem is ' ', expected a non-empty string"),
         (PLAIN, PLAIN | {"problem": ["q"]}, "the problem is ['q'], expected a non-empty string"),
         (PLAIN, PLAIN | {"id": ""}, "the id is '', expected a non-empty string or an integer"),
-        (PLAIN, PLAIN | {"id": 1.5}, "the id is 1.5"),
+        (PLAIN, PLAIN | {"id": 1.5}, "the id is 1.5, expected a non-empty string or an integer"),
         (PLAIN, PLAIN | {"answer": "4"}, "the answer is '4', but {file}:1"),
         (
             PLAIN | {"id": 7},
