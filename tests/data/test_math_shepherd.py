@@ -153,7 +153,7 @@ def test_one_faulty_record_does_not_stop_a_build(tmp_path):
     ],
 )
 def test_files_of_these_formats(tmp_path, build, kind, records, labels):
-    """Read by the builder whose data they resemble, and by the one of rows in general."""
+    """Both the builder for this data and the general builder must read these files."""
     source = write(tmp_path / "rows.jsonl", *records)
     report = build(kind(inputs=source, output_dir=str(tmp_path / "out"), view="prm", test_size=0))
     assert report["records_kept"] == report["records_in"] == len(records) and report["warnings"] == []

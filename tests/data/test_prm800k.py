@@ -290,14 +290,14 @@ def plain_counts(file, neutral) -> Counter:
         # Two of the neutral steps were chosen: they are context. The other five are pruned.
         ("prm800k", "drop", {"0.00": 29, "0.50": 1, "1.00": 42, "null": 1 + 2}, {"0.00": 25, "1.00": 27}),
         # The 90 solution records rate 1310 candidates -1, 724 of them 0 and 1861 of them 1; 4 have no rating. 173 of
-        # their steps were written by people: 170 positive, and 3 whose corrected rating is -1. So -1 stands at
+        # their steps were written by people: 170 positive, and 3 whose corrected rating is -1. So -1 occurs at
         # 1310 + 3 = 1313 steps, 0 at 724 and 1 at 1861 + 170 = 2031.
-        # All but those of a first step have a step before them, and give one pair each: 1288 + 3 = 1291 rated -1,
+        # All except first steps have a previous step and give one pair each: 1288 + 3 = 1291 rated -1,
         # 653 rated 0, 1751 + 165 = 1916 rated 1.
         ("phase1_test", "negative", {"0.00": 1313 + 724, "1.00": 2031}, {"0.00": 1291 + 653, "1.00": 1916}),
         ("phase1_test", "positive", {"0.00": 1313, "1.00": 2031 + 724}, {"0.00": 1291, "1.00": 1916 + 653}),
         ("phase1_test", "0.5", {"0.00": 1313, "0.50": 724, "1.00": 2031}, {"0.00": 1291, "0.50": 653, "1.00": 1916}),
-        # Dropped neutral steps are all rejected candidates here, since every chosen one is rated 1: no context.
+        # Every chosen step is rated 1 here, so dropped neutral steps are rejected candidates and never context.
         ("phase1_test", "drop", {"0.00": 1313, "1.00": 2031}, {"0.00": 1291, "1.00": 1916}),
     ],
     indirect=["prm800k"],
@@ -307,7 +307,7 @@ def test_labels_of_a_file(tmp_path, prm800k, neutral, single, merged):
     report = build_prm800k(BuildPRM800KConfig(inputs=prm800k, output_dir=str(tmp_path / "out"), **options))
     assert report["labels"] == {"train": {"merged": merged, "single": single}}
     assert report["labelled_steps"] == sum(single.values()) + sum(merged.values()) - single.get("null", 0)
-    # The rows say what the report says, and what a plain count of the file says.
+    # The rows must agree with the report and with a plain count of the file.
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     found = Counter()
     for row in rows:
@@ -334,8 +334,8 @@ NOTES = {
         "pruned_steps": 3,
         "steps_after_end": 1,
     },
-    # 4 flagged candidates of the solved records are unrated, and pruned. 173 human steps go on; in 3 other steps a
-    # candidate was chosen after all, and the human text is a fragment.
+    # 4 flagged candidates of the solved records are unrated, and pruned. 173 human steps continue. In 3 other steps a
+    # candidate was chosen later, and the human text is a fragment.
     "phase1_test": {
         "flagged_candidates": 4,
         "pruned_steps": 4,
@@ -355,10 +355,10 @@ NOTES = {
         ("prm800k", "orm", 23, 23, 21),
         # One row per record that was solved.
         ("phase1_test", "tree", 90, 4068, 0),
-        # One path per leaf. Of 4068 steps, those that go on are no leaves: a solution of k steps has k - 1 of them.
+        # One path per leaf. Of 4068 steps, those with a next step are not leaves: k - 1 in a solution of k steps.
         # The 90 solutions have 1507 steps, so 1417 inner ones, and 4068 - 1417 = 2651 leaves.
         ("phase1_test", "prm", 2651, 37933, 0),
-        # Of the leaves 270 state an answer, under "# Answer"; the others end before it.
+        # 270 leaves state an answer under "# Answer". The others end before it.
         ("phase1_test", "orm", 270, 270, 2381),
     ],
     indirect=["prm800k"],
@@ -405,7 +405,7 @@ def test_real_exclusion(tmp_path, shared_data, phase1):
 
 
 def test_exclusion_of_every_problem(tmp_path, prm800k):
-    """PRM800K's own files can be excluded. Nothing is left, and the message says why."""
+    """Excluding PRM800K's own problems leaves nothing, and the message must say why."""
     num_in, num_kept = KEPT[prm800k.stem]
     with pytest.raises(ValueError, match=rf"{num_in} records .*dropped: excluded: {num_kept}, finish_reason="):
         build_prm800k(BuildPRM800KConfig(inputs=[prm800k], output_dir=str(tmp_path / "out"), exclude=[str(prm800k)]))

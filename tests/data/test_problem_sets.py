@@ -33,7 +33,7 @@ def test_real_files(shared_data, file, expected, first_answer, last_answer):
 
 
 def test_answers_by_a_plain_reading(gsm8k):
-    """GSM8K's answers hold `####` once, and commas and signs that a pattern for digits would cut."""
+    """GSM8K's answers contain `####` once, and commas and signs that a pattern for digits would cut."""
     lines = gsm8k.read_text(encoding="utf-8").split("\n")[:-1]
     answers = [json.loads(line)["answer"].split("\n#### ")[1] for line in lines]
     assert [problem.answer for problem in read_problems(str(gsm8k)).problems] == answers
@@ -328,7 +328,7 @@ def test_formats_of_the_field(tmp_path, name, text):
 
 @pytest.mark.parametrize("prm800k", ["prm800k"], indirect=True)
 def test_solutions_of_prm800k_are_problems_once(prm800k):
-    """21 solutions of 17 problems, one of them without an answer: the others are read."""
+    """The 21 solutions belong to 17 problems. One has no answer, and the others must be read."""
     found = read_problems(str(prm800k))
     assert counts(found) == (21, 16, 4, 0)
     assert (found.problems[0].answer, found.problems[-1].answer) == ("4", "52")

@@ -111,7 +111,7 @@ def test_options_that_cannot_work(folder, options, words):
 
 
 def test_no_folder():
-    """A glob that finds nothing would make a repository with an empty card."""
+    """A glob without matches would create a repository with an empty card."""
     with pytest.raises(ValueError, match="inputs is empty"):
         push_dataset(PushDatasetConfig(inputs=[], repo_id="me/x"))
 

@@ -99,7 +99,7 @@ def test_pushing_again(hub, repo, tmp_path):
     assert again.unchanged == first.sent
     assert writes(hub, start) == []
     assert str(again).endswith(f"tree on {repo} is already up to date. {hub.base}/datasets/{repo}/tree/main")
-    # other rows of one configuration; the other one is left alone
+    # other rows in one configuration; the other configuration must not change
     push_folders(build(tmp_path / "prm", "prm"), repo)
     changed = push_folders(build(tmp_path / "tree", word="thus"), repo)
     assert list(changed.sent) == list(first.sent)
