@@ -29,7 +29,7 @@ BLANK = [
         "blank_step",
         "`completions[0]` is ' \\n'",
     ),
-    (GOOD | {"prompt": " "}, "blank_prompt", "`prompt`"),
+    (GOOD | {"prompt": " "}, "blank_prompt", "column `prompt`"),
 ]
 
 
