@@ -1,4 +1,4 @@
-"""One problem in several formats, and how the tests of problems read them."""
+"""One problem in several formats, and functions that write and read it."""
 
 import json
 

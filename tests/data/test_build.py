@@ -116,7 +116,7 @@ def test_existing_output(tmp_path, rows_file):
     config = BuildStepwiseConfig(inputs=[rows_file], output_dir=str(tmp_path / "out"))
     build_stepwise(config)
     before = contents(tmp_path / "out")
-    with pytest.raises(FileExistsError, match="out: the output already exists.* pass --overwrite"):
+    with pytest.raises(FileExistsError, match="out: .*--overwrite"):
         build_stepwise(config)
     # A failed build does not change the earlier one.
     bad = tmp_path / "bad.jsonl"
@@ -165,7 +165,7 @@ def test_empty_splits(tmp_path, rows_file):
     assert "warning: no test split was written" in str(report)
     with pytest.raises(ValueError, match="the train split is empty: .* all 1 rows"):
         build_stepwise(BuildStepwiseConfig(inputs=[str(one)], output_dir=str(tmp_path / "no"), test_size=0.999))
-    with pytest.raises(ValueError, match=r"0 of 1 records were kept \(dropped: excluded: 1\)"):
+    with pytest.raises(ValueError, match=r"0 of 1 records.*excluded: 1"):
         build_stepwise(BuildStepwiseConfig(inputs=[str(one)], output_dir=str(tmp_path / "no"), exclude=[str(one)]))
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match="empty.jsonl: no records found"):
@@ -240,7 +240,7 @@ def test_report_table(tmp_path, rows_file):
         ({"merge_separator": ""}, "merge_separator"),
         ({"max_merge": 1}, "max_merge is 1, expected 2"),
         ({"test_size": 1.0}, "test_size is 1.0"),
-        ({"num_proc": 0}, "num_proc is 0, expected 1 or more"),
+        ({"num_proc": 0}, "num_proc is 0"),
     ],
 )
 def test_options_out_of_range(option, message):

@@ -76,12 +76,10 @@ def test_problems_without_an_answer(tmp_path):
     source = write_rows(
         tmp_path / "none.jsonl", [{"prompt": "1?", "completion": "x"}, {"prompt": "2?", "completion": "x"}]
     )
-    with pytest.raises(
-        ValueError, match=r"none.jsonl:1: no reference answer found for any of the 2 problems\. .*--problems"
-    ):
+    with pytest.raises(ValueError, match=r"none.jsonl:1: no reference answer .*--problems"):
         read(source)
     problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
-    with pytest.raises(ValueError, match="must have the same text as in the candidates"):
+    with pytest.raises(ValueError, match="same text"):
         read(source, problems)
 
 
@@ -159,7 +157,7 @@ def test_an_empty_list_of_candidates_does_not_stop_the_others(tmp_path):
     rows = [{"prompt": f"{i}?", "answer": "1", "candidates": [solution(1)] * (i % 2)} for i in range(4)]
     pool, counts = read(write_rows(tmp_path / "in.jsonl", rows))
     assert [p.problem for p in pool] == ["1?", "3?"] and counts["problems_without_candidates"] == 2
-    with pytest.raises(ValueError, match="in.jsonl:1: no candidates found for any of the 1 problems"):
+    with pytest.raises(ValueError, match="in.jsonl:1: no candidates"):
         read(write_rows(tmp_path / "in.jsonl", rows[:1]))
 
 
@@ -306,7 +304,7 @@ def test_outputs_of_search_and_learn(tmp_path):
 def test_runs_without_independent_samples(tmp_path):
     """Leaves of a tree share their beginnings, and a root filter skips problems that are always or never solved."""
     folder = run(tmp_path / "tree", SEARCHES["full_tree"])
-    with pytest.raises(ValueError, match="tree: the run used --search full_tree. Expected --search rollouts"):
+    with pytest.raises(ValueError, match="--search full_tree.*--search rollouts"):
         read(str(folder))
     folder = run(tmp_path / "filter", RootFilter(SOLUTIONS, 3, FINAL, max_solution_tokens=60))
     with pytest.raises(ValueError, match="--root_filter"):
@@ -318,7 +316,7 @@ def test_options_without_effect_on_a_run(tmp_path):
     with pytest.raises(ValueError, match="join_steps is 'x'"):
         read(folder, join_steps="x")
     problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
-    with pytest.raises(ValueError, match="already has the reference answers. Remove the problems"):
+    with pytest.raises(ValueError, match="Remove the problems"):
         read(folder, problems)
 
 
@@ -334,9 +332,7 @@ def test_take_first():
         [c.text for c in p.candidates[:3]] for p in pool
     ]
     assert take_first(pool, 3, all_beyond=True) == pool
-    with pytest.raises(
-        ValueError, match="file:1: problem 'p1' has 3 candidates, but the largest N is 4.*--n .at most 3."
-    ):
+    with pytest.raises(ValueError, match="file:1: problem 'p1' has 3 candidates.*--n .at most 3"):
         take_first(pool, 4)
     with pytest.raises(ValueError, match="problems is empty"):
         take_first([], 1)

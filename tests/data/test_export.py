@@ -802,7 +802,7 @@ class TestOpenr:
             (tmp_path / "rows.jsonl").write_text(json.dumps(good | change) + "\n")
             with pytest.raises(ValueError, match=message):
                 export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr")
-        with pytest.raises(ValueError, match="min_leaves is 2, but openr files contain values"):
+        with pytest.raises(ValueError, match="min_leaves is 2"):
             export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr", min_leaves=2)
 
     @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
@@ -826,21 +826,21 @@ class TestOpenr:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": "er"}, "labels is 'er', expected one of soft, hard, entropy"),
-        ({"labels": "entropy"}, "eta is None. labels='entropy' requires a number"),
-        ({"labels": "entropy", "eta": float("nan")}, "eta is nan. labels='entropy' requires a number"),
-        ({"eta": 2.0}, "eta is 2.0, but labels='soft' ignores it"),
+        ({"labels": "er"}, "labels is 'er'"),
+        ({"labels": "entropy"}, "eta is None. labels='entropy'"),
+        ({"labels": "entropy", "eta": float("nan")}, "eta is nan"),
+        ({"eta": 2.0}, "eta is 2.0, but labels='soft'"),
         ({"estimator": "mean"}, "estimator is 'mean', expected one of child_mean, leaf_share"),
         ({"truncated": "keep"}, "truncated is 'keep'.*drop, wrong"),
         ({"min_leaves": 0}, "min_leaves is 0, expected 1"),
         ({"balance": 1}, "balance is 1"),
         ({"hnc_min_children": 1}, "min_children is 1"),
-        ({"min_mc_score": 0.5}, "min_mc_score is 0.5, but view='tree' ignores it"),
-        ({"min_mc_score": 1.5, "view": "sft"}, "min_mc_score is 1.5, expected a number from 0 to 1"),
-        ({"max_solutions": 4}, "max_solutions is 4, but view='tree' ignores it"),
-        ({"max_solutions": 0, "view": "sft"}, "max_solutions is 0, expected 1 or more"),
-        ({"view": "sft", "hnc": True}, "view='sft' .* does not support labels, min_leaves, hnc and balance"),
-        ({"view": "flat"}, "view is 'flat', expected one of tree, hrm, prm, orm, sft"),
+        ({"min_mc_score": 0.5}, "min_mc_score is 0.5, but view='tree'"),
+        ({"min_mc_score": 1.5, "view": "sft"}, "min_mc_score is 1.5"),
+        ({"max_solutions": 4}, "max_solutions is 4, but view='tree'"),
+        ({"max_solutions": 0, "view": "sft"}, "max_solutions is 0"),
+        ({"view": "sft", "hnc": True}, "view='sft' .*hnc"),
+        ({"view": "flat"}, "view is 'flat'"),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -1016,7 +1016,7 @@ class TestPrompts:
     def test_texts_and_messages(self, tmp_path, run_folder):
         chat = other_run(run_folder, "chat", style="chat")
         other = other_run(run_folder, "other", template="Solve: {question}")
-        with pytest.raises(ValueError, match="has the prompt style plain, but .*chat has chat"):
+        with pytest.raises(ValueError, match="plain, .*chat"):
             export(tmp_path, [str(run_folder), other, chat], view="sft")
         assert not (tmp_path / "out").exists()
 
@@ -1083,10 +1083,10 @@ def test_an_input_given_twice(tmp_path, monkeypatch, run_folder):
         [file, "run/../run/" + file.name],
         ["run", run_folder],
     ):
-        with pytest.raises(ValueError, match="nodes-00000-of-00001.parquet: this file is already in the inputs, as"):
+        with pytest.raises(ValueError, match="nodes-00000-of-00001.parquet: .*already"):
             export(tmp_path, [str(name) for name in names])
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match="this file is already in the inputs, as rows.jsonl"):
+    with pytest.raises(ValueError, match="already .*rows.jsonl"):
         export(tmp_path, ["rows.jsonl", str(tmp_path / "rows.jsonl")], format="openr")
 
 

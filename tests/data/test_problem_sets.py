@@ -33,7 +33,7 @@ def test_real_files(shared_data, file, expected, first_answer, last_answer):
 
 
 def test_answers_by_a_plain_reading(gsm8k):
-    """GSM8K's answers hold `####` once, and commas and signs that a pattern for digits would cut."""
+    """GSM8K's answers contain `####` once, and commas and signs that a pattern for digits would cut."""
     lines = gsm8k.read_text(encoding="utf-8").split("\n")[:-1]
     answers = [json.loads(line)["answer"].split("\n#### ")[1] for line in lines]
     assert [problem.answer for problem in read_problems(str(gsm8k)).problems] == answers
@@ -43,7 +43,7 @@ def test_answers_by_a_plain_reading(gsm8k):
 def test_real_test_problems_are_excluded(shared_data):
     """PRM800K's test problems are part of MATH-500."""
     exclude = read_problem_keys([shared_data / "math500" / "test.jsonl"])
-    with pytest.raises(ValueError, match=r"0 of 106 records were kept \(106 excluded\)"):
+    with pytest.raises(ValueError, match=r"0 of 106 records.*106 excluded"):
         read_problems(str(shared_data / "prm800k" / "phase1_test.jsonl"), exclude=exclude)
 
 
@@ -134,17 +134,17 @@ def test_limit_and_exclusion_are_counted(tmp_path):
         (PLAIN, PLAIN | {"problem": ["q"]}, "the problem is ['q']"),
         (PLAIN, PLAIN | {"id": ""}, "the id is ''"),
         (PLAIN, PLAIN | {"id": 1.5}, "the id is 1.5, expected a non-empty string or an integer"),
-        (PLAIN, PLAIN | {"answer": "4"}, "the answer is '4', but {file}:1 has the same problem with the answer '3'"),
+        (PLAIN, PLAIN | {"answer": "4"}, "the answer is '4', but {file}:1"),
         (
             PLAIN | {"id": 7},
             PLAIN | {"problem": "What is 1+3?", "id": "7"},
-            "the id is '7', but {file}:1 has the same id for a different problem",
+            "the id is '7', but {file}:1",
         ),
         (GSM8K, GSM8K | {"answer": "3"}, "The format 'gsm8k'"),
         (GSM8K, GSM8K | {"answer": "it is 3\n#### "}, "found no answer"),
         (GSM8K, GSM8K | {"answer": None}, "found no answer"),
         (GSM8K, GSM8K | {"answer": "#### 4"}, "the answer is '4', but {file}:1"),
-        (GSM8K, MATH, "the problem is None, expected a non-empty string. The format 'gsm8k' expects"),
+        (GSM8K, MATH, "the problem is None"),
         (MATH, MATH | {"problem": "What is 1+3?"}, "the id is 'test/sums/1.json', but {file}:1"),
         (MATH, MATH | {"answer": ""}, "found no answer"),
         ({"problem": "q", "solution": "\\boxed{3}"}, {"problem": "r", "solution": "\\boxed{3"}, "found no answer"),
@@ -244,7 +244,7 @@ def test_a_run_with_caseless_ids_is_not_resumed(tmp_path):
     refuse_caseless_ids([problem], {problem.problem_id, "other"}, "log")
     refuse_caseless_ids([problem], {}, "log")
     refuse_caseless_ids([Problem("17", problem.prompt, "3")], {earlier}, "log")
-    with pytest.raises(ValueError, match=f"^log: this run was started by an older version .*{earlier}"):
+    with pytest.raises(ValueError, match=f"^log: .*{earlier}"):
         refuse_caseless_ids([problem], {earlier}, "log")
     prefixed = Problem(f"{problem.problem_id}-abc", problem.prompt, "3", "x")
     with pytest.raises(ValueError, match=f"{earlier}-abc"):
@@ -299,9 +299,7 @@ def test_columns_under_other_names(tmp_path):
     columns = {"problem": "Q.text", "answer": "gold.0"}
     found = read_problems(file, columns=columns)
     assert [(one.prompt, one.answer) for one in found.problems] == [(f"What is {i}+2?", str(i + 2)) for i in range(3)]
-    with pytest.raises(
-        ValueError, match=r"problems.jsonl:1: --columns names Gold, but the row only has Q.text, gold, answer\.$"
-    ):
+    with pytest.raises(ValueError, match=r"problems.jsonl:1: .*Gold.*Q.text, gold, answer\.$"):
         read_problems(file, columns={"answer": "Gold"})
     Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
     assert read_problems(str(tmp_path / "data"), columns=columns).problems == found.problems
@@ -330,7 +328,7 @@ def test_formats_of_the_field(tmp_path, name, text):
 
 @pytest.mark.parametrize("prm800k", ["prm800k"], indirect=True)
 def test_solutions_of_prm800k_are_problems_once(prm800k):
-    """21 solutions of 17 problems, one of them without an answer: the others are read."""
+    """The 21 solutions belong to 17 problems. One has no answer, and the others must be read."""
     found = read_problems(str(prm800k))
     assert counts(found) == (21, 16, 4, 0)
     assert (found.problems[0].answer, found.problems[-1].answer) == ("4", "52")

@@ -56,11 +56,11 @@ def edit_report(folder: Path, **changes) -> None:
         ),
         (
             lambda folder: (folder / "README.md").unlink(),
-            "built: README.md is missing, so the build is incomplete",
+            "README.md is missing",
         ),
         (
             lambda folder: (folder / "data" / "test-00000-of-00001.parquet").unlink(),
-            "built: data/test-00000-of-00001.parquet is missing",
+            "test-00000-of-00001.parquet is missing",
         ),
         (
             lambda folder: (folder / "data" / "train-00001-of-00002.parquet").write_bytes(b"more"),
@@ -95,11 +95,11 @@ def test_incomplete_build(folder, fault, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"config_name": "a/b"}, "config_name is 'a/b'. .* letters, digits"),
-        ({"config_name": ".."}, r"config_name is '\.\.'. .* letters, digits"),
-        ({"config_name": ""}, "config_name is ''. .* letters, digits"),
-        ({"config_name": "README.md"}, "config_name is 'README.md'. .* letters, digits"),
-        ({"repo_id": "x"}, "repo_id is 'x'. It must include a user or organization, such as 'me/x'"),
+        ({"config_name": "a/b"}, "config_name is 'a/b'"),
+        ({"config_name": ".."}, r"config_name is '\.\.'"),
+        ({"config_name": ""}, "config_name is ''"),
+        ({"config_name": "README.md"}, "config_name is 'README.md'"),
+        ({"repo_id": "x"}, "repo_id is 'x'.*'me/x'"),
         ({"repo_id": "me/x/y"}, "Repo id must be in the form"),
         ({"max_shard_size": "many"}, "valid format"),
         ({"max_shard_size": -1}, "max_shard_size is -1"),
@@ -111,7 +111,7 @@ def test_options_that_cannot_work(folder, options, words):
 
 
 def test_no_folder():
-    """A glob that finds nothing would make a repository with an empty card."""
+    """A glob without matches would create a repository with an empty card."""
     with pytest.raises(ValueError, match="inputs is empty"):
         push_dataset(PushDatasetConfig(inputs=[], repo_id="me/x"))
 
@@ -155,7 +155,7 @@ def test_a_dry_run_needs_no_token(folder, monkeypatch):
     """A push rejects such a token. A dry run does not look for one."""
     monkeypatch.setenv("HF_TOKEN", "half a token")
     assert push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x", dry_run=True)).sent
-    with pytest.raises(PushError, match="the token from HF_TOKEN is empty or contains"):
+    with pytest.raises(PushError, match="HF_TOKEN is empty"):
         push_dataset(PushDatasetConfig(inputs=folder, repo_id="me/x"))
 
 
@@ -391,9 +391,7 @@ def test_marks_in_the_readme_of_the_folder(config, which):
     card = merge_card(None, "me/sums", [config])
     line = next(line for line in card.splitlines() if f"config prm {which}" in line)
     (config.build.folder / "README.md").write_text(f"{CARD}\n{line}\n")
-    with pytest.raises(
-        ValueError, match=f"built/README.md: found the comment '<!-- trl_hrm: config prm {which}.*Remove the comment"
-    ):
+    with pytest.raises(ValueError, match=f"built/README.md: .*config prm {which}.*Remove"):
         merge_card(None, "me/sums", [config])
 
 
@@ -409,7 +407,7 @@ def test_marks_with_space_after_them(config):
         (
             "mine.*",
             ["mine.jsonl"],
-            "a configuration mine with files such as mine.jsonl, but `load_dataset` requires the same",
+            "a configuration mine with files such as mine.jsonl",
         ),
         ("'**/*.jsonl'", ["mine.jsonl"], "a configuration mine with files such as mine.jsonl"),
         ("'**/*.jsonl'", ["a/mine.jsonl"], "a configuration mine with files such as a/mine.jsonl"),
@@ -429,7 +427,7 @@ def test_configurations_of_other_files(data_files, paths, words):
 def test_a_configuration_of_that_name_elsewhere():
     """Its files would stay, but no configuration would list them."""
     card = "---\nconfigs:\n- config_name: prm\n  data_files: data/*.parquet\n---\n"
-    words = "a configuration prm with other files, such as data/a.parquet.*--config_name"
+    words = "data/a.parquet.*--config_name"
     with pytest.raises(ValueError, match=words):
         check_others(card, "me/sums", ["data/a.parquet"], ["prm"])
 
@@ -445,5 +443,5 @@ def test_a_configuration_of_that_name_elsewhere():
     ],
 )
 def test_a_card_that_cannot_be_read(config, card):
-    with pytest.raises(ValueError, match=r"README.md of me/sums: invalid metadata \(.*Correct it, then push again"):
+    with pytest.raises(ValueError, match=r"README.md of me/sums: invalid metadata"):
         merge_card(card, "me/sums", [config])

@@ -76,16 +76,14 @@ def test_search_and_learn_outputs_are_recognised_by_columns(tmp_path, column):
 def test_ambiguous_completions_raise(tmp_path):
     """They could be two steps, or two solutions that were cut off, so nothing is guessed."""
     source = write_rows(tmp_path / "in.jsonl", {"problem": "q", "completions": ["Add.", "So \\boxed{7}."]})
-    with pytest.raises(
-        ValueError, match="in.jsonl:1: .* include `problem` and `completions`, but not `prompt`.*Rename"
-    ):
+    with pytest.raises(ValueError, match="in.jsonl:1: .*`problem` and `completions`.*Rename"):
         read(source)
 
 
 def test_whole_solutions_in_the_place_of_steps_are_refused(tmp_path):
     rows = [{"prompt": "q", "completions": [FIRST, SECOND]}, {"prompt": "r", "completions": ["Add.", FIRST]}]
     source = write_rows(tmp_path / "in.jsonl", *rows, rows[0] | {"prompt": "s"})
-    with pytest.raises(ValueError, match="in.jsonl: in 2 of 3 rows, every item of `completions` states an answer"):
+    with pytest.raises(ValueError, match="in.jsonl: .*2 of 3 rows.*`completions`"):
         read(source)
 
 
@@ -130,7 +128,7 @@ def test_unambiguous_rows_are_not_changed():
 
 def test_build_stepwise_refuses_whole_solutions(tmp_path):
     row = {"prompt": "q", "completions": [FIRST, SECOND], "labels": [True, False]}
-    with pytest.raises(ValueError, match="in 1 of 1 rows, every item of `completions` states an answer"):
+    with pytest.raises(ValueError, match="1 of 1 rows.*`completions`"):
         build_stepwise(
             BuildStepwiseConfig(inputs=[write_rows(tmp_path / "in.jsonl", row)], output_dir=str(tmp_path / "out"))
         )
@@ -181,7 +179,7 @@ def test_thinking_in_scored_rows():
     found, steps = leave_out_thinking(tree, "row 1", keep_thinking=True)
     assert (found.completions, steps) == (["a", "b c", "d"], [1, 2, 3])
     assert leave_out_thinking(StepTree("q", ["<think>a"], [None], [-1]), "row 1")[1] == []
-    with pytest.raises(ValueError, match="row 1: the tree has branches and contains the thinking"):
+    with pytest.raises(ValueError, match="row 1: .*thinking"):
         leave_out_thinking(StepTree("q", ["<think>", "a", "b"], [None] * 3, [-1, 0, 0]), "row 1")
 
 
@@ -196,9 +194,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 def test_dialogues_of_several_turns_are_refused(tmp_path, messages):
     """ "And twice that?" alone is another problem. A column with the problem makes it clear."""
     row = {"prompt": messages, "completion": [{"role": "assistant", "content": FIRST}]}
-    with pytest.raises(
-        ValueError, match="in.jsonl:1: .* expected exactly one user message.*Put the problem in a column"
-    ):
+    with pytest.raises(ValueError, match="in.jsonl:1: .*one user message"):
         read(write_rows(tmp_path / "in.jsonl", row))
     [group], _ = read(write_rows(tmp_path / "in.jsonl", row | {"problem": "Twice 1 + 1?"}))
     assert (group.problem, group.prompt) == ("Twice 1 + 1?", messages)

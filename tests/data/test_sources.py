@@ -49,8 +49,8 @@ def test_several_files_and_chunks(tmp_path, small_chunks):
     [
         (b'{"prompt": "tru', "invalid JSON (Unterminated string"),
         (b'{"a": 1}{"a": 2}', "invalid JSON (Extra data"),
-        (b'{"a": "\xff"}', "the text is not valid UTF-8 ('utf-8' codec can't decode"),
-        (b"[1, 2]", "found a JSON list, but each row must be an object"),
+        (b'{"a": "\xff"}', "not valid UTF-8"),
+        (b"[1, 2]", "found a JSON list"),
         (b'{"a": "\\uD83D"}', "half of a surrogate pair"),
     ],
 )
@@ -66,8 +66,8 @@ def test_faults_are_named(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("data", "remedy"),
     [
-        (b'{"a": 1}\n{"a": 2, "b": "tru', "The file ends within this row. It may be truncated"),
-        (b'{"a": 1}\n{"a": 2,', "The file ends within this row. It may be truncated"),
+        (b'{"a": 1}\n{"a": 2, "b": "tru', "It may be truncated"),
+        (b'{"a": 1}\n{"a": 2,', "It may be truncated"),
         (b'{\n  "a": 1\n}\n', "jq -c . FILE"),
         (b'{\n  "data": [\n {"a": 1}\n ]\n}\n', r"jq -c '.data\[\]' FILE"),
         (b'{"version": 2, "data": [{"a": 1}, {"a": 2}]}\n', "a list of 2 objects under `data`"),
@@ -78,7 +78,7 @@ def test_faults_are_named(tmp_path, line, message):
         (b'{"a": None}\n', "This is the format of Python's `print`"),
         (b'{"a": nan}\n', "This is the format of Python's `print`"),
         (b'{"a": True}\n', "This is the format of Python's `print`"),
-        (b"a,b\n1,2\n", "Expected one JSON object per line. Correct the row"),
+        (b"a,b\n1,2\n", "one JSON object per line"),
         ('{"a": "é"}\n'.encode("latin-1"), "iconv -f latin1"),
         ('{"a": 1}\n'.encode("utf-16"), "iconv -f utf-16"),
         ('{"a": 1}\n'.encode("utf-16-le"), "iconv -f utf-16"),
@@ -92,7 +92,7 @@ def test_faults_are_named(tmp_path, line, message):
         (b"PAR1....", "found a Parquet file"),
         (b"<!DOCTYPE html>", "found HTML or XML"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"\x28\xb5\x2f\xfd....", "zstd, expected JSON. Decompress it first"),
+        (b"\x28\xb5\x2f\xfd....", "zstd"),
         (gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-12], "cannot decompress the gzip file"),
         (b"\x1f\x8b" + b"x" * 30, "cannot decompress the gzip file"),
     ],
@@ -175,9 +175,7 @@ class TestColumns:
     def test_a_column_that_is_not_there(self, tmp_path):
         file = tmp_path / "rows.jsonl"
         file.write_text('\n{"q": 1, "info": {"gold": 2}}\n')
-        with pytest.raises(
-            ValueError, match=r"rows.jsonl:2: --columns names Q, info.god, but the row only has q, info.gold\."
-        ):
+        with pytest.raises(ValueError, match=r"rows.jsonl:2: .*Q, info.god.*q, info.gold\."):
             JsonLines([file], {"problem": "Q", "answer": "info.god"})
         with pytest.raises(ValueError, match="dataset row 0: --columns names Q"):
             DatasetRows(Dataset.from_list([{"q": 1}]), {"problem": "Q"})

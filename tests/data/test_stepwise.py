@@ -16,20 +16,20 @@ GOOD = {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=6."], "labels": [True
 
 FAULTS = [
     ('{"prompt": "1+2+3?", "comple', "invalid JSON (Unterminated string"),
-    ({"prompt": "q", "completions": ["a"]}, "column `labels` is missing, found ['completions', 'prompt']"),
-    (GOOD | {"labels": [True]}, "column `labels` has 1 entries and `completions` has 2; expected one per step"),
-    (GOOD | {"labels": [True, 1.5]}, "`labels[1]` is 1.5, expected a boolean, a probability in [0, 1], or null"),
-    (GOOD | {"parents": [1, 0]}, "`parents[0]` is 1, expected -1 (the prompt) or the index of an earlier step"),
-    (GOOD | {"parents": [-1, 1]}, "`parents[1]` is 1, expected -1 (the prompt) or the index of an earlier step"),
+    ({"prompt": "q", "completions": ["a"]}, "`labels` is missing"),
+    (GOOD | {"labels": [True]}, "`labels` has 1 entries"),
+    (GOOD | {"labels": [True, 1.5]}, "`labels[1]` is 1.5"),
+    (GOOD | {"parents": [1, 0]}, "`parents[0]` is 1"),
+    (GOOD | {"parents": [-1, 1]}, "`parents[1]` is 1"),
 ]
 BLANK = [
-    (GOOD | {"completions": ["a", ""]}, "blank_step", "`completions[1]` is '', expected a non-empty step text."),
+    (GOOD | {"completions": ["a", ""]}, "blank_step", "`completions[1]` is ''"),
     (
         GOOD | {"completions": [" \n", "b"]},
         "blank_step",
-        "`completions[0]` is ' \\n', expected a non-empty step text.",
+        "`completions[0]` is ' \\n'",
     ),
-    (GOOD | {"prompt": " "}, "blank_prompt", "column `prompt` holds ' ', expected a non-empty string."),
+    (GOOD | {"prompt": " "}, "blank_prompt", "column `prompt`"),
 ]
 
 
@@ -94,9 +94,7 @@ def test_rows_in_are_rows_out_and_rows_dropped(tmp_path, monkeypatch, num_proc):
     config = BuildStepwiseConfig(
         inputs=[file], output_dir=str(tmp_path / "strict"), view="prm", test_size=0, num_proc=num_proc, strict=True
     )
-    with pytest.raises(
-        ValueError, match=rf"rows.jsonl:{first if num_proc == 1 else '[0-9]+'}: .* expected a non-empty"
-    ):
+    with pytest.raises(ValueError, match=rf"rows.jsonl:{first if num_proc == 1 else '[0-9]+'}: "):
         build_stepwise(config)
 
 
@@ -200,7 +198,7 @@ def test_other_columns_keep_their_types(tmp_path):
 
 def test_column_of_two_types(tmp_path):
     file = write(tmp_path / "rows.jsonl", GOOD | {"year": 2024}, GOOD | {"year": "2024"})
-    with pytest.raises(ValueError, match=r"rows.jsonl:2: the column `year` has values of different types"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: .*`year`"):
         build_stepwise(BuildStepwiseConfig(inputs=[file], output_dir=str(tmp_path / "out"), view="prm"))
 
 

@@ -2,8 +2,8 @@
 A loopback Hub for the tests in this folder, which need their own process: `pytest tests/hub`.
 
 The Hub starts here because the client libraries read HF_ENDPOINT, HF_HOME and HF_HUB_DISABLE_XET when they are imported.
-`TEST_HUB_XET=0` makes them transfer files by LFS, by default they use Xet. A test that depends on how files are transferred uses
-the fixture `uses_xet`, and so has the mark `transfer`: only such tests are run both ways. Every process has a Hub of its own.
+They transfer files with Xet by default, and with LFS if `TEST_HUB_XET=0`. Tests that depend on the transfer use the fixture
+`uses_xet` and so have the mark `transfer`: only these tests run both ways. Every process has its own Hub.
 """
 
 import os

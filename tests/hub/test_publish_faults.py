@@ -112,9 +112,7 @@ def test_lasting_fault_on_commit(hub, repo, pauses, tmp_path, after):
     if after:
         push_folders(folder, repo)  # the second try finds the commit
     else:
-        with pytest.raises(
-            PushError, match="504 Gateway.* Push again later. Files that were uploaded are not sent again"
-        ) as error:
+        with pytest.raises(PushError, match="504 Gateway.*Push again") as error:
             push_folders(folder, repo)
         assert error.value.status == 504
         assert pauses == [1, 2, 4, 8, 16, 30, 30]
@@ -125,19 +123,19 @@ def test_lasting_fault_on_commit(hub, repo, pauses, tmp_path, after):
 def test_rate_limit_of_an_hour(hub, repo, pauses, tmp_path):
     """An hour without output looks like a hang."""
     hub.fault("POST", "/commit/", 429, headers={"Retry-After": "3600"})
-    with pytest.raises(PushError, match="rate limit of the Hub was reached. Push again in 3600 s.") as error:
+    with pytest.raises(PushError, match="Push again in 3600 s") as error:
         push_folders(build(tmp_path / "tree"), repo)
     assert (error.value.status, pauses) == (429, [])
 
 
 @pytest.mark.usefixtures("uses_xet")
-def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
+def test_read_only_token(hub, repo, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_ro")
-    words = r"403 Forbidden.* The token from HF_TOKEN, of alice, is read-only\. Create one with write access at http"
+    words = r"403.*HF_TOKEN, of alice, is read-only"
     with pytest.raises(PushError, match=words):
         push_folders(build(tmp_path / "tree"), repo)
     push_folders(tmp_path / "tree", repo, token="hf_alice")
-    words = "The token from the argument `token`, of alice, is read-only"
+    words = "`token`, of alice, is read-only"
     with pytest.raises(PushError, match=words):
         push_folders(build(tmp_path / "tree", word="thus"), repo, token="hf_ro")
 
@@ -146,8 +144,8 @@ def test_a_token_that_may_only_read(hub, repo, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("token", "words"),
     [
-        ("hf_nope", "The token from HF_TOKEN is not valid. Create a new one at http"),
-        (None, r"No token was found. Log in with `hf auth login`, or set HF_TOKEN \(http"),
+        ("hf_nope", "HF_TOKEN is not valid"),
+        (None, "No token was found.*`hf auth login`"),
     ],
 )
 def test_unknown_or_missing_token(hub, repo, monkeypatch, tmp_path, token, words):
@@ -160,7 +158,7 @@ def test_unknown_or_missing_token(hub, repo, monkeypatch, tmp_path, token, words
 def test_a_repository_of_someone_else(hub, repo, upload, tmp_path):
     name = repo.replace("alice/", "bob/")
     folder = build(tmp_path / "tree")
-    words = f"the push to the dataset {name} failed: .*403.* belongs to alice, who can push to these namespaces: alice, acme"
+    words = f"{name}.*403.*alice, acme"
     with pytest.raises(PushError, match=words):
         push_folders(folder, name)  # it does not exist yet
     HfApi(token="hf_bob").create_repo(name, repo_type="dataset")
@@ -169,7 +167,7 @@ def test_a_repository_of_someone_else(hub, repo, upload, tmp_path):
         push_folders(folder, name)
     assert hub.count(*upload, start) == 0
     HfApi(token="hf_bob").create_repo(f"{name}-hidden", repo_type="dataset", private=True)
-    with pytest.raises(PushError, match=f"Check that the name {name}-hidden is correct"):
+    with pytest.raises(PushError, match=f"name {name}-hidden"):
         push_folders(folder, f"{name}-hidden")
 
 
@@ -180,9 +178,7 @@ def test_private_on_a_public_repository(hub, repo, monkeypatch, tmp_path):
     start = len(hub.log)
     push_folders(folder, repo, private=True, dry_run=True)
     assert len(hub.log) == start  # a dry run does not ask the Hub, and says so
-    with pytest.raises(
-        ValueError, match=f"{repo} is public, but a private repository was requested. Nothing was uploaded"
-    ):
+    with pytest.raises(ValueError, match=f"{repo} is public.*Nothing was uploaded"):
         push_folders(folder, repo, private=True)
     assert hub.count("POST", "", start) == hub.count("PUT", "", start) == 0
     # another user creates it just before we do
@@ -196,12 +192,12 @@ def test_private_on_a_public_repository(hub, repo, monkeypatch, tmp_path):
             create(self, name, private=private, **options),
         ),
     )
-    with pytest.raises(ValueError, match=f"{other} is public, but a private repository was requested"):
+    with pytest.raises(ValueError, match=f"{other} is public"):
         push_folders(folder, other, private=True)
     assert files_of(other) == [".gitattributes"]
     monkeypatch.undo()
     HfApi().create_repo(f"{repo}-private", repo_type="dataset", private=True)
-    with pytest.raises(ValueError, match="is private, but a public repository was requested"):
+    with pytest.raises(ValueError, match="is private"):
         push_folders(folder, f"{repo}-private", private=False)
     push_folders(folder, f"{repo}-private")
     assert HfApi().dataset_info(f"{repo}-private").private is True
@@ -211,7 +207,7 @@ def test_made_public_during_the_push(hub, repo, tmp_path):
     """A user who asked for a private dataset must not be told that the push succeeded."""
     facts = hub.root / "repos" / "dataset" / f"{repo}.git" / "hub.json"
     hub.fault("POST", "/commit/", 0, delay=lambda: facts.write_text(facts.read_text().replace("true", "false")))
-    with pytest.raises(PushError, match=f"{repo} became public during the push of [0-9a-f]+"):
+    with pytest.raises(PushError, match=f"{repo} became public"):
         push_folders(build(tmp_path / "tree"), repo, private=True)
 
 
@@ -225,13 +221,13 @@ def test_a_commit_that_holds_something_else(hub, repo, pauses, monkeypatch, tmp_
     file = "tree/test-00000-of-00001.parquet"
     with monkeypatch.context() as patch:
         patch.setattr(HfApi, "create_commit", without_one)
-        with pytest.raises(PushError, match=rf"Missing or different files: \['{file}'\].* Push again"):
+        with pytest.raises(PushError, match=rf"different files: \['{file}'\].*Push again"):
             push_folders(build(tmp_path / "tree"), repo)
     assert list(push_folders(tmp_path / "tree", repo).sent) == [file]
     build(tmp_path / "tree", test_size=0)
     with monkeypatch.context() as patch:
         patch.setattr(HfApi, "create_commit", without_one)
-        with pytest.raises(PushError, match=rf"different files: \[\]. Files that were not deleted: \['{file}'\]"):
+        with pytest.raises(PushError, match=rf"not deleted: \['{file}'\]"):
             push_folders(tmp_path / "tree", repo)
     assert push_folders(tmp_path / "tree", repo).deleted == [file]
 

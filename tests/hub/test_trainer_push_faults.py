@@ -152,7 +152,7 @@ class Logged(TrainerCallback):
 
 
 @pytest.mark.usefixtures("uses_xet")
-def test_the_token_is_in_nothing_that_is_written(hub, repo, tmp_path, caplog, capfd):
+def test_token_is_not_written_anywhere(hub, repo, tmp_path, caplog, capfd):
     """The Trainer pickles its arguments into `training_args.bin`, and pushes it. Callbacks log them."""
     caplog.set_level(logging.DEBUG)
     base = push_base(repo)

@@ -197,7 +197,7 @@ class TestRefusals:
             StepScorer(tiny_model(), tiny_tokenizer(), HEADS["regression"])
         model = tiny_model()
         model.config._attn_implementation = "flash_attention_2"
-        with pytest.raises(ValueError, match="does not support tree masks"):
+        with pytest.raises(ValueError, match="tree masks"):
             StepScorer(model, tiny_tokenizer(), StepFormat())
 
 
@@ -232,7 +232,7 @@ class TestFromPretrained:
 
     def test_a_format_of_another_head(self, checkpoint):
         StepFormat(head="regression").save(checkpoint)
-        with pytest.raises(ValueError, match=r"different shape `score.bias` \(2,\), expected \(1,\)"):
+        with pytest.raises(ValueError, match=r"`score.bias` \(2,\).*\(1,\)"):
             StepScorer.from_pretrained(str(checkpoint))
 
     def test_a_damaged_format(self, checkpoint):

@@ -34,7 +34,7 @@ SEARCHES = {
     "trees": DiverseTreeSearch(num_trees=3, width=2, **LIMITS),
 }
 
-# for searches of a [`LetterEngine`]
+# for searches with a [`LetterEngine`]
 PLAIN = replace(PROMPT, template="{question}\n\n", rule="blank_line", final_stops=("# END!",))
 LETTER_LIMITS = {"rule": RULES["blank_line"], "final_stops": ("# END!",), "max_depth": 4, "max_step_tokens": 30}
 PROBLEMS = [(0, Problem("p", "Q", "7"))]
@@ -42,8 +42,8 @@ PROBLEMS = [(0, Problem("p", "Q", "7"))]
 
 class LetterEngine(ScriptedEngine):
     """
-    Sample number i writes the i-th text that the table has for the path so far: a word is a step, `=x` the answer x, `...` a step
-    without end, and an empty text the end of the sequence.
+    Sample number i writes the i-th text of the table for the path so far: a word is a step, `=x` the answer x, `...` a step
+    that does not end, and an empty text EOS.
     """
 
     def __init__(self, table: dict[str, list[str]]):
@@ -61,7 +61,7 @@ class LetterEngine(ScriptedEngine):
 
     @staticmethod
     def _rng(prefix: str, seed: int, use: str) -> int:
-        return seed % 2**16  # the number of the sample: the seed of a request ends in 16 zero bits
+        return seed % 2**16  # the sample's number, because a request's seed ends in 16 zero bits
 
 
 class PathScorer:
@@ -147,7 +147,7 @@ def results(folder: Path, search: StepSearch) -> dict[str, list[tuple]]:
 
 
 def everything(folder: Path) -> dict:
-    """Trees in canonical order, with the score of each node by its id."""
+    """Return trees in canonical order, with each node's score by its id."""
     found = {}
     for problem_id, opened in open_trees(folder).items():
         scores = {opened.tree.nodes[i].node_id: score for i, score in opened.scores.items()}

@@ -58,7 +58,7 @@ def write_solution(prefix: str, rng: random.Random) -> str:
 
 
 def write_coins(prefix: str, rng: random.Random) -> str:
-    """Three steps that are good or bad by the toss of a coin; the answer is right if all of them were good."""
+    """Write three steps, each good or bad at random. The answer is right if all are good."""
     written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]
     number = written.count("# Step ")
     if number == 4:
@@ -72,7 +72,7 @@ def some_latency(rng: random.Random) -> float:
 
 
 class FaultyEngine(ScriptedEngine):
-    """Fails a share of its requests, chosen anew at each try."""
+    """Fail a random share of all requests, drawn again for each try."""
 
     def __init__(self, share: float, seed: int = 0):
         super().__init__(write_solution)

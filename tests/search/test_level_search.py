@@ -244,7 +244,7 @@ def test_a_request_larger_than_the_bound_is_refused(tmp_path):
         run_levels(tmp_path, SEARCHES["beam"], max_in_flight=5)
 
 
-def test_what_the_scorer_knows_decides_the_accuracy(tmp_path):
+def test_accuracy_depends_on_the_scores(tmp_path):
     """
     A scorer that knows the truth solves all problems that have a good step at each depth, (1 - 2^-4)^3 = 0.82. One that
     knows nothing solves as many as a single solution, 2^-3. One that is always wrong solves almost none. A search that

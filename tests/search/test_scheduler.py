@@ -140,7 +140,7 @@ def test_cut_after_any_event_and_resumed(tmp_path, name):
 
 @pytest.mark.parametrize(("name", "num_kills"), [("puct", 20), ("full_tree", 8), ("rollouts", 8), ("filtered", 8)])
 def test_kills(tmp_path, name, num_kills):
-    """SIGKILL at random moments of a real process, many times: the rows of a run that was never stopped."""
+    """Many SIGKILLs of a real process at random moments must give the rows of an uninterrupted run."""
     number = 2 * num_kills
     run_scripted(tmp_path / "whole", SEARCHES[name], make_problems(number))
     program = [sys.executable, "-m", "tests.search.scripted", str(tmp_path / "killed"), name, str(number), "0.05"]

@@ -37,7 +37,7 @@ def greedy(folder):
 
 @pytest.fixture(scope="module")
 def trained(policy):
-    """One that has learned to write steps."""
+    """Return an engine whose model has learned to write steps."""
     return TransformersEngine.from_pretrained(policy, device="cpu", temperature=0.0)
 
 
@@ -178,7 +178,7 @@ def test_first_token_follows_the_softmax(folder, options):
 
 
 def test_stop_strings_end_samples_at_the_token_that_completes_them(trained):
-    """Ids beyond the stop would be context that the next step never asked for; a lost token shifts all that follow."""
+    """Ids after the stop would be unwanted context for the next step. A lost token would shift all that follow."""
     prompt = "What is 3 + 1?\n"
     ids = trained.tokenizer.encode(prompt)
     [[whole]] = ask(trained, (ids, 1, [], 60, 0))
@@ -198,7 +198,7 @@ def test_stop_strings_end_samples_at_the_token_that_completes_them(trained):
 
 
 def test_texts_of_a_path_join_to_the_text_of_its_ids(trained):
-    """Steps are sampled one after another: a space lost at a border would be lost in every solution of the dataset."""
+    """Steps are sampled one by one. A space lost at a border would be lost in every solution."""
     prompt = "What is 2 + 1?\n"
     ids = trained.tokenizer.encode(prompt)
     [[whole]] = ask(trained, (ids, 1, [], 60, 0))
