@@ -1,4 +1,4 @@
-"""BIG-Bench Mistake as a ProcessBench-shaped set: the real files by exact counts, and what is refused."""
+"""BIG-Bench Mistake as a ProcessBench-like suite: exact counts of the real files, and errors."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def read(*sources, **options):
 
 
 def test_rows(tmp_path):
-    """Null means no mistake, 0 the first step: a truth test would take one for the other."""
+    """Null means no mistake, and 0 the first step. A truth test would confuse them."""
     path = write_rows(tmp_path / "word_sorting.jsonl", [mistake_row(1, 0), mistake_row(2, None), mistake_row(3, 2)])
     assert [(one.subset, one.id, one.first_error, one.labels) for one in read(path).solutions] == [
         ("word_sorting", "word_sorting-0", 0, [0, None, None]),
@@ -34,7 +34,7 @@ def test_bad_index(tmp_path, index):
 
 
 def test_same_results_as_processbench(tmp_path):
-    """The same solutions in the other shape have the same results."""
+    """The same solutions in ProcessBench's format must have the same results."""
     labels = [0, 1, -1, 2, -1, 1, -1, 0]
     mistakes = [mistake_row(i, None if label < 0 else label) for i, label in enumerate(labels)]
     path = write_rows(tmp_path / "mistakes.jsonl", mistakes)
@@ -64,7 +64,7 @@ def test_same_results_as_processbench(tmp_path):
     ],
 )
 def test_real_files(shared_data, file, num_rows, num_without, first):
-    """Every row is read, and a model that knows the mistakes finds every one of them."""
+    """Every row is read, and a model that knows the mistakes finds all of them."""
     path = shared_data / "samples" / f"bbm_{file}.jsonl"
     if not path.is_file():
         pytest.skip(f"no {path}")
@@ -81,7 +81,7 @@ def test_real_files(shared_data, file, num_rows, num_without, first):
     assert (part["f1"], part["accuracy"], part["num_without"]) == (1, 1, num_without)
 
 
-def test_a_blank_step_moves_no_index(shared_data):
+"""If the blank 55th step of line 539 were dropped, later indices would be one too large. With `strict` it is an error."""
     """Left out, the 55th step of line 539 would make every later index one too large. With `strict` it is an error."""
     path = shared_data / "samples" / "bbm_dyck_languages.jsonl"
     one = read(path).solutions[538]
@@ -91,7 +91,7 @@ def test_a_blank_step_moves_no_index(shared_data):
 
 
 def test_missing_values_of_a_table(tmp_path):
-    """Pandas makes floats of integers with gaps, and NaN of the gaps."""
+    """In columns with gaps, Pandas turns integers into floats and gaps into NaN."""
     rows = [mistake_row(1, 0) | {"mistake_index": 1.0}, mistake_row(2, 0) | {"mistake_index": float("nan")}]
     found = read(write_rows(tmp_path / "rows.jsonl", rows))
     assert [one.first_error for one in found.solutions] == [1, -1]
