@@ -101,8 +101,8 @@ def test_integers_are_compared_without_the_grader():
     assert grade_answers(long, "9", grader).classes == [0, 1]
 
 
-"""Every further comparison with an answer that times out would cost the full timeout again."""
-    """Each more comparison of an answer on which the grader hangs would cost its deadline once more."""
+def test_timeouts_are_not_wrong_and_are_not_asked_again():
+    """Every further comparison with an answer that times out would cost the full timeout again."""
     grader = Scripted({"hang": "timeout", "kill": "died", "blur": "unparseable"})
     answers = ["hang", "kill", "ab", "ba", "blur", "hang", None]
     found = grade_answers(answers, "ab", grader)

@@ -68,7 +68,7 @@ def test_a_merged_step_may_be_longer():
 
 def test_no_number_raises():
     scorer = SayingScorer(lambda step: math.nan if step == "bad" else 0.5)
-    with pytest.raises(ValueError, match=r"file:b: the reward model returned \[0.5, nan\] for 2 steps"):
+    with pytest.raises(ValueError, match=r"file:b: .*\[0.5, nan\] for 2 steps"):
         score_solutions(scorer, [solution("a", ["ok"]), solution("b", ["ok", "bad"])], ScoringConfig())
 
 
@@ -76,5 +76,5 @@ def test_too_few_scores_raise():
     """Aligned with the labels, missing scores would silently drop the last step."""
     scorer = SayingScorer(knows)
     scorer.score = lambda prompts, candidates, spans, combine: [[[0.5] for _ in group] for group in candidates]
-    with pytest.raises(ValueError, match=r"file:a: the reward model returned \[0.5\] for 2 steps"):
+    with pytest.raises(ValueError, match=r"file:a: .*\[0.5\] for 2 steps"):
         score_solutions(scorer, [solution("a", ["ok", "ok"])], ScoringConfig())

@@ -20,8 +20,8 @@ GIVEN = "# Step 1\nbad 1\n\n# Step 2"  # three steps; any bad one makes the answ
 PROBLEMS = [replace(problem, prefix=GIVEN) for _, problem in make_problems(30)]
 
 
-"""`write_coins`, but a good step after an error makes up for it."""
-    """`write_coins` that forgets an error where the step after it is good."""
+def forgiving(prefix, rng):
+    """`write_coins`, but a good step after an error makes up for it."""
     return write_coins(prefix.replace("bad 1\n\n# Step 2\ngood", "good 1\n\n# Step 2\ngood"), rng)
 
 
@@ -88,8 +88,6 @@ def test_shards_make_the_same_results(tmp_path):
 def test_a_fault_in_a_prefix_stops_the_run_before_anything_is_sampled(tmp_path):
     faulty = [*PROBLEMS[:3], replace(PROBLEMS[4], prefix="# Step 1\nbad 1")]
     engine = ScriptedEngine(write_coins)
-    with pytest.raises(
-        ValueError, match="'p004': .*bad 1'"
-    ):
+    with pytest.raises(ValueError, match="'p004': .*bad 1'"):
         search(tmp_path, engine=engine, problems=faulty)
     assert engine.most_in_flight == 0 and not (tmp_path / "results.json").exists()
