@@ -1,4 +1,4 @@
-"""Commands that work on local data need no network: all of them, one after another, on a machine that can reach nothing."""
+"""Commands on local data need no network: all of them run one after another without any connection."""
 
 import json
 import os
@@ -51,7 +51,7 @@ LOCAL["annotate"] += "--num_children 3 --max_depth 4 --max_step_tokens 40 --max_
 LOCAL["step-search"] += "--max_depth 3 --max_step_tokens 30".split()
 LOCAL["best-of-n"] += "--extractors marker --max_solution_tokens 60".split()
 
-# Python runs it at the start of every process that finds it on its path, also of those that commands start
+# Python runs it at the start of every process with it on the path, including the processes that commands start
 GUARD = """
 import os, socket
 
@@ -88,7 +88,7 @@ for name, words in json.loads(sys.argv[1]).items():
 
 
 def guarded(folder: Path, offline: bool) -> dict[str, str]:
-    """The environment of a process that can reach nothing; what it tries to is in `attempts`."""
+    """Return the environment of a process without network. Its attempts are written to `attempts`."""
     (folder / "guard").mkdir(exist_ok=True)
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
     (folder / "attempts").touch()
@@ -98,7 +98,7 @@ def guarded(folder: Path, offline: bool) -> dict[str, str]:
         "HF_HOME": str(folder / "home"),
         "HF_HUB_OFFLINE": str(int(offline)),
     }
-    environment.pop("CI", None)  # libraries send no telemetry there
+    environment.pop("CI", None)  # with CI set, libraries would send no telemetry
     return environment
 
 
@@ -131,7 +131,7 @@ def folder(tmp_path_factory) -> Path:
     params=[pytest.param(True, id="HF_HUB_OFFLINE=1"), pytest.param(False, id="=0", marks=pytest.mark.slow)],
 )
 def results(request, folder, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
-    """Exit code and attempts of each command. Without HF_HUB_OFFLINE, the libraries would be free to ask."""
+    """Exit code and attempts of each command. Without HF_HUB_OFFLINE, the libraries may try to use the network."""
     place = tmp_path_factory.mktemp("place") / "copy"
     shutil.copytree(folder, place)
     done = run(place, DRIVER, json.dumps(LOCAL), offline=request.param)
@@ -142,16 +142,16 @@ def results(request, folder, tmp_path_factory) -> dict[str, tuple[int, list[str]
 
 @pytest.mark.parametrize("command", LOCAL)
 def test_command(results, command):
-    """A call that fails is often caught and forgotten by the library that makes it: what counts is that none is made."""
+    """Libraries often catch a failed request, so the test checks that no request is made at all."""
     assert results[command] == (0, [])
 
 
-def test_every_command_is_here():
+def test_every_command_is_tested():
     assert sorted([*LOCAL, *ELSEWHERE]) == sorted(COMMANDS)
 
 
-def test_the_guard_holds(folder):
-    """It sees the clients of the Hub, and processes that others start; with a guard that saw nothing, all would pass."""
+def test_the_guard_sees_attempts(folder):
+    """It must see the Hub clients and child processes. With a guard that sees nothing, every test would pass."""
     code = (
         "import subprocess, sys\n"
         "code = \"from huggingface_hub import HfApi; HfApi(endpoint='http://192.0.2.1').model_info('a/b')\"\n"
