@@ -137,7 +137,7 @@ class TestChains:
         joined.validate()
 
     def test_nothing_to_join(self):
-        with pytest.raises(ValueError, match="chain"):
+        with pytest.raises(ValueError):
             StepTree.from_chains([])
 
     def test_different_prompts(self):

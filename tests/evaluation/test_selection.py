@@ -128,8 +128,8 @@ def test_pass_at_n_is_exact():
         (lambda: weighted_vote([0], [0.1, 0.2], ["a", "b"]), "1 values for 2 texts"),
         (lambda: weighted_vote([0], [-0.1], ["a"]), "-0.1"),
         (lambda: weighted_vote([0], [math.nan], ["a"]), "nan"),
-        (lambda: pass_at_n(4, 1, 5), "1 right of 4 samples, n=5"),
-        (lambda: pass_at_n(4, 5, 1), "5 right of 4 samples"),
+        (lambda: pass_at_n(4, 1, 5), "4.* n=5"),
+        (lambda: pass_at_n(4, 5, 1), "5.* n=1"),
         (lambda: pass_at_n(4, 1, 0), "n=0"),
     ],
 )

@@ -311,7 +311,7 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
         ("--candidates x --segmentation regex", "step_pattern"),
         ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm'"),
         ("--policy p --problems q --combine mean", "combine is mean"),
-        ("--policy p --problems q", "m: there is no such"),
+        ("--policy p --problems q", "error: m: "),
         ("--candidates nowhere.jsonl", "nowhere.jsonl"),
     ],
 )
