@@ -27,7 +27,7 @@ KEYS = {
 
 
 def find_chromium() -> str | None:
-    """Return the path of a Chromium, or `None` if there is none."""
+    """Return the path of a Chromium, or `None`."""
     names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return next((found for name in names if name and (found := shutil.which(name))), None)
 

@@ -124,7 +124,7 @@ def test_retry(caplog):
 
 
 def test_signed_addresses_and_tokens_are_removed(monkeypatch):
-    """Anyone who reads a signed storage address in a bug report could write to it."""
+    """Anyone could write to a signed storage address in a bug report."""
     monkeypatch.setenv("HF_TOKEN", "hf_short")
     error = answer(403, url="https://s3.amazonaws.com/lfs/0a?X-Amz-Signature=1f2e&x=y", error="hf_short may not")
     with pytest.raises(PushError, match="https://s3.amazonaws.com/lfs/0a.* <token>") as raised:

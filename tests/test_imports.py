@@ -127,7 +127,7 @@ def test_every_public_name_resolves():
         assert getattr(trl_hrm, name) is not None
         if name in trl_hrm._NAMES:
             assert getattr(trl_hrm, name).__module__ == f"trl_hrm.{trl_hrm._NAMES[name]}"
-    with pytest.raises(AttributeError, match="'Nothing'"):
+    with pytest.raises(AttributeError):
         trl_hrm.Nothing  # noqa: B018
 
 

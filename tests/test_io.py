@@ -34,7 +34,7 @@ def test_a_killed_process_holds_no_lock(tmp_path):
     writer = subprocess.Popen([sys.executable, "-c", program, str(path)], env=os.environ | {"PYTHONPATH": "."})
     while not path.exists() or not path.stat().st_size:
         time.sleep(0.01)
-    with pytest.raises(BlockingIOError, match="lines.jsonl: another process"):
+    with pytest.raises(BlockingIOError):
         AppendedLines(path)
     assert len(list(tmp_path.glob("*.jsonl"))) == 1  # the lock file is hidden
     writer.send_signal(signal.SIGKILL)

@@ -104,7 +104,7 @@ class TestAccuracy:
         ],
     )
     def test_steps(self, rows, labels, expected):
-        """Most tokens are padding. Counting it would hide the judged steps."""
+        """If padding, the largest part of the batch, were counted, it would hide the judged steps."""
         predictions, labels = logits_of(*rows), np.array(labels)
         assert compute_accuracy((predictions, labels)) == {"accuracy": pytest.approx(expected)}
         assert compute_accuracy(EvalPrediction(predictions=predictions, label_ids=labels))[

@@ -241,7 +241,7 @@ class TestGuards:
         ],
     )
     def test_each_guard_and_its_limit(self, completion, settings, reasons):
-        """A limit that is off by one, or a guard that hides another one, would show in no training curve."""
+        """A limit that is off by one, or a guard that hides another guard, would not show in any training curve."""
         reward = StepReward(scorer_of(), guard_reward=-0.5, **settings)
         columns = {}
         rewards = reward([PROMPTS[0]], [completion], log_extra=columns.__setitem__)

@@ -125,7 +125,7 @@ class TestRun:
         assert ends[0] > ends[1] > ends[2]
 
     def test_log_of_the_trainer(self, result):
-        """The log is kept unchanged: its KL is on the training batches, and there is no KL at λ = 0."""
+        """The log is kept unchanged: its KL is on the training batches, and λ = 0 has none."""
         for run in result["runs"]:
             steps = [entry for entry in run["log"] if "loss" in entry]
             assert [entry["step"] for entry in steps] == [2, 4]

@@ -71,7 +71,7 @@ class TestHacking:
         assert found.words.startswith(f"{lead[answer]}accuracy falls beyond N = ")
 
     def test_a_small_but_certain_fall_is_stable(self):
-        """Six seeds can settle a fall of half a point, which nobody would call hacked."""
+        """Six seeds can settle a fall of half a point, which is too small to count as hacking."""
         found = hacking_verdict(searched("hrm", [[0.6, 0.9, 0.9, 0.8936 + 0.001 * i] for i in range(6)]), N)
         assert found.answer == "no" and "falls beyond N = 4 in 6 of 6 seeds, by 0.4 points" in found.words
 

@@ -95,7 +95,7 @@ class Project:
 
 
 def launch(script: Path, args: list[str], log: Path, config: str | None = None, exit_code: int = 0, **env) -> None:
-    """Run a script under `accelerate launch`, or in one plain process if there is no configuration. Save its output."""
+    """Run a script under `accelerate launch`, or in one plain process without a configuration. Save its output."""
     launcher = []
     if config is not None:
         # the configurations are for 8 GPUs in bf16

@@ -120,7 +120,7 @@ def test_the_reference_does_not_move(run, kind, name):
 
 @pytest.mark.parametrize("kind", ["ddp", *SHARDED])
 def test_states_on_disk_are_reused(run, kind):
-    """Recomputing costs hours, and a second launch that mistakes the reference for another one would not start."""
+    """Recomputing costs hours, and a second launch that does not recognise the reference would not start."""
     first, second = run(kind, "states"), run(kind, "states-again")
     files = list(Path(first.output_dir.parent, f"{kind}-ref-hidden").glob("*.safetensors"))
     assert len(files) == 2

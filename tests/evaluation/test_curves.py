@@ -50,7 +50,7 @@ def planted(right, rng):
 
 
 def adversary(right, rng):
-    """Right about most solutions, but a few wrong ones get the highest scores. A small N seldom includes these."""
+    """Usually right, but a few wrong ones get the highest scores. A small N seldom includes these."""
     if right:
         return rng.uniform(0.5, 0.9)
     return rng.uniform(0.95, 1.0) if rng.random() < 0.06 else rng.uniform(0.0, 0.5)

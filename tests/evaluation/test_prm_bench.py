@@ -60,7 +60,7 @@ def test_against_scikit_learn(seed):
 
 
 def test_a_model_that_calls_everything_right():
-    """Its F1 looks good because most steps are right. The other half of the score exposes it."""
+    """Its F1 looks good because wrong steps are rare. The other half of the score exposes it."""
     metrics = prm_score((9, 1, 0, 0))
     assert metrics["f1"] == pytest.approx(18 / 19) and metrics["negative_f1"] == 0
     assert math.isnan(prm_score((5, 0, 0, 0))["negative_f1"])  # nothing is wrong, and nothing is called wrong

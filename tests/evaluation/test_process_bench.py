@@ -327,7 +327,7 @@ def test_other_columns(tmp_path):
         read(path)
     with pytest.raises(ValueError, match="empty.jsonl"):
         read(write_rows(tmp_path / "empty.jsonl", []))
-    with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
+    with pytest.raises(FileNotFoundError):
         read(tmp_path / "nothing.jsonl")
 
 

@@ -209,7 +209,7 @@ def test_a_start_without_scores_fixes_no_settings(tmp_path):
 
 def test_two_processes_on_one_part(tmp_path):
     with Part(tmp_path, HEADER):
-        with pytest.raises(BlockingIOError, match="another process"):
+        with pytest.raises(BlockingIOError):
             Part(tmp_path, HEADER)
 
 
@@ -336,7 +336,7 @@ def test_files(tmp_path):
     assert len(list(load_candidates(tmp_path))) == 3 and load_results(tmp_path) == results()
     write_candidates(tmp_path, problems[:1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["candidates.jsonl"]
-    with pytest.raises(FileNotFoundError, match="results.json"):
+    with pytest.raises(FileNotFoundError):
         load_results(tmp_path)
 
 

@@ -190,7 +190,7 @@ def test_planted_random_and_adversarial(tmp_path):
         results = search(tmp_path / name, score, problems=problems, n=[1, 4, 16])
         curves[name] = [point["accuracy"] for point in results.curves["step_search"]]
         gaps[name] = results.hacking_gap["step_search"]
-    assert len({curve[0] for curve in curves.values()}) == 1  # with one candidate there is no choice
+    assert len({curve[0] for curve in curves.values()}) == 1  # one candidate leaves no choice
     assert curves["planted"][-1] == 1.0 and gaps["planted"]["gap"] == 0
     assert abs(curves["random"][-1] - curves["random"][0]) < 0.1
     assert curves["adversarial"][-1] == 0.0
@@ -219,7 +219,7 @@ def test_stopped_ten_times(tmp_path, strategy):
     search(tmp_path / "whole", engine=ScriptedEngine(write_solution), **given)
     rng = random.Random(1)
     for _ in range(10):
-        with pytest.raises(EngineFatal, match="stop"):
+        with pytest.raises(EngineFatal):
             search(tmp_path / "stopped", engine=Stopping(rng.randint(1, 4)), **given)
         assert not (tmp_path / "stopped" / "results.json").exists()
     search(tmp_path / "stopped", engine=ScriptedEngine(write_solution), **given)

@@ -336,7 +336,7 @@ def test_a_reward_model_of_another_format(tmp_path, checkpoint, capsys):
 
 
 def test_a_real_reward_model(tmp_path, checkpoint):
-    """Scores equal those of the scorer alone, with merged spans, several blocks, and one solution that is too long."""
+    """The scores equal the scorer's own, with merged spans, several blocks, and one solution that is too long."""
     rows = make_rows(20, 4)
     rows[7]["candidates"][2] = solution(7, *[0.5] * 150)
     source = write_rows(tmp_path / "in.jsonl", rows)
@@ -514,7 +514,7 @@ def test_sampled_candidates(tmp_path, policy, problems, checkpoint, capsys):
 
 
 def test_the_candidates_of_a_run_keep_its_settings(tmp_path, policy, problems, checkpoint, capsys):
-    """Extractors, prompt style and segmentation default to those of the run. The results record which were used."""
+    """Extractors, prompt style and segmentation default to the run's. The results record which were used."""
     assert sample(tmp_path / "out", policy, problems, checkpoint, "--extractors", "last_number") == 0
     results = load_results(tmp_path / "out")
     assert results.settings["extractors"] == ["last_number"]

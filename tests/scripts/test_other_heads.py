@@ -140,7 +140,7 @@ class TestPython:
         assert not (tmp_path / "out").exists()
 
     def test_server_scorer(self, qwen, base):
-        """The error must come before the request, because there is no server."""
+        """The error must come before the request, which would fail without a server."""
         with pytest.raises(ValueError, match=WEIGHTS):
             ServerScorer.from_pretrained(qwen, "http://127.0.0.1:1", max_retries=0)
         with pytest.raises(ValueError, match=r"architectures \['Qwen2ForCausalLM'\]"):

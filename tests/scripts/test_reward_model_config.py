@@ -73,7 +73,7 @@ def test_an_explicit_step_format(checkpoint, server, kind, tmp_path):
     own = RewardModelConfig(**given, step_format=tmp_path / "step_format.json")
     assert own.load_scorer().step_format.step_separator == "; "
     assert RewardModelConfig(**given).load_scorer().step_format == StepFormat()
-    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+    with pytest.raises(FileNotFoundError):
         RewardModelConfig(**given, step_format="nowhere.json")
 
 
