@@ -113,7 +113,7 @@ class TestSettings:
             assert values["learning_rate"] == 1e-5 and values["num_train_epochs"] == 1
 
     def test_the_papers_settings_of_self_training(self):
-        """Learning rate, epochs and λ as in the HRM paper, section 4.3. RAFT selects candidates, without a held-out set."""
+        """Learning rate, epochs and λ as in the HRM paper, section 4.3. RAFT selects candidates and has no KL term."""
         values = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / "kl_self.yaml").read_text(encoding="utf-8"))
         expected = {
             "learning_rate": 2e-6,

@@ -85,7 +85,7 @@ def test_pipeline(name, tmp_path, capsys):
     assert names["score"](PROBLEM, STEPS) == pytest.approx(expected(folder), abs=1e-5)
     assert len(capsys.readouterr().out.splitlines()[-1].split(",")) == 2
     names["tokenizer"].model_max_length = 30  # the pipeline truncates silently
-    with pytest.raises(ValueError, match="the text"):
+    with pytest.raises(ValueError, match="call the model with the ids"):
         names["score"](PROBLEM, STEPS)
 
 

@@ -297,7 +297,7 @@ class TestRefusals:
             make_trainer(tmp_path, trees, tokenizer=tokenizer)
 
     def test_equal_separators(self, tmp_path, trees):
-        """The error must also appear when every merged step shares its row with single steps, so no row stays merged."""
+        """The merged step has the same ids as the single steps and is joined with them, which must not hide the error."""
         with pytest.raises(ValueError, match="encode to the same ids"):
             make_trainer(
                 tmp_path,
