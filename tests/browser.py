@@ -1,7 +1,7 @@
 """
-A headless Chromium for tests, driven over a pipe in the Chrome DevTools Protocol: no package, no port, no network.
+A headless Chromium for tests, driven through a pipe with the Chrome DevTools Protocol: no package, no port, no network.
 
-The program is `$CHROMIUM`, or what is found as chromium or google-chrome.
+The program is `$CHROMIUM`, or otherwise chromium or google-chrome on the path.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ KEYS = {
 
 
 def find_chromium() -> str | None:
-    """Path of a Chromium, `None` if there is none."""
+    """Return the path of a Chromium, or `None`."""
     names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
@@ -42,8 +42,8 @@ class Browser:
         folder (`Path`):
             Folder for its profile.
 
-    `requests` holds the address of every request since the last [`Browser.open`], `errors` what the page wrote to its console
-    as a warning or an error, and what it threw.
+    `requests` holds the address of every request since the last [`Browser.open`]. `errors` holds the page's uncaught exceptions
+    and the warnings and errors that it wrote to its console.
     """
 
     def __init__(self, program: str, folder: Path):
@@ -65,9 +65,9 @@ class Browser:
         arguments = [
             program,
             "--headless",
-            "--remote-debugging-pipe",  # commands come in at 3, answers go out at 4
+            "--remote-debugging-pipe",  # reads commands from file descriptor 3 and answers on 4
             f"--user-data-dir={folder}",
-            "--no-sandbox",  # needed in containers; the pages are our own
+            "--no-sandbox",  # needed in containers, and safe because the pages are our own
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--no-first-run",
@@ -89,7 +89,7 @@ class Browser:
         os.close(answers)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and wait for its result."""
+        """Send a command and return its result."""
         self._number += 1
         command = {"id": self._number, "method": method, "params": params}
         if self._session is not None:
@@ -102,7 +102,7 @@ class Browser:
                 return message["result"]
 
     def _receive(self, timeout: float = 30) -> dict[str, Any]:
-        """The next message. Events are noted on the way."""
+        """Return the next message. Events on the way are recorded."""
         end = time.monotonic() + timeout
         while b"\0" not in self._unread:
             ready, _, _ = select.select([self._from], [], [], max(end - time.monotonic(), 0))
@@ -126,7 +126,7 @@ class Browser:
         return message
 
     def open(self, file: Path) -> None:
-        """Load a file and wait until it is drawn."""
+        """Load a file and wait until it is rendered."""
         self.requests.clear()
         self.errors.clear()
         self._events.clear()
@@ -136,21 +136,21 @@ class Browser:
         self.settle()
 
     def settle(self) -> None:
-        """Wait for two frames: what was asked for is drawn."""
+        """Wait for two frames, so that pending changes are rendered."""
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
+        """Return the value of a JavaScript expression."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, f"{script}: {found['exceptionDetails']}"
         return found["result"].get("value")
 
     def texts(self, selector: str) -> list[str]:
-        """The texts of all elements that a CSS selector finds."""
+        """Return the texts of all elements that match a CSS selector."""
         return self.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].map(found => found.textContent)")
 
     def click(self, selector: str, x: float = 0.5, y: float = 0.5) -> None:
-        """Press the mouse where the element is: at its middle, or at other shares of its width and height."""
+        """Click an element, at its centre or at other fractions of its width and height."""
         box = self.evaluate(
             f"(() => {{const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
             f"return [box.left + {x} * box.width, box.top + {y} * box.height]}})()"
@@ -169,19 +169,19 @@ class Browser:
         self.settle()
 
     def type(self, text: str) -> None:
-        """Write text into what has the focus."""
+        """Type text into the focused element."""
         self.call("Input.insertText", text=text)
         self.settle()
 
     def show(self, width: int, height: int, dark: bool = False) -> None:
-        """Set size and colour scheme."""
+        """Set the viewport size and the colour scheme."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.settle()
 
     def close(self) -> None:
-        """End the browser."""
+        """Stop the browser."""
         self._session = None
         self.call("Browser.close")
         os.waitpid(self._pid, 0)
@@ -190,7 +190,7 @@ class Browser:
 
 
 def _high(pair: tuple[int, int]) -> tuple[int, int]:
-    """The ends of a pipe at numbers that the browser's own, 3 and 4, cannot overwrite."""
+    """Move the ends of a pipe to descriptors that the browser's own, 3 and 4, cannot overwrite."""
     moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in pair)
     for end in pair:
         os.close(end)

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share."""
+"""Fixtures for many test files."""
 
 import datetime
 import os
@@ -12,14 +12,14 @@ from filelock import FileLock
 from .browser import Browser, find_chromium
 
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start jobs in the background without it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower on more
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower with more threads
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real files: `$TRL_HRM_SHARED_DATA`, by default `shared/data` beside the repository."""
+    """Folder of real files: `$TRL_HRM_SHARED_DATA`, by default `shared/data` next to the repository."""
     folder = Path(os.environ.get("TRL_HRM_SHARED_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no folder of real files at {folder}; set TRL_HRM_SHARED_DATA to one")
@@ -80,7 +80,7 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
 
 @pytest.fixture
 def show(browser, tmp_path):
-    """Open a page, and at the end of the test make sure that it asked for nothing and reported no error."""
+    """Open a page. At the end of the test, check that it made no request and reported no error."""
     file = tmp_path / "page.html"
 
     def show(text: str, width: int = 1280, height: int = 900, dark: bool = False) -> Browser:
@@ -96,7 +96,7 @@ def show(browser, tmp_path):
 
 @pytest.fixture
 def on_day(monkeypatch):
-    """Set the clock of chat templates."""
+    """Return a function that sets the clock of chat templates."""
     from transformers.utils import chat_template_utils
 
     def set_clock(day: str) -> None:

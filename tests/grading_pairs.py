@@ -1,8 +1,8 @@
 r"""
-Answers with their references, by kind: `(reference, answer, whether it is right)`, `None` for what cannot be told.
+Answers with their references, by kind: `(reference, answer, is it right)`, with `None` if it cannot be decided.
 
-`LISTED` are forms that math-verify alone, or a text comparison, gets wrong. `RELATED` are more of the same kinds, among them
-wrong answers that look alike. `STATED` are solutions: `(reference, solution, whether its answer is right)`.
+`LISTED` are forms that math-verify alone, or a text comparison, gets wrong. `RELATED` are more of the same kinds, including
+similar wrong answers. `STATED` are solutions: `(reference, solution, is its answer right)`.
 """
 
 Y, N, U = True, False, None

@@ -44,7 +44,7 @@ SIZES = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "max_position_embeddings": 512,
-    "initializer_range": 0.2,  # large, so that what a token sees shows in its logits
+    "initializer_range": 0.2,  # large, so that differences in the visible tokens show in the logits
     "tie_word_embeddings": False,
 }
 ARCHITECTURES = {
@@ -54,7 +54,7 @@ ARCHITECTURES = {
     ),
     "mistral": lambda **sizes: MistralConfig(sliding_window=6, **sizes),
     "llama": lambda **sizes: LlamaConfig(**sizes),
-    # its attention layers know nothing of the window: only the mask does
+    # its attention layers ignore the window: only the mask applies it
     "qwen2-moe-sliding": lambda **sizes: Qwen2MoeConfig(
         use_sliding_window=True,
         sliding_window=6,
@@ -69,7 +69,7 @@ ARCHITECTURES = {
 
 
 def save_checkpoint(folder: Path, **config) -> str:
-    """Save a tiny classifier of random weights with its tokenizer and format; `config` changes its configuration."""
+    """Save a tiny classifier with random weights, its tokenizer and step format. `config` changes its configuration."""
     tiny_model(**config).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     StepFormat().save(folder)
@@ -77,7 +77,7 @@ def save_checkpoint(folder: Path, **config) -> str:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerBase:
-    """Byte-level BPE of some 300 tokens, a new one for each caller, which may add tokens to it."""
+    """Return a new byte-level BPE tokenizer of about 300 tokens. Callers may add tokens to it."""
     return copy.deepcopy(_trained_tokenizer())
 
 
@@ -93,7 +93,7 @@ def tiny_model(
     seed: int = 0,
     **config,
 ) -> PreTrainedModel:
-    """Two layers with random weights and the outputs of the head, in fp32 and evaluation mode."""
+    """Return a model of two layers with random weights and the outputs of the head, in fp32 and evaluation mode."""
     tokenizer = tiny_tokenizer()
     sizes = SIZES | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": 0} | config
     model_config = ARCHITECTURES[architecture](
@@ -101,7 +101,7 @@ def tiny_model(
     )
     set_seed(seed)
     auto_class = AutoModelForCausalLM if step_format.head == "lm" else AutoModelForTokenClassification
-    tree = attention == TREE_SDPA  # what trainer and scorer make of "sdpa" on a CPU
+    tree = attention == TREE_SDPA  # trainer and scorer replace "sdpa" by it on a CPU
     model = auto_class.from_config(model_config, attn_implementation="sdpa" if tree else attention).eval()
     if tree:
         use_tree_attention(model, torch.device("cpu"))
@@ -109,7 +109,7 @@ def tiny_model(
 
 
 def random_tree(rng: random.Random, name: str = "p", max_steps: int = 8) -> StepTree:
-    """A tree whose siblings begin with the same words but differ; every step is labelled 0 or 1."""
+    """Return a tree whose siblings begin with the same words but differ. Every step is labelled 0 or 1."""
     size = rng.randint(1, max_steps)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(1, 3)) + [str(i)]) for i in range(size)]
     parents = [rng.randint(-1, i - 1) for i in range(size)]
@@ -124,8 +124,8 @@ def path_logits(
     model: PreTrainedModel, step_format: StepFormat, tree: StepTree, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> dict[int, torch.Tensor]:
     """
-    The slow plain reference: each labelled step has a sequence of its own, prompt and path, and goes through the model
-    alone, without any mask. Its logits are those of the last token.
+    The slow reference: the prompt and path of each labelled step go through the model alone as a plain sequence, without a
+    mask. Return the logits of the last token.
     """
     tokenizer = tokenizer or tiny_tokenizer()
     prompt_ids, step_ids = step_format.encode(tokenizer, tree.prompt, tree.completions)
@@ -145,10 +145,10 @@ def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Ten
 
 
 def assert_gradients_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Equal to 1e-5 of the largest gradient of the model."""
+    """Check that gradients differ by at most 1e-5 of the model's largest gradient."""
     assert found.keys() == expected.keys()
     largest = max(gradient.abs().max().item() for gradient in expected.values())
-    assert largest > 1e-3  # else nothing is compared
+    assert largest > 1e-3  # otherwise there is nothing to compare
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5 * max(largest, 1), err_msg=name)
 
@@ -169,7 +169,7 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **args,
 ) -> HRMRewardTrainer:
-    """A trainer on CPU in fp32: plain SGD without clipping, one tree per row, everything logged, nothing saved."""
+    """Return a trainer on CPU in fp32: plain SGD without clipping, one tree per row, logging every step, saving nothing."""
     defaults = {
         "output_dir": str(output_dir),
         "use_cpu": True,

@@ -1,6 +1,6 @@
 """
-What the tests of `trl_hrm.prm` share: a tokenizer whose ids are known by heart, chains of steps, a trainer on CPU, and the slow
-plain reference of one step.
+Shared by the tests of `trl_hrm.prm`: a tokenizer with readable ids, chains of steps, a trainer on CPU, and a slow reference
+of one optimizer step.
 """
 
 import random
@@ -26,7 +26,7 @@ VOCABULARY = ["[PAD]", "[UNK]", "<s>", "\n", ";", "which", "is", "larger", "nine
 
 @cache
 def word_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
-    """One id for each word of `VOCABULARY`: its place there."""
+    """Return a tokenizer with one id per word of `VOCABULARY`: its position there."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex("\n|;"), "isolated")]
@@ -36,13 +36,13 @@ def word_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
 
 
 def random_chain(rng: random.Random, prompt: str, labels: tuple[float | None, ...] = (0.0, 1.0)) -> StepTree:
-    """A chain of one to six steps."""
+    """Return a chain of one to six steps."""
     steps = [" ".join(rng.choices(WORDS, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 6))]
     return StepTree(prompt, steps, [rng.choice(labels) for _ in steps], list(range(-1, len(steps) - 1)))
 
 
 def rows_of(chains: list[StepTree]) -> Dataset:
-    """Rows as TRL has them, without `parents`. Labels of 0 and 1 alone become booleans."""
+    """Return rows in TRL's format, without `parents`. Labels become booleans if all are 0 or 1."""
     hard = all(label in (0, 1) for chain in chains for label in chain.labels)
     return Dataset.from_list(
         [
@@ -57,7 +57,7 @@ def rows_of(chains: list[StepTree]) -> Dataset:
 
 
 def prm_config(output_dir, **args) -> PRMConfig:
-    """On CPU in fp32: plain SGD without clipping, everything logged, nothing saved."""
+    """Return a config for CPU in fp32: plain SGD without clipping, logging every step, saving nothing."""
     defaults = {
         "use_cpu": True,
         "bf16": False,
@@ -85,7 +85,7 @@ def make_prm_trainer(
     given: dict | None = None,
     **args,
 ) -> PRMTrainer:
-    """`given` goes to the trainer, `args` to its configuration."""
+    """Return a trainer. `given` goes to the trainer, `args` to its config."""
     given = {"model": tiny_model(FORMAT) if model is None else model} | (given or {})
     return trainer_class(
         args=prm_config(output_dir, **args),
@@ -105,7 +105,7 @@ def chains_of(*labels: float) -> list[StepTree]:
 
 
 def slow_losses(model, chains: list[StepTree], smoothing: float = 0.0) -> torch.Tensor:
-    """Cross entropy of each labelled step, whose prefix goes through the model alone, without padding."""
+    """Return the cross entropy of each labelled step. Its prefix goes through the model alone, without padding."""
     losses = []
     for chain in chains:
         for step, logits in path_logits(model, FORMAT, chain).items():
@@ -115,7 +115,7 @@ def slow_losses(model, chains: list[StepTree], smoothing: float = 0.0) -> torch.
 
 
 def slow_step(chains: list[StepTree], **settings) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss, and weights after one step of SGD."""
+    """Return the loss, and the weights after one step of SGD."""
     model = tiny_model(FORMAT)
     loss = slow_losses(model, chains, **settings).mean()
     loss.backward()

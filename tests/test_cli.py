@@ -1,4 +1,4 @@
-"""The command line: help that answers at once, errors in one line, and options that reach the builder."""
+"""The command line: fast help, one-line errors, and options that reach the builder."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def rows_file(tmp_path):
 
 @pytest.mark.parametrize("command", [None, *COMMANDS, *TRAINING])
 def test_help_imports_nothing_heavy(command):
-    """A heavy import at the top of a module makes every `--help` wait for seconds."""
+    """A heavy import at the top of a module would delay every `--help` by seconds."""
     words = [command, "--help"] if command else ["--help"]
     code = (
         f"import sys; from trl_hrm.cli import main\ntry: main({words!r})\nexcept SystemExit as end: assert not end.code\n"
@@ -40,7 +40,7 @@ def test_help_imports_nothing_heavy(command):
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))
 def test_every_option_is_explained_once(command):
-    """In the field, from which the command line takes it, and in the docstring of the config that declares it."""
+    """The command line reads the help of the field, and the config that declares it must have it in the docstring."""
     config = getattr(trl_hrm, command.config)
     fields = [field for field in dataclasses.fields(config) if field.init]
     for field in fields:
@@ -96,7 +96,7 @@ def test_errors_are_one_line(tmp_path, capsys, rows_file):
 
 
 def test_options_reach_the_builder_and_the_rebuild_command_rebuilds(tmp_path, monkeypatch, capsys, rows_file):
-    """An option that is accepted and ignored, or missing from the command, gives another dataset."""
+    """An option that is ignored, or missing from the rebuild command, would give a different dataset."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "exclude.jsonl").write_text('{"problem": "what is 3?"}\n')
     options = "--view hrm --merge_separator | --max_merge 2 --test_size 0.3 --seed 7 --num_proc 1"
@@ -134,8 +134,8 @@ def test_prm800k_options(tmp_path, capsys):
     assert "error: neutral is 'maybe', expected" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough(tmp_path):
-    """`trl-hrm ... | head -1` must not end in an error: the pipe is closed while the command prints."""
+def test_a_closed_pipe_is_not_an_error(tmp_path):
+    """`trl-hrm ... | head -1` closes the pipe while the command prints."""
     path = tmp_path / "trees.jsonl"
     node = {"text": "It is 3.", "mc_value": 1.0, "children": []}
     tree = {
@@ -150,7 +150,7 @@ def test_a_reader_that_has_seen_enough(tmp_path):
 
 
 def test_settings_of_a_file(tmp_path, capsys, rows_file):
-    """Words that follow a list at the end of a file, and options beside it: the command line's own are read last, and whole."""
+    """A list at the end of the file must not swallow options, and the command line's options override the file."""
     settings = tmp_path / "settings.yaml"
     left_out = tmp_path / "exclude.jsonl"
     left_out.write_text('{"problem": "what is 3?"}\n')
@@ -172,12 +172,12 @@ def test_settings_of_a_file(tmp_path, capsys, rows_file):
         settings.write_text(text)
         assert main(["build-stepwise", rows_file, "--output_dir", str(tmp_path / "b"), "--config", str(settings)]) == 1
         assert re.search(message, capsys.readouterr().err)
-    with pytest.raises(SystemExit):  # half a name is none: its file would not be read
+    with pytest.raises(SystemExit):  # abbreviated options are rejected, because their file would not be read
         main(["build-stepwise", rows_file, "--output_dir", str(tmp_path / "b"), "--conf", str(settings)])
 
 
-def test_resolved_settings_are_a_file_of_settings(tmp_path, capsys, rows_file):
-    """What `--print_config` prints gives the same config again, also where YAML has types of its own."""
+def test_printed_settings_can_be_read_back(tmp_path, capsys, rows_file):
+    """The output of `--print_config` gives the same config again, even for values that YAML reads as other types."""
     words = ["--problems", "p.jsonl", "--policy", "me/policy", "--policy-revision", "2024", "--output_dir", "run"]
     words += ["--columns", "problem=Question", "--chat_template_kwargs", '{"think": true}', "--final_stops", "a", "b"]
     words += ["--chat_template_date", "2024-07-26", "--strict"]
@@ -192,15 +192,15 @@ def test_resolved_settings_are_a_file_of_settings(tmp_path, capsys, rows_file):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_report_of_nothing(tmp_path, capsys):
+def test_a_report_without_folders(tmp_path, capsys):
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"inputs: []\noutput: {tmp_path / 'report.html'}\n")
     assert main(["report", "--config", str(settings)]) == 1
     assert "error: `inputs` is empty" in capsys.readouterr().err
 
 
-def test_columns_are_read_alike_by_every_command(tmp_path, capsys):
-    """As a word, a list of words and a mapping, from a file as from the command line."""
+def test_every_command_reads_columns_in_the_same_way(tmp_path, capsys):
+    """As a word, a list of words or a mapping, from a file or the command line."""
     settings = tmp_path / "settings.yaml"
     commands = (["build-stepwise", "x"], ["annotate", "--problems", "p", "--policy", "q"])
     commands += (
@@ -231,8 +231,8 @@ def test_debug_shows_where_an_error_comes_from(rows_file, tmp_path):
     assert short.startswith("error: ") and "Traceback" not in short and "Traceback" in whole
 
 
-def test_more_options_than_many_read():
-    """The help of a command is a page to read. What few runs need stands behind --help_all."""
+def test_short_help_stays_short():
+    """The help must fit on a page. Rarely used options are listed by --help_all."""
     for command in COMMANDS.values():
         fields = [field for field in dataclasses.fields(getattr(trl_hrm, command.config)) if field.init]
         assert sum(not field.metadata.get("advanced") for field in fields) <= 35, command

@@ -1,4 +1,4 @@
-"""What all configs accept and refuse."""
+"""Values that every config accepts or rejects."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,8 @@ class ReadConfig(Config):
 
 
 @pytest.mark.parametrize("files", ["a.jsonl", Path("a.jsonl"), ["a.jsonl"], (Path("a.jsonl"),)])
-def test_a_single_string_is_a_list_of_one(files):
-    """Otherwise a path would be read as a list of its letters."""
+def test_a_single_string_becomes_a_list(files):
+    """Otherwise a path would be read as a list of characters."""
     assert ReadConfig(files=files).files == ["a.jsonl"]
 
 
@@ -59,13 +59,13 @@ def test_choices(wrong):
         ({"engine_args": "[1]"}, r"engine_args is \[1\], expected a JSON object"),
     ],
 )
-def test_values_of_another_type(wrong, message):
+def test_values_of_a_wrong_type(wrong, message):
     with pytest.raises(ValueError, match=message):
         ReadConfig(files=[], **wrong)
 
 
-def test_numbers_of_numpy_become_those_of_python():
-    """Otherwise a report, which is JSON, could not be written."""
+def test_numpy_numbers_become_python_numbers():
+    """Otherwise the report could not be written as JSON."""
     config = ReadConfig(files=[], sizes=[np.int64(3)], share=np.float32(0.25), first=np.int64(1))
     assert [type(config.sizes[0]), type(config.share), type(config.first)] == [int, float, int]
     assert (config.sizes, config.share, config.first) == ([3], 0.25, 1)

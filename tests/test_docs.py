@@ -1,7 +1,9 @@
-"""What the documentation shows: the example of a subclass does what the page says, and command lines are accepted."""
+"""The code in the documentation runs as printed."""
 
+import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ def test_first_errors_of_the_docs(tmp_path, monkeypatch):
 
 
 def test_subclass_of_the_docs(tmp_path):
-    """The example overrides loss and metrics; a renamed hook would leave both unused and nothing would tell."""
+    """The example overrides loss and metrics. If a hook were renamed, both would silently be unused."""
     names = {}
     exec(compile(code_block("docs/hrm_reward_trainer.md", "class FocalTrainer"), "docs", "exec"), names)
     rows = [hrm_view(tree).to_row() for tree in step_trees(20, 4, seed=0)]
@@ -59,7 +61,7 @@ def test_subclass_of_the_docs(tmp_path):
 
 
 def command_lines() -> list[tuple[str, list[str]]]:
-    """Every whole command line of `trl-hrm` in a code block of the documentation, and in what runs on every change."""
+    """Return every complete `trl-hrm` command line in the documentation's code blocks and in the CI scripts."""
     found = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / ".ci" / "run"]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
@@ -71,8 +73,8 @@ def command_lines() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in command_lines()])
-def test_command_lines_of_the_docs_are_read(words, tmp_path, monkeypatch):
-    """An option that was renamed, and settings that exclude each other, would stop the first user who copies the line."""
+def test_command_lines_of_the_docs_are_valid(words, tmp_path, monkeypatch):
+    """A renamed option, or incompatible settings, would stop the first user who copies the line."""
     monkeypatch.chdir(tmp_path)
     name, *rest = words
     if "--config" in rest:

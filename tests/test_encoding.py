@@ -1,4 +1,4 @@
-"""Ids depend neither on the clock nor on control tokens in the data. Each claim is held against a plain reference."""
+"""Token ids depend neither on the clock nor on control tokens in the data. Each test compares with a plain reference."""
 
 import inspect
 import json
@@ -27,7 +27,7 @@ LETTERS = string.printable + "｜\ufdd0\ufdd1"
 
 
 def metaspace(added: bool = True) -> PreTrainedTokenizerFast:
-    """BPE with control tokens within its vocabulary, as of Gemma."""
+    """BPE with control tokens in its vocabulary, like Gemma."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.decoder = decoders.Replace("▁", " ")
@@ -38,7 +38,7 @@ def metaspace(added: bool = True) -> PreTrainedTokenizerFast:
 
 
 def unigram(added: bool = True) -> PreTrainedTokenizerFast:
-    """Unigram, whose best way to write `</s>` would be the token of that name."""
+    """Unigram, which would encode the text `</s>` as the control token."""
     pieces = [("<unk>", 0.0), *((text, 0.0) for text in SPECIAL)]
     pieces += [("im", -2.0), *((letter, -3.0) for letter in LETTERS)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
@@ -63,21 +63,21 @@ def plain(tokenizer, text: str) -> list[int]:
 
 
 def random_text(rng: random.Random) -> str:
-    """Ordinary text with control tokens, alone, in a row, at the ends and within words."""
+    """Return ordinary text with control tokens: alone, repeated, at the ends and inside words."""
     words = [*SPECIAL, *ADDED, "x = 3", " ", "\n", "\n\n", "<", "|>", "im_end", "a", "<|", "table"]
     return "".join(rng.choices(words, k=rng.randint(1, 8)))
 
 
 class TestControlTokens:
     def test_what_is_a_control_token(self, kind):
-        """Special, in bars, or in brackets in the template. White space, HTML and words of the user are text."""
+        """Special tokens, tokens in bars, and bracketed tokens in the template. White space, HTML and users' words are text."""
         assert set(control_tokens(KINDS[kind]()).values()) == CONTROL
 
     def test_without_a_template(self):
-        """Brackets alone tell nothing: Gemma has `<table>`, which is text."""
+        """Without a template, brackets are not enough: Gemma's `<table>` is text."""
         tokenizer = byte_level()
         assert "<think>" in control_tokens(tokenizer).values()
-        tokenizer.chat_template = None  # is seen, though the tokenizer was read before
+        tokenizer.chat_template = None  # the change is noticed although the tokenizer was analysed before
         assert set(control_tokens(tokenizer).values()) == {*SPECIAL, "<｜User｜>"}
         tokenizer.add_special_tokens({"pad_token": "<table>"})
         assert "<table>" in control_tokens(tokenizer).values()
@@ -91,13 +91,13 @@ class TestControlTokens:
 
 
 class TestPlainText:
-    def test_ordinary_text_has_the_ids_it_always_had(self, kind):
+    def test_ids_of_ordinary_text_do_not_change(self, kind):
         tokenizer = KINDS[kind]()
         for text in [*TEXTS[:1], "a\n\n\n b", "<table>", "kilogram", "", " ", "im_end|>"]:
             assert plain(tokenizer, text) == ids_of(tokenizer, text)
 
-    def test_as_a_tokenizer_that_never_had_the_tokens(self, kind):
-        """The reference: the same tokenizer without its control tokens."""
+    def test_equals_a_tokenizer_without_control_tokens(self, kind):
+        """The reference is the same tokenizer without its control tokens."""
         tokenizer, reference = KINDS[kind](), KINDS[kind](added=False)
         rng = random.Random(0)
         changed = 0
@@ -106,13 +106,13 @@ class TestPlainText:
             assert not set(found) & control_tokens(tokenizer).keys()
             assert tokenizer.decode(found) == text
             changed += found != ids_of(tokenizer, text)
-            if kind == "byte_level":  # the others have the tokens in the vocabulary of the model
+            if kind == "byte_level":  # the others have the tokens in the model's vocabulary
                 names = tokenizer.convert_ids_to_tokens(found)
                 assert names == reference.convert_ids_to_tokens(ids_of(reference, text))
         assert changed > 150
 
-    def test_a_text_that_the_normalizer_makes_a_control_token(self):
-        """Tokens that are matched after normalization have more than one spelling."""
+    def test_text_normalized_to_a_control_token(self):
+        """Tokens that are matched after normalization have several spellings."""
         tokenizer = byte_level()
         tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
         tokenizer.add_tokens([AddedToken("<|end|>", normalized=True)])
@@ -121,23 +121,23 @@ class TestPlainText:
         found = plain(tokenizer, wide)
         assert not set(found) & control_tokens(tokenizer).keys() and tokenizer.decode(found) == "a<|end|>"
 
-    def test_an_unknown_word_is_no_control_token(self):
+    def test_an_unknown_word_is_not_a_control_token(self):
         vocab = {"[UNK]": 0, "</s>": 1, "a": 2, "b": 3}
         tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="</s>")
         assert plain(tokenizer, "a what b") == [2, 0, 3]
-        assert plain(tokenizer, "a </s> b") == [2, 0, 3]  # a word that this vocabulary does not have
+        assert plain(tokenizer, "a </s> b") == [2, 0, 3]  # a word missing from this vocabulary
 
-    def test_a_control_token_that_merges_make_is_refused(self):
+    def test_a_control_token_built_by_merges_is_refused(self):
         vocab = {letter: i for i, letter in enumerate("<s>")} | {"<s": 3, "<s>": 4}
         tokenizer = Tokenizer(models.BPE(vocab, [("<", "s"), ("<s", ">")]))
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
-        with pytest.raises(ValueError, match="cannot encode '<s>' as plain text.*Remove it.*or set"):
+        with pytest.raises(ValueError, match="'<s>'.* plain text.*Remove it"):
             plain(tokenizer, "s<s>")
         assert plain(tokenizer, "s<") == [1, 0]
 
-    def test_a_tokenizer_without_a_copy_is_refused_only_where_it_matters(self):
+    def test_a_slow_tokenizer_is_refused_only_for_control_tokens(self):
         class Slow:
             chat_template = None
             unk_token_id = None
@@ -149,7 +149,7 @@ class TestPlainText:
 
         slow = Slow()
         assert plain_text_ids(slow, "a", [1]) == [1]
-        with pytest.raises(ValueError, match="Slow cannot encode as plain text. Use a fast tokenizer"):
+        with pytest.raises(ValueError, match="Slow cannot encode .*Use a fast tokenizer"):
             plain_text_ids(slow, "<s>", [7])
 
     def test_tokens_added_after_the_first_text(self):
@@ -162,7 +162,7 @@ class TestPlainText:
         assert find_control_text(tokenizer, "a<|newer|>") == ["<|newer|>"]
 
     def test_the_added_tokens_are_read_once(self, monkeypatch):
-        """Making them takes 15 ms with Gemma's tokenizer, so that steps were encoded 80 times slower."""
+        """Building the set takes 15 ms with Gemma's tokenizer, which once made encoding 80 times slower."""
         tokenizer, reads = byte_level(), []
         made = type(tokenizer).added_tokens_decoder.fget
         monkeypatch.setattr(
@@ -197,14 +197,14 @@ class TestDataInATemplate:
             assert [control[i] for i in found if i in control] == expected
             assert tokenizer.decode(found) == render(text)
 
-    def test_ordinary_data_has_the_ids_it_always_had(self, kind):
+    def test_ids_of_ordinary_data_do_not_change(self, kind):
         tokenizer = KINDS[kind]()
         messages = [{"role": "user", "content": TEXTS[0]}]
         found = encode_around(tokenizer, TEXTS[0], self.render(tokenizer))
         assert found == tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
 
-    def test_as_the_pieces_that_transformers_joins(self):
-        """Where tokens are split at the border anyway, the ids are those of transformers' own `sanitize_control_tokens`."""
+    def test_equals_transformers_sanitize_control_tokens(self):
+        """Where tokens are split at the boundary anyway, the ids equal those from transformers' `sanitize_control_tokens`."""
         tokenizer = byte_level()
         if "sanitize_control_tokens" not in inspect.signature(tokenizer.apply_chat_template).parameters:
             pytest.skip("transformers has `sanitize_control_tokens` since 5.20")
@@ -234,22 +234,22 @@ class TestDataInATemplate:
 
 class TestClock:
     @pytest.mark.parametrize("template", [LLAMA, GPT, INDIRECT])
-    def test_the_date_is_the_one_that_is_given(self, template, on_day):
-        """The reference is the template itself on that day."""
+    def test_the_given_date_is_used(self, template, on_day):
+        """The reference is the template itself, run on that day."""
         tokenizer = byte_level()
         tokenizer.chat_template = template
         messages = [{"role": "user", "content": "1+1?"}]
         assert uses_clock(template) and not uses_clock(dated_template(template, "2024-07-26"))
         for day in ("2024-07-26", "2025-03-04", "1999-12-31"):
             on_day(day)
-            with pytest.warns(UserWarning, match="prints today's date and `chat_template_date` is not set"):
+            with pytest.warns(UserWarning, match="today's date .*`chat_template_date`"):
                 expected = render_chat(tokenizer, messages, None, None)
             for other in ("2031-01-01", "2000-02-29"):
                 on_day(other)
                 assert render_chat(tokenizer, messages, None, day) == expected
                 assert render_chat(tokenizer, messages, None, other) != expected
 
-    def test_a_template_without_a_clock_is_left_as_it_is(self, recwarn):
+    def test_a_template_without_a_clock_is_unchanged(self, recwarn):
         tokenizer = byte_level()
         messages = [{"role": "user", "content": "1+1?"}]
         assert render_chat(tokenizer, messages, None, None) == render_chat(tokenizer, messages, None, "2001-01-01")
@@ -259,9 +259,7 @@ class TestClock:
     def test_a_random_template_is_refused(self, template):
         tokenizer = byte_level()
         tokenizer.chat_template = template
-        with pytest.raises(
-            ValueError, match="ids of a prompt change every time. Set a different `tokenizer.chat_template`"
-        ):
+        with pytest.raises(ValueError, match="Set .* `tokenizer.chat_template`"):
             render_chat(tokenizer, [], None, "2024-07-26")
 
 
@@ -274,11 +272,11 @@ class TestVariables:
         tokenizer.chat_template = LLAMA
         assert "Date: May 1\n" in render_chat(tokenizer, messages, {"date_string": "May 1"}, "2024-07-26")
 
-    def test_one_that_the_template_does_not_have_is_refused(self):
-        """transformers ignores it: the policy would think, though it was told not to."""
+    def test_a_variable_missing_from_the_template_is_refused(self):
+        """transformers ignores it, so the policy would think although thinking was turned off."""
         tokenizer = byte_level()
         tokenizer.chat_template = GPT
-        with pytest.raises(ValueError, match="sets enable_thinking, .* Variables of this template: effort."):
+        with pytest.raises(ValueError, match="sets enable_thinking.* effort"):
             render_chat(tokenizer, [], {"enable_thinking": False}, "2024-07-26")
 
     def test_named_templates(self):
@@ -290,7 +288,7 @@ class TestVariables:
 
 
 def test_saved_and_loaded(tmp_path):
-    """What is a control token comes with the files of the tokenizer."""
+    """The set of control tokens is saved with the tokenizer's files."""
     tokenizer = byte_level()
     tokenizer.save_pretrained(tmp_path)
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""What only GitHub and a maintainer read: nothing else would notice that it names what is not there."""
+"""Files that only GitHub and maintainers read. Nothing else would notice that they name missing files."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ def read_yaml(path: Path) -> dict:
 
 
 def test_files():
-    """GitHub ignores a file with another name without a word."""
+    """GitHub silently ignores a file with a different name."""
     found = {str(path.relative_to(GITHUB)) for path in GITHUB.rglob("*") if path.is_file()}
     forms = {f"ISSUE_TEMPLATE/{name}" for name in [*FORMS, "config.yml"]}
     assert found == {"PULL_REQUEST_TEMPLATE.md", "workflows/ci.yml"} | forms
@@ -30,7 +30,7 @@ class TestWorkflow:
     workflow = read_yaml(GITHUB / "workflows" / "ci.yml")
 
     def test_runs_what_runs_elsewhere(self):
-        """A second list of commands would drift from `.ci/run`; without the bit to execute, it fails there alone."""
+        """A second list of commands would diverge from `.ci/run`. Without the executable bit, the script fails only on GitHub."""
         commands = {
             name: [step["run"] for step in job["steps"] if "run" in step]
             for name, job in self.workflow["jobs"].items()
@@ -41,7 +41,7 @@ class TestWorkflow:
         assert self.workflow["permissions"] == {"contents": "read"}
 
     def test_versions_are_those_of_the_classifiers(self):
-        """A version is declared if, and only if, CI runs on it."""
+        """CI must run on exactly the declared versions."""
         job = self.workflow["jobs"]["run"]
         project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
         declared = re.findall(r"Python :: (3\.\d+)", project)
@@ -51,7 +51,7 @@ class TestWorkflow:
         assert setup["python-version"] == declared[0]
 
     def test_cache_depends_on_files_that_are_there(self):
-        """With a path that is not there the cache would never be renewed."""
+        """With a missing file, the cache would never be renewed."""
         for job in self.workflow["jobs"].values():
             [setup] = [
                 step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/setup-python")
@@ -62,7 +62,7 @@ class TestWorkflow:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_issue_forms(name):
-    """A form that GitHub refuses is not offered, and shows nothing but a line on a page that nobody opens."""
+    """GitHub hides an invalid form and reports the error only on a page that maintainers seldom visit."""
     form = read_yaml(GITHUB / "ISSUE_TEMPLATE" / name)
     assert form.keys() == {"name", "description", "labels", "body"}
     fields = form["body"]
@@ -83,7 +83,7 @@ def test_chooser():
 
 @pytest.mark.parametrize("page", [*PAGES, *(f".github/ISSUE_TEMPLATE/{name}" for name in FORMS)])
 def test_commands_and_files_of_the_pages(page):
-    """Make targets, commands, links and paths move; the pages that name them are read by strangers."""
+    """Make targets, commands, links and paths move, and outside contributors rely on these pages."""
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     for target in re.findall(r"(?:`|^|\n)make ([\w-]+)", text):
@@ -101,12 +101,12 @@ def test_commands_and_files_of_the_pages(page):
     "target", ["install", "lint", "format", "test", "test-hub", "test-lowest", "test-slow", "docs"]
 )
 def test_every_tier_is_described(target):
-    """A tier that CONTRIBUTING does not name is one that contributors do not run."""
+    """Contributors do not run a tier that CONTRIBUTING does not mention."""
     assert f"make {target}" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_release_has_one_version():
-    """A citation of another version than the one installed."""
+    """Otherwise users would cite a different version than the installed one."""
     from trl_hrm import __version__
 
     assert read_yaml(ROOT / "CITATION.cff")["version"] == __version__

@@ -1,4 +1,4 @@
-"""The rules by which answers are graded: kind by kind, whatever way they are written, and in bounded time."""
+"""The grading rules, kind by kind: independent of notation, and in bounded time."""
 
 import logging
 import random
@@ -37,19 +37,19 @@ def rows(*kinds: dict) -> list:
 
 @pytest.mark.parametrize(("reference", "answer", "correct"), rows(LISTED, RELATED))
 def test_pairs(reference, answer, correct):
-    """A right answer called wrong, or the reverse, is a false label on every step before it."""
+    """A wrong grade is a false label for every step before the answer."""
     assert judge(answer, reference) == Grade(correct, "unparseable" if correct is None else "graded")
 
 
 @pytest.mark.parametrize(("reference", "solution", "correct"), rows(STATED, RELATED_STATED))
 def test_stated_answers(reference, solution, correct):
-    """The default extractors find the answer, and what they find can be graded."""
+    """The default extractors find an answer that can be graded."""
     answer = extract_answer(solution)
     assert answer is not None and judge(answer, reference) == Grade(correct, "graded")
 
 
 def test_pairs_are_enough():
-    """The lists may lose rows that no longer make sense, but not kinds, and not below what is promised."""
+    """Rows that no longer make sense may be removed, but not whole kinds, and not below the documented number."""
     listed = [row for pairs in (LISTED, STATED) for found in pairs.values() for row in found]
     related = [row for pairs in (RELATED, RELATED_STATED) for found in pairs.values() for row in found]
     assert len(listed) == 67 and LISTED.keys() <= RELATED.keys() and STATED.keys() <= RELATED_STATED.keys()
@@ -58,7 +58,7 @@ def test_pairs_are_enough():
 
 
 def spellings(value: Fraction, rng: random.Random) -> str:
-    """One of the ways to write a number, chosen at random."""
+    """Return the value in one of its spellings, chosen at random."""
     ways = [f"{value.numerator}/{value.denominator}", rf"\frac{{{value.numerator}}}{{{value.denominator}}}"]
     if value.denominator == 1:
         ways += [f"{value.numerator}", f"{value.numerator:,}", f"{value.numerator}.0", f"{value.numerator}e0"]
@@ -102,7 +102,7 @@ def test_marks_and_spaces_do_not_matter(mark):
 
 
 @pytest.mark.parametrize("form", ["{}", "${}$", "{}.", " {}"])
-def test_any_readable_reference_is_right_against_itself_in_other_marks(form):
+def test_a_reference_equals_itself_in_other_marks(form):
     references = sorted({row[0] for pairs in (LISTED, RELATED) for found in pairs.values() for row in found})
     assert [
         reference
@@ -126,8 +126,8 @@ def test_any_readable_reference_is_right_against_itself_in_other_marks(form):
     ]
     + [("6", False), ("0.06", False), ("61%", False), ("-60%", False)],
 )
-def test_percentages_equal_their_figure_and_their_value(answer, equal):
-    """As math-verify has it, on both sides."""
+def test_percentages_equal_their_number_and_their_value(answer, equal):
+    """As in math-verify, for answers and references."""
     assert judge(answer, "60%").correct is equal
     assert judge("60%", answer).correct is equal
 
@@ -173,7 +173,7 @@ def test_units_have_one_name(text, unit):
 
 
 @pytest.mark.parametrize("text", ["x", "apples", "xyz", "m + n", "", "2"])
-def test_what_is_no_unit(text):
+def test_texts_that_are_not_units(text):
     assert read_unit(text) is None
 
 
@@ -193,7 +193,7 @@ def test_to_latex(text, latex):
     assert to_latex(clean(text)).replace(" ", "") == latex.replace(" ", "")
 
 
-def test_thinking_is_never_the_answer():
+def test_thinking_is_never_an_answer():
     assert extract_answer("<think>\n\\boxed{1}\n#### 2\nThe answer is 3.") is None  # cut off
     assert extract_answer("\\boxed{5} <think>wait", ["boxed"]) is None
     assert extract_answer("<think>\\boxed{1}</think> I do not know.") is None
@@ -202,7 +202,7 @@ def test_thinking_is_never_the_answer():
 
 
 def test_extractors_that_end_a_solution():
-    """`####` begins headings, and "the answer is" may stand in the middle of a step."""
+    """`####` also begins headings, and "the answer is" may occur inside a step."""
     assert ending_extractors(DEFAULT_EXTRACTORS) == ("marker", "tag", "boxed")
     assert ending_extractors(["hash", "boxed"]) == ("boxed",)
 
@@ -218,7 +218,7 @@ CHUNKS = (
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_long_texts_are_read_in_bounded_time(chunk):
-    """Answers are extracted in the process that searches, where no deadline holds."""
+    """Answers are extracted in the search process, where no timeout applies."""
     for text in (chunk * (20_000 // len(chunk)), "1" + chunk * (20_000 // len(chunk)) + "x"):
         begun = time.perf_counter()
         for name in EXTRACTORS:
@@ -263,8 +263,8 @@ def test_references_that_cannot_be_read_are_counted_and_shown(caplog):
     assert "2 reference answers are unreadable" in caplog.text and r"'\\frac{1}{'" in caplog.text
 
 
-def test_runs_under_other_rules_differ(monkeypatch):
-    """A log of grades must not be continued under rules that would have graded otherwise."""
+def test_runs_record_the_grading_rules(monkeypatch):
+    """A log of grades must not be continued under rules that could grade differently."""
     from trl_hrm.scripts.annotate import AnnotateConfig, make_manifest
     from trl_hrm.search.prompts import Prompt
     from trl_hrm.search.steps import RULES

@@ -1,4 +1,4 @@
-"""Files of JSON lines: what a kill may leave behind, and who may write."""
+"""JSON Lines files: what a kill may leave behind, and which process may write."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from trl_hrm.io import AppendedLines
 @pytest.mark.parametrize("torn", [b"", b"x", b"x" * (1 << 16), b"x" * ((1 << 17) + 1)])
 @pytest.mark.parametrize("whole", [b"", b"1\n", b"2" * (1 << 16) + b"\n"])
 def test_a_torn_line_is_dropped(tmp_path, whole, torn):
-    """However long it is: the end of the last whole line is searched block by block."""
+    """Works for a line of any length, because the file is searched backwards block by block."""
     path = tmp_path / "lines.jsonl"
     path.write_bytes(whole + torn)
     with AppendedLines(path) as lines:
@@ -28,7 +28,7 @@ def test_a_torn_line_is_dropped(tmp_path, whole, torn):
 
 
 def test_a_killed_process_holds_no_lock(tmp_path):
-    """While it runs nobody else may write; once it is killed anybody may, and the lock file that it left is removed."""
+    """Only the running process may write. After a kill, any process may, and the old lock file is removed."""
     path = tmp_path / "lines.jsonl"
     program = "import sys, time; from trl_hrm.io import AppendedLines; lines = AppendedLines(sys.argv[1]); lines.append(1); time.sleep(60)"
     writer = subprocess.Popen([sys.executable, "-c", program, str(path)], env=os.environ | {"PYTHONPATH": "."})
@@ -38,7 +38,7 @@ def test_a_killed_process_holds_no_lock(tmp_path):
         BlockingIOError, match="lines.jsonl: another process is writing to this file. Wait for it or stop it"
     ):
         AppendedLines(path)
-    assert len(list(tmp_path.glob("*.jsonl"))) == 1  # the lock is hidden
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1  # the lock file is hidden
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     with AppendedLines(path) as lines:

@@ -1,4 +1,4 @@
-"""KL of policy and reference: per token against full logits in float64, per sequence and scaled by hand."""
+"""KL between policy and reference: per token against full logits in float64, per sequence and scaled by hand."""
 
 import math
 
@@ -20,7 +20,7 @@ from trl_hrm.kl import LMHead, scaled_kl, sequence_kl, token_kl, trained_sequenc
 
 
 def full_kl(hidden, head: LMHead, ref_hidden, ref_head: LMHead, direction: str) -> torch.Tensor:
-    """The slow plain reference: all logits, in float64."""
+    """The slow reference: all logits, in float64."""
 
     def log_probs(states, head):
         logits = states.double() @ head.weight.double().T
@@ -38,7 +38,7 @@ def full_kl(hidden, head: LMHead, ref_hidden, ref_head: LMHead, direction: str) 
 
 
 def random_pair(num_tokens: int, vocab_size: int = 50, seed: int = 0):
-    """Policy and reference of different widths, with biases, scales and caps of their own. The policy has gradients."""
+    """Return a policy and a reference with different widths, biases, scales and caps. The policy has gradients."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
@@ -52,10 +52,10 @@ def random_pair(num_tokens: int, vocab_size: int = 50, seed: int = 0):
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("num_tokens", [1, 7, 300])
 def test_token_kl_and_gradients_equal_full_logits_in_float64(direction, num_tokens):
-    """The direction swapped, a scale or cap left out, or the tail of the last tile lost still give plausible numbers."""
+    """A swapped direction, a missing scale or cap, or a lost last tile would still give plausible numbers."""
     hidden, head, ref_hidden, ref_head = random_pair(num_tokens)
     leaves = [hidden, head.weight, head.bias]
-    weights = torch.linspace(-1, 2, num_tokens)  # every token has another incoming gradient
+    weights = torch.linspace(-1, 2, num_tokens)  # every token has a different incoming gradient
     found = token_kl(hidden, head, ref_hidden, ref_head, direction)
     found_gradients = torch.autograd.grad((found * weights).sum(), leaves)
     expected = full_kl(hidden, head, ref_hidden, ref_head, direction)
@@ -66,14 +66,14 @@ def test_token_kl_and_gradients_equal_full_logits_in_float64(direction, num_toke
 
 
 def test_directions_differ():
-    """Else the test above could compare one direction with itself."""
+    """Otherwise the test above could compare one direction with itself."""
     pair = random_pair(5)
     assert not torch.allclose(token_kl(*pair, "forward"), token_kl(*pair, "reverse"), rtol=0.05)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_kl_of_a_distribution_with_itself_is_zero(direction):
-    """To the bit: a loss that is not 0 at the start pulls a policy away from itself."""
+    """Exactly 0: any other loss at the start would pull a policy away from itself."""
     hidden, head, _, _ = random_pair(20)
     found = token_kl(
         hidden, head, hidden.detach(), LMHead(*(part.detach() for part in head[:2]), *head[2:]), direction
@@ -83,7 +83,7 @@ def test_kl_of_a_distribution_with_itself_is_zero(direction):
 
 
 def test_no_token_gives_an_empty_differentiable_result():
-    """A micro-batch without a trained token must neither fail nor stop the other ranks."""
+    """A micro-batch without a trained token must neither fail nor block the other ranks."""
     hidden, head, ref_hidden, ref_head = random_pair(0)
     found = token_kl(hidden, head, ref_hidden, ref_head)
     assert found.shape == (0,)
@@ -92,7 +92,7 @@ def test_no_token_gives_an_empty_differentiable_result():
 
 
 def test_tiles_do_not_change_the_result_and_leave_no_trace(monkeypatch):
-    """TRL's constant must be what it was after the call, and small also while the gradient is computed."""
+    """TRL's constant must be restored after the call, and must also apply to the backward pass."""
     pair = random_pair(33)
     tiles = chunked_divergence.VOCAB_CHUNK_SIZE
     whole = token_kl(*pair)
@@ -138,7 +138,7 @@ SIZES = {
     ids=lambda config: config.model_type,
 )
 def test_the_head_makes_the_logits_of_its_model(config: PretrainedConfig):
-    """A multiplier or cap that is not known would give the KL of distributions that the model never samples from."""
+    """Ignoring a multiplier or cap would give the KL of distributions that the model never samples from."""
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     ids = torch.tensor([[3, 9, 27, 5]])
@@ -159,12 +159,12 @@ def test_the_head_makes_the_logits_of_its_model(config: PretrainedConfig):
 
 
 def test_sequences_of_trained_tokens_by_hand():
-    """A token counted for its neighbour changes two logarithms, and no shape."""
+    """A token counted for its neighbour changes two logarithms, but no shape."""
     ignored = -100
     labels = torch.tensor([[ignored, 5, 6, ignored], [ignored] * 4, [7, 8, ignored, 9]])
     assert trained_tokens(labels).tolist() == [[True, True, False], [False] * 3, [True, False, True]]
-    assert trained_sequences(labels).tolist() == [0, 0, 1, 1]  # the second row has none, and takes no number
-    # one row of four sequences: two tokens, three, one that is not trained, and two of padding, each at position 0
+    assert trained_sequences(labels).tolist() == [0, 0, 1, 1]  # the second row has no sequence and uses no number
+    # one row with four sequences: two tokens, three, one untrained, and two of padding, each starting at position 0
     labels = torch.tensor([[ignored, 5, ignored, 6, 7, ignored, ignored, ignored, ignored]])
     positions = torch.tensor([[0, 1, 0, 1, 2, 0, 1, 0, 0]])
     assert trained_sequences(labels, positions).tolist() == [0, 1, 1]
@@ -172,14 +172,14 @@ def test_sequences_of_trained_tokens_by_hand():
 
 
 def test_sequences_of_several_packed_rows():
-    """Rows of positions that follow one another must not continue the count of the row before."""
+    """Positions that continue across rows must not continue the count of the previous row."""
     labels = torch.tensor([[-100, 1, -100, 2], [-100, 3, 4, 5]])
     positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 3]])
     assert trained_sequences(labels, positions).tolist() == [0, 1, 2, 2, 2]
 
 
 def test_sequence_kl_by_hand():
-    """The mean over tokens of a batch instead of a sequence differs only when lengths do."""
+    """A mean over the tokens of a batch instead of a sequence differs only if lengths differ."""
     per_token = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     sequences = torch.tensor([0, 0, 1, 1, 1])
     assert sequence_kl(per_token, sequences).tolist() == [3.0, 28.0]
@@ -188,7 +188,7 @@ def test_sequence_kl_by_hand():
 
 
 def test_the_logarithm_scales_the_gradient_by_one_over_one_plus_kl():
-    """What the paper's objective is about: a sequence far away pulls less."""
+    """This is the purpose of the paper's objective: a sequence that is far away pulls less."""
     divergence = torch.tensor([0.0, 1.0, 999.0], requires_grad=True)
     scaled = scaled_kl(divergence)
     assert scaled.tolist() == pytest.approx([0.0, math.log(2), math.log(1000)])

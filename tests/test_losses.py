@@ -1,4 +1,4 @@
-"""Loss and score of every head against values worked out by hand."""
+"""Loss and score of every head against hand-computed values."""
 
 import math
 
@@ -60,7 +60,7 @@ class TestRegression:
         assert step_score(logits, HEADS["regression-bce"]).tolist() == pytest.approx([0.75, 0.75])
 
     def test_one_output_does_not_broadcast(self):
-        """(N, 1) − (N,) would be an N × N loss at a plausible value."""
+        """(N, 1) − (N,) would broadcast to an N × N loss with a plausible value."""
         for head in ("regression", "regression-bce"):
             assert step_loss(torch.zeros(3, 1), torch.zeros(3), HEADS[head]).shape == (3,)
             assert step_loss(torch.zeros(1, 1), torch.zeros(1), HEADS[head]).shape == (1,)
@@ -69,7 +69,7 @@ class TestRegression:
 @pytest.mark.parametrize("head", HEADS)
 class TestPrecision:
     def test_half_precision_is_raised_to_float32(self, head):
-        """In bf16 a probability has 3 significant digits, and 0.9 is 0.8984."""
+        """In bf16 a probability has 3 significant digits, so 0.9 becomes 0.8984."""
         logits = torch.randn(16, 1 if "regression" in head else 2).bfloat16()
         labels = torch.full((16,), 0.9)
         loss = step_loss(logits, labels, HEADS[head])

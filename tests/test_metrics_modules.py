@@ -1,4 +1,4 @@
-"""The metrics as modules of the `evaluate` library: loaded by path, without network, and equal to the package's own functions."""
+"""The metrics as modules for `evaluate`: loaded by path, offline, and equal to the package's own functions."""
 
 import json
 import math
@@ -55,26 +55,26 @@ print(json.dumps({"found": found, "written": written, "modules": sorted(m for m 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """The metrics by their names, loaded once, with a cache of these tests' own."""
+    """Return the metrics by name. They are loaded once, into a separate cache."""
     folder = tmp_path_factory.mktemp("evaluate")
     init = evaluate.loading.init_dynamic_modules
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.loading, "init_dynamic_modules", lambda: init(hf_modules_cache=str(folder / "modules")))
-        # in memory, for a computation that raises keeps the lock of its file
+        # in memory, because a computation that raises keeps its lock file
         options = {"cache_dir": str(folder), "keep_in_memory": True}
         metrics = {name: evaluate.load(str(METRICS / name), **options) for name in NAMES}
     return metrics.__getitem__
 
 
 def test_offline_and_nothing_outside_the_cache(tmp_path):
-    """`evaluate` copies a module into its cache, where no relative import works, and asks the Hub for names it does not find."""
+    """`evaluate` copies a module into its cache, where relative imports fail, and looks up unknown names on the Hub."""
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     here.mkdir()
     before = {path: path.stat().st_mtime_ns for path in METRICS.rglob("*")}
     environment = os.environ | {
         "HF_HOME": str(home / "hub"),
-        "TMPDIR": str(home),  # of torch, which `evaluate` imports
+        "TMPDIR": str(home),  # for torch, which `evaluate` imports
         "HF_HUB_OFFLINE": "1",
         "HF_EVALUATE_OFFLINE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -99,7 +99,7 @@ def test_offline_and_nothing_outside_the_cache(tmp_path):
     assert found["best_of_n_accuracy"]["accuracy"] == [0, 1]
     assert found["reward_hacking_gap"]["gap"] == 1
     assert all(any(module.endswith(name) for module in report["modules"]) for name in NAMES)  # the copies ran
-    assert len(report["written"]) > 8  # or nothing was watched
+    assert len(report["written"]) > 8  # otherwise nothing was watched
     assert [path for path in report["written"] if not path.startswith((str(home), "/dev/"))] == []
     assert list(here.iterdir()) == []
     assert {path: path.stat().st_mtime_ns for path in METRICS.rglob("*")} == before
@@ -107,7 +107,7 @@ def test_offline_and_nothing_outside_the_cache(tmp_path):
 
 class TestStepAccuracy:
     def test_by_hand(self, load):
-        """Two of three judged steps are on their side of 0.5; the step without a label is no fourth."""
+        """Two of three judged steps are on the right side of 0.5. The step without a label is not counted."""
         found = load("step_accuracy").compute(predictions=[[0.9, 0.2], [0.6, 0.7]], references=[[1, 0], [0, None]])
         assert found["num_steps"] == 3
         assert found["accuracy"] == pytest.approx(2 / 3)
@@ -142,7 +142,7 @@ class TestStepAccuracy:
 
 class TestProcessBenchF1:
     def test_by_hand(self, load):
-        """One error of one found, one of two right solutions: F1 = 2 · 1 · 0.5 / 1.5."""
+        """One of one error found, one of two right solutions: F1 = 2 · 1 · 0.5 / 1.5."""
         metric = load("process_bench_f1")
         rows = {"predictions": [[0.9, 0.2], [0.9, 0.8], [0.1]], "references": [1, -1, -1]}
         found = metric.compute(**rows)
@@ -150,7 +150,7 @@ class TestProcessBenchF1:
         assert (found["error_accuracy"], found["correct_accuracy"]) == (1, 0.5)
         assert metric.compute(**rows, threshold=0.05)["f1"] == 0
 
-    def test_not_defined_is_none(self, load):
+    def test_undefined_is_none(self, load):
         found = load("process_bench_f1").compute(predictions=[[0.9]], references=[-1])
         assert found["f1"] is found["error_accuracy"] is None and found["accuracy"] == 1
 
@@ -170,7 +170,7 @@ class TestProcessBenchF1:
         ],
     )
     def test_bad_input(self, load, change, message):
-        """A solution without steps would count as found free of errors, and a threshold in percent would find errors everywhere."""
+        """A solution without steps would count as free of errors, and a threshold in percent would find errors everywhere."""
         with pytest.raises(ValueError, match=message):
             load("process_bench_f1").compute(**{"predictions": [[0.9, 0.9]], "references": [-1]} | change)
 
@@ -182,7 +182,7 @@ class TestBestOfN:
 
     def test_by_hand(self, load):
         """
-        N = 1: none. N = 2: the second of the first problem. N = 3: third and second. N = 4: in the second problem two
+        N = 1: none. N = 2: the second solution of the first problem. N = 3: third and second. N = 4: in the second problem two
         solutions tie, and the smaller text is wrong.
         """
         rows = {"predictions": self.scores, "references": self.right, "texts": self.texts}
@@ -218,7 +218,7 @@ class TestBestOfN:
         assert len(set(expected)) > 1
         assert load("best_of_n_accuracy").compute(**rows | {"seed": 8})["accuracy"] != expected
 
-    def test_without_a_score_comes_last_and_without_a_grade_does_not_count(self, load):
+    def test_missing_scores_and_missing_grades(self, load):
         found = load("best_of_n_accuracy").compute(
             predictions=[[None, 0.1], [0.9, 0.1]],
             references=[[False, True], [None, True]],
@@ -249,7 +249,7 @@ class TestBestOfN:
 @pytest.mark.parametrize("name", NAMES)
 class TestCards:
     def test_what_a_space_needs(self, name):
-        """The Hub shows a Space from this header, runs `app.py`, and loads the module of the folder's name."""
+        """The Hub reads this header, runs `app.py`, and loads the module named after the folder."""
         folder = METRICS / name
         files = {path.name for path in folder.iterdir() if path.name != "__pycache__"}
         assert files == {"README.md", "app.py", f"{name}.py", "requirements.txt"}
@@ -262,7 +262,7 @@ class TestCards:
         assert f'"{name}.py"' in (folder / "app.py").read_text()
 
     def test_the_example_of_the_card(self, name, load):
-        """An example that does not run, or shows other numbers, is worse than none."""
+        """An example that does not run, or that shows wrong numbers, is worse than none."""
         text = (METRICS / name / "README.md").read_text()
         code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
         call = code.split(")  # the folder of this card\n")[1]

@@ -1,4 +1,4 @@
-"""Commands that work on local data need no network: all of them, one after another, on a machine that can reach nothing."""
+"""Commands on local data need no network: all of them run one after another without any connection."""
 
 import json
 import shutil
@@ -96,7 +96,7 @@ def folder(tmp_path_factory, policy) -> Path:
     params=[pytest.param(True, id="HF_HUB_OFFLINE=1"), pytest.param(False, id="=0", marks=pytest.mark.slow)],
 )
 def results(request, folder, tmp_path_factory) -> dict[str, tuple[int, list[str]]]:
-    """Exit code and attempts of each command. Without HF_HUB_OFFLINE, the libraries would be free to ask."""
+    """Exit code and attempts of each command. Without HF_HUB_OFFLINE, the libraries may try to use the network."""
     place = tmp_path_factory.mktemp("place") / "copy"
     shutil.copytree(folder, place)
     done = run(place, DRIVER, json.dumps(LOCAL), offline=request.param)
@@ -107,16 +107,16 @@ def results(request, folder, tmp_path_factory) -> dict[str, tuple[int, list[str]
 
 @pytest.mark.parametrize("command", LOCAL)
 def test_command(results, command):
-    """A call that fails is often caught and forgotten by the library that makes it: what counts is that none is made."""
+    """Libraries often catch a failed request, so the test checks that no request is made at all."""
     assert results[command] == (0, [])
 
 
-def test_every_command_is_here():
+def test_every_command_is_tested():
     assert sorted([*LOCAL, *ELSEWHERE]) == sorted(COMMANDS)
 
 
-def test_the_guard_holds(folder):
-    """It sees the clients of the Hub, and processes that others start; with a guard that saw nothing, all would pass."""
+def test_the_guard_sees_attempts(folder):
+    """It must see the Hub clients and child processes. With a guard that sees nothing, every test would pass."""
     code = (
         "import subprocess, sys\n"
         "code = \"from huggingface_hub import HfApi; HfApi(endpoint='http://192.0.2.1').model_info('a/b')\"\n"

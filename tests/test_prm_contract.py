@@ -1,4 +1,4 @@
-"""`trl_hrm.prm` has the names, signature, defaults, tags and metrics of `trl.experimental.prm` in TRL 1.13, written down by hand."""
+"""`trl_hrm.prm` has the names, signature, defaults, tags and metrics of `trl.experimental.prm` in TRL 1.13, copied by hand."""
 
 import inspect
 import logging
@@ -17,13 +17,13 @@ from trl_hrm.prm.prm_trainer import compute_accuracy
 
 class TestNames:
     def test_modules(self):
-        """Where TRL had them; axolotl imports the first two, and its copy of the trainer keeps the other two."""
+        """axolotl imports the first two modules, and its copy of the trainer uses the other two."""
         from trl_hrm.prm import prm_config, prm_trainer
 
         assert prm_config.PRMConfig is PRMConfig and prm_trainer.PRMTrainer is PRMTrainer
 
     def test_constructor(self):
-        """By position too: a parameter in another place would take the wrong argument."""
+        """Checks positions too, because a moved parameter would take the wrong argument."""
         parameters = list(inspect.signature(PRMTrainer).parameters.values())
         assert [(parameter.name, parameter.default) for parameter in parameters] == [
             ("model", None),
@@ -60,13 +60,13 @@ class TestNames:
         assert PRMTrainer._name == "PRM"
         assert PRMTrainer._paper["id"] == "2211.14275"
         assert "@article{uesato2022solving," in PRMTrainer._paper["citation"]
-        # ... and nothing of this is taken from the other trainer, nor given to it
+        # ... and none of these come from the other trainer or are passed to it
         assert HRMRewardTrainer._name == "HRM Reward" and HRMRewardTrainer._paper["id"] == "2503.13551"
 
 
 class TestConfig:
     def test_fields_and_defaults(self, tmp_path):
-        """A default that moved would change a run without a line of the user's code."""
+        """A changed default would change a run without any change in the user's code."""
         own = {
             "max_length": 1024,
             "max_completion_length": None,
@@ -87,7 +87,7 @@ class TestConfig:
 
 
 def logits_of(*rows: str) -> np.ndarray:
-    """`"10"` is a row of two tokens, judged correct and wrong."""
+    """Return logits: `"10"` is a row of two tokens, the first judged correct and the second wrong."""
     return np.array([[[0.2, 0.8] if token == "1" else [0.7, 0.3] for token in row] for row in rows])
 
 
@@ -104,7 +104,7 @@ class TestAccuracy:
         ],
     )
     def test_steps(self, rows, labels, expected):
-        """Padding holds most of the tokens: counted, it would hide what is judged."""
+        """If padding, the largest part of the batch, were counted, it would hide the judged steps."""
         predictions, labels = logits_of(*rows), np.array(labels)
         assert compute_accuracy((predictions, labels)) == {"accuracy": pytest.approx(expected)}
         assert compute_accuracy(EvalPrediction(predictions=predictions, label_ids=labels))[
@@ -112,13 +112,13 @@ class TestAccuracy:
         ] == pytest.approx(expected)
 
     def test_padded_predictions(self):
-        """Batches of other lengths pad the logits too, with -100."""
+        """If batches have different lengths, the logits are padded with -100 too."""
         predictions = logits_of("10")
         predictions[0, 1] = -100
         assert compute_accuracy((predictions, np.array([[1, -100]]))) == {"accuracy": 1.0}
 
     def test_pairs(self, caplog):
-        """Rewards of chosen and rejected texts; a tie is neither right nor wrong."""
+        """Rewards of chosen and rejected texts. A tie is neither right nor wrong."""
         rewards, labels = np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]]), np.array([0, 1, 1])
         with caplog.at_level(logging.WARNING):
             assert compute_accuracy((rewards, labels)) == {"accuracy": 0.5}

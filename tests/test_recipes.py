@@ -1,4 +1,4 @@
-"""Every file of settings is read by what reads it in use, and the recipes' commands run."""
+"""Every settings file is read by the program that uses it, and the recipes' commands run."""
 
 import json
 import random
@@ -30,7 +30,7 @@ ACCELERATE = {
 
 
 def test_judged_solutions_of_the_tiny_policy():
-    """A header or an end that is not the policy's would train a judge of other texts, which scores these as well."""
+    """With a header or an ending that the policy never writes, the judge would be trained on other texts."""
     headed, solution = load_recipe("tiny/make_data.py").headed, load_recipe("tiny/make_policy.py").solution
     problem = make_problem(random.Random(0))
     prompt, written = solution(problem, random.Random(3), 1.0)
@@ -42,12 +42,12 @@ def test_judged_solutions_of_the_tiny_policy():
 
 
 class TestAccelerateConfigs:
-    def test_all_are_known(self):
+    def test_every_file_is_tested(self):
         assert {path.name for path in (ROOT / "accelerate_configs").iterdir()} == ACCELERATE.keys()
 
     @pytest.mark.parametrize("name", ACCELERATE)
-    def test_says_what_its_name_says(self, name):
-        """`accelerate` refuses unknown keys here. MULTI_CPU would start one process without a word."""
+    def test_contents_match_the_name(self, name):
+        """`accelerate` rejects unknown keys here. MULTI_CPU would silently start one process."""
         config = load_config_from_file(str(ROOT / "accelerate_configs" / name))
         found = {key: getattr(config, key) for key in ACCELERATE[name]}
         found["distributed_type"] = found["distributed_type"].value
@@ -63,8 +63,8 @@ class TestAccelerateConfigs:
         assert configs["fsdp2.yaml"].fsdp_config["fsdp_state_dict_type"] == "FULL_STATE_DICT"
 
     @pytest.mark.parametrize("name", ["zero2.yaml", "zero3.yaml"])
-    def test_what_training_arguments_set_is_left_to_them(self, name):
-        """A value here would win over `max_grad_norm` and the accumulation of the recipe in silence."""
+    def test_values_from_training_arguments_are_not_set(self, name):
+        """A value here would silently override the recipe's `max_grad_norm` and accumulation."""
         config = load_config_from_file(str(ROOT / "accelerate_configs" / name)).deepspeed_config
         assert not {"gradient_clipping", "gradient_accumulation_steps"} & config.keys()
 
@@ -78,7 +78,7 @@ class TestSettings:
         ids=lambda path: str(path.relative_to(ROOT)),
     )
     def test_parses_strictly(self, path):
-        """A key that no argument takes is an error: it would be a setting that does nothing."""
+        """A key that is not an argument is an error, because it would have no effect."""
         is_reward = path.stem.endswith("reward")
         recipe = load_recipe("hrm_reward.py" if is_reward else "kl_self.py")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ class TestSettings:
             assert values["learning_rate"] == 1e-5 and values["num_train_epochs"] == 1
 
     def test_the_papers_settings_of_self_training(self):
-        """Learning rate, epochs and λ of the HRM paper, section 4.3; candidates are chosen, not held back, in RAFT."""
+        """Learning rate, epochs and λ as in the HRM paper, section 4.3. RAFT selects candidates and has no KL term."""
         values = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / "kl_self.yaml").read_text(encoding="utf-8"))
         expected = {
             "learning_rate": 2e-6,
@@ -116,8 +116,8 @@ class TestSettings:
         assert {key: values[key] for key in expected} == expected
         assert yaml.safe_load((ROOT / "recipes" / "raft.yaml").read_text(encoding="utf-8"))["kl_coef"] == 0
 
-    def test_rows_are_not_cut(self):
-        """TRL cuts them without a word: what the commands beside the recipes sample fits, with room for the prompt."""
+    def test_rows_are_not_truncated(self):
+        """TRL truncates silently, so samples of the recipes' commands must fit together with the prompt."""
         values = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / "kl_self.yaml").read_text(encoding="utf-8"))
         assert values["max_length"] >= FullTree.max_depth * FullTree.max_step_tokens + 512
         text = (ROOT / "recipes" / "raft.yaml").read_text(encoding="utf-8")
@@ -149,7 +149,7 @@ class TestCommands:
             assert name in shown
 
     def test_kl_self_trains_on_a_folder_and_says_which_split_is_missing(self, tmp_path):
-        """A mistyped split would otherwise end in a KeyError of another library."""
+        """A mistyped split would otherwise end in a KeyError from another library."""
         rows = [{"prompt": "1 + 2", "completion": " = 3"}, {"prompt": "2 + 2", "completion": " = 4"}]
         (tmp_path / "data").mkdir()
         Dataset.from_list(rows).to_parquet(tmp_path / "data" / "train.parquet")
@@ -170,14 +170,14 @@ class TestCommands:
         log = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())["log_history"]
         assert log[0]["kl"] == 0 < log[2]["kl"]
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.hidden_size == 32
-        with pytest.raises(ValueError, match=r"has the splits \['train'\], but \['test'\] is needed"):
+        with pytest.raises(ValueError, match=r"\['train'\].* \['test'\]"):
             recipe.main(*recipe.make_parser().parse_args_and_config([*args, "--eval_strategy", "epoch"]))
 
     @pytest.mark.parametrize("kind", ["token", "causal"])
     def test_make_model(self, tmp_path, kind):
         """
-        Beside a Qwen2 configuration `AutoTokenizer` makes a `Qwen2Tokenizer` of any file: a tokenizer with rules of its
-        own would come back with other ids than it was trained and saved with.
+        With a Qwen2 configuration, `AutoTokenizer` loads any file as a `Qwen2Tokenizer`. A tokenizer with other rules would give
+        different ids after loading than in training.
         """
         texts = ["1 + 2 = 3.\n\n# Answer\n\n345", "Süß 汉字 ки\t😀"] * 3
         data = tmp_path / "data.jsonl"

@@ -1,4 +1,4 @@
-"""StepReward against the scorer it stands on, its guards, and in TRL's trainers."""
+"""StepReward compared with its scorer, its guards, and in TRL's trainers."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def scorer_of(step_format=HEADS["classification"], **config) -> StepScorer:
 
 
 def control_scorer(**step_format) -> StepScorer:
-    """With a tokenizer that has control tokens of every kind."""
+    """Return a scorer whose tokenizer has control tokens of every kind."""
     tokenizer = byte_level()
     return StepScorer(tiny_model(vocab_size=len(tokenizer)), tokenizer, StepFormat(**step_format))
 
@@ -42,7 +42,7 @@ def as_messages(prompts, completions):
 
 
 def step_scores(scorer, prompts=PROMPTS, steps=STEPS, **settings) -> list[list[float]]:
-    """Each solution in a call of its own."""
+    """Score each solution in a separate call."""
     return [scorer.score([p], [[s]], **settings)[0][0] for p, s in zip(prompts, steps, strict=True)]
 
 
@@ -60,12 +60,12 @@ class TestRewards:
         ids=["min", "max", "prod", "last", "mean", "own"],
     )
     def test_aggregates_of_the_scores_of_the_steps(self, name, reduce):
-        """One tree for all completions of a problem: a completion that got the scores of another would look as plausible."""
+        """All completions of a problem form one tree. Swapped scores would look just as plausible."""
         scorer = scorer_of()
         expected = [reduce(scores) for scores in step_scores(scorer)]
         rewards = StepReward(scorer, aggregate=name)(PROMPTS, COMPLETIONS)
         assert rewards == pytest.approx(expected, abs=1e-5)
-        assert len(set(rewards)) >= 3  # two solutions have one best step
+        assert len(set(rewards)) >= 3  # two solutions have the same best step
 
     @pytest.mark.parametrize("head", HEADS)
     def test_every_head(self, head):
@@ -74,7 +74,7 @@ class TestRewards:
         assert rewards == pytest.approx([min(scores) for scores in step_scores(scorer)], abs=1e-5)
 
     def test_merged_steps(self):
-        """An HRM approves a correction only where it also sees the step merged with the one before it."""
+        """An HRM approves a correction only if it also sees the step merged with the previous step."""
         scorer = scorer_of()
         expected = step_scores(scorer, spans=(1, 2), combine="mean")
         rewards = StepReward(scorer, spans=(1, 2), combine="mean")(PROMPTS, COMPLETIONS)
@@ -89,7 +89,7 @@ class TestRewards:
         assert reward(blocks, answered) == reward(PROMPTS, COMPLETIONS)
 
     def test_the_question_is_the_problem(self):
-        """Messages of the system are instructions to the policy."""
+        """System messages are instructions for the policy, not for the reward model."""
         reward = StepReward(scorer_of())
         asked, answered = as_messages(PROMPTS, COMPLETIONS)
         for role in ("system", "developer"):
@@ -98,7 +98,7 @@ class TestRewards:
 
     @pytest.mark.parametrize("kind", ["turns before", "an answer begun", "two questions", "a tool"])
     def test_a_dialogue_of_several_turns_is_refused(self, kind):
-        """Its last turn alone, such as "And twice that?", says nothing of what was asked. A column with the problem does."""
+        """The last turn alone, such as "And twice that?", does not contain the problem. A column with the problem does."""
         asked, answered = as_messages(PROMPTS, COMPLETIONS)
         turns = {
             "turns before": ([{"role": "user", "content": "sub"}, {"role": "assistant", "content": "sum"}], []),
@@ -114,7 +114,7 @@ class TestRewards:
         assert shown(dialogues, answered, problem=PROMPTS) == StepReward(scorer_of())(PROMPTS, COMPLETIONS)
 
     def test_thinking_is_not_judged(self):
-        """Neither what was thought nor its steps enter the reward; the share of completions with thinking is logged."""
+        """Neither the thinking nor its steps change the reward. The share of completions with thinking is logged."""
         reward = StepReward(scorer_of())
         expected = reward(PROMPTS, COMPLETIONS)
         assert reward.metrics["thinking_left_out"] == 0
@@ -128,8 +128,8 @@ class TestRewards:
         assert cut_off(opened, [f"{thought}</think>{text}" for text in COMPLETIONS], problem=PROMPTS) == expected
         assert cut_off(PROMPTS, ["<think>" + thought] * len(opened), problem=PROMPTS) == [-1] * len(opened)
 
-    def test_thinking_is_judged_if_asked_for(self):
-        """The tags never are."""
+    def test_thinking_is_judged_on_request(self):
+        """The tags are never judged."""
         kept = StepReward(scorer_of(), keep_thinking=True)
         assert kept.steps("<think>\n\nsub\n\n</think>\n\nsum") == ["sub", "sum"]
         assert kept.steps("sub\n\n</think>sum") == ["sub", "sum"]
@@ -137,7 +137,7 @@ class TestRewards:
         assert found == StepReward(scorer_of())(PROMPTS, COMPLETIONS) and kept.metrics["thinking_left_out"] == 0
 
     def test_order_does_not_matter(self):
-        """TRL shuffles: a reward that went to the neighbour would train on noise."""
+        """TRL shuffles, so a reward assigned to the neighbour would train on noise."""
         rng = random.Random(0)
         prompts = rng.choices(PROMPTS, k=24)
         completions = ["\n\n".join(rng.choices(WORDS, k=rng.randint(1, 4))) for _ in prompts]
@@ -148,8 +148,8 @@ class TestRewards:
         assert found == pytest.approx([expected[i] for i in order], abs=1e-5)
         assert 0.0 in expected and len(set(expected)) > 9
 
-    def test_problem_of_a_column(self):
-        """The policy's prompt holds instructions that the reward model never saw."""
+    def test_problem_from_a_column(self):
+        """The policy's prompt contains instructions that the reward model never saw."""
         scorer = scorer_of()
         asked = [f"Think step by step.\n{prompt}\nSolution:" for prompt in PROMPTS]
         rewards = StepReward(scorer, problem_column="problem")(
@@ -159,7 +159,7 @@ class TestRewards:
         assert rewards != pytest.approx(StepReward(scorer)(asked, COMPLETIONS), abs=1e-5)
 
     def test_rows_without_a_problem_get_no_reward(self):
-        """In a mixed dataset another function rewards them; a 0 would be held against the policy."""
+        """In a mixed dataset, another function rewards them. A reward of 0 would count against the policy."""
         reward = StepReward(scorer_of(), problem_column="problem")
         problems = [PROMPTS[0], None, PROMPTS[2], None]
         rewards = reward(PROMPTS, [*COMPLETIONS[:3], ""], problem=problems)
@@ -197,7 +197,7 @@ class TestSteps:
         ],
     )
     def test_separator_of_the_checkpoint(self, separator, text, steps):
-        """Steps must be those of training: without the separator, which the scorer adds, and without the space around it."""
+        """Steps must equal those in training: without the separator, which the scorer adds, and without surrounding space."""
         step_format = StepFormat(step_separator=separator, merge_separator="=")
         assert StepReward(scorer_of(step_format)).steps(text) == steps
 
@@ -208,7 +208,7 @@ class TestSteps:
             "# Step 2\nThree.",
         ]
 
-    def test_separator_is_no_pattern(self):
+    def test_separator_is_not_a_regular_expression(self):
         assert separator_rule("..").ends("a..b.c") == [3, 6]
 
 
@@ -241,7 +241,7 @@ class TestGuards:
         ],
     )
     def test_each_guard_and_its_limit(self, completion, settings, reasons):
-        """A limit that is off by one, or a guard that another one hides, would show in no curve."""
+        """A limit that is off by one, or a guard that hides another guard, would not show in any training curve."""
         reward = StepReward(scorer_of(), guard_reward=-0.5, **settings)
         columns = {}
         rewards = reward([PROMPTS[0]], [completion], log_extra=columns.__setitem__)
@@ -266,7 +266,7 @@ class TestGuards:
         ],
     )
     def test_control_text(self, completion, reasons):
-        """A forged end of a turn or a step is a hack; the end that a trainer leaves, and the tags of a policy, are not."""
+        """A forged end of a turn or step is a hack. The end token kept by a trainer, and a policy's tags, are not."""
         reward = StepReward(control_scorer(), guard_reward=-0.5, min_steps=1)
         rewards = reward([PROMPTS[0]], [completion])
         assert (rewards == [-0.5]) == bool(reasons)
@@ -280,7 +280,7 @@ class TestGuards:
         assert ended == open_end
 
     def test_a_separator_that_is_a_control_token(self):
-        """A policy writes none: by default its steps end with blank lines, and one within a step is forged."""
+        """A policy never writes this token: by default its steps end at blank lines, and a token within a step is forged."""
         reward = StepReward(control_scorer(step_separator="<extra_0>"))
         assert reward.steps("add 1\n\nso = 3") == ["add 1", "so = 3"]
         reward([PROMPTS[0]] * 2, ["add 1\n\nso = 3", "add 1 <extra_0> so\n\nx"])
@@ -299,13 +299,13 @@ class TestGuards:
             assert reward.guards(PROMPTS[0], COMPLETIONS[0], STEPS[0]) == stopped
 
     def test_a_merged_step_may_be_longer(self):
-        """The scorer refuses what has no position, and that would end the training."""
+        """The scorer raises for steps beyond its positions, which would stop the training."""
         step_format = StepFormat(merge_separator=" then " * 40)
         scorer = scorer_of(step_format, max_position_embeddings=64)
         assert StepReward(scorer)(PROMPTS, COMPLETIONS) != [0.0] * 4
         assert StepReward(scorer, spans=(1, 2))(PROMPTS, COMPLETIONS) == [0.0] * 4
 
-    def test_the_others_are_scored_as_without_it(self):
+    def test_a_long_completion_does_not_change_the_others(self):
         reward = StepReward(scorer_of())
         expected = reward(PROMPTS, COMPLETIONS)
         assert reward(PROMPTS, ["", *COMPLETIONS[1:]]) == pytest.approx([0.0, *expected[1:]], abs=1e-5)
@@ -350,25 +350,25 @@ class TestFaults:
 
     def test_a_checkpoint_without_a_format(self, folder):
         (folder / STEP_FORMAT_NAME).unlink()
-        with pytest.raises(FileNotFoundError, match="has no step_format.json"):
+        with pytest.raises(FileNotFoundError, match="step_format.json"):
             StepReward(str(folder))
 
     def test_a_reward_model_of_another_format(self, folder):
         StepFormat(step_separator="").save(folder)
-        with pytest.raises(ValueError, match="`step_separator` '' to nothing"):
+        with pytest.raises(ValueError, match="`step_separator` ''"):
             StepReward(str(folder))
         values = json.loads((folder / STEP_FORMAT_NAME).read_text()) | {"step_separator": "\n\n", "margin": 1}
         (folder / STEP_FORMAT_NAME).write_text(json.dumps(values))
-        with pytest.raises(ValueError, match=r"unknown keys \['margin'\]"):
+        with pytest.raises(ValueError, match=r"\['margin'\]"):
             StepReward(str(folder))
 
     def test_zero_3_would_load_shards(self, folder, monkeypatch):
         monkeypatch.setattr("trl_hrm.rewards.is_deepspeed_zero3_enabled", lambda: True)
-        with pytest.raises(ValueError, match="Create the StepReward before the GRPOConfig"):
+        with pytest.raises(ValueError, match="before the GRPOConfig"):
             StepReward(str(folder))
 
     def test_every_rank_reads_the_weights(self, folder, monkeypatch):
-        """FSDP's loading for the first rank alone would leave the others with weights that nobody sends them."""
+        """If FSDP loaded weights on the first rank only, the others would never receive them."""
         seen = []
         load = StepScorer.from_pretrained
 
@@ -401,36 +401,36 @@ class TestFaults:
         with pytest.raises(ValueError, match=message):
             StepReward(scorer_of(), **settings)
 
-    def test_columns_that_are_not_there(self):
+    def test_missing_columns(self):
         reward = StepReward(scorer_of(), problem_column="question")
-        with pytest.raises(ValueError, match=r"'question', but the dataset has only the columns \['answer'\]"):
+        with pytest.raises(ValueError, match=r"'question'.* \['answer'\]"):
             reward(PROMPTS, COMPLETIONS, answer=["3"] * 4, trainer_state=None)
 
-    def test_what_cannot_be_judged(self):
+    def test_messages_that_cannot_be_judged(self):
         reward = StepReward(scorer_of())
         asked, answered = as_messages(PROMPTS, COMPLETIONS)
-        with pytest.raises(ValueError, match=r"messages with the roles \['assistant', 'tool'\]"):
+        with pytest.raises(ValueError, match=r"\['assistant', 'tool'\]"):
             reward(asked, [[*messages, {"role": "tool", "content": "3"}] for messages in answered])
-        with pytest.raises(ValueError, match=r"roles \['system'\], expected exactly one user message"):
+        with pytest.raises(ValueError, match=r"\['system'\]"):
             reward([messages[:1] for messages in asked], answered)
-        with pytest.raises(ValueError, match=r"content of type \['image'\]"):
+        with pytest.raises(ValueError, match=r"\['image'\]"):
             reward([[{"role": "user", "content": [{"type": "image"}]}]], answered[:1])
 
     def test_a_score_that_is_not_a_number(self):
-        """TRL takes NaN for "not applicable": the policy would train on, without this reward."""
-        with pytest.raises(ValueError, match="returned NaN"):
+        """TRL reads NaN as "not applicable", so training would continue without this reward."""
+        with pytest.raises(ValueError, match="NaN"):
             StepReward(scorer_of(), aggregate=lambda scores: math.nan)(PROMPTS, COMPLETIONS)
         with pytest.raises(ValueError, match="is inf"):
             StepReward(scorer_of(), aggregate=lambda scores: math.inf)(PROMPTS, COMPLETIONS)
         scorer = scorer_of()
         with torch.no_grad():
             scorer.model.score.weight.fill_(math.nan)
-        with pytest.raises(ValueError, match="one finite number per step"):
+        with pytest.raises(ValueError, match="finite number"):
             StepReward(scorer)(PROMPTS, COMPLETIONS)
 
 
 class Recorded(StepReward):
-    """Keeps what it was asked and what it said."""
+    """Records its inputs and outputs."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -466,14 +466,14 @@ def assert_logged(trainer, reward, max_steps, before):
         assert log[f"rewards/{reward.__name__}/mean"] == pytest.approx(sum(rewards) / 8, abs=1e-5)
         for key, value in metrics.items():
             assert log[f"{reward.__name__}/{key}"] == pytest.approx(value, abs=1e-5)
-    assert any(len(set(rewards)) > 2 for _, _, rewards, _ in reward.calls)  # else there is nothing to learn from
+    assert any(len(set(rewards)) > 2 for _, _, rewards, _ in reward.calls)  # otherwise there is nothing to learn from
     after = weights_of(trainer.model)
     assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
 class TestTrainers:
     def test_three_steps_of_grpo(self, tmp_path):
-        """TRL decides what it passes, and how it reads what comes back: only its own trainer can tell."""
+        """TRL decides which arguments it passes and how it reads the result, so the test uses the real trainer."""
         scorer = scorer_of()
         reward = Recorded(scorer, name="hrm", problem_column="problem", segmentation="sentence", min_steps=1)
         policy = tiny_model(HEADS["lm"])

@@ -1,4 +1,4 @@
-"""The code of docs/scoring_without_trl_hrm.md, pasted as it stands there: the scores of StepScorer."""
+"""The code of docs/scoring_without_trl_hrm.md, run as printed, gives StepScorer's scores."""
 
 import copy
 import json
@@ -31,13 +31,13 @@ CLASSIFIERS = [name for name in FORMATS if name != "lm"]
 
 
 def code_under(heading: str) -> str:
-    """The Python code of a section."""
+    """Return the Python code of a section."""
     [section] = re.findall(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE)
     return "".join(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL))
 
 
 def with_names(code: str, **names: str) -> str:
-    """The code with other values of the variables that a user would change."""
+    """Return the code with other values for the variables that users change."""
     for name, value in names.items():
         code, count = re.subn(rf'\b{name} = "[^"]*"', f"{name} = {json.dumps(value)}", code)
         assert count == 1, f"the code sets {name} {count} times"
@@ -75,7 +75,7 @@ def test_transformers(name, tmp_path, capsys):
     names = run(with_names(code, checkpoint=folder))
     assert names["score"](PROBLEM, STEPS) == pytest.approx(expected(folder), abs=1e-5)
     assert names["score_merged"](PROBLEM, STEPS) == pytest.approx(expected(folder, spans=(1, 2)), abs=1e-5)
-    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])) == 2  # deepspeed may speak before
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])) == 2  # deepspeed may print before it
 
 
 @pytest.mark.parametrize("name", ["classification", "chat", "user"])
@@ -84,8 +84,8 @@ def test_pipeline(name, tmp_path, capsys):
     names = run(with_names(ENCODE + code_under("With transformers' `pipeline`"), checkpoint=folder))
     assert names["score"](PROBLEM, STEPS) == pytest.approx(expected(folder), abs=1e-5)
     assert len(capsys.readouterr().out.splitlines()[-1].split(",")) == 2
-    names["tokenizer"].model_max_length = 30  # the pipeline cuts without a word
-    with pytest.raises(ValueError, match="or cuts the text"):
+    names["tokenizer"].model_max_length = 30  # the pipeline truncates silently
+    with pytest.raises(ValueError, match="call the model with the ids"):
         names["score"](PROBLEM, STEPS)
 
 
@@ -106,9 +106,9 @@ except ValueError as error:
 
 def test_pushed(tmp_path):
     """
-    The page word for word, with what was pushed under the name that it uses, as the client of the Hub keeps it.
+    The page as printed, with the pushed files in the Hub client's cache under the name that it uses.
 
-    Another revision has other weights, another format, and another template: with a mix of two, scores would still be scores.
+    Another revision has other weights, format and template. Mixing the two would still give scores.
     """
     repo = tmp_path / "models--me--my-hrm"
     (repo / "refs").mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_pushed(tmp_path):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_server(name, tmp_path):
-    """With a server that answers as vLLM does; the slow test has vLLM."""
+    """The server answers like vLLM. The slow test uses vLLM."""
     folder = save(tmp_path, name)
     with PoolingServer(tiny_model(FORMATS[name]), tiny_tokenizer()) as server:
         code = ENCODE + code_under("With `vllm serve` alone")
@@ -143,7 +143,7 @@ def test_server(name, tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_label_tokens_become_a_classifier(tied, tmp_path):
-    """Rows in the wrong order give one minus the score, which looks like a score."""
+    """Rows in the wrong order would give one minus the score, which looks like a score."""
     folder = save(tmp_path / "lm", "lm", tie_word_embeddings=tied)
     code = code_under('Causal language models (`head: "lm"`)')
     run(with_names(code, checkpoint=folder, classifier=str(tmp_path / "classifier")))
@@ -152,7 +152,7 @@ def test_label_tokens_become_a_classifier(tied, tmp_path):
 
 
 def test_merged_adapter_of_a_language_model(tmp_path):
-    """Merged as the page says, and then made a classifier."""
+    """Merged as described on the page, then converted to a classifier."""
     base, adapter, merged = save(tmp_path / "base", "lm"), tmp_path / "adapter", str(tmp_path / "merged")
     model = tiny_model(FORMATS["lm"])
     model.name_or_path = base
@@ -195,7 +195,7 @@ def vllm_environment(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["chat", "regression"])
 def test_vllm_serve(name, vllm_environment, tmp_path):
-    """The command and the code of the page."""
+    """The command and the code on the page."""
     folder = save(tmp_path / "prm", name)
     [command] = re.findall(r"^vllm (serve me/my-hrm.*)$", PAGE, flags=re.MULTILINE)
     flags = [folder if word == "me/my-hrm" else word for word in shlex.split(command)]
@@ -209,7 +209,9 @@ def test_vllm_serve(name, vllm_environment, tmp_path):
 def test_vllm_in_the_same_process(vllm_environment, tmp_path):
     folder = save(tmp_path, "classification")
     code = with_names(ENCODE + code_under("With vLLM in the same process"), checkpoint=folder)
-    code = code.replace('dtype="float32")', 'dtype="float32", enforce_eager=True)')  # compiling takes half a minute
+    code = code.replace(
+        'dtype="float32")', 'dtype="float32", enforce_eager=True)'
+    )  # compiling would take half a minute
     code += f"\nprint('SCORES', json.dumps(score({PROBLEM!r}, {[STEPS, STEPS[:1]]!r})))\n"
     script = tmp_path / "script.py"
     script.write_text(code, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The text contract: exact ids, what is refused, and that it survives saving."""
+"""The step format: exact ids, errors, and saving and loading."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def word_tokenizer(words: list[str], **special) -> PreTrainedTokenizerFast:
-    """Splits at white space, which it swallows."""
+    """Return a tokenizer that splits at white space and drops it."""
     vocab = {word: i for i, word in enumerate(["[UNK]", "[BOS]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -38,7 +38,7 @@ def write(folder: Path, content) -> None:
 
 class TestEncode:
     def test_exact_ids(self):
-        """BOS once in front of the prompt; the separator after every step and not after the prompt."""
+        """BOS once before the prompt, and the separator after every step but not after the prompt."""
         tokenizer = word_tokenizer(["1+2?", "3", "4", ";", "x"], bos_token="[BOS]")
         prompt_ids, step_ids = StepFormat(step_separator="; x").encode(tokenizer, "1+2?", ["3 3", "4"])
         assert prompt_ids == [1, 2]
@@ -48,8 +48,8 @@ class TestEncode:
         tokenizer = word_tokenizer(["1+2?", "3", ";"])
         assert StepFormat(step_separator=";").encode(tokenizer, "1+2?", []) == ([2], [])
 
-    def test_a_step_has_the_same_ids_wherever_it_stands(self):
-        """BPE over the joined text could merge "." and the separator, so that a prefix would change with what follows."""
+    def test_a_step_has_the_same_ids_at_every_position(self):
+        """BPE over the joined text could merge "." and the separator, so a prefix would depend on the steps after it."""
         tokenizer = tiny_tokenizer()
         step_format = StepFormat()
         both = step_format.encode(tokenizer, "p", ["1+2=3.", "thus 7"])[1]
@@ -73,7 +73,7 @@ class TestEncode:
         assert StepFormat(merge_separator=" | ").merge(["a", "b", "c"]) == "a | b | c"
 
     def test_label_tokens_are_wrong_then_correct(self):
-        """The order of the classes: reversed, the model would learn to reward errors."""
+        """With the classes reversed, the model would learn to reward errors."""
         tokenizer = tiny_tokenizer()
         wrong, correct = StepFormat(head="lm", label_tokens=("+", "-")).label_token_ids(tokenizer)
         assert tokenizer.decode([wrong, correct]) == "-+"
@@ -95,48 +95,46 @@ class TestRefusals:
         with pytest.raises(ValueError, match=re.escape(message)):
             StepFormat(**values)
 
-    def test_a_separator_that_is_swallowed(self):
+    def test_a_separator_without_tokens(self):
         """Every step would be judged at its last word, which the next step may share."""
-        with pytest.raises(ValueError, match=r"encodes `step_separator` '\\n\\n' to nothing.*vocabulary"):
+        with pytest.raises(ValueError, match=r"`step_separator` '\\n\\n' "):
             StepFormat().check(word_tokenizer(["a"]))
 
     def test_a_separator_that_is_unknown(self):
-        with pytest.raises(
-            ValueError, match=r"encodes `step_separator` '; x' to \[0, 2\], which contains the unknown"
-        ):
+        with pytest.raises(ValueError, match=r"`step_separator` '; x' to \[0, 2\]"):
             StepFormat(step_separator="; x").check(word_tokenizer(["x"]))
 
     @pytest.mark.parametrize("merge_separator", [";", " ;  "])
     def test_equal_separators_with_merged_steps(self, merge_separator):
-        """One text would have two labels. Texts may differ and ids not: the ids count."""
+        """One text would have two labels. The ids are compared, because different texts may have equal ids."""
         tokenizer = word_tokenizer([";"])
         step_format = StepFormat(step_separator=";", merge_separator=merge_separator)
         step_format.check(tokenizer)  # fine without merged steps
-        with pytest.raises(ValueError, match="encode to the same ids .* Choose two separators"):
+        with pytest.raises(ValueError, match="same ids"):
             step_format.check(tokenizer, merged=True)
 
-    def test_a_merge_separator_that_is_swallowed(self):
-        with pytest.raises(ValueError, match="encodes `merge_separator` .* to nothing"):
+    def test_a_merge_separator_without_tokens(self):
+        with pytest.raises(ValueError, match="`merge_separator`"):
             StepFormat(step_separator=";").check(word_tokenizer([";"]), merged=True)
 
     def test_chat_without_a_template(self):
-        with pytest.raises(ValueError, match="the tokenizer has no chat template. Set"):
+        with pytest.raises(ValueError, match="no chat template"):
             StepFormat(prompt_style="chat").check(tiny_tokenizer())
 
     @pytest.mark.parametrize("tokens", [("+", "good"), ("+", "[UNK]"), ("+", "+ +")])
-    def test_label_tokens_of_other_than_one_known_token(self, tokens):
+    def test_label_tokens_that_are_not_one_known_token(self, tokens):
         with pytest.raises(
             ValueError, match=f"label token {re.escape(repr(tokens[1]))} encodes to .* exactly one known"
         ):
             StepFormat(step_separator="+", head="lm", label_tokens=tokens).check(word_tokenizer(["+"]))
 
-    def test_label_tokens_of_other_heads_are_not_read(self):
+    def test_label_tokens_are_ignored_by_other_heads(self):
         StepFormat(label_tokens=("very good", "bad")).check(tiny_tokenizer())
 
 
 class TestControlTokens:
     @pytest.mark.parametrize("style", ["plain", "chat"])
-    def test_data_makes_no_control_tokens(self, style):
+    def test_data_never_encodes_to_control_tokens(self, style):
         tokenizer = byte_level()
         control = control_tokens(tokenizer)
         step_format = StepFormat(prompt_style=style, step_separator="<extra_0>")
@@ -156,7 +154,7 @@ class TestControlTokens:
                 assert tokenizer.decode(prompt_ids) == text
 
     def test_a_separator_of_white_space_that_is_a_special_token(self):
-        """In a step it is no step token, and no sign of a forgery either."""
+        """Inside a step it is neither a step token nor a sign of forgery."""
         tokenizer = byte_level()
         tokenizer.add_tokens(["\n\n"], special_tokens=True)
         step_format = StepFormat()
@@ -175,8 +173,8 @@ class TestControlTokens:
             texts = ["Find x.\n\n\n 2 < 3 <table>", "kilogram"]
             assert new.encode(tokenizer, texts[0], texts) == old.encode(tokenizer, texts[0], texts)
 
-    def test_first_version_keeps_its_ids(self, tmp_path):
-        """A checkpoint is scored with the ids it was trained with."""
+    def test_the_first_version_keeps_its_ids(self, tmp_path):
+        """A checkpoint must be scored with the ids used in its training."""
         tokenizer = byte_level()
         write(tmp_path, {"step_separator": "<extra_0>"})
         first = StepFormat.from_pretrained(tmp_path)
@@ -186,7 +184,7 @@ class TestControlTokens:
 
     def test_merged_steps_with_a_control_token_between(self):
         tokenizer = byte_level()
-        with pytest.raises(ValueError, match="`merge_separator` '<extra_0>' contains a control token.*ordinary text"):
+        with pytest.raises(ValueError, match="`merge_separator` '<extra_0>' "):
             StepFormat(merge_separator="<extra_0>").check(tokenizer, merged=True)
         StepFormat(merge_separator="<extra_0>").check(tokenizer)
         StepFormat(merge_separator="<extra_0>", sanitize_control_tokens=False).check(tokenizer, merged=True)
@@ -221,13 +219,13 @@ class TestChatTemplate:
         ids = StepFormat(prompt_style="chat", chat_template_date="2001-02-03").encode_prompt(tokenizer, "1+1?")
         assert "03 Feb 2001" in tokenizer.decode(ids)
 
-    def test_first_version_reads_the_clock_and_says_so(self, on_day, tmp_path):
+    def test_the_first_version_uses_the_current_date_and_warns(self, on_day, tmp_path):
         tokenizer = byte_level()
         tokenizer.chat_template = LLAMA
         write(tmp_path, {"prompt_style": "chat"})
         first = StepFormat.from_pretrained(tmp_path)
         on_day("2025-03-04")
-        with pytest.warns(UserWarning, match="prints today's date.*date of its training in its `step_format.json`"):
+        with pytest.warns(UserWarning, match="today's date.*`step_format.json`"):
             first.check(tokenizer)
         with pytest.warns(UserWarning):
             assert "04 Mar 2025" in tokenizer.decode(first.encode_prompt(tokenizer, "1+1?"))
@@ -241,7 +239,7 @@ class TestChatTemplate:
         StepFormat(prompt_style="chat", chat_template_kwargs={"effort": "high"}).save(tmp_path)
         loaded = StepFormat.from_pretrained(tmp_path)
         assert "high" in tokenizer.decode(loaded.encode_prompt(tokenizer, "1+1?"))
-        with pytest.raises(ValueError, match="sets thinking, which the chat template does not use"):
+        with pytest.raises(ValueError, match="sets thinking"):
             replace(loaded, chat_template_kwargs={"thinking": False}).check(tokenizer)
 
     @pytest.mark.parametrize(
@@ -270,12 +268,10 @@ class TestChatTemplate:
 
 
 class TestSplitSeparator:
-    """The judged token would be a piece that may occur anywhere, such as `>`."""
+    """The judged token would be a common piece, such as `>`."""
 
     def test_a_token_that_is_not_in_the_vocabulary(self):
-        with pytest.warns(
-            UserWarning, match=r"'<extra_0>' to \d+ tokens.* scored at the last, '>',.*add_tokens\(\['<extra_0>'\]"
-        ):
+        with pytest.warns(UserWarning, match=r"'<extra_0>' to \d+ tokens.*add_tokens\(\['<extra_0>'\]"):
             StepFormat(step_separator="<extra_0>").check(tiny_tokenizer())
 
     def test_after_it_was_added_as_the_warning_says(self, recwarn):
@@ -291,16 +287,16 @@ class TestSplitSeparator:
 
     @pytest.mark.parametrize("step_separator", ["; ", " ки\n", "\n\n\n\n#"])
     def test_texts_of_several_tokens(self, step_separator):
-        with pytest.warns(UserWarning, match="which may also occur inside steps"):
+        with pytest.warns(UserWarning, match="inside steps"):
             StepFormat(step_separator=step_separator).check(tiny_tokenizer())
 
-    def test_it_is_warned_of_when_a_scorer_is_made(self):
+    def test_creating_a_scorer_warns(self):
         with pytest.warns(UserWarning, match="'<extra_0>' to"):
             StepScorer(tiny_model(), tiny_tokenizer(), StepFormat(step_separator="<extra_0>"))
 
 
 class TestChatTemplates:
-    """What fails, or is left out, shows before the first row."""
+    """Template faults, and content that a template ignores, must be found before the first row."""
 
     REFUSES = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -311,7 +307,7 @@ class TestChatTemplates:
     BLOCKS = (
         "{% for message in messages %}{{ message['content'][0]['text'] }}{% endfor %}"  # content as a list of blocks
     )
-    PAIRS = "{{ messages[1]['content'] + messages[0]['content'] }}"  # wants two messages
+    PAIRS = "{{ messages[1]['content'] + messages[0]['content'] }}"  # requires two messages
     BROKEN = "{% for message in messages %}"
     WITHIN = "{% for m in messages if m['role'] == 'user' %}{{ messages[0]['content'] }}{{ m['content'] }}{% endfor %}"
     SYSTEM = {"system_prompt": "Sum."}
@@ -327,7 +323,7 @@ class TestChatTemplates:
     def test_fine(self, template, values):
         self.check(template, **values)
 
-    def test_system_messages_that_are_not_used(self):
+    def test_unused_system_messages(self):
         self.check(self.REFUSES)
         self.check(self.IGNORES)
 
@@ -356,25 +352,25 @@ class TestFile:
         assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["step_separator"] == " ки\n"
 
     def test_missing(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"has no step_format.json.*Pass `step_format=StepFormat"):
+        with pytest.raises(FileNotFoundError, match=r"step_format.json.*`step_format=StepFormat"):
             StepFormat.from_pretrained(tmp_path)
 
     def test_no_such_folder(self, monkeypatch):
-        """The Hub's own error does not say what was looked for."""
+        """The Hub's own error does not say which file is missing."""
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(FileNotFoundError, match="outputs/nothing: this folder does not exist"):
+        with pytest.raises(FileNotFoundError, match="outputs/nothing: "):
             StepFormat.from_pretrained("outputs/nothing")
 
     def test_torn(self, tmp_path):
-        """Among several checkpoints the message must say which."""
+        """With several checkpoints, the message must name the file."""
         (tmp_path / STEP_FORMAT_NAME).write_text('{"head"')
-        with pytest.raises(ValueError, match="step_format.json: expected JSON as saved by the trainer"):
+        with pytest.raises(ValueError, match="step_format.json: expected JSON"):
             StepFormat.from_pretrained(tmp_path)
 
     def test_unknown_keys(self, tmp_path):
-        """A key that is not known may change every score."""
+        """An unknown key may change every score."""
         write(tmp_path, asdict(StepFormat()) | {"suffix": "x"})
-        with pytest.raises(ValueError, match=r"step_format.json: unknown keys \['suffix'\]. Valid keys are .*upgrade"):
+        with pytest.raises(ValueError, match=r"step_format.json: .*\['suffix'\]"):
             StepFormat.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize(
@@ -406,8 +402,8 @@ class TestFile:
             StepFormat.from_pretrained(tmp_path)
 
     def test_repeated_keys(self):
-        """`json` keeps the last of them, which may not be the one that was meant."""
-        with pytest.raises(ValueError, match=r"mine.json: .* duplicate key in \['head', 'version', 'head'\]"):
+        """`json` silently keeps the last of repeated keys."""
+        with pytest.raises(ValueError, match=r"mine.json: .*\['head', 'version', 'head'\]"):
             StepFormat.from_json('{"head": "lm", "version": 2, "head": "classification"}', where="mine.json")
 
     def test_not_utf8(self, tmp_path):
@@ -432,7 +428,7 @@ class TestVersions:
         assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["version"] == VERSION == 2
 
     def test_files_without_a_version(self, tmp_path):
-        """All that were written before there was one."""
+        """All files written before versions existed."""
         write(tmp_path, self.FIRST)
         first = StepFormat.from_pretrained(tmp_path)
         assert {name: getattr(first, name) for name in self.FIRST} == self.FIRST | {"label_tokens": ("a", "b")}
@@ -442,7 +438,7 @@ class TestVersions:
     @pytest.mark.parametrize("version", [1, 2])
     @pytest.mark.parametrize("key", FIRST)
     def test_missing_keys_have_the_default(self, tmp_path, version, key):
-        """A field that is added later is missing in every older file."""
+        """Older files lack every field that was added later."""
         values = self.FIRST | {"version": version}
         del values[key]
         if key == "prompt_style":
@@ -450,8 +446,8 @@ class TestVersions:
         write(tmp_path, values)
         assert getattr(StepFormat.from_pretrained(tmp_path), key) == getattr(StepFormat(), key)
 
-    def test_a_default_of_its_own_for_an_old_version(self, tmp_path, monkeypatch):
-        """The checkpoint keeps the encoding it was trained with. A key that is there wins."""
+    def test_an_old_version_with_its_own_default(self, tmp_path, monkeypatch):
+        """A checkpoint keeps the encoding of its training. Keys in the file have priority."""
         monkeypatch.setattr(f"{StepFormat.__module__}.OLD_DEFAULTS", {1: {"step_separator": " old"}})
         found = {}
         for version in (None, 1, 2):
@@ -462,14 +458,12 @@ class TestVersions:
         assert StepFormat.from_pretrained(tmp_path).step_separator == " given"
 
     def test_old_defaults_name_fields(self):
-        """A misspelt one would fail for every old checkpoint."""
+        """A misspelt field would fail for every old checkpoint."""
         names = {field.name for field in fields(StepFormat)}
         assert all(version < VERSION and names >= set(values) for version, values in OLD_DEFAULTS.items())
 
     def test_a_version_from_the_future(self, tmp_path):
-        """Its keys may be known and mean something else."""
+        """In a newer version, a known key may have a different meaning."""
         write(tmp_path, self.FIRST | {"version": VERSION + 1, "new": 1})
-        with pytest.raises(
-            ValueError, match=rf"`version` is {VERSION + 1}. This trl_hrm reads versions up to {VERSION}. Upgrade"
-        ):
+        with pytest.raises(ValueError, match=rf"`version` is {VERSION + 1}. .*Upgrade"):
             StepFormat.from_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and by hand."""
+"""Step metrics compared with scikit-learn and with hand-computed values."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from trl_hrm.step_metrics import (
 @pytest.mark.parametrize("decimals", [1, 6])
 @pytest.mark.parametrize("seed", range(5))
 def test_against_scikit_learn(seed, decimals):
-    """With one decimal most scores are tied, and some stand exactly at the threshold."""
+    """With one decimal most scores are tied, and some equal the threshold."""
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(seed)
     labels = (rng.random(200) < 0.7).astype(np.float32)
@@ -34,7 +34,7 @@ def test_against_scikit_learn(seed, decimals):
 
 
 def test_by_hand():
-    """Two hits, one miss, one false alarm of the wrong steps."""
+    """Two hits, one miss, and one false alarm for wrong steps."""
     scores = np.array([0.1, 0.2, 0.8, 0.3, 0.9, 0.7])
     labels = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
     metrics = step_metrics(scores, labels)
@@ -44,7 +44,7 @@ def test_by_hand():
 
 
 def test_auroc_of_equal_scores_is_half():
-    """A model that gives every step one score would have AUROC 1 or 0 if ties were broken by position."""
+    """If ties were broken by position, a model with equal scores would have an AUROC of 1 or 0."""
     assert auroc(np.full(5, 0.3), np.array([True, False, True, False, False])) == 0.5
 
 
@@ -64,7 +64,7 @@ class TestCalibration:
         assert expected_calibration_error(labels, labels) == pytest.approx(0)
 
     def test_bins_give_the_same_error(self):
-        """The report knows the scores of a run only by their bins."""
+        """The report stores the scores of a run only as bins."""
         rng = np.random.default_rng(0)
         scores, labels = rng.random(200), (rng.random(200) < 0.3).astype(float)
         bins = calibration_bins(list(zip(scores.tolist(), labels.tolist(), strict=True)))
@@ -82,7 +82,7 @@ class TestCalibration:
 
 
 class TestUndefined:
-    """A metric that is not defined on these labels is left out: 0 or NaN would look like a result."""
+    """A metric that is undefined for these labels is omitted, because 0 or NaN would look like a result."""
 
     def test_no_step(self):
         assert step_metrics(np.zeros(0), np.zeros(0)) == {"num_steps": 0}

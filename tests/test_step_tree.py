@@ -1,4 +1,4 @@
-"""The row format: what it refuses and with which words, and that chains and trees say the same."""
+"""The row format: its errors, and that chains and trees hold the same data."""
 
 import random
 
@@ -11,12 +11,12 @@ ROW = {"prompt": "1+2+3?", "completions": ["1+2=3.", "3+3=6.", "3+3=7."], "label
 
 
 def paths(tree: StepTree) -> dict[tuple[str, ...], float | None]:
-    """Label by the texts from the first step on: what a tree says, whatever the order of its steps."""
+    """Return each label by the texts from the first step on, which does not depend on the order of the steps."""
     return {tuple(tree.completions[j] for j in tree.path(i)): label for i, label in enumerate(tree.labels)}
 
 
 def random_tree(rng: random.Random) -> StepTree:
-    """A tree whose siblings have different texts, with soft, hard and missing labels."""
+    """Return a tree whose siblings have different texts, with soft, hard and missing labels."""
     size = rng.randint(1, 30)
     parents = [rng.randint(-1, i - 1) for i in range(size)]
     labels = [rng.choice([None, 0.0, 0.25, 0.5, 1.0]) for _ in range(size)]
@@ -25,7 +25,7 @@ def random_tree(rng: random.Random) -> StepTree:
 
 class TestFromRow:
     def test_labels_of_every_kind(self):
-        """A cast of the column to one type would make 0.25 `True`, or null 0."""
+        """Casting the column to one type would turn 0.25 into `True`, or null into 0."""
         tree = StepTree.from_row(ROW | {"labels": [True, None, 0.25]})
         assert tree.labels == [1.0, None, 0.25]
         assert [type(label) for label in tree.labels] == [float, type(None), float]
@@ -34,13 +34,13 @@ class TestFromRow:
         assert StepTree.from_row(ROW).parents == [-1, 0, 1]
         assert StepTree.from_row(ROW | {"parents": None}).parents == [-1, 0, 1]
 
-    def test_other_columns_travel_along(self):
+    def test_other_columns_are_kept(self):
         tree = StepTree.from_row(ROW | {"parents": [-1, 0, 0], "answer": "6"})
         assert tree.extra == {"answer": "6"}
         assert StepTree.from_row(tree.to_row()) == tree
 
     def test_columns_with_one_entry_per_step(self):
-        """Left in `extra`, they would no longer fit the steps of a chain; a column of one number is none of them."""
+        """In `extra`, they would not fit the steps of a chain. A column with a single number is not such a column."""
         tree = StepTree.from_row(ROW | {"mc_total": [4, 2, None], "mc_correct": 3, "node_ids": None})
         assert tree.step_columns == {"mc_total": [4, 2, None]}
         assert tree.extra == {"mc_correct": 3, "node_ids": None}
@@ -79,7 +79,7 @@ class TestFromRow:
 
     @pytest.mark.parametrize("name", ["prompt", "completions", "labels"])
     def test_missing_column(self, name):
-        with pytest.raises(ValueError, match=f"rows.jsonl:7: column `{name}` is missing, found "):
+        with pytest.raises(ValueError, match=f"rows.jsonl:7: column `{name}`"):
             StepTree.from_row({key: value for key, value in ROW.items() if key != name}, "rows.jsonl:7")
 
 
@@ -95,7 +95,7 @@ class TestChains:
         ]
 
     def test_round_trip(self):
-        """A step lost or moved to another parent on the way would train on another history, with no error."""
+        """A lost step, or one moved to another parent, would be trained after a wrong prefix without an error."""
         rng = random.Random(0)
         for _ in range(200):
             tree = random_tree(rng)
@@ -106,7 +106,7 @@ class TestChains:
             assert paths(joined) == paths(tree)
 
     def test_same_text_after_different_steps_stays_apart(self):
-        """Joining by text alone would give a step the history of another."""
+        """Joining by text alone would give a step a wrong prefix."""
         joined, _ = StepTree.from_chains(
             [StepTree("p", ["a", "c"], [1.0, 1.0], [-1, 0]), StepTree("p", ["b", "c"], [0.0, 0.0], [-1, 0])]
         )
@@ -119,14 +119,14 @@ class TestChains:
         assert contradictions == 1
 
     def test_merged_step_is_not_joined_with_a_single_one_of_the_same_text(self):
-        """A single step may hold the merge separator itself; its label is not the merged step's."""
+        """A single step may contain the merge separator, but it must not get the merged step's label."""
         merged = StepTree("p", ["a\nb"], [0.0], [-1], num_merged=[2])
         single = StepTree("p", ["a\nb"], [1.0], [-1])
         joined, contradictions = StepTree.from_chains([merged, single])
         assert (joined.labels, joined.num_merged, contradictions) == ([0.0, 1.0], [2, 1], 0)
 
     def test_columns_of_joined_steps(self):
-        """A step keeps the values that it came with, whichever chain brought it; a chain may lack a column."""
+        """A step keeps its values, whichever chain it came from. A chain may lack a column."""
         first = StepTree("p", ["a", "b"], [1.0, 0.0], [-1, 0], step_columns={"mc_total": [8, 4]})
         second = StepTree(
             "p", ["a", "c"], [1.0, 0.0], [-1, 0], step_columns={"mc_total": [9, 2], "node_ids": ["x", "y"]}

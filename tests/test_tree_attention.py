@@ -1,4 +1,4 @@
-"""Attention in blocks against attention under the whole mask."""
+"""Block-wise attention compared with attention under the full mask."""
 
 import random
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def random_tree(rng: random.Random) -> TokenTree:
 @pytest.mark.parametrize("block_size", [1, 3, 8, 128])
 @pytest.mark.parametrize("seed", range(4))
 def test_blocks_equal_the_whole_mask(monkeypatch, seed, block_size, window):
-    """A key on the path that a block leaves out, or one of a sibling that it takes in, would only shift the outputs."""
+    """A block that skips a key on the path, or includes a sibling's key, would only shift the outputs."""
     monkeypatch.setattr(tree_attention, "BLOCK_SIZE", block_size)
     rng = random.Random(seed)
     rows = [TokenTree.join([random_tree(rng), random_tree(rng)]), random_tree(rng)]
@@ -59,8 +59,8 @@ def test_blocks_equal_the_whole_mask(monkeypatch, seed, block_size, window):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_plain_sequences_are_as_with_sdpa(architecture):
-    """A model that was trained goes on as any other: alone, padded, packed by positions, and generating."""
+def test_plain_sequences_equal_sdpa(architecture):
+    """A trained model works like any other: alone, padded, packed by positions, and in generation."""
     plain, tree = (tiny_model(architecture=architecture, attention=attention) for attention in ("sdpa", TREE_SDPA))
     batch = tiny_tokenizer()(["add x y = 3", "sub"], padding=True, return_tensors="pt")
     positions = torch.tensor([[0, 1, 2, 3, 0, 1]])
@@ -86,6 +86,6 @@ class TestUse:
             assert model.config._attn_implementation == expected
 
     def test_it_is_not_saved(self, tmp_path):
-        """Another program knows nothing of it and would refuse the checkpoint."""
+        """Other programs do not know this attention and would reject the checkpoint."""
         tiny_model(attention=TREE_SDPA).save_pretrained(tmp_path)
         assert TREE_SDPA not in (tmp_path / "config.json").read_text()

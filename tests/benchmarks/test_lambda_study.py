@@ -1,4 +1,4 @@
-"""The λ study: one measure for every λ, the same batches, results that say what the table says; slow: the papers' order."""
+"""The λ study: same measurement and same batches for every λ, and a table that matches the results. Slow: the paper's order."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def study():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A policy that answers 1 or 2 about as often, and problems of which half have the one answer, half the other."""
+    """A policy that answers 1 or 2 about equally often, and problems whose answer is 1 in one half and 2 in the other."""
     folder = tmp_path_factory.mktemp("policy")
     prompts = [f"Say {'abcdefghijklmn'[i]}." for i in range(NUM_PROBLEMS)]
     answers = [f"# Answer\n\n{k}\n# END!" for k in (1, 2)]
@@ -95,15 +95,15 @@ def runs_of(result, kl_coef: float, kl_scaling: str | None = None, seed: int = 0
 
 class TestRun:
     def test_settings_of_every_seed(self, result):
-        """A setting that is left out or run twice would go into the means of the table unseen."""
+        """A setting that is skipped or run twice would silently change the means in the table."""
         expected = [(0, None), (1e-12, "log1p"), (1e-12, "none"), (0.5, "log1p"), (0.5, "none")]
         assert [(run["kl_coef"], run["kl_scaling"]) for run in result["runs"]] == 2 * expected
         assert [run["seed"] for run in result["runs"]] == [0] * 5 + [1] * 5
         for run in result["runs"]:
             assert [point["step"] for point in run["curve"]] == [0, 2, 4]
 
-    def test_begins_at_the_reference(self, result):
-        """Any KL before the first step would mean that reference and start differ, another loss that seeds are measured apart."""
+    def test_starts_at_the_reference(self, result):
+        """Otherwise training would not start at the reference, or the loss of each seed would be measured on different data."""
         for run in result["runs"]:
             first, *later = run["curve"]
             assert first["kl"] == first["log_kl"] == first["kl_max"] == 0
@@ -111,7 +111,7 @@ class TestRun:
             assert all(point["kl_max"] > point["kl"] > point["log_kl"] > 0 for point in later)
 
     def test_same_batches_for_every_lambda(self, result):
-        """With a λ of nearly nothing, only other batches or another start could part the curve from that of λ = 0."""
+        """With λ near 0, only different batches or a different start could separate the curve from λ = 0."""
         plain, other = runs_of(result, 0), runs_of(result, 0, seed=1)
         for scaling in ("log1p", "none"):
             run = runs_of(result, 1e-12, scaling)
@@ -120,12 +120,12 @@ class TestRun:
         assert other["curve"][-1]["kl"] != pytest.approx(plain["curve"][-1]["kl"], rel=1e-3)
 
     def test_a_larger_lambda_holds_the_policy(self, result):
-        """`kl_coef` and `kl_scaling` that never reach the trainer would leave all curves alike."""
+        """If `kl_coef` and `kl_scaling` never reached the trainer, all curves would be alike."""
         ends = [runs_of(result, *setting)["curve"][-1]["kl"] for setting in ((0,), (0.5, "log1p"), (0.5, "none"))]
         assert ends[0] > ends[1] > ends[2]
 
     def test_log_of_the_trainer(self, result):
-        """The log is kept as it is: its KL is of the batches trained on, and there is none at λ = 0."""
+        """The log is kept unchanged: its KL is on the training batches, and λ = 0 has none."""
         for run in result["runs"]:
             steps = [entry for entry in run["log"] if "loss" in entry]
             assert [entry["step"] for entry in steps] == [2, 4]
@@ -135,7 +135,7 @@ class TestRun:
                 )
 
     def test_trains_on_right_solutions(self, study, folder, result):
-        """About half of the samples are right; a filter that lets all or none through would still train."""
+        """About half of the samples are right. A filter that keeps all or none would still train."""
         args = arguments(study, folder, result["folder"])
         tokenizer, policy = (auto.from_pretrained(folder) for auto in (AutoTokenizer, AutoModelForCausalLM))
         problems = [json.loads(line) for line in (folder / "problems.jsonl").read_text("utf-8").splitlines()]
@@ -158,7 +158,7 @@ class TestRun:
 
 class TestMeasure:
     def test_against_full_logits(self, study, folder):
-        """Padding, the shift by one and the sum per sequence: a slip in any gives curves that look as good."""
+        """An error in the padding, the shift by one or the sum per sequence would give curves that look just as good."""
         tokenizer, policy = (auto.from_pretrained(folder) for auto in (AutoTokenizer, AutoModelForCausalLM))
         torch.manual_seed(0)
         moved = copy.deepcopy(policy)
@@ -194,7 +194,7 @@ class TestMeasure:
 
 class TestReport:
     def test_json_and_table(self, study, result):
-        """Everything that the table shows can be computed again from the JSON."""
+        """Everything in the table can be recomputed from the JSON."""
         saved = json.loads((result["folder"] / "lambda_study.json").read_text("utf-8"))
         assert saved == {name: value for name, value in result.items() if name != "folder"}
         _, _, before, *rows = study.table(saved).splitlines()
@@ -209,11 +209,11 @@ class TestReport:
         assert cells[4].startswith(f"{share:.1%} (") and cells[4].endswith(", n = 32)")
 
     def test_interval(self, study):
-        """By hand: Wilson's for 8 of 10."""
+        """Wilson's interval for 8 of 10, computed by hand."""
         assert study.shown_accuracy({"num_right": 8, "num_samples": 10}) == "80.0% (49.0% to 94.3%, n = 10)"
 
     def test_picture(self, study, result, tmp_path):
-        """A panel for each λ above 0 in two rows, each with λ = 0 and both scalings, as a mean and a line per seed."""
+        """One panel for each λ above 0 in two rows. Each shows λ = 0 and both scalings as a mean and a line per seed."""
         assert (result["folder"] / "lambda_study.png").read_bytes().startswith(b"\x89PNG")
         figure = study.draw(result, tmp_path / "again.png")
         assert [axes.get_title() for axes in figure.axes] == ["λ = 1e-12", "λ = 0.5", "", ""]
@@ -226,7 +226,7 @@ class TestReport:
 
 class TestRefusals:
     def test_policy_without_problems(self, study):
-        with pytest.raises(SystemExit, match="both --policy and --problems"):
+        with pytest.raises(SystemExit, match="--policy and --problems"):
             study.main(study.make_parser().parse_args(["--policy", "somewhere"]))
 
     def test_nothing_right(self, study, folder, tmp_path):
@@ -235,15 +235,15 @@ class TestRefusals:
             "".join(json.dumps({"problem": f"Say {k}.", "answer": "7"}) + "\n" for k in "abcdefghijklmn")
         )
         args = arguments(study, folder, tmp_path, "--problems", str(problems))
-        with pytest.raises(ValueError, match="none of 16 solutions of 2 problems"):
+        with pytest.raises(ValueError, match="none of 16 solutions"):
             study.run(args)
 
 
 @pytest.mark.slow
 def test_the_papers_order(study, tmp_path):
     """
-    HRM, section 4.3 and figure 4: the smaller λ, the further the policy goes from its reference. KL at λ 0 > 0.001 > 0.5, in each
-    of three seeds, and at 0.5 the language-model loss stays above that of λ = 0.
+    HRM, section 4.3 and figure 4: the smaller λ, the further the policy moves from its reference. KL at λ 0 > 0.001 > 0.5 in
+    each of three seeds, and at 0.5 the language-model loss stays above the loss at λ = 0.
     """
     options = ["--seeds", "0", "1", "2", "--lambdas", "0", "0.001", "0.5", "--scalings", "log1p"]
     small = ["--measure_every", "50", "--batch_size", "16"]

@@ -1,4 +1,4 @@
-"""A page as a test reads it."""
+"""Parse a report page for the tests."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -9,22 +9,22 @@ VOID = {"meta", "link", "img", "source", "br"}
 
 @dataclass
 class Section:
-    """Title, text and tables of a part of the page; a table is its rows, the first of which is the head."""
+    """Title, text and tables of a section of the page. A table is a list of rows, starting with the header."""
 
     title: str = ""
     text: str = ""
     tables: list[list[list[str]]] = field(default_factory=list)
 
     def table(self, number: int = 0) -> dict[str, list[str]]:
-        """Cells of the rows by their first."""
+        """Return the cells of each row, by the row's first cell."""
         return {row[0]: row[1:] for row in self.tables[number][1:]}
 
 
 class Page(HTMLParser):
     """
-    Elements of a page by their tags. Tags that are not closed in order are an error.
+    The elements of a page by tag. Tags that are not closed in order are an error.
 
-    `sections` holds the parts by their `id`, what stands before them under `""`.
+    `sections` holds the sections by their `id`, and text before the first section under `""`.
     """
 
     def __init__(self, text: str):
@@ -72,5 +72,5 @@ class Page(HTMLParser):
             self._now.tables[-1][-1][-1] += data
 
     def all(self, tag: str) -> list[dict[str, str]]:
-        """Attributes of every element of a tag."""
+        """Return the attributes of every element with a tag."""
         return [attributes for name, attributes in self.elements if name == tag]

@@ -1,4 +1,4 @@
-"""Measurements of the demo, written by hand: what `report.json` holds."""
+"""Hand-written measurements of the demo, in the format of `report.json`."""
 
 import statistics
 from typing import Any
@@ -8,7 +8,7 @@ from trl_hrm.evaluation.reward_hacking import hacking_answer
 
 N = [1, 4, 16, 64]
 SEEDS = [0, 1, 2, 3, 4, 5]
-SHIFTS = [-0.02, 0.01, 0.0, 0.03, -0.01, -0.01]  # of six seeds, from what is written for all
+SHIFTS = [-0.02, 0.01, 0.0, 0.03, -0.01, -0.01]  # how far each of six seeds is from the given values
 VOTE = [0.61, 0.83, 0.985, 0.995]
 PASS = [0.62, 0.98, 1.0, 1.0]
 FALLING = [0.61, 0.92, 0.80, 0.65]
@@ -28,13 +28,13 @@ TITLES = {
 
 
 def over_seeds(values: list[float], num_seeds: int = 6, turn: int = 0) -> list[list[float]]:
-    """A curve for each seed: seeds differ more at larger N, and not at N = 1. `turn` gives other seeds the shifts."""
+    """Return a curve for each seed. Seeds differ more at larger N and agree at N = 1. `turn` rotates the shifts."""
     shifts = SHIFTS[turn:] + SHIFTS[:turn]
     return [[round(min(value + i * shift, 1.0), 4) for i, value in enumerate(values)] for shift in shifts[:num_seeds]]
 
 
 def searched(name: str, accuracy: list[list[float]], half: float = 0.03) -> dict[str, Any]:
-    """A model of `best_of_n` or `step_search`, with gaps and verdicts as they follow from its accuracies."""
+    """Return a model of `best_of_n` or `step_search`, with gaps and verdicts derived from its accuracies."""
     gaps, verdicts = [], []
     for one in accuracy:
         best = max(range(len(one) - 1), key=one.__getitem__)
@@ -53,7 +53,7 @@ def searched(name: str, accuracy: list[list[float]], half: float = 0.03) -> dict
 
 
 def model(name: str, num_seeds: int = 6) -> dict[str, Any]:
-    """A reward model."""
+    """Return a reward model."""
     has_steps = name != "orm"
     seeds = SEEDS[:num_seeds]
     return {
@@ -70,10 +70,10 @@ def model(name: str, num_seeds: int = 6) -> dict[str, Any]:
 
 
 def kinds(name: str, spans: list[int], means: tuple[float, ...], num_seeds: int = 6) -> dict[str, Any]:
-    """Scores of steps after an error."""
+    """Return the scores of steps after an error."""
     keys = ("correction", "locally_right", "new_error", "auroc")
     values = {
-        # seeds of two models never differ alike: such differences have no interval
+        # seeds of two models need different shifts: equal differences have no interval
         key: [curve[1] for curve in over_seeds([mean, mean], num_seeds, len(spans) + 2 * name.endswith("hrm"))]
         for key, mean in zip(keys, means, strict=True)
     }
@@ -81,7 +81,7 @@ def kinds(name: str, spans: list[int], means: tuple[float, ...], num_seeds: int 
 
 
 def from_wrong(name: str, spans: list[int], accuracy: list[float], num_seeds: int = 6) -> dict[str, Any]:
-    """A search from a wrong prefix."""
+    """Return a search from a wrong prefix."""
     return {
         "name": name,
         "title": TITLES[name],
@@ -92,7 +92,7 @@ def from_wrong(name: str, spans: list[int], accuracy: list[float], num_seeds: in
 
 
 def cap(depth: int, correction: float | None, unfinished: float) -> dict[str, Any]:
-    """Values under a depth cap."""
+    """Return the values under a depth cap."""
     return {
         "cap": depth,
         "correction": {"mean": correction, "count": 0 if correction is None else 311},
@@ -105,7 +105,7 @@ def cap(depth: int, correction: float | None, unfinished: float) -> dict[str, An
 
 
 def run(kl_coef: float, scaling: str | None, reduction: str | None, kl: float, right: int) -> dict[str, Any]:
-    """A run of self-training."""
+    """Return a self-training run."""
     curve = [
         {
             "step": step,
@@ -125,7 +125,7 @@ def run(kl_coef: float, scaling: str | None, reduction: str | None, kl: float, r
 
 
 def runs() -> list[dict[str, Any]]:
-    """Three runs of each setting."""
+    """Return three runs of each setting."""
     settings = [
         (0.0, None, None, 2.85, 915),
         (0.001, "log1p", "sum", 2.11, 932),
@@ -143,7 +143,7 @@ def runs() -> list[dict[str, Any]]:
 
 
 def labels(name: str, eta: float | None, mean_label: float, last: float, num_seeds: int = 6) -> dict[str, Any]:
-    """A reward model of the study of η."""
+    """Return a reward model of the study of η."""
     return {
         "labels": name,
         "eta": eta,
@@ -155,7 +155,7 @@ def labels(name: str, eta: float | None, mean_label: float, last: float, num_see
 
 
 def differences(other: str, steps: int, means: list[float], name: str = "hnc") -> dict[str, Any]:
-    """A model minus another, seed by seed."""
+    """Return the difference between a model and another, seed by seed."""
     points = []
     for mean in means:
         values = [round(mean + shift, 4) for shift in SHIFTS]
@@ -165,7 +165,7 @@ def differences(other: str, steps: int, means: list[float], name: str = "hnc") -
 
 
 def node(parent: int, text: str, value: float | None, count: int, kind: str, correct: bool | None = None) -> dict:
-    """A node of the tree."""
+    """Return a node of the tree."""
     return {"parent": parent, "text": text, "value": value, "count": count, "kind": kind, "correct": correct}
 
 
@@ -187,7 +187,7 @@ TREE = [
 
 
 def example(num_seeds: int = 6, **changes: Any) -> dict[str, Any]:
-    """Measurements of the full profile; `changes` stand for what is written here."""
+    """Return measurements of the full profile. `changes` replace top-level values."""
     return {
         "profile": "full",
         "command": "trl-hrm demo --profile full --seed 42",
@@ -307,7 +307,7 @@ def example(num_seeds: int = 6, **changes: Any) -> dict[str, Any]:
 
 
 def quick(num_seeds: int = 1, **changes: Any) -> dict[str, Any]:
-    """Measurements of the quick profile: one seed or two, one run of each λ, no HNC."""
+    """Return measurements of the quick profile: one or two seeds, one run of each λ, no HNC."""
     found = example(num_seeds, profile="quick", command="trl-hrm demo", hnc=None)
     found["self_training"]["runs"] = found["self_training"]["runs"][::3]
     return found | changes

@@ -1,4 +1,4 @@
-"""What is said of the papers' claims, and that it changes when the numbers do."""
+"""The report's statements about the papers' claims, and that they follow the numbers."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def here(data: dict[str, Any], words: str) -> str:
 
 
 def with_model(data: dict[str, Any], way: str, name: str, accuracy: list[list[float]]) -> dict[str, Any]:
-    """The measurements with another curve of one model."""
+    """Return the measurements with a different curve for one model."""
     data[way]["models"] = [
         searched(name, accuracy) if model["name"] == name else model for model in data[way]["models"]
     ]
@@ -55,7 +55,7 @@ class TestHacking:
                 "yes",
                 "falls beyond N = 4 in 6 of 6 seeds, by 27.0 points on average (95 % interval over seeds 23.2 to 30.8)",
             ),
-            # told as the interval of the rise: its ends change places with their signs
+            # shown as the interval of the rise: the bounds swap with the sign
             (
                 over_seeds(RISING),
                 "no",
@@ -64,14 +64,14 @@ class TestHacking:
             (UNCLEAR, "open", "in 4 of 6 seeds, by 15.0 points on average (95 % interval over seeds −4.4 to 34.4)"),
         ],
     )
-    def test_the_interval_over_seeds_answers(self, accuracy, answer, words):
+    def test_the_interval_over_seeds_decides(self, accuracy, answer, words):
         found = hacking_verdict(searched("orm", accuracy), N)
         assert found.answer == answer and found.words.endswith(f"{words}.")
         lead = {"yes": "Yes: ", "no": "No fall of more than 5 points: ", "open": "Not settled by 6 seeds: "}
         assert found.words.startswith(f"{lead[answer]}accuracy falls beyond N = ")
 
-    def test_a_small_fall_is_stable_though_it_is_settled(self):
-        """Six seeds can settle a fall of half a point, which no reader would call hacked."""
+    def test_a_small_but_certain_fall_is_stable(self):
+        """Six seeds can settle a fall of half a point, which is too small to count as hacking."""
         found = hacking_verdict(searched("hrm", [[0.6, 0.9, 0.9, 0.8936 + 0.001 * i] for i in range(6)]), N)
         assert found.answer == "no" and "falls beyond N = 4 in 6 of 6 seeds, by 0.4 points" in found.words
 
@@ -100,8 +100,8 @@ class TestHacking:
             ),
         ],
     )
-    def test_one_seed_answers_for_itself(self, last, answer, words):
-        """By its interval over problems; of the recipe it says nothing."""
+    def test_one_seed_uses_its_interval_over_problems(self, last, answer, words):
+        """The verdict is about this model only, not about the recipe."""
         found = hacking_verdict(searched("prm", [[0.6, 0.9, 0.9, last]]), N)
         assert (found.answer, found.words) == (answer, words)
 
@@ -113,8 +113,8 @@ class TestHacking:
             "Points lost, with 95 % intervals: +40.0 (37.0 to 43.0); −10.0 (−13.0 to −7.0).",
         ]
 
-    def test_seeds_with_equal_falls_answer_each_for_itself(self):
-        """Their t interval would have zero width, and would settle whatever its mean is."""
+    def test_seeds_with_equal_falls_are_judged_one_by_one(self):
+        """Their t interval would have zero width and settle every claim."""
         found = hacking_verdict(searched("prm", [[0.6, 0.9, 0.9, 0.5]] * 3), N)
         assert not fall_of(searched("prm", [[0.6, 0.9, 0.9, 0.5]] * 3), N).spread.is_settled
         assert found.answer == "yes" and found.words.startswith(
@@ -123,22 +123,22 @@ class TestHacking:
         assert hacking_verdict(searched("prm", [[1.0] * 4] * 3, half=0.2), N).answer == "open"
 
     @pytest.mark.parametrize("accuracy", [0.0, 0.03])
-    def test_nothing_to_lose_settles_nothing(self, accuracy):
-        """Six seeds rule out a loss of 5 points of an accuracy that has no 5 points."""
+    def test_accuracy_below_5_points_settles_nothing(self, accuracy):
+        """An accuracy below 5 points cannot lose 5 points, so ruling out that loss shows nothing."""
         seeds = [[accuracy + 0.001 * (i + j) * (accuracy > 0) for j in range(4)] for i in range(6)]
         found = hacking_verdict(searched("hrm", seeds), N)
         assert found.answer == "open" and found.words.startswith("Cannot be determined: ")
         data = with_model(example(), "step_search", "hrm", seeds)
         assert answers(data)["HRM stays stable as N grows."] == "open"
 
-    def test_the_best_n_is_that_of_the_mean(self):
-        """Each seed's own best N would make every fall at least 0."""
+    def test_the_best_n_is_chosen_on_the_mean_curve(self):
+        """If each seed chose its own best N, every fall would be at least 0."""
         fall = fall_of(searched("prm", [[0.5, 0.9, 0.6, 0.7], [0.5, 0.6, 0.7, 0.7], [0.5, 0.7, 0.7, 0.8]]), N)
         assert (fall.best_n, fall.largest_n) == (4, 64)
         assert fall.spread.values == pytest.approx((0.2, -0.1, -0.1))
 
-    def test_who_is_asked_first(self):
-        """An ORM chooses among solutions, though a PRM is measured there too."""
+    def test_an_orm_is_shown_by_best_of_n_and_a_prm_by_step_search(self):
+        """The headline of a PRM must not use best-of-N, although a PRM is measured there too."""
         found = headlines(example())
         assert [(one.name, one.way) for one in found] == [
             ("orm", "best_of_n"),
@@ -165,14 +165,14 @@ class TestHacking:
         (0.94, "94.0 % at N = 64, higher than every reward model"),
     ],
 )
-def test_the_vote_beside_reward_models(vote, words):
+def test_the_vote_compared_with_reward_models(vote, words):
     data = example()
     data["best_of_n"]["majority_vote"] = [0.6, 0.6, 0.6, vote]
     assert words in vote_words(data) and ("not settled" in vote_words(data)) == (vote == 0.94)
 
 
 class TestClaims:
-    def test_what_is_written_by_hand(self):
+    def test_claims_of_the_example(self):
         assert list(answers(example()).items()) == [
             ("ORM loses accuracy as N grows.", "held"),
             ("PRM loses accuracy as N grows.", "held"),
@@ -195,7 +195,7 @@ class TestClaims:
         ]
 
     def test_one_seed_settles_nothing(self):
-        """Whatever the numbers, which are shown all the same."""
+        """One seed leaves every claim open, whatever the numbers are. They are shown all the same."""
         found = claims(quick())
         assert {claim.answer for claim in found} == {"open"}
         for claim in found:
@@ -229,12 +229,12 @@ class TestClaims:
         "prm, answer", [(FALLING, "held"), ([0.6, 0.9, 0.95, 0.94], "open"), ([0.6, 0.99, 0.99, 1.2], "not held")]
     )
     def test_hrm_over_prm(self, prm, answer):
-        """By pairs of one seed: the reward models of a seed share their data."""
+        """Differences are paired by seed, because the reward models of a seed share their data."""
         data = with_model(example(), "step_search", "prm", over_seeds(prm))
         assert answers(data)["HRM is more accurate than PRM at the largest N."] == answer
 
     def test_difference_by_hand(self):
-        """The shifts of the six seeds, three times at N = 64, those of HRM two places on: its fourth is 6 points above 1, and cut."""
+        """Three times the shifts of the six seeds at N = 64, with HRM's rotated by two. HRM's fourth is 6 points above 1 and clipped."""
         mine = [min(STABLE[3] + 3 * shift, 1.0) for shift in SHIFTS[2:] + SHIFTS[:2]]
         mean = sum(a - (FALLING[3] + 3 * b) for a, b in zip(mine, SHIFTS, strict=True)) / 6
         assert f"step search: +{100 * mean:.1f} points" in here(
@@ -259,8 +259,8 @@ class TestClaims:
         assert self.kinds_answers(blind, sees, blind) == ["open", "held"]
         assert self.kinds_answers(sees, blind, sees) == ["open", "not held"]
 
-    def test_a_model_that_likes_everything_more_does_not_judge_better(self):
-        """The higher of two scores is higher everywhere: the correction's score alone would call it self-correction."""
+    def test_a_model_that_scores_everything_higher_does_not_judge_better(self):
+        """The score of corrections alone would call it self-correction, but its scores are higher everywhere."""
         assert self.kinds_answers((0.1, 0.1, 0.1, 0.5), (0.1, 0.1, 0.1, 0.5), (0.7, 0.7, 0.7, 0.3))[0] == "not held"
 
     @pytest.mark.parametrize("pairs, answer", [(0.52, "held"), (0.17, "open"), (0.05, "not held")])
@@ -279,7 +279,7 @@ class TestClaims:
         )
 
     def test_hnc_at_two_lengths_of_training_is_two_claims(self):
-        """Held early and not held late must not become one answer."""
+        """A claim that holds early and not late must not become one answer."""
         data = example()
         late = differences("prm", 2000, [0.0, 0.0, 0.0, -0.2])
         data["hnc"]["comparisons"] = [differences("prm", 500, [0.0, 0.1, 0.2, 0.3]), late]
@@ -295,10 +295,10 @@ class TestClaims:
         assert found["HRM + HNC is more accurate than PRM."] == found["HRM + HNC is more accurate than HRM."] == "open"
 
     def self_trained(self, *settings) -> dict[str, str]:
-        """Claims of three runs each of (λ, scaling, KL, right of 1,000)."""
+        """Return the claims for three runs of each setting: λ, scaling, KL, right solutions of 1,000."""
         data = example()
         data["self_training"]["runs"] = [
-            # runs of two settings never differ alike: such differences have no interval
+            # runs of two settings need different shifts: equal differences have no interval
             run(coef, scaling, "sum" if coef else None, kl + 0.001 * i * number, right + i * number % 3)
             for number, (coef, scaling, kl, right) in enumerate(settings, start=1)
             for i in range(3)
@@ -315,7 +315,7 @@ class TestClaims:
         middle = self.self_trained((0.0, None, 3.0, 600), (0.001, "log1p", 2.0, 700), *frozen)
         assert list(middle.values())[0] == "not held"
         larger = self.self_trained((0.0, None, 3.0, 600), (0.001, "log1p", 2.0, 700), *rest, (10.0, "log1p", 0.2, 600))
-        assert list(larger.values())[0] == "held"  # 10 is the paper's too, but this claim is not about it
+        assert list(larger.values())[0] == "held"  # λ = 10 is in the paper too, but this claim is about other values
 
     def test_the_logarithm(self):
         rest = [(0.0, None, 3.0, 600), (0.001, "log1p", 2.0, 700)]
@@ -324,15 +324,15 @@ class TestClaims:
         alike = self.self_trained(*rest, (0.5, "log1p", 0.1, 902), (0.5, "none", 0.1, 900))
         assert [list(one.values())[-1] for one in (better, worse, alike)] == ["held", "not held", "not held"]
 
-    def test_runs_that_have_no_pair(self):
-        """Cut to the shorter, a difference would be of fewer runs than the table shows."""
+    def test_runs_without_a_pair(self):
+        """If the longer list were cut, the difference would cover fewer runs than the table shows."""
         data = example()
         del data["self_training"]["runs"][0]
-        with pytest.raises(ValueError, match="Found 2 self-training runs for one λ and 3 for another"):
+        with pytest.raises(ValueError, match="2 self-training runs .* 3"):
             claims(data)
 
     def test_kl_per_token_is_no_claim_of_the_paper(self):
-        """Its λ = 0.5 is another one: taken for the paper's it would turn the answers."""
+        """λ = 0.5 per token is not the paper's λ = 0.5. Confusing the two would reverse the answers."""
         data = example()
         data["self_training"]["runs"] += [run(0.5, "log1p", "token_mean", 9.0, 999)] * 3
         assert answers(data) == answers(example())
@@ -342,7 +342,7 @@ class TestClaims:
         [((0.42, 0.35), "held"), ((0.35, 0.42), "held"), ((0.3, 0.28), "open"), ((0.1, 0.2), "not held")],
     )
     def test_entropy(self, entropy, answer):
-        """The best η stands for all, whichever it is."""
+        """The best η represents all of them, whichever it is."""
         data = example(
             eta=[
                 label_study("soft", None, 0.4, 0.30),
@@ -355,7 +355,7 @@ class TestClaims:
         assert answers(data)[words] == answer
         assert f"the best η ({2 if entropy[0] > entropy[1] else 8}):" in here(data, words)
 
-    def test_what_was_not_measured_is_open(self):
+    def test_a_claim_without_measurements_is_open(self):
         data = example(step_kinds=[], eta=[], hnc=None)
         data["wrong_prefix"]["models"] = data["self_training"]["runs"] = data["best_of_n"]["models"] = []
         data["step_search"]["models"] = data["step_search"]["models"][:1]
@@ -365,5 +365,5 @@ class TestClaims:
         assert here(data, "HRM stays stable as N grows.") == "Not measured here."
 
     def test_seeds_of_the_example(self):
-        """Six different seeds: with equal ones, intervals over seeds would be nothing."""
+        """The six seeds must differ: intervals over equal seeds would be empty."""
         assert len(set(SEEDS)) == len(SHIFTS) == 6 and len(set(map(tuple, over_seeds(FALLING)))) == 5

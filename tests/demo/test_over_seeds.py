@@ -1,4 +1,4 @@
-"""Means over seeds, their intervals, and what these settle."""
+"""Means over seeds, their intervals, and the verdicts from these intervals."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from trl_hrm.demo.over_seeds import Spread, interval, judge, judge_all, paired, 
 
 class TestSpread:
     def test_three_values_by_hand(self):
-        """Mean 2, standard deviation 1, t(2) = 4.303: a normal quantile would give an interval less than half as wide."""
+        """Mean 2, standard deviation 1, t(2) = 4.303. A normal quantile would give less than half the width."""
         found = spread([1.0, 2.0, 3.0])
         assert found.mean == 2
         assert found.high - 2 == 2 - found.low == pytest.approx(4.303 / 3**0.5)
 
     @pytest.mark.parametrize("number, quantile", [(6, 2.571), (10, 2.262), (31, 2.042), (400, 2.042)])
     def test_the_quantile_has_one_degree_less_than_values(self, number, quantile):
-        """Taken one place off the table, intervals would be a little too narrow everywhere."""
+        """With the wrong degrees of freedom, all intervals would be slightly too narrow."""
         values = [0.0, 1.0] * (number // 2) + [0.5] * (number % 2)
         found = spread(values)
         variance = sum((value - 0.5) ** 2 for value in values) / (number - 1)
@@ -27,15 +27,15 @@ class TestSpread:
 
     @pytest.mark.parametrize("values", [[0.5] * 3, [1.0] * 6, [0.0] * 4, [0.3 - 0.1, 0.2, 0.2]])
     def test_equal_values_have_no_interval(self, values):
-        """One of zero width would settle every claim, whatever the seeds were."""
+        """An interval of zero width would settle every claim."""
         found = spread(values)
         assert not found.is_settled and found.low is found.high is None and judge(found) == "open"
-        assert judge(Spread(tuple(values), values[0], values[0], values[0])) == "open"  # as earlier versions stored it
+        assert judge(Spread(tuple(values), values[0], values[0], values[0])) == "open"  # as stored by earlier versions
 
 
 class TestPaired:
     def test_pairs_by_seed_and_not_by_place(self):
-        """By place, the differences would be 1, 0 and -1, of mean 0 too: only the interval would be wrong."""
+        """Paired by position, the differences would be 1, 0 and -1, also with mean 0: only the interval would be wrong."""
         found = paired([0, 1, 2], [1.0, 2.0, 3.0], [2, 1, 0], [2.0, 1.0, 0.0])
         assert found.values == (1.0, 1.0, 1.0) and found.mean == 1
 
@@ -43,7 +43,7 @@ class TestPaired:
         assert paired([0, 1, 7], [1.0, 2.0, 9.0], [1, 0, 8], [1.0, 1.0, 0.0]).values == (0.0, 1.0)
 
     def test_no_seed_in_common(self):
-        with pytest.raises(ValueError, match=r"seeds \[0\] and \[1\], without a common seed"):
+        with pytest.raises(ValueError, match=r"seeds \[0\] and \[1\]"):
             paired([0], [1.0], [1], [1.0])
 
 
@@ -55,7 +55,7 @@ class TestJudge:
         assert judge(Spread((0.0,) * 3, 0.05, low, high)) == answer
 
     def test_few_seeds_settle_nothing(self):
-        """Intervals of the measurements may come with two seeds: they are as good as none."""
+        """Measurements with two seeds may come with intervals, but these are too unreliable to use."""
         assert judge(Spread((0.5, 0.5), 0.5, 0.4, 0.6)) == judge(spread([0.5])) == "open"
 
     @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ class TestWords:
     def test_signs(self):
         assert [signed(value) for value in (1.25, -1.26, -0.001)] == ["+1.2", "−1.3", "+0.0"]
 
-    def test_told(self):
+    def test_described(self):
         assert told(Spread((0.1,) * 3, 0.2, -0.05, 0.45)) == "+20.0 points (95 % interval over 3 seeds −5.0 to +45.0)"
         assert told(spread([-0.1, -0.1])) == "−10.0 points (2 seeds)"
         assert told(spread([0.5]), 1, "", 2) == "+0.50 (1 seed)"

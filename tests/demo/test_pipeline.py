@@ -1,4 +1,4 @@
-"""The stages of the demo: every setting is one that its command takes, and what a stage reads an earlier one has made."""
+"""The stages of the demo: every command accepts its settings, and a stage reads only files of earlier stages."""
 
 import dataclasses
 from pathlib import Path
@@ -16,14 +16,14 @@ from ..fakes import Recorder
 
 @pytest.fixture(params=PROFILES)
 def jobs(request):
-    """All jobs: their configs have refused what does not go together, not after minutes of work."""
+    """All jobs. Creating their configs already rejects incompatible settings."""
     recorder = Recorder()
     run_stages(recorder, PROFILES[request.param], Path("demo"), seed=42)
     return recorder.jobs
 
 
 def values_of(job) -> dict:
-    """All settings of a job, by name."""
+    """Return all settings of a job, by name."""
     found = dict(job.keywords)
     for value in job.args:
         if isinstance(value, Config):
@@ -55,7 +55,7 @@ def test_trainings_take_their_settings(jobs):
 
 
 def test_every_input_is_made_before(jobs):
-    """The stages stand in an order in which a reader, and a first run, can follow them."""
+    """A first run needs each stage to come after the stages that it reads from."""
     made: set[str] = set()
     stage, fresh = "", set()
     for (name, _), job in jobs.items():

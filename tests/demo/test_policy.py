@@ -1,4 +1,4 @@
-"""What the policy is trained on, and how its solutions are counted."""
+"""The policy's training data, and how its solutions are counted."""
 
 import math
 import random
@@ -14,7 +14,7 @@ PROBLEM = Problem.parse("Start with 4. a+3 b*2 c-3 d*3. Work modulo 5.")
 
 
 def test_rates_of_written_solutions():
-    """A correction that is counted after the wrong step would make a blind policy look as if it saw."""
+    """If a correction were counted after the wrong step, a blind policy would seem to see its errors."""
     seeing = "a:4+3=2\n\nb:1*2=2\n\nWait,b:2*2=4\n\nc:4-3=1\n\nd:0*3=0\n\n# Answer\n0"
     blind = "a:4+3=2\n\nWait,a:4+3=2\n\nb:2*2=4\n\nc:4-3=1\n\nd:1*3=3\n\n# Answer\n3"
     rates = policy_rates([(PROBLEM, seeing), (PROBLEM, blind)])
@@ -25,11 +25,11 @@ def test_rates_of_written_solutions():
     assert policy_rates([(PROBLEM, seeing)]).sight == math.inf
     assert (
         policy_rates([(PROBLEM, seeing.replace("Wait,b:2*2=4\n\n", ""))]).sight == 0
-    )  # one that corrects nothing sees nothing
+    )  # a policy that corrects nothing sees nothing
 
 
-def test_only_what_follows_from_seeing_is_trained_in_between():
-    """Trained on slips too, which nobody can predict, a policy of this size says "Wait" at random."""
+def test_mistakes_are_not_training_targets():
+    """Mistakes are unpredictable. If they were trained on, a policy of this size would say "Wait" at random."""
     text = solution_text(["a:4+3=2", "b:1*2=2", "Wait,b:2*2=4"])
     trained = decision_characters(text)
     assert [text[i] for i in sorted(trained)] == ["a", "b", *"Wait,b:2*2=4"]

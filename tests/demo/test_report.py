@@ -1,4 +1,4 @@
-"""The demo's report: every number of the measurements on the page, and the page in a real browser."""
+"""The demo's report: the page shows every measured number, and works in a real browser."""
 
 import copy
 import io
@@ -25,14 +25,14 @@ HOSTILE = "</style><script>window.hacked=1</script><img src=x onerror=window.hac
 
 
 def blind() -> dict[str, Any]:
-    """The quick profile with a policy that says "Wait" at random."""
+    """Return the quick profile with a policy that says "Wait" at random."""
     data = quick(2)
     data["policy"] |= {"correction_rate": 0.26, "spurious_rate": 0.2, "sight": 1.3, "is_sighted": False}
     return data
 
 
 def two() -> dict[str, Any]:
-    """Two seeds, which have no interval."""
+    """Return measurements of two seeds, which have no interval."""
     return quick(2)
 
 
@@ -41,7 +41,7 @@ MAKE = {"full": example, "quick": quick, "two": two, "blind": blind}
 
 @cache
 def drawn(name: str):
-    """Pictures take their time: those of the same measurements are drawn once."""
+    """Draw the pictures of each set of measurements only once, because drawing is slow."""
     return make_pictures(MAKE[name]())
 
 
@@ -51,7 +51,7 @@ def page_text(name: str) -> str:
 
 
 def bare(data: dict[str, Any]) -> str:
-    """The page without pictures."""
+    """Return the page without pictures."""
     return render_report(data, {"first": []})
 
 
@@ -64,7 +64,7 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def leaves(value: Any, path: tuple = ()):
-    """Paths of all leaves of the measurements."""
+    """Yield the paths of all leaves of the measurements."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(part, (*path, key))
@@ -83,7 +83,7 @@ def changed(data: dict[str, Any], path: tuple, value: Any) -> dict[str, Any]:
 
 class TestNumbers:
     def test_each_number_of_the_measurements_changes_the_page(self):
-        """A table that reads a wrong key or a wrong place shows numbers too, and nobody counts them. The ends of each list."""
+        """A table that reads a wrong key or index shows numbers too. Checks the first and last entry of each list."""
         data = example(3)
         before = bare(data)
         places: dict[str, list[tuple]] = {}
@@ -103,10 +103,10 @@ class TestNumbers:
                     silent.add((name, path == paths[-1]))
         curve = "self_training/runs/#/curve/#"
         assert silent == {
-            # of curves the pictures show all points, and the page the last
+            # pictures show all points of a curve, the page only the last
             *((f"{curve}/{key}", False) for key in ("step", "lm_loss", "kl", "log_kl")),
             *((f"{curve}/{key}", True) for key in ("step", "log_kl")),
-            # seeds are shown where these models are listed; here they say which are compared, and no claim compares the last
+            # the table of models lists their seeds; here they say which are compared, and no claim compares the last
             ("wrong_prefix/models/#/seeds/#", True),
         }
 
@@ -172,7 +172,7 @@ class TestNumbers:
         ]
 
     def test_self_training(self):
-        """Runs of one setting are one row, and the two reductions of KL are never one."""
+        """Runs of one setting share a row, and the two reductions of the KL never do."""
         data, rows = example(), Page(page_text("full")).sections["lambda"].tables[0]
         assert rows[1] == ["before training", "", "", "–", "–", "61.6 %", "1,000"]
         found = [
@@ -269,11 +269,11 @@ class TestPage:
         assert "15 claims: 10 held, 3 not held, 2 open. Majority vote" in section.text
         assert section.table()["λ = 0.5 is the best balance."][:2] == ["HRM", "not held"]
 
-    def test_a_policy_that_sees_its_errors_is_no_warning(self):
+    def test_no_warning_if_the_policy_sees_its_errors(self):
         assert "Warning" not in page_text("full") and "Warning" not in page_text("quick")
 
-    def test_a_blind_policy_is_the_first_thing_said(self):
-        """With such a policy every table about corrections has numbers all the same."""
+    def test_the_page_opens_with_a_warning_about_a_blind_policy(self):
+        """With a blind policy, every table about corrections still has numbers."""
         page = Page(page_text("blind"))
         text = " ".join(page.sections[""].text.split())
         assert "it corrects 26.0 % of its mistakes and 20.0 % of its right steps, 1.3 times as often" in text
@@ -285,7 +285,7 @@ class TestPage:
         assert "0.0 % of its right steps (never without a mistake)" in Page(bare(data)).sections["made"].text
 
     def test_every_text_is_escaped(self):
-        """Names may hold anything; in pictures a dollar begins a formula, and a label that begins with _ is left out."""
+        """Names may hold any character. In pictures, a dollar sign starts a formula, and labels that begin with _ are dropped."""
         data = quick()
         for path, _ in leaves(data):
             if path[-1] in (
@@ -312,7 +312,7 @@ class TestPage:
 
 class TestPictures:
     @pytest.mark.parametrize("name, number", [("full", 18), ("quick", 17)])
-    def test_none_is_empty(self, name, number):
+    def test_no_picture_is_empty(self, name, number):
         pictures = [one for part in drawn(name).values() for one in part]
         assert len(pictures) == len({one.name for one in pictures}) == number
         for one in pictures:
@@ -323,13 +323,13 @@ class TestPictures:
                 drawn_on = np.abs(image[..., :3] - image[0, 0, :3]).max(axis=-1) > 0.1
                 assert drawn_on.mean() > 0.01, one.name
 
-    def test_what_is_seen_first_in_words(self):
+    def test_alternative_texts(self):
         (picture,) = drawn("full")["first"]
         assert picture.text.startswith("Accuracy over N. ORM (best-of-N): 63.0 % at N = 1, 35.0 % at N = 64; PRM")
         assert "majority vote: 61.0 % at N = 1, 99.5 % at N = 64" in picture.text
 
-    def test_what_bands_are(self):
-        """The band of one seed and that of six mean different things, and look alike."""
+    def test_captions_explain_the_bands(self):
+        """The band of one seed and the band of six seeds look alike but mean different things."""
         mixed = example()
         mixed["best_of_n"]["models"][0] = quick()["best_of_n"]["models"][0]
         assert [band_words(data) for data in (quick(), example(), mixed)] == [
@@ -351,7 +351,7 @@ class TestPictures:
         assert all(one.text.count("λ = 0:") == 3 for one in found)
 
     def test_places_of_a_tree_by_hand(self):
-        """Leaves in rows of their own, a parent in the middle of its children, children after a later parent's too."""
+        """Each leaf has its own row, and a parent is centred on its children, even if they come after a later parent's children."""
         assert tree_places([-1, -1, 0, 0, 1, 2]) == [(0, 0.5), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
 
     def test_files(self, tmp_path):
@@ -365,7 +365,7 @@ class TestPictures:
 class TestBrowser:
     @pytest.mark.parametrize("name", MAKE)
     def test_the_first_screen_answers(self, show, name):
-        """A newcomer's question: the verdicts, what the word means, and the picture, without scrolling."""
+        """Without scrolling, a newcomer sees the verdicts, their meaning, and the picture."""
         browser = show(page_text(name), height=800)
         assert browser.texts("h1") == ["Is my reward model being hacked?"]
         chips = {"full": ["stable", "stable"], "quick": ["stable", "stable"]}
@@ -379,7 +379,7 @@ class TestBrowser:
         assert browser.evaluate(drawn_images) == browser.evaluate("document.images.length")
 
     def test_the_tree_scrolls_on_a_phone(self, show):
-        """Shrunk to the width of a phone, its letters are not to be read."""
+        """Shrunk to the width of a phone, its text would be unreadable."""
         browser = show(page_text("full"), 390, 844)
         widths = "(() => {const box = document.querySelector('.wide picture'); return [box.scrollWidth, box.clientWidth]})()"
         inside, outside = browser.evaluate(widths)
@@ -387,7 +387,7 @@ class TestBrowser:
 
 
 def test_example_is_whole():
-    """A curve of the wrong length would be cut off silently by whoever reads it with another."""
+    """Code that pairs a curve of the wrong length with another would silently cut it off."""
     data = example()
     for way in ("best_of_n", "step_search"):
         for model in data[way]["models"]:

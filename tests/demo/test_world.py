@@ -1,4 +1,4 @@
-"""The labels of the arithmetic world, computed again from the texts alone."""
+"""The labels of the arithmetic world, recomputed from the texts alone."""
 
 import random
 import re
@@ -11,7 +11,7 @@ from trl_hrm.step_tree import StepTree
 
 
 def labels_from_text(prompt: str, steps: list[str]) -> list[float]:
-    """Right running values from the prompt; a step is right if the value it ends with is the one then due."""
+    """Compute the right running values from the prompt. A step is right if it ends with the value expected there."""
     value = int(re.match(r"Start with (\d+)", prompt)[1])
     due = {}
     for name, op, operand in re.findall(r"([a-d])([-+*])(\d)", prompt):
@@ -27,7 +27,7 @@ def labels_from_text(prompt: str, steps: list[str]) -> list[float]:
 
 
 def test_labels():
-    """A label that follows the slip instead of the value would call an uncorrected error right."""
+    """A label that follows the mistake instead of the value would call an uncorrected error right."""
     trees = step_trees(50, 8, seed=1)
     chains = [chain for tree in trees for chain in tree.chains()]
     for chain in chains:
@@ -35,7 +35,7 @@ def test_labels():
     corrections = [
         label for c in chains for text, label in zip(c.completions, c.labels, strict=True) if "Wait" in text
     ]
-    assert 0 < sum(corrections) < len(corrections)  # one that takes back a slip after another slip is not right
+    assert 0 < sum(corrections) < len(corrections)  # taking back one mistake after another mistake is not right
     assert 0.3 < sum(map(sum, (c.labels for c in chains))) / sum(len(c.labels) for c in chains) < 0.9
 
 
@@ -52,7 +52,7 @@ def test_problems_read_back():
     problems = different_problems(random.Random(3), 200)
     assert [Problem.parse(problem.text()) for problem in problems] == problems and len(set(problems)) == 200
     for text in ("What is 1 + 1?", "Start with 4. a+3 b*2 c-3. Work modulo 5.", PROBLEM.text() + " "):
-        with pytest.raises(ValueError, match="is not a valid problem"):
+        with pytest.raises(ValueError, match="valid problem"):
             Problem.parse(text)
 
 
@@ -68,12 +68,12 @@ def test_problems_read_back():
     ],
 )
 def test_kinds_of_steps(steps, kinds):
-    """The demo's tables rest on these words: a correction that corrects nothing must not count as one."""
+    """The demo's tables depend on these kinds: a correction that corrects nothing must not count as one."""
     assert [step.kind for step in judge(PROBLEM, steps)] == kinds
 
 
 def test_kinds_agree_with_labels():
-    """The checker reads texts, the generator knows what it did: they must say the same."""
+    """The checker reads texts and the generator knows what it did. They must agree."""
     for tree in step_trees(40, 8, seed=5):
         problem = Problem.parse(tree.prompt)
         for chain in tree.chains():
@@ -82,7 +82,7 @@ def test_kinds_agree_with_labels():
 
 
 def test_sticky_labels():
-    """By the rule of one who stops at the first error a correction is wrong alone, and right with the error it takes back."""
+    """A labeller that stops at the first error calls a correction wrong alone, and right if merged with the error it takes back."""
     steps = ["a:4+3=2", "b:1*2=2", "Wait,b:2*2=4", "c:4-3=1"]
     tree = StepTree(PROBLEM.text(), steps, [None] * 4, [-1, 0, 1, 2])
     assert sticky(tree).labels == [1, 0, 0, 0]
@@ -94,7 +94,7 @@ def test_sticky_labels():
 
 
 def test_skewed_slips():
-    """Each wrong value four times as often as the next larger one, and none that is right."""
+    """Each wrong value is four times as likely as the next larger one, and the right value never occurs."""
     rng, seen = random.Random(0), Counter()
     for _ in range(3000):
         steps, labels = solve(PROBLEM, rng, 1.0, 0.0, skew=4.0)

@@ -21,8 +21,8 @@ class KLProject:
     A folder with the models `lm`, `lm-tied` and `lm-other` (other weights), and three files of rows:
 
     - `uneven`: 16 rows of 1 to 30 words.
-    - `long`: 6 rows, in turn above 512 trained tokens and below 16, so that with one row per rank, one has the long ones.
-    - `untrained`: 12 rows; 7 are prompts of 40 tokens and more, of which nothing is trained on if rows hold 40.
+    - `long`: 6 rows, alternately with over 512 and under 16 trained tokens, so with one row per rank, one rank has all long rows.
+    - `untrained`: 12 rows; 7 are prompts of at least 40 tokens, which leave nothing to train on at `max_length=40`.
     """
 
     def __init__(self, folder: Path):
@@ -59,7 +59,7 @@ class KLProject:
         evaluate_first: bool = False,
         **args,
     ) -> dict[str, Any]:
-        """Arguments of `kl_probe.train`. The folder `name` is for everything; `resume` is a checkpoint in it."""
+        """Return the arguments of `kl_probe.train`. All files go to the folder `name`; `resume` is a checkpoint in it."""
         return {
             "output_dir": str(self.folder / name),
             "model": str(self.folder / model),
@@ -71,7 +71,7 @@ class KLProject:
         }
 
     def run(self, *scenarios: dict[str, Any], config: str | None = None, exit_code: int = 0, **env) -> list[Run]:
-        """Train scenarios in one launch, one after the other."""
+        """Train several scenarios in one launch, one after another."""
         folders = [Path(scenario["output_dir"]) for scenario in scenarios]
         files = [folder.with_suffix(".json") for folder in folders]
         for file, scenario in zip(files, scenarios, strict=True):

@@ -1,9 +1,9 @@
 """
-`KLSelfTrainer` as a recipe runs it, with what only its own processes can tell written beside its results.
+`KLSelfTrainer` as a recipe runs it. Each process also writes facts that only it knows next to the results.
 
     accelerate launch --config_file accelerate_configs/cpu_2proc.yaml tests/distributed/kl_probe.py SCENARIO.json ...
 
-Each file holds the arguments of `train`. The scenarios are trained one after the other, and each process writes
+Each file holds the arguments of `train`. The scenarios run one after another, and each process writes
 `probe-RANK.json` into their output folders. Two environment variables change the run, see `probing.py`.
 """
 
@@ -43,13 +43,13 @@ DEFAULTS = {
     "max_length": None,
     "per_device_train_batch_size": 1,
     "logging_steps": 1,
-    "logging_nan_inf_filter": False,  # it logs a loss that is not a number as 0
+    "logging_nan_inf_filter": False,  # it would log a NaN loss as 0
     "save_strategy": "no",
 }
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter, gathered from all ranks if it is in shards."""
+    """Return a parameter, gathered from all ranks if it is sharded."""
     if isinstance(parameter, DTensor):
         return parameter.full_tensor().detach()
     if hasattr(parameter, "ds_id"):
@@ -61,7 +61,7 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Of names and values to the bit."""
+    """Return a hash of names and exact values."""
     result = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(weights):
         result.update(name.removeprefix("module.").encode())
@@ -71,7 +71,7 @@ def digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 class ProbedTrainer(KLSelfTrainer):
     def reference_facts(self) -> dict[str, Any]:
-        """Of the frozen copy, or of what an adapter leaves frozen in the policy."""
+        """Return facts about the frozen copy, or about the weights that an adapter leaves frozen in the policy."""
         model = self.model if is_peft_model(self.model) else getattr(self.reference, "model", None)
         if model is None:
             return {}
@@ -104,12 +104,12 @@ def train(
     Train the model of a folder on the rows of a file, in their order, and save it.
 
     Args:
-        output_dir (`str`): Folder for everything.
+        output_dir (`str`): Folder for all files.
         model (`str`): Folder of the model.
         rows (`str`): JSON lines: prompts and completions.
-        args (`dict[str, Any]`): Arguments of `KLSelfConfig`, beside `DEFAULTS`.
+        args (`dict[str, Any]`): Arguments of `KLSelfConfig` that replace or extend `DEFAULTS`.
         lora (`dict[str, Any]`, *optional*): Arguments of `LoraConfig`.
-        resume_from_checkpoint (`str`, *optional*): Folder of the checkpoint to go on from.
+        resume_from_checkpoint (`str`, *optional*): Folder of the checkpoint to resume.
         evaluate_first (`bool`, *optional*): Evaluate before the training.
     """
     lines = Path(rows).read_text(encoding="utf-8").splitlines()
@@ -127,7 +127,7 @@ def train(
 
 
 allow_fsdp_on_cpu()
-gc.freeze()  # each training ends with a collection, of all that is imported otherwise
+gc.freeze()  # each training ends with a garbage collection, which would otherwise scan every imported module
 for path in sys.argv[1:]:
     train(**json.loads(Path(path).read_text(encoding="utf-8")))
 PartialState().wait_for_everyone()  # see `end_together` of the recipes

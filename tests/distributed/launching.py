@@ -1,4 +1,4 @@
-"""Launch the recipe in processes of its own and read what it left."""
+"""Launch the recipe in separate processes and read its results."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from ..helpers import random_tree, tiny_model, tiny_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).with_name("probe.py")
 
-# name, head, whether input and output embeddings are one parameter
+# name, head, whether input and output embeddings are tied
 MODELS = [("classification", "classification", False), ("lm", "lm", False), ("lm-tied", "lm", True)]
 
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
-# Ways to split the work of one training over processes
+# Ways to distribute one training over processes
 KINDS = {
     "ddp": {"config": "cpu_2proc.yaml"},
     "zero2": {"config": "zero2.yaml"},
@@ -43,7 +43,7 @@ SHARDED = [
 
 @dataclass
 class Project:
-    """A folder with a dataset of 16 training trees and 5 held-out ones, and the `MODELS`."""
+    """A folder with 16 training trees, 5 held-out trees, and the `MODELS`."""
 
     folder: Path
     held_out: list[StepTree]
@@ -71,7 +71,7 @@ class Project:
         exit_code: int = 0,
         **env,
     ) -> "Run":
-        """Run the recipe under `accelerate launch` with a configuration, or in one plain process without."""
+        """Run the recipe under `accelerate launch` with a configuration, or in one plain process without one."""
         output_dir = self.folder / name
         settings = {
             "config": ROOT / "recipes" / "tiny" / "hrm_reward.yaml",
@@ -95,10 +95,10 @@ class Project:
 
 
 def launch(script: Path, args: list[str], log: Path, config: str | None = None, exit_code: int = 0, **env) -> None:
-    """Run a script under `accelerate launch` with a configuration, or in one plain process without. Keeps its output."""
+    """Run a script under `accelerate launch`, or in one plain process without a configuration. Save its output."""
     launcher = []
     if config is not None:
-        # the files are for 8 GPUs in bf16
+        # the configurations are for 8 GPUs in bf16
         launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / config)]
         launcher += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", str(free_port())]
     environment = os.environ | {
@@ -131,14 +131,14 @@ class Run:
         return [log[name] for log in self.facts()["log_history"] if name in log]
 
     def weights(self, folder: str = ".") -> dict[str, torch.Tensor]:
-        """The saved parameters. Tied embeddings may be saved twice, and then must be equal."""
+        """Return the saved parameters. Tied embeddings may be saved twice, and then must be equal."""
         weights = load_file(self.output_dir / folder / "model.safetensors")
         if self.output_dir.name.endswith("-tied") and "lm_head.weight" in weights:
             assert torch.equal(weights.pop("lm_head.weight"), weights["model.embed_tokens.weight"])
         return weights
 
     def evaluation(self) -> dict[str, float]:
-        """The metrics of the model in memory after training."""
+        """Return the metrics of the model in memory after training."""
         return json.loads((self.output_dir / "eval_results.json").read_text(encoding="utf-8"))
 
 

@@ -1,5 +1,5 @@
 """
-`PRMTrainer` on the rows of a folder, with what only its own processes can tell written beside its results.
+`PRMTrainer` on the rows of a folder. Each process also writes facts that only it knows next to the results.
 
     accelerate launch --config_file accelerate_configs/cpu_2proc.yaml tests/distributed/prm_probe.py FOLDER OUTPUT_DIR BATCH_SIZE
 
@@ -45,7 +45,7 @@ trainer = PRMTrainer(
     eval_dataset=rows["test"],
     processing_class=AutoTokenizer.from_pretrained(folder),
 )
-trainer.evaluate()  # before the training, which must still bring the gradients of the processes together
+trainer.evaluate()  # an evaluation before training must not stop the processes from exchanging gradients
 trainer.train()
 write_facts(trainer)
 trainer.save_model()

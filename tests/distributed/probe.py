@@ -1,5 +1,5 @@
 """
-The recipe `recipes/hrm_reward.py`, run as it is, with what only its own processes can tell written beside its results.
+Run the recipe `recipes/hrm_reward.py` unchanged. Each process also writes facts that only it knows next to the results.
 
     accelerate launch --config_file accelerate_configs/cpu_2proc.yaml tests/distributed/probe.py ARGUMENTS OF THE RECIPE
 
@@ -25,6 +25,6 @@ class ProbedTrainer(HRMRewardTrainer):
 
 
 allow_fsdp_on_cpu()
-trl_hrm.HRMRewardTrainer = ProbedTrainer  # where the recipe takes it from
+trl_hrm.HRMRewardTrainer = ProbedTrainer  # the recipe imports it from here
 recipe = Path(__file__).resolve().parents[2] / "recipes" / "hrm_reward.py"
 runpy.run_path(str(recipe), run_name="__main__")

@@ -1,4 +1,4 @@
-"""What the probes share: they run in processes of their own, and tell what only those can know."""
+"""Shared by the probes, which run in separate processes and record facts that only those processes know."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 
 class KillAtStep(TrainerCallback):
-    """SIGKILL after an optimizer step."""
+    """Kill the process with SIGKILL after an optimizer step."""
 
     def __init__(self, step: int):
         self.step = step
@@ -26,31 +26,31 @@ class KillAtStep(TrainerCallback):
 
 
 def heed_environment(trainer: Trainer) -> None:
-    """`PROBE_KILL_AT_STEP`: the process kills itself by SIGKILL after this optimizer step."""
+    """`PROBE_KILL_AT_STEP`: the process kills itself with SIGKILL after this optimizer step."""
     if "PROBE_KILL_AT_STEP" in os.environ:
         trainer.add_callback(KillAtStep(int(os.environ["PROBE_KILL_AT_STEP"])))
 
 
 def allow_fsdp_on_cpu() -> None:
-    """`PROBE_FSDP_ON_CPU`: lets accelerate choose FSDP without an accelerator. Before anything else is done."""
+    """`PROBE_FSDP_ON_CPU`: let accelerate choose FSDP without an accelerator. Call it before anything else."""
     if "PROBE_FSDP_ON_CPU" in os.environ:
-        # accelerate takes a run without an accelerator for plain data parallelism and ignores the FSDP settings
+        # without an accelerator, accelerate assumes plain data parallelism and ignores the FSDP settings
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
 def local_size(parameter: torch.Tensor) -> int:
-    """Numbers of a parameter that this process holds."""
+    """Return how many elements of a parameter this process holds."""
     if isinstance(parameter, DTensor):
         return parameter.to_local().numel()
     return parameter.ds_tensor.numel() if hasattr(parameter, "ds_tensor") else parameter.numel()
 
 
 def sizes(model: torch.nn.Module) -> dict[str, int]:
-    """Numbers that this process holds of a model, and all there are."""
+    """Return how many elements of a model this process holds, and how many there are in total."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # the last layers stay whole after a forward pass, by design
+            module.reshard()  # by design, the last layers stay gathered after a forward pass
     parameters = list(model.parameters())
     return {
         "held": sum(map(local_size, parameters)),
@@ -59,7 +59,7 @@ def sizes(model: torch.nn.Module) -> dict[str, int]:
 
 
 def write_facts(trainer: Trainer, **more: Any) -> None:
-    """What ran, as `probe-RANK.json` in the output folder."""
+    """Write what ran to `probe-RANK.json` in the output folder."""
     facts = {
         "num_processes": trainer.accelerator.num_processes,
         "distributed_type": trainer.accelerator.distributed_type.value,

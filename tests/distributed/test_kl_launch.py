@@ -9,10 +9,10 @@ from .kl_launching import LOGGED, LORA, KLProject
 from .launching import Run, largest_difference
 
 
-# What differs from one scenario to the next. Each has its folder of precomputed states in its output folder.
+# Differences between the scenarios. Each precomputes states into its own output folder.
 SCENARIOS = {
     "copy": {"gradient_accumulation_steps": 2},
-    "evaluated": {"evaluate_first": True},  # which must not leave each process to itself
+    "evaluated": {"evaluate_first": True},  # an evaluation must not stop the processes from exchanging gradients
     "long": {"rows": "long", "ref_model": "lm-other", "model": "lm-tied", "kl_direction": "reverse"},
     "adapter": {"lora": LORA | {"modules_to_save": ["lm_head"]}, "gradient_accumulation_steps": 2},
     "packed": {"packing": True, "max_length": 64, "gradient_accumulation_steps": 2},
@@ -20,7 +20,7 @@ SCENARIOS = {
     "states": {"precompute_ref_hidden": True, "gradient_accumulation_steps": 2},
     "untrained-states": {
         **{"precompute_ref_hidden": True, "rows": "untrained", "packing": True, "max_length": 40},
-        "per_device_eval_batch_size": 2,  # 3 batches to compute: one rank has one more
+        "per_device_eval_batch_size": 2,  # 3 batches to compute, so one rank has one more
     },
     "adapter-states": {"precompute_ref_hidden": True, "lora": LORA},
 }
@@ -28,7 +28,7 @@ SCENARIOS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, tuple[Run, Run]]:
-    """Each scenario with 1 row per process in two processes, and with 2 rows in one."""
+    """Each scenario with 1 row per process in two processes, and with 2 rows in one process."""
     project = KLProject(tmp_path_factory.mktemp("kl"))
     found = []
     for num_processes, config in ((2, "cpu_2proc.yaml"), (1, None)):
@@ -50,8 +50,8 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_processes_equal_one(runs, name):
     """
-    A logarithm of each rank's or micro batch's KL, or a mean per rank over its own sequences, would train without a fault,
-    on other gradients. So would two processes that never exchange any.
+    If the logarithm used the KL of one rank or micro-batch, or each rank took the mean over its own sequences, training
+    would run with different gradients and without an error. The same holds for processes that exchange no gradients.
     """
     double, single = runs[name]
     for rank in (0, 1):
@@ -67,7 +67,7 @@ def test_two_processes_equal_one(runs, name):
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if "states" not in name])
 def test_the_reference_does_not_move(runs, name):
-    """A reference that is trained along, or left in training mode, shows as a smaller KL only."""
+    """A reference that is trained along, or left in training mode, would show only as a smaller KL."""
     for run in runs[name]:
         before, after = (run.facts()["reference"][when] for when in ("before", "after"))
         assert before == after
@@ -77,8 +77,8 @@ def test_the_reference_does_not_move(runs, name):
 
 def test_rows_without_a_trained_token(runs):
     """
-    A prompt that fills a row leaves nothing to train on. One rank then has no sequence and the other one has; or none has
-    any, and a mean over no sequences is not a number, which every weight would be from then on.
+    A prompt that fills a row leaves nothing to train on. Then one rank has no sequence and the other has some, or neither
+    has any. A mean over no sequences would be NaN and destroy every weight.
     """
     for name in ("untrained", "untrained-states"):
         for run in runs[name]:
@@ -88,7 +88,7 @@ def test_rows_without_a_trained_token(runs):
 
 
 def test_long_rows_are_long(runs):
-    """Else the scenario would not show what blocks of tokens and ranks of different length do to each other."""
+    """Otherwise the scenario would not test ranks with different numbers of token blocks."""
     rows = (runs["long"][0].output_dir.parent / "long.jsonl").read_text(encoding="utf-8").splitlines()
     lengths = [len(ids) for ids in tiny_tokenizer()([row.split('"completion": ')[1] for row in rows])["input_ids"]]
     assert min(lengths[::2]) > 520 and max(lengths[1::2]) < 16
@@ -96,7 +96,7 @@ def test_long_rows_are_long(runs):
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if "states" in name])
 def test_ranks_share_the_work(runs, name):
-    """Each computes its part. What is on disk does not tell how many they were; a sequence left out or twice would."""
+    """Each rank must compute its own part, so that no sequence is skipped or computed twice."""
     folders = [run.output_dir / "_ref_hidden" for run in runs[name]]
     files = [sorted(folder.glob("*.safetensors")) for folder in folders]
     assert [len(found) for found in files] == [2, 1]
@@ -106,6 +106,6 @@ def test_ranks_share_the_work(runs, name):
     double, single = parts[0][0] | parts[0][1], parts[1][0]
     assert double.keys() == single.keys() and len(single) == (5 if name.startswith("untrained") else 16)
     for key, states in single.items():
-        # padded to another length, a state is rounded otherwise
+        # padded to a different length, a state is rounded differently
         torch.testing.assert_close(double[key], states, rtol=0.01, atol=0.01)
     assert (folders[0] / "manifest.json").read_text() == (folders[1] / "manifest.json").read_text()

@@ -1,8 +1,8 @@
 """
 `KLSelfTrainer` under DeepSpeed and FSDP2 in two real processes on CPU, against plain data parallelism.
 
-Policy and reference are two models there, sharded both, and their heads are used outside of their modules. What goes wrong
-with one of them need not stop the other.
+There, policy and reference are two sharded models, and their heads are used outside their modules. A fault in one need
+not stop the other.
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ from .launching import KINDS, SHARDED, Run, assert_ran_as, largest_difference
 pytestmark = pytest.mark.slow
 
 SCENARIOS = {
-    # one rank has some 600 trained tokens, the other one 5: under ZeRO-3 they must gather as often
+    # one rank has about 600 trained tokens, the other 5: under ZeRO-3 both must gather equally often
     "copy": {"rows": "long"},
-    # a tied policy; ranks, and whole steps, without a trained token
+    # a tied policy; some ranks, and some whole steps, have no trained token
     "other": {
         "model": "lm-tied",
         "rows": "untrained",
@@ -30,9 +30,9 @@ SCENARIOS = {
         "gradient_accumulation_steps": 1,
     },
     "adapter": {"lora": LORA, "learning_rate": 0.3, "gradient_checkpointing": True},
-    # 3 batches to compute: one rank has one more
+    # 3 batches to compute, so one rank has one more
     "states": {"precompute_ref_hidden": True, "rows": "long", "per_device_eval_batch_size": 2},
-    # in the folder of the last one
+    # in the folder of the previous scenario
     "states-again": {"precompute_ref_hidden": True, "rows": "long", "per_device_eval_batch_size": 2},
 }
 ON_CPU = {"use_cpu": False, "ddp_backend": "gloo"}
@@ -45,7 +45,7 @@ def project(tmp_path_factory) -> KLProject:
 
 @pytest.fixture(scope="module")
 def run(project):
-    """Run each scenario of a kind once. A process of DeepSpeed trains once; the others train them all."""
+    """Run each scenario of a kind once. A DeepSpeed process can train only once; the others train all scenarios."""
     runs: dict[str, Run] = {}
 
     def scenario(kind: str, name: str) -> dict:
@@ -69,7 +69,7 @@ def run(project):
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    """Of the saved model, loaded as a user does."""
+    """Return the weights of the saved model, loaded as a user does."""
     if (run.output_dir / "adapter_model.safetensors").exists():
         base = AutoModelForCausalLM.from_pretrained(run.output_dir.parent / "lm")
         model = PeftModel.from_pretrained(base, run.output_dir)
@@ -82,8 +82,8 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", SHARDED)
 def test_equals_data_parallelism(run, kind, name):
     """
-    A reference whose shards are those of another rank, a head that is empty or half of one, a KL without its gradient: all
-    of them train. Wrong settings are plain data parallelism in disguise. So what ran is asserted first.
+    With shards of another rank's reference, an empty or half head, or a KL without a gradient, training would still run.
+    Wrong settings silently give plain data parallelism. So the test first asserts what ran.
     """
     expected, sharded = run("ddp", name), run(kind, name)
     assert_ran_as(expected, "ddp")
@@ -105,7 +105,7 @@ def weights_before(run: Run, name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["copy", "other", "adapter"])
 @pytest.mark.parametrize("kind", SHARDED)
 def test_the_reference_does_not_move(run, kind, name):
-    """Its weights, gathered from all ranks, are to the bit those of plain data parallelism, before and after."""
+    """Gathered from all ranks, its weights equal those under plain data parallelism bit by bit, before and after."""
     expected = run("ddp", name).facts()["reference"]
     for rank in (0, 1):
         facts = run(kind, name).facts(rank)["reference"]
@@ -119,8 +119,8 @@ def test_the_reference_does_not_move(run, kind, name):
 
 
 @pytest.mark.parametrize("kind", ["ddp", *SHARDED])
-def test_states_on_disk_are_used_again(run, kind):
-    """A second launch that computes them anew costs hours; one that takes the reference for another refuses to start."""
+def test_states_on_disk_are_reused(run, kind):
+    """Recomputing costs hours, and a second launch that does not recognise the reference would not start."""
     first, second = run(kind, "states"), run(kind, "states-again")
     files = list(Path(first.output_dir.parent, f"{kind}-ref-hidden").glob("*.safetensors"))
     assert len(files) == 2

@@ -1,4 +1,4 @@
-"""The recipe as a user launches it: in one process, in two, and killed in the middle."""
+"""The recipe as users launch it: in one process, in two, and killed midway."""
 
 import signal
 
@@ -14,14 +14,14 @@ def project(tmp_path_factory) -> Project:
 
 @pytest.fixture(scope="module")
 def single(project) -> Run:
-    """One process, unbroken: 8 optimizer steps over rows of 4."""
+    """One process, uninterrupted: 8 optimizer steps with 4 rows each."""
     return project.run("single", "--per_device_train_batch_size", "4")
 
 
 def test_two_processes_equal_one(project, single):
     """
     Ranks hold different numbers of labels: a mean per rank would give another loss and other gradients. A wrong launch
-    would be one process, or two that never exchange gradients, and both would look fine.
+    would run one process, or two that never exchange gradients, without any error.
     """
     double = project.run("double", "--per_device_train_batch_size", "2", config="cpu_2proc.yaml")
     for rank in (0, 1):
@@ -40,7 +40,7 @@ def test_two_processes_equal_one(project, single):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(project, single):
-    """SIGKILL leaves no time to save anything: the last checkpoint must hold all that the rest depends on."""
+    """SIGKILL leaves no time to save anything, so the last checkpoint must hold all that the rest depends on."""
     args = ("--per_device_train_batch_size", "4")
     killed = project.run("killed", *args, exit_code=-signal.SIGKILL, PROBE_KILL_AT_STEP="5")
     assert (killed.output_dir / "checkpoint-4" / "model.safetensors").exists()

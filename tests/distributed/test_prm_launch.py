@@ -13,9 +13,9 @@ from .launching import ROOT, Run, largest_difference, launch
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """
-    Ranks hold different numbers of labels: a mean per rank gives another loss and other gradients. The five rows of the
-    evaluation fill up the last batch of two ranks with a row again, which must not count twice. An evaluation before the
-    training makes transformers 5.23 with Accelerate 1.15 train each rank by itself, without a word.
+    Ranks hold different numbers of labels: a mean per rank gives another loss and other gradients. The sampler repeats one
+    of the five evaluation rows to fill the last batch of two ranks, and it must not count twice. After an evaluation before
+    training, transformers 5.23 with Accelerate 1.15 silently trains each rank alone.
     """
     rng = random.Random(0)
     tiny_model(FORMAT, initializer_range=0.05).save_pretrained(tmp_path)

@@ -1,8 +1,8 @@
 """
 DeepSpeed and FSDP2 in two real processes on CPU, against plain data parallelism.
 
-Each of these can run without an error while it does nothing of the kind: wrong settings are plain data parallelism, or
-processes that never exchange gradients. So each test asserts first what ran.
+Wrong settings silently give plain data parallelism, or processes that never exchange gradients. So each test first
+asserts what ran.
 """
 
 import math
@@ -44,7 +44,7 @@ def project(tmp_path_factory) -> Project:
 
 @pytest.fixture(scope="module")
 def run(project):
-    """Run each kind once for each model, with an adapter or without."""
+    """Run each kind once for each model, with and without an adapter."""
     runs: dict[str, Run] = {}
 
     def run(kind: str, model: str = "classification", lora: bool = False) -> Run:
@@ -58,7 +58,7 @@ def run(project):
 
 
 def assert_saved_model_is_the_live_one(project: Project, run: Run) -> None:
-    """`eval_loss` of the model in memory equals that of the scores which the saved one gives in this process."""
+    """`eval_loss` of the model in memory equals the loss of the saved model, scored in this process."""
     scorer = StepScorer.from_pretrained(str(run.output_dir))
     scores = torch.tensor(np.concatenate(scorer.score_trees(project.held_out)), dtype=torch.float64)
     labels = torch.tensor([label for tree in project.held_out for label in tree.labels], dtype=torch.float64)
@@ -70,7 +70,7 @@ def assert_saved_model_is_the_live_one(project: Project, run: Run) -> None:
 @pytest.mark.parametrize("model", [name for name, _, _ in MODELS])
 @pytest.mark.parametrize("kind", SHARDED)
 def test_equals_data_parallelism(project, run, kind, model):
-    """Losses, gradient norms, clipping and final weights; then the model that is saved, loaded here."""
+    """Losses, gradient norms, clipping and final weights, then the saved model, loaded here."""
     reference, sharded = run("ddp", model), run(kind, model)
     assert_ran_as(reference, "ddp")
     assert_ran_as(sharded, kind)
@@ -95,7 +95,7 @@ def test_clipping_is_honoured(project, run, kind):
 
 @pytest.mark.parametrize("kind", ["ddp", *SHARDED])
 def test_adapter(project, run, kind):
-    """The adapter and the new classifier are trained on every rank alike, saved, and score as in memory."""
+    """The adapter and the new classifier are trained on every rank, saved, and give the same scores as in memory."""
     done = run(kind, lora=True)
     assert_ran_as(done, kind)
     assert done.logged("loss") == pytest.approx(run("ddp", lora=True).logged("loss"), rel=1e-4)

@@ -1,4 +1,4 @@
-"""Rows of the benchmarks of judging, written by hand, and scorers that are told what to say."""
+"""Hand-written rows of the step-judging benchmarks, and scorers with given scores."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from ..helpers import tiny_tokenizer
 def process_row(
     number: int, label: int, num_steps: int = 3, subset: str = "gsm8k", problem: str | None = None
 ) -> dict:
-    """A row of ProcessBench. Each step says what it is."""
+    """Return a row of ProcessBench. Each step's text says whether it is right."""
     says = ["ok"] * num_steps if label < 0 else ["ok"] * label + ["bad"] + ["after"] * (num_steps - label - 1)
     return {
         "id": f"{subset}-{number}",
@@ -24,7 +24,7 @@ def process_row(
 
 
 def prm_row(number: int, classification: str, wrong: list[int], num_steps: int = 3) -> dict:
-    """A row of PRMBench: `wrong` counts from 1."""
+    """Return a row of PRMBench. `wrong` counts steps from 1."""
     return {
         "idx": f"prm_test_p1_{number}",
         "classification": classification,
@@ -42,7 +42,7 @@ def prm_row(number: int, classification: str, wrong: list[int], num_steps: int =
 
 
 def mistake_row(number: int, mistake_index: int | None, num_steps: int = 3) -> dict:
-    """A row of BIG-Bench Mistake."""
+    """Return a row of BIG-Bench Mistake."""
     row = process_row(number, -1 if mistake_index is None else mistake_index, num_steps)
     return {
         "input": row["problem"],
@@ -54,7 +54,7 @@ def mistake_row(number: int, mistake_index: int | None, num_steps: int = 3) -> d
 
 
 class SayingScorer(TreeScorer):
-    """Scores a step by its text. Keeps what it was asked."""
+    """Scores a step by its text, and records the steps that it scored."""
 
     def __init__(self, score_of: Callable[[str], float], max_positions: int | None = None):
         super().__init__(tiny_tokenizer(), StepFormat(), max_positions)
@@ -67,5 +67,5 @@ class SayingScorer(TreeScorer):
 
 
 def knows(step: str) -> float:
-    """What a reward model that knows the truth says."""
+    """Return the score from a reward model that knows the truth."""
     return 0.1 if step.startswith("bad") else 0.9

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the report."""
+"""Fixtures for the report tests."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from .report_runs import FINE, STEP_ROWS, benchmark, selection, write
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A hacked reward model, a good one on the same candidates, and a benchmark. No test changes them."""
+    """A hacked reward model, a good one on the same candidates, and a benchmark. No test may change them."""
     tmp_path = tmp_path_factory.mktemp("results")
     return [
         write(tmp_path / "runs" / "bon", selection()),

@@ -1,4 +1,4 @@
-"""Results of runs, written by hand, and what is read on their page."""
+"""Hand-written results of runs, and the text of their report page."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def curve(*accuracies):
 
 
 def gap_of(points, low, high):
-    """The gap of a curve, with the interval of its loss."""
+    """Return the gap of a curve, with the interval of its loss."""
     best = max(points, key=lambda one: one["accuracy"])
     smaller = max(points[:-1], key=lambda one: one["accuracy"], default=None)
     return {
@@ -44,7 +44,7 @@ FINE = curve(0.61, 0.7, 0.8, 0.9)
 
 
 def selection(points=HACKED, low=0.21, high=0.41, **changes):
-    """What `trl-hrm best-of-n` writes."""
+    """Return results as written by `trl-hrm best-of-n`."""
     curves = {
         MIN: points,
         "weighted_vote/min": curve(0.61, 0.66, 0.72, 0.77),
@@ -110,7 +110,7 @@ def write(folder, results, rows=PROBLEMS, name="candidates.jsonl"):
 
 
 def benchmark(**changes):
-    """What `trl-hrm benchmark` writes."""
+    """Return results as written by `trl-hrm benchmark`."""
     values = {
         "f1": 0.4375,
         "error_accuracy": 0.35,
@@ -159,7 +159,7 @@ def page_of(folders):
 
 @cache
 def make_page(folders):
-    """Pictures take their time: the page of the same folders is made once."""
+    """Make the page of the same folders only once, because drawing pictures is slow."""
     results = read_results(folders)
     return render_report(results, make_pictures(results))
 
@@ -168,7 +168,7 @@ BLANK = Picture("blank", "", "", {"light": b"", "dark": b""})
 
 
 def bare_page(folders):
-    """The page without any picture."""
+    """Return the page without pictures."""
     results = read_results(folders)
     pictures = {
         "accuracy": [BLANK] * len(problem_groups(results)),
@@ -180,6 +180,6 @@ def bare_page(folders):
 
 
 def words_of(folders):
-    """What is read on a page, as one line."""
+    """Return the visible text of a page as one line."""
     page = bare_page(folders)
     return " ".join(re.sub(r"<[^>]*>", " ", unescape(re.split("<body[^>]*>", page)[1]).replace("\xa0", " ")).split())

@@ -1,4 +1,4 @@
-"""Classes of equivalent answers, with the real grader and with scripted ones."""
+"""Classes of equivalent answers, with the real grader and with scripted graders."""
 
 import random
 from itertools import permutations
@@ -16,7 +16,7 @@ def grader():
 
 
 class Scripted:
-    """Answers that have the same letters are equal; some exhaust it. Keeps what it was asked."""
+    """Answers with the same letters are equal, and some time out. Records the comparisons."""
 
     def __init__(self, statuses: dict[str, str] | None = None):
         self.statuses = statuses or {}
@@ -59,8 +59,8 @@ def test_the_order_does_not_matter(grader):
     assert len(found) == 1
 
 
-def test_the_order_does_not_matter_where_equality_is_no_equivalence():
-    """A grader may find a = b and b = c, but not a = c: the class of b must not depend on which of them came first."""
+def test_the_order_does_not_matter_if_equality_is_not_transitive():
+    """A grader may find a = b and b = c, but not a = c. The class of b must not depend on which came first."""
 
     class Near(Scripted):
         def grade(self, answer, reference):
@@ -77,8 +77,8 @@ def test_the_order_does_not_matter_where_equality_is_no_equivalence():
         assert len(results) == 1
 
 
-def test_votes_do_not_know_the_reference():
-    """Answers that equal the reference but not each other stay apart: a vote that joins them would have been told the answer."""
+def test_votes_do_not_use_the_reference():
+    """Answers that equal the reference but not each other stay apart. Joining them would leak the reference into the vote."""
 
     class Odd(Scripted):
         def grade(self, answer, reference):
@@ -97,12 +97,12 @@ def test_integers_are_compared_without_the_grader():
         frozenset({"-12"}),
     }
     assert {reference for _, reference in grader.asked} == {"12"}
-    long = ["9" * 5000, "9" * 5000 + "x"]  # Python reads no such integer
+    long = ["9" * 5000, "9" * 5000 + "x"]  # Python cannot parse an integer this long
     assert grade_answers(long, "9", grader).classes == [0, 1]
 
 
 def test_timeouts_are_not_wrong_and_are_not_asked_again():
-    """Each more comparison of an answer on which the grader hangs would cost its deadline once more."""
+    """Every further comparison with an answer that times out would cost the full timeout again."""
     grader = Scripted({"hang": "timeout", "kill": "died", "blur": "unparseable"})
     answers = ["hang", "kill", "ab", "ba", "blur", "hang", None]
     found = grade_answers(answers, "ab", grader)
@@ -127,7 +127,7 @@ def test_reference_that_cannot_be_read():
 
 
 def test_given_grades_are_kept():
-    """Graded again, by whatever the extractor finds, they would be other grades. Votes need the classes all the same."""
+    """Grading again with another extractor could change the grades. Votes still need the classes."""
     grader = Scripted()
     answers, grades = ["ab", "ba", "c", None, "c"], [True, False, None, True, False]
     (judged,) = grade_problems([answers], [None], grader, grades=[grades])

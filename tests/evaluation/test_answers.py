@@ -1,8 +1,8 @@
 r"""
-The grader on the answers of real test sets: GSM8K's as its solutions write them, MATH-500's in other forms, written by hand.
+The grader on answers of real test sets: GSM8K's as written in its solutions, and MATH-500's in other hand-written forms.
 
-The forms are what policies write: the same value another way, in other words, with what they like to put around it. Each row has
-one wrong answer too, as near as may be: a grader that calls everything right would pass the rest.
+The forms are those that policies write: the same value in another notation, in words, or with typical text around it. Each
+row also has a wrong answer as close as possible, because a grader that accepts everything would pass the rest.
 """
 
 import json
@@ -149,7 +149,7 @@ MATH_500 = [
 
 @pytest.mark.parametrize(("index", "reference", "forms", "wrong"), MATH_500, ids=[f"{row[0]}" for row in MATH_500])
 def test_math_500_in_other_forms(index, reference, forms, wrong):
-    """A form that the grader does not know costs a policy its answer, and the curve of best-of-N its points."""
+    """Each unknown form would cost the policy a right answer, and lower the best-of-N curve."""
     assert len(set(forms) - {reference}) >= 3
     forms = [reference, f"${reference}$", f"So it is $\\boxed{{{reference}}}$.", *forms]
     assert {form: judge(form, reference).correct for form in forms} == dict.fromkeys(forms, True)
@@ -174,12 +174,12 @@ def test_the_references_are_those_of_the_real_file(shared_data):
     [("x > 2", r"(2,\infty)"), (r"x \le 0", r"(-\infty, 0]"), (r"-2 \le x \le 7", r"x \in [-2,7]")],
 )
 def test_intervals_as_inequalities(form, reference):
-    """Fair forms of rows 184, 307 and 383 that math-verify calls wrong unless it is asked to compare relations with sets."""
+    """Correct forms for rows 184, 307 and 383 that math-verify rejects unless it may compare relations with sets."""
     assert judge(form, reference).correct
 
 
 def test_math_500_rows_are_enough():
-    """The list may lose rows that do not pass: not below what is promised."""
+    """Rows that do not pass may be removed from the list, but not below the documented number."""
     assert len({index for index, *_ in MATH_500}) == len(MATH_500) >= 50
     assert len({reference for _, reference, *_ in MATH_500}) == len(MATH_500)
 
@@ -193,14 +193,14 @@ def rows(gsm8k) -> list[tuple[str, str]]:
 
 class TestGSM8K:
     def test_all_own_answers(self, rows):
-        """Read from the solution as a policy's answer is, and graded in the pool: right, and no reference is unreadable."""
+        """Extracted from the solutions like a policy's answers and graded in the pool, all are right, and no reference is invalid."""
         with AnswerGrader() as grader:
             grades = [grader.grade(extract_answer(solution) or "", reference) for solution, reference in rows]
             assert Counter((grade.correct, grade.status) for grade in grades) == {(True, "graded"): len(rows)}
             assert grader.counts()["num_timeouts"] == 0
 
     def test_other_forms(self, rows):
-        """Equal texts are right without a look at the value: these are other texts. Of many rows a fifth, to save time."""
+        """Equal texts are right without comparing values, so these texts differ. Uses a fifth of the rows to save time."""
         for _, reference in rows[:: 5 if len(rows) > 1000 else 1]:
             value = int(reference.replace(",", ""))
             forms = [f"{value}.0", f"The answer is ${value:,}."]

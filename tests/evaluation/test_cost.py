@@ -1,4 +1,4 @@
-"""What a result says that it cost."""
+"""The cost reported in a result."""
 
 from collections import Counter
 
@@ -7,8 +7,8 @@ from trl_hrm.search.run_folder import Shard
 from trl_hrm.search.scheduler import Progress
 
 
-def test_the_cost_of_a_killed_start_is_not_known(tmp_path):
-    """Its seconds were never written down: a sum without them would be a lie."""
+def test_the_cost_of_a_killed_start_is_unknown(tmp_path):
+    """Its seconds were never written, so a sum without them would be too small."""
     shard, log = Shard(0, 1), tmp_path / "log-00000-of-00001.jsonl"
     log.write_text("a" * 10)
     cost = SampleCost(tmp_path, Shard(1, 2))

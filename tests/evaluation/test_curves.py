@@ -1,4 +1,4 @@
-"""Curves over N: the harness must tell a reward model that knows the truth from one that guesses and one that misleads."""
+"""Curves over N must distinguish reward models that know the truth, that guess, and that mislead."""
 
 import math
 import random
@@ -16,7 +16,7 @@ N = [1, 2, 4, 8, 16, 32]
 
 
 def judged(correct, scores, classes=None, name="p", texts=None) -> ScoredProblem:
-    """A problem whose solutions all differ; wrong ones have an answer of their own each."""
+    """Return a problem whose solutions all differ. Every wrong solution has its own answer."""
     if classes is None:
         classes = [0 if right else i + 1 for i, right in enumerate(correct)]
     return ScoredProblem(
@@ -25,7 +25,7 @@ def judged(correct, scores, classes=None, name="p", texts=None) -> ScoredProblem
 
 
 def make_pool(score, num_problems: int = 300, size: int = 32, seed: int = 0) -> list[ScoredProblem]:
-    """Problems from hard to easy; `score(right, rng)` is the reward model."""
+    """Return problems from hard to easy. `score(right, rng)` is the reward model."""
     rng = random.Random(seed)
     pool = []
     for i in range(num_problems):
@@ -50,7 +50,7 @@ def planted(right, rng):
 
 
 def adversary(right, rng):
-    """Right about most solutions, but the highest scores of all go to a few wrong ones, which a small N seldom meets."""
+    """Usually right, but a few wrong ones get the highest scores. A small N seldom includes these."""
     if right:
         return rng.uniform(0.5, 0.9)
     return rng.uniform(0.95, 1.0) if rng.random() < 0.06 else rng.uniform(0.0, 0.5)
@@ -58,7 +58,7 @@ def adversary(right, rng):
 
 class TestHarness:
     def test_planted_reaches_pass_at_n(self):
-        """Exactly: on the pool as it comes where N is all of it, and on the first N whatever they hold."""
+        """Exactly: pass@N if N is the whole pool, and for a smaller N whether one of the first N solutions is right."""
         pool = make_pool(planted)
         curves = make_curves(pool, N)
         found = accuracies(curves, "best_of_n/min")
@@ -68,7 +68,7 @@ class TestHarness:
         assert curves.hacking_gap["best_of_n/min"]["gap"] == 0
 
     def test_planted_reaches_pass_at_n_over_all_subsets(self):
-        """The mean over every subset of N is the unbiased estimate, digit for digit: small pools, no sampling."""
+        """The mean over every subset of N equals the unbiased estimate exactly: small pools, no sampling."""
         for problem in make_pool(planted, num_problems=30, size=7, seed=1):
             for n in range(1, 8):
                 subsets = list(combinations(range(7), n))
@@ -76,7 +76,7 @@ class TestHarness:
                 assert solved / len(subsets) == pass_at_n(7, sum(problem.correct), n)
 
     def test_random_reaches_pass_at_1(self):
-        """At every N, within four standard deviations of the binomial; and no gap that its interval calls one."""
+        """At every N within four standard deviations of the binomial, and no gap beyond its interval."""
         pool = make_pool(lambda right, rng: rng.random())
         curves = make_curves(pool, N)
         expected = pass_at(pool, 1)
@@ -86,7 +86,7 @@ class TestHarness:
             assert abs(accuracy - expected) < 4 * deviation
         averaged = make_curves(pool, N, num_draws=50)
         for accuracy in accuracies(averaged, "best_of_n/min")[:3]:
-            assert abs(accuracy - expected) < 1.5 * deviation  # 50 draws tell more
+            assert abs(accuracy - expected) < 1.5 * deviation  # the mean of 50 draws is more precise
 
     def test_adversary_shows_a_hacking_gap(self):
         curves = make_curves(make_pool(adversary), N)
@@ -94,11 +94,11 @@ class TestHarness:
         assert gap["gap"] == max(found) - found[-1] > 0.1
         assert gap["low"] > 0.05 and gap["high"] > gap["gap"] > gap["low"]
         assert gap["best_n"] in (2, 4, 8) and gap["largest_n"] == 32
-        assert max(found) > found[0] + 0.05  # it looks like a reward model at first
+        assert max(found) > found[0] + 0.05  # at small N it looks like a good reward model
         assert found[-1] < make_curves(make_pool(planted), N).curves["best_of_n/min"][-1]["accuracy"] - 0.3
 
-    def test_three_reward_models_are_told_apart(self):
-        """By the intervals at the largest N: the numbers a report would show."""
+    def test_three_reward_models_are_distinguished(self):
+        """By the intervals at the largest N, which are the numbers in a report."""
         models = {"planted": planted, "random": lambda right, rng: rng.random(), "adversary": adversary}
         last = {name: make_curves(make_pool(score), N).curves["best_of_n/min"][-1] for name, score in models.items()}
         assert last["planted"]["low"] > last["random"]["high"] and last["planted"]["low"] > last["adversary"]["high"]
@@ -123,14 +123,14 @@ def test_by_hand():
         "majority_vote": [0.5, 0.5, 0.5],
         "pass_at_n": pytest.approx([0.5, (1 + 2 / 3) / 2, 1.0]),
     }
-    # one of two problems is lost, Tango's score interval of 1 and 0 discordant pairs of 2
+    # one of two problems is lost: Tango's score interval for 1 and 0 discordant pairs of 2
     gap = {"gap": 0.5, "best_n": 1, "largest_n": 3, "loss": 0.5, "from_n": 1, "undecided": None}
     assert curves.hacking_gap["best_of_n/min"] == gap | {
         "low": pytest.approx(-0.4864, abs=1e-4),
         "high": pytest.approx(0.9055, abs=1e-4),
     }
     assert [point["n"] for point in curves.curves["pass_at_n"]] == [1, 2, 3]
-    # Wilson's intervals of 0 of 2 and 1 of 2
+    # Wilson's intervals for 0 of 2 and 1 of 2
     assert curves.curves["best_of_n/min"][2] == {
         "n": 3,
         "accuracy": 0.0,
@@ -146,7 +146,7 @@ def test_by_hand():
 
 
 def test_against_plain_loops():
-    """Every curve against choosing from each prefix with the functions of the selection."""
+    """Every curve equals choosing from each prefix with the selection functions."""
     pool = make_pool(adversary, num_problems=40, size=16, seed=3)
     curves = make_curves(pool, [1, 3, 16])
     for place, n in enumerate([1, 3, 16]):
@@ -161,7 +161,7 @@ def test_against_plain_loops():
 
 
 def test_intervals_cover_the_truth():
-    """Of 200 samples of 100 problems, the 95 % interval holds the known mean in 88 to 100 %: one made of solutions would not."""
+    """For 200 samples of 100 problems, the 95 % interval holds the known mean in 88 to 100 %. Intervals over solutions would not."""
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
@@ -172,18 +172,18 @@ def test_intervals_cover_the_truth():
 
 
 def test_intervals_are_of_95_percent():
-    """As wide as that of the binomial, 2 * 1.96 deviations: those of 90 % would cover nearly as often in the test above."""
+    """As wide as the binomial interval, 2 * 1.96 deviations. A 90 % interval would nearly pass the coverage test above."""
     points, _ = curve_with_gap("x", np.array([[1.0] * 500 + [0.0] * 500]), [1])
     assert points[0]["high"] - points[0]["low"] == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 1000), rel=0.08)
 
 
 def test_the_gap_is_paired():
-    """The same problems fail at both N: unpaired, the interval of a gap of 0.1 over 100 problems would reach below 0."""
+    """The same problems fail at both N. Unpaired, the interval of a gap of 0.1 over 100 problems would reach below 0."""
     solved = np.array([[1.0] * 50 + [0.0] * 50, [1.0] * 40 + [0.0] * 60])
     _, gap = curve_with_gap("x", solved, [1, 2])
     assert gap["gap"] == pytest.approx(0.1) and 0.03 < gap["low"] < 0.1 < gap["high"] < 0.18
     _, gap = curve_with_gap("x", solved[::-1], [1, 2])
-    # no gap, and how far accuracy rises to the largest N
+    # no gap, and how far accuracy rises up to the largest N
     assert (gap["gap"], gap["best_n"], gap["largest_n"], gap["from_n"]) == (0, 2, 2, 1)
     assert gap["loss"] == pytest.approx(-0.1) and -0.18 < gap["low"] < -0.1 < gap["high"] < -0.03
 
@@ -194,11 +194,11 @@ def test_seeds():
     assert first == again
     other = make_curves(pool, [1, 8], num_draws=3, seed=2)
     assert first.curves["best_of_n/min"] != other.curves["best_of_n/min"]
-    assert make_curves(pool, [1, 8], seed=1) == make_curves(pool, [1, 8], seed=2)  # no draws, and no resamples
-    # equal problems have orders of their own: else an unlucky one would be that of all
+    assert make_curves(pool, [1, 8], seed=1) == make_curves(pool, [1, 8], seed=2)  # no draws, and no resampling
+    # equal problems have different orders: otherwise one unlucky order would affect all of them
     same = [judged([True, False], [0.5, 0.5], name=f"p{i}") for i in range(40)]
     assert 0.2 < accuracies(make_curves(same, [1], num_draws=1), "best_of_n/min")[0] < 0.8
-    # draws of a problem do not depend on what other problems there are; all solutions are one set whatever the draw
+    # the draws of a problem do not depend on other problems, and with N equal to the pool every draw is the same set
     alone = make_curves(pool[7:8], [1, 8, 16], num_draws=3, seed=1)
     values = make_curves(pool[7:9], [1, 8, 16], num_draws=3, seed=1)
     rest = make_curves(pool[8:9], [1, 8, 16], num_draws=3, seed=1)
@@ -210,7 +210,7 @@ def test_seeds():
 
 
 def test_draws_are_averages_over_subsets():
-    """Many draws of two of three come near the mean over the three pairs."""
+    """Many draws of two of three approach the mean over the three pairs."""
     problem = judged([True, False, False], [0.5, 0.9, 0.1])
     curves = make_curves([problem], [2], num_draws=2000)
     assert accuracies(curves, "best_of_n/min")[0] == pytest.approx(1 / 3, abs=0.05)
@@ -218,8 +218,8 @@ def test_draws_are_averages_over_subsets():
 
 
 class TestNotGraded:
-    def test_is_neither_right_nor_wrong(self):
-        """Problem b is unknown where its ungraded solution is chosen, and counts where it is not."""
+    def test_ungraded_is_neither_right_nor_wrong(self):
+        """Problem b is unknown where its ungraded solution is chosen, and counts elsewhere."""
         pool = [
             judged([True, False], [0.9, 0.1], name="a"),
             judged([False, None], [0.1, 0.9], [1, 2], name="b"),
@@ -227,19 +227,17 @@ class TestNotGraded:
         ]
         curves = make_curves(pool, [1, 2])
         assert accuracies(curves, "best_of_n/min") == pytest.approx([1 / 3, 1 / 2])
-        # of two solutions of b one is wrong and one unknown: with both tried, so is b
+        # one of b's two solutions is wrong and one unknown, so with both drawn b is unknown
         assert accuracies(curves, "pass_at_n") == pytest.approx([(1 / 2 + 0 + 0) / 3, (1 + 0) / 2])
 
-    def test_right_all_the_same(self):
-        """Two of three may be tried, two are right: one will be met, whatever the third is."""
+    def test_right_despite_an_ungraded_solution(self):
+        """With two of three drawn and two right, one drawn solution is right, whatever the third is."""
         pool = [judged([True, True, None], [0.1, 0.2, 0.3], [0, 0, 1]), judged([False] * 3, [0.1, 0.2, 0.3], name="q")]
         assert accuracies(make_curves(pool, [2, 3]), "pass_at_n") == [0.5, 0.5]
 
     def test_nothing_graded(self):
         pool = [judged([None, None], [0.1, 0.2], [1, 2])]
-        with pytest.raises(
-            ValueError, match="timed out or crashed on every selected solution at N=1.*--grader_timeout"
-        ):
+        with pytest.raises(ValueError, match="N=1.*--grader_timeout"):
             make_curves(pool, [1])
 
 
@@ -285,11 +283,11 @@ def test_summarize():
     assert found == ScoredProblem(
         "p", [0, None, 0], [True, False, None], {"prod": [0.4, None, 0.4], "second": [0.8, None, 0.8]}, [1, 0, 1]
     )
-    with pytest.raises(ValueError, match="min, min, expected different names"):
+    with pytest.raises(ValueError, match="min, min"):
         summarize(ProblemCandidates("p", "?", "1", candidates), [0, None, 0], ["min", "min"])
 
 
-def test_the_order_of_the_pool_does_not_matter_where_n_is_all_of_it():
+def test_the_order_does_not_matter_if_n_is_the_whole_pool():
     rng = random.Random(5)
     names, texts = (0, 1, None), [3, 1, 2, 0]
     for _ in range(20):

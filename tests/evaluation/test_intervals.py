@@ -1,4 +1,4 @@
-"""Intervals of accuracies and of their differences: exact values, slow references, coverage, and no interval of width zero."""
+"""Intervals of accuracies and their differences: exact values, slow references, coverage, and no zero width."""
 
 import math
 
@@ -28,13 +28,13 @@ def ones(k: int, n: int) -> np.ndarray:
     ],
 )
 def test_wilson_by_published_values(k, n, low, high):
-    """And the mean of outcomes of 0 and 1 is that proportion, in whatever order."""
+    """Also, the mean of 0/1 outcomes in any order gives the same interval as the proportion."""
     assert wilson_interval(k, n) == pytest.approx((low, high), abs=6e-5)
     assert mean_interval(np.random.default_rng(0).permutation(ones(k, n))) == pytest.approx(wilson_interval(k, n))
 
 
 def restricted_likelihood(b: int, c: int, n: int, difference: float) -> float:
-    """q21 that maximises the likelihood of discordant pairs under p12 - p21 = difference, by trying all."""
+    """Maximise the likelihood of discordant pairs under p12 - p21 = difference by exhaustive search, and return q21."""
     low, high = max(0.0, -difference), (1 - difference) / 2
     tried = np.linspace(low, high, 400_001)[1:-1]
     with np.errstate(divide="ignore"):
@@ -45,7 +45,7 @@ def restricted_likelihood(b: int, c: int, n: int, difference: float) -> float:
 
 @pytest.mark.parametrize(("b", "c", "n"), [(12, 2, 44), (9, 0, 30), (0, 4, 12), (3, 3, 50), (1, 0, 2)])
 def test_tango_inverts_its_test(b, c, n):
-    """At both bounds the observed difference is 1.96 standard errors away, by a likelihood maximised without the formula."""
+    """At both bounds the observed difference is 1.96 standard errors away, with the likelihood maximised numerically."""
     values = np.array([1.0] * b + [-1.0] * c + [0.0] * (n - b - c))
     low, high = difference_interval(values)
     for bound, distance in ((low, Z), (high, -Z)):
@@ -56,7 +56,7 @@ def test_tango_inverts_its_test(b, c, n):
 
 @pytest.mark.parametrize("n", [1, 2, 10, 500])
 def test_equal_pairs_have_a_width(n):
-    """To each side that of Wilson at 0 of n: a bootstrap would say that the two N can never differ."""
+    """Each side has Wilson's width at 0 of n. A bootstrap would claim that the two N can never differ."""
     high = wilson_interval(0, n)[1]
     assert difference_interval(np.zeros(n)) == pytest.approx((-high, high))
 
@@ -73,7 +73,7 @@ def test_differences_change_their_sign():
 @pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("n", [1, 3, 40])
 def test_no_interval_has_zero_width(value, n):
-    """Also of shares that are all equal, and of a single problem."""
+    """Also for shares that are all equal, and for a single problem."""
     low, high = mean_interval(np.full(n, value))
     assert low <= value <= high and high - low > 0.3 / n
     low, high = difference_interval(np.full(n, value))
@@ -81,7 +81,7 @@ def test_no_interval_has_zero_width(value, n):
 
 
 def test_shares_count_as_more_than_outcomes():
-    """Averages over draws vary less; equal ones are not taken for certain."""
+    """Averages over draws vary less, but equal averages are not certain."""
     rng = np.random.default_rng(0)
     outcomes, shares = (rng.random(200) < 0.5).astype(float), rng.beta(20, 20, 200)
     assert effective_size(outcomes) == pytest.approx(200)
@@ -93,7 +93,7 @@ def test_shares_count_as_more_than_outcomes():
 
 @pytest.mark.parametrize("n", [10, 40, 200])
 def test_means_are_covered(n):
-    """95 % of the intervals hold the true mean: of outcomes, and of shares that differ much or little between problems."""
+    """95 % of intervals hold the true mean: for outcomes, and for shares that vary much or little between problems."""
     rng = np.random.default_rng(n)
     sources = {
         "rare": (lambda: (rng.random(n) < 0.1).astype(float), 0.1),
@@ -119,7 +119,7 @@ def test_differences_are_covered(n):
 
 class TestCurves:
     def test_zero_and_all_of_ten(self):
-        """The bounds of every curve, not those of best-of-N alone."""
+        """The bounds of every curve, not only best-of-N's."""
         for right, bounds in ((False, (0.0, 0.2775)), (True, (0.7225, 1.0))):
             pool = [ScoredProblem(f"p{i}", [0, 0], [right, right], {"min": [0.5, 0.6]}, [0, 1]) for i in range(10)]
             for num_draws in (None, 4):
@@ -127,11 +127,11 @@ class TestCurves:
                     for point in points:
                         assert (point["low"], point["high"]) == pytest.approx(bounds, abs=6e-5)
 
-    def test_unknown_problems_have_no_part(self):
+    def test_unknown_problems_are_excluded(self):
         values = np.array([[1.0, 0.0, np.nan, 1.0], [1.0, np.nan, 0.0, 0.0]])
         points, gap = curve_with_gap("x", values, [1, 2])
         assert (points[0]["low"], points[0]["high"]) == pytest.approx(wilson_interval(2, 3))
-        # of the two problems that are known at both N one is lost; the interval is moved to the difference that is shown
+        # of the two problems that are known at both N one is lost; the interval is centred on the reported difference
         low, high = difference_interval(np.array([0.0, 1.0]))
         assert gap["loss"] == pytest.approx(1 / 3)
         assert (gap["low"], gap["high"]) == pytest.approx((low - 1 / 6, high - 1 / 6))

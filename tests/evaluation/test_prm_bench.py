@@ -1,4 +1,4 @@
-"""PRMBench: the score by hand, its averages, the real rows by exact counts, and what is refused."""
+"""PRMBench: the score computed by hand, its averages, exact counts of the real rows, and errors."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def solution(labels: list[int], kind: str = "confidence") -> Solution:
 
 def test_score_by_hand():
     """
-    Six right steps of which four are called right, three wrong ones of which two are called wrong: TP 4, FN 2, TN 2, FP 1.
+    Four of six right steps are called right, and two of three wrong steps are called wrong: TP 4, FN 2, TN 2, FP 1.
     F1 = 8 / (8 + 1 + 2) = 8/11, F1_neg = 4 / (4 + 1 + 2) = 4/7, the score (8/11 + 4/7) / 2 = 50/77. Accuracy is 6/9.
     """
     labels = [1, 1, 1, 0, 1, 0, 1, 1, 0]
@@ -50,7 +50,7 @@ def test_score_by_hand():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_against_scikit_learn(seed):
-    """With many scores at the threshold."""
+    """Also with many scores exactly at the threshold."""
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(seed)
     labels, scores = rng.integers(0, 2, 100), np.round(rng.random(100), 1)
@@ -61,20 +61,20 @@ def test_against_scikit_learn(seed):
 
 
 def test_a_model_that_calls_everything_right():
-    """Its F1 looks good, for most steps are right; half of the score is what sees through it."""
+    """Its F1 looks good because wrong steps are rare. The other half of the score exposes it."""
     metrics = prm_score((9, 1, 0, 0))
     assert metrics["f1"] == pytest.approx(18 / 19) and metrics["negative_f1"] == 0
-    assert math.isnan(prm_score((5, 0, 0, 0))["negative_f1"])  # nothing wrong, nothing called wrong
+    assert math.isnan(prm_score((5, 0, 0, 0))["negative_f1"])  # nothing is wrong, and nothing is called wrong
 
 
 def test_averages_by_hand():
     """
-    Categories are means of classes, however many steps these have; overall is one score over all steps of the nine classes.
+    Categories are means of classes, whatever their numbers of steps. Overall is one score over all steps of the nine classes.
     """
     sums = {name: np.array([1, 0, 1, 0]) for name in CLASSES}  # score 1
     sums["circular"] = np.array([30, 30, 0, 0])  # F1 2/3, F1_neg 0: 1/3
     sums["multi_solutions"] = np.array([1, 0, 0, 1])  # F1 2/3
-    sums["correct"] = np.array([0, 0, 0, 50])  # F1 0, and no part of any average
+    sums["correct"] = np.array([0, 0, 0, 50])  # F1 0, and excluded from every average
     found = summarize(sums)
     assert {name: float(values["prm_score"]) for name, values in found["averages"].items()} == pytest.approx(
         {
@@ -91,13 +91,13 @@ def test_averages_by_hand():
 
 
 def test_a_category_without_one_of_its_classes_has_no_average():
-    """The mean of fewer classes is another number under the same name."""
+    """The mean of fewer classes would be a different number with the same name."""
     found = summarize({name: np.array([1, 0, 1, 0]) for name in CLASSES if name != "confidence"})
     assert list(found["averages"]) == ["simplicity", "sensitivity", "overall"]
 
 
-def test_a_validation_part_of_original_processes_only():
-    """Where the modified ones are too long: hours of scoring must not end in an error of numpy."""
+def test_a_validation_part_with_original_processes_only():
+    """If the modified solutions are too long, hours of scoring must not end in an error of numpy."""
     solutions, scores = [], []
     for i in range(30):
         for kind, labels, values in (("redundency", [1, 0], [0.9, 0.1]), ("correct", [1, 1], [0.9, 0.8])):
@@ -109,7 +109,7 @@ def test_a_validation_part_of_original_processes_only():
 
 
 def test_rows(tmp_path):
-    """Steps are counted from 1, the modified question is asked, and one class gives the original solution too."""
+    """Steps are counted from 1, the modified question is the prompt, and one class also gives the original solution."""
     rows = [prm_row(1, "redundency", [2, 9]), prm_row(1, "confidence", [1, 3])]
     found = read(write_rows(tmp_path / "rows.jsonl", rows))
     assert [(one.subset, one.id, one.problem, one.labels) for one in found.solutions] == [
@@ -132,7 +132,7 @@ def test_rows(tmp_path):
     ],
 )
 def test_bad_rows(tmp_path, change, message):
-    """Left out or, where only a step is blank, kept; with `strict` an error."""
+    """Bad rows are skipped, or kept if only a step is blank. With `strict` they are errors."""
     rows = [prm_row(1, "confidence", [1]), prm_row(2, "confidence", [1]) | change]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ValueError, match=f"rows.jsonl:2: {message}"):
@@ -144,7 +144,7 @@ def test_bad_rows(tmp_path, change, message):
 
 
 def test_a_planted_model(tmp_path):
-    """A model that knows the wrong steps has score 1 in every class, one that says the contrary 0."""
+    """A model that knows the wrong steps scores 1 in every class, and a model that says the opposite 0."""
     rows = [prm_row(i, kind, [] if kind == "multi_solutions" else [2]) for kind in CLASSES for i in range(3)]
     solutions = read(write_rows(tmp_path / "rows.jsonl", rows)).solutions
     results = measure(PRM_BENCH, solutions, score_solutions(SayingScorer(knows), solutions, ScoringConfig()))
@@ -198,17 +198,17 @@ def reading(shared_data):
 
 class TestRealRows:
     def test_exact_counts(self, reading):
-        """A reader that drops what it does not understand would measure another benchmark, and nobody would see."""
+        """A reader that silently drops rows would measure a different benchmark."""
         counts = Counter(one.subset for one in reading.solutions)
         assert counts == dict.fromkeys(CLASSES, 48) | {"multi_solutions": 10, "correct": 48}
         judged = [one for one in reading.solutions if one.subset != "correct"]
         assert sum(len(one.labels) for one in judged) == 5738
-        # 880 numbers in the rows; no row names one twice
+        # the rows hold 880 numbers, and no row repeats one
         assert reading.notes == {"error_steps_past_the_end": 12}
         assert sum(one.labels.count(0) for one in judged) == 880 - 12
 
     def test_first_row(self, reading):
-        """Steps 5 and 6 say p = 0.58 where p is 0.29: counted from 0, step 7 of six would be wrong."""
+        """Steps 5 and 6 say p = 0.58 where p is 0.29. Counted from 0, the nonexistent seventh step would be wrong."""
         first = reading.solutions[0]
         assert (first.subset, first.labels) == ("confidence", [1, 1, 1, 1, 0, 0])
         assert "$p=0.58$" in first.steps[4] and "58 cents" in first.steps[5]

@@ -1,4 +1,4 @@
-"""ProcessBench: which step is found, F1 by hand, averages both ways, the tuned threshold, and what is refused."""
+"""ProcessBench: which step is found, F1 by hand, both averages, the tuned threshold, and errors."""
 
 import gzip
 import json
@@ -43,8 +43,8 @@ def solution(number: int, label: int, subset: str = "gsm8k", num_steps: int = 3)
 @pytest.mark.parametrize(
     ("scores", "threshold", "expected"),
     [
-        ([0.9, 0.4, 0.1], 0.5, 1),  # the first one, not the lowest
-        ([0.9, 0.5, 0.49], 0.5, 2),  # a score of the threshold is right
+        ([0.9, 0.4, 0.1], 0.5, 1),  # the first step, not the lowest
+        ([0.9, 0.5, 0.49], 0.5, 2),  # a score equal to the threshold is right
         ([0.9, 0.6], 0.5, -1),
         ([0.0], 0.0, -1),
         ([1.0, 1.0], 1.0, -1),
@@ -52,15 +52,15 @@ def solution(number: int, label: int, subset: str = "gsm8k", num_steps: int = 3)
     ],
 )
 def test_the_first_step_below_the_threshold(scores, threshold, expected):
-    """Taking the lowest step, or `<=`, moves F1 by points and looks as plausible."""
+    """Choosing the lowest step, or using `<=`, would change F1 by points and look just as plausible."""
     assert predict_first_error(scores, threshold) == expected
 
 
 def test_f1_by_hand():
     """
-    Five rows with an error of which three are found, four without of which one is: accuracies 3/5 and 1/4, and
-    F1 = 2 · (3/5) · (1/4) / (3/5 + 1/4) = (3/10) / (17/20) = 6/17. Precision and recall of rows with an error, the F1 one
-    would expect, give another number.
+    Three of five rows with an error are found, and one of four rows without an error: accuracies 3/5 and 1/4, and
+    F1 = 2 · (3/5) · (1/4) / (3/5 + 1/4) = (3/10) / (17/20) = 6/17. The usual F1, from precision and recall of rows with an
+    error, would be a different number.
     """
     pairs = [(0, 0), (2, 2), (1, 1), (0, 1), (-1, 1), (-1, -1), (0, -1), (2, -1), (1, -1)]
     metrics = process_bench_f1(np.sum([tally_first_error(*pair) for pair in pairs], axis=0))
@@ -87,12 +87,12 @@ def test_f1_by_hand():
     ],
 )
 def test_f1_at_the_edges(sums, f1):
-    """Rows of one kind only have no F1: 0 or the accuracy in its place would enter the average."""
+    """Rows of only one kind have no F1. Using 0 or the accuracy instead would distort the average."""
     assert process_bench_f1(sums)["f1"] == pytest.approx(f1, nan_ok=True)
 
 
 def test_averages_both_ways_by_hand():
-    """F1 1 on two rows, 0 on six and not defined on three: (1 + 0) / 2, and (2 · 1 + 6 · 0) / 8."""
+    """F1 is 1 on two rows, 0 on six and undefined on three: (1 + 0) / 2, and (2 · 1 + 6 · 0) / 8."""
     sums = {"gsm8k": np.array([1, 1, 1, 1]), "math": np.array([0, 3, 3, 3]), "omnimath": np.array([2, 3, 0, 0])}
     averages = summarize(sums)["averages"]
     assert averages["unweighted"]["f1"] == pytest.approx(0.5)
@@ -100,10 +100,10 @@ def test_averages_both_ways_by_hand():
 
 
 def test_published_averages():
-    """HF's 1.5B PRM was published with four F1 and their mean weighted by rows, 40.38; the paper's way gives 39.81."""
+    """HF's 1.5B PRM was published with four F1 and their row-weighted mean, 40.38. The paper's average is 39.81."""
     f1 = {"gsm8k": 36.56, "math": 49.61, "olympiadbench": 36.07, "omnimath": 37.00}
     rows = {"gsm8k": 400, "math": 1000, "olympiadbench": 1000, "omnimath": 1000}
-    # F1 is x where both accuracies are x
+    # F1 is x if both accuracies are x
     sums = {name: np.array([f1[name] / 100 * rows[name] / 2, rows[name] / 2] * 2) for name in f1}
     averages = summarize(sums)["averages"]
     assert 100 * averages["unweighted"]["f1"] == pytest.approx(39.81)
@@ -111,7 +111,7 @@ def test_published_averages():
 
 
 def test_subsets_by_file_column_and_split(tmp_path):
-    """The published files are named for the subsets; one file with all of them must not become one subset."""
+    """The published files are named after the subsets. A single file with all subsets must not become one subset."""
     rows = {
         "gsm8k": [process_row(1, 0)],
         "math": [process_row(1, -1, subset="math"), process_row(2, 2, subset="math")],
@@ -128,7 +128,9 @@ def test_subsets_by_file_column_and_split(tmp_path):
     found = read(tmp_path / "array.json").solutions
     assert [(one.subset, one.id, one.labels) for one in found] == by_file
     assert found[1].where == f"{tmp_path / 'array.json'}, row 1"
-    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(together).encode())  # as some editors save it
+    (tmp_path / "marked.json").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(together).encode()
+    )  # some editors write this mark
     assert [one.labels for one in read(tmp_path / "marked.json").solutions] == [labels for *_, labels in by_file]
     splits = DatasetDict({name: Dataset.from_list(part) for name, part in rows.items()})
     for name, dataset in splits.items():
@@ -154,7 +156,7 @@ def test_subsets_by_file_column_and_split(tmp_path):
     ],
 )
 def test_bad_rows_with_strict(tmp_path, change, message):
-    """A label past the end would never be found, and cost accuracy for ever."""
+    """A label past the end can never be found, so it would lower accuracy for every model."""
     rows = [process_row(1, 0), process_row(2, -1) | change]
     message = message.replace("`steps\\[1\\]`", "step 1 of 'gsm8k-2'")
     with pytest.raises(ValueError, match=f"rows.jsonl:2: {message}"):
@@ -162,7 +164,7 @@ def test_bad_rows_with_strict(tmp_path, change, message):
 
 
 def test_one_bad_row_does_not_stop_a_benchmark(tmp_path):
-    """All of them are counted and named at once; what can be scored is kept, and no index moves."""
+    """All bad rows are counted and named together. What can be scored is kept, and no index moves."""
     bad = [
         {"label": 3},
         {"label": None},
@@ -213,39 +215,37 @@ def test_a_compressed_file_is_the_same_subset(tmp_path):
 
 def test_a_source_without_a_usable_row_is_an_error(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [process_row(i, 0) | {"label": 7} for i in range(3)])
-    with pytest.raises(
-        ValueError, match="rows.jsonl: no row can be used. The first fault: .*rows.jsonl:1: `label` is 7"
-    ):
+    with pytest.raises(ValueError, match="rows.jsonl: .*rows.jsonl:1: `label` is 7"):
         read(path)
 
 
 def test_rows_of_two_sources_count_once(tmp_path):
-    """A file and a copy of a part of it; the subsets are the same by their column."""
+    """A file, and a copy of a part of it. Both have the same subset column."""
     rows = [process_row(i, 0) | {"subset": "gsm8k"} for i in range(4)]
     paths = [write_rows(tmp_path / "all.jsonl", rows), write_rows(tmp_path / "part.jsonl", rows[:3])]
     (tmp_path / "more.jsonl").write_text("")
-    with pytest.raises(ValueError, match="part.jsonl: no row can be used"):
+    with pytest.raises(ValueError, match="part.jsonl: "):
         read(*paths)
     write_rows(tmp_path / "part.jsonl", [*rows[:3], process_row(9, 0) | {"subset": "gsm8k"}])
     found = read(*paths)
     assert [one.id for one in found.solutions] == [f"gsm8k-{i}" for i in (0, 1, 2, 3, 9)]
     assert len(found.faults.left_out["in_an_earlier_source"]) == 3
-    with pytest.raises(ValueError, match="the source is given twice"):
+    with pytest.raises(ValueError, match="twice"):
         read(paths[0], tmp_path / "." / "all.jsonl")
 
 
 @pytest.mark.parametrize(("label", "first_error"), [(1, 0), (3, 2), (0, -1), (-1, -1), (2.0, 1)])
 def test_labels_that_count_from_1(tmp_path, label, first_error):
-    """Read from 0, every error would be looked for one step too late, and the last one nowhere."""
+    """Read as counting from 0, every error would be expected one step too late."""
     path = write_rows(tmp_path / "rows.jsonl", [process_row(1, -1) | {"label": label}])
     assert read(path, first_step=1).solutions[0].first_error == first_error
 
 
 def test_a_label_of_the_number_of_steps_asks_where_labels_begin(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [process_row(1, -1) | {"label": 3}])
-    with pytest.raises(ValueError, match="pass --first_step 1"):
+    with pytest.raises(ValueError, match="--first_step 1"):
         read(path)
-    with pytest.raises(ValueError, match="counted from 1, or -1 or 0 for no error"):
+    with pytest.raises(ValueError, match="counted from 1"):
         read(write_rows(tmp_path / "rows.jsonl", [process_row(1, -1) | {"label": 4}]), first_step=1)
 
 
@@ -274,7 +274,7 @@ def mr_row(number: int, step, correctness="wrong", **more) -> dict:
     ],
 )
 def test_rows_of_mr_gsm8k(tmp_path, row, labels):
-    """Its steps count from 1, whatever `first_step` is."""
+    """MR-GSM8K counts steps from 1, whatever `first_step` is."""
     path = write_rows(tmp_path / "mr.jsonl", [row])
     for first_step in (0, 1):
         (one,) = read(path, first_step=first_step).solutions
@@ -284,7 +284,7 @@ def test_rows_of_mr_gsm8k(tmp_path, row, labels):
 
 @pytest.mark.parametrize(("step", "correctness"), [("N/A", "wrong"), (2, "correct"), (0, "incorrect")])
 def test_rows_of_mr_gsm8k_that_contradict_themselves(tmp_path, step, correctness):
-    """Taken for free of errors, a wrong solution without its step would be one that no model may find."""
+    """Read as free of errors, a wrong solution without a wrong step would count against every model."""
     path = write_rows(tmp_path / "mr.jsonl", [mr_row(1, 1), mr_row(2, step, correctness)])
     found = read(path)
     assert len(found.solutions) == 1
@@ -303,7 +303,7 @@ def test_columns_under_other_names_and_columns_that_are_not_used(tmp_path):
 
 @pytest.mark.parametrize(("file", "rows", "errors"), [("gsm8k", 400, 207), ("olympiadbench", 1000, 661)])
 def test_real_files_are_read_whole(shared_data, file, rows, errors):
-    """They are JSON arrays. A row less, or an index moved, would be another benchmark under the same name."""
+    """The files are JSON arrays. A missing row or a shifted index would be a different benchmark with the same name."""
     path = shared_data / "processbench" / f"{file}.json"
     found = read(path)
     assert len(found.solutions) == found.num_rows == rows and not found.faults.left_out and not found.faults.kept
@@ -316,25 +316,23 @@ def test_other_columns(tmp_path):
     row = process_row(1, 0)
     del row["label"]
     path = write_rows(tmp_path / "rows.jsonl", [process_row(2, 0), row])
-    with pytest.raises(ValueError, match=r"rows.jsonl:2: found the columns .*'steps'\], but \['label'\] are missing"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:2: .*'steps'\].*\['label'\]"):
         read(path, strict=True)
     path = write_rows(tmp_path / "first.jsonl", [row])
-    with pytest.raises(
-        ValueError, match=r"first.jsonl:1: .* none of the suites in --suite. Expected processbench: problem, steps"
-    ):
+    with pytest.raises(ValueError, match=r"first.jsonl:1: .* processbench: problem, steps"):
         read(path)
-    with pytest.raises(ValueError, match="empty.jsonl: found no rows"):
+    with pytest.raises(ValueError, match="empty.jsonl"):
         read(write_rows(tmp_path / "empty.jsonl", []))
-    with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
+    with pytest.raises(FileNotFoundError):
         read(tmp_path / "nothing.jsonl")
 
 
 def test_an_array_of_something_else(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([process_row(1, 0), 7]))
-    with pytest.raises(ValueError, match="rows.json, row 1: found a JSON int"):
+    with pytest.raises(ValueError, match="rows.json, row 1: .* int"):
         read(tmp_path / "rows.json")
     (tmp_path / "torn.json").write_text(json.dumps([process_row(1, 0)])[:-5])
-    with pytest.raises(ValueError, match=r"torn.json, row 0: invalid JSON \(.*Download it again"):
+    with pytest.raises(ValueError, match=r"torn.json, row 0: .*JSON"):
         read(tmp_path / "torn.json")
 
 
@@ -347,7 +345,7 @@ def make_rows(rng: random.Random, count: int, subset: str) -> list[dict]:
 
 
 def test_planted_blind_and_suspicious_models(tmp_path):
-    """A harness that cannot tell a model that knows the truth from one that says one thing measures nothing."""
+    """The benchmark must distinguish a model that knows the truth from models with a constant answer."""
     rng = random.Random(0)
     files = [write_rows(tmp_path / f"{name}.jsonl", make_rows(rng, 60, name)) for name in ("gsm8k", "math")]
     solutions = read(*files).solutions
@@ -365,7 +363,7 @@ def test_planted_blind_and_suspicious_models(tmp_path):
 
 class TestResults:
     def test_intervals_hold_the_value_and_narrow_with_rows(self):
-        """An interval over rows of one problem, or of a fixed width, would say nothing."""
+        """An interval over rows of one problem, or of fixed width, would be meaningless."""
         width = {}
         for count in (40, 640):
             solutions = [solution(i, -1 if i % 2 else 0) for i in range(count)]
@@ -376,7 +374,7 @@ class TestResults:
         assert width[640] == pytest.approx(width[40] / 4, rel=0.25)
 
     def test_solutions_of_one_problem_are_drawn_together(self):
-        """Eight solutions of a problem are no eightfold evidence."""
+        """Eight solutions of one problem are not eight independent observations."""
         single = [solution(i, -1 if i % 2 else 0) for i in range(40)]
         scores = [[0.9] * 3 if i % 4 < 2 else [0.1] * 3 for i in range(40)]
         copies = [replace(one, id=f"{one.id}.{k}") for one in single for k in range(8)]
@@ -385,7 +383,7 @@ class TestResults:
         assert (repeated["low"], repeated["high"]) == pytest.approx((found["low"], found["high"]))
 
     def test_interval_against_draws_of_the_four_accuracies(self):
-        """Nine tenths in place of 95 %, or draws that forget a subset, look as plausible."""
+        """A 90 % interval, or draws that omit a subset, would look just as plausible."""
         rng = np.random.default_rng(0)
         solutions = [solution(i, i % 2 - 1, "math" if i % 3 else "gsm8k") for i in range(120)]
         scores = rng.choice([0.2, 0.8, 0.9], (120, 3)).tolist()
@@ -393,7 +391,7 @@ class TestResults:
         kinds = [
             [i for i in range(120) if bool(i % 3) == math_ and i % 2 == odd] for math_ in (0, 1) for odd in (0, 1)
         ]
-        # one solution per problem: the accuracies are independent, each from its posterior under Jeffreys' prior
+        # one solution per problem: the accuracies are independent, each drawn from its posterior under Jeffreys' prior
         right = [(sum(hits[i] for i in kind), len(kind)) for kind in kinds]
         a, b, c, d = (rng.beta(k + 0.5, n - k + 0.5, 200_000) for k, n in right)
         found = np.percentile((2 * a * b / (a + b) + 2 * c * d / (c + d)) / 2, [2.5, 97.5])
@@ -404,7 +402,7 @@ class TestResults:
     @pytest.mark.parametrize("number", [1, 10, 100])
     @pytest.mark.parametrize(("right", "f1"), [("all", 1), ("none", 0), ("without an error", 0), ("with an error", 0)])
     def test_intervals_at_the_ends_have_a_width(self, number, right, f1):
-        """Resampled, rows that agree agree always. The bound of one accuracy is that of Jeffreys' prior: 1 - 0.025^(1/n), about."""
+        """Resampling equal rows always gives equal rows. The bound of one accuracy follows Jeffreys' prior: about 1 - 0.025^(1/n)."""
         solutions = [solution(i, -1 if i % 2 else 0) for i in range(2 * number)]
         knows = {
             "all": (True, True),
@@ -421,7 +419,7 @@ class TestResults:
         assert 0.5 / number < part["high"] - part["low"] < 1 - 0.02 ** (1 / number) + 4 / number
 
     def test_intervals_cover_the_truth(self):
-        """Of F1 near its end, too: 92 % or more of the intervals hold it."""
+        """Also for F1 near its end: at least 92 % of the intervals hold it."""
         rng = np.random.default_rng(0)
         for a, c in ((0.97, 0.95), (0.05, 0.6), (0.5, 0.5)):
             covered = 0
@@ -435,7 +433,7 @@ class TestResults:
             assert covered >= 90
 
     def test_tallies_are_sums_of_the_outcomes(self):
-        """The prior adds outcomes: of other counts, it would make errors of right solutions."""
+        """The prior adds outcomes, so wrong counts would turn right solutions into errors."""
         rng = random.Random(0)
         for suite in (PROCESS_BENCH, PRM_BENCH):
             basis = np.array(suite.outcomes).reshape(4, 4)
@@ -455,18 +453,18 @@ class TestResults:
         assert results[0] == results[1] != results[2]
 
     def test_too_long_solutions_count_for_nothing_and_are_listed(self):
-        """A solution without scores is no wrong guess, and no right one."""
+        """A solution without scores is neither a wrong nor a right prediction."""
         solutions = [solution(0, 0), solution(1, -1), solution(2, 1)]
         results = measure(PROCESS_BENCH, solutions, [[0.1, 0.9, 0.9], [0.9] * 3, None])
         assert results["averages"]["unweighted"]["f1"] == 1
         assert results["counts"] == {"num_solutions": 3, "num_scored": 2, "num_too_long": 1}
         assert results["too_long"] == [{"subset": "gsm8k", "id": "gsm8k-2", "where": "by hand"}]
-        assert "1 skipped because they are too long" in format_results("processbench", results)
-        with pytest.raises(ValueError, match="all 3 solutions have more tokens"):
+        assert "1 too long for the model and left out" in format_results("processbench", results)
+        with pytest.raises(ValueError, match="3 solutions"):
             measure(PROCESS_BENCH, solutions, [None] * 3)
 
-    def test_a_subset_that_is_too_long_shows(self):
-        """Left out of the table, its loss would show only as an average of fewer subsets."""
+    def test_a_subset_that_is_too_long_is_listed(self):
+        """If it were missing from the table, the average would silently cover fewer subsets."""
         solutions = [solution(0, 0), solution(1, -1), solution(2, 1, "omnimath")]
         results = measure(PROCESS_BENCH, solutions, [[0.1] * 3, [0.9] * 3, None])
         lost = results["subsets"]["omnimath"]
@@ -475,7 +473,7 @@ class TestResults:
         assert "undefined for omnimath" in format_results("processbench", results)
 
     def test_metrics_of_steps_leave_out_what_follows_the_first_error(self):
-        """The benchmark says nothing about later steps: counting them as wrong would reward a model that gives up."""
+        """The benchmark does not label steps after the first error. Counting them as wrong would reward models whose scores stay low."""
         results = measure(PROCESS_BENCH, [solution(0, 1), solution(1, -1)], [[0.9, 0.2, 0.9], [0.9, 0.9, 0.1]])
         assert results["steps"]["num_steps"] == 5
         assert results["steps"]["accuracy"] == pytest.approx(4 / 5)
@@ -496,13 +494,13 @@ class TestResults:
 
 class TestTunedThreshold:
     def scored(self, count=200):
-        """A model whose scores are right at 0.8: wrong steps score 0.7, right ones 0.85."""
+        """A model whose scores are separable at 0.8: wrong steps score 0.7, right steps 0.85."""
         solutions = [solution(i, i % 4 - 1) for i in range(count)]
         scores = [[0.7 if label == 0 else 0.85 for label in one.labels] for one in solutions]
         return solutions, scores
 
     def test_finds_the_threshold_and_reports_the_rest(self):
-        """At 0.5 this model finds no error: F1 0. Between 0.7 and 0.85 it is perfect."""
+        """At 0.5 this model finds no error, so F1 is 0. Between 0.7 and 0.85 it is perfect."""
         solutions, scores = self.scored()
         results = measure(PROCESS_BENCH, solutions, scores, validation_size=0.3)
         tuned = results["tuned"]
@@ -513,8 +511,8 @@ class TestTunedThreshold:
         assert "gives 100.0 on the other" in format_results("processbench", results)
 
     @pytest.mark.parametrize(("threshold", "nearest"), [(0.5, 0.7), (0.95, 0.85)])
-    def test_of_equal_ones_the_nearest_to_the_given_threshold(self, threshold, nearest):
-        """Every threshold between the two scores is as good, and the steps that follow an error lie there."""
+    def test_ties_choose_the_nearest_to_the_given_threshold(self, threshold, nearest):
+        """All thresholds between the two scores are equally good, and the steps after an error score in between."""
         solutions, _ = self.scored()
         between = iter(np.linspace(0.701, 0.849, 600).tolist())
         said = {0: lambda: 0.7, 1: lambda: 0.85, None: lambda: next(between)}
@@ -522,8 +520,8 @@ class TestTunedThreshold:
         tuned = measure(PROCESS_BENCH, solutions, scores, threshold, 0.3)["tuned"]
         assert tuned["validation"] == 1 and tuned["threshold"] == pytest.approx(nearest, abs=0.01)
 
-    def test_the_rest_does_not_choose(self):
-        """A threshold chosen on the rows it is reported on is an upper bound, not a result."""
+    def test_the_threshold_is_chosen_on_validation_rows_only(self):
+        """A threshold chosen on the rows that it is reported on gives an upper bound, not a result."""
         solutions, scores = self.scored()
         first = measure(PROCESS_BENCH, solutions, scores, validation_size=0.3)["tuned"]
         turned = [
@@ -542,7 +540,7 @@ class TestTunedThreshold:
 
     @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.61])
     def test_never_worse_on_validation_than_the_given_threshold(self, threshold):
-        """The given threshold is among those tried: it need not be a percentile of these scores."""
+        """The given threshold is one of the candidates, even if it is not a percentile of these scores."""
         solutions = [solution(i, i % 4 - 1) for i in range(60)]
         scores = np.random.default_rng(0).random((60, 3)).tolist()
         tuned = measure(PROCESS_BENCH, solutions, scores, threshold, 0.5)["tuned"]
@@ -552,13 +550,13 @@ class TestTunedThreshold:
         assert tuned["validation"] >= part["averages"]["unweighted"]["f1"]
 
     def test_the_given_threshold_is_tried(self):
-        """Here every percentile of the scores is above the lowest score of a right solution, and finds errors in all of them."""
+        """Every percentile of these scores is above the lowest score of a right solution, and finds errors in all of them."""
         solutions = [solution(i, -(i % 2), num_steps=200) for i in range(40)]
         scores = np.random.default_rng(0).uniform(0.6, 0.9, (40, 200))
         scores[::2, 0] = 0.1
         tuned = measure(PROCESS_BENCH, solutions, scores.tolist(), 0.5, 0.5)["tuned"]
         assert (tuned["threshold"], tuned["validation"]) == (0.5, 1)
 
-    def test_none_wanted(self):
+    def test_no_tuned_threshold_without_validation_rows(self):
         solutions, scores = self.scored(8)
         assert measure(PROCESS_BENCH, solutions, scores, validation_size=0)["tuned"] is None

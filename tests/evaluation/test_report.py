@@ -1,4 +1,4 @@
-"""The report: what it says of results written by hand, and the page in a real browser."""
+"""The report: its statements about hand-written results, and the page in a real browser."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ class TestReading:
         bon, prm, judged = read_results(folders)
         assert (bon.name, prm.name, judged.name) == ("bon", "bon-prm", "processbench")
         assert bon.problems == prm.problems and len(bon.problems) == 3
-        # the minimum of each; ungraded ones are out, and an answerless one is wrong
+        # the minimum of each solution; ungraded solutions are excluded, and one without an answer is wrong
         assert bon.scores == {"solutions (min of the step scores)": {"right": [0.2, 0.95], "wrong": [0.7, 0.4]}}
         assert judged.scores == {"steps of processbench": {"right": [0.9], "wrong": [0.1]}}
 
@@ -62,13 +62,13 @@ class TestReading:
         assert [result.name for result in results] == [f"{tmp_path}/a/bon", f"{tmp_path}/b/bon"]
 
     def test_a_step_search_has_candidates_for_each_n(self, tmp_path):
-        """As text, n8 comes after n16."""
+        """Sorted as text, n8 would come after n16."""
         folder = write(tmp_path, selection(), PROBLEMS[:1], "candidates-n16.jsonl")
         write(folder, selection(), PROBLEMS, "candidates-n8.jsonl")
         (result,) = read_results([folder])
         assert len(result.problems) == 1
 
-    def test_a_function_of_the_users_own_is_not_drawn(self, tmp_path):
+    def test_a_custom_aggregate_is_not_drawn(self, tmp_path):
         (result,) = read_results([write(tmp_path, selection(settings={"aggregate": ["mine", "min"]}))])
         assert result.scores == {}
 
@@ -112,7 +112,7 @@ class TestReading:
 
     def test_a_folder_given_twice(self, tmp_path):
         folder = write(tmp_path / "run", selection())
-        with pytest.raises(ValueError, match="is given twice"):
+        with pytest.raises(ValueError, match="twice"):
             read_results([folder, tmp_path / "run" / ".." / "run"])
 
 
@@ -143,8 +143,8 @@ class TestVerdict:
         )
         assert found.reasons[1:] == ["Above one candidate (61.0 %).", "Above majority vote at N = 8 (75.0 %)."]
 
-    def test_a_plateau_is_no_gap(self, tmp_path):
-        """The best N is the first of equals: a gap of 0 at a smaller N is none. A wide interval does not rule one out."""
+    def test_a_plateau_has_no_gap(self, tmp_path):
+        """The best N is the first of equal ones: a gap of 0 at a smaller N is not a gap. A wide interval cannot rule one out."""
         plateau = curve(0.6, 0.7, 0.7, 0.7)
         assert self.verdict(tmp_path, points=plateau, low=-0.02, high=0.02).answer == "no"
         found = self.verdict(tmp_path, points=plateau, low=-0.2, high=0.2)
@@ -157,19 +157,17 @@ class TestVerdict:
         assert found.words.startswith("Not settled: accuracy changes from 80.0 % at N = 2 to 78.0 % at N = 8")
         assert found.reasons[-1] == "Not clearly different from majority vote at N = 8 (75.0 %)."
 
-    @pytest.mark.parametrize(
-        ("accuracy", "word"), [(0.84, "Above"), (0.82, "Not clearly different from"), (0.66, "Below")]
-    )
-    def test_above_and_below_are_beyond_both_intervals(self, tmp_path, accuracy, word):
-        """The vote is at 75 %, 71 to 79: 82 % ± 4 lies above it by the one interval, and not by the other."""
+    @pytest.mark.parametrize(("accuracy", "word"), [(0.84, "Above"), (0.82, "Not told apart from"), (0.66, "Below")])
+    def test_above_and_below_need_separate_intervals(self, tmp_path, accuracy, word):
+        """The vote is at 75 %, from 71 to 79. 82 % ± 4 is above 75 % by its own interval, but not by the vote's."""
         found = self.verdict(tmp_path, points=[point(1, 0.5), point(8, accuracy)], low=-0.4, high=-0.1)
         assert found.reasons[-1] == f"{word} majority vote at N = 8 (75.0 %)."
 
-    def test_one_n_tells_nothing(self, tmp_path):
+    def test_one_n_has_no_verdict(self, tmp_path):
         found = self.verdict(tmp_path, points=[point(8, 0.7)])
         assert found.answer == "open" and found.words == "Not settled: there is only one N, use several."
 
-    def test_nothing_right_tells_nothing(self, tmp_path):
+    def test_no_verdict_if_nothing_is_right(self, tmp_path):
         points = [point(n, 0.0, 0.0) | {"high": 0.02} for n in (1, 2, 4)]
         found = self.verdict(tmp_path, points=points, low=-0.02, high=0.02)
         assert found.answer == "open" and found.words == "Not settled: no selected solution is correct, at any N."
@@ -181,8 +179,8 @@ class TestVerdict:
         with pytest.raises(ValueError, match=r"\['loss', 'from_n', 'undecided'\] are missing .* earlier version"):
             read_results([write(tmp_path, values)])
 
-    def test_another_way_to_choose_that_is_hacked_is_named(self, tmp_path):
-        """The first screen shows one curve of each result, and must not hide what another one shows."""
+    def test_other_hacked_methods_are_named(self, tmp_path):
+        """The first screen shows one curve per result. It must mention hacking that only another curve shows."""
         values = selection(points=FINE, low=-0.14, high=-0.06)
         values["curves"]["best_of_n/last"] = HACKED
         values["hacking_gap"]["best_of_n/last"] = gap_of(HACKED, 0.1, 0.4)
@@ -195,7 +193,7 @@ class TestVerdict:
         assert headline_verdict(result).answer == "open"
 
     def test_every_place_gives_the_same_verdict(self, tmp_path, capsys):
-        """The terminal and the page, of the same solutions; tests of the metrics compare the metric with it."""
+        """The terminal and the page agree about the same solutions. The tests of metrics compare the metric with it."""
         rng = np.random.default_rng(0)
         scores, right = rng.random((60, 4)).tolist(), (rng.random((60, 4)) < 0.5).tolist()
         texts = [list("abcd")] * 60
@@ -220,7 +218,7 @@ class TestVerdict:
         told = report(ReportConfig(inputs=tmp_path / "run", output=tmp_path / "r.html"))
         assert f"run: {found.words}" in told
 
-    def test_warnings_of_a_run_are_told(self, tmp_path):
+    def test_warnings_of_a_run_are_shown(self, tmp_path):
         warning = "62.0 % of the solutions are cut off. Raise --max_depth (now 7) in a new --output_dir."
         solutions = {"right": 38, "cut_off_by_depth": 62}
         folder = write(tmp_path / "run", selection(warnings=[warning], solutions=solutions))
@@ -229,8 +227,8 @@ class TestVerdict:
 
 
 class TestComparing:
-    def test_different_problems_stand_apart(self, folders, tmp_path):
-        """The curves would look comparable, and are not."""
+    def test_different_problems_are_separated(self, folders, tmp_path):
+        """The curves would look comparable although they are not."""
         other = write(tmp_path / "gsm", selection(FINE, -0.14, -0.06), [*PROBLEMS[:2], problem("d")])
         results = read_results([*folders, other])
         assert [[result.name for result in group] for group in problem_groups(results)] == [
@@ -244,14 +242,14 @@ class TestComparing:
         page = bare_page([*folders, other])
         assert page.count('<section class="first"') == 2 and page.count("have different problems (3 and 3") == 1
 
-    def test_benchmarks_of_different_solutions_are_told(self, tmp_path):
-        """A model with fewer positions is measured on the short ones, which are the easier ones."""
+    def test_benchmarks_of_different_solutions_are_marked(self, tmp_path):
+        """A model with fewer positions is measured only on shorter, easier solutions."""
         scored = STEP_ROWS[1] | {"scores": [0.5]}
         rows = [
             [STEP_ROWS[0], scored],
             [scored, STEP_ROWS[0]],
             STEP_ROWS,
-        ]  # the last one had no positions for the second
+        ]  # the second model had no positions for the last solution
         folders = [
             write(tmp_path / name, benchmark(), part, "scores.jsonl") for name, part in zip("abc", rows, strict=True)
         ]
@@ -260,7 +258,7 @@ class TestComparing:
         assert found == [f"a and c {words}", f"b and c {words}"]
         assert words in words_of(folders)
 
-    def test_suites_are_compared_each_for_itself(self, tmp_path):
+    def test_suites_are_compared_separately(self, tmp_path):
         suites = benchmark()["suites"] | {"prmbench": benchmark()["suites"]["processbench"]}
         rows = [row | {"suite": suite, "scores": [0.5]} for row in STEP_ROWS for suite in suites]
         folders = [
@@ -309,7 +307,7 @@ class TestPage:
         page = bare_page(folders[:2])
         assert re.findall(r'<tr class="differs">\s*<th scope="row">([^<]*)', page) == DIFFERENT
         assert "versions torch 2.13.0 2.13.0" in words_of(folders)
-        # a benchmark has no strategy and no aggregate, which is no difference between two selections
+        # a benchmark has no strategy and no aggregate, which does not make two selections differ
         assert re.findall(r'<tr class="differs">\s*<th scope="row">([^<]*)', bare_page(folders)) == DIFFERENT
 
     def test_votes_of_one_pool_are_drawn_once(self, folders, tmp_path):
@@ -321,7 +319,7 @@ class TestPage:
 
     @pytest.mark.filterwarnings("error")
     def test_names_that_matplotlib_would_read_otherwise(self, tmp_path, monkeypatch):
-        """It takes dollars for formulas, and leaves names that begin with `_` out of a legend."""
+        """Matplotlib reads dollar signs as formulas, and omits names that begin with `_` from the legend."""
         shown, legend = [], Axes.legend
 
         def record(self, **style):
@@ -357,7 +355,7 @@ class TestPage:
         assert "run: diverse tree search: 61.0 % at N = 1" in accuracy_picture([result], 1).text
 
     def test_the_cost_of_each_n_of_a_search(self, tmp_path):
-        """Two searches of different N cannot be compared by what all their N cost together."""
+        """The total cost over all N cannot compare two searches with different N."""
         values = selection(strategy="step_search")
         costs = [{"policy_num_tokens": 100 * point["n"], "rest_seconds": 0.25} for point in HACKED]
         values["curves"] = {"step_search": [point | cost for point, cost in zip(HACKED, costs, strict=True)]}
@@ -366,29 +364,29 @@ class TestPage:
         table = "N = 1 N = 2 N = 4 N = 8 policy num tokens 100 200 400 800 rest seconds 0.25 0.25 0.25 0.25"
         assert f"run: cost of each N {table}" in text
 
-    def test_a_cost_that_is_not_known(self, tmp_path):
-        """Samples of a run that was killed once: what the parts add up to is not known either, and no reason to fail."""
+    def test_an_unknown_cost(self, tmp_path):
+        """If a run was killed, the total cost is unknown too, and this must not raise."""
         values = selection()
         values["cost"]["policy"] = {"seconds": None, "num_requests": None, "num_tokens": 50, "num_sequences": 4}
         text = words_of([write(tmp_path / "run", values)])
         assert "policy seconds – policy num requests – policy num tokens 50" in text and "all seconds –" in text
 
     def test_one_point_has_an_interval_in_the_picture(self, tmp_path, monkeypatch):
-        """Between one point and itself there is nothing to fill: the picture would show an accuracy as if it were certain."""
+        """A band cannot be drawn at a single point, and without a bar the accuracy would look certain."""
         drawn = []
         monkeypatch.setattr(Axes, "vlines", lambda self, *ends, **style: drawn.append(ends))
         accuracy_picture(read_results([write(tmp_path / "run", selection([point(8, 0.75, 0.25)], 0, 0))]), 1)
-        assert drawn == [([8], [50.0], [100.0])] * 2  # light and dark
+        assert drawn == [([8], [50.0], [100.0])] * 2  # light and dark mode
 
     @pytest.mark.parametrize("accuracy", [(0.0, 0.0), (1.0, 1.0), (0.5, 0.501), (0.0, 1.0)])
     def test_the_axis_holds_accuracies_only(self, tmp_path, monkeypatch, accuracy):
-        """No accuracy is above 100 %, and curves that are nearly equal are not drawn far apart."""
+        """The axis does not exceed 100 %, and nearly equal curves are not drawn far apart."""
         limits = []
         monkeypatch.setattr(pictures, "legend", lambda axes, theme: limits.append(axes.get_ylim()))
         points = [point(n, value, 0.0) for n, value in zip((1, 2), accuracy, strict=True)]
         result = read_results([write(tmp_path / "run", selection(points, 0, 0))])[0]
         ways_picture(result, 1)
-        assert len(limits) == 2  # light and dark
+        assert len(limits) == 2  # light and dark mode
         for low, high in limits:
             assert -2 <= low <= 100 * min(accuracy) and 100 * max(accuracy) <= high <= 102 and high - low >= 6.99
 
@@ -403,7 +401,7 @@ class TestPage:
         assert None not in markers and len(set(markers)) == 3
 
     def test_right_ones_stand_up_and_wrong_ones_hang_down(self, folders, monkeypatch):
-        """Swapped, a model that knows nothing would look like one that knows all."""
+        """Swapped, a model that knows nothing would look like a model that knows everything."""
         drawn, bar = {}, Axes.bar
 
         def record(self, x, height, *args, label, **style):
@@ -419,11 +417,13 @@ class TestPage:
         }
         assert "2 correct, mean 0.575, 2 wrong, mean 0.550" in picture.text
         drawn.clear()
-        scores_picture(replace(result, scores={"all": {"right": [0.0, 1.0], "wrong": []}}), "all", 1)  # both ends
-        assert drawn == {"correct: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
+        scores_picture(
+            replace(result, scores={"all": {"right": [0.0, 1.0], "wrong": []}}), "all", 1
+        )  # the first and last bin
+        assert drawn == {"right: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
 
-    def test_benchmarks_side_by_side(self, tmp_path):
-        """Models are compared by eye: not across two tables, and not where they scored different solutions."""
+    def test_benchmarks_share_a_table(self, tmp_path):
+        """Readers compare models visually: they need one table, and a warning if models scored different solutions."""
         better = benchmark()
         better["suites"]["processbench"]["subsets"]["math"] |= {"f1": 0.75, "low": 0.7, "high": 0.8}
         better["suites"]["processbench"]["averages"]["unweighted"] = {"f1": None, "low": None, "high": None}
@@ -446,7 +446,7 @@ class TestPage:
         text = words_of([write(tmp_path / "run", values, STEP_ROWS, "scores.jsonl")])
         assert "average, unweighted 43.8 %" in text and "31.0 to 52.0 unweighted 10.0 %" in text
 
-    def test_no_share(self):
+    def test_an_undefined_share(self):
         assert percent(None) == "–"
 
 
@@ -467,12 +467,12 @@ class TestCommand:
             *("scores-1.png", "scores-2.png", "scores-3.png"),
         ]
         page = output.read_text(encoding="utf-8")
-        for file in files:  # the page holds the same pictures
+        for file in files:  # the page has the same pictures
             assert file.read_bytes().startswith(PNG) and base64.b64encode(file.read_bytes()).decode() in page
         assert not list(tmp_path.glob("out/**/*.partial"))
 
     def test_the_same_again(self, folders, tmp_path):
-        """Compared pages must differ by their results alone."""
+        """Pages that are compared must differ only by their results."""
         for name in ("a", "b"):
             self.run(folders[:1], tmp_path / name / "report.html")
         one, other = (sorted(file for file in (tmp_path / name).rglob("*") if file.is_file()) for name in ("a", "b"))

@@ -1,4 +1,4 @@
-"""The page of the report in a real browser."""
+"""The report page in a real browser."""
 
 from .report_runs import HACKED, STEP_ROWS, benchmark, gap_of, page_of, problem, selection, write
 
@@ -19,7 +19,7 @@ def test_the_first_screen_answers(show, folders):
 
 
 def test_hostile_text_is_inert(show, tmp_path):
-    """Results may come from anyone: their texts must be read, never run."""
+    """Results may come from anyone, so their texts must be shown and never executed."""
     name = HOSTILE.replace("/", "|")
     values = selection(
         strategy=HOSTILE,

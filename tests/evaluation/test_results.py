@@ -1,4 +1,4 @@
-"""The folder of results: parts that survive a kill, and files that are there whole or not at all."""
+"""The results folder: parts that survive a kill, and files that are either complete or absent."""
 
 import json
 import math
@@ -34,7 +34,7 @@ HEADER = {"n": [1, 2], "reward_model": {"model": "m"}, "candidates": "abc"}
 
 
 class Equal:
-    """Equal texts are right; `x` cannot be read, as a reference neither; on `hang` it hangs."""
+    """Equal texts are right. `x` cannot be read, also as a reference, and `hang` times out."""
 
     def grade(self, answer: str, reference: str) -> Grade:
         if "x" in (answer, reference):
@@ -43,7 +43,7 @@ class Equal:
 
 
 class Scorer:
-    """The score of a step is the number in its text. Counts its calls; stops after some."""
+    """Scores a step by the number in its text. Counts its calls, and stops after a given number."""
 
     def __init__(self, stop_after: int | None = None, max_positions: int | None = None):
         self.tokenizer, self.step_format, self.max_positions = tiny_tokenizer(), StepFormat(), max_positions
@@ -72,7 +72,7 @@ def make_problems(number: int, seed: int = 0) -> list[tuple[int, ProblemCandidat
 
 
 def judge(folder, problems, scorer=None, header=HEADER, **options):
-    """Judge problems as one process does, and read what there is then."""
+    """Judge problems in one process and read the results."""
     with Part(folder, header, **options) as part:
         score_pool(problems, scorer or Scorer(), Equal(), part, ScoringConfig())
     rows, counts = read_parts([part.finished])
@@ -116,7 +116,7 @@ def test_scores_and_grades(tmp_path):
 
 
 def test_seconds(tmp_path, monkeypatch):
-    """By a clock that only scorer and grader move: the seconds of one are not those of the other too."""
+    """With a clock that only scorer and grader advance, neither may include the other's seconds."""
     clock = [0.0]
 
     class Slow(Scorer):
@@ -144,7 +144,7 @@ def _first_alone(pair):
 
 
 def test_killed_after_each_block(tmp_path):
-    """Ctrl-C costs the block it falls into; started again until it is done, everything is as in one go."""
+    """Ctrl-C costs only the current block. Restarted until done, the result equals an uninterrupted run."""
     problems = make_problems(18)
     whole, counts = judge(tmp_path / "whole", problems)
     num_calls = []
@@ -161,7 +161,7 @@ def test_killed_after_each_block(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40, 900])
-def test_a_torn_line_is_made_again(tmp_path, cut):
+def test_a_torn_line_is_computed_again(tmp_path, cut):
     problems = make_problems(8)
     whole, _ = judge(tmp_path / "whole", problems)
     with pytest.raises(KeyboardInterrupt):
@@ -186,24 +186,22 @@ def test_finished_parts_are_not_scored_again(tmp_path):
 
 @pytest.mark.parametrize("stop_after", [None, 1])
 def test_other_settings(tmp_path, stop_after):
-    """Scores of two reward models in one file would be one result of neither."""
+    """Scores of two reward models in one file would be a result of neither."""
     try:
         judge(tmp_path, make_problems(6), Scorer(stop_after))
     except KeyboardInterrupt:
         pass
     other = HEADER | {"reward_model": {"model": "other"}}
-    with pytest.raises(
-        ValueError, match='started with other settings: reward_model.model was "m" and is .*--overwrite'
-    ):
+    with pytest.raises(ValueError, match='reward_model.model was "m" .*--overwrite'):
         judge(tmp_path, make_problems(6), header=other)
     assert len(judge(tmp_path, make_problems(6), header=other, overwrite=True)[0]) == 6
     scorer = Scorer()
     judge(tmp_path, make_problems(6), scorer, header=other, overwrite=True)
-    assert scorer.num_calls == 0  # what was begun with the same settings is gone on with
+    assert scorer.num_calls == 0  # parts started with the same settings are resumed
 
 
-def test_a_start_that_scored_nothing_decides_nothing(tmp_path):
-    """A reward model that could not be loaded, mended and started again, is no other setting."""
+def test_a_start_without_scores_fixes_no_settings(tmp_path):
+    """For example, after a reward model failed to load, the next start may use a different one."""
     with pytest.raises(KeyboardInterrupt):
         judge(tmp_path, make_problems(6), Scorer(stop_after=0))
     assert len(judge(tmp_path, make_problems(6), header=HEADER | {"n": [1]})[0]) == 6
@@ -228,7 +226,7 @@ def test_parts_of_several_processes_are_one(tmp_path):
 
 
 def test_what_cannot_be_judged(tmp_path):
-    """A problem whose reference cannot be read, blank and long candidates: counted, and none takes its neighbour's scores."""
+    """An unreadable reference, blank and long candidates are counted, and none of them shifts other scores."""
     long = ["so " * 200 + "0.9"]
     problems = make_problems(4)
     problems[1][1].answer = "x"
@@ -249,8 +247,8 @@ def test_what_cannot_be_judged(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
-def test_scores_that_are_no_numbers(tmp_path, bad):
-    """A comparison with NaN is false: it would be chosen or not by its place."""
+def test_scores_that_are_not_numbers(tmp_path, bad):
+    """Comparing with NaN is always false, so the choice would depend on the order."""
 
     class Broken(Scorer):
         def score(self, prompts, candidates, **options):
@@ -264,8 +262,8 @@ def test_scores_that_are_no_numbers(tmp_path, bad):
         judge(tmp_path, make_problems(3), Broken())
 
 
-def test_problems_that_a_run_left_out_are_counted(tmp_path):
-    """Those that cannot be graded now are added to those that the search of the run could not grade."""
+def test_problems_missing_from_a_run_are_counted(tmp_path):
+    """Problems that cannot be graded now are added to those that the run's search could not grade."""
     run = tmp_path / "run"
     run.mkdir()
     search = {"search": "rollouts"}
@@ -321,7 +319,7 @@ def results(**changes) -> Results:
 
 
 def test_files(tmp_path):
-    """Candidates come first, and an older result goes before they are replaced: a kill leaves no two that do not belong together."""
+    """Earlier results are deleted before candidates are replaced, so a kill cannot leave files that do not match."""
     problems = [problem for _, problem in make_problems(3)]
     write_candidates(tmp_path, problems)
     write_results(tmp_path, results())
@@ -343,8 +341,8 @@ def test_files(tmp_path):
 
 
 @pytest.mark.parametrize(("strategy", "kept"), [("best_of_n", ""), ("beam_search", "-n1")])
-def test_candidates_of_earlier_results_go(tmp_path, strategy, kept):
-    """A report would show those of the largest N, and compare their problems: of a search that these results are not of."""
+def test_candidates_of_earlier_results_are_deleted(tmp_path, strategy, kept):
+    """Otherwise a report would show the earlier candidates with the largest N, and compare their problems."""
     for name in ("", "-n1", "-n16", "-mine", "-n1.old"):
         (tmp_path / f"candidates{name}.jsonl").write_text("")
     write_results(tmp_path, results(strategy=strategy))
@@ -355,7 +353,7 @@ def test_candidates_of_earlier_results_go(tmp_path, strategy, kept):
 def test_results_are_not_replaced_unasked(tmp_path):
     check_results(tmp_path, overwrite=False)
     write_results(tmp_path, results())
-    with pytest.raises(FileExistsError, match="results.json exists.*--overwrite"):
+    with pytest.raises(FileExistsError, match="--overwrite"):
         check_results(tmp_path, overwrite=False)
     check_results(tmp_path, overwrite=True)
 

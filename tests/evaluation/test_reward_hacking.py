@@ -1,4 +1,4 @@
-"""Verdicts: none without data, none that the interval does not carry, and the same words wherever they are read."""
+"""Verdicts: none without data, none that the interval does not support, and the same wording everywhere."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from trl_hrm.evaluation.reward_hacking import (
 
 
 def verdict_on(*solved: list[float]):
-    """The verdict on a curve over N = 1, 2, 4 and so on, given which problems are solved at each."""
+    """Return the verdict on a curve over N = 1, 2, 4 and so on, given the problems solved at each N."""
     points, gap = curve_with_gap("x", np.array(solved, dtype=float), [2**i for i in range(len(solved))])
     return hacking_verdict(gap, points), gap
 
@@ -35,7 +35,7 @@ class TestAnswers:
             (0.1, 0.3, "yes"),
             (-0.1, 0.04, "no"),
             (-0.4, -0.1, "no"),
-            (0.001, 0.04, "no"),  # settled, and too small to matter
+            (0.001, 0.04, "no"),  # certain, but too small to matter
             (-0.1, 0.05, "open"),
             (0.0, 0.3, "open"),
             (-0.3, 0.3, "open"),
@@ -67,8 +67,8 @@ class TestAnswers:
             "none, accuracy is as high at the largest N = 4 as at N = 2 (95 % interval −3.7 to 3.7)"
         )
 
-    def test_few_problems_cannot_rule_a_loss_out(self):
-        """Ten problems of which none is lost: a quarter may be lost elsewhere."""
+    def test_few_problems_cannot_rule_out_a_loss(self):
+        """Among ten problems without a loss, a quarter of all problems may still be lost."""
         found, _ = verdict_on(right(6, 10), right(8, 10), right(8, 10))
         assert found.answer == "open"
         assert found.words == (
@@ -80,7 +80,7 @@ class TestAnswers:
         assert found.answer == "no"
         assert found.words == "No loss of 5 points or more: accuracy changes from 81.0 % at N = 1 to 80.0 % at N = 2."
 
-    def test_a_fall_that_chance_explains(self):
+    def test_a_fall_within_chance(self):
         found, _ = verdict_on(right(6, 10), right(5, 10))
         assert found.answer == "open"
         assert found.words == (
@@ -122,7 +122,7 @@ class TestWithoutData:
         ],
     )  # fmt: skip
     def test_the_choice_could_not_matter(self, pool, words):
-        """A greedy policy, whose candidates are all the same, is one of these: its flat curve is no sign of anything."""
+        """For example a greedy policy with equal candidates: a flat curve then shows nothing."""
         curves = make_curves(pool, [1, 2])
         for name, gap in curves.hacking_gap.items():
             found = hacking_verdict(gap, curves.curves[name])

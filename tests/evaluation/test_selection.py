@@ -1,4 +1,4 @@
-"""Choices among solutions: against cases by hand, against enumeration, and in every order of the solutions."""
+"""Choices among solutions: compared with hand-written cases and enumeration, in every order of the solutions."""
 
 import math
 import random
@@ -12,27 +12,29 @@ from trl_hrm.evaluation.selection import best_of_n, majority_vote, pass_at_n, we
 class TestByHand:
     def test_best_of_n(self):
         assert best_of_n([0.2, 0.9, 0.4], ["a", "b", "c"]) == 1
-        assert best_of_n([0.9, 0.9, 0.4], ["b", "a", "c"]) == 1  # of equal scores the smallest text
-        assert best_of_n([None, 0.0], ["a", "b"]) == 1  # any score is more than none
+        assert best_of_n([0.9, 0.9, 0.4], ["b", "a", "c"]) == 1  # ties go to the smallest text
+        assert best_of_n([None, 0.0], ["a", "b"]) == 1  # any score beats no score
         assert best_of_n([None, None], ["b", "a"]) == 1
         assert best_of_n([-2.0, -1.0], ["a", "b"]) == 1
 
     def test_majority_vote(self):
         assert majority_vote([0, 1, 1], ["a", "c", "b"]) == 2
-        assert majority_vote([None, None, None, 4], ["a", "b", "c", "d"]) == 3  # no answer has no vote
+        assert (
+            majority_vote([None, None, None, 4], ["a", "b", "c", "d"]) == 3
+        )  # a solution without an answer has no vote
         assert majority_vote([None, None], ["b", "a"]) == 1
-        assert majority_vote([0, 1], ["b", "a"]) == 1  # of equal numbers of votes the smallest text
+        assert majority_vote([0, 1], ["b", "a"]) == 1  # ties go to the smallest text
         assert majority_vote(["x", "y", "y", "x"], ["d", "c", "b", "a"]) == 3
 
     def test_weighted_vote(self):
         assert (
             weighted_vote([0, 1, 1], [0.9, 0.5, 0.6], ["a", "b", "c"]) == 2
-        )  # 0.9 against 1.1, and its best solution
-        assert weighted_vote([0, 1, 1], [0.9, 0.3, 0.3], ["a", "b", "c"]) == 0  # few votes may weigh more
+        )  # 0.9 against 1.1, and then its best solution
+        assert weighted_vote([0, 1, 1], [0.9, 0.3, 0.3], ["a", "b", "c"]) == 0  # a few votes may weigh more
         assert weighted_vote([None, 1], [1.0, 0.0], ["a", "b"]) == 1
         assert (
             weighted_vote([0, 1, 1], [0.0, 0.0, None], ["b", "c", "a"]) == 1
-        )  # none weigh: texts decide, then scores
+        )  # all weights are 0: texts decide, then scores
         assert weighted_vote([0, 1, 1], [0.5, None, 0.4], ["b", "c", "a"]) == 0
 
     def test_pass_at_n(self):
@@ -44,13 +46,13 @@ class TestByHand:
 
 
 def random_pool(rng: random.Random, size: int) -> tuple[list, list, list]:
-    """Few values, so that everything ties now and then; equal texts have equal answers and scores."""
+    """Few distinct values, so that ties are frequent. Equal texts have equal answers and scores."""
     kinds = [(rng.choice([None, 0, 1, 2]), rng.choice([None, 0.1, 0.2, 0.3]), text) for text in "abcdefg"]
     return tuple(map(list, zip(*rng.choices(kinds, k=size), strict=True)))
 
 
 def test_the_order_does_not_matter():
-    """A tie that goes to the first would reward whatever sampled first, and change with the batching of an engine."""
+    """If the first solution won a tie, results would change with the order of an engine's batches."""
     rng = random.Random(0)
     ties = 0
     for _ in range(150):
@@ -65,14 +67,14 @@ def test_the_order_does_not_matter():
 
 
 def test_rounding_does_not_break_ties():
-    """0.1 + 0.2 + 0.3 is 0.6000000000000001 in one order and 0.6 in another: summed naively, one of two equal answers wins."""
+    """0.1 + 0.2 + 0.3 depends on the order: 0.6 or 0.6000000000000001. Added naively, one of two equal answers would win."""
     scores, texts = [0.1, 0.2, 0.3, 0.3, 0.2, 0.1], ["b", "c", "d", "e", "f", "a"]
-    assert weighted_vote([0, 0, 0, 1, 1, 1], scores, texts) == 3  # the answer of "a", its best solution "e"
+    assert weighted_vote([0, 0, 0, 1, 1, 1], scores, texts) == 3  # the answer of "a", with the best solution "e"
     assert weighted_vote([1, 1, 1, 0, 0, 0], scores[::-1], texts[::-1]) == 2
 
 
 def test_properties():
-    """Names that are swapped, or a vote that counts what has no answer, break one of these."""
+    """Swapped names, or a vote that counts missing answers, break one of these."""
     rng = random.Random(1)
     for _ in range(500):
         classes, scores, texts = random_pool(rng, rng.randint(1, 9))
@@ -91,12 +93,14 @@ def test_properties():
         if votes:
             assert votes[classes[vote]] == max(votes.values())
             assert weights[classes[weighted]] == max(weights.values())
-        assert weighted_vote(classes, [0.5] * len(texts), texts) == vote  # equal weights are votes
+        assert (
+            weighted_vote(classes, [0.5] * len(texts), texts) == vote
+        )  # with equal weights it equals the majority vote
         assert majority_vote([7] * len(texts), texts) == texts.index(min(texts))
 
 
 def test_pass_at_n_against_enumeration():
-    """Over all subsets, without any formula."""
+    """Compared with all subsets, without a formula."""
     for size in range(1, 8):
         for num_right in range(size + 1):
             for n in range(1, size + 1):
@@ -106,7 +110,7 @@ def test_pass_at_n_against_enumeration():
 
 
 def test_pass_at_n_is_exact():
-    """In floating point, products of a thousand factors lose the last digits, and factorials overflow."""
+    """In floating point, products of a thousand factors lose digits, and factorials overflow."""
     assert pass_at_n(1000, 1, 512) == 0.512
     assert pass_at_n(4096, 1, 1) == 1 / 4096
     assert pass_at_n(10_000, 5_000, 5_001) == 1.0
@@ -117,15 +121,15 @@ def test_pass_at_n_is_exact():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: best_of_n([], []), "got 0 values for 0 texts"),
-        (lambda: best_of_n([0.1], ["a", "b"]), "got 1 values for 2 texts"),
-        (lambda: best_of_n([0.1, math.nan], ["a", "b"]), "expected numbers, or None"),
-        (lambda: majority_vote([], []), "got 0 values"),
-        (lambda: weighted_vote([0], [0.1, 0.2], ["a", "b"]), "got 1 values for 2 texts"),
-        (lambda: weighted_vote([0], [-0.1], ["a"]), "expected numbers of at least 0"),
-        (lambda: weighted_vote([0], [math.nan], ["a"]), "expected numbers of at least 0"),
-        (lambda: pass_at_n(4, 1, 5), "num_samples=4, num_right=1 and n=5.*use a smaller n"),
-        (lambda: pass_at_n(4, 5, 1), "num_samples=4, num_right=5"),
+        (lambda: best_of_n([], []), "0 values"),
+        (lambda: best_of_n([0.1], ["a", "b"]), "1 values for 2 texts"),
+        (lambda: best_of_n([0.1, math.nan], ["a", "b"]), "nan"),
+        (lambda: majority_vote([], []), "0 values"),
+        (lambda: weighted_vote([0], [0.1, 0.2], ["a", "b"]), "1 values for 2 texts"),
+        (lambda: weighted_vote([0], [-0.1], ["a"]), "-0.1"),
+        (lambda: weighted_vote([0], [math.nan], ["a"]), "nan"),
+        (lambda: pass_at_n(4, 1, 5), "4.* n=5"),
+        (lambda: pass_at_n(4, 5, 1), "5.* n=1"),
         (lambda: pass_at_n(4, 1, 0), "n=0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command from problems to nodes, with a real engine on a tiny policy, and its refusals."""
+"""The command `annotate`, from problems to nodes, with a real engine on a tiny policy, and its errors."""
 
 import gzip
 import json
@@ -48,20 +48,20 @@ def trees_of(folder) -> dict:
     return {tree.problem.problem_id: tree for file in node_files(folder) for tree in read_trees(file)}
 
 
-def test_from_problems_to_nodes_and_on(tmp_path, policy, problems, capsys):
-    """Started with few problems, then with all: the rows of a run that had them all from the start."""
+def test_from_problems_to_nodes_and_more_problems(tmp_path, policy, problems, capsys):
+    """A run that starts with few problems and continues with all must have the same rows as one with all from the start."""
     assert annotate(policy, problems, tmp_path / "a", "--limit", "2") == 0
     assert annotate(policy, problems, tmp_path / "a") == 0
     printed = capsys.readouterr().out
     assert "problems: 4 done" in printed
-    assert describe_outcomes(read_summary(tmp_path / "a")["solutions"]) in printed  # of both starts
+    assert describe_outcomes(read_summary(tmp_path / "a")["solutions"]) in printed  # once per start
     assert annotate(policy, problems, tmp_path / "b") == 0
     assert read_summary(tmp_path / "a")["solutions"] == read_summary(tmp_path / "b")["solutions"]
     assert trees_of(tmp_path / "a") == trees_of(tmp_path / "b")
     leaves = Counter(
         node.correct for tree in trees_of(tmp_path / "a").values() for node in tree.nodes if node.is_final
     )
-    assert leaves[True] >= 10 and leaves[False] >= 10, leaves  # the policy knows the problems, half of the time
+    assert leaves[True] >= 10 and leaves[False] >= 10, leaves  # the policy solves the problems half of the time
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["engine"]["model"] == policy and manifest["search"]["num_children"] == 3
     assert manifest["seed"] == 42 and manifest["versions"]["trl_hrm"]
@@ -77,7 +77,7 @@ def test_from_problems_to_nodes_and_on(tmp_path, policy, problems, capsys):
         ("--extractors boxed", "have no answer. Check that --extractors (now 'boxed') match the answers"),
     ],
 )  # fmt: skip
-def test_a_run_that_is_mostly_of_no_use_names_the_option(tmp_path, policy, problems, capsys, options, advice):
+def test_a_warning_about_useless_samples_names_the_option(tmp_path, policy, problems, capsys, options, advice):
     words = [word for word in SETTINGS if word not in "--num_children --max_depth --max_step_tokens 3 4 40".split()]
     if "--search" not in options:
         words += "--num_children 3 --max_depth 4 --max_step_tokens 40".split()
@@ -108,7 +108,7 @@ def test_shards_of_the_command(tmp_path, policy, problems):
 
 
 def test_other_settings_are_refused(tmp_path, policy, problems, capsys):
-    """And nothing of the second start is left: an empty log would count as a shard."""
+    """A rejected restart must leave no files: an empty log would count as a shard."""
     assert annotate(policy, problems, tmp_path / "run") == 0
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert annotate(policy, problems, tmp_path / "run", "--temperature", "0.5") == 1
@@ -119,7 +119,7 @@ def test_other_settings_are_refused(tmp_path, policy, problems, capsys):
 
 
 def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
-    """They decide the prompt, so that they are saved, and a restart with others is refused."""
+    """The options change the prompt, so they are saved, and a restart with different options is rejected."""
     chat = tmp_path / "chat"
     shutil.copytree(policy, chat)
     (chat / "chat_template.jinja").write_text(
@@ -129,10 +129,7 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
     Path(problems).write_text("".join(json.dumps(row) + "\n" for row in rows))
     think = ["--prompt_style", "chat", "--chat_template_kwargs", '{"think": true}']
     assert annotate(str(chat), problems, tmp_path / "run", *think) == 0
-    assert (
-        "Problems that contain control tokens of the policy, such as '<|endoftext|>': 1. They are"
-        in capsys.readouterr().out
-    )
+    assert "such as '<|endoftext|>': 1." in capsys.readouterr().out
     prompt = json.loads((tmp_path / "run" / "manifest.json").read_text())["prompt"]
     assert prompt["chat_template_kwargs"] == {"think": True} and prompt["chat_template_date"] == "2024-07-26"
     log = (tmp_path / "run" / "log-00000-of-00001.jsonl").read_text().splitlines()
@@ -144,7 +141,7 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
     for more, message in (
         (think[:2], "prompt.chat_template_kwargs.think was true and is null"),
         ([*think, "--chat_template_date", "2025-01-01"], 'was "2024-07-26" and is "2025-01-01"'),
-        ([*think[:3], '{"thinking": true}'], "sets thinking, which the chat template does not use"),
+        ([*think[:3], '{"thinking": true}'], "sets thinking"),
         ([*think[:3], '["think"]'], "expected a JSON object"),
     ):
         assert annotate(str(chat), problems, tmp_path / "run", *more) == 1
@@ -156,21 +153,21 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
     [
         (
             ["--num_solutions", "3"],
-            "`num_solutions` only applies to search rollouts",
+            "`num_solutions`",
         ),
         (
             ["--search", "puct", "--num_children", "3"],
-            "`num_children` only applies to search full_tree, but `search` is puct",
+            "`num_children`",
         ),
-        (["--policy_urls", "http://x"], "policy_urls is set, but engine is transformers"),
-        (["--step_pattern", "x"], "step_pattern is 'x'. Segmentation regex and step_pattern must be used together"),
-        (["--prompt", "poem"], "prompt is 'poem'. It must be steps, formulas, question, or the path of a text file"),
-        (["--prompt_style", "chat"], "no chat template, but the prompt style is chat. Use --prompt_style plain"),
+        (["--policy_urls", "http://x"], "policy_urls is set"),
+        (["--step_pattern", "x"], "step_pattern is 'x'"),
+        (["--prompt", "poem"], "prompt is 'poem'"),
+        (["--prompt_style", "chat"], "Use --prompt_style plain"),
         (["--max_sequences", "5"], "max_sequences is 5. It must be at least 12"),
         (["--max_in_flight", "1"], "max_in_flight is 1. It must be at least 3"),
-        (["--max_open_problems", "0"], "max_open_problems is 0. It must be at least 1"),
-        (["--grader_workers", "0"], "grader_workers is 0. It must be at least 1"),
-        (["--engine_args", "5"], "engine_args is 5, expected a JSON object"),
+        (["--max_open_problems", "0"], "max_open_problems is 0"),
+        (["--grader_workers", "0"], "grader_workers is 0"),
+        (["--engine_args", "5"], "engine_args is 5"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, policy, problems, capsys, more, message):
@@ -181,12 +178,12 @@ def test_options_that_cannot_work(tmp_path, policy, problems, capsys, more, mess
     assert main([*arguments, *words, *more]) == 1
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("nodes-*"))
-    if "--max_in_flight" not in more:  # found only when the search begins, and none of what the manifest holds
-        assert not (tmp_path / "run").exists(), "the next start would be compared with this one"
+    if "--max_in_flight" not in more:  # found only when the search starts, unlike the settings in the manifest
+        assert not (tmp_path / "run").exists(), "the next start would be compared with these settings"
 
 
 def test_bad_problems(tmp_path, policy, capsys):
-    """Left out and named, and the others are searched; with --strict nothing is begun."""
+    """Bad problems are skipped and named, and the others are searched. With --strict nothing starts."""
     path = tmp_path / "bad.jsonl"
     path.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?", "answer": ""}\n')
     assert annotate(policy, str(path), tmp_path / "run", "--strict") == 1
@@ -202,8 +199,8 @@ def test_bad_problems(tmp_path, policy, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_problems_of_the_field_under_other_names(tmp_path, policy):
-    """An array, compressed, whose answers are nested: the trees are those of plain rows."""
+def test_problems_of_public_datasets_with_other_columns(tmp_path, policy):
+    """A compressed JSON array with nested answers must give the same trees as plain rows."""
     rows = [{"Frage": row["problem"], "gold": {"value": row["answer"]}} for row in KNOWN[:2]]
     path = tmp_path / "problems.json.gz"
     path.write_bytes(gzip.compress(json.dumps(rows, indent=1).encode()))
@@ -215,7 +212,7 @@ def test_problems_of_the_field_under_other_names(tmp_path, policy):
 
 
 def test_a_run_of_an_earlier_version_is_not_resumed_under_other_ids(tmp_path, policy, capsys):
-    """It would search all problems again, and an export would have two trees of each."""
+    """Resuming would search all problems again, and an export would have two trees of each."""
     path = tmp_path / "problems.jsonl"
     path.write_text(json.dumps({"problem": "What is 1+1?", "answer": "2"}) + "\n")
     assert annotate(policy, str(path), tmp_path / "run") == 0
@@ -232,7 +229,7 @@ def test_a_run_of_an_earlier_version_is_not_resumed_under_other_ids(tmp_path, po
 
 
 def test_stopped_by_hand_and_started_again(tmp_path, policy):
-    """Ctrl-C: one line, no traceback, and the rest is done at the next start."""
+    """Ctrl-C prints one line without a traceback, and the next start does the rest."""
     many = [{"problem": f"What is {i} + 1, for the {i}th time?", "answer": str(i + 1)} for i in range(15)]
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in many))
@@ -253,7 +250,7 @@ def test_stopped_by_hand_and_started_again(tmp_path, policy):
 
 
 def test_launched_processes_share_the_problems(tmp_path, policy, problems):
-    """Two processes of `accelerate launch`: each takes half, neither waits for the other."""
+    """Two processes of `accelerate launch` each take half of the problems, and neither waits for the other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -280,7 +277,7 @@ def test_launched_processes_share_the_problems(tmp_path, policy, problems):
     assert trees_of(tmp_path / "two") == trees_of(tmp_path / "one")
 
 
-def test_a_dry_run_says_what_would_be_asked_and_asks_nothing(tmp_path, policy, problems, capsys):
+def test_a_dry_run_counts_samples_without_sampling(tmp_path, policy, problems, capsys):
     assert annotate(policy, problems, tmp_path / "run", "--dry_run", "--limit", "3") == 0
     printed = capsys.readouterr().out
     assert KNOWN[0]["problem"] in printed and "Shard 0/1: 3 problems." in printed

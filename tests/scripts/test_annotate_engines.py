@@ -1,4 +1,4 @@
-"""The command with every engine: under greedy decoding, the same trees."""
+"""The command `annotate` must make the same trees with every engine under greedy decoding."""
 
 import json
 
@@ -34,7 +34,7 @@ VLLM = {
 
 
 def annotate(folder, tmp_path, name, *more) -> dict:
-    """Run the command; what its nodes say, without what tells the engines apart."""
+    """Run the command and return its nodes without the fields that identify the engine."""
     problems, run = tmp_path / "problems.jsonl", tmp_path / name
     problems.write_text("".join(json.dumps(row) + "\n" for row in KNOWN))
     command = ["annotate", "--problems", str(problems), "--policy", str(folder), "--output_dir", str(run)]
@@ -50,7 +50,7 @@ def annotate(folder, tmp_path, name, *more) -> dict:
 
 
 def test_all_engines_make_the_same_trees(tmp_path, policy, monkeypatch):
-    """From the command line to the node files, so that nothing between engine and log differs either."""
+    """Compares node files, so that no part between the command line and the log may depend on the engine."""
     pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""The command `best-of-n`: from candidates or a policy to curves, on one process and on two, killed and gone on with."""
+"""The command `best-of-n`: from candidates or a policy to curves, on one and two processes, killed and resumed."""
 
 import json
 import os
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Planted:
-    """A step is worth the number in it. Keeps what it was shown."""
+    """Scores a step by the number in it, and records the steps that it scored."""
 
     def __init__(self):
         self.tokenizer, self.step_format, self.max_positions = tiny_tokenizer(), StepFormat(), None
@@ -91,7 +91,7 @@ def rescore(folder: Path, source: str, *more: str, model: str = "planted") -> in
 
 
 def test_given_candidates(tmp_path, planted, capsys):
-    """Every number of the result, worked out here from the texts alone."""
+    """Every number of the result is recomputed here from the texts alone."""
     rows = make_rows(12, 4)
     assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--aggregate", "min", "last") == 0
     results = load_results(tmp_path / "out")
@@ -148,7 +148,7 @@ def test_given_candidates(tmp_path, planted, capsys):
 
 
 def test_given_grades(tmp_path, planted, capsys):
-    """Accuracies are those of the grades that came with the candidates, though their answers say something else."""
+    """Accuracies must follow the grades given with the candidates, even where the answers contradict them."""
     rows = make_rows(6, 4)
     for row in rows:
         row["correct"] = [text != row["candidates"][0] for text in row["candidates"]]
@@ -166,7 +166,7 @@ def test_given_grades(tmp_path, planted, capsys):
 
 
 def test_columns_of_candidates_and_of_problems(tmp_path, planted, capsys):
-    """With both files, each option names the columns of one of them."""
+    """With both files, each column option applies to one of them."""
     rows = make_rows(4, 4)
     samples = [{"q": row["prompt"], "outputs": row["candidates"], "gold": row["answer"]} for row in rows]
     known = [{"Question": row["prompt"], "info": {"gold": row["answer"]}} for row in rows] + [{"Question": "x"}]
@@ -187,7 +187,7 @@ def test_columns_of_candidates_and_of_problems(tmp_path, planted, capsys):
     ("size", "n"), [(10, [1, 2, 4, 8, 10]), (8, [1, 2, 4, 8]), (1, [1]), (70, [1, 2, 4, 8, 16, 32, 64])]
 )
 def test_the_shortest_command(tmp_path, monkeypatch, planted, size, n):
-    """Without folder and N: as many as there are are used, and what is left over is counted."""
+    """Without a folder and N, the largest N for all problems is used, and surplus candidates are counted."""
     monkeypatch.chdir(tmp_path)
     rows = make_rows(2, size) + make_rows(3, size + 2)[2:]
     source = write_rows(tmp_path / "in.jsonl", rows)
@@ -200,7 +200,7 @@ def test_the_shortest_command(tmp_path, monkeypatch, planted, size, n):
 
 @pytest.mark.parametrize("name", AGGREGATES)
 def test_each_aggregate_is_used(tmp_path, planted, name):
-    """Of these solutions the best by each aggregate is another one, and only that one is right."""
+    """Each aggregate prefers a different solution, and only the tested aggregate's choice is right."""
     worth = {
         "min": (0.4, 0.4, 0.4),
         "prod": (0.7, 0.3),
@@ -230,7 +230,7 @@ def test_answers_of_problems_and_segmentation(tmp_path, planted):
 
 
 def test_a_policy_that_never_answers(tmp_path, planted, capsys):
-    """Zeros, and why."""
+    """Accuracies are 0, and the output says why."""
     rows = [{"prompt": f"{i}?", "answer": "1", "candidates": [solution(None, 0.5), ""]} for i in range(3)]
     assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1", "2") == 0
     results = load_results(tmp_path / "out")
@@ -277,7 +277,7 @@ BAD = {
     "not a number": (
         [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],
         ("--n", "1", "2"),
-        r"in.jsonl:1: the reward model returned \[nan\] for 1 steps. It must return one finite number per step",
+        r"in.jsonl:1: the reward model returned \[nan\] for 1 steps",
     ),
 }
 
@@ -293,33 +293,33 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "Set either `candidates`, .* or `policy` and `problems`"),
+        ("", "Set either `candidates`"),
         ("--candidates x --policy p --problems q", "Set either `candidates`"),
         ("--policy p", "`problems` is missing"),
-        ("--candidates x --temperature 0.5", "`temperature` only applies to .*`policy`, but `candidates` is set"),
-        ("--candidates x --policy_dtype float16", "`policy_dtype` only applies to .*`policy`"),
-        ("--candidates x --max_solution_tokens 9", "`max_solution_tokens` only applies to .*`policy`"),
-        ("--candidates x --final_stops a", "`final_stops` only applies to .*`policy`"),
-        ("--candidates x --limit 3", "`limit` has no effect without `problems`"),
-        ("--policy p --problems q --join_steps x", "`join_steps` only applies to `candidates`"),
-        ("--candidates x --n 0", r"`n` is \[0\]. Each number must be at least 1"),
+        ("--candidates x --temperature 0.5", "`temperature` .*`policy`"),
+        ("--candidates x --policy_dtype float16", "`policy_dtype` .*`policy`"),
+        ("--candidates x --max_solution_tokens 9", "`max_solution_tokens` .*`policy`"),
+        ("--candidates x --final_stops a", "`final_stops` .*`policy`"),
+        ("--candidates x --limit 3", "`limit` .*`problems`"),
+        ("--policy p --problems q --join_steps x", "`join_steps` .*`candidates`"),
+        ("--candidates x --n 0", r"`n` is \[0\]"),
         ("--candidates x --num_draws 0", "`num_draws` is 0"),
-        ("--candidates x --segmentation regex", "Segmentation regex and step_pattern must be used together"),
-        ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm'.* transformers, vllm"),
-        ("--policy p --problems q --combine mean", "combine is mean, but spans is 1"),
-        ("--policy p --problems q", "m: .* does not exist"),
-        ("--candidates nowhere.jsonl", "nowhere.jsonl: file not found"),
+        ("--candidates x --segmentation regex", "step_pattern"),
+        ("--candidates x --reward_model_engine vlm", "reward_model_engine is 'vlm'"),
+        ("--policy p --problems q --combine mean", "combine is mean"),
+        ("--policy p --problems q", "error: m: "),
+        ("--candidates nowhere.jsonl", "nowhere.jsonl"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, capsys, words, message):
-    """An option that did nothing would be believed to have done something."""
+    """Ignoring an option silently would make users believe that it had an effect."""
     assert main(["best-of-n", "--reward_model", "m", "--output_dir", str(tmp_path / "out"), *words.split()]) == 1
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_reward_model_of_another_format(tmp_path, checkpoint, capsys):
-    """Its own error comes through, and a finished run is not needed for it."""
+    """The user sees the model's own error, even before the run exists."""
     source = write_rows(tmp_path / "in.jsonl", make_rows(3, 4))
     folder = tmp_path / "model"
     tiny_model().save_pretrained(folder)
@@ -332,7 +332,7 @@ def test_a_reward_model_of_another_format(tmp_path, checkpoint, capsys):
 
 
 def test_a_real_reward_model(tmp_path, checkpoint):
-    """Against the scorer alone, with merged spans; several blocks; a solution that is too long among them."""
+    """The scores equal the scorer's own, with merged spans, several blocks, and one solution that is too long."""
     rows = make_rows(20, 4)
     rows[7]["candidates"][2] = solution(7, *[0.5] * 150)
     source = write_rows(tmp_path / "in.jsonl", rows)
@@ -359,8 +359,8 @@ def test_results_are_kept(tmp_path, planted, capsys):
     assert "best_of_n/max" in load_results(tmp_path / "out").curves
 
 
-def test_stopped_and_gone_on_with(tmp_path, monkeypatch, planted, capsys):
-    """The same candidates and numbers as in one go; what was scored is not scored again; other settings are refused."""
+def test_stopped_and_resumed(tmp_path, monkeypatch, planted, capsys):
+    """Resuming gives the same candidates and numbers without rescoring, and rejects other settings."""
     monkeypatch.setattr("trl_hrm.evaluation.best_of_n.BLOCK", 2)
     source = write_rows(tmp_path / "in.jsonl", make_rows(7, 4))
     assert rescore(tmp_path / "whole", source) == 0
@@ -386,8 +386,8 @@ def test_stopped_and_gone_on_with(tmp_path, monkeypatch, planted, capsys):
     assert files[0] == files[1]
 
 
-def test_a_part_of_an_earlier_start_is_not_taken_for_one_of_now(tmp_path, monkeypatch, planted):
-    """The first process would put it beside parts of now, though this one still samples what is to be added."""
+def test_an_outdated_part_is_not_merged(tmp_path, monkeypatch, planted):
+    """The first process would merge an earlier start's part while this process is still sampling new candidates."""
 
     def stop(*args):
         raise KeyboardInterrupt
@@ -406,8 +406,8 @@ def test_a_part_of_an_earlier_start_is_not_taken_for_one_of_now(tmp_path, monkey
     assert len(planted.shown) == len({problem for problem, _ in planted.shown}) > 0
 
 
-def test_parts_of_other_settings_are_waited_for(tmp_path, monkeypatch):
-    """Left by an earlier start; each process has candidates of its own."""
+def test_parts_with_other_settings_are_not_merged(tmp_path, monkeypatch):
+    """Each process has its own candidates and must wait for the others to replace parts of an earlier start."""
     header, path, waits = {"spans": [1], "candidates": "mine"}, tmp_path / "part-00001-of-00002.jsonl", []
 
     def sleep(seconds):
@@ -421,7 +421,7 @@ def test_parts_of_other_settings_are_waited_for(tmp_path, monkeypatch):
 
 
 def test_candidates_are_not_replaced_by_the_results(tmp_path, planted, capsys):
-    """Hours of samples, in a file that has the name of ours."""
+    """A user's file with the same name as ours may hold hours of samples."""
     (tmp_path / "out").mkdir()
     source = write_rows(tmp_path / "out" / "candidates.jsonl", make_rows(3, 4))
     before = Path(source).read_bytes()
@@ -468,13 +468,15 @@ def sample(folder: Path, policy: str, problems: str, model: str, *more: str) -> 
 
 
 def test_sampled_candidates(tmp_path, policy, problems, checkpoint, capsys):
-    """Sampled and scored; then the samples scored again by themselves, which is the same; cost and policy in both."""
+    """Sampling and scoring must equal scoring the saved samples, with the cost and the policy in both results."""
     assert sample(tmp_path / "out", policy, problems, checkpoint) == 0
     results = load_results(tmp_path / "out")
     candidates = list(load_candidates(tmp_path / "out"))
     assert [problem.problem for problem in candidates] == [row["problem"].strip() for row in KNOWN]
     answers = Counter(c.correct for problem in candidates for c in problem.candidates)
-    assert answers[True] >= 4 and answers[False] >= 4 and sum(answers.values()) == 24  # it knows them half of the time
+    assert (
+        answers[True] >= 4 and answers[False] >= 4 and sum(answers.values()) == 24
+    )  # the policy solves them half of the time
     assert results.policy["model"] == policy and results.policy["search"]["num_solutions"] == 6
     spent = results.cost["policy"]
     assert spent["num_sequences"] == 24 and spent["num_requests"] == 4 and spent["seconds"] > 0
@@ -484,13 +486,13 @@ def test_sampled_candidates(tmp_path, policy, problems, checkpoint, capsys):
     assert "problems: 4 done" in printed and "pass_at_n" in printed and "trl-hrm export" not in printed
     assert results.solutions == read_summary(tmp_path / "out" / "samples")["solutions"]
     assert results.solutions["right"] == answers[True] and sum(results.solutions.values()) == 24
-    assert printed.count(describe_outcomes(results.solutions)) == 2  # where the samples end, and with the results
+    assert printed.count(describe_outcomes(results.solutions)) == 2  # after sampling, and with the results
 
     assert rescore(tmp_path / "again", str(tmp_path / "out" / "samples"), "--n", "1", "2", "6", model=checkpoint) == 0
     again = load_results(tmp_path / "again")
     assert again.curves == results.curves and again.policy == results.policy
     assert again.solutions == results.solutions
-    # with other extractors, the outcomes are those of the answers that they find, not of the run
+    # with other extractors, outcomes follow the answers that these find
     other = ["--n", "1", "2", "6", "--extractors", "tag"]
     assert rescore(tmp_path / "other", str(tmp_path / "out" / "samples"), *other, model=checkpoint) == 0
     assert load_results(tmp_path / "other").solutions.keys() <= {"without_answer", "cut_off_by_tokens"}
@@ -500,8 +502,8 @@ def test_sampled_candidates(tmp_path, policy, problems, checkpoint, capsys):
     ]
 
 
-def test_the_candidates_of_a_run_are_read_as_the_run_was(tmp_path, policy, problems, checkpoint, capsys):
-    """With its extractors, prompt style and steps, unless told otherwise; the results say which."""
+def test_the_candidates_of_a_run_keep_its_settings(tmp_path, policy, problems, checkpoint, capsys):
+    """Extractors, prompt style and segmentation default to the run's. The results record which were used."""
     assert sample(tmp_path / "out", policy, problems, checkpoint, "--extractors", "last_number") == 0
     results = load_results(tmp_path / "out")
     assert results.settings["extractors"] == ["last_number"]
@@ -526,7 +528,7 @@ def test_the_candidates_of_a_run_are_read_as_the_run_was(tmp_path, policy, probl
 
 
 def test_outputs_of_search_and_learn(tmp_path, planted, capsys):
-    """The headers that its prompt asks for, its own keys, and a word on how the file was read."""
+    """The headers that its prompt asks for, its own keys, and a printed line about how the file was read."""
     solutions = [
         "## Step 1: Add\n0.6\n\n## Step 2: Conclude\n0.9, as ## Step 1 shows.\n\nIt is $\\boxed{7}$.",
         "## Step 1: Subtract\n0.3\n\nIt is $\\boxed{1}$.",
@@ -541,14 +543,14 @@ def test_outputs_of_search_and_learn(tmp_path, planted, capsys):
     assert "1 rows have `problem` and `completions`, as written by search-and-learn" in capsys.readouterr().out
 
 
-def test_steps_that_are_whole_solutions_are_refused(tmp_path, planted, capsys):
+def test_whole_solutions_in_place_of_steps_are_refused(tmp_path, planted, capsys):
     rows = [{"prompt": "?", "answer": "7", "completions": ["0.6 \\boxed{7}", "0.3 \\boxed{1}"]}]
     assert rescore(tmp_path / "out", write_rows(tmp_path / "in.jsonl", rows), "--n", "1") == 1
     assert "look like whole solutions" in capsys.readouterr().err
     assert planted.shown == [] and not list(tmp_path.glob("out/*.json"))
 
 
-def test_thinking_is_neither_scored_nor_an_answer(tmp_path, planted):
+def test_thinking_is_not_scored_and_has_no_answer(tmp_path, planted):
     thought = "<think>\n\n# Step 1\n0.1 \\boxed{1}\n\n</think>\n\n"
     texts = [thought + solution(7, 0.5), thought, solution(1, 0.4)]
     rows = [{"prompt": "?", "answer": "7", "candidates": texts}]
@@ -565,8 +567,8 @@ def test_thinking_is_neither_scored_nor_an_answer(tmp_path, planted):
     assert [len(steps) for steps in planted.shown[1][1]] == [2, 1, 1]
 
 
-def test_sampling_is_gone_on_with(tmp_path, monkeypatch, policy, problems, checkpoint, capsys):
-    """Samples of two problems, then of four: nothing is sampled twice. Another N is another run."""
+def test_sampling_resumes(tmp_path, monkeypatch, policy, problems, checkpoint, capsys):
+    """After two problems, four: nothing is sampled twice. Another N starts another run."""
     assert sample(tmp_path / "whole", policy, problems, checkpoint) == 0
     assert sample(tmp_path / "parts", policy, problems, checkpoint, "--limit", "2") == 0
     assert "this run: 12 samples" in capsys.readouterr().out.rpartition("problems: 2 done")[2]
@@ -599,7 +601,7 @@ def launch(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_two_processes_make_one_result(tmp_path, policy, problems, checkpoint):
-    """Sampled and scored by two, with a file of settings: the result of one process, up to the rounding of a batch."""
+    """Two processes with a settings file give the result of one process, up to the rounding of a batch."""
     config = {"problems": problems, "policy": policy, "reward_model": checkpoint, "engine": "transformers"}
     config |= {"prompt": "question", "prompt_style": "plain", "segmentation": "step_header", "final_stops": ["# END!"]}
     config |= {"max_solution_tokens": 60, "n": [1, 2, 6], "output_dir": "nowhere"}
@@ -625,7 +627,7 @@ def test_two_processes_make_one_result(tmp_path, policy, problems, checkpoint):
 
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(tmp_path, checkpoint):
-    """The first one waits for the part of the second, which never comes: another one has its file."""
+    """Otherwise the first process would wait forever for the second one's part. A file of its name blocks that part."""
     rows = make_rows(8, 1)
     source = write_rows(tmp_path / "in.jsonl", rows)
     (tmp_path / "out").mkdir()

@@ -1,4 +1,4 @@
-"""The recipes of best-of-N and step searches: their files of settings, as the parser of the commands reads them."""
+"""The settings files of the best-of-N and step-search recipes, as the parser of the commands reads them."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ CONFIGS = {"best_of_n.yaml": BestOfNConfig, "step_search.yaml": StepSearchConfig
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_settings_of_recipes(path):
-    """Each key is a setting of the command, with that value, and they go together."""
+    """Every key is a setting of the command and keeps its value, and the settings are compatible."""
     config, _ = CommandParser(CONFIGS[path.name]).read(["--config", str(path)])
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert {name: getattr(config, name) for name in values} == values
@@ -43,7 +43,7 @@ def test_settings_on_the_command_line_win(tmp_path):
 
 
 def test_the_papers_settings():
-    """N, policies and aggregates of the tables: HRM, tables 3 and 4; ER-PRM, section 5 and tables 4 to 6."""
+    """N, policies and aggregates as in HRM, tables 3 and 4, and ER-PRM, section 5 and tables 4 to 6."""
     found = {
         (path.parent.name, path.stem): yaml.safe_load(path.read_text())
         for name in CONFIGS

@@ -1,4 +1,4 @@
-"""The command `best-of-n` with vLLM for both: it samples with one engine and scores with another. Slow: real vLLM."""
+"""The commands `best-of-n` and `step-search` sample with one vLLM engine and score with another. Slow: real vLLM."""
 
 import json
 
@@ -21,7 +21,7 @@ VLLM = {"enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 
 
 @pytest.fixture
 def command(tmp_path, policy, monkeypatch) -> list[str]:
-    """Problems, policy and reward model, both in vLLM."""
+    """The command's problems, policy and reward model, both run by vLLM."""
     pytest.importorskip("vllm", reason="needs vLLM; `make test-slow` installs it")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
@@ -36,7 +36,7 @@ def command(tmp_path, policy, monkeypatch) -> list[str]:
 
 
 def test_best_of_n(command, tmp_path):
-    """The scores are those of transformers, for the solutions that vLLM wrote, and they are what the winners are chosen by."""
+    """The solutions written by vLLM have the scores that transformers gives them, and these scores choose the winners."""
     out = tmp_path / "out"
     options = ["--n", "1", "2", "6", "--max_solution_tokens", "60", "--aggregate", "min"]
     assert main(["best-of-n", *command, *options, "--output_dir", str(out)]) == 0
@@ -65,7 +65,7 @@ def test_best_of_n(command, tmp_path):
 
 
 def test_step_search(command, tmp_path):
-    """Both engines live at once, and the scorer is called from a thread at every depth."""
+    """Both engines are in memory at once, and a thread calls the scorer at every depth."""
     options = ["--n", "3", "--max_step_tokens", "30", "--max_depth", "5"]
     assert main(["step-search", *command, *options, "--output_dir", str(tmp_path / "out")]) == 0
     results = load_results(tmp_path / "out")

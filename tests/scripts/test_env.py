@@ -1,4 +1,4 @@
-"""`trl-hrm env`: what a bug report needs, and nothing that it must not hold."""
+"""`trl-hrm env` prints what a bug report needs, and no secrets."""
 
 import importlib.metadata
 import os
@@ -18,7 +18,7 @@ def lines_of(printed: str) -> dict[str, str]:
 
 
 def test_versions(capsys, monkeypatch):
-    """A module's `__version__` and the installed distribution may differ: a report names what is installed."""
+    """A module's `__version__` and its installed distribution may differ. The report must name the installed version."""
     version = importlib.metadata.version
     found = {"torch": "9.9+cu999", "deepspeed": None, "vllm": None}
 
@@ -48,7 +48,7 @@ def test_devices(capsys, monkeypatch, names, expected):
 
 
 def test_no_secrets(tmp_path):
-    """Reports are public. What accelerate has in its configuration, addresses and paths, is not told either."""
+    """Bug reports are public, so addresses and paths in accelerate's configuration must not be printed."""
     secrets = {
         "HF_TOKEN": "hf_planted",
         "OPENAI_API_KEY": "sk-planted",

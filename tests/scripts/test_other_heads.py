@@ -1,4 +1,4 @@
-"""A reward model with another head, at every place where one is loaded: refused by the names of its weights, and nothing is written."""
+"""A reward model with a different head is rejected wherever one is loaded. The error names its weights, and nothing is written."""
 
 import random
 import sys
@@ -31,7 +31,7 @@ STRATEGIES = {
 
 @pytest.fixture
 def qwen(tmp_path) -> str:
-    """A tiny copy of Qwen2.5-Math-PRM's layout, with a `step_format.json` that says it is a classifier."""
+    """A tiny model with the layout of Qwen2.5-Math-PRM, and a `step_format.json` that claims a classifier."""
     folder = save(tmp_path / "qwen", tiny_model())
     edit(folder, two_layer_head)
     return str(folder)
@@ -39,7 +39,7 @@ def qwen(tmp_path) -> str:
 
 @pytest.fixture
 def base(tmp_path) -> str:
-    """A base model with the step format of a classifier: the other way to a random head."""
+    """A base model with a classifier's step format, which would also get a random head."""
     folder = save(tmp_path / "base", tiny_model(HEADS["lm"]))
     HEADS["classification"].save(folder)
     return str(folder)
@@ -80,15 +80,15 @@ class TestCommands:
         )
         assert "newly initialized" not in error
         inputs = {tmp_path / f"{file}.jsonl" for file in ("solutions", "candidates", "raft", "judged")}
-        assert set(tmp_path.iterdir()) == {*before, *inputs}  # no output, and no part of one
+        assert set(tmp_path.iterdir()) == {*before, *inputs}  # no output, not even a partial one
 
     def test_a_base_model(self, tmp_path, base, capfd, name):
         assert main(commands(tmp_path, base, tmp_path / "out")[name]) == 1
         assert "missing `score.bias`, `score.weight`; unexpected `lm_head.weight`" in capfd.readouterr().err
         assert not (tmp_path / "out").exists()
 
-    def test_one_that_fits(self, tmp_path, name):
-        """The commands above fail for the weights, and for nothing else."""
+    def test_a_matching_head(self, tmp_path, name):
+        """The commands above must fail only because of the weights."""
         model = save_checkpoint(tmp_path / "model")
         assert main(commands(tmp_path, model, tmp_path / "out")[name]) == 0
         assert (tmp_path / "out").exists()
@@ -124,7 +124,7 @@ class TestPython:
 
     @pytest.mark.parametrize("has_format", [True, False])
     def test_trainer(self, tmp_path, qwen, has_format):
-        """Also without a `step_format.json`, as it is published."""
+        """Also without a `step_format.json`, as the model is published."""
         if not has_format:
             Path(qwen, "step_format.json").unlink()
         with pytest.raises(ValueError, match=WEIGHTS):
@@ -132,17 +132,17 @@ class TestPython:
         assert not (tmp_path / "out").exists()
 
     def test_server_scorer(self, qwen, base):
-        """Before the server is asked, which is not there."""
+        """The error must come before the request, which would fail without a server."""
         with pytest.raises(ValueError, match=WEIGHTS):
             ServerScorer.from_pretrained(qwen, "http://127.0.0.1:1", max_retries=0)
         with pytest.raises(ValueError, match=r"architectures \['Qwen2ForCausalLM'\]"):
             ServerScorer.from_pretrained(base, "http://127.0.0.1:1", max_retries=0)
 
-    def test_what_a_server_scorer_cannot_check_is_said(self, tmp_path, caplog):
-        """A client may have the tokenizer and the format only."""
+    def test_a_server_scorer_without_weights_warns(self, tmp_path, caplog):
+        """A client may have only the tokenizer and the step format."""
         tiny_tokenizer().save_pretrained(tmp_path)
         HEADS["classification"].save(tmp_path)
-        with pytest.raises(OSError, match="gave up"):
+        with pytest.raises(OSError, match="http://127.0.0.1:1"):
             ServerScorer.from_pretrained(str(tmp_path), "http://127.0.0.1:1", max_retries=0)
         assert (
             "has no readable safetensors files, so it could not be checked whether its weights include the head"
@@ -150,7 +150,7 @@ class TestPython:
         )
 
     def test_vllm_scorer(self, qwen, tmp_path, monkeypatch):
-        """Before the engine starts."""
+        """The error must come before the engine starts."""
         vllm = fake_vllm(monkeypatch)
         with pytest.raises(ValueError, match=WEIGHTS):
             vllm.from_pretrained(qwen)
@@ -174,7 +174,7 @@ class TestPython:
 
 
 def fake_vllm(monkeypatch):
-    """`VLLMScorer` over an engine that only notes that it is started."""
+    """Return `VLLMScorer` with an engine that only records its start."""
     started = []
 
     def start(path, **settings):

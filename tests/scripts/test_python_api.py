@@ -1,4 +1,4 @@
-"""Every command from Python, from the command line and from a file of settings: the same files."""
+"""Every command writes the same files from Python, from the command line, and from a settings file."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ JUDGED = {
     "generator": "g",
     "final_answer_correct": False,
 }
-# In an order in which each finds what it reads
+# ordered so that each finds its input
 SETTINGS = {
     "build-prm800k": {"inputs": ["prm800k.jsonl"], "output_dir": "OUT", "neutral": "0.25", "test_size": 0.0},
     "build-math-shepherd": {"inputs": ["shepherd.jsonl"], "output_dir": "OUT", "view": "prm", "test_size": 0.0},
@@ -82,7 +82,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, policy) -> Path:
-    """Inputs of all commands, each made by the command that makes it."""
+    """Inputs of all commands, each made by the command that writes it."""
     work = tmp_path_factory.mktemp("work")
     (work / "policy").symlink_to(policy)
     (work / "model").mkdir()
@@ -107,7 +107,7 @@ def work(tmp_path_factory, policy) -> Path:
 
 
 def config_of(name: str, folder: str):
-    """The config of a command that writes to `folder`."""
+    """Return the config of a command that writes to `folder`."""
     return getattr(trl_hrm, COMMANDS[name].config)(**settings_of(name, folder))
 
 
@@ -118,7 +118,7 @@ def settings_of(name: str, folder: str) -> dict:
 
 
 def words_of(config: type, settings: dict) -> list[str]:
-    """Settings as a user types them."""
+    """Return the settings as command-line words."""
     first, rest = [], []
     for field in fields(config):
         if field.name not in settings:
@@ -140,14 +140,14 @@ def words_of(config: type, settings: dict) -> list[str]:
 
 
 def files_of(folder: Path, name: str) -> dict[str, object]:
-    """What a command wrote, without what tells when and where."""
+    """Return the files that a command wrote, without times and paths."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         if path.suffix in (".json", ".jsonl", ".md", ".html", ".txt"):
             text = content.decode().replace(name, "OUT")
             content = re.sub(r'"(date|seconds|\w+_seconds|\w+_per_second|busy|spent)": [^,}\n]+', r'"\1": 0', text)
-        if path.name.startswith("log-"):  # problems that are searched at a time come in any order
+        if path.name.startswith("log-"):  # concurrent problems finish in any order
             content = sorted(content.splitlines())
         found[str(path.relative_to(folder))] = content
     return found
@@ -159,7 +159,7 @@ def test_python_command_line_and_file_of_settings(name, work, monkeypatch, capsy
     command = COMMANDS[name]
     folders = [f"{name}-{way}" for way in ("python", "line", "file")]
     python, line, file = folders
-    if name in ("inspect", "report", "score"):  # these write files, not folders
+    if name in ("inspect", "report", "score"):  # these write files instead of folders
         for folder in folders:
             Path(folder).mkdir()
     capsys.readouterr()

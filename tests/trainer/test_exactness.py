@@ -1,4 +1,4 @@
-"""A forest row gives the logits and gradients of one sequence per judged step: the claim that everything rests on."""
+"""A forest row gives the same logits and gradients as one sequence per judged step."""
 
 import json
 import random
@@ -31,7 +31,7 @@ from ..helpers import (
 
 
 def number_labels(trees: list[StepTree]) -> list[StepTree]:
-    """Trees with merged steps, where each label tells its step: the k-th of n labels is k / n."""
+    """Return trees with merged steps where the label identifies the step: step k of n has the label k / n."""
     total = sum(label is not None for tree in trees for label in tree.labels)
     numbers = iter(range(1, total + 1))
     for tree in trees:
@@ -52,7 +52,7 @@ def reference(model, step_format, trees, tokenizer=None) -> dict[tuple, torch.Te
 
 
 def forest(model, step_format, trees, tokenizer=None, batch_size=3, **settings) -> dict[tuple, torch.Tensor]:
-    """Logits of every judged step through builder, collator and masks, in batches."""
+    """Return the logits of every judged step, computed in batches through builder, collator and masks."""
     tokenizer = tokenizer or tiny_tokenizer()
     rows, _ = ForestBuilder(tokenizer, step_format, **settings)(dataset_of(trees), "dataset")
     shared = settings.get("shared_prefix", True)
@@ -83,7 +83,7 @@ def forest(model, step_format, trees, tokenizer=None, batch_size=3, **settings) 
 
 
 def assert_same(model, found: dict[tuple, torch.Tensor], expected: dict[tuple, torch.Tensor]) -> None:
-    """Every judged step once; logits to 1e-5; gradients of a random functional of them to 1e-5 of the largest."""
+    """Every judged step occurs once. Logits agree to 1e-5, gradients of a random functional to 1e-5 of the largest."""
     assert found.keys() == expected.keys()
     keys = sorted(expected)
     found, expected = (torch.stack([logits[key] for key in keys]) for logits in (found, expected))
@@ -109,7 +109,7 @@ def trees() -> list[StepTree]:
 @pytest.mark.parametrize("attention", ["sdpa", "eager", TREE_SDPA])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_architectures(trees, architecture, attention, monkeypatch):
-    """With sliding windows a window counted in row indices instead of path positions shows here only."""
+    """Only a sliding window shows whether windows count row indices instead of positions in the path."""
     model = tiny_model(architecture=architecture, attention=attention)
     assert model.config._attn_implementation == attention
     monkeypatch.setattr(tree_attention, "BLOCK_SIZE", 16)  # several blocks in each row
@@ -128,7 +128,7 @@ def test_heads(trees, head, tied):
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("extra", [0, 1, 7, 40])
 def test_splits_and_packing(trees, extra, packing):
-    """Rows from the shortest that hold every path upwards: most trees are in several parts, beside parts of others."""
+    """At the shortest row length that holds every path, most trees are split and packed with parts of other trees."""
     model = tiny_model()
     max_length = longest_path(trees) + extra
     found = forest(model, HEADS["classification"], trees, max_length=max_length, packing=packing)
@@ -145,7 +145,7 @@ def test_no_max_length(trees):
 @pytest.mark.parametrize("attention", ["sdpa", "eager", TREE_SDPA])
 @pytest.mark.parametrize("packing", [False, True])
 def test_one_sequence_per_path(trees, architecture, attention, packing):
-    """`shared_prefix=False`: a cache or a mask would let packed sequences see each other without an error."""
+    """With `shared_prefix=False`, a wrong cache or mask would let packed sequences see each other without an error."""
     model = tiny_model(architecture=architecture, attention=attention)
     expected = reference(model, HEADS["classification"], trees)
     settings = {"max_length": longest_path(trees) + 30, "packing": packing, "shared_prefix": False}
@@ -155,7 +155,7 @@ def test_one_sequence_per_path(trees, architecture, attention, packing):
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen2-sliding"])
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_flex_attention_forward(trees, architecture, compiled, monkeypatch):
-    """Forward only: flex attention has no backward on CPU."""
+    """Forward only, because flex attention has no backward pass on CPU."""
     if not compiled:
         # torch 2.7 has no such switch and needs none
         monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True, raising=False)
@@ -168,7 +168,7 @@ def test_flex_attention_forward(trees, architecture, compiled, monkeypatch):
 
 
 def test_the_comparison_can_fail(trees):
-    """Plain causal rows in place of trees are far outside the tolerance."""
+    """Plain causal rows instead of trees must be far outside the tolerance."""
     model = tiny_model()
     expected = reference(model, HEADS["classification"], trees)
     rows, _ = ForestBuilder(tiny_tokenizer(), HEADS["classification"], 200)(dataset_of(trees), "dataset")
@@ -202,4 +202,4 @@ def test_prm800k(prm800k, head, attention):
     for max_length in (longest_path(trees, tokenizer), 1024):
         found = forest(model, HEADS[head], trees, tokenizer, max_length=max_length)
         assert_same(model, found, expected)
-        expected = reference(model, HEADS[head], trees, tokenizer)  # the graph is gone
+        expected = reference(model, HEADS[head], trees, tokenizer)  # the graph has been freed

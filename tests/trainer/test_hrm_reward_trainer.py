@@ -1,4 +1,4 @@
-"""The trainer as a user meets it: refusals, metrics, logs, hooks for subclasses, checkpoints, and that it learns."""
+"""HRMRewardTrainer for its users: errors, metrics, logs, hooks for subclasses, checkpoints, and learning."""
 
 import json
 import random
@@ -30,7 +30,7 @@ def trees() -> list[StepTree]:
 
 
 def planted_trees(rng: random.Random, count: int, shuffled: bool = False) -> list[StepTree]:
-    """Trees of four steps where a step is wrong if and only if it says `thus`, whatever stands before it."""
+    """Return trees of four steps where a step is wrong if and only if it says `thus`, whatever comes before it."""
     trees = []
     for number in range(count):
         texts = [" ".join(rng.choices(["add", "sub", "so", "x", "y"], k=3) + [str(i)]) for i in range(4)]
@@ -47,15 +47,15 @@ def planted_trees(rng: random.Random, count: int, shuffled: bool = False) -> lis
 class TestLearning:
     @pytest.mark.parametrize("head", HEADS)
     def test_a_planted_rule_is_learned(self, tmp_path, head):
-        """Labels at the wrong token or reversed classes would leave it at chance, or below."""
+        """Labels at the wrong token or reversed classes would leave accuracy at chance, or below."""
         rng = random.Random(0)
         step_format = HEADS[head]
         trainer = self.train(tmp_path, rng, False, head=step_format.head, regression_loss=step_format.regression_loss)
         metrics = trainer.evaluate()
         assert metrics["eval_accuracy"] > 0.95 and metrics["eval_auroc"] > 0.95
 
-    def test_shuffled_labels_are_not(self, tmp_path):
-        """Held-out accuracy above chance here would mean that labels leak into the inputs."""
+    def test_shuffled_labels_are_not_learned(self, tmp_path):
+        """Held-out accuracy above chance would mean that labels leak into the inputs."""
         metrics = self.train(tmp_path, random.Random(0), True).evaluate()
         assert 0.4 < metrics["eval_accuracy"] < 0.6 and 0.4 < metrics["eval_auroc"] < 0.6
 
@@ -82,7 +82,7 @@ class TestLearning:
 
 class TestLogs:
     def test_training(self, tmp_path, trees):
-        """Counts are exact: padding is no token, and a padded step is no label."""
+        """Counts are exact: padding is not counted as tokens, and padded steps are not counted as labels."""
         long = StepTree("long", ["x", " ".join(["add"] * 200)], [1.0, 1.0], [-1, 0])
         trainer = make_trainer(
             tmp_path, [*trees, long], per_device_train_batch_size=2, logging_steps=2, max_length=150
@@ -108,20 +108,20 @@ class TestLogs:
             assert log["tokens_per_second"] / log["labels_per_second"] == pytest.approx(tokens / labels)
             assert log["accuracy"] * labels == pytest.approx(round(log["accuracy"] * labels))
 
-    def test_a_second_training_counts_anew(self, tmp_path, trees):
-        """What the first did not log would be in the first interval of the second, with the time between them."""
+    def test_a_second_training_resets_the_counts(self, tmp_path, trees):
+        """Unlogged counts of the first training, and the time in between, would distort the second one's first log."""
         trainer = make_trainer(tmp_path, trees, per_device_train_batch_size=2, logging_steps=2)
         counts = []
         for _ in range(2):
             trainer.train()
             counts.append([log["num_labels"] for log in trainer.state.log_history if "loss" in log])
-            trainer._counting_since -= 1e6  # the third step, which is not logged, was long ago
+            trainer._counting_since -= 1e6  # as if the third step, which is not logged, was long ago
         assert counts[0] == counts[1]
         logs = [log for log in trainer.state.log_history if "loss" in log]
         assert len(logs) == 1 and logs[0]["labels_per_second"] > 1
 
     def test_a_log_of_the_user(self, tmp_path, trees):
-        """Outside of a training there is nothing to count."""
+        """`trainer.log` called by the user outside training must not add training counts."""
         trainer = make_trainer(tmp_path, trees)
         trainer.log({"loss": 1.0})
         assert trainer.state.log_history[-1]["loss"] == 1 and "accuracy" not in trainer.state.log_history[-1]
@@ -171,7 +171,7 @@ class TestEvaluation:
         assert {"eval_easy_loss", "eval_hard_loss", "eval_hard_merged_auroc"} <= metrics.keys()
         trainer.train()
         assert any("eval_hard_loss" in log for log in trainer.state.log_history)
-        # and one of another kind afterwards
+        # and one of another type afterwards
         assert trainer.evaluate(dataset_of(trees))["eval_num_steps"] == sum(len(t.labels) for t in trees)
 
     def test_the_best_model_is_chosen_by_a_metric(self, tmp_path, trees):
@@ -198,7 +198,7 @@ class TestEvaluation:
         assert output.metrics["test_num_steps"] == len(labels)
 
     def test_a_metrics_function(self, tmp_path, trees):
-        """A function from outside gets the same argument as the method."""
+        """A metrics function passed by the user gets the same argument as the overridable method."""
 
         def mean_label(prediction):
             return {"mean_label": judged_steps(prediction.predictions, prediction.label_ids)[1].mean()}
@@ -210,7 +210,7 @@ class TestEvaluation:
 
 class TestSubclass:
     def test_loss_and_metrics(self, tmp_path, trees):
-        """An override that is never called would train the stock loss in silence."""
+        """If an override were never called, the trainer would silently use the stock loss."""
 
         class OnlyMerged(HRMRewardTrainer):
             def compute_step_loss(self, logits, labels, num_merged):
@@ -248,14 +248,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            ({"error_weight": 0.0}, "`error_weight` is 0.0. It must be greater than 0"),
+            ({"error_weight": 0.0}, "`error_weight` is 0.0"),
             ({"error_weight": -1.0}, "`error_weight` is -1.0"),
             ({"error_weight": float("nan")}, "`error_weight` is nan"),
-            ({"label_weighting": "twice"}, "`label_weighting` is 'twice'. It must be 'unique' or 'occurrence'"),
-            ({"batch_eval_metrics": True}, "`batch_eval_metrics` is not supported"),
-            ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported. Smooth the `labels`"),
+            ({"label_weighting": "twice"}, "`label_weighting` is 'twice'"),
+            ({"batch_eval_metrics": True}, "`batch_eval_metrics`"),
+            ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`"),
             ({"head": "binary"}, "`head` is 'binary'"),
-            ({"system_prompt": "Sum."}, "`system_prompt` needs"),
+            ({"system_prompt": "Sum."}, "`system_prompt`"),
         ],
     )
     def test_settings(self, tmp_path, args, message):
@@ -263,12 +263,12 @@ class TestRefusals:
             HRMRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", **args)
 
     def test_no_dataset(self, tmp_path):
-        with pytest.raises(ValueError, match="`train_dataset` is required"):
+        with pytest.raises(ValueError, match="`train_dataset`"):
             HRMRewardTrainer(tiny_model(), HRMRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"))
 
     def test_streams(self, tmp_path, trees):
         stream = IterableDataset.from_generator(lambda: (tree.to_row() for tree in trees))
-        with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`.*without `streaming"):
+        with pytest.raises(TypeError, match="`train_dataset` is a `IterableDataset`.*`streaming"):
             HRMRewardTrainer(
                 tiny_model(),
                 HRMRewardConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none"),
@@ -280,24 +280,24 @@ class TestRefusals:
 
     def test_a_bad_row_is_named_with_its_dataset(self, tmp_path, trees):
         bad = dataset_of([*trees[:2], StepTree("q", ["a", "b"], [1.0], [-1, 0])])
-        with pytest.raises(ValueError, match="train_dataset row 2: column `labels` has 1 entries"):
+        with pytest.raises(ValueError, match="train_dataset row 2: .*`labels`"):
             make_trainer(tmp_path, bad)
-        with pytest.raises(ValueError, match=r"eval_dataset\['x'\] row 2: column `labels` has 1 entries"):
+        with pytest.raises(ValueError, match=r"eval_dataset\['x'\] row 2: .*`labels`"):
             make_trainer(tmp_path, trees, evaluation={"x": bad})
 
     def test_a_long_prompt(self, tmp_path, trees):
-        with pytest.raises(ValueError, match="row 0: the prompt has .* within `max_length` 3"):
+        with pytest.raises(ValueError, match="row 0: the prompt .*`max_length` 3"):
             make_trainer(tmp_path, trees, max_length=3)
 
     def test_a_swallowed_separator(self, tmp_path, trees):
         tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "x": 1}, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[UNK]")
-        with pytest.raises(ValueError, match=r"`step_separator` '\\n\\n' to nothing"):
+        with pytest.raises(ValueError, match=r"`step_separator` '\\n\\n'"):
             make_trainer(tmp_path, trees, tokenizer=tokenizer)
 
     def test_equal_separators(self, tmp_path, trees):
-        """Also where every merged step joins its last single one, so that no row is merged in the end."""
+        """The merged step has the same ids as the single steps and is joined with them, which must not hide the error."""
         with pytest.raises(ValueError, match="encode to the same ids"):
             make_trainer(
                 tmp_path,
@@ -306,52 +306,52 @@ class TestRefusals:
             )
 
     def test_merged_with_another_separator(self, tmp_path, trees):
-        with pytest.raises(ValueError, match=r"train_dataset row \d: .* does not contain the `merge_separator` ' ; '"):
+        with pytest.raises(ValueError, match=r"train_dataset row \d: .* `merge_separator` ' ; '"):
             make_trainer(tmp_path, trees, merge_separator=" ; ")
 
     def test_last_step_only_with_merged_steps(self, tmp_path, trees):
-        with pytest.raises(ValueError, match="`train_on_last_step_only` does not support merged steps"):
+        with pytest.raises(ValueError, match="`train_on_last_step_only`"):
             make_trainer(tmp_path, trees, train_on_last_step_only=True)
 
     def test_chat_without_a_template(self, tmp_path, trees):
-        with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        with pytest.raises(ValueError, match="no chat template"):
             make_trainer(tmp_path, trees, prompt_style="chat")
 
     def test_label_tokens_of_several_tokens(self, tmp_path, trees):
-        with pytest.raises(ValueError, match="label token 'excellent' encodes to .* exactly one known token"):
+        with pytest.raises(ValueError, match="label token 'excellent'"):
             make_trainer(tmp_path, trees, head="lm", label_tokens=["+", "excellent"])
 
     def test_three_labels(self, tmp_path, trees):
         model = tiny_model()
         model.config.num_labels = 3
-        with pytest.raises(ValueError, match="num_labels=3, but head 'classification' needs 2"):
+        with pytest.raises(ValueError, match="num_labels=3"):
             make_trainer(tmp_path, trees, model)
 
     def test_flash_attention_with_trees(self, tmp_path, trees):
         model = tiny_model()
         model.config._attn_implementation = "flash_attention_2"
-        with pytest.raises(ValueError, match="'flash_attention_2' does not support tree masks.*shared_prefix=Fal"):
+        with pytest.raises(ValueError, match="'flash_attention_2' .*shared_prefix=Fal"):
             make_trainer(tmp_path, trees, model)
         make_trainer(tmp_path, trees, model, shared_prefix=False)
 
     def test_model_init_kwargs_of_a_model(self, tmp_path, trees):
-        with pytest.raises(ValueError, match="`model_init_kwargs` with a model that is already instantiated"):
+        with pytest.raises(ValueError, match="`model_init_kwargs`"):
             make_trainer(tmp_path, trees, model_init_kwargs={"dtype": "float32"})
 
     def test_a_tokenizer_that_cannot_pad(self, tmp_path, trees):
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer()._tokenizer)
-        with pytest.raises(ValueError, match="neither a padding token nor an EOS token"):
+        with pytest.raises(ValueError, match="padding token"):
             make_trainer(tmp_path, trees, tokenizer=tokenizer)
 
     def test_an_adapter_on_an_adapter(self, tmp_path, trees):
         model = make_trainer(tmp_path, trees, peft_config=LoraConfig(target_modules="all-linear")).model
-        with pytest.raises(ValueError, match="a `PeftModel` instance together with a `peft_config`"):
+        with pytest.raises(ValueError, match="`peft_config`"):
             make_trainer(tmp_path, trees, model, peft_config=LoraConfig(target_modules="all-linear"))
 
 
 class TestPadding:
-    def test_padding_token_changes_nothing(self, tmp_path, trees):
-        """The padding token, its place in the batch and the width of the batch must not show in any logit."""
+    def test_padding_changes_no_logit(self, tmp_path, trees):
+        """Neither the padding token nor the padding side nor the batch width may change a logit."""
         predictions = []
         for args in ({}, {"pad_to_multiple_of": 128}, {"per_device_eval_batch_size": 1}):
             trainer = make_trainer(tmp_path, trees, **args)
@@ -369,7 +369,7 @@ class TestPadding:
 class TestCheckpoint:
     @pytest.mark.parametrize("head", HEADS)
     def test_a_checkpoint_scores_as_the_trainer(self, tmp_path, trees, head):
-        """Trained at one token and scored at the next, or encoded otherwise, scores would differ."""
+        """Training at one token and scoring at the next, or a different encoding, would change the scores."""
         step_format = HEADS[head]
         trainer = make_trainer(
             tmp_path,
@@ -412,14 +412,14 @@ class TestCheckpoint:
         trainer.train()
         card = (tmp_path / "README.md").read_text(encoding="utf-8")
         assert "@article{wang2025hierarchical" in card and "2503.13551" in card
-        assert f'StepScorer.from_pretrained("{tmp_path.name}")' in card  # an absolute path tells a user name
+        assert f'StepScorer.from_pretrained("{tmp_path.name}")' in card  # an absolute path would reveal a user name
         assert "pipeline(" not in card and "huggingface.co/None" not in card
         for tag in ("trl-hrm", "step-reward-model"):
             assert f"- {tag}\n" in card
         assert "## Training procedure" in card and card.count("## Quick start") == 1
 
     def test_a_model_by_name(self, tmp_path):
-        """The head of a language model's checkpoint is made new, the same for the same seed, with 2 labels or 1."""
+        """The head for a language model's checkpoint is newly initialized, equal for equal seeds, with 1 or 2 labels."""
         rng = random.Random(0)
         trees = [random_tree(rng)]
         base = tmp_path / "base"
@@ -440,12 +440,12 @@ class TestCheckpoint:
         assert not torch.equal(found["a"].score.weight, found["seed"].score.weight)
         assert found["regression"].score.weight.shape[0] == 1
         assert not hasattr(found["lm"], "score")
-        assert found["a"].config.id2label == {0: "wrong", 1: "correct"}  # what a pipeline prints
+        assert found["a"].config.id2label == {0: "wrong", 1: "correct"}  # shown by a pipeline
 
     @pytest.mark.parametrize("target_modules", ["all-linear", ["q_proj", "v_proj"]])
     @pytest.mark.parametrize("head", ["classification", "regression", "lm"])
     def test_adapter(self, tmp_path, trees, head, target_modules):
-        """The classifier of a LoRA run is new: if it is not trained and saved with the adapter, scores are random."""
+        """The classifier of a LoRA run is new. If it is not trained and saved with the adapter, scores are random."""
         base = tmp_path / "base"
         tiny_model(HEADS["lm"]).save_pretrained(base)
         tiny_tokenizer().save_pretrained(base)
@@ -472,7 +472,7 @@ class TestCheckpoint:
         np.testing.assert_allclose(np.sort(scores), np.sort(live), rtol=0, atol=1e-5)
 
     def test_resuming_a_mixture_of_experts(self, tmp_path, trees):
-        """Names in its files are not those in the model; `Trainer` alone resumes without the experts, with a warning."""
+        """Parameter names in its files differ from the model's. `Trainer` alone resumes without the experts and only warns."""
         args = {"max_steps": 4, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
         make = partial(tiny_model, architecture="qwen2-moe-sliding")
         whole = make_trainer(tmp_path, trees, make(), **args)
@@ -483,7 +483,7 @@ class TestCheckpoint:
             assert torch.equal(weight, whole.model.get_parameter(name)), name
 
     def test_resuming_with_tied_embeddings(self, tmp_path, trees):
-        """They are not in the file, and not missing."""
+        """Tied embeddings are not in the file, and must not be reported as missing."""
         model = partial(tiny_model, HEADS["lm"], tie_word_embeddings=True)
         args = {"head": "lm", "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
         whole = make_trainer(tmp_path, trees, model(), **args)
@@ -508,7 +508,7 @@ class TestCheckpoint:
             index = {"metadata": files.metadata, "weight_map": files.tensor_to_filename}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         trainer = make_trainer(tmp_path, trees, max_steps=2)
-        with pytest.raises(ValueError, match=f"{folder}: the weights do not fit .*(missing|unexpected) `"):
+        with pytest.raises(ValueError, match=f"{folder}: .*(missing|unexpected) `"):
             trainer.train(resume_from_checkpoint=str(folder))
         assert trainer.state.global_step == 0
 
@@ -519,7 +519,7 @@ class TestCheckpoint:
         if max_shard_size == "60KB":
             (tmp_path / "model.safetensors").unlink(missing_ok=True)
         trainer = make_trainer(tmp_path, trees, head="regression")
-        with pytest.raises(ValueError, match=f"{tmp_path}: the weights .* score.weight: .* Resume with .* `head`"):
+        with pytest.raises(ValueError, match=f"{tmp_path}: .* score.weight: .* `head`"):
             trainer.train(resume_from_checkpoint=str(tmp_path))
 
     @pytest.mark.parametrize("names", [("score.bias",), ("model.layers.0.self_attn.q_proj.lora_B.weight",)])
@@ -534,10 +534,10 @@ class TestCheckpoint:
         names = [f"base_model.model.{name}" for name in names]
         edit(folder, drop(*names), "adapter_model.safetensors")
         trainer = make_trainer(tmp_path / "other", trees, peft_config=config, max_steps=2)
-        with pytest.raises(ValueError, match=f"{folder}: the weights of the adapter do not fit: missing `{names[0]}`"):
+        with pytest.raises(ValueError, match=f"{folder}: .* missing `{names[0]}`"):
             trainer.train(resume_from_checkpoint=str(folder))
 
-    def test_resuming_with_another_format_is_warned_of(self, tmp_path, trees, caplog):
+    def test_resuming_with_another_format_warns(self, tmp_path, trees, caplog):
         make_trainer(tmp_path, trees, max_steps=1, save_strategy="steps", save_steps=1).train()
         caplog.clear()
         make_trainer(tmp_path, trees, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
@@ -550,7 +550,7 @@ class TestCheckpoint:
         )
 
     def test_resuming_equals_an_unbroken_run(self, tmp_path, trees):
-        """Rows, optimizer and scheduler go on where they stopped; the killed process is in tests/distributed."""
+        """Rows, optimizer and scheduler continue where they stopped. tests/distributed also kills the process."""
 
         class StopAtTwo(TrainerCallback):
             def on_step_end(self, args, state, control, **kwargs):
@@ -578,7 +578,7 @@ class TestCheckpoint:
 
 
 class TestTrainedModels:
-    """A reward model by name, to be evaluated or trained further."""
+    """A trained reward model, loaded by name to be evaluated or trained further."""
 
     NEW = "The head of the model is newly initialized and has not been trained"
 
@@ -588,7 +588,7 @@ class TestTrainedModels:
         return str(tmp_path / "base")
 
     @pytest.mark.parametrize("peft_config", [None, LoraConfig(target_modules=["q_proj"])])
-    def test_evaluated_as_it_was_trained(self, tmp_path, trees, base, caplog, peft_config):
+    def test_evaluation_equals_the_training_run(self, tmp_path, trees, base, caplog, peft_config):
         trainer = make_trainer(tmp_path / "hrm", trees, base, evaluation=trees, peft_config=peft_config)
         trainer.train()
         expected = trainer.evaluate()
@@ -599,17 +599,17 @@ class TestTrainedModels:
         for name in ("eval_loss", "eval_auroc", "eval_ece"):
             assert found[name] == pytest.approx(expected[name], abs=1e-6)
         assert "newly initialized" not in caplog.text
-        if peft_config is not None:  # its adapter can be trained further
+        if peft_config is not None:  # the adapter stays trainable
             before = weights_of(loaded.model)
             loaded.train()
             changed = {n for n, weight in weights_of(loaded.model).items() if not torch.equal(weight, before[n])}
             assert changed and all("lora_" in n or "modules_to_save" in n for n in changed)
 
-    def test_a_part_of_a_trained_model(self, tmp_path, trees):
-        """It has a step_format.json, so its head is not made anew."""
+    def test_a_trained_model_without_its_head(self, tmp_path, trees):
+        """The model has a step_format.json, so a missing head is an error and must not be newly initialized."""
         folder = save(tmp_path / "hrm", tiny_model())
         edit(folder, drop("score.weight", "score.bias"))
-        with pytest.raises(ValueError, match="missing `score.bias`, `score.weight`"):
+        with pytest.raises(ValueError, match="missing `score.bias`"):
             make_trainer(tmp_path / "out", trees, str(folder))
         (folder / "step_format.json").unlink()
         make_trainer(tmp_path / "out", trees, str(folder))
@@ -620,14 +620,14 @@ class TestTrainedModels:
             with pytest.raises(ValueError, match="the weights do not fit"):
                 make_trainer(tmp_path / "out", trees, folder, head=head)
 
-    def test_another_format_is_warned_of(self, tmp_path, trees, caplog):
+    def test_another_format_warns(self, tmp_path, trees, caplog):
         folder = str(save(tmp_path / "hrm", tiny_model()))
         make_trainer(tmp_path / "out", trees, folder)
         assert "different step format" not in caplog.text
         make_trainer(tmp_path / "out", trees, folder, step_separator="\n", merge_separator=" ")
         assert r"hrm was trained with a different step format: `step_separator` '\n\n' (now '\n')" in caplog.text
 
-    def test_metrics_of_a_new_head_are_warned_of(self, tmp_path, trees, base, caplog):
+    def test_evaluating_a_new_head_warns(self, tmp_path, trees, base, caplog):
         trainer = make_trainer(tmp_path / "out", trees, base, evaluation=trees)
         for measure in (trainer.evaluate, lambda: trainer.predict(dataset_of(trees))):
             caplog.clear()
@@ -638,15 +638,15 @@ class TestTrainedModels:
         trainer.evaluate()
         assert self.NEW not in caplog.text
 
-    def test_a_head_that_is_there_is_not_warned_of(self, tmp_path, trees, caplog):
+    def test_evaluating_an_existing_head_does_not_warn(self, tmp_path, trees, caplog):
         tiny_model().save_pretrained(tmp_path / "model")
         make_trainer(tmp_path / "out", trees, str(tmp_path / "model"), evaluation=trees).evaluate()
-        make_trainer(tmp_path / "out", trees, evaluation=trees).evaluate()  # made by the user
+        make_trainer(tmp_path / "out", trees, evaluation=trees).evaluate()  # the user created this head
         assert self.NEW not in caplog.text
 
 
 class TestBestMetric:
-    """One that the evaluation set does not define is a KeyError of `Trainer`, after the first evaluation."""
+    """Without this check, an undefined metric is a KeyError of `Trainer` after the first evaluation."""
 
     ONE_CLASS = [StepTree("p 1+2?", ["= 3", "so x"], [1.0, 1.0], [-1, 0])]
     ARGS = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
@@ -658,9 +658,7 @@ class TestBestMetric:
     def test_not_defined(self, tmp_path, trees, metric):
         trainer = make_trainer(tmp_path, trees, evaluation=self.ONE_CLASS, metric_for_best_model=metric, **self.ARGS)
         name = f"eval_{metric.removeprefix('eval_')}"
-        with pytest.raises(
-            ValueError, match=f"'{name}', .* it has 2 correct and 0 wrong steps, .*or choose another metric"
-        ):
+        with pytest.raises(ValueError, match=f"'{name}'.* 2 correct and 0 wrong steps"):
             trainer.train()
         assert trainer.state.global_step == 0
 
@@ -676,15 +674,15 @@ class TestBestMetric:
         assert trainer.state.best_metric == pytest.approx(trainer.evaluate()["eval_auroc"])
 
     def test_one_of_several_sets(self, tmp_path, trees):
-        """Only the set that the metric names counts."""
+        """Only the evaluation set that the metric names is checked."""
         sets = {"easy": dataset_of(self.ONE_CLASS), "hard": dataset_of(trees)}
         args = {"evaluation": sets, **self.ARGS}
         make_trainer(tmp_path / "a", trees, metric_for_best_model="eval_hard_auroc", **args).train()
-        with pytest.raises(ValueError, match="'eval_easy_auroc', which is not defined on the evaluation set"):
+        with pytest.raises(ValueError, match="'eval_easy_auroc'"):
             make_trainer(tmp_path / "b", trees, metric_for_best_model="eval_easy_auroc", **args).train()
 
     def test_metrics_of_the_user(self, tmp_path, trees):
-        """What they need is not known here."""
+        """The trainer cannot know what a user's own metrics need, so it does not check them."""
         trainer = make_trainer(
             tmp_path,
             trees,
@@ -697,7 +695,7 @@ class TestBestMetric:
         assert trainer.state.best_metric == 0.7
 
 
-def test_labels_that_are_too_long_are_warned_of_with_a_remedy(tmp_path, trees, caplog):
+def test_dropping_long_labels_warns_with_a_remedy(tmp_path, trees, caplog):
     long = StepTree("long", ["x", " ".join(["add"] * 200)], [1.0, 1.0], [-1, 0])
     trainer = make_trainer(tmp_path, [*trees, long], max_length=150)
     report = trainer.reports["train_dataset"]

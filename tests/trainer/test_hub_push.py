@@ -1,4 +1,4 @@
-"""Pushes of a trainer, where no Hub is needed: what is saved, what a snapshot holds, and what is refused."""
+"""Pushes of a trainer, as far as they need no Hub: saved files, contents of a snapshot, and errors."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ def trainer(tmp_path):
 
 
 def test_no_saved_file_holds_the_token(trainer, tmp_path):
-    """`training_args.bin` is a pickle, which nobody reads before sharing the folder."""
+    """`training_args.bin` is a pickle that users share without inspecting it."""
     trainer.train()
     trainer.save_model(str(tmp_path / "elsewhere"))
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -29,8 +29,8 @@ def test_no_saved_file_holds_the_token(trainer, tmp_path):
     assert not [path for path in files if b"hf_secret" in path.read_bytes()]
 
 
-def test_arguments_that_are_used_again(tmp_path):
-    """The arguments belong to the user: without their token, the next trainer could not load its model, or would push as another."""
+def test_arguments_keep_their_token(tmp_path):
+    """The arguments belong to the user. Without the token, the next trainer could not load its model or push to the Hub."""
     given = {"token": "hf_secret", "dtype": "float32"}
     args = KLSelfConfig(
         str(tmp_path),
@@ -48,13 +48,13 @@ def test_arguments_that_are_used_again(tmp_path):
 
 
 def test_a_trainer_can_be_sent_to_other_processes(trainer):
-    """A hyperparameter search with Ray sends it. A pool of threads cannot be sent."""
+    """A hyperparameter search with Ray pickles the trainer, and a thread pool cannot be pickled."""
     ours = {name: value for name, value in vars(trainer).items() if "push" in name}
     assert "_pushes" in ours and pickle.loads(pickle.dumps(ours)) == ours
 
 
-def test_a_training_that_breaks(trainer, monkeypatch):
-    """What failed in the background would not be told."""
+def test_a_failed_training_reports_failed_pushes(trainer, monkeypatch):
+    """If training fails, an error of a background push would otherwise be lost."""
 
     def stop(*args, **kwargs):
         trainer._skipped_pushes.append(7)
@@ -66,8 +66,8 @@ def test_a_training_that_breaks(trainer, monkeypatch):
     assert trainer._skipped_pushes == []
 
 
-def test_every_saved_folder_has_its_card(trainer, tmp_path):
-    """Whoever copies a checkpoint must find how to score with it."""
+def test_every_saved_folder_has_a_model_card(trainer, tmp_path):
+    """Anyone who copies a checkpoint must find how to score with it."""
     trainer.train()
     trainer.save_model(str(tmp_path / "elsewhere"))
     for folder in (tmp_path / "out" / "checkpoint-1", tmp_path / "elsewhere"):
@@ -95,7 +95,7 @@ class TestSnapshot:
         return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
     def test_the_model_alone(self, checkpoint, tmp_path):
-        """Optimizer states are twice the size of the model, and of no use to who scores with it."""
+        """Optimizer states are twice the size of the model and useless for scoring."""
         hub_push._link_tree(checkpoint, tmp_path / "snapshot", *TRAINING_STATE, *NEVER_PUSHED)
         assert self.files(tmp_path / "snapshot") == {
             "README.md",
@@ -111,7 +111,7 @@ class TestSnapshot:
 
     @pytest.mark.parametrize("links", [True, False])
     def test_outlives_its_checkpoint(self, checkpoint, tmp_path, monkeypatch, links):
-        """`save_total_limit` deletes what waits to be pushed. Not every file system has hard links."""
+        """`save_total_limit` may delete a checkpoint that is waiting to be pushed. Not every file system has hard links."""
 
         def refuse(source, target):
             raise PermissionError("no hard links here")
@@ -121,7 +121,7 @@ class TestSnapshot:
         snapshot = tmp_path / "snapshot"
         hub_push._link_tree(checkpoint, snapshot, *TRAINING_STATE)
         same = (snapshot / "merges.txt").samefile(checkpoint / "merges.txt")
-        assert same == links  # links take no space
+        assert same == links  # links take no disk space
         for path in checkpoint.rglob("*"):
             if path.is_file():
                 path.unlink()
@@ -129,8 +129,8 @@ class TestSnapshot:
 
 
 def test_a_folder_without_weights_is_not_pushed(trainer, tmp_path):
-    """A sharded state dict leaves a repository with a tokenizer and a card that loads nothing."""
+    """With a sharded state dict, the pushed repository would hold a tokenizer and a card, but no weights to load."""
     (tmp_path / "sharded").mkdir()
     (tmp_path / "sharded" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="only sharded weights.*FULL_STATE_DICT.*zero3_save_16bit_model"):
+    with pytest.raises(ValueError, match="FULL_STATE_DICT.*zero3_save_16bit_model"):
         trainer._push_folder(tmp_path / "sharded", "message", None, None)

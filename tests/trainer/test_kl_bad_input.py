@@ -1,4 +1,4 @@
-"""What KLSelfTrainer refuses, and what it must not refuse."""
+"""Errors and warnings of KLSelfTrainer, and unusual input that it must accept."""
 
 import huggingface_hub
 import pytest
@@ -26,25 +26,25 @@ from trl_hrm.tiny_model import make_tokenizer
         ({"kl_coef": -0.1}, "`kl_coef` is -0.1"),
         ({"kl_coef": float("nan")}, "`kl_coef` is nan"),
         ({"kl_coef": float("inf")}, "`kl_coef` is inf"),
-        ({"kl_direction": "backward"}, "`kl_direction` is 'backward'.* one of forward, reverse"),
-        ({"kl_scaling": "log"}, "`kl_scaling` is 'log'.* one of log1p, none"),
-        ({"kl_reduction": "mean"}, "`kl_reduction` is 'mean'.* one of sum, token_mean"),
+        ({"kl_direction": "backward"}, "`kl_direction` is 'backward'"),
+        ({"kl_scaling": "log"}, "`kl_scaling` is 'log'"),
+        ({"kl_reduction": "mean"}, "`kl_reduction` is 'mean'"),
         ({"ref_hidden_dir": "states"}, "Set `precompute_ref_hidden=True`"),
         ({"packing": True, "packing_strategy": "wrapped"}, "Use `packing_strategy='bfd'`"),
         ({"packing": True, "packing_strategy": "bfd_split"}, "Use `packing_strategy='bfd'`"),
         ({"eval_packing": True, "packing_strategy": "wrapped"}, "Use `packing_strategy='bfd'`"),
-        ({"eval_packing": True}, "`eval_packing` requires `packing` or `padding_free`"),
-        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` is not supported"),
+        ({"eval_packing": True}, "`eval_packing`"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`"),
     ],
 )
 def test_options_that_are_refused(tmp_path, options, message):
-    """An option that is out of range or would be ignored says so before anything is loaded."""
+    """An option that is out of range or would be ignored raises before anything is loaded."""
     with pytest.raises(ValueError, match=message):
         KLSelfConfig(str(tmp_path), use_cpu=True, bf16=False, **options)
 
 
-def test_a_reference_that_is_not_used_is_a_likely_mistake(tmp_path, paths):
-    """It says so, whichever way the reference was given."""
+def test_an_unused_reference_warns(tmp_path, paths):
+    """However the reference is given, the user must learn that `kl_coef=0` ignores it."""
     with pytest.warns(UserWarning, match="`kl_coef` is 0"):
         make_kl_trainer(tmp_path, random_rows(4), ref_model=paths[1], kl_coef=0.0)
     with pytest.warns(UserWarning, match="`kl_coef` is 0"):
@@ -52,9 +52,9 @@ def test_a_reference_that_is_not_used_is_a_likely_mistake(tmp_path, paths):
 
 
 def test_references_that_are_refused(tmp_path, paths):
-    """Each trains without an error towards something that means nothing, or is ignored."""
+    """Each of these would train without an error, towards a meaningless reference or ignoring it."""
     rows = random_rows(4)
-    with pytest.raises(ValueError, match="a vocabulary of 270 tokens.* Use a reference of the same"):
+    with pytest.raises(ValueError, match="a vocabulary of 270 tokens"):
         make_kl_trainer(tmp_path, rows, ref_model=tiny_model(LM, vocab_size=270))
     with pytest.raises(ValueError, match="Pass it only once"):
         make_kl_trainer(tmp_path, rows, ref_model=paths[1], config_ref_model=paths[1])
@@ -64,14 +64,14 @@ def test_references_that_are_refused(tmp_path, paths):
     with pytest.raises(ValueError, match="already instantiated"):
         make_kl_trainer(tmp_path, rows, ref_model=tiny_model(LM), ref_model_init_kwargs={"dtype": "float32"})
     lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
-    with pytest.raises(ValueError, match="the policy has an adapter.* Remove `ref_model`"):
+    with pytest.raises(ValueError, match="Remove `ref_model`"):
         make_kl_trainer(tmp_path, rows, config_ref_model=paths[1], trainer_args={"peft_config": lora})
-    with pytest.raises(ValueError, match="the policy has an adapter.* Remove `ref_model`"):
+    with pytest.raises(ValueError, match="Remove `ref_model`"):
         make_kl_trainer(tmp_path, rows, model=get_peft_model(tiny_model(LM), lora), ref_model=tiny_model(LM))
 
 
 def test_arguments_for_loading_a_reference_that_is_not_loaded(tmp_path):
-    """A dtype that is ignored shows in memory only."""
+    """An ignored dtype would show only in memory use."""
     options = {"ref_model_init_kwargs": {"dtype": "bfloat16"}}
     with pytest.raises(ValueError, match="the reference is a copy of the model"):
         make_kl_trainer(tmp_path, random_rows(4), **options)
@@ -82,7 +82,7 @@ def test_arguments_for_loading_a_reference_that_is_not_loaded(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A cache of the Hub in which `me/other` is the second of two models, of the same size with other tokens."""
+    """A Hub cache in which `me/other` has the same size as the first model, but a different tokenizer."""
     cache = tmp_path / "hub"
     snapshot = cache / "models--me--other" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)
@@ -98,14 +98,14 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_reference_on_the_hub_with_another_tokenizer_is_refused(tmp_path, hub):
-    """Its weights came from there: so must its tokenizer be looked at there."""
+    """The weights come from the Hub, so the tokenizer must be looked up there too."""
     options = {"ref_model_init_kwargs": {"cache_dir": str(hub)}}
-    with pytest.raises(ValueError, match="me/other: the tokenizers of the reference and the policy differ"):
+    with pytest.raises(ValueError, match="me/other: .*tokenizers"):
         make_kl_trainer(tmp_path, random_rows(4), ref_model="me/other", **options)
 
 
 def test_folders_without_a_tokenizer(tmp_path, paths):
-    """Checkpoints of other tools have none; the trainer is given one, and the reference needs none."""
+    """Checkpoints of other tools may lack a tokenizer. The trainer is given one, and the reference needs none."""
     bare = [tmp_path / "bare-policy", tmp_path / "bare-other"]
     for folder, model in zip(bare, (tiny_model(LM), moved(tiny_model(LM))), strict=True):
         model.save_pretrained(folder)
@@ -115,7 +115,7 @@ def test_folders_without_a_tokenizer(tmp_path, paths):
 
 
 def test_a_copy_of_a_policy_with_added_tokens(tmp_path, paths):
-    """The tokenizer in the folder of the policy is the one before they were added: no reference could satisfy a comparison."""
+    """The tokenizer saved with the policy lacks the added tokens, so comparing it would reject every reference."""
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|step|>"]})
     model = AutoModelForCausalLM.from_pretrained(paths[0])
@@ -126,7 +126,7 @@ def test_a_copy_of_a_policy_with_added_tokens(tmp_path, paths):
 
 
 def test_a_reference_with_another_tokenizer_is_refused(tmp_path, paths):
-    """As many tokens, other words: the KL of distributions over different things."""
+    """With equally many but different tokens, the KL would compare distributions over different things."""
     other = make_tokenizer(["zebra quokka llama 0123456789 plus minus\n\n"] * 3, vocab_size=300)
     assert other.get_vocab() != tiny_tokenizer().get_vocab()
     other.save_pretrained(paths[1])
@@ -138,26 +138,26 @@ def test_a_reference_with_another_tokenizer_is_refused(tmp_path, paths):
 
 
 def test_what_a_kl_term_cannot_do_is_refused(tmp_path, monkeypatch):
-    """TRL would go on without the term, or without its gradient."""
+    """TRL would train without the KL term, or without its gradient."""
     rows = random_rows(4)
-    with pytest.raises(ValueError, match="`compute_loss_func` is not supported"):
+    with pytest.raises(ValueError, match="`compute_loss_func`"):
         make_kl_trainer(tmp_path, rows, trainer_args={"compute_loss_func": lambda *args, **kwargs: 0})
-    with pytest.raises(TypeError, match="It must be a `KLSelfConfig`"):
+    with pytest.raises(TypeError, match="`KLSelfConfig`"):
         KLSelfTrainer(tiny_model(LM), SFTConfig(str(tmp_path), use_cpu=True, bf16=False))
     for bias in ("all", "lora_only"):
         lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", bias=bias)
-        with pytest.raises(ValueError, match="biases of the base model.* Use `bias='none'`"):
+        with pytest.raises(ValueError, match="`bias='none'`"):
             make_kl_trainer(tmp_path, rows, trainer_args={"peft_config": lora})
     lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
-    with pytest.raises(ValueError, match="`torch_compile` is not supported for a policy with an adapter"):
+    with pytest.raises(ValueError, match="`torch_compile`"):
         make_kl_trainer(tmp_path, rows, torch_compile=True, trainer_args={"peft_config": lora})
     model = tiny_model(LM)
     model.hf_device_map = {"model": 0, "lm_head": 1}
-    with pytest.raises(ValueError, match="The policy is split over devices"):
+    with pytest.raises(ValueError, match="split over devices"):
         make_kl_trainer(tmp_path, rows, model)
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="The policy is split over devices"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="split over devices"):
         patch.setattr(KLSelfTrainer, "get_tp_size", lambda trainer: 2)
         make_kl_trainer(tmp_path, rows)
-    with pytest.raises(TypeError, match="`datasets.Dataset`, but the dataset is a `IterableDataset`"):
+    with pytest.raises(TypeError, match="`IterableDataset`"):
         stream = IterableDataset.from_generator(lambda: iter(rows))
         make_kl_trainer(tmp_path, stream, precompute_ref_hidden=True, max_steps=1)

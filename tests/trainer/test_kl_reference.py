@@ -1,4 +1,4 @@
-"""The reference of `KLSelfTrainer` does not move, is in evaluation mode, and leaves no trace on the policy."""
+"""The reference of `KLSelfTrainer` is frozen, in evaluation mode, and has no side effects on the policy."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ DROPOUT = {"attention_dropout": 0.5}
 
 
 def policy(adapter: bool | list[str], **config):
-    """A language model, with an adapter that already differs from none, and trains the modules of the list whole."""
+    """Return a language model, optionally with an adapter that already changes its output; a list names `modules_to_save`."""
     model = tiny_model(HEADS["lm"], **config)
     if adapter is False:
         return model
@@ -46,8 +46,8 @@ def states_of(trainer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize("adapter", [False, True, ["lm_head"]])
 def test_the_reference_has_no_dropout_and_the_policy_has(tmp_path, adapter):
     """
-    A reference with dropout is another distribution at each step: the KL never gets to 0, and the policy is held near
-    noise. A policy that stays in evaluation mode after a call, or without its adapter, trains on as if nothing were.
+    Dropout makes the reference a different distribution at each step: the KL never reaches 0, and the policy is pulled
+    towards noise. A policy left in evaluation mode or without its adapter after a call trains on without an error.
     """
     trainer = make_kl_trainer(tmp_path, ROWS, policy(adapter, **DROPOUT))
     assert isinstance(trainer.reference, AdapterOff if adapter else FrozenReference)
@@ -69,12 +69,12 @@ def test_the_reference_has_no_dropout_and_the_policy_has(tmp_path, adapter):
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
     trainer.model.eval()
     outputs = [trainer.model(batch["input_ids"]).logits, plain(batch["input_ids"]).logits]
-    assert ((outputs[0] - outputs[1]).abs().max() > 1e-3) == bool(adapter)  # it is on again
+    assert ((outputs[0] - outputs[1]).abs().max() > 1e-3) == bool(adapter)  # the adapter is on again
 
 
 @pytest.mark.parametrize("adapter", [False, True, ["lm_head"]])
 def test_the_reference_does_not_move(tmp_path, adapter):
-    """It shares weights with the policy, or was one with it: what is trained by mistake only makes the KL smaller."""
+    """The reference shares weights with the policy. Training them by mistake would show only as a smaller KL."""
     trainer = make_kl_trainer(tmp_path, ROWS, policy(adapter, **DROPOUT), per_device_train_batch_size=4)
     model = trainer.model if adapter else trainer.reference.model
     before = weights_of(model)
@@ -106,7 +106,7 @@ def test_the_reference_does_not_move(tmp_path, adapter):
     ],
 )
 def test_adapter_off_equals_a_frozen_copy(tmp_path, modules_to_save, options):
-    """With the adapter on in one layer, or the trained copy of a module, the reference would follow the policy halfway."""
+    """If the adapter or a trained module copy stayed on in one layer, the reference would partly follow the policy."""
     trained = []
     for swap in (False, True):
         trainer = make_kl_trainer(
@@ -130,7 +130,7 @@ def test_adapter_off_equals_a_frozen_copy(tmp_path, modules_to_save, options):
 
 
 def test_precomputed_states_of_an_adapter_have_the_head_without_it(tmp_path):
-    """An adapter with a head of its own that is trained on from: with that head the KL would begin at 0."""
+    """A pretrained adapter may have its own head. If the reference used that head, the KL would start at 0."""
     logs = []
     for precompute in (False, True):
         trainer = make_kl_trainer(
@@ -142,10 +142,10 @@ def test_precomputed_states_of_an_adapter_have_the_head_without_it(tmp_path):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_mixed_precision_is_that_of_the_policy(tmp_path, adapter):
+def test_the_reference_uses_the_policy_mixed_precision(tmp_path, adapter):
     """
-    A reference in fp32 beside a policy under autocast takes several times as long on a GPU, and the KL of a policy to itself
-    is the error of rounding, which the policy is then trained to undo. Before training, Trainer has not wrapped the policy.
+    With the policy under autocast, an fp32 reference is several times slower on a GPU, and the KL of a policy to itself
+    becomes rounding error, which training then tries to undo. Before training, Trainer has not wrapped the policy yet.
     """
     model = tiny_model(HEADS["lm"])
     peft_config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if adapter else None
@@ -157,12 +157,12 @@ def test_mixed_precision_is_that_of_the_policy(tmp_path, adapter):
     assert trainer.evaluate()["eval_kl"] == 0
     trainer.train()
     assert [log["kl"] for log in trainer.state.log_history if "kl" in log] == [0, 0, 0]
-    assert (trainer.model_wrapped(torch.arange(9)[None]).logits - exact).abs().max() > 1e-3  # it is mixed
+    assert (trainer.model_wrapped(torch.arange(9)[None]).logits - exact).abs().max() > 1e-3  # it is mixed precision
 
 
 @pytest.mark.parametrize("precompute", [False, True])
 def test_frozen_weights_of_an_adapter_stay_frozen(tmp_path, precompute):
-    """PEFT sets all weights of an adapter to be trained when it is turned on again."""
+    """PEFT makes all weights of an adapter trainable when it is turned on again."""
     model = policy(True)
     frozen = {
         name
@@ -179,7 +179,7 @@ def test_frozen_weights_of_an_adapter_stay_frozen(tmp_path, precompute):
 
 
 def test_prompt_tuning(tmp_path):
-    """Tokens that are learned come before those of the row: the KL must be at the trained tokens, not some places before."""
+    """Learned tokens precede the tokens of the row, so positions without an offset would give the KL of other tokens."""
     set_seed(0)
     config = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
     trainer = make_kl_trainer(tmp_path, ROWS, get_peft_model(tiny_model(HEADS["lm"]), config))
@@ -190,7 +190,7 @@ def test_prompt_tuning(tmp_path):
         trainer.compute_loss(trainer.model, dict(batch))
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         base = trainer.model.get_base_model()
-        base.forward = type(base).forward.__get__(base)  # not the fused head
+        base.forward = type(base).forward.__get__(base)  # turns off the fused head
         reference = tiny_model(HEADS["lm"])(**inputs).logits[:, :-1][labels[:, 1:] != -100].double().log_softmax(-1)
         tuned = trainer.model(**inputs).logits[:, 4:][:, :-1][labels[:, 1:] != -100].double().log_softmax(-1)
     kl = (reference.exp() * (reference - tuned)).sum()

@@ -1,4 +1,4 @@
-"""`KLSelfTrainer` killed between two checkpoints, in a real process, and resumed in another one."""
+"""`KLSelfTrainer` killed between two checkpoints, in a real process, and resumed in another process."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +31,7 @@ FILES = {name: "adapter_model.safetensors" if name == "adapter" else "model.safe
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, tuple[Run, Run]]:
-    """Each scenario of 8 steps unbroken, and resumed after it was killed at step 5."""
+    """Each scenario of 8 steps twice: uninterrupted, and resumed after it was killed at step 5."""
     project = KLProject(tmp_path_factory.mktemp("kl-resume"))
 
     def scenario(name: str, folder: str, resume: str = "") -> dict:
@@ -50,17 +50,17 @@ def runs(tmp_path_factory) -> dict[str, tuple[Run, Run]]:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_resuming_equals_an_unbroken_run(runs, name):
+def test_resuming_equals_an_uninterrupted_run(runs, name):
     """
-    A reference that is made from the checkpoint instead of the model that training began with would give a smaller KL and
-    another policy, and no error. So would rows in another order, or an adapter that is drawn anew.
+    If the reference were made from the checkpoint instead of the initial model, the KL would be smaller and the policy
+    different, without an error. The same holds for a different row order or a newly initialized adapter.
     """
     unbroken, resumed = runs[name]
     for logged in LOGGED:
         assert resumed.logged(logged) == unbroken.logged(logged), logged
     kl = resumed.logged("kl")
     assert len(kl) == 8 and kl[0] < 1e-3
-    assert min(kl[4:]) > 0.1  # from the checkpoint's model the first one after it would be 0
+    assert min(kl[4:]) > 0.1  # with a reference from the checkpoint, the first KL after resuming would be 0
     found, expected = (load_file(run.output_dir / FILES[name]) for run in (resumed, unbroken))
     assert largest_difference(found, expected) == 0
     assert largest_difference(load_file(unbroken.output_dir / "checkpoint-4" / FILES[name]), expected) > 1e-3
@@ -68,7 +68,7 @@ def test_resuming_equals_an_unbroken_run(runs, name):
 
 @pytest.mark.parametrize("name", ["copy", "adapter"])
 def test_the_reference_is_the_model_that_training_began_with(runs, name):
-    """Its weights to the bit: what an unbroken run logs is no proof where both runs are wrong in the same way."""
+    """Compares weights bit by bit, because logs would agree if both runs were wrong in the same way."""
     unbroken, resumed = (run.facts()["reference"] for run in runs[name])
     digests = {facts[when]["digest"] for facts in (unbroken, resumed) for when in ("before", "after")}
     assert len(digests) == 1

@@ -1,4 +1,4 @@
-"""KLSelfTrainer: its objective against full logits in float64, and what must not change it."""
+"""KLSelfTrainer: its objective against full logits in float64, and settings that must not change it."""
 
 import copy
 import math
@@ -36,7 +36,7 @@ from trl_hrm.trainer.reference import AdapterOff, FrozenReference
 @pytest.mark.parametrize(("scaling", "reduction"), [("log1p", "sum"), ("none", "sum"), ("log1p", "token_mean")])
 @pytest.mark.parametrize("packing", [False, True])
 def test_loss_and_gradients_equal_full_logits_in_float64(tmp_path, direction, scaling, reduction, packing):
-    """Ragged lengths, ignored prompts, packed rows: a KL that leaks over a border, or is averaged before its logarithm, looks sane."""
+    """A KL that crosses sequence borders, or is averaged before its logarithm, gives plausible numbers."""
     rows = random_rows(9)
     policy = tiny_model(LM)
     reference = moved(policy)
@@ -66,12 +66,12 @@ def test_loss_and_gradients_equal_full_logits_in_float64(tmp_path, direction, sc
     )
     expected = gradients(policy, lm_loss + 0.7 * kl_loss)
     assert found_loss.item() == pytest.approx((lm_loss + 0.7 * kl_loss).item(), rel=1e-5)
-    assert 0.7 * kl_loss.item() > 0.05 * lm_loss.item()  # the term matters
+    assert 0.7 * kl_loss.item() > 0.05 * lm_loss.item()  # the KL term has a visible share of the loss
     assert_gradients_equal(found, {name: gradient.float() for name, gradient in expected.items()})
 
 
 def test_the_logarithm_is_taken_per_sequence(tmp_path):
-    """The authors' batches have one sequence; ln(1 + mean KL) of a larger one is another loss, and differs only when KLs do."""
+    """ln(1 + mean KL) of a batch is a different loss. It differs only when the KLs of the sequences differ."""
     rows = random_rows(6, most_words=20)
     trainer = make_kl_trainer(tmp_path, rows, ref_model=moved(tiny_model(LM), 0.1), max_length=None)
     trainer.train()
@@ -82,14 +82,14 @@ def test_the_logarithm_is_taken_per_sequence(tmp_path):
 
 
 def test_a_policy_that_is_its_reference_has_no_kl(tmp_path):
-    """To the bit: it goes through two models by different ways, and anything but 0 would be a leak of one of them."""
+    """Exactly 0: the two models compute the same thing in different ways, and any other value is an error in one."""
     trainer = make_kl_trainer(tmp_path, random_rows(8))
     trainer.train()
     assert logs_of(trainer)[0] | {"loss": 0, "lm_loss": 0} == dict.fromkeys(METRICS, 0.0)
 
 
 def test_without_kl_it_is_sft_to_the_bit(tmp_path):
-    """λ = 0 is the baseline of every study: a reference that only costs time, or a changed sum, would blur it."""
+    """λ = 0 is the baseline of every study, so it must neither compute a reference nor change the order of sums."""
     rows = random_rows(20)
     trainer = make_kl_trainer(tmp_path / "kl", rows, kl_coef=0.0, per_device_train_batch_size=4, num_train_epochs=2)
     assert trainer.reference is None
@@ -111,12 +111,12 @@ def test_without_kl_it_is_sft_to_the_bit(tmp_path):
         }
 
 
-# What must not change it
+# Settings that must not change it
 
 
 @pytest.mark.parametrize("reduction", ["sum", "token_mean"])
 def test_accumulation_does_not_change_training(tmp_path, reduction):
-    """8x1 = 4x2 = 1x8, on ragged rows: a mean per micro-batch gives every short batch too much weight."""
+    """8x1 = 4x2 = 1x8 on ragged rows: a mean per micro-batch would give short batches too much weight."""
     rows = random_rows(16, most_words=25)
     trainers = []
     for size in (8, 4, 1):
@@ -148,7 +148,7 @@ def test_accumulation_does_not_change_training(tmp_path, reduction):
     ids=["padding-free", "packed", "padded to 16", "padding-free, padded to 16"],
 )
 def test_the_layout_of_a_batch_does_not_change_training(tmp_path, options):
-    """Sequences of a packed row that share one logarithm, or padding that counts as a sequence, change the loss by a little."""
+    """One logarithm for all sequences of a packed row, or counting padding as a sequence, changes the loss slightly."""
     rows = random_rows(8)
     expected = make_kl_trainer(tmp_path / "a", rows, num_train_epochs=4, learning_rate=0.1, max_length=None)
     expected.train()
@@ -161,7 +161,7 @@ def test_the_layout_of_a_batch_does_not_change_training(tmp_path, options):
 
 
 def test_gradient_checkpointing_does_not_change_training(tmp_path):
-    """The hidden states are caught by a hook, and checkpointing runs layers a second time."""
+    """The hidden states are caught by a hook, and checkpointing runs layers twice."""
     rows = random_rows(8)
     trainers = []
     for checkpointing in (False, True):
@@ -176,7 +176,7 @@ def test_gradient_checkpointing_does_not_change_training(tmp_path):
 
 
 def test_rows_without_a_trained_token_count_for_nothing(tmp_path):
-    """A sequence that has only a prompt is no sequence of the mean, and a micro-batch of such rows gives no NaN."""
+    """A row that has only a prompt is not counted in the mean, and a micro-batch of such rows gives no NaN."""
     tokenizer = tiny_tokenizer()
     ids = tokenizer("sum x = 3 so y = 7 then add").input_ids
     trained = {"input_ids": ids, "labels": [-100] * 3 + ids[3:]}
@@ -203,7 +203,7 @@ def test_rows_without_a_trained_token_count_for_nothing(tmp_path):
 
 
 def test_the_default_reference_is_the_policy_as_it_was_given(tmp_path):
-    """A copy made after TRL has wrapped the model, or a reload of its name, is another model once its weights were changed."""
+    """A copy made after TRL wraps the model, or a reload by name, would lose changes that the user made to the weights."""
     model = moved(tiny_model(LM))
     before = weights_of(model)
     trainer = make_kl_trainer(tmp_path, random_rows(8), model=model, learning_rate=0.1, num_train_epochs=3)
@@ -218,7 +218,7 @@ def test_the_default_reference_is_the_policy_as_it_was_given(tmp_path):
 
 
 def test_policy_and_reference_by_path(tmp_path, paths):
-    """A reference that is named and not used gives the KL of another one: 0 at the first step."""
+    """If a named reference were ignored, the KL would be 0 at the first step."""
     policy, other = paths
     first_kl = {}
     for name, given in (
@@ -236,7 +236,7 @@ def test_policy_and_reference_by_path(tmp_path, paths):
 
 
 def test_init_kwargs_reach_the_reference(tmp_path, paths):
-    """By default those of the policy; its own replace them."""
+    """The reference uses the policy's arguments by default, and its own if given."""
     policy, other = paths
     bfloat16, float32 = {"dtype": "bfloat16"}, {"dtype": "float32"}
     options = {"model": policy, "config_ref_model": other}
@@ -249,7 +249,7 @@ def test_init_kwargs_reach_the_reference(tmp_path, paths):
 
 
 def test_adapter_off_equals_full_logits(tmp_path):
-    """An adapter that is not off, or stays off, trains something else without an error."""
+    """An adapter that stays on for the reference, or off afterwards, trains a different objective without an error."""
     peft_config = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     rows = random_rows(6)
     trainer = make_kl_trainer(
@@ -262,7 +262,7 @@ def test_adapter_off_equals_full_logits(tmp_path):
     found = gradients(trainer.model, loss)
 
     forward = policy.get_base_model()
-    forward.forward = type(forward).forward.__get__(forward)  # not the fused head
+    forward.forward = type(forward).forward.__get__(forward)  # turns off the fused head
     lm_loss, kl_loss = plain_objective(policy, reference, list(trainer.train_dataset))
     expected = gradients(policy, lm_loss + 0.5 * kl_loss)
     assert loss.item() == pytest.approx((lm_loss + 0.5 * kl_loss).item(), rel=1e-5)
@@ -272,7 +272,7 @@ def test_adapter_off_equals_full_logits(tmp_path):
 
 
 def test_tiles_of_the_language_model_loss(tmp_path, monkeypatch):
-    """TRL's own tiles take gigabytes beside a KL term that takes a tenth of it. SFTTrainer's must stay as they are."""
+    """TRL's own tiles take gigabytes, ten times as much as the KL term. SFTTrainer's own must not change."""
     seen = []
     apply = trainer_utils._ChunkedLogProbFunction.apply
     function = SimpleNamespace(apply=lambda *args: (seen.append(args[5]), apply(*args))[1])
@@ -282,8 +282,8 @@ def test_tiles_of_the_language_model_loss(tmp_path, monkeypatch):
     assert seen == [LOGITS_PER_TILE, trainer_utils._CHUNKED_LOGPROB_CHUNK_SIZE]
 
 
-def test_a_stream_of_rows_trains_as_a_dataset_does(tmp_path):
-    """Sequences of the global batch are counted in the batches, not in a dataset whose length is known."""
+def test_a_streamed_dataset_trains_like_a_dataset(tmp_path):
+    """A stream has no length, so the sequences of the global batch are counted from its batches."""
     rows = random_rows(8)
     options = {"max_steps": 4, "learning_rate": 0.1, "num_train_epochs": 4}
     expected = make_kl_trainer(tmp_path, rows, **options)
@@ -298,7 +298,7 @@ def test_a_stream_of_rows_trains_as_a_dataset_does(tmp_path):
 
 
 def test_evaluation_reports_the_kl(tmp_path):
-    """Under its own names, and without disturbing the sums of the training steps before it."""
+    """Evaluation logs the KL under its own names and does not disturb the sums of preceding training steps."""
     rows, eval_rows = random_rows(8), random_rows(5, seed=7)
     options = {"num_train_epochs": 4, "learning_rate": 0.1, "logging_steps": 2}
     with_eval = make_kl_trainer(
@@ -321,8 +321,8 @@ def test_evaluation_reports_the_kl(tmp_path):
     assert log_kl > 0.1
 
 
-def test_a_prediction_leaves_nothing_to_the_evaluation_after_it(tmp_path):
-    """It logs nothing, so that its sums would go into the means of other data."""
+def test_a_prediction_does_not_change_the_next_evaluation(tmp_path):
+    """A prediction logs nothing, so its sums could leak into the means of the next evaluation."""
     trainer = make_kl_trainer(tmp_path, random_rows(4), ref_model=moved(tiny_model(LM)), eval_rows=random_rows(5))
     expected = trainer.evaluate()["eval_kl"]
     trainer.predict(make_kl_trainer(tmp_path, random_rows(9, seed=3)).train_dataset)
@@ -330,7 +330,7 @@ def test_a_prediction_leaves_nothing_to_the_evaluation_after_it(tmp_path):
 
 
 def test_each_of_several_evaluation_sets_has_its_own_kl(tmp_path):
-    """Under one name the last would stand for all, and a best model be chosen by it."""
+    """Under a shared name, the last set would overwrite the others and decide which model is best."""
     parts = {name: random_rows(4, seed=seed) for name, seed in (("a", 1), ("b", 2))}
     reference = moved(tiny_model(LM))
     alone = [
@@ -346,7 +346,7 @@ def test_each_of_several_evaluation_sets_has_its_own_kl(tmp_path):
 
 
 def test_the_model_card_names_trainer_and_paper(tmp_path):
-    """Whoever finds the model on the Hub must see what it was trained for."""
+    """Anyone who finds the model on the Hub must see what it was trained for."""
     trainer = make_kl_trainer(tmp_path, random_rows(4), save_strategy="epoch")
     trainer.train()
     trainer.save_model()

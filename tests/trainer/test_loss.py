@@ -1,4 +1,4 @@
-"""One optimizer step of the trainer against a slow plain one: the loss and the weights, however the batch is split."""
+"""One optimizer step of the trainer against a slow reference: loss and weights for every way to split the batch."""
 
 import random
 
@@ -18,7 +18,7 @@ LEARNING_RATE = 0.1
 
 @pytest.fixture(scope="module")
 def trees() -> list[StepTree]:
-    """Eight trees of very different numbers of labels, hard and soft."""
+    """Return eight trees with very different numbers of labels, hard and soft."""
     rng = random.Random(1)
     trees = [hrm_view(random_tree(rng, name, max_steps=6)) for name in "abcdefgh"]
     trees[0].labels[0] = 0.9
@@ -28,7 +28,7 @@ def trees() -> list[StepTree]:
 
 
 def expected_step(step_format, losses_and_weights) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss, and weights after one step of SGD, from a function of the model that gives losses and their weights."""
+    """Return the loss and the weights after one step of SGD. A function of the model gives losses and their weights."""
     model = tiny_model(step_format)
     losses, weights = losses_and_weights(model)
     loss = (losses * weights).sum() / weights.sum()
@@ -66,7 +66,7 @@ def assert_one_step(trainer, expected) -> None:
 @pytest.mark.parametrize("batch_size", [8, 4, 2, 1])
 @pytest.mark.parametrize("head", HEADS)
 def test_batch_size_times_accumulation(tmp_path, trees, head, batch_size):
-    """The mean per micro-batch would weigh a step by how many others fell into its micro-batch."""
+    """A mean per micro-batch would weight a step by the number of other steps in its micro-batch."""
     step_format = HEADS[head]
     expected = expected_step(step_format, lambda model: slow_losses(model, step_format, trees))
     trainer = make_trainer(
@@ -112,8 +112,8 @@ def test_one_sequence_per_path(tmp_path, trees, head):
 
 def test_occurrence_weighting_equals_flat_rows(tmp_path):
     """
-    Flat training: every chain is a plain sequence with all its labels, and a step above a branch counts once for each
-    chain that repeats it.
+    Flat training: every chain is a plain sequence with all its labels, so a step above a branch counts once for each
+    chain that contains it.
     """
     rng = random.Random(2)
     chains = [chain for name in "abcd" for chain in random_tree(rng, name).chains()]
@@ -131,7 +131,7 @@ def test_occurrence_weighting_equals_flat_rows(tmp_path):
 
 
 def test_error_weight(tmp_path, trees):
-    """Σ w·ℓ / Σ w with w = 3 for wrong steps, over accumulation steps of different shares of errors."""
+    """Σ w·ℓ / Σ w with w = 3 for wrong steps, with different shares of errors in the accumulation steps."""
     step_format = HEADS["classification"]
     expected = expected_step(step_format, lambda model: slow_losses(model, step_format, trees, error_weight=3.0))
     trainer = make_trainer(
@@ -151,12 +151,12 @@ def test_last_step_only(tmp_path):
     expected = expected_step(step_format, lambda model: slow_losses(model, step_format, leaves))
     trainer = make_trainer(tmp_path, trees, train_on_last_step_only=True, evaluation=trees)
     assert_one_step(trainer, expected)
-    # an evaluation judges every step
+    # evaluation judges every step
     assert trainer.evaluate()["eval_num_steps"] == sum(len(tree.labels) for tree in trees)
 
 
 def test_clipping(tmp_path, trees):
-    """The paper's `max_grad_norm` of 0.01 acts on the gradient of the global mean."""
+    """The paper's `max_grad_norm` of 0.01 clips the gradient of the global mean."""
     trainer = make_trainer(
         tmp_path, trees, max_grad_norm=0.01, per_device_train_batch_size=2, gradient_accumulation_steps=4
     )
@@ -168,7 +168,7 @@ def test_clipping(tmp_path, trees):
 
 
 class TestSoftLabels:
-    def test_a_soft_label_trains_as_it_is(self, tmp_path):
+    def test_a_soft_label_is_not_rounded(self, tmp_path):
         tree = StepTree("p", ["x"], [0.9], [-1])
         trainer = make_trainer(tmp_path, [tree])
         logits = path_logits(trainer.model, HEADS["classification"], tree)[0].double().log_softmax(-1)
@@ -185,7 +185,7 @@ class TestSoftLabels:
         batch = next(iter(trainer.get_train_dataloader()))
         batch["other"] = torch.tensor([0.9])
         inputs = trainer._prepare_inputs(batch)
-        assert inputs["other"].item() == 0.8984375  # the cast is there
+        assert inputs["other"].item() == 0.8984375  # the cast does happen
         assert inputs["labels"].item() == pytest.approx(0.9, abs=1e-7)
         assert inputs["label_weights"].dtype == torch.float32
 
@@ -205,7 +205,7 @@ class TestNoLabels:
 
     @pytest.mark.parametrize("weightless", ["all", "one"])
     def test_weights_of_zero(self, tmp_path, trees, weightless):
-        """A mean over no label is 0 / 0: one NaN would destroy the model."""
+        """A mean over no labels is 0 / 0: a single NaN would destroy the model."""
 
         class WithoutWeights(DataCollatorForForest):
             def torch_call(self, examples):
@@ -229,7 +229,7 @@ class TestNoLabels:
             assert 0 < changed < 10
 
     def test_batches_without_steps(self, tmp_path, trees):
-        """A collator of one's own may leave rows without any judged step."""
+        """A user's collator may produce rows without any judged step."""
 
         class WithoutSteps(DataCollatorForForest):
             def torch_call(self, examples):
@@ -246,7 +246,7 @@ class TestNoLabels:
 class TestEvaluation:
     @pytest.mark.parametrize("head", HEADS)
     def test_loss_does_not_depend_on_the_batch(self, tmp_path, trees, head):
-        """Trainer's own mean over batches weighs the steps of a small last batch more."""
+        """Trainer's own mean over batches gives the steps of a small last batch more weight."""
         step_format = HEADS[head]
         model = tiny_model(step_format)
         with torch.no_grad():
@@ -280,7 +280,7 @@ class TestEvaluation:
 
 
 def test_training_loss_is_in_evaluation_units(tmp_path, trees):
-    """Logged loss and `eval_loss` of one set of rows and one model are one number."""
+    """The logged training loss and `eval_loss` agree for the same rows and model."""
 
     class StopAtOnce(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):

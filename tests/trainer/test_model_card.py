@@ -1,4 +1,4 @@
-"""The model card: its code gives the scores of StepScorer, its metadata is what was trained, and it tells no path."""
+"""The model card: its code gives StepScorer's scores, its metadata describes the training, and it reveals no path."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from trl_hrm.trainer.model_card import COUNTS, hub_id, shown_name
 
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-PROBLEM, STEPS = "1+2+3 = ?", ["1+2 = 3.", "3+3 = 6."]  # those of the card
+PROBLEM, STEPS = "1+2+3 = ?", ["1+2 = 3.", "3+3 = 6."]  # as in the card
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -33,7 +33,7 @@ def trees():
 
 
 def read(path: Path) -> tuple[dict, str]:
-    """Metadata and text of a card."""
+    """Return the metadata and the text of a card."""
     _, metadata, text = path.read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(metadata), text
 
@@ -43,7 +43,7 @@ def blocks(text: str) -> list[str]:
 
 
 class Server:
-    """What `vllm serve` answers to a request for token classification, from transformers."""
+    """Answers token-classification requests like `vllm serve`, using transformers."""
 
     def __init__(self, model):
         self.model = model
@@ -63,7 +63,7 @@ class Server:
 @pytest.mark.parametrize("style", ["plain", "bos", "chat", "system"])
 @pytest.mark.parametrize("head", HEADS)
 def test_the_code_of_the_card_gives_the_scores_of_the_scorer(tmp_path, monkeypatch, trees, head, style, adapter):
-    """Code that joins texts in another way gives plausible scores that are wrong, to everyone who copies it."""
+    """If the card's code joined texts differently, everyone who copies it would get plausible but wrong scores."""
     monkeypatch.chdir(tmp_path)
     tokenizer = tiny_tokenizer().__class__.from_pretrained(save_base(tmp_path / "base", style))
     format_args = {"head": HEADS[head].head, "regression_loss": HEADS[head].regression_loss}
@@ -105,8 +105,8 @@ def test_the_code_of_the_card_gives_the_scores_of_the_scorer(tmp_path, monkeypat
     assert server.names == ["out-merged" if adapter else "out"]
 
 
-def test_the_code_of_the_card_has_the_variables_and_the_date_of_the_template(tmp_path, monkeypatch, trees, on_day):
-    """On another day, with transformers alone, the scores are the same."""
+def test_the_code_of_the_card_sets_template_variables_and_date(tmp_path, monkeypatch, trees, on_day):
+    """With a chat template that prints the date, the card's code must give the same scores on any day."""
     monkeypatch.chdir(tmp_path)
     save_base(tmp_path / "base", "chat")
     dated = "{{ strftime_now('%d %b %Y') }}{% if brief %}so{% endif %}" + CHAT
@@ -146,7 +146,7 @@ def save_base(folder: Path, style: str) -> Path:
 
 
 def test_metadata_and_metrics(tmp_path, trees):
-    """The Hub finds models by their metadata, and shows `model-index` as their results."""
+    """The Hub finds models by their metadata and shows `model-index` as their results."""
     model = tiny_model()
     model.config._name_or_path = "Qwen/Qwen2.5-Math-1.5B"
     merged = StepTree(
@@ -183,7 +183,7 @@ def test_metadata_and_metrics(tmp_path, trees):
 
 
 def test_each_count_of_the_data_has_its_name(tmp_path, trees):
-    """Names and counts in two orders: labels that contradict each other were shown as dropped ones."""
+    """Names and counts in different orders once showed contradicting labels as dropped labels."""
     trainer = make_trainer(tmp_path, trees)
     for number, name in enumerate(COUNTS):
         setattr(trainer.reports["train_dataset"], name, 100 + number)
@@ -194,8 +194,8 @@ def test_each_count_of_the_data_has_its_name(tmp_path, trees):
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["whole", "adapter"])
-def test_what_is_local_is_not_told(tmp_path, trees, adapter):
-    """A path tells the user's name, and a link to it, or to "None", leads nowhere. PEFT's own card names its base by path."""
+def test_local_paths_are_not_revealed(tmp_path, trees, adapter):
+    """A path reveals the user name, and a link to it or to "None" is dead. PEFT's own card names its base by path."""
     base = save_base(tmp_path / "base", "plain")
     trainer = make_trainer(
         tmp_path / "my-hrm",
@@ -220,7 +220,7 @@ def test_what_is_local_is_not_told(tmp_path, trees, adapter):
 
 
 def test_only_metrics_of_these_weights(tmp_path, trees):
-    """Step 1 with the accuracy of step 2, or step 3 with that of step 2, is a claim about other weights."""
+    """Weights of one step shown with the accuracy of another step would be a false claim."""
     trainer = make_trainer(
         tmp_path,
         trees,
@@ -244,8 +244,8 @@ def test_only_metrics_of_these_weights(tmp_path, trees):
 
 @pytest.mark.parametrize("save_steps", [1, 2])
 def test_metrics_of_the_best_weights(tmp_path, save_steps):
-    """With `load_best_model_at_end`, the weights at the end are not those of the last evaluation, nor of the best one if it was
-    not saved."""
+    """With `load_best_model_at_end`, the final weights belong neither to the last evaluation nor to the best one if it
+    was not saved."""
     rng = random.Random(0)
     trees = [random_tree(rng, f"p{i}") for i in range(8)]
     trainer = make_trainer(
@@ -259,14 +259,14 @@ def test_metrics_of_the_best_weights(tmp_path, save_steps):
         save_steps=save_steps,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        greater_is_better=True,  # so that it is not the last one by chance
+        greater_is_better=True,  # so that the best step is not the last one by chance
     )
     trainer.train()
     losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
     best = trainer.state.best_global_step
     assert best == max(losses, key=losses.get)
     if save_steps == 2:
-        assert best == 3  # not saved, so that those of the best before are loaded
+        assert best == 3  # step 3 was not saved, so the best saved weights are loaded
         best = 2
     trainer.create_model_card()
     facts, text = read(tmp_path / "README.md")
@@ -299,7 +299,7 @@ def test_several_evaluation_sets(tmp_path, trees):
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_the_card_of_a_policy(tmp_path, monkeypatch, chat):
-    """TRL's card of a policy that was not pushed loads the model "None", with messages that a plain tokenizer refuses."""
+    """TRL's card of an unpushed policy loads the model "None", with messages that a plain tokenizer rejects."""
     monkeypatch.chdir(tmp_path)
     tokenizer = tiny_tokenizer().__class__.from_pretrained(save_base(tmp_path / "base", "chat" if chat else "plain"))
     trainer = make_kl_trainer(
@@ -321,7 +321,7 @@ def test_the_card_of_a_policy(tmp_path, monkeypatch, chat):
 
 
 def test_odd_names(tmp_path, trees, monkeypatch):
-    """A name that ends a cell of a table, or means something in YAML or in a shell, breaks the card, and the Hub refuses it."""
+    """A name with characters special to tables, YAML or the shell breaks the card, and the Hub rejects it."""
     monkeypatch.chdir(tmp_path)
     name = "my: hrm's #1"
     trainer = make_trainer(name, trees, evaluation={"a|b": dataset_of(trees), "- x\n: y": dataset_of(trees)})
@@ -343,8 +343,8 @@ def test_odd_names(tmp_path, trees, monkeypatch):
     assert shlex.split(command) == ["vllm", "serve", name]
 
 
-def test_what_is_no_fact(tmp_path, trees):
-    """TRL writes `licence: license`, and counts tokens in every evaluation."""
+def test_no_placeholders_in_the_metadata(tmp_path, trees):
+    """TRL writes the placeholder `licence: license`, and every evaluation counts tokens."""
     trainer = make_trainer(tmp_path / "hrm", trees)
     trainer.save_model()
     assert not any("licen" in key for key in read(tmp_path / "hrm" / "README.md")[0])

@@ -1,4 +1,4 @@
-"""No network unless asked."""
+"""Trainers use the network only on request."""
 
 import random
 import sys
@@ -8,8 +8,8 @@ from trl_hrm._compat import BaseTrainer
 from ..helpers import make_trainer, random_tree, tiny_model
 
 
-def test_a_trainer_reports_to_nobody(tmp_path, monkeypatch):
-    """TRL's base trainer sends telemetry when it is made; outside of CI nothing would show it."""
+def test_a_trainer_sends_no_telemetry(tmp_path, monkeypatch):
+    """TRL's base trainer sends telemetry when it is created, which goes unnoticed outside CI."""
     sent = []
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(sys.modules[BaseTrainer.__module__], "send_telemetry", lambda **_: sent.append(1))

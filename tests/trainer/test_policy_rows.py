@@ -1,4 +1,4 @@
-"""Rows of self-training that have nothing to learn from, and chat templates with a date."""
+"""Self-training rows without anything to learn from, and chat templates that print the date."""
 
 import pytest
 from datasets import Dataset
@@ -29,7 +29,7 @@ def messages(prompt: str, completion: str, **more: str) -> dict[str, list[dict[s
 
 class TestEmptyCompletions:
     def test_they_are_dropped_and_counted(self, tmp_path, caplog):
-        """They train the end of the sequence as the first token of an answer."""
+        """Empty completions train the model to end the sequence at the first token of an answer."""
         trainer = make_kl_trainer(tmp_path, [GOOD, EMPTY, GOOD, GOOD | {"completion": ""}])
         assert len(trainer.train_dataset) == 2
         assert any(
@@ -63,8 +63,8 @@ class TestEmptyCompletions:
             row for row, keep in zip(dataset.to_list(), kept, strict=True) if keep
         ]
 
-    def test_none_is_left(self, tmp_path):
-        with pytest.raises(ValueError, match="train: all 2 completions are empty, so no row is left"):
+    def test_no_row_is_left(self, tmp_path):
+        with pytest.raises(ValueError, match="train: all 2 completions are empty"):
             make_kl_trainer(tmp_path, [EMPTY, EMPTY])
 
     def test_no_rows(self):
@@ -72,20 +72,18 @@ class TestEmptyCompletions:
             drop_empty_completions(Dataset.from_list([GOOD]).select([]), "train")
 
     def test_in_a_stream(self, tmp_path):
-        """Nobody counts what a stream leaves out."""
+        """Rows dropped from a stream would not be counted anywhere."""
         stream = Dataset.from_list([GOOD, EMPTY]).to_iterable_dataset()
         trainer = make_kl_trainer(tmp_path, stream, max_steps=2, per_device_train_batch_size=1)
-        with pytest.raises(ValueError, match="a row has an empty completion: .*add x.* Remove the row"):
+        with pytest.raises(ValueError, match="empty completion: .*add x"):
             trainer.train()
 
 
 class TestTrainedRows:
     @pytest.mark.parametrize("packing", [False, True])
     def test_no_row_has_a_trained_token(self, tmp_path, packing):
-        """TRL leaves an empty dataset, whose sampler fails with `num_samples=0`."""
-        with pytest.raises(
-            ValueError, match="none of 2 rows has a token to train on. The prompts alone fill `max_length` 8"
-        ):
+        """TRL would pass an empty dataset to the sampler, which fails with `num_samples=0`."""
+        with pytest.raises(ValueError, match="none of 2 rows .*`max_length` 8"):
             make_kl_trainer(tmp_path, [LONG, LONG], max_length=8, packing=packing, padding_free=False)
 
     @pytest.mark.parametrize("packing", [False, True])
@@ -95,13 +93,13 @@ class TestTrainedRows:
         assert "2 of 3 rows have no token to train on and are ignored. The prompts alone fill `max_length` 24" in line
 
     @pytest.mark.parametrize("packing", [False, True])
-    def test_nothing_is_warned_where_all_are_trained(self, tmp_path, caplog, packing):
+    def test_no_warning_if_all_rows_are_trained(self, tmp_path, caplog, packing):
         make_kl_trainer(tmp_path, [GOOD] * 3, max_length=64, packing=packing)
         assert not [line for line in warnings_of(caplog) if "token to train on" in line]
 
 
 def test_rows_do_not_depend_on_the_day(tmp_path, on_day):
-    """As `trl-hrm annotate` asked on any day. The tokenizer that is saved keeps its template."""
+    """Rows use the same date as `trl-hrm annotate`, and the saved tokenizer keeps its template."""
     found = []
     for day in ("2024-07-26", "2025-03-04"):
         on_day(day)
@@ -120,7 +118,7 @@ def test_rows_do_not_depend_on_the_day(tmp_path, on_day):
     assert found[0] == found[1] and "26 Jul 2024" in found[0]
 
 
-def test_a_date_that_is_none(tmp_path):
+def test_an_invalid_date(tmp_path):
     for date in (None, "today"):
-        with pytest.raises(ValueError, match=f"`chat_template_date` is {date!r}.* date such as '2024-07-26'"):
+        with pytest.raises(ValueError, match=f"`chat_template_date` is {date!r}"):
             KLSelfConfig(str(tmp_path), use_cpu=True, bf16=False, chat_template_date=date)

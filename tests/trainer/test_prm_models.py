@@ -1,4 +1,4 @@
-"""What TRL's users build on `PRMTrainer`: models of their own, `model_init`, PEFT, checkpoints, axolotl's classes, the documentation."""
+"""What TRL's users build on `PRMTrainer`: custom models, `model_init`, PEFT, checkpoints, axolotl's classes, the docs."""
 
 import functools
 import json
@@ -43,16 +43,16 @@ PAGE = "docs/migrating_from_trl_prm.md"
 
 @pytest.fixture(scope="module")
 def chains() -> list[StepTree]:
-    """Eight rows of one to six steps, right or wrong."""
+    """Return eight rows of one to six steps, right or wrong."""
     return chains_of(0.0, 1.0)
 
 
 class TestModels:
-    def test_it_shares_its_base_with_the_other_trainer(self):
+    def test_it_shares_a_base_class_with_hrm_reward_trainer(self):
         assert issubclass(PRMTrainer, StepTrainer) and issubclass(HRMRewardTrainer, StepTrainer)
 
     def test_default_arguments(self, tmp_path, chains, monkeypatch):
-        """TRL read `args.disable_dropout` of None."""
+        """TRL's trainer failed by reading `args.disable_dropout` of None."""
         monkeypatch.chdir(tmp_path)
         cpu = functools.partial(PRMConfig, use_cpu=True, bf16=False, report_to="none")
         monkeypatch.setattr(prm_trainer, "PRMConfig", cpu)
@@ -62,7 +62,7 @@ class TestModels:
         assert trainer.args.output_dir == "small-PRM" and trainer.args.max_length == 1024
 
     def test_tags(self, tmp_path, chains):
-        """Of the model, which takes them to wherever it is pushed from."""
+        """The tags are set on the model, which keeps them wherever it is pushed from."""
         assert make_prm_trainer(tmp_path, rows_of(chains)).model.model_tags == PRMTrainer._tag_names == ["trl", "prm"]
 
     @pytest.mark.parametrize("disable", [True, False])
@@ -72,7 +72,7 @@ class TestModels:
         assert rates == ({0} if disable else {0.1})
 
     def test_model_init(self, tmp_path, chains):
-        """With TRL's defaults it failed on the dropout of None. Dropout would show in the weights."""
+        """With TRL's defaults this failed on the dropout of None. Dropout would show in the weights."""
         made = []
 
         def model_init():
@@ -81,7 +81,7 @@ class TestModels:
 
         trainer = make_prm_trainer(tmp_path, rows_of(chains), given={"model": None, "model_init": model_init})
         assert_one_step(trainer, slow_step(chains))
-        assert len(made) == 2 and trainer.model is made[1]  # the second when training starts
+        assert len(made) == 2 and trainer.model is made[1]  # the second is created when training starts
 
     def test_model_init_with_an_adapter(self, tmp_path, chains):
         config = LoraConfig(r=2, target_modules=["q_proj"])
@@ -91,7 +91,7 @@ class TestModels:
         assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights_of(trainer.model).items())
 
     def test_optimizers_and_callbacks(self, tmp_path, chains):
-        """Left out on the way to Trainer, the run would go on with others."""
+        """If these were not passed on to Trainer, the run would use the default ones."""
 
         class Counter(TrainerCallback):
             steps = 0
@@ -109,7 +109,7 @@ class TestModels:
         assert all(torch.equal(weight, start[name]) for name, weight in weights_of(trainer.model).items())
 
     def test_a_new_adapter_is_drawn_from_the_seed(self, tmp_path, chains):
-        """From wherever the generator stands, two runs of one script would differ."""
+        """Without seeding, two runs of one script would draw different adapters."""
         drawn = []
         for number, seed in enumerate((1, 1, 2)):
             model = tiny_model(FORMAT)
@@ -120,7 +120,7 @@ class TestModels:
         assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
     def test_a_module_of_the_user(self, tmp_path, chains):
-        """Anything whose output has logits. It takes no labels, so that transformers knows of none."""
+        """Any module whose output has logits. It takes no labels, so transformers finds no label names."""
 
         class Wrapped(torch.nn.Module):
             def __init__(self):
@@ -141,7 +141,7 @@ class TestModels:
         assert trainer.evaluate()["eval_loss"] != pytest.approx(expected, abs=1e-2)
 
     def test_a_planted_rule_is_learned(self, tmp_path):
-        """Labels at the wrong token or reversed classes would leave it at chance, or below."""
+        """Labels at the wrong token or reversed classes would leave accuracy at chance, or below."""
         rng = random.Random(0)
         chains = []
         for number in range(250):
@@ -166,7 +166,7 @@ class TestModels:
 
 class TestFiles:
     def test_a_checkpoint_scores_as_in_training(self, tmp_path, chains):
-        """TRL's documentation scored with the prompt joined by the separator, which training never saw."""
+        """TRL's documentation scored with a separator after the prompt, which the model never saw in training."""
         trainer = make_prm_trainer(
             tmp_path,
             rows_of(chains),
@@ -190,7 +190,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("separator", ["\n", ";"])
     def test_the_format_of_given_tokens_is_saved_if_it_is_theirs(self, tmp_path, caplog, separator):
-        """A format that tells another separator than the rows had would spoil every score, and look right."""
+        """A saved format with a different separator than in training would spoil every score without an error."""
         rows = Dataset.from_dict(
             {"input_ids": [[5, 8, 3], [5, 3, 9, 3]], "labels": [[-100, -100, 1], [-100, 0, -100, 1]]}
         )
@@ -209,7 +209,7 @@ class TestFiles:
         assert ("3 of 3 labelled tokens are not at the end of the `step_separator` ';'" in caplog.text) != known
 
     def test_adapter(self, tmp_path, chains):
-        """Without its task type the classifier of a LoRA run stayed random and was not saved."""
+        """Without a task type, the classifier of a LoRA run stayed random and was not saved."""
         base = tmp_path / "base"
         tiny_model(FORMAT).save_pretrained(base)
         tiny_tokenizer().save_pretrained(base)
@@ -220,7 +220,7 @@ class TestFiles:
             model,
             given={"peft_config": LoraConfig(r=4, target_modules="all-linear")},
             gradient_checkpointing=True,
-            # without gradients at the inputs nothing in it is trained
+            # without gradients at its inputs nothing would be trained
             gradient_checkpointing_kwargs={"use_reentrant": True},
             save_strategy="epoch",
         )
@@ -244,7 +244,7 @@ class TestFiles:
 
 class TestAsAxolotlUsesIt:
     def test_mixins_tokens_and_collator(self, tmp_path):
-        """Classes before it among the bases, rows of tokens with a mask, a collator that pads far and gives integers."""
+        """Mixin classes before PRMTrainer, pretokenized rows with a mask, a collator with long padding and integer labels."""
 
         class Mixin:
             def __init__(self, *args, **kwargs):
@@ -287,7 +287,7 @@ class TestAsAxolotlUsesIt:
         assert trainer.mixed and trainer.optimizers_made == 1
 
     def test_configuration_of_another_class(self, tmp_path, chains):
-        """A copy of TRL's `PRMConfig` has its fields and nothing of ours."""
+        """A copy of TRL's `PRMConfig` has its fields and none of ours."""
         other = dataclass(type("PRMConfig", (BaseConfig,), {}))(
             str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1, save_strategy="no"
         )
@@ -302,7 +302,7 @@ class TestAsAxolotlUsesIt:
 
 
 class TestDocs:
-    """The code of docs/migrating_from_trl_prm.md as it stands there."""
+    """The code of docs/migrating_from_trl_prm.md runs as printed."""
 
     def test_scoring_and_the_other_trainer(self, tmp_path, chains, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -319,7 +319,7 @@ class TestDocs:
         names["trainer"].evaluate(rows_of(chains))
 
     def test_the_alias(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "trl.experimental.prm", None)  # taken away again after the test
+        monkeypatch.setitem(sys.modules, "trl.experimental.prm", None)  # restored after the test
         exec(compile(code_block(PAGE, "sys.modules"), PAGE, "exec"), {})
         from trl.experimental.prm import PRMTrainer as aliased
 

@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation of `PRMTrainer` against a slow plain reference, and what metrics are given."""
+"""One optimizer step and one evaluation of `PRMTrainer` against a slow reference, and the inputs of metrics."""
 
 import copy
 
@@ -33,7 +33,7 @@ from ..prm_training import (
 
 @pytest.fixture(scope="module")
 def chains() -> list[StepTree]:
-    """Eight rows of one to six steps, right or wrong."""
+    """Return eight rows of one to six steps, right or wrong."""
     return chains_of(0.0, 1.0)
 
 
@@ -47,8 +47,8 @@ class TestLoss:
     @pytest.mark.parametrize("labels", ["hard", "soft"])
     def test_batch_size_times_accumulation(self, tmp_path, chains, soft_chains, labels, batch_size):
         """
-        The stock recipe adds up the mean of each micro-batch and never divides: gradients come out 2, 4 and 8 times too
-        large, and clipping hides it. Here nothing is clipped, and the weights tell the size of the gradients.
+        TRL's original recipe sums the means of micro-batches without dividing: gradients become 2, 4 and 8 times too
+        large, and clipping hides it. Here nothing is clipped, so the weights show the size of the gradients.
         """
         chains = {"hard": chains, "soft": soft_chains}[labels]
         trainer = make_prm_trainer(
@@ -78,7 +78,7 @@ class TestLoss:
         assert_one_step(make_prm_trainer(tmp_path, rows_of(chains), tokenizer=tokenizer), slow_step(chains))
 
     def test_a_collator_of_the_user(self, tmp_path, chains):
-        """One without an attention mask, which a causal model with padding on the right does not need."""
+        """A collator without an attention mask, which a causal model with right padding does not need."""
 
         def collate(features):
             batch = DataCollatorForTokenClassification(tiny_tokenizer(), pad_to_multiple_of=64)(features)
@@ -95,7 +95,7 @@ class TestLoss:
         assert speeds["tokens_per_second"] / speeds["labels_per_second"] == pytest.approx(8 * width / labels)
 
     def test_equals_hrm_reward_trainer(self, tmp_path, soft_chains):
-        """Rows of one prompt too, which that trainer joins: as chains, each occurrence counts."""
+        """Also for rows with a shared prompt, which HRMRewardTrainer joins: in chains, each occurrence counts."""
         chains = soft_chains + [StepTree(soft_chains[0].prompt, ["sub so", "y"], [0.0, 1.0], [-1, 0])]
         chains.append(chains[0])
         mine = make_prm_trainer(
@@ -152,7 +152,7 @@ class TestLoss:
         assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
     def test_an_override_of_compute_loss(self, tmp_path, chains):
-        """Written against transformers, where what comes with the loss has attributes."""
+        """An override written for transformers reads attributes of the outputs returned with the loss."""
 
         class Doubled(PRMTrainer):
             def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -168,7 +168,7 @@ class TestLoss:
         assert shapes == [(2, True)]
 
     def test_a_bidirectional_model(self, tmp_path):
-        """Every token of BERT sees padding, unless the mask reaches it."""
+        """In BERT every token sees the padding unless the mask is passed to the model."""
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         set_seed(0)
         model = BertForTokenClassification(BertConfig(vocab_size=16, **sizes)).eval()
@@ -189,7 +189,7 @@ class TestLoss:
 
 class TestLogs:
     def test_counts(self, tmp_path, chains):
-        """Padding is no token, and a step without a label is none that is judged."""
+        """Padding is not counted as tokens, and a step without a label is not counted as judged."""
         chains = [*chains, StepTree("q", ["x", "y"], [None, 1.0], [-1, 0])]
         trainer = make_prm_trainer(tmp_path, rows_of(chains), per_device_train_batch_size=16)
         trainer.train()
@@ -202,7 +202,7 @@ class TestLogs:
 
 class TestEvaluation:
     def test_the_loss_is_the_mean_over_steps(self, tmp_path, soft_chains):
-        """TRL's was the mean over batches, which changed with their size."""
+        """TRL's loss was the mean over batches, which changed with the batch size."""
         expected = slow_losses(tiny_model(FORMAT), soft_chains).mean().item()
         for batch_size in (8, 3, 1):
             trainer = make_prm_trainer(
@@ -225,7 +225,7 @@ class TestEvaluation:
         assert metrics.keys() - speed == {"eval_loss", "eval_accuracy", "epoch"}
 
     def test_metrics_of_the_user(self, tmp_path, chains):
-        """They were written against these shapes, integers and this padding."""
+        """Users wrote them for these shapes, integer types and padding."""
 
         def metrics(prediction):
             seen.append((prediction.predictions, prediction.label_ids))
@@ -251,7 +251,7 @@ class TestEvaluation:
         torch.testing.assert_close(judged, torch.stack(plain), rtol=0, atol=1e-5)
 
     def test_preprocess_logits_for_metrics(self, tmp_path, chains):
-        """The loss must not be computed from what is left of the logits."""
+        """The loss must not be computed from the preprocessed logits."""
         seen = []
         trainer = make_prm_trainer(
             tmp_path,
@@ -273,7 +273,7 @@ class TestEvaluation:
         assert metrics["eval_loss"] == pytest.approx(slow_losses(tiny_model(FORMAT), chains).mean().item(), abs=1e-5)
 
     def test_an_override_of_the_prediction_step(self, tmp_path, chains):
-        """The losses that it returns are then those of the evaluation."""
+        """The evaluation must use the losses that the override returns."""
 
         class Constant(PRMTrainer):
             def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -287,7 +287,7 @@ class TestEvaluation:
         assert metrics["eval_loss"] == 3 and metrics["eval_accuracy"] == pytest.approx(np.mean(wrong))
 
     def test_without_any_label(self, tmp_path, chains):
-        """A collator of the user may cut the labels off. The mean of nothing is told, not an error after hours."""
+        """A user's collator may cut off all labels. Evaluation then reports an undefined mean instead of failing after hours."""
 
         def collate(features):
             batch = DataCollatorForTokenClassification(tiny_tokenizer())(features)
@@ -301,8 +301,8 @@ class TestEvaluation:
         )
         assert np.isnan(trainer.evaluate()["eval_loss"])
 
-    def test_default_metrics_beside_losses(self, tmp_path, chains):
-        """With `include_for_metrics` an `EvalPrediction` unpacks into more than two."""
+    def test_default_metrics_with_losses(self, tmp_path, chains):
+        """With `include_for_metrics`, an `EvalPrediction` unpacks into more than two values."""
         trainer = make_prm_trainer(
             tmp_path, rows_of(chains), evaluation=rows_of(chains), include_for_metrics=["inputs", "loss"]
         )
@@ -321,7 +321,7 @@ class TestEvaluation:
         assert metrics["eval_rows"] == 8 and metrics["eval_found"] == pytest.approx(metrics["eval_loss"], abs=1e-6)
 
     def test_other_datasets(self, tmp_path, chains):
-        """TRL tokenised only what the constructor was given. Nothing of one evaluation is left in the next."""
+        """TRL tokenised only the datasets passed to the constructor. One evaluation must not affect the next."""
         trainer = make_prm_trainer(tmp_path, rows_of(chains))
         first, second = (slow_losses(tiny_model(FORMAT), part).mean().item() for part in (chains[:4], chains[4:]))
         assert abs(first - second) > 1e-2
