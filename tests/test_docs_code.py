@@ -82,6 +82,8 @@ def prepared(tmp_path_factory) -> Path:
     trees = step_trees(20, 4, seed=0)
     rows = [tree.to_row() for tree in trees]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first_errors = [{"problem": "1+2?", "steps": ["a", "b", "c"], "label": 1}]
+    (folder / "first_errors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first_errors))
     for name in ("data/prm800k-hrm", "data/world-hrm"):
         build_stepwise(
             BuildStepwiseConfig(inputs=str(folder / "rows.jsonl"), output_dir=str(folder / name), view="hrm")

@@ -259,10 +259,7 @@ def test_ungradable_problems_are_left_out(tmp_path, planted, capsys):
     assert f"warning: {warning}" in printed and load_results(tmp_path / "out").warnings[0].startswith(warning)
     assert rescore(tmp_path / "none", write_rows(tmp_path / "in.jsonl", rows[3:]), "--n", "1") == 1
     error = capsys.readouterr().err
-    assert (
-        "no problem is left to choose solutions of" in error
-        and "1 problem has an unreadable reference answer" in error
-    )
+    assert "no problem is left" in error and "1 problem has an unreadable reference answer" in error
 
 
 BAD = {
