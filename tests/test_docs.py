@@ -56,8 +56,8 @@ def test_subclass_of_the_docs(tmp_path):
     losses = torch.nn.functional.cross_entropy(logits, labels.long(), reduction="none")
     focal = ((1 - torch.exp(-losses)) ** 2 * losses).mean().item()
     assert metrics["eval_loss"] == pytest.approx(focal, rel=1e-5)
-    repaired = (num_merged > 1) & (labels == 1)
-    assert metrics["eval_repaired_recall"] == pytest.approx((logits.argmax(-1) == 1)[repaired].float().mean().item())
+    correct = (num_merged > 1) & (labels == 1)
+    assert metrics["eval_merged_recall"] == pytest.approx((logits.argmax(-1) == 1)[correct].float().mean().item())
 
 
 def command_lines() -> list[tuple[str, list[str]]]:
