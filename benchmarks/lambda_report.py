@@ -27,7 +27,7 @@ def header(result: dict[str, Any]) -> str:
     return (
         f"python {result['python']}, {versions}, {result['cores']} cores, {result['date']}\n"
         f"{args['max_steps']} steps of {args['batch_size']} solutions, learning rate {args['learning_rate']:g}, "
-        f"seeds {', '.join(map(str, args['seeds']))}; measured on {result['num_held_out_trajectories']:,} right solutions of "
+        f"seeds {', '.join(map(str, args['seeds']))}; measured on {result['num_held_out_trajectories']:,} correct solutions of "
         f"{result['num_held_out_problems']:,} held-out problems"
     )
 
@@ -35,7 +35,7 @@ def header(result: dict[str, Any]) -> str:
 def table(result: dict[str, Any]) -> str:
     """Return a table with one row per setting: means over seeds with minimum and maximum, and accuracy over the samples of all seeds."""
     lines = [
-        "| λ | KL term | LM loss at the end | KL at the end, nats per solution | right at T = 1 (95 % interval) |",
+        "| λ | KL term | LM loss at the end | KL at the end, nats per solution | accuracy (95 % interval) |",
         "|---|---|---|---|---|",
     ]
     before = [run["curve"][0] for run in result["runs"]]
