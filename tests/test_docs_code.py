@@ -84,7 +84,7 @@ def prepared(tmp_path_factory) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     first_errors = [{"problem": "1+2?", "steps": ["a", "b", "c"], "label": 1}]
     (folder / "first_errors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first_errors))
-    for name in ("data/prm800k-hrm", "data/world-hrm"):
+    for name in ("data/prm800k-hrm", "data/quickstart-hrm"):
         build_stepwise(
             BuildStepwiseConfig(inputs=str(folder / "rows.jsonl"), output_dir=str(folder / name), view="hrm")
         )
@@ -103,7 +103,7 @@ def prepared(tmp_path_factory) -> Path:
         config = Qwen2Config(**SIZES, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder / "Qwen" / name)
         tokenizer.save_pretrained(folder / "Qwen" / name)
-    for name in ("outputs/quickstart", "outputs/tiny-hrm", "me/my-hrm"):
+    for name in ("outputs/quickstart", "me/my-hrm"):
         save_checkpoint(folder / name)
     return folder
 
