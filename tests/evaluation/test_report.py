@@ -157,7 +157,7 @@ class TestVerdict:
         assert found.words.startswith("Not settled: accuracy changes from 80.0 % at N = 2 to 78.0 % at N = 8")
         assert found.reasons[-1] == "Not clearly different from majority vote at N = 8 (75.0 %)."
 
-    @pytest.mark.parametrize(("accuracy", "word"), [(0.84, "Above"), (0.82, "Not told apart from"), (0.66, "Below")])
+    @pytest.mark.parametrize(("accuracy", "word"), [(0.84, "Above"), (0.82, "Not clearly different from"), (0.66, "Below")])
     def test_above_and_below_need_separate_intervals(self, tmp_path, accuracy, word):
         """The vote is at 75 %, from 71 to 79. 82 % ± 4 is above 75 % by its own interval, but not by the vote's."""
         found = self.verdict(tmp_path, points=[point(1, 0.5), point(8, accuracy)], low=-0.4, high=-0.1)
@@ -420,7 +420,7 @@ class TestPage:
         scores_picture(
             replace(result, scores={"all": {"right": [0.0, 1.0], "wrong": []}}), "all", 1
         )  # the first and last bin
-        assert drawn == {"right: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
+        assert drawn == {"correct: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
 
     def test_benchmarks_share_a_table(self, tmp_path):
         """Readers compare models visually: they need one table, and a warning if models scored different solutions."""
