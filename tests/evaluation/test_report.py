@@ -157,7 +157,9 @@ class TestVerdict:
         assert found.words.startswith("Not settled: accuracy changes from 80.0 % at N = 2 to 78.0 % at N = 8")
         assert found.reasons[-1] == "Not clearly different from majority vote at N = 8 (75.0 %)."
 
-    @pytest.mark.parametrize(("accuracy", "word"), [(0.84, "Above"), (0.82, "Not clearly different from"), (0.66, "Below")])
+    @pytest.mark.parametrize(
+        ("accuracy", "word"), [(0.84, "Above"), (0.82, "Not clearly different from"), (0.66, "Below")]
+    )
     def test_above_and_below_need_separate_intervals(self, tmp_path, accuracy, word):
         """The vote is at 75 %, from 71 to 79. 82 % ± 4 is above 75 % by its own interval, but not by the vote's."""
         found = self.verdict(tmp_path, points=[point(1, 0.5), point(8, accuracy)], low=-0.4, high=-0.1)
@@ -290,7 +292,7 @@ class TestPage:
                 ]
                 assert " ".join([curve_label(name), *cells]) in text
         assert "bon best of n, min 31.2 21.0 to 41.0 2 81.2 % 8 50.0 % hacked" in text
-        assert "bon-prm best of n, min none −14.0 to −6.0 4 80.0 % 8 90.0 % no sign" in text
+        assert "bon-prm best of n, min none −14.0 to −6.0 4 80.0 % 8 90.0 % no sign of hacking" in text
         assert "Wilson's score interval for an accuracy, Tango's for the difference" in text
         assert "0 to 0.5 30 0.250 50.0 %" in text and "bon: expected calibration error 0.263" in text
         assert "candidates without answer 12,345 12,345 –" in text and "processbench, num too long – – 1" in text

@@ -1,6 +1,6 @@
 """
 Both papers end to end on synthetic arithmetic problems, without network: train a policy that makes mistakes and corrects some of them,
-label steps by tree search, train reward models, choose among N solutions, self-train the policy, and write a report.
+label steps by tree search, train reward models, select one of N solutions, self-train the policy, and write a report.
 
 ```bash
 trl-hrm demo
@@ -442,18 +442,20 @@ def describe_search(run: Path) -> str:
     totals = read_totals(node_files(run))
     leaves = totals["leaves_answered"] + totals["leaves_unresolved"]
     share = totals["leaves_correct"] / max(leaves, 1)
-    return f"{totals['problems']:,} problems, {totals['num_tokens']:,} tokens, {leaves:,} solutions, {share:.0%} right"
+    return (
+        f"{totals['problems']:,} problems, {totals['num_tokens']:,} tokens, {leaves:,} solutions, {share:.0%} correct"
+    )
 
 
 def describe_policy(folder: Path) -> str:
     from .world import SIGHT
 
     found = json.loads((folder / "measures" / "policy.json").read_text(encoding="utf-8"))
-    what = f"accuracy {found['accuracy']:.0%}, {found['slip_rate']:.0%} of steps are mistakes, {found['correction_rate']:.0%} of them corrected"
+    what = f"accuracy {found['accuracy']:.0%}, {found['slip_rate']:.0%} of steps are errors, {found['correction_rate']:.0%} of them corrected"
     if found["sight"] is None:
-        return f"{what}, no right step corrected"
-    seen = f"{what}, {found['sight']:.1f} times as often as right steps"
-    blind = f". WARNING: expected at least {SIGHT} times. The policy does not detect its mistakes. Try another --seed"
+        return f"{what}, no correct step corrected"
+    seen = f"{what}, {found['sight']:.1f} times as often as correct steps"
+    blind = f". WARNING: expected at least {SIGHT} times. The policy does not detect its errors. Try another --seed"
     return seen if found["sight"] >= SIGHT else seen + blind
 
 

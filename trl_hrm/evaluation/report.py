@@ -35,7 +35,7 @@ from .saved_results import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CHIPS = {"yes": "hacked", "no": "no sign", "open": "not settled"}
+CHIPS = {"yes": "hacked", "no": "no sign of hacking", "open": "not settled"}
 POINT = ("n", "accuracy", "low", "high")
 NUM_BINS = 20
 
