@@ -34,7 +34,7 @@ SMALL_TEXT = """\
 problem p1 · done · 9 nodes · 27 tokens generated, 0 from cache
 What is 1 + 2?
 reference answer: 3
-by hand
+MC scores: by hand
 
 0.60 ████▊     3/5 +2?  (prompt)
 0.60 ████▊     3/5 +1?  ├── 1 + 2 = 3.

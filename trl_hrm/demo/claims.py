@@ -312,7 +312,7 @@ def _difference_at(mine: dict[str, Any], other: dict[str, Any], i: int) -> Sprea
 
 def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
     """
-    Return the claims that HRM recognizes corrections better than PRM, with pairs of steps scored and with single steps scored.
+    Return the claims that HRM recognizes corrections better than PRM, with steps and pairs scored and with single steps scored.
 
     A model that scores all steps higher also scores corrections higher. So both the score of corrections and their AUROC against other
     steps after an error must be higher.
@@ -329,7 +329,7 @@ def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
             continue
         score, auroc = (paired(hrm["seeds"], hrm[key], prm["seeds"], prm[key]) for key in ("correction", "auroc"))
         here = (
-            f"Mean score of a correction: HRM {statistics.fmean(hrm['correction']):.2f}, PRM {statistics.fmean(prm['correction']):.2f}; "
+            f"First-error labels. Mean score of a correction: HRM {statistics.fmean(hrm['correction']):.2f}, PRM {statistics.fmean(prm['correction']):.2f}; "
             f"difference {told(score, 1, '', 2)}. AUROC of corrections against other steps after an error: difference "
             f"{told(auroc, 1, '', 2)}."
         )
@@ -345,7 +345,7 @@ def _wrong_prefix(found: dict[str, Any]) -> Claim:
     difference = _difference_at(hrm, prm, -1)
     ends = (percent(statistics.fmean([accuracy[-1] for accuracy in one["accuracy"]])) for one in (hrm, prm))
     here = (
-        f"Search from a wrong prefix, N = {found['n'][-1]}: HRM with pairs scored {next(ends)}, PRM {next(ends)}; difference "
+        f"First-error labels. Search from a wrong prefix, N = {found['n'][-1]}: HRM {next(ends)}, PRM {next(ends)}; difference "
         f"{told(difference)}."
     )
     return _claim(words, here, judge(difference), difference)

@@ -214,8 +214,8 @@ def gap_section(data: dict[str, Any]) -> Section:
     words = "No curve has an interval over seeds. Each model has its own verdict, by its interval over problems."
     if settled:
         number = sum(one.low > 0 for one in settled)
-        words = f"{number} of {len(settled)} curves fall beyond their best N, with a 95 % interval over seeds above 0."
-    head = ["", f"points lost to N = {n[-1]}", "95 % interval over seeds", "from N ="]
+        words = f"{number} of {len(settled)} curves fall beyond their best smaller N, with a 95 % interval over seeds above 0."
+    head = ["", f"points lost to N = {n[-1]}", "95 % interval over seeds", "best smaller N"]
     return Section(
         "gap",
         "Hacking gap",
@@ -223,8 +223,10 @@ def gap_section(data: dict[str, Any]) -> Section:
         [("", Table([*head, *(f"seeds: {word}" for word in CHIPS.values())], rows))],
         [
             (
-                "Points lost of each seed",
-                Table(["", "points lost", "95 % interval over problems", "from N =", "to N =", "verdict"], each),
+                "Each seed",
+                Table(
+                    ["", "points lost", "95 % interval over problems", "best smaller N", "largest N", "verdict"], each
+                ),
             )
         ],
         "Points lost: mean accuracy at the best smaller N minus mean accuracy at the largest N, with the same two N for all seeds. "

@@ -39,7 +39,7 @@ class Inspection:
         run (`str`, *optional*, defaults to `""`):
             Source of the tree.
         basis (`str`, *optional*, defaults to `""`):
-            Description of the scores.
+            How the scores are estimated.
     """
 
     tree: SearchTree

@@ -147,7 +147,7 @@ def _head(inspection: Inspection, console: Console) -> list[Text]:
         Text(_cut(" · ".join(facts), width), style="bold"),
         *map(Text, prompt),
         Text(_cut(f"reference answer: {plain(problem.answer)}", width)),
-        Text(_cut(inspection.basis, width), style="dim"),
+        Text(_cut(f"MC scores: {inspection.basis}", width), style="dim"),
     ]
 
 
