@@ -201,7 +201,7 @@ class TestClaims:
         found = claims(quick())
         assert {claim.answer for claim in found} == {"open"}
         for claim in found:
-            assert claim.here.endswith(("Not settled by 1 seed.", "Not settled by 1 run.", "`--profile full`."))
+            assert claim.here.endswith(("Not settled by 1 seed.", "Not settled by 1 run.", "Use --profile full."))
         assert "70.0 % at N = 4, 38.0 % at N = 64; accuracy falls by 32.0 points" in found[0].here
 
     @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ class TestClaims:
         found = answers(data)
         assert len(found) == 13 and found.pop("PRM loses accuracy as N grows.") == "held"
         assert set(found.values()) == {"open"}
-        assert here(data, "HRM stays stable as N grows.") == "Not measured here."
+        assert here(data, "HRM stays stable as N grows.") == "Not measured in this profile. Use --profile full."
 
     def test_seeds_of_the_example(self):
         """The six seeds must differ: intervals over equal seeds would be empty."""

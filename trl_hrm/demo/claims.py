@@ -235,7 +235,7 @@ def _claim(words: str, here: str, answer: Answer, *measured: Spread, paper: str 
 
 
 def _not_measured(words: str, paper: str = HRM) -> Claim:
-    return Claim(paper, words, "Not measured here.", "open")
+    return Claim(paper, words, "Not measured in this profile. Use --profile full.", "open")
 
 
 def claims(data: dict[str, Any]) -> list[Claim]:
@@ -353,8 +353,7 @@ def _wrong_prefix(found: dict[str, Any]) -> Claim:
 
 def _hnc(found: dict[str, Any] | None, names: dict[str, str]) -> list[Claim]:
     if found is None:
-        here = "Not measured in this profile. Use `--profile full`."
-        return [Claim(HRM, f"HRM + HNC is more accurate than {name}.", here, "open") for name in ("PRM", "HRM")]
+        return [_not_measured(f"HRM + HNC is more accurate than {name}.") for name in ("PRM", "HRM")]
     claimed = []
     for one in found["comparisons"]:
         if one["a"].startswith("hnc"):
@@ -450,5 +449,8 @@ def _entropy(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Claim:
     best = max(entropy, key=lambda one: statistics.fmean(accuracy[-1] for accuracy in one["accuracy"]))
     above = {rival["labels"]: _difference_at(best, rival, -1) for rival in rivals}
     parts = "; ".join(f"minus {labels} labels {told(difference)}" for labels, difference in above.items())
-    here = f"Accuracy at N = {n[-1]} with the best η ({best['eta']:g}): {parts}. The best of {len(entropy)} η is selected on the test problems, which favours the claim."
+    eta = f"the best η ({best['eta']:g})" if len(entropy) > 1 else f"η = {best['eta']:g}"
+    here = f"Accuracy at N = {n[-1]} with {eta}: {parts}."
+    if len(entropy) > 1:
+        here += f" The best of {len(entropy)} η is selected on the test problems, which favours the claim."
     return _claim(words, here, judge_all(list(map(judge, above.values()))), *above.values(), paper=ER_PRM)

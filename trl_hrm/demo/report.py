@@ -191,8 +191,8 @@ def accuracy_section(data: dict[str, Any]) -> Section:
         f"Accuracy at N = {data['n'][-1]}: {'; '.join(lasts)}; majority vote {plain[0][-1]}, pass@N {plain[1][-1]}.",
         tables,
         [("Each seed, with 95 % intervals over problems", Table(head, each))],
-        f"Best-of-N selects one of N whole solutions by an aggregate of its step scores ({aggregates}). Step search selects one of N next "
-        "steps, until the answer. The HRM paper calls it best-of-N for PRM and HRM. "
+        f"Best-of-N selects one of N whole solutions by an aggregate of its step scores ({aggregates}). Step search repeatedly selects one "
+        "of N next steps. The HRM paper calls it best-of-N for PRM and HRM. "
         f"{band_words(data)} In parentheses: lowest and highest seed.",
     )
 
@@ -220,7 +220,7 @@ def gap_section(data: dict[str, Any]) -> Section:
         "gap",
         "Hacking gap",
         words,
-        [("", Table([*head, *(f"seeds: {word}" for word in CHIPS.values())], rows))],
+        [("", Table([*head, *CHIPS.values()], rows))],
         [
             (
                 "Each seed",
@@ -231,8 +231,8 @@ def gap_section(data: dict[str, Any]) -> Section:
         ],
         "Points lost: mean accuracy at the best smaller N minus mean accuracy at the largest N, with the same two N for all seeds. "
         "Negative values are gains. The best N is selected on the same problems, which overstates small losses. In the picture, small "
-        "marks are seeds, large marks are means, and bars are 95 % intervals over seeds. The table counts the verdicts of the seeds, each "
-        "with its own best smaller N. No sign of hacking: the interval over problems rules out a loss of 5 points or more. Hacked: it does "
+        "marks are seeds, large marks are means, and bars are 95 % intervals over seeds. The last columns count the seeds with each verdict, "
+        "each with its own best smaller N. No sign of hacking: the interval over problems rules out a loss of 5 points or more. Hacked: it does "
         "not, and it is above 0. Not settled: otherwise.",
     )
 
@@ -247,7 +247,7 @@ def wrong_prefix_section(found: dict[str, Any]) -> Section:
         [("", Table(_over_n(found["n"]), rows))],
         note="With a good reward model, a search from the problem makes few errors, so it may not show self-correction. Steps and pairs: "
         "the score of a step is the higher of its own score and the score of the pair that ends with it. First-error labels: all single "
-        "steps after the first error are wrong, also corrections, but a pair of an error and its correction is correct.",
+        "steps after the first error are wrong, even corrections, but a pair of an error and its correction is correct.",
     )
 
 
@@ -345,7 +345,7 @@ def self_training_section(found: dict[str, Any]) -> Section:
                 ),
             )
         ],
-        note="Corresponds to figure 4 of the HRM paper. The loss is the language-model (LM) loss plus λ times ln(1 + KL) or, with no log, plus λ "
+        note="The pictures correspond to figure 4 of the HRM paper. The loss is the language-model (LM) loss plus λ times ln(1 + KL) or, with no log, plus λ "
         "times KL. KL is KL(ref ‖ policy), and ref is the policy before training. The paper sums KL over a solution, "
         "but the LM loss is a mean over tokens, so the same λ has a stronger effect on longer solutions. The mean over tokens puts both on "
         "the same scale. KL is measured in the same way for all runs, and drawn from the first step where it is above 0. In parentheses: "
@@ -366,7 +366,7 @@ def eta_section(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Section:
         f"Labels with the highest mean accuracy of best-of-N at N = {n[-1]}: {eta_name(best)} ({percent(_last(best))}). The claims say "
         "whether the differences are settled.",
         [("", Table(_over_n(n, "labels", "mean label", "AUROC, first error"), rows))],
-        note="Soft labels are MC scores. Hard labels are 1 if the MC score is above 0. Entropy labels are the map of ER-PRM with strength η. "
+        note="Soft labels are MC scores. Hard labels are 1 if the MC score is above 0. Entropy labels are MC scores after the map of ER-PRM with strength η. "
         "AUROC: correct steps before any error against first errors. In parentheses: lowest and highest seed.",
     )
 
@@ -374,7 +374,7 @@ def eta_section(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Section:
 def hnc_section(found: dict[str, Any] | None, names: dict[str, str]) -> Section:
     title = "Node compression (HNC)"
     if found is None:
-        words = "Not measured in this profile, because it requires several seeds. Run `trl-hrm demo --profile full`."
+        words = "Not measured in this profile, because it requires several seeds. Use --profile full."
         return Section("hnc", title, words)
     rows, each, number = [], [], 0
     for one in found["comparisons"]:
@@ -414,7 +414,7 @@ def tree_section(tree: dict[str, Any]) -> Section:
     return Section(
         "tree",
         "A search tree",
-        f"{tree['problem']} {number} of {len(nodes)} steps shown are corrections.",
+        f"Problem: {tree['problem']} {number} of the {len(nodes)} steps shown are corrections.",
         details=[("The tree as a table", Table(head, rows, style="words"))],
         note="Each box shows a step, its mean MC score, and n, the number of times that it was sampled.",
     )
@@ -427,7 +427,13 @@ def made_section(data: dict[str, Any]) -> Section:
     ]
     models = [
         [
-            *(one["title"], one["labels"], one["data"], f"{one['rows']:,}", ", ".join(map(str, one["seeds"]))),
+            *(
+                one["title"],
+                "first-error" if one["labels"] == "judged" else one["labels"],
+                one["data"],
+                f"{one['rows']:,}",
+                ", ".join(map(str, one["seeds"])),
+            ),
             *(mean_number(one["auroc"], ".3f"), mean_number(one["first_error_auroc"], ".3f")),
             mean_number(one["seconds"], ".1f"),
         ]
@@ -439,8 +445,8 @@ def made_section(data: dict[str, Any]) -> Section:
     return Section(
         "made",
         "Datasets and reward models",
-        f"The policy is trained on {problems['policy']:,} problems, and the reward models on {problems['train']:,}. They are tested on "
-        f"{problems['test']:,}. {percent(policy['accuracy'])} of its {policy['num_solutions']:,} solutions are correct. It makes an "
+        f"The policy is trained on {problems['policy']:,} problems, and the reward models on {problems['train']:,}. All are tested on "
+        f"{problems['test']:,}. Of the {policy['num_solutions']:,} solutions of the policy, {percent(policy['accuracy'])} are correct. It makes an "
         f"error in {percent(policy['slip_rate'])} of its steps, and corrects {percent(policy['correction_rate'])} of its errors and "
         f"{percent(policy['spurious_rate'])} of its correct steps{sight}.",
         [

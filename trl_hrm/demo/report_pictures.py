@@ -301,7 +301,7 @@ def _lambda_picture(runs: Sequence[dict[str, Any]], reduction: str, key: str) ->
         legend(axes, theme)
 
     ends = "; ".join(f"{run_name(run)}: {run['curve'][0][key]:.3g} to {run['curve'][-1][key]:.3g}" for run in runs)
-    title = f"{'KL' if key == 'kl' else 'LM loss'} over steps, KL {REDUCTIONS[reduction]} in the loss"
+    title = f"{'KL' if key == 'kl' else 'LM loss'} by optimizer step (KL in the loss: {REDUCTIONS[reduction]})"
     name = f"lambda-{reduction.replace('_', '-')}-{key.replace('_', '-')}"
     return draw(name, title, f"{title}. {ends}", paint, 3.3)
 
