@@ -176,7 +176,7 @@ def run_demo(config: DemoConfig) -> str:
     return (
         f"{'report':<16}{seconds:>6.0f} s  {folder / 'report.html'}\n"
         f"{'total':<16}{data['total_seconds'] + seconds:>6.0f} s\n"
-        f"Next: open {folder / 'report.html'}, or run trl-hrm score FILE --reward_model {folder / 'models' / 'hrm-0'}"
+        f"Next: open {folder / 'report.html'}, or run trl-hrm inspect {folder / 'runs' / 'search'} --problem 0"
     )
 
 
@@ -227,7 +227,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         lambda: describe_search(folder / "runs" / "solutions"),
     )
 
-    # Whether the policy detects its slips. If it does not, the other results are not meaningful
+    # Whether the policy detects its errors. If it does not, the other results are not meaningful
     runner.run(
         "policy-check",
         {"check": partial(measure_policy, at("runs/solutions"), at("measures/policy.json"))},
@@ -310,7 +310,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
                 overwrite=True,
             )
             jobs[name] = partial(best_of_n, config)
-    runner.run("best-of-n", jobs, lambda: f"best of up to {max(profile.n)} whole solutions")
+    runner.run("best-of-n", jobs, lambda: f"best-of-N, N = {', '.join(map(str, profile.n))}")
 
     # Step search, which the HRM paper calls best-of-N for PRM and HRM
     jobs = {
@@ -319,7 +319,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         for name, _ in model.runs()
         if model.searches
     }
-    runner.run("step-search", jobs, lambda: f"best of up to {max(profile.n)} next steps")
+    runner.run("step-search", jobs, lambda: f"step search, N = {', '.join(map(str, profile.n))}")
 
     # Step search from a wrong prefix, which shows self-correction
     jobs = {}
