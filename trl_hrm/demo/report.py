@@ -231,9 +231,9 @@ def gap_section(data: dict[str, Any]) -> Section:
         ],
         "Points lost: mean accuracy at the best smaller N minus mean accuracy at the largest N, with the same two N for all seeds. "
         "Negative values are gains. The best N is selected on the same problems, which overstates small losses. In the picture, small "
-        "marks are seeds, large marks are means, and bars are 95 % intervals over seeds. The last columns count the seeds with each verdict, "
-        "each with its own best smaller N. No sign of hacking: the interval over problems rules out a loss of 5 points or more. Hacked: it does "
-        "not, and it is above 0. Not settled: otherwise.",
+        "marks are seeds, large marks are means, and bars are 95 % intervals over seeds. The last columns count the seeds with each "
+        "verdict, each with its own best smaller N. No sign of hacking: the interval over problems rules out a loss of 5 points or more. "
+        "Hacked: it does not, and it is above 0. Not settled: otherwise.",
     )
 
 
@@ -287,8 +287,8 @@ def depth_cap_section(data: dict[str, Any]) -> Section:
     return Section(
         "depth-cap",
         "MC scores by maximum depth",
-        f"Mean MC score of a correction: {means}. A solution has {data['solution_length']} steps. Each correction adds one, so a corrected "
-        f"solution does not fit into a search tree with a maximum depth of {data['solution_length']}.",
+        f"Mean MC score of a correction: {means}. A solution without corrections has {data['solution_length']} steps. Each "
+        f"correction adds one, so a corrected solution does not fit into a search tree with a maximum depth of {data['solution_length']}.",
         [("", Table(head, rows))],
         note="The MC score of a step is the estimated probability that its continuations reach the correct answer. Here, solutions without an "
         "answer count as wrong. In parentheses: number of steps.",
@@ -345,8 +345,8 @@ def self_training_section(found: dict[str, Any]) -> Section:
                 ),
             )
         ],
-        note="The pictures correspond to figure 4 of the HRM paper. The loss is the language-model (LM) loss plus λ times ln(1 + KL) or, with no log, plus λ "
-        "times KL. KL is KL(ref ‖ policy), and ref is the policy before training. The paper sums KL over a solution, "
+        note="The pictures correspond to figure 4 of the HRM paper. The loss is the language-model (LM) loss plus λ times ln(1 + KL) or, "
+        "with no log, plus λ times KL. KL is KL(ref ‖ policy), and ref is the policy before training. The paper sums KL over a solution, "
         "but the LM loss is a mean over tokens, so the same λ has a stronger effect on longer solutions. The mean over tokens puts both on "
         "the same scale. KL is measured in the same way for all runs, and drawn from the first step where it is above 0. In parentheses: "
         "lowest and highest run.",
@@ -366,8 +366,8 @@ def eta_section(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Section:
         f"Labels with the highest mean accuracy of best-of-N at N = {n[-1]}: {eta_name(best)} ({percent(_last(best))}). The claims say "
         "whether the differences are settled.",
         [("", Table(_over_n(n, "labels", "mean label", "AUROC, first error"), rows))],
-        note="Soft labels are MC scores. Hard labels are 1 if the MC score is above 0. Entropy labels are MC scores after the map of ER-PRM with strength η. "
-        "AUROC: correct steps before any error against first errors. In parentheses: lowest and highest seed.",
+        note="Soft labels are MC scores. Hard labels are 1 if the MC score is above 0. Entropy labels are MC scores after the map of ER-PRM "
+        "with strength η. AUROC: correct steps before any error against first errors. In parentheses: lowest and highest seed.",
     )
 
 
