@@ -329,8 +329,8 @@ def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
             continue
         score, auroc = (paired(hrm["seeds"], hrm[key], prm["seeds"], prm[key]) for key in ("correction", "auroc"))
         here = (
-            f"First-error labels. Mean score of a correction: HRM {statistics.fmean(hrm['correction']):.2f}, PRM {statistics.fmean(prm['correction']):.2f}; "
-            f"difference {told(score, 1, '', 2)}. AUROC of corrections against other steps after an error: difference "
+            f"First-error labels. Mean score of a correction: HRM {statistics.fmean(hrm['correction']):.2f}, PRM "
+            f"{statistics.fmean(prm['correction']):.2f}; difference {told(score, 1, '', 2)}. AUROC of corrections against other steps after an error: difference "
             f"{told(auroc, 1, '', 2)}."
         )
         found.append(_claim(words, here, judge_all([judge(score), judge(auroc)]), score, auroc))

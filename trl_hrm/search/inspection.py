@@ -54,8 +54,8 @@ class Inspection:
         Return the outcome of each of the N nodes, one of `OUTCOMES`. `None` for an inner node, and for a leaf with only a value
         recorded by its source.
 
-        `"dropped"` is a leaf that was dropped at random because of the budget; its siblings represent it. `"not continued"` is a leaf at the maximum
-        depth, or one that has not been continued yet.
+        `"dropped"` is a leaf that was dropped at random because of the budget; its siblings represent it. `"not continued"` is a leaf
+        at the maximum depth, or one that has not been continued yet.
         """
         followed = {node.parent for node in self.tree.nodes}
         found: list[str | None] = []
