@@ -234,7 +234,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         lambda: describe_policy(folder),
     )
 
-    # Search trees for labels, and smaller ones with other depth caps to compare MC values
+    # Search trees for labels, and smaller ones with other maximum depths to compare MC scores
     jobs = search_jobs(folder, "search", "train", **FULL_TREE, max_depth=profile.max_depth)
     for cap in profile.caps:
         limit = {"max_depth": cap, "limit": profile.num_capped}
@@ -270,7 +270,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
     jobs = {name: reward_job(folder, model, name, seed) for model in profile.models for name, seed in model.runs()}
     runner.run("reward-models", jobs, lambda: f"{len(list(folder.glob('models/*/config.json')))} reward models")
 
-    # Measure reward models and MC values with the checker
+    # Measure reward models and MC scores with the checker
     jobs = {
         name: partial(
             measure_model,
