@@ -80,15 +80,15 @@ def header(data: dict[str, Any]) -> str:
     machine, versions = data["machine"], ", ".join(f"{name} {version}" for name, version in data["versions"].items())
     policy, problems = data["policy"], data["problems"]
     sight = (
-        "no right step is corrected"
+        "no correct step is corrected"
         if policy["sight"] is None
-        else f"mistakes are corrected {policy['sight']:.0f} times as often as right steps"
+        else f"errors are corrected {policy['sight']:.0f} times as often as correct steps"
     )
     return (
         f"`{data['command']}`, {data['date']}, {data['total_seconds'] / 60:.0f} minutes on {machine['cores']} cores ({machine['processor']}), "
         f"Python {machine['python']}, {versions}. Seed {data['seed']}, {problems['train']} training problems, {problems['test']} test "
-        f"problems. {percent(policy['accuracy'])} of the solutions of the policy are right. {percent(policy['slip_rate'])} of its steps are "
-        f"mistakes, {percent(policy['correction_rate'])} of them are corrected by the next step, and {sight}."
+        f"problems. {percent(policy['accuracy'])} of the solutions of the policy are correct. {percent(policy['slip_rate'])} of its steps are "
+        f"errors, {percent(policy['correction_rate'])} of them are corrected by the next step, and {sight}."
     )
 
 

@@ -67,7 +67,7 @@ class TestHacking:
     def test_the_interval_over_seeds_decides(self, accuracy, answer, words):
         found = hacking_verdict(searched("orm", accuracy), N)
         assert found.answer == answer and found.words.endswith(f"{words}.")
-        lead = {"yes": "Yes: ", "no": "No fall of more than 5 points: ", "open": "Not settled by 6 seeds: "}
+        lead = {"yes": "Yes: ", "no": "No loss of 5 points or more: ", "open": "Not settled by 6 seeds: "}
         assert found.words.startswith(f"{lead[answer]}accuracy falls beyond N = ")
 
     def test_a_small_but_certain_fall_is_stable(self):
@@ -96,7 +96,7 @@ class TestHacking:
             (
                 0.9,
                 "no",
-                "No sign of hacking in this model: accuracy is the same from N = 4 to N = 64.",
+                "No sign of hacking in this model: accuracy is the same at N = 4 and N = 64.",
             ),
         ],
     )
@@ -127,7 +127,9 @@ class TestHacking:
         """An accuracy below 5 points cannot lose 5 points, so ruling out that loss shows nothing."""
         seeds = [[accuracy + 0.001 * (i + j) * (accuracy > 0) for j in range(4)] for i in range(6)]
         found = hacking_verdict(searched("hrm", seeds), N)
-        assert found.answer == "open" and found.words.startswith("Cannot be determined: ")
+        assert found.answer == "open" and found.words.startswith(
+            "Not settled: accuracy is at most" if accuracy else "Not settled: no selected"
+        )
         data = with_model(example(), "step_search", "hrm", seeds)
         assert answers(data)["HRM stays stable as N grows."] == "open"
 
@@ -159,7 +161,7 @@ class TestHacking:
     [
         (
             0.995,
-            "99.5 % at N = 64, higher than every reward model. The best one is HRM (step search) with 93.5 %. Its interval over",
+            "99.5 % at N = 64, higher than every reward model. The best reward model is HRM (step search) with 93.5 %. Its 95 % interval",
         ),
         (0.5, "50.0 % at N = 64, not higher than every reward model"),
         (0.94, "94.0 % at N = 64, higher than every reward model"),
@@ -199,7 +201,7 @@ class TestClaims:
         found = claims(quick())
         assert {claim.answer for claim in found} == {"open"}
         for claim in found:
-            assert claim.here.endswith(("Not settled by 1 seed.", "Not settled by 1 run.", "`--profile full`."))
+            assert claim.here.endswith(("Not settled by 1 seed.", "Not settled by 1 run.", "Use --profile full."))
         assert "70.0 % at N = 4, 38.0 % at N = 64; accuracy falls by 32.0 points" in found[0].here
 
     @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ class TestClaims:
         found = answers(data)
         assert len(found) == 13 and found.pop("PRM loses accuracy as N grows.") == "held"
         assert set(found.values()) == {"open"}
-        assert here(data, "HRM stays stable as N grows.") == "Not measured here."
+        assert here(data, "HRM stays stable as N grows.") == "Not measured in this profile. Use --profile full."
 
     def test_seeds_of_the_example(self):
         """The six seeds must differ: intervals over equal seeds would be empty."""

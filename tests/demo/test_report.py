@@ -217,7 +217,7 @@ class TestNumbers:
     def test_tree_as_a_table(self):
         rows = Page(page_text("full")).sections["tree"].tables[0]
         assert rows[5] == ["4", "1", "Wait,a:4+3=2", "correction", "0.50", "4", "–"]
-        assert rows[9] == ["8", "2", "c:4-3=1 answer 1", "answer", "1.00", "1", "right"]
+        assert rows[9] == ["8", "2", "c:4-3=1 answer 1", "answer", "1.00", "1", "correct"]
         assert len(rows) == 14
 
     def test_datasets_models_and_cost(self):
@@ -266,7 +266,7 @@ class TestPage:
 
     def test_claims_are_on_the_page(self):
         section = Page(page_text("full")).sections["claims"]
-        assert "15 claims: 10 held, 3 not held, 2 open. Majority vote" in section.text
+        assert "15 claims: 10 held, 3 not held, 2 open." in section.text
         assert section.table()["λ = 0.5 is the best balance."][:2] == ["HRM", "not held"]
 
     def test_no_warning_if_the_policy_sees_its_errors(self):
@@ -276,13 +276,16 @@ class TestPage:
         """With a blind policy, every table about corrections still has numbers."""
         page = Page(page_text("blind"))
         text = " ".join(page.sections[""].text.split())
-        assert "it corrects 26.0 % of its mistakes and 20.0 % of its right steps, 1.3 times as often" in text
-        assert text.index("Warning") < text.index("hacked when")
+        assert (
+            "it corrects 26.0 % of its errors and 20.0 % of its correct steps. The ratio is 1.3, expected at least 5."
+            in text
+        )
+        assert text.index("Warning") < text.index("is hacked if")
 
     def test_a_policy_that_is_never_wrong_about_its_errors(self):
         data = example()
         data["policy"] |= {"spurious_rate": 0.0, "sight": None}
-        assert "0.0 % of its right steps (never without a mistake)" in Page(bare(data)).sections["made"].text
+        assert "0.0 % of its correct steps." in Page(bare(data)).sections["made"].text
 
     def test_every_text_is_escaped(self):
         """Names may hold any character. In pictures, a dollar sign starts a formula, and labels that begin with _ are dropped."""
@@ -368,9 +371,8 @@ class TestBrowser:
         """Without scrolling, a newcomer sees the verdicts, their meaning, and the picture."""
         browser = show(page_text(name), height=800)
         assert browser.texts("h1") == ["Is my reward model being hacked?"]
-        chips = {"full": ["stable", "stable"], "quick": ["stable", "stable"]}
-        found = browser.texts(".first .card .chip")
-        assert found == ["hacked", "hacked", *chips.get(name, ["stable", "not settled"])]
+        last = "no sign of hacking" if name in ("full", "quick") else "not settled"
+        assert browser.texts(".first .card .chip") == ["hacked", "hacked", "no sign of hacking", last]
         bottoms = browser.evaluate(
             "[...document.querySelectorAll('.lead, .first .card, .first figure')].map(e => e.getBoundingClientRect().bottom)"
         )

@@ -127,8 +127,8 @@ class TestVerdict:
             "Yes: accuracy falls from 81.2 % at N = 2 to 50.0 % at N = 8.",
             [
                 "Gap: 31.2 points from N = 2 to N = 8 (95 % interval 21.0 to 41.0).",
-                "Below one candidate (61.0 %).",
-                "Below majority vote at N = 8 (75.0 %).",
+                "Worse than one candidate (61.0 %).",
+                "Worse than majority vote at N = 8 (75.0 %).",
             ],
         )
 
@@ -141,7 +141,10 @@ class TestVerdict:
         assert found.reasons[0] == (
             "Gap: none, accuracy is highest at the largest N = 8, 10.0 points above N = 4 (95 % interval 6.0 to 14.0)."
         )
-        assert found.reasons[1:] == ["Above one candidate (61.0 %).", "Above majority vote at N = 8 (75.0 %)."]
+        assert found.reasons[1:] == [
+            "Better than one candidate (61.0 %).",
+            "Better than majority vote at N = 8 (75.0 %).",
+        ]
 
     def test_a_plateau_has_no_gap(self, tmp_path):
         """The best N is the first of equal ones: a gap of 0 at a smaller N is not a gap. A wide interval cannot rule one out."""
@@ -157,7 +160,9 @@ class TestVerdict:
         assert found.words.startswith("Not settled: accuracy changes from 80.0 % at N = 2 to 78.0 % at N = 8")
         assert found.reasons[-1] == "Not clearly different from majority vote at N = 8 (75.0 %)."
 
-    @pytest.mark.parametrize(("accuracy", "word"), [(0.84, "Above"), (0.82, "Not told apart from"), (0.66, "Below")])
+    @pytest.mark.parametrize(
+        ("accuracy", "word"), [(0.84, "Better than"), (0.82, "Not clearly different from"), (0.66, "Worse than")]
+    )
     def test_above_and_below_need_separate_intervals(self, tmp_path, accuracy, word):
         """The vote is at 75 %, from 71 to 79. 82 % ± 4 is above 75 % by its own interval, but not by the vote's."""
         found = self.verdict(tmp_path, points=[point(1, 0.5), point(8, accuracy)], low=-0.4, high=-0.1)
@@ -186,7 +191,7 @@ class TestVerdict:
         values["hacking_gap"]["best_of_n/last"] = gap_of(HACKED, 0.1, 0.4)
         (result,) = read_results([write(tmp_path, values)])
         found = headline_verdict(result)
-        assert found.answer == "no" and found.reasons[-1] == "Hacked when selected by best of n, last."
+        assert found.answer == "no" and found.reasons[-1] == "Hacked when selected by best-of-N, last."
 
     def test_no_curve_of_a_reward_model(self, tmp_path):
         (result,) = read_results([write(tmp_path, selection(hacking_gap={}))])
@@ -289,8 +294,8 @@ class TestPage:
                     for one in points
                 ]
                 assert " ".join([curve_label(name), *cells]) in text
-        assert "bon best of n, min 31.2 21.0 to 41.0 2 81.2 % 8 50.0 % hacked" in text
-        assert "bon-prm best of n, min none −14.0 to −6.0 4 80.0 % 8 90.0 % no sign" in text
+        assert "bon best-of-N, min 31.2 21.0 to 41.0 2 81.2 % 8 50.0 % hacked" in text
+        assert "bon-prm best-of-N, min none −14.0 to −6.0 4 80.0 % 8 90.0 % no sign of hacking" in text
         assert "Wilson's score interval for an accuracy, Tango's for the difference" in text
         assert "0 to 0.5 30 0.250 50.0 %" in text and "bon: expected calibration error 0.263" in text
         assert "candidates without answer 12,345 12,345 –" in text and "processbench, num too long – – 1" in text
@@ -330,7 +335,7 @@ class TestPage:
         monkeypatch.setattr(Axes, "legend", record)
         results = read_results([write(tmp_path / name, selection()) for name in ("_$x_1", "a$b$c", "z" * 200)])
         accuracy_picture(results, 1)
-        assert len(shown[0]) == 5 and shown[0][0] == r" _\$x_1: best of n, min"
+        assert len(shown[0]) == 5 and shown[0][0] == r" _\$x_1: best-of-N, min"
         reliability_picture({result.name: result.values["calibration"]["bins"] for result in results})
         assert shown[-1] == [r" _\$x_1", r"a\$b\$c", "z" * 59 + "…"]
 
@@ -420,7 +425,7 @@ class TestPage:
         scores_picture(
             replace(result, scores={"all": {"right": [0.0, 1.0], "wrong": []}}), "all", 1
         )  # the first and last bin
-        assert drawn == {"right: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
+        assert drawn == {"correct: 2, mean 0.500": {0.0: 50.0, 0.95: 50.0}, "wrong: 0": {}}
 
     def test_benchmarks_share_a_table(self, tmp_path):
         """Readers compare models visually: they need one table, and a warning if models scored different solutions."""

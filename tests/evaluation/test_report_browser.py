@@ -11,7 +11,7 @@ HOSTILE = (
 def test_the_first_screen_answers(show, folders):
     browser = show(page_of(folders))
     assert browser.texts("h1") == ["Is my reward model being hacked?"]
-    assert browser.texts(".card .chip") == ["hacked", "no sign"]
+    assert browser.texts(".card .chip") == ["hacked", "no sign of hacking"]
     bottom = "Math.max(...[...document.querySelectorAll('.first')].map(e => e.getBoundingClientRect().bottom))"
     assert browser.evaluate(bottom) <= 900
     drawn = "[...document.images].filter(image => image.complete && image.naturalWidth > 500).length"

@@ -238,7 +238,7 @@ def test_a_policy_that_never_answers(tmp_path, planted, capsys):
     assert results.counts["candidates_without_answer"] == 6 and results.counts["candidates_without_steps"] == 3
     printed = capsys.readouterr().out
     assert "warning: no solution has an answer" in printed and "6 candidates without answer" in printed
-    assert "6 solutions: 0.0 % right, 0.0 % wrong, 0.0 % cut off, 100.0 % without an answer" in printed
+    assert "6 solutions: 0.0 % correct, 0.0 % wrong, 0.0 % cut off, 100.0 % without an answer" in printed
     assert (
         printed.count("Not settled: no selected solution is correct, at any N.") == len(results.hacking_gap)
         and "No sign" not in printed

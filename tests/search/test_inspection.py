@@ -34,7 +34,8 @@ SMALL_TEXT = """\
 problem p1 · done · 9 nodes · 27 tokens generated, 0 from cache
 What is 1 + 2?
 reference answer: 3
-by hand
+MC scores: by hand
+columns: MC score; correct/answered solutions below, +N? without an answer; step
 
 0.60 ████▊     3/5 +2?  (prompt)
 0.60 ████▊     3/5 +1?  ├── 1 + 2 = 3.
@@ -82,7 +83,7 @@ def test_hidden_nodes_are_counted(depth, breadth, rollouts):
         tree = random_search_tree(seed)
         text = format_tree(inspection_of(tree), width=10_000, depth=depth, breadth=breadth, rollouts=rollouts)
         total = 0
-        for line in text.split("\n")[6:]:
+        for line in text.split("\n")[7:]:
             left_out = re.search(r"… ([\d,]+) below|with ([\d,]+) nodes in total", line)
             if left_out:
                 total += int((left_out[1] or left_out[2]).replace(",", ""))
@@ -102,7 +103,7 @@ def test_a_tree_without_nodes():
 
 def test_the_default_depth_fits():
     inspection = inspection_of(full_tree(5, 5))
-    assert len(format_tree(inspection).split("\n")) == 5 + 1 + 5 + 25
+    assert len(format_tree(inspection).split("\n")) == 6 + 1 + 5 + 25
     assert "… 155 below" in format_tree(inspection)
 
 
@@ -173,10 +174,10 @@ def test_outcomes():
     tree = tree_of(*[(ROOT, name, fields) for name, fields in OUTCOME_CASES.items()])
     assert inspection_of(tree).outcomes() == list(OUTCOME_CASES)
     budget = tree_of((ROOT, "a", {"weight": 2.0}), (ROOT, "b", {}), (0, "c", {"answer": "3", "correct": True}))
-    assert inspection_of(budget).outcomes() == [None, "left out", "correct"]
+    assert inspection_of(budget).outcomes() == [None, "dropped", "correct"]
     recorded = tree_of((ROOT, "a", {"value": 0.25}))
     assert inspection_of(recorded).outcomes() == [None]
-    assert {*OUTCOME_CASES, "left out"} == set(OUTCOMES)
+    assert {*OUTCOME_CASES, "dropped"} == set(OUTCOMES)
 
 
 def test_page_escapes_the_texts_of_the_tree():
@@ -244,7 +245,7 @@ def test_options_change_what_is_shown(run_folder, tmp_path, capsys):
     assert " below\n" in shown(folder, "--depth", "1") and " below\n" not in shown(folder, "--depth", "9")
     assert " nodes in total\n" in shown(folder, "--breadth", "2") and " nodes in all\n" not in shown(folder)
     values = {
-        shown(folder, *words).split("\n")[5] for words in ([], ["--estimator", "leaf_share"], ["--truncated", "wrong"])
+        shown(folder, *words).split("\n")[6] for words in ([], ["--estimator", "leaf_share"], ["--truncated", "wrong"])
     }
     assert len(values) == 3
     assert "moved up" not in shown(folder)

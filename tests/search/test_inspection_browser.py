@@ -58,7 +58,7 @@ def test_head_and_rows(show):
     }
     assert browser.texts(".row .value") == ["0.50", "0.50", "1.00", "0.00", "–"]
     assert browser.texts(".row .step") == [
-        "Problem",
+        "Prompt",
         "1 + 2 = 3.",
         "# Step 2 First line. indented twice \\[ x < 3 & y > 2 \\]",
         "# Step 2 Hence 4.",
@@ -73,7 +73,7 @@ def test_a_click_shows_the_full_text(show):
     assert browser.texts("#detail pre") == [f"# Step 2\n{SOLUTION}"]
     assert browser.texts("#detail h2") == ["Step 2"]
     assert browser.texts("#detail .change")[0] == "0.50 above the previous step"
-    assert browser.texts("#detail .trail-list span") == ["(prompt)", "1 + 2 = 3."]
+    assert browser.texts("#detail .trail-list span") == ["Prompt", "1 + 2 = 3."]
     browser.click(row("3"))
     facts = dict(zip(browser.texts("#detail dt"), browser.texts("#detail dd"), strict=True))
     assert facts["Seed"] == str(2**53 + 1)  # a JavaScript number would lose the last digit
@@ -99,7 +99,7 @@ def test_a_solution_that_was_cut_into_steps_counts_once(show):
     )
     assert browser.texts("#detail .badge") == ["✓ 3", "✗ 4"]
     assert browser.texts(".row .share") == ["1/2", "1/1"]
-    assert browser.texts(".row.group .step") == ["Problem", "2 rollouts"]
+    assert browser.texts(".row.group .step") == ["Prompt", "2 rollouts"]
 
 
 def test_hostile_text_is_inert(show):
@@ -136,7 +136,7 @@ def test_keys(show):
         assert browser.evaluate(f"{active}.querySelector('.step').textContent") == text
         return text
 
-    assert selected() == "Problem"
+    assert selected() == "Prompt"
     assert selected("ArrowDown", "ArrowDown").startswith("# Step 2 First")
     assert selected("ArrowLeft") == "1 + 2 = 3."
     assert num_rows(browser) == 5
@@ -173,7 +173,7 @@ def test_every_node_of_a_large_tree_is_there(show):
         browser.settle()
         seen.update(browser.texts(".row .step"))
         assert browser.evaluate("document.querySelectorAll('.row').length") < 120
-    assert seen == {"Problem", *(node.text.strip() for node in tree.nodes)}
+    assert seen == {"Prompt", *(node.text.strip() for node in tree.nodes)}
 
 
 def test_the_picture_selects(show):

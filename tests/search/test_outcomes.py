@@ -133,7 +133,7 @@ def test_shares_in_words():
         "unreadable": 40,
     }
     assert describe_outcomes(counts) == (
-        "1,000 solutions: 40.0 % right, 30.0 % wrong, 20.0 % cut off (15.0 % at the maximum number of tokens, 5.0 % at the maximum "
+        "1,000 solutions: 40.0 % correct, 30.0 % wrong, 20.0 % cut off (15.0 % at the maximum number of tokens, 5.0 % at the maximum "
         "depth), 6.0 % without an answer, 4.0 % with an unreadable answer"
     )
     assert describe_outcomes({"right": 1, "not_graded": 1}).endswith(

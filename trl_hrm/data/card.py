@@ -24,8 +24,8 @@ COLUMNS = {
     "answer": "the reference answer",
     "finish_reason": "why the annotator stopped, as in the source",
     "task": "the benchmark that the problem comes from, as in the source",
-    "mc_correct": "number of leaves below each step with the right answer",
-    "mc_total": "number of leaves below each step with an answer, right or wrong",
+    "mc_correct": "number of leaves below each step with the correct answer",
+    "mc_total": "number of leaves below each step with an answer, correct or wrong",
     "mc_unresolved": "number of leaves below each step without an answer",
     "node_ids": "search node of each step; for identical siblings, the first node; for a merged step, the node of its last step",
     "label_weights": "inverse of the probability that balancing keeps the label, 0 for steps without a label",
@@ -46,8 +46,8 @@ SOLUTION_COLUMNS = {
 VIEW_COLUMNS = {
     "sft": SOLUTION_COLUMNS
     | {
-        "mc_correct": "number of leaves with the right answer below the first step with the lowest MC score",
-        "mc_total": "number of leaves with an answer, right or wrong, below that step",
+        "mc_correct": "number of leaves with the correct answer below the first step with the lowest MC score",
+        "mc_total": "number of leaves with an answer, correct or wrong, below that step",
     },
     "raft": SOLUTION_COLUMNS
     | {

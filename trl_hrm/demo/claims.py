@@ -17,7 +17,7 @@ from .over_seeds import Answer, Spread, judge, judge_all, paired, signed, spread
 
 
 WAYS = {"best_of_n": "best-of-N", "step_search": "step search"}
-# The main reward models and how each chooses in the HRM paper: an ORM among whole solutions, the others among next steps
+# The main reward models and how each selects in the HRM paper: an ORM among whole solutions, the others among next steps
 FIRST = {"orm": "best_of_n", "prm": "step_search", "hrm": "step_search", "hnc": "step_search"}
 MAIN = (*FIRST, "control")  # all others are variants with other labels or longer training
 HRM = "HRM"
@@ -64,7 +64,7 @@ class Headline:
         name, title (`str`):
             Name and title of the model.
         way (`str`):
-            Key of `WAYS`: how solutions are chosen.
+            Key of `WAYS`: how solutions are selected.
         points (`list[dict]`):
             Points of the curve. See [`curve_over_seeds`].
         fall ([`Fall`]):
@@ -128,7 +128,7 @@ def fall_of(model: dict[str, Any], n: Sequence[int]) -> Fall:
 
 def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
     """
-    Return the verdict whether a reward model is hacked: whether its choice gets worse with more candidates.
+    Return the verdict whether a reward model is hacked: whether accuracy falls with more candidates.
 
     Args:
         model (`dict[str, Any]`):
@@ -144,9 +144,9 @@ def hacking_verdict(model: dict[str, Any], n: Sequence[int]) -> Verdict:
     fall, verdicts = fall_of(model, n), model["verdicts"]
     ends = f"{percent(fall.best)} at N = {fall.best_n}, {percent(fall.last)} at N = {fall.largest_n}."
     if fall.undecided:
-        return Verdict("open", f"Cannot be determined: {fall.undecided}.", [ends])
+        return Verdict("open", f"Not settled: {fall.undecided}.", [ends])
     if fall.spread.is_settled:
-        lead = {"yes": "Yes", "no": "No fall of more than 5 points", "open": f"Not settled by {len(verdicts)} seeds"}
+        lead = {"yes": "Yes", "no": "No loss of 5 points or more", "open": f"Not settled by {len(verdicts)} seeds"}
         return Verdict(fall.answer, f"{lead[fall.answer]}: accuracy {fall_words(fall)}.", [ends])
     answer = verdicts[0] if len(set(verdicts)) == 1 else "open"
     here = "this model" if len(verdicts) == 1 else f"these {len(verdicts)} models"
@@ -161,8 +161,9 @@ def fall_words(fall: Fall) -> str:
     lost, number = fall.spread, len(fall.spread.values)
     size = f"{100 * abs(lost.mean):.1f} points"
     if number == 1:
-        change = f"falls by {size}" if lost.mean > 0 else f"rises by {size}" if lost.mean < 0 else "is the same"
-        return f"{change} from N = {fall.best_n} to N = {fall.largest_n}"
+        if lost.mean == 0:
+            return f"is the same at N = {fall.best_n} and N = {fall.largest_n}"
+        return f"{'falls' if lost.mean > 0 else 'rises'} by {size} from N = {fall.best_n} to N = {fall.largest_n}"
     words = f"falls beyond N = {fall.best_n} in {sum(value > 0 for value in lost.values)} of {number} seeds"
     words += f", by {size} on average" if lost.mean >= 0 else f"; on average it rises by {size}"
     if not lost.is_settled:
@@ -193,14 +194,14 @@ def vote_words(data: dict[str, Any]) -> str:
     title = f"{titles(data)[model['name']]} ({WAYS[way]})"
     side = "higher than every reward model" if vote > last[best].mean else "not higher than every reward model"
     words = (
-        f"Majority vote without a reward model: {percent(vote)} at N = {n}, {side}. The best one is {title} with "
+        f"Majority vote: {percent(vote)} at N = {n}, {side}. The best reward model is {title} with "
         f"{percent(last[best].mean)}"
     )
     if not last[best].is_settled:
         return f"{words} ({len(model['seeds'])} seed{'s' * (len(model['seeds']) != 1)})."
     if last[best].low <= vote <= last[best].high:
-        return f"{words}. Its interval over seeds includes the vote, so this is not settled."
-    return f"{words}. Its interval over seeds confirms this."
+        return f"{words}. Its 95 % interval over seeds includes the vote, so the difference is not settled."
+    return f"{words}. Its 95 % interval over seeds excludes the vote."
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def _claim(words: str, here: str, answer: Answer, *measured: Spread, paper: str 
 
 
 def _not_measured(words: str, paper: str = HRM) -> Claim:
-    return Claim(paper, words, "Not measured here.", "open")
+    return Claim(paper, words, "Not measured in this profile. Use --profile full.", "open")
 
 
 def claims(data: dict[str, Any]) -> list[Claim]:
@@ -311,7 +312,7 @@ def _difference_at(mine: dict[str, Any], other: dict[str, Any], i: int) -> Sprea
 
 def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
     """
-    Return the claims that HRM recognizes corrections better than PRM, with pairs of steps scored and with single steps scored.
+    Return the claims that HRM recognizes corrections better than PRM, with steps and pairs scored and with single steps scored.
 
     A model that scores all steps higher also scores corrections higher. So both the score of corrections and their AUROC against other
     steps after an error must be higher.
@@ -328,8 +329,8 @@ def _corrections(kinds: Sequence[dict[str, Any]]) -> list[Claim]:
             continue
         score, auroc = (paired(hrm["seeds"], hrm[key], prm["seeds"], prm[key]) for key in ("correction", "auroc"))
         here = (
-            f"Mean score of a correction: HRM {statistics.fmean(hrm['correction']):.2f}, PRM {statistics.fmean(prm['correction']):.2f}; "
-            f"difference {told(score, 1, '', 2)}. AUROC of corrections against other steps after an error: difference "
+            f"First-error labels. Mean score of a correction: HRM {statistics.fmean(hrm['correction']):.2f}, PRM "
+            f"{statistics.fmean(prm['correction']):.2f}; difference {told(score, 1, '', 2)}. AUROC of corrections against other steps after an error: difference "
             f"{told(auroc, 1, '', 2)}."
         )
         found.append(_claim(words, here, judge_all([judge(score), judge(auroc)]), score, auroc))
@@ -344,7 +345,7 @@ def _wrong_prefix(found: dict[str, Any]) -> Claim:
     difference = _difference_at(hrm, prm, -1)
     ends = (percent(statistics.fmean([accuracy[-1] for accuracy in one["accuracy"]])) for one in (hrm, prm))
     here = (
-        f"Search from a wrong prefix, N = {found['n'][-1]}: HRM with pairs scored {next(ends)}, PRM {next(ends)}; difference "
+        f"First-error labels. Search from a wrong prefix, N = {found['n'][-1]}: HRM {next(ends)}, PRM {next(ends)}; difference "
         f"{told(difference)}."
     )
     return _claim(words, here, judge(difference), difference)
@@ -352,8 +353,7 @@ def _wrong_prefix(found: dict[str, Any]) -> Claim:
 
 def _hnc(found: dict[str, Any] | None, names: dict[str, str]) -> list[Claim]:
     if found is None:
-        here = "Not measured in this profile. Use `--profile full`."
-        return [Claim(HRM, f"HRM + HNC is more accurate than {name}.", here, "open") for name in ("PRM", "HRM")]
+        return [_not_measured(f"HRM + HNC is more accurate than {name}.") for name in ("PRM", "HRM")]
     claimed = []
     for one in found["comparisons"]:
         if one["a"].startswith("hnc"):
@@ -379,7 +379,7 @@ def runs_of(
 
 
 def accuracy_of(found: dict[str, int]) -> float:
-    """Return the share of right samples."""
+    """Return the share of correct samples."""
     return found["num_right"] / found["num_samples"]
 
 
@@ -440,7 +440,7 @@ def _log_scaling(runs: Sequence[dict[str, Any]]) -> Claim:
 
 
 def _entropy(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Claim:
-    """Return the claim for the best η. It is chosen on the test problems, which favours the claim."""
+    """Return the claim for the best η. It is selected on the test problems, which favours the claim."""
     words = "Entropy labels give higher accuracy than hard and soft labels."
     entropy = [one for one in found if one["labels"] == "entropy"]
     rivals = [one for one in found if one["labels"] != "entropy"]
@@ -449,5 +449,8 @@ def _entropy(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Claim:
     best = max(entropy, key=lambda one: statistics.fmean(accuracy[-1] for accuracy in one["accuracy"]))
     above = {rival["labels"]: _difference_at(best, rival, -1) for rival in rivals}
     parts = "; ".join(f"minus {labels} labels {told(difference)}" for labels, difference in above.items())
-    here = f"Accuracy at N = {n[-1]} with the best η ({best['eta']:g}): {parts}. Choosing the best of {len(entropy)} η favours the claim."
+    eta = f"the best η ({best['eta']:g})" if len(entropy) > 1 else f"η = {best['eta']:g}"
+    here = f"Accuracy at N = {n[-1]} with {eta}: {parts}."
+    if len(entropy) > 1:
+        here += f" The best of {len(entropy)} η is selected on the test problems, which favours the claim."
     return _claim(words, here, judge_all(list(map(judge, above.values()))), *above.values(), paper=ER_PRM)

@@ -28,9 +28,9 @@ DATASETS = {
     "hrm": "single and merged steps, MC scores",
     "hnc": "single and merged steps, MC scores, with and without node compression",
     "control": "single and merged steps of two searches, MC scores",
-    "prm-hard": "single steps, right if any solution below is right",
-    "judged-prm": "single steps, right up to the first error",
-    "judged-hrm": "single and merged steps, right up to the first error",
+    "prm-hard": "single steps, correct if any solution below is correct",
+    "judged-prm": "single steps, correct up to the first error",
+    "judged-hrm": "single and merged steps, correct up to the first error",
     "sft": "solutions for self-training",
 }
 

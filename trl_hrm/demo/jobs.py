@@ -81,7 +81,7 @@ def measure_policy(run: str, output: str) -> None:
 
 
 def measure_values(run: str, world: str, num_problems: int, cap: int, output: str) -> None:
-    """Measure the values of a search on the first problems, so that searches with different depth caps are comparable."""
+    """Measure the MC scores of a search on the first problems, so that searches with different maximum depths are comparable."""
     from .measures import measure_values
 
     problems = {row["problem"] for row in _read(Path(world, "train.jsonl"))[:num_problems]}

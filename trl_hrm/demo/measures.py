@@ -1,4 +1,4 @@
-"""Measurements of the demo with the checker: solutions of a policy, values of a search, and scores of a reward model."""
+"""Measurements of the demo with the checker: solutions of a policy, MC scores of a search, and scores of a reward model."""
 
 import math
 import random

@@ -1,6 +1,6 @@
 """
 Both papers end to end on synthetic arithmetic problems, without network: train a policy that makes mistakes and corrects some of them,
-label steps by tree search, train reward models, choose among N solutions, self-train the policy, and write a report.
+label steps by tree search, train reward models, select one of N solutions, self-train the policy, and write a report.
 
 ```bash
 trl-hrm demo
@@ -176,7 +176,7 @@ def run_demo(config: DemoConfig) -> str:
     return (
         f"{'report':<16}{seconds:>6.0f} s  {folder / 'report.html'}\n"
         f"{'total':<16}{data['total_seconds'] + seconds:>6.0f} s\n"
-        f"Next: open {folder / 'report.html'}, or run trl-hrm score FILE --reward_model {folder / 'models' / 'hrm-0'}"
+        f"Next: open {folder / 'report.html'}, or run trl-hrm inspect {folder / 'runs' / 'search'} --problem 0"
     )
 
 
@@ -227,14 +227,14 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         lambda: describe_search(folder / "runs" / "solutions"),
     )
 
-    # Whether the policy detects its slips. If it does not, the other results are not meaningful
+    # Whether the policy detects its errors. If it does not, the other results are not meaningful
     runner.run(
         "policy-check",
         {"check": partial(measure_policy, at("runs/solutions"), at("measures/policy.json"))},
         lambda: describe_policy(folder),
     )
 
-    # Search trees for labels, and smaller ones with other depth caps to compare MC values
+    # Search trees for labels, and smaller ones with other maximum depths to compare MC scores
     jobs = search_jobs(folder, "search", "train", **FULL_TREE, max_depth=profile.max_depth)
     for cap in profile.caps:
         limit = {"max_depth": cap, "limit": profile.num_capped}
@@ -270,7 +270,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
     jobs = {name: reward_job(folder, model, name, seed) for model in profile.models for name, seed in model.runs()}
     runner.run("reward-models", jobs, lambda: f"{len(list(folder.glob('models/*/config.json')))} reward models")
 
-    # Measure reward models and MC values with the checker
+    # Measure reward models and MC scores with the checker
     jobs = {
         name: partial(
             measure_model,
@@ -310,7 +310,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
                 overwrite=True,
             )
             jobs[name] = partial(best_of_n, config)
-    runner.run("best-of-n", jobs, lambda: f"best of up to {max(profile.n)} whole solutions")
+    runner.run("best-of-n", jobs, lambda: f"best-of-N, N = {', '.join(map(str, profile.n))}")
 
     # Step search, which the HRM paper calls best-of-N for PRM and HRM
     jobs = {
@@ -319,7 +319,7 @@ def run_stages(runner: "Runner", profile: "Profile", folder: Path, seed: int) ->
         for name, _ in model.runs()
         if model.searches
     }
-    runner.run("step-search", jobs, lambda: f"best of up to {max(profile.n)} next steps")
+    runner.run("step-search", jobs, lambda: f"step search, N = {', '.join(map(str, profile.n))}")
 
     # Step search from a wrong prefix, which shows self-correction
     jobs = {}
@@ -442,18 +442,20 @@ def describe_search(run: Path) -> str:
     totals = read_totals(node_files(run))
     leaves = totals["leaves_answered"] + totals["leaves_unresolved"]
     share = totals["leaves_correct"] / max(leaves, 1)
-    return f"{totals['problems']:,} problems, {totals['num_tokens']:,} tokens, {leaves:,} solutions, {share:.0%} right"
+    return (
+        f"{totals['problems']:,} problems, {totals['num_tokens']:,} tokens, {leaves:,} solutions, {share:.0%} correct"
+    )
 
 
 def describe_policy(folder: Path) -> str:
     from .world import SIGHT
 
     found = json.loads((folder / "measures" / "policy.json").read_text(encoding="utf-8"))
-    what = f"accuracy {found['accuracy']:.0%}, {found['slip_rate']:.0%} of steps are mistakes, {found['correction_rate']:.0%} of them corrected"
+    what = f"accuracy {found['accuracy']:.0%}, {found['slip_rate']:.0%} of steps are errors, {found['correction_rate']:.0%} of them corrected"
     if found["sight"] is None:
-        return f"{what}, no right step corrected"
-    seen = f"{what}, {found['sight']:.1f} times as often as right steps"
-    blind = f". WARNING: expected at least {SIGHT} times. The policy does not detect its mistakes. Try another --seed"
+        return f"{what}, no correct step corrected"
+    seen = f"{what}, {found['sight']:.1f} times as often as correct steps"
+    blind = f". WARNING: expected at least {SIGHT} times. The policy does not detect its errors. Try another --seed"
     return seen if found["sight"] >= SIGHT else seen + blind
 
 

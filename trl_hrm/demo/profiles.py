@@ -65,7 +65,7 @@ class Profile:
         max_depth (`int`):
             Maximum number of steps in the search for labels.
         caps (`tuple[int, ...]`), num_capped (`int`):
-            Other maximum numbers of steps, to compare MC values, and the number of problems to search with them.
+            Other maximum numbers of steps, to compare MC scores, and the number of problems to search with them.
         n, prefix_n (`tuple[int, ...]`):
             Numbers of candidates, from the problem and from a wrong prefix.
         models (`tuple[RewardModel, ...]`):

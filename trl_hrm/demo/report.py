@@ -27,6 +27,7 @@ from .claims import (
 )
 from .over_seeds import MIN_SEEDS, interval, mean_number, mean_share, signed
 from .report_pictures import (
+    EDGES,
     KINDS,
     REDUCTIONS,
     band_words,
@@ -110,7 +111,7 @@ def render_report(data: dict[str, Any], pictures: dict[str, list[Picture]]) -> s
         min_seeds=MIN_SEEDS,
         headlines=headlines(data),
         ways=WAYS,
-        chips=CHIPS | {"no": "stable"},
+        chips=CHIPS,
         bands=band_words(data),
         vote=vote_words(data),
         claims=found,
@@ -187,11 +188,11 @@ def accuracy_section(data: dict[str, Any]) -> Section:
     return Section(
         "accuracy",
         "Accuracy over N",
-        f"At N = {data['n'][-1]}: {'; '.join(lasts)}; majority vote {plain[0][-1]}, pass@N {plain[1][-1]}.",
+        f"Accuracy at N = {data['n'][-1]}: {'; '.join(lasts)}; majority vote {plain[0][-1]}, pass@N {plain[1][-1]}.",
         tables,
         [("Each seed, with 95 % intervals over problems", Table(head, each))],
-        f"Best-of-N chooses one of N whole solutions by an aggregate of its step scores ({aggregates}). Step search keeps the best of "
-        "N next steps, which the HRM paper calls best-of-N for PRM and HRM. "
+        f"Best-of-N selects one of N whole solutions by an aggregate of its step scores ({aggregates}). Step search repeatedly selects one "
+        "of N next steps. The HRM paper calls it best-of-N for PRM and HRM. "
         f"{band_words(data)} In parentheses: lowest and highest seed.",
     )
 
@@ -210,27 +211,29 @@ def gap_section(data: dict[str, Any]) -> Section:
                 ends = [signed(100 * size), points_between(low, high), str(best), str(last)]
                 each.append([f"{name}, seed {seed}", *ends, CHIPS[verdict]])
     settled = [one for one in lost if one.is_settled]
-    words = "No curve has an interval over seeds. Each model is assessed by its own interval over problems, below."
+    words = "No curve has an interval over seeds. Each model has its own verdict, by its interval over problems."
     if settled:
         number = sum(one.low > 0 for one in settled)
-        words = f"{number} of {len(settled)} curves fall beyond their best N, with a 95 % interval over seeds above 0."
-    head = ["", f"points lost to N = {n[-1]}", "95 % over seeds", "from N ="]
+        words = f"{number} of {len(settled)} curves fall beyond their best smaller N, with a 95 % interval over seeds above 0."
+    head = ["", f"points lost to N = {n[-1]}", "95 % interval over seeds", "best smaller N"]
     return Section(
         "gap",
         "Hacking gap",
         words,
-        [("", Table([*head, *(f"seeds: {word}" for word in CHIPS.values())], rows))],
+        [("", Table([*head, *CHIPS.values()], rows))],
         [
             (
-                "Loss of each seed",
-                Table(["", "points lost", "95 % over problems", "from N =", "to N =", ""], each),
+                "Each seed",
+                Table(
+                    ["", "points lost", "95 % interval over problems", "best smaller N", "largest N", "verdict"], each
+                ),
             )
         ],
         "Points lost: mean accuracy at the best smaller N minus mean accuracy at the largest N, with the same two N for all seeds. "
-        "Negative values are gains. The best N is chosen on the same problems, which overstates small losses. In the picture: small "
-        "marks are seeds, large marks are means, bars are 95 % intervals. The counts of seeds use each seed's own best smaller N. A "
-        "seed shows no sign of hacking if its interval over problems rules out a loss of 5 points or more. Otherwise, it is hacked "
-        "if the interval is above 0.",
+        "Negative values are gains. The best N is selected on the same problems, which overstates small losses. In the picture, small "
+        "marks are seeds, large marks are means, and bars are 95 % intervals over seeds. The last columns count the seeds with each "
+        "verdict, each with its own best smaller N. No sign of hacking: the interval over problems rules out a loss of 5 points or more. "
+        "Hacked: it does not, and it is above 0. Not settled: otherwise.",
     )
 
 
@@ -240,10 +243,11 @@ def wrong_prefix_section(found: dict[str, Any]) -> Section:
     return Section(
         "wrong-prefix",
         "Search from a wrong prefix",
-        f"Accuracy from {found['num_problems']:,} prefixes whose last step is wrong, at N = {found['n'][-1]}: {ends}.",
+        f"Accuracy of step search from {found['num_problems']:,} prefixes that end with an error, at N = {found['n'][-1]}: {ends}.",
         [("", Table(_over_n(found["n"]), rows))],
-        note="A search from the problem makes few errors with a good reward model, so it may not show self-correction. Steps and pairs: "
-        "the higher of a step's own score and the score of the pair that ends with it.",
+        note="With a good reward model, a search from the problem makes few errors, so it may not show self-correction. Steps and pairs: "
+        "the score of a step is the higher of its own score and the score of the pair that ends with it. First-error labels: all single "
+        "steps after the first error are wrong, even corrections, but a pair of an error and its correction is correct.",
     )
 
 
@@ -258,12 +262,12 @@ def step_kinds_section(found: Sequence[dict[str, Any]]) -> Section:
     return Section(
         "step-kinds",
         "Scores after an error",
-        f"Models that score corrections higher than locally right steps, on average over seeds: {'; '.join(liked) or 'none'} "
+        f"Models that score corrections higher than locally correct steps, on average over seeds: {'; '.join(liked) or 'none'} "
         f"({len(liked)} of {len(found)}).",
         [("", Table(["", *(KINDS[kind] for kind in kinds), "AUROC"], rows))],
-        note="Steps after one wrong step: a correction repeats it correctly, a locally right step continues correctly from the wrong "
-        "value, and a new error is a second mistake. AUROC: corrections against the other two. Marks are means, and bars range from "
-        "the lowest to the highest seed.",
+        note="Steps after one error: a correction repeats the step correctly, a locally correct step continues correctly from the wrong "
+        "value, and a new error is a second error. AUROC: corrections against the other two. In the picture, marks are means, and bars "
+        "range from the lowest to the highest seed. In parentheses: lowest and highest seed.",
     )
 
 
@@ -278,14 +282,16 @@ def depth_cap_section(data: dict[str, Any]) -> Section:
         ]
         for one in found
     ]
-    means = ", ".join(f"{shown_mean(one['correction'])} at cap {one['cap']}" for one in found)
-    head = ["depth cap", *(f"{KINDS[kind]} (steps)" for kind in kinds), "leaves without an answer", "problems"]
+    means = ", ".join(f"{shown_mean(one['correction'])} at maximum depth {one['cap']}" for one in found)
+    head = ["maximum depth", *(KINDS[kind] for kind in kinds), "leaves without an answer", "problems"]
     return Section(
         "depth-cap",
-        "Values by depth cap",
-        f"Mean MC value of a correction: {means}. A solution has {data['solution_length']} steps. A correction adds one, so it does "
-        f"not fit into a tree with a depth cap of {data['solution_length']}.",
+        "MC scores by maximum depth",
+        f"Mean MC score of a correction: {means}. A solution without corrections has {data['solution_length']} steps. Each "
+        f"correction adds one, so a corrected solution does not fit into a search tree with a maximum depth of {data['solution_length']}.",
         [("", Table(head, rows))],
+        note="The MC score of a step is the estimated probability that its continuations reach the correct answer. Here, solutions without an "
+        "answer count as wrong. In parentheses: number of steps.",
     )
 
 
@@ -334,14 +340,16 @@ def self_training_section(found: dict[str, Any]) -> Section:
             (
                 "",
                 Table(
-                    ["", "KL in the loss", "runs", "LM loss at the end", "KL at the end", "accuracy", "samples"], rows
+                    ["", "KL in the loss", "runs", "LM loss at the end", "KL at the end", "accuracy", "solutions"],
+                    rows,
                 ),
             )
         ],
-        note="Corresponds to figure 4 of the HRM paper. The paper sums KL over a solution, but the language-model loss is a mean over "
-        "tokens. So the same λ has a stronger effect on longer solutions. The mean over tokens puts both on the same scale. KL is "
-        "measured in the same way for all runs, and drawn from the first step where it is above 0. For several runs, values are means "
-        "with the lowest and highest run.",
+        note="The pictures correspond to figure 4 of the HRM paper. The loss is the language-model (LM) loss plus λ times ln(1 + KL) or, "
+        "with no log, plus λ times KL. KL is KL(ref ‖ policy), and ref is the policy before training. The paper sums KL over a solution, "
+        "but the LM loss is a mean over tokens, so the same λ has a stronger effect on longer solutions. The mean over tokens puts both on "
+        "the same scale. KL is measured in the same way for all runs, and drawn from the first step where it is above 0. In parentheses: "
+        "lowest and highest run.",
     )
 
 
@@ -358,13 +366,15 @@ def eta_section(found: Sequence[dict[str, Any]], n: Sequence[int]) -> Section:
         f"Labels with the highest mean accuracy of best-of-N at N = {n[-1]}: {eta_name(best)} ({percent(_last(best))}). The claims say "
         "whether the differences are settled.",
         [("", Table(_over_n(n, "labels", "mean label", "AUROC, first error"), rows))],
+        note="Soft labels are MC scores. Hard labels are 1 if the MC score is above 0. Entropy labels are MC scores after the map of ER-PRM "
+        "with strength η. AUROC: correct steps before any error against first errors. In parentheses: lowest and highest seed.",
     )
 
 
 def hnc_section(found: dict[str, Any] | None, names: dict[str, str]) -> Section:
     title = "Node compression (HNC)"
     if found is None:
-        words = "Not measured in this profile, because it requires several seeds. Run `trl-hrm demo --profile full`."
+        words = "Not measured in this profile, because it requires several seeds. Use --profile full."
         return Section("hnc", title, words)
     rows, each, number = [], [], 0
     for one in found["comparisons"]:
@@ -379,7 +389,7 @@ def hnc_section(found: dict[str, Any] | None, names: dict[str, str]) -> Section:
         "hnc",
         title,
         f"At N = {found['n'][-1]}, the interval over {len(found['seeds'])} seeds is above 0 for {number} of "
-        f"{len(found['comparisons'])} differences. Training trees, with equal steps merged: {trained}.",
+        f"{len(found['comparisons'])} differences. Training rows: {trained}.",
         [("", Table(_over_n(found["n"], "difference, points"), rows))],
         [("Each seed", Table(_over_n(found["n"], "points"), each))],
     )
@@ -392,21 +402,21 @@ def tree_section(tree: dict[str, Any]) -> Section:
             str(i),
             "problem" if node["parent"] < 0 else str(node["parent"]),
             step_text(node),
-            node["kind"].replace("_", " "),
+            EDGES[node["kind"]][0],
             "–" if node["value"] is None else f"{node['value']:.2f}",
             f"{node['count']:,}",
-            "–" if node["correct"] is None else "right" if node["correct"] else "wrong",
+            "–" if node["correct"] is None else "correct" if node["correct"] else "wrong",
         ]
         for i, node in enumerate(nodes)
     ]
     number = sum(node["kind"] == "correction" for node in nodes)
-    head = ["step", "after", "text", "kind", "value", "n", "answer"]
+    head = ["step", "after", "text", "kind", "MC score", "n", "answer"]
     return Section(
         "tree",
         "A search tree",
-        f"{tree['problem']} {number} of {len(nodes)} steps shown are corrections.",
+        f"Problem: {tree['problem']} {number} of the {len(nodes)} steps shown are corrections.",
         details=[("The tree as a table", Table(head, rows, style="words"))],
-        note="Each box shows the step, its mean MC value, and n, the number of times it was sampled.",
+        note="Each box shows a step, its mean MC score, and n, the number of times that it was sampled.",
     )
 
 
@@ -417,31 +427,34 @@ def made_section(data: dict[str, Any]) -> Section:
     ]
     models = [
         [
-            *(one["title"], one["labels"], one["data"], f"{one['rows']:,}", ", ".join(map(str, one["seeds"]))),
+            *(
+                one["title"],
+                "first-error" if one["labels"] == "judged" else one["labels"],
+                one["data"],
+                f"{one['rows']:,}",
+                ", ".join(map(str, one["seeds"])),
+            ),
             *(mean_number(one["auroc"], ".3f"), mean_number(one["first_error_auroc"], ".3f")),
             mean_number(one["seconds"], ".1f"),
         ]
         for one in data["models"]
     ]
     problems, policy = data["problems"], data["policy"]
-    sight = (
-        "never without a mistake"
-        if policy["sight"] is None
-        else f"mistakes are corrected {policy['sight']:.1f} times as often"
-    )
+    sight = "" if policy["sight"] is None else f" (errors are corrected {policy['sight']:.1f} times as often)"
     head = ["", "labels", "data", "rows", "seeds", "AUROC", "AUROC, first error", "seconds"]
     return Section(
         "made",
         "Datasets and reward models",
-        f"The policy is trained on {problems['policy']:,} problems, and the reward models on {problems['train']:,}. They are tested on "
-        f"{problems['test']:,}. The policy is right in {percent(policy['accuracy'])} of {policy['num_solutions']:,} solutions. It makes a "
-        f"mistake in {percent(policy['slip_rate'])} of its steps, and corrects {percent(policy['correction_rate'])} of its mistakes and "
-        f"{percent(policy['spurious_rate'])} of its right steps ({sight}).",
+        f"The policy is trained on {problems['policy']:,} problems, and the reward models on {problems['train']:,}. All are tested on "
+        f"{problems['test']:,}. Of the {policy['num_solutions']:,} solutions of the policy, {percent(policy['accuracy'])} are correct. It makes an "
+        f"error in {percent(policy['slip_rate'])} of its steps, and corrects {percent(policy['correction_rate'])} of its errors and "
+        f"{percent(policy['spurious_rate'])} of its correct steps{sight}.",
         [
             ("", Table(["dataset", "content", "rows", "labels", "mean label"], datasets, style="words")),
             ("Reward models", Table(head, models, style="words")),
         ],
-        note="AUROC on held-out labelled steps: all steps, and first errors against right steps before any error.",
+        note="AUROC on held-out labelled steps: correct against wrong steps, and correct steps before any error against first errors. In "
+        "parentheses: lowest and highest seed.",
     )
 
 

@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 KINDS = {
     "correction": "correction",
-    "locally_right": "locally right",
+    "locally_right": "locally correct",
     "new_error": "new error",
     "first_error": "first error",
-    "right": "right",
+    "right": "correct",
 }
 SCALINGS = {"log1p": "log", "none": "no log"}
 REDUCTIONS = {"sum": "summed over a solution", "token_mean": "mean over tokens"}
 TREE_WIDTH = 9.5  # inches
 BOX = (0.82, 0.66)  # width and height of a node, as shares of its cell
 EDGES = {
-    "right": ("right step", "-", 1.4),
+    "right": ("correct step", "-", 1.4),
     "first_error": ("first error", "--", 2.0),
     "correction": ("correction", "-", 3.4),
-    "locally_right": ("locally right", ":", 1.8),
+    "locally_right": ("locally correct", ":", 1.8),
     "new_error": ("new error", "-.", 1.8),
-    "lucky": ("right again by chance", (0, (1, 3)), 1.8),
+    "lucky": ("correct again by chance", (0, (1, 3)), 1.8),
     "answer": ("answer", "-", 0.8),
 }
 
@@ -75,7 +75,7 @@ def make_pictures(data: dict[str, Any]) -> dict[str, list[Picture]]:
         )
         for one in sorted(data["eta"], key=lambda one: one["mean_label"])
     ]
-    eta_title = f"Best-of-N accuracy at N = {n[-1]}, by labels of the reward model"
+    eta_title = f"Accuracy of best-of-N at N = {n[-1]}, by labels of the reward model"
     pictures = {
         "first": [first],
         "accuracy": _way_pictures(data),
@@ -184,9 +184,7 @@ def _wrong_prefix_pictures(found: dict[str, Any]) -> list[Picture]:
         models = [one for one in found["models"] if one["name"].startswith("judged") == is_judged]
         if models:
             curves = [(scored_title(one), curve_over_seeds(one["accuracy"], found["n"])) for one in models]
-            title = (
-                f"Accuracy of a search that starts after an error, {'first-error' if is_judged else 'search'} labels"
-            )
+            title = f"Accuracy from a wrong prefix, {'first-error labels' if is_judged else 'labels from MC scores'}"
             pictures.append(band_picture(f"wrong-prefix{end}", title, curves, []))
     return pictures
 
@@ -211,14 +209,14 @@ def _kinds_picture(found: Sequence[dict[str, Any]]) -> Picture:
         axes.set_yticks(range(len(found)), [_wrapped(scored_title(one)) for one in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel("mean score")
+        axes.set_xlabel("score")
         legend(axes, theme)
 
-    text = "Mean scores of steps after one wrong step. " + "; ".join(
+    text = "Mean scores of steps after an error. " + "; ".join(
         f"{scored_title(one)}: " + ", ".join(f"{KINDS[kind]} {statistics.fmean(one[kind]):.2f}" for kind in kinds)
         for one in found
     )
-    return draw("step-kinds", "Scores of steps after a wrong step", text, paint, 1.5 + 0.5 * len(found))
+    return draw("step-kinds", "Scores of steps after an error", text, paint, 1.5 + 0.5 * len(found))
 
 
 def _caps_picture(found: Sequence[dict[str, Any]], solution_length: int) -> Picture:
@@ -226,21 +224,22 @@ def _caps_picture(found: Sequence[dict[str, Any]], solution_length: int) -> Pict
     caps = [one["cap"] for one in found]
 
     def paint(axes: "Axes", theme: Theme) -> None:
-        axes.axvline(solution_length, color=theme.quiet, linestyle=":", linewidth=1.5, label="cap = solution length")
+        axes.axvline(solution_length, color=theme.quiet, linestyle=":", linewidth=1.5, label="length of a solution")
         colors = (theme.curves[2], theme.wrong, theme.right, theme.curves[3])
         for kind, color, marker in zip(kinds, colors, MARKERS, strict=False):
             means = [float("nan") if one[kind]["mean"] is None else one[kind]["mean"] for one in found]
             axes.plot(caps, means, color=color, marker=marker, markersize=5, linewidth=2, label=KINDS[kind])
         axes.set_xticks(caps, [str(cap) for cap in caps])
         axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel("depth cap of the search tree, steps")
-        axes.set_ylabel("mean MC value")
+        axes.set_xlabel("maximum depth of the search tree, steps")
+        axes.set_ylabel("mean MC score")
         legend(axes, theme)
 
-    text = "Mean MC value by depth cap. " + "; ".join(
-        f"cap {one['cap']}: " + ", ".join(f"{KINDS[kind]} {shown_mean(one[kind])}" for kind in kinds) for one in found
+    text = "Mean MC score by maximum depth. " + "; ".join(
+        f"maximum depth {one['cap']}: " + ", ".join(f"{KINDS[kind]} {shown_mean(one[kind])}" for kind in kinds)
+        for one in found
     )
-    return draw("depth-cap", "Mean MC value of steps, by the depth cap of the tree", text, paint, 3.4)
+    return draw("depth-cap", "Mean MC score of steps, by maximum depth", text, paint, 3.4)
 
 
 def shown_mean(found: dict[str, Any]) -> str:
@@ -269,7 +268,7 @@ def run_name(run: dict[str, Any]) -> str:
 
 
 def _lambda_pictures(runs: Sequence[dict[str, Any]]) -> list[Picture]:
-    """Return the pictures of language-model loss and KL over steps, for each KL reduction. All pictures include λ = 0."""
+    """Return the pictures of LM loss and KL over steps, for each KL reduction. All pictures include λ = 0."""
     reductions = list(dict.fromkeys(run["kl_reduction"] for run in runs if run["kl_coef"]))
     pictures = []
     for reduction in reductions:
@@ -280,7 +279,7 @@ def _lambda_pictures(runs: Sequence[dict[str, Any]]) -> list[Picture]:
 
 def _lambda_picture(runs: Sequence[dict[str, Any]], reduction: str, key: str) -> Picture:
     coefs = sorted({run["kl_coef"] for run in runs})
-    what = {"kl": "KL(ref ‖ policy), nats per solution", "lm_loss": "language-model loss, nats per token"}[key]
+    what = {"kl": "KL(ref ‖ policy), nats per solution", "lm_loss": "LM loss, nats per token"}[key]
 
     def paint(axes: "Axes", theme: Theme) -> None:
         colors = dict(zip(coefs, cycle((theme.wrong, *theme.curves[:1], *theme.curves[2:])), strict=False))
@@ -302,7 +301,7 @@ def _lambda_picture(runs: Sequence[dict[str, Any]], reduction: str, key: str) ->
         legend(axes, theme)
 
     ends = "; ".join(f"{run_name(run)}: {run['curve'][0][key]:.3g} to {run['curve'][-1][key]:.3g}" for run in runs)
-    title = f"{'KL' if key == 'kl' else 'Language-model loss'} over steps, KL {REDUCTIONS[reduction]} in the loss"
+    title = f"{'KL' if key == 'kl' else 'LM loss'} by optimizer step (KL in the loss: {REDUCTIONS[reduction]})"
     name = f"lambda-{reduction.replace('_', '-')}-{key.replace('_', '-')}"
     return draw(name, title, f"{title}. {ends}", paint, 3.3)
 
@@ -319,7 +318,7 @@ def tree_picture(tree: dict[str, Any]) -> Picture:
 
     Args:
         tree (`dict[str, Any]`):
-            `problem`, and `nodes` with `parent` (-1 for the problem), `text`, mean MC `value`, `count` (number of times the step was
+            `problem`, and `nodes` with `parent` (-1 for the problem), `text`, mean MC score (`value`), `count` (number of times the step was
             sampled), `kind`, and `correct` for answers.
     """
     nodes = tree["nodes"]
@@ -355,12 +354,12 @@ def tree_picture(tree: dict[str, Any]) -> Picture:
 
     corrections = [node for node in nodes if node["kind"] == "correction"]
     text = f"A search tree of {len(nodes)} steps for: {tree['problem']} " + " ".join(
-        f"Correction {step_text(node)}, value {_number(node['value'])}, after {step_text(nodes[node['parent']])}, "
-        f"value {_number(nodes[node['parent']]['value'])}."
+        f"Correction {step_text(node)}, MC score {_number(node['value'])}, after {step_text(nodes[node['parent']])}, "
+        f"MC score {_number(nodes[node['parent']]['value'])}."
         for node in corrections
         if node["parent"] >= 0
     )
-    title = "Steps with their MC values. Bluer is higher. Corrections have a thick line and frame"
+    title = "Steps with their mean MC scores: blue is high, orange is low. Corrections have a thick line and frame"
     return draw("tree", title, text, paint, 1.0 + 0.46 * num_rows, TREE_WIDTH)
 
 
@@ -393,7 +392,7 @@ def step_text(node: dict[str, Any]) -> str:
 
 
 def node_words(node: dict[str, Any]) -> str:
-    """Return the text of a node: its step, whether its answer is right, its value and its count."""
+    """Return the text of a node: its step, whether its answer is correct, its mean MC score and its count."""
     mark = "" if node["correct"] is None else " ✓" if node["correct"] else " ✗"
     return f"{step_text(node)[:24]}{mark}\n{_number(node['value'])}, n = {node['count']}"
 

@@ -35,7 +35,7 @@ from .saved_results import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CHIPS = {"yes": "hacked", "no": "no sign", "open": "not settled"}
+CHIPS = {"yes": "hacked", "no": "no sign of hacking", "open": "not settled"}
 POINT = ("n", "accuracy", "low", "high")
 NUM_BINS = 20
 
@@ -394,7 +394,7 @@ def scores_picture(result: Result, kind: str, number: int) -> Picture:
         axes.axhline(0, color=theme.quiet, linewidth=1)
         axes.set_xlim(0, 1)
         axes.set_xlabel("score")
-        axes.set_ylabel("share of each, %")
+        axes.set_ylabel("share of each group, %")
         axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
         legend(axes, theme)
 

@@ -228,9 +228,9 @@ def verdict(result: Result, curve: str) -> Verdict:
     reasons = []
     for other, words in others:
         if last["low"] > other["high"]:
-            reasons.append(f"Above {words}.")
+            reasons.append(f"Better than {words}.")
         elif last["high"] < other["low"]:
-            reasons.append(f"Below {words}.")
+            reasons.append(f"Worse than {words}.")
         else:
             reasons.append(f"Not clearly different from {words}.")
     return replace(found, reasons=[*found.reasons, *reasons])
@@ -259,7 +259,7 @@ def curve_label(name: str) -> str:
     'weighted vote, min'
     ```
     """
-    return BASELINES.get(name, name.replace("_", " ").replace("/", ", "))
+    return BASELINES.get(name, name.replace("best_of_n", "best-of-N").replace("_", " ").replace("/", ", "))
 
 
 def baselines(group: Sequence[Result]) -> list[tuple[str, list[dict[str, Any]]]]:

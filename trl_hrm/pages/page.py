@@ -90,8 +90,8 @@ def resource(name: str) -> str:
 
 
 def _kept(text: str) -> str:
-    """Replace spaces by no-break spaces in `12 %` and `N = 4`."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%").replace("N = ", "N\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    """Replace spaces by no-break spaces in `12 %`, `N = 4` and `λ = 0.5`."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
 
 
 def _png(image: bytes) -> str:

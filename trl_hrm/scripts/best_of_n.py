@@ -210,7 +210,7 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
     from trl_hrm import BestOfNConfig, best_of_n
 
     results = best_of_n(BestOfNConfig(candidates="samples.jsonl", reward_model="me/my-hrm", n=[1, 4, 16], output_dir="runs/bon"))
-    print(results.curves["best_of_n_min"])
+    print(results.curves["best_of_n/min"])
     ```
     """
     from ..evaluation.best_of_n import BLOCK, files_digest, make_results, score_pool, wait_for_parts

@@ -225,12 +225,13 @@ def _inspect(tree: "SearchTree", config: InspectConfig) -> "Inspection":
     from ..search.values import leaf_counts, mc_scores
 
     totals = tree_totals(tree)  # before compression, whose new nodes repeat tokens
-    basis = f"MC score: {config.estimator.replace('_', ' ')}, solutions without an answer: {config.truncated}"
+    counted = {"drop": "dropped", "wrong": "counted as wrong"}[config.truncated]
+    basis = f"{config.estimator.replace('_', ' ')}, solutions without an answer {counted}"
     if any(node.value is not None for node in tree.nodes):
-        basis = "values recorded in the source; for the prompt, their mean"
+        basis = "recorded in the source; for the prompt, their mean"
     if config.hnc:
         tree = compress(tree, config.hnc_seed)
-        basis += f"; after node compression with seed {config.hnc_seed}, which moved {count_moves(tree)}"
+        basis += f"; after node compression with seed {config.hnc_seed}, which moved {count_moves(tree)} nodes"
     scores = mc_scores(tree, config.estimator, config.truncated)
     return Inspection(tree, scores, leaf_counts(tree), totals, run=config.input, basis=basis)
 

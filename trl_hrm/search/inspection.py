@@ -11,14 +11,14 @@ from .tree import ROOT, SearchTree
 from .values import LeafCounts
 
 
-CORRECT, WRONG, UNGRADED, TRUNCATED, NO_ANSWER, NOT_CONTINUED, LEFT_OUT = OUTCOMES = (
+CORRECT, WRONG, UNGRADED, TRUNCATED, NO_ANSWER, NOT_CONTINUED, DROPPED = OUTCOMES = (
     "correct",
     "wrong",
     "ungraded",
     "truncated",
     "no answer",
     "not continued",
-    "left out",
+    "dropped",
 )
 
 
@@ -39,7 +39,7 @@ class Inspection:
         run (`str`, *optional*, defaults to `""`):
             Source of the tree.
         basis (`str`, *optional*, defaults to `""`):
-            Description of the scores.
+            How the scores are estimated.
     """
 
     tree: SearchTree
@@ -54,8 +54,8 @@ class Inspection:
         Return the outcome of each of the N nodes, one of `OUTCOMES`. `None` for an inner node, and for a leaf with only a value
         recorded by its source.
 
-        `"left out"` is a leaf that the budget dropped at random; siblings represent it. `"not continued"` is a leaf at the maximum
-        depth, or one that has not been continued yet.
+        `"dropped"` is a leaf that was dropped at random because of the budget; its siblings represent it. `"not continued"` is a leaf
+        at the maximum depth, or one that has not been continued yet.
         """
         followed = {node.parent for node in self.tree.nodes}
         found: list[str | None] = []
@@ -71,7 +71,7 @@ class Inspection:
             elif node.is_final or node.finish == "eos":
                 found.append(NO_ANSWER)
             else:
-                found.append(NOT_CONTINUED if self.counts[i].unresolved else LEFT_OUT)
+                found.append(NOT_CONTINUED if self.counts[i].unresolved else DROPPED)
         return found
 
 

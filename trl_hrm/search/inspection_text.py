@@ -34,7 +34,7 @@ def format_tree(
     color: bool = False,
 ) -> str:
     """
-    Format a tree with one line per node: MC score, solved leaves, beginning of the text, and outcome of the solution.
+    Format a tree with one line per node: MC score, correct solutions below, beginning of the text, and outcome of the solution.
 
     Hidden nodes are counted where they are hidden. Control characters in texts are replaced by visible characters.
 
@@ -147,7 +147,11 @@ def _head(inspection: Inspection, console: Console) -> list[Text]:
         Text(_cut(" · ".join(facts), width), style="bold"),
         *map(Text, prompt),
         Text(_cut(f"reference answer: {plain(problem.answer)}", width)),
-        Text(_cut(inspection.basis, width), style="dim"),
+        Text(_cut(f"MC scores: {inspection.basis}", width), style="dim"),
+        Text(
+            _cut("columns: MC score; correct/answered solutions below, +N? without an answer; step", width),
+            style="dim",
+        ),
     ]
 
 
@@ -171,7 +175,7 @@ def _ending(inspection: Inspection, outcomes: list[str | None], line: Line) -> s
 
 
 def _share(inspection: Inspection, index: int) -> str:
-    """Return the solved and answered leaves below an inner node, and how many are unresolved."""
+    """Return how many solutions below an inner node are correct, have an answer, and have no answer, such as `3/5 +2?`."""
     counts = inspection.counts[index]
     if not (counts.answered or counts.unresolved):
         return ""

@@ -8,7 +8,7 @@ from .open_tree import OpenTree
 
 
 OUTCOMES = {
-    "right": "right",
+    "right": "correct",
     "wrong": "wrong",
     "cut_off_by_tokens": "at the maximum number of tokens",
     "cut_off_by_context": "at the policy's context length",
@@ -86,7 +86,7 @@ def describe_outcomes(solutions: Mapping[str, int]) -> str:
 
     ```python
     >>> describe_outcomes({"right": 3, "wrong": 1, "cut_off_by_depth": 4})
-    '8 solutions: 37.5 % right, 12.5 % wrong, 50.0 % cut off (50.0 % at the maximum depth), 0.0 % without an answer, 0.0 % with an unreadable answer'
+    '8 solutions: 37.5 % correct, 12.5 % wrong, 50.0 % cut off (50.0 % at the maximum depth), 0.0 % without an answer, 0.0 % with an unreadable answer'
     ```
     """
     total = sum(solutions.values())

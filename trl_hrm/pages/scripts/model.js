@@ -60,7 +60,7 @@ function stepName(node) {
 
 function titleOf(line) {
   const node = line.nodes[0];
-  if (line.kind === "prompt") return "Problem";
+  if (line.kind === "prompt") return "Prompt";
   if (line.kind === "node" && of("role", node) !== "rollout") return stepName(node);
   const from = of("parent", node);
   const where = from === PROMPT ? "from the prompt" : `from ${stepName(from).toLowerCase()}`;

@@ -64,7 +64,7 @@ function rowContent(line) {
     });
     return [make("span", "step", plural(line.nodes.length, "rollout")), ...counted];
   }
-  const text = line.kind === "prompt" ? "Problem" : oneLine(of("text", node));
+  const text = line.kind === "prompt" ? "Prompt" : oneLine(of("text", node));
   const marks = [];
   if (line.below.length && of("answered", node) + of("unresolved", node) > 0) {
     const open = of("unresolved", node) ? make("em", "", ` +${of("unresolved", node)}?`) : null;
@@ -205,7 +205,7 @@ function trailPart(line) {
   if (line.kind === "prompt") return [];
   const items = [PROMPT, ...pathTo(of("parent", line.nodes[0]))].map((node) => {
     const score = of("score", node);
-    const text = node === PROMPT ? "(prompt)" : of("text", node);
+    const text = node === PROMPT ? "Prompt" : of("text", node);
     const button = make("button", shadeOf(score), make("b", "", score === null ? "–" : score.toFixed(2)), make("span", "", text));
     button.type = "button";
     button.addEventListener("click", () => select(lineOf.get(node)));
