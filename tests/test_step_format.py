@@ -86,7 +86,7 @@ class TestRefusals:
             ({"prompt_style": "instruct"}, "`prompt_style` is 'instruct', expected one of ('plain', 'chat')"),
             ({"head": "binary"}, "`head` is 'binary', expected one of"),
             ({"regression_loss": "huber"}, "`regression_loss` is 'huber', expected one of"),
-            ({"system_prompt": "Sum."}, '`system_prompt` needs `prompt_style="chat"`'),
+            ({"system_prompt": "Sum."}, '`system_prompt` requires `prompt_style="chat"`'),
             ({"label_tokens": ["+", "+"]}, "`label_tokens` is ('+', '+'), expected two different tokens"),
             ({"label_tokens": ["+"]}, "`label_tokens` is ('+',), expected two"),
         ],
@@ -245,7 +245,7 @@ class TestChatTemplate:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"chat_template_kwargs": {"a": 1}}, '`chat_template_kwargs` needs `prompt_style="chat"`'),
+            ({"chat_template_kwargs": {"a": 1}}, '`chat_template_kwargs` requires `prompt_style="chat"`'),
             ({"chat_template_kwargs": ["a"]}, "`chat_template_kwargs` is ['a'], expected a JSON object"),
             ({"chat_template_kwargs": {"a": {1}}}, "expected JSON values only"),
             ({"chat_template_kwargs": {"a": float("nan")}}, "expected JSON values only"),

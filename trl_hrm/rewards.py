@@ -117,21 +117,21 @@ class StepReward:
         if isinstance(aggregate, str):
             aggregate_scores([0.5], aggregate)  # checks the name
         if segmentation is not None and segmentation not in RULES:
-            raise ValueError(f"segmentation is {segmentation!r}. It must be one of {', '.join(RULES)}.")
+            raise ValueError(f"`segmentation` is {segmentation!r}. It must be one of {', '.join(RULES)}.")
         if not math.isfinite(guard_reward):
             raise ValueError(
-                f"guard_reward is {guard_reward}. It must be a finite number, because TRL ignores NaN rewards."
+                f"`guard_reward` is {guard_reward}. It must be a finite number, because TRL ignores NaN rewards."
             )
         if min_steps < 1 or (max_steps is not None and max_steps < min_steps):
             raise ValueError(
-                f"min_steps is {min_steps} and max_steps is {max_steps}. They must satisfy 1 <= min_steps <= max_steps."
+                f"`min_steps` is {min_steps} and `max_steps` is {max_steps}. They must satisfy 1 <= min_steps <= max_steps."
             )
         if max_repeated is not None and not 0 <= max_repeated <= 1:
-            raise ValueError(f"max_repeated is {max_repeated}. It must be a share of the steps, from 0 to 1.")
+            raise ValueError(f"`max_repeated` is {max_repeated}. It must be a share of the steps, from 0 to 1.")
         for limit, value, least in (("max_blank", max_blank, 0), ("max_tokens", max_tokens, 1)):
             if value is not None and value < least:
                 raise ValueError(
-                    f"{limit} is {value}, which would reject every completion. It must be at least {least}."
+                    f"`{limit}` is {value}, which would reject every completion. It must be at least {least}."
                 )
         if not isinstance(reward_model, str) and scorer_kwargs:
             raise ValueError(
@@ -198,7 +198,7 @@ class StepReward:
             problems += columns[self.problem_column]
         else:
             raise ValueError(
-                f"{self.__name__}: problem_column is {self.problem_column!r}, but the dataset has only the columns "
+                f"{self.__name__}: `problem_column` is {self.problem_column!r}, but the dataset has only the columns "
                 f"{sorted(name for name, value in columns.items() if isinstance(value, list))} in addition to the prompt. Set "
                 "`problem_column` to one of them."
             )

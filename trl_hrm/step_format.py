@@ -103,10 +103,12 @@ class StepFormat:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"StepFormat: `{name}` is {getattr(self, name)!r}, expected one of {allowed}.")
         if self.system_prompt is not None and self.prompt_style != "chat":
-            raise ValueError('StepFormat: `system_prompt` needs `prompt_style="chat"`. Plain prompts have no roles.')
+            raise ValueError(
+                'StepFormat: `system_prompt` requires `prompt_style="chat"`. Plain prompts have no roles.'
+            )
         if self.chat_template_kwargs is not None and self.prompt_style != "chat":
             raise ValueError(
-                'StepFormat: `chat_template_kwargs` needs `prompt_style="chat"`. Plain prompts use no chat template.'
+                'StepFormat: `chat_template_kwargs` requires `prompt_style="chat"`. Plain prompts use no chat template.'
             )
         check_chat_template_options(self.chat_template_kwargs, self.chat_template_date)
         if not isinstance(self.sanitize_control_tokens, bool):

@@ -488,7 +488,7 @@ class TestResults:
 
     @pytest.mark.parametrize("options", [{"threshold": 1.5}, {"threshold": math.nan}, {"validation_size": 1}])
     def test_options_out_of_range(self, options):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` is"):
             measure(PROCESS_BENCH, [solution(0, 0)], [[0.5] * 3], **options)
 
 

@@ -373,12 +373,12 @@ def test_describe_is_stable(folder, engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature is -1"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_p": 0}, "top_p is 0"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": "many"}, "batch_size is 'many'"),
+        ({"temperature": -1}, "`temperature` is -1"),
+        ({"temperature": float("nan")}, "`temperature` is nan"),
+        ({"top_p": 0}, "`top_p` is 0"),
+        ({"top_k": -1}, "`top_k` is -1"),
+        ({"batch_size": 0}, "`batch_size` is 0"),
+        ({"batch_size": "many"}, "`batch_size` is 'many'"),
     ],
 )
 def test_options_out_of_range(engine, options, message):

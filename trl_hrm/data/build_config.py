@@ -116,13 +116,15 @@ class BuildConfig(Config):
         self.columns = parse_columns(self.columns)
         super().__post_init__()
         if not self.merge_separator:
-            raise ValueError("merge_separator is empty. It must separate the steps of a merged step, as '\\n' does.")
+            raise ValueError("`merge_separator` is empty. It must separate the steps of a merged step, as '\\n' does.")
         if self.max_merge < 2:
-            raise ValueError(f"max_merge is {self.max_merge}, expected 2 (pairs, as in the paper) or more.")
+            raise ValueError(f"`max_merge` is {self.max_merge}. It must be at least 2 (pairs, as in the paper).")
         if not 0 <= self.test_size < 1:
-            raise ValueError(f"test_size is {self.test_size}, expected a fraction in [0, 1). Use 0 for no test split.")
+            raise ValueError(
+                f"`test_size` is {self.test_size}. It must be a fraction in [0, 1). Use 0 for no test split."
+            )
         if self.num_proc is not None and self.num_proc < 1:
-            raise ValueError(f"num_proc is {self.num_proc}, expected 1 or more.")
+            raise ValueError(f"`num_proc` is {self.num_proc}. It must be at least 1.")
 
 
 @dataclass(kw_only=True)
@@ -175,7 +177,7 @@ class BuildPRM800KConfig(BuildConfig):
             label = -1.0
         if not 0 <= label <= 1:
             raise ValueError(
-                f"neutral is {self.neutral!r}, expected 'negative', 'positive', 'drop' or a probability in [0, 1]."
+                f"`neutral` is {self.neutral!r}. It must be 'negative', 'positive', 'drop' or a probability in [0, 1]."
             )
         return label
 

@@ -98,8 +98,8 @@ class CandidatesConfig(Config):
         super().__post_init__()
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"segmentation is {self.segmentation!r} and step_pattern is {self.step_pattern!r}. segmentation='regex' requires a "
-                "step_pattern, and step_pattern requires segmentation='regex'."
+                f"`segmentation` is {self.segmentation!r} and `step_pattern` is {self.step_pattern!r}. `segmentation='regex'` and "
+                "`step_pattern` must be used together."
             )
         self.step_rule()  # raises if `step_pattern` is invalid
 
@@ -155,6 +155,6 @@ class RaftConfig(CandidatesConfig, BuildConfig):
         super().__post_init__()
         for name in ("num_candidates", "max_kept"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         if not 0 <= self.min_score <= 1:
-            raise ValueError(f"min_score is {self.min_score}, expected a number from 0 to 1.")
+            raise ValueError(f"`min_score` is {self.min_score}. It must be a number from 0 to 1.")

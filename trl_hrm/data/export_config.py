@@ -179,33 +179,33 @@ class ExportConfig(BuildConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.labels == "entropy" and (self.eta is None or math.isnan(self.eta)):
-            raise ValueError(f"eta is {self.eta}. labels='entropy' requires a number, such as eta=2.")
+            raise ValueError(f"`eta` is {self.eta}. `labels='entropy'` requires a number, such as `eta=2`.")
         if self.labels != "entropy" and self.eta is not None:
             raise ValueError(
-                f"eta is {self.eta}, but labels={self.labels!r} ignores it. Use labels='entropy', or remove eta."
+                f"`eta` is {self.eta}, but has no effect with `labels={self.labels!r}`. Use `labels='entropy'`, or remove `eta`."
             )
         if self.min_leaves < 1:
-            raise ValueError(f"min_leaves is {self.min_leaves}, expected 1 or more.")
+            raise ValueError(f"`min_leaves` is {self.min_leaves}. It must be at least 1.")
         if self.balance is not None and self.balance < 2:
-            raise ValueError(f"balance is {self.balance}. It must be at least 2 bins.")
+            raise ValueError(f"`balance` is {self.balance}. It must be at least 2 bins.")
         if not 0 <= self.min_mc_score <= 1:
-            raise ValueError(f"min_mc_score is {self.min_mc_score}, expected a number from 0 to 1.")
+            raise ValueError(f"`min_mc_score` is {self.min_mc_score}. It must be a number from 0 to 1.")
         if self.max_solutions is not None and self.max_solutions < 1:
-            raise ValueError(f"max_solutions is {self.max_solutions}, expected 1 or more.")
+            raise ValueError(f"`max_solutions` is {self.max_solutions}. It must be at least 1.")
         check_options(self.hnc_probability, self.hnc_min_children, self.hnc_passes)
         # Options that would be ignored
         for name in ("hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
             if not self.hnc and getattr(self, name) != getattr(ExportConfig, name):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but has no effect without hnc. Set hnc, or remove {name}."
+                    f"`{name}` is {getattr(self, name)}, but has no effect without `hnc`. Set `hnc`, or remove `{name}`."
                 )
         for name in ("min_mc_score", "max_solutions"):
             if self.view != "sft" and getattr(self, name):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but view={self.view!r} ignores it. Use view='sft', or remove {name}."
+                    f"`{name}` is {getattr(self, name)}, but has no effect with `view={self.view!r}`. Use `view='sft'`, or remove `{name}`."
                 )
         if self.view == "sft" and (self.labels != "soft" or self.hnc or self.balance or self.min_leaves > 1):
             raise ValueError(
-                "view='sft' writes solutions without step labels, so it does not support labels, min_leaves, hnc and balance. "
-                "Remove them. To select solutions, use min_mc_score and max_solutions."
+                "`view='sft'` writes solutions without step labels, so `labels`, `min_leaves`, `hnc` and `balance` have no effect. "
+                "Remove them. To select solutions, use `min_mc_score` and `max_solutions`."
             )

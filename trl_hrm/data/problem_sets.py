@@ -170,16 +170,16 @@ def read_problems(
             has the file and line, or the row.
     """
     if format not in FORMATS:
-        raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
+        raise ValueError(f"`format` is {format!r}. It must be one of {', '.join(FORMATS)}.")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, expected 1 or more.")
+        raise ValueError(f"`limit` is {limit}. It must be at least 1.")
     found = ProblemSet([], faults=RowFaults(strict))
     reader = _Reader(found.faults)
     with ExitStack() as stack:
         if is_json_file(source):
             if config is not None:
                 raise ValueError(
-                    f"config is {config!r}, but {source} is a file, which has no configurations. Remove config."
+                    f"`config` is {config!r}, but {source} is a file, which has no configurations. Remove `config`."
                 )
             rows = JsonLines([source], columns)
         else:

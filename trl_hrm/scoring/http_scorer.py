@@ -69,7 +69,7 @@ class ServerScorer(ChainScorer):
     ):
         super().__init__(tokenizer, step_format)
         if max_requests < 1:
-            raise ValueError(f"max_requests is {max_requests}. It must be at least 1.")
+            raise ValueError(f"`max_requests` is {max_requests}. It must be at least 1.")
         self.url = url
         self.model = model
         self.max_requests = max_requests

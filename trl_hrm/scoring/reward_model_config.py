@@ -117,16 +117,16 @@ class RewardModelConfig(ScoringConfig):
         super().__post_init__()
         for name, own in _OWN_SETTINGS.items():
             if name in (self.reward_model_args or ()):
-                raise ValueError(f"reward_model_args contains {name}, which is set by {own}. Remove it.")
+                raise ValueError(f"`reward_model_args` contains {name}, which is set by {own}. Remove it.")
         self._settings()
         if self.combine != "max" and set(self.spans) == {1}:
             raise ValueError(
-                f"combine is {self.combine}, but spans is 1, so there is only one score per step to combine. Set spans to 1 2, or "
-                "remove combine."
+                f"`combine` is {self.combine}, but `spans` is 1, so there is only one score per step to combine. Set `spans` to 1 2, "
+                "or remove `combine`."
             )
         if self.step_format is not None and not Path(self.step_format).is_file():
             raise FileNotFoundError(
-                f"step_format: the file {self.step_format} does not exist. Pass a step_format.json, which the trainer saves "
+                f"`step_format`: the file {self.step_format} does not exist. Pass a step_format.json, which the trainer saves "
                 "with every checkpoint."
             )
 
@@ -188,7 +188,7 @@ class RewardModelConfig(ScoringConfig):
             return "URL"
         if self.reward_model_engine not in ("transformers", "vllm"):
             raise ValueError(
-                f"reward_model_engine is {self.reward_model_engine!r}. It must be transformers, vllm, or the URL of a server such "
+                f"`reward_model_engine` is {self.reward_model_engine!r}. It must be transformers, vllm, or the URL of a server such "
                 "as http://localhost:8000."
             )
         return self.reward_model_engine
@@ -204,8 +204,8 @@ class RewardModelConfig(ScoringConfig):
             if name not in settings:
                 others = " and ".join(kind for kind, names in ENGINE_SETTINGS.items() if name in names)
                 raise ValueError(
-                    f"{own} requires reward_model_engine {others}, but reward_model_engine is {self.reward_model_engine}. "
-                    f"Remove {own}."
+                    f"`{own}` only applies to engine {others}, but `reward_model_engine` is {self.reward_model_engine}. Remove "
+                    f"`{own}`."
                 )
             settings[name] = value
         return settings

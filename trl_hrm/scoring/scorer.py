@@ -56,7 +56,7 @@ class StepScorer(TreeScorer):
     ):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"{name} is {value}. It must be at least 1.")
+                raise ValueError(f"`{name}` is {value}. It must be at least 1.")
         super().__init__(tokenizer, step_format, getattr(model.config, "max_position_embeddings", None))
         check_head(model, step_format)
         check_attention(model.config._attn_implementation)

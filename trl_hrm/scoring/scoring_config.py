@@ -43,6 +43,6 @@ class ScoringConfig(Config):
         super().__post_init__()
         if 1 not in self.spans or min(self.spans) < 1:
             raise ValueError(
-                f"spans is {self.spans}. It must contain 1, since the first step has no previous step to merge with, and only "
+                f"`spans` is {self.spans}. It must contain 1, since the first step has no previous step to merge with, and only "
                 "positive numbers."
             )

@@ -158,7 +158,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"`shard` is {self.shard!r}. Expected I/N with I from 0 to N - 1, such as 3/16.")
+            raise ValueError(f"`shard` is {self.shard!r}. It must be I/N with I from 0 to N - 1, such as 3/16.")
         for name in dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names):
             needed = name in SEARCH_SETTINGS[self.search] or (
                 name == "max_solution_tokens" and self.root_filter is not None

@@ -104,16 +104,16 @@ class FullTree:
         self.rule.stop_strings()  # raises if steps cannot be sampled one at a time
         for name in ("num_children", "max_depth", "max_step_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}. It must be at least 1.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         least = self.num_children * self.max_depth
         if self.max_sequences < least:
             raise ValueError(
-                f"max_sequences is {self.max_sequences}. It must be at least {least}, because one branch down to max_depth="
+                f"`max_sequences` is {self.max_sequences}. It must be at least {least}, because one branch down to max_depth="
                 f"{self.max_depth} takes {self.num_children} samples at each depth."
             )
         if self.max_tokens is not None and self.max_tokens < least * self.max_step_tokens:
             raise ValueError(
-                f"max_tokens is {self.max_tokens}. It must be at least {least * self.max_step_tokens}, because one branch down "
+                f"`max_tokens` is {self.max_tokens}. It must be at least {least * self.max_step_tokens}, because one branch down "
                 f"to max_depth={self.max_depth} may take {least} samples of max_step_tokens={self.max_step_tokens}."
             )
 
@@ -234,15 +234,17 @@ def _check_rollouts(search: "Rollouts | PUCT", first: str) -> None:
     """Check the settings of a search that samples whole solutions. `first` is the name of the setting for the first samples."""
     for name in (first, "max_solution_tokens"):
         if getattr(search, name) < 1:
-            raise ValueError(f"{name} is {getattr(search, name)}. It must be at least 1.")
+            raise ValueError(f"`{name}` is {getattr(search, name)}. It must be at least 1.")
     if search.num_completions < 0:
-        raise ValueError(f"num_completions is {search.num_completions}. It must be at least 0.")
+        raise ValueError(f"`num_completions` is {search.num_completions}. It must be at least 0.")
     least = getattr(search, first)
     if search.max_sequences < least:
-        raise ValueError(f"max_sequences is {search.max_sequences}. It must be at least {first}, which is {least}.")
+        raise ValueError(
+            f"`max_sequences` is {search.max_sequences}. It must be at least `{first}`, which is {least}."
+        )
     if search.max_tokens is not None and search.max_tokens < least * search.max_solution_tokens:
         raise ValueError(
-            f"max_tokens is {search.max_tokens}. It must be at least {least * search.max_solution_tokens}, because the search "
+            f"`max_tokens` is {search.max_tokens}. It must be at least {least * search.max_solution_tokens}, because the search "
             f"starts with {least} solutions of up to max_solution_tokens={search.max_solution_tokens}."
         )
 
@@ -300,12 +302,12 @@ class PUCT:
         _check_rollouts(self, first="num_completions")
         if self.max_selections < 1 or self.length_scale <= 0 or self.c_puct < 0:
             raise ValueError(
-                f"max_selections is {self.max_selections}, length_scale is {self.length_scale} and c_puct is {self.c_puct}. "
+                f"`max_selections` is {self.max_selections}, `length_scale` is {self.length_scale} and `c_puct` is {self.c_puct}. "
                 "They must be at least 1, greater than 0, and at least 0."
             )
         for name in ("alpha", "beta"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}. It must be in (0, 1].")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be in (0, 1].")
 
     @property
     def max_samples(self) -> int:

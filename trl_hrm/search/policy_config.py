@@ -117,17 +117,17 @@ class PolicyConfig(Config):
         for name in ("policy_urls", "policy_api", "policy_tokenizer"):
             if getattr(self, name) is not None and self.engine != "openai":
                 raise ValueError(
-                    f"{name} is set, but engine is {self.engine}. It only applies to engine openai. Remove it."
+                    f"`{name}` only applies to engine openai, but `engine` is {self.engine}. Remove `{name}`."
                 )
         if self.engine == "openai":
             if self.policy_urls is None:
                 raise ValueError(
-                    "engine is openai, but policy_urls is not set. Set it to the base URLs of the servers, such as "
+                    "`engine` is openai, but `policy_urls` is missing. Set it to the base URLs of the servers, such as "
                     "http://host:8000/v1."
                 )
             if self.policy_dtype is not None:
                 raise ValueError(
-                    "policy_dtype is set, but engine is openai. It only applies to vllm and transformers. Remove it."
+                    "`policy_dtype` only applies to vllm and transformers, but `engine` is openai. Remove `policy_dtype`."
                 )
 
     def load_tokenizer(self) -> Any:
@@ -179,7 +179,7 @@ class PolicyConfig(Config):
         unknown = [name for name in self.engine_args or () if name not in names]
         if unknown:
             raise ValueError(
-                f"engine_args has {', '.join(unknown)}, but engine {self.engine} only accepts {', '.join(names)}."
+                f"`engine_args` has {', '.join(unknown)}, but engine {self.engine} accepts only {', '.join(names)}."
             )
         return self.engine_args or {}
 
@@ -277,8 +277,8 @@ class PromptConfig(Config):
             self.chat_template_kwargs = None
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"segmentation is {self.segmentation} and step_pattern is {self.step_pattern!r}. Segmentation regex and "
-                "step_pattern must be used together."
+                f"`segmentation` is {self.segmentation!r} and `step_pattern` is {self.step_pattern!r}. `segmentation='regex'` and "
+                "`step_pattern` must be used together."
             )
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
@@ -294,7 +294,7 @@ class PromptConfig(Config):
             prompt = Prompt(self.prompt, Path(self.prompt).read_text(encoding="utf-8"), rule="blank_line")
         else:
             raise ValueError(
-                f"prompt is {self.prompt!r}. It must be {', '.join(PROMPTS)}, or the path of a text file that contains "
+                f"`prompt` is {self.prompt!r}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
                 "{question}."
             )
         rule = regex_rule(self.step_pattern) if self.step_pattern else RULES[self.segmentation or prompt.rule]
@@ -352,4 +352,4 @@ class RunConfig(Config):
         super().__post_init__()
         for name in ("max_in_flight", "max_open_problems", "grader_workers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}. It must be at least 1.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")

@@ -82,10 +82,10 @@ class OpenAIEngine:
         revision: str | None = None,
     ):
         if api not in APIS:
-            raise ValueError(f"api is {api!r}. It must be one of {', '.join(APIS)}.")
+            raise ValueError(f"`api` is {api!r}. It must be one of {', '.join(APIS)}.")
         if api == "text" and top_k:
             raise ValueError(
-                f'top_k is {top_k}, but api="text" does not support it. Set top_k to 0, or use another api.'
+                f'`top_k` is {top_k}, but `api="text"` does not support it. Set `top_k` to 0, or use another `api`.'
             )
         self.model = model
         self.tokenizer = tokenizer
