@@ -262,7 +262,7 @@ class TestChatTemplate:
         ],
     )
     def test_values(self, values, message):
-        style = "plain" if "needs" in message else "chat"
+        style = "plain" if "requires" in message else "chat"
         with pytest.raises(ValueError, match=re.escape(message)):
             StepFormat(prompt_style=style, **values)
 

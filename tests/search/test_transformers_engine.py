@@ -355,7 +355,7 @@ def test_faults_of_the_model_reach_every_request(engine, monkeypatch):
 
     errors = asyncio.run(run())
     assert [type(error) for error in errors] == [asyncio.CancelledError] + [EngineFatal] * 3
-    assert "8 sequences" in str(errors[1]) and "Lower batch_size. (tried to allocate 1 GiB)" in str(errors[1])
+    assert "8 sequences" in str(errors[1]) and "Lower `batch_size`. (tried to allocate 1 GiB)" in str(errors[1])
     monkeypatch.undo()
     [samples] = ask(engine, (ids, 2, [], 4, 0))
     check_samples(samples, 2)

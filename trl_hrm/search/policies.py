@@ -424,7 +424,7 @@ class RootFilter:
 
     def __post_init__(self):
         if self.num_samples < 2:
-            raise ValueError(f"The root filter has {self.num_samples} samples. It needs at least 2.")
+            raise ValueError(f"The root filter has {self.num_samples} samples. It must have at least 2.")
 
     @property
     def rule(self) -> StepRule:
