@@ -46,10 +46,10 @@ class StepReward:
 
     Args:
         reward_model (`str` or [`~scoring.tree_scorer.TreeScorer`]):
-            Folder or Hub repository of a checkpoint with a `step_format.json`, which is loaded on the device of each process
-            without sharding, or a scorer, which is not moved.
+            Path or Hub id of a checkpoint with a `step_format.json`, or a scorer. A checkpoint is loaded on the device of each
+            process, without sharding. A scorer is not moved.
         aggregate (`str` or `Callable[[Sequence[float]], float]`, *optional*, defaults to `"min"`):
-            How to aggregate the scores of the steps into the reward. See [`~scoring.aggregate.aggregate`].
+            How to aggregate the step scores into the reward. See [`~scoring.aggregate.aggregate`].
         problem_column (`str`, *optional*):
             Column of the dataset with the problem to show to the reward model. A row where it is `None` gets no reward from this
             function. By default, the problem is the prompt or, in a conversation, the user message, without system messages. Required
@@ -78,9 +78,9 @@ class StepReward:
             By default, only completions with more tokens than the reward model has positions are rejected.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether to score the thinking of a reasoning model like the rest of the completion. By default, the text up to
-            `</think>` is removed before splitting and guards, and a completion that contains only thinking has no steps. If the chat
-            template adds the opening tag to the prompt, a completion that ends before `</think>` cannot be distinguished from one
-            without thinking.
+            `</think>` is removed before splitting and guards, and a completion that contains only thinking has no steps. In a
+            conversation whose chat template adds the opening tag, a completion that ends before `</think>` cannot be distinguished
+            from one without thinking.
         name (`str`, *optional*, defaults to `"step_reward"`):
             Name of the reward in the logs. Must be unique if a run has several of these rewards.
         scorer_kwargs:

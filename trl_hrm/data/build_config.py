@@ -1,4 +1,4 @@
-"""Configs of the dataset builders."""
+"""Configurations of the dataset builders."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,11 +18,11 @@ def unescape(text: str) -> str:
 @dataclass(kw_only=True)
 class BuildConfig(Config):
     r"""
-    Base class of the dataset builder configs.
+    Base class of the configurations of the dataset builders.
 
     Args:
         output_dir (`str`):
-            Directory to create, with one Parquet file per split, a dataset card and `build_report.json`.
+            Output folder, with one Parquet file per split, a dataset card and `build_report.json`.
         view (`str`, *optional*, defaults to `"tree"`):
             Content of a row. `"tree"`: a problem with its labelled steps as a tree. `"hrm"`: the tree with merged steps. `"prm"`:
             one root-to-leaf path. `"orm"`: one root-to-leaf path with a label on its last step only.
@@ -40,21 +40,20 @@ class BuildConfig(Config):
         num_proc (`int`, *optional*):
             Number of processes. Defaults to one per CPU core, but at most one per 4 MB of input.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Replace `output_dir` if it is an earlier build.
+            Whether to replace `output_dir` if it is an earlier build.
         columns (`dict[str, str]`, *optional*):
-            Column to read for each expected name, such as `{"completions": "steps"}` or `["completions=steps"]`. See
-            [`~data.sources.rename_columns`].
+            Column to read for each expected name, such as `{"completions": "steps"}`, or `completions=steps` on the command line.
+            See [`~data.sources.rename_columns`].
         strict (`bool`, *optional*, defaults to `False`):
-            Raise an error at the first invalid row, such as one with a blank step. By default, invalid rows are dropped and counted.
+            Whether to raise an error at the first invalid row, such as one with a blank step. By default, invalid rows are dropped and
+            counted.
 
     Raises:
         `ValueError`: If an option is out of range.
     """
 
     output_dir: str = field(
-        metadata={
-            "help": "Directory to create, with one Parquet file per split, a dataset card and `build_report.json`."
-        }
+        metadata={"help": "Output folder, with one Parquet file per split, a dataset card and `build_report.json`."}
     )
     view: Literal["tree", "hrm", "prm", "orm"] = field(
         default="tree",
@@ -90,7 +89,7 @@ class BuildConfig(Config):
     num_proc: int | None = field(
         default=None,
         metadata={
-            "help": "Number of processes. Defaults to one per CPU core, but at most one per 4 MB of input.",
+            "help": "Number of processes (default: one per CPU core, but at most one per 4 MB of input).",
             "advanced": True,
         },
     )
@@ -98,7 +97,7 @@ class BuildConfig(Config):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Column to read for each expected name, such as `problem=Question answer=reward_model.ground_truth`.",
+            "help": "Column to read for each expected name, such as prompt=problem completions=steps.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -130,7 +129,7 @@ class BuildConfig(Config):
 @dataclass(kw_only=True)
 class BuildPRM800KConfig(BuildConfig):
     """
-    Config of [`build_prm800k`]. In addition to the arguments of [`BuildConfig`]:
+    Configuration of [`build_prm800k`]. It also has the fields of [`BuildConfig`].
 
     Args:
         inputs (`list[str]`):
@@ -139,7 +138,7 @@ class BuildPRM800KConfig(BuildConfig):
             Label of a step rated 0: `"negative"` (as in the HRM paper's Table 2), `"positive"`, a probability in [0, 1], or `"drop"`
             to keep the step as context without a label.
         drop_screening (`bool`, *optional*, defaults to `False`):
-            Drop the records that were used for annotator screening or quality control.
+            Whether to drop the records that were used for annotator screening or quality control.
     """
 
     inputs: list[str] = field(
@@ -185,7 +184,7 @@ class BuildPRM800KConfig(BuildConfig):
 @dataclass(kw_only=True)
 class BuildMathShepherdConfig(BuildConfig):
     """
-    Config of [`build_math_shepherd`]. In addition to the arguments of [`BuildConfig`]:
+    Configuration of [`build_math_shepherd`]. It also has the fields of [`BuildConfig`].
 
     Args:
         inputs (`list[str]`):
@@ -204,18 +203,18 @@ class BuildMathShepherdConfig(BuildConfig):
 @dataclass(kw_only=True)
 class BuildStepwiseConfig(BuildConfig):
     """
-    Config of [`build_stepwise`]. In addition to the arguments of [`BuildConfig`]:
+    Configuration of [`build_stepwise`]. It also has the fields of [`BuildConfig`].
 
     Args:
         inputs (`list[str]`):
-            JSON Lines or JSON files, or one dataset directory or Hub id.
+            JSON Lines or JSON files, or one dataset folder or Hub id.
         split (`str`, *optional*, defaults to `"train"`):
             Dataset split to read. Ignored for files.
     """
 
     inputs: list[str] = field(
         metadata={
-            "help": "JSON Lines or JSON files, or one dataset directory or Hub id.",
+            "help": "JSON Lines or JSON files, or one dataset folder or Hub id.",
             "positional": True,
             "metavar": "INPUT",
         }

@@ -1,4 +1,4 @@
-"""Config of [`export`], which builds datasets from search trees."""
+"""Configuration of [`export`], which builds datasets from search trees."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from .build_config import BuildConfig
 @dataclass(kw_only=True)
 class ExportConfig(BuildConfig):
     r"""
-    Config of [`export`]. In addition to the arguments of [`BuildConfig`]:
+    Configuration of [`export`]. It also has the fields of [`BuildConfig`].
 
     Args:
         inputs (`list[str]`):
-            Output directories of `trl-hrm annotate`, or node Parquet files from them. With `format="openr"`, JSON Lines files of
+            Folders of `trl-hrm annotate`, or Parquet files of nodes from them. With `format="openr"`, JSON Lines files of
             openr.
         format (`str`, *optional*, defaults to `"run"`):
             Format of the inputs: `"run"` or `"openr"`.
@@ -43,8 +43,8 @@ class ExportConfig(BuildConfig):
         > Parameters that control node compression (HNC)
 
         hnc (`bool`, *optional*, defaults to `False`):
-            Add a row with node compression for every training problem. In the flat views, add a row for each path that compression
-            changes. See [`compress`].
+            Whether to add a row with node compression for every training problem. In the views `"prm"` and `"orm"`, a row is added
+            for each path that compression changes. See [`compress`].
         hnc_probability (`float`, *optional*, defaults to `0.5`):
             Probability that one child of a node is merged with it and moved up.
         hnc_min_children (`int`, *optional*, defaults to `4`):
@@ -74,7 +74,7 @@ class ExportConfig(BuildConfig):
 
     inputs: list[str] = field(
         metadata={
-            "help": "Output directories of `trl-hrm annotate`, or node Parquet files from them. With `--format openr`, JSON Lines "
+            "help": "Folders of `trl-hrm annotate`, or Parquet files of nodes from them. With `--format openr`, JSON Lines "
             "files of openr.",
             "positional": True,
             "metavar": "RUN",
@@ -169,8 +169,8 @@ class ExportConfig(BuildConfig):
     max_solutions: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of solutions per problem, for `--view sft`. Those with the highest `mc_score` are kept. Defaults "
-            "to all."
+            "help": "Maximum number of solutions per problem, for `--view sft`. Those with the highest `mc_score` are kept "
+            "(default: all)."
         },
     )
 

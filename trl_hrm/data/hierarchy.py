@@ -57,7 +57,7 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
 
 def prm_view(tree: StepTree) -> list[StepTree]:
     """
-    Return one flat row per root-to-leaf path, in TRL's stepwise-supervision format, which other trainers can read.
+    Return one flat row per root-to-leaf path, in TRL's stepwise supervision format, which other trainers can read.
 
     Paths without any label are dropped.
     """

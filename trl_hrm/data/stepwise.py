@@ -1,5 +1,5 @@
 r"""
-Builder for rows in TRL's stepwise-supervision format, with an optional `parents` column for trees, from files or datasets.
+Builder for rows in TRL's stepwise supervision format, with an optional `parents` column for trees, from files or datasets.
 
 ```json
 {"prompt": "What is 1 + 2 + 3?", "completions": ["1 + 2 = 3.", "3 + 3 = 7."], "labels": [true, false]}
@@ -39,7 +39,7 @@ ABOUT = {
 
 def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     """
-    Build a dataset from rows in TRL's stepwise-supervision format.
+    Build a dataset from rows in TRL's stepwise supervision format.
 
     In the views `"tree"` and `"hrm"`, the rows of one prompt are joined into one tree: steps with the same text after the same
     steps become one step, whose label is the mean of theirs.
@@ -96,7 +96,7 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
 
     Args:
         record (`dict[str, Any]`):
-            Row in TRL's stepwise-supervision format or one of the other formats of this module.
+            Row in TRL's stepwise supervision format or one of the other formats of this module.
         where (`str`):
             Location of the row, for error messages.
         notes (`Counter`):

@@ -82,7 +82,7 @@ class StepScorer(TreeScorer):
 
         Args:
             path_or_repo (`str`):
-                Folder or Hub repository with the model, its tokenizer and `step_format.json`.
+                Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
             step_format ([`StepFormat`], *optional*):
                 Step format for a checkpoint without `step_format.json`.
             max_length, batch_size:

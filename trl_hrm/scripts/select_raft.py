@@ -1,5 +1,5 @@
 """
-Choose the best of several solutions of each problem with a step reward model, for fine-tuning on them (RAFT).
+Build a dataset of the best solutions of each problem, selected with a step reward model, to fine-tune a policy on (RAFT).
 
 ```bash
 trl-hrm select-raft --candidates samples.jsonl --reward_model outputs/tiny-hrm --aggregate min --output_dir data/raft
@@ -27,7 +27,7 @@ class SelectRaftConfig(RaftConfig, RewardModelConfig):
 
 def select_raft(config: SelectRaftConfig) -> "BuildReport":
     """
-    Choose the best of several solutions of each problem with a step reward model.
+    Build a dataset of the best solutions of each problem, selected with a step reward model.
 
     Args:
         config ([`SelectRaftConfig`]):

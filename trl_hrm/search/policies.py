@@ -82,7 +82,7 @@ class FullTree:
         max_sequences (`int`, *optional*, defaults to `4096`):
             Maximum number of samples per problem.
         max_tokens (`int`, *optional*):
-            Maximum number of tokens per problem. Defaults to `max_sequences * max_step_tokens`, which means no extra limit.
+            Maximum number of sampled tokens per problem. Defaults to `max_sequences * max_step_tokens`, which means no extra limit.
         seed (`int`, *optional*, defaults to `42`):
             Random seed for choosing nodes when the budget is too small for all.
 
@@ -184,7 +184,7 @@ class Rollouts:
         max_sequences (`int`, *optional*, defaults to `4096`):
             Maximum number of samples per problem.
         max_tokens (`int`, *optional*):
-            Maximum number of tokens per problem. Defaults to `max_sequences * max_solution_tokens`, which means no extra
+            Maximum number of sampled tokens per problem. Defaults to `max_sequences * max_solution_tokens`, which means no extra
             limit.
         seed (`int`, *optional*, defaults to `42`):
             Random seed for choosing steps when the budget is too small for all.
@@ -285,6 +285,9 @@ class PUCT:
             Length scale of `beta` in tokens, \\(L\\).
         max_solution_tokens, max_sequences, max_tokens:
             See [`Rollouts`].
+
+    Raises:
+        `ValueError`: If a number is out of range.
     """
 
     stop: tuple[str, ...]

@@ -16,7 +16,7 @@ from .steps import RULES, StepRule, regex_rule
 @dataclass(kw_only=True)
 class PolicyConfig(Config):
     """
-    Options of the policy and of the engine that runs it.
+    Configuration of the policy and of the engine that runs it.
 
     Args:
         policy (`str`):
@@ -187,7 +187,7 @@ class PolicyConfig(Config):
 @dataclass(kw_only=True)
 class PromptConfig(Config):
     r"""
-    Options of the prompt, of the rule that splits solutions into steps, and of the answer extractors.
+    Configuration of the prompt, of the rule that splits solutions into steps, and of the answer extractors.
 
     Args:
         prompt (`str`, *optional*, defaults to `"steps"`):
@@ -202,14 +202,15 @@ class PromptConfig(Config):
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
             Date for chat templates that print today's date. A fixed date keeps prompts the same from day to day.
         final_stops (`list[str]`, *optional*):
-            Strings that end a solution. An empty string means none. Defaults to the strings of the prompt (none for a file).
+            Strings that end a solution. An empty string means none. Defaults to the strings of the prompt, or none for a file.
         segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that splits solutions into steps, or `"regex"`. Defaults to the rule of the prompt
-            (`"blank_line"` for a file).
+            Name of the [`StepRule`] that splits solutions into steps, or `"regex"`. Defaults to the rule of the prompt,
+            or `"blank_line"` for a file.
         step_pattern (`str`, *optional*):
             Regular expression for `segmentation="regex"`. Each match ends a step.
         extractors (`list[str]`, *optional*):
-            Answer extractors, in order. The first one that finds an answer is used.
+            Answer extractors, in order. The first one that finds an answer is used. Defaults to
+            `["marker", "tag", "boxed", "hash", "answer_is"]`. See [`extract_answer`].
 
     Raises:
         `ValueError`: If the prompt or rule is unknown, or if only one of `segmentation="regex"` and `step_pattern` is set.
@@ -244,13 +245,13 @@ class PromptConfig(Config):
     final_stops: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, none for a file)."
+            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, or none for a file)."
         },
     )
     segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
         default=None,
         metadata={
-            "help": "Rule that splits solutions into steps (default: the rule of the prompt, blank_line for a file)."
+            "help": "Rule that splits solutions into steps (default: the rule of the prompt, or blank_line for a file)."
         },
     )
     step_pattern: str | None = field(
@@ -313,7 +314,7 @@ class PromptConfig(Config):
 @dataclass(kw_only=True)
 class RunConfig(Config):
     """
-    Options of a run. Concurrency options do not change the results.
+    Configuration of a run. The concurrency options do not change the results.
 
     Args:
         output_dir (`str`):
@@ -325,9 +326,9 @@ class RunConfig(Config):
         max_open_problems (`int`, *optional*, defaults to `256`):
             Maximum number of problems in memory.
         grader_workers (`int`, *optional*, defaults to `1`):
-            Number of processes that compare answers.
+            Number of worker processes that grade answers.
         grader_timeout (`float`, *optional*, defaults to `10.0`):
-            Timeout of a comparison, in seconds.
+            Timeout per answer that is graded, in seconds.
 
     Raises:
         `ValueError`: If a number is below 1.
@@ -342,10 +343,10 @@ class RunConfig(Config):
         default=256, metadata={"help": "Maximum number of problems in memory.", "advanced": True}
     )
     grader_workers: int = field(
-        default=1, metadata={"help": "Number of processes that compare answers.", "advanced": True}
+        default=1, metadata={"help": "Number of worker processes that grade answers.", "advanced": True}
     )
     grader_timeout: float = field(
-        default=10.0, metadata={"help": "Timeout of a comparison, in seconds.", "advanced": True}
+        default=10.0, metadata={"help": "Timeout per answer that is graded, in seconds.", "advanced": True}
     )
 
     def __post_init__(self):

@@ -50,7 +50,7 @@ class OpenAIEngine:
             samples are not reproducible.
             `"text"`: any other server that keeps stop strings in the text. The server may apply additional sampling parameters.
         api_key (`str`, *optional*):
-            API key, sent as bearer token. Defaults to the environment variable `OPENAI_API_KEY`, if set.
+            API key, sent as a bearer token. Defaults to the environment variable `OPENAI_API_KEY`, if set.
         temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
             Sampling parameters. See [`Sampling`]. `top_k` is not available with `api="text"`.
         timeout (`float`, *optional*, defaults to `600.0`):
@@ -58,7 +58,8 @@ class OpenAIEngine:
         max_retries (`int`, *optional*, defaults to `5`):
             Maximum number of retries of a failed request.
         backoff (`float`, *optional*, defaults to `0.5`):
-            First pause before a retry, in seconds. Pauses are at most 60 seconds, even if a server requests more.
+            Pause after the first failure of all servers, in seconds. It doubles with each failure, up to 60 seconds, even if a server
+            requests more.
         revision (`str`, *optional*):
             Revision of the tokenizer, for the manifest.
 
