@@ -53,26 +53,26 @@ class BuildConfig(Config):
     """
 
     output_dir: str = field(
-        metadata={"help": "Output folder, with one Parquet file per split, a dataset card and `build_report.json`."}
+        metadata={"help": "Output folder, with one Parquet file per split, a dataset card and build_report.json."}
     )
     view: Literal["tree", "hrm", "prm", "orm"] = field(
         default="tree",
         metadata={
-            "help": "Content of a row. `tree`: a problem with its labelled steps as a tree. `hrm`: the tree with merged steps. "
-            "`prm`: one root-to-leaf path. `orm`: one root-to-leaf path with a label on its last step only."
+            "help": "Content of a row. tree: a problem with its labelled steps as a tree. hrm: the tree with merged steps. "
+            "prm: one root-to-leaf path. orm: one root-to-leaf path with a label on its last step only."
         },
     )
     merge_separator: str = field(
         default="\n",
         metadata={
-            "help": r"Text between the steps of a merged step, for `--view hrm`. `\n` and `\t` are read as a newline and a tab (default: \n).",
+            "help": r"Text between the steps of a merged step, for --view hrm. \n and \t are read as a newline and a tab (default: \n).",
             "parse": unescape,
             "advanced": True,
         },
     )
     max_merge: int = field(
         default=2,
-        metadata={"help": "Maximum number of steps in a merged step, for `--view hrm`.", "advanced": True},
+        metadata={"help": "Maximum number of steps in a merged step, for --view hrm.", "advanced": True},
     )
     test_size: float = field(
         default=0.1,
@@ -93,7 +93,7 @@ class BuildConfig(Config):
             "advanced": True,
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace `output_dir` if it is an earlier build."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace --output_dir if it is an earlier build."})
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
@@ -151,7 +151,7 @@ class BuildPRM800KConfig(BuildConfig):
     neutral: str | float = field(
         default="negative",
         metadata={
-            "help": "Label of a step rated 0: `negative`, `positive`, a probability in [0, 1], or `drop` to keep the step as context "
+            "help": "Label of a step rated 0: negative, positive, a probability in [0, 1], or drop to keep the step as context "
             "without a label.",
             "parse": str,
         },

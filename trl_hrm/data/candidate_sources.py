@@ -59,7 +59,7 @@ def read_candidates(
     elif path.is_dir() and any(path.glob("log-*.jsonl")):
         raise FileNotFoundError(
             f"{path}: found the log of a search (log-*.jsonl), but not its {MANIFEST}, which has the prompt of the policy. Copy the "
-            "whole output directory of trl-hrm annotate."
+            "whole folder of `trl-hrm annotate`."
         )
     elif path.suffix == ".parquet":
         raise ValueError(

@@ -19,7 +19,7 @@ class CandidatesConfig(Config):
 
     Args:
         candidates (`str`):
-            Solutions to select from: a JSON Lines file or dataset folder with the columns `prompt` and either `completion` (a text),
+            Solutions to select from: a JSON Lines or JSON file, or dataset folder with the columns `prompt` and either `completion` (a text),
             `completions` (a list of steps) or `candidates` (a list of either); an output of search-and-learn; or a folder of
             `trl-hrm annotate`.
         split (`str`, *optional*):
@@ -44,7 +44,7 @@ class CandidatesConfig(Config):
 
     candidates: str = field(
         metadata={
-            "help": "Solutions to select from: a JSON Lines file or dataset folder with the columns `prompt` and either `completion` (a "
+            "help": "Solutions to select from: a JSON Lines or JSON file, or dataset folder with the columns `prompt` and either `completion` (a "
             "text), `completions` (a list of steps) or `candidates` (a list of either); an output of search-and-learn; or a folder of "
             "`trl-hrm annotate`.",
             "metavar": "INPUT",

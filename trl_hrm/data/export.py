@@ -145,7 +145,7 @@ def _common_prompt(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[
     if alone:
         return None, [
             BARE_PROMPTS.format(
-                f"{alone[0]} does not record the prompt of the policy, unlike an output directory of trl-hrm annotate"
+                f"{alone[0]} does not record the prompt of the policy, unlike a folder of `trl-hrm annotate`"
             )
         ]
     prompts = {name: prompt_of(run) for name, run in runs.items()}

@@ -74,7 +74,7 @@ class ExportConfig(BuildConfig):
 
     inputs: list[str] = field(
         metadata={
-            "help": "Folders of `trl-hrm annotate`, or Parquet files of nodes from them. With `--format openr`, JSON Lines "
+            "help": "Folders of `trl-hrm annotate`, or Parquet files of nodes from them. With --format openr, JSON Lines "
             "files of openr.",
             "positional": True,
             "metavar": "RUN",
@@ -84,8 +84,8 @@ class ExportConfig(BuildConfig):
     view: Literal["tree", "hrm", "prm", "orm", "sft"] = field(
         default="tree",
         metadata={
-            "help": "Content of a row. `tree`: a problem with its labelled steps as a tree. `hrm`: the tree with merged steps. "
-            "`prm`: one root-to-leaf path. `orm`: one root-to-leaf path with a label on its last step only. `sft`: a correct "
+            "help": "Content of a row. tree: a problem with its labelled steps as a tree. hrm: the tree with merged steps. "
+            "prm: one root-to-leaf path. orm: one root-to-leaf path with a label on its last step only. sft: a correct "
             "solution for supervised fine-tuning."
         },
     )
@@ -94,26 +94,26 @@ class ExportConfig(BuildConfig):
     labels: Literal["soft", "hard", "entropy"] = field(
         default="soft",
         metadata={
-            "help": "Type of label. `soft`: the MC score. `hard`: 1 if the MC score is above 0, else 0. `entropy`: ER-PRM's label."
+            "help": "Type of label. soft: the MC score. hard: 1 if the MC score is above 0, else 0. entropy: ER-PRM's label."
         },
     )
     eta: float | None = field(
         default=None,
         metadata={
-            "help": "Strength of the entropy regularisation. Required for `--labels entropy`. Use a negative value for completions "
+            "help": "Strength of the entropy regularisation. Required for --labels entropy. Use a negative value for completions "
             "sampled from the optimal policy."
         },
     )
     estimator: Literal["child_mean", "leaf_share"] = field(
         default="child_mean",
         metadata={
-            "help": "Estimator of the MC score. `child_mean`: mean over the children of a step, recursively. `leaf_share`: share of "
+            "help": "Estimator of the MC score. child_mean: mean over the children of a step, recursively. leaf_share: share of "
             "correct leaves below a step."
         },
     )
     truncated: Literal["drop", "wrong"] = field(
         default="drop",
-        metadata={"help": "How to count a solution without an answer: `drop` ignores it, `wrong` counts it as wrong."},
+        metadata={"help": "How to count a solution without an answer: drop ignores it, wrong counts it as wrong."},
     )
     min_leaves: int = field(
         default=1,
@@ -130,22 +130,20 @@ class ExportConfig(BuildConfig):
     hnc_probability: float = field(
         default=0.5,
         metadata={
-            "help": "Probability that one child of a node is merged with it and moved up, for `--hnc`.",
+            "help": "Probability that one child of a node is merged with it and moved up, for --hnc.",
             "advanced": True,
         },
     )
     hnc_min_children: int = field(
         default=4,
         metadata={
-            "help": "Minimum number of children of a node for one of them to be merged, for `--hnc`.",
+            "help": "Minimum number of children of a node for one of them to be merged, for --hnc.",
             "advanced": True,
         },
     )
-    hnc_passes: int = field(
-        default=1, metadata={"help": "Number of compression passes, for `--hnc`.", "advanced": True}
-    )
+    hnc_passes: int = field(default=1, metadata={"help": "Number of compression passes, for --hnc.", "advanced": True})
     hnc_seed: int = field(
-        default=42, metadata={"help": "Random seed of the compression, for `--hnc`.", "advanced": True}
+        default=42, metadata={"help": "Random seed of the compression, for --hnc.", "advanced": True}
     )
 
     # Parameters that control label balancing
@@ -162,14 +160,14 @@ class ExportConfig(BuildConfig):
     min_mc_score: float = field(
         default=0.0,
         metadata={
-            "help": "Minimum `mc_score` of a solution, which is the lowest MC score of its labelled steps, for `--view sft`.",
+            "help": "Minimum `mc_score` of a solution, which is the lowest MC score of its labelled steps, for --view sft.",
             "aliases": ["--min_value"],
         },
     )
     max_solutions: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of solutions per problem, for `--view sft`. Those with the highest `mc_score` are kept "
+            "help": "Maximum number of solutions per problem, for --view sft. Those with the highest `mc_score` are kept "
             "(default: all)."
         },
     )

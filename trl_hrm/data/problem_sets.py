@@ -140,7 +140,7 @@ def read_problems(
 
     Args:
         source (`str`):
-            JSON Lines file, file with a JSON array, or directory or Hub id of a dataset.
+            JSON Lines or JSON file, dataset folder or Hub id.
         format (`str`, *optional*, defaults to `"auto"`):
             Column format of the records: `"gsm8k"`, `"math"`, `"prm800k"`, `"plain"`, or `"auto"` to detect it from the keys of the
             first record that has a problem.
@@ -159,7 +159,7 @@ def read_problems(
         columns (`Mapping[str, str]`, *optional*):
             Column to read for each expected name, such as `{"problem": "Question"}`. See [`~data.sources.rename_columns`].
         strict (`bool`, *optional*, defaults to `False`):
-            Raise an error at the first invalid record instead of dropping it.
+            Whether to raise an error at the first invalid record, instead of dropping it.
 
     Returns:
         [`ProblemSet`]: The problems and the counts of the records.

@@ -193,7 +193,7 @@ def format_results(name: str, results: dict[str, Any]) -> str:
     lines = [
         *table,
         f"threshold {results['threshold']:g}; {counts['num_scored']:,} of {counts['num_solutions']:,} solutions scored, "
-        f"{counts['num_too_long']:,} skipped because they are too long for the model",
+        f"{counts['num_too_long']:,} dropped because they are too long for the model",
     ]
     passed_over = [
         name for name in counts if name not in ("num_solutions", "num_scored", "num_too_long") and counts[name]
