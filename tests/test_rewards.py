@@ -384,7 +384,7 @@ class TestFaults:
     @pytest.mark.parametrize(
         "settings, message",
         [
-            ({"aggregate": "median"}, "aggregate is 'median'.* one of min"),
+            ({"aggregate": "median"}, "`aggregate` is 'median'.* one of min"),
             ({"segmentation": "lines"}, "`segmentation` is 'lines'.* one of step_header"),
             ({"min_steps": 0}, "1 <= min_steps"),
             ({"min_steps": 9, "max_steps": 8}, "1 <= min_steps <= max_steps"),

@@ -289,7 +289,7 @@ def test_lists_are_joined(tmp_path, planted):
 
 def test_advice_on_steps(tmp_path, planted, monkeypatch):
     """Only texts are split by --segmentation. For lists of steps, the option is an error."""
-    say = "every candidate is a single step: all aggregates are the same."
+    say = "every candidate has a single step, so all aggregates are the same."
     for row, advice in (
         ({"completion": "a 0.5"}, " Check whether --segmentation matches the format of the candidates."),
         ({"completions": ["a 0.5"]}, ""),
@@ -622,7 +622,7 @@ def test_fields_of_messages_without_a_value(tmp_path, planted):
         (["--step_pattern", "x"], "step_pattern"),
         (["--segmentation", "regex", "--step_pattern", "("], "regular expression"),
         (["--split", "test"], "`split` is 'test'.*in.jsonl"),
-        (["--join_steps", "x"], "join_steps .*texts"),
+        (["--join_steps", "x"], "`join_steps` .*texts"),
         (["--min_score", "0.9"], "below_min_score: 1"),
         (["--candidates", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
@@ -644,7 +644,7 @@ def test_options_without_effect(tmp_path, run_folder, planted, capsys):
         assert re.search(message, capsys.readouterr().err)
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": ["a"]}])
     config = RaftConfig(output_dir=str(tmp_path / "raft"), candidates=source, segmentation="sentence")
-    with pytest.raises(ValueError, match="segmentation .*lists of steps"):
+    with pytest.raises(ValueError, match="`segmentation` .*lists of steps"):
         read_candidates(config, Counter())
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="empty.jsonl"):
