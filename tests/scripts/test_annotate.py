@@ -142,7 +142,7 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
         (think[:2], "prompt.chat_template_kwargs.think was true and is null"),
         ([*think, "--chat_template_date", "2025-01-01"], 'was "2024-07-26" and is "2025-01-01"'),
         ([*think[:3], '{"thinking": true}'], "sets thinking"),
-        ([*think[:3], '["think"]'], "expected a JSON object"),
+        ([*think[:3], '["think"]'], "must be a JSON object"),
     ):
         assert annotate(str(chat), problems, tmp_path / "run", *more) == 1
         assert message in capsys.readouterr().err
