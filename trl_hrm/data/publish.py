@@ -151,7 +151,7 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
         if build.name in builds:
             raise ValueError(
                 f"{build.folder} and {builds[build.name].folder} both have the view {build.name}, but configuration names must be "
-                "unique. Push them separately, with `config_name`."
+                "unique. Push them separately, each with its own `config_name`."
             )
         builds[build.name] = build
     validate_repo_id(config.repo_id)
