@@ -19,9 +19,9 @@ class CandidatesConfig(Config):
 
     Args:
         candidates (`str`):
-            Solutions to select from: a JSON Lines or JSON file, or dataset folder with the columns `prompt` and either `completion` (a text),
-            `completions` (a list of steps) or `candidates` (a list of either); an output of search-and-learn; or a folder of
-            `trl-hrm annotate`.
+            Solutions to select from: a JSON Lines or JSON file, or a dataset folder, with the columns `prompt` and either `completion`
+            (a text), `completions` (a list of steps) or `candidates` (a list of either); an output of search-and-learn; or a folder
+            of `trl-hrm annotate`.
         split (`str`, *optional*):
             Dataset split to read. Defaults to `"train"`.
         segmentation (`str`, *optional*):
@@ -44,9 +44,9 @@ class CandidatesConfig(Config):
 
     candidates: str = field(
         metadata={
-            "help": "Solutions to select from: a JSON Lines or JSON file, or dataset folder with the columns `prompt` and either `completion` (a "
-            "text), `completions` (a list of steps) or `candidates` (a list of either); an output of search-and-learn; or a folder of "
-            "`trl-hrm annotate`.",
+            "help": "Solutions to select from: a JSON Lines or JSON file, or a dataset folder, with the columns `prompt` and either "
+            "`completion` (a text), `completions` (a list of steps) or `candidates` (a list of either); an output of "
+            "search-and-learn; or a folder of `trl-hrm annotate`.",
             "metavar": "INPUT",
         }
     )

@@ -110,7 +110,7 @@ class AnswerGrader:
         num_workers (`int`, *optional*, defaults to `1`):
             Number of worker processes.
         timeout (`float`, *optional*, defaults to `10.0`):
-            Timeout per answer, in seconds.
+            Timeout for grading an answer, in seconds.
 
     Raises:
         `ValueError`: If an option is out of range.

@@ -57,8 +57,8 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
         max_solution_tokens (`int`, *optional*):
             Maximum number of tokens per sampled solution. Defaults to 2048.
         candidates (`str`, *optional*):
-            Solutions to select from, instead of sampling them: a JSON Lines or JSON file, or a dataset folder with the columns `prompt`,
-            `answer` and either `completion` (a text), `completions` (a list of steps) or `candidates` (a list of either); an output
+            Solutions to select from, instead of sampling them: a JSON Lines or JSON file, or a dataset folder, with the columns
+            `prompt`, `answer` and either `completion` (a text), `completions` (a list of steps) or `candidates` (a list of either); an output
             of search-and-learn; or a folder of `trl-hrm annotate` with `search="rollouts"`. Reference answers can also come from
             `problems`.
         candidates_split (`str`, *optional*):
@@ -105,7 +105,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
     candidates: str | None = field(
         default=None,
         metadata={
-            "help": "Solutions to select from, instead of sampling them: a JSON Lines or JSON file, or a dataset folder with the "
+            "help": "Solutions to select from, instead of sampling them: a JSON Lines or JSON file, or a dataset folder, with the "
             "columns `prompt`, `answer` and either `completion` (a text), `completions` (a list of steps) or `candidates` "
             "(a list of either); an output of search-and-learn; or a folder of `trl-hrm annotate --search rollouts`. "
             "Reference answers can also come from --problems.",

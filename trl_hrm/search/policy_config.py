@@ -328,7 +328,7 @@ class RunConfig(Config):
         grader_workers (`int`, *optional*, defaults to `1`):
             Number of worker processes that grade answers.
         grader_timeout (`float`, *optional*, defaults to `10.0`):
-            Timeout per answer that is graded, in seconds.
+            Timeout for grading an answer, in seconds.
 
     Raises:
         `ValueError`: If a number is below 1.
@@ -346,7 +346,7 @@ class RunConfig(Config):
         default=1, metadata={"help": "Number of worker processes that grade answers.", "advanced": True}
     )
     grader_timeout: float = field(
-        default=10.0, metadata={"help": "Timeout per answer that is graded, in seconds.", "advanced": True}
+        default=10.0, metadata={"help": "Timeout for grading an answer, in seconds.", "advanced": True}
     )
 
     def __post_init__(self):

@@ -82,7 +82,8 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         args ([`KLSelfConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Reference model. Defaults to `args.ref_model`. If neither is set, it is a frozen copy of the policy or, if the policy has an adapter, the policy with the adapter disabled.
+            Reference model. Defaults to `args.ref_model`. If neither is set, it is a frozen copy of the policy or, if the policy
+            has an adapter, the policy with the adapter disabled.
         **kwargs:
             Other arguments of [`~trl.SFTTrainer`], such as `train_dataset`, `eval_dataset`, `processing_class`, `callbacks`
             and `peft_config`.

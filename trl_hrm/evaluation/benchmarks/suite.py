@@ -141,7 +141,7 @@ class SuiteData:
         return [*self.faults.warnings(), *parts_warning(self.unused)]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of ignored anomalies, of dropped rows, and of rows that were kept although they have a fault, by reason."""
+        """Return the number of ignored anomalies, dropped rows, and rows that were kept although they have a fault."""
         left_out = {f"rows_left_out_{reason}": len(places) for reason, places in self.faults.left_out.items()}
         kept = {f"rows_kept_{reason}": len(places) for reason, places in self.faults.kept.items()}
         return {**self.notes, **left_out, **kept}
