@@ -56,7 +56,7 @@ class InspectConfig(Config):
 
     input: str = field(
         metadata={
-            "help": "Folder of trl-hrm annotate, finished or running, or one of its Parquet files of nodes. With --format "
+            "help": "Folder of `trl-hrm annotate`, finished or running, or one of its Parquet files of nodes. With --format "
             "openr, a JSON Lines file.",
             "metavar": "RUN",
             "positional": True,
