@@ -201,8 +201,9 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
         [`~evaluation.results.Results`]: The curves over N, also saved in `config.output_dir`. `None` in the other processes.
 
     Raises:
-        `FileExistsError`: If `output_dir` has results of a different run.
-        `ValueError`: If the input is invalid, or the reward model is incompatible.
+        `FileExistsError`: If `output_dir` already has results and `overwrite` is not set.
+        `ValueError`: If the input is invalid, the reward model is incompatible, or `output_dir` has a stopped run with different
+            settings.
 
     Example:
 

@@ -34,10 +34,11 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
             Candidates, reward model and selection options.
 
     Returns:
-        [`BuildReport`]: Counts of the rows read, kept and dropped. The dataset is saved in `config.output_dir`.
+        [`BuildReport`]: Report of what was read, written and dropped. The dataset is saved in `config.output_dir`.
 
     Raises:
-        `ValueError`: If the candidates are invalid, or none remain after filtering.
+        `FileExistsError`: If the output exists and may not be replaced.
+        `ValueError`: If the candidates are invalid, or no row is left for training.
     """
     from ..data.candidate_sources import read_candidates, source_warnings
     from ..data.output import check_output

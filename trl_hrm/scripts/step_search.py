@@ -51,7 +51,7 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
             Column with the beginning of each solution, as raw text up to the end of a step. The searches continue from there. By
             default, they start from the problem.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace existing results, also partial ones.
+            Whether to replace existing results of the same search. A search with different settings requires another `output_dir`.
 
     Raises:
         `ValueError`: If `problems` or `policy` is missing, or options contradict each other.
@@ -91,7 +91,12 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
             "metavar": "NAME",
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace existing results, also partial ones."})
+    overwrite: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace existing results of the same search. A search with different settings requires another --output_dir."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -116,8 +121,9 @@ def step_search(config: StepSearchConfig) -> "Results | None":
         [`~evaluation.results.Results`]: The curve over N, also saved in `config.output_dir`. `None` in the other processes.
 
     Raises:
-        `FileExistsError`: If `output_dir` has results of a different run.
-        `ValueError`: If the input is invalid, the reward model is incompatible, or an N is invalid for the strategy.
+        `FileExistsError`: If `output_dir` already has results and `overwrite` is not set.
+        `ValueError`: If the input is invalid, the reward model is incompatible, an N is invalid for the strategy, or `output_dir` has
+            a search with different settings.
     """
     from pathlib import Path
 
