@@ -54,7 +54,8 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If a row is invalid, or if no row is left for training.
+        `ValueError`: If a row is invalid, or if no row is left for training. Rows with a blank prompt or step are dropped, unless
+            `config.strict` is set.
     """
     with ExitStack() as stack:
         if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
