@@ -147,7 +147,7 @@ def vllm_server(model: str, server_args: Sequence[str]) -> Iterator[str]:
 
     Args:
         model (`str`):
-            Folder or Hub id of the reward model.
+            Path or Hub id of the reward model.
         server_args (`Sequence[str]`):
             Additional options of `vllm serve`.
 

@@ -92,7 +92,7 @@ def test_errors_are_one_line(tmp_path, capsys, rows_file):
     assert len(printed) == 1
     assert printed[0].startswith(f"error: {rows_file}:41: column `completions` is missing")
     assert main(["build-stepwise", rows_file, "--output_dir", str(tmp_path), "--test_size", "2"]) == 1
-    assert "error: test_size is 2.0" in capsys.readouterr().err
+    assert "error: `test_size` is 2.0" in capsys.readouterr().err
 
 
 def test_options_reach_the_builder_and_the_rebuild_command_rebuilds(tmp_path, monkeypatch, capsys, rows_file):
@@ -131,7 +131,7 @@ def test_prm800k_options(tmp_path, capsys):
     assert report["labels"] == {"train": {"single": {"0.25": 1}}}
     assert report["dropped"] == {"screening": 1}
     assert main([*argv, "--overwrite", "--neutral", "maybe"]) == 1
-    assert "error: neutral is 'maybe', expected" in capsys.readouterr().err
+    assert "error: `neutral` is 'maybe'" in capsys.readouterr().err
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path):

@@ -468,9 +468,9 @@ def test_a_killed_run_leaves_no_worker_behind(tmp_path, busy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_workers": 0}, "num_workers is 0. It must be at least 1"),
-        ({"timeout": 0}, "timeout is 0. It must be greater than 0"),
-        ({"timeout": float("nan")}, "timeout is nan. It must be greater than 0"),
+        ({"num_workers": 0}, "`num_workers` is 0. It must be at least 1"),
+        ({"timeout": 0}, "`timeout` is 0. It must be greater than 0"),
+        ({"timeout": float("nan")}, "`timeout` is nan. It must be greater than 0"),
     ],
 )
 def test_options_out_of_range(options, message):

@@ -165,8 +165,8 @@ class TestProcessBenchF1:
             ({"predictions": [[0.9, None]]}, r"solution 0: the scores are \[0.9, None\]"),
             ({"predictions": [[]]}, r"solution 0: the scores are \[\]"),
             ({"predictions": [], "references": []}, "`predictions` is empty"),
-            ({"threshold": math.nan}, "threshold is nan"),
-            ({"threshold": 50}, "threshold is 50.* from 0 to 1"),
+            ({"threshold": math.nan}, "`threshold` is nan"),
+            ({"threshold": 50}, "`threshold` is 50.* from 0 to 1"),
         ],
     )
     def test_bad_input(self, load, change, message):
@@ -230,9 +230,9 @@ class TestBestOfN:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"n": [3]}, r"n is \[3\], expected numbers from 1 to 2, the number of solutions of problem 0"),
-            ({"n": [0]}, r"n is \[0\], expected numbers from 1 to 2"),
-            ({"num_draws": 0}, "num_draws is 0, expected at least 1"),
+            ({"n": [3]}, r"`n` is \[3\].*from 1 to 2.*problem 0"),
+            ({"n": [0]}, r"`n` is \[0\].*from 1 to 2"),
+            ({"num_draws": 0}, "`num_draws` is 0"),
             ({"predictions": [[0.5, 1.5]]}, r"problem 0: the scores are \[0.5, 1.5\], expected numbers from 0 to 1"),
             ({"predictions": [[0.5, math.nan]]}, "problem 0: the scores are"),
             ({"texts": [["a"]]}, "problem 0: got 2 scores, 2 grades and 1 texts"),

@@ -83,12 +83,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"prompt_style": "instruct"}, "`prompt_style` is 'instruct', expected one of ('plain', 'chat')"),
-            ({"head": "binary"}, "`head` is 'binary', expected one of"),
-            ({"regression_loss": "huber"}, "`regression_loss` is 'huber', expected one of"),
-            ({"system_prompt": "Sum."}, '`system_prompt` needs `prompt_style="chat"`'),
-            ({"label_tokens": ["+", "+"]}, "`label_tokens` is ('+', '+'), expected two different tokens"),
-            ({"label_tokens": ["+"]}, "`label_tokens` is ('+',), expected two"),
+            ({"prompt_style": "instruct"}, "`prompt_style` is 'instruct'. It must be one of plain, chat"),
+            ({"head": "binary"}, "`head` is 'binary'. It must be one of"),
+            ({"regression_loss": "huber"}, "`regression_loss` is 'huber'. It must be one of"),
+            ({"system_prompt": "Sum."}, '`system_prompt` requires `prompt_style="chat"`'),
+            ({"label_tokens": ["+", "+"]}, "`label_tokens` is ('+', '+'). It must be two different tokens"),
+            ({"label_tokens": ["+"]}, "`label_tokens` is ('+',). It must be two"),
         ],
     )
     def test_values(self, values, message):
@@ -245,24 +245,27 @@ class TestChatTemplate:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"chat_template_kwargs": {"a": 1}}, '`chat_template_kwargs` needs `prompt_style="chat"`'),
-            ({"chat_template_kwargs": ["a"]}, "`chat_template_kwargs` is ['a'], expected a JSON object"),
-            ({"chat_template_kwargs": {"a": {1}}}, "expected JSON values only"),
-            ({"chat_template_kwargs": {"a": float("nan")}}, "expected JSON values only"),
-            ({"chat_template_kwargs": {1: "a"}}, "expected a JSON object"),
+            ({"chat_template_kwargs": {"a": 1}}, '`chat_template_kwargs` requires `prompt_style="chat"`'),
+            ({"chat_template_kwargs": ["a"]}, "`chat_template_kwargs` is ['a']. It must be a JSON object"),
+            ({"chat_template_kwargs": {"a": {1}}}, "must have JSON values only"),
+            ({"chat_template_kwargs": {"a": float("nan")}}, "must have JSON values only"),
+            ({"chat_template_kwargs": {1: "a"}}, "must be a JSON object"),
             (
                 {"chat_template_kwargs": {"messages": []}},
                 "`chat_template_kwargs` sets messages, which is reserved",
             ),
             ({"chat_template_kwargs": {"tokenize": True}}, "`chat_template_kwargs` sets tokenize"),
             ({"chat_template_kwargs": {"strftime_now": "x"}}, "`chat_template_kwargs` sets strftime_now"),
-            ({"chat_template_date": "26 Jul 2024"}, "`chat_template_date` is '26 Jul 2024', expected a date such as"),
-            ({"chat_template_date": 2024}, "`chat_template_date` is 2024, expected a date such as"),
-            ({"sanitize_control_tokens": "no"}, "`sanitize_control_tokens` is 'no', expected true or false"),
+            (
+                {"chat_template_date": "26 Jul 2024"},
+                "`chat_template_date` is '26 Jul 2024'. It must be a date such as",
+            ),
+            ({"chat_template_date": 2024}, "`chat_template_date` is 2024. It must be a date such as"),
+            ({"sanitize_control_tokens": "no"}, "`sanitize_control_tokens` is 'no'. It must be true or false"),
         ],
     )
     def test_values(self, values, message):
-        style = "plain" if "needs" in message else "chat"
+        style = "plain" if "requires" in message else "chat"
         with pytest.raises(ValueError, match=re.escape(message)):
             StepFormat(prompt_style=style, **values)
 
@@ -376,17 +379,17 @@ class TestFile:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ({"step_separator": 5}, "`step_separator` is 5, expected a string"),
-            ({"step_separator": None}, "`step_separator` is None, expected a string"),
-            ({"merge_separator": ["\n"]}, "`merge_separator` is ['\\n'], expected a string"),
+            ({"step_separator": 5}, "`step_separator` is 5. It must be a string"),
+            ({"step_separator": None}, "`step_separator` is None. It must be a string"),
+            ({"merge_separator": ["\n"]}, "`merge_separator` is ['\\n']. It must be a string"),
             (
                 {"prompt_style": "chat", "system_prompt": False},
-                "`system_prompt` is False, expected a string or `None`",
+                "`system_prompt` is False. It must be a string or `None`",
             ),
-            ({"head": ["lm"]}, "`head` is ['lm'], expected one of"),
-            ({"label_tokens": "+-"}, "`label_tokens` is '+-', expected two different tokens"),
-            ({"label_tokens": [1, 2]}, "`label_tokens` is (1, 2), expected two different tokens"),
-            ({"label_tokens": None}, "`label_tokens` is None, expected two different tokens"),
+            ({"head": ["lm"]}, "`head` is ['lm']. It must be one of"),
+            ({"label_tokens": "+-"}, "`label_tokens` is '+-'. It must be two different tokens"),
+            ({"label_tokens": [1, 2]}, "`label_tokens` is (1, 2). It must be two different tokens"),
+            ({"label_tokens": None}, "`label_tokens` is None. It must be two different tokens"),
             ([], "found [], expected a JSON object"),
             (None, "found null, expected a JSON object"),
             ({"version": "2"}, "`version` is '2', expected a whole number from 1 to"),

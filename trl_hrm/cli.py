@@ -35,14 +35,16 @@ COMMANDS = {
         "BuildStepwiseConfig", "build_stepwise", "build a dataset of labelled steps from rows in TRL's stepwise format"
     ),
     "annotate": Command(
-        "AnnotateConfig", "annotate", "sample trees of solutions from a policy, and grade their answers"
+        "AnnotateConfig", "annotate", "sample search trees of solutions from a policy, and grade the answers"
     ),
-    "export": Command("ExportConfig", "export", "convert sampled trees to a training dataset"),
+    "export": Command(
+        "ExportConfig", "export", "build a dataset of labelled steps, or of correct solutions, from search trees"
+    ),
     "inspect": Command(
-        "InspectConfig", "inspect_tree", "show the tree of a problem in the terminal or as an HTML page"
+        "InspectConfig", "inspect_tree", "show the search tree of a problem in the terminal and as an HTML page"
     ),
     "select-raft": Command(
-        "SelectRaftConfig", "select_raft", "select the best of several solutions to each problem with a reward model"
+        "SelectRaftConfig", "select_raft", "build a dataset of the best solutions, selected with a reward model (RAFT)"
     ),
     "push-dataset": Command(
         "PushDatasetConfig",
@@ -52,7 +54,7 @@ COMMANDS = {
     "best-of-n": Command(
         "BestOfNConfig",
         "best_of_n",
-        "select one of N solutions with a reward model, and measure the accuracy for several N",
+        "select one of N solutions per problem with a reward model, and measure the accuracy for several N",
     ),
     "step-search": Command(
         "StepSearchConfig",

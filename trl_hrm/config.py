@@ -36,7 +36,7 @@ class Config:
     ReadConfig(files=['a.jsonl'], order='given')
     >>> ReadConfig(files="a.jsonl", order="sorted")
     Traceback (most recent call last):
-    ValueError: order is 'sorted', expected one of given, random.
+    ValueError: `order` is 'sorted'. It must be one of given, random.
     ```
     """
 
@@ -48,7 +48,9 @@ class Config:
             if choices and isinstance(value, list):
                 is_missing = not value and field.default is not None  # an optional list may be empty
                 if is_missing or not set(value) <= set(choices):
-                    raise ValueError(f"{field.name} is {value!r}, expected some of {', '.join(map(str, choices))}.")
+                    raise ValueError(
+                        f"`{field.name}` is {value!r}. It must be some of {', '.join(map(str, choices))}."
+                    )
             setattr(self, field.name, value)
 
     def settings(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
     if origin is Literal:
         choices = get_args(kind)
         if isinstance(value, bool) or value not in choices:  # True == 1
-            raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(str, choices))}.")
+            raise ValueError(f"`{name}` is {value!r}. It must be one of {', '.join(map(str, choices))}.")
         return choices[choices.index(value)]  # converts NumPy numbers to Python numbers
     elif origin is list:
         [element] = get_args(kind)
@@ -77,21 +79,23 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
             try:
                 value = json.loads(value)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{name} is {value!r}, expected a JSON object ({error}).") from None
+                raise ValueError(f"`{name}` is {value!r}. It must be a JSON object ({error}).") from None
         if not isinstance(value, dict):
-            raise ValueError(f"{name} is {value!r}, expected a JSON object.")
+            raise ValueError(f"`{name}` is {value!r}. It must be a JSON object.")
         if get_args(kind)[1] is str:
             return {key: _checked(name, one, str) for key, one in value.items()}
     elif origin is str:
         if isinstance(value, Real | date | os.PathLike) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str):
-            raise ValueError(f"{name} is {value!r}, expected a string.")
+            raise ValueError(f"`{name}` is {value!r}. It must be a string.")
     elif origin is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}, expected true or false.")
+            raise ValueError(f"`{name}` is {value!r}. It must be true or false.")
     elif origin in (int, float):
         if isinstance(value, bool) or not isinstance(value, Real if origin is float else Integral):
-            raise ValueError(f"{name} is {value!r}, expected {'a number' if origin is float else 'a whole number'}.")
+            raise ValueError(
+                f"`{name}` is {value!r}. It must be {'a number' if origin is float else 'a whole number'}."
+            )
         return origin(value)
     return value

@@ -41,12 +41,12 @@ def check_chat_template_options(kwargs: Mapping[str, Any] | None, date: str | No
     """
     if kwargs is not None:
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-            raise ValueError(f"`chat_template_kwargs` is {kwargs!r}, expected a JSON object with names and values.")
+            raise ValueError(f"`chat_template_kwargs` is {kwargs!r}. It must be a JSON object with names and values.")
         try:
             json.dumps(kwargs, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"`chat_template_kwargs` is {kwargs!r}, expected JSON values only, so that it can be saved: {error}."
+                f"`chat_template_kwargs` is {kwargs!r}. It must have JSON values only, so that it can be saved: {error}."
             ) from error
         taken = sorted(kwargs.keys() & _reserved_names())
         if taken:
@@ -58,7 +58,7 @@ def check_chat_template_options(kwargs: Mapping[str, Any] | None, date: str | No
         try:
             datetime.date.fromisoformat(date)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"`chat_template_date` is {date!r}, expected a date such as '2024-07-26'.") from error
+            raise ValueError(f"`chat_template_date` is {date!r}. It must be a date such as '2024-07-26'.") from error
 
 
 @lru_cache

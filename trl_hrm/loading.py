@@ -140,7 +140,7 @@ def load_reward_model(
 
     Args:
         path_or_repo (`str`):
-            Folder or Hub repository of the model or the adapter.
+            Path or Hub id of the model or the adapter.
         step_format ([`StepFormat`]):
             Format that it was trained with.
         revision (`str`, *optional*):
@@ -190,7 +190,7 @@ def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
 
     Args:
         path_or_repo (`str`):
-            Folder or Hub repository of a base model, which gets a new head, or of a model with a trained head.
+            Path or Hub id of a base model, which gets a new head, or of a model with a trained head.
         step_format ([`StepFormat`]):
             Format that it will be trained with.
         kwargs:
@@ -229,7 +229,7 @@ def check_checkpoint(
 
     Args:
         path_or_repo (`str`):
-            Folder or Hub repository of the model or the adapter.
+            Path or Hub id of the model or the adapter.
         step_format ([`StepFormat`]):
             Format that it was trained with.
         revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -302,7 +302,7 @@ def check_adapter(model: "PeftModel", path_or_repo: str, revision: str | None = 
         model ([`~peft.PeftModel`]):
             Model with an adapter of the same configuration.
         path_or_repo (`str`):
-            Folder or Hub repository of the adapter.
+            Path or Hub id of the adapter.
         revision (`str`, *optional*):
             Revision of the repository.
 

@@ -46,10 +46,10 @@ class StepReward:
 
     Args:
         reward_model (`str` or [`~scoring.tree_scorer.TreeScorer`]):
-            Folder or Hub repository of a checkpoint with a `step_format.json`, which is loaded on the device of each process
-            without sharding, or a scorer, which is not moved.
+            Path or Hub id of a checkpoint with a `step_format.json`, or a scorer. A checkpoint is loaded on the device of each
+            process, without sharding. A scorer is not moved.
         aggregate (`str` or `Callable[[Sequence[float]], float]`, *optional*, defaults to `"min"`):
-            How to aggregate the scores of the steps into the reward. See [`~scoring.aggregate.aggregate`].
+            How to aggregate the step scores into the reward. See [`~scoring.aggregate.aggregate`].
         problem_column (`str`, *optional*):
             Column of the dataset with the problem to show to the reward model. A row where it is `None` gets no reward from this
             function. By default, the problem is the prompt or, in a conversation, the user message, without system messages. Required
@@ -78,9 +78,9 @@ class StepReward:
             By default, only completions with more tokens than the reward model has positions are rejected.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether to score the thinking of a reasoning model like the rest of the completion. By default, the text up to
-            `</think>` is removed before splitting and guards, and a completion that contains only thinking has no steps. If the chat
-            template adds the opening tag to the prompt, a completion that ends before `</think>` cannot be distinguished from one
-            without thinking.
+            `</think>` is removed before splitting and guards, and a completion that contains only thinking has no steps. In a
+            conversation whose chat template adds the opening tag, a completion that ends before `</think>` cannot be distinguished
+            from one without thinking.
         name (`str`, *optional*, defaults to `"step_reward"`):
             Name of the reward in the logs. Must be unique if a run has several of these rewards.
         scorer_kwargs:
@@ -117,21 +117,21 @@ class StepReward:
         if isinstance(aggregate, str):
             aggregate_scores([0.5], aggregate)  # checks the name
         if segmentation is not None and segmentation not in RULES:
-            raise ValueError(f"segmentation is {segmentation!r}. It must be one of {', '.join(RULES)}.")
+            raise ValueError(f"`segmentation` is {segmentation!r}. It must be one of {', '.join(RULES)}.")
         if not math.isfinite(guard_reward):
             raise ValueError(
-                f"guard_reward is {guard_reward}. It must be a finite number, because TRL ignores NaN rewards."
+                f"`guard_reward` is {guard_reward}. It must be a finite number, because TRL ignores NaN rewards."
             )
         if min_steps < 1 or (max_steps is not None and max_steps < min_steps):
             raise ValueError(
-                f"min_steps is {min_steps} and max_steps is {max_steps}. They must satisfy 1 <= min_steps <= max_steps."
+                f"`min_steps` is {min_steps} and `max_steps` is {max_steps}. They must satisfy 1 <= min_steps <= max_steps."
             )
         if max_repeated is not None and not 0 <= max_repeated <= 1:
-            raise ValueError(f"max_repeated is {max_repeated}. It must be a share of the steps, from 0 to 1.")
+            raise ValueError(f"`max_repeated` is {max_repeated}. It must be a share of the steps, from 0 to 1.")
         for limit, value, least in (("max_blank", max_blank, 0), ("max_tokens", max_tokens, 1)):
             if value is not None and value < least:
                 raise ValueError(
-                    f"{limit} is {value}, which would reject every completion. It must be at least {least}."
+                    f"`{limit}` is {value}, which would reject every completion. It must be at least {least}."
                 )
         if not isinstance(reward_model, str) and scorer_kwargs:
             raise ValueError(
@@ -198,7 +198,7 @@ class StepReward:
             problems += columns[self.problem_column]
         else:
             raise ValueError(
-                f"{self.__name__}: problem_column is {self.problem_column!r}, but the dataset has only the columns "
+                f"{self.__name__}: `problem_column` is {self.problem_column!r}, but the dataset has only the columns "
                 f"{sorted(name for name, value in columns.items() if isinstance(value, list))} in addition to the prompt. Set "
                 "`problem_column` to one of them."
             )

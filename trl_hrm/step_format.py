@@ -94,24 +94,28 @@ class StepFormat:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name != "system_prompt"):
                 expected = "a string or `None`" if name == "system_prompt" else "a string"
-                raise ValueError(f"StepFormat: `{name}` is {value!r}, expected {expected}.")
+                raise ValueError(f"StepFormat: `{name}` is {value!r}. It must be {expected}.")
         for name, allowed in (
             ("prompt_style", ("plain", "chat")),
             ("head", ("classification", "regression", "lm")),
             ("regression_loss", ("mse", "bce")),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"StepFormat: `{name}` is {getattr(self, name)!r}, expected one of {allowed}.")
+                raise ValueError(
+                    f"StepFormat: `{name}` is {getattr(self, name)!r}. It must be one of {', '.join(allowed)}."
+                )
         if self.system_prompt is not None and self.prompt_style != "chat":
-            raise ValueError('StepFormat: `system_prompt` needs `prompt_style="chat"`. Plain prompts have no roles.')
+            raise ValueError(
+                'StepFormat: `system_prompt` requires `prompt_style="chat"`. Plain prompts have no roles.'
+            )
         if self.chat_template_kwargs is not None and self.prompt_style != "chat":
             raise ValueError(
-                'StepFormat: `chat_template_kwargs` needs `prompt_style="chat"`. Plain prompts use no chat template.'
+                'StepFormat: `chat_template_kwargs` requires `prompt_style="chat"`. Plain prompts use no chat template.'
             )
         check_chat_template_options(self.chat_template_kwargs, self.chat_template_date)
         if not isinstance(self.sanitize_control_tokens, bool):
             raise ValueError(
-                f"StepFormat: `sanitize_control_tokens` is {self.sanitize_control_tokens!r}, expected true or false."
+                f"StepFormat: `sanitize_control_tokens` is {self.sanitize_control_tokens!r}. It must be true or false."
             )
         if isinstance(self.label_tokens, list):  # as JSON and the command line pass it
             object.__setattr__(self, "label_tokens", tuple(self.label_tokens))
@@ -122,7 +126,7 @@ class StepFormat:
             or self.label_tokens[0] == self.label_tokens[1]
         ):
             raise ValueError(
-                f"StepFormat: `label_tokens` is {self.label_tokens!r}, expected two different tokens: correct, wrong."
+                f"StepFormat: `label_tokens` is {self.label_tokens!r}. It must be two different tokens: correct, wrong."
             )
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", merged: bool = False) -> None:

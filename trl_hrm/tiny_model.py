@@ -47,7 +47,9 @@ def make_tiny_model(
             Seed for the weights.
     """
     if hidden_size % 32:
-        raise ValueError(f"hidden_size is {hidden_size}, expected a multiple of 32 (the size of an attention head).")
+        raise ValueError(
+            f"`hidden_size` is {hidden_size}. It must be a multiple of 32 (the size of an attention head)."
+        )
     tokenizer = make_tokenizer(texts, vocab_size)
     config = Qwen2Config(
         initializer_range=hidden_size**-0.5,

@@ -236,11 +236,11 @@ def test_report_table(tmp_path, rows_file):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"view": "flat"}, "view is 'flat'.*tree, hrm, prm, orm"),
+        ({"view": "flat"}, "`view` is 'flat'.*tree, hrm, prm, orm"),
         ({"merge_separator": ""}, "merge_separator"),
-        ({"max_merge": 1}, "max_merge is 1, expected 2"),
-        ({"test_size": 1.0}, "test_size is 1.0"),
-        ({"num_proc": 0}, "num_proc is 0"),
+        ({"max_merge": 1}, "`max_merge` is 1"),
+        ({"test_size": 1.0}, "`test_size` is 1.0"),
+        ({"num_proc": 0}, "`num_proc` is 0"),
     ],
 )
 def test_options_out_of_range(option, message):

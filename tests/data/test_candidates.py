@@ -313,7 +313,7 @@ def test_runs_without_independent_samples(tmp_path):
 
 def test_options_without_effect_on_a_run(tmp_path):
     folder = str(run(tmp_path / "run", SOLUTIONS))
-    with pytest.raises(ValueError, match="join_steps is 'x'"):
+    with pytest.raises(ValueError, match="`join_steps` is 'x'"):
         read(folder, join_steps="x")
     problems = read_problems(write_rows(tmp_path / "problems.jsonl", [{"problem": "7?", "answer": "7"}]))
     with pytest.raises(ValueError, match="Remove the problems"):
@@ -334,7 +334,7 @@ def test_take_first():
     assert take_first(pool, 3, all_beyond=True) == pool
     with pytest.raises(ValueError, match="file:1: problem 'p1' has 3 candidates.*--n .at most 3"):
         take_first(pool, 4)
-    with pytest.raises(ValueError, match="problems is empty"):
+    with pytest.raises(ValueError, match="`problems` is empty"):
         take_first([], 1)
 
 

@@ -802,7 +802,7 @@ class TestOpenr:
             (tmp_path / "rows.jsonl").write_text(json.dumps(good | change) + "\n")
             with pytest.raises(ValueError, match=message):
                 export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr")
-        with pytest.raises(ValueError, match="min_leaves is 2"):
+        with pytest.raises(ValueError, match="`min_leaves` is 2"):
             export(tmp_path, str(tmp_path / "rows.jsonl"), format="openr", min_leaves=2)
 
     @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz"])
@@ -826,21 +826,21 @@ class TestOpenr:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": "er"}, "labels is 'er'"),
-        ({"labels": "entropy"}, "eta is None. labels='entropy'"),
-        ({"labels": "entropy", "eta": float("nan")}, "eta is nan"),
-        ({"eta": 2.0}, "eta is 2.0, but labels='soft'"),
-        ({"estimator": "mean"}, "estimator is 'mean', expected one of child_mean, leaf_share"),
-        ({"truncated": "keep"}, "truncated is 'keep'.*drop, wrong"),
-        ({"min_leaves": 0}, "min_leaves is 0, expected 1"),
-        ({"balance": 1}, "balance is 1"),
-        ({"hnc_min_children": 1}, "min_children is 1"),
-        ({"min_mc_score": 0.5}, "min_mc_score is 0.5, but view='tree'"),
-        ({"min_mc_score": 1.5, "view": "sft"}, "min_mc_score is 1.5"),
-        ({"max_solutions": 4}, "max_solutions is 4, but view='tree'"),
-        ({"max_solutions": 0, "view": "sft"}, "max_solutions is 0"),
-        ({"view": "sft", "hnc": True}, "view='sft' .*hnc"),
-        ({"view": "flat"}, "view is 'flat'"),
+        ({"labels": "er"}, "`labels` is 'er'"),
+        ({"labels": "entropy"}, "`eta` is None.*labels='entropy'"),
+        ({"labels": "entropy", "eta": float("nan")}, "`eta` is nan"),
+        ({"eta": 2.0}, "`eta` is 2.0, but has no effect with `labels='soft'`"),
+        ({"estimator": "mean"}, "`estimator` is 'mean'.*child_mean, leaf_share"),
+        ({"truncated": "keep"}, "`truncated` is 'keep'.*drop, wrong"),
+        ({"min_leaves": 0}, "`min_leaves` is 0"),
+        ({"balance": 1}, "`balance` is 1"),
+        ({"hnc_min_children": 1}, "`min_children` is 1"),
+        ({"min_mc_score": 0.5}, "`min_mc_score` is 0.5, but has no effect with `view='tree'`"),
+        ({"min_mc_score": 1.5, "view": "sft"}, "`min_mc_score` is 1.5"),
+        ({"max_solutions": 4}, "`max_solutions` is 4, but has no effect with `view='tree'`"),
+        ({"max_solutions": 0, "view": "sft"}, "`max_solutions` is 0"),
+        ({"view": "sft", "hnc": True}, "view='sft'.*hnc"),
+        ({"view": "flat"}, "`view` is 'flat'"),
     ],
 )
 def test_options_out_of_range(options, message):
@@ -950,9 +950,9 @@ def test_export_repeats_the_warnings_of_annotate(tmp_path, capsys):
 
 def test_options_that_contradict_each_other(tmp_path, capsys, run_folder):
     for words, message in (
-        (["--eta", "2"], "eta is 2.0, but labels='soft'"),
-        (["--labels", "entropy"], "eta is None. labels='entropy' requires"),
-        (["--view", "sft", "--hnc"], "view='sft' writes solutions without step labels"),
+        (["--eta", "2"], "`eta` is 2.0, but has no effect with `labels='soft'`"),
+        (["--labels", "entropy"], "`eta` is None. `labels='entropy'` requires"),
+        (["--view", "sft", "--hnc"], "`view='sft'` writes solutions without step labels"),
     ):
         assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 1
         assert f"error: {message}" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_superset():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="max_merge is 1"):
+    with pytest.raises(ValueError, match="`max_merge` is 1"):
         hrm_view(StepTree("p", ["a", "b"], [1.0, 1.0], [-1, 0]), max_merge=1)
 
 

@@ -374,11 +374,11 @@ def test_unknown_format(tmp_path, record):
 
 
 def test_options_out_of_range(tmp_path):
-    with pytest.raises(ValueError, match="format is 'gsm'.*auto, plain, gsm8k, math, prm800k"):
+    with pytest.raises(ValueError, match="`format` is 'gsm'.*auto, plain, gsm8k, math, prm800k"):
         read(tmp_path, PLAIN, format="gsm")
-    with pytest.raises(ValueError, match="limit is 0"):
+    with pytest.raises(ValueError, match="`limit` is 0"):
         read(tmp_path, PLAIN, limit=0)
-    with pytest.raises(ValueError, match="config is 'main', but .* is a file"):
+    with pytest.raises(ValueError, match="`config` is 'main', but .* is a file"):
         read(tmp_path, PLAIN, config="main")
     with pytest.raises(ValueError, match="0 of 0 records were kept"):
         read(tmp_path, "")

@@ -95,14 +95,14 @@ def test_incomplete_build(folder, fault, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"config_name": "a/b"}, "config_name is 'a/b'"),
-        ({"config_name": ".."}, r"config_name is '\.\.'"),
-        ({"config_name": ""}, "config_name is ''"),
-        ({"config_name": "README.md"}, "config_name is 'README.md'"),
-        ({"repo_id": "x"}, "repo_id is 'x'.*'me/x'"),
+        ({"config_name": "a/b"}, "`config_name` is 'a/b'"),
+        ({"config_name": ".."}, r"`config_name` is '\.\.'"),
+        ({"config_name": ""}, "`config_name` is ''"),
+        ({"config_name": "README.md"}, "`config_name` is 'README.md'"),
+        ({"repo_id": "x"}, "`repo_id` is 'x'.*'me/x'"),
         ({"repo_id": "me/x/y"}, "Repo id must be in the form"),
         ({"max_shard_size": "many"}, "valid format"),
-        ({"max_shard_size": -1}, "max_shard_size is -1"),
+        ({"max_shard_size": -1}, "`max_shard_size` is -1"),
     ],
 )
 def test_options_that_cannot_work(folder, options, words):
@@ -112,7 +112,7 @@ def test_options_that_cannot_work(folder, options, words):
 
 def test_no_folder():
     """A glob without matches would create a repository with an empty card."""
-    with pytest.raises(ValueError, match="inputs is empty"):
+    with pytest.raises(ValueError, match="`inputs` is empty"):
         push_dataset(PushDatasetConfig(inputs=[], repo_id="me/x"))
 
 

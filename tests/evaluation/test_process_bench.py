@@ -459,7 +459,7 @@ class TestResults:
         assert results["averages"]["unweighted"]["f1"] == 1
         assert results["counts"] == {"num_solutions": 3, "num_scored": 2, "num_too_long": 1}
         assert results["too_long"] == [{"subset": "gsm8k", "id": "gsm8k-2", "where": "by hand"}]
-        assert "1 too long for the model and left out" in format_results("processbench", results)
+        assert "1 dropped because they are too long" in format_results("processbench", results)
         with pytest.raises(ValueError, match="3 solutions"):
             measure(PROCESS_BENCH, solutions, [None] * 3)
 
@@ -488,7 +488,7 @@ class TestResults:
 
     @pytest.mark.parametrize("options", [{"threshold": 1.5}, {"threshold": math.nan}, {"validation_size": 1}])
     def test_options_out_of_range(self, options):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        with pytest.raises(ValueError, match=f"`{next(iter(options))}` is"):
             measure(PROCESS_BENCH, [solution(0, 0)], [[0.5] * 3], **options)
 
 

@@ -246,9 +246,9 @@ def test_names_and_branches(hub, repo, tmp_path):
     assert files_of(repo) == [".gitattributes"]
     found = published(repo, "math-500", tmp_path, revision="draft")
     assert rows_of(found) == rows_of(local(folder))
-    with pytest.raises(ValueError, match="tree.*--config_name"):
+    with pytest.raises(ValueError, match="tree.*`config_name`"):
         push_folders([folder, build(tmp_path / "other", word="thus")], repo)
-    with pytest.raises(ValueError, match="config_name is 'x'"):
+    with pytest.raises(ValueError, match="`config_name` is 'x'"):
         push_folders([folder, build(tmp_path / "prm", "prm")], repo, config_name="x")
 
 

@@ -56,7 +56,7 @@ def test_custom_function():
 
 
 def test_faults():
-    with pytest.raises(ValueError, match="aggregate is 'sum'.*min, prod, last, mean, max"):
+    with pytest.raises(ValueError, match="`aggregate` is 'sum'.*min, prod, last, mean, max"):
         aggregate([0.5], "sum")
     with pytest.raises(ValueError, match="`scores` is empty"):
         aggregate([], "min")

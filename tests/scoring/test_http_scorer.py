@@ -212,7 +212,7 @@ class TestServer:
         assert sent[:2] == ["Bearer sk-secret"] * 2 and sent[2:] == ["Bearer sk-other"] * 2
 
     def test_options(self, server):
-        with pytest.raises(ValueError, match="max_requests is 0"):
+        with pytest.raises(ValueError, match="`max_requests` is 0"):
             self.scorer_of(server, max_requests=0)
         with pytest.raises(ValueError, match="'localhost'"):
             self.scorer_of("localhost")

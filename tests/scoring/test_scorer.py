@@ -163,7 +163,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(("spans", "combine"), [((2,), "max"), ((0, 1), "max"), ((1, 2), "min")])
     def test_spans(self, spans, combine):
-        with pytest.raises(ValueError, match="spans is|combine is 'min'"):
+        with pytest.raises(ValueError, match="`spans` is|`combine` is 'min'"):
             scorer_of().score(["p"], [[["a"]]], spans=spans, combine=combine)
 
     def test_more_tokens_than_positions(self):
@@ -189,7 +189,7 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["batch_size", "max_length"])
     def test_numbers_below_one(self, name):
         """A batch size of 0 would score nothing."""
-        with pytest.raises(ValueError, match=f"{name} is 0"):
+        with pytest.raises(ValueError, match=f"`{name}` is 0"):
             scorer_of(**{name: 0})
 
     def test_models_that_do_not_fit(self):

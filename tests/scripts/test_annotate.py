@@ -142,7 +142,7 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
         (think[:2], "prompt.chat_template_kwargs.think was true and is null"),
         ([*think, "--chat_template_date", "2025-01-01"], 'was "2024-07-26" and is "2025-01-01"'),
         ([*think[:3], '{"thinking": true}'], "sets thinking"),
-        ([*think[:3], '["think"]'], "expected a JSON object"),
+        ([*think[:3], '["think"]'], "must be a JSON object"),
     ):
         assert annotate(str(chat), problems, tmp_path / "run", *more) == 1
         assert message in capsys.readouterr().err
@@ -159,15 +159,15 @@ def test_options_of_the_chat_template(tmp_path, policy, problems, capsys):
             ["--search", "puct", "--num_children", "3"],
             "`num_children`",
         ),
-        (["--policy_urls", "http://x"], "policy_urls is set"),
-        (["--step_pattern", "x"], "step_pattern is 'x'"),
-        (["--prompt", "poem"], "prompt is 'poem'"),
+        (["--policy_urls", "http://x"], "`policy_urls` only applies to engine openai"),
+        (["--step_pattern", "x"], "`step_pattern` is 'x'"),
+        (["--prompt", "poem"], "`prompt` is 'poem'"),
         (["--prompt_style", "chat"], "Use --prompt_style plain"),
-        (["--max_sequences", "5"], "max_sequences is 5. It must be at least 12"),
-        (["--max_in_flight", "1"], "max_in_flight is 1. It must be at least 3"),
-        (["--max_open_problems", "0"], "max_open_problems is 0"),
-        (["--grader_workers", "0"], "grader_workers is 0"),
-        (["--engine_args", "5"], "engine_args is 5"),
+        (["--max_sequences", "5"], "`max_sequences` is 5. It must be at least 12"),
+        (["--max_in_flight", "1"], "`max_in_flight` is 1. It must be at least 3"),
+        (["--max_open_problems", "0"], "`max_open_problems` is 0"),
+        (["--grader_workers", "0"], "`grader_workers` is 0"),
+        (["--engine_args", "5"], "`engine_args` is 5"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, policy, problems, capsys, more, message):

@@ -46,7 +46,7 @@ def test_options_of_another_engine(engine, option):
         name = option.removeprefix("reward_model_").replace("args", "scorer_args")
         assert described[name] == (json.dumps(value) if isinstance(value, dict) else value)
     else:
-        message = f"{option} .*reward_model_engine is {re.escape(engine)}"
+        message = f"`{option}` .*`reward_model_engine` is {re.escape(engine)}"
         with pytest.raises(ValueError, match=message):
             RewardModelConfig(**given)
 
@@ -103,16 +103,16 @@ def test_description(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"reward_model_engine": "vlm"}, "reward_model_engine is 'vlm'"),
-        ({"reward_model_args": "[1]"}, "reward_model_args is [1]"),
-        ({"reward_model_args": "max_model_len=64"}, "reward_model_args is 'max_model_len=64'"),
+        ({"reward_model_engine": "vlm"}, "`reward_model_engine` is 'vlm'"),
+        ({"reward_model_args": "[1]"}, "`reward_model_args` is [1]"),
+        ({"reward_model_args": "max_model_len=64"}, "`reward_model_args` is 'max_model_len=64'"),
         ({"reward_model_args": {"dtype": "bfloat16"}}, "reward_model_dtype"),
         (
             {"reward_model_args": '{"runner": "generate"}'},
             "runner",
         ),
-        ({"spans": [2]}, "spans is [2]"),
-        ({"combine": "mean"}, "combine is mean"),
+        ({"spans": [2]}, "`spans` is [2]"),
+        ({"combine": "mean"}, "`combine` is mean"),
     ],
 )
 def test_settings_that_cannot_work(given, message):

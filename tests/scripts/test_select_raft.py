@@ -289,7 +289,7 @@ def test_lists_are_joined(tmp_path, planted):
 
 def test_advice_on_steps(tmp_path, planted, monkeypatch):
     """Only texts are split by --segmentation. For lists of steps, the option is an error."""
-    say = "every candidate is a single step: all aggregates are the same."
+    say = "every candidate has a single step, so all aggregates are the same."
     for row, advice in (
         ({"completion": "a 0.5"}, " Check whether --segmentation matches the format of the candidates."),
         ({"completions": ["a 0.5"]}, ""),
@@ -613,16 +613,16 @@ def test_fields_of_messages_without_a_value(tmp_path, planted):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--max_kept", "0"], "max_kept is 0"),
-        (["--num_candidates", "0"], "num_candidates is 0"),
-        (["--min_score", "1.5"], "min_score is 1.5"),
-        (["--min_score", "-0.1"], "min_score is -0.1"),
-        (["--test_size", "1"], "test_size is 1.0"),
+        (["--max_kept", "0"], "`max_kept` is 0"),
+        (["--num_candidates", "0"], "`num_candidates` is 0"),
+        (["--min_score", "1.5"], "`min_score` is 1.5"),
+        (["--min_score", "-0.1"], "`min_score` is -0.1"),
+        (["--test_size", "1"], "`test_size` is 1.0"),
         (["--segmentation", "regex"], "step_pattern"),
         (["--step_pattern", "x"], "step_pattern"),
         (["--segmentation", "regex", "--step_pattern", "("], "regular expression"),
-        (["--split", "test"], "split is 'test'.*in.jsonl"),
-        (["--join_steps", "x"], "join_steps .*texts"),
+        (["--split", "test"], "`split` is 'test'.*in.jsonl"),
+        (["--join_steps", "x"], "`join_steps` .*texts"),
         (["--min_score", "0.9"], "below_min_score: 1"),
         (["--candidates", "nowhere.jsonl"], "nowhere.jsonl"),
     ],
@@ -636,15 +636,15 @@ def test_options_that_cannot_work(tmp_path, planted, capsys, more, message):
 
 def test_options_without_effect(tmp_path, run_folder, planted, capsys):
     for more, message in (
-        (["--join_steps", "x"], "join_steps is 'x'"),
-        (["--split", "train"], "split is 'train'"),
+        (["--join_steps", "x"], "`join_steps` is 'x'"),
+        (["--split", "train"], "`split` is 'train'"),
     ):
         words = ["--candidates", str(run_folder), "--reward_model", "x", "--output_dir", str(tmp_path / "raft")]
         assert main(["select-raft", *words, *more]) == 1
         assert re.search(message, capsys.readouterr().err)
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "p?", "completions": ["a"]}])
     config = RaftConfig(output_dir=str(tmp_path / "raft"), candidates=source, segmentation="sentence")
-    with pytest.raises(ValueError, match="segmentation .*lists of steps"):
+    with pytest.raises(ValueError, match="`segmentation` .*lists of steps"):
         read_candidates(config, Counter())
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="empty.jsonl"):
@@ -670,7 +670,7 @@ def test_output_that_exists_is_found_before_scoring(tmp_path, capsys):
 
 
 def test_aggregates_from_python():
-    with pytest.raises(ValueError, match="aggregate is 'sum'"):
+    with pytest.raises(ValueError, match="`aggregate` is 'sum'"):
         RaftConfig(output_dir="out", candidates="in.jsonl", aggregate="sum")
 
 

@@ -249,7 +249,7 @@ def test_errors():
     with pytest.raises(ValueError, match=f"Node {first} cannot be merged"):
         move_up(moved, [first])
     for options, message in (
-        ({"min_children": 1}, "min_children is 1. It must be at least 2"),
+        ({"min_children": 1}, "`min_children` is 1. It must be at least 2"),
         ({"probability": 1.5}, "probability of node compression is 1.5"),
         ({"num_passes": 0}, "number of passes of node compression is 0"),
     ):

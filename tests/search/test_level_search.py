@@ -240,7 +240,7 @@ def test_a_problem_that_changed_is_refused(tmp_path):
 
 
 def test_a_request_larger_than_the_bound_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_in_flight is 5.*6"):
+    with pytest.raises(ValueError, match="`max_in_flight` is 5.*6"):
         run_levels(tmp_path, SEARCHES["beam"], max_in_flight=5)
 
 

@@ -710,11 +710,11 @@ def test_key_of_the_environment(monkeypatch):
         ),
         (["ftp://host/v1"], {}, "'ftp://host/v1'"),
         (["http://me:pw@host/v1"], {}, "host contains a user or password"),
-        (["http://host"], {"api": "chat"}, "api is 'chat'.*vllm, transformers, text"),
-        (["http://host"], {"api": "text", "top_k": 5}, "top_k is 5"),
-        (["http://host"], {"max_retries": -1}, "max_retries is -1"),
-        (["http://host"], {"timeout": "soon"}, "timeout is 'soon'"),
-        (["http://host"], {"top_p": 2}, "top_p is 2"),
+        (["http://host"], {"api": "chat"}, "`api` is 'chat'.*vllm, transformers, text"),
+        (["http://host"], {"api": "text", "top_k": 5}, "`top_k` is 5"),
+        (["http://host"], {"max_retries": -1}, "`max_retries` is -1"),
+        (["http://host"], {"timeout": "soon"}, "`timeout` is 'soon'"),
+        (["http://host"], {"top_p": 2}, "`top_p` is 2"),
     ],
 )
 def test_options_out_of_range(urls, options, message):

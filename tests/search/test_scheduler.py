@@ -252,7 +252,7 @@ def test_a_problem_that_changed_is_refused(tmp_path):
 
 def test_a_request_larger_than_the_bound_is_refused(tmp_path):
     """It could never be sent, and the loop would end as if all were done."""
-    with pytest.raises(ValueError, match="max_in_flight is 2.*3"):
+    with pytest.raises(ValueError, match="`max_in_flight` is 2.*3"):
         run_scripted(tmp_path, max_in_flight=2)
 
 
@@ -265,7 +265,7 @@ def test_a_step_search_needs_a_reward_model(tmp_path):
 def test_the_filter_does_not_hide_a_larger_request(tmp_path):
     """The first request fits and a later one does not. The run must fail before anything is sampled."""
     search = RootFilter(SEARCHES["rollouts"], 2, FINAL)
-    with pytest.raises(ValueError, match="max_in_flight is 3.*4"):
+    with pytest.raises(ValueError, match="`max_in_flight` is 3.*4"):
         run_scripted(tmp_path, search, max_in_flight=3)
 
 

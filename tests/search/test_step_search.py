@@ -216,9 +216,9 @@ def test_header_after_the_answer_is_not_part_of_it(tmp_path):
 
 
 def test_invalid_settings_raise():
-    with pytest.raises(ValueError, match="num_candidates is 0"):
+    with pytest.raises(ValueError, match="`num_candidates` is 0"):
         GreedyStepSearch(num_candidates=0, rule=RULE)
-    with pytest.raises(ValueError, match="max_depth is 0"):
+    with pytest.raises(ValueError, match="`max_depth` is 0"):
         BeamSearch(width=1, expansion=1, rule=RULE, max_depth=0)
     with pytest.raises(ValueError, match="no stop strings"):
         DiverseTreeSearch(num_trees=1, width=1, rule=regex_rule("x"))

@@ -355,7 +355,7 @@ def test_faults_of_the_model_reach_every_request(engine, monkeypatch):
 
     errors = asyncio.run(run())
     assert [type(error) for error in errors] == [asyncio.CancelledError] + [EngineFatal] * 3
-    assert "8 sequences" in str(errors[1]) and "Lower batch_size. (tried to allocate 1 GiB)" in str(errors[1])
+    assert "8 sequences" in str(errors[1]) and "Lower `batch_size`. (tried to allocate 1 GiB)" in str(errors[1])
     monkeypatch.undo()
     [samples] = ask(engine, (ids, 2, [], 4, 0))
     check_samples(samples, 2)
@@ -373,12 +373,12 @@ def test_describe_is_stable(folder, engine):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1}, "temperature is -1"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_p": 0}, "top_p is 0"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": "many"}, "batch_size is 'many'"),
+        ({"temperature": -1}, "`temperature` is -1"),
+        ({"temperature": float("nan")}, "`temperature` is nan"),
+        ({"top_p": 0}, "`top_p` is 0"),
+        ({"top_k": -1}, "`top_k` is -1"),
+        ({"batch_size": 0}, "`batch_size` is 0"),
+        ({"batch_size": "many"}, "`batch_size` is 'many'"),
     ],
 )
 def test_options_out_of_range(engine, options, message):

@@ -162,9 +162,9 @@ def test_deep_trees():
 
 def test_unknown_options():
     tree = full_tree(random.Random(0))
-    with pytest.raises(ValueError, match="estimator is 'mean'.*child_mean, leaf_share"):
+    with pytest.raises(ValueError, match="`estimator` is 'mean'.*child_mean, leaf_share"):
         mc_scores(tree, "mean")
-    with pytest.raises(ValueError, match="truncated is 'keep'.*drop, wrong"):
+    with pytest.raises(ValueError, match="`truncated` is 'keep'.*drop, wrong"):
         mc_scores(tree, truncated="keep")
     with pytest.raises(ValueError, match="'er'.*soft, hard, entropy"):
         make_label(0.5, "er", 1.0)

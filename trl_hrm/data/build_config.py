@@ -1,4 +1,4 @@
-"""Configs of the dataset builders."""
+"""Configurations of the dataset builders."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,11 +18,11 @@ def unescape(text: str) -> str:
 @dataclass(kw_only=True)
 class BuildConfig(Config):
     r"""
-    Base class of the dataset builder configs.
+    Base class of the configurations of the dataset builders.
 
     Args:
         output_dir (`str`):
-            Directory to create, with one Parquet file per split, a dataset card and `build_report.json`.
+            Output folder, with one Parquet file per split, a dataset card and `build_report.json`.
         view (`str`, *optional*, defaults to `"tree"`):
             Content of a row. `"tree"`: a problem with its labelled steps as a tree. `"hrm"`: the tree with merged steps. `"prm"`:
             one root-to-leaf path. `"orm"`: one root-to-leaf path with a label on its last step only.
@@ -40,40 +40,39 @@ class BuildConfig(Config):
         num_proc (`int`, *optional*):
             Number of processes. Defaults to one per CPU core, but at most one per 4 MB of input.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Replace `output_dir` if it is an earlier build.
+            Whether to replace `output_dir` if it is an earlier build.
         columns (`dict[str, str]`, *optional*):
-            Column to read for each expected name, such as `{"completions": "steps"}` or `["completions=steps"]`. See
-            [`~data.sources.rename_columns`].
+            Column to read for each expected name, such as `{"completions": "steps"}`, or `completions=steps` on the command line.
+            See [`~data.sources.rename_columns`].
         strict (`bool`, *optional*, defaults to `False`):
-            Raise an error at the first invalid row, such as one with a blank step. By default, invalid rows are dropped and counted.
+            Whether to raise an error at the first invalid row, such as one with a blank step. By default, invalid rows are dropped and
+            counted.
 
     Raises:
         `ValueError`: If an option is out of range.
     """
 
     output_dir: str = field(
-        metadata={
-            "help": "Directory to create, with one Parquet file per split, a dataset card and `build_report.json`."
-        }
+        metadata={"help": "Output folder, with one Parquet file per split, a dataset card and build_report.json."}
     )
     view: Literal["tree", "hrm", "prm", "orm"] = field(
         default="tree",
         metadata={
-            "help": "Content of a row. `tree`: a problem with its labelled steps as a tree. `hrm`: the tree with merged steps. "
-            "`prm`: one root-to-leaf path. `orm`: one root-to-leaf path with a label on its last step only."
+            "help": "Content of a row. tree: a problem with its labelled steps as a tree. hrm: the tree with merged steps. "
+            "prm: one root-to-leaf path. orm: one root-to-leaf path with a label on its last step only."
         },
     )
     merge_separator: str = field(
         default="\n",
         metadata={
-            "help": r"Text between the steps of a merged step, for `--view hrm`. `\n` and `\t` are read as a newline and a tab (default: \n).",
+            "help": r"Text between the steps of a merged step, for --view hrm. \n and \t are read as a newline and a tab (default: \n).",
             "parse": unescape,
             "advanced": True,
         },
     )
     max_merge: int = field(
         default=2,
-        metadata={"help": "Maximum number of steps in a merged step, for `--view hrm`.", "advanced": True},
+        metadata={"help": "Maximum number of steps in a merged step, for --view hrm.", "advanced": True},
     )
     test_size: float = field(
         default=0.1,
@@ -90,15 +89,15 @@ class BuildConfig(Config):
     num_proc: int | None = field(
         default=None,
         metadata={
-            "help": "Number of processes. Defaults to one per CPU core, but at most one per 4 MB of input.",
+            "help": "Number of processes (default: one per CPU core, but at most one per 4 MB of input).",
             "advanced": True,
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace `output_dir` if it is an earlier build."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace --output_dir if it is an earlier build."})
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Column to read for each expected name, such as `problem=Question answer=reward_model.ground_truth`.",
+            "help": "Column to read for each expected name, such as prompt=problem completions=steps.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -116,19 +115,21 @@ class BuildConfig(Config):
         self.columns = parse_columns(self.columns)
         super().__post_init__()
         if not self.merge_separator:
-            raise ValueError("merge_separator is empty. It must separate the steps of a merged step, as '\\n' does.")
+            raise ValueError("`merge_separator` is empty. It must separate the steps of a merged step, as '\\n' does.")
         if self.max_merge < 2:
-            raise ValueError(f"max_merge is {self.max_merge}, expected 2 (pairs, as in the paper) or more.")
+            raise ValueError(f"`max_merge` is {self.max_merge}. It must be at least 2 (pairs, as in the paper).")
         if not 0 <= self.test_size < 1:
-            raise ValueError(f"test_size is {self.test_size}, expected a fraction in [0, 1). Use 0 for no test split.")
+            raise ValueError(
+                f"`test_size` is {self.test_size}. It must be a fraction in [0, 1). Use 0 for no test split."
+            )
         if self.num_proc is not None and self.num_proc < 1:
-            raise ValueError(f"num_proc is {self.num_proc}, expected 1 or more.")
+            raise ValueError(f"`num_proc` is {self.num_proc}. It must be at least 1.")
 
 
 @dataclass(kw_only=True)
 class BuildPRM800KConfig(BuildConfig):
     """
-    Config of [`build_prm800k`]. In addition to the arguments of [`BuildConfig`]:
+    Configuration of [`build_prm800k`]. It also has the fields of [`BuildConfig`].
 
     Args:
         inputs (`list[str]`):
@@ -137,7 +138,7 @@ class BuildPRM800KConfig(BuildConfig):
             Label of a step rated 0: `"negative"` (as in the HRM paper's Table 2), `"positive"`, a probability in [0, 1], or `"drop"`
             to keep the step as context without a label.
         drop_screening (`bool`, *optional*, defaults to `False`):
-            Drop the records that were used for annotator screening or quality control.
+            Whether to drop the records that were used for annotator screening or quality control.
     """
 
     inputs: list[str] = field(
@@ -150,7 +151,7 @@ class BuildPRM800KConfig(BuildConfig):
     neutral: str | float = field(
         default="negative",
         metadata={
-            "help": "Label of a step rated 0: `negative`, `positive`, a probability in [0, 1], or `drop` to keep the step as context "
+            "help": "Label of a step rated 0: negative, positive, a probability in [0, 1], or drop to keep the step as context "
             "without a label.",
             "parse": str,
         },
@@ -175,7 +176,7 @@ class BuildPRM800KConfig(BuildConfig):
             label = -1.0
         if not 0 <= label <= 1:
             raise ValueError(
-                f"neutral is {self.neutral!r}, expected 'negative', 'positive', 'drop' or a probability in [0, 1]."
+                f"`neutral` is {self.neutral!r}. It must be 'negative', 'positive', 'drop' or a probability in [0, 1]."
             )
         return label
 
@@ -183,7 +184,7 @@ class BuildPRM800KConfig(BuildConfig):
 @dataclass(kw_only=True)
 class BuildMathShepherdConfig(BuildConfig):
     """
-    Config of [`build_math_shepherd`]. In addition to the arguments of [`BuildConfig`]:
+    Configuration of [`build_math_shepherd`]. It also has the fields of [`BuildConfig`].
 
     Args:
         inputs (`list[str]`):
@@ -202,18 +203,18 @@ class BuildMathShepherdConfig(BuildConfig):
 @dataclass(kw_only=True)
 class BuildStepwiseConfig(BuildConfig):
     """
-    Config of [`build_stepwise`]. In addition to the arguments of [`BuildConfig`]:
+    Configuration of [`build_stepwise`]. It also has the fields of [`BuildConfig`].
 
     Args:
         inputs (`list[str]`):
-            JSON Lines or JSON files, or one dataset directory or Hub id.
+            JSON Lines or JSON files, or one dataset folder or Hub id.
         split (`str`, *optional*, defaults to `"train"`):
             Dataset split to read. Ignored for files.
     """
 
     inputs: list[str] = field(
         metadata={
-            "help": "JSON Lines or JSON files, or one dataset directory or Hub id.",
+            "help": "JSON Lines or JSON files, or one dataset folder or Hub id.",
             "positional": True,
             "metavar": "INPUT",
         }

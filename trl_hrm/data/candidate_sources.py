@@ -59,7 +59,7 @@ def read_candidates(
     elif path.is_dir() and any(path.glob("log-*.jsonl")):
         raise FileNotFoundError(
             f"{path}: found the log of a search (log-*.jsonl), but not its {MANIFEST}, which has the prompt of the policy. Copy the "
-            "whole output directory of trl-hrm annotate."
+            "whole folder of `trl-hrm annotate`."
         )
     elif path.suffix == ".parquet":
         raise ValueError(
@@ -182,7 +182,7 @@ def take_first(
         `ValueError`: If a problem has fewer candidates.
     """
     if not problems:
-        raise ValueError("problems is empty, expected at least one problem with candidates.")
+        raise ValueError("`problems` is empty. It must contain at least one problem with candidates.")
     short = min(problems, key=lambda problem: len(problem.candidates))
     if len(short.candidates) < number:
         raise ValueError(
@@ -319,7 +319,7 @@ def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None
     for name in names:
         if getattr(config, name) not in (None, {}):
             raise ValueError(
-                f"{name} is {getattr(config, name)!r}, but has no effect because {config.candidates} is {kind}. Remove {name}."
+                f"`{name}` is {getattr(config, name)!r}, but has no effect because {config.candidates} is {kind}. Remove `{name}`."
             )
 
 

@@ -164,9 +164,9 @@ class CandidateRows:
             self._add(row, where)
         check_answers(self.notes, self.num_lists, self.config.candidates)
         if self.config.segmentation is not None and self.num_lists and not self.num_texts:
-            raise ValueError("segmentation has no effect, because all candidates are lists of steps. Remove it.")
+            raise ValueError("`segmentation` has no effect, because all candidates are lists of steps. Remove it.")
         if self.config.join_steps is not None and self.num_texts and not self.num_lists:
-            raise ValueError("join_steps has no effect, because all candidates are texts. Remove it.")
+            raise ValueError("`join_steps` has no effect, because all candidates are texts. Remove it.")
         return list(self.problems.values())
 
     def _add(self, row: dict[str, Any], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Configs for reading candidate solutions and selecting among them with a reward model."""
+"""Configurations for reading candidate solutions and selecting among them with a reward model."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,28 +15,28 @@ Aggregate = Literal["min", "prod", "last", "mean", "max"]
 @dataclass(kw_only=True)
 class CandidatesConfig(Config):
     r"""
-    Config of candidate solutions: where to read them, and how to split them into steps.
+    Configuration of candidate solutions: where to read them, and how to split them into steps.
 
     Args:
         candidates (`str`):
-            One of: a JSON Lines or JSON file with `prompt` and `completion` (a string), `completions` (its steps) or `candidates` (a
-            list of either); outputs of search-and-learn; a dataset folder with these columns; an output directory of
-            `trl-hrm annotate`.
+            Solutions to select from: a JSON Lines or JSON file, or a dataset folder, with the columns `prompt` and either `completion`
+            (a text), `completions` (a list of steps) or `candidates` (a list of either); an output of search-and-learn; or a folder
+            of `trl-hrm annotate`.
         split (`str`, *optional*):
             Dataset split to read. Defaults to `"train"`.
         segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that splits texts into steps, or `"regex"`. Defaults to `"step_header"`, or to the steps of the
-            search for an output directory of `trl-hrm annotate`. Not applied to lists of steps.
+            Name of the [`StepRule`] that splits texts into steps, or `"regex"`. Not applied to lists of steps. Defaults to
+            `"step_header"`, or to the steps of the search for a folder of `trl-hrm annotate`.
         step_pattern (`str`, *optional*):
-            Regular expression that matches the end of a step. Required for `segmentation="regex"`.
+            Regular expression for `segmentation="regex"`. Each match ends a step.
         join_steps (`str`, *optional*):
             Separator used to join the steps of a candidate that is given as a list. Defaults to `"\n\n"`.
         columns (`dict[str, str]`, *optional*):
-            Column to read for each expected name, such as `{"prompt": "question"}` or `["prompt=question"]`. See
-            [`~data.sources.rename_columns`]. Not supported for an output directory of `trl-hrm annotate`.
+            Column to read for each expected name, such as `{"prompt": "question"}`, or `prompt=question` on the command line. See
+            [`~data.sources.rename_columns`]. Not supported for a folder of `trl-hrm annotate`.
         keep_thinking (`bool`, *optional*, defaults to `False`):
-            Keep the thinking of a reasoning model as part of the solution. By default, the text up to `</think>` is removed, and a
-            candidate with nothing after its thinking has no steps.
+            Whether to keep the thinking of a reasoning model. By default, it is removed before candidates are scored, and a
+            candidate that contains only thinking has no steps.
 
     Raises:
         `ValueError`: If `segmentation` or `step_pattern` is invalid, or only one of `segmentation="regex"` and `step_pattern` is set.
@@ -44,34 +44,34 @@ class CandidatesConfig(Config):
 
     candidates: str = field(
         metadata={
-            "help": "One of: a JSON Lines or JSON file with `prompt` and `completion` (a string), `completions` (its steps) or "
-            "`candidates` (a list of either); outputs of search-and-learn; a dataset folder with these columns; an output directory of "
-            "`trl-hrm annotate`.",
+            "help": "Solutions to select from: a JSON Lines or JSON file, or a dataset folder, with the columns `prompt` and either "
+            "`completion` (a text), `completions` (a list of steps) or `candidates` (a list of either); an output of "
+            "search-and-learn; or a folder of `trl-hrm annotate`.",
             "metavar": "INPUT",
         }
     )
     split: str | None = field(
-        default=None, metadata={"help": "Dataset split to read. Defaults to `train`.", "advanced": True}
+        default=None, metadata={"help": "Dataset split to read (default: train).", "advanced": True}
     )
     segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
         default=None,
         metadata={
-            "help": "Rule that splits texts into steps. Defaults to `step_header`, or to the steps of the search for an output directory "
-            "of `trl-hrm annotate`. Not applied to lists of steps."
+            "help": "Rule that splits texts into steps. Not applied to lists of steps (default: step_header, or the steps of the search "
+            "for a folder of `trl-hrm annotate`)."
         },
     )
     step_pattern: str | None = field(
         default=None,
         metadata={
-            "help": "Regular expression that matches the end of a step. Required for `--segmentation regex`.",
+            "help": "Regular expression for --segmentation regex. Each match ends a step.",
             "advanced": True,
         },
     )
     join_steps: str | None = field(
         default=None,
         metadata={
-            "help": r"Separator used to join the steps of a candidate that is given as a list. `\n` and `\t` are read as a newline and a "
-            r"tab. Defaults to `\n\n`.",
+            "help": r"Separator used to join the steps of a candidate that is given as a list. \n and \t are read as a newline and a "
+            r"tab (default: \n\n).",
             "parse": unescape,
             "metavar": "TEXT",
             "advanced": True,
@@ -80,7 +80,7 @@ class CandidatesConfig(Config):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Column to read for each expected name, such as `prompt=question candidates=generations`.",
+            "help": "Column to read for each expected name, such as prompt=question candidates=generations.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -89,7 +89,7 @@ class CandidatesConfig(Config):
     keep_thinking: bool = field(
         default=False,
         metadata={
-            "help": "Keep the thinking of a reasoning model as part of the solution. By default, the text up to `</think>` is removed."
+            "help": "Keep the thinking of a reasoning model. By default, it is removed before candidates are scored."
         },
     )
 
@@ -98,8 +98,8 @@ class CandidatesConfig(Config):
         super().__post_init__()
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"segmentation is {self.segmentation!r} and step_pattern is {self.step_pattern!r}. segmentation='regex' requires a "
-                "step_pattern, and step_pattern requires segmentation='regex'."
+                f"`segmentation` is {self.segmentation!r} and `step_pattern` is {self.step_pattern!r}. `segmentation='regex'` and "
+                "`step_pattern` must be used together."
             )
         self.step_rule()  # raises if `step_pattern` is invalid
 
@@ -113,15 +113,15 @@ class CandidatesConfig(Config):
 @dataclass(kw_only=True)
 class RaftConfig(CandidatesConfig, BuildConfig):
     """
-    Config of [`build_raft`], which selects the best candidates with a reward model. In addition to the arguments of
-    [`CandidatesConfig`] and `output_dir`, `test_size`, `seed`, `exclude` and `overwrite` of [`BuildConfig`]:
+    Configuration of the selection of the best candidates. It also has the fields of [`CandidatesConfig`], and `output_dir`,
+    `test_size`, `seed`, `exclude` and `overwrite` of [`BuildConfig`].
 
     Args:
         aggregate (`str`, *optional*, defaults to `"min"`):
-            How to aggregate the step scores into the score of a candidate: `"min"`, `"prod"`, `"last"`, `"mean"` or `"max"`. See
+            How to aggregate the step scores into the score of a solution: `"min"`, `"prod"`, `"last"`, `"mean"` or `"max"`. See
             [`~scoring.aggregate.aggregate`].
         num_candidates (`int`, *optional*):
-            Number of candidates per problem to consider, starting from the first. Defaults to all.
+            Number of candidates per problem to select from, starting from the first. Defaults to all.
         max_kept (`int`, *optional*, defaults to `1`):
             Maximum number of candidates to keep per problem.
         min_score (`float`, *optional*, defaults to `0.0`):
@@ -132,12 +132,12 @@ class RaftConfig(CandidatesConfig, BuildConfig):
     """
 
     aggregate: Aggregate = field(
-        default="min", metadata={"help": "How to aggregate the step scores into the score of a candidate."}
+        default="min", metadata={"help": "How to aggregate the step scores into the score of a solution."}
     )
     num_candidates: int | None = field(
         default=None,
         metadata={
-            "help": "Number of candidates per problem to consider, starting from the first. Defaults to all.",
+            "help": "Number of candidates per problem to select from, starting from the first (default: all).",
             "metavar": "N",
         },
     )
@@ -155,6 +155,6 @@ class RaftConfig(CandidatesConfig, BuildConfig):
         super().__post_init__()
         for name in ("num_candidates", "max_kept"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         if not 0 <= self.min_score <= 1:
-            raise ValueError(f"min_score is {self.min_score}, expected a number from 0 to 1.")
+            raise ValueError(f"`min_score` is {self.min_score}. It must be a number from 0 to 1.")

@@ -64,7 +64,7 @@ VIEWS = {
     "hrm": "Each row is one problem with its labelled steps as a tree. The original steps are followed by merged steps, with "
     "`num_merged` above 1. A merged step has the joined texts of consecutive steps and the label of the last one "
     "([HRM](https://huggingface.co/papers/2503.13551), Table 2).",
-    "prm": "Each row is one path of labelled steps, from the first step to a leaf of the tree, in TRL's stepwise-supervision format. "
+    "prm": "Each row is one path of labelled steps, from the first step to a leaf of the tree, in TRL's stepwise supervision format. "
     "Steps that several paths share are repeated in each of them.",
     "orm": "Each row is one complete solution. Only its last step has a label.",
     "sft": "Each row is one correct solution.",

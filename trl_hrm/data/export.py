@@ -107,7 +107,7 @@ def export(config: ExportConfig) -> BuildReport:
 
 def _run_recipe(config: ExportConfig) -> Recipe:
     if config.columns:
-        raise ValueError(f"columns is {config.columns}, but format='run' does not support it. Remove columns.")
+        raise ValueError(f"`columns` is {config.columns}, but `format='run'` does not support it. Remove `columns`.")
     folders = [name for name in config.inputs if Path(name).is_dir()]
     files = [str(file) for name in config.inputs for file in (node_files(name) if name in folders else [name])]
     _refuse_repeats(files)
@@ -145,7 +145,7 @@ def _common_prompt(inputs: list[str], runs: dict[str, dict[str, Any]]) -> tuple[
     if alone:
         return None, [
             BARE_PROMPTS.format(
-                f"{alone[0]} does not record the prompt of the policy, unlike an output directory of trl-hrm annotate"
+                f"{alone[0]} does not record the prompt of the policy, unlike a folder of `trl-hrm annotate`"
             )
         ]
     prompts = {name: prompt_of(run) for name, run in runs.items()}
@@ -181,8 +181,8 @@ def _openr_recipe(config: ExportConfig) -> Recipe:
     for name in ("estimator", "truncated", "min_leaves"):
         if getattr(config, name) != getattr(ExportConfig, name):
             raise ValueError(
-                f"{name} is {getattr(config, name)!r}, but openr files contain values, not outcomes to estimate them from. Remove "
-                f"{name}."
+                f"`{name}` is {getattr(config, name)!r}, but openr files contain values, not outcomes to estimate them from. Remove "
+                f"`{name}`."
             )
     _refuse_repeats(config.inputs)
     return Recipe(

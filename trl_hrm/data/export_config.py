@@ -1,4 +1,4 @@
-"""Config of [`export`], which builds datasets from search trees."""
+"""Configuration of [`export`], which builds datasets from search trees."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from .build_config import BuildConfig
 @dataclass(kw_only=True)
 class ExportConfig(BuildConfig):
     r"""
-    Config of [`export`]. In addition to the arguments of [`BuildConfig`]:
+    Configuration of [`export`]. It also has the fields of [`BuildConfig`].
 
     Args:
         inputs (`list[str]`):
-            Output directories of `trl-hrm annotate`, or node Parquet files from them. With `format="openr"`, JSON Lines files of
+            Folders of `trl-hrm annotate`, or Parquet files of nodes from them. With `format="openr"`, JSON Lines files of
             openr.
         format (`str`, *optional*, defaults to `"run"`):
             Format of the inputs: `"run"` or `"openr"`.
@@ -43,8 +43,8 @@ class ExportConfig(BuildConfig):
         > Parameters that control node compression (HNC)
 
         hnc (`bool`, *optional*, defaults to `False`):
-            Add a row with node compression for every training problem. In the flat views, add a row for each path that compression
-            changes. See [`compress`].
+            Whether to add a row with node compression for every training problem. In the views `"prm"` and `"orm"`, a row is added
+            for each path that compression changes. See [`compress`].
         hnc_probability (`float`, *optional*, defaults to `0.5`):
             Probability that one child of a node is merged with it and moved up.
         hnc_min_children (`int`, *optional*, defaults to `4`):
@@ -74,7 +74,7 @@ class ExportConfig(BuildConfig):
 
     inputs: list[str] = field(
         metadata={
-            "help": "Output directories of `trl-hrm annotate`, or node Parquet files from them. With `--format openr`, JSON Lines "
+            "help": "Folders of `trl-hrm annotate`, or Parquet files of nodes from them. With --format openr, JSON Lines "
             "files of openr.",
             "positional": True,
             "metavar": "RUN",
@@ -84,8 +84,8 @@ class ExportConfig(BuildConfig):
     view: Literal["tree", "hrm", "prm", "orm", "sft"] = field(
         default="tree",
         metadata={
-            "help": "Content of a row. `tree`: a problem with its labelled steps as a tree. `hrm`: the tree with merged steps. "
-            "`prm`: one root-to-leaf path. `orm`: one root-to-leaf path with a label on its last step only. `sft`: a correct "
+            "help": "Content of a row. tree: a problem with its labelled steps as a tree. hrm: the tree with merged steps. "
+            "prm: one root-to-leaf path. orm: one root-to-leaf path with a label on its last step only. sft: a correct "
             "solution for supervised fine-tuning."
         },
     )
@@ -94,26 +94,26 @@ class ExportConfig(BuildConfig):
     labels: Literal["soft", "hard", "entropy"] = field(
         default="soft",
         metadata={
-            "help": "Type of label. `soft`: the MC score. `hard`: 1 if the MC score is above 0, else 0. `entropy`: ER-PRM's label."
+            "help": "Type of label. soft: the MC score. hard: 1 if the MC score is above 0, else 0. entropy: ER-PRM's label."
         },
     )
     eta: float | None = field(
         default=None,
         metadata={
-            "help": "Strength of the entropy regularisation. Required for `--labels entropy`. Use a negative value for completions "
+            "help": "Strength of the entropy regularisation. Required for --labels entropy. Use a negative value for completions "
             "sampled from the optimal policy."
         },
     )
     estimator: Literal["child_mean", "leaf_share"] = field(
         default="child_mean",
         metadata={
-            "help": "Estimator of the MC score. `child_mean`: mean over the children of a step, recursively. `leaf_share`: share of "
+            "help": "Estimator of the MC score. child_mean: mean over the children of a step, recursively. leaf_share: share of "
             "correct leaves below a step."
         },
     )
     truncated: Literal["drop", "wrong"] = field(
         default="drop",
-        metadata={"help": "How to count a solution without an answer: `drop` ignores it, `wrong` counts it as wrong."},
+        metadata={"help": "How to count a solution without an answer: drop ignores it, wrong counts it as wrong."},
     )
     min_leaves: int = field(
         default=1,
@@ -130,22 +130,20 @@ class ExportConfig(BuildConfig):
     hnc_probability: float = field(
         default=0.5,
         metadata={
-            "help": "Probability that one child of a node is merged with it and moved up, for `--hnc`.",
+            "help": "Probability that one child of a node is merged with it and moved up, for --hnc.",
             "advanced": True,
         },
     )
     hnc_min_children: int = field(
         default=4,
         metadata={
-            "help": "Minimum number of children of a node for one of them to be merged, for `--hnc`.",
+            "help": "Minimum number of children of a node for one of them to be merged, for --hnc.",
             "advanced": True,
         },
     )
-    hnc_passes: int = field(
-        default=1, metadata={"help": "Number of compression passes, for `--hnc`.", "advanced": True}
-    )
+    hnc_passes: int = field(default=1, metadata={"help": "Number of compression passes, for --hnc.", "advanced": True})
     hnc_seed: int = field(
-        default=42, metadata={"help": "Random seed of the compression, for `--hnc`.", "advanced": True}
+        default=42, metadata={"help": "Random seed of the compression, for --hnc.", "advanced": True}
     )
 
     # Parameters that control label balancing
@@ -162,15 +160,15 @@ class ExportConfig(BuildConfig):
     min_mc_score: float = field(
         default=0.0,
         metadata={
-            "help": "Minimum `mc_score` of a solution, which is the lowest MC score of its labelled steps, for `--view sft`.",
+            "help": "Minimum `mc_score` of a solution, which is the lowest MC score of its labelled steps, for --view sft.",
             "aliases": ["--min_value"],
         },
     )
     max_solutions: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of solutions per problem, for `--view sft`. Those with the highest `mc_score` are kept. Defaults "
-            "to all."
+            "help": "Maximum number of solutions per problem, for --view sft. Those with the highest `mc_score` are kept "
+            "(default: all)."
         },
     )
 
@@ -179,33 +177,33 @@ class ExportConfig(BuildConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.labels == "entropy" and (self.eta is None or math.isnan(self.eta)):
-            raise ValueError(f"eta is {self.eta}. labels='entropy' requires a number, such as eta=2.")
+            raise ValueError(f"`eta` is {self.eta}. `labels='entropy'` requires a number, such as `eta=2`.")
         if self.labels != "entropy" and self.eta is not None:
             raise ValueError(
-                f"eta is {self.eta}, but labels={self.labels!r} ignores it. Use labels='entropy', or remove eta."
+                f"`eta` is {self.eta}, but has no effect with `labels={self.labels!r}`. Use `labels='entropy'`, or remove `eta`."
             )
         if self.min_leaves < 1:
-            raise ValueError(f"min_leaves is {self.min_leaves}, expected 1 or more.")
+            raise ValueError(f"`min_leaves` is {self.min_leaves}. It must be at least 1.")
         if self.balance is not None and self.balance < 2:
-            raise ValueError(f"balance is {self.balance}. It must be at least 2 bins.")
+            raise ValueError(f"`balance` is {self.balance}. It must be at least 2 bins.")
         if not 0 <= self.min_mc_score <= 1:
-            raise ValueError(f"min_mc_score is {self.min_mc_score}, expected a number from 0 to 1.")
+            raise ValueError(f"`min_mc_score` is {self.min_mc_score}. It must be a number from 0 to 1.")
         if self.max_solutions is not None and self.max_solutions < 1:
-            raise ValueError(f"max_solutions is {self.max_solutions}, expected 1 or more.")
+            raise ValueError(f"`max_solutions` is {self.max_solutions}. It must be at least 1.")
         check_options(self.hnc_probability, self.hnc_min_children, self.hnc_passes)
         # Options that would be ignored
         for name in ("hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
             if not self.hnc and getattr(self, name) != getattr(ExportConfig, name):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but has no effect without hnc. Set hnc, or remove {name}."
+                    f"`{name}` is {getattr(self, name)}, but has no effect without `hnc`. Set `hnc`, or remove `{name}`."
                 )
         for name in ("min_mc_score", "max_solutions"):
             if self.view != "sft" and getattr(self, name):
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but view={self.view!r} ignores it. Use view='sft', or remove {name}."
+                    f"`{name}` is {getattr(self, name)}, but has no effect with `view={self.view!r}`. Use `view='sft'`, or remove `{name}`."
                 )
         if self.view == "sft" and (self.labels != "soft" or self.hnc or self.balance or self.min_leaves > 1):
             raise ValueError(
-                "view='sft' writes solutions without step labels, so it does not support labels, min_leaves, hnc and balance. "
-                "Remove them. To select solutions, use min_mc_score and max_solutions."
+                "`view='sft'` writes solutions without step labels, so `labels`, `min_leaves`, `hnc` and `balance` have no effect. "
+                "Remove them. To select solutions, use `min_mc_score` and `max_solutions`."
             )

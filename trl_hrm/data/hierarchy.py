@@ -35,7 +35,7 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
         `ValueError`: If `max_merge` is below 2.
     """
     if max_merge < 2:
-        raise ValueError(f"max_merge is {max_merge}, expected 2 (pairs, as in the paper) or more.")
+        raise ValueError(f"`max_merge` is {max_merge}. It must be at least 2 (pairs, as in the paper).")
     completions, labels, parents = list(tree.completions), list(tree.labels), list(tree.parents)
     num_merged = list(tree.num_merged) if tree.num_merged is not None else [1] * len(completions)
     found = set(zip(parents, completions, num_merged, labels, strict=True))
@@ -57,7 +57,7 @@ def hrm_view(tree: StepTree, merge_separator: str = "\n", max_merge: int = 2) ->
 
 def prm_view(tree: StepTree) -> list[StepTree]:
     """
-    Return one flat row per root-to-leaf path, in TRL's stepwise-supervision format, which other trainers can read.
+    Return one flat row per root-to-leaf path, in TRL's stepwise supervision format, which other trainers can read.
 
     Paths without any label are dropped.
     """

@@ -32,13 +32,13 @@ def check_output(output: Path, config: BuildConfig) -> None:
         return
     if not config.overwrite:
         raise FileExistsError(
-            f"{config.output_dir}: the output already exists. Use another directory, or pass --overwrite (`overwrite=True`) to "
+            f"{config.output_dir}: the output already exists. Choose another --output_dir, or pass --overwrite (`overwrite=True`) to "
             "replace it."
         )
     if not (output / REPORT_FILE).is_file():
         raise FileExistsError(
-            f"{config.output_dir}: --overwrite only replaces earlier builds, but this directory has no {REPORT_FILE}. Delete it "
-            "yourself, or use another directory."
+            f"{config.output_dir}: --overwrite only replaces earlier builds, but this folder has no {REPORT_FILE}. Delete it "
+            "yourself, or choose another --output_dir."
         )
 
 

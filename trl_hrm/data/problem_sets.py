@@ -140,7 +140,7 @@ def read_problems(
 
     Args:
         source (`str`):
-            JSON Lines file, file with a JSON array, or directory or Hub id of a dataset.
+            JSON Lines or JSON file, dataset folder or Hub id.
         format (`str`, *optional*, defaults to `"auto"`):
             Column format of the records: `"gsm8k"`, `"math"`, `"prm800k"`, `"plain"`, or `"auto"` to detect it from the keys of the
             first record that has a problem.
@@ -159,7 +159,7 @@ def read_problems(
         columns (`Mapping[str, str]`, *optional*):
             Column to read for each expected name, such as `{"problem": "Question"}`. See [`~data.sources.rename_columns`].
         strict (`bool`, *optional*, defaults to `False`):
-            Raise an error at the first invalid record instead of dropping it.
+            Whether to raise an error at the first invalid record, instead of dropping it.
 
     Returns:
         [`ProblemSet`]: The problems and the counts of the records.
@@ -170,16 +170,16 @@ def read_problems(
             has the file and line, or the row.
     """
     if format not in FORMATS:
-        raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
+        raise ValueError(f"`format` is {format!r}. It must be one of {', '.join(FORMATS)}.")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, expected 1 or more.")
+        raise ValueError(f"`limit` is {limit}. It must be at least 1.")
     found = ProblemSet([], faults=RowFaults(strict))
     reader = _Reader(found.faults)
     with ExitStack() as stack:
         if is_json_file(source):
             if config is not None:
                 raise ValueError(
-                    f"config is {config!r}, but {source} is a file, which has no configurations. Remove config."
+                    f"`config` is {config!r}, but {source} is a file, which has no configurations. Remove `config`."
                 )
             rows = JsonLines([source], columns)
         else:

@@ -1,4 +1,4 @@
-"""Config of the commands that read problems."""
+"""Configuration of the commands that read problems."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class ProblemsConfig(Config):
     """
-    Config of problems with reference answers.
+    Configuration of problems with reference answers.
 
     Args:
         problems (`str`):
-            JSON Lines or JSON file, dataset folder or Hub id, with problems and answers. Required, except for commands that also
+            JSON Lines or JSON file, dataset folder or Hub id, with problems and answers. Optional only for commands that
             accept other inputs.
         problem_format (`str`, *optional*, defaults to `"auto"`):
-            Column format of the problems: `"gsm8k"`, `"math"`, `"prm800k"`, `"plain"`, or `"auto"` to detect it from the first row.
+            Column format of the problems: `"gsm8k"`, `"math"`, `"prm800k"`, `"plain"`, or `"auto"`, which detects it from the first row.
         split (`str`, *optional*, defaults to `"train"`):
             Dataset split to read. Ignored for files.
         limit (`int`, *optional*):
@@ -42,12 +42,12 @@ class ProblemsConfig(Config):
     problem_format: Literal["auto", "gsm8k", "math", "prm800k", "plain"] = field(
         default="auto",
         metadata={
-            "help": "Column format of the problems. `auto` detects it from the first row.",
+            "help": "Column format of the problems. auto detects it from the first row.",
             "advanced": True,
         },
     )
     split: str = field(default="train", metadata={"help": "Dataset split to read. Ignored for files."})
-    limit: int | None = field(default=None, metadata={"help": "Maximum number of problems. Defaults to all."})
+    limit: int | None = field(default=None, metadata={"help": "Maximum number of problems (default: all)."})
     exclude: list[str] = field(
         default_factory=list,
         metadata={"help": "JSON files of test sets whose problems are dropped.", "metavar": "FILE"},

@@ -139,11 +139,11 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
     ```
     """
     if not config.inputs:
-        raise ValueError("inputs is empty, expected at least one folder written by a builder.")
+        raise ValueError("`inputs` is empty. Pass at least one folder written by a builder.")
     if config.config_name is not None and len(config.inputs) != 1:
         raise ValueError(
-            f"config_name is {config.config_name!r}, but there are {len(config.inputs)} folders. Push each folder separately, with its "
-            "own config_name."
+            f"`config_name` is {config.config_name!r}, but there are {len(config.inputs)} folders. Push each folder separately, with its "
+            "own `config_name`."
         )
     builds: dict[str, Build] = {}
     for folder in config.inputs:
@@ -151,18 +151,18 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
         if build.name in builds:
             raise ValueError(
                 f"{build.folder} and {builds[build.name].folder} both have the view {build.name}, but configuration names must be "
-                "unique. Push them separately, with --config_name (`config_name=`)."
+                "unique. Push them separately, each with its own `config_name`."
             )
         builds[build.name] = build
     validate_repo_id(config.repo_id)
     if "/" not in config.repo_id:
         raise ValueError(
-            f"repo_id is {config.repo_id!r}. It must include a user or organization, such as 'me/{config.repo_id}'."
+            f"`repo_id` is {config.repo_id!r}. It must include a user or organization, such as 'me/{config.repo_id}'."
         )
     size = config.max_shard_size
     max_bytes = int(size) if re.fullmatch(r"-?\d+", size) else convert_file_size_to_int(size)
     if max_bytes < 1:
-        raise ValueError(f"max_shard_size is {size}, expected a size such as '500MB', or a number of bytes.")
+        raise ValueError(f"`max_shard_size` is {size}. It must be a size such as '500MB', or a number of bytes.")
     with tempfile.TemporaryDirectory() as work:
         what = (config, token, Path(work), list(builds.values()), max_bytes)
         if config.dry_run:

@@ -6,11 +6,11 @@ from ..config import Config
 @dataclass(kw_only=True)
 class PushDatasetConfig(Config):
     """
-    Configuration class for [`push_dataset`].
+    Configuration of [`push_dataset`].
 
     Args:
         inputs (`list[str]`):
-            Folders written by `build-prm800k`, `build-math-shepherd`, `build-stepwise`, `export` or `select-raft`.
+            Folders of `trl-hrm build-prm800k`, `build-math-shepherd`, `build-stepwise`, `export` or `select-raft`.
         repo_id (`str`):
             Dataset repository, such as `"me/prm800k"`. It is created if it does not exist.
         private (`bool`, *optional*):
@@ -30,7 +30,7 @@ class PushDatasetConfig(Config):
 
     inputs: list[str] = field(
         metadata={
-            "help": "Folders written by build-prm800k, build-math-shepherd, build-stepwise, export or select-raft.",
+            "help": "Folders of `trl-hrm build-prm800k`, `build-math-shepherd`, `build-stepwise`, `export` or `select-raft`.",
             "metavar": "FOLDER",
             "positional": True,
         }
@@ -50,7 +50,7 @@ class PushDatasetConfig(Config):
     config_name: str | None = field(
         default=None,
         metadata={
-            "help": "Name of the dataset configuration. Only for a single folder. Defaults to its view, such as hrm."
+            "help": "Name of the dataset configuration. Only for a single folder (default: its view, such as hrm)."
         },
     )
     revision: str = field(default="main", metadata={"help": "Branch to push to. It is created if it does not exist."})

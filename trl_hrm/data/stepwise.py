@@ -1,5 +1,5 @@
 r"""
-Builder for rows in TRL's stepwise-supervision format, with an optional `parents` column for trees, from files or datasets.
+Builder for rows in TRL's stepwise supervision format, with an optional `parents` column for trees, from files or datasets.
 
 ```json
 {"prompt": "What is 1 + 2 + 3?", "completions": ["1 + 2 = 3.", "3 + 3 = 7."], "labels": [true, false]}
@@ -39,7 +39,7 @@ ABOUT = {
 
 def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     """
-    Build a dataset from rows in TRL's stepwise-supervision format.
+    Build a dataset from rows in TRL's stepwise supervision format.
 
     In the views `"tree"` and `"hrm"`, the rows of one prompt are joined into one tree: steps with the same text after the same
     steps become one step, whose label is the mean of theirs.
@@ -54,7 +54,8 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
     Raises:
         `FileExistsError`: If the output exists and may not be replaced.
         `FileNotFoundError`: If an input does not exist.
-        `ValueError`: If a row is invalid, or if no row is left for training.
+        `ValueError`: If a row is invalid, or if no row is left for training. Rows with a blank prompt or step are dropped, unless
+            `config.strict` is set.
     """
     with ExitStack() as stack:
         if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
@@ -96,7 +97,7 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
 
     Args:
         record (`dict[str, Any]`):
-            Row in TRL's stepwise-supervision format or one of the other formats of this module.
+            Row in TRL's stepwise supervision format or one of the other formats of this module.
         where (`str`):
             Location of the row, for error messages.
         notes (`Counter`):

@@ -43,7 +43,7 @@ class NodeFiles:
         for file in self.files:
             if not Path(file).is_file():
                 raise FileNotFoundError(
-                    f"{file}: file not found. Expected an output directory of trl-hrm annotate, or a node file from one."
+                    f"{file}: file not found. Expected a folder of `trl-hrm annotate`, or a Parquet file of nodes from one."
                 )
             open_nodes(file).close()
 

@@ -109,7 +109,7 @@ class DemoConfig(Config):
         profile (`str`, *optional*, defaults to `"quick"`):
             Size of the demo. `"quick"` takes minutes. `"full"` takes an hour and reproduces docs/evidence.md.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the problems and the policy.
+            Random seed of the problems and the policy.
         num_workers (`int`, *optional*):
             Number of parallel jobs. Defaults to the number of cores.
         force (`bool`, *optional*, defaults to `False`):
@@ -123,7 +123,7 @@ class DemoConfig(Config):
             "help": "Size of the demo. quick takes minutes. full takes an hour and reproduces docs/evidence.md."
         },
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the problems and the policy."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the problems and the policy."})
     num_workers: int | None = field(
         default=None, metadata={"help": "Number of parallel jobs (default: the number of cores)."}
     )

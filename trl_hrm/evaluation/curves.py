@@ -294,9 +294,9 @@ def plain_curves(
         n = sorted({most, *(2**k for k in range(most.bit_length()) if 2**k <= most)})
     if not n or min(n) < 1 or max(n) > most:
         raise ValueError(
-            f"n is {list(n)}, expected numbers from 1 to {most}, the number of solutions of problem {fewest}. Add solutions to it, "
+            f"`n` is {list(n)}. Each number must be from 1 to {most}, the number of solutions of problem {fewest}. Add solutions to it, "
             "or use a smaller N."
         )
     if num_draws is not None and num_draws < 1:
-        raise ValueError(f"num_draws is {num_draws}, expected at least 1, or None to use the first N solutions.")
+        raise ValueError(f"`num_draws` is {num_draws}. It must be at least 1, or None to use the first N solutions.")
     return make_curves(problems, n, num_draws, seed)

@@ -39,13 +39,13 @@ class Results:
         versions (`dict[str, str]`):
             Versions of the packages used.
         seed (`int`):
-            Seed of sampling and of draws.
+            Random seed of the samples and of the draws.
         date (`str`):
             Date and time of the results, in UTC.
         num_problems (`int`):
             Number of problems in the curves.
         counts (`dict[str, int]`):
-            Number of problems and candidates that were skipped, or could not be scored or graded, by reason.
+            Number of problems and candidates that were dropped, or could not be scored or graded, by reason.
         solutions (`dict[str, int]`):
             Number of solutions by outcome. See [`~search.outcomes.count_outcomes`]. For an existing run, only its
             candidates are counted, with the answers extracted here.

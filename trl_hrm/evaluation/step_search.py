@@ -123,22 +123,22 @@ class StepSearchSettings:
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy is {self.strategy!r}, expected one of {', '.join(STRATEGIES)}.")
+            raise ValueError(f"`strategy` is {self.strategy!r}. It must be one of {', '.join(STRATEGIES)}.")
         if self.strategy == "step_search" and self.branching is not None:
             raise ValueError(
-                f"branching is {self.branching}, but step_search always samples N next steps of one path. Remove branching."
+                f"`branching` is {self.branching}, but step_search always samples N next steps of one path. Remove `branching`."
             )
         for name in ("branching", "max_depth", "max_step_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more.")
+                raise ValueError(f"`{name}` is {value}. It must be at least 1.")
         if not self.n or min(self.n) < 1:
-            raise ValueError(f"n is {list(self.n)}, expected numbers of 1 or more.")
+            raise ValueError(f"`n` is {list(self.n)}. Each number must be at least 1.")
         for n in self.n:
             if n % self.branching_at(n):
                 raise ValueError(
-                    f"n is {list(self.n)}, but {n} is not a multiple of branching ({self.branching_at(n)}). Remove {n}, or change "
-                    "branching."
+                    f"`n` is {list(self.n)}, but {n} is not a multiple of `branching` ({self.branching_at(n)}). Remove {n}, or change "
+                    "`branching`."
                 )
 
     def branching_at(self, n: int) -> int:

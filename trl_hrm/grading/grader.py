@@ -110,7 +110,7 @@ class AnswerGrader:
         num_workers (`int`, *optional*, defaults to `1`):
             Number of worker processes.
         timeout (`float`, *optional*, defaults to `10.0`):
-            Timeout per answer, in seconds.
+            Timeout for grading an answer, in seconds.
 
     Raises:
         `ValueError`: If an option is out of range.
@@ -119,9 +119,9 @@ class AnswerGrader:
 
     def __init__(self, num_workers: int = 1, timeout: float = 10.0):
         if num_workers < 1:
-            raise ValueError(f"num_workers is {num_workers}. It must be at least 1.")
+            raise ValueError(f"`num_workers` is {num_workers}. It must be at least 1.")
         if not timeout > 0:
-            raise ValueError(f"timeout is {timeout}. It must be greater than 0 seconds.")
+            raise ValueError(f"`timeout` is {timeout}. It must be greater than 0 seconds.")
         self.num_workers = num_workers
         self.timeout = timeout
         self._futures: dict[tuple[str, str], Future[Grade]] = {}

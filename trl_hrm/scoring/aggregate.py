@@ -36,7 +36,7 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
     ```
     """
     if not callable(name) and name not in AGGREGATES:
-        raise ValueError(f"aggregate is {name!r}. It must be one of {', '.join(AGGREGATES)}, or a function.")
+        raise ValueError(f"`aggregate` is {name!r}. It must be one of {', '.join(AGGREGATES)}, or a function.")
     if not len(scores):
         raise ValueError("aggregate: `scores` is empty. Each step of a solution must have a score.")
     if any(map(math.isnan, scores)):  # the result of `min` and `max` would depend on the position of the NaN

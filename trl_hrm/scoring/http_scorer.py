@@ -34,7 +34,7 @@ class ServerScorer(ChainScorer):
         url (`str`):
             URL of the server, such as `http://localhost:8000`, with or without `/v1`.
         model (`str`):
-            Name of the model on the server, or the folder or repository that the server was started with.
+            Name of the model on the server, or the path or Hub id that the server was started with.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model.
         step_format ([`StepFormat`]):
@@ -44,11 +44,11 @@ class ServerScorer(ChainScorer):
         max_requests (`int`, *optional*, defaults to `64`):
             Maximum number of open requests.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Maximum time to wait for a response in seconds, including the time in the server's queue.
+            Timeout of a request in seconds, including the time in the server's queue.
         max_retries (`int`, *optional*, defaults to `5`):
             Maximum number of retries of a failed request.
         backoff (`float`, *optional*, defaults to `0.5`):
-            Time before the first retry in seconds. It doubles with each retry.
+            Pause before the first retry, in seconds. It doubles with each retry, up to 60 seconds.
 
     Raises:
         `ValueError`: If the tokenizer does not fit the step format, or an option is out of range.
@@ -69,7 +69,7 @@ class ServerScorer(ChainScorer):
     ):
         super().__init__(tokenizer, step_format)
         if max_requests < 1:
-            raise ValueError(f"max_requests is {max_requests}. It must be at least 1.")
+            raise ValueError(f"`max_requests` is {max_requests}. It must be at least 1.")
         self.url = url
         self.model = model
         self.max_requests = max_requests
@@ -97,7 +97,7 @@ class ServerScorer(ChainScorer):
 
         Args:
             path_or_repo (`str`):
-                Folder or Hub repository with the tokenizer and `step_format.json`.
+                Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
             url (`str`):
                 URL of the server.
             step_format ([`StepFormat`], *optional*):

@@ -34,26 +34,26 @@ _OWN_SETTINGS = {
 @dataclass(kw_only=True)
 class RewardModelConfig(ScoringConfig):
     """
-    Configuration of the reward model and the engine that runs it, in addition to the fields of [`ScoringConfig`].
+    Configuration of the reward model and of the engine that runs it. It also has the fields of [`ScoringConfig`].
 
     Args:
         reward_model (`str`):
-            Folder or Hub id of the reward model.
+            Path or Hub id of the reward model.
         reward_model_engine (`str`, *optional*, defaults to `"transformers"`):
             Engine that runs the reward model: `"transformers"` (candidates share their prefix), `"vllm"` (in this process), or
             the URL of a server that runs `vllm serve MODEL --runner pooling`.
         reward_model_revision (`str`, *optional*):
             Revision of the reward model on the Hub.
         reward_model_dtype (`str`, *optional*):
-            Data type of the weights, for `"transformers"` and `"vllm"`. Defaults to `"float32"`.
+            Dtype of the weights, for `"transformers"` and `"vllm"`. Defaults to `"float32"`.
         reward_model_batch_size (`int`, *optional*):
             Number of rows per forward pass, for `"transformers"`. Defaults to 8.
         reward_model_max_length (`int`, *optional*):
-            Maximum number of tokens per row, for `"transformers"`. Defaults to 2048. Longer trees are split.
+            Maximum number of tokens per row, for `"transformers"`. Longer trees are split. Defaults to 2048.
         reward_model_args (`dict[str, Any]`, *optional*):
             Additional arguments of vLLM's engine, for `"vllm"`, such as `{"gpu_memory_utilization": 0.8}`.
         served_model_name (`str`, *optional*):
-            Name of the reward model on the server. Defaults to its folder or Hub id.
+            Name of the reward model on the server. Defaults to `reward_model`.
         step_format (`str`, *optional*):
             Path to a `step_format.json`, for a model that was saved without one. Defaults to the file of the model.
 
@@ -62,7 +62,7 @@ class RewardModelConfig(ScoringConfig):
         `ValueError`: If an option does not apply to the engine, or has no effect with another option.
     """
 
-    reward_model: str = field(metadata={"help": "Folder or Hub id of the reward model."})
+    reward_model: str = field(metadata={"help": "Path or Hub id of the reward model."})
     reward_model_engine: str = field(
         default="transformers",
         metadata={
@@ -75,7 +75,7 @@ class RewardModelConfig(ScoringConfig):
         default=None, metadata={"help": "Revision of the reward model on the Hub.", "advanced": True}
     )
     reward_model_dtype: str | None = field(
-        default=None, metadata={"help": "Data type of the weights, for transformers and vllm (default: float32)."}
+        default=None, metadata={"help": "Dtype of the weights, for transformers and vllm (default: float32)."}
     )
     reward_model_batch_size: int | None = field(
         default=None, metadata={"help": "Number of rows per forward pass, for transformers (default: 8)."}
@@ -83,7 +83,7 @@ class RewardModelConfig(ScoringConfig):
     reward_model_max_length: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of tokens per row, for transformers (default: 2048). Longer trees are split.",
+            "help": "Maximum number of tokens per row, for transformers. Longer trees are split (default: 2048).",
             "advanced": True,
         },
     )
@@ -99,7 +99,7 @@ class RewardModelConfig(ScoringConfig):
     served_model_name: str | None = field(
         default=None,
         metadata={
-            "help": "Name of the reward model on the server (default: its folder or Hub id).",
+            "help": "Name of the reward model on the server (default: --reward_model).",
             "metavar": "NAME",
             "advanced": True,
         },
@@ -117,16 +117,16 @@ class RewardModelConfig(ScoringConfig):
         super().__post_init__()
         for name, own in _OWN_SETTINGS.items():
             if name in (self.reward_model_args or ()):
-                raise ValueError(f"reward_model_args contains {name}, which is set by {own}. Remove it.")
+                raise ValueError(f"`reward_model_args` contains {name}, which is set by {own}. Remove it.")
         self._settings()
         if self.combine != "max" and set(self.spans) == {1}:
             raise ValueError(
-                f"combine is {self.combine}, but spans is 1, so there is only one score per step to combine. Set spans to 1 2, or "
-                "remove combine."
+                f"`combine` is {self.combine}, but `spans` is 1, so there is only one score per step to combine. Set `spans` to 1 2, "
+                "or remove `combine`."
             )
         if self.step_format is not None and not Path(self.step_format).is_file():
             raise FileNotFoundError(
-                f"step_format: the file {self.step_format} does not exist. Pass a step_format.json, which the trainer saves "
+                f"`step_format`: the file {self.step_format} does not exist. Pass a step_format.json, which the trainer saves "
                 "with every checkpoint."
             )
 
@@ -188,7 +188,7 @@ class RewardModelConfig(ScoringConfig):
             return "URL"
         if self.reward_model_engine not in ("transformers", "vllm"):
             raise ValueError(
-                f"reward_model_engine is {self.reward_model_engine!r}. It must be transformers, vllm, or the URL of a server such "
+                f"`reward_model_engine` is {self.reward_model_engine!r}. It must be transformers, vllm, or the URL of a server such "
                 "as http://localhost:8000."
             )
         return self.reward_model_engine
@@ -204,8 +204,8 @@ class RewardModelConfig(ScoringConfig):
             if name not in settings:
                 others = " and ".join(kind for kind, names in ENGINE_SETTINGS.items() if name in names)
                 raise ValueError(
-                    f"{own} requires reward_model_engine {others}, but reward_model_engine is {self.reward_model_engine}. "
-                    f"Remove {own}."
+                    f"`{own}` only applies to engine {others}, but `reward_model_engine` is {self.reward_model_engine}. Remove "
+                    f"`{own}`."
                 )
             settings[name] = value
         return settings

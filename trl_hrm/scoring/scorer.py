@@ -56,7 +56,7 @@ class StepScorer(TreeScorer):
     ):
         for name, value in (("max_length", max_length), ("batch_size", batch_size)):
             if value < 1:
-                raise ValueError(f"{name} is {value}. It must be at least 1.")
+                raise ValueError(f"`{name}` is {value}. It must be at least 1.")
         super().__init__(tokenizer, step_format, getattr(model.config, "max_position_embeddings", None))
         check_head(model, step_format)
         check_attention(model.config._attn_implementation)
@@ -82,7 +82,7 @@ class StepScorer(TreeScorer):
 
         Args:
             path_or_repo (`str`):
-                Folder or Hub repository with the model, its tokenizer and `step_format.json`.
+                Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
             step_format ([`StepFormat`], *optional*):
                 Step format for a checkpoint without `step_format.json`.
             max_length, batch_size:

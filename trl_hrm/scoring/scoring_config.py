@@ -9,7 +9,7 @@ from ..config import Config
 @dataclass
 class ScoringConfig(Config):
     """
-    Configuration for scoring steps with a reward model.
+    Configuration of how a reward model scores steps.
 
     Args:
         spans (`list[int]`, *optional*, defaults to `[1]`):
@@ -27,14 +27,14 @@ class ScoringConfig(Config):
     spans: list[int] = field(
         default_factory=lambda: [1],
         metadata={
-            "help": "Numbers of consecutive steps to score as one step. `1` scores each step separately. `1 2` also scores "
+            "help": "Numbers of consecutive steps to score as one step. 1 scores each step separately. 1 2 also scores "
             "each step merged with the previous step."
         },
     )
     combine: Literal["max", "mean"] = field(
         default="max",
         metadata={
-            "help": "How to combine the scores of a step over several spans: `max` or `mean`.",
+            "help": "How to combine the scores of a step over several spans.",
             "advanced": True,
         },
     )
@@ -43,6 +43,6 @@ class ScoringConfig(Config):
         super().__post_init__()
         if 1 not in self.spans or min(self.spans) < 1:
             raise ValueError(
-                f"spans is {self.spans}. It must contain 1, since the first step has no previous step to merge with, and only "
+                f"`spans` is {self.spans}. It must contain 1, since the first step has no previous step to merge with, and only "
                 "positive numbers."
             )

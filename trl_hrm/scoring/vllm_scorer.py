@@ -68,13 +68,13 @@ class VLLMScorer(ChainScorer):
 
         Args:
             path_or_repo (`str`):
-                Folder or Hub repository with the model, its tokenizer and `step_format.json`.
+                Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
             step_format ([`StepFormat`], *optional*):
                 Step format for a checkpoint without `step_format.json`.
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Arguments for loading the checkpoint.
             dtype (`str`, *optional*, defaults to `"float32"`):
-                Data type of the weights. Note that `"auto"` casts float32 weights to float16 in vLLM.
+                Dtype of the weights. Note that `"auto"` casts float32 weights to float16 in vLLM.
             **engine_args:
                 Other arguments of `vllm.LLM`. On CPU, set `kv_cache_memory_bytes`, as vLLM otherwise uses most of the memory.
 

@@ -1,5 +1,5 @@
 """
-Sample solutions of problems with a policy, as search trees, and grade them. `trl-hrm export` turns the trees into labels.
+Sample search trees of solutions from a policy, and grade the answers. `trl-hrm export` builds datasets from the trees.
 
 ```bash
 trl-hrm annotate --problems train.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct --engine vllm --search full_tree \\
@@ -46,7 +46,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     Args:
         search (`str`, *optional*, defaults to `"full_tree"`):
             `"full_tree"` ([`FullTree`], HRM paper) samples several next steps at each depth. `"rollouts"` ([`Rollouts`],
-            Math-Shepherd and ER-PRM) samples completions from each step of a solution. `"puct"` ([`PUCT`], OmegaPRM) finds the first
+            Math-Shepherd and ER-PRM) samples rollouts from each step of a solution. `"puct"` ([`PUCT`], OmegaPRM) finds the first
             wrong step of wrong rollouts by bisection.
         num_children (`int`, *optional*):
             Number of next steps to sample per node, for `full_tree`. Defaults to 5.
@@ -57,17 +57,17 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         num_solutions (`int`, *optional*):
             Number of solutions per problem, for `rollouts`. Defaults to 15.
         num_completions (`int`, *optional*):
-            Number of completions per prefix, for `rollouts` (defaults to 16) and `puct` (defaults to 8).
+            Number of rollouts per prefix, for `rollouts` (defaults to 16) and `puct` (defaults to 8).
         max_solution_tokens (`int`, *optional*):
-            Maximum number of tokens per solution or completion, for `rollouts`, `puct` and `root_filter`. Defaults to 2048.
+            Maximum number of tokens per solution or rollout, for `rollouts`, `puct` and `root_filter`. Defaults to 2048.
         max_selections (`int`, *optional*):
             Maximum number of rollouts to bisect per problem, for `puct`. Defaults to 20.
         c_puct (`float`, *optional*):
-            Exploration weight, for `puct`. Defaults to 0.125.
+            Exploration constant, for `puct`. Defaults to 0.125.
         max_sequences (`int`, *optional*):
             Maximum number of samples per problem. Defaults to 4096, or 1024 for `puct`.
         max_tokens (`int`, *optional*):
-            Maximum number of sampled tokens per problem. No limit by default.
+            Maximum number of sampled tokens per problem. Defaults to no limit.
         root_filter (`int`, *optional*):
             Number of solutions to sample before the search. Problems that all or none of them solve are skipped. By default, all
             problems are searched.
@@ -84,7 +84,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         default="full_tree",
         metadata={
             "help": "full_tree (HRM paper) samples several next steps at each depth. rollouts (Math-Shepherd, ER-PRM) "
-            "samples completions from each step of a solution. puct (OmegaPRM) finds the first wrong step of wrong "
+            "samples rollouts from each step of a solution. puct (OmegaPRM) finds the first wrong step of wrong "
             "rollouts by bisection."
         },
     )
@@ -101,12 +101,12 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         default=None, metadata={"help": "Number of solutions per problem, for rollouts (default: 15)."}
     )
     num_completions: int | None = field(
-        default=None, metadata={"help": "Number of completions per prefix, for rollouts and puct (default: 16 and 8)."}
+        default=None, metadata={"help": "Number of rollouts per prefix, for rollouts and puct (default: 16 and 8)."}
     )
     max_solution_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of tokens per solution or completion, for rollouts, puct and --root_filter "
+            "help": "Maximum number of tokens per solution or rollout, for rollouts, puct and --root_filter "
             "(default: 2048)."
         },
     )
@@ -118,7 +118,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         },
     )
     c_puct: float | None = field(
-        default=None, metadata={"help": "Exploration weight, for puct (default: 0.125).", "advanced": True}
+        default=None, metadata={"help": "Exploration constant, for puct (default: 0.125).", "advanced": True}
     )
     max_sequences: int | None = field(
         default=None, metadata={"help": "Maximum number of samples per problem (default: 4096, or 1024 for puct)."}
@@ -158,7 +158,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"`shard` is {self.shard!r}. Expected I/N with I from 0 to N - 1, such as 3/16.")
+            raise ValueError(f"`shard` is {self.shard!r}. It must be I/N with I from 0 to N - 1, such as 3/16.")
         for name in dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names):
             needed = name in SEARCH_SETTINGS[self.search] or (
                 name == "max_solution_tokens" and self.root_filter is not None
@@ -213,7 +213,7 @@ class Annotation:
 
 def annotate(config: AnnotateConfig) -> "Annotation | str":
     """
-    Sample solutions of problems with a policy, as search trees, and grade them. A run that was stopped is resumed.
+    Sample search trees of solutions from a policy, and grade the answers. A run that was stopped is resumed.
 
     Args:
         config ([`AnnotateConfig`]):

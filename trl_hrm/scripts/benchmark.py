@@ -27,20 +27,19 @@ class BenchmarkConfig(RewardModelConfig):
         suite (`list[str]`):
             Benchmarks to run: `"processbench"`, `"prmbench"`, `"bigbenchmistake"`.
         columns (`dict[str, str]`, *optional*):
-            Columns to rename. `{"problem": "Question"}` reads the column `Question` as `problem`. On the command line:
-            `problem=Question`.
+            Column to read for each expected name, such as `{"problem": "Question"}`, or `problem=Question` on the command line.
         first_step (`int`, *optional*, defaults to `0`):
             Number of the first step in the labels of first-error benchmarks, 0 or 1. With 1, the label 0 means no error. Rows of
             MR-GSM8K are always read with 1.
         strict (`bool`, *optional*, defaults to `False`):
-            Whether to stop at the first invalid row. By default, invalid rows are skipped and counted.
+            Whether to raise an error at the first invalid row. By default, invalid rows are dropped and counted.
         threshold (`float`, *optional*, defaults to `0.5`):
             Steps with a score below this threshold are predicted to be wrong.
         validation_size (`float`, *optional*, defaults to `0.2`):
-            Share of problems used to tune the threshold. The results of the tuned threshold on the other problems are reported in
-            addition. 0 disables tuning.
+            Fraction of the problems used to tune the threshold. The results on the other problems are also reported with the
+            tuned threshold. 0 disables tuning.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the validation split and of the confidence intervals.
+            Random seed of the validation split and of the confidence intervals.
         output_dir (`str`, *optional*):
             Folder for `results.json` and for the scores of all steps, `scores.jsonl`. By default, results are only printed.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -64,7 +63,7 @@ class BenchmarkConfig(RewardModelConfig):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Columns to rename. `problem=Question` reads the column `Question` as `problem`.",
+            "help": "Column to read for each expected name, such as problem=Question.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -79,7 +78,9 @@ class BenchmarkConfig(RewardModelConfig):
     )
     strict: bool = field(
         default=False,
-        metadata={"help": "Stop at the first invalid row. By default, invalid rows are skipped and counted."},
+        metadata={
+            "help": "Raise an error at the first invalid row. By default, invalid rows are dropped and counted."
+        },
     )
     threshold: float = field(
         default=0.5, metadata={"help": "Steps with a score below this threshold are predicted to be wrong."}
@@ -87,11 +88,13 @@ class BenchmarkConfig(RewardModelConfig):
     validation_size: float = field(
         default=0.2,
         metadata={
-            "help": "Share of problems used to tune the threshold. The results of the tuned threshold on the other "
-            "problems are reported in addition. 0 disables tuning."
+            "help": "Fraction of the problems used to tune the threshold. The results on the other problems are also "
+            "reported with the tuned threshold. 0 disables tuning."
         },
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the validation split and of the confidence intervals."})
+    seed: int = field(
+        default=42, metadata={"help": "Random seed of the validation split and of the confidence intervals."}
+    )
     output_dir: str | None = field(
         default=None,
         metadata={

@@ -1,5 +1,5 @@
 """
-Measure how accuracy grows with N when a reward model chooses among N solutions: best-of-N and weighted votes, compared with
+Measure how accuracy grows with N when a reward model selects one of N solutions: best-of-N and weighted votes, compared with
 majority vote and pass@N.
 
 ```bash
@@ -48,17 +48,17 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
         output_dir (`str`, *optional*, defaults to `"outputs/best-of-n"`):
             Output folder.
         n (`list[int]`, *optional*):
-            Numbers of solutions to choose from. Defaults to 1, 2, 4, 8, 16, 32 and 64. With `candidates`, limited to the number of
+            Numbers of solutions to select from. Defaults to 1, 2, 4, 8, 16, 32 and 64. With `candidates`, limited to the number of
             candidates that every problem has.
         aggregate (`list[str]`, *optional*, defaults to `["min", "last", "prod", "mean"]`):
-            How step scores are combined into the score of a solution. See [`~scoring.aggregate.aggregate`].
+            How to aggregate the step scores into the score of a solution. See [`~scoring.aggregate.aggregate`].
         num_draws (`int`, *optional*):
             Number of random orders of the candidates to average over. By default, the first N candidates are used in the order given.
         max_solution_tokens (`int`, *optional*):
             Maximum number of tokens per sampled solution. Defaults to 2048.
         candidates (`str`, *optional*):
-            Solutions to choose from, instead of sampling them: a JSON Lines file or dataset folder with the columns `prompt`,
-            `answer` and either `completion` (a text), `completions` (a list of steps) or `candidates` (a list of either); an output
+            Solutions to select from, instead of sampling them: a JSON Lines or JSON file, or a dataset folder, with the columns
+            `prompt`, `answer` and either `completion` (a text), `completions` (a list of steps) or `candidates` (a list of either); an output
             of search-and-learn; or a folder of `trl-hrm annotate` with `search="rollouts"`. Reference answers can also come from
             `problems`.
         candidates_split (`str`, *optional*):
@@ -66,7 +66,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
         candidates_columns (`dict[str, str]`, *optional*):
             Like `columns`, for the candidates. Needed only with `problems`, because `columns` then applies to the problems.
         join_steps (`str`, *optional*):
-            Separator used to join candidates that are given as lists of steps. Defaults to `"\n\n"`.
+            Separator used to join the steps of a candidate that is given as a list. Defaults to `"\n\n"`.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether to keep the thinking of a reasoning model. By default, it is removed before candidates are scored.
         overwrite (`bool`, *optional*, defaults to `False`):
@@ -80,14 +80,14 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
     n: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Numbers of solutions to choose from (default: 1 2 4 8 16 32 64; with --candidates, limited to the "
+            "help": "Numbers of solutions to select from (default: 1 2 4 8 16 32 64; with --candidates, limited to the "
             "number of candidates that every problem has)."
         },
     )
     aggregate: list[str] = field(
         default_factory=lambda: ["min", "last", "prod", "mean"],
         metadata={
-            "help": "How step scores are combined into the score of a solution.",
+            "help": "How to aggregate the step scores into the score of a solution.",
             "choices": list(AGGREGATES),
         },
     )
@@ -105,7 +105,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
     candidates: str | None = field(
         default=None,
         metadata={
-            "help": "Solutions to choose from, instead of sampling them: a JSON Lines file or dataset folder with the "
+            "help": "Solutions to select from, instead of sampling them: a JSON Lines or JSON file, or a dataset folder, with the "
             "columns `prompt`, `answer` and either `completion` (a text), `completions` (a list of steps) or `candidates` "
             "(a list of either); an output of search-and-learn; or a folder of `trl-hrm annotate --search rollouts`. "
             "Reference answers can also come from --problems.",
@@ -129,8 +129,8 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
     join_steps: str | None = field(
         default=None,
         metadata={
-            "help": r"Separator used to join candidates that are given as lists of steps. \n and \t are read as newline "
-            r"and tab (default: \n\n).",
+            "help": r"Separator used to join the steps of a candidate that is given as a list. \n and \t are read as a newline "
+            r"and a tab (default: \n\n).",
             "metavar": "TEXT",
             "parse": unescape,
             "advanced": True,
@@ -154,7 +154,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
             raise ValueError(f"`num_draws` is {self.num_draws}. It must be at least 1.")
         if (self.candidates is None) == (self.policy is None):
             raise ValueError(
-                "Set either `candidates`, to choose among existing solutions, or `policy` and `problems`, to sample them."
+                "Set either `candidates`, to select from existing solutions, or `policy` and `problems`, to sample them."
             )
         if self.policy is not None:
             if self.problems is None:
@@ -189,7 +189,7 @@ def refuse(config: Any, names: "list[str] | tuple[str, ...]", why: str) -> None:
 
 def best_of_n(config: BestOfNConfig) -> "Results | None":
     """
-    Choose among N solutions of each problem with a reward model, and measure how accuracy grows with N.
+    Select one of N solutions per problem with a reward model, and measure the accuracy for several N.
 
     With several processes (`accelerate launch`), the problems are split between them, and the first process merges the results.
 
@@ -201,8 +201,9 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
         [`~evaluation.results.Results`]: The curves over N, also saved in `config.output_dir`. `None` in the other processes.
 
     Raises:
-        `FileExistsError`: If `output_dir` has results of a different run.
-        `ValueError`: If the input is invalid, or the reward model is incompatible.
+        `FileExistsError`: If `output_dir` already has results and `overwrite` is not set.
+        `ValueError`: If the input is invalid, the reward model is incompatible, or `output_dir` has a stopped run with different
+            settings.
 
     Example:
 

@@ -45,7 +45,7 @@ class InspectConfig(Config):
         breadth (`int`, *optional*, defaults to `8`):
             Maximum number of lines to print below a node.
         rollouts (`bool`, *optional*, defaults to `False`):
-            Whether to print every rollout. By default, the rollouts of a node are summarized in one line.
+            Whether to print every rollout. By default, the rollouts of a node are summarised in one line.
         estimator, truncated, hnc, hnc_seed (*optional*):
             Same as in [`ExportConfig`]: how MC scores are estimated, how solutions without an answer count, and whether to show the
             tree after node compression.
@@ -56,7 +56,7 @@ class InspectConfig(Config):
 
     input: str = field(
         metadata={
-            "help": "Folder of trl-hrm annotate, finished or running, or one of its Parquet files of nodes. With --format "
+            "help": "Folder of `trl-hrm annotate`, finished or running, or one of its Parquet files of nodes. With --format "
             "openr, a JSON Lines file.",
             "metavar": "RUN",
             "positional": True,
@@ -81,19 +81,21 @@ class InspectConfig(Config):
     breadth: int = field(default=8, metadata={"help": "Maximum number of lines to print below a node."})
     rollouts: bool = field(
         default=False,
-        metadata={"help": "Print every rollout. By default, the rollouts of a node are summarized in one line."},
+        metadata={"help": "Print every rollout. By default, the rollouts of a node are summarised in one line."},
     )
     estimator: Literal["child_mean", "leaf_share"] = field(
         default="child_mean",
         metadata={
-            "help": "MC score of a step: mean over its children, recursively, or share of correct leaves below it."
+            "help": "Estimator of the MC score. child_mean: mean over the children of a step, recursively. leaf_share: share of "
+            "correct leaves below a step."
         },
     )
     truncated: Literal["drop", "wrong"] = field(
-        default="drop", metadata={"help": "Whether to drop solutions without an answer, or count them as wrong."}
+        default="drop",
+        metadata={"help": "How to count a solution without an answer: drop ignores it, wrong counts it as wrong."},
     )
     hnc: bool = field(default=False, metadata={"help": "Show the tree after node compression."})
-    hnc_seed: int = field(default=42, metadata={"help": "Seed of the node compression."})
+    hnc_seed: int = field(default=42, metadata={"help": "Random seed of the compression, for --hnc."})
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Train a policy on its own best trajectories, with a KL penalty towards a reference model."""
+"""Train a policy on its best solutions, with log-scaled KL regularisation towards a reference model."""
 
 from .training import USAGE, finish, load_splits, model_init_kwargs
 from .training import DatasetArguments as ScriptArguments

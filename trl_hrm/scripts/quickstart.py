@@ -33,7 +33,7 @@ NUM_HELD_OUT = 200  # problems that are not trained on, with one solution each
 @dataclass(kw_only=True)
 class QuickstartConfig(Config):
     """
-    Settings of [`quickstart`].
+    Configuration of [`quickstart`].
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/quickstart"`):
@@ -41,7 +41,7 @@ class QuickstartConfig(Config):
         max_steps (`int`, *optional*, defaults to `800`):
             Number of training steps.
         seed (`int`, *optional*, defaults to `42`):
-            Seed of the problems, the solutions and the training.
+            Random seed of the problems, the solutions and the training.
     """
 
     output_dir: str = field(
@@ -51,7 +51,7 @@ class QuickstartConfig(Config):
         },
     )
     max_steps: int = field(default=800, metadata={"help": "Number of training steps."})
-    seed: int = field(default=42, metadata={"help": "Seed of the problems, the solutions and the training."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the problems, the solutions and the training."})
 
     def __post_init__(self):
         super().__post_init__()

@@ -29,7 +29,7 @@ class ReportConfig(Config):
 
     inputs: list[str] = field(
         metadata={
-            "help": "Output folders of trl-hrm best-of-n, step-search and benchmark. They can be mixed.",
+            "help": "Output folders of `trl-hrm best-of-n`, `step-search` and `benchmark`. They can be mixed.",
             "metavar": "RUN",
             "positional": True,
         }

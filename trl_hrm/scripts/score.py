@@ -1,4 +1,4 @@
-"""Score the steps of solutions with a trained step reward model."""
+"""Score the steps of solutions with a step reward model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,10 @@ class ScoreConfig(RewardModelConfig):
         input (`str`):
             JSON Lines file of solutions with the columns `prompt`, `completions` (a list of steps) and, for trees, `parents`.
         columns (`dict[str, str]`, *optional*):
-            Columns to rename. `{"completions": "steps"}` reads the column `steps` as `completions`. On the command line:
-            `completions=steps`.
+            Column to read for each expected name, such as `{"completions": "steps"}`, or `completions=steps` on the command line.
         output (`str`, *optional*):
-            Output file for the rows with an added column `scores`. It is null for solutions that are too long for the model. By
-            default, a table is printed.
+            Output file for the rows, with an additional column `scores`. It is null for solutions that are too long for the model.
+            By default, a table is printed.
         keep_thinking (`bool`, *optional*, defaults to `False`):
             Whether to also score the thinking steps of a reasoning model. By default, their scores are null.
     """
@@ -37,7 +36,7 @@ class ScoreConfig(RewardModelConfig):
     columns: dict[str, str] | None = field(
         default=None,
         metadata={
-            "help": "Columns to rename. `completions=steps` reads the column `steps` as `completions`.",
+            "help": "Column to read for each expected name, such as prompt=problem completions=steps.",
             "nargs": "+",
             "metavar": "NAME=COLUMN",
             "parse": str,
@@ -46,8 +45,8 @@ class ScoreConfig(RewardModelConfig):
     output: str | None = field(
         default=None,
         metadata={
-            "help": "Output file for the rows with an added column `scores`. It is null for solutions that are too long "
-            "for the model (default: print a table).",
+            "help": "Output file for the rows, with an additional column `scores`. It is null for solutions that are too "
+            "long for the model (default: print a table).",
             "metavar": "FILE",
         },
     )
@@ -64,7 +63,7 @@ class ScoreConfig(RewardModelConfig):
 
 def score(config: ScoreConfig) -> str:
     """
-    Score the steps of solutions with a trained step reward model.
+    Score the steps of solutions with a step reward model.
 
     Args:
         config ([`ScoreConfig`]):

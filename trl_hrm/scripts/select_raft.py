@@ -1,5 +1,5 @@
 """
-Choose the best of several solutions of each problem with a step reward model, for fine-tuning on them (RAFT).
+Build a dataset of the best solutions of each problem, selected with a step reward model, to fine-tune a policy on (RAFT).
 
 ```bash
 trl-hrm select-raft --candidates samples.jsonl --reward_model outputs/tiny-hrm --aggregate min --output_dir data/raft
@@ -27,17 +27,18 @@ class SelectRaftConfig(RaftConfig, RewardModelConfig):
 
 def select_raft(config: SelectRaftConfig) -> "BuildReport":
     """
-    Choose the best of several solutions of each problem with a step reward model.
+    Build a dataset of the best solutions of each problem, selected with a step reward model.
 
     Args:
         config ([`SelectRaftConfig`]):
             Candidates, reward model and selection options.
 
     Returns:
-        [`BuildReport`]: Counts of the rows read, kept and dropped. The dataset is saved in `config.output_dir`.
+        [`BuildReport`]: Report of what was read, written and dropped. The dataset is saved in `config.output_dir`.
 
     Raises:
-        `ValueError`: If the candidates are invalid, or none remain after filtering.
+        `FileExistsError`: If the output exists and may not be replaced.
+        `ValueError`: If the candidates are invalid, or no row is left for training.
     """
     from ..data.candidate_sources import read_candidates, source_warnings
     from ..data.output import check_output

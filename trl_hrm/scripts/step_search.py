@@ -34,10 +34,10 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
         output_dir (`str`, *optional*, defaults to `"outputs/step-search"`):
             Output folder.
         strategy (`str`, *optional*, defaults to `"step_search"`):
-            `"step_search"` takes the best of N next steps (the HRM paper calls this best-of-N), `"beam_search"` keeps several paths,
+            `"step_search"` selects the best of N next steps (the HRM paper calls this best-of-N), `"beam_search"` keeps several paths,
             and `"diverse_tree_search"` (DVTS) searches several trees independently.
         n (`list[int]`, *optional*, defaults to `[1, 2, 4, 8, 16, 32, 64]`):
-            Numbers of next steps to choose from. One search is run for each.
+            Numbers of next steps to select from. One search is run for each.
         branching (`int`, *optional*):
             Number of next steps per path, for `beam_search` (N / branching paths) and `diverse_tree_search` (N / branching trees).
             Defaults to 4.
@@ -46,12 +46,12 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
         max_step_tokens (`int`, *optional*, defaults to `512`):
             Maximum number of tokens per step.
         aggregate (`str`, *optional*, defaults to `"last"`):
-            How step scores are combined into the score of a path. See [`~scoring.aggregate.aggregate`].
+            How to aggregate the step scores into the score of a path. See [`~scoring.aggregate.aggregate`].
         prefix_column (`str`, *optional*):
             Column with the beginning of each solution, as raw text up to the end of a step. The searches continue from there. By
             default, they start from the problem.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Whether to replace existing results, also partial ones.
+            Whether to replace existing results of the same search. A search with different settings requires another `output_dir`.
 
     Raises:
         `ValueError`: If `problems` or `policy` is missing, or options contradict each other.
@@ -61,13 +61,13 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
     strategy: Literal["step_search", "beam_search", "diverse_tree_search"] = field(
         default="step_search",
         metadata={
-            "help": "step_search takes the best of N next steps (the HRM paper calls this best-of-N), beam_search keeps "
+            "help": "step_search selects the best of N next steps (the HRM paper calls this best-of-N), beam_search keeps "
             "several paths, and diverse_tree_search (DVTS) searches several trees independently."
         },
     )
     n: list[int] = field(
         default_factory=lambda: list(NUMBERS),
-        metadata={"help": "Numbers of next steps to choose from. One search is run for each."},
+        metadata={"help": "Numbers of next steps to select from. One search is run for each."},
     )
     branching: int | None = field(
         default=None,
@@ -81,7 +81,7 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
     )
     max_step_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens per step."})
     aggregate: Literal["min", "prod", "last", "mean", "max"] = field(
-        default="last", metadata={"help": "How step scores are combined into the score of a path."}
+        default="last", metadata={"help": "How to aggregate the step scores into the score of a path."}
     )
     prefix_column: str | None = field(
         default=None,
@@ -91,7 +91,12 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
             "metavar": "NAME",
         },
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace existing results, also partial ones."})
+    overwrite: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace existing results of the same search. A search with different settings requires another --output_dir."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -103,7 +108,7 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
 
 def step_search(config: StepSearchConfig) -> "Results | None":
     """
-    Search for solutions step by step with a reward model, for several N.
+    Search for solutions step by step with a reward model, and measure the accuracy for several N.
 
     With several processes (`accelerate launch`), the problems are split between them, and the last process to finish merges the
     results.
@@ -116,8 +121,9 @@ def step_search(config: StepSearchConfig) -> "Results | None":
         [`~evaluation.results.Results`]: The curve over N, also saved in `config.output_dir`. `None` in the other processes.
 
     Raises:
-        `FileExistsError`: If `output_dir` has results of a different run.
-        `ValueError`: If the input is invalid, the reward model is incompatible, or an N is invalid for the strategy.
+        `FileExistsError`: If `output_dir` already has results and `overwrite` is not set.
+        `ValueError`: If the input is invalid, the reward model is incompatible, an N is invalid for the strategy, or `output_dir` has
+            a search with different settings.
     """
     from pathlib import Path
 

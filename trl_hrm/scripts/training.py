@@ -33,13 +33,13 @@ class DatasetArguments:
     The data of a training script.
 
     Args:
-        dataset_name (`str`): Folder or Hub id of the dataset.
+        dataset_name (`str`): Path or Hub id of the dataset.
         dataset_config (`str`, *optional*): Configuration of the dataset.
         dataset_train_split (`str`, *optional*, defaults to `"train"`): Split to train on.
         dataset_test_split (`str`, *optional*, defaults to `"test"`): Split to evaluate on, if `eval_strategy` is set.
     """
 
-    dataset_name: str = field(metadata={"help": "Folder or Hub id of the dataset."})
+    dataset_name: str = field(metadata={"help": "Path or Hub id of the dataset."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str = field(

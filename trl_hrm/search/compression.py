@@ -56,7 +56,7 @@ def check_options(probability: float, min_children: int, num_passes: int) -> Non
     if not 0 <= probability <= 1:
         raise ValueError(f"The probability of node compression is {probability}. It must be in [0, 1].")
     if min_children < 2:
-        raise ValueError(f"min_children is {min_children}. It must be at least 2, because a node must keep a child.")
+        raise ValueError(f"`min_children` is {min_children}. It must be at least 2, because a node must keep a child.")
     if num_passes < 1:
         raise ValueError(f"The number of passes of node compression is {num_passes}. It must be at least 1.")
 

@@ -82,7 +82,7 @@ class FullTree:
         max_sequences (`int`, *optional*, defaults to `4096`):
             Maximum number of samples per problem.
         max_tokens (`int`, *optional*):
-            Maximum number of tokens per problem. Defaults to `max_sequences * max_step_tokens`, which means no extra limit.
+            Maximum number of sampled tokens per problem. Defaults to `max_sequences * max_step_tokens`, which means no extra limit.
         seed (`int`, *optional*, defaults to `42`):
             Random seed for choosing nodes when the budget is too small for all.
 
@@ -104,16 +104,16 @@ class FullTree:
         self.rule.stop_strings()  # raises if steps cannot be sampled one at a time
         for name in ("num_children", "max_depth", "max_step_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}. It must be at least 1.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         least = self.num_children * self.max_depth
         if self.max_sequences < least:
             raise ValueError(
-                f"max_sequences is {self.max_sequences}. It must be at least {least}, because one branch down to max_depth="
+                f"`max_sequences` is {self.max_sequences}. It must be at least {least}, because one branch down to max_depth="
                 f"{self.max_depth} takes {self.num_children} samples at each depth."
             )
         if self.max_tokens is not None and self.max_tokens < least * self.max_step_tokens:
             raise ValueError(
-                f"max_tokens is {self.max_tokens}. It must be at least {least * self.max_step_tokens}, because one branch down "
+                f"`max_tokens` is {self.max_tokens}. It must be at least {least * self.max_step_tokens}, because one branch down "
                 f"to max_depth={self.max_depth} may take {least} samples of max_step_tokens={self.max_step_tokens}."
             )
 
@@ -184,7 +184,7 @@ class Rollouts:
         max_sequences (`int`, *optional*, defaults to `4096`):
             Maximum number of samples per problem.
         max_tokens (`int`, *optional*):
-            Maximum number of tokens per problem. Defaults to `max_sequences * max_solution_tokens`, which means no extra
+            Maximum number of sampled tokens per problem. Defaults to `max_sequences * max_solution_tokens`, which means no extra
             limit.
         seed (`int`, *optional*, defaults to `42`):
             Random seed for choosing steps when the budget is too small for all.
@@ -234,15 +234,17 @@ def _check_rollouts(search: "Rollouts | PUCT", first: str) -> None:
     """Check the settings of a search that samples whole solutions. `first` is the name of the setting for the first samples."""
     for name in (first, "max_solution_tokens"):
         if getattr(search, name) < 1:
-            raise ValueError(f"{name} is {getattr(search, name)}. It must be at least 1.")
+            raise ValueError(f"`{name}` is {getattr(search, name)}. It must be at least 1.")
     if search.num_completions < 0:
-        raise ValueError(f"num_completions is {search.num_completions}. It must be at least 0.")
+        raise ValueError(f"`num_completions` is {search.num_completions}. It must be at least 0.")
     least = getattr(search, first)
     if search.max_sequences < least:
-        raise ValueError(f"max_sequences is {search.max_sequences}. It must be at least {first}, which is {least}.")
+        raise ValueError(
+            f"`max_sequences` is {search.max_sequences}. It must be at least `{first}`, which is {least}."
+        )
     if search.max_tokens is not None and search.max_tokens < least * search.max_solution_tokens:
         raise ValueError(
-            f"max_tokens is {search.max_tokens}. It must be at least {least * search.max_solution_tokens}, because the search "
+            f"`max_tokens` is {search.max_tokens}. It must be at least {least * search.max_solution_tokens}, because the search "
             f"starts with {least} solutions of up to max_solution_tokens={search.max_solution_tokens}."
         )
 
@@ -283,6 +285,9 @@ class PUCT:
             Length scale of `beta` in tokens, \\(L\\).
         max_solution_tokens, max_sequences, max_tokens:
             See [`Rollouts`].
+
+    Raises:
+        `ValueError`: If a number is out of range.
     """
 
     stop: tuple[str, ...]
@@ -300,12 +305,12 @@ class PUCT:
         _check_rollouts(self, first="num_completions")
         if self.max_selections < 1 or self.length_scale <= 0 or self.c_puct < 0:
             raise ValueError(
-                f"max_selections is {self.max_selections}, length_scale is {self.length_scale} and c_puct is {self.c_puct}. "
+                f"`max_selections` is {self.max_selections}, `length_scale` is {self.length_scale} and `c_puct` is {self.c_puct}. "
                 "They must be at least 1, greater than 0, and at least 0."
             )
         for name in ("alpha", "beta"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}. It must be in (0, 1].")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be in (0, 1].")
 
     @property
     def max_samples(self) -> int:
@@ -422,7 +427,7 @@ class RootFilter:
 
     def __post_init__(self):
         if self.num_samples < 2:
-            raise ValueError(f"The root filter has {self.num_samples} samples. It needs at least 2.")
+            raise ValueError(f"The root filter has {self.num_samples} samples. It must have at least 2.")
 
     @property
     def rule(self) -> StepRule:

@@ -16,7 +16,7 @@ from .steps import RULES, StepRule, regex_rule
 @dataclass(kw_only=True)
 class PolicyConfig(Config):
     """
-    Options of the policy and of the engine that runs it.
+    Configuration of the policy and of the engine that runs it.
 
     Args:
         policy (`str`):
@@ -117,17 +117,17 @@ class PolicyConfig(Config):
         for name in ("policy_urls", "policy_api", "policy_tokenizer"):
             if getattr(self, name) is not None and self.engine != "openai":
                 raise ValueError(
-                    f"{name} is set, but engine is {self.engine}. It only applies to engine openai. Remove it."
+                    f"`{name}` only applies to engine openai, but `engine` is {self.engine}. Remove `{name}`."
                 )
         if self.engine == "openai":
             if self.policy_urls is None:
                 raise ValueError(
-                    "engine is openai, but policy_urls is not set. Set it to the base URLs of the servers, such as "
+                    "`engine` is openai, but `policy_urls` is missing. Set it to the base URLs of the servers, such as "
                     "http://host:8000/v1."
                 )
             if self.policy_dtype is not None:
                 raise ValueError(
-                    "policy_dtype is set, but engine is openai. It only applies to vllm and transformers. Remove it."
+                    "`policy_dtype` only applies to vllm and transformers, but `engine` is openai. Remove `policy_dtype`."
                 )
 
     def load_tokenizer(self) -> Any:
@@ -179,7 +179,7 @@ class PolicyConfig(Config):
         unknown = [name for name in self.engine_args or () if name not in names]
         if unknown:
             raise ValueError(
-                f"engine_args has {', '.join(unknown)}, but engine {self.engine} only accepts {', '.join(names)}."
+                f"`engine_args` has {', '.join(unknown)}, but engine {self.engine} accepts only {', '.join(names)}."
             )
         return self.engine_args or {}
 
@@ -187,7 +187,7 @@ class PolicyConfig(Config):
 @dataclass(kw_only=True)
 class PromptConfig(Config):
     r"""
-    Options of the prompt, of the rule that splits solutions into steps, and of the answer extractors.
+    Configuration of the prompt, of the rule that splits solutions into steps, and of the answer extractors.
 
     Args:
         prompt (`str`, *optional*, defaults to `"steps"`):
@@ -202,14 +202,15 @@ class PromptConfig(Config):
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
             Date for chat templates that print today's date. A fixed date keeps prompts the same from day to day.
         final_stops (`list[str]`, *optional*):
-            Strings that end a solution. An empty string means none. Defaults to the strings of the prompt (none for a file).
+            Strings that end a solution. An empty string means none. Defaults to the strings of the prompt, or none for a file.
         segmentation (`str`, *optional*):
-            Name of the [`StepRule`] that splits solutions into steps, or `"regex"`. Defaults to the rule of the prompt
-            (`"blank_line"` for a file).
+            Name of the [`StepRule`] that splits solutions into steps, or `"regex"`. Defaults to the rule of the prompt,
+            or `"blank_line"` for a file.
         step_pattern (`str`, *optional*):
             Regular expression for `segmentation="regex"`. Each match ends a step.
         extractors (`list[str]`, *optional*):
-            Answer extractors, in order. The first one that finds an answer is used.
+            Answer extractors, in order. The first one that finds an answer is used. Defaults to
+            `["marker", "tag", "boxed", "hash", "answer_is"]`. See [`extract_answer`].
 
     Raises:
         `ValueError`: If the prompt or rule is unknown, or if only one of `segmentation="regex"` and `step_pattern` is set.
@@ -244,13 +245,13 @@ class PromptConfig(Config):
     final_stops: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, none for a file)."
+            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, or none for a file)."
         },
     )
     segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
         default=None,
         metadata={
-            "help": "Rule that splits solutions into steps (default: the rule of the prompt, blank_line for a file)."
+            "help": "Rule that splits solutions into steps (default: the rule of the prompt, or blank_line for a file)."
         },
     )
     step_pattern: str | None = field(
@@ -277,8 +278,8 @@ class PromptConfig(Config):
             self.chat_template_kwargs = None
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"segmentation is {self.segmentation} and step_pattern is {self.step_pattern!r}. Segmentation regex and "
-                "step_pattern must be used together."
+                f"`segmentation` is {self.segmentation!r} and `step_pattern` is {self.step_pattern!r}. `segmentation='regex'` and "
+                "`step_pattern` must be used together."
             )
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
@@ -294,7 +295,7 @@ class PromptConfig(Config):
             prompt = Prompt(self.prompt, Path(self.prompt).read_text(encoding="utf-8"), rule="blank_line")
         else:
             raise ValueError(
-                f"prompt is {self.prompt!r}. It must be {', '.join(PROMPTS)}, or the path of a text file that contains "
+                f"`prompt` is {self.prompt!r}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
                 "{question}."
             )
         rule = regex_rule(self.step_pattern) if self.step_pattern else RULES[self.segmentation or prompt.rule]
@@ -313,7 +314,7 @@ class PromptConfig(Config):
 @dataclass(kw_only=True)
 class RunConfig(Config):
     """
-    Options of a run. Concurrency options do not change the results.
+    Configuration of a run. The concurrency options do not change the results.
 
     Args:
         output_dir (`str`):
@@ -325,9 +326,9 @@ class RunConfig(Config):
         max_open_problems (`int`, *optional*, defaults to `256`):
             Maximum number of problems in memory.
         grader_workers (`int`, *optional*, defaults to `1`):
-            Number of processes that compare answers.
+            Number of worker processes that grade answers.
         grader_timeout (`float`, *optional*, defaults to `10.0`):
-            Timeout of a comparison, in seconds.
+            Timeout for grading an answer, in seconds.
 
     Raises:
         `ValueError`: If a number is below 1.
@@ -342,14 +343,14 @@ class RunConfig(Config):
         default=256, metadata={"help": "Maximum number of problems in memory.", "advanced": True}
     )
     grader_workers: int = field(
-        default=1, metadata={"help": "Number of processes that compare answers.", "advanced": True}
+        default=1, metadata={"help": "Number of worker processes that grade answers.", "advanced": True}
     )
     grader_timeout: float = field(
-        default=10.0, metadata={"help": "Timeout of a comparison, in seconds.", "advanced": True}
+        default=10.0, metadata={"help": "Timeout for grading an answer, in seconds.", "advanced": True}
     )
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("max_in_flight", "max_open_problems", "grader_workers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}. It must be at least 1.")
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")

@@ -62,7 +62,7 @@ class SchedulerConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"{name} is {value}. It must be at least 1.")
+                raise ValueError(f"`{name}` is {value}. It must be at least 1.")
 
 
 @dataclass
@@ -224,7 +224,7 @@ class Scheduler:
         """
         if self.search.max_samples > self.config.max_in_flight:
             raise ValueError(
-                f"max_in_flight is {self.config.max_in_flight}. It must be at least {self.search.max_samples}, the maximum number "
+                f"`max_in_flight` is {self.config.max_in_flight}. It must be at least {self.search.max_samples}, the maximum number "
                 "of samples per request of this search."
             )
         self._waiting = deque((place, problem, 0) for place, problem in self._unfinished(problems))

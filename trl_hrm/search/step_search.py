@@ -121,7 +121,7 @@ class StepSearch:
         self.rule.stop_strings()  # raises if steps cannot be sampled one at a time
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} is {value}. It must be at least 1.")
+                raise ValueError(f"`{name}` is {value}. It must be at least 1.")
 
     @property
     def shape(self) -> Shape:

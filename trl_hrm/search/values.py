@@ -94,9 +94,9 @@ def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = 
         `ValueError`: If `estimator` or `truncated` is unknown.
     """
     if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator is {estimator!r}. It must be one of {', '.join(ESTIMATORS)}.")
+        raise ValueError(f"`estimator` is {estimator!r}. It must be one of {', '.join(ESTIMATORS)}.")
     if truncated not in TRUNCATED:
-        raise ValueError(f"truncated is {truncated!r}. It must be one of {', '.join(TRUNCATED)}.")
+        raise ValueError(f"`truncated` is {truncated!r}. It must be one of {', '.join(TRUNCATED)}.")
     if estimator == "leaf_share":
         shares = [_share(counts, truncated) for counts in leaf_counts(tree)]
         recorded = [node.value for node in tree.nodes]

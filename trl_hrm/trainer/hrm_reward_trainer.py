@@ -39,7 +39,7 @@ logger = get_logger(__name__)
 
 class HRMRewardTrainer(StepTrainer):
     """
-    Trainer for step reward models: Hierarchical (HRM), process (PRM) and outcome (ORM) reward models.
+    Trainer for step reward models: hierarchical (HRM), process (PRM) and outcome (ORM) reward models.
 
     A problem and its labelled steps form a tree, which is encoded as one row of tokens. Shared tokens pass through the
     model once, and every step attends only to its own history (see [`trl_hrm.forest`]). The loss is the weighted mean

@@ -25,8 +25,8 @@ class KLSelfConfig(SFTConfig):
         > Parameters that control the KL term
 
         kl_coef (`float`, *optional*, defaults to `0.5`):
-            Weight λ of the KL term. With `0.0`, no reference is used and training is the same as with
-            [`~trl.SFTTrainer`].
+            Weight λ of the KL term. With `0.0`, no reference model is used and training is the same as
+            with [`~trl.SFTTrainer`].
         kl_scaling (`str`, *optional*, defaults to `"log1p"`):
             Scaling of the KL of each sequence: `"log1p"` for ln(1 + KL), `"none"` for the unscaled KL.
         kl_direction (`str`, *optional*, defaults to `"forward"`):
@@ -34,17 +34,16 @@ class KLSelfConfig(SFTConfig):
         kl_reduction (`str`, *optional*, defaults to `"sum"`):
             Reduction of the KL over the trained tokens of a sequence: `"sum"` or `"token_mean"`.
 
-        > Parameters that control the reference
+        > Parameters that control the reference model
 
         ref_model (`str`, *optional*):
-            Name or path of the reference model. By default, the reference is a frozen copy of the policy or, if the policy
-            has an adapter, the policy with the adapter disabled.
+            Path or Hub id of the reference model. By default, it is a frozen copy of the policy or, if the policy has an
+            adapter, the policy with the adapter disabled.
         ref_model_init_kwargs (`dict[str, Any]`, *optional*):
-            Keyword arguments for `from_pretrained` of the reference. Defaults to `model_init_kwargs`.
+            Keyword arguments for `from_pretrained` of the reference model. Defaults to `model_init_kwargs`.
         precompute_ref_hidden (`bool`, *optional*, defaults to `False`):
-            Whether to compute the last hidden states of the reference once before training and read them from disk. Only
-            the LM head of the reference then stays in memory. The states take 2 bytes per trained token and hidden
-            dimension.
+            Whether to compute the last hidden states of the reference model once before training and read them from disk.
+            Only its LM head then stays in memory. The states take 2 bytes per trained token and hidden dimension.
         ref_hidden_dir (`str`, *optional*):
             Folder of the precomputed states. Defaults to `_ref_hidden` in `output_dir`, which is not pushed to the Hub.
 
@@ -63,8 +62,8 @@ class KLSelfConfig(SFTConfig):
     kl_coef: float = field(
         default=0.5,
         metadata={
-            "help": "Weight λ of the KL term. With `0.0`, no reference is used and training is the same as with "
-            "`SFTTrainer`."
+            "help": "Weight λ of the KL term. With `0.0`, no reference model is used and training is the same as "
+            "with `SFTTrainer`."
         },
     )
     kl_scaling: Literal["log1p", "none"] = field(
@@ -80,26 +79,26 @@ class KLSelfConfig(SFTConfig):
         metadata={"help": "Reduction of the KL over the trained tokens of a sequence: `sum` or `token_mean`."},
     )
 
-    # Parameters that control the reference
+    # Parameters that control the reference model
     ref_model: str | None = field(
         default=None,
         metadata={
-            "help": "Name or path of the reference model. By default, the reference is a frozen copy of the policy or, if "
-            "the policy has an adapter, the policy with the adapter disabled."
+            "help": "Path or Hub id of the reference model. By default, it is a frozen copy of the policy or, if the policy "
+            "has an adapter, the policy with the adapter disabled."
         },
     )
     ref_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Keyword arguments for `from_pretrained` of the reference. Defaults to `model_init_kwargs`."
+            "help": "Keyword arguments for `from_pretrained` of the reference model. Defaults to `model_init_kwargs`."
         },
     )
     precompute_ref_hidden: bool = field(
         default=False,
         metadata={
-            "help": "Whether to compute the last hidden states of the reference once before training and read them from "
-            "disk. Only the LM head of the reference then stays in memory. The states take 2 bytes per trained token and "
-            "hidden dimension."
+            "help": "Whether to compute the last hidden states of the reference model once before training and read them "
+            "from disk. Only its LM head then stays in memory. The states take 2 bytes per trained token and hidden "
+            "dimension."
         },
     )
     ref_hidden_dir: str | None = field(

@@ -51,7 +51,7 @@ class KLOutput(FusedCausalLMOutput):
 
 class KLSelfTrainer(HubPushMixin, SFTTrainer):
     """
-    Trainer for self-training: supervised fine-tuning on a policy's own best trajectories, regularised towards a reference
+    Trainer for self-training: supervised fine-tuning on a policy's own best solutions, regularised towards a reference
     model by a log-scaled KL divergence ([HRM](https://huggingface.co/papers/2503.13551), section 3.3).
 
     The loss is `lm_loss + kl_coef * mean_i ln(1 + KL_i)` over the sequences i of the global batch, where KL_i is summed over
@@ -82,14 +82,14 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         args ([`KLSelfConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
         ref_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            Reference model. Defaults to `args.ref_model`. If neither is set, the reference is a frozen copy of the policy
-            or, if the policy has an adapter, the policy with the adapter disabled.
+            Reference model. Defaults to `args.ref_model`. If neither is set, it is a frozen copy of the policy or, if the policy
+            has an adapter, the policy with the adapter disabled.
         **kwargs:
             Other arguments of [`~trl.SFTTrainer`], such as `train_dataset`, `eval_dataset`, `processing_class`, `callbacks`
             and `peft_config`.
 
     Raises:
-        `ValueError`: If the reference does not fit the policy, an option is not supported with a KL term, or no row of a
+        `ValueError`: If the reference model does not fit the policy, an option is not supported with a KL term, or no row of a
         dataset has a token to train on.
     """
 

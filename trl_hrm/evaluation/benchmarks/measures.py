@@ -100,9 +100,9 @@ def measure(
 def check_options(threshold: float, validation_size: float) -> None:
     """Raise `ValueError` if an option of [`measure`] is out of range."""
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, expected a number from 0 to 1.")
+        raise ValueError(f"`threshold` is {threshold}. It must be a number from 0 to 1.")
     if not 0 <= validation_size < 1:
-        raise ValueError(f"validation_size is {validation_size}, expected a number of at least 0 and below 1.")
+        raise ValueError(f"`validation_size` is {validation_size}. It must be at least 0 and below 1.")
 
 
 def tune(
@@ -193,7 +193,7 @@ def format_results(name: str, results: dict[str, Any]) -> str:
     lines = [
         *table,
         f"threshold {results['threshold']:g}; {counts['num_scored']:,} of {counts['num_solutions']:,} solutions scored, "
-        f"{counts['num_too_long']:,} skipped because they are too long for the model",
+        f"{counts['num_too_long']:,} dropped because they are too long for the model",
     ]
     passed_over = [
         name for name in counts if name not in ("num_solutions", "num_scored", "num_too_long") and counts[name]

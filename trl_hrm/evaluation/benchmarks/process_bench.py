@@ -18,7 +18,7 @@ Rows of MR-GSM8K ([Zeng et al., 2023](https://huggingface.co/papers/2312.17080))
 ```
 
 Their first wrong step is counted from 1, or is `"N/A"` if no step is wrong. Solutions that are labelled wrong but have
-no wrong step are skipped, as in ReasonEval's script.
+no wrong step are dropped, as in ReasonEval's script.
 
 The predicted step is the first step with a score *below* the threshold. If no score is, the solution is predicted to
 have no error. For each subset, with accuracy as the share of rows that are predicted exactly,

@@ -122,11 +122,11 @@ class SuiteData:
         notes (`Counter`):
             Number of anomalies in rows that were ignored, by reason.
         faults ([`RowFaults`]):
-            Faulty rows, skipped and kept.
+            Invalid rows that were dropped, and rows that were kept although they have a fault.
         unused (`Counter`):
             Unused columns that may be part of the problem, with the number of rows that have them.
         num_rows (`int`):
-            Number of rows read, including skipped ones.
+            Number of rows read, including dropped ones.
     """
 
     solutions: list[Solution]
@@ -141,7 +141,7 @@ class SuiteData:
         return [*self.faults.warnings(), *parts_warning(self.unused)]
 
     def counts(self) -> dict[str, int]:
-        """Return the number of ignored anomalies, of skipped rows and of faulty rows that were kept, by reason."""
+        """Return the number of ignored anomalies, dropped rows, and rows that were kept although they have a fault."""
         left_out = {f"rows_left_out_{reason}": len(places) for reason, places in self.faults.left_out.items()}
         kept = {f"rows_kept_{reason}": len(places) for reason, places in self.faults.kept.items()}
         return {**self.notes, **left_out, **kept}
@@ -157,9 +157,9 @@ def read_suites(
     """
     Read the data of suites. The suite of a source is identified by the columns of its first row.
 
-    Faulty rows do not stop reading. As in the authors' scripts, blank steps are scored like others, so that indices
+    Invalid rows do not stop reading. As in the authors' scripts, blank steps are scored like others, so that indices
     stay valid, and different rows with the same id all count. Rows without a problem, without steps or with invalid
-    labels are skipped, and so are duplicates of rows in an earlier source.
+    labels are dropped, and so are duplicates of rows in an earlier source.
 
     Args:
         suites (`Sequence[Suite]`):
@@ -173,7 +173,7 @@ def read_suites(
             Number of the first step in the labels of first-error benchmarks. Use 1 if labels count from 1 and 0 means
             that no step is wrong.
         strict (`bool`, *optional*, defaults to `False`):
-            Whether to raise an error for the first faulty row.
+            Whether to raise an error at the first invalid row.
 
     Returns:
         `dict[str, SuiteData]`: Data of each suite, by name.
@@ -181,7 +181,7 @@ def read_suites(
     Raises:
         `FileNotFoundError`: If a file is missing.
         `ValueError`: If a source is given twice or belongs to none of the suites, a suite has no source, no row of a source can be
-            used, or, with `strict`, a row is faulty.
+            used, or, with `strict`, a row is invalid.
     """
     found = {suite.name: SuiteData([], [], Counter(), RowFaults(strict)) for suite in suites}
     paths = [str(Path(source).resolve()) if Path(source).exists() else source for source in sources]
@@ -230,7 +230,7 @@ def read_suites(
         if suite is None:
             raise unknown[0] if unknown else ValueError(f"{source}: found no rows. Check the source.")
         if len(found[suite.name].solutions) == before:
-            raise ValueError(f"{source}: no row can be used. The first fault: {found[suite.name].faults.first}")
+            raise ValueError(f"{source}: no row can be used. The first invalid row: {found[suite.name].faults.first}")
         found[suite.name].sources.append(source)
     for name, data in found.items():
         if not data.sources:

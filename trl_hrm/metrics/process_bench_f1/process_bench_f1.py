@@ -64,7 +64,7 @@ class ProcessBenchF1(evaluate.Metric):
         if not predictions:
             raise ValueError("`predictions` is empty. It must contain at least one solution.")
         if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}. It must be a number from 0 to 1.")
+            raise ValueError(f"`threshold` is {threshold}. It must be a number from 0 to 1.")
         for i, (scores, first_error) in enumerate(zip(predictions, references, strict=True)):
             if not scores or not all(score is not None and 0 <= score <= 1 for score in scores):
                 raise ValueError(f"solution {i}: the scores are {scores}. Each step must have a score from 0 to 1.")

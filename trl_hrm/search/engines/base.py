@@ -174,11 +174,11 @@ class Sampling:
 
     def __post_init__(self):
         if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}. It must be at least 0.")
+            raise ValueError(f"`temperature` is {self.temperature}. It must be at least 0.")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}. It must be in (0, 1].")
+            raise ValueError(f"`top_p` is {self.top_p}. It must be in (0, 1].")
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}. It must be at least 0 (0 means all tokens).")
+            raise ValueError(f"`top_k` is {self.top_k}. It must be at least 0 (0 means all tokens).")
 
     @property
     def is_greedy(self) -> bool:

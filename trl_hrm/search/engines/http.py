@@ -100,7 +100,7 @@ class HTTPClient:
             raise ValueError("No base URL given. Pass at least one, such as http://localhost:8000/v1.")
         for name, value in (("timeout", timeout), ("max_retries", max_retries), ("backoff", backoff)):
             if not isinstance(value, int | float) or value < 0:
-                raise ValueError(f"{name} is {value!r}. It must be a number of at least 0.")
+                raise ValueError(f"`{name}` is {value!r}. It must be a number of at least 0.")
         self.servers = [Server(_base_url(url)) for url in base_urls]
         self.test = test
         self.api_key = api_key

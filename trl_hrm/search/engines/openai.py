@@ -50,7 +50,7 @@ class OpenAIEngine:
             samples are not reproducible.
             `"text"`: any other server that keeps stop strings in the text. The server may apply additional sampling parameters.
         api_key (`str`, *optional*):
-            API key, sent as bearer token. Defaults to the environment variable `OPENAI_API_KEY`, if set.
+            API key, sent as a bearer token. Defaults to the environment variable `OPENAI_API_KEY`, if set.
         temperature, top_p, top_k (`float`, `float` and `int`, *optional*, default to `1.0`, `1.0` and `0`):
             Sampling parameters. See [`Sampling`]. `top_k` is not available with `api="text"`.
         timeout (`float`, *optional*, defaults to `600.0`):
@@ -58,7 +58,8 @@ class OpenAIEngine:
         max_retries (`int`, *optional*, defaults to `5`):
             Maximum number of retries of a failed request.
         backoff (`float`, *optional*, defaults to `0.5`):
-            First pause before a retry, in seconds. Pauses are at most 60 seconds, even if a server requests more.
+            Pause after the first failure of all servers, in seconds. It doubles with each failure, up to 60 seconds, even if a server
+            requests more.
         revision (`str`, *optional*):
             Revision of the tokenizer, for the manifest.
 
@@ -82,10 +83,10 @@ class OpenAIEngine:
         revision: str | None = None,
     ):
         if api not in APIS:
-            raise ValueError(f"api is {api!r}. It must be one of {', '.join(APIS)}.")
+            raise ValueError(f"`api` is {api!r}. It must be one of {', '.join(APIS)}.")
         if api == "text" and top_k:
             raise ValueError(
-                f'top_k is {top_k}, but api="text" does not support it. Set top_k to 0, or use another api.'
+                f'`top_k` is {top_k}, but `api="text"` does not support it. Set `top_k` to 0, or use another `api`.'
             )
         self.model = model
         self.tokenizer = tokenizer

@@ -73,7 +73,7 @@ class TransformersEngine:
         revision: str | None = None,
     ):
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}. It must be an integer of at least 1.")
+            raise ValueError(f"`batch_size` is {batch_size!r}. It must be an integer of at least 1.")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.sampling = Sampling(temperature, top_p, top_k)
@@ -202,7 +202,7 @@ class TransformersEngine:
             )
         except torch.OutOfMemoryError as error:
             raise EngineFatal(
-                f"Out of memory with a batch of {len(batch)} sequences and prefixes of up to {width} tokens. Lower batch_size. "
+                f"Out of memory with a batch of {len(batch)} sequences and prefixes of up to {width} tokens. Lower `batch_size`. "
                 f"({str(error).splitlines()[0]})"
             ) from error
         return [ends.sample(row, output[row, width:].tolist()) for row in range(len(batch))]
