@@ -73,6 +73,7 @@ def quickstart(config: QuickstartConfig) -> str:
     """
     import json
 
+    import torch
     from datasets import Dataset
 
     from ..io import replacing
@@ -83,6 +84,8 @@ def quickstart(config: QuickstartConfig) -> str:
     from ..trainer.hrm_reward_trainer import HRMRewardTrainer
     from .score import format_scores
 
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model of this size is slower on more
     rng = random.Random(config.seed)
     problems = list({random_problem(rng): None for _ in range(2 * (NUM_PROBLEMS + NUM_HELD_OUT))})
     train = [solution_tree(*problem, NUM_SOLUTIONS, rng) for problem in problems[:NUM_PROBLEMS]]
@@ -116,6 +119,7 @@ def quickstart(config: QuickstartConfig) -> str:
     )
     trainer.train()
     trainer.save_model()
+    torch.set_num_threads(num_threads)
 
     solutions = Path(config.output_dir, "solutions.jsonl")
     with replacing(solutions) as file:
