@@ -577,7 +577,7 @@ class TestSolutions:
             "node_id",
         }
         card = DatasetCard.load(tmp_path / "out" / "README.md").text
-        assert "| `mc_total` | int32 | number of leaves with an answer, right or wrong, below that step |" in card
+        assert "| `mc_total` | int32 | number of leaves with an answer" in card
         chosen, _, report = export(tmp_path, node_file, view="sft", test_size=0, min_mc_score=0.5)
         assert chosen == [row for row in train if row["mc_score"] >= 0.5]
         below = [row for row in train if row["mc_score"] < 0.5]
