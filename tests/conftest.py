@@ -55,7 +55,7 @@ def openr(request) -> Path:
 
 @pytest.fixture(scope="session")
 def policy(tmp_path_factory) -> str:
-    """Folder of a tiny policy that has learned `SOLUTIONS` by heart. It is trained once for all processes of `pytest -n`."""
+    """Folder of a tiny policy that has memorised `SOLUTIONS`. It is trained once for all processes of `pytest -n`."""
     from .search.policies import SOLUTIONS, make_policy
 
     root = tmp_path_factory.getbasetemp()

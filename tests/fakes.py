@@ -1,4 +1,4 @@
-"""What tests of several folders put in the place of the real thing: a tokenizer, the runner of the demo, files of rows."""
+"""Fakes and small writers that several test folders use: a tokenizer, the runner of the demo, files of rows."""
 
 import json
 import os
@@ -33,7 +33,7 @@ INDIRECT = "  {%- set now = strftime_now %}{{ now('%A, %-d. %B, day %j, 100%%') 
 
 
 def byte_level(added: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as of Qwen and Llama 3: control tokens are outside of the vocabulary of the model."""
+    """Byte-level BPE like Qwen and Llama 3: control tokens are outside the model's vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +51,7 @@ def with_tokens(tokenizer: Tokenizer, added: bool) -> PreTrainedTokenizerFast:
 
 
 class Recorder:
-    """Takes the jobs of the stages without running them."""
+    """Records the jobs of the stages without running them."""
 
     def __init__(self):
         self.jobs = {}
@@ -65,7 +65,7 @@ def write_rows(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-# Python runs it at the start of every process that finds it on its path, also of those that commands start
+# Python runs it at the start of every process with it on the path, including the processes that commands start
 GUARD = """
 import os, socket
 
@@ -93,7 +93,7 @@ socket.getaddrinfo = lambda host, *args, **kwargs: (
 
 
 def guarded(folder: Path, offline: bool) -> dict[str, str]:
-    """The environment of a process that can reach nothing; what it tries to is in `attempts`."""
+    """Return the environment of a process without network. Its attempts are written to `attempts`."""
     (folder / "guard").mkdir(exist_ok=True)
     (folder / "guard" / "sitecustomize.py").write_text(GUARD)
     (folder / "attempts").touch()
@@ -103,5 +103,5 @@ def guarded(folder: Path, offline: bool) -> dict[str, str]:
         "HF_HOME": str(folder / "home"),
         "HF_HUB_OFFLINE": str(int(offline)),
     }
-    environment.pop("CI", None)  # libraries send no telemetry there
+    environment.pop("CI", None)  # with CI set, libraries would send no telemetry
     return environment

@@ -159,7 +159,7 @@ def test_a_planted_model(tmp_path):
 
 @pytest.mark.parametrize("is_real", [False, True])
 def test_overall_score_against_a_plain_count(tmp_path, request, is_real):
-    """The whole way from the file to the overall score, beside ten lines that know nothing of it."""
+    """From the file to the overall score, compared with ten independent lines."""
     rng = np.random.default_rng(0)
     if is_real:
         path = request.getfixturevalue("shared_data") / "prmbench" / "subset400.jsonl"

@@ -241,7 +241,7 @@ def commit(request: Request, revision: str) -> int:
     with request.hub.lock:
         parent = request.commit_id(revision)
         if not revision.startswith("refs/") and not repository.references(f"refs/heads/{revision}"):
-            raise HubError(400, f"{revision} is no branch")
+            raise HubError(400, f"{revision} is not a branch")
         if not parent.startswith(header.get("parentCommit", "")):
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         there = {entry["path"] for entry in repository.entries(parent)}

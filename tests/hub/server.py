@@ -27,7 +27,7 @@ from .repository import Repository
 
 
 class HubError(Exception):
-    """An error response, with the headers from which the clients choose their exception."""
+    """An error response, with the headers that clients read to choose their exception."""
 
     def __init__(self, status: int, message: str = "", code: str | None = None, body=None, headers=None):
         self.status, self.body = status, body or {"error": message}

@@ -296,7 +296,7 @@ def test_a_card_that_the_hub_refuses(hub, repo, tmp_path):
 
 
 def test_a_card_edited_between_plan_and_commit(hub, repo, tmp_path):
-    """The commit would overwrite the edit with the card as it was read."""
+    """Otherwise the commit would overwrite the edit with the older card."""
     push_folders(build(tmp_path / "tree"), repo)
     hub.fault("POST", "/commit/", 0, delay=lambda: edit_card(repo, lambda card: card + "\nWords of a person.\n"))
     push_folders(build(tmp_path / "tree", word="thus"), repo)
@@ -354,5 +354,5 @@ def test_names_that_are_not_ascii(hub, repo, tmp_path):
 def test_revision_that_is_not_a_branch(hub, repo, tmp_path):
     push_folders(build(tmp_path / "tree"), repo)
     HfApi().create_tag(repo, tag="v1", repo_type="dataset")
-    with pytest.raises(PushError, match="v1 is no branch"):
+    with pytest.raises(PushError, match="v1 is not a branch"):
         push_folders(build(tmp_path / "tree", word="thus"), repo, revision="v1")

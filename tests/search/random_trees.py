@@ -11,7 +11,7 @@ FILLS = ["add", "sub", "so", "thus", "x = 3", "y = 7"]
 def random_tree(rng: random.Random, name: str = "p", num_children: int = 5, max_depth: int = 4) -> SearchTree:
     """
     Return a tree of sampled steps: branches that end early, right, wrong and ungraded answers, truncated steps, equal
-    siblings, and siblings of which a budget continued only some.
+    siblings, and siblings that a budget continued only in part.
     """
     tree = empty_tree(name)
     open_nodes = [ROOT]

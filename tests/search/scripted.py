@@ -37,7 +37,7 @@ SEARCHES = {
 
 def write_solution(prefix: str, rng: random.Random) -> str:
     """
-    Write steps with random values, up to an answer that is right (7) two times in three. Sometimes there is no answer, or a step
+    Write steps with random values, up to an answer, which is correct (7) two times in three. Sometimes there is no answer, or a step
     that does not end.
     """
     written = prefix.rsplit("Question:", 1)[1].split("\n\n", 1)[1]

@@ -44,7 +44,7 @@ def test_an_error_in_a_running_loop_is_raised():
 
 
 def test_an_interrupt_in_a_running_loop_cancels_the_coroutine():
-    """Otherwise an interrupted search would go on sampling until it is finished."""
+    """Otherwise an interrupted search would keep sampling until it is finished."""
     cancelled = []
 
     async def interrupted():

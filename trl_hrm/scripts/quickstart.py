@@ -84,8 +84,6 @@ def quickstart(config: QuickstartConfig) -> str:
     from ..trainer.hrm_reward_trainer import HRMRewardTrainer
     from .score import format_scores
 
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a model of this size is slower on more
     rng = random.Random(config.seed)
     problems = list({random_problem(rng): None for _ in range(2 * (NUM_PROBLEMS + NUM_HELD_OUT))})
     train = [solution_tree(*problem, NUM_SOLUTIONS, rng) for problem in problems[:NUM_PROBLEMS]]
@@ -117,9 +115,13 @@ def quickstart(config: QuickstartConfig) -> str:
         ),
         train_dataset=Dataset.from_list(rows),
     )
-    trainer.train()
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a model of this size is slower with more threads
+    try:
+        trainer.train()
+    finally:
+        torch.set_num_threads(num_threads)
     trainer.save_model()
-    torch.set_num_threads(num_threads)
 
     solutions = Path(config.output_dir, "solutions.jsonl")
     with replacing(solutions) as file:
