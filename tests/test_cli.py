@@ -161,10 +161,10 @@ def test_settings_of_a_file(tmp_path, capsys, rows_file):
     for text, message in (
         ("veiw: hrm\n", f"{settings}: found 'veiw', .* Did you mean view?"),
         (f"config: {settings}\n", f"{settings}: found 'config'"),
-        ("seed: 1\nseed: 2\n", f"{settings}: found 'seed' twice"),
+        ("seed: 1\nseed: 2\n", f"{settings}:2: found 'seed' twice"),
         ("debug: true\n", f"{settings}: found 'debug', which"),
-        ("1: hrm\n", f"{settings}: found 1, expected the name"),
-        ("view: [hrm\n", f"{settings} is not valid YAML"),
+        ("1: hrm\n", f"{settings}:1: found '1', expected the name"),
+        ("view: [hrm\n", f"{settings}:2: not valid YAML"),
         ("- a list\n", f"{settings} contains no options"),
         ("", f"{settings} contains no options"),
         ("columns: 5\n", "found 5, expected NAME=COLUMN"),

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from trl_hrm.io import AppendedLines
+from trl_hrm.io import AppendedLines, read_json, read_json_lines, read_yaml, shown
 
 
 @pytest.mark.parametrize("torn", [b"", b"x", b"x" * (1 << 16), b"x" * ((1 << 17) + 1)])
@@ -45,3 +45,73 @@ def test_a_killed_process_holds_no_lock(tmp_path):
         lines.append(2)
     assert [json.loads(line) for line in path.read_text().splitlines()] == [1, 2]
     assert [file.name for file in tmp_path.iterdir()] == ["lines.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b'{"a": 1, "a": 2}', "the key 'a' occurs twice"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits"),
+        (b'{"a": "\xff"}', "not valid UTF-8"),
+        (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"a": 1', "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"[1]", r"found \[1\], expected a JSON object"),
+        (b'"' + b"x" * 1_000_000 + b'"', r"found 'x+\.\.\., expected"),
+    ],
+)
+def test_damaged_json(tmp_path, text, fault):
+    """The message names file and line, is short, and ends with the remedy."""
+    path = tmp_path / "values.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=fault) as caught:
+        read_json(path, "Run it again.")
+    assert str(caught.value).startswith(f"{path}: ") and str(caught.value).endswith(" Run it again.")
+    assert len(str(caught.value)) < 300
+    if text:
+        path.write_bytes(b"{}\n" + text)
+        lines = read_json_lines(path)
+        assert next(lines) == (f"{path}:1", {})
+        with pytest.raises(ValueError, match=f"{path}:2: "):
+            next(lines)
+
+
+ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "fault"),
+    [
+        ("seed: 1\n\tview: hrm\n", ":2", "not valid YAML"),
+        ("seed: 1\nview: [hrm\n", ":3", "not valid YAML"),
+        ("seed: 1\nseed: 2\n", ":2", "found 'seed' twice"),
+        ("seed: 1\n2: 3\n", ":2", "found '2', expected the name"),
+        ("a: !!python/object/apply:os.getcwd []\n", ":1", "not valid YAML"),
+        ("a: 1\n---\nb: 2\n", ":2", "not valid YAML"),
+        ("a: 2024-13-45\n", "", "month must be"),
+        ("a: \x07\n", "", "not valid YAML"),
+        ("a: " + "[" * 20_000, "", "nested too deeply"),
+        (ALIASES, "", "aliases expand"),
+        ("a: &a [*a]\n", "", "aliases expand"),
+        ("- a\n", "", "contains no options"),
+        ("", "", "contains no options"),
+    ],
+)
+def test_damaged_yaml(tmp_path, text, line, fault):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=fault) as caught:
+        read_yaml(path)
+    assert str(caught.value).startswith(f"{path}{line}")
+
+
+def test_yaml_aliases_within_the_bound(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("a: &a {b: 1}\nc: *a\nd:\n  <<: *a\n  e: 2\n")
+    assert read_yaml(path) == {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1, "e": 2}}
+
+
+def test_shown_values_are_short_and_on_one_line():
+    assert shown("a\x1b[31m\n") == r"'a\x1b[31m\n'"
+    assert len(shown("x" * 10**6)) == len(shown(list(range(1000)))) == 80

@@ -14,6 +14,8 @@ from trl import TrlParser
 
 import trl_hrm
 
+from .io import read_yaml
+
 
 class Command(NamedTuple):
     """Config class and function of a command, as names in `trl_hrm`, and a summary for the help."""
@@ -181,33 +183,6 @@ class CommandParser(TrlParser):
         return config, options
 
 
-def check_file(file: str) -> None:
-    """
-    Check that a `--config` file is a YAML mapping without duplicate names. YAML would silently keep the last one.
-
-    Raises:
-        `OSError`: If the file cannot be read.
-        `ValueError`: If its content is invalid.
-    """
-    import yaml
-
-    with open(file, encoding="utf-8") as opened:
-        text = opened.read()
-    try:
-        settings, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file} contains no options. Write one per line, such as `seed: 42`.")
-    for name in settings:
-        if not isinstance(name, str):
-            raise ValueError(f"{file}: found {name!r}, expected the name of an option.")
-    names = [key.value for key, _ in node.value]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{file}: found {name!r} twice. Give it once.")
-
-
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return ` Did you mean X?` if a known word is similar, and an empty string otherwise."""
     close = get_close_matches(word.split("=")[0], known, n=1)
@@ -249,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_debug = name in COMMANDS and "--debug" in argv  # training arguments have an option with the same name
     try:
         if "--config" in argv:
-            check_file(argv[argv.index("--config") + 1])
+            read_yaml(argv[argv.index("--config") + 1])  # raises on damaged files and duplicate names
         if name in TRAINING:
             from .scripts.training import launch
 

@@ -1,4 +1,4 @@
-"""Atomic file writes, JSON Lines files that survive a killed process, and comparison of saved settings."""
+"""Read JSON and YAML, write files atomically, append to JSON Lines files that survive a killed process, and compare settings."""
 
 import errno
 import json
@@ -9,6 +9,158 @@ from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
+
+
+MAX_YAML_NODES = 100_000  # of a file with all its aliases expanded
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """
+    Return a value for an error message: its `repr`, which is on one line and has no control characters, shortened to `limit`
+    characters.
+    """
+    if isinstance(value, str | bytes):
+        value = value[: limit + 1]  # a `repr` of a gigabyte would be slow
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """
+    Parse JSON that this package wrote. Unlike `json.loads`, it refuses duplicate keys, and `NaN` and `Infinity`, which are not
+    JSON.
+
+    Args:
+        text (`str` or `bytes`):
+            Text to parse, in UTF-8 if it is `bytes`.
+        where (`str`):
+            File, or file and line, for the error message.
+
+    Raises:
+        `ValueError`: If the text is not valid JSON, or is nested too deeply. The message starts with `where`.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}).") from None
+    except ValueError as error:  # JSONDecodeError, an integer of thousands of digits, or one of the two refusals
+        raise ValueError(f"{where}: not valid JSON ({error}).") from None
+    except RecursionError:
+        raise ValueError(f"{where}: not valid JSON (nested too deeply).") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} occurs twice")
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def read_json(path: str | Path, remedy: str = "") -> dict[str, Any]:
+    """
+    Read a file with one JSON object.
+
+    Args:
+        path (`str` or `Path`):
+            File to read.
+        remedy (`str`, *optional*):
+            What to do about a damaged file, for the error message.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file.
+        `ValueError`: If the file is not a JSON object. The message names the file.
+    """
+    try:
+        value = parse_json(Path(path).read_bytes(), str(path))
+    except ValueError as error:
+        raise ValueError(f"{error} {remedy}".rstrip()) from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: found {shown(value)}, expected a JSON object. {remedy}".rstrip())
+    return value
+
+
+def read_json_lines(path: str | Path, remedy: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """
+    Yield `(where, record)` for each line of a file with one JSON object per line. `where` is the file and the line number.
+
+    Args:
+        path (`str` or `Path`):
+            File to read.
+        remedy (`str`, *optional*):
+            What to do about a damaged file, for the error message.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file.
+        `ValueError`: If a line is not a JSON object. The message names file and line.
+    """
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}:{number}"
+            try:
+                value = parse_json(line, where)
+            except ValueError as error:
+                raise ValueError(f"{error} {remedy}".rstrip()) from None
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}: found {shown(value)}, expected a JSON object. {remedy}".rstrip())
+            yield where, value
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """
+    Read the settings in a YAML file.
+
+    Raises:
+        `FileNotFoundError`: If there is no such file.
+        `ValueError`: If the file is not a mapping from names to values, if a name occurs twice, or if its aliases expand to more
+            than 100,000 values. The message names the file and, where there is one, the line.
+    """
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(Path(path).read_bytes())
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise ValueError(f"{path} contains no options. Write one per line, such as `seed: 42`.")
+        seen = set()
+        for key, _ in node.value:
+            line = f"{path}:{key.start_mark.line + 1}"
+            if key.tag != "tag:yaml.org,2002:str":
+                raise ValueError(f"{line}: found {shown(key.value)}, expected the name of an option.")
+            if key.value in seen:
+                raise ValueError(f"{line}: found {shown(key.value)} twice. Give it once.")
+            seen.add(key.value)
+        if _num_nodes(node, {}) > MAX_YAML_NODES:
+            raise ValueError(
+                f"{path}: its aliases expand to more than {MAX_YAML_NODES:,} values. Write the values out."
+            )
+        try:
+            return loader.construct_document(node)
+        except ValueError as error:  # a date such as 2024-13-45, or an integer of thousands of digits
+            raise ValueError(f"{path}: a value is invalid ({error}).") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or " ".join(str(error).split())
+        raise ValueError(f"{where}: not valid YAML ({problem}).") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not valid YAML (nested too deeply).") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid UTF-8 ({error.reason} at byte {error.start}).") from None
+
+
+def _num_nodes(node: Any, known: dict[int, int]) -> int:
+    """Return the number of YAML nodes with all aliases expanded, without expanding them. An alias of itself counts as too many."""
+    if id(node) not in known:
+        known[id(node)] = MAX_YAML_NODES + 1  # while it is being counted
+        inner = node.value if isinstance(node.value, list) else []
+        parts = [part for one in inner for part in (one if isinstance(one, tuple) else (one,))]
+        known[id(node)] = 1 + sum(_num_nodes(part, known) for part in parts)
+    return known[id(node)]
 
 
 @contextmanager
