@@ -44,7 +44,7 @@ def test_a_changed_file_changes_its_part(checkpoint, name, changed):
 
 def test_a_copy_is_the_same(checkpoint, tmp_path):
     (tmp_path / "copy").mkdir()
-    for path in reversed(sorted(checkpoint.iterdir())):
+    for path in sorted(checkpoint.iterdir(), reverse=True):
         (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
     assert checkpoint_identity(str(checkpoint)) == checkpoint_identity(str(tmp_path / "copy"))
 

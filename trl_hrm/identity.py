@@ -50,7 +50,7 @@ def checkpoint_identity(path_or_repo: str, revision: str | None = None) -> dict[
         `step_format` that it has. For an adapter, also `base_model`, the identity of its base model.
 
     Raises:
-        `OSError`: If there is no such folder or repository.
+        `OSError`: If the folder or repository does not exist.
     """
     from transformers.utils import cached_file, find_adapter_config_file
     from transformers.utils.hub import extract_commit_hash

@@ -72,7 +72,7 @@ def read_json(path: str | Path, remedy: str = "") -> dict[str, Any]:
             What to do about a damaged file, for the error message.
 
     Raises:
-        `FileNotFoundError`: If there is no such file.
+        `FileNotFoundError`: If the file does not exist.
         `ValueError`: If the file is not a JSON object. The message names the file.
     """
     try:
@@ -95,7 +95,7 @@ def read_json_lines(path: str | Path, remedy: str = "") -> Iterator[tuple[str, d
             What to do about a damaged file, for the error message.
 
     Raises:
-        `FileNotFoundError`: If there is no such file.
+        `FileNotFoundError`: If the file does not exist.
         `ValueError`: If a line is not a JSON object. The message names file and line.
     """
     with open(path, "rb") as lines:
@@ -115,7 +115,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Read the settings in a YAML file.
 
     Raises:
-        `FileNotFoundError`: If there is no such file.
+        `FileNotFoundError`: If the file does not exist.
         `ValueError`: If the file is not a mapping from names to values, if a name occurs twice, or if its aliases expand to more
             than 100,000 values. The message names the file and, where there is one, the line.
     """
