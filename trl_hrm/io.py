@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 
 
 MAX_YAML_NODES = 100_000  # of a file with all its aliases expanded
+# Measurements that identify a model on a server, with the mean difference between hardware and batches that is accepted
+TOLERANCES = {"prompt_logprobs": 0.1, "probe_scores": 0.02}
 
 
 def shown(value: Any, limit: int = 80) -> str:
@@ -50,10 +52,11 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} occurs twice")
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {shown(key)} occurs twice")
+        values[key] = value
     return values
 
 
@@ -189,7 +192,8 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """
-    List the differences between the saved settings of a folder and new settings.
+    List the differences between the saved settings of a folder and new settings. Lists of numbers in `TOLERANCES` may differ by
+    rounding.
 
     Args:
         found (`dict[str, Any]`):
@@ -212,6 +216,8 @@ def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Coll
     changed = []
     for name in sorted((found.keys() | asked.keys()) - set(ignored)):
         before, now = found.get(name), asked.get(name)
+        if name in TOLERANCES and _is_close(before, now, TOLERANCES[name]):
+            continue
         inner = [{} if value is None else value for value in (before, now)]
         if before != now and all(isinstance(value, dict) for value in inner):
             changed += [f"{name}.{setting}" for setting in changed_settings(*inner)]
@@ -220,6 +226,16 @@ def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Coll
             was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
             changed.append(f"{name} was {was} and is {is_now}")
     return changed
+
+
+def _is_close(before: Any, now: Any, tolerance: float) -> bool:
+    """Return whether two lists of numbers have the same length, and a mean difference of at most `tolerance`."""
+    for numbers in (before, now):
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            return False
+    if not before or len(before) != len(now):
+        return False
+    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now)
 
 
 def write_json(path: str | Path, value: Any) -> None:

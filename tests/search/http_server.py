@@ -41,10 +41,13 @@ class FakeServer:
             Request bodies so far.
         headers (`list[dict]`):
             Request headers so far.
+        weights (`float`):
+            Log-probability of every prompt token. `None` if the server does not return them.
     """
 
     model = "lm"
     max_stops = 4
+    weights: float | None = -1.5
 
     def __init__(self, style: str = "vllm", max_length: int = 10_000, hidden_length: int | None = None):
         self.style = style
@@ -72,6 +75,10 @@ class FakeServer:
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """Answer a valid request."""
+        if "prompt_logprobs" in body:
+            rows = [{str(token): {"logprob": self.weights, "rank": 2, "decoded_token": "?"}} for token in body["prompt"]]
+            choice = {"index": 0, "text": "s", "finish_reason": "length", "token_ids": [115]}
+            return {"choices": [choice | {"prompt_logprobs": None if self.weights is None else [None, *rows[1:]]}]}
         vllm = self.style == "vllm"
         prompt = TOKENIZER.decode(body["prompt"]) if vllm else body["prompt"]
         choices = [self.choice(prompt, body, body["seed"] + i, i) for i in range(body["n"] if vllm else 1)]

@@ -141,6 +141,7 @@ class PolicyConfig(Config):
         Start the engine of the policy. If several processes were launched, each uses its own GPU.
 
         Raises:
+            `OSError`: If no server can be used.
             `ValueError`: If the engine does not accept an argument in `engine_args`.
         """
         given = {
@@ -155,7 +156,9 @@ class PolicyConfig(Config):
             given |= self._engine_args("timeout", "max_retries", "backoff")
             if self.policy_api is not None:
                 given["api"] = self.policy_api
-            return OpenAIEngine(self.policy_urls, self.policy, self.load_tokenizer(), **given)
+            engine = OpenAIEngine(self.policy_urls, self.policy, self.load_tokenizer(), **given)
+            engine.connect()
+            return engine
         if self.policy_dtype is not None:
             given["dtype"] = self.policy_dtype
         if self.engine == "vllm":
