@@ -84,9 +84,13 @@ class FakeServer:
         choices = [self.choice(prompt, body, body["seed"] + i, i) for i in range(body["n"] if vllm else 1)]
         return {"choices": choices, "usage": {"prompt_tokens_details": {"cached_tokens": len(prompt) // 2}}}
 
+    def write(self, prompt: str, seed: int, temperature: float) -> str:
+        """Return everything that the model would write, up to its end."""
+        return policy(prompt, seed, temperature)
+
     def choice(self, prompt: str, body: dict[str, Any], seed: int, index: int) -> dict[str, Any]:
         temperature = 0 if self.style == "greedy" else body["temperature"]
-        text = policy(prompt, seed, temperature)
+        text = self.write(prompt, seed, temperature)
         found = None if self.style == "ignores" else find_stop(text, body.get("stop", []))
         reason, stop_reason, kept = "stop", None, text
         if found and found[0] <= body["max_tokens"]:

@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 
 from ..io import changed_settings, write_json
 from .log import EventLog
-from .outcomes import NUM_SHOWN, count_outcomes, ordered, outcome_warnings, reference_warnings
+from .outcomes import (
+    NUM_SHOWN,
+    count_outcomes,
+    count_repeats,
+    ordered,
+    outcome_warnings,
+    reference_warnings,
+    repeat_warnings,
+)
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 from .step_search import STRATEGIES
 from .tree import SearchTree, make_id
@@ -146,8 +154,8 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: Summary of the shard over all restarts: number of problems by status, `solutions` by outcome (see
-        [`count_outcomes`]; empty for searches guided by a reward model), the first problems with `unreadable_references`, number of
-        failed requests, and size of the log in bytes.
+        [`count_outcomes`]; empty for searches guided by a reward model), `repeats` (see [`count_repeats`]), the first problems with
+        `unreadable_references`, number of failed requests, and size of the log in bytes.
     """
     from .nodes import write_nodes  # imports pyarrow, which would slow down the command line
 
@@ -156,6 +164,7 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
         summary = {
             "problems": dict(sorted(Counter(problem.status for problem in log.problems.values()).items())),
             "solutions": Counter(),
+            "repeats": Counter(),
             "unreadable_references": [],
             "failed_requests": sum(problem.num_errors for problem in log.problems.values()),
             "log_bytes": log.size,
@@ -168,6 +177,7 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
                 if status in ("open", "error"):
                     continue
                 opened = log.read(name)
+                summary["repeats"].update(count_repeats(opened))
                 if search.get("search") not in STRATEGIES:
                     summary["solutions"].update(count_outcomes(opened, search))
                 if status == "ungradable" and len(summary["unreadable_references"]) < NUM_SHOWN:
@@ -220,13 +230,16 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     summaries = [read_json(file) for file in files]
     problems: Counter = Counter()
     solutions: Counter = Counter()
+    repeats: Counter = Counter()
     for summary in summaries:
         problems.update(summary["problems"])
         solutions.update(summary.get("solutions", {}))
+        repeats.update(summary.get("repeats", {}))
     num_shards = int(files[0].stem.rpartition("-of-")[2]) if files else 0
     return {
         "problems": dict(sorted(problems.items())),
         "solutions": ordered(solutions),
+        "repeats": dict(repeats),
         "unreadable_references": [one for summary in summaries for one in summary.get("unreadable_references", ())][
             :NUM_SHOWN
         ],
@@ -237,7 +250,7 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     """
-    Return warnings about unreadable reference answers, and about a run with mostly unusable solutions.
+    Return warnings about unreadable reference answers, repeated samples, and a run with mostly unusable solutions.
 
     Args:
         summary (`dict[str, Any]`):
@@ -248,6 +261,7 @@ def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[
     number = summary["problems"].get("ungradable", 0)
     return [
         *reference_warnings(number, summary["unreadable_references"]),
+        *repeat_warnings(summary.get("repeats", {}), manifest.get("engine", {})),
         *outcome_warnings(summary["solutions"], manifest.get("search", {}), manifest),
     ]
 

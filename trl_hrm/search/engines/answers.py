@@ -9,6 +9,7 @@ from .http import Fault
 
 # Of the other servers. The last three are reasons of Text Generation Inference
 FINISH_REASONS = ("stop", "length", "eos_token", "stop_sequence", "eos")
+MODELS_BYTES = 1 << 20  # limit of a list of models
 
 
 def is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from ...encoding import control_tokens
 from ...io import changed_settings, shown
 from ..coroutines import run_coroutine
-from .answers import Card, Choice, read_cards, read_choices, read_prompt_logprobs, read_vllm_choices
+from .answers import MODELS_BYTES, Choice, read_cards, read_choices, read_prompt_logprobs, read_vllm_choices
 from .base import (
     EngineError,
     EngineFatal,
@@ -395,7 +395,13 @@ class OpenAIEngine:
         """Check that a vLLM server has the model, read its context length, and return what identifies the model."""
         if self.api != "vllm":
             return {}
-        card = find_card(read_cards(await self.client.fetch(server, "models", max_bytes=1 << 20)), self.model, server)
+        cards = read_cards(await self.client.fetch(server, "models", max_bytes=MODELS_BYTES))
+        card = next((card for card in cards if card.id == self.model), None)
+        if card is None:
+            raise EngineFatal(
+                f"{server.url} does not serve {self.model!r}. It serves {', '.join(shown(card.id) for card in cards[:10])}. Use one "
+                "of these names, or start the server with `--served-model-name`."
+            )
         server.max_length = card.max_model_len
         ids = list(self.tokenizer.encode(IDENTITY_PROMPT, add_special_tokens=False))
         if card.max_model_len is not None:
@@ -442,14 +448,3 @@ class OpenAIEngine:
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
-
-
-def find_card(cards: list[Card], name: str, server: Server) -> Card:
-    """Return the model with a name."""
-    for card in cards:
-        if card.id == name:
-            return card
-    raise EngineFatal(
-        f"{server.url} does not serve {name!r}. It serves {', '.join(shown(card.id) for card in cards[:10])}. Use one of these "
-        "names, or start the server with `--served-model-name`."
-    )
