@@ -45,7 +45,7 @@ class HostileServer(FakeServer):
     def respond(self, request: dict[str, Any]) -> Any:
         """Return the response to a request, or a function that answers it."""
         honest = super().complete(request)
-        is_search = "Question:" in TOKENIZER.decode(request["prompt"])
+        is_search = "Question:" in TOKENIZER.decode(request["prompt"]) and "prompt_logprobs" not in request
         self.num_asked += is_search
         if self.mode is None or not (is_search and self.num_asked % self.every == 0 or self.in_test):
             return honest

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import random
 import re
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -123,9 +124,9 @@ class Engine(Protocol):
 
 def num_token_ids(tokenizer: Tokenizer) -> int:
     """Return the largest token id of a tokenizer plus one, or the largest that can be saved if the tokenizer lists no tokens."""
-    if not hasattr(tokenizer, "get_vocab"):
-        return MAX_TOKEN_ID + 1
-    return max(tokenizer.get_vocab().values()) + 1
+    if hasattr(tokenizer, "get_vocab"):
+        return max(tokenizer.get_vocab().values()) + 1  # `len` would be too small if some ids have no token
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else MAX_TOKEN_ID + 1
 
 
 def check_samples(
@@ -363,6 +364,9 @@ class CharTokenizer:
 
     chat_template = None
     eos_token_id = 0
+
+    def __len__(self) -> int:
+        return sys.maxunicode + 1
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return [ord(character) for character in text]

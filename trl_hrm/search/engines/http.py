@@ -60,7 +60,7 @@ class Unreachable(Fault):
 
 
 class Rejected(EngineFatal):
-    """The server does not accept the request, so a retry would not help."""
+    """The server does not support something in the request (HTTP 400 or 422)."""
 
 
 @dataclass(eq=False)
@@ -248,7 +248,8 @@ class HTTPClient:
             raise Fault(message, float(pause) if pause.isdecimal() else 0.0)  # a date is ignored
         if status == 413 or status in (400, 422) and TOO_LONG.search(said):
             raise PrefixTooLong(f"{server.url}: {message}", _number(LIMIT, said), _number(PREFIX, said))
-        raise Rejected(f"{server.url}/{path} rejected the request. {message}")
+        kind = Rejected if status in (400, 422) else EngineFatal
+        raise kind(f"{server.url}/{path} rejected the request. {message}")
 
     def _parsed(self, content: bytes, headers: Any, max_bytes: int) -> dict[str, Any]:
         """Return the JSON object in a response. Its strings are valid Unicode and do not contain the API key."""
