@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"_compat"},
     {"config", "encoding", "io", "terminal"},
+    {"schema"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages"},
     {"forest", "tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
     {"search", "loading"},
