@@ -14,6 +14,7 @@ from ..grading import (
     visible_text,
     without_thinking_tags,
 )
+from ..io import shown
 from ..search.nodes import read_trees
 from ..search.run_folder import MANIFEST, node_files, read_manifest, read_summary
 from ..search.steps import StepRule, cut_text
@@ -186,7 +187,7 @@ def take_first(
     short = min(problems, key=lambda problem: len(problem.candidates))
     if len(short.candidates) < number:
         raise ValueError(
-            f"{short.where}: problem {short.problem_id!r} has {len(short.candidates)} candidates, but the largest N is {number}. "
+            f"{short.where}: problem {shown(short.problem_id)} has {len(short.candidates)} candidates, but the largest N is {number}. "
             f"Sample more candidates, remove the problem, or use a smaller --n (at most {len(short.candidates)})."
         )
     return list(problems) if all_beyond else [replace(p, candidates=p.candidates[:number]) for p in problems]
@@ -217,7 +218,7 @@ def read_run(
                     problem.prompt,
                     problem.answer,
                     list(_sampled_candidates(tree, extractors, rule, keep_thinking)),
-                    where=f"{file}, problem {problem.problem_id!r}",
+                    where=f"{file}, problem {shown(problem.problem_id)}",
                 )
 
 
@@ -319,7 +320,7 @@ def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None
     for name in names:
         if getattr(config, name) not in (None, {}):
             raise ValueError(
-                f"`{name}` is {getattr(config, name)!r}, but has no effect because {config.candidates} is {kind}. Remove `{name}`."
+                f"`{name}` is {shown(getattr(config, name))}, but has no effect because {config.candidates} is {kind}. Remove `{name}`."
             )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..io import shown
 from ..search.compression import compress, count_moves
 from ..search.nodes import read_totals, read_unreadable_references
 from ..search.outcomes import describe_outcomes, reference_warnings
@@ -181,7 +182,7 @@ def _openr_recipe(config: ExportConfig) -> Recipe:
     for name in ("estimator", "truncated", "min_leaves"):
         if getattr(config, name) != getattr(ExportConfig, name):
             raise ValueError(
-                f"`{name}` is {getattr(config, name)!r}, but openr files contain values, not outcomes to estimate them from. Remove "
+                f"`{name}` is {shown(getattr(config, name))}, but openr files contain values, not outcomes to estimate them from. Remove "
                 f"`{name}`."
             )
     _refuse_repeats(config.inputs)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..data.candidates import THINKING, Candidate, ProblemCandidates
 from ..data.problem_sets import refuse_caseless_ids
 from ..grading import DEFAULT_EXTRACTORS, thinking_spans
-from ..io import write_json
+from ..io import shown, write_json
 from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..scoring.candidate_scores import score_fitting
 from ..scoring.scoring_config import ScoringConfig
@@ -123,7 +123,7 @@ class StepSearchSettings:
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"`strategy` is {self.strategy!r}. It must be one of {', '.join(STRATEGIES)}.")
+            raise ValueError(f"`strategy` is {shown(self.strategy)}. It must be one of {', '.join(STRATEGIES)}.")
         if self.strategy == "step_search" and self.branching is not None:
             raise ValueError(
                 f"`branching` is {self.branching}, but step_search always samples N next steps of one path. Remove `branching`."
@@ -434,7 +434,7 @@ class SearchedProblems:
                     self.outcomes.update(filter(None, (_unfinished(opened, ending) for ending in endings)))
                     candidates = [_candidate(opened, ending) for ending in endings if ending.node != opened.start]
                     self.counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in candidates)
-                    where = f"{path}, problem {problem_id!r}"
+                    where = f"{path}, problem {shown(problem_id)}"
                     yield ProblemCandidates(problem.problem_id, problem.prompt, problem.answer, candidates, where)
         self.counts["problems_not_searched"] += len(missing)  # another process has not started them yet
 

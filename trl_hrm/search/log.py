@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..io import AppendedLines
+from ..io import AppendedLines, shown
 from .open_tree import OpenTree
 from .tree import Problem
 
@@ -89,7 +89,7 @@ class EventLog:
                 opened.apply(event)
             except KeyError as error:
                 raise ValueError(
-                    f"{self.path}: an event of problem {problem_id!r} refers to {error}, but no earlier event created it. Remove "
+                    f"{self.path}: an event of problem {shown(problem_id)} refers to {error}, but no earlier event created it. Remove "
                     "all lines of this problem. It will be searched again."
                 ) from error
         return opened
@@ -118,7 +118,7 @@ class EventLog:
                     yield json.loads(line)
                 except ValueError as error:
                     raise ValueError(
-                        f"{self.path}, byte {offset}: the event of problem {problem_id!r} is damaged ({error}). Remove all lines "
+                        f"{self.path}, byte {offset}: the event of problem {shown(problem_id)} is damaged ({error}). Remove all lines "
                         "of this problem. It will be searched again."
                     ) from error
 
@@ -136,7 +136,7 @@ class EventLog:
             self.problems[problem_id] = ProblemEvents(position=int(third))
         if problem_id not in self.problems:
             raise ValueError(
-                f"{self.path}, line {number}: the first event of problem {problem_id!r} is missing. Remove all lines of this "
+                f"{self.path}, line {number}: the first event of problem {shown(problem_id)} is missing. Remove all lines of this "
                 "problem. It will be searched again."
             )
         problem = self.problems[problem_id]

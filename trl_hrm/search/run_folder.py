@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..io import changed_settings, write_json
+from ..io import changed_settings, shown, write_json
 from .log import EventLog
 from .outcomes import NUM_SHOWN, count_outcomes, ordered, outcome_warnings, reference_warnings
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
@@ -60,7 +60,7 @@ def show_own_gpu(local: int) -> None:
     devices = visible.split(",") if visible else [str(i) for i in range(local + 1)]
     if local >= len(devices):
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES is {visible!r}, which has no GPU for the process with local rank {local}. Launch at most "
+            f"CUDA_VISIBLE_DEVICES is {shown(visible)}, which has no GPU for the process with local rank {local}. Launch at most "
             f"{len(devices)} processes on this machine, or add GPUs."
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
