@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -11,6 +12,7 @@ from typing import (
     Literal,
     NamedTuple,
     NotRequired,
+    Required,
     TypeVar,
     Union,
     get_args,
@@ -67,7 +69,7 @@ class _Check:
     range: Range | None = None
 
 
-def check_json(value: Any, hint: Any, where: str, remedy: str = "") -> None:
+def check_json(value: Any, hint: Any, where: str | Path, remedy: str = "", more: bool = False) -> None:
     """
     Check that a JSON value has a type. All numbers must be finite, and whole numbers must fit into 64 bits.
 
@@ -77,14 +79,18 @@ def check_json(value: Any, hint: Any, where: str, remedy: str = "") -> None:
         hint (`Any`):
             Type hint. A `TypedDict` or a dataclass is an object with these keys and no others. Keys with `NotRequired` or with a
             default may be missing. A `tuple` is a list.
-        where (`str`):
+        where (`str` or `Path`):
             File, or file and line, for the error message.
         remedy (`str`, *optional*):
             What to do about a damaged file, for the error message.
+        more (`bool`, *optional*, defaults to `False`):
+            Whether the object may have other keys, which are not checked.
 
     Raises:
         `ValueError`: If the value has another type. The message names the place of the first difference.
     """
+    if more and type(value) is dict:
+        value = {key: value[key] for key in get_type_hints(hint) if key in value}
     try:
         _check_of(hint).run(value)
     except _Mismatch as mismatch:
@@ -94,7 +100,7 @@ def check_json(value: Any, hint: Any, where: str, remedy: str = "") -> None:
         raise ValueError(f"{where}: {name} {mismatch.words} {remedy}".rstrip()) from None
 
 
-def from_json(kind: type[T], values: Any, where: str, remedy: str = "") -> T:
+def from_json(kind: type[T], values: Any, where: str | Path, remedy: str = "") -> T:
     """
     Return a dataclass from the JSON object with its fields.
 
@@ -114,7 +120,7 @@ def _check_of(hint: Any) -> _Check:
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return _Check(lambda value: None)
-    if origin is NotRequired:
+    if origin in (NotRequired, Required):
         return _check_of(args[0])
     if origin in (Union, UnionType):
         return _union([_check_of(one) for one in args])
@@ -125,7 +131,7 @@ def _check_of(hint: Any) -> _Check:
     if (origin or hint) in (list, tuple):
         return _list(_check_of(args[0] if args else Any))
     if (origin or hint) is dict:
-        return _dict(_check_of(args[1] if args else Any))
+        return _dict(*map(_check_of, args or (str, Any)))
     if is_typeddict(hint):
         required = hint.__required_keys__
     elif is_dataclass(hint):
@@ -209,10 +215,15 @@ def _tuple(items: list[_Check]) -> _Check:
     return _Check(run)
 
 
-def _dict(item: _Check) -> _Check:
+def _dict(key: _Check, item: _Check) -> _Check:
     def run(values: Any) -> None:
         if type(values) is not dict:
             raise _Mismatch(f"is {shown(values)}, expected an object.")
+        for name in values:
+            try:
+                key.run(name)
+            except _Mismatch as mismatch:
+                raise _Mismatch(f"has the key {mismatch.words.removeprefix('is ')}") from None
         _each(item, values.items())
 
     return _Check(run)

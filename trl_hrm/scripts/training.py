@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import trl_hrm
 
+from ..io import shown
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,7 +95,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
         )
     if args.training_script != module.__name__:
         raise ValueError(
-            f"{args.training_script!r} in {' '.join(launch_args)!r} is not the value of an `accelerate launch` option. Pass options "
+            f"{shown(args.training_script)} in {shown(' '.join(launch_args))} is not the value of an `accelerate launch` option. Pass options "
             "without a value, such as `--multi_gpu`, on the command line. No process was started."
         )
     if args.cpu:

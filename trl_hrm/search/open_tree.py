@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
+from ..io import shown
 from ..schema import INT64, Count, Index, Range
 from .steps import Cut
 from .tree import ROOT, Finish, Node, Problem, SearchTree, Status, make_id
@@ -251,18 +252,21 @@ class OpenTree:
             `ValueError`: If the event contradicts earlier events.
         """
         if event["event"] == "close":
+            missing = self.brought.keys() - self.graded
+            if missing and event["status"] not in ("open", "error"):
+                raise ValueError(f"the search ended, but the samples of {shown(min(missing)[0])} have no grades.")
             self.tree.status = event["status"]
         elif event["event"] == "samples":
             self._add_samples(event)
         elif event["event"] == "scores":
             brought = self._brought(event, "scores")
             if any(index in self.scores for index in brought):
-                raise ValueError(f"the request {event['above']}, {event['round']} is scored twice.")
+                raise ValueError(f"the samples of {shown(event['above'])} in round {event['round']} are scored twice.")
             self.scores.update(zip(brought, event["scores"], strict=True))
         elif event["event"] == "grades":
             brought, key = self._brought(event, "correct"), (event["above"], event["round"])
             if key in self.graded:
-                raise ValueError(f"the request {event['above']}, {event['round']} is graded twice.")
+                raise ValueError(f"the samples of {shown(event['above'])} in round {event['round']} are graded twice.")
             statuses = event.get("status", [None] * len(brought))
             if "status" in event:
                 self._brought(event, "status")
@@ -275,7 +279,7 @@ class OpenTree:
         brought = self.brought.get((event["above"], event["round"]))
         if brought is None:
             raise ValueError(
-                f"the event refers to the samples of {event['above']!r}, but no earlier event created them."
+                f"the event refers to the samples of {shown(event['above'])}, but no earlier event created them."
             )
         if len(brought) != len(event[name]):
             raise ValueError(
@@ -286,10 +290,10 @@ class OpenTree:
     def _add_samples(self, event: dict[str, Any]) -> None:
         key = event["above"], event["round"]
         if event["above"] not in self.index:
-            raise ValueError(f"the event refers to the node {event['above']!r}, but no earlier event created it.")
+            raise ValueError(f"the event refers to the node {shown(event['above'])}, but no earlier event created it.")
         parent = self.index[event["above"]]
         if key in self.brought:
-            raise ValueError(f"the request {key[0]}, {key[1]} is sampled twice.")
+            raise ValueError(f"the node {shown(key[0])} is sampled twice in round {key[1]}.")
         if parent != ROOT:
             self.tree.nodes[parent].weight = event["weight"]
         self.brought[key] = []
