@@ -107,7 +107,8 @@ class CommandParser(TrlParser):
 
     - `positional`: the field is a positional argument;
     - `parse`: function that parses an argument, instead of the type of the field;
-    - `advanced`: the option is shown by `--help_all`, not by `--help`.
+    - `advanced`: the option is shown by `--help_all`, not by `--help`;
+    - the keys that [`~config.Config`] checks.
 
     Args:
         config (`type`):
@@ -139,6 +140,8 @@ class CommandParser(TrlParser):
         positional: bool = False,
         parse: Callable | None = None,
         advanced: bool = False,
+        range: str | None = None,
+        may_be_empty: bool = False,
         **kwargs: Any,
     ) -> argparse.Action:
         if parse is not None:
