@@ -76,7 +76,9 @@ def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[
     for name in filter(os.path.exists, inputs):
         if Path(os.path.realpath(name)).is_relative_to(folder):
             raise FileExistsError(f"{given}: the output contains the input {name}. Choose another `output_dir`.")
-    if folder.is_mount():
+    if os.path.exists(folder) and not folder.is_dir():
+        raise NotADirectoryError(f"{given} is a file. Choose a folder as `output_dir`.")
+    if os.path.ismount(folder):
         raise OSError(f"{given} is a mount point, which cannot be replaced. Choose a folder in it as `output_dir`.")
     work, replaced = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "replaced"))
     with claimed_name(folder, given, "output_dir"):

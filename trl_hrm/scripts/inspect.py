@@ -128,6 +128,7 @@ def inspect_tree(config: InspectConfig) -> None:
 
     Raises:
         `FileNotFoundError`: If the run does not exist.
+        `OSError`: If the page cannot be written.
         `ValueError`: If the run does not have this problem.
     """
     import shutil
@@ -156,10 +157,11 @@ def inspect_tree(config: InspectConfig) -> None:
             return
         entry = _find(entries, config.problem, config.input)
         inspection = _inspect(entry.read(), config)
-    print(format_tree(inspection, depth=config.depth, breadth=config.breadth, rollouts=config.rollouts, **screen))
     file = _page_path(config.input, config.html, entry.problem_id)
-    with claimed_page(file, "html") as target, replacing(target) as page:
-        page.write(render_tree(inspection))
+    with claimed_page(file, "html") as target:
+        print(format_tree(inspection, depth=config.depth, breadth=config.breadth, rollouts=config.rollouts, **screen))
+        with replacing(target) as page:
+            page.write(render_tree(inspection))
     print(f"\nPage: {file}")
 
 
