@@ -85,6 +85,9 @@ TRAINING = {
 }
 
 
+VALUE = "\0"  # before a word that is a value, even if it looks like an option. No word of a command line contains it
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Show each option under one name, and its default unless the help text states it."""
 
@@ -107,7 +110,8 @@ class CommandParser(TrlParser):
 
     - `positional`: the field is a positional argument;
     - `parse`: function that parses an argument, instead of the type of the field;
-    - `advanced`: the option is shown by `--help_all`, not by `--help`.
+    - `advanced`: the option is shown by `--help_all`, not by `--help`;
+    - the keys that [`~config.Config`] checks.
 
     Args:
         config (`type`):
@@ -139,6 +143,8 @@ class CommandParser(TrlParser):
         positional: bool = False,
         parse: Callable | None = None,
         advanced: bool = False,
+        range: str | None = None,
+        may_be_empty: bool = False,
         **kwargs: Any,
     ) -> argparse.Action:
         if parse is not None:
@@ -149,6 +155,13 @@ class CommandParser(TrlParser):
             kwargs.pop("required", None)
             names = (names[0].removeprefix("--"),)
         return super().add_argument(*names, **kwargs)
+
+    def _parse_optional(self, word: str) -> Any:
+        """Read words such as `---` and `-2e-1` as values, as no option looks like them."""
+        return super()._parse_optional(word) if re.match("--?[A-Za-z]", word) else None
+
+    def _get_value(self, action: argparse.Action, word: str) -> Any:
+        return super()._get_value(action, word.removeprefix(VALUE))
 
     def error(self, message: str) -> None:
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse lists all spellings of an option
@@ -169,8 +182,13 @@ class CommandParser(TrlParser):
             `ValueError`: If a value is invalid, or the file contains an unknown option.
         """
         file = argv[argv.index("--config") + 1] if "--config" in argv else None
+        words = []
+        for word in argv:  # `--final_stops=--- x` has two values
+            name, equals, value = word.partition("=")
+            takes_values = equals and getattr(self._option_string_actions.get(name), "nargs", 0) != 0
+            words += [name, VALUE + value] if takes_values else [word]
         config, options, unknown_settings, unknown_words = self.parse_args_and_config(
-            argv, return_remaining_strings=True, separate_remaining_strings=True
+            words, return_remaining_strings=True, separate_remaining_strings=True
         )
         if unknown_settings:
             name = unknown_settings[0]

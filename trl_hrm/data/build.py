@@ -25,12 +25,11 @@ from .hierarchy import hrm_view, orm_view, prm_view
 from .output import (
     COLUMNS,
     REPORT_FILE,
-    check_output,
+    Output,
     digest_of,
     join_parts,
     make_table,
-    move,
-    temporary_directory,
+    publish,
     write_part,
 )
 from .problems import exclusion_key, group_equal, problem_key, problem_split, read_problem_keys, text_key
@@ -117,64 +116,59 @@ class Recipe:
         return parsed if isinstance(parsed, list) else [parsed]
 
 
-def build_dataset(recipe: Recipe, config: BuildConfig) -> BuildReport:
+def build_dataset(recipe: Recipe, config: BuildConfig, output: Output) -> BuildReport:
     """
     Build a dataset and write it to `config.output_dir`.
 
-    The dataset is written to a temporary directory next to the output, which is renamed at the end, so a failed or interrupted
-    build leaves nothing behind. Records are read and rows are written in chunks of 4 MB, so memory use does not grow with the
+    The dataset is written to a temporary folder, which is renamed at the end, so a failed or interrupted build leaves nothing
+    behind. Records are read and rows are written in chunks of 4 MB, so memory use does not grow with the
     input.
 
     Args:
         recipe ([`Recipe`]):
             Source of the records and its parser.
         config ([`BuildConfig`]):
-            Options of the build, such as the view and the output directory.
+            Options of the build, such as the view.
+        output ([`~data.output.Output`]):
+            Claimed output. See [`~data.output.claimed_output`].
 
     Returns:
         `dict[str, Any]`: The report, as written to `build_report.json`.
 
     Raises:
-        `FileExistsError`: If the output exists and may not be replaced.
         `ValueError`: If the build must stop at an invalid record, or if no row is left for training.
     """
-    output = Path(config.output_dir).absolute()
-    check_output(output, config)
-    worker = _Worker(recipe, config, read_problem_keys(config.exclude))
-    with temporary_directory(config) as work:
-        worker.parts = str(Path(work, "parts"))
-        Path(worker.parts).mkdir()
-        command = build_command(recipe.command or f"build-{recipe.name}", recipe.inputs, recipe.options, config)
-        report = make_report(recipe.name, recipe.inputs, command, config, worker.run(), recipe.warnings)
-        if recipe.warn:
-            report["warnings"] += recipe.warn(report)
-        if recipe.describe:
-            report["facts"] = recipe.describe(report)
-        finish_dataset(Path(work), recipe.about, report, output)
+    worker = _Worker(recipe, config, read_problem_keys(config.exclude), str(output.work / "parts"))
+    Path(worker.parts).mkdir()
+    command = build_command(recipe.command or f"build-{recipe.name}", recipe.inputs, recipe.options, config)
+    report = make_report(recipe.name, recipe.inputs, command, config, worker.run(), recipe.warnings)
+    if recipe.warn:
+        report["warnings"] += recipe.warn(report)
+    if recipe.describe:
+        report["facts"] = recipe.describe(report)
+    finish_dataset(recipe.about, report, output)
     return report
 
 
-def finish_dataset(work: Path, about: dict[str, Any], report: dict[str, Any], output: Path) -> None:
+def finish_dataset(about: dict[str, Any], report: dict[str, Any], output: Output) -> None:
     """
-    Assemble a dataset from its parts, add the card and the report, and move it to the output.
+    Assemble a dataset from its parts, add the card and the report, and rename it to the output.
 
     Args:
-        work (`Path`):
-            Temporary directory with the rows in `parts`, and any other files of the dataset in `dataset`.
         about (`dict[str, Any]`):
             See [`Recipe`].
         report (`dict[str, Any]`):
             Report of the build. The key `content` is added.
-        output (`Path`):
-            Directory to create or replace.
+        output ([`~data.output.Output`]):
+            Claimed output. Its temporary folder has the rows in `parts`, and any other files of the dataset in `dataset`.
     """
-    built = work / "dataset"
+    built = output.work / "dataset"
     (built / "data").mkdir(parents=True)
-    example = join_parts(work / "parts", built / "data", report["rows"])
+    example = join_parts(output.work / "parts", built / "data", report["rows"])
     report["content"] = digest_of(built / "data")
     (built / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     build_card(about, report, *example).save(built / "README.md")
-    move(built, output, work / "replaced")
+    publish(built, output)
 
 
 def count_labels(recipe: Recipe, config: BuildConfig, bin_of: Callable[[float], int]) -> dict[int, int]:
