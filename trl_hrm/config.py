@@ -8,6 +8,8 @@ from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from .io import shown
+
 
 @dataclass(kw_only=True)
 class Config:
@@ -49,7 +51,7 @@ class Config:
                 is_missing = not value and field.default is not None  # an optional list may be empty
                 if is_missing or not set(value) <= set(choices):
                     raise ValueError(
-                        f"`{field.name}` is {value!r}. It must be some of {', '.join(map(str, choices))}."
+                        f"`{field.name}` is {shown(value)}. It must be some of {', '.join(map(str, choices))}."
                     )
             setattr(self, field.name, value)
 
@@ -69,7 +71,7 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
     if origin is Literal:
         choices = get_args(kind)
         if isinstance(value, bool) or value not in choices:  # True == 1
-            raise ValueError(f"`{name}` is {value!r}. It must be one of {', '.join(map(str, choices))}.")
+            raise ValueError(f"`{name}` is {shown(value)}. It must be one of {', '.join(map(str, choices))}.")
         return choices[choices.index(value)]  # converts NumPy numbers to Python numbers
     elif origin is list:
         [element] = get_args(kind)
@@ -79,23 +81,23 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
             try:
                 value = json.loads(value)
             except json.JSONDecodeError as error:
-                raise ValueError(f"`{name}` is {value!r}. It must be a JSON object ({error}).") from None
+                raise ValueError(f"`{name}` is {shown(value)}. It must be a JSON object ({error}).") from None
         if not isinstance(value, dict):
-            raise ValueError(f"`{name}` is {value!r}. It must be a JSON object.")
+            raise ValueError(f"`{name}` is {shown(value)}. It must be a JSON object.")
         if get_args(kind)[1] is str:
             return {key: _checked(name, one, str) for key, one in value.items()}
     elif origin is str:
         if isinstance(value, Real | date | os.PathLike) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str):
-            raise ValueError(f"`{name}` is {value!r}. It must be a string.")
+            raise ValueError(f"`{name}` is {shown(value)}. It must be a string.")
     elif origin is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"`{name}` is {value!r}. It must be true or false.")
+            raise ValueError(f"`{name}` is {shown(value)}. It must be true or false.")
     elif origin in (int, float):
         if isinstance(value, bool) or not isinstance(value, Real if origin is float else Integral):
             raise ValueError(
-                f"`{name}` is {value!r}. It must be {'a number' if origin is float else 'a whole number'}."
+                f"`{name}` is {shown(value)}. It must be {'a number' if origin is float else 'a whole number'}."
             )
         return origin(value)
     return value

@@ -189,3 +189,55 @@ def test_a_killed_worker_ends_the_build(tmp_path):
     command.check(1)
     assert lines[-1].startswith("error: A worker process was killed") and "--num_proc" in lines[-1]
     assert names_of(tmp_path) == ["rows.jsonl"]
+
+
+# Where each command is stopped, one try after the other: in a worker, in an event loop, in a thread, before a file is in place
+MOMENTS = {
+    "build-prm800k": ["trl_hrm.data.build:_Worker.keep@1", "trl_hrm.data.build:digest_of@1"],
+    "build-math-shepherd": ["trl_hrm.data.build:_Worker.keep@1", "trl_hrm.data.build:digest_of@1"],
+    "annotate": [
+        "trl_hrm.search.engines.transformers:TransformersEngine.sample@2",
+        "trl_hrm.search.engines.transformers:TransformersEngine._generate@1",
+        "trl_hrm.search.log:EventLog.append@5",
+        "os:replace@2",
+    ],
+    "export": ["trl_hrm.data.build:_Worker.keep@1", "trl_hrm.data.build:digest_of@1"],
+    "inspect": ["os:replace@1"],
+    "select-raft": ["trl_hrm.scoring.scorer:StepScorer.score@1", "trl_hrm.data.build:digest_of@1"],
+    "push-dataset": ["trl_hrm.data.publish:tempfile.TemporaryDirectory@1"],
+    "best-of-n": [
+        "trl_hrm.search.engines.transformers:TransformersEngine.sample@2",
+        "trl_hrm.grading.grader:_Worker.judge@3",
+        "trl_hrm.scoring.scorer:StepScorer.score@1",
+        "os:replace@3",
+    ],
+    "step-search": [
+        "trl_hrm.search.engines.transformers:TransformersEngine.sample@2",
+        "trl_hrm.scoring.scorer:StepScorer.score_trees@1",
+        "os:replace@2",
+    ],
+    "benchmark": ["trl_hrm.scoring.scorer:StepScorer.score@1", "os:replace@1"],
+    "report": ["os:replace@1"],
+    "score": ["trl_hrm.scoring.scorer:StepScorer.score_trees@1", "os:replace@1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MOMENTS)
+def test_stopped_at_every_moment(name, work, tmp_path, monkeypatch):  # noqa: F811
+    """The next start must resume or start over, and end with the files of an undisturbed run."""
+    monkeypatch.chdir(work)
+    config = getattr(trl_hrm, COMMANDS[name].config)
+    for folder in ("whole", "stopped"):
+        if name in ("inspect", "report", "score"):  # these write files instead of folders
+            (tmp_path / folder).mkdir()
+    whole, stopped = ([name, *words_of(config, settings_of(name, str(tmp_path / way)))] for way in ("whole", "stopped"))
+    assert main(whole) == 0
+    tries = [(moment, number) for moment in MOMENTS[name] for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)]
+    for index, (moment, number) in enumerate(tries):
+        command = Command(tmp_path, stopped, moment)
+        command.pause()
+        command.stop(number, group=index % 2 == 0)
+    assert main(stopped) == 0
+    assert files_of(tmp_path / "stopped", "stopped") == files_of(tmp_path / "whole", "whole")
+    assert {"whole", "stopped"} >= set(names_of(tmp_path))

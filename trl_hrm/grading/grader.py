@@ -13,6 +13,7 @@ from multiprocessing import get_context
 from queue import SimpleQueue
 from typing import Any
 
+from ..io import shown
 from ..processes import holding_signals, start_worker
 from .comparison import RULES_VERSION, Grade, judge
 
@@ -150,7 +151,7 @@ class AnswerGrader:
                 grade = self._threads.submit(self._judge, answer, reference).result()
                 if grade.correct is not correct:
                     raise GraderError(
-                        f"math-verify {version('math-verify')} graded the answer {answer!r} to the reference {reference!r} as "
+                        f"math-verify {version('math-verify')} graded the answer {shown(answer)} to the reference {shown(reference)} as "
                         f"{grade}, expected correct={correct}. Its installation is broken, or the timeout of {self.timeout} s "
                         "is too short. Reinstall math-verify, or raise the timeout."
                     )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import trl_hrm
 
+from ..io import shown
 from ..processes import StopSignals, end_with_parent
 
 
@@ -103,7 +104,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
         )
     if args.training_script != module.__name__:
         raise ValueError(
-            f"{args.training_script!r} in {' '.join(launch_args)!r} is not the value of an `accelerate launch` option. Pass options "
+            f"{shown(args.training_script)} in {shown(' '.join(launch_args))} is not the value of an `accelerate launch` option. Pass options "
             "without a value, such as `--multi_gpu`, on the command line. No process was started."
         )
     if args.cpu:
