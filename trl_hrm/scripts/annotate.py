@@ -370,10 +370,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
                     "will be sampled again."
                 )
             refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
-            try:
-                progress = run_coroutine(run(log))
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt("Stopped. Run the same command again to resume.") from None
+            progress = run_coroutine(run(log))
     return progress, finish_shard(folder, shard.index, shard.count)
 
 
