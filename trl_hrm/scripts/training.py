@@ -4,9 +4,10 @@ import ast
 import importlib
 import os
 import re
+import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
@@ -18,7 +19,7 @@ import trl_hrm
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
-    from trl import ModelConfig
+    from trl import ModelConfig, TrlParser
 
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
@@ -102,7 +103,14 @@ def launch(name: str, argv: Sequence[str]) -> None:
     if (args.num_processes or 1) > 1 and is_plain and (args.cpu or not torch.accelerator.is_available()):
         # With `cpu` or without an accelerator, `accelerate launch` ignores `num_processes` without a warning
         args.multi_gpu, args.cpu, args.use_cpu = True, False, True
-    launch_command(args)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:  # the process has printed its error
+        sys.exit(128 - error.returncode if error.returncode < 0 else error.returncode)
+    except ChildFailedError:
+        sys.exit(1)
 
 
 def short_help(module: ModuleType, prog: str) -> str:
@@ -199,6 +207,34 @@ def finish(trainer: "Trainer") -> None:
     else:
         trainer.create_model_card()  # with the metrics
     end_together(trainer)
+
+
+def run(main: Callable[..., None], parser: "TrlParser", fail_with_unknown_args: bool = True) -> None:
+    """
+    Run a training script. An error is printed on one line, with the exit code 1. With `--log_level debug`, it is raised.
+
+    Args:
+        main (`Callable`):
+            `main` of the script.
+        parser ([`~trl.TrlParser`]):
+            Parser of the arguments of `main`.
+        fail_with_unknown_args (`bool`, *optional*, defaults to `True`):
+            Whether options that the parser does not have are an error.
+    """
+    is_debug = False
+    try:
+        parsed = parser.parse_args_and_config(fail_with_unknown_args=fail_with_unknown_args)
+        is_debug = parsed[1].log_level == "debug"
+        main(*parsed)
+    except (ImportError, OSError, ValueError) as error:
+        if is_debug:
+            raise
+        rank = int(os.environ.get("RANK", 0))
+        print(f"error{f' on process {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            sys.stdout.flush()
+            os._exit(1)  # shutting down the interpreter would wait for the other processes
+        sys.exit(1)
 
 
 def end_together(trainer: "Trainer") -> None:
