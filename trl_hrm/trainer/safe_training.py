@@ -132,19 +132,15 @@ class SafeTrainingMixin:
             raise ValueError(
                 f"`train_dataset` has {len(self.train_dataset):,} rows after preparation, fewer than one batch of "
                 f"{self._train_batch_size * self.accelerator.num_processes:,} rows "
-                f"(`per_device_train_batch_size` {self._train_batch_size} × {self.accelerator.num_processes} processes), and "
+                f"(`per_device_train_batch_size` {self._train_batch_size} × `num_processes` {self.accelerator.num_processes}), and "
                 "`dataloader_drop_last` drops incomplete batches, so there is nothing to train on. Use a smaller batch, or "
                 "`dataloader_drop_last=False`."
             )
         return super().set_initial_training_values(args, dataloader)
 
     def _run_epoch(self, *args, **kwargs):
-        # After the last step, the Trainer would train one step more each time that a finished training is resumed
+        # With `max_steps`, the Trainer would train one step more each time that a finished training is resumed
         if self.state.global_step >= self.state.max_steps:
-            logger.warning(
-                f"The checkpoint is at step {self.state.global_step}, and training ends at step {self.state.max_steps}, so there is "
-                "nothing left to train."
-            )
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -188,14 +184,12 @@ class SafeTrainingMixin:
         losses = [(log["step"], log["loss"]) for log in self.state.log_history if "loss" in log]
         last = f"The last logged loss is {losses[-1][1]:.4g} at step {losses[-1][0]}. " if losses else ""
         checkpoint, _ = newest_complete(Path(self.args.output_dir))
-        kept = (
-            "No checkpoint has been saved" if checkpoint is None else f"The newest complete checkpoint is {checkpoint}"
-        )
+        kept = "No checkpoint was saved" if checkpoint is None else f"The newest complete checkpoint is {checkpoint}"
+        self._forget_divergence()  # the user may load a good checkpoint and save it
         precision = " Use bf16 or float32 instead of fp16." if self.accelerator.mixed_precision == "fp16" else ""
         raise DivergedError(
             f"The training diverged: the {cause} at step {step} is NaN or infinite. {last}Lower `learning_rate` (now "
-            f"{self.args.learning_rate}), or set `max_grad_norm` (now {self.args.max_grad_norm}) to at most 1.{precision} {kept}. "
-            "Nothing was saved after it."
+            f"{self.args.learning_rate}), or set `max_grad_norm` (now {self.args.max_grad_norm}) to at most 1.{precision} {kept}."
         )
 
     def _check_weights(self) -> None:
@@ -216,6 +210,11 @@ class SafeTrainingMixin:
 
     def _finalize_training(self, *args, **kwargs):
         self._stop_if_diverged()
+        if self.state.global_step == self._initial_global_step:
+            logger.warning(
+                f"The checkpoint is at step {self.state.global_step}, and training ends at step {self.state.max_steps}, so there was "
+                "nothing left to train."
+            )
         return super()._finalize_training(*args, **kwargs)
 
     # Complete checkpoints
