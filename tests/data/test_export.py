@@ -301,7 +301,9 @@ class TestUniting:
         assert judged.step_columns["mc_correct"] == [2, 2, 0, 0]
         assert judged.step_columns["mc_total"] == [5, 3, 1, 1]
         assert notes["equal_siblings_united"] == 3
-        judged, _ = label_steps(tree, ExportConfig(inputs=["none"], output_dir="out", estimator="leaf_share"), Counter())
+        judged, _ = label_steps(
+            tree, ExportConfig(inputs=["none"], output_dir="out", estimator="leaf_share"), Counter()
+        )
         assert judged.labels == pytest.approx([2 / 5, 2 / 3, 0, 0])
 
     def test_no_bias(self):

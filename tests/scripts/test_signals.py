@@ -16,7 +16,6 @@ import pytest
 
 import trl_hrm
 from trl_hrm.cli import COMMANDS, main
-from trl_hrm.data import build
 
 from ..fakes import write_rows
 from .test_python_api import files_of, settings_of, words_of, work  # noqa: F401  (a fixture)
@@ -85,7 +84,13 @@ class Command:
         script = folder / "paused.py"
         script.write_text(PAUSED)
         self.mark = f"{folder}-{time.monotonic_ns()}"
-        env = {"TMPDIR": str(self.temporary), "PAUSED": str(self.reached), "PAUSE_AT": pause_at, "MARK": self.mark, **env}
+        env = {
+            "TMPDIR": str(self.temporary),
+            "PAUSED": str(self.reached),
+            "PAUSE_AT": pause_at,
+            "MARK": self.mark,
+            **env,
+        }
         self.errors = open(folder / "errors.txt", "w+b")
         self.process = subprocess.Popen(
             [sys.executable, str(script), *words],
@@ -151,7 +156,9 @@ def build_words(folder: Path) -> list[str]:
 
 
 def names_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name not in ("paused", "paused.py", "errors.txt", "tmp"))
+    return sorted(
+        path.name for path in folder.iterdir() if path.name not in ("paused", "paused.py", "errors.txt", "tmp")
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,9 +238,13 @@ def test_stopped_at_every_moment(name, work, tmp_path, monkeypatch):  # noqa: F8
     for folder in ("whole", "stopped"):
         if name in ("inspect", "report", "score"):  # these write files instead of folders
             (tmp_path / folder).mkdir()
-    whole, stopped = ([name, *words_of(config, settings_of(name, str(tmp_path / way)))] for way in ("whole", "stopped"))
+    whole, stopped = (
+        [name, *words_of(config, settings_of(name, str(tmp_path / way)))] for way in ("whole", "stopped")
+    )
     assert main(whole) == 0
-    tries = [(moment, number) for moment in MOMENTS[name] for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)]
+    tries = [
+        (moment, number) for moment in MOMENTS[name] for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+    ]
     for index, (moment, number) in enumerate(tries):
         command = Command(tmp_path, stopped, moment)
         command.pause()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ from ..processes import StopSignals, end_with_parent
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
-    from trl import ModelConfig
+    from trl import ModelConfig, TrlParser
 
 LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of `trl-hrm reward` or `trl-hrm kl-self`
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
@@ -249,6 +249,35 @@ def finish(trainer: "Trainer") -> None:
     else:
         trainer.create_model_card()  # with the metrics
     end_together(trainer)
+
+
+def run_script(main: Callable[..., None], parser: "TrlParser", fail_with_unknown_args: bool = True) -> None:
+    """
+    Run a training script. An error is printed on one line, with the exit code 1. With `--log_level debug`, it is raised.
+
+    Args:
+        main (`Callable`):
+            `main` of the script.
+        parser ([`~trl.TrlParser`]):
+            Parser of the arguments of `main`.
+        fail_with_unknown_args (`bool`, *optional*, defaults to `True`):
+            Whether options that the parser does not have are an error.
+    """
+    is_debug = False
+    try:
+        with ending_with_launcher():
+            parsed = parser.parse_args_and_config(fail_with_unknown_args=fail_with_unknown_args)
+            is_debug = parsed[1].log_level == "debug"
+            main(*parsed)
+    except (ImportError, OSError, ValueError) as error:
+        if is_debug:
+            raise
+        rank = int(os.environ.get("RANK", 0))
+        print(f"error{f' on process {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            sys.stdout.flush()
+            os._exit(1)  # shutting down the interpreter would wait for the other processes
+        sys.exit(1)
 
 
 def end_together(trainer: "Trainer") -> None:
