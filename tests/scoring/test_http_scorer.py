@@ -197,16 +197,18 @@ class TestServer:
     def test_another_checkpoint_later(self, server):
         """A server that was restarted with another checkpoint under the same name gives scores of two models."""
         scorer = self.scorer_of(server)
-        before = scorer.describe()
-        assert before["model"] == "prm" and before["max_model_len"] == server.max_length
+        before = scorer.describe()["identity"]
+        assert scorer.describe()["model"] == "prm" and before["max_model_len"] == server.max_length
         assert len(before["probe_scores"]) == len(tiny_tokenizer()(PROBE)["input_ids"])
         server.classifier = tiny_model(seed=1)
         with pytest.raises(OSError, match="another model: probe_scores was"):
             scorer.score(["p"], [[["a"]]])
-        assert changed_settings(before, self.scorer_of(server).describe())[0].startswith("probe_scores was [")
+        assert changed_settings(before, self.scorer_of(server).describe()["identity"])[0].startswith(
+            "probe_scores was ["
+        )
         server.classifier = tiny_model()
         server.rows = lambda rows: rows + 0.01 * torch.sin(rows)  # rounding
-        assert not changed_settings(before, self.scorer_of(server).describe())
+        assert not changed_settings(before, self.scorer_of(server).describe()["identity"])
 
     def test_another_model(self, server):
         with pytest.raises(OSError, match="'policy'.*'prm'.*served_model_name"):

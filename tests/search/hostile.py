@@ -293,7 +293,9 @@ RESPONSE = {
     "finish null": each(finish_reason=None),
     "finish unknown": each(finish_reason="because"),
     "another stop string": each(finish_reason="stop", stop_reason="e"),
-    "stop string not in the text": each(finish_reason="stop", stop_reason="# END!", text="bad", token_ids=[98, 97, 100]),
+    "stop string not in the text": each(
+        finish_reason="stop", stop_reason="# END!", text="bad", token_ids=[98, 97, 100]
+    ),
     "stop reason of a list": each(stop_reason=["# END!"]),
     "stop reason true": each(stop_reason=True),
     "stop reason of another token": each(finish_reason="stop", stop_reason=5),

@@ -76,7 +76,9 @@ class FakeServer:
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """Answer a valid request."""
         if "prompt_logprobs" in body:
-            rows = [{str(token): {"logprob": self.weights, "rank": 2, "decoded_token": "?"}} for token in body["prompt"]]
+            rows = [
+                {str(token): {"logprob": self.weights, "rank": 2, "decoded_token": "?"}} for token in body["prompt"]
+            ]
             choice = {"index": 0, "text": "s", "finish_reason": "length", "token_ids": [115]}
             return {"choices": [choice | {"prompt_logprobs": None if self.weights is None else [None, *rows[1:]]}]}
         vllm = self.style == "vllm"

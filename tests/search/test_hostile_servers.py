@@ -3,8 +3,8 @@
 import json
 import resource
 import socket
-import tracemalloc
 import traceback
+import tracemalloc
 
 import pyarrow.parquet as pq
 import pytest

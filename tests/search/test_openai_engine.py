@@ -442,7 +442,10 @@ INVALID = {
     "half a pair": ([replace(GOOD, token_ids=[0xD800, 111], text="\ud800o")], "not valid Unicode"),
     "another end": ([replace(GOOD, finish="abort")], "'abort', expected one of stop, eos, length"),
     "no stop string": ([replace(GOOD, finish="stop")], "None, which is not one of the stop strings"),
-    "another stop string": ([replace(GOOD, finish="stop", stop_reason="o")], "'o', which is not one of the stop strings"),
+    "another stop string": (
+        [replace(GOOD, finish="stop", stop_reason="o")],
+        "'o', which is not one of the stop strings",
+    ),
     "stop string outside": ([replace(GOOD, finish="stop", stop_reason="x")], "its text does not contain it"),
     "stop string at the limit": ([replace(GOOD, stop_reason="x")], "stop string 'x', but ended with 'length'"),
     "beyond a stop string": ([Sample([115, 120, 111], "sxo", "length")], "contains the stop string 'x'"),

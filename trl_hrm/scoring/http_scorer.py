@@ -127,10 +127,10 @@ class ServerScorer(ChainScorer):
 
     def describe(self) -> dict[str, Any]:
         """
-        Return what identifies the model on the server: the name that was asked for, its maximum length and its scores of a short
-        text. Two runs have the same model if these are equal, up to rounding of the scores (`trl_hrm.io.TOLERANCES`).
+        Return the name of the model, and its `identity`: the maximum length, and the scores of a short text. Two servers have the same
+        model if these are equal, up to rounding of the scores (`trl_hrm.io.TOLERANCES`).
         """
-        return {"model": self.model, **self._identity}
+        return {"model": self.model, "identity": self._identity}
 
     def _outputs(self, sequences: list[list[int]], progress: bool) -> list[torch.Tensor]:
         try:

@@ -135,9 +135,7 @@ class Expander:
             ids, seed = prefix_ids + sample.token_ids, request_seed(self.seed, child_id, attempt)
             num_tokens = 1 if is_part else room
             try:
-                more = await self.engine.sample(
-                    ids, 1, request.stop, num_tokens, seed, opened.tree.problem.problem_id
-                )
+                more = await self.engine.sample(ids, 1, request.stop, num_tokens, seed, opened.tree.problem.problem_id)
             except PrefixTooLong:
                 sample = replace(sample, finish="length", stop_reason=None)
                 break

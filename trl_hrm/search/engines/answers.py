@@ -46,7 +46,9 @@ def read_cards(answer: dict[str, Any]) -> list[Card]:
     for card in cards:
         name, root, length = card.get("id"), card.get("root"), card.get("max_model_len")
         if not isinstance(name, str) or not (root is None or isinstance(root, str)):
-            raise Fault(f"the response of /models has a model with id {shown(name)} and root {shown(root)}, expected texts")
+            raise Fault(
+                f"the response of /models has a model with id {shown(name)} and root {shown(root)}, expected texts"
+            )
         if length is not None and (type(length) is not int or length < 1):
             raise Fault(f"the response of /models has a max_model_len of {shown(length)}, expected a positive integer")
         found.append(Card(name, root, length))
@@ -65,7 +67,9 @@ def read_choices(answer: dict[str, Any], n: int) -> list[Choice]:
     for choice in choices:
         text, reason = choice.get("text"), choice.get("finish_reason")
         if not isinstance(text, str) or not isinstance(reason, str):
-            raise Fault(f"the response has a choice with text {shown(text)} and finish_reason {shown(reason)}, expected texts")
+            raise Fault(
+                f"the response has a choice with text {shown(text)} and finish_reason {shown(reason)}, expected texts"
+            )
         if reason not in FINISH_REASONS:
             raise Fault(f"the server ended a sample with {shown(reason)}, expected one of {', '.join(FINISH_REASONS)}")
         found[choice["index"]] = Choice(text, reason, choice.get("token_ids"), choice.get("stop_reason"))
@@ -87,7 +91,9 @@ def read_vllm_choices(
             raise Fault(f"the response has the stop_reason {shown(choice.stop_reason)}, expected a text or a token id")
     for value in [answer["choices"][0].get("prompt_token_ids"), answer.get("prompt_token_ids")]:
         if value is not None and value != prefix_ids:
-            raise Fault("the server continued another prompt: `prompt_token_ids` in the response differ from the request")
+            raise Fault(
+                "the server continued another prompt: `prompt_token_ids` in the response differ from the request"
+            )
     usage = _object(answer.get("usage"), "usage")
     num_cached = _object(usage.get("prompt_tokens_details"), "prompt_tokens_details").get("cached_tokens")
     if usage.get("prompt_tokens", len(prefix_ids)) not in (None, len(prefix_ids)):
@@ -118,7 +124,9 @@ def read_prompt_logprobs(answer: dict[str, Any], prompt_ids: list[int]) -> list[
     for token, row in zip(prompt_ids[1:], rows[1:], strict=True):
         value = _object(_object(row, "prompt_logprobs").get(str(token)), "prompt_logprobs").get("logprob")
         if not is_number(value) or value > 0.01:
-            raise Fault(f"`prompt_logprobs` in the response has {shown(value)} for a token, expected a log-probability")
+            raise Fault(
+                f"`prompt_logprobs` in the response has {shown(value)} for a token, expected a log-probability"
+            )
         found.append(round(float(value), 3))
     return found
 

@@ -325,6 +325,7 @@ def sample_from_vllm(
     """
     if finish_reason not in ("stop", "length"):  # such as "abort", "error", "content_filter"
         raise EngineError(f"vLLM ended a sample with {shown(finish_reason)}. It must be 'stop' or 'length'.")
+
     def is_complete(number: int) -> bool:
         """Return whether the first tokens contain the stop string."""
         return stop_reason in continued_text(tokenizer, prefix_ids, ids[:number])

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from ...io import parse_json, shown
+from ...io import parse_json
 from ...terminal import plain
 from .base import HALF_PAIR, EngineError, EngineFatal, PrefixTooLong
 
@@ -324,7 +324,9 @@ def _is_local(error: BaseException) -> bool:
     """Return whether a connection failed because of a limit of this machine."""
     if getattr(error, "errno", None) in LOCAL_FAULTS:
         return True
-    if isinstance(error, aiohttp.ClientConnectorError):  # without file descriptors, a resolver reports that it knows no such name
+    if isinstance(
+        error, aiohttp.ClientConnectorError
+    ):  # without file descriptors, a resolver reports that it knows no such name
         try:
             socket.socket().close()
         except OSError:
@@ -347,7 +349,7 @@ def _base_url(url: str) -> str:
 
 def _message(content: bytes) -> str:
     """Return the error message of a response: OpenAI's `error.message`, FastAPI's `detail`, or the whole body."""
-    whole = content[: MIN_BYTES].decode(errors="replace")
+    whole = content[:MIN_BYTES].decode(errors="replace")
     try:
         value = parse_json(content, "the response")
     except ValueError:

@@ -108,7 +108,7 @@ class OpenAIEngine:
         revision: str | None = None,
     ):
         if api not in APIS:
-            raise ValueError(f"`api` is {api!r}. It must be one of {', '.join(APIS)}.")
+            raise ValueError(f"`api` is {shown(api)}. It must be one of {', '.join(APIS)}.")
         if api == "text" and top_k:
             raise ValueError(
                 f'`top_k` is {top_k}, but `api="text"` does not support it. Set `top_k` to 0, or use another `api`.'
@@ -206,7 +206,9 @@ class OpenAIEngine:
             left = (error.max_length or 0) - num_prefix
             has_room = 0 < left < body["max_tokens"]
             least = error.max_length if has_room else len(prefix_ids)
-            if server.max_length is not None or least <= server.longest_prefix:  # otherwise the solution would be cut off
+            if (
+                server.max_length is not None or least <= server.longest_prefix
+            ):  # otherwise the solution would be cut off
                 raise Fault(
                     f"the server rejected a prefix of {len(prefix_ids)} tokens as too long ({error}), but it "
                     + (
@@ -253,7 +255,9 @@ class OpenAIEngine:
                         f"into its context of {server.max_length} tokens"
                     )
                 if any(string in choice.text for string in stop) and not isinstance(choice.stop_reason, str):
-                    raise Fault(f"the server did not stop at a stop string in its text, which ends with {choice.text[-60:]!r}")
+                    raise Fault(
+                        f"the server did not stop at a stop string in its text, which ends with {choice.text[-60:]!r}"
+                    )
                 try:
                     samples.append(
                         sample_from_vllm(
@@ -343,7 +347,7 @@ class OpenAIEngine:
         )  # in the first two thirds, so that text follows
         if not words:
             raise EngineFatal(
-                f"{server.url}: the model continues {PROMPT!r} with {text!r}, which is too short to test stop strings. Check "
+                f"{server.url}: the model continues {PROMPT!r} with {shown(text)}, which is too short to test stop strings. Check "
                 "that the server runs a language model."
             )
         stop = words[len(words) // 2]
@@ -351,7 +355,7 @@ class OpenAIEngine:
         [stopped] = await ask(GREEDY, [stop])
         if stopped == text:
             raise EngineFatal(
-                f"{server.url} ignores stop strings: it did not stop at {stop!r}. Start `transformers serve` without "
+                f"{server.url} ignores stop strings: it did not stop at {shown(stop)}. Start `transformers serve` without "
                 '`--continuous-batching`. For vLLM, use api="vllm".'
             )
         if stopped == text[: end - len(stop)]:
@@ -361,7 +365,7 @@ class OpenAIEngine:
             )
         if not (stopped.startswith(text[:end]) and len(stopped) < len(text)):
             raise Fault(
-                f"two greedy samples differ: {text[:60]!r}, and {stopped[:60]!r} with the stop string {stop!r}"
+                f"two greedy samples differ: {text[:60]!r}, and {stopped[:60]!r} with the stop string {shown(stop)}"
             )
         if not self.sampling.is_greedy:
             n = NUM_SAMPLES if self.api == "vllm" else 1
@@ -409,7 +413,9 @@ class OpenAIEngine:
         body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
         identity: dict[str, Any] = {"root": card.root, "max_model_len": card.max_model_len}
         try:
-            identity["prompt_logprobs"] = read_prompt_logprobs(await self.client.fetch(server, "completions", body), ids)
+            identity["prompt_logprobs"] = read_prompt_logprobs(
+                await self.client.fetch(server, "completions", body), ids
+            )
         except Rejected:  # some settings of vLLM do not support log-probabilities
             pass
         return {name: value for name, value in identity.items() if value is not None}
@@ -442,7 +448,7 @@ class OpenAIEngine:
             "tokenizer": getattr(self.tokenizer, "name_or_path", None),
             "revision": self.revision,
             **self.sampling.describe(),
-            **({} if self.identity is None else {"identity": self.identity}),
+            **({"identity": self.identity} if self.identity else {}),
         }
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ...io import shown
 from .base import EngineError, EngineFatal, Sample, Sampling, room, sample_from_vllm
 
 
@@ -103,11 +104,15 @@ class VLLMEngine:
             async for output in self.llm.generate(prompt, params, f"{key}-{next(self._requests)}"):
                 final = output
         except EngineGenerateError as error:
-            raise EngineError(f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {error.__cause__!r}") from error
+            raise EngineError(
+                f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {shown(error.__cause__, 400)}"
+            ) from error
         except EngineDeadError as error:
             raise EngineFatal(f"The engine process of vLLM has died. See its log for the reason. ({error})") from error
         if final is None or sorted(choice.index for choice in final.outputs) != list(range(params.n)):
-            raise EngineError(f"vLLM did not return samples 0 to {params.n - 1} of a prefix of {len(prefix_ids)} tokens.")
+            raise EngineError(
+                f"vLLM did not return samples 0 to {params.n - 1} of a prefix of {len(prefix_ids)} tokens."
+            )
         samples = [
             sample_from_vllm(
                 self.tokenizer,
