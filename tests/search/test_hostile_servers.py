@@ -39,7 +39,7 @@ class InstantGrader(AnswerGrader):
     def __enter__(self):
         return self
 
-    def close(self):
+    def __exit__(self, *error):
         return None
 
     async def agrade(self, answer, reference):
@@ -208,10 +208,10 @@ def test_manifest_identifies_the_model_of_a_server(tmp_path, capsys):
         server.weights -= 0.05  # other hardware
         search([server], tmp_path / "run")
         server.weights -= 0.3
-        with pytest.raises(ValueError, match="engine.identity.prompt_logprobs was"):
+        with pytest.raises(ValueError, match="prompt_logprobs was"):
             search([server], tmp_path / "run")
         server.weights, server.max_length = -1.5, 9_000
-        with pytest.raises(ValueError, match="engine.identity.max_model_len was 10000 and is 9000"):
+        with pytest.raises(ValueError, match="max_model_len was 10000 and is 9000"):
             search([server], tmp_path / "run")
 
 
