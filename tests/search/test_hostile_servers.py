@@ -236,7 +236,9 @@ def test_no_file_descriptors(tmp_path, honest, capsys):
                 while True:
                     held.append(socket.socket())
             except OSError:
-                return raw(json.dumps(response).encode(), {"Connection": "close"})  # the next request needs a new connection
+                return raw(
+                    json.dumps(response).encode(), {"Connection": "close"}
+                )  # the next request needs a new connection
 
         server.mode = exhaust
         try:

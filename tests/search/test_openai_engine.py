@@ -4,15 +4,25 @@ import asyncio
 import json
 import socket
 import threading
+import traceback
 from dataclasses import replace
 
 import pytest
 
-from trl_hrm.search.engines.base import CharTokenizer, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
+from trl_hrm.search.engines.base import (
+    CharTokenizer,
+    EngineError,
+    EngineFatal,
+    PrefixTooLong,
+    Sample,
+    check_samples,
+    sample_from_vllm,
+)
 from trl_hrm.search.engines.openai import OpenAIEngine
 from trl_hrm.search.policies import FullTree
 from trl_hrm.search.run_folder import finish_shard
 
+from ..fakes import byte_level
 from .http_server import FakeServer, body, cut, hang, hang_up, policy, status
 from .scripted import FINAL, PROMPT, RULE, make_problems, run_scripted
 
@@ -825,3 +835,83 @@ def test_urls_without_a_path_get_v1():
     engine = engine_for("http://host:1", "http://host:2/", "http://host:3/v1/", "https://host/openai/v1")
     urls = ["http://host:1/v1", "http://host:2/v1", "http://host:3/v1", "https://host/openai/v1"]
     assert [server.url for server in engine.client.servers] == urls
+
+
+class TestSamplesOfVLLM:
+    """Outputs of vLLM whose parts contradict each other, or only seem to."""
+
+    def sample(self, text, ids=None, finish="stop", reason="# END!", prefix=PREFIX, tokenizer=TOKENIZER):
+        ids = tokenizer.encode(text) if ids is None else ids
+        return sample_from_vllm(tokenizer, prefix, ids, text, finish, reason)
+
+    def test_tokens_after_the_stop_string(self):
+        """With speculative decoding, the ids go on after the token at whose end the text is cut."""
+        ids = TOKENIZER.encode("It is 7.\n# END! and 8")
+        sample = self.sample("It is 7.\n# END!", ids)
+        assert sample == Sample(ids[: -len(" and 8")], "It is 7.\n# END!", "stop", "# END!")
+
+    def test_token_that_contains_more_than_the_end_of_the_stop_string(self):
+        """The text of the sample is the text of its tokens, as for every other engine."""
+        tokenizer = byte_level()
+        tokenizer.add_tokens(["!\n\n"])
+        ids = tokenizer.encode("# END!\n\n")
+        assert tokenizer.decode(ids[-1:]) == "!\n\n"
+        assert self.sample("# END!", ids, tokenizer=tokenizer) == Sample(ids, "# END!\n\n", "stop", "# END!")
+
+    @pytest.mark.parametrize("cut", [1, 2, 3])
+    def test_character_that_begins_in_the_prefix(self, cut):
+        """Only vLLM's text contains a character of which the prefix has the first bytes."""
+        tokenizer = byte_level()
+        ids = tokenizer.encode("x𝄞 y")
+        assert len(ids) >= 6
+        sample = self.sample("𝄞 y", ids[1 + cut :], "length", None, ids[: 1 + cut], tokenizer)
+        assert sample.text.endswith(" y") and sample.token_ids == ids[1 + cut :]
+        check_samples([sample], tokenizer, ids[: 1 + cut], 1, [], 9)
+
+    def test_incomplete_character_at_the_end(self):
+        """vLLM's text ends before it."""
+        tokenizer = byte_level()
+        ids = tokenizer.encode("so 𝄞")[:-1]
+        sample = self.sample("so ", ids, "length", None, tokenizer=tokenizer)
+        assert sample.text == "so \ufffd"
+
+    def test_white_space_before_punctuation(self):
+        """Some tokenizers remove it when they decode, and vLLM does not."""
+        assert self.sample("so , it is ", TOKENIZER.encode("so, it is"), "length", None).text == "so, it is"
+
+    @pytest.mark.parametrize(
+        ("text", "ids", "finish", "reason", "message"),
+        [
+            ("so", "no", "length", None, "decodes its tokens to 'so', but this tokenizer decodes them to 'no'"),
+            ("so", "so", "stop", None, "decodes its tokens to 'so', but this tokenizer decodes them to 's'"),
+            ("so", "so", "abort", None, "'abort'"),
+            ("so", "so", None, None, "None"),
+            ("so # END! and", "so # END! and", "stop", "# END!", "does not end there"),
+            ("so", "so", "stop", "# END!", "does not end there"),
+            ("so", "so ", "stop", 33, "at the token 33, but the sample ends with the tokens .115, 111, 32."),
+        ],
+    )
+    def test_contradictions(self, text, ids, finish, reason, message):
+        with pytest.raises(EngineError, match=message):
+            self.sample(text, TOKENIZER.encode(ids), finish, reason)
+
+
+def test_key_in_messages():
+    """Also a traceback with all its causes must not show it."""
+    with FakeServer() as server:
+        engine = engine_for(server, api_key="sk-planted-4711", max_retries=0)
+        for fault in (
+            status(500, "Bearer sk-planted-4711"),
+            body(b"<html> sk-planted-4711"),
+            status(403, "sk-planted-4711"),
+        ):
+            with pytest.raises((EngineError, EngineFatal)) as error:
+                run(engine, ask(engine), after_test(server, fault), ask(engine))
+            assert "4711" not in "".join(traceback.format_exception(error.value))
+        assert "***" in str(error.value)
+        answer = {"choices": [{"index": 0, "text": "sk-planted-4711", "finish_reason": "length"}]}
+        with pytest.raises(EngineError, match="contains the API key") as error:
+            run(engine, ask(engine), after_test(server, body(answer)), ask(engine, 1))
+        # a placeholder is not secret, and can be part of an honest solution
+        engine = engine_for(server, api_key="three", max_retries=0)
+        assert len(run(engine, ask(engine))) == 2
