@@ -371,6 +371,13 @@ class TestNothingToTrainOn:
         with pytest.raises(ValueError, match=f"`{option}` is 0. It must be at least 1"):
             config(str(tmp_path), bf16=False, use_cpu=True, **{option: 0})
 
+    @pytest.mark.parametrize("config", [HRMRewardConfig, PRMConfig, KLSelfConfig])
+    @pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "max_grad_norm"])
+    @pytest.mark.parametrize("value", [-1.0, np.nan])
+    def test_numbers(self, tmp_path, config, option, value):
+        with pytest.raises(ValueError, match=f"`{option}` is {value}. It must be a number that is at least 0"):
+            config(str(tmp_path), bf16=False, use_cpu=True, **{option: value})
+
     def test_more_accumulation_than_batches_is_one_step_per_epoch(self, tmp_path, trees):
         trainer = make_hrm(tmp_path, trees, gradient_accumulation_steps=100, num_train_epochs=2)
         trainer.train()

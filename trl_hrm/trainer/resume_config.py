@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, field
 
 
@@ -9,23 +10,22 @@ class ResumeConfig:
     Parameters:
         resume_from_checkpoint (`str` or `bool`, *optional*):
             Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
-            `output_dir`. If there is none, training starts from the beginning.
+            `output_dir`. Without one, training starts from the beginning.
         accept_changes (`list[str]`, *optional*, defaults to `[]`):
-            Names of settings that may differ from those of the checkpoint. A resumed training with other changes is refused.
+            Names of settings that may differ from those of the checkpoint. Other differences are an error.
     """
 
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
             "help": "Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint "
-            "in `output_dir`. If there is none, training starts from the beginning."
+            "in `output_dir`. Without one, training starts from the beginning."
         },
     )
     accept_changes: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Names of settings that may differ from those of the checkpoint. A resumed training with other changes is "
-            "refused."
+            "help": "Names of settings that may differ from those of the checkpoint. Other differences are an error."
         },
     )
 
@@ -36,3 +36,7 @@ class ResumeConfig:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            # `max_grad_norm` may be infinite, to log the norm without clipping
+            if not getattr(self, name) >= 0 or (name != "max_grad_norm" and math.isinf(getattr(self, name))):
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be a number that is at least 0.")
