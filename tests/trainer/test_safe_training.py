@@ -604,6 +604,36 @@ class TestFiles:
             make_hrm(tmp_path, trees, evaluation=trees[:3], **args)._resolve(True)
 
 
+def test_one_training_per_folder(tmp_path, trees):
+    """Two trainings would replace each other's checkpoints."""
+    first, second = make_hrm(tmp_path, trees), make_hrm(tmp_path, trees)
+
+    def start_second():
+        with pytest.raises(BlockingIOError, match=f"{tmp_path}: another process.*another `output_dir`"):
+            second.train()
+
+    first.add_callback(Plant(2, start_second))
+    first.train()
+    assert first.state.global_step == 4 and second.state.global_step == 0
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_output_dir_is_tried_before_training(tmp_path, trees):
+    (tmp_path / "file").touch()
+    trainer = make_hrm(tmp_path / "file", trees)
+    with pytest.raises(OSError, match="file is a file. Choose a folder as `output_dir`"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_an_infinite_setting_is_recorded(tmp_path, trees):
+    """`max_grad_norm=inf` logs the norm without clipping. JSON has no infinity."""
+    make_hrm(tmp_path, trees, max_steps=1, max_grad_norm=float("inf")).train()
+    make_hrm(tmp_path, trees, max_steps=2, max_grad_norm=float("inf")).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match='max_grad_norm was "inf" and is 1.0'):
+        make_hrm(tmp_path, trees, max_steps=3, max_grad_norm=1.0).train(resume_from_checkpoint=True)
+
+
 class TestAcceptChanges:
     def test_the_checkpoint_remembers(self, copied, trees):
         """A job that is started again with the same options must not fail because the change was already accepted."""

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from .._compat import BaseConfig
 from ..encoding import CHAT_TEMPLATE_DATE
+from ..io import shown
 from ..step_format import StepFormat
 from .resume_config import ResumeConfig
 
@@ -247,7 +248,9 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             )
         self.step_format()  # validate the format before anything is loaded
         if self.label_weighting not in ("unique", "occurrence"):
-            raise ValueError(f"`label_weighting` is {self.label_weighting!r}. It must be 'unique' or 'occurrence'.")
+            raise ValueError(
+                f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique' or 'occurrence'."
+            )
         if not 0 < self.error_weight < math.inf:
             raise ValueError(f"`error_weight` is {self.error_weight}. It must be a number greater than 0.")
         if self.batch_eval_metrics:

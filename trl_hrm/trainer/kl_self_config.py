@@ -6,6 +6,7 @@ from typing import Any, Literal
 from trl import SFTConfig
 
 from ..encoding import CHAT_TEMPLATE_DATE, check_chat_template_options
+from ..io import shown
 from ..kl import DIRECTIONS, REDUCTIONS, SCALINGS
 from .resume_config import ResumeConfig
 
@@ -137,10 +138,10 @@ class KLSelfConfig(ResumeConfig, SFTConfig):
             ("kl_reduction", REDUCTIONS),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}. It must be one of {', '.join(choices)}.")
+                raise ValueError(f"`{name}` is {shown(getattr(self, name))}. It must be one of {', '.join(choices)}.")
         if self.ref_hidden_dir is not None and not self.precompute_ref_hidden:
             raise ValueError(
-                f"`ref_hidden_dir` is {self.ref_hidden_dir!r}, but `precompute_ref_hidden` is `False`. Set "
+                f"`ref_hidden_dir` is {shown(self.ref_hidden_dir)}, but `precompute_ref_hidden` is `False`. Set "
                 "`precompute_ref_hidden=True`, or remove `ref_hidden_dir`."
             )
         if self.kl_coef == 0:
@@ -149,7 +150,7 @@ class KLSelfConfig(ResumeConfig, SFTConfig):
             return
         if (self.packing or self.eval_packing) and self.packing_strategy != "bfd":
             raise ValueError(
-                f"`packing_strategy={self.packing_strategy!r}` cuts sequences, but the KL is defined for whole sequences. Use "
+                f"`packing_strategy={shown(self.packing_strategy)}` cuts sequences, but the KL is defined for whole sequences. Use "
                 "`packing_strategy='bfd'`."
             )
         if self.eval_packing and not (self.packing or self.padding_free):

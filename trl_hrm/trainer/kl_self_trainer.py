@@ -14,6 +14,7 @@ from trl import SFTTrainer
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
 from ..encoding import dated_template, uses_clock
 from ..identity import checkpoint_identity
+from ..io import shown
 from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
 from ..pages.papers import HRM_PAPER
 from .hub_push import HubPushMixin
@@ -397,7 +398,7 @@ def drop_empty_completions(
 
 def _refuse_empty(row: Mapping[str, Any], name: str, text_field: str) -> Mapping[str, Any]:
     if _is_empty(row, text_field):
-        raise ValueError(f"{name}: a row has an empty completion: {str(dict(row))[:200]}. Remove the row.")
+        raise ValueError(f"{name}: a row has an empty completion: {shown(dict(row), 200)}. Remove the row.")
     return row
 
 

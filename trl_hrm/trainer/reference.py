@@ -30,7 +30,7 @@ from .._compat import (
     prepare_deepspeed,
     prepare_fsdp,
 )
-from ..io import write_json
+from ..io import shown, write_json
 from ..kl import LMHead, trained_tokens
 from .checkpoints import digest_of_weights
 from .kl_self_config import KLSelfConfig
@@ -191,7 +191,7 @@ def check_reference(
     for token in sorted(known.keys() | expected.keys()):
         if known.get(token) != expected.get(token):
             raise ValueError(
-                f"{name}: the tokenizers of the reference and the policy differ: token {token!r} has the id {known.get(token)} "
+                f"{name}: the tokenizers of the reference and the policy differ: token {shown(token)} has the id {known.get(token)} "
                 f"in the reference and {expected.get(token)} in the policy. Use a reference that was trained with the policy's "
                 "tokenizer."
             )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..identity import checkpoint_identity
-from ..io import shown
+from ..io import claimed_folder, shown
 from ..step_format import StepFormat
 from .checkpoints import (
     FREE_ARGUMENTS,
@@ -41,6 +42,7 @@ from .checkpoints import (
 logger = get_logger(__name__)
 Result = TypeVar("Result")
 
+LOCK_NAME = "_training.lock"  # names that begin with "_" are not pushed to the Hub
 NEVER = torch.iinfo(torch.long).max
 CAUSES = ("loss", "gradient norm", "value of the weights")
 # Schedules of the learning rate that do not depend on the number of steps
@@ -70,6 +72,7 @@ class SafeTrainingMixin:
     - **Identity.** The same file records the settings, the dataset, the base model and the tokenizer of a training, by content.
       Resuming with others is refused, unless `accept_changes` names them.
     - **Nothing to train on.** A dataset without a full batch or a training without a step is an error.
+    - **One training per folder.** `output_dir` is locked, and tried, before training.
 
     Subclasses set `_train_data` and `_eval_data` to the datasets as the user passed them, before they are prepared.
     """
@@ -97,12 +100,19 @@ class SafeTrainingMixin:
 
         Raises:
             `ValueError`: If the checkpoint is incomplete or belongs to another training, or there is nothing to train on.
+            `OSError`: If `output_dir` cannot be written, or another process trains into it.
             [`DivergedError`]: If the loss, a gradient or a weight is NaN or infinite.
         """
         self._check_length()
         self._forget_divergence()
-        checkpoint, self._settings, self._accepted = self._on_main(lambda: self._resolve(resume_from_checkpoint))
-        return super().train(checkpoint, *args, **kwargs)
+        with ExitStack() as stack:
+
+            def start() -> tuple[str | None, dict[str, Any], tuple[str, ...]]:
+                stack.enter_context(claimed_folder(self.args.output_dir, "output_dir", lock=LOCK_NAME))
+                return self._resolve(resume_from_checkpoint)
+
+            checkpoint, self._settings, self._accepted = self._on_main(start)
+            return super().train(checkpoint, *args, **kwargs)
 
     def _on_main(self, function: Callable[[], Result]) -> Result:
         """Return what a function returns on the main process, on all processes. Its `OSError` or `ValueError` is raised on all."""

@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import find_adapter_config_file
 
 from .._compat import BaseTrainer, disable_dropout_in_model
+from ..io import shown
 from ..loading import WeightFit, check_adapter, list_misfits
 from ..losses import step_loss, step_score
 from ..step_format import StepFormat
@@ -122,7 +123,7 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     def _prepare_eval_dataset(self, eval_dataset, processing_class, args):
         if isinstance(eval_dataset, dict):
             return {
-                name: self._prepare_once(dataset, processing_class, args, f"eval_dataset[{name!r}]")
+                name: self._prepare_once(dataset, processing_class, args, f"eval_dataset[{shown(name)}]")
                 for name, dataset in eval_dataset.items()
             }
         if eval_dataset is not None:
@@ -331,7 +332,7 @@ class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
 def warn_of_another_format(name: str, found: StepFormat, step_format: StepFormat) -> None:
     """Warn if a checkpoint was trained with a different step format."""
     theirs, ours = asdict(found), asdict(step_format)
-    changed = [f"`{key}` {theirs[key]!r} (now {ours[key]!r})" for key in ours if theirs[key] != ours[key]]
+    changed = [f"`{key}` {shown(theirs[key])} (now {shown(ours[key])})" for key in ours if theirs[key] != ours[key]]
     if changed:
         logger.warning(
             f"{name} was trained with a different step format: {', '.join(changed)}. Its scores depend on the step format. "
