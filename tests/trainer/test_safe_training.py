@@ -505,10 +505,17 @@ OTHER_CHANGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, trees) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("prm", "kl")}
+    for name, folder in folders.items():
+        MAKERS[name](folder, trees, max_steps=1).train()
+    return folders
+
+
 @pytest.mark.parametrize(("trainer", "change", "name"), OTHER_CHANGES)
-def test_changes_of_other_trainers(tmp_path, trees, trainer, change, name):
-    MAKERS[trainer](tmp_path, trees, max_steps=1).train()
-    changed = MAKERS[trainer](tmp_path, trees, max_steps=1, **change)
+def test_changes_of_other_trainers(others, trees, trainer, change, name):
+    changed = MAKERS[trainer](others[trainer], trees, max_steps=1, **change)
     if name is None:
         assert changed._resolve(True)[0] is not None
         return
@@ -620,10 +627,12 @@ def test_one_training_per_folder(tmp_path, trees):
 
 def test_output_dir_is_tried_before_training(tmp_path, trees):
     (tmp_path / "file").touch()
-    trainer = make_hrm(tmp_path / "file", trees)
-    with pytest.raises(OSError, match="file is a file. Choose a folder as `output_dir`"):
-        trainer.train()
-    assert trainer.state.global_step == 0
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    for name in ("file", "link", "file/below"):
+        with pytest.raises(
+            OSError, match=f"{name}.* another `output_dir`|{name} is a file. Choose a folder as `output_dir`"
+        ):
+            make_hrm(tmp_path / name, trees)
 
 
 def test_an_infinite_setting_is_recorded(tmp_path, trees):

@@ -1,6 +1,8 @@
 import math
 from dataclasses import dataclass, field
 
+from ..io import resolved_output
+
 
 @dataclass
 class ResumeConfig:
@@ -33,6 +35,10 @@ class ResumeConfig:
         if isinstance(self.accept_changes, str):
             self.accept_changes = [self.accept_changes]
         super().__post_init__()
+        if resolved_output(
+            self.output_dir, "output_dir"
+        ).is_file():  # `Trainer` would notice it after preparing the data
+            raise NotADirectoryError(f"{self.output_dir} is a file. Choose a folder as `output_dir`.")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
