@@ -4,6 +4,7 @@ process, and compare settings.
 """
 
 import json
+import math
 import os
 import re
 import tempfile
@@ -32,8 +33,8 @@ def shown(value: Any, limit: int = 80) -> str:
 
 def parse_json(text: str | bytes, where: str) -> Any:
     """
-    Parse JSON that this package wrote. Unlike `json.loads`, it refuses duplicate keys, and `NaN` and `Infinity`, which are not
-    JSON.
+    Parse JSON that this package wrote. Unlike `json.loads`, it refuses duplicate keys, numbers that are not finite, and text that is
+    not valid Unicode.
 
     Args:
         text (`str` or `bytes`):
@@ -45,7 +46,12 @@ def parse_json(text: str | bytes, where: str) -> Any:
         `ValueError`: If the text is not valid JSON, or is nested too deeply. The message starts with `where`.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        value = _DECODER.decode(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # raises if an escape is half of a character
+        return value
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}).") from None
     except ValueError as error:  # JSONDecodeError, an integer of thousands of digits, or one of the two refusals
@@ -62,8 +68,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_constant(text)
+
+
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    raise ValueError(f"{shown(name)} is not a finite number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant)
 
 
 def read_json(path: str | Path, remedy: str = "") -> dict[str, Any]:
@@ -428,10 +442,32 @@ def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Coll
     return changed
 
 
+def dump_json(value: Any, where: str | Path, indent: int | None = None) -> str:
+    """
+    Return a value as JSON.
+
+    Args:
+        value (`Any`):
+            Value to write.
+        where (`str` or `Path`):
+            File that it is written to, for the error message.
+        indent (`int`, *optional*):
+            Number of spaces per level. By default, everything is on one line.
+
+    Raises:
+        `ValueError`: If a number is NaN or infinite, which no other program could read.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{where}: a value cannot be written as JSON ({error}).") from None
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as JSON. The file is written atomically."""
+    """Write a value as JSON. The file is written atomically. See [`dump_json`]."""
+    text = dump_json(value, path, indent=2)
     with replacing(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.write(text + "\n")
 
 
 class AppendedLines:
@@ -478,8 +514,9 @@ class AppendedLines:
         Raises:
             `OSError`: If the line cannot be written, for example because the disk is full. Nothing of the line is
             kept.
+            `ValueError`: If a number is NaN or infinite.
         """
-        line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        line = dump_json(value, self.path).encode() + b"\n"
         try:
             written = 0
             while written < len(line):

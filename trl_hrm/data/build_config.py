@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..config import PROCESSES, SEED, Config
+from ..io import shown
 from .sources import parse_columns
 
 
@@ -174,7 +175,7 @@ class BuildPRM800KConfig(BuildConfig):
             label = -1.0
         if not 0 <= label <= 1:
             raise ValueError(
-                f"`neutral` is {self.neutral!r}. It must be 'negative', 'positive', 'drop' or a probability in [0, 1]."
+                f"`neutral` is {shown(self.neutral)}. It must be 'negative', 'positive', 'drop' or a probability in [0, 1]."
             )
         return label
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..config import COUNT, Config
+from ..io import shown
 from ..search.steps import RULES, StepRule, regex_rule
 from .build_config import BuildConfig, unescape
 from .sources import parse_columns
@@ -99,7 +100,7 @@ class CandidatesConfig(Config):
         super().__post_init__()
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"`segmentation` is {self.segmentation!r} and `step_pattern` is {self.step_pattern!r}. `segmentation='regex'` and "
+                f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
                 "`step_pattern` must be used together."
             )
         self.step_rule()  # raises if `step_pattern` is invalid

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..io import shown
 from ..search.compression import compress, count_moves
 from ..search.nodes import read_totals, read_unreadable_references
 from ..search.outcomes import describe_outcomes, reference_warnings
@@ -115,14 +116,15 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     _refuse_repeats(files)
     for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
         # Labels must estimate what the policy alone writes after a step, not what a reward model selects
-        search = read_manifest(folder)["search"]["search"] if (folder / MANIFEST).is_file() else None
+        search = read_manifest(folder, ["search"])["search"]["search"] if (folder / MANIFEST).is_file() else None
         if search in STRATEGIES:
             raise ValueError(
                 f"{folder}: the run used --strategy {search}, in which a reward model selects the steps, so its MC scores would not "
                 "estimate the policy alone. Export it with --view sft, or make labels from a run of trl-hrm annotate."
             )
     source = NodeFiles(files)
-    runs = {name: read_manifest(name) | read_summary(name) for name in folders}
+    needed = ["prompt"] if config.view == "sft" else []
+    runs = {name: read_manifest(name, needed) | read_summary(name) for name in folders}
     unreadable = read_unreadable_references([name for name in config.inputs if name not in folders])
     prompt, doubts = _common_prompt(config.inputs, runs) if config.view == "sft" else (None, [])
     return Recipe(
@@ -183,7 +185,7 @@ def _openr_recipe(config: ExportConfig) -> Recipe:
     for name in ("estimator", "truncated", "min_leaves"):
         if getattr(config, name) != getattr(ExportConfig, name):
             raise ValueError(
-                f"`{name}` is {getattr(config, name)!r}, but openr files contain values, not outcomes to estimate them from. Remove "
+                f"`{name}` is {shown(getattr(config, name))}, but openr files contain values, not outcomes to estimate them from. Remove "
                 f"`{name}`."
             )
     _refuse_repeats(config.inputs)

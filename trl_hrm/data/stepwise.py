@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from ..grading import thinking_spans
+from ..io import shown
 from ..step_tree import StepTree
 from .build import Recipe, build_dataset
 from .build_config import BuildStepwiseConfig
@@ -114,17 +115,17 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
         remedy = other_command(record)
         if remedy:
             raise ValueError(
-                f"{where}: found {sorted(record)}, expected `prompt`, `completions` and `labels`. {remedy}"
+                f"{where}: found {shown(sorted(record), 200)}, expected `prompt`, `completions` and `labels`. {remedy}"
             )
     prompt, steps = record.get("prompt"), record.get("completions")
     if isinstance(prompt, str) and not prompt.strip():
-        raise RowError("blank_prompt", where, f"column `prompt` holds {prompt!r}, expected a non-empty string.")
+        raise RowError("blank_prompt", where, f"column `prompt` holds {shown(prompt)}, expected a non-empty string.")
     for i, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, str) and not step.strip():
             raise RowError(
                 "blank_step",
                 where,
-                f"`completions[{i}]` is {step!r}, expected a non-empty step text. Remove the step.",
+                f"`completions[{i}]` is {shown(step)}, expected a non-empty step text. Remove the step.",
             )
     notes.update(UNUSED + name for name in unused_parts(record, has_choices=False))
     tree = StepTree.from_row(record, where)

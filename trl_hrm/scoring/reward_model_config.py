@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import COUNT
+from ..io import shown
 from .scoring_config import ScoringConfig
 
 
@@ -191,7 +192,7 @@ class RewardModelConfig(ScoringConfig):
             return "URL"
         if self.reward_model_engine not in ("transformers", "vllm"):
             raise ValueError(
-                f"`reward_model_engine` is {self.reward_model_engine!r}. It must be transformers, vllm, or the URL of a server such "
+                f"`reward_model_engine` is {shown(self.reward_model_engine)}. It must be transformers, vllm, or the URL of a server such "
                 "as http://localhost:8000."
             )
         return self.reward_model_engine

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
+from ..io import shown
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
 from ..search.run_folder import Shard
 
@@ -172,7 +173,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"`shard` is {self.shard!r}. It must be I/N with I from 0 to N - 1, such as 3/16.")
+            raise ValueError(f"`shard` is {shown(self.shard)}. It must be I/N with I from 0 to N - 1, such as 3/16.")
         for name in dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names):
             needed = name in SEARCH_SETTINGS[self.search] or (
                 name == "max_solution_tokens" and self.root_filter is not None
@@ -368,10 +369,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
                     "will be sampled again."
                 )
             refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
-            try:
-                progress = run_coroutine(run(log))
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt("Stopped. Run the same command again to resume.") from None
+            progress = run_coroutine(run(log))
     return progress, finish_shard(folder, shard.index, shard.count)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..config import COUNT, SEED, Config
+from ..io import shown
 
 
 if TYPE_CHECKING:
@@ -214,9 +215,9 @@ def _find(entries: Iterator[Entry], problem: str, name: str) -> Entry:
         number += 1
         examples = examples or [entry.problem_id]
     if at_place is None:
-        known = f" such as {examples[0]!r}" if examples else ""
+        known = f" such as {shown(examples[0])}" if examples else ""
         raise ValueError(
-            f"{name}: problem {problem!r} is not among its {number} problems. Set `problem` to an id{known} or to a position, or "
+            f"{name}: problem {shown(problem)} is not among its {number} problems. Set `problem` to an id{known} or to a position, or "
             "omit it to list all problems."
         )
     return at_place

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.sources import parse_columns
-from ..io import claimed_file, write_or_keep
+from ..io import claimed_file, shown, write_or_keep
 from ..scoring.reward_model_config import RewardModelConfig
-from ..terminal import color_of, has_color, plain
+from ..terminal import colored, has_color, plain
 
 
 @dataclass(kw_only=True)
@@ -147,7 +147,7 @@ def format_scores(tree, scores: list[float | None] | None, color: bool = False) 
     for i, (text, score) in enumerate(zip(tree.completions, scores, strict=True)):
         indent = "  " * (len(tree.path(i)) - 1) if branches else ""
         line = f"{'    -' if score is None else f'{score:.3f}'}  {indent}{plain(text)}"
-        lines.append(f"  \033[38;5;{color_of(score)}m{line}\033[0m" if color and score is not None else f"  {line}")
+        lines.append(f"  {colored(line, score)}" if color and score is not None else f"  {line}")
     return "\n".join(lines)
 
 
@@ -160,7 +160,7 @@ def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
     for where, row in all_rows(JsonLines([path], columns)):
         if not isinstance(row.get("completions"), list):
             raise ValueError(
-                f"{where}: found {repr(row)[:60]}, expected an object with `prompt` and a list `completions`. For other column "
+                f"{where}: found {shown(row, 60)}, expected an object with `prompt` and a list `completions`. For other column "
                 "names, use --columns, such as --columns prompt=question completions=steps."
             )
         if row.get("prompt") is None and row.get("problem") is not None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..config import COUNT, PROCESSES, SEED, Config
 from ..encoding import CHAT_TEMPLATE_DATE
 from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
+from ..io import shown
 from .prompts import PROMPTS, Prompt
 from .run_folder import Shard, show_own_gpu
 from .steps import RULES, StepRule, regex_rule
@@ -291,7 +292,7 @@ class PromptConfig(Config):
             self.chat_template_kwargs = None
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"`segmentation` is {self.segmentation!r} and `step_pattern` is {self.step_pattern!r}. `segmentation='regex'` and "
+                f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
                 "`step_pattern` must be used together."
             )
         if self.step_pattern is not None:
@@ -310,7 +311,7 @@ class PromptConfig(Config):
             prompt = Prompt(self.prompt, Path(self.prompt).read_text(encoding="utf-8"), rule="blank_line")
         else:
             raise ValueError(
-                f"`prompt` is {self.prompt!r}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
+                f"`prompt` is {shown(self.prompt)}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
                 "{question}."
             )
         rule = regex_rule(self.step_pattern) if self.step_pattern else RULES[self.segmentation or prompt.rule]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..grading import DEFAULT_EXTRACTORS
+from ..io import shown
 from .engines.base import Engine, EngineError, EngineFatal, Sample
 from .expansion import Expander
 from .log import EventLog
@@ -342,7 +343,7 @@ class Scheduler:
             known = self.log.problems.get(problem.problem_id)
             if known is not None and (before := self.log.problem(problem.problem_id)) != problem:
                 raise ValueError(
-                    f"{self.log.path}: problem {problem.problem_id!r} is {before} in the log, but {problem} now. Use the same "
+                    f"{self.log.path}: problem {shown(problem.problem_id)} is {shown(before, 200)} in the log, but {shown(problem, 200)} now. Use the same "
                     "problems to resume, or another folder to start a new run."
                 )
             if known is not None and known.status not in ("open", "error"):
@@ -355,7 +356,7 @@ class Scheduler:
                 if isinstance(self.search, StepSearch):
                     fault = self.search.prefix_fault(problem.prefix, self.ending)
                 if fault is not None:
-                    raise ValueError(f"problem {problem.problem_id!r}: {fault}")
+                    raise ValueError(f"problem {shown(problem.problem_id)}: {fault}")
             yield place, problem
 
     async def _open(self, position: int, problem: Problem, attempts: int) -> None:

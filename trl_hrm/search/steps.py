@@ -98,7 +98,7 @@ class StepRule:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(
-                    f"The step pattern {pattern!r} is not a valid regular expression ({error})."
+                    f"The step pattern {shown(pattern)} is not a valid regular expression ({error})."
                 ) from error
 
     def stop_strings(self, header: str | None = None) -> tuple[str, ...]:
@@ -115,7 +115,7 @@ class StepRule:
         """
         if not self.stops:
             raise ValueError(
-                f"The step rule {self.name!r} has no stop strings, so steps cannot be sampled one at a time. Use a search that "
+                f"The step rule {shown(self.name)} has no stop strings, so steps cannot be sampled one at a time. Use a search that "
                 "samples whole solutions (rollouts or puct), or another rule."
             )
         if not self.header:
@@ -314,7 +314,7 @@ def cut_prefix(
     control = find_control_text(tokenizer, prefix, tags=False)
     if control:
         raise ValueError(
-            f"The prefix {prefix[:80]!r} contains {control[0]!r}, a control token of the policy's tokenizer. Remove it."
+            f"The prefix {prefix[:80]!r} contains {shown(control[0])}, a control token of the policy's tokenizer. Remove it."
         )
     end = rule.last_end(prefix)
     cuts = cut_steps(rule, tokenizer, prompt_ids, token_ids, prefix[:end])
