@@ -177,7 +177,7 @@ def test_numbers_name_their_limits():
         ({"files": "a\udcff"}, r"`files` is 'a\\udcff'. It must be valid Unicode"),
         ({"extractors": ""}, "`extractors` is empty"),
         ({"names": {"a": ""}}, "`names` is empty"),
-        ({"engine_args": '{"a": NaN}'}, "`engine_args` is .*not valid JSON .NaN is not a JSON number"),
+        ({"engine_args": '{"a": NaN}'}, "`engine_args` is .*not valid JSON .*NaN"),
         ({"engine_args": '{"a": 1, "a": 2}'}, "'a' occurs twice"),
         ({"engine_args": "[" * 100_000}, "`engine_args` is '\\[{76}....*nested too deeply"),
     ],
