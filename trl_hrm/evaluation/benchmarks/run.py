@@ -1,6 +1,5 @@
 """Run benchmarks: score the solutions of each suite, compute the metrics, and write the results."""
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ... import __version__
 from ...data.problems import group_equal
-from ...io import replacing, write_json
+from ...io import dump_json, replacing, write_json
 from ...scoring.candidate_scores import score_steps
 from ...scoring.scoring_config import ScoringConfig
 from ...scoring.tree_scorer import TreeScorer
@@ -153,7 +152,7 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / SCORES) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(dump_json(row, folder / SCORES) + "\n" for row in rows)
     versions = {"trl_hrm": __version__} | {name: version(name) for name in ("numpy", "torch", "transformers")}
     report = {
         "kind": "benchmark",
