@@ -64,7 +64,7 @@ class Candidate:
     steps: list[str]
     answer: str | None = None
     finish: str | None = None
-    num_tokens: Count | None = None
+    num_tokens: int | None = None
     correct: bool | None = None
     scores: list[float] | None = None
 
@@ -128,13 +128,25 @@ class ProblemCandidates:
         return cls(row["problem_id"], row["problem"], row["answer"], candidates, where, row.get("graded", False))
 
 
+class SavedCandidate(TypedDict):
+    """Candidate in a row of `candidates.jsonl`. See [`Candidate`]."""
+
+    text: str
+    steps: list[str]
+    answer: str | None
+    correct: bool | None
+    finish: str | None
+    scores: list[float] | None
+    num_tokens: NotRequired[Count | None]
+
+
 class SavedProblem(TypedDict):
     """Row of `candidates.jsonl`."""
 
     problem_id: str
     problem: str
     answer: str | None
-    candidates: list[Candidate]
+    candidates: list[SavedCandidate]
     graded: NotRequired[bool]
 
 

@@ -195,6 +195,12 @@ def _check_benchmark(values: dict[str, Any], path: Path) -> None:
         parts = [*suite["subsets"].values(), *suite["averages"].values()]
         if missing := {suite["metric"], "low", "high"} - set.intersection(*(set(part) for part in parts)):
             raise ValueError(f"{where}: a subset or average has no {' and no '.join(sorted(missing))}. {REMEDY}")
+        for part in parts:
+            value, low, high = (part[key] for key in (suite["metric"], "low", "high"))
+            is_missing = {value is None, low is None, high is None}
+            check_json([value, low, high], list[Share | None], where, REMEDY)
+            if len(is_missing) > 1 or (value is not None and not low - 1e-9 <= value <= high + 1e-9):
+                raise ValueError(f"{where}: {shown(value)} is outside of its interval {shown([low, high])}. {REMEDY}")
         for part in (*parts, suite["steps"]):
             for key, value in part.items():
                 check_json({key: value}, dict[str, Count if key.startswith("num_") else Share | None], where, REMEDY)
