@@ -76,7 +76,7 @@ def edit_report(folder: Path, **changes) -> None:
         ),
         (
             lambda folder: edit_report(folder, content=None),
-            "build_report.json: the value has no `content`. Build the dataset again",
+            "build_report.json has no `content`. Build the dataset again",
         ),
         (lambda folder: edit_report(folder, picture={"file": "scores.png"}), "scores.png is missing"),
         (
