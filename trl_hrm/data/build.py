@@ -172,7 +172,7 @@ def finish_dataset(work: Path, about: dict[str, Any], report: dict[str, Any], ou
     (built / "data").mkdir(parents=True)
     example = join_parts(work / "parts", built / "data", report["rows"])
     report["content"] = digest_of(built / "data")
-    (built / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(built / REPORT_FILE, report)
     build_card(about, report, *example).save(built / "README.md")
     move(built, output, work / "replaced")
 

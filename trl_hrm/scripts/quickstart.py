@@ -76,7 +76,7 @@ def quickstart(config: QuickstartConfig) -> str:
     import torch
     from datasets import Dataset
 
-    from ..io import replacing
+    from ..io import dump_json, replacing
     from ..scoring.scorer import StepScorer
     from ..terminal import has_color
     from ..tiny_model import make_tiny_model, texts_of
@@ -125,7 +125,7 @@ def quickstart(config: QuickstartConfig) -> str:
 
     solutions = Path(config.output_dir, "solutions.jsonl")
     with replacing(solutions) as file:
-        file.writelines(json.dumps(tree.to_row()) + "\n" for tree in held_out)
+        file.writelines(dump_json(tree.to_row(), solutions) + "\n" for tree in held_out)
     scores = StepScorer.from_pretrained(config.output_dir).score_trees(held_out)
     num_equal = sum(
         first_wrong(tree.labels) == first_wrong(values) for tree, values in zip(held_out, scores, strict=True)
