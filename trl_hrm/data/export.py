@@ -22,6 +22,7 @@ from .build import Dropped, Recipe, build_dataset, count_labels
 from .build_config import BuildConfig
 from .build_report import BuildReport
 from .export_config import ExportConfig
+from .output import claimed_output
 from .problems import problem_split
 from .self_training import MESSAGES, asked, prompt_of
 from .step_labels import bin_of, label_steps, leave_out_copies, right_solutions, thin_labels
@@ -85,25 +86,26 @@ def export(config: ExportConfig) -> BuildReport:
         `ValueError`: If an input is given twice or is invalid, if labels are requested for a search that was guided by a reward
             model, if `view="sft"` would mix chat and plain prompts, or if no row is left for training.
     """
-    recipe = _openr_recipe(config) if config.format == "openr" else _run_recipe(config)
-    if config.balance:
-        # Count in a separate pass over the trees, since holding all labels in memory would not scale
-        counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
-        bins = [counts[number] for number in range(config.balance)]
-        least = min(filter(None, bins), default=0)
-        chances = [least / count if count else 1.0 for count in bins]
-        edges = [f"labels from {i / len(bins):.3g} to {(i + 1) / len(bins):.3g}" for i in range(len(bins))]
-        balance = {
-            edge: {"before": count, "chance_to_stay": chance}
-            for edge, count, chance in zip(edges, bins, chances, strict=True)
-        }
-        describe = recipe.describe
-        recipe = replace(
-            recipe,
-            parse=partial(recipe.parse, chances=chances),
-            describe=lambda report: describe(report) | {"balance": balance},
-        )
-    return build_dataset(recipe, config)
+    with claimed_output(config, config.inputs) as output:
+        recipe = _openr_recipe(config) if config.format == "openr" else _run_recipe(config)
+        if config.balance:
+            # Count in a separate pass over the trees, since holding all labels in memory would not scale
+            counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
+            bins = [counts[number] for number in range(config.balance)]
+            least = min(filter(None, bins), default=0)
+            chances = [least / count if count else 1.0 for count in bins]
+            edges = [f"labels from {i / len(bins):.3g} to {(i + 1) / len(bins):.3g}" for i in range(len(bins))]
+            balance = {
+                edge: {"before": count, "chance_to_stay": chance}
+                for edge, count, chance in zip(edges, bins, chances, strict=True)
+            }
+            describe = recipe.describe
+            recipe = replace(
+                recipe,
+                parse=partial(recipe.parse, chances=chances),
+                describe=lambda report: describe(report) | {"balance": balance},
+            )
+        return build_dataset(recipe, config, output)
 
 
 def _run_recipe(config: ExportConfig) -> Recipe:

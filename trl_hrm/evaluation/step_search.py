@@ -240,10 +240,7 @@ def run_step_search(
         for place, problem in enumerate(problems)
         if problem_shard(problem.problem_id, shard.count) == shard.index
     ]
-    try:
-        run_coroutine(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
-    except KeyboardInterrupt:
-        raise SystemExit("stopped. Run the same command again to resume.") from None
+    run_coroutine(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
     for n in searches:
         finish_shard(config.folder(n), shard.index, shard.count)
     if any(read_summary(config.folder(n))["shards_missing"] for n in searches):

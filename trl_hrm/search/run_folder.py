@@ -9,12 +9,13 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
-from ..io import changed_settings, read_json, shown, write_json
+from ..io import changed_settings, claimed_folder, read_json, shown, write_json
 from ..schema import Count, check_json, from_json
 from .log import EventLog
 from .outcomes import NUM_SHOWN, OUTCOMES, count_outcomes, ordered, outcome_warnings, reference_warnings
@@ -134,6 +135,23 @@ def launched_shard(index: int = 0, count: int = 1) -> Shard:
 def shard_name(kind: str, shard: int, num_shards: int, suffix: str) -> str:
     """Return the file name of a shard, such as `log-00002-of-00016.jsonl`."""
     return f"{kind}-{shard:05d}-of-{num_shards:05d}.{suffix}"
+
+
+def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> AbstractContextManager[Path]:
+    """
+    Claim the folder of a run for one shard before any work is done. Other shards may write to the folder at the same time.
+
+    Args:
+        path (`str` or `Path`):
+            Folder of the run, from the option `output_dir`.
+        shard ([`Shard`]):
+            Shard of this process.
+        files (`Iterable[str]`, *optional*):
+            Names of files that the run writes. See [`~io.claimed_folder`].
+    """
+    if shard.count == 1:
+        return claimed_folder(path, "output_dir", files)
+    return claimed_folder(path, "output_dir", lock=f".shard-{shard.index:05d}-of-{shard.count:05d}.lock")
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from .. import __version__
 from ..hub import pushing, retry
 from ..io import shown
+from .checkpoints import RECORD_NAME
 
 
 logger = get_logger(__name__)
@@ -33,6 +34,7 @@ TRAINING_STATE = (
     "scaler.pt",
     "rng_state*",
     "trainer_state.json",
+    RECORD_NAME,
     "pytorch_model_fsdp*",
     "global_step*",
     "latest",
