@@ -208,7 +208,7 @@ def _check_benchmark(values: dict[str, Any], path: Path) -> None:
 
 def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
     """Read the results of a selection. Solutions are scored with the first aggregate, if it is a built-in one."""
-    check_json(values["hacking_gap"], dict[str, dict], f"{folder / RESULTS}: `hacking_gap`", REMEDY)
+    check_json({"hacking_gap": values["hacking_gap"]}, dict[str, dict[str, dict]], folder / RESULTS, REMEDY)
     for curve, gap in values["hacking_gap"].items():
         if missing := [key for key in GAP_KEYS if key not in gap]:
             raise ValueError(
