@@ -97,7 +97,7 @@ def test_incomplete_build(folder, fault, words):
     [
         ({"config_name": "a/b"}, "`config_name` is 'a/b'"),
         ({"config_name": ".."}, r"`config_name` is '\.\.'"),
-        ({"config_name": ""}, "`config_name` is ''"),
+        ({"config_name": ""}, "`config_name` is empty"),
         ({"config_name": "README.md"}, "`config_name` is 'README.md'"),
         ({"repo_id": "x"}, "`repo_id` is 'x'.*'me/x'"),
         ({"repo_id": "me/x/y"}, "Repo id must be in the form"),
