@@ -64,8 +64,8 @@ class TestReading:
 
     def test_a_step_search_has_candidates_for_each_n(self, tmp_path):
         """Sorted as text, n8 would come after n16."""
-        folder = write(tmp_path, selection(), PROBLEMS[:1], "candidates-n16.jsonl")
-        write(folder, selection(), PROBLEMS, "candidates-n8.jsonl")
+        folder = write(tmp_path, selection(strategy="step_search"), PROBLEMS[:1], "candidates-n16.jsonl")
+        write(folder, selection(strategy="step_search"), PROBLEMS, "candidates-n8.jsonl")
         (result,) = read_results([folder])
         assert len(result.problems) == 1
 
@@ -562,3 +562,18 @@ def test_damaged_benchmarks(tmp_path):
         folder = write(tmp_path / "run", results, STEP_ROWS, "scores.jsonl")
         with pytest.raises(ValueError, match=f"^{folder / 'results.json'}.*({words}).* with --overwrite"):
             read_results([folder])
+
+
+def test_rows_that_are_missing_or_repeated(tmp_path):
+    """The report would compare results on other problems than it says."""
+    for results, rows, name in ((selection(), PROBLEMS, "candidates.jsonl"), (benchmark(), STEP_ROWS, "scores.jsonl")):
+        folder = write(tmp_path / name, results, rows, name)
+        file = folder / name
+        lines = file.read_text().splitlines(keepends=True)
+        for changed in (lines[1:], [*lines, lines[0]]):
+            file.write_text("".join(changed))
+            what = "problems" if name == "candidates.jsonl" else "solutions of 'processbench'"
+            with pytest.raises(
+                ValueError, match=f"^{file}: found {len(changed)} {what}, but results.json has {len(lines)}. Run"
+            ):
+                read_results([folder])
