@@ -56,6 +56,7 @@ from .search.scripted import PROMPT, RULE, SEARCHES, ExactGrader, make_problems,
 
 # Settings that are shown in reports and compared with a new run. Seeds may be negative.
 FREE = {
+    "intervals",
     "settings",
     "policy",
     "reward_model",
@@ -113,7 +114,7 @@ def read_nodes(folder: Path) -> Any:
 def read_settings(folder: Path) -> Any:
     manifest = read_manifest(folder, ["engine", "prompt", "search", "seed"])
     config = CandidatesConfig(candidates=str(folder))
-    found = [asdict(prompt_of(manifest)), manifest["engine"], reading_settings(config), asdict(rule_of(config))]
+    found = [asdict(prompt_of(manifest)), manifest["engine"], reading_settings(config), vars(rule_of(config) or RULE)]
     found += [manifest["search"], manifest["seed"]]
     resumed = False
     try:
@@ -305,7 +306,8 @@ def mutated(name: str, rng: random.Random, work: Path) -> tuple[str, Any]:
             what, other = f"record {place}: {what}", [*records[:place], one, *records[place + 1 :]]
         try:
             store(work / KINDS[name].name, other)
-            return what, other
+            # Parquet stores 1.5 in a column of whole numbers as 1
+            return what, load(work / KINDS[name].name) if KINDS[name].name.endswith("parquet") else other
         except (pa.ArrowException, OverflowError, TypeError, ValueError):
             continue  # Parquet cannot hold this
 
