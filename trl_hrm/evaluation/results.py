@@ -103,8 +103,9 @@ class ScoredRow(TypedDict):
 
 
 class Block(TypedDict):
-    """Line of a [`Part`] after the first."""
+    """Line of a [`Part`] after the first. `number` is missing in files of earlier versions."""
 
+    number: NotRequired[Count]
     rows: list[ScoredRow]
     counts: dict[str, Amount]
     unreadable_references: NotRequired[list[Reference]]
@@ -325,7 +326,7 @@ class Part:
             Whether to replace a file with a different header.
 
     Raises:
-        `ValueError`: If there is a file with a different header and `overwrite` is not set.
+        `ValueError`: If there is a file with a different header and `overwrite` is not set, or if a block is damaged.
         `BlockingIOError`: If another process is writing to the file.
     """
 
@@ -344,6 +345,12 @@ class Part:
         found = read_header(self.path)
         if found == self.header:
             self.num_blocks = num_blocks
+            try:
+                for _ in _read_part(self.path, Counter(), []):
+                    pass  # a damaged block is noticed before anything is scored
+            except ValueError:
+                self.close()
+                raise
         elif num_blocks < 1 or overwrite:
             self._lines.clear()
             self._lines.append(self.header)
@@ -357,7 +364,7 @@ class Part:
 
     def append(self, block: dict[str, Any]) -> None:
         """Write one block."""
-        self._lines.append(block)
+        self._lines.append({"number": self.num_blocks} | block)
         self.num_blocks += 1
 
     def finish(self) -> None:
@@ -417,8 +424,10 @@ def scored_row(place: int, problem: ProblemCandidates, classes: list[int | None]
 def _read_part(path: Path, counts: Counter, unreadable: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
     remedy = "Delete the file and run the same command again. Its problems will be scored again."
     last = -1
-    for where, block in islice(read_json_lines(path, remedy), 1, None):  # after the header
+    for number, (where, block) in enumerate(islice(read_json_lines(path, remedy), 1, None)):  # after the header
         check_json(block, Block, where, remedy)
+        if block.get("number", number) != number:
+            raise ValueError(f"{where}: found block {block['number']}, expected block {number}. {remedy}")
         for row in block["rows"]:
             if row["place"] <= last:
                 raise ValueError(f"{where}: problem {row['place']} follows problem {last}. {remedy}")
