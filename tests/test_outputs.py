@@ -18,6 +18,8 @@ from trl_hrm.cli import main
 from trl_hrm.evaluation.benchmarks.run import check_output
 from trl_hrm.evaluation.results import check_results
 from trl_hrm.io import claimed_file, claimed_folder, replacing, write_or_keep
+from trl_hrm.scripts import reward
+from trl_hrm.scripts.training import run_script
 
 from .fakes import write_rows
 from .helpers import save_checkpoint
@@ -131,22 +133,32 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(name, kind, tmp_path, capsys
 # Locks
 
 
+CLAIM = """
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from trl_hrm.io import claimed_file, claimed_folder, claimed_name
+
+LOCKS = {"run": ".lock", "demo": ".trl-hrm-demo.json.lock", "training": "_training.lock"}
+with ExitStack() as stack:
+    for kind, path in map(str.split, sys.argv[1:]):
+        if kind == "build":
+            claim = claimed_name(Path(path).absolute(), path, "")
+        elif kind == "file":
+            claim = claimed_file(path, "")
+        else:
+            claim = claimed_folder(path, "", lock=LOCKS[kind])
+        stack.enter_context(claim)
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
 @contextlib.contextmanager
 def claimed_elsewhere(outputs: list[str]):
     """Claim outputs in another process."""
-    code = (
-        "import sys; from contextlib import ExitStack; from pathlib import Path\n"
-        "from trl_hrm.io import claimed_file, claimed_folder, claimed_name\n"
-        "with ExitStack() as stack:\n"
-        "    for kind, path in map(str.split, sys.argv[1:]):\n"
-        "        claim = {'build': lambda: claimed_name(Path(path).absolute(), path, ''), 'file': lambda: claimed_file(path, ''),\n"
-        "                 'run': lambda: claimed_folder(path, ''), 'demo': lambda: claimed_folder(path, '', lock='.trl-hrm-demo.json.lock')}\n"
-        "        stack.enter_context(claim[kind]())\n"
-        "    print('claimed', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, *outputs], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLAIM, *outputs], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "claimed\n"
     try:
@@ -199,6 +211,38 @@ def test_processes_of_one_run_share_its_folder(tmp_path):
         claimed_folder("run", "output_dir", lock=".shard-1.lock"),
     ):
         assert names_in(tmp_path) == ["run", "run/.shard-0.lock", "run/.shard-1.lock"]
+
+
+def test_two_trainings_on_one_output(tmp_path, capsys, monkeypatch):
+    """The checkpoints of the second one replaced those of the first. Processes of one training share the folder."""
+    trained = []
+
+    def train(script_args, training_args, model_args):
+        trained.append((training_args.output_dir, names_in(tmp_path / "out")))
+
+    words = [
+        "--dataset_name",
+        "missing",
+        "--model_name_or_path",
+        "missing",
+        "--output_dir",
+        "out",
+        "--report_to",
+        "none",
+        "--use_cpu",
+    ]
+    monkeypatch.setattr(sys, "argv", ["reward", *words, "--bf16", "false"])
+    with claimed_elsewhere(["training out"]):
+        with pytest.raises(SystemExit) as end:
+            run_script(train, reward.make_parser())
+        assert end.value.code == 1
+        assert "out: another process is writing to this output. Wait" in error_of(capsys)
+        monkeypatch.setenv("RANK", "1")
+        run_script(train, reward.make_parser())
+        monkeypatch.delenv("RANK")
+    run_script(train, reward.make_parser())
+    assert trained == [("out", ["_training.lock"])] * 2
+    assert names_in(tmp_path) == ["out"]
 
 
 # Builds
