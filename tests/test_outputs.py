@@ -18,8 +18,6 @@ from trl_hrm.cli import main
 from trl_hrm.evaluation.benchmarks.run import check_output
 from trl_hrm.evaluation.results import check_results
 from trl_hrm.io import claimed_file, claimed_folder, replacing, write_or_keep
-from trl_hrm.scripts import reward
-from trl_hrm.scripts.training import run_script
 
 from .fakes import write_rows
 from .helpers import save_checkpoint
@@ -139,7 +137,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from trl_hrm.io import claimed_file, claimed_folder, claimed_name
 
-LOCKS = {"run": ".lock", "demo": ".trl-hrm-demo.json.lock", "training": "_training.lock"}
+LOCKS = {"run": ".lock", "demo": ".trl-hrm-demo.json.lock"}
 with ExitStack() as stack:
     for kind, path in map(str.split, sys.argv[1:]):
         if kind == "build":
@@ -211,38 +209,6 @@ def test_processes_of_one_run_share_its_folder(tmp_path):
         claimed_folder("run", "output_dir", lock=".shard-1.lock"),
     ):
         assert names_in(tmp_path) == ["run", "run/.shard-0.lock", "run/.shard-1.lock"]
-
-
-def test_two_trainings_on_one_output(tmp_path, capsys, monkeypatch):
-    """The checkpoints of the second one replaced those of the first. Processes of one training share the folder."""
-    trained = []
-
-    def train(script_args, training_args, model_args):
-        trained.append((training_args.output_dir, names_in(tmp_path / "out")))
-
-    words = [
-        "--dataset_name",
-        "missing",
-        "--model_name_or_path",
-        "missing",
-        "--output_dir",
-        "out",
-        "--report_to",
-        "none",
-        "--use_cpu",
-    ]
-    monkeypatch.setattr(sys, "argv", ["reward", *words, "--bf16", "false"])
-    with claimed_elsewhere(["training out"]):
-        with pytest.raises(SystemExit) as end:
-            run_script(train, reward.make_parser())
-        assert end.value.code == 1
-        assert "out: another process is writing to this output. Wait" in error_of(capsys)
-        monkeypatch.setenv("RANK", "1")
-        run_script(train, reward.make_parser())
-        monkeypatch.delenv("RANK")
-    run_script(train, reward.make_parser())
-    assert trained == [("out", ["_training.lock"])] * 2
-    assert names_in(tmp_path) == ["out"]
 
 
 # Builds

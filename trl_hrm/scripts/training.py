@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import trl_hrm
 
-from ..io import claimed_folder, shown
+from ..io import shown
 from ..processes import StopSignals, end_with_parent
 
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from trl import ModelConfig, TrlParser
 
 LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of `trl-hrm reward` or `trl-hrm kl-self`
-LOCK = "_training.lock"  # in the output folder. Names with an underscore are not pushed to the Hub
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
 The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, and kl-self accepts the options of
@@ -270,8 +268,7 @@ def run_script(main: Callable[..., None], parser: "TrlParser", fail_with_unknown
         with ending_with_launcher():
             parsed = parser.parse_args_and_config(fail_with_unknown_args=fail_with_unknown_args)
             is_debug = parsed[1].log_level == "debug"
-            with claimed_training(parsed[1].output_dir):
-                main(*parsed)
+            main(*parsed)
     except (ImportError, OSError, ValueError) as error:
         if is_debug:
             raise
@@ -281,22 +278,6 @@ def run_script(main: Callable[..., None], parser: "TrlParser", fail_with_unknown
             sys.stdout.flush()
             os._exit(1)  # shutting down the interpreter would wait for the other processes
         sys.exit(1)
-
-
-@contextmanager
-def claimed_training(output_dir: str) -> Iterator[None]:
-    """
-    Context manager that claims the output folder of a training. Only the first process does, since the others share the folder.
-
-    Raises:
-        `BlockingIOError`: If another training is writing to the folder.
-        `OSError`: If the folder cannot be written.
-    """
-    if int(os.environ.get("RANK", 0)):
-        yield
-        return
-    with claimed_folder(output_dir, "output_dir", lock=LOCK):
-        yield
 
 
 def end_together(trainer: "Trainer") -> None:
@@ -312,6 +293,4 @@ def end_together(trainer: "Trainer") -> None:
     if trainer.accelerator.num_processes > 1 and trainer.args.device.type == "cpu":
         sys.stdout.flush()
         sys.stderr.flush()
-        if trainer.is_world_process_zero():
-            Path(trainer.args.output_dir, LOCK).unlink(missing_ok=True)
         os._exit(0)
