@@ -284,11 +284,11 @@ def _claimed(lock: Path, path: str | Path, option: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(_made(lock.parent))
-            stack.enter_context(_locked(lock, f"{path}: another process is writing to this output."))
             with tempfile.TemporaryFile(dir=lock.parent) as probe:
                 probe.write(bytes(PROBE))
                 probe.flush()
                 os.fsync(probe.fileno())
+            stack.enter_context(_locked(lock, f"{path}: another process is writing to this output."))
         except BlockingIOError as error:
             raise BlockingIOError(f"{error} Wait for it or stop it, or choose another `{option}`.") from None
         except OSError as error:
