@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"_compat"},
     {"config", "encoding", "io", "terminal"},
-    {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages"},
+    {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
     {"forest", "tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
     {"search", "loading"},
     {"scoring"},

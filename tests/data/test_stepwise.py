@@ -150,7 +150,7 @@ def test_faults_of_a_dataset_name_the_row(tmp_path, view, row, message):
     Dataset.from_dict(data).to_parquet(tmp_path / "in" / "train.parquet")
     with pytest.raises(ValueError) as error:
         build_stepwise(BuildStepwiseConfig(inputs=[str(tmp_path / "in")], output_dir=str(tmp_path / "out"), view=view))
-    assert str(error.value).startswith("dataset row 1: ")
+    assert f"{tmp_path / 'in'}, dataset row 1: " in str(error.value)
     assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

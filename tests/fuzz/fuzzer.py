@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import faulthandler
 import io
-import os
 import random
 import re
 import resource
@@ -198,8 +197,7 @@ def run() -> None:
                 sys.stdout.flush()
     for (name, kind), count in sorted(counts.items()):
         print(f"{name:60} {kind:40} {count:5}")
-    for kind, count in Counter({k: 0 for _, k in counts}).items():
+    for kind in dict.fromkeys(kind for _, kind in counts):
         print(f"{'total':60} {kind:40} {sum(n for (_, k), n in counts.items() if k == kind):5}")
     for name, spent in seconds.most_common(8):
         print(f"{name:60} {spent / sum(n for (t, _), n in counts.items() if t == name):8.2f} s each")
-

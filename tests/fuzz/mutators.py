@@ -37,7 +37,21 @@ VALUES = [
     "\0", "\x1b[31mred\x1b[0m", "\u202e", "\ufeff", "é" * 3, "x" * 100_000, "{{ 1 }}", "<script>alert(1)</script>", "../..", "/dev/null",
     [], [[]], [None], ["a"], [0], [1.5, "a"], list(range(50)), {}, {"a": 1}, {"": None}, [{}], {"a": {"b": [1]}},
 ]  # fmt: skip
-BYTES = [b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\n", b"\r", b'"', b"{", b"[", b"]", b"\\", b"\x1b[2J", b"\xed\xa0\x80"]
+BYTES = [
+    b"\0",
+    b"\xff",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\n",
+    b"\r",
+    b'"',
+    b"{",
+    b"[",
+    b"]",
+    b"\\",
+    b"\x1b[2J",
+    b"\xed\xa0\x80",
+]
 YAML = [
     "\t- a",
     "a: [",

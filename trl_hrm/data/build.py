@@ -76,6 +76,8 @@ class Recipe:
             invalid record, which is dropped unless `config.strict` is set, and `ValueError` to stop the build.
         columns (`Mapping[str, pa.DataType]`, *optional*):
             Types of the columns in the `extra` of the trees. The types of other columns are inferred from their values.
+        features (`Mapping[str, Any]`, *optional*):
+            Features of these columns, such as an image. Other columns have the features of their types.
         is_final (`Callable[[str], bool]`, *optional*):
             Function that returns whether a step ends its trajectory, for `view="orm"`. See [`orm_view`].
         join_prompts (`bool`, *optional*, defaults to `False`):
@@ -101,6 +103,7 @@ class Recipe:
     inputs: list[str]
     parse: Callable[[Any, str, Counter], StepTree | list[StepTree]]
     columns: Mapping[str, pa.DataType] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
     is_final: Callable[[str], bool] | None = None
     join_prompts: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -150,11 +153,13 @@ def build_dataset(recipe: Recipe, config: BuildConfig) -> BuildReport:
             report["warnings"] += recipe.warn(report)
         if recipe.describe:
             report["facts"] = recipe.describe(report)
-        finish_dataset(Path(work), recipe.about, report, output)
+        finish_dataset(Path(work), recipe.about, report, output, recipe.features)
     return report
 
 
-def finish_dataset(work: Path, about: dict[str, Any], report: dict[str, Any], output: Path) -> None:
+def finish_dataset(
+    work: Path, about: dict[str, Any], report: dict[str, Any], output: Path, features: Mapping[str, Any] | None = None
+) -> None:
     """
     Assemble a dataset from its parts, add the card and the report, and move it to the output.
 
@@ -167,10 +172,12 @@ def finish_dataset(work: Path, about: dict[str, Any], report: dict[str, Any], ou
             Report of the build. The key `content` is added.
         output (`Path`):
             Directory to create or replace.
+        features (`Mapping[str, Any]`, *optional*):
+            See [`Recipe`].
     """
     built = work / "dataset"
     (built / "data").mkdir(parents=True)
-    example = join_parts(work / "parts", built / "data", report["rows"])
+    example = join_parts(work / "parts", built / "data", report["rows"], features or {})
     report["content"] = digest_of(built / "data")
     (built / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     build_card(about, report, *example).save(built / "README.md")

@@ -4,9 +4,10 @@ import ast
 import importlib
 import os
 import re
+import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import trl_hrm
 
+from ..errors import error_line, is_debug
+from ..io import read_yaml
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
-    from trl import ModelConfig
+    from trl import ModelConfig, TrlParser
 
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
@@ -102,7 +106,37 @@ def launch(name: str, argv: Sequence[str]) -> None:
     if (args.num_processes or 1) > 1 and is_plain and (args.cpu or not torch.accelerator.is_available()):
         # With `cpu` or without an accelerator, `accelerate launch` ignores `num_processes` without a warning
         args.multi_gpu, args.cpu, args.use_cpu = True, False, True
-    launch_command(args)
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:  # the script has printed its error
+        sys.exit(error.returncode if error.returncode > 0 else 128 - error.returncode)
+
+
+def run_script(main: Callable, parser: "TrlParser", fail_with_unknown_args: bool = True) -> None:
+    """
+    Run a training script with the options of the command line. After an error, print one line and exit with 1.
+
+    Args:
+        main (`Callable`):
+            Function that trains, given the parsed arguments.
+        parser ([`~trl.TrlParser`]):
+            Parser of the script.
+        fail_with_unknown_args (`bool`, *optional*, defaults to `True`):
+            Whether unknown options are an error.
+    """
+    try:
+        if "--config" in sys.argv[:-1]:
+            read_yaml(sys.argv[sys.argv.index("--config") + 1])  # raises on damaged files and duplicate names
+        try:
+            arguments = parser.parse_args_and_config(fail_with_unknown_args=fail_with_unknown_args)
+        except TypeError as error:
+            raise ValueError(f"A training option has a value of the wrong type ({error}).") from error
+        main(*arguments)
+    except Exception as error:  # the border of the script: no traceback leaves it, unless it is asked for
+        if is_debug():
+            raise
+        print(error_line(error, parser.prog, "TRL_HRM_DEBUG=1"), file=sys.stderr)
+        sys.exit(1)
 
 
 def short_help(module: ModuleType, prog: str) -> str:
