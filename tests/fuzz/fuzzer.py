@@ -29,6 +29,7 @@ import yaml
 
 import trl_hrm
 from trl_hrm.cli import COMMANDS, TRAINING, main
+from trl_hrm.scripts.training import run_script
 
 from .mutators import VALUES, mutate
 from .targets import SETTINGS, Target, make_inputs, targets, words
@@ -67,7 +68,7 @@ def run_seed(seed: int, inputs: Path) -> tuple[Target, Outcome]:
             file.write_bytes(mutate(file.read_bytes(), file.name, rng))
             names, more = [file.name, target.about or file.name], []
             if file.suffix == ".yaml":  # the name of an option is its place
-                names += [f"`{name}`" for name in settings_names(target)]
+                names += settings_names(target)
         else:
             names, more = mutated_option(target, work, rng)
         return target, run_command(target, [*words(target.command), *more], names, work)
@@ -76,7 +77,8 @@ def run_seed(seed: int, inputs: Path) -> tuple[Target, Outcome]:
 def settings_names(target: Target) -> list[str]:
     """Return the names of the options of a command."""
     config = getattr(trl_hrm, COMMANDS[target.command.split()[0]].config)
-    return [field.name for field in fields(config) if field.init]
+    outputs = ("output_dir", "output", "html")  # results are expected there
+    return [field.name for field in fields(config) if field.init and field.name not in outputs]
 
 
 def mutated_option(target: Target, work: Path, rng: random.Random) -> tuple[list[str], list[str]]:
@@ -90,9 +92,9 @@ def mutated_option(target: Target, work: Path, rng: random.Random) -> tuple[list
         path = work / f"{command}.yaml"
         settings = yaml.safe_load(path.read_text())
         path.write_text(yaml.safe_dump(settings | {name: value}, allow_unicode=True))
-        return [name, path.name], []
+        return [name, path.name, str(value) or name], []
     shown = [str(one) for one in (value if isinstance(value, list) else [value])]
-    return [name], [f"--{name}", *(word.replace("\0", "") for word in shown)]
+    return [name, *filter(None, shown)], [f"--{name}", *(word.replace("\0", "") for word in shown)]
 
 
 def run_command(target: Target, argv: list[str], names: list[str], work: Path) -> Outcome:
@@ -141,7 +143,7 @@ def run_command(target: Target, argv: list[str], names: list[str], work: Path) -
 def train(argv: list[str]) -> int:
     """Run a training script in this process, without `accelerate launch`."""
     script = import_module(f"trl_hrm.scripts.{argv[0].replace('-', '_')}")
-    script.main(*script.make_parser().parse_args_and_config(argv[1:]))
+    run_script(script.main, script.make_parser(), argv[1:])
     return 0
 
 

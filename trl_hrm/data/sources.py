@@ -5,6 +5,7 @@ import gzip
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -268,27 +269,31 @@ def loaded_dataset(
         cache_parent (`str` or `Path`, *optional*):
             Parent directory of the temporary cache. Defaults to the system's temporary directory.
     """
-    import yaml
     from datasets import load_dataset
+
+    with tempfile.TemporaryDirectory(dir=cache_parent) as cache:
+        with naming_dataset(name):
+            dataset = load_dataset(name, config, split=split, cache_dir=cache if Path(name).is_dir() else None)
+        yield dataset
+
+
+@contextmanager
+def naming_dataset(name: str) -> Iterator[None]:
+    """Context manager that converts errors of `load_dataset` to a `ValueError` with the name of the dataset and the cause."""
+    import yaml
     from datasets.exceptions import DatasetsError
 
-    unreadable = (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        EOFError,
-        yaml.YAMLError,
-        DatasetsError,
-    )
-    with tempfile.TemporaryDirectory(dir=cache_parent) as cache:
-        try:
-            dataset = load_dataset(name, config, split=split, cache_dir=cache if Path(name).is_dir() else None)
-        except (*unreadable, zipfile.BadZipFile, zlib.error) as error:  # the message does not have the name
-            cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
-            raise ValueError(f"{name}: {cause}") from error
-        yield dataset
+    faults = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, yaml.YAMLError, DatasetsError)
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it would print the error too
+    try:
+        yield
+    except (*faults, zipfile.BadZipFile, zlib.error) as error:
+        cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise ValueError(f"{name}: the dataset cannot be read ({cause}).") from error
+    finally:
+        logger.setLevel(level)
 
 
 def parse_columns(columns: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
@@ -477,6 +482,7 @@ def _elements(text: TextIO, file: str) -> Iterator[Any]:
                 continue
             except (ValueError, RecursionError) as error:
                 raise _unreadable(f"{file}, row {row}", error) from error
+            _check_object(value, f"{file}, row {row}")
             yield value
             row, is_separated = row + 1, False
 
@@ -493,8 +499,7 @@ def _parse_line(text: bytes, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: invalid JSON ({error}). {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise _unreadable(where, error) from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: found a JSON {type(value).__name__}, but each row must be an object.")
+    _check_object(value, where)
     if b"\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -503,6 +508,11 @@ def _parse_line(text: bytes, where: str) -> dict[str, Any]:
                 f"{where}: a string has half of a surrogate pair ({error}), which UTF-8 cannot encode. Remove the escape sequence."
             ) from error
     return value
+
+
+def _check_object(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: found a JSON {type(value).__name__}, but each row must be an object.")
 
 
 def _unreadable(where: str, error: Exception) -> ValueError:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import trl_hrm
 
+from ..data.sources import naming_dataset
 from ..errors import error_line, is_debug
-from ..io import read_yaml
+from ..io import read_yaml, shown
 
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def launch(name: str, argv: Sequence[str]) -> None:
         sys.exit(error.returncode if error.returncode > 0 else 128 - error.returncode)
 
 
-def run_script(main: Callable, parser: "TrlParser", fail_with_unknown_args: bool = True) -> None:
+def run_script(
+    main: Callable, parser: "TrlParser", argv: Sequence[str] | None = None, fail_with_unknown_args: bool = True
+) -> None:
     """
     Run a training script with the options of the command line. After an error, print one line and exit with 1.
 
@@ -121,14 +124,23 @@ def run_script(main: Callable, parser: "TrlParser", fail_with_unknown_args: bool
             Function that trains, given the parsed arguments.
         parser ([`~trl.TrlParser`]):
             Parser of the script.
+        argv (`Sequence[str]`, *optional*):
+            Command line without the name of the script. Defaults to the arguments of this process.
         fail_with_unknown_args (`bool`, *optional*, defaults to `True`):
             Whether unknown options are an error.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if "--config" in sys.argv[:-1]:
-            read_yaml(sys.argv[sys.argv.index("--config") + 1])  # raises on damaged files and duplicate names
+        if "--config" in argv[:-1]:
+            file = argv[argv.index("--config") + 1]
+            settings = read_yaml(file)
+            for action in parser._actions:  # argparse only checks strings
+                value = settings.get(action.dest)
+                if action.type in (int, float) and not isinstance(value, str | int | action.type | None):
+                    kind = "a number" if action.type is float else "a whole number"
+                    raise ValueError(f"{file}: `{action.dest}` is {shown(value)}. It must be {kind}.")
         try:
-            arguments = parser.parse_args_and_config(fail_with_unknown_args=fail_with_unknown_args)
+            arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=fail_with_unknown_args)
         except TypeError as error:
             raise ValueError(f"A training option has a value of the wrong type ({error}).") from error
         main(*arguments)
@@ -202,7 +214,8 @@ def load_splits(
     """
     from datasets import load_dataset
 
-    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    with naming_dataset(script_args.dataset_name):
+        dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
     evaluates = training_args.eval_strategy != "no"
     wanted = {script_args.dataset_train_split} | ({script_args.dataset_test_split} if evaluates else set())
     missing = wanted - set(dataset)
