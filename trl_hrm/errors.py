@@ -28,6 +28,7 @@ FORESEEN = (
     "jinja2.TemplateError",
     "aiohttp.ClientError",
     "httpx.HTTPError",
+    "httpx2.HTTPError",
     "datasets.exceptions.DatasetsError",
     "huggingface_hub.errors.HfHubHTTPError",
     "huggingface_hub.errors.StrictDataclassError",

@@ -202,10 +202,22 @@ class DatasetRows:
             check_columns(self._record(0), self.columns, f"{self._row} 0")
 
     def types(self) -> dict[str, Any]:
-        """Return the Arrow types of the columns of [`DatasetRows.features`]."""
+        """
+        Return the Arrow types of the columns of [`DatasetRows.features`].
+
+        Raises:
+            `ValueError`: If a column has times of day in nanoseconds, which Python cannot represent.
+        """
         from datasets import Features
 
-        return {field.name: field.type for field in Features(self.features()).arrow_schema}
+        types = {field.name: field.type for field in Features(self.features()).arrow_schema}
+        for name, kind in types.items():
+            if "time64[ns]" in str(kind):
+                raise ValueError(
+                    f"{self._row}s: the column `{name}` has the type {kind}, whose nanoseconds cannot be kept. Cast it to time64[us], or "
+                    "remove it."
+                )
+        return types
 
     def features(self) -> dict[str, Any]:
         """Return the features of the columns that are not part of a step tree. Columns of JSON have the type of their values."""
