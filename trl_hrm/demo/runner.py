@@ -8,13 +8,12 @@ import json
 import os
 import re
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..io import write_json
+from ..processes import Workers
 
 
 DONE = ".done"
@@ -44,15 +44,13 @@ class Runner:
     def __init__(self, folder: Path, num_workers: int):
         self.folder = folder
         self.stages: list[dict[str, Any]] = []  # name, seconds and result of each
-        self._pool = ProcessPoolExecutor(
-            num_workers, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
-        )
+        self._pool = Workers(num_workers, "spawn", "Lower --num_workers. Run the same command again to resume.")
 
     def __enter__(self) -> "Runner":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.__exit__(*error)
 
     def run(self, stage: str, jobs: Mapping[str, partial], describe: Callable[[], str]) -> None:
         """
@@ -100,7 +98,10 @@ class Runner:
                 done, _ = wait(running, timeout=0.5)
                 for future in done:
                     name = running.pop(future)
-                    if error := future.exception():
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):  # of all jobs
+                        raise error
+                    if error:
                         failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
                     else:
                         since = before + time.perf_counter() - began
@@ -120,17 +121,6 @@ def share_done(log: Path) -> float:
         file.seek(max(0, log.stat().st_size - 4096))
         found = _PROGRESS.findall(file.read().decode(errors="replace"))
     return min(int(found[-1][0]) / max(int(found[-1][1]), 1), 0.99) if found else 0.0
-
-
-def _end_with(parent: int) -> None:
-    """Make this process exit when its parent does, even if the parent is killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(job: partial, log: Path) -> float:

@@ -4,20 +4,23 @@ import ast
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trl_hrm
 
 from ..data.sources import naming_dataset
 from ..errors import error_line, is_debug
 from ..io import read_yaml, shown
+from ..processes import StopSignals, end_with_parent
 
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
     from trl import ModelConfig, TrlParser
 
+LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of `trl-hrm reward` or `trl-hrm kl-self`
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
 The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, and kl-self accepts the options of
@@ -68,6 +72,8 @@ def launch(name: str, argv: Sequence[str]) -> None:
     Raises:
         `ValueError`: If a value is invalid, or an option is unknown to both the script and `accelerate launch`. It is raised before
         any process is started.
+        `ChildProcessError`: If a training process was killed. It is an `OSError`.
+        `SystemExit`: If a training process failed. It has printed its error.
     """
     argv, prog = list(argv), f"trl-hrm {name}"
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
@@ -81,6 +87,9 @@ def launch(name: str, argv: Sequence[str]) -> None:
 
     import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.utils import patch_environment
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from .._compat import resolve_accelerate_config_argument, subtract_subsequence
 
@@ -98,7 +107,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
         )
     if args.training_script != module.__name__:
         raise ValueError(
-            f"{args.training_script!r} in {' '.join(launch_args)!r} is not the value of an `accelerate launch` option. Pass options "
+            f"{shown(args.training_script)} in {shown(' '.join(launch_args))} is not the value of an `accelerate launch` option. Pass options "
             "without a value, such as `--multi_gpu`, on the command line. No process was started."
         )
     if args.cpu:
@@ -108,47 +117,46 @@ def launch(name: str, argv: Sequence[str]) -> None:
         # With `cpu` or without an accelerator, `accelerate launch` ignores `num_processes` without a warning
         args.multi_gpu, args.cpu, args.use_cpu = True, False, True
     try:
-        launch_command(args)
-    except subprocess.CalledProcessError as error:  # the script has printed its error
-        sys.exit(error.returncode if error.returncode > 0 else 128 - error.returncode)
+        with patch_environment(**{LAUNCHER: os.getpid()}):
+            launch_command(args)
+    except SignalException:  # of several processes, to which it passes the signal on
+        raise KeyboardInterrupt from None
+    except subprocess.CalledProcessError as error:
+        _end_as(error.returncode)
+    except ChildFailedError as error:
+        _end_as(error.get_first_failure()[1].exitcode)
 
 
-def run_script(
-    main: Callable, parser: "TrlParser", argv: Sequence[str] | None = None, fail_with_unknown_args: bool = True
-) -> None:
+def _end_as(code: int) -> NoReturn:
+    """End as a training process did. It has printed its error, unless it was killed."""
+    if code == -signal.SIGKILL:
+        raise ChildProcessError(
+            "The training process was killed, probably because the memory is used up. Lower --per_device_train_batch_size or "
+            "--max_length."
+        )
+    sys.exit(code if code > 0 else 128 - code)
+
+
+@contextmanager
+def ending_with_launcher() -> Iterator[None]:
     """
-    Run a training script with the options of the command line. After an error, print one line and exit with 1.
-
-    Args:
-        main (`Callable`):
-            Function that trains, given the parsed arguments.
-        parser ([`~trl.TrlParser`]):
-            Parser of the script.
-        argv (`Sequence[str]`, *optional*):
-            Command line without the name of the script. Defaults to the arguments of this process.
-        fail_with_unknown_args (`bool`, *optional*, defaults to `True`):
-            Whether unknown options are an error.
+    Context manager of a training process. If [`launch`] has started the process, it ends with the launcher, and without a traceback on
+    Ctrl-C and SIGTERM.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        yield
+        return
+    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
+        end_with_parent(int(launcher))
+    stop = StopSignals()
     try:
-        if "--config" in argv[:-1]:
-            file = argv[argv.index("--config") + 1]
-            settings = read_yaml(file)
-            for action in parser._actions:  # argparse only checks strings
-                value = settings.get(action.dest)
-                if action.type in (int, float) and not isinstance(value, str | int | action.type | None):
-                    kind = "a number" if action.type is float else "a whole number"
-                    raise ValueError(f"{file}: `{action.dest}` is {shown(value)}. It must be {kind}.")
-        try:
-            arguments = parser.parse_args_and_config(argv, fail_with_unknown_args=fail_with_unknown_args)
-        except TypeError as error:
-            raise ValueError(f"A training option has a value of the wrong type ({error}).") from error
-        main(*arguments)
-    except Exception as error:  # the border of the script: no traceback leaves it, unless it is asked for
-        if is_debug():
-            raise
-        print(error_line(error, parser.prog, "TRL_HRM_DEBUG=1"), file=sys.stderr)
-        sys.exit(1)
+        with stop.ending():
+            yield
+    except KeyboardInterrupt:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # see `end_together`
+            os._exit(stop.exit_code)
+        sys.exit(stop.exit_code)
 
 
 def short_help(module: ModuleType, prog: str) -> str:
@@ -246,6 +254,60 @@ def finish(trainer: "Trainer") -> None:
     else:
         trainer.create_model_card()  # with the metrics
     end_together(trainer)
+
+
+def run_script(
+    main: Callable[..., None],
+    parser: "TrlParser",
+    argv: Sequence[str] | None = None,
+    fail_with_unknown_args: bool = True,
+) -> None:
+    """
+    Run a training script. An error is printed on one line, with the exit code 1. With `--log_level debug` or the environment variable
+    `TRL_HRM_DEBUG`, it is raised.
+
+    Args:
+        main (`Callable`):
+            `main` of the script.
+        parser ([`~trl.TrlParser`]):
+            Parser of the arguments of `main`.
+        argv (`Sequence[str]`, *optional*):
+            Command line without the name of the script. Defaults to the arguments of this process.
+        fail_with_unknown_args (`bool`, *optional*, defaults to `True`):
+            Whether options that the parser does not have are an error.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    raises = is_debug()
+    try:
+        with ending_with_launcher():
+            if "--config" in argv[:-1]:
+                _check_settings(argv[argv.index("--config") + 1], parser)
+            try:
+                parsed = parser.parse_args_and_config(argv, fail_with_unknown_args=fail_with_unknown_args)
+            except TypeError as error:
+                raise ValueError(f"A training option has a value of the wrong type ({error}).") from error
+            raises = raises or parsed[1].log_level == "debug"
+            main(*parsed)
+    except Exception as error:  # the border of the script: no traceback leaves it, unless it is asked for
+        if raises:
+            raise
+        rank = int(os.environ.get("RANK", 0))
+        line = error_line(error, parser.prog, "--log_level debug")
+        print(f"error on process {rank}{line.removeprefix('error')}" if rank else line, file=sys.stderr, flush=True)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            sys.stdout.flush()
+            os._exit(1)  # shutting down the interpreter would wait for the other processes
+        sys.exit(1)
+
+
+def _check_settings(file: str, parser: "TrlParser") -> None:
+    """Check that a file is valid YAML and that its numbers are numbers. argparse only checks strings."""
+    settings = read_yaml(file)
+    for action in parser._actions:
+        value = settings.get(action.dest)
+        if action.type in (int, float) and not isinstance(value, str | int | action.type | None):
+            kind = "a number" if action.type is float else "a whole number"
+            raise ValueError(f"{file}: `{action.dest}` is {shown(value)}. It must be {kind}.")
 
 
 def end_together(trainer: "Trainer") -> None:
