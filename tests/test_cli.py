@@ -326,7 +326,7 @@ def test_errors_of_training_scripts(tmp_path, capsys):
     assert stop.value.code == 1
     printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith(
-        "error: `reward.py` failed with RuntimeError: NCCL. This is a bug in trl_hrm. Run it again with TRL_HRM"
+        "error: `reward.py` failed with RuntimeError: NCCL. This is a bug in trl_hrm. Run it again with --log_"
     )
     (tmp_path / "a.yaml").write_text("learning_rate: {a: 1}\n")
     with pytest.raises(SystemExit):

@@ -115,7 +115,13 @@ class JsonLines:
             with open(path, "rb") as lines:
                 start, line = 0, 1
                 while block := lines.read(CHUNK_BYTES):
-                    block += lines.readline(MAX_ROW)
+                    rest = lines.readline(MAX_ROW)
+                    if len(rest) == MAX_ROW:
+                        where = self._where(Address(number, start, line + block.count(b"\n")))
+                        raise ValueError(
+                            f"{where}: the row has more than {MAX_ROW >> 20} MB. Remove it, or check that each row is on a separate line."
+                        )
+                    block += rest
                     chunks.append({"file": number, "start": start, "stop": start + len(block), "line": line})
                     start += len(block)
                     line += block.count(b"\n")
@@ -138,7 +144,7 @@ class JsonLines:
                 handles[address.file].seek(address.start)
                 where = self._where(address)
                 self._check_version(address.file)
-                record = _parse_line(handles[address.file].readline(MAX_ROW), where)
+                record = _parse_line(handles[address.file].readline(), where)
                 yield where, rename_columns(record, self.columns)
 
     def _lines(self, chunk: dict[str, int]) -> Iterator[tuple[Address, bytes]]:
@@ -146,12 +152,7 @@ class JsonLines:
         with open(self._paths[file], "rb") as lines:
             lines.seek(start)
             while start < chunk["stop"]:
-                text = lines.readline(MAX_ROW)
-                if len(text) == MAX_ROW:
-                    raise ValueError(
-                        f"{self._where(Address(file, start, line))}: the row has more than {MAX_ROW >> 20} MB. Remove it, or check that "
-                        "each row is on a separate line."
-                    )
+                text = lines.readline()
                 if not text:
                     break
                 if text.strip():
