@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import yaml
@@ -34,6 +35,7 @@ TRAIN = (
     "--per_device_train_batch_size 1 --max_steps 1 --output_dir OUT --use_cpu true --report_to none --bf16 false "
     "--gradient_checkpointing false --save_strategy no"
 )
+PARTED = f"best-of-n --candidates candidates.jsonl {MODEL} --n 1 2"
 STEP_SEARCH = f"{POLICY} {PROBLEMS} {MODEL} --n 2 --max_depth 1 --max_step_tokens 8"
 
 
@@ -99,13 +101,17 @@ def make_inputs(folder: Path) -> None:
             f"{ANNOTATE} --limit 2 --num_children 4 --max_depth 4 --max_step_tokens 30 --output_dir run",
             "export run --output_dir dataset --test_size 0.0",
             f"best-of-n {BEST_OF_N} --output_dir results",
-            f"best-of-n --candidates candidates.jsonl {MODEL} --n 1 2 --output_dir given",
+            f"{PARTED} --output_dir given",
             f"step-search {STEP_SEARCH} --output_dir searched",
             f"benchmark processbench.jsonl --suite processbench --validation_size 0.0 {MODEL} --output_dir judged",
         ):
             silent = io.StringIO()
             with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
                 assert main(words(line)) == 0, silent.getvalue()
+        with patch("trl_hrm.evaluation.best_of_n.write_candidates", side_effect=OSError("No space left on device")):
+            with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+                assert main(words(f"{PARTED} --output_dir parted")) == 1  # leaves a part
+        assert list(Path("parted").glob("part-*.jsonl"))
         for name in SETTINGS:
             if name != "env":
                 Path(f"{name}.yaml").write_text(yaml.safe_dump(settings(name)), encoding="utf-8")
@@ -198,7 +204,9 @@ def check_scores(work: Path, stdout: str) -> None:
 
 def check_results(work: Path, stdout: str) -> None:
     """Curves are between 0 and 1, and scores of candidates are in range."""
-    out = next(work / name for name in ("OUT", "results", "searched") if (work / name / "results.json").exists())
+    out = next(
+        work / name for name in ("OUT", "parted", "results", "searched") if (work / name / "results.json").exists()
+    )
     results = read(out / "results.json")
     for points in results["curves"].values():
         assert [point["n"] for point in points] == results["n"]
@@ -290,7 +298,10 @@ def targets() -> list[Target]:
         target("push-dataset dataset --repo_id me/dataset --dry_run", "dataset/*.json", check_printed, 1, "dataset"),
         target("push-dataset dataset --repo_id me/dataset --dry_run", "dataset/data/*.parquet", check_printed, 1, "dataset"),
         target("push-dataset dataset --repo_id me/dataset --dry_run", "dataset/README.md", check_printed, 1, "dataset"),
-        target(f"best-of-n --candidates candidates.jsonl {MODEL} --n 1 2 --output_dir OUT", "candidates.jsonl", check_results),
+        target(f"{PARTED} --output_dir OUT", "candidates.jsonl", check_results),
+        target(f"{PARTED} --output_dir parted", "parted/*.jsonl", check_results, about="parted"),
+        target(f"best-of-n {BEST_OF_N} --output_dir results --overwrite", "results/samples/*", check_results, 0.3, "results"),
+        target(f"step-search {STEP_SEARCH} --output_dir searched --overwrite", "searched/n-2/*", check_results, 0.3, "searched"),
         target(f"best-of-n {BEST_OF_N} --output_dir results --overwrite", "results/*", check_results, 0.3, "results"),
         target(f"step-search {STEP_SEARCH} --output_dir searched --overwrite", "searched/*", check_results, 0.3, "searched"),
         target(f"step-search {STEP_SEARCH} --output_dir OUT", "problems.jsonl", check_results, 0.3),

@@ -302,7 +302,9 @@ def naming_dataset(name: str) -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)  # it would print the error too
     try:
         yield
-    except (*faults, zipfile.BadZipFile, zlib.error) as error:
+    except (*faults, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, OSError) and name in str(error):  # such as a missing folder
+            raise
         cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         raise ValueError(f"{name}: the dataset cannot be read ({cause}).") from error
     finally:
