@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +17,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 
+MAX_YAML_BYTES = 1 << 20
 MAX_YAML_NODES = 100_000  # of a file with all its aliases expanded
 # Measurements that identify a model on a server, with the mean difference between hardware and batches that is accepted. Not every
 # server returns them
@@ -32,6 +34,19 @@ def shown(value: Any, limit: int = 80) -> str:
         value = value[: limit + 1]  # a `repr` of a gigabyte would be slow
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def check_regular(path: str | Path) -> None:
+    """
+    Check that a file is neither a pipe nor a device, which can be read only once or never end.
+
+    Raises:
+        `FileNotFoundError`: If the file does not exist.
+        `ValueError`: If the path is a pipe, a socket or a device.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{path}: found a pipe or a device, expected a file. Write the content to a file first.")
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
@@ -98,6 +113,7 @@ def read_json(path: str | Path, remedy: str = "") -> dict[str, Any]:
         `FileNotFoundError`: If the file does not exist.
         `ValueError`: If the file is not a JSON object. The message names the file.
     """
+    check_regular(path)
     try:
         value = parse_json(Path(path).read_bytes(), str(path))
     except ValueError as error:
@@ -121,6 +137,7 @@ def read_json_lines(path: str | Path, remedy: str = "") -> Iterator[tuple[str, d
         `FileNotFoundError`: If the file does not exist.
         `ValueError`: If a line is not a JSON object. The message names file and line.
     """
+    check_regular(path)
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}:{number}"
@@ -163,6 +180,9 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     """
     import yaml
 
+    check_regular(path)
+    if os.path.getsize(path) > MAX_YAML_BYTES:
+        raise ValueError(f"{path}: the file has more than {MAX_YAML_BYTES >> 20} MB, expected a file of settings.")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
