@@ -15,6 +15,7 @@ from trl import TrlParser
 import trl_hrm
 
 from .io import read_yaml
+from .terminal import one_line, say
 
 
 class Command(NamedTuple):
@@ -152,7 +153,7 @@ class CommandParser(TrlParser):
 
     def error(self, message: str) -> None:
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse lists all spellings of an option
-        self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
+        self.exit(2, f"error: {one_line(message)}\nSee `{self.prog} --help`.\n")
 
     def set_defaults_with_config(self, **settings: Any) -> list[str]:
         """Set the fields of the config. Other options, such as `--debug`, are unknown in a file."""
@@ -232,14 +233,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         run(name, argv[1:])
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped.", file=sys.stderr)
+        print(one_line(str(stop)) or "stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader closed the pipe, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, OSError, ValueError) as error:
         if is_debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -261,7 +262,7 @@ def run(name: str, argv: Sequence[str]) -> None:
         return
     result = getattr(trl_hrm, command.function)(config)
     if result is not None:
-        print(result)
+        say(result)
 
 
 if __name__ == "__main__":

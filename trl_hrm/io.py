@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,22 @@ def shown(value: Any, limit: int = 80) -> str:
         value = value[: limit + 1]  # a `repr` of a gigabyte would be slow
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def shell_word(text: str) -> str:
+    r"""
+    Quote a word for a command line that someone may copy. A word with line breaks or other control characters is written as
+    `$'...'`, in which Bash and Zsh read `\n` and `\u202e`.
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+
+    def visible(character: str) -> str:
+        if character.isprintable():
+            return f"\\{character}" if character in "\\'" else character
+        return ascii(character)[1:-1] if character.isascii() else f"\\U{ord(character):08x}"
+
+    return f"$'{''.join(map(visible, text))}'"
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

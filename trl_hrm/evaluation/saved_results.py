@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..pages.numbers import percent
 from ..scoring.aggregate import AGGREGATES, aggregate
+from ..terminal import plain
 from .reward_hacking import Verdict, hacking_verdict
 
 
@@ -81,7 +82,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
     for i, path in enumerate(resolved):
         if path in resolved[:i]:
             raise ValueError(f"{paths[i]} is given twice. Give each folder once.")
-    names = [path.name for path in resolved]
+    names = [plain(path.name) for path in resolved]
     results = []
     for path, name in zip(paths, names, strict=True):
         file = path / RESULTS
@@ -105,7 +106,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
                 f"{', '.join(BENCHMARK_KEYS)})."
             )
         read = _read_benchmark if is_benchmark else _read_selection
-        results.append(read(path, name if names.count(name) == 1 else path.as_posix(), values))
+        results.append(read(path, name if names.count(name) == 1 else plain(path.as_posix()), values))
     return results
 
 

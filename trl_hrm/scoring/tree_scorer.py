@@ -18,6 +18,7 @@ from ..loading import check_checkpoint
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
+from ..terminal import plain
 from .scoring_config import ScoringConfig
 
 
@@ -262,7 +263,7 @@ def read_text_contract(
             "%s has no readable safetensors files, so it could not be checked whether its weights include the head %r. With "
             "a missing head, all scores would be random. Save the model with `save_pretrained`, or check it once with "
             "`StepScorer.from_pretrained`, which reads all weight formats.",
-            path_or_repo,
+            plain(path_or_repo),
             step_format.head,
         )
     return tokenizer, step_format

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..data.sources import parse_columns
 from ..scoring.reward_model_config import RewardModelConfig
+from ..terminal import one_line, plain, say
 
 
 @dataclass(kw_only=True)
@@ -134,7 +135,7 @@ class BenchmarkResults:
 
         lines = [f"\n{format_results(name, measures)}\n" for name, measures in self.suites.items()]
         if self.output_dir is not None:
-            folder = self.output_dir
+            folder = plain(str(self.output_dir))
             lines.append(f"Results: {folder}/results.json; scores of all steps: {folder}/scores.jsonl")
         return "\n".join(lines)
 
@@ -167,9 +168,9 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
     results, rows = {}, []
     for suite in suites:
         data = found[suite.name]
-        print(f"{suite.name}: {len(data.solutions):,} solutions")
+        say(f"{suite.name}: {len(data.solutions):,} solutions")
         for warning in data.warnings():
-            print(f"warning: {warning}")
+            say(f"warning: {one_line(warning)}")
         results[suite.name], scored = benchmarks.run_suite(
             suite, data, scorer, config, config.threshold, config.validation_size, config.seed
         )

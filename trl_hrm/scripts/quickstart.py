@@ -78,7 +78,7 @@ def quickstart(config: QuickstartConfig) -> str:
 
     from ..io import replacing
     from ..scoring.scorer import StepScorer
-    from ..terminal import has_color
+    from ..terminal import has_color, say
     from ..tiny_model import make_tiny_model, texts_of
     from ..trainer.hrm_reward_config import HRMRewardConfig
     from ..trainer.hrm_reward_trainer import HRMRewardTrainer
@@ -90,7 +90,7 @@ def quickstart(config: QuickstartConfig) -> str:
     held_out = [solution_tree(*problem, 1, rng) for problem in problems[NUM_PROBLEMS:][:NUM_HELD_OUT]]
 
     rows = [tree.to_row() for tree in train]
-    print(
+    say(
         f"Training a reward model on {sum(len(tree.completions) for tree in train):,} steps of {len(train):,} problems."
     )
     texts = (text + "\n\n" for row in rows for text in texts_of(row))  # with the separator, which becomes one token

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..data.sources import parse_columns
 from ..io import replacing, shown
 from ..scoring.reward_model_config import RewardModelConfig
-from ..terminal import colored, has_color, plain
+from ..terminal import colored, has_color, one_line, plain
 
 
 @dataclass(kw_only=True)
@@ -105,8 +105,8 @@ def score(config: ScoreConfig) -> str:
     else:
         _write(config.output, trees, scores)
         num_scored = sum(value is not None for values in scored for value in values)
-        lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {config.output}."]
-    lines += [f"warning: {warning}" for warning in solution_warnings(notes)]
+        lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {plain(config.output)}."]
+    lines += [f"warning: {one_line(warning)}" for warning in solution_warnings(notes)]
     num_thinking = sum(None in values for values in scored)
     if num_thinking:
         lines.append(
@@ -118,7 +118,7 @@ def score(config: ScoreConfig) -> str:
         ("no steps", "without scores", _where(places, [tree.completions for tree in trees])),
     ):
         if odd:
-            lines.append(f"warning: {format_places(reason, odd, verb)}")
+            lines.append(f"warning: {one_line(format_places(reason, odd, verb))}")
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..data.candidates_config import RaftConfig
 from ..scoring.reward_model_config import RewardModelConfig
+from ..terminal import plain, say
 
 
 if TYPE_CHECKING:
@@ -64,5 +65,6 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
     )
     reward_model = {"reward_model": config.reward_model, **config.describe_scoring()}
     report = build_raft(problems, scores, config, counts, reward_model, warnings)
-    print(f"Mean score: {format_scores(report)}. Picture: {Path(config.output_dir, report['picture']['file'])}")
+    picture = plain(str(Path(config.output_dir, report["picture"]["file"])))
+    say(f"Mean score: {format_scores(report)}. Picture: {picture}")
     return report

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import trl_hrm
 
 from ..io import shown
+from ..terminal import printable, say
 
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
     argv, prog = list(argv), f"trl-hrm {name}"
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
     if {"-h", "--help"} & {*argv}:
-        print(short_help(module, prog))
+        say(short_help(module, prog))
         return
     parser = module.make_parser(prog=prog)
     if "--help_all" in argv:
@@ -190,14 +191,14 @@ def finish(trainer: "Trainer") -> None:
     [`~trl_hrm.hub.PushError`].
     """
     trainer.save_model(_internal_call=True)  # otherwise `save_model` would push before the card has metrics
-    trainer.accelerator.print(f"Model saved to {trainer.args.output_dir}.")
+    trainer.accelerator.print(printable(f"Model saved to {trainer.args.output_dir}."))
     if trainer.args.eval_strategy != "no":
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-        trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}.")
+        trainer.accelerator.print(printable(f"Pushed to {trainer.hub_model_id}."))
     else:
         trainer.create_model_card()  # with the metrics
     end_together(trainer)
