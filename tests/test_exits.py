@@ -231,7 +231,7 @@ PROMPT = [
     "transformers",
     "--final_stops",
     "# END!",
-    HOSTILE,
+    FOLDER,
 ]
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import unicodedata
+from typing import TextIO
 
 
 # Red, yellow, green among the 256 colours; legible on white and on black
@@ -51,14 +52,17 @@ def printable(text: str, color: bool = False) -> str:
     )
 
 
-def say(text: object) -> None:
+def say(text: object, file: TextIO | None = None) -> None:
     """
-    Print a text of several lines that may contain texts of data. See [`printable`]. Characters that the terminal cannot encode become
-    escape sequences.
+    Print a text of several lines that may contain texts of data. See [`printable`]. Characters that the terminal cannot encode are
+    escaped. `file` defaults to `sys.stdout`.
     """
-    encoding = sys.stdout.encoding or "utf-8"
-    text = printable(str(text), has_color()).encode(encoding, "backslashreplace").decode(encoding)
-    print(text, flush=True)  # noqa: T201
+    file = sys.stdout if file is None else file
+    encoding = file.encoding or "utf-8"
+    text = (
+        printable(str(text), file is sys.stdout and has_color()).encode(encoding, "backslashreplace").decode(encoding)
+    )
+    print(text, file=file, flush=True)  # noqa: T201
 
 
 def _visible(text: str, kept: str = "") -> str:

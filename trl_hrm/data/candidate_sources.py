@@ -119,7 +119,7 @@ def read_pool(
             raise ValueError(
                 f"{config.candidates} is a run, which already has the reference answers. Remove the problems."
             )
-        search = read_manifest(config.candidates)["search"]
+        search = read_manifest(config.candidates, ["search"])["search"]
         if search["search"] != "rollouts" or "root_filter" in search:
             # Solutions of a search tree share their first steps, and a root filter drops problems by difficulty
             found = f"--search {search['search']}" + (" with --root_filter" if "root_filter" in search else "")
@@ -283,7 +283,7 @@ def reading_settings(config: CandidatesConfig, extractors: Sequence[str] | None 
         if rule.name == "regex":
             found["step_pattern"] = rule.pattern
     if "prompt" in manifest:
-        found["prompt_style"] = manifest["prompt"]["style"]
+        found["prompt_style"] = prompt_of(manifest).style
     return found | {"keep_thinking": config.keep_thinking}
 
 
@@ -336,7 +336,7 @@ def finished_solutions(tree: SearchTree) -> Iterator[tuple[str, list[str]]]:
 
 
 def _finished_candidates(config: CandidatesConfig, notes: Counter) -> list[ProblemCandidates]:
-    prompt, rule = prompt_of(read_manifest(config.candidates)), cut_again(config)
+    prompt, rule = prompt_of(read_manifest(config.candidates, ["prompt"])), cut_again(config)
     source = NodeFiles([str(file) for file in node_files(config.candidates)])
     problems = []
     for chunk in source.chunks():

@@ -37,6 +37,7 @@ from .build import Dropped, Recipe, build_dataset
 from .build_config import BuildMathShepherdConfig
 from .build_report import BuildReport
 from .faults import RowError, other_command
+from .output import claimed_output
 from .sources import JsonLines
 
 
@@ -80,16 +81,17 @@ def build_math_shepherd(config: BuildMathShepherdConfig) -> BuildReport:
         `FileNotFoundError`: If an input does not exist.
         `ValueError`: If a record is invalid and `config.strict` is set, or if no row is left for training.
     """
-    recipe = Recipe(
-        name="math-shepherd",
-        source=JsonLines(config.inputs, config.columns),
-        inputs=config.inputs,
-        parse=parse_math_shepherd,
-        columns={"task": pa.string()},
-        join_prompts=True,
-        about=ABOUT,
-    )
-    return build_dataset(recipe, config)
+    with claimed_output(config, config.inputs) as output:
+        recipe = Recipe(
+            name="math-shepherd",
+            source=JsonLines(config.inputs, config.columns),
+            inputs=config.inputs,
+            parse=parse_math_shepherd,
+            columns={"task": pa.string()},
+            join_prompts=True,
+            about=ABOUT,
+        )
+        return build_dataset(recipe, config, output)
 
 
 def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> StepTree:

@@ -31,6 +31,7 @@ from .build import Dropped, Recipe, build_dataset
 from .build_config import BuildPRM800KConfig
 from .build_report import BuildReport
 from .faults import RowError, other_command
+from .output import claimed_output
 from .sources import JsonLines
 
 
@@ -71,17 +72,18 @@ def build_prm800k(config: BuildPRM800KConfig) -> BuildReport:
         `FileNotFoundError`: If an input does not exist.
         `ValueError`: If a record is invalid and `config.strict` is set, or if no row is left for training.
     """
-    recipe = Recipe(
-        name="prm800k",
-        source=JsonLines(config.inputs, config.columns),
-        inputs=config.inputs,
-        parse=partial(parse_prm800k, neutral=config.neutral_label, drop_screening=config.drop_screening),
-        columns={"answer": pa.string(), "finish_reason": pa.string()},
-        is_final=is_final,
-        options={"neutral": config.neutral, "drop_screening": config.drop_screening},
-        about=ABOUT,
-    )
-    return build_dataset(recipe, config)
+    with claimed_output(config, config.inputs) as output:
+        recipe = Recipe(
+            name="prm800k",
+            source=JsonLines(config.inputs, config.columns),
+            inputs=config.inputs,
+            parse=partial(parse_prm800k, neutral=config.neutral_label, drop_screening=config.drop_screening),
+            columns={"answer": pa.string(), "finish_reason": pa.string()},
+            is_final=is_final,
+            options={"neutral": config.neutral, "drop_screening": config.drop_screening},
+            about=ABOUT,
+        )
+        return build_dataset(recipe, config, output)
 
 
 def is_final(text: str) -> bool:

@@ -21,7 +21,7 @@ from .build_config import BuildStepwiseConfig
 from .build_report import BuildReport
 from .faults import RowError, other_command
 from .math_shepherd import is_conversation, is_er_prm, is_math_shepherd, parse_math_shepherd
-from .output import temporary_directory
+from .output import claimed_output
 from .problems import UNUSED, unused_parts, unused_warnings
 from .solutions import check_answers, count_answers, solution_warnings
 from .sources import DatasetRows, JsonLines, is_json_file, loaded_dataset
@@ -59,10 +59,10 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
             `config.strict` is set.
     """
     with ExitStack() as stack:
+        output = stack.enter_context(claimed_output(config, config.inputs))
         if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
             # Cache next to the output: the system's temporary directory may be too small for a copy of the dataset
-            folder = stack.enter_context(temporary_directory(config))
-            dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=folder))
+            dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=output.work))
             source = DatasetRows(dataset, config.columns)
             columns, options = source.types(), {"split": config.split}
         else:
@@ -78,7 +78,7 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
             about=ABOUT,
             warn=partial(_warnings, source=", ".join(config.inputs)),
         )
-        return build_dataset(recipe, config)
+        return build_dataset(recipe, config, output)
 
 
 def _warnings(report: dict[str, Any], source: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..grading.extraction import extract_answer
 from ..io import shown
-from ..search.nodes import open_nodes, read_group
+from ..search.nodes import check_problems, open_nodes, read_group
 from ..search.run_folder import summary_warnings
 from ..search.tree import ROOT, Node, Problem, SearchTree, make_id
 from .problems import problem_key
@@ -46,7 +46,7 @@ class NodeFiles:
                 raise FileNotFoundError(
                     f"{file}: file not found. Expected a folder of `trl-hrm annotate`, or a Parquet file of nodes from one."
                 )
-            open_nodes(file).close()
+            check_problems(file)
 
     def chunks(self) -> list[dict[str, int]]:
         """Return one dict per row group, with the indices of the `file` and of the `group`."""
@@ -60,7 +60,7 @@ class NodeFiles:
         """Yield `(where, address, tree)` for each tree of the row group. `where` is the file and the problem."""
         name = self.files[chunk["file"]]
         with open_nodes(name) as file:
-            for row, tree in enumerate(read_group(file, chunk["group"], token_ids=False)):
+            for row, tree in enumerate(read_group(file, name, chunk["group"], token_ids=False)):
                 where = f"{name}, problem {shown(tree.problem.problem_id)}"
                 yield where, Address(chunk["file"], chunk["group"], row), tree
 

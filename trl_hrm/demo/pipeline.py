@@ -20,7 +20,6 @@ If the demo is interrupted, the same command resumes it. It creates these folder
 """
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,10 +29,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
-
-from ..config import Config
-from ..io import write_json
+from ..config import PROCESSES, SEED, Config
+from ..io import claimed_folder, read_json, shown, write_json
 
 
 if TYPE_CHECKING:
@@ -42,6 +39,8 @@ if TYPE_CHECKING:
 
 
 MARK = ".trl-hrm-demo.json"  # settings of the demo in this folder
+OUTPUTS = {".done", "datasets", "logs", "measures", "models", "policy", "results", "runs", "self-training", "world"}
+OUTPUTS |= {"report.html", "report.json", "report_files"}
 SHARDS = 2  # number of parallel processes per search
 PAIRS = [1, 2]  # score single steps and pairs of steps
 
@@ -113,7 +112,7 @@ class DemoConfig(Config):
         num_workers (`int`, *optional*):
             Number of parallel jobs. Defaults to the number of cores.
         force (`bool`, *optional*, defaults to `False`):
-            Whether to delete the contents of `output_dir` and start over.
+            Whether to delete the demo in `output_dir` and start over.
     """
 
     output_dir: str = field(default="outputs/demo", metadata={"help": "Output folder."})
@@ -123,16 +122,11 @@ class DemoConfig(Config):
             "help": "Size of the demo. quick takes minutes. full takes an hour and reproduces docs/evidence.md."
         },
     )
-    seed: int = field(default=42, metadata={"help": "Random seed of the problems and the policy."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the problems and the policy.", "range": SEED})
     num_workers: int | None = field(
-        default=None, metadata={"help": "Number of parallel jobs (default: the number of cores)."}
+        default=None, metadata={"help": "Number of parallel jobs (default: the number of cores).", "range": PROCESSES}
     )
-    force: bool = field(default=False, metadata={"help": "Delete the contents of --output_dir and start over."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"`num_workers` is {self.num_workers}. It must be at least 1.")
+    force: bool = field(default=False, metadata={"help": "Delete the demo in --output_dir and start over."})
 
 
 def run_demo(config: DemoConfig) -> str:
@@ -448,9 +442,10 @@ def describe_search(run: Path) -> str:
 
 
 def describe_policy(folder: Path) -> str:
+    from .measures import PolicyMeasures, read_measures
     from .world import SIGHT
 
-    found = json.loads((folder / "measures" / "policy.json").read_text(encoding="utf-8"))
+    found = read_measures(folder / "measures" / "policy.json", PolicyMeasures)
     what = f"accuracy {found['accuracy']:.0%}, {found['slip_rate']:.0%} of steps are errors, {found['correction_rate']:.0%} of them corrected"
     if found["sight"] is None:
         return f"{what}, no correct step corrected"
@@ -460,17 +455,22 @@ def describe_policy(folder: Path) -> str:
 
 
 def describe_models(folder: Path, profile: "Profile") -> str:
+    from .measures import ModelMeasures, read_measures
+
     found = {}
     for model in profile.models[:4]:
         files = [folder / "measures" / "models" / f"{name}.json" for name, _ in model.runs()]
-        found[model.title] = fmean(json.loads(file.read_text())["first_error_auroc"] for file in files)
+        found[model.title] = fmean(read_measures(file, ModelMeasures)["first_error_auroc"] for file in files)
     return "first-error AUROC: " + ", ".join(f"{title} {value:.2f}" for title, value in found.items())
 
 
 def describe_self_training(folder: Path, profile: "Profile") -> str:
+    from .measures import HeldOutMeasures, read_measures
+
     last = {}
     for place, settings in enumerate(profile.self_training):
-        found = json.loads((folder / "self-training" / str(place) / "held_out.json").read_text())
+        path = folder / "self-training" / str(place) / "held_out.json"
+        found = read_measures(path, HeldOutMeasures, more=True)
         last.setdefault(settings["kl_coef"], found["curve"][-1]["kl"])
     return "KL from the reference after training: " + ", ".join(
         f"{kl:.3f} at λ = {coef:g}" for coef, kl in last.items()
@@ -483,19 +483,20 @@ def begun(folder: Path, settings: dict[str, Any], force: bool = False) -> Iterat
     Create the folder of the demo, or reuse it if it was created with the same settings, and lock it for this process.
 
     Raises:
-        `ValueError`: If the folder has other files or a demo with different settings, or if another demo is running in it.
+        `BlockingIOError`: If another demo is running in the folder.
+        `ValueError`: If the folder has other files or a demo with different settings.
     """
-    others = [path for path in folder.iterdir() if path.name not in (MARK, f"{MARK}.lock")] if folder.exists() else []
-    if others and not (folder / MARK).exists():
-        raise ValueError(f"{folder} has files that do not belong to a demo. Set another `output_dir`.")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        taken = FileLock(folder / f"{MARK}.lock").acquire(blocking=False)
-    except Timeout:
-        raise ValueError(f"Another demo is running in {folder}. Wait for it, or set another `output_dir`.") from None
-    with taken:
-        mark = folder / MARK
-        found = json.loads(mark.read_text(encoding="utf-8") or "null") if mark.exists() else None
+    lock, mark = f"{MARK}.lock", folder / MARK
+    with claimed_folder(folder, "output_dir", (MARK, "report.json", "report.html"), lock):
+        others = [path for path in folder.iterdir() if path.name not in (MARK, lock)]
+        foreign = [path.name for path in others if path.name not in OUTPUTS]
+        if others and not mark.exists() or foreign and force:
+            raise ValueError(
+                f"{folder} has files that do not belong to a demo: {shown(', '.join(sorted(foreign)) or others[0].name)}. Move them, or "
+                "set another `output_dir`."
+            )
+        is_begun = mark.exists() and mark.stat().st_size > 0
+        found = read_json(mark, "Set another `output_dir`, or delete the folder.") if is_begun else None
         if found not in (None, settings) and not force:
             raise ValueError(
                 f"The demo in {folder} was created with {found}, but the settings are now {settings}. Set another `output_dir`, or use "

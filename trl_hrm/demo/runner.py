@@ -4,29 +4,52 @@ support it, otherwise restarted.
 """
 
 import contextlib
-import json
 import os
 import re
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 import yaml
 from tqdm import tqdm
 
 from ..config import Config
-from ..io import write_json
+from ..io import read_json, write_json
+from ..processes import Workers
+from ..schema import Amount, check_json
 
 
 DONE = ".done"
+REMEDY = "Delete the file and run the same command again."
 _PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, which every job prints
+
+
+class Stage(TypedDict):
+    """Record of a finished stage."""
+
+    name: str
+    seconds: Amount
+    did: str
+
+
+class Mark(TypedDict):
+    """Record of a finished job: its seconds, and the seconds since the beginning of the stage."""
+
+    seconds: Amount
+    since: Amount
+
+
+def read_mark(path: Path) -> dict[str, float]:
+    """Return the record of a finished job."""
+    found = read_json(path, REMEDY)
+    check_json(found, Mark, path, REMEDY)
+    return found
 
 
 class Runner:
@@ -44,15 +67,13 @@ class Runner:
     def __init__(self, folder: Path, num_workers: int):
         self.folder = folder
         self.stages: list[dict[str, Any]] = []  # name, seconds and result of each
-        self._pool = ProcessPoolExecutor(
-            num_workers, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
-        )
+        self._pool = Workers(num_workers, "spawn", "Lower --num_workers. Run the same command again to resume.")
 
     def __enter__(self) -> "Runner":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.__exit__(*error)
 
     def run(self, stage: str, jobs: Mapping[str, partial], describe: Callable[[], str]) -> None:
         """
@@ -73,7 +94,9 @@ class Runner:
         if not record.exists():
             seconds = self._run_jobs(stage, jobs)
             write_json(record, {"name": stage, "seconds": seconds, "did": describe()})
-        self.stages.append(json.loads(record.read_text(encoding="utf-8")))
+        done = read_json(record, REMEDY)
+        check_json(done, Stage, record, REMEDY)
+        self.stages.append(done)
         print(f"{stage:<16}{self.stages[-1]['seconds']:>6.0f} s  {self.stages[-1]['did']}", flush=True)
 
     def _run_jobs(self, stage: str, jobs: Mapping[str, partial]) -> float:
@@ -83,7 +106,7 @@ class Runner:
         logs = {name: self.folder / "logs" / stage / f"{name}.log" for name in jobs}
         for path in (*marks.values(), *logs.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
-        before = max((json.loads(m.read_text())["since"] for m in marks.values() if m.exists()), default=0.0)
+        before = max((read_mark(mark)["since"] for mark in marks.values() if mark.exists()), default=0.0)
         running: dict[Future, str] = {
             self._pool.submit(_work, job, logs[name]): name for name, job in jobs.items() if not marks[name].exists()
         }
@@ -100,7 +123,10 @@ class Runner:
                 done, _ = wait(running, timeout=0.5)
                 for future in done:
                     name = running.pop(future)
-                    if error := future.exception():
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):  # of all jobs
+                        raise error
+                    if error:
                         failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
                     else:
                         since = before + time.perf_counter() - began
@@ -120,17 +146,6 @@ def share_done(log: Path) -> float:
         file.seek(max(0, log.stat().st_size - 4096))
         found = _PROGRESS.findall(file.read().decode(errors="replace"))
     return min(int(found[-1][0]) / max(int(found[-1][1]), 1), 0.99) if found else 0.0
-
-
-def _end_with(parent: int) -> None:
-    """Make this process exit when its parent does, even if the parent is killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(job: partial, log: Path) -> float:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import Config
+from ..config import COUNT, PROCESSES, SEED, Config
 from ..encoding import CHAT_TEMPLATE_DATE
 from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
 from ..io import shown
@@ -100,14 +100,24 @@ class PolicyConfig(Config):
             "metavar": "JSON",
         },
     )
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 means greedy decoding."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Sampling temperature. 0 means greedy decoding.", "range": "[0, inf)"}
+    )
     top_p: float = field(
         default=1.0,
-        metadata={"help": "Cumulative probability of the tokens to sample from. 1 disables it.", "advanced": True},
+        metadata={
+            "help": "Cumulative probability of the tokens to sample from. 1 disables it.",
+            "advanced": True,
+            "range": "(0, 1]",
+        },
     )
     top_k: int = field(
         default=0,
-        metadata={"help": "Number of most probable tokens to sample from. 0 disables it.", "advanced": True},
+        metadata={
+            "help": "Number of most probable tokens to sample from. 0 disables it.",
+            "advanced": True,
+            "range": "[0, inf)",
+        },
     )
 
     def __post_init__(self):
@@ -227,7 +237,9 @@ class PromptConfig(Config):
     prompt_style: Literal["chat", "plain"] = field(
         default="chat", metadata={"help": "chat applies the policy's chat template, plain uses the text as is."}
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message, for the chat style."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message, for the chat style.", "may_be_empty": True}
+    )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
@@ -246,7 +258,8 @@ class PromptConfig(Config):
     final_stops: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, or none for a file)."
+            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, or none for a file).",
+            "may_be_empty": True,
         },
     )
     segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
@@ -282,6 +295,8 @@ class PromptConfig(Config):
                 f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
                 "`step_pattern` must be used together."
             )
+        if self.step_pattern is not None:
+            regex_rule(self.step_pattern)  # raises if the pattern is invalid
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
         """
@@ -336,22 +351,19 @@ class RunConfig(Config):
     """
 
     output_dir: str = field(metadata={"help": "Output folder of the run."})
-    seed: int = field(default=42, metadata={"help": "Random seed of all samples."})
+    seed: int = field(default=42, metadata={"help": "Random seed of all samples.", "range": SEED})
     max_in_flight: int = field(
-        default=256, metadata={"help": "Maximum number of sequences that the engine generates in parallel."}
+        default=256,
+        metadata={"help": "Maximum number of sequences that the engine generates in parallel.", "range": COUNT},
     )
     max_open_problems: int = field(
-        default=256, metadata={"help": "Maximum number of problems in memory.", "advanced": True}
+        default=256, metadata={"help": "Maximum number of problems in memory.", "advanced": True, "range": COUNT}
     )
     grader_workers: int = field(
-        default=1, metadata={"help": "Number of worker processes that grade answers.", "advanced": True}
+        default=1,
+        metadata={"help": "Number of worker processes that grade answers.", "advanced": True, "range": PROCESSES},
     )
     grader_timeout: float = field(
-        default=10.0, metadata={"help": "Timeout for grading an answer, in seconds.", "advanced": True}
+        default=10.0,
+        metadata={"help": "Timeout for grading an answer, in seconds.", "advanced": True, "range": "(0, 86400]"},
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("max_in_flight", "max_open_problems", "grader_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")

@@ -19,7 +19,7 @@ from .engines.base import Engine, EngineError, EngineFatal, Sample
 from .expansion import Expander
 from .log import EventLog
 from .open_tree import OpenTree, Request
-from .policies import Search, filter_status
+from .policies import Search, check_in_flight, filter_status
 from .prompts import Prompt
 from .step_search import Score, StepSearch, check_scores, ending_extractors, is_step, step_tree
 from .steps import StepRule, cut_prefix
@@ -223,11 +223,7 @@ class Scheduler:
                 the log, if the search cannot continue from the prefix of a problem, or if the reward model does not return one
                 finite score or `None` per step.
         """
-        if self.search.max_samples > self.config.max_in_flight:
-            raise ValueError(
-                f"`max_in_flight` is {self.config.max_in_flight}. It must be at least {self.search.max_samples}, the maximum number "
-                "of samples per request of this search."
-            )
+        check_in_flight(self.search, self.config.max_in_flight)
         self._waiting = deque((place, problem, 0) for place, problem in self._unfinished(problems))
         self._ready: list[tuple[tuple[int, int, int], Request, _OpenProblem]] = []  # a heap
         self._depth: list[tuple[_OpenProblem, Request]] = []  # finished requests with steps to score

@@ -193,7 +193,8 @@ class StepSearch:
         found = []
         for beam in self.beams(opened):
             beam = self.advance(opened, beam)
-            assert not beam.requests, "the search has not ended"
+            if beam.requests:
+                raise ValueError("the search has not ended, but the log says so.")
             found += [(node, "final") for node in beam.finals] + [(node, beam.reason) for node in beam.live]
 
         def order(ending: Ending) -> tuple[bool, float, str]:

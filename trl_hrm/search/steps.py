@@ -226,8 +226,16 @@ def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str
 
 
 def regex_rule(pattern: str) -> StepRule:
-    """Return a rule for whole solutions in which a step ends at the end of a match of `pattern`."""
-    return StepRule("regex", pattern, ())
+    """
+    Return a rule for whole solutions in which a step ends at the end of a match of `pattern`.
+
+    Raises:
+        `ValueError`: If the pattern is not a valid regular expression, or matches an empty text.
+    """
+    rule = StepRule("regex", pattern, ())
+    if re.search(pattern, ""):
+        raise ValueError(f"The step pattern {shown(pattern)} matches an empty text, so steps would end anywhere.")
+    return rule
 
 
 class Cut(NamedTuple):

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -5,10 +6,11 @@ from .._compat import BaseConfig
 from ..encoding import CHAT_TEMPLATE_DATE
 from ..io import shown
 from ..step_format import StepFormat
+from .resume_config import ResumeConfig
 
 
 @dataclass
-class HRMRewardConfig(BaseConfig):
+class HRMRewardConfig(ResumeConfig, BaseConfig):
     r"""
     Configuration class for the [`HRMRewardTrainer`].
 
@@ -85,6 +87,14 @@ class HRMRewardConfig(BaseConfig):
         error_weight (`float`, *optional*, defaults to `1.0`):
             Weight of a wrong step (label 0) relative to a correct step (label 1) in the mean loss. A soft label `y` has
             the weight `y + (1 - y) * error_weight`.
+
+        > Parameters that control resuming
+
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
+            `output_dir`. Without one, training starts from the beginning.
+        accept_changes (`list[str]`, *optional*, defaults to `[]`):
+            Names of settings that may differ from those of the checkpoint. Other differences are an error.
 
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
@@ -241,8 +251,8 @@ class HRMRewardConfig(BaseConfig):
             raise ValueError(
                 f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique' or 'occurrence'."
             )
-        if not self.error_weight > 0:
-            raise ValueError(f"`error_weight` is {self.error_weight}. It must be greater than 0.")
+        if not 0 < self.error_weight < math.inf:
+            raise ValueError(f"`error_weight` is {self.error_weight}. It must be a number greater than 0.")
         if self.batch_eval_metrics:
             raise ValueError(
                 "`batch_eval_metrics` is not supported, because metrics of single batches cannot be combined. Leave it at "

@@ -20,6 +20,7 @@ from .. import __version__
 from ..hub import pushing, retry
 from ..io import shell_word, shown
 from ..terminal import one_line, plain
+from .checkpoints import RECORD_NAME
 
 
 logger = get_logger(__name__)
@@ -33,6 +34,7 @@ TRAINING_STATE = (
     "scaler.pt",
     "rng_state*",
     "trainer_state.json",
+    RECORD_NAME,
     "pytorch_model_fsdp*",
     "global_step*",
     "latest",

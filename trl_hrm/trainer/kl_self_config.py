@@ -8,10 +8,11 @@ from trl import SFTConfig
 from ..encoding import CHAT_TEMPLATE_DATE, check_chat_template_options
 from ..io import shown
 from ..kl import DIRECTIONS, REDUCTIONS, SCALINGS
+from .resume_config import ResumeConfig
 
 
 @dataclass
-class KLSelfConfig(SFTConfig):
+class KLSelfConfig(ResumeConfig, SFTConfig):
     r"""
     Configuration class for the [`KLSelfTrainer`].
 
@@ -52,6 +53,14 @@ class KLSelfConfig(SFTConfig):
 
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
             Date passed to chat templates that print today's date, as in `trl-hrm annotate`.
+
+        > Parameters that control resuming
+
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
+            `output_dir`. Without one, training starts from the beginning.
+        accept_changes (`list[str]`, *optional*, defaults to `[]`):
+            Names of settings that may differ from those of the checkpoint. Other differences are an error.
 
     > [!NOTE]
     > The other parameters have the same default values as in [`~trl.SFTConfig`].

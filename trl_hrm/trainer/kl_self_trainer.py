@@ -1,6 +1,7 @@
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from trl import SFTTrainer
 
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
 from ..encoding import dated_template, uses_clock
+from ..identity import checkpoint_identity
 from ..io import shown
 from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
 from ..loading import check_policy, load_policy, load_tokenizer, refuse_nan
@@ -30,6 +32,7 @@ from .reference import (
     precompute_hidden,
     trained_sequences_of,
 )
+from .safe_training import SafeTrainingMixin, identity_in_memory
 
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ class KLOutput(FusedCausalLMOutput):
     token_kl: torch.Tensor | None = None
 
 
-class KLSelfTrainer(HubPushMixin, SFTTrainer):
+class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
     """
     Trainer for self-training: supervised fine-tuning on a policy's own best solutions, regularised towards a reference
     model by a log-scaled KL divergence ([HRM](https://huggingface.co/papers/2503.13551), section 3.3).
@@ -120,6 +123,9 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             if kwargs.get("processing_class") is None:
                 load_tokenizer(model, init.get("revision"), args.trust_remote_code)  # a damaged one raises here
         has_adapter = kwargs.get("peft_config") is not None or (not isinstance(model, str) and is_peft_model(model))
+        self._train_data, self._eval_data = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+        given = args.ref_model if ref_model is None else ref_model
+        self._given_reference = given if given is None or isinstance(given, str) else identity_in_memory(given)
         reference = make_reference(model, args, ref_model, has_adapter, kwargs.get("compute_loss_func"))
         super().__init__(model=model, args=args, **kwargs)
         if isinstance(model, str):
@@ -132,7 +138,6 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             self._reset_metrics(mode)
         if args.kl_coef:
             self._check_support()
-            given = args.ref_model if ref_model is None else ref_model
             check_reference(reference, given, causal_lm_of(self.model), self._tokenizer, args)
             if args.precompute_ref_hidden:
                 self.reference, store = precompute_hidden(self, reference)
@@ -258,6 +263,20 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         if self.model_wrapped is self.model:
             self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
+
+    # Checkpoints
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        content = super()._content
+        reference = self._given_reference
+        if not self.args.kl_coef:
+            reference = None
+        elif isinstance(reference, str):
+            reference = checkpoint_identity(reference)
+        elif reference is None and content["model"].keys() == {"config"}:
+            reference = identity_in_memory(self.model)  # a copy of a policy that was not loaded from files
+        return content | {"reference": reference}
 
     # Metrics
 

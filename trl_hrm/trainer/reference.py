@@ -2,11 +2,10 @@
 
 import copy
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,10 @@ from .._compat import (
     prepare_deepspeed,
     prepare_fsdp,
 )
-from ..io import shown, write_json
+from ..io import read_json, shown, write_json
 from ..kl import LMHead, trained_tokens
 from ..loading import load_policy, load_tokenizer
+from .checkpoints import digest_of_weights
 from .kl_self_config import KLSelfConfig
 
 
@@ -446,7 +446,7 @@ def precompute_hidden(
         )
     manifest = {
         "version": 1,
-        "reference": _digest_of_weights(trainer.model if model is None else model),
+        "reference": digest_of_weights(trainer.model if model is None else model),
         "data": hashlib.blake2b("".join(sorted(sequences)).encode(), digest_size=16).hexdigest(),
         "num_sequences": len(sequences),
     }
@@ -471,24 +471,6 @@ def precompute_hidden(
     return PrecomputedReference(head), RefHiddenStore(folder)
 
 
-def _digest_of_weights(model: torch.nn.Module) -> str:
-    """Return a hash of the config and the frozen weights of a model (excluding the weights of an adapter)."""
-    causal_lm = causal_lm_of(model)
-    settings = causal_lm.config.to_dict()
-    settings = {name: value for name, value in settings.items() if not name.endswith("_token_id")}
-    for name in ("_name_or_path", "transformers_version"):
-        settings.pop(name, None)
-    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
-    adapted = causal_lm is not model
-    for name, weight in sorted(causal_lm.named_parameters()):
-        if adapted and weight.requires_grad:
-            continue
-        with maybe_gather_lm_head_ctx(weight) if hasattr(weight, "ds_id") else nullcontext():
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     path = folder / MANIFEST
     if not path.exists():
@@ -498,16 +480,11 @@ def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
                 "the folder, or set another `ref_hidden_dir`."
             )
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: the file is damaged ({error}). Delete the folder to recompute the states."
-        ) from error
+    found = read_json(path, "Delete the folder to recompute the states.")
     for name, what in (("version", "format"), ("reference", "reference model"), ("data", "data or tokenizer")):
         if found.get(name) != manifest[name]:
             raise ValueError(
-                f"{path}: the hidden states were computed with another {what}: found {found.get(name)}, expected "
+                f"{path}: the hidden states were computed with another {what}: found {shown(found.get(name))}, expected "
                 f"{manifest[name]}. Delete the folder to recompute them, or set another `ref_hidden_dir`."
             )
 
