@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -47,6 +48,22 @@ def check_regular(path: str | Path) -> None:
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ValueError(f"{path}: found a pipe or a device, expected a file. Write the content to a file first.")
+
+
+def shell_word(text: str) -> str:
+    r"""
+    Quote a word for a command line that someone may copy. A word with line breaks or other control characters is written as
+    `$'...'`, in which Bash and Zsh read `\n` and `\u202e`.
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+
+    def visible(character: str) -> str:
+        if character.isprintable():
+            return f"\\{character}" if character in "\\'" else character
+        return ascii(character)[1:-1] if character.isascii() else f"\\U{ord(character):08x}"
+
+    return f"$'{''.join(map(visible, text))}'"
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
@@ -158,6 +175,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         `FileNotFoundError`: If the file does not exist.
         `ValueError`: If the file is not a mapping from names to values. See also [`parse_yaml`].
     """
+    check_regular(path)
+    if os.path.getsize(path) > MAX_YAML_BYTES:
+        raise ValueError(f"{path}: the file has more than {MAX_YAML_BYTES >> 20} MB, expected a file of settings.")
     values = parse_yaml(Path(path).read_bytes(), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} contains no options. Write one per line, such as `seed: 42`.")
@@ -180,9 +200,6 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     """
     import yaml
 
-    check_regular(path)
-    if os.path.getsize(path) > MAX_YAML_BYTES:
-        raise ValueError(f"{path}: the file has more than {MAX_YAML_BYTES >> 20} MB, expected a file of settings.")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()

@@ -20,12 +20,14 @@ from ..io import (
     read_json,
     read_json_lines,
     replacing,
+    shell_word,
     shown,
     write_json,
 )
 from ..schema import INT64, Amount, Count, Range, Share, check_json
 from ..search.outcomes import describe_outcomes
 from ..search.run_folder import Reference, shard_name
+from ..terminal import one_line
 from .reward_hacking import gap_words, hacking_verdict
 
 
@@ -170,7 +172,7 @@ class Results:
     output_dir: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"{format_results(self)}\nNext: trl-hrm report {self.output_dir} --output report.html"
+        return f"{format_results(self)}\nNext: trl-hrm report {shell_word(str(self.output_dir))} --output report.html"
 
 
 def check_results(folder: Path, overwrite: bool) -> None:
@@ -269,7 +271,7 @@ def format_results(results: Results) -> str:
         lines.append(f"candidates of {given:,} problems came with grades, which were not changed")
     if results.solutions:
         lines.append(describe_outcomes(results.solutions))
-    lines += [f"warning: {warning}" for warning in results.warnings]
+    lines += [f"warning: {one_line(warning)}" for warning in results.warnings]
     if not given and results.counts.get("candidates_without_answer", 0) == results.counts.get("num_candidates"):
         lines.append(
             "warning: no solution has an answer, so all accuracies are 0. Check that --extractors match the policy's output, and "

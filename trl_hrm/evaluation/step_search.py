@@ -53,6 +53,7 @@ from ..search.step_search import (
 )
 from ..search.steps import StepRule
 from ..search.tree import Problem
+from ..terminal import printable
 from .answer_classes import grade_problems
 from .curves import INTERVALS, curve_with_gap
 from .results import Results, candidates_name, write_candidates, write_results
@@ -231,7 +232,7 @@ def run_step_search(
         prompt.encode(engine.tokenizer, problem.prompt)
     note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for problem in problems))
     if note is not None:
-        tqdm.write(note)
+        tqdm.write(printable(note))
     manifest = manifest | {"prompt": asdict(prompt), "reward_model": reward_model} | config.describe()
     for n, search in searches.items():
         check_manifest(config.folder(n), manifest | {"search": {"search": config.strategy} | search.describe()})

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
-from ..io import shown
+from ..io import shell_word, shown
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
 from ..search.run_folder import Shard
+from ..terminal import one_line, say
 
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Annotation:
     def __str__(self) -> str:
         return (
             f"{format_summary(self.progress, self.summary, self.output_dir)}\n"
-            f"Next: trl-hrm export {self.output_dir} --labels soft --view hrm --output_dir DATASET"
+            f"Next: trl-hrm export {shell_word(str(self.output_dir))} --labels soft --view hrm --output_dir DATASET"
         )
 
 
@@ -332,7 +333,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
         for place, problem in enumerate(problems.problems)
         if problem_shard(problem.problem_id, shard.count) == shard.index
     ]
-    print(f"{problems.describe()}\nShard {shard.index}/{shard.count}: {len(chosen):,} problems.")
+    say(f"{problems.describe()}\nShard {shard.index}/{shard.count}: {len(chosen):,} problems.")
 
     async def run(log: EventLog) -> "Progress":
         with ProgressBar() as bar:
@@ -359,12 +360,12 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
             prompt.encode(engine.tokenizer, problem.prompt)
         note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for _, problem in chosen))
         if note is not None:
-            print(note)
+            say(note)
         manifest = make_manifest(config, engine, prompt, rule, grader, shard.count)
         check_manifest(folder, manifest | {"search": search.describe()})
         with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:
             if log.torn:
-                print(
+                say(
                     f"Dropped an incomplete event of {log.torn} bytes at the end of the log, left by an interrupted run. It "
                     "will be sampled again."
                 )
@@ -426,5 +427,5 @@ def format_summary(progress: "Progress", summary: dict[str, Any], folder: "str |
             f"warning: {summary['problems']['error']:,} problems have failed requests and get no labels. Run the same command "
             "again to retry them."
         )
-    lines += [f"warning: {warning}" for warning in summary_warnings(summary, read_manifest(folder))]
+    lines += [f"warning: {one_line(warning)}" for warning in summary_warnings(summary, read_manifest(folder))]
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from ..grading import DEFAULT_EXTRACTORS
 from ..scoring.aggregate import AGGREGATES
 from ..scoring.reward_model_config import RewardModelConfig
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
+from ..terminal import one_line, say
 from .annotate import AnnotateConfig, format_summary, search_problems
 
 
@@ -265,7 +266,7 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
             scorer = config.load_scorer()
         score_pool(problems, scorer, grader, part, config, config.grader_workers, progress=True)
     if shard.index > 0:
-        print(f"Part {shard.index} of {shard.count} is done. The first process merges the results.")
+        say(f"Part {shard.index} of {shard.count} is done. The first process merges the results.")
         return None
     parts = [folder / shard_name("part", i, shard.count, "jsonl") for i in range(shard.count)]
     wait_for_parts(parts, part.header)
@@ -320,21 +321,21 @@ def _given(
     answers = None
     if config.problems is not None:
         answers = config.read_problems()
-        print(answers.describe())
+        say(answers.describe())
         counts["problem_records_left_out"] = answers.faults.num_left_out
     reading = reading_settings(reader, config.extractors)
     pool = read_pool(reader, config.extractors, answers, counts)
     if shard.index == 0:
         shown = {name: " ".join(value) if isinstance(value, list) else value for name, value in reading.items()}
-        print(f"Reading candidates with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
+        say(f"Reading candidates with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
         for warning in solution_warnings(counts):
-            print(f"warning: {warning}")
+            say(f"warning: {one_line(warning)}")
     n = config.n
     if n is None:
         fewest = min((len(problem.candidates) for problem in pool), default=0)
         largest = min(max(fewest, 1), max(NUMBERS))
         n = [*(number for number in NUMBERS if number < largest), largest]
-        print(f"N is {' '.join(map(str, n))}: every problem has at least {fewest:,} candidates.")
+        say(f"N is {' '.join(map(str, n))}: every problem has at least {fewest:,} candidates.")
     counts["candidates_beyond_n"] += sum(len(problem.candidates) for problem in pool)
     pool = take_first(pool, max(n), config.num_draws is not None)
     counts["candidates_beyond_n"] -= sum(len(problem.candidates) for problem in pool)
@@ -372,7 +373,7 @@ def _sampled(
     )
     progress, summary = search_problems(sampling, shard, problems)
     cost.end(progress)
-    print(format_summary(progress, summary, folder))
+    say(format_summary(progress, summary, folder))
     places = {problem.problem_id: place for place, problem in enumerate(problems.problems)}
     nodes = folder / shard_name("nodes", shard.index, shard.count, "parquet")
     pool = [problem for problem in read_run([nodes], config.extractors) if problem.problem_id in places]

@@ -17,6 +17,7 @@ from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
 from ..scoring.reward_model_config import RewardModelConfig
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
+from ..terminal import say
 from .annotate import make_manifest
 from .best_of_n import NUMBERS, own_shard
 
@@ -157,7 +158,7 @@ def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
     # the check of prefixes does not depend on N
     fault = partial(search.prefix_fault, ending=ending_extractors(config.extractors))
     problems = config.read_problems(config.prefix_column, fault)
-    print(problems.describe())
+    say(problems.describe())
     scorer = config.load_scorer()
     with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
         engine = config.load_engine(shard)
@@ -178,5 +179,5 @@ def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
             config.grader_workers,
         )
     if results is None:
-        print(f"Part {shard.index} of {shard.count} is done. The last process to finish merges the results.")
+        say(f"Part {shard.index} of {shard.count} is done. The last process to finish merges the results.")
     return results

@@ -143,9 +143,9 @@ class PolicyConfig(Config):
 
     def load_tokenizer(self) -> Any:
         """Load the tokenizer of the policy."""
-        from transformers import AutoTokenizer
+        from ..loading import load_tokenizer
 
-        return AutoTokenizer.from_pretrained(self.policy_tokenizer or self.policy, revision=self.policy_revision)
+        return load_tokenizer(self.policy_tokenizer or self.policy, self.policy_revision)
 
     def load_engine(self, shard: Shard | None = None) -> Any:
         """
