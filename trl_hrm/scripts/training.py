@@ -119,18 +119,20 @@ def launch(name: str, argv: Sequence[str]) -> None:
     except SignalException:  # of several processes, to which it passes the signal on
         raise KeyboardInterrupt from None
     except subprocess.CalledProcessError as error:
-        raise ChildProcessError(_describe_exit(error.returncode)) from None
+        _end_with(error.returncode)
     except ChildFailedError as error:
-        raise ChildProcessError(_describe_exit(error.get_first_failure()[1].exitcode)) from None
+        _end_with(error.get_first_failure()[1].exitcode)
 
 
-def _describe_exit(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return (
-            "The training process was killed, probably because the memory is used up. Lower --per_device_train_batch_size or "
-            "--max_length."
-        )
-    return f"The training process ended with exit code {code}. See its error message above."
+def _end_with(code: int) -> None:
+    """End the launcher after a training process has failed. `code` is its exit code, negative after a signal."""
+    number = -code if code < 0 else code - 128
+    if number not in signal.valid_signals():  # the process has printed its error
+        sys.exit(code)
+    message = f"A training process was ended by {signal.Signals(number).name}."
+    if number == signal.SIGKILL:
+        message += " Its memory is probably used up. Lower --per_device_train_batch_size or --max_length."
+    raise ChildProcessError(message)
 
 
 @contextmanager
@@ -143,9 +145,9 @@ def ending_with_launcher() -> Iterator[None]:
     if launcher is None:
         yield
         return
-    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
-        end_with_parent(int(launcher))
     stop = StopSignals()
+    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
+        end_with_parent(int(launcher), signal.SIGTERM)
     try:
         with stop.ending():
             yield
