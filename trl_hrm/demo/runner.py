@@ -4,7 +4,6 @@ support it, otherwise restarted.
 """
 
 import contextlib
-import json
 import os
 import re
 import sys
@@ -15,18 +14,42 @@ from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 import yaml
 from tqdm import tqdm
 
 from ..config import Config
-from ..io import write_json
+from ..io import read_json, write_json
 from ..processes import Workers
+from ..schema import Amount, check_json
 
 
 DONE = ".done"
+REMEDY = "Delete the file and run the same command again."
 _PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, which every job prints
+
+
+class Stage(TypedDict):
+    """Record of a finished stage."""
+
+    name: str
+    seconds: Amount
+    did: str
+
+
+class Mark(TypedDict):
+    """Record of a finished job: its seconds, and the seconds since the beginning of the stage."""
+
+    seconds: Amount
+    since: Amount
+
+
+def read_mark(path: Path) -> dict[str, float]:
+    """Return the record of a finished job."""
+    found = read_json(path, REMEDY)
+    check_json(found, Mark, path, REMEDY)
+    return found
 
 
 class Runner:
@@ -71,7 +94,9 @@ class Runner:
         if not record.exists():
             seconds = self._run_jobs(stage, jobs)
             write_json(record, {"name": stage, "seconds": seconds, "did": describe()})
-        self.stages.append(json.loads(record.read_text(encoding="utf-8")))
+        done = read_json(record, REMEDY)
+        check_json(done, Stage, record, REMEDY)
+        self.stages.append(done)
         print(f"{stage:<16}{self.stages[-1]['seconds']:>6.0f} s  {self.stages[-1]['did']}", flush=True)
 
     def _run_jobs(self, stage: str, jobs: Mapping[str, partial]) -> float:
@@ -81,7 +106,7 @@ class Runner:
         logs = {name: self.folder / "logs" / stage / f"{name}.log" for name in jobs}
         for path in (*marks.values(), *logs.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
-        before = max((json.loads(m.read_text())["since"] for m in marks.values() if m.exists()), default=0.0)
+        before = max((read_mark(mark)["since"] for mark in marks.values() if mark.exists()), default=0.0)
         running: dict[Future, str] = {
             self._pool.submit(_work, job, logs[name]): name for name, job in jobs.items() if not marks[name].exists()
         }
