@@ -123,19 +123,20 @@ def launch(name: str, argv: Sequence[str]) -> None:
     except SignalException:  # of several processes, to which it passes the signal on
         raise KeyboardInterrupt from None
     except subprocess.CalledProcessError as error:
-        _end_as(error.returncode)
+        _end_with(error.returncode)
     except ChildFailedError as error:
-        _end_as(error.get_first_failure()[1].exitcode)
+        _end_with(error.get_first_failure()[1].exitcode)
 
 
-def _end_as(code: int) -> NoReturn:
-    """End as a training process did. It has printed its error, unless it was killed."""
-    if code == -signal.SIGKILL:
-        raise ChildProcessError(
-            "The training process was killed, probably because the memory is used up. Lower --per_device_train_batch_size or "
-            "--max_length."
-        )
-    sys.exit(code if code > 0 else 128 - code)
+def _end_with(code: int) -> NoReturn:
+    """End the launcher after a training process has failed. `code` is its exit code, negative after a signal."""
+    number = -code if code < 0 else code - 128
+    if number not in signal.valid_signals():  # the process has printed its error
+        sys.exit(code)
+    message = f"A training process was ended by {signal.Signals(number).name}."
+    if number == signal.SIGKILL:
+        message += " Its memory is probably used up. Lower --per_device_train_batch_size or --max_length."
+    raise ChildProcessError(message)
 
 
 @contextmanager
@@ -148,9 +149,9 @@ def ending_with_launcher() -> Iterator[None]:
     if launcher is None:
         yield
         return
-    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
-        end_with_parent(int(launcher))
     stop = StopSignals()
+    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
+        end_with_parent(int(launcher), signal.SIGTERM)
     try:
         with stop.ending():
             yield
