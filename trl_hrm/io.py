@@ -209,17 +209,28 @@ def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Coll
     ['search.max_depth was 8 and is 9']
     ```
     """
-    changed = []
-    for name in sorted((found.keys() | asked.keys()) - set(ignored)):
+    kept = ({name: value for name, value in settings.items() if name not in ignored} for settings in (found, asked))
+    return [format_change(name, *values) for name, values in setting_changes(*kept).items()]
+
+
+def setting_changes(found: dict[str, Any], asked: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the value before and the value now of each setting that differs, by its dotted name. See [`changed_settings`]."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(found.keys() | asked.keys()):
         before, now = found.get(name), asked.get(name)
         inner = [{} if value is None else value for value in (before, now)]
         if before != now and all(isinstance(value, dict) for value in inner):
-            changed += [f"{name}.{setting}" for setting in changed_settings(*inner)]
+            changes |= {f"{name}.{setting}": values for setting, values in setting_changes(*inner).items()}
         elif before != now:
-            was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
-            was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
-            changed.append(f"{name} was {was} and is {is_now}")
-    return changed
+            changes[name] = before, now
+    return changes
+
+
+def format_change(name: str, before: Any, now: Any) -> str:
+    """Return the name and both values of a setting, for a message."""
+    was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
+    was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
+    return f"{name} was {was} and is {is_now}"
 
 
 def write_json(path: str | Path, value: Any) -> None:

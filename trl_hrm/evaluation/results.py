@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.candidates import ProblemCandidates
-from ..io import AppendedLines, changed_settings, replacing, write_json
+from ..identity import Comparison, compare_runs, describe_changes
+from ..io import AppendedLines, replacing, write_json
 from ..search.outcomes import describe_outcomes
 from ..search.run_folder import shard_name
 from .reward_hacking import gap_words, hacking_verdict
@@ -190,11 +191,15 @@ class Part:
         folder (`Path`):
             Folder of the results.
         header (`dict[str, Any]`):
-            Settings of the run. A file with a different header is not resumed.
+            Settings of the run. A file with a different header is not resumed. See [`compare_headers`].
         shard (`int`, *optional*, defaults to `0`), num_shards (`int`, *optional*, defaults to `1`):
             Index of this process, and number of processes.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether to replace a file with a different header.
+
+    Attributes:
+        notes (`list[str]`):
+            Notes for the user about the header of the file, for example about a reward model that was moved.
 
     Raises:
         `ValueError`: If there is a file with a different header and `overwrite` is not set.
@@ -208,23 +213,25 @@ class Part:
         self.path = folder / shard_name("partial", shard, num_shards, "jsonl")
         self.finished = folder / shard_name("part", shard, num_shards, "jsonl")
         self.num_blocks = 0
+        self.notes: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         reopen_part(folder, shard, num_shards)
         self._lines = AppendedLines(self.path)
         with open(self.path, "rb") as lines:
             num_blocks = sum(1 for _ in lines) - 1
         found = read_header(self.path)
-        if found == self.header:
+        changes, notes, _ = compare_headers(found or {}, self.header)
+        if not changes:
             self.num_blocks = num_blocks
+            self.notes = notes
         elif num_blocks < 1 or overwrite:
             self._lines.clear()
             self._lines.append(self.header)
         else:
             self.close()
             raise ValueError(
-                f"{self.path}: this run was started with other settings: "
-                f"{'; '.join(changed_settings(found or {}, self.header))}. Use the same settings to resume, pass --overwrite "
-                "to start again, or choose another --output_dir."
+                f"{self.path}: this run was started with other settings: {describe_changes(changes)} Use the same settings to "
+                "resume, pass --overwrite to score again (samples are kept), or choose another --output_dir."
             )
 
     def append(self, block: dict[str, Any]) -> None:
@@ -246,6 +253,12 @@ class Part:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def compare_headers(found: dict[str, Any], header: dict[str, Any]) -> Comparison:
+    """Compare the header of a part with the header of this run. Headers of older versions do not have the options of the grader."""
+    unknown = () if "grader" in found else ("grader",)
+    return compare_runs(found, {name: value for name, value in header.items() if name not in unknown})
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
