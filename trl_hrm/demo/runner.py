@@ -1,17 +1,19 @@
 """
-Runs the jobs of the demo in parallel processes, with a progress bar. Finished jobs are not repeated. Interrupted jobs are resumed if they
-support it, otherwise restarted.
+Runs the jobs of the demo in parallel processes, with a progress bar. Finished jobs are not repeated, unless their settings, inputs or
+outputs changed. Interrupted jobs are resumed if they support it, otherwise restarted.
 """
 
 import contextlib
+import inspect
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from functools import partial
 from multiprocessing import get_context
@@ -22,10 +24,13 @@ import yaml
 from tqdm import tqdm
 
 from ..config import Config
-from ..io import write_json
+from ..identity import digest_of_files
+from ..io import setting_changes, write_json
+from ..search.run_folder import MANIFEST, shard_name
 
 
 DONE = ".done"
+_OUTPUTS = ("output_dir", "output", "folder")  # names of the arguments and settings with the output of a job
 _PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, which every job prints
 
 
@@ -35,7 +40,7 @@ class Runner:
 
     Args:
         folder (`Path`):
-            Folder of the demo. `.done/` records finished jobs, and `logs/` has their output.
+            Folder of the demo. `.done/` records finished jobs with digests of their inputs and outputs, and `logs/` has what they print.
         num_workers (`int`):
             Number of parallel jobs, each with one thread. More threads are not faster for small models, and much slower if the machine
             is busy.
@@ -58,6 +63,9 @@ class Runner:
         """
         Run the unfinished jobs of a stage, and print a line with its time and result.
 
+        A finished job is repeated if its settings or inputs changed, or if one of its outputs is missing or changed. Its outputs are
+        deleted first. The inputs and outputs of a job are the paths in its arguments and settings.
+
         Args:
             stage (`str`):
                 Name of the stage and of its log folder.
@@ -70,11 +78,66 @@ class Runner:
             `ValueError`: If a job failed. The other jobs of the stage are finished first.
         """
         record = self.folder / DONE / f"{stage}.json"
-        if not record.exists():
+        marks = {name: self.folder / DONE / stage / f"{name}.json" for name in jobs}
+        changed = {name: what for name, job in jobs.items() if (what := self._changed(marks[name], job))}
+        for name, what in changed.items():
+            print(f"{stage}, {name}: {what} changed since the job was finished. It is repeated.", flush=True)
+            self._remove_outputs(jobs[name])
+            marks[name].unlink()
+        if not record.exists() or not all(mark.exists() for mark in marks.values()):
             seconds = self._run_jobs(stage, jobs)
             write_json(record, {"name": stage, "seconds": seconds, "did": describe()})
         self.stages.append(json.loads(record.read_text(encoding="utf-8")))
         print(f"{stage:<16}{self.stages[-1]['seconds']:>6.0f} s  {self.stages[-1]['did']}", flush=True)
+
+    def _changed(self, mark: Path, job: partial) -> str:
+        """Return what changed since a job was finished, or an empty string if nothing changed or the job is not finished."""
+        if not mark.exists():
+            return ""
+        found, now = json.loads(mark.read_text(encoding="utf-8")), self._described(job)
+        if "outputs" not in found:  # finished by an older version
+            return "" if now["outputs"] else "the output"
+        for part in ("call", "inputs", "outputs"):
+            if changes := setting_changes({part: found[part]}, {part: now[part]}):
+                names = [name.partition(".")[2] for name in changes if "." in name]
+                return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the settings"
+        return ""
+
+    def _described(self, job: partial) -> dict[str, Any]:
+        """Return the call of a job, and digests of its inputs and outputs."""
+        inputs = [path for name, path in self._paths(job) if name not in _OUTPUTS]
+        outputs = self._outputs(job)
+        return {
+            "call": _format_call(job),
+            "inputs": {self._name(path): digest_of_files(files) for path in inputs if (files := _files(path))},
+            "outputs": {self._name(path): digest_of_files([path]) for path in outputs},
+        }
+
+    def _paths(self, job: partial) -> Iterator[tuple[str, Path]]:
+        """Yield the paths in the folder of the demo that a job is given, with the names of the arguments or settings."""
+        for name, value in _settings_of(job):
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, str | Path) and self.folder in Path(one).parents:
+                    yield name, Path(one)
+
+    def _outputs(self, job: partial) -> list[Path]:
+        """Return the files that a job has written. A shard of a search shares the folder with other shards."""
+        files = [file for name, path in self._paths(job) if name in _OUTPUTS for file in _files(path)]
+        shard = dict(_settings_of(job)).get("shard")
+        if shard is None:
+            return files
+        own = shard_name("", *map(int, shard.split("/")), "")
+        return [file for file in files if own in file.name or file.name == MANIFEST]
+
+    def _remove_outputs(self, job: partial) -> None:
+        for file in self._outputs(job):
+            file.unlink()
+        for name, path in self._paths(job):  # only hidden files are left, except for other shards
+            if name in _OUTPUTS and path.is_dir() and not _files(path):
+                shutil.rmtree(path)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
     def _run_jobs(self, stage: str, jobs: Mapping[str, partial]) -> float:
         """Run the unfinished jobs. Return the seconds of all runs of the stage, each counted up to its last finished job."""
@@ -87,6 +150,7 @@ class Runner:
         running: dict[Future, str] = {
             self._pool.submit(_work, job, logs[name]): name for name, job in jobs.items() if not marks[name].exists()
         }
+        before_running = {name: self._described(jobs[name]) for name in running.values()}
         failed = []
         bar_format = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
         with tqdm(
@@ -104,12 +168,33 @@ class Runner:
                         failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
                     else:
                         since = before + time.perf_counter() - began
-                        write_json(marks[name], {"seconds": future.result(), "since": since})
+                        described = before_running[name] | {"outputs": self._described(jobs[name])["outputs"]}
+                        write_json(marks[name], {"seconds": future.result(), "since": since, **described})
                 bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
                 bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
         if failed:
             raise ValueError("; ".join(failed))
         return before + time.perf_counter() - began
+
+
+def _format_call(job: partial) -> str:
+    given = [repr(value) for value in job.args] + [f"{name}={value!r}" for name, value in job.keywords.items()]
+    return f"{job.func.__name__}({', '.join(given)})"
+
+
+def _settings_of(job: partial) -> Iterator[tuple[str, Any]]:
+    """Yield the name and value of each argument of a job, with configs and dictionaries expanded."""
+    for name, value in inspect.signature(job.func).bind(*job.args, **job.keywords).arguments.items():
+        value = value.settings() if isinstance(value, Config) else value
+        yield from value.items() if isinstance(value, dict) else [(name, value)]
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the file, or all files in the folder. Hidden files, such as locks, are ignored."""
+    if path.is_file():
+        return [path]
+    found = (one for one in sorted(path.rglob("*")) if one.is_file())
+    return [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
 
 
 def share_done(log: Path) -> float:
@@ -144,8 +229,7 @@ def _work(job: partial, log: Path) -> float:
             settings = settings.settings() if isinstance(settings, Config) else settings
             log.with_suffix(".yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     with open(log, "w", encoding="utf-8") as file, _printed_to(file):
-        given = [repr(value) for value in job.args] + [f"{name}={value!r}" for name, value in job.keywords.items()]
-        print(f"{job.func.__name__}({', '.join(given)})", flush=True)
+        print(_format_call(job), flush=True)
         try:
             job()
         except BaseException:
