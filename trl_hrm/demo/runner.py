@@ -100,7 +100,9 @@ class Runner:
         for part in ("call", "inputs", "outputs"):
             if changes := setting_changes({part: found[part]}, {part: now[part]}):
                 names = [name.partition(".")[2] for name in changes if "." in name]
-                return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the settings"
+                return (
+                    ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the settings"
+                )
         return ""
 
     def _described(self, job: partial) -> dict[str, Any]:

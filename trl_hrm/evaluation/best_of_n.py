@@ -38,7 +38,16 @@ from ..search.run_folder import (
 from ..search.scheduler import Progress
 from .answer_classes import grade_problems
 from .curves import INTERVALS, make_curves, summarize
-from .results import Part, Results, compare_headers, read_header, read_parts, scored_row, write_candidates, write_results
+from .results import (
+    Part,
+    Results,
+    compare_headers,
+    read_header,
+    read_parts,
+    scored_row,
+    write_candidates,
+    write_results,
+)
 
 
 BLOCK = 16  # number of problems per block
@@ -187,7 +196,9 @@ def wait_for_parts(parts: Sequence[Path], header: dict[str, Any]) -> None:
         if not path.exists():
             return False
         found = read_header(path) or {}
-        return not compare_headers({**found, "candidates": None}, {**header, "candidates": None}).changes  # own of each process
+        return not compare_headers(
+            {**found, "candidates": None}, {**header, "candidates": None}
+        ).changes  # own of each process
 
     told = False
     while missing := [path.name for path in parts if not is_done(path)]:

@@ -191,9 +191,7 @@ def _resumed_manifest(
         )
     notes += more_notes
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    accepted = [
-        {"name": name, "before": before, "now": now, "date": date} for name, (before, now) in changes.items()
-    ]
+    accepted = [{"name": name, "before": before, "now": now, "date": date} for name, (before, now) in changes.items()]
     accepted += [
         {"name": part, "before": _UNRECORDED, "now": asked["identity"][part], "date": date} for part in unrecorded
     ]
