@@ -8,7 +8,8 @@ Command-line options override the YAML file, for example `--kl_coef 0.01`.
 """
 
 from trl_hrm.scripts.kl_self import main, make_parser
+from trl_hrm.scripts.training import run_script
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_script(main, make_parser())

@@ -32,16 +32,16 @@ def test_a_single_string_becomes_a_list(files):
 
 
 def test_optional_lists():
-    config = ReadConfig(files=[], exclude="b.jsonl", extractors="boxed", sizes=[1, 2])
-    assert (config.files, config.exclude, config.extractors, config.sizes) == ([], ["b.jsonl"], ["boxed"], [1, 2])
-    assert ReadConfig(files=[]).extractors is None
+    config = ReadConfig(files=["a"], exclude="b.jsonl", extractors="boxed", sizes=[1, 2])
+    assert (config.files, config.exclude, config.extractors, config.sizes) == (["a"], ["b.jsonl"], ["boxed"], [1, 2])
+    assert ReadConfig(files=["a"]).extractors is None
 
 
 @pytest.mark.parametrize("wrong", [{"order": "sorted"}, {"order": None}, {"format": "yaml"}])
 def test_choices(wrong):
     with pytest.raises(ValueError, match="must be one of (given, random|json, text)"):
-        ReadConfig(files=[], **wrong)
-    assert ReadConfig(files=[], format="json").format == "json"
+        ReadConfig(files=["a"], **wrong)
+    assert ReadConfig(files=["a"], format="json").format == "json"
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_choices(wrong):
 )
 def test_values_of_a_wrong_type(wrong, message):
     with pytest.raises(ValueError, match=message):
-        ReadConfig(files=[], **wrong)
+        ReadConfig(files=["a"], **wrong)
 
 
 def test_numpy_numbers_become_python_numbers():
     """Otherwise the report could not be written as JSON."""
-    config = ReadConfig(files=[], sizes=[np.int64(3)], share=np.float32(0.25), first=np.int64(1))
+    config = ReadConfig(files=["a"], sizes=[np.int64(3)], share=np.float32(0.25), first=np.int64(1))
     assert [type(config.sizes[0]), type(config.share), type(config.first)] == [int, float, int]
     assert (config.sizes, config.share, config.first) == ([3], 0.25, 1)

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top. Groups of a layer never import each other.
 LAYERS = [
     {"_compat"},
-    {"config", "encoding", "io", "terminal"},
+    {"io", "processes"},
+    {"config", "encoding", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages"},
     {"forest", "tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
     {"search", "loading"},

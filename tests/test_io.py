@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from trl_hrm.io import AppendedLines, read_json, read_json_lines, read_yaml, shown
+from trl_hrm.io import AppendedLines, read_json, read_json_lines, read_yaml, shown, write_json
 
 
 @pytest.mark.parametrize("torn", [b"", b"x", b"x" * (1 << 16), b"x" * ((1 << 17) + 1)])
@@ -51,7 +51,12 @@ def test_a_killed_process_holds_no_lock(tmp_path):
     ("text", "fault"),
     [
         (b'{"a": 1, "a": 2}', "the key 'a' occurs twice"),
-        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": NaN}', "'NaN' is not a finite number"),
+        (b'{"a": -Infinity}', "'-Infinity' is not a finite number"),
+        (b'{"a": 1e999}', "'1e999' is not a finite number"),
+        (b'{"a": 1' + b"0" * 400 + b".0}", r"'10+\.\.\. is not a finite number"),
+        (b'{"a": "\\ud83d"}', "surrogates not allowed"),
+        (b'{"a": "\xed\xa0\xbd"}', "not valid UTF-8"),
         (b'{"a": ' + b"9" * 5000 + b"}", "4300 digits"),
         (b'{"a": "\xff"}', "not valid UTF-8"),
         (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
@@ -115,3 +120,19 @@ def test_yaml_aliases_within_the_bound(tmp_path):
 def test_shown_values_are_short_and_on_one_line():
     assert shown("a\x1b[31m\n") == r"'a\x1b[31m\n'"
     assert len(shown("x" * 10**6)) == len(shown(list(range(1000)))) == 80
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [-float("inf")]}])
+def test_numbers_that_are_not_json_are_not_written(tmp_path, value):
+    """`json.dumps` writes `NaN`, which no other JSON reader accepts. The existing file must stay."""
+    path = tmp_path / "values.json"
+    write_json(path, {"old": "ü😀"})
+    with pytest.raises(ValueError, match=r"values.json: a value cannot be written as JSON \(Out of range float"):
+        write_json(path, value)
+    assert read_json(path) == {"old": "ü😀"}
+    with AppendedLines(tmp_path / "lines.jsonl") as lines:
+        lines.append({"a": 1})
+        with pytest.raises(ValueError, match="lines.jsonl: a value cannot be written"):
+            lines.append(value)
+        lines.append({"a": 2})
+    assert (tmp_path / "lines.jsonl").read_text() == '{"a": 1}\n{"a": 2}\n'

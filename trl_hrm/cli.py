@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -15,14 +16,19 @@ from trl import TrlParser
 import trl_hrm
 
 from .io import read_yaml
+from .processes import StopSignals
 
 
 class Command(NamedTuple):
-    """Config class and function of a command, as names in `trl_hrm`, and a summary for the help."""
+    """
+    Config class and function of a command, as names in `trl_hrm`, a summary for the help, and whether the same command resumes after a
+    stop.
+    """
 
     config: str
     function: str
     summary: str
+    resumes: bool = False
 
 
 COMMANDS = {
@@ -37,7 +43,10 @@ COMMANDS = {
         "BuildStepwiseConfig", "build_stepwise", "build a dataset of labelled steps from rows in TRL's stepwise format"
     ),
     "annotate": Command(
-        "AnnotateConfig", "annotate", "sample search trees of solutions from a policy, and grade the answers"
+        "AnnotateConfig",
+        "annotate",
+        "sample search trees of solutions from a policy, and grade the answers",
+        resumes=True,
     ),
     "export": Command(
         "ExportConfig", "export", "build a dataset of labelled steps, or of correct solutions, from search trees"
@@ -57,11 +66,13 @@ COMMANDS = {
         "BestOfNConfig",
         "best_of_n",
         "select one of N solutions per problem with a reward model, and measure the accuracy for several N",
+        resumes=True,
     ),
     "step-search": Command(
         "StepSearchConfig",
         "step_search",
         "search for solutions step by step with a reward model, and measure the accuracy for several N",
+        resumes=True,
     ),
     "benchmark": Command(
         "BenchmarkConfig", "benchmark", "measure how well a reward model finds wrong steps, on public benchmarks"
@@ -76,6 +87,7 @@ COMMANDS = {
         "DemoConfig",
         "run_demo",
         "run both papers' methods from end to end on arithmetic problems, on CPU, and write a report",
+        resumes=True,
     ),
     "env": Command("EnvConfig", "print_env", "print the versions to include in a bug report"),
 }
@@ -83,6 +95,9 @@ TRAINING = {
     "reward": "train a step reward model: hierarchical (HRM), process (PRM) or outcome (ORM)",
     "kl-self": "train a policy on its best solutions, with log-scaled KL regularisation towards a reference model",
 }
+
+
+VALUE = "\0"  # before a word that is a value, even if it looks like an option. No word of a command line contains it
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -107,7 +122,8 @@ class CommandParser(TrlParser):
 
     - `positional`: the field is a positional argument;
     - `parse`: function that parses an argument, instead of the type of the field;
-    - `advanced`: the option is shown by `--help_all`, not by `--help`.
+    - `advanced`: the option is shown by `--help_all`, not by `--help`;
+    - the keys that [`~config.Config`] checks.
 
     Args:
         config (`type`):
@@ -139,6 +155,8 @@ class CommandParser(TrlParser):
         positional: bool = False,
         parse: Callable | None = None,
         advanced: bool = False,
+        range: str | None = None,
+        may_be_empty: bool = False,
         **kwargs: Any,
     ) -> argparse.Action:
         if parse is not None:
@@ -149,6 +167,13 @@ class CommandParser(TrlParser):
             kwargs.pop("required", None)
             names = (names[0].removeprefix("--"),)
         return super().add_argument(*names, **kwargs)
+
+    def _parse_optional(self, word: str) -> Any:
+        """Read words such as `---` and `-2e-1` as values, as no option looks like them."""
+        return super()._parse_optional(word) if re.match("--?[A-Za-z]", word) else None
+
+    def _get_value(self, action: argparse.Action, word: str) -> Any:
+        return super()._get_value(action, word.removeprefix(VALUE))
 
     def error(self, message: str) -> None:
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse lists all spellings of an option
@@ -169,8 +194,13 @@ class CommandParser(TrlParser):
             `ValueError`: If a value is invalid, or the file contains an unknown option.
         """
         file = argv[argv.index("--config") + 1] if "--config" in argv else None
+        words = []
+        for word in argv:  # `--final_stops=--- x` has two values
+            name, equals, value = word.partition("=")
+            takes_values = equals and getattr(self._option_string_actions.get(name), "nargs", 0) != 0
+            words += [name, VALUE + value] if takes_values else [word]
         config, options, unknown_settings, unknown_words = self.parse_args_and_config(
-            argv, return_remaining_strings=True, separate_remaining_strings=True
+            words, return_remaining_strings=True, separate_remaining_strings=True
         )
         if unknown_settings:
             name = unknown_settings[0]
@@ -195,12 +225,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv (`Sequence[str]`, *optional*):
-            Command line without the program's name. Defaults to `sys.argv[1:]`.
+            Command line without the program's name. Defaults to `sys.argv[1:]`. Only then are SIGTERM and SIGHUP handled.
 
     Returns:
-        `int`: Exit code: 0 on success, 1 after an error, which is printed on one line, 130 after Ctrl-C. An invalid
-        command line exits with 2.
+        `int`: Exit code: 0 on success, 1 after an error, which is printed on one line, 130 after Ctrl-C, 143 after SIGTERM, 129 after
+        SIGHUP. An invalid command line exits with 2.
     """
+    stop = StopSignals() if argv is None else None
     argv = list(sys.argv[1:] if argv is None else argv)
     summaries = {name: command.summary for name, command in COMMANDS.items()} | TRAINING
     width = max(map(len, summaries)) + 2
@@ -222,18 +253,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv.count("--config") > 1 or argv[-1] == "--config":
         parser.error("--config takes one file.")
     is_debug = name in COMMANDS and "--debug" in argv  # training arguments have an option with the same name
+    if name in TRAINING:
+        to_resume = "Add --resume_from_checkpoint true to resume from the last checkpoint, if one was saved."
+    else:
+        to_resume = f"Run the same command again to {'resume' if COMMANDS[name].resumes else 'start over'}."
+    stopped = f"Stopped. {to_resume}"
     try:
-        if "--config" in argv:
-            read_yaml(argv[argv.index("--config") + 1])  # raises on damaged files and duplicate names
-        if name in TRAINING:
-            from .scripts.training import launch
+        with nullcontext() if stop is None else stop.ending(stopped):
+            if "--config" in argv:
+                read_yaml(argv[argv.index("--config") + 1])  # raises on damaged files and duplicate names
+            if name in TRAINING:
+                from .scripts.training import launch
 
-            launch(name, argv[1:])
-            return 0
-        run(name, argv[1:])
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped.", file=sys.stderr)
-        return 130
+                launch(name, argv[1:])
+                return 0
+            run(name, argv[1:])
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130 if stop is None else stop.exit_code
     except BrokenPipeError:  # the reader closed the pipe, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ImportError, OSError, ValueError) as error:

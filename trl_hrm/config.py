@@ -1,12 +1,21 @@
 """Base class of the configs. The fields of a config are also the options of its command."""
 
-import json
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import date
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .io import parse_json, shown
+
+
+COUNT = "[1, inf)"  # of things, such as tokens
+PROCESSES = "[1, 1024]"
+SEED = "[0, 4294967295]"  # what NumPy and torch accept
+MAX_INT = 2**31 - 1
 
 
 @dataclass(kw_only=True)
@@ -19,11 +28,20 @@ class Config:
       number and date);
     - a JSON string for a `dict[str, Any] | str` field becomes a dictionary.
 
+    These keys in the metadata of a field restrict its values, so that an error comes before any work:
+
+    - `range`: the numbers that are allowed, such as `"[0, 1)"` for at least 0 and below 1. Each number of a list must be in the range;
+    - `choices`: the values that are allowed in a list;
+    - `may_be_empty`: strings may be empty.
+
+    Numbers must be finite, and whole numbers must be below 2,147,483,648. Strings must be valid Unicode without null characters.
+    A list may only be empty if the field is optional.
+
     Subclasses with further checks must call `super().__post_init__()` first.
 
     Raises:
-        `ValueError`: If a field has a value of the wrong type, or a value that is not one of its choices. Choices are declared with
-            `Literal` or, for lists, with `"choices"` in the metadata of the field.
+        `ValueError`: If a field has a value of the wrong type, or a value that is not one of its choices (`Literal`) or out of its
+            range.
 
     Example:
 
@@ -43,14 +61,16 @@ class Config:
     def __post_init__(self):
         types = get_type_hints(type(self))
         for field in fields(self):
-            value = _checked(field.name, getattr(self, field.name), types[field.name])
-            choices = field.metadata.get("choices")
-            if choices and isinstance(value, list):
-                is_missing = not value and field.default is not None  # an optional list may be empty
-                if is_missing or not set(value) <= set(choices):
+            value = _checked(field.name, getattr(self, field.name), types[field.name], field.metadata)
+            if isinstance(value, list):
+                choices = field.metadata.get("choices")
+                is_optional = field.default is None or field.default_factory is list
+                if choices and not (value or is_optional) or not set(value) <= set(choices or value):
                     raise ValueError(
-                        f"`{field.name}` is {value!r}. It must be some of {', '.join(map(str, choices))}."
+                        f"`{field.name}` is {shown(value)}. It must be some of {', '.join(map(str, choices))}."
                     )
+                if not (value or is_optional):
+                    raise ValueError(f"`{field.name}` is empty. It must have at least one value.")
             setattr(self, field.name, value)
 
     def settings(self) -> dict[str, Any]:
@@ -59,7 +79,7 @@ class Config:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def _checked(name: str, value: Any, declared: Any) -> Any:
+def _checked(name: str, value: Any, declared: Any, metadata: Mapping[str, Any]) -> Any:
     """Check a value and convert it to the declared type of its field."""
     kinds = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
     if value is None and type(None) in kinds:
@@ -69,33 +89,52 @@ def _checked(name: str, value: Any, declared: Any) -> Any:
     if origin is Literal:
         choices = get_args(kind)
         if isinstance(value, bool) or value not in choices:  # True == 1
-            raise ValueError(f"`{name}` is {value!r}. It must be one of {', '.join(map(str, choices))}.")
+            raise ValueError(f"`{name}` is {shown(value)}. It must be one of {', '.join(map(str, choices))}.")
         return choices[choices.index(value)]  # converts NumPy numbers to Python numbers
     elif origin is list:
         [element] = get_args(kind)
-        return [_checked(name, one, element) for one in (value if isinstance(value, list | tuple) else [value])]
+        values = value if isinstance(value, list | tuple) else [value]
+        return [_checked(name, one, element, metadata) for one in values]
     elif origin is dict:
         if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"`{name}` is {value!r}. It must be a JSON object ({error}).") from None
+            value = parse_json(value, f"`{name}` is {shown(value)}. It must be a JSON object")
         if not isinstance(value, dict):
-            raise ValueError(f"`{name}` is {value!r}. It must be a JSON object.")
+            raise ValueError(f"`{name}` is {shown(value)}. It must be a JSON object.")
         if get_args(kind)[1] is str:
-            return {key: _checked(name, one, str) for key, one in value.items()}
+            return {_checked(name, key, str, {}): _checked(name, one, str, {}) for key, one in value.items()}
     elif origin is str:
         if isinstance(value, Real | date | os.PathLike) and not isinstance(value, bool):
-            return str(value)
+            value = str(value)
         if not isinstance(value, str):
-            raise ValueError(f"`{name}` is {value!r}. It must be a string.")
+            raise ValueError(f"`{name}` is {shown(value)}. It must be a string.")
+        if not value and not metadata.get("may_be_empty"):
+            raise ValueError(f"`{name}` is empty. Set it, or remove it.")
+        if "\0" in value or not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise ValueError(f"`{name}` is {shown(value)}. It must be valid Unicode without null characters.")
     elif origin is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"`{name}` is {value!r}. It must be true or false.")
+            raise ValueError(f"`{name}` is {shown(value)}. It must be true or false.")
     elif origin in (int, float):
         if isinstance(value, bool) or not isinstance(value, Real if origin is float else Integral):
             raise ValueError(
-                f"`{name}` is {value!r}. It must be {'a number' if origin is float else 'a whole number'}."
+                f"`{name}` is {shown(value)}. It must be {'a number' if origin is float else 'a whole number'}."
             )
-        return origin(value)
+        return _in_range(name, origin(value), metadata.get("range", "(-inf, inf)"))
+    return value
+
+
+def _in_range(name: str, value: float, interval: str) -> float:
+    """Check that a number is in an interval such as `"[0, 1)"`."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"`{name}` is {value}. It must be a finite number.")
+    if not (above and below):
+        words = {"[": "at least ", "(": "greater than ", "]": "at most ", ")": "below "}
+        ends = [(interval[0], low), (interval[-1], high)]
+        limits = [f"{words[bracket]}{limit:.10g}" for bracket, limit in ends if math.isfinite(limit)]
+        raise ValueError(f"`{name}` is {value}. It must be {' and '.join(limits)}.")
+    if isinstance(value, int) and not -MAX_INT <= value <= max(MAX_INT, high if math.isfinite(high) else 0):
+        raise ValueError(f"`{name}` is {shown(value)}. It must be at most {MAX_INT}.")
     return value

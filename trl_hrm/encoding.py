@@ -11,6 +11,8 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from .io import shown
+
 
 # Default of Llama 3.2's template if `strftime_now` is not available. Any fixed date works; templates print it as
 # "today".
@@ -41,12 +43,14 @@ def check_chat_template_options(kwargs: Mapping[str, Any] | None, date: str | No
     """
     if kwargs is not None:
         if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-            raise ValueError(f"`chat_template_kwargs` is {kwargs!r}. It must be a JSON object with names and values.")
+            raise ValueError(
+                f"`chat_template_kwargs` is {shown(kwargs)}. It must be a JSON object with names and values."
+            )
         try:
             json.dumps(kwargs, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"`chat_template_kwargs` is {kwargs!r}. It must have JSON values only, so that it can be saved: {error}."
+                f"`chat_template_kwargs` is {shown(kwargs)}. It must have JSON values only, so that it can be saved: {error}."
             ) from error
         taken = sorted(kwargs.keys() & _reserved_names())
         if taken:
@@ -58,7 +62,9 @@ def check_chat_template_options(kwargs: Mapping[str, Any] | None, date: str | No
         try:
             datetime.date.fromisoformat(date)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"`chat_template_date` is {date!r}. It must be a date such as '2024-07-26'.") from error
+            raise ValueError(
+                f"`chat_template_date` is {shown(date)}. It must be a date such as '2024-07-26'."
+            ) from error
 
 
 @lru_cache

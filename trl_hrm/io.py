@@ -1,10 +1,15 @@
-"""Read JSON and YAML, write files atomically, append to JSON Lines files that survive a killed process, and compare settings."""
+"""
+Read JSON and YAML, claim outputs before any work is done, write files atomically, append to JSON Lines files that survive a killed
+process, and compare settings.
+"""
 
-import errno
 import json
+import math
 import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +17,7 @@ from filelock import FileLock, Timeout
 
 
 MAX_YAML_NODES = 100_000  # of a file with all its aliases expanded
+PROBE = 1 << 16  # bytes that a claim writes, so that a full disk is noticed
 
 
 def shown(value: Any, limit: int = 80) -> str:
@@ -27,8 +33,8 @@ def shown(value: Any, limit: int = 80) -> str:
 
 def parse_json(text: str | bytes, where: str) -> Any:
     """
-    Parse JSON that this package wrote. Unlike `json.loads`, it refuses duplicate keys, and `NaN` and `Infinity`, which are not
-    JSON.
+    Parse JSON that this package wrote. Unlike `json.loads`, it refuses duplicate keys, numbers that are not finite, and text that is
+    not valid Unicode.
 
     Args:
         text (`str` or `bytes`):
@@ -40,7 +46,12 @@ def parse_json(text: str | bytes, where: str) -> Any:
         `ValueError`: If the text is not valid JSON, or is nested too deeply. The message starts with `where`.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
+        value = _DECODER.decode(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # raises if an escape is half of a character
+        return value
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}).") from None
     except ValueError as error:  # JSONDecodeError, an integer of thousands of digits, or one of the two refusals
@@ -57,8 +68,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_constant(text)
+
+
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+    raise ValueError(f"{shown(name)} is not a finite number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant)
 
 
 def read_json(path: str | Path, remedy: str = "") -> dict[str, Any]:
@@ -164,6 +183,171 @@ def _num_nodes(node: Any, known: dict[int, int]) -> int:
 
 
 @contextmanager
+def claimed_file(path: str | Path, option: str, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
+    """
+    Context manager that claims an output file before any work is done.
+
+    It checks that the file can be written, creates its folder, and locks its name until the end of the block. Folders that are then
+    empty are removed again. Partial files of killed processes are removed.
+
+    Args:
+        path (`str` or `Path`):
+            File that the block creates or replaces, with [`replacing`]. A symbolic link is followed.
+        option (`str`):
+            Option that holds the path, for error messages.
+        inputs (`Iterable[str | Path]`, *optional*):
+            Files that must not be replaced.
+
+    Returns:
+        `Path`: File to write, with symbolic links resolved.
+
+    Raises:
+        `OSError`: If the file cannot be written. The message names the option.
+        `BlockingIOError`: If another process is writing to the file.
+    """
+    target = resolved_output(path, option)
+    if os.path.exists(target) and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise OSError(f"{path} is {kind}. Choose a file as `{option}`.")
+    for name in inputs:
+        if os.path.exists(target) and os.path.exists(name) and os.path.samefile(target, name):
+            raise OSError(f"{path} is an input, which would be replaced. Choose another `{option}`.")
+    with claimed_name(target, path, option):
+        remove_partial(target)
+        yield target
+
+
+@contextmanager
+def claimed_folder(path: str | Path, option: str, files: Iterable[str] = (), lock: str = ".lock") -> Iterator[Path]:
+    """
+    Context manager that claims a folder in which a command writes several files.
+
+    It is as [`claimed_file`], but the lock is in the folder.
+
+    Args:
+        path (`str` or `Path`):
+            Folder, which is created if it does not exist. A symbolic link is followed.
+        option (`str`):
+            Option that holds the path, for error messages.
+        files (`Iterable[str]`, *optional*):
+            Names of the files that the block writes with [`replacing`]. Their partial files are removed.
+        lock (`str`, *optional*, defaults to `".lock"`):
+            Name of the lock file. Processes that share the folder have locks with different names.
+    """
+    target = resolved_output(path, option)
+    if os.path.exists(target) and not target.is_dir():
+        raise NotADirectoryError(f"{path} is a file. Choose a folder as `{option}`.")
+    with _claimed(target / lock, path, option):
+        for name in files:
+            remove_partial(target / name)
+        yield target
+
+
+def claimed_name(target: Path, path: str | Path, option: str) -> Any:
+    """
+    Return a context manager that creates the parent folder of an output, tries to write there, and locks the name of the output.
+
+    Args:
+        target (`Path`):
+            Output, from [`resolved_output`].
+        path (`str` or `Path`), option (`str`):
+            Output as given, and its option, for error messages.
+    """
+    return _claimed(lock_file(target), path, option)
+
+
+@contextmanager
+def _claimed(lock: Path, path: str | Path, option: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_made(lock.parent))
+            stack.enter_context(_locked(lock, f"{path}: another process is writing to this output."))
+            with tempfile.TemporaryFile(dir=lock.parent) as probe:
+                probe.write(bytes(PROBE))
+                probe.flush()
+                os.fsync(probe.fileno())
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{error} Wait for it or stop it, or choose another `{option}`.") from None
+        except OSError as error:
+            place = f" {error.filename!r}" if error.filename else ""
+            raise OSError(
+                f"{path}: this output cannot be written ({error.strerror}:{place}). Choose another `{option}`."
+            ) from error
+        yield
+
+
+def resolved_output(path: str | Path, option: str) -> Path:
+    """
+    Return an output as an absolute path without symbolic links.
+
+    Raises:
+        `OSError`: If it is a symbolic link to nothing, is below a file, or may not be written to.
+    """
+    given = Path(path).absolute()
+    nearest = next(place for place in (given, *given.parents) if os.path.lexists(place))
+    if not os.path.exists(nearest):
+        raise OSError(
+            f"{path}: {nearest} is a symbolic link to {os.readlink(nearest)}, which does not exist. Remove the link, or choose another "
+            f"`{option}`."
+        )
+    if nearest != given and not nearest.is_dir():
+        raise NotADirectoryError(f"{path}: {nearest} is a file, not a folder. Choose another `{option}`.")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"{path}: {nearest} may not be written to. Choose another `{option}`.")
+    return Path(os.path.realpath(given))
+
+
+def lock_file(path: Path) -> Path:
+    """Return the lock file of a path: a hidden file next to it."""
+    return path.with_name(f".{path.name}.lock")
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents. Those that are empty at the end are removed."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a folder is not empty
+            for place in made:
+                place.rmdir()
+
+
+@contextmanager
+def _locked(file: Path, message: str) -> Iterator[None]:
+    lock = _acquire(file, message)
+    try:
+        yield
+    finally:
+        _release(lock)
+
+
+def _acquire(file: Path, message: str) -> FileLock:
+    """
+    Lock a file, which is created. The system releases the lock of a killed process, and its file stays.
+
+    On file systems without locks, current versions of `filelock` write the host and the process into the file instead.
+
+    Raises:
+        `BlockingIOError`: With this message, if another process has locked the file.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(message) from None
+    return lock
+
+
+def _release(lock: FileLock) -> None:
+    with suppress(OSError):  # Windows cannot remove a file that is open
+        os.unlink(lock.lock_file)
+    lock.release()
+
+
+@contextmanager
 def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """
     Context manager that writes a file atomically. The file replaces `path` at the end of the block, and is discarded
@@ -185,6 +369,42 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove the partial files that [`replacing`] left when its process was killed. The caller must have claimed `path`."""
+    if path.parent.is_dir():
+        pattern = re.compile(re.escape(f".{path.name}.") + r"\d+")
+        for partial in [file for file in path.parent.iterdir() if pattern.fullmatch(file.name)]:
+            partial.unlink()
+
+
+def write_or_keep(folder: Path, texts: Mapping[str, str]) -> None:
+    """
+    Write results that took long to compute. If a file cannot be written, for example because the disk is full, all files are saved in
+    the system's temporary folder.
+
+    Args:
+        folder (`Path`):
+            Folder of the files, which exists.
+        texts (`Mapping[str, str]`):
+            Content of each file. Each file is written atomically, in this order.
+
+    Raises:
+        `OSError`: If a file could not be written. The message says where the results are.
+    """
+    try:
+        for name, text in texts.items():
+            with replacing(folder / name) as file:
+                file.write(text)
+    except OSError as error:
+        kept = Path(tempfile.mkdtemp(prefix="trl_hrm-"))
+        for name, text in texts.items():
+            (kept / name).write_text(text, encoding="utf-8")
+        raise OSError(
+            f"{folder / name} could not be written ({error.strerror}). The results are in {kept}: {', '.join(texts)}. Move them to "
+            f"{folder}."
+        ) from error
 
 
 def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
@@ -233,10 +453,32 @@ def format_change(name: str, before: Any, now: Any) -> str:
     return f"{name} was {was} and is {is_now}"
 
 
+def dump_json(value: Any, where: str | Path, indent: int | None = None) -> str:
+    """
+    Return a value as JSON.
+
+    Args:
+        value (`Any`):
+            Value to write.
+        where (`str` or `Path`):
+            File that it is written to, for the error message.
+        indent (`int`, *optional*):
+            Number of spaces per level. By default, everything is on one line.
+
+    Raises:
+        `ValueError`: If a number is NaN or infinite, which no other program could read.
+    """
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{where}: a value cannot be written as JSON ({error}).") from None
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as JSON. The file is written atomically."""
+    """Write a value as JSON. The file is written atomically. See [`dump_json`]."""
+    text = dump_json(value, path, indent=2)
     with replacing(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.write(text + "\n")
 
 
 class AppendedLines:
@@ -265,15 +507,11 @@ class AppendedLines:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise BlockingIOError(
-                errno.EAGAIN,
-                f"{self.path}: another process is writing to this file. Wait for it or stop it, or use another shard or another "
-                "--output_dir",
-            ) from error
+        self._lock = _acquire(
+            lock_file(self.path),
+            f"{self.path}: another process is writing to this file. Wait for it or stop it, or use another shard or another "
+            "--output_dir.",
+        )
         self._file = open(self.path, "ab", buffering=0)
         self.size = _end_of_last_line(self.path)
         self.torn = os.path.getsize(self.path) - self.size
@@ -287,8 +525,9 @@ class AppendedLines:
         Raises:
             `OSError`: If the line cannot be written, for example because the disk is full. Nothing of the line is
             kept.
+            `ValueError`: If a number is NaN or infinite.
         """
-        line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        line = dump_json(value, self.path).encode() + b"\n"
         try:
             written = 0
             while written < len(line):
@@ -313,9 +552,7 @@ class AppendedLines:
         if self._file.closed:
             return
         self._file.close()
-        with suppress(OSError):  # Windows cannot remove a file that is open
-            os.unlink(self._lock.lock_file)
-        self._lock.release()
+        _release(self._lock)
 
     def __enter__(self) -> "AppendedLines":
         return self

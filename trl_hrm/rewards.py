@@ -12,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .data.problems import content_text, problem_of
 from .encoding import find_control_text
 from .grading import opens_thinking, thinking_spans, visible_text, without_thinking_tags
+from .io import shown
 from .scoring.aggregate import aggregate as aggregate_scores
 from .scoring.candidate_scores import fits
 from .scoring.scorer import StepScorer
@@ -117,7 +118,7 @@ class StepReward:
         if isinstance(aggregate, str):
             aggregate_scores([0.5], aggregate)  # checks the name
         if segmentation is not None and segmentation not in RULES:
-            raise ValueError(f"`segmentation` is {segmentation!r}. It must be one of {', '.join(RULES)}.")
+            raise ValueError(f"`segmentation` is {shown(segmentation)}. It must be one of {', '.join(RULES)}.")
         if not math.isfinite(guard_reward):
             raise ValueError(
                 f"`guard_reward` is {guard_reward}. It must be a finite number, because TRL ignores NaN rewards."
@@ -198,7 +199,7 @@ class StepReward:
             problems += columns[self.problem_column]
         else:
             raise ValueError(
-                f"{self.__name__}: `problem_column` is {self.problem_column!r}, but the dataset has only the columns "
+                f"{self.__name__}: `problem_column` is {shown(self.problem_column)}, but the dataset has only the columns "
                 f"{sorted(name for name, value in columns.items() if isinstance(value, list))} in addition to the prompt. Set "
                 "`problem_column` to one of them."
             )

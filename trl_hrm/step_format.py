@@ -16,6 +16,7 @@ from .encoding import (
     plain_text_ids,
     render_chat,
 )
+from .io import shown
 
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class StepFormat:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name != "system_prompt"):
                 expected = "a string or `None`" if name == "system_prompt" else "a string"
-                raise ValueError(f"StepFormat: `{name}` is {value!r}. It must be {expected}.")
+                raise ValueError(f"StepFormat: `{name}` is {shown(value)}. It must be {expected}.")
         for name, allowed in (
             ("prompt_style", ("plain", "chat")),
             ("head", ("classification", "regression", "lm")),
@@ -102,7 +103,7 @@ class StepFormat:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(
-                    f"StepFormat: `{name}` is {getattr(self, name)!r}. It must be one of {', '.join(allowed)}."
+                    f"StepFormat: `{name}` is {shown(getattr(self, name))}. It must be one of {', '.join(allowed)}."
                 )
         if self.system_prompt is not None and self.prompt_style != "chat":
             raise ValueError(
@@ -115,7 +116,7 @@ class StepFormat:
         check_chat_template_options(self.chat_template_kwargs, self.chat_template_date)
         if not isinstance(self.sanitize_control_tokens, bool):
             raise ValueError(
-                f"StepFormat: `sanitize_control_tokens` is {self.sanitize_control_tokens!r}. It must be true or false."
+                f"StepFormat: `sanitize_control_tokens` is {shown(self.sanitize_control_tokens)}. It must be true or false."
             )
         if isinstance(self.label_tokens, list):  # as JSON and the command line pass it
             object.__setattr__(self, "label_tokens", tuple(self.label_tokens))
@@ -126,7 +127,7 @@ class StepFormat:
             or self.label_tokens[0] == self.label_tokens[1]
         ):
             raise ValueError(
-                f"StepFormat: `label_tokens` is {self.label_tokens!r}. It must be two different tokens: correct, wrong."
+                f"StepFormat: `label_tokens` is {shown(self.label_tokens)}. It must be two different tokens: correct, wrong."
             )
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", merged: bool = False) -> None:
@@ -149,10 +150,10 @@ class StepFormat:
         if len(step_ids) > 1:
             last = tokenizer.decode(step_ids[-1:])
             warnings.warn(
-                f"StepFormat: the tokenizer encodes `step_separator` {self.step_separator!r} to {len(step_ids)} tokens, "
-                f"and steps are scored at the last, {last!r}, which may also occur inside steps. If the model was trained "
+                f"StepFormat: the tokenizer encodes `step_separator` {shown(self.step_separator)} to {len(step_ids)} tokens, "
+                f"and steps are scored at the last, {shown(last)}, which may also occur inside steps. If the model was trained "
                 "with a token for the separator, use the model's tokenizer. To train a new model, choose a separator that is "
-                f"one token, or add it with `tokenizer.add_tokens([{self.step_separator!r}], special_tokens=True)` and "
+                f"one token, or add it with `tokenizer.add_tokens([{shown(self.step_separator)}], special_tokens=True)` and "
                 "resize the embeddings.",
                 stacklevel=2,
             )
@@ -168,13 +169,13 @@ class StepFormat:
         step_ids = self._separator_ids(tokenizer, "step_separator")
         if self._separator_ids(tokenizer, "merge_separator") == step_ids:
             raise ValueError(
-                f"StepFormat: `merge_separator` {self.merge_separator!r} and `step_separator` {self.step_separator!r} "
+                f"StepFormat: `merge_separator` {shown(self.merge_separator)} and `step_separator` {shown(self.step_separator)} "
                 f"encode to the same ids {step_ids}. A merged step could not be distinguished from two single steps. "
                 "Choose two separators with different ids."
             )
         if self.sanitize_control_tokens and find_control_text(tokenizer, self.merge_separator):
             raise ValueError(
-                f"StepFormat: `merge_separator` {self.merge_separator!r} contains a control token, which is encoded as plain "
+                f"StepFormat: `merge_separator` {shown(self.merge_separator)} contains a control token, which is encoded as plain "
                 "text inside a merged step. Choose ordinary text, or set `sanitize_control_tokens=False`."
             )
 
@@ -220,7 +221,7 @@ class StepFormat:
         if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
             found = "nothing" if not ids else f"{ids}, which contains the unknown token"
             raise ValueError(
-                f"StepFormat: the tokenizer encodes `{name}` {separator!r} to {found}. Choose a separator from the "
+                f"StepFormat: the tokenizer encodes `{name}` {shown(separator)} to {found}. Choose a separator from the "
                 "tokenizer's vocabulary. If the tokenizer was loaded from a folder, check that its files are there: "
                 "without them, transformers may load an empty tokenizer."
             )
@@ -233,7 +234,7 @@ class StepFormat:
             token_ids = _encode(tokenizer, token)
             if len(token_ids) != 1 or token_ids[0] == tokenizer.unk_token_id:
                 raise ValueError(
-                    f"StepFormat: label token {token!r} encodes to {token_ids}, expected exactly one known token. "
+                    f"StepFormat: label token {shown(token)} encodes to {token_ids}, expected exactly one known token. "
                     "Choose different `label_tokens`, or add it to the tokenizer and resize the embeddings."
                 )
             ids += token_ids
@@ -371,7 +372,7 @@ class StepFormat:
             )
         version = values.pop("version", 1)
         if type(version) is not int or version < 1:
-            raise ValueError(f"{where}: `version` is {version!r}, expected a whole number from 1 to {VERSION}.")
+            raise ValueError(f"{where}: `version` is {shown(version)}, expected a whole number from 1 to {VERSION}.")
         if version > VERSION:
             raise ValueError(
                 f"{where}: `version` is {version}. This trl_hrm reads versions up to {VERSION}. Upgrade with `pip install "

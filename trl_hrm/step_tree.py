@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .io import shown
+
 
 # Optional columns with one entry per step. A column with one of these names is per step only if its value is a list.
 STEP_COLUMNS = ("mc_correct", "mc_total", "mc_unresolved", "node_ids", "label_weights")
@@ -71,7 +73,7 @@ class StepTree:
         for name in ("prompt", "completions", "labels"):
             if name not in row:
                 raise ValueError(
-                    f"{where}: column `{name}` is missing, found {sorted(row)}. A row needs `prompt` (string), "
+                    f"{where}: column `{name}` is missing, found {shown(sorted(row), 200)}. A row needs `prompt` (string), "
                     "`completions` (list of step texts) and `labels` (one per step, null for context)."
                 )
         step_columns = {name: list(row[name]) for name in STEP_COLUMNS if isinstance(row.get(name), (list, tuple))}
@@ -102,7 +104,7 @@ class StepTree:
                 Whether to allow steps without text. Some benchmarks contain and label them.
         """
         if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise ValueError(f"{where}: column `prompt` holds {self.prompt!r}, expected a non-empty string.")
+            raise ValueError(f"{where}: column `prompt` holds {shown(self.prompt)}, expected a non-empty string.")
         columns = {"labels": self.labels, "parents": self.parents} | self.step_columns
         if self.num_merged is not None:
             columns["num_merged"] = self.num_merged
@@ -115,18 +117,18 @@ class StepTree:
         for i, text in enumerate(self.completions):
             if not isinstance(text, str) or not (text.strip() or blank_steps):
                 raise ValueError(
-                    f"{where}: `completions[{i}]` is {text!r}, expected a non-empty step text. Remove the step."
+                    f"{where}: `completions[{i}]` is {shown(text)}, expected a non-empty step text. Remove the step."
                 )
         for i, parent in enumerate(self.parents):
             if not _is_int(parent) or not -1 <= parent < i:
                 raise ValueError(
-                    f"{where}: `parents[{i}]` is {parent!r}, expected -1 (the prompt) or the index of an earlier step "
+                    f"{where}: `parents[{i}]` is {shown(parent)}, expected -1 (the prompt) or the index of an earlier step "
                     f"(0 to {i - 1}). Parents must come before their children."
                 )
         for i, count in enumerate(self.num_merged or ()):
             if not _is_int(count) or count < 1:
                 raise ValueError(
-                    f"{where}: `num_merged[{i}]` is {count!r}, expected 1 for a single step, 2 for a pair, ..."
+                    f"{where}: `num_merged[{i}]` is {shown(count)}, expected 1 for a single step, 2 for a pair, ..."
                 )
 
     def to_row(self) -> dict[str, Any]:
@@ -247,7 +249,7 @@ def _label(label: Any, i: int, where: str) -> float | None:
         return None
     if not isinstance(label, (bool, int, float)) or not 0 <= label <= 1:
         raise ValueError(
-            f"{where}: `labels[{i}]` is {label!r}, expected a boolean, a probability in [0, 1], or null for context. "
+            f"{where}: `labels[{i}]` is {shown(label)}, expected a boolean, a probability in [0, 1], or null for context. "
             "Map ratings such as -1, 0, 1 to labels first."
         )
     return float(label)

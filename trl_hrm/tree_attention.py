@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .io import shown
+
 
 TREE_SDPA = "tree_sdpa"
 BLOCK_SIZE = 256
@@ -87,7 +89,7 @@ def check_attention(implementation: str) -> None:
     """Raise `ValueError` for an attention implementation without custom masks, such as flash attention."""
     if implementation not in ("sdpa", "eager", "flex_attention", TREE_SDPA):
         raise ValueError(
-            f"attn_implementation {implementation!r} does not support tree masks. Use 'flex_attention' (GPU) or 'sdpa', or "
+            f"attn_implementation {shown(implementation)} does not support tree masks. Use 'flex_attention' (GPU) or 'sdpa', or "
             "train on one sequence per path with `shared_prefix=False`."
         )
 

@@ -186,7 +186,7 @@ OPTIONS = [
 def test_every_label_matches_the_stored_nodes(tmp_path, node_file, view, options):
     """A label shifted to a neighbour, or taken from the uncompressed tree, would train just as well."""
     train, test, report = export(tmp_path, node_file, view=view, hnc=True, hnc_min_children=2, **options)
-    config = ExportConfig(inputs=[], output_dir="out", view=view, hnc=True, hnc_min_children=2, **options)
+    config = ExportConfig(inputs=["none"], output_dir="out", view=view, hnc=True, hnc_min_children=2, **options)
     rows = defaultdict(list)
     for split, found in (("train", train), ("test", test)):
         for row in found:
@@ -216,7 +216,7 @@ def test_every_label_matches_the_stored_nodes(tmp_path, node_file, view, options
 def test_labels_to_the_last_digit(options):
     """Before they are stored in single precision, labels must match the definition to 1e-12."""
     rng = random.Random(1)
-    config = ExportConfig(inputs=[], output_dir="out", **options)
+    config = ExportConfig(inputs=["none"], output_dir="out", **options)
     num_labels = 0
     for i in range(40):
         tree = rng.choice([random_tree, rollout_tree])(rng, f"{i}")
@@ -293,7 +293,7 @@ class TestUniting:
         for i, correct in ((2, True), (3, False), (4, True), (5, False), (6, False)):
             end(tree.nodes[i], correct)
         notes = Counter()
-        judged, members = label_steps(tree, ExportConfig(inputs=[], output_dir="out"), notes)
+        judged, members = label_steps(tree, ExportConfig(inputs=["none"], output_dir="out"), notes)
         assert judged.completions == ["a", "b", "c", "d"]
         assert judged.parents == [-1, 0, 0, 0]
         assert members == [[0, 1], [2, 4, 5], [3], [6]]
@@ -301,7 +301,9 @@ class TestUniting:
         assert judged.step_columns["mc_correct"] == [2, 2, 0, 0]
         assert judged.step_columns["mc_total"] == [5, 3, 1, 1]
         assert notes["equal_siblings_united"] == 3
-        judged, _ = label_steps(tree, ExportConfig(inputs=[], output_dir="out", estimator="leaf_share"), Counter())
+        judged, _ = label_steps(
+            tree, ExportConfig(inputs=["none"], output_dir="out", estimator="leaf_share"), Counter()
+        )
         assert judged.labels == pytest.approx([2 / 5, 2 / 3, 0, 0])
 
     def test_no_bias(self):
@@ -326,7 +328,7 @@ class TestUniting:
                         end(tree.nodes[-1], False)
             for estimator, found in labels.items():
                 judged, members = label_steps(
-                    tree, ExportConfig(inputs=[], output_dir="out", estimator=estimator), Counter()
+                    tree, ExportConfig(inputs=["none"], output_dir="out", estimator=estimator), Counter()
                 )
                 assert len(members[0]) == 2
                 found.append(judged.labels[0])
@@ -342,7 +344,7 @@ class TestUniting:
             tree.nodes[-1].weight = weight
             add_node(tree, len(tree.nodes) - 1, 0, f"last {place}")
             end(tree.nodes[-1], correct)
-        assert label_steps(tree, ExportConfig(inputs=[], output_dir="out"), Counter())[0].labels[0] == 3 / 4
+        assert label_steps(tree, ExportConfig(inputs=["none"], output_dir="out"), Counter())[0].labels[0] == 3 / 4
 
     def test_uniting_comes_after_compression_and_scores(self):
         """If equal children were united first, they would count as one draw, and compression would use the wrong N."""
@@ -350,7 +352,7 @@ class TestUniting:
         for node in tree.nodes:
             if node.parent == 0:
                 node.text = "same"
-        judged, _ = label_steps(tree, ExportConfig(inputs=[], output_dir="out"), Counter())
+        judged, _ = label_steps(tree, ExportConfig(inputs=["none"], output_dir="out"), Counter())
         assert len(judged.completions) == len(tree.nodes) - 3
         assert count_moves(compress(tree, 0, probability=1)) == 4
 
@@ -380,7 +382,7 @@ class TestBlankEnds:
     def test_steps(self, tree):
         """The step must keep its MC score, to which the blank ends contribute."""
         notes = Counter()
-        judged, _ = label_steps(tree, ExportConfig(inputs=[], output_dir="out"), notes)
+        judged, _ = label_steps(tree, ExportConfig(inputs=["none"], output_dir="out"), notes)
         assert judged.completions == ["one", "two", "no, three"]
         assert judged.labels == pytest.approx([2 / 3, 2 / 3, 0])
         assert judged.step_columns["mc_total"] == [3, 3, 1]
@@ -388,12 +390,12 @@ class TestBlankEnds:
 
     def test_solutions(self, tree):
         """Treated as blank steps, they would not be solutions, and only the wrong one would be left."""
-        judged, members = label_steps(tree, ExportConfig(inputs=[], output_dir="out", view="orm"), Counter())
+        judged, members = label_steps(tree, ExportConfig(inputs=["none"], output_dir="out", view="orm"), Counter())
         assert judged.completions == ["one", "two", "two", "no, three"]
         assert judged.parents == [-1, 0, 0, 1]
         assert judged.labels == [None, None, 1, 0]
         assert members == [[0], [1], [2, 4], [3]]
-        (solution,) = right_solutions(tree, ExportConfig(inputs=[], output_dir="out", view="sft"), Counter())
+        (solution,) = right_solutions(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), Counter())
         assert solution.completions == [tree.text(2)]
         assert solution.labels == pytest.approx([2 / 3])
         assert (solution.extra["mc_correct"], solution.extra["mc_total"]) == (2, 3)
@@ -401,7 +403,7 @@ class TestBlankEnds:
     def test_step_with_only_blank_ends(self, tree):
         """Such a step does not continue. Otherwise a path without an end would be counted as skipped."""
         del tree.nodes[3]
-        judged, members = label_steps(tree, ExportConfig(inputs=[], output_dir="out", view="orm"), Counter())
+        judged, members = label_steps(tree, ExportConfig(inputs=["none"], output_dir="out", view="orm"), Counter())
         assert judged.completions == ["one", "two"]
         assert judged.labels == [None, 1]
         assert members == [[0], [2, 3]]
@@ -452,7 +454,7 @@ class TestCompression:
         assert all(sorted(set(sources)) != ["hnc", "tree"] for sources in said.values())
         views = [compress(tree, 42, 0.5, 2, 1) for tree in read_trees(node_file)]
         steps = [
-            label_steps(seen, ExportConfig(inputs=[], output_dir="out", view=view, hnc=True), Counter())[0]
+            label_steps(seen, ExportConfig(inputs=["none"], output_dir="out", view=view, hnc=True), Counter())[0]
             for seen in views
             if count_moves(seen)
         ]
@@ -537,7 +539,7 @@ class TestSolutions:
     def test_rows(self, tmp_path, node_file):
         """Rows must be whole right solutions, exactly as written, with the lowest score on the path."""
         train, _, report = export(tmp_path, node_file, view="sft", test_size=0)
-        config = ExportConfig(inputs=[], output_dir="out", view="sft")
+        config = ExportConfig(inputs=["none"], output_dir="out", view="sft")
         expected = Counter()
         for tree in read_trees(node_file):
             steps = slow_steps(tree, config)
@@ -629,7 +631,7 @@ class TestSolutions:
         end(tree.nodes[0], True)
         end(tree.nodes[2], True)
         notes = Counter()
-        (solution,) = right_solutions(tree, ExportConfig(inputs=[], output_dir="out", view="sft"), notes)
+        (solution,) = right_solutions(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), notes)
         assert solution.extra["node_id"] == tree.nodes[0].node_id
         assert notes["solutions_found"] == 2 and notes["duplicate_solutions"] == 1
 
@@ -649,7 +651,7 @@ class TestSolutions:
             end(tree.nodes[-1], False)
             notes = Counter()
             (solution,) = right_solutions(
-                tree, ExportConfig(inputs=[], output_dir="out", view="sft", min_mc_score=0.75), notes
+                tree, ExportConfig(inputs=["none"], output_dir="out", view="sft", min_mc_score=0.75), notes
             )
             assert (solution.completions, solution.labels) == (["a b"], [1.0])
             assert notes["duplicate_solutions"] == 1
@@ -676,7 +678,7 @@ class TestSolutions:
         train, _, _ = export(tmp_path, node_file, view="sft", test_size=0)
         scores = set()
         for tree in read_trees(node_file):
-            config = ExportConfig(inputs=[], output_dir="out", view="sft")
+            config = ExportConfig(inputs=["none"], output_dir="out", view="sft")
             scores |= {solution.labels[0] for solution in right_solutions(tree, config, Counter())}
         assert {row["mc_score"] for row in train} == scores and len(scores) > 10
 
@@ -845,7 +847,7 @@ class TestOpenr:
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
-        ExportConfig(inputs=[], output_dir="out", **options)
+        ExportConfig(inputs=["none"], output_dir="out", **options)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_chosen_step_continues_and_the_others_are_leaves():
     ("neutral", "label"), [("negative", 0.0), ("positive", 1.0), ("drop", None), ("0.3", 0.3), (0.5, 0.5), (1, 1.0)]
 )
 def test_neutral_policy(neutral, label):
-    config = BuildPRM800KConfig(inputs=[], output_dir="out", neutral=neutral)
+    config = BuildPRM800KConfig(inputs=["none"], output_dir="out", neutral=neutral)
     nodes, _ = parse(
         step(candidate("a", 0), chosen=0), step(candidate("b", 1), chosen=0), neutral=config.neutral_label
     )
@@ -64,7 +64,7 @@ def test_neutral_policy(neutral, label):
 @pytest.mark.parametrize("neutral", ["maybe", "1.5", -0.1, "nan"])
 def test_neutral_policy_out_of_range(neutral):
     with pytest.raises(ValueError, match="'negative', 'positive', 'drop'"):
-        BuildPRM800KConfig(inputs=[], output_dir="out", neutral=neutral)
+        BuildPRM800KConfig(inputs=["none"], output_dir="out", neutral=neutral)
 
 
 def test_human_step_continues_and_is_positive():

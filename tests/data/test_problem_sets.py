@@ -127,7 +127,7 @@ def test_limit_and_exclusion_are_counted(tmp_path):
         (PLAIN, PLAIN | {"answer": "N/A"}, "found no answer"),
         (PLAIN, PLAIN | {"answer": []}, "found no answer"),
         (PLAIN, PLAIN | {"answer": {"value": "3"}}, "found no answer"),
-        (PLAIN, PLAIN | {"answer": ["3", "4"]}, "the answers 3, 4"),
+        (PLAIN, PLAIN | {"answer": ["3", "4"]}, "the answers '3', '4'"),
         (PLAIN, '{"problem": "What is 1+2?", "answer": NaN}', "found no answer"),
         (PLAIN, {"answer": "3"}, "the problem is None"),
         (PLAIN, PLAIN | {"problem": " "}, "the problem is ' '"),

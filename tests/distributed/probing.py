@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,33 @@ class KillAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_all_at_file(folder: Path, files: int) -> None:
+    """Kill this process, its siblings and the launcher when a folder has a number of files."""
+    while not folder.exists() or sum(path.is_file() for path in folder.rglob("*")) < files:
+        time.sleep(0.0002)
+    siblings = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split()
+    for pid in (*(int(pid) for pid in siblings if int(pid) != os.getpid()), os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+
+
 def heed_environment(trainer: Trainer) -> None:
-    """`PROBE_KILL_AT_STEP`: the process kills itself with SIGKILL after this optimizer step."""
+    """
+    `PROBE_KILL_AT_STEP`: the process kills itself with SIGKILL after this optimizer step.
+    `PROBE_KILL_AT_FILE=STEP,FILES`: all processes are killed when the checkpoint of this step has this number of files.
+    `PROBE_NAN_AT_STEP`: on the last rank, the loss of this optimizer step is NaN.
+    """
+    if "PROBE_KILL_AT_FILE" in os.environ and trainer.is_world_process_zero():
+        step, files = os.environ["PROBE_KILL_AT_FILE"].split(",")
+        folder = Path(trainer.args.output_dir, f"checkpoint-{step}")
+        threading.Thread(target=kill_all_at_file, args=(folder, int(files)), daemon=True).start()
+    if "PROBE_NAN_AT_STEP" in os.environ and trainer.accelerator.is_last_process:
+        step, compute = int(os.environ["PROBE_NAN_AT_STEP"]), trainer.compute_loss
+
+        def compute_loss(*args, **kwargs):
+            loss = compute(*args, **kwargs)
+            return loss * float("nan") if trainer.state.global_step + 1 == step else loss
+
+        trainer.compute_loss = compute_loss
     if "PROBE_KILL_AT_STEP" in os.environ:
         trainer.add_callback(KillAtStep(int(os.environ["PROBE_KILL_AT_STEP"])))
 

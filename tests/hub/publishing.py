@@ -15,6 +15,7 @@ from trl_hrm.data.candidates import Candidate, ProblemCandidates
 from trl_hrm.data.candidates_config import RaftConfig
 from trl_hrm.data.export import export
 from trl_hrm.data.export_config import ExportConfig
+from trl_hrm.data.output import claimed_output
 from trl_hrm.data.problems import problem_key
 from trl_hrm.data.publish import DatasetPush
 from trl_hrm.data.raft import build_raft
@@ -96,7 +97,9 @@ def _build_raft(folder: Path, word: str) -> None:
     ]
     counts = Counter({("records_in",): 2 * NUM_ROWS})
     config = RaftConfig(candidates="samples.jsonl", output_dir=str(folder), test_size=0.25, overwrite=True)
-    build_raft(problems, [[0.5 + i / 100, 0.25] for i in range(NUM_ROWS)], config, counts, {"reward_model": "me/hrm"})
+    scores = [[0.5 + i / 100, 0.25] for i in range(NUM_ROWS)]
+    with claimed_output(config) as output:
+        build_raft(problems, scores, config, counts, {"reward_model": "me/hrm"}, output)
 
 
 def push_folders(folders: Path | list[Path], repo: str, token: str | None = None, **options) -> DatasetPush:

@@ -37,13 +37,13 @@ def test_damage_in_the_middle_is_an_error(tmp_path):
     run_scripted(tmp_path)
     lines = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / LOG).write_bytes(b"".join([*lines[:3], b"\0\0\0\n", *lines[3:]]))
-    with pytest.raises(ValueError, match="jsonl, line 4"):
+    with pytest.raises(ValueError, match=r"jsonl:4: found b.*expected an event"):
         EventLog(tmp_path / LOG)
     head = lines[3][:60]
     (tmp_path / LOG).write_bytes(b"".join([*lines[:3], head + b"\n", *lines[4:]]))
     with (
         EventLog(tmp_path / LOG) as log,
-        pytest.raises(ValueError, match="byte [0-9]+.*problem 'p0"),
+        pytest.raises(ValueError, match=r"jsonl:4: problem 'p0.*not valid JSON"),
     ):
         for problem_id in log.problems:
             log.read(problem_id)

@@ -3,8 +3,10 @@
 import gc
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset
+from tqdm import tqdm
 
+from ..processes import Workers
 from ..search.prompts import Prompt
 from ..step_tree import StepTree
 from .build_config import BuildConfig
@@ -25,12 +28,11 @@ from .hierarchy import hrm_view, orm_view, prm_view
 from .output import (
     COLUMNS,
     REPORT_FILE,
-    check_output,
+    Output,
     digest_of,
     join_parts,
     make_table,
-    move,
-    temporary_directory,
+    publish,
     write_part,
 )
 from .problems import exclusion_key, group_equal, problem_key, problem_split, read_problem_keys, text_key
@@ -117,64 +119,59 @@ class Recipe:
         return parsed if isinstance(parsed, list) else [parsed]
 
 
-def build_dataset(recipe: Recipe, config: BuildConfig) -> BuildReport:
+def build_dataset(recipe: Recipe, config: BuildConfig, output: Output) -> BuildReport:
     """
     Build a dataset and write it to `config.output_dir`.
 
-    The dataset is written to a temporary directory next to the output, which is renamed at the end, so a failed or interrupted
-    build leaves nothing behind. Records are read and rows are written in chunks of 4 MB, so memory use does not grow with the
+    The dataset is written to a temporary folder, which is renamed at the end, so a failed or interrupted build leaves nothing
+    behind. Records are read and rows are written in chunks of 4 MB, so memory use does not grow with the
     input.
 
     Args:
         recipe ([`Recipe`]):
             Source of the records and its parser.
         config ([`BuildConfig`]):
-            Options of the build, such as the view and the output directory.
+            Options of the build, such as the view.
+        output ([`~data.output.Output`]):
+            Claimed output. See [`~data.output.claimed_output`].
 
     Returns:
         `dict[str, Any]`: The report, as written to `build_report.json`.
 
     Raises:
-        `FileExistsError`: If the output exists and may not be replaced.
         `ValueError`: If the build must stop at an invalid record, or if no row is left for training.
     """
-    output = Path(config.output_dir).absolute()
-    check_output(output, config)
-    worker = _Worker(recipe, config, read_problem_keys(config.exclude))
-    with temporary_directory(config) as work:
-        worker.parts = str(Path(work, "parts"))
-        Path(worker.parts).mkdir()
-        command = build_command(recipe.command or f"build-{recipe.name}", recipe.inputs, recipe.options, config)
-        report = make_report(recipe.name, recipe.inputs, command, config, worker.run(), recipe.warnings)
-        if recipe.warn:
-            report["warnings"] += recipe.warn(report)
-        if recipe.describe:
-            report["facts"] = recipe.describe(report)
-        finish_dataset(Path(work), recipe.about, report, output)
+    worker = _Worker(recipe, config, read_problem_keys(config.exclude), str(output.work / "parts"))
+    Path(worker.parts).mkdir()
+    command = build_command(recipe.command or f"build-{recipe.name}", recipe.inputs, recipe.options, config)
+    report = make_report(recipe.name, recipe.inputs, command, config, worker.run(), recipe.warnings)
+    if recipe.warn:
+        report["warnings"] += recipe.warn(report)
+    if recipe.describe:
+        report["facts"] = recipe.describe(report)
+    finish_dataset(recipe.about, report, output)
     return report
 
 
-def finish_dataset(work: Path, about: dict[str, Any], report: dict[str, Any], output: Path) -> None:
+def finish_dataset(about: dict[str, Any], report: dict[str, Any], output: Output) -> None:
     """
-    Assemble a dataset from its parts, add the card and the report, and move it to the output.
+    Assemble a dataset from its parts, add the card and the report, and rename it to the output.
 
     Args:
-        work (`Path`):
-            Temporary directory with the rows in `parts`, and any other files of the dataset in `dataset`.
         about (`dict[str, Any]`):
             See [`Recipe`].
         report (`dict[str, Any]`):
             Report of the build. The key `content` is added.
-        output (`Path`):
-            Directory to create or replace.
+        output ([`~data.output.Output`]):
+            Claimed output. Its temporary folder has the rows in `parts`, and any other files of the dataset in `dataset`.
     """
-    built = work / "dataset"
+    built = output.work / "dataset"
     (built / "data").mkdir(parents=True)
-    example = join_parts(work / "parts", built / "data", report["rows"])
+    example = join_parts(output.work / "parts", built / "data", report["rows"])
     report["content"] = digest_of(built / "data")
     (built / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     build_card(about, report, *example).save(built / "README.md")
-    move(built, output, work / "replaced")
+    publish(built, output)
 
 
 def count_labels(recipe: Recipe, config: BuildConfig, bin_of: Callable[[float], int]) -> dict[int, int]:
@@ -200,11 +197,11 @@ class _Worker:
             written = self.map(_write_chunk, chunks)
             counts = load_counts(written["counts"])
             if self.config.view == "sft":
-                trees = Counter(key for keys in written["keys"] for key in json.loads(keys))
+                trees = Counter(key for keys in written["keys"] for key in keys)
                 counts["notes", "repeated_problems"] = sum(count > 1 for count in trees.values())
             return counts
         found = self.map(_index_chunk, chunks, "index")
-        addresses = np.concatenate([np.array(chunk, dtype=np.int64).reshape(-1, 3) for chunk in found["addresses"]])
+        addresses = np.concatenate([chunk.reshape(-1, 3) for chunk in found["addresses"]])
         if not len(addresses):
             return load_counts(found["counts"])
         batches = [([], [])]
@@ -225,20 +222,28 @@ class _Worker:
             )
         return chunks
 
-    def map(self, function: Callable, chunks: list[dict[str, Any]], task: str = "build", **options: Any) -> Dataset:
-        """Apply `function` to each chunk in parallel and return the results in the order of the chunks."""
+    def map(
+        self, function: Callable, chunks: list[dict[str, Any]], task: str = "build", **options: Any
+    ) -> dict[str, list]:
+        """Apply `function` to each chunk in parallel. Return the results by name, in the order of the chunks."""
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         num_proc = min(self.config.num_proc or num_cores, len(chunks))
-        return Dataset.from_list(chunks).map(
-            partial(function, worker=self, **options),
-            with_indices=True,
-            remove_columns=list(chunks[0]),
-            num_proc=num_proc if num_proc > 1 else None,
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            new_fingerprint=f"{self.recipe.name}-{function.__name__}",
-            desc=f"{self.recipe.name}: {task}",
-        )
+        function = partial(function, worker=self, **options)
+        with tqdm(total=len(chunks), desc=f"{self.recipe.name}: {task}", unit="chunk") as bar:
+            if num_proc == 1:
+                results = []
+                for part, chunk in enumerate(chunks):
+                    results.append(function(chunk, part))
+                    bar.update()
+            else:
+                method = "fork" if sys.platform == "linux" else "spawn"  # a fork starts at once and shares `excluded`
+                with Workers(num_proc, method, "Lower --num_proc.", _set_function, function) as workers:
+                    futures = [workers.submit(_call, chunk, part) for part, chunk in enumerate(chunks)]
+                    for future in as_completed(futures):
+                        future.result()  # raises the first error
+                        bar.update()
+                results = [future.result() for future in futures]
+        return {name: [result[name] for result in results] for name in results[0]}
 
     def keep(self, record: dict[str, Any], where: str, counts: Counter, views: Callable) -> list[StepTree]:
         """Count a record and return its rows, which are empty if it is dropped."""
@@ -301,6 +306,16 @@ class _Worker:
         return {"counts": dump_counts(counts)}
 
 
+def _set_function(function: Callable) -> None:
+    global _function
+    _function = function
+
+
+def _call(chunk: dict[str, Any], part: int) -> dict[str, Any]:
+    """Call the function of this process, which is sent to it only once."""
+    return _function(chunk, part)
+
+
 @contextmanager
 def _no_search_for_cycles() -> Iterator[None]:
     """Disable garbage collection. A chunk creates many objects but no reference cycles, so this is a third faster."""
@@ -314,14 +329,14 @@ def _no_search_for_cycles() -> Iterator[None]:
 
 
 @_no_search_for_cycles()
-def _write_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, str]:
+def _write_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str, Any]:
     counts, trees, keys, where = Counter(), [], [], ""
     for where, _, record in worker.recipe.source.read(chunk):
         rows = worker.keep(record, where, counts, worker.rows)
         trees += rows
         if rows and worker.config.view == "sft":
-            keys.append(text_key(rows[0].extra["problem_id"]).hex())
-    return worker.write(part, trees, where, counts) | {"keys": json.dumps(keys)}
+            keys.append(text_key(rows[0].extra["problem_id"]))
+    return worker.write(part, trees, where, counts) | {"keys": keys}
 
 
 @_no_search_for_cycles()
@@ -340,12 +355,12 @@ def _index_chunk(chunk: dict[str, Any], part: int, worker: _Worker) -> dict[str,
         for tree in worker.keep(record, where, counts, lambda tree: [tree]):
             keys.append(text_key(tree.prompt))
             addresses.append(address)
-    return {"counts": dump_counts(counts), "keys": keys, "addresses": addresses}
+    return {"counts": dump_counts(counts), "keys": keys, "addresses": np.array(addresses, dtype=np.int64)}
 
 
 def _write_groups(batch: dict[str, Any], part: int, worker: _Worker) -> dict[str, str]:
     counts, trees, where = Counter(), [], ""
-    numbers = iter(batch["addresses"])
+    numbers = iter(batch["addresses"].tolist())
     records = worker.recipe.source.pick(Address(*three) for three in zip(numbers, numbers, numbers, strict=True))
     for size in batch["sizes"]:
         chains = []

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..config import Config
+from ..config import PROCESSES, SEED, Config
+from ..io import shown
 from .sources import parse_columns
 
 
@@ -72,13 +73,20 @@ class BuildConfig(Config):
     )
     max_merge: int = field(
         default=2,
-        metadata={"help": "Maximum number of steps in a merged step, for --view hrm.", "advanced": True},
+        metadata={
+            "help": "Maximum number of steps in a merged step, for --view hrm.",
+            "advanced": True,
+            "range": "[2, 1000]",
+        },
     )
     test_size: float = field(
         default=0.1,
-        metadata={"help": "Fraction of the problems that go to the test split, in [0, 1). 0 creates no test split."},
+        metadata={
+            "help": "Fraction of the problems that go to the test split, in [0, 1). 0 creates no test split.",
+            "range": "[0, 1)",
+        },
     )
-    seed: int = field(default=42, metadata={"help": "Random seed of the train/test split."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the train/test split.", "range": SEED})
     exclude: list[str] = field(
         default_factory=list,
         metadata={
@@ -91,6 +99,7 @@ class BuildConfig(Config):
         metadata={
             "help": "Number of processes (default: one per CPU core, but at most one per 4 MB of input).",
             "advanced": True,
+            "range": PROCESSES,
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace --output_dir if it is an earlier build."})
@@ -114,16 +123,6 @@ class BuildConfig(Config):
     def __post_init__(self):
         self.columns = parse_columns(self.columns)
         super().__post_init__()
-        if not self.merge_separator:
-            raise ValueError("`merge_separator` is empty. It must separate the steps of a merged step, as '\\n' does.")
-        if self.max_merge < 2:
-            raise ValueError(f"`max_merge` is {self.max_merge}. It must be at least 2 (pairs, as in the paper).")
-        if not 0 <= self.test_size < 1:
-            raise ValueError(
-                f"`test_size` is {self.test_size}. It must be a fraction in [0, 1). Use 0 for no test split."
-            )
-        if self.num_proc is not None and self.num_proc < 1:
-            raise ValueError(f"`num_proc` is {self.num_proc}. It must be at least 1.")
 
 
 @dataclass(kw_only=True)
@@ -176,7 +175,7 @@ class BuildPRM800KConfig(BuildConfig):
             label = -1.0
         if not 0 <= label <= 1:
             raise ValueError(
-                f"`neutral` is {self.neutral!r}. It must be 'negative', 'positive', 'drop' or a probability in [0, 1]."
+                f"`neutral` is {shown(self.neutral)}. It must be 'negative', 'positive', 'drop' or a probability in [0, 1]."
             )
         return label
 

@@ -14,6 +14,7 @@ from ..grading import (
     visible_text,
     without_thinking_tags,
 )
+from ..io import shown
 from ..search.nodes import read_trees
 from ..search.run_folder import MANIFEST, node_files, read_manifest, read_summary
 from ..search.steps import StepRule, cut_text
@@ -118,7 +119,7 @@ def read_pool(
             raise ValueError(
                 f"{config.candidates} is a run, which already has the reference answers. Remove the problems."
             )
-        search = read_manifest(config.candidates)["search"]
+        search = read_manifest(config.candidates, ["search"])["search"]
         if search["search"] != "rollouts" or "root_filter" in search:
             # Solutions of a search tree share their first steps, and a root filter drops problems by difficulty
             found = f"--search {search['search']}" + (" with --root_filter" if "root_filter" in search else "")
@@ -186,7 +187,7 @@ def take_first(
     short = min(problems, key=lambda problem: len(problem.candidates))
     if len(short.candidates) < number:
         raise ValueError(
-            f"{short.where}: problem {short.problem_id!r} has {len(short.candidates)} candidates, but the largest N is {number}. "
+            f"{short.where}: problem {shown(short.problem_id)} has {len(short.candidates)} candidates, but the largest N is {number}. "
             f"Sample more candidates, remove the problem, or use a smaller --n (at most {len(short.candidates)})."
         )
     return list(problems) if all_beyond else [replace(p, candidates=p.candidates[:number]) for p in problems]
@@ -217,7 +218,7 @@ def read_run(
                     problem.prompt,
                     problem.answer,
                     list(_sampled_candidates(tree, extractors, rule, keep_thinking)),
-                    where=f"{file}, problem {problem.problem_id!r}",
+                    where=f"{file}, problem {shown(problem.problem_id)}",
                 )
 
 
@@ -282,7 +283,7 @@ def reading_settings(config: CandidatesConfig, extractors: Sequence[str] | None 
         if rule.name == "regex":
             found["step_pattern"] = rule.pattern
     if "prompt" in manifest:
-        found["prompt_style"] = manifest["prompt"]["style"]
+        found["prompt_style"] = prompt_of(manifest).style
     return found | {"keep_thinking": config.keep_thinking}
 
 
@@ -319,7 +320,7 @@ def _refuse(config: CandidatesConfig, names: tuple[str, ...], kind: str) -> None
     for name in names:
         if getattr(config, name) not in (None, {}):
             raise ValueError(
-                f"`{name}` is {getattr(config, name)!r}, but has no effect because {config.candidates} is {kind}. Remove `{name}`."
+                f"`{name}` is {shown(getattr(config, name))}, but has no effect because {config.candidates} is {kind}. Remove `{name}`."
             )
 
 
@@ -335,7 +336,7 @@ def finished_solutions(tree: SearchTree) -> Iterator[tuple[str, list[str]]]:
 
 
 def _finished_candidates(config: CandidatesConfig, notes: Counter) -> list[ProblemCandidates]:
-    prompt, rule = prompt_of(read_manifest(config.candidates)), cut_again(config)
+    prompt, rule = prompt_of(read_manifest(config.candidates, ["prompt"])), cut_again(config)
     source = NodeFiles([str(file) for file in node_files(config.candidates)])
     problems = []
     for chunk in source.chunks():

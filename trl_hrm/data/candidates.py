@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..grading import extract_answer, opens_thinking, thinking_spans
+from ..io import shown
 from ..search.steps import cut_text, visible_steps
 from .candidates_config import CandidatesConfig
 from .problems import UNUSED, choices_of, normalize_problem, problem_key, problem_of, unused_parts
@@ -179,14 +180,14 @@ class CandidateRows:
         if len(given) != 1:
             raise ValueError(
                 f"{where}: found {' and '.join(given) or 'none'} of `completion` (a text), `completions` (a list of steps) and "
-                f"`candidates` (a list of either) among the keys {sorted(row)}, expected exactly one. For other column names, use "
+                f"`candidates` (a list of either) among the keys {shown(sorted(row), 200)}, expected exactly one. For other column names, use "
                 "--columns, such as --columns candidates=generations."
             )
         [form] = given
         values = row[form] if form == "candidates" else [row[form]]
         if not isinstance(values, list):
             raise ValueError(
-                f"{where}: `candidates` is {_shown(values)}, expected a list of texts or of lists of steps."
+                f"{where}: `candidates` is {shown(values)}, expected a list of texts or of lists of steps."
             )
         grades = self._grades(row, form, len(values), where)
         new = self._problem(row, where)
@@ -207,14 +208,14 @@ class CandidateRows:
             return None
         values = row[name] if form == "candidates" else [row[name]]
         if not isinstance(values, list) or len(values) != number:
-            found = f"{len(values)} grades" if isinstance(values, list) else _shown(values)
+            found = f"{len(values)} grades" if isinstance(values, list) else shown(values)
             raise ValueError(
                 f"{where}: `{name}` has {found} for {number} candidates, expected one grade per candidate."
             )
         for value in values:
             if value is not None and (not isinstance(value, (bool, int, float)) or value not in (0, 1)):
                 raise ValueError(
-                    f"{where}: `{name}` has {_shown(value)}, expected true or false (or 1 or 0) for each candidate, or null if the grade "
+                    f"{where}: `{name}` has {shown(value)}, expected true or false (or 1 or 0) for each candidate, or null if the grade "
                     "is unknown. If the column has no grades, rename it."
                 )
         return [None if value is None else bool(value) for value in values]
@@ -224,18 +225,18 @@ class CandidateRows:
         prompt, problem_id = row.get("prompt"), row.get("problem_id")
         if prompt is None:
             raise ValueError(
-                f"{where}: `prompt`, the prompt of the policy, is not among the keys {sorted(row)}. For another column name, use "
+                f"{where}: `prompt`, the prompt of the policy, is not among the keys {shown(sorted(row), 200)}. For another column name, use "
                 "--columns, such as --columns prompt=problem."
             )
         if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
             prompt = [_message(message, "prompt", where) for message in prompt]
         elif not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
-                f"{where}: `prompt` is {_shown(prompt)}, expected a non-empty text, or messages with `role` and `content`."
+                f"{where}: `prompt` is {shown(prompt)}, expected a non-empty text, or messages with `role` and `content`."
             )
         if problem_id is not None and not isinstance(problem_id, str):
             raise ValueError(
-                f"{where}: `problem_id` is {problem_id!r}, expected a string. In JSON Lines, put the number in quotes. In a dataset, "
+                f"{where}: `problem_id` is {shown(problem_id)}, expected a string. In JSON Lines, put the number in quotes. In a dataset, "
                 "cast the column to string."
             )
         problem = row.get("problem")
@@ -246,14 +247,14 @@ class CandidateRows:
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
         if not isinstance(problem, str) or not problem.strip():
-            raise ValueError(f"{where}: the problem is {_shown(problem)}, expected a non-empty text.")
+            raise ValueError(f"{where}: the problem is {shown(problem)}, expected a non-empty text.")
         choices = choices_of(row)
         problem = problem if choices is None else choices.add_to(problem)
         answer = row.get("answer") if self.answers else None
         if answer is not None:
             if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
                 raise ValueError(
-                    f"{where}: `answer` is {_shown(answer)}, expected a text or a number. Rename or remove the column."
+                    f"{where}: `answer` is {shown(answer)}, expected a text or a number. Rename or remove the column."
                 )
             # In GSM8K's format, the answer follows the last `####` of a solution
             answer = extract_answer(str(answer), ("hash",)) or str(answer).strip() or None
@@ -263,7 +264,7 @@ class CandidateRows:
         """Raise an error if two rows with the same problem or id (`same`) contradict each other."""
         if first.answer != new.answer:
             raise ValueError(
-                f"{new.where}: `answer` is {_shown(new.answer)}, but {first.where} has {_shown(first.answer)} for the same problem. A "
+                f"{new.where}: `answer` is {shown(new.answer)}, but {first.where} has {shown(first.answer)} for the same problem. A "
                 "problem must have one reference answer. If the column has something else, rename it, and pass a separate file of "
                 "problems with reference answers."
             )
@@ -276,14 +277,14 @@ class CandidateRows:
         for name in ("prompt", "problem"):
             if _normalized(getattr(first, name)) != _normalized(getattr(new, name)):
                 raise ValueError(
-                    f"{new.where}: `{name}` is {_shown(getattr(new, name))}, but {first.where} has {_shown(getattr(first, name))} "
+                    f"{new.where}: `{name}` is {shown(getattr(new, name))}, but {first.where} has {shown(getattr(first, name))} "
                     f"for the same {same}. Both rows must have the same {name}. Different problems need different ids."
                 )
 
     def _candidate(self, value: Any, name: str, problem: ProblemCandidates, where: str) -> Candidate:
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             if len(value) != 1 or not _is_message(value[0]) or value[0]["role"] != "assistant":
-                raise ValueError(f"{where}: `{name}` is {_shown(value)}, expected exactly one assistant message.")
+                raise ValueError(f"{where}: `{name}` is {shown(value)}, expected exactly one assistant message.")
             value = _message(value[0], name, where)["content"]
         if isinstance(value, str) and name != "completions":
             self.num_texts += 1
@@ -295,7 +296,7 @@ class CandidateRows:
             for i, step in enumerate(value):
                 if not isinstance(step, str):
                     raise ValueError(
-                        f"{where}: `{name}[{i}]` is {_shown(step)}, expected a step text. Remove this step."
+                        f"{where}: `{name}[{i}]` is {shown(step)}, expected a step text. Remove this step."
                     )
             self.num_lists += 1
             count_answers(value, self.notes)
@@ -311,7 +312,7 @@ class CandidateRows:
                 "completions": "a list of step texts",
             }
             raise ValueError(
-                f"{where}: `{name}` is {_shown(value)}, expected {expected.get(name, 'a text or a list of step texts')}."
+                f"{where}: `{name}` is {shown(value)}, expected {expected.get(name, 'a text or a list of step texts')}."
             )
         if not self.config.keep_thinking and thinking_spans(written):
             self.notes[THINKING] += 1
@@ -337,8 +338,3 @@ def _normalized(prompt: str | list[dict[str, str]]) -> Any:
     if isinstance(prompt, str):
         return normalize_problem(prompt)
     return [(message["role"], normalize_problem(message["content"])) for message in prompt]
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

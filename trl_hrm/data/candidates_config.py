@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..config import Config
+from ..config import COUNT, Config
+from ..io import shown
 from ..search.steps import RULES, StepRule, regex_rule
 from .build_config import BuildConfig, unescape
 from .sources import parse_columns
@@ -73,6 +74,7 @@ class CandidatesConfig(Config):
             "help": r"Separator used to join the steps of a candidate that is given as a list. \n and \t are read as a newline and a "
             r"tab (default: \n\n).",
             "parse": unescape,
+            "may_be_empty": True,
             "metavar": "TEXT",
             "advanced": True,
         },
@@ -98,7 +100,7 @@ class CandidatesConfig(Config):
         super().__post_init__()
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"`segmentation` is {self.segmentation!r} and `step_pattern` is {self.step_pattern!r}. `segmentation='regex'` and "
+                f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
                 "`step_pattern` must be used together."
             )
         self.step_rule()  # raises if `step_pattern` is invalid
@@ -139,10 +141,15 @@ class RaftConfig(CandidatesConfig, BuildConfig):
         metadata={
             "help": "Number of candidates per problem to select from, starting from the first (default: all).",
             "metavar": "N",
+            "range": COUNT,
         },
     )
-    max_kept: int = field(default=1, metadata={"help": "Maximum number of candidates to keep per problem."})
-    min_score: float = field(default=0.0, metadata={"help": "Minimum score for a candidate to be kept."})
+    max_kept: int = field(
+        default=1, metadata={"help": "Maximum number of candidates to keep per problem.", "range": COUNT}
+    )
+    min_score: float = field(
+        default=0.0, metadata={"help": "Minimum score for a candidate to be kept.", "range": "[0, 1]"}
+    )
 
     # Fields of `BuildConfig` that only apply to labelled steps
     view: Literal["raft"] = field(default="raft", init=False)
@@ -150,11 +157,3 @@ class RaftConfig(CandidatesConfig, BuildConfig):
     max_merge: int = field(default=2, init=False)
     num_proc: int | None = field(default=None, init=False)
     strict: bool = field(default=False, init=False)
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("num_candidates", "max_kept"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
-        if not 0 <= self.min_score <= 1:
-            raise ValueError(f"`min_score` is {self.min_score}. It must be a number from 0 to 1.")

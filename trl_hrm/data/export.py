@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..io import shown
 from ..search.compression import compress, count_moves
 from ..search.nodes import read_totals, read_unreadable_references
 from ..search.outcomes import describe_outcomes, reference_warnings
@@ -21,6 +22,7 @@ from .build import Dropped, Recipe, build_dataset, count_labels
 from .build_config import BuildConfig
 from .build_report import BuildReport
 from .export_config import ExportConfig
+from .output import claimed_output
 from .problems import problem_split
 from .self_training import MESSAGES, asked, prompt_of
 from .step_labels import bin_of, label_steps, leave_out_copies, right_solutions, thin_labels
@@ -84,25 +86,26 @@ def export(config: ExportConfig) -> BuildReport:
         `ValueError`: If an input is given twice or is invalid, if labels are requested for a search that was guided by a reward
             model, if `view="sft"` would mix chat and plain prompts, or if no row is left for training.
     """
-    recipe = _openr_recipe(config) if config.format == "openr" else _run_recipe(config)
-    if config.balance:
-        # Count in a separate pass over the trees, since holding all labels in memory would not scale
-        counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
-        bins = [counts[number] for number in range(config.balance)]
-        least = min(filter(None, bins), default=0)
-        chances = [least / count if count else 1.0 for count in bins]
-        edges = [f"labels from {i / len(bins):.3g} to {(i + 1) / len(bins):.3g}" for i in range(len(bins))]
-        balance = {
-            edge: {"before": count, "chance_to_stay": chance}
-            for edge, count, chance in zip(edges, bins, chances, strict=True)
-        }
-        describe = recipe.describe
-        recipe = replace(
-            recipe,
-            parse=partial(recipe.parse, chances=chances),
-            describe=lambda report: describe(report) | {"balance": balance},
-        )
-    return build_dataset(recipe, config)
+    with claimed_output(config, config.inputs) as output:
+        recipe = _openr_recipe(config) if config.format == "openr" else _run_recipe(config)
+        if config.balance:
+            # Count in a separate pass over the trees, since holding all labels in memory would not scale
+            counts = count_labels(recipe, config, partial(bin_of, num_bins=config.balance))
+            bins = [counts[number] for number in range(config.balance)]
+            least = min(filter(None, bins), default=0)
+            chances = [least / count if count else 1.0 for count in bins]
+            edges = [f"labels from {i / len(bins):.3g} to {(i + 1) / len(bins):.3g}" for i in range(len(bins))]
+            balance = {
+                edge: {"before": count, "chance_to_stay": chance}
+                for edge, count, chance in zip(edges, bins, chances, strict=True)
+            }
+            describe = recipe.describe
+            recipe = replace(
+                recipe,
+                parse=partial(recipe.parse, chances=chances),
+                describe=lambda report: describe(report) | {"balance": balance},
+            )
+        return build_dataset(recipe, config, output)
 
 
 def _run_recipe(config: ExportConfig) -> Recipe:
@@ -113,14 +116,15 @@ def _run_recipe(config: ExportConfig) -> Recipe:
     _refuse_repeats(files)
     for folder in dict.fromkeys(Path(file).parent for file in files if config.view != "sft"):
         # Labels must estimate what the policy alone writes after a step, not what a reward model selects
-        search = read_manifest(folder)["search"]["search"] if (folder / MANIFEST).is_file() else None
+        search = read_manifest(folder, ["search"])["search"]["search"] if (folder / MANIFEST).is_file() else None
         if search in STRATEGIES:
             raise ValueError(
                 f"{folder}: the run used --strategy {search}, in which a reward model selects the steps, so its MC scores would not "
                 "estimate the policy alone. Export it with --view sft, or make labels from a run of trl-hrm annotate."
             )
     source = NodeFiles(files)
-    runs = {name: read_manifest(name) | read_summary(name) for name in folders}
+    needed = ["prompt"] if config.view == "sft" else []
+    runs = {name: read_manifest(name, needed) | read_summary(name) for name in folders}
     unreadable = read_unreadable_references([name for name in config.inputs if name not in folders])
     prompt, doubts = _common_prompt(config.inputs, runs) if config.view == "sft" else (None, [])
     return Recipe(
@@ -181,7 +185,7 @@ def _openr_recipe(config: ExportConfig) -> Recipe:
     for name in ("estimator", "truncated", "min_leaves"):
         if getattr(config, name) != getattr(ExportConfig, name):
             raise ValueError(
-                f"`{name}` is {getattr(config, name)!r}, but openr files contain values, not outcomes to estimate them from. Remove "
+                f"`{name}` is {shown(getattr(config, name))}, but openr files contain values, not outcomes to estimate them from. Remove "
                 f"`{name}`."
             )
     _refuse_repeats(config.inputs)

@@ -1,10 +1,9 @@
 """Configuration of [`export`], which builds datasets from search trees."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..search.compression import check_options
+from ..config import COUNT, SEED
 from .build_config import BuildConfig
 
 
@@ -101,7 +100,8 @@ class ExportConfig(BuildConfig):
         default=None,
         metadata={
             "help": "Strength of the entropy regularisation. Required for --labels entropy. Use a negative value for completions "
-            "sampled from the optimal policy."
+            "sampled from the optimal policy.",
+            "range": "(-inf, inf)",
         },
     )
     estimator: Literal["child_mean", "leaf_share"] = field(
@@ -119,7 +119,8 @@ class ExportConfig(BuildConfig):
         default=1,
         metadata={
             "help": "Minimum number of leaves below a step for the step to get a label. Steps with fewer leaves are kept as context "
-            "without a label."
+            "without a label.",
+            "range": COUNT,
         },
     )
 
@@ -132,6 +133,7 @@ class ExportConfig(BuildConfig):
         metadata={
             "help": "Probability that one child of a node is merged with it and moved up, for --hnc.",
             "advanced": True,
+            "range": "[0, 1]",
         },
     )
     hnc_min_children: int = field(
@@ -139,11 +141,15 @@ class ExportConfig(BuildConfig):
         metadata={
             "help": "Minimum number of children of a node for one of them to be merged, for --hnc.",
             "advanced": True,
+            "range": "[2, inf)",
         },
     )
-    hnc_passes: int = field(default=1, metadata={"help": "Number of compression passes, for --hnc.", "advanced": True})
+    hnc_passes: int = field(
+        default=1,
+        metadata={"help": "Number of compression passes, for --hnc.", "advanced": True, "range": "[1, 1000]"},
+    )
     hnc_seed: int = field(
-        default=42, metadata={"help": "Random seed of the compression, for --hnc.", "advanced": True}
+        default=42, metadata={"help": "Random seed of the compression, for --hnc.", "advanced": True, "range": SEED}
     )
 
     # Parameters that control label balancing
@@ -153,6 +159,7 @@ class ExportConfig(BuildConfig):
             "help": "Number of equal-width bins for balancing the training labels. Labels are removed at random from the larger bins. "
             "The column `label_weights` holds the inverse of the probability that a label is kept.",
             "metavar": "BINS",
+            "range": "[2, 1000]",
         },
     )
 
@@ -162,13 +169,15 @@ class ExportConfig(BuildConfig):
         metadata={
             "help": "Minimum `mc_score` of a solution, which is the lowest MC score of its labelled steps, for --view sft.",
             "aliases": ["--min_value"],
+            "range": "[0, 1]",
         },
     )
     max_solutions: int | None = field(
         default=None,
         metadata={
             "help": "Maximum number of solutions per problem, for --view sft. Those with the highest `mc_score` are kept "
-            "(default: all)."
+            "(default: all).",
+            "range": COUNT,
         },
     )
 
@@ -176,21 +185,12 @@ class ExportConfig(BuildConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.labels == "entropy" and (self.eta is None or math.isnan(self.eta)):
+        if self.labels == "entropy" and self.eta is None:
             raise ValueError(f"`eta` is {self.eta}. `labels='entropy'` requires a number, such as `eta=2`.")
         if self.labels != "entropy" and self.eta is not None:
             raise ValueError(
                 f"`eta` is {self.eta}, but has no effect with `labels={self.labels!r}`. Use `labels='entropy'`, or remove `eta`."
             )
-        if self.min_leaves < 1:
-            raise ValueError(f"`min_leaves` is {self.min_leaves}. It must be at least 1.")
-        if self.balance is not None and self.balance < 2:
-            raise ValueError(f"`balance` is {self.balance}. It must be at least 2 bins.")
-        if not 0 <= self.min_mc_score <= 1:
-            raise ValueError(f"`min_mc_score` is {self.min_mc_score}. It must be a number from 0 to 1.")
-        if self.max_solutions is not None and self.max_solutions < 1:
-            raise ValueError(f"`max_solutions` is {self.max_solutions}. It must be at least 1.")
-        check_options(self.hnc_probability, self.hnc_min_children, self.hnc_passes)
         # Options that would be ignored
         for name in ("hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
             if not self.hnc and getattr(self, name) != getattr(ExportConfig, name):

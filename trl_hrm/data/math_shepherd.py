@@ -31,11 +31,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..io import shown
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset
 from .build_config import BuildMathShepherdConfig
 from .build_report import BuildReport
 from .faults import RowError, other_command
+from .output import claimed_output
 from .sources import JsonLines
 
 
@@ -79,16 +81,17 @@ def build_math_shepherd(config: BuildMathShepherdConfig) -> BuildReport:
         `FileNotFoundError`: If an input does not exist.
         `ValueError`: If a record is invalid and `config.strict` is set, or if no row is left for training.
     """
-    recipe = Recipe(
-        name="math-shepherd",
-        source=JsonLines(config.inputs, config.columns),
-        inputs=config.inputs,
-        parse=parse_math_shepherd,
-        columns={"task": pa.string()},
-        join_prompts=True,
-        about=ABOUT,
-    )
-    return build_dataset(recipe, config)
+    with claimed_output(config, config.inputs) as output:
+        recipe = Recipe(
+            name="math-shepherd",
+            source=JsonLines(config.inputs, config.columns),
+            inputs=config.inputs,
+            parse=parse_math_shepherd,
+            columns={"task": pa.string()},
+            join_prompts=True,
+            about=ABOUT,
+        )
+        return build_dataset(recipe, config, output)
 
 
 def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> StepTree:
@@ -114,7 +117,9 @@ def parse_math_shepherd(record: dict[str, Any], where: str, notes: Counter) -> S
         segments, values = _segments(_text(record, "text", where)), record["value"]
         values = values if isinstance(values, list) else [values]
         if not all(isinstance(value, (bool, int, float)) and 0 <= value <= 1 for value in values):
-            raise RowError("unknown_label", where, f"`value` is {record['value']!r}, expected numbers from 0 to 1.")
+            raise RowError(
+                "unknown_label", where, f"`value` is {shown(record['value'])}, expected numbers from 0 to 1."
+            )
         labels = [float(value) for value in values]
         if len(labels) != len(segments):
             raise RowError(
@@ -161,7 +166,7 @@ def _text(record: dict[str, Any], name: str, where: str) -> str:
         raise RowError(
             "missing_key",
             where,
-            f"the key `{name}` is missing, found {sorted(record)}. "
+            f"the key `{name}` is missing, found {shown(sorted(record), 200)}. "
             + (
                 other_command(record)
                 or "Is this a Math-Shepherd file? Expected `input` and `label`, `text` and `value` (ER-PRM), or `conversations` "
@@ -169,7 +174,7 @@ def _text(record: dict[str, Any], name: str, where: str) -> str:
             ),
         )
     if not isinstance(record[name], str):
-        raise RowError("not_a_string", where, f"`{name}` is {record[name]!r}, expected a string.")
+        raise RowError("not_a_string", where, f"`{name}` is {shown(record[name])}, expected a string.")
     return record[name]
 
 
@@ -199,7 +204,7 @@ def _conversation(messages: Any, where: str) -> tuple[list[str], list[float]]:
         raise RowError(
             "no_conversation",
             where,
-            f"`conversations` is {repr(messages)[:80]}, expected messages with `role` and `content` that alternate between a step "
+            f"`conversations` is {shown(messages)}, expected messages with `role` and `content` that alternate between a step "
             "(role `user`) and its label (role `assistant`).",
         )
     labels = [LABELS.get(turn["content"].strip()) for turn in turns[1::2]]

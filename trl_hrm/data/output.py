@@ -1,19 +1,30 @@
 """Write the files of a dataset: parts with the rows, one Parquet file per split, and an atomic move to the output."""
 
 import hashlib
-import tempfile
-from collections.abc import Mapping
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
+from ..io import claimed_name, resolved_output
 from .build_config import BuildConfig
 
 
+logger = logging.getLogger(__name__)
+
 REPORT_FILE = "build_report.json"
+PICTURE = "scores.png"  # of `select-raft`
+_OWN = re.compile(
+    rf"README\.md|{re.escape(REPORT_FILE)}|{re.escape(PICTURE)}|data/(train|test)-\d{{5}}-of-\d{{5}}\.parquet"
+)
 
 COLUMNS = {
     "prompt": pa.string(),
@@ -26,41 +37,108 @@ COLUMNS = {
 }
 
 
-def check_output(output: Path, config: BuildConfig) -> None:
-    """Raise `FileExistsError` if the output exists and may not be replaced."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+class Output(NamedTuple):
+    """
+    Claimed output of a build.
+
+    Args:
+        folder (`Path`):
+            Folder of the dataset, which does not exist yet or holds an earlier build.
+        work (`Path`):
+            Temporary folder on the same file system, so the dataset can be renamed to `folder`.
+    """
+
+    folder: Path
+    work: Path
+
+
+@contextmanager
+def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[Output]:
+    """
+    Context manager that claims the output of a build before any work is done.
+
+    The name of the output is locked until the end of the block. The temporary folder is a hidden folder next to the output. If a
+    killed build left one, it is removed, and an earlier dataset that the build had moved aside is restored.
+
+    Args:
+        config ([`BuildConfig`]):
+            Options of the build, of which `output_dir` and `overwrite` are used.
+        inputs (`Iterable[str]`, *optional*):
+            Files and folders that are read.
+
+    Raises:
+        `BlockingIOError`: If another process is building the same output.
+        `FileExistsError`: If the output exists and may not be replaced.
+        `OSError`: If the output cannot be written.
+    """
+    given = config.output_dir
+    folder = resolved_output(given, "output_dir")
+    for name in filter(os.path.exists, inputs):
+        if Path(os.path.realpath(name)).is_relative_to(folder):
+            raise FileExistsError(f"{given}: the output contains the input {name}. Choose another `output_dir`.")
+    if os.path.exists(folder) and not folder.is_dir():
+        raise NotADirectoryError(f"{given} is a file. Choose a folder as `output_dir`.")
+    if os.path.ismount(folder):
+        raise OSError(f"{given} is a mount point, which cannot be replaced. Choose a folder in it as `output_dir`.")
+    work, replaced = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "replaced"))
+    with claimed_name(folder, given, "output_dir"):
+        if replaced.exists() and not folder.exists():  # killed between the two renames of `publish`
+            replaced.rename(folder)
+            logger.warning("Restored %s, which an interrupted build had moved aside.", given)
+        for left in filter(os.path.exists, (replaced, work)):
+            shutil.rmtree(left)
+            logger.warning("Removed %s, which an interrupted build had left.", left)
+        _check_replaced(folder, config)
+        work.mkdir()
+        try:
+            yield Output(folder, work)
+        finally:
+            shutil.rmtree(work)
+
+
+def _check_replaced(folder: Path, config: BuildConfig) -> None:
+    """Raise `FileExistsError` if a folder exists, unless `overwrite` is set and it only has files of an earlier build."""
+    given = config.output_dir
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not config.overwrite:
         raise FileExistsError(
-            f"{config.output_dir}: the output already exists. Choose another --output_dir, or pass --overwrite (`overwrite=True`) to "
-            "replace it."
+            f"{given}: the output already exists. Choose another --output_dir, or pass --overwrite (`overwrite=True`) to replace it."
         )
-    if not (output / REPORT_FILE).is_file():
+    if not (folder / REPORT_FILE).is_file():
         raise FileExistsError(
-            f"{config.output_dir}: --overwrite only replaces earlier builds, but this folder has no {REPORT_FILE}. Delete it "
-            "yourself, or choose another --output_dir."
+            f"{given}: --overwrite only replaces earlier builds, but this folder has no {REPORT_FILE}. Delete it yourself, or choose "
+            "another --output_dir."
+        )
+    found = [path for path in folder.iterdir() if path.name != "data"] + list((folder / "data").glob("**/*"))
+    foreign = sorted(
+        str(path.relative_to(folder)) for path in found if not _OWN.fullmatch(path.relative_to(folder).as_posix())
+    )
+    if foreign:
+        more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
+        raise FileExistsError(
+            f"{given}: --overwrite would delete {', '.join(foreign[:3])}{more}, which no build has written. Move the file away, or "
+            "choose another --output_dir."
         )
 
 
-def temporary_directory(config: BuildConfig) -> tempfile.TemporaryDirectory:
-    """Create a temporary directory on the same file system as the output, so it can be renamed to the output."""
-    output = Path(config.output_dir).absolute()
-    anchor = next(parent for parent in output.parents if parent.exists())
-    return tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=anchor)
+def publish(built: Path, output: Output) -> None:
+    """
+    Rename a built folder to the output. An earlier dataset is moved aside first.
 
-
-def move(built: Path, output: Path, replaced: Path) -> None:
-    """Rename the built folder to the output. If the output exists, it is first moved to `replaced`."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not output.exists():
-        built.rename(output)
+    If the process is killed in between, [`claimed_output`] restores the earlier dataset.
+    """
+    folder, replaced = output.folder, output.folder.with_name(f".{output.folder.name}.replaced")
+    if not folder.exists():
+        built.rename(folder)
         return
-    output.rename(replaced)
+    folder.rename(replaced)
     try:
-        built.rename(output)
+        built.rename(folder)
     except OSError:
-        replaced.rename(output)
+        replaced.rename(folder)
         raise
+    shutil.rmtree(replaced)
 
 
 def make_table(rows: list[dict[str, Any]], types: Mapping[str, pa.DataType], where: str) -> pa.Table:

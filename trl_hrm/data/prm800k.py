@@ -24,11 +24,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..io import shown
 from ..step_tree import StepTree
 from .build import Dropped, Recipe, build_dataset
 from .build_config import BuildPRM800KConfig
 from .build_report import BuildReport
 from .faults import RowError, other_command
+from .output import claimed_output
 from .sources import JsonLines
 
 
@@ -69,17 +71,18 @@ def build_prm800k(config: BuildPRM800KConfig) -> BuildReport:
         `FileNotFoundError`: If an input does not exist.
         `ValueError`: If a record is invalid and `config.strict` is set, or if no row is left for training.
     """
-    recipe = Recipe(
-        name="prm800k",
-        source=JsonLines(config.inputs, config.columns),
-        inputs=config.inputs,
-        parse=partial(parse_prm800k, neutral=config.neutral_label, drop_screening=config.drop_screening),
-        columns={"answer": pa.string(), "finish_reason": pa.string()},
-        is_final=is_final,
-        options={"neutral": config.neutral, "drop_screening": config.drop_screening},
-        about=ABOUT,
-    )
-    return build_dataset(recipe, config)
+    with claimed_output(config, config.inputs) as output:
+        recipe = Recipe(
+            name="prm800k",
+            source=JsonLines(config.inputs, config.columns),
+            inputs=config.inputs,
+            parse=partial(parse_prm800k, neutral=config.neutral_label, drop_screening=config.drop_screening),
+            columns={"answer": pa.string(), "finish_reason": pa.string()},
+            is_final=is_final,
+            options={"neutral": config.neutral, "drop_screening": config.drop_screening},
+            about=ABOUT,
+        )
+        return build_dataset(recipe, config, output)
 
 
 def is_final(text: str) -> bool:
@@ -158,7 +161,7 @@ def _add_step(
         raise RowError(
             SCHEMA,
             where,
-            f"`chosen_completion` is {chosen!r}, expected null or an index of the {len(candidates)} completions.",
+            f"`chosen_completion` is {shown(chosen)}, expected null or an index of the {len(candidates)} completions.",
         )
     if chosen is not None and human is not None:
         notes["ignored_human_completions"] += 1
@@ -186,7 +189,7 @@ def _add_step(
         # A step written by the annotator counts as positive if it has no rating, since the solution continues from it
         rating = 1 if name is None else _get(candidate, name, (int, type(None)), place)
         if rating not in labels:
-            raise RowError(SCHEMA, place, f"`{name}` is {rating!r}, expected -1, 0, 1 or null.")
+            raise RowError(SCHEMA, place, f"`{name}` is {shown(rating)}, expected -1, 0, 1 or null.")
         if candidate.get("flagged"):
             notes["flagged_candidates"] += 1
         elif labels[rating] is not None:
@@ -203,17 +206,17 @@ def _add_step(
 
 def _get(value: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
     if not isinstance(value, dict):
-        raise RowError(SCHEMA, where, f"found {repr(value)[:80]}, expected a JSON object with the key `{name}`.")
+        raise RowError(SCHEMA, where, f"found {shown(value)}, expected a JSON object with the key `{name}`.")
     if name not in value:
         raise RowError(
             SCHEMA,
             where,
-            f"the key `{name}` is missing, found {sorted(value)}. "
+            f"the key `{name}` is missing, found {shown(sorted(value), 200)}. "
             + (other_command(value) or "Is this a PRM800K file of phase 1 or 2?"),
         )
     found = value[name]
     if not isinstance(found, kind) or isinstance(found, bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise RowError(SCHEMA, where, f"`{name}` is {repr(found)[:80]}, expected {names}.")
+        raise RowError(SCHEMA, where, f"`{name}` is {shown(found)}, expected {names}.")
     return found

@@ -22,6 +22,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ..grading import extract_answer
+from ..io import shown
 from ..search.tree import Problem, make_id
 from .faults import RowError, RowFaults
 from .problems import (
@@ -170,7 +171,7 @@ def read_problems(
             has the file and line, or the row.
     """
     if format not in FORMATS:
-        raise ValueError(f"`format` is {format!r}. It must be one of {', '.join(FORMATS)}.")
+        raise ValueError(f"`format` is {shown(format)}. It must be one of {', '.join(FORMATS)}.")
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}. It must be at least 1.")
     found = ProblemSet([], faults=RowFaults(strict))
@@ -179,7 +180,7 @@ def read_problems(
         if is_json_file(source):
             if config is not None:
                 raise ValueError(
-                    f"`config` is {config!r}, but {source} is a file, which has no configurations. Remove `config`."
+                    f"`config` is {shown(config)}, but {source} is a file, which has no configurations. Remove `config`."
                 )
             rows = JsonLines([source], columns)
         else:
@@ -230,7 +231,7 @@ class _Reader:
         if key in self.contradicted or not _same_answer(answer, problem.answer):
             # It is unknown which answer is right, so all records of the problem are dropped
             message = (
-                f"the answer is {problem.answer!r}, but {before} has the same problem with the answer {answer!r}. Remove the wrong "
+                f"the answer is {shown(problem.answer)}, but {before} has the same problem with the answer {shown(answer)}. Remove the wrong "
                 "record."
             )
             self.faults.leave_out(RowError("several_answers", where, message))
@@ -244,7 +245,7 @@ class _Reader:
             other, before = self.ids.setdefault(problem.problem_id, (key, where))
             if other != key:
                 message = (
-                    f"the id is {problem.problem_id!r}, but {before} has the same id for a different problem. Ids must be unique: rename "
+                    f"the id is {shown(problem.problem_id)}, but {before} has the same id for a different problem. Ids must be unique: rename "
                     "one of them."
                 )
                 self.faults.keep(RowError("repeated_id", where, message))
@@ -281,7 +282,7 @@ def refuse_caseless_ids(problems: Iterable[Problem], known: Container[str], wher
             if problem.problem_id not in known and earlier in known:
                 raise ValueError(
                     f"{where}: this run was started by an older version of trl_hrm, in which problem ids ignored letter case: it has "
-                    f"the id {earlier!r} instead of {problem.problem_id!r}. Finish the run with that version, or use a new "
+                    f"the id {shown(earlier)} instead of {shown(problem.problem_id)}. Finish the run with that version, or use a new "
                     "--output_dir."
                 )
 
@@ -300,7 +301,7 @@ def _format_of(record: dict[str, Any], where: str) -> str:
     raise RowError(
         "no_answer" if problem_text(record) is not None else "no_problem",
         where,
-        f"the keys {sorted(record)} match no format. Expected {formats}. For other column names, use --columns, such as "
+        f"the keys {shown(sorted(record), 200)} match no format. Expected {formats}. For other column names, use --columns, such as "
         "--columns problem=Question answer=Solution.",
     )
 
@@ -315,12 +316,12 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
     if text is None:
         is_plain = format == "plain"
         names = TEXT_COLUMNS if is_plain else _OWN_TEXT[format]
-        shown = next((record[name] for name in names if record.get(name) is not None), None)
+        found = next((record[name] for name in names if record.get(name) is not None), None)
         messages = ", or messages with exactly one user message" if is_plain else ""
         raise RowError(
             "no_problem",
             where,
-            f"the problem is {repr(shown)[:200]}, expected a non-empty string{messages}. {_expected(format)}",
+            f"the problem is {shown(found, 200)}, expected a non-empty string{messages}. {_expected(format)}",
         )
     answers = _answers(record, format)
     if not answers:
@@ -331,7 +332,7 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
         raise RowError(
             "several_answers",
             where,
-            f"found the answers {', '.join(map(str, answers))} to the problem {text.strip()[:60]!r}, expected one.",
+            f"found the answers {', '.join(map(shown, answers))} to the problem {text.strip()[:60]!r}, expected one.",
         )
     answer, choices = answers[0], None if format == "prm800k" else choices_of(record)
     if choices is not None:
@@ -340,14 +341,14 @@ def _problem(record: dict[str, Any], format: str, where: str) -> tuple[Problem, 
             raise RowError(
                 "answer_not_among_choices",
                 where,
-                f"the answer is {answer!r}. It must identify exactly one of the choices {choices.texts} by its text, its label "
+                f"the answer is {shown(answer)}. It must identify exactly one of the choices {shown(choices.texts, 200)} by its text, its label "
                 f"({', '.join(choices.labels)}) or its index from 0.",
             )
         answer = label
     column = find_column(record, ID_COLUMNS[format])
     given = None if column is None else record[column]
     if given is not None and (isinstance(given, bool) or not isinstance(given, (str, int)) or not str(given).strip()):
-        raise RowError("bad_id", where, f"the id is {given!r}, expected a non-empty string or an integer.")
+        raise RowError("bad_id", where, f"the id is {shown(given)}, expected a non-empty string or an integer.")
     problem_id = problem_key(text).hex() if given is None else str(given)
     return Problem(problem_id, text.strip(), str(answer)), given is not None
 
@@ -356,7 +357,9 @@ def _prefix(record: dict[str, Any], column: str, prefix_fault: Callable[[str], s
     prefix = record.get(column)
     if not isinstance(prefix, str) or not prefix.strip():
         found = (
-            f"{column!r} is {prefix!r}" if column in record else f"{column!r} is not among the keys {sorted(record)}"
+            f"{shown(column)} is {shown(prefix)}"
+            if column in record
+            else f"{shown(column)} is not among the keys {shown(sorted(record), 200)}"
         )
         raise ValueError(
             f"{where}: {found}. It must be a non-empty string with the beginning of a solution. Fill the column, or remove the "
@@ -415,4 +418,4 @@ def _same_answer(answer: str, other: str) -> bool:
 
 
 def _expected(format: str) -> str:
-    return f"The format {format!r} expects {KEYS[format]}."
+    return f"The format {shown(format)} expects {KEYS[format]}."

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
+from ..io import shown
 from .sources import JsonLines, all_rows
 
 
@@ -299,7 +300,7 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
         text = problem_text(row)
         if text is None:
             raise ValueError(
-                f"{where}: found no problem to exclude among the keys {sorted(row)}. It must be a non-empty string under `problem`, "
+                f"{where}: found no problem to exclude among the keys {shown(sorted(row), 200)}. It must be a non-empty string under `problem`, "
                 "`question` or `prompt`. Rename the key of the problem."
             )
         keys.add(exclusion_key(text))

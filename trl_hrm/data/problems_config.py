@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from ..config import Config
+from ..config import COUNT, Config
 from .sources import parse_columns
 
 
@@ -47,7 +47,9 @@ class ProblemsConfig(Config):
         },
     )
     split: str = field(default="train", metadata={"help": "Dataset split to read. Ignored for files."})
-    limit: int | None = field(default=None, metadata={"help": "Maximum number of problems (default: all)."})
+    limit: int | None = field(
+        default=None, metadata={"help": "Maximum number of problems (default: all).", "range": COUNT}
+    )
     exclude: list[str] = field(
         default_factory=list,
         metadata={"help": "JSON files of test sets whose problems are dropped.", "metavar": "FILE"},

@@ -18,6 +18,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm, validate_repo_id
 
 from ..hub import PushError, pushing, retry
+from ..io import shown
 from .publish_card import Config, check_others, merge_card, warn_of_licenses
 from .publish_config import PushDatasetConfig
 from .publish_shards import CARD_FILE, Build, File, dataset_info, group_sizes, published_files, read_build
@@ -142,7 +143,7 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
         raise ValueError("`inputs` is empty. Pass at least one folder written by a builder.")
     if config.config_name is not None and len(config.inputs) != 1:
         raise ValueError(
-            f"`config_name` is {config.config_name!r}, but there are {len(config.inputs)} folders. Push each folder separately, with its "
+            f"`config_name` is {shown(config.config_name)}, but there are {len(config.inputs)} folders. Push each folder separately, with its "
             "own `config_name`."
         )
     builds: dict[str, Build] = {}
@@ -157,7 +158,7 @@ def push_dataset(config: PushDatasetConfig, token: str | None = None) -> Dataset
     validate_repo_id(config.repo_id)
     if "/" not in config.repo_id:
         raise ValueError(
-            f"`repo_id` is {config.repo_id!r}. It must include a user or organization, such as 'me/{config.repo_id}'."
+            f"`repo_id` is {shown(config.repo_id)}. It must include a user or organization, such as 'me/{config.repo_id}'."
         )
     size = config.max_shard_size
     max_bytes = int(size) if re.fullmatch(r"-?\d+", size) else convert_file_size_to_int(size)

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 
+from ..io import shown
 from .output import REPORT_FILE, digest_of
 
 
@@ -118,7 +119,7 @@ def read_build(folder: str | Path, config_name: str | None = None) -> Build:
     build = Build(folder, report["view"] if config_name is None else config_name, report)
     if not re.fullmatch(r"[^\W_][\w.-]*", build.name) or build.name == CARD_FILE:
         raise ValueError(
-            f"`config_name` is {build.name!r}. It is also a folder name in the repository, so it may only contain letters, digits, `_`, "
+            f"`config_name` is {shown(build.name)}. It is also a folder name in the repository, so it may only contain letters, digits, `_`, "
             f"`-` and `.`, must begin with a letter or digit, and must not be {CARD_FILE}."
         )
     for path in (folder / CARD_FILE, *map(build.parquet, build.splits), *_assets(build)):

@@ -6,7 +6,6 @@ Build a dataset for RAFT ([Dong et al., 2023](https://huggingface.co/papers/2304
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,12 +20,11 @@ from .candidate_sources import is_run, rule_of
 from .candidates import ProblemCandidates
 from .candidates_config import RaftConfig
 from .card import build_command
-from .output import COLUMNS, check_output, make_table, temporary_directory, write_part
+from .output import COLUMNS, PICTURE, Output, make_table, write_part
 from .problems import exclusion_key, problem_split, read_problem_keys
 from .self_training import MESSAGES, answered, choose, distinct
 
 
-PICTURE = "scores.png"
 ABOUT = {
     "title": "Solutions selected by a reward model",
     "description": "Problems with the solutions of a policy that a step reward model scored highest, for supervised fine-tuning of "
@@ -86,6 +84,7 @@ def build_raft(
     config: RaftConfig,
     counts: Counter,
     reward_model: dict[str, Any],
+    output: Output,
     warnings: Sequence[str] = (),
 ) -> BuildReport:
     """
@@ -102,6 +101,8 @@ def build_raft(
             Counts of [`shortlist`]. It is updated in place.
         reward_model (`dict[str, Any]`):
             Reward model and its scoring options, as options of `trl-hrm select-raft`, for the card and the rebuild command.
+        output ([`~data.output.Output`]):
+            Claimed output. See [`~data.output.claimed_output`].
         warnings (`Sequence[str]`, *optional*):
             Warnings about the source of the candidates.
 
@@ -109,11 +110,8 @@ def build_raft(
         `dict[str, Any]`: The report, as written to `build_report.json`.
 
     Raises:
-        `FileExistsError`: If the output exists and may not be replaced.
         `ValueError`: If no row is left for training.
     """
-    output = Path(config.output_dir).absolute()
-    check_output(output, config)
     rows = _choose_rows(problems, scores, config, counts)
     scored = [score for values in scores for score in values if score is not None]
     chosen = [row["score"] for split in rows for row in rows[split]]
@@ -141,14 +139,13 @@ def build_raft(
     report["picture"] = {"file": PICTURE, "shows": "Scores of all scored candidates and of the selected ones"}
     form = pa.string() if isinstance(problems[0].prompt, str) else MESSAGES
     types = COLUMNS | {"prompt": form, "completion": form, "num_candidates": pa.int32(), "rank": pa.int32()}
-    with temporary_directory(config) as name:
-        work = Path(name)
-        (work / "parts").mkdir()
-        (work / "dataset").mkdir()
-        for split in report["rows"]:
-            write_part(make_table(rows[split], types, config.candidates), work / "parts", split, 0)
-        draw_scores(scored, chosen, f"{config.aggregate} of step scores", work / "dataset" / PICTURE)
-        finish_dataset(work, ABOUT, report, output)
+    parts, dataset = output.work / "parts", output.work / "dataset"
+    parts.mkdir()
+    dataset.mkdir()
+    for split in report["rows"]:
+        write_part(make_table(rows[split], types, config.candidates), parts, split, 0)
+    draw_scores(scored, chosen, f"{config.aggregate} of step scores", dataset / PICTURE)
+    finish_dataset(ABOUT, report, output)
     return report
 
 

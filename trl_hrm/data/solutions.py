@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..grading import extract_answer, thinking_spans
+from ..io import shown
 from ..search.steps import visible_steps
 from ..step_tree import StepTree
 
@@ -160,7 +161,7 @@ def read_whole_solutions(
     if not found[SEVERAL] and not any(_SEARCH_AND_LEARN & rows[i][1].keys() for i in unclear):
         where, row = rows[unclear[0]]
         raise ValueError(
-            f"{where}: the keys {sorted(row)} include `problem` and `completions`, but not `prompt`, so it is unclear whether "
+            f"{where}: the keys {shown(sorted(row), 200)} include `problem` and `completions`, but not `prompt`, so it is unclear whether "
             "`completions` are whole solutions or the steps of one solution. Rename `problem` to `prompt` and, if they are whole "
             "solutions, `completions` to `candidates`."
         )

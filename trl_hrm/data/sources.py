@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
+from ..io import shown
+
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -243,7 +245,7 @@ def parse_columns(columns: Mapping[str, str] | Sequence[str] | None) -> dict[str
     for word in words:
         name, equals, column = str(word).partition("=")
         if not (name and equals and column):
-            raise ValueError(f"--columns: found {word!r}, expected NAME=COLUMN, such as problem=Question.")
+            raise ValueError(f"--columns: found {shown(word)}, expected NAME=COLUMN, such as problem=Question.")
         if name in columns:
             raise ValueError(f"--columns: {name} is given twice, as {columns[name]} and {column}. Give it once.")
         columns[name] = column
@@ -374,7 +376,7 @@ def _elements(text: TextIO, file: str) -> Iterator[Any]:
         elif not is_separated:
             if buffer[place] != ",":
                 raise ValueError(
-                    f"{file}, row {row}: invalid JSON: found {buffer[place : place + 20]!r} after the previous row, expected a comma "
+                    f"{file}, row {row}: invalid JSON: found {shown(buffer[place : place + 20])} after the previous row, expected a comma "
                     "or the end of the array."
                 )
             place, is_separated = place + 1, True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from operator import add
 from typing import NamedTuple
 
+from ..io import shown
 from ..search.tree import ROOT, SearchTree
 from ..search.values import leaf_counts, make_label, mc_scores
 from ..step_tree import StepTree
@@ -160,7 +161,7 @@ def right_solutions(tree: SearchTree, config: ExportConfig, notes: Counter) -> l
     """
     if any(node.role == "given" for node in tree.nodes):
         raise ValueError(
-            f"problem {tree.problem.problem_id!r}: its solutions begin with a given prefix (--prefix_column), which the policy did not "
+            f"problem {shown(tree.problem.problem_id)}: its solutions begin with a given prefix (--prefix_column), which the policy did not "
             "write. Export solutions from a run without prefixes."
         )
     judged, members_of = label_steps(tree, config, notes)

@@ -14,13 +14,14 @@ from functools import partial
 from typing import Any
 
 from ..grading import thinking_spans
+from ..io import shown
 from ..step_tree import StepTree
 from .build import Recipe, build_dataset
 from .build_config import BuildStepwiseConfig
 from .build_report import BuildReport
 from .faults import RowError, other_command
 from .math_shepherd import is_conversation, is_er_prm, is_math_shepherd, parse_math_shepherd
-from .output import temporary_directory
+from .output import claimed_output
 from .problems import UNUSED, unused_parts, unused_warnings
 from .solutions import check_answers, count_answers, solution_warnings
 from .sources import DatasetRows, JsonLines, is_json_file, loaded_dataset
@@ -58,10 +59,10 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
             `config.strict` is set.
     """
     with ExitStack() as stack:
+        output = stack.enter_context(claimed_output(config, config.inputs))
         if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
             # Cache next to the output: the system's temporary directory may be too small for a copy of the dataset
-            folder = stack.enter_context(temporary_directory(config))
-            dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=folder))
+            dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=output.work))
             source = DatasetRows(dataset, config.columns)
             columns, options = source.types(), {"split": config.split}
         else:
@@ -77,7 +78,7 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
             about=ABOUT,
             warn=partial(_warnings, source=", ".join(config.inputs)),
         )
-        return build_dataset(recipe, config)
+        return build_dataset(recipe, config, output)
 
 
 def _warnings(report: dict[str, Any], source: str) -> list[str]:
@@ -114,17 +115,17 @@ def parse_stepwise(record: dict[str, Any], where: str, notes: Counter) -> StepTr
         remedy = other_command(record)
         if remedy:
             raise ValueError(
-                f"{where}: found {sorted(record)}, expected `prompt`, `completions` and `labels`. {remedy}"
+                f"{where}: found {shown(sorted(record), 200)}, expected `prompt`, `completions` and `labels`. {remedy}"
             )
     prompt, steps = record.get("prompt"), record.get("completions")
     if isinstance(prompt, str) and not prompt.strip():
-        raise RowError("blank_prompt", where, f"column `prompt` holds {prompt!r}, expected a non-empty string.")
+        raise RowError("blank_prompt", where, f"column `prompt` holds {shown(prompt)}, expected a non-empty string.")
     for i, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, str) and not step.strip():
             raise RowError(
                 "blank_step",
                 where,
-                f"`completions[{i}]` is {step!r}, expected a non-empty step text. Remove the step.",
+                f"`completions[{i}]` is {shown(step)}, expected a non-empty step text. Remove the step.",
             )
     notes.update(UNUSED + name for name in unused_parts(record, has_choices=False))
     tree = StepTree.from_row(record, where)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..grading.extraction import extract_answer
-from ..search.nodes import open_nodes, read_group
+from ..io import shown
+from ..search.nodes import check_problems, open_nodes, read_group
 from ..search.run_folder import summary_warnings
 from ..search.tree import ROOT, Node, Problem, SearchTree, make_id
 from .problems import problem_key
@@ -45,7 +46,7 @@ class NodeFiles:
                 raise FileNotFoundError(
                     f"{file}: file not found. Expected a folder of `trl-hrm annotate`, or a Parquet file of nodes from one."
                 )
-            open_nodes(file).close()
+            check_problems(file)
 
     def chunks(self) -> list[dict[str, int]]:
         """Return one dict per row group, with the indices of the `file` and of the `group`."""
@@ -59,8 +60,8 @@ class NodeFiles:
         """Yield `(where, address, tree)` for each tree of the row group. `where` is the file and the problem."""
         name = self.files[chunk["file"]]
         with open_nodes(name) as file:
-            for row, tree in enumerate(read_group(file, chunk["group"], token_ids=False)):
-                where = f"{name}, problem {tree.problem.problem_id!r}"
+            for row, tree in enumerate(read_group(file, name, chunk["group"], token_ids=False)):
+                where = f"{name}, problem {shown(tree.problem.problem_id)}"
                 yield where, Address(chunk["file"], chunk["group"], row), tree
 
 
@@ -116,7 +117,7 @@ def parse_openr(record: dict[str, Any], where: str) -> SearchTree:
     for name, kind in (("question", str), ("final_answer", str), ("reasoning_steps", dict)):
         if not isinstance(record.get(name), kind):
             raise ValueError(
-                f"{where}: `{name}` is {repr(record.get(name))[:80]}, expected a {'string' if kind is str else 'tree'}. Is this an "
+                f"{where}: `{name}` is {shown(record.get(name))}, expected a {'string' if kind is str else 'tree'}. Is this an "
                 "openr math-aps file?"
             )
     problem_id = problem_key(record["question"]).hex()
@@ -151,12 +152,12 @@ def parse_openr(record: dict[str, Any], where: str) -> SearchTree:
 
 def _check(found: Any, where: str) -> None:
     if not isinstance(found, dict) or not {"text", "mc_value", "children"} <= found.keys():
-        shown = f"has the keys {sorted(found)}" if isinstance(found, dict) else f"is {repr(found)[:60]}"
-        raise ValueError(f"{where}: a step {shown}, expected an object with `text`, `mc_value` and `children`.")
+        what = f"has the keys {shown(sorted(found), 200)}" if isinstance(found, dict) else f"is {shown(found, 60)}"
+        raise ValueError(f"{where}: a step {what}, expected an object with `text`, `mc_value` and `children`.")
     value = found["mc_value"]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{where}: `mc_value` is {value!r}, expected a number from 0 to 1.")
+        raise ValueError(f"{where}: `mc_value` is {shown(value)}, expected a number from 0 to 1.")
     if not isinstance(found["text"], str) or not isinstance(found["children"], list):
         raise ValueError(
-            f"{where}: a step is {repr(found)[:60]}, expected an object with a string `text` and a list `children`."
+            f"{where}: a step is {shown(found, 60)}, expected an object with a string `text` and a list `children`."
         )

@@ -30,10 +30,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
-
-from ..config import Config
-from ..io import write_json
+from ..config import PROCESSES, SEED, Config
+from ..io import claimed_folder, shown, write_json
 
 
 if TYPE_CHECKING:
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
 
 
 MARK = ".trl-hrm-demo.json"  # settings of the demo in this folder
+OUTPUTS = {".done", "datasets", "logs", "measures", "models", "policy", "results", "runs", "self-training", "world"}
+OUTPUTS |= {"report.html", "report.json", "report_files"}
 SHARDS = 2  # number of parallel processes per search
 PAIRS = [1, 2]  # score single steps and pairs of steps
 
@@ -113,7 +113,7 @@ class DemoConfig(Config):
         num_workers (`int`, *optional*):
             Number of parallel jobs. Defaults to the number of cores.
         force (`bool`, *optional*, defaults to `False`):
-            Whether to delete the contents of `output_dir` and start over.
+            Whether to delete the demo in `output_dir` and start over.
     """
 
     output_dir: str = field(default="outputs/demo", metadata={"help": "Output folder."})
@@ -123,16 +123,11 @@ class DemoConfig(Config):
             "help": "Size of the demo. quick takes minutes. full takes an hour and reproduces docs/evidence.md."
         },
     )
-    seed: int = field(default=42, metadata={"help": "Random seed of the problems and the policy."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the problems and the policy.", "range": SEED})
     num_workers: int | None = field(
-        default=None, metadata={"help": "Number of parallel jobs (default: the number of cores)."}
+        default=None, metadata={"help": "Number of parallel jobs (default: the number of cores).", "range": PROCESSES}
     )
-    force: bool = field(default=False, metadata={"help": "Delete the contents of --output_dir and start over."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_workers is not None and self.num_workers < 1:
-            raise ValueError(f"`num_workers` is {self.num_workers}. It must be at least 1.")
+    force: bool = field(default=False, metadata={"help": "Delete the demo in --output_dir and start over."})
 
 
 def run_demo(config: DemoConfig) -> str:
@@ -483,18 +478,18 @@ def begun(folder: Path, settings: dict[str, Any], force: bool = False) -> Iterat
     Create the folder of the demo, or reuse it if it was created with the same settings, and lock it for this process.
 
     Raises:
-        `ValueError`: If the folder has other files or a demo with different settings, or if another demo is running in it.
+        `BlockingIOError`: If another demo is running in the folder.
+        `ValueError`: If the folder has other files or a demo with different settings.
     """
-    others = [path for path in folder.iterdir() if path.name not in (MARK, f"{MARK}.lock")] if folder.exists() else []
-    if others and not (folder / MARK).exists():
-        raise ValueError(f"{folder} has files that do not belong to a demo. Set another `output_dir`.")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        taken = FileLock(folder / f"{MARK}.lock").acquire(blocking=False)
-    except Timeout:
-        raise ValueError(f"Another demo is running in {folder}. Wait for it, or set another `output_dir`.") from None
-    with taken:
-        mark = folder / MARK
+    lock, mark = f"{MARK}.lock", folder / MARK
+    with claimed_folder(folder, "output_dir", (MARK, "report.json", "report.html"), lock):
+        others = [path for path in folder.iterdir() if path.name not in (MARK, lock)]
+        foreign = [path.name for path in others if path.name not in OUTPUTS]
+        if others and not mark.exists() or foreign and force:
+            raise ValueError(
+                f"{folder} has files that do not belong to a demo: {shown(', '.join(sorted(foreign)) or others[0].name)}. Move them, or "
+                "set another `output_dir`."
+            )
         found = json.loads(mark.read_text(encoding="utf-8") or "null") if mark.exists() else None
         if found not in (None, settings) and not force:
             raise ValueError(

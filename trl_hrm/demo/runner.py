@@ -10,13 +10,12 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from ..config import Config
 from ..identity import digest_of_files
 from ..io import setting_changes, write_json
+from ..processes import Workers
 from ..search.run_folder import MANIFEST, shard_name
 
 
@@ -49,15 +49,13 @@ class Runner:
     def __init__(self, folder: Path, num_workers: int):
         self.folder = folder
         self.stages: list[dict[str, Any]] = []  # name, seconds and result of each
-        self._pool = ProcessPoolExecutor(
-            num_workers, mp_context=get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
-        )
+        self._pool = Workers(num_workers, "spawn", "Lower --num_workers. Run the same command again to resume.")
 
     def __enter__(self) -> "Runner":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.__exit__(*error)
 
     def run(self, stage: str, jobs: Mapping[str, partial], describe: Callable[[], str]) -> None:
         """
@@ -94,7 +92,8 @@ class Runner:
         """Return what changed since a job was finished, or an empty string if nothing changed or the job is not finished."""
         if not mark.exists():
             return ""
-        found, now = json.loads(mark.read_text(encoding="utf-8")), self._described(job)
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        now = self._given(job) | self._written(job)
         if "outputs" not in found:  # finished by an older version
             return "" if now["outputs"] else "the output"
         for part in ("call", "inputs", "outputs"):
@@ -105,15 +104,15 @@ class Runner:
                 )
         return ""
 
-    def _described(self, job: partial) -> dict[str, Any]:
-        """Return the call of a job, and digests of its inputs and outputs."""
+    def _given(self, job: partial) -> dict[str, Any]:
+        """Return the call of a job, and digests of its inputs."""
         inputs = [path for name, path in self._paths(job) if name not in _OUTPUTS]
-        outputs = self._outputs(job)
-        return {
-            "call": _format_call(job),
-            "inputs": {self._name(path): digest_of_files(files) for path in inputs if (files := _files(path))},
-            "outputs": {self._name(path): digest_of_files([path]) for path in outputs},
-        }
+        digests = {self._name(path): digest_of_files(files) for path in inputs if (files := _files(path))}
+        return {"call": _format_call(job), "inputs": digests}
+
+    def _written(self, job: partial) -> dict[str, Any]:
+        """Return digests of the outputs of a job."""
+        return {"outputs": {self._name(path): digest_of_files([path]) for path in self._outputs(job)}}
 
     def _paths(self, job: partial) -> Iterator[tuple[str, Path]]:
         """Yield the paths in the folder of the demo that a job is given, with the names of the arguments or settings."""
@@ -149,10 +148,8 @@ class Runner:
         for path in (*marks.values(), *logs.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
         before = max((json.loads(m.read_text())["since"] for m in marks.values() if m.exists()), default=0.0)
-        running: dict[Future, str] = {
-            self._pool.submit(_work, job, logs[name]): name for name, job in jobs.items() if not marks[name].exists()
-        }
-        before_running = {name: self._described(jobs[name]) for name in running.values()}
+        given = {name: self._given(job) for name, job in jobs.items() if not marks[name].exists()}
+        running: dict[Future, str] = {self._pool.submit(_work, jobs[name], logs[name]): name for name in given}
         failed = []
         bar_format = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
         with tqdm(
@@ -166,12 +163,15 @@ class Runner:
                 done, _ = wait(running, timeout=0.5)
                 for future in done:
                     name = running.pop(future)
-                    if error := future.exception():
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):  # of all jobs
+                        raise error
+                    if error:
                         failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
                     else:
                         since = before + time.perf_counter() - began
-                        described = before_running[name] | {"outputs": self._described(jobs[name])["outputs"]}
-                        write_json(marks[name], {"seconds": future.result(), "since": since, **described})
+                        times = {"seconds": future.result(), "since": since}
+                        write_json(marks[name], times | given[name] | self._written(jobs[name]))
                 bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
                 bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
         if failed:
@@ -207,17 +207,6 @@ def share_done(log: Path) -> float:
         file.seek(max(0, log.stat().st_size - 4096))
         found = _PROGRESS.findall(file.read().decode(errors="replace"))
     return min(int(found[-1][0]) / max(int(found[-1][1]), 1), 0.99) if found else 0.0
-
-
-def _end_with(parent: int) -> None:
-    """Make this process exit when its parent does, even if the parent is killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _work(job: partial, log: Path) -> float:

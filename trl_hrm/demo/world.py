@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.hierarchy import hrm_view
+from ..io import shown
 from ..step_tree import StepTree
 
 
@@ -56,7 +57,7 @@ class Problem:
         problem = start and cls(int(start[1]), operations)
         if not problem or len(operations) != len(NAMES) or problem.text() != text:
             raise ValueError(
-                f"{text!r} is not a valid problem. Expected a text such as 'Start with 4. a+3 b*2 c-3 d*3. Work modulo {MODULUS}.'"
+                f"{shown(text)} is not a valid problem. Expected a text such as 'Start with 4. a+3 b*2 c-3 d*3. Work modulo {MODULUS}.'"
             )
         return problem
 

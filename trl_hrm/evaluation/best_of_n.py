@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tqdm.auto import tqdm
 
@@ -20,21 +20,14 @@ from .. import __version__
 from ..data.candidates import THINKING, ProblemCandidates
 from ..data.problems import UNUSED
 from ..grading import thinking_spans
-from ..io import write_json
+from ..io import read_json, write_json
+from ..schema import Amount, Count, check_json
 from ..scoring.aggregate import Aggregate
 from ..scoring.candidate_scores import score_steps
 from ..scoring.scoring_config import ScoringConfig
 from ..scoring.tree_scorer import TreeScorer
 from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings
-from ..search.run_folder import (
-    MANIFEST,
-    Shard,
-    mixture_warnings,
-    read_json,
-    read_manifest,
-    read_summary,
-    shard_name,
-)
+from ..search.run_folder import MANIFEST, Shard, mixture_warnings, read_manifest, read_summary, shard_name
 from ..search.scheduler import Progress
 from .answer_classes import grade_problems
 from .curves import INTERVALS, make_curves, summarize
@@ -267,8 +260,9 @@ def make_results(
 
     policy, manifest, statuses = None, {}, Counter()
     if (source / MANIFEST).is_file():
-        manifest, summary = read_manifest(source), read_summary(source)
-        policy = {**manifest["engine"], **{name: manifest[name] for name in ("prompt", "search", "seed", "versions")}}
+        names = ("prompt", "search", "seed", "versions")
+        manifest, summary = read_manifest(source, ["engine", *names]), read_summary(source)
+        policy = {**manifest["engine"], **{name: manifest[name] for name in names}}
         statuses.update({f"problems_{s}": count for s, count in summary["problems"].items() if s != "done"})
         if summary["shards_missing"]:
             statuses["shards_missing"] = summary["shards_missing"]
@@ -320,6 +314,30 @@ def make_results(
     return results
 
 
+class Costs(TypedDict):
+    """Cost of sampling."""
+
+    seconds: Amount
+    num_tokens: Count
+    num_requests: Count
+    num_sequences: Count
+
+
+class SavedCost(TypedDict):
+    """Content of `cost-*.json`."""
+
+    costs: Costs
+    is_known: bool
+    log_bytes: Count
+
+
+def _read_cost(path: Path) -> dict[str, Any]:
+    remedy = "Delete the file. The cost of sampling is then unknown."
+    found = read_json(path, remedy)
+    check_json(found, SavedCost, path, remedy)
+    return found
+
+
 class SampleCost:
     """
     Cost of sampling a shard, summed over all starts of its run, and saved next to the run's log. The cost is unknown
@@ -338,7 +356,7 @@ class SampleCost:
         names = ("seconds", "num_tokens", "num_requests", "num_sequences")
         before = {"costs": dict.fromkeys(names, 0), "is_known": True, "log_bytes": 0}
         if self.path.is_file():
-            before = read_json(self.path)
+            before = _read_cost(self.path)
         self.costs = before["costs"]
         self.is_known = before["is_known"] and before["log_bytes"] == self._log_bytes()
 
@@ -366,7 +384,7 @@ def total_cost(run: Path | None, counts: Counter) -> dict[str, Any]:
     """
     policy = None
     if run is not None:
-        found = [read_json(path) for path in sorted(run.glob("cost-*.json"))]
+        found = [_read_cost(path) for path in sorted(run.glob("cost-*.json"))]
         if found and all(one["is_known"] for one in found):
             policy = {name: sum(one["costs"][name] for one in found) for name in found[0]["costs"]}
         else:

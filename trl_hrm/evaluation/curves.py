@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..io import shown
 from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..search.tree import make_id
 from ..step_metrics import calibration_bins
@@ -282,7 +283,7 @@ def plain_curves(
             )
         if not all(score is None or 0 <= score <= 1 for score in values):
             raise ValueError(
-                f"problem {number}: the scores are {list(values)}, expected numbers from 0 to 1, or None."
+                f"problem {number}: the scores are {shown(list(values), 200)}, expected numbers from 0 to 1, or None."
             )
         no_classes = [None] * len(values)
         problems.append(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..data.candidates import ProblemCandidates
 from ..identity import Comparison, compare_runs, describe_changes
-from ..io import AppendedLines, replacing, write_json
+from ..io import AppendedLines, read_json, replacing, write_json
 from ..search.outcomes import describe_outcomes
 from ..search.run_folder import shard_name
 from .reward_hacking import gap_words, hacking_verdict
@@ -86,10 +86,20 @@ class Results:
 
 
 def check_results(folder: Path, overwrite: bool) -> None:
-    """Raise `FileExistsError` if the folder already has results, unless `overwrite` is set."""
-    if (folder / RESULTS).exists() and not overwrite:
+    """
+    Raise `FileExistsError` if the folder already has results, unless `overwrite` is set, or if it has other files with their names.
+    """
+    path = folder / RESULTS
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another --output_dir, or pass --overwrite to replace it.")
+    if path.exists():
+        is_own = "strategy" in read_json(path)
+    else:  # an interrupted run leaves candidates next to a part, or to the folder of a search
+        path = next((path for path in folder.glob("*.jsonl") if _CANDIDATES.fullmatch(path.name)), None)
+        is_own = path is None or any(folder.glob("part*-of-*.jsonl")) or any(folder.glob("*/manifest.json"))
+    if not is_own:
         raise FileExistsError(
-            f"{folder / RESULTS} exists. Choose another --output_dir, or pass --overwrite to replace it."
+            f"{path} exists, and was not written by `best-of-n` or `step-search`. Choose another --output_dir."
         )
 
 

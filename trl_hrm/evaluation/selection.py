@@ -10,6 +10,8 @@ from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from ..io import shown
+
 
 def best_of_n(scores: Sequence[float | None], texts: Sequence[Any]) -> int:
     """
@@ -37,7 +39,9 @@ def best_of_n(scores: Sequence[float | None], texts: Sequence[Any]) -> int:
     _check(scores, texts)
     for score in scores:
         if score is not None and math.isnan(score):
-            raise ValueError(f"the scores are {list(scores)}, expected numbers, or None for a missing score.")
+            raise ValueError(
+                f"the scores are {shown(list(scores), 200)}, expected numbers, or None for a missing score."
+            )
     return min(range(len(scores)), key=lambda i: (scores[i] is None, -(scores[i] or 0.0), texts[i]))
 
 
@@ -96,7 +100,9 @@ def weighted_vote(classes: Sequence[Hashable | None], scores: Sequence[float | N
     _check(scores, texts)
     _check(classes, texts)
     if not all(score is None or score >= 0 for score in scores):
-        raise ValueError(f"the weights of the votes are {list(scores)}, expected numbers of at least 0, or None.")
+        raise ValueError(
+            f"the weights of the votes are {shown(list(scores), 200)}, expected numbers of at least 0, or None."
+        )
     members: dict[Hashable | None, list[int]] = {}
     for i, group in enumerate(classes):
         members.setdefault(group, []).append(i)

@@ -20,14 +20,15 @@ from tqdm import tqdm
 from ..data.candidates import THINKING, Candidate, ProblemCandidates
 from ..data.problem_sets import refuse_caseless_ids
 from ..grading import DEFAULT_EXTRACTORS, thinking_spans
-from ..io import write_json
+from ..io import read_json, shown, write_json
+from ..schema import Amount, check_json
 from ..scoring.aggregate import Aggregate, aggregate, aggregate_name
 from ..scoring.candidate_scores import score_fitting
 from ..scoring.scoring_config import ScoringConfig
 from ..scoring.tree_scorer import TreeScorer
 from ..search.coroutines import run_coroutine
 from ..search.engines.base import Engine
-from ..search.log import EventLog
+from ..search.log import REMEDY, EventLog
 from ..search.open_tree import OpenTree
 from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings
 from ..search.prompts import Prompt
@@ -37,7 +38,6 @@ from ..search.run_folder import (
     finish_shard,
     mixture_warnings,
     problem_shard,
-    read_json,
     read_manifest,
     read_summary,
     resumed_prompt,
@@ -125,7 +125,7 @@ class StepSearchSettings:
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"`strategy` is {self.strategy!r}. It must be one of {', '.join(STRATEGIES)}.")
+            raise ValueError(f"`strategy` is {shown(self.strategy)}. It must be one of {', '.join(STRATEGIES)}.")
         if self.strategy == "step_search" and self.branching is not None:
             raise ValueError(
                 f"`branching` is {self.branching}, but step_search always samples N next steps of one path. Remove `branching`."
@@ -249,10 +249,7 @@ def run_step_search(
         for place, problem in enumerate(problems)
         if problem_shard(problem.problem_id, shard.count) == shard.index
     ]
-    try:
-        run_coroutine(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
-    except KeyboardInterrupt:
-        raise SystemExit("stopped. Run the same command again to resume.") from None
+    run_coroutine(_search_all(config, searches, mine, prompt, engine, scorer, grader, shard))
     for n in searches:
         finish_shard(config.folder(n), shard.index, shard.count)
     if any(read_summary(config.folder(n))["shards_missing"] for n in searches):
@@ -306,6 +303,13 @@ async def _search_all(
         await engine.close()
 
 
+def _read_cost(path: Path) -> dict[str, float]:
+    remedy = "Delete the file. The results are then without the cost of earlier starts."
+    found = read_json(path, remedy)
+    check_json(found, dict[str, Amount], path, remedy)
+    return found
+
+
 class _Watch:
     """Progress bar of a search, and a file with its total cost over all starts: `counts`, seconds and calls."""
 
@@ -313,7 +317,7 @@ class _Watch:
         self.path = path
         self.name = name
         self.counts = counts
-        self.before = Counter(read_json(path) if path.exists() else {})
+        self.before = Counter(_read_cost(path) if path.exists() else {})
         self.num_levels = 0
 
     def __enter__(self) -> "_Watch":
@@ -410,7 +414,7 @@ class SearchedProblems:
         """Return the cost of this N in the format of [`~evaluation.results.Results`]. Call [`SearchedProblems.grade`] first."""
         spent: Counter = Counter()
         for path in sorted(self.folder.glob("cost-*.json")):
-            spent.update(read_json(path))
+            spent.update(_read_cost(path))
         return {
             "policy": {"seconds": spent["policy_seconds"], **self.policy},
             "scorer": {
@@ -443,13 +447,16 @@ class SearchedProblems:
                         if status == "ungradable":
                             self.unreadable.append({"problem_id": problem_id, "answer": problem.answer})
                         continue
-                    endings = self.search.endings(opened)
+                    try:
+                        endings = self.search.endings(opened)
+                    except ValueError as error:
+                        raise ValueError(f"{path}: problem {shown(problem_id)}: {error} {REMEDY}") from None
                     self.counts["problems_without_solution"] += all(ending.reason in ENDINGS for ending in endings)
                     self.counts.update(ENDINGS[ending.reason] for ending in endings if ending.reason in ENDINGS)
                     self.outcomes.update(filter(None, (_unfinished(opened, ending) for ending in endings)))
                     candidates = [_candidate(opened, ending) for ending in endings if ending.node != opened.start]
                     self.counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in candidates)
-                    where = f"{path}, problem {problem_id!r}"
+                    where = f"{path}, problem {shown(problem_id)}"
                     yield ProblemCandidates(problem.problem_id, problem.prompt, problem.answer, candidates, where)
         self.counts["problems_not_searched"] += len(missing)  # another process has not started them yet
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from ..io import shown
+
 
 NUMBER = re.compile(
     r"(?:(?<![\w.)\]}])[-−]\$?)?"  # a sign, but no minus between two terms
@@ -227,7 +229,7 @@ def extract_answer(text: str, extractors: Sequence[str] = DEFAULT_EXTRACTORS) ->
     """
     unknown = [name for name in extractors if name not in EXTRACTORS]
     if unknown:
-        raise ValueError(f"The answer extractor {unknown[0]!r} is unknown. Use some of {', '.join(EXTRACTORS)}.")
+        raise ValueError(f"The answer extractor {shown(unknown[0])} is unknown. Use some of {', '.join(EXTRACTORS)}.")
     tags = _THINKING_TAG.findall(text)
     if tags and not any(tags[-1]):  # cut off while thinking
         return None

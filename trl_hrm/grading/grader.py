@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import signal
 import threading
 from collections import Counter
@@ -12,6 +13,8 @@ from multiprocessing import get_context
 from queue import SimpleQueue
 from typing import Any
 
+from ..io import shown
+from ..processes import holding_signals, start_worker
 from .comparison import RULES_VERSION, Grade, judge
 
 
@@ -37,8 +40,10 @@ class _Worker:
     def start(self) -> None:
         context = get_context("spawn")  # fork would copy the memory and the held locks of other threads
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.timeout), daemon=True)
-        self.process.start()
+        process = context.Process(target=_serve, args=(theirs, self.timeout, os.getpid()), daemon=True)
+        with holding_signals():
+            process.start()
+        self.process = process
         theirs.close()
         try:
             ready = self.connection.poll(START_SECONDS) and self.connection.recv()
@@ -64,6 +69,12 @@ class _Worker:
         self.stop()
         return grade
 
+    def kill(self) -> None:
+        """Kill the process. Another thread may be waiting for a grade."""
+        process = self.process
+        if process is not None:
+            process.kill()
+
     def stop(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -72,9 +83,9 @@ class _Worker:
             self.process = None
 
 
-def _serve(connection: Any, timeout: float) -> None:
+def _serve(connection: Any, timeout: float, parent: int) -> None:
     """Main loop of a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent stops its workers
+    start_worker(parent)
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are disabled
     import math_verify  # noqa: F401  (not within the timeout of the first answer)
 
@@ -129,6 +140,7 @@ class AnswerGrader:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "AnswerGrader":
+        self._stopped = threading.Event()
         self._workers = [_Worker(self.timeout) for _ in range(self.num_workers)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
@@ -139,7 +151,7 @@ class AnswerGrader:
                 grade = self._threads.submit(self._judge, answer, reference).result()
                 if grade.correct is not correct:
                     raise GraderError(
-                        f"math-verify {version('math-verify')} graded the answer {answer!r} to the reference {reference!r} as "
+                        f"math-verify {version('math-verify')} graded the answer {shown(answer)} to the reference {shown(reference)} as "
                         f"{grade}, expected correct={correct}. Its installation is broken, or the timeout of {self.timeout} s "
                         "is too short. Reinstall math-verify, or raise the timeout."
                     )
@@ -148,7 +160,11 @@ class AnswerGrader:
             raise
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is not None:  # waiting for running grades would delay the end of a stopped command
+            self._stopped.set()
+            for worker in self._workers:
+                worker.kill()
         self.close()
 
     def close(self) -> None:
@@ -230,6 +246,7 @@ class AnswerGrader:
         try:
             grade = worker.judge(answer, reference)
             # retry once, because other processes may have used up the memory
-            return worker.judge(answer, reference) if grade.status == "died" else grade
+            is_retried = grade.status == "died" and not self._stopped.is_set()
+            return worker.judge(answer, reference) if is_retried else grade
         finally:
             self._idle.put(worker)

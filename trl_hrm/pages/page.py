@@ -7,7 +7,9 @@ cards (`.md.jinja`).
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..io import replacing
+from ..io import claimed_file, remove_partial, replacing
 from .numbers import percent
 from .pictures import Picture
 
@@ -65,6 +67,22 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(values)
 
 
+@contextmanager
+def claimed_page(path: str | Path, option: str) -> Iterator[Path]:
+    """
+    Context manager that claims the file of a page before any work is done. See [`~io.claimed_file`].
+
+    Raises:
+        `FileExistsError`: If the file exists and is not a page, so that a page never replaces results or notes.
+    """
+    with claimed_file(path, option) as file:
+        if file.exists() and file.stat().st_size:
+            with open(file, "rb") as existing:
+                if not re.match(rb"\s*<(!doctype html|html)", existing.read(64), re.IGNORECASE):
+                    raise FileExistsError(f"{path} exists and is not an HTML page. Choose another `{option}`.")
+        yield file
+
+
 def write_page(text: str, pictures: Iterable[Picture], output: Path) -> list[Path]:
     """
     Write a page, and its pictures in the light theme to a folder next to it, such as `report_files` for `report.html`.
@@ -77,6 +95,7 @@ def write_page(text: str, pictures: Iterable[Picture], output: Path) -> list[Pat
     files = []
     for picture in pictures:
         files.append(folder / f"{picture.name}.png")
+        remove_partial(files[-1])
         with replacing(files[-1], "wb") as file:
             file.write(picture.images["light"])
     with replacing(output) as file:

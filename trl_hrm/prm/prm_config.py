@@ -1,12 +1,13 @@
 from dataclasses import dataclass, field
 
 from .._compat import BaseConfig
+from ..trainer.resume_config import ResumeConfig
 
 
 @dataclass
-class PRMConfig(BaseConfig):
+class PRMConfig(ResumeConfig, BaseConfig):
     r"""
-    Configuration class for the [`PRMTrainer`], with the fields and defaults of TRL 1.13.
+    Configuration class for the [`PRMTrainer`], with the fields and defaults of TRL 1.13, and `accept_changes`.
 
     This class includes only the parameters that are specific to process reward models. For a full list of training
     arguments, please refer to the [`~transformers.TrainingArguments`] documentation. Note that default values in this
@@ -26,7 +27,12 @@ class PRMConfig(BaseConfig):
             Whether to train only on the last step of each row. Evaluation still covers every labelled step.
         dataset_num_proc (`int`, *optional*):
             Number of processes to use for processing the dataset.
-
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
+            `output_dir`. If there is none, training starts from the beginning.
+        accept_changes (`list[str]`, *optional*, defaults to `[]`):
+            Names of settings that may differ from those of the checkpoint. A resumed training with other changes is
+            refused.
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `logging_steps`: Defaults to `10` instead of `500`.

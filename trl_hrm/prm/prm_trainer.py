@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalPrediction
 from transformers.utils import is_peft_available
 
 from .._compat import get_config_model_id, global_then_local_main_first
+from ..io import shown
 from ..step_format import STEP_FORMAT_NAME, StepFormat
 from ..trainer.step_trainer import StepTrainer, set_up_model
 from .prm_config import PRMConfig
@@ -168,8 +169,8 @@ class PRMTrainer(StepTrainer):
             raise ValueError("`train_dataset` is required")
         if isinstance(model, str):
             raise ValueError(
-                f"`model` is the string {model!r}. It must be a model. Load it with "
-                f"`AutoModelForTokenClassification.from_pretrained({model!r}, num_labels=2)`, or use HRMRewardTrainer, "
+                f"`model` is the string {shown(model)}. It must be a model. Load it with "
+                f"`AutoModelForTokenClassification.from_pretrained({shown(model)}, num_labels=2)`, or use HRMRewardTrainer, "
                 "which loads models by name."
             )
         if args is None:
@@ -318,7 +319,7 @@ class PRMTrainer(StepTrainer):
         if name == "train_dataset" and not self._format_is_known:
             logger.warning(
                 f"{name}: {report.labels_elsewhere} of {report.labels_kept} labelled tokens are not at the end of the "
-                f"`step_separator` {args.step_separator!r}, so the step format is unknown and no {STEP_FORMAT_NAME} is saved. "
+                f"`step_separator` {shown(args.step_separator)}, so the step format is unknown and no {STEP_FORMAT_NAME} is saved. "
                 "Set `step_separator` to the separator of the dataset, and pass the tokenizer as `processing_class`."
             )
         return rows

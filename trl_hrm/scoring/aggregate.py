@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
+from ..io import shown
+
 
 AGGREGATES = ("min", "prod", "last", "mean", "max")
 
@@ -36,15 +38,17 @@ def aggregate(scores: Sequence[float], name: Aggregate) -> float:
     ```
     """
     if not callable(name) and name not in AGGREGATES:
-        raise ValueError(f"`aggregate` is {name!r}. It must be one of {', '.join(AGGREGATES)}, or a function.")
+        raise ValueError(f"`aggregate` is {shown(name)}. It must be one of {', '.join(AGGREGATES)}, or a function.")
     if not len(scores):
         raise ValueError("aggregate: `scores` is empty. Each step of a solution must have a score.")
     if any(map(math.isnan, scores)):  # the result of `min` and `max` would depend on the position of the NaN
-        raise ValueError(f"aggregate: the scores {list(scores)} contain NaN. They must be numbers.")
+        raise ValueError(f"aggregate: the scores {shown(list(scores), 200)} contain NaN. They must be numbers.")
     if callable(name):
         value = float(name(scores))
         if math.isnan(value):
-            raise ValueError(f"aggregate: {aggregate_name(name)} returned NaN for the scores {list(scores)}.")
+            raise ValueError(
+                f"aggregate: {aggregate_name(name)} returned NaN for the scores {shown(list(scores), 200)}."
+            )
         return value
     if name == "last":
         return float(scores[-1])

@@ -13,10 +13,11 @@ from dataclasses import replace
 
 from tqdm.auto import tqdm
 
+from ..io import shown
 from ..step_tree import StepTree
 from .aggregate import aggregate
 from .scoring_config import ScoringConfig
-from .tree_scorer import TreeScorer, check_scores, shown_prompt
+from .tree_scorer import TreeScorer, check_scores
 
 
 BLOCK = 64  # number of problems per call of the scorer, and per update of the progress bar
@@ -82,7 +83,7 @@ def score_steps(
     counts["scorer_calls"] += 1
     for (i, members), values in zip(fitting, found, strict=True):
         for j, step_scores in zip(members, values, strict=True):
-            where = f"prompt {shown_prompt(problems[i])}" if places is None else places[i][j]
+            where = f"prompt {shown(problems[i])}" if places is None else places[i][j]
             check_scores(step_scores, len(candidates[i][j]), where)
             scores[i][j] = list(step_scores)
     return scores

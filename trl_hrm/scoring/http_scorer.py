@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..io import shown
 from ..search.coroutines import run_coroutine
 from ..search.engines.base import EngineError, EngineFatal
 from ..search.engines.http import Fault, HTTPClient, Server
@@ -155,8 +156,8 @@ class ServerScorer(ChainScorer):
         theirs = (await client.fetch(server, "tokenize", body)).get("tokens")
         if theirs != ids:
             raise EngineFatal(
-                f"{server.url}: the tokenizer of the server encodes {PROBE!r} as {str(theirs)[:80]}, but the tokenizer of the "
-                f"reward model encodes it as {str(ids)[:80]}. Pass the checkpoint that the server was started with."
+                f"{server.url}: the tokenizer of the server encodes {PROBE!r} as {shown(theirs)}, but the tokenizer of the "
+                f"reward model encodes it as {shown(ids)}. Pass the checkpoint that the server was started with."
             )
         try:
             rows = await self._pool(client, server, ids)
@@ -175,11 +176,11 @@ class ServerScorer(ChainScorer):
             if self.model in (card.get("id"), card.get("root")):
                 length = card.get("max_model_len")
                 if not isinstance(length, int):
-                    raise Fault(f"the max_model_len in the response of /v1/models is {length!r}, not a number")
+                    raise Fault(f"the max_model_len in the response of /v1/models is {shown(length)}, not a number")
                 self._served_name, self.max_positions = card["id"], length
                 return
         raise EngineFatal(
-            f"{server.url} does not serve {self.model!r}, but {', '.join(repr(card.get('id')) for card in cards)}. If one of "
+            f"{server.url} does not serve {shown(self.model)}, but {', '.join(repr(card.get('id')) for card in cards)}. If one of "
             "these is the same model, set `served_model_name` (`--served_model_name` on the command line) to its name."
         )
 

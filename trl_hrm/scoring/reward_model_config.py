@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import COUNT
+from ..io import shown
 from .scoring_config import ScoringConfig
 
 
@@ -78,13 +80,15 @@ class RewardModelConfig(ScoringConfig):
         default=None, metadata={"help": "Dtype of the weights, for transformers and vllm (default: float32)."}
     )
     reward_model_batch_size: int | None = field(
-        default=None, metadata={"help": "Number of rows per forward pass, for transformers (default: 8)."}
+        default=None,
+        metadata={"help": "Number of rows per forward pass, for transformers (default: 8).", "range": COUNT},
     )
     reward_model_max_length: int | None = field(
         default=None,
         metadata={
             "help": "Maximum number of tokens per row, for transformers. Longer trees are split (default: 2048).",
             "advanced": True,
+            "range": COUNT,
         },
     )
     reward_model_args: dict[str, Any] | str | None = field(
@@ -208,7 +212,7 @@ class RewardModelConfig(ScoringConfig):
             return "URL"
         if self.reward_model_engine not in ("transformers", "vllm"):
             raise ValueError(
-                f"`reward_model_engine` is {self.reward_model_engine!r}. It must be transformers, vllm, or the URL of a server such "
+                f"`reward_model_engine` is {shown(self.reward_model_engine)}. It must be transformers, vllm, or the URL of a server such "
                 "as http://localhost:8000."
             )
         return self.reward_model_engine

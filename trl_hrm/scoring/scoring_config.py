@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..config import Config
+from ..config import COUNT, Config
 
 
 @dataclass
@@ -28,7 +28,8 @@ class ScoringConfig(Config):
         default_factory=lambda: [1],
         metadata={
             "help": "Numbers of consecutive steps to score as one step. 1 scores each step separately. 1 2 also scores "
-            "each step merged with the previous step."
+            "each step merged with the previous step.",
+            "range": COUNT,
         },
     )
     combine: Literal["max", "mean"] = field(

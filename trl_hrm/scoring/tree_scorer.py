@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME, find_adapter_config_file
 
 from ..forest import TokenTree, TokenTrie
 from ..heads import num_labels
+from ..io import shown
 from ..loading import check_checkpoint
 from ..losses import step_score
 from ..step_format import StepFormat
@@ -120,13 +121,13 @@ class TreeScorer:
                 if longest > self.max_positions:
                     raise ValueError(
                         f"A solution has {longest} tokens, but the model has {self.max_positions} positions. Shorten or "
-                        f"remove the solution. Its prompt is {shown_prompt(tree.prompt)}."
+                        f"remove the solution. Its prompt is {shown(tree.prompt)}."
                     )
         reduce = np.max if scoring.combine == "max" else np.mean
         scores = []
         for tree, (_, steps), values in zip(trees, encoded, self._forward(token_trees, progress), strict=True):
             scores.append([float(reduce(values[judged])) for judged in steps])
-            check_scores(scores[-1], len(steps), f"prompt {shown_prompt(tree.prompt)}")
+            check_scores(scores[-1], len(steps), f"prompt {shown(tree.prompt)}")
         return scores
 
     def _encode(self, tree: StepTree, spans: list[int], where: str) -> tuple[TokenTree, list[list[int]]]:
@@ -200,11 +201,6 @@ def refuse_label_tokens(step_format: StepFormat) -> None:
         )
 
 
-def shown_prompt(prompt: str) -> str:
-    """Return a prompt for messages, shortened to 80 characters."""
-    return repr(prompt if len(prompt) <= 80 else prompt[:77] + "...")
-
-
 def check_scores(scores: Sequence[float], num_steps: int, where: str) -> None:
     """
     Check that a reward model returned one finite score per step.
@@ -222,7 +218,7 @@ def check_scores(scores: Sequence[float], num_steps: int, where: str) -> None:
     """
     if len(scores) != num_steps or not all(map(math.isfinite, scores)):
         raise ValueError(
-            f"{where}: the reward model returned {list(scores)} for {num_steps} steps. It must return one finite number per "
+            f"{where}: the reward model returned {shown(list(scores), 200)} for {num_steps} steps. It must return one finite number per "
             "step. Check the model."
         )
 

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ..io import shown
 from ..step_format import StepFormat
 from .tree_scorer import ChainScorer, check_classifier, read_text_contract
 
@@ -47,7 +48,7 @@ class VLLMScorer(ChainScorer):
         config = llm.llm_engine.model_config
         if config.runner_type != "pooling":
             raise ValueError(
-                f'The engine has the runner {config.runner_type!r}. Start it with `LLM(..., runner="pooling")`.'
+                f'The engine has the runner {shown(config.runner_type)}. Start it with `LLM(..., runner="pooling")`.'
             )
         super().__init__(tokenizer, step_format, config.max_model_len)
         check_classifier(config.hf_config, config.model, step_format)

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
+from ..io import shown
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
 from ..search.run_folder import Shard
 
@@ -89,25 +91,33 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         },
     )
     num_children: int | None = field(
-        default=None, metadata={"help": "Number of next steps to sample per node, for full_tree (default: 5)."}
+        default=None,
+        metadata={"help": "Number of next steps to sample per node, for full_tree (default: 5).", "range": COUNT},
     )
     max_depth: int | None = field(
-        default=None, metadata={"help": "Maximum number of steps per solution, for full_tree (default: 7)."}
+        default=None,
+        metadata={"help": "Maximum number of steps per solution, for full_tree (default: 7).", "range": COUNT},
     )
     max_step_tokens: int | None = field(
-        default=None, metadata={"help": "Maximum number of tokens per step, for full_tree (default: 512)."}
+        default=None,
+        metadata={"help": "Maximum number of tokens per step, for full_tree (default: 512).", "range": COUNT},
     )
     num_solutions: int | None = field(
-        default=None, metadata={"help": "Number of solutions per problem, for rollouts (default: 15)."}
+        default=None, metadata={"help": "Number of solutions per problem, for rollouts (default: 15).", "range": COUNT}
     )
     num_completions: int | None = field(
-        default=None, metadata={"help": "Number of rollouts per prefix, for rollouts and puct (default: 16 and 8)."}
+        default=None,
+        metadata={
+            "help": "Number of rollouts per prefix, for rollouts and puct (default: 16 and 8).",
+            "range": "[0, inf)",
+        },
     )
     max_solution_tokens: int | None = field(
         default=None,
         metadata={
             "help": "Maximum number of tokens per solution or rollout, for rollouts, puct and --root_filter "
-            "(default: 2048)."
+            "(default: 2048).",
+            "range": COUNT,
         },
     )
     max_selections: int | None = field(
@@ -115,19 +125,23 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         metadata={
             "help": "Maximum number of rollouts to bisect per problem, for puct (default: 20).",
             "advanced": True,
+            "range": COUNT,
         },
     )
     c_puct: float | None = field(
-        default=None, metadata={"help": "Exploration constant, for puct (default: 0.125).", "advanced": True}
+        default=None,
+        metadata={"help": "Exploration constant, for puct (default: 0.125).", "advanced": True, "range": "[0, inf)"},
     )
     max_sequences: int | None = field(
-        default=None, metadata={"help": "Maximum number of samples per problem (default: 4096, or 1024 for puct)."}
+        default=None,
+        metadata={"help": "Maximum number of samples per problem (default: 4096, or 1024 for puct).", "range": COUNT},
     )
     max_tokens: int | None = field(
         default=None,
         metadata={
             "help": "Maximum number of sampled tokens per problem (default: no limit).",
             "advanced": True,
+            "range": COUNT,
         },
     )
     root_filter: int | None = field(
@@ -136,6 +150,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
             "help": "Number of solutions to sample before the search. Problems that all or none of them solve are skipped "
             "(default: search all problems).",
             "metavar": "K",
+            "range": COUNT,
         },
     )
     shard: str = field(
@@ -158,7 +173,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         self.extractors = self.extractors or list(DEFAULT_EXTRACTORS)
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(f"`shard` is {self.shard!r}. It must be I/N with I from 0 to N - 1, such as 3/16.")
+            raise ValueError(f"`shard` is {shown(self.shard)}. It must be I/N with I from 0 to N - 1, such as 3/16.")
         for name in dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names):
             needed = name in SEARCH_SETTINGS[self.search] or (
                 name == "max_solution_tokens" and self.root_filter is not None
@@ -168,6 +183,9 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
                 raise ValueError(
                     f"`{name}` only applies to search {others}, but `search` is {self.search}. Remove `{name}`."
                 )
+        from ..search.policies import check_in_flight
+
+        check_in_flight(self.make_search(*self.make_prompt()), self.max_in_flight)
 
     def make_search(self, prompt: "Prompt", rule: "StepRule") -> Any:
         """Return the search, wrapped in a root filter if `root_filter` is set."""
@@ -224,6 +242,8 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
         the maximum number of samples and tokens, as text.
 
     Raises:
+        `BlockingIOError`: If another process is writing to the folder.
+        `OSError`: If the folder cannot be written. This is checked first.
         `ValueError`: If the input is invalid, or the folder holds a run with different settings.
 
     Example:
@@ -235,13 +255,13 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     print(run)
     ```
     """
-    from ..search.run_folder import launched_shard
+    from ..search.run_folder import MANIFEST, claimed_run, launched_shard
 
-    problems = config.read_problems()
     if config.dry_run:
-        return describe_dry_run(config, problems)
-    index, count = map(int, config.shard.split("/"))
-    progress, summary = search_problems(config, launched_shard(index, count), problems)
+        return describe_dry_run(config, config.read_problems())
+    shard = launched_shard(*map(int, config.shard.split("/")))
+    with claimed_run(config.output_dir, shard, [MANIFEST]):
+        progress, summary = search_problems(config, shard, config.read_problems())
     return Annotation(Path(config.output_dir), progress, summary)
 
 
@@ -356,10 +376,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
                 print(
                     f"The run has {num_others:,} problems that are not among the given problems. They stay in the run."
                 )
-            try:
-                progress = run_coroutine(run(log))
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt("Stopped. Run the same command again to resume.") from None
+            progress = run_coroutine(run(log))
     return progress, finish_shard(folder, shard.index, shard.count)
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config import SEED
 from ..data.sources import parse_columns
+from ..io import claimed_folder
 from ..scoring.reward_model_config import RewardModelConfig
 
 
@@ -83,17 +85,20 @@ class BenchmarkConfig(RewardModelConfig):
         },
     )
     threshold: float = field(
-        default=0.5, metadata={"help": "Steps with a score below this threshold are predicted to be wrong."}
+        default=0.5,
+        metadata={"help": "Steps with a score below this threshold are predicted to be wrong.", "range": "[0, 1]"},
     )
     validation_size: float = field(
         default=0.2,
         metadata={
             "help": "Fraction of the problems used to tune the threshold. The results on the other problems are also "
-            "reported with the tuned threshold. 0 disables tuning."
+            "reported with the tuned threshold. 0 disables tuning.",
+            "range": "[0, 1)",
         },
     )
     seed: int = field(
-        default=42, metadata={"help": "Random seed of the validation split and of the confidence intervals."}
+        default=42,
+        metadata={"help": "Random seed of the validation split and of the confidence intervals.", "range": SEED},
     )
     output_dir: str | None = field(
         default=None,
@@ -152,15 +157,23 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
 
     Raises:
         `FileExistsError`: If `output_dir` already has results and `overwrite` is not set.
+        `OSError`: If `output_dir` cannot be written. This is checked first. If the disk fills up later, the results are saved in the
+            system's temporary folder.
         `ValueError`: If the data has no rows of a benchmark, or a row is invalid and `strict` is set.
     """
     from ..evaluation.benchmarks import run as benchmarks
-    from ..evaluation.benchmarks.measures import check_options
+
+    if config.output_dir is None:
+        return _benchmark(config, None)
+    with claimed_folder(config.output_dir, "output_dir", (benchmarks.RESULTS, benchmarks.SCORES)) as folder:
+        benchmarks.check_output(folder, config.overwrite)
+        return _benchmark(config, folder)
+
+
+def _benchmark(config: BenchmarkConfig, folder: Path | None) -> BenchmarkResults:
+    from ..evaluation.benchmarks import run as benchmarks
     from ..evaluation.benchmarks.suite import read_suites
 
-    check_options(config.threshold, config.validation_size)
-    if config.output_dir is not None:
-        benchmarks.check_output(Path(config.output_dir), config.overwrite)
     suites = [benchmarks.SUITES[name] for name in dict.fromkeys(config.suite)]
     found = read_suites(suites, config.inputs, config.columns or {}, config.first_step, config.strict)
     scorer = config.load_scorer()
@@ -174,11 +187,11 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
             suite, data, scorer, config, config.threshold, config.validation_size, config.seed
         )
         rows += scored
-    if config.output_dir is not None:
+    if folder is not None:
         reward_model = {"model": config.reward_model, **config.describe_scoring()}
         settings = {"threshold": config.threshold, "validation_size": config.validation_size}
         if config.columns:
             settings["columns"] = [f"{name}={column}" for name, column in config.columns.items()]
         settings |= {name: getattr(config, name) for name in ("first_step", "strict") if getattr(config, name)}
-        benchmarks.write_results(Path(config.output_dir), results, rows, reward_model, settings, config.seed)
+        benchmarks.write_results(folder, results, rows, reward_model, settings, config.seed)
     return BenchmarkResults(results, config.output_dir)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import COUNT
 from ..data.build_config import unescape
 from ..data.problems_config import ProblemsConfig
 from ..data.sources import parse_columns
@@ -81,7 +82,8 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
         default=None,
         metadata={
             "help": "Numbers of solutions to select from (default: 1 2 4 8 16 32 64; with --candidates, limited to the "
-            "number of candidates that every problem has)."
+            "number of candidates that every problem has).",
+            "range": COUNT,
         },
     )
     aggregate: list[str] = field(
@@ -97,10 +99,12 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
             "help": "Number of random orders of the candidates to average over (default: use the first N candidates in the "
             "order given).",
             "metavar": "R",
+            "range": "[1, 1000000]",
         },
     )
     max_solution_tokens: int | None = field(
-        default=None, metadata={"help": "Maximum number of tokens per sampled solution (default: 2048)."}
+        default=None,
+        metadata={"help": "Maximum number of tokens per sampled solution (default: 2048).", "range": COUNT},
     )
     candidates: str | None = field(
         default=None,
@@ -133,6 +137,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
             r"and a tab (default: \n\n).",
             "metavar": "TEXT",
             "parse": unescape,
+            "may_be_empty": True,
             "advanced": True,
         },
     )
@@ -148,10 +153,6 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
         if self.candidates_columns is not None:
             self.candidates_columns = parse_columns(self.candidates_columns)
         super().__post_init__()
-        if self.n is not None and (not self.n or min(self.n) < 1):
-            raise ValueError(f"`n` is {self.n}. Each number must be at least 1.")
-        if self.num_draws is not None and self.num_draws < 1:
-            raise ValueError(f"`num_draws` is {self.num_draws}. It must be at least 1.")
         if (self.candidates is None) == (self.policy is None):
             raise ValueError(
                 "Set either `candidates`, to select from existing solutions, or `policy` and `problems`, to sample them."
@@ -214,14 +215,22 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
     print(results.curves["best_of_n/min"])
     ```
     """
+    from ..evaluation.results import CANDIDATES, RESULTS, check_results
+    from ..search.run_folder import claimed_run
+
+    shard = own_shard()
+    with claimed_run(config.output_dir, shard, [RESULTS, CANDIDATES]):
+        check_results(Path(config.output_dir), config.overwrite)
+        return _best_of_n(config, shard)
+
+
+def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
     from ..evaluation.best_of_n import BLOCK, make_results, score_pool, wait_for_parts
-    from ..evaluation.results import Part, check_results, reopen_part
+    from ..evaluation.results import Part, reopen_part
     from ..grading import AnswerGrader
     from ..search.run_folder import shard_name
 
     folder = Path(config.output_dir)
-    check_results(folder, config.overwrite)
-    shard = own_shard()
     reopen_part(folder, shard.index, shard.count)
     counts: Counter = Counter()
     if config.policy is not None:

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..config import Config
+from ..config import COUNT, SEED, Config
+from ..io import shown
 
 
 if TYPE_CHECKING:
@@ -76,9 +77,12 @@ class InspectConfig(Config):
         },
     )
     depth: int | None = field(
-        default=None, metadata={"help": "Number of levels to print (default: as many as fit in 100 lines)."}
+        default=None,
+        metadata={"help": "Number of levels to print (default: as many as fit in 100 lines).", "range": COUNT},
     )
-    breadth: int = field(default=8, metadata={"help": "Maximum number of lines to print below a node."})
+    breadth: int = field(
+        default=8, metadata={"help": "Maximum number of lines to print below a node.", "range": COUNT}
+    )
     rollouts: bool = field(
         default=False,
         metadata={"help": "Print every rollout. By default, the rollouts of a node are summarised in one line."},
@@ -95,13 +99,10 @@ class InspectConfig(Config):
         metadata={"help": "How to count a solution without an answer: drop ignores it, wrong counts it as wrong."},
     )
     hnc: bool = field(default=False, metadata={"help": "Show the tree after node compression."})
-    hnc_seed: int = field(default=42, metadata={"help": "Random seed of the compression, for --hnc."})
+    hnc_seed: int = field(default=42, metadata={"help": "Random seed of the compression, for --hnc.", "range": SEED})
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("depth", "breadth"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
         defaults = {field.name: field.default for field in fields(self)}
         for name in ("html", "depth", "breadth", "rollouts", "hnc"):
             if self.problem is None and getattr(self, name) != defaults[name]:
@@ -128,12 +129,14 @@ def inspect_tree(config: InspectConfig) -> None:
 
     Raises:
         `FileNotFoundError`: If the run does not exist.
+        `OSError`: If the page cannot be written.
         `ValueError`: If the run does not have this problem.
     """
     import shutil
     import sys
 
     from ..io import replacing
+    from ..pages.page import claimed_page
     from ..search.inspection import render_tree
     from ..search.inspection_text import format_tree, problem_lines
     from ..search.values import mc_scores
@@ -155,11 +158,11 @@ def inspect_tree(config: InspectConfig) -> None:
             return
         entry = _find(entries, config.problem, config.input)
         inspection = _inspect(entry.read(), config)
-    print(format_tree(inspection, depth=config.depth, breadth=config.breadth, rollouts=config.rollouts, **screen))
     file = _page_path(config.input, config.html, entry.problem_id)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as page:
-        page.write(render_tree(inspection))
+    with claimed_page(file, "html") as target:
+        print(format_tree(inspection, depth=config.depth, breadth=config.breadth, rollouts=config.rollouts, **screen))
+        with replacing(target) as page:
+            page.write(render_tree(inspection))
     print(f"\nPage: {file}")
 
 
@@ -212,9 +215,9 @@ def _find(entries: Iterator[Entry], problem: str, name: str) -> Entry:
         number += 1
         examples = examples or [entry.problem_id]
     if at_place is None:
-        known = f" such as {examples[0]!r}" if examples else ""
+        known = f" such as {shown(examples[0])}" if examples else ""
         raise ValueError(
-            f"{name}: problem {problem!r} is not among its {number} problems. Set `problem` to an id{known} or to a position, or "
+            f"{name}: problem {shown(problem)} is not among its {number} problems. Set `problem` to an id{known} or to a position, or "
             "omit it to list all problems."
         )
     return at_place

@@ -1,6 +1,6 @@
 """Train a policy on its best solutions, with log-scaled KL regularisation towards a reference model."""
 
-from .training import USAGE, finish, load_splits, model_init_kwargs
+from .training import USAGE, finish, load_splits, model_init_kwargs, run_script
 from .training import DatasetArguments as ScriptArguments
 
 
@@ -37,4 +37,4 @@ def make_parser(prog: str | None = None):
 
 if __name__ == "__main__":
     # `launch` has checked that unknown keys of the YAML file are options of `accelerate launch`
-    main(*make_parser().parse_args_and_config(fail_with_unknown_args=False))
+    run_script(main, make_parser(), fail_with_unknown_args=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import Config
+from ..config import COUNT, SEED, Config
 
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ ERROR_RATE = 0.4  # probability of a wrong result
 NUM_PROBLEMS = 1000
 NUM_SOLUTIONS = 32  # solutions of each training problem
 NUM_HELD_OUT = 200  # problems that are not trained on, with one solution each
+SOLUTIONS = "solutions.jsonl"
 
 
 @dataclass(kw_only=True)
@@ -37,7 +38,8 @@ class QuickstartConfig(Config):
 
     Args:
         output_dir (`str`, *optional*, defaults to `"outputs/quickstart"`):
-            Folder for the reward model and for `solutions.jsonl`, the held-out solutions. Existing files are replaced.
+            Folder for the reward model and for `solutions.jsonl`, the held-out solutions. It may hold an earlier quickstart, which is
+            replaced.
         max_steps (`int`, *optional*, defaults to `800`):
             Number of training steps.
         seed (`int`, *optional*, defaults to `42`):
@@ -47,16 +49,14 @@ class QuickstartConfig(Config):
     output_dir: str = field(
         default="outputs/quickstart",
         metadata={
-            "help": "Folder for the reward model and for solutions.jsonl, the held-out solutions. Existing files are replaced."
+            "help": "Folder for the reward model and for solutions.jsonl, the held-out solutions. It may hold an earlier quickstart, "
+            "which is replaced."
         },
     )
-    max_steps: int = field(default=800, metadata={"help": "Number of training steps."})
-    seed: int = field(default=42, metadata={"help": "Random seed of the problems, the solutions and the training."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.max_steps < 1:
-            raise ValueError(f"`max_steps` is {self.max_steps}. It must be at least 1.")
+    max_steps: int = field(default=800, metadata={"help": "Number of training steps.", "range": COUNT})
+    seed: int = field(
+        default=42, metadata={"help": "Random seed of the problems, the solutions and the training.", "range": SEED}
+    )
 
 
 def quickstart(config: QuickstartConfig) -> str:
@@ -70,7 +70,22 @@ def quickstart(config: QuickstartConfig) -> str:
     Returns:
         `str`: Three held-out solutions with the score of each step, in colours if stdout is a terminal, and the number of held-out
         solutions in which scores and labels agree on the first wrong step.
+
+    Raises:
+        `FileExistsError`: If `output_dir` has files but no `solutions.jsonl`, so that a model is never replaced by mistake.
+        `OSError`: If `output_dir` cannot be written. This is checked first.
     """
+    from ..io import claimed_folder
+
+    with claimed_folder(config.output_dir, "output_dir", [SOLUTIONS]) as folder:
+        if not (folder / SOLUTIONS).exists() and any(path.name != ".lock" for path in folder.iterdir()):
+            raise FileExistsError(
+                f"{config.output_dir} has files that do not belong to a quickstart. Choose another `output_dir`."
+            )
+        return _quickstart(config)
+
+
+def _quickstart(config: QuickstartConfig) -> str:
     import json
 
     import torch
@@ -90,6 +105,9 @@ def quickstart(config: QuickstartConfig) -> str:
     held_out = [solution_tree(*problem, 1, rng) for problem in problems[NUM_PROBLEMS:][:NUM_HELD_OUT]]
 
     rows = [tree.to_row() for tree in train]
+    solutions = Path(config.output_dir, SOLUTIONS)
+    with replacing(solutions) as file:
+        file.writelines(json.dumps(tree.to_row()) + "\n" for tree in held_out)
     print(
         f"Training a reward model on {sum(len(tree.completions) for tree in train):,} steps of {len(train):,} problems."
     )
@@ -123,9 +141,6 @@ def quickstart(config: QuickstartConfig) -> str:
         torch.set_num_threads(num_threads)
     trainer.save_model()
 
-    solutions = Path(config.output_dir, "solutions.jsonl")
-    with replacing(solutions) as file:
-        file.writelines(json.dumps(tree.to_row()) + "\n" for tree in held_out)
     scores = StepScorer.from_pretrained(config.output_dir).score_trees(held_out)
     num_equal = sum(
         first_wrong(tree.labels) == first_wrong(values) for tree, values in zip(held_out, scores, strict=True)

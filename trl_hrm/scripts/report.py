@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import Config
+from ..pages.page import claimed_page
 
 
 @dataclass(kw_only=True)
@@ -43,11 +44,6 @@ class ReportConfig(Config):
         },
     )
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.inputs:
-            raise ValueError("`inputs` is empty. Pass at least one folder with results.")
-
 
 def report(config: ReportConfig) -> str:
     """
@@ -61,14 +57,16 @@ def report(config: ReportConfig) -> str:
         `str`: The main finding for each run, and the path of the page.
 
     Raises:
+        `OSError`: If the page cannot be written. This is checked first.
         `FileNotFoundError`, `ValueError`: If a folder has no results, or results that cannot be compared.
     """
     from ..evaluation.report import write_report
     from ..evaluation.saved_results import headline_verdict, notices, problem_groups, read_results
 
     output = Path(config.output)
-    results = read_results(config.inputs)
-    pictures = write_report(results, output)
+    with claimed_page(config.output, "output") as page:
+        results = read_results(config.inputs)
+        pictures = write_report(results, page)
     lines = [f"warning: {notice}" for notice in notices(results)]
     for group in problem_groups(results):
         lines += [f"{result.name}: {headline_verdict(result).words}" for result in group]

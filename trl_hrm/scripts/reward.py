@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .training import USAGE, DatasetArguments, finish, load_splits, model_init_kwargs
+from .training import USAGE, DatasetArguments, finish, load_splits, model_init_kwargs, run_script
 
 
 CONFIG = "HRMRewardConfig"
@@ -74,4 +74,4 @@ def make_parser(prog: str | None = None):
 
 if __name__ == "__main__":
     # `launch` has checked that unknown keys of the YAML file are options of `accelerate launch`
-    main(*make_parser().parse_args_and_config(fail_with_unknown_args=False))
+    run_script(main, make_parser(), fail_with_unknown_args=False)

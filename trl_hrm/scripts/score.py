@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.sources import parse_columns
-from ..io import replacing
+from ..io import claimed_file, shown, write_or_keep
 from ..scoring.reward_model_config import RewardModelConfig
-from ..terminal import color_of, has_color, plain
+from ..terminal import colored, has_color, plain
 
 
 @dataclass(kw_only=True)
@@ -73,8 +73,17 @@ def score(config: ScoreConfig) -> str:
         `str`: A table of the scores or the path of the output file, and warnings about rows without scores.
 
     Raises:
+        `OSError`: If the output file cannot be written. This is checked first. If the disk fills up later, the scores are saved in the
+            system's temporary folder.
         `ValueError`: If a row is invalid. The message has the file and line.
     """
+    if config.output is None:
+        return _score(config, None)
+    with claimed_file(config.output, "output", inputs=[config.input]) as output:
+        return _score(config, output)
+
+
+def _score(config: ScoreConfig, output: Path | None) -> str:
     from collections import Counter
 
     from ..data.faults import format_places
@@ -83,8 +92,6 @@ def score(config: ScoreConfig) -> str:
 
     notes = Counter()
     places, trees = _read(config.input, config.columns or {})
-    if config.output is not None:
-        Path(config.output).parent.mkdir(parents=True, exist_ok=True)  # an unwritable path fails before scoring
     for tree in trees:
         count_answers(tree.completions, notes, tree.parents)
     check_answers(notes, len(trees), config.input)
@@ -98,12 +105,12 @@ def score(config: ScoreConfig) -> str:
         score_of = dict(zip(steps, next(found), strict=True)) if is_fitting and steps else {}
         scores.append([score_of.get(step) for step in range(len(tree.completions))] if is_fitting else None)
     scored = [values for values in scores if values is not None]
-    if config.output is None:
+    if output is None:
         lines = [
             "\n\n".join(format_scores(tree, values, has_color()) for tree, values in zip(trees, scores, strict=True))
         ]
     else:
-        _write(config.output, trees, scores)
+        _write(output, trees, scores)
         num_scored = sum(value is not None for values in scored for value in values)
         lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {config.output}."]
     lines += [f"warning: {warning}" for warning in solution_warnings(notes)]
@@ -140,7 +147,7 @@ def format_scores(tree, scores: list[float | None] | None, color: bool = False) 
     for i, (text, score) in enumerate(zip(tree.completions, scores, strict=True)):
         indent = "  " * (len(tree.path(i)) - 1) if branches else ""
         line = f"{'    -' if score is None else f'{score:.3f}'}  {indent}{plain(text)}"
-        lines.append(f"  \033[38;5;{color_of(score)}m{line}\033[0m" if color and score is not None else f"  {line}")
+        lines.append(f"  {colored(line, score)}" if color and score is not None else f"  {line}")
     return "\n".join(lines)
 
 
@@ -153,7 +160,7 @@ def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
     for where, row in all_rows(JsonLines([path], columns)):
         if not isinstance(row.get("completions"), list):
             raise ValueError(
-                f"{where}: found {repr(row)[:60]}, expected an object with `prompt` and a list `completions`. For other column "
+                f"{where}: found {shown(row, 60)}, expected an object with `prompt` and a list `completions`. For other column "
                 "names, use --columns, such as --columns prompt=question completions=steps."
             )
         if row.get("prompt") is None and row.get("problem") is not None:
@@ -173,11 +180,12 @@ def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
     return places, trees
 
 
-def _write(path: str, trees: list, scores: list[list[float | None] | None]) -> None:
+def _write(path: Path, trees: list, scores: list[list[float | None] | None]) -> None:
     import json
 
-    with replacing(path) as file:
-        for tree, values in zip(trees, scores, strict=True):
-            row = tree.to_row()
-            del row["labels"]
-            file.write(json.dumps(row | tree.extra | {"scores": values}, ensure_ascii=False) + "\n")
+    lines = []
+    for tree, values in zip(trees, scores, strict=True):
+        row = tree.to_row()
+        del row["labels"]
+        lines.append(json.dumps(row | tree.extra | {"scores": values}, ensure_ascii=False) + "\n")
+    write_or_keep(path.parent, {path.name: "".join(lines)})

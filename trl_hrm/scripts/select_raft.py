@@ -7,6 +7,7 @@ trl-hrm select-raft --candidates runs/mcts --reward_model outputs/tiny-hrm --num
 ```
 """
 
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,28 +42,37 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
         `ValueError`: If the candidates are invalid, or no row is left for training.
     """
     from ..data.candidate_sources import read_candidates, source_warnings
-    from ..data.output import check_output
+    from ..data.output import Output, claimed_output
     from ..data.problems import unused_warnings
     from ..data.raft import build_raft, format_scores, shortlist
     from ..data.solutions import solution_warnings
     from ..scoring.candidate_scores import score_candidates
 
-    check_output(Path(config.output_dir), config)
-    notes = Counter()
-    problems = read_candidates(config, notes)
-    counts = Counter({("notes", name): count for name, count in notes.items()})
-    problems = shortlist(problems, config, counts)
-    warnings = [*source_warnings(config), *solution_warnings(notes), *unused_warnings(notes)]
-    scorer = config.load_scorer()
-    scores = score_candidates(
-        scorer,
-        [problem.problem for problem in problems],
-        [[candidate.steps for candidate in problem.candidates] for problem in problems],
-        config.aggregate,
-        config,
-        progress=True,
-    )
-    reward_model = {"reward_model": config.reward_model, **config.describe_scoring()}
-    report = build_raft(problems, scores, config, counts, reward_model, warnings)
+    with claimed_output(config, [config.candidates, *config.exclude]) as output:
+        notes = Counter()
+        problems = read_candidates(config, notes)
+        counts = Counter({("notes", name): count for name, count in notes.items()})
+        problems = shortlist(problems, config, counts)
+        warnings = [*source_warnings(config), *solution_warnings(notes), *unused_warnings(notes)]
+        scorer = config.load_scorer()
+        scores = score_candidates(
+            scorer,
+            [problem.problem for problem in problems],
+            [[candidate.steps for candidate in problem.candidates] for problem in problems],
+            config.aggregate,
+            config,
+            progress=True,
+        )
+        reward_model = {"reward_model": config.reward_model, **config.describe_scoring()}
+        try:
+            report = build_raft(problems, scores, config, Counter(counts), reward_model, output, warnings)
+        except OSError as error:  # such as a full disk. Scoring again would take long
+            kept = Path(tempfile.mkdtemp(prefix="trl_hrm-"))
+            other = Output(kept / "dataset", kept / "work")
+            other.work.mkdir()
+            build_raft(problems, scores, config, Counter(counts), reward_model, other, warnings)
+            raise OSError(
+                f"{config.output_dir} could not be written ({error}). The dataset is in {other.folder}. Move it to {config.output_dir}."
+            ) from error
     print(f"Mean score: {format_scores(report)}. Picture: {Path(config.output_dir, report['picture']['file'])}")
     return report

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
 from ..scoring.reward_model_config import RewardModelConfig
@@ -22,6 +23,7 @@ from .best_of_n import NUMBERS, own_shard
 
 if TYPE_CHECKING:
     from ..evaluation.results import Results
+    from ..search.run_folder import Shard
 
 
 @dataclass(kw_only=True)
@@ -67,19 +69,20 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
     )
     n: list[int] = field(
         default_factory=lambda: list(NUMBERS),
-        metadata={"help": "Numbers of next steps to select from. One search is run for each."},
+        metadata={"help": "Numbers of next steps to select from. One search is run for each.", "range": COUNT},
     )
     branching: int | None = field(
         default=None,
         metadata={
             "help": "Number of next steps per path, for beam_search (N / branching paths) and diverse_tree_search (N / "
-            "branching trees) (default: 4)."
+            "branching trees) (default: 4).",
+            "range": COUNT,
         },
     )
     max_depth: int = field(
-        default=40, metadata={"help": "Maximum number of steps per solution, including the prefix."}
+        default=40, metadata={"help": "Maximum number of steps per solution, including the prefix.", "range": COUNT}
     )
-    max_step_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens per step."})
+    max_step_tokens: int = field(default=512, metadata={"help": "Maximum number of tokens per step.", "range": COUNT})
     aggregate: Literal["min", "prod", "last", "mean", "max"] = field(
         default="last", metadata={"help": "How to aggregate the step scores into the score of a path."}
     )
@@ -127,21 +130,31 @@ def step_search(config: StepSearchConfig) -> "Results | None":
     """
     from pathlib import Path
 
-    from ..evaluation.results import check_results
+    from ..evaluation.results import RESULTS, candidates_name, check_results
+    from ..search.run_folder import claimed_run
+
+    shard = own_shard()
+    with claimed_run(config.output_dir, shard, [RESULTS, *map(candidates_name, config.n)]):
+        check_results(Path(config.output_dir), config.overwrite)
+        return _step_search(config, shard)
+
+
+def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
     from ..evaluation.step_search import StepSearchSettings, run_step_search
     from ..grading import AnswerGrader
     from ..scoring.scoring_config import ScoringConfig
+    from ..search.policies import check_in_flight
     from ..search.step_search import ending_extractors
 
-    check_results(Path(config.output_dir), config.overwrite)
-    shard = own_shard()
     names = ("output_dir", "n", "strategy", "branching", "max_depth", "max_step_tokens", "aggregate")
     names += ("extractors", "seed", "max_in_flight", "max_open_problems")
     settings = StepSearchSettings(
         **{name: getattr(config, name) for name in names}, scoring=ScoringConfig(config.spans, config.combine)
     )
     prompt, rule = config.make_prompt()
-    search = next(iter(settings.searches(prompt, rule).values()))  # the check of prefixes does not depend on N
+    for search in settings.searches(prompt, rule).values():
+        check_in_flight(search, config.max_in_flight)
+    # the check of prefixes does not depend on N
     fault = partial(search.prefix_fault, ending=ending_extractors(config.extractors))
     problems = config.read_problems(config.prefix_column, fault)
     print(problems.describe())

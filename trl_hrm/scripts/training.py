@@ -4,9 +4,12 @@ import ast
 import importlib
 import os
 import re
+import signal
+import subprocess
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
@@ -14,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import trl_hrm
 
+from ..io import shown
+from ..processes import StopSignals, end_with_parent
+
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
-    from trl import ModelConfig
+    from trl import ModelConfig, TrlParser
 
+LAUNCHER = "TRL_HRM_LAUNCHER"  # environment variable with the process id of `trl-hrm reward` or `trl-hrm kl-self`
 USAGE = "%(prog)s [--config FILE] [OPTION ...]"  # argparse would list all 300 options in front of every error
 MORE_OPTIONS = """\
 The options of `transformers.TrainingArguments` and `trl.ModelConfig` are also accepted, and kl-self accepts the options of
@@ -63,6 +70,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
     Raises:
         `ValueError`: If a value is invalid, or an option is unknown to both the script and `accelerate launch`. It is raised before
         any process is started.
+        `ChildProcessError`: If a training process failed. It has printed its error. It is an `OSError`.
     """
     argv, prog = list(argv), f"trl-hrm {name}"
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
@@ -76,6 +84,9 @@ def launch(name: str, argv: Sequence[str]) -> None:
 
     import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.utils import patch_environment
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     from .._compat import resolve_accelerate_config_argument, subtract_subsequence
 
@@ -93,7 +104,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
         )
     if args.training_script != module.__name__:
         raise ValueError(
-            f"{args.training_script!r} in {' '.join(launch_args)!r} is not the value of an `accelerate launch` option. Pass options "
+            f"{shown(args.training_script)} in {shown(' '.join(launch_args))} is not the value of an `accelerate launch` option. Pass options "
             "without a value, such as `--multi_gpu`, on the command line. No process was started."
         )
     if args.cpu:
@@ -102,7 +113,46 @@ def launch(name: str, argv: Sequence[str]) -> None:
     if (args.num_processes or 1) > 1 and is_plain and (args.cpu or not torch.accelerator.is_available()):
         # With `cpu` or without an accelerator, `accelerate launch` ignores `num_processes` without a warning
         args.multi_gpu, args.cpu, args.use_cpu = True, False, True
-    launch_command(args)
+    try:
+        with patch_environment(**{LAUNCHER: os.getpid()}):
+            launch_command(args)
+    except SignalException:  # of several processes, to which it passes the signal on
+        raise KeyboardInterrupt from None
+    except subprocess.CalledProcessError as error:
+        raise ChildProcessError(_describe_exit(error.returncode)) from None
+    except ChildFailedError as error:
+        raise ChildProcessError(_describe_exit(error.get_first_failure()[1].exitcode)) from None
+
+
+def _describe_exit(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return (
+            "The training process was killed, probably because the memory is used up. Lower --per_device_train_batch_size or "
+            "--max_length."
+        )
+    return f"The training process ended with exit code {code}. See its error message above."
+
+
+@contextmanager
+def ending_with_launcher() -> Iterator[None]:
+    """
+    Context manager of a training process. If [`launch`] has started the process, it ends with the launcher, and without a traceback on
+    Ctrl-C and SIGTERM.
+    """
+    launcher = os.environ.get(LAUNCHER)
+    if launcher is None:
+        yield
+        return
+    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
+        end_with_parent(int(launcher))
+    stop = StopSignals()
+    try:
+        with stop.ending():
+            yield
+    except KeyboardInterrupt:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # see `end_together`
+            os._exit(stop.exit_code)
+        sys.exit(stop.exit_code)
 
 
 def short_help(module: ModuleType, prog: str) -> str:
@@ -199,6 +249,35 @@ def finish(trainer: "Trainer") -> None:
     else:
         trainer.create_model_card()  # with the metrics
     end_together(trainer)
+
+
+def run_script(main: Callable[..., None], parser: "TrlParser", fail_with_unknown_args: bool = True) -> None:
+    """
+    Run a training script. An error is printed on one line, with the exit code 1. With `--log_level debug`, it is raised.
+
+    Args:
+        main (`Callable`):
+            `main` of the script.
+        parser ([`~trl.TrlParser`]):
+            Parser of the arguments of `main`.
+        fail_with_unknown_args (`bool`, *optional*, defaults to `True`):
+            Whether options that the parser does not have are an error.
+    """
+    is_debug = False
+    try:
+        with ending_with_launcher():
+            parsed = parser.parse_args_and_config(fail_with_unknown_args=fail_with_unknown_args)
+            is_debug = parsed[1].log_level == "debug"
+            main(*parsed)
+    except (ImportError, OSError, ValueError) as error:
+        if is_debug:
+            raise
+        rank = int(os.environ.get("RANK", 0))
+        print(f"error{f' on process {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            sys.stdout.flush()
+            os._exit(1)  # shutting down the interpreter would wait for the other processes
+        sys.exit(1)
 
 
 def end_together(trainer: "Trainer") -> None:

@@ -14,8 +14,6 @@ from .inspection import CORRECT, OUTCOMES, WRONG, Inspection, Line, lines
 from .tree import ROOT, SearchTree
 
 
-# Red, yellow and green of the 256 terminal colours; legible on white and black
-RAMP = (160, 166, 172, 178, 142, 106, 70, 34)
 BAR = 8  # columns of a bar
 VALUE = BAR + 5  # columns of a number and its bar
 ANSWER = 24  # columns

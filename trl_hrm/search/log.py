@@ -1,17 +1,18 @@
 """Event log of a search, as JSON Lines with one event per line. All trees can be rebuilt from it."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from ..io import AppendedLines
-from .open_tree import OpenTree
-from .tree import Problem
+from ..io import AppendedLines, parse_json, shown
+from ..schema import check_json
+from .open_tree import EVENTS, OpenTree
+from .tree import Problem, Status
 
 
+REMEDY = "Remove all lines of this problem. It will be searched again."
 _HEAD = re.compile(rb'\{"event": "(\w+)", "problem_id": ("(?:[^"\\]|\\.)*")(?:, "(?:status|position)": ("\w+"|\d+))?')
 
 
@@ -45,7 +46,8 @@ class EventLog:
     Raises:
         `FileNotFoundError`: If the log is opened for reading and does not exist.
         `BlockingIOError`: If another process is writing to the log.
-        `ValueError`: If a line other than the last one is damaged. The message names file and line.
+        `ValueError`: If a line other than the last one is not an event, or contradicts earlier events. The message names file and
+            line. The rest of each event is checked by [`EventLog.read`].
     """
 
     def __init__(self, path: str | Path, write: bool = False):
@@ -56,9 +58,9 @@ class EventLog:
         self.torn = self._lines.torn if self._lines else 0
         try:
             with open(self.path, "rb") as lines:
-                for number, line in enumerate(lines, start=1):
+                for line in lines:
                     if line.endswith(b"\n"):
-                        self._enter(line, number)
+                        self._enter(line)
                     else:
                         self.torn = len(line)
         except ValueError:
@@ -81,22 +83,27 @@ class EventLog:
         self._enter(self._lines.append(event))
 
     def read(self, problem_id: str) -> OpenTree:
-        """Rebuild the tree of a problem from its events."""
-        events = self._events(problem_id)
-        opened = OpenTree.from_event(next(events))
-        for event in events:
+        """
+        Rebuild the tree of a problem from its events.
+
+        Raises:
+            `ValueError`: If an event is damaged or contradicts earlier events. The message names file and line.
+        """
+        opened = None
+        for offset, event in self._events(problem_id):
             try:
-                opened.apply(event)
-            except KeyError as error:
-                raise ValueError(
-                    f"{self.path}: an event of problem {problem_id!r} refers to {error}, but no earlier event created it. Remove "
-                    "all lines of this problem. It will be searched again."
-                ) from error
+                if opened is None:
+                    opened = OpenTree.from_event(event)
+                else:
+                    opened.apply(event)
+            except ValueError as error:
+                raise self._damaged(offset, problem_id, error) from None
         return opened
 
     def problem(self, problem_id: str) -> Problem:
         """Return a problem as recorded in the log."""
-        return OpenTree.from_event(next(self._events(problem_id))).tree.problem
+        _, event = next(self._events(problem_id))
+        return Problem(problem_id, event["prompt"], event["answer"], event.get("prefix", ""))
 
     def close(self) -> None:
         """Close the file."""
@@ -109,40 +116,63 @@ class EventLog:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _events(self, problem_id: str) -> Iterator[dict[str, Any]]:
+    def _events(self, problem_id: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the byte offset and the value of each event of a problem."""
         with open(self.path, "rb") as file:
             for offset in self.problems[problem_id].offsets:
                 file.seek(offset)
-                line = file.readline()
                 try:
-                    yield json.loads(line)
+                    event = parse_json(file.readline(), "the event")
+                    check_json(event, EVENTS[event["event"]], "the event")
                 except ValueError as error:
-                    raise ValueError(
-                        f"{self.path}, byte {offset}: the event of problem {problem_id!r} is damaged ({error}). Remove all lines "
-                        "of this problem. It will be searched again."
-                    ) from error
+                    raise self._damaged(offset, problem_id, error) from None
+                yield offset, event
 
-    def _enter(self, line: bytes, number: int | None = None) -> None:
+    def _damaged(self, offset: int, problem_id: str, error: ValueError | str) -> ValueError:
+        """Return an error about the event at a byte offset."""
+        return ValueError(f"{self._line(offset)}: problem {shown(problem_id)}: {error} {REMEDY}")
+
+    def _line(self, offset: int) -> str:
+        """Return the file and the number of the line at a byte offset."""
+        number = 1
+        with open(self.path, "rb") as file:
+            while block := file.read(min(offset, 1 << 20)):
+                number, offset = number + block.count(b"\n"), offset - len(block)
+        return f"{self.path}:{number}"
+
+    def _enter(self, line: bytes) -> None:
         """Record the offset of an event, and the facts about its problem at the start of the line."""
         head = _HEAD.match(line)
-        if head is None:
+        name = head[1].decode() if head else None
+        if name not in EVENTS:
             raise ValueError(
-                f"{self.path}, line {number}: the line starts with {line[:60]!r}, which is not an event of a search. The log is "
-                "damaged. Remove this line and all lines of the same problem. The problem will be searched again. Or start in "
-                "another folder."
+                f"{self._line(self.size)}: found {shown(line)}, expected an event of a search. Remove this line and all lines of "
+                "the same problem. It will be searched again."
             )
-        name, problem_id, third = head[1], json.loads(head[2]), head[3]
-        if name == b"problem":
-            self.problems[problem_id] = ProblemEvents(position=int(third))
-        if problem_id not in self.problems:
-            raise ValueError(
-                f"{self.path}, line {number}: the first event of problem {problem_id!r} is missing. Remove all lines of this "
-                "problem. It will be searched again."
-            )
-        problem = self.problems[problem_id]
+        try:
+            problem_id = parse_json(head[2], "the event")
+            third = None if head[3] is None else parse_json(head[3], "the event")
+        except ValueError as error:
+            raise self._damaged(self.size, head[2].decode(errors="replace"), error) from None
+        problem = self.problems.get(problem_id)
+        if name == "problem":
+            if problem is not None:
+                raise self._damaged(self.size, problem_id, "the problem begins twice.")
+            if type(third) is not int:
+                raise self._damaged(self.size, problem_id, f"its position is {shown(third)}, expected a whole number.")
+            problem = self.problems[problem_id] = ProblemEvents(position=third)
+        elif problem is None:
+            raise self._damaged(self.size, problem_id, f"the first event of problem {shown(problem_id)} is missing.")
+        elif problem.status not in ("open", "error"):
+            raise self._damaged(self.size, problem_id, f"an event follows the end of the search ({problem.status}).")
+        if name == "close":
+            if third not in get_args(Status):
+                raise self._damaged(
+                    self.size,
+                    problem_id,
+                    f"its status is {shown(third)}, expected one of {', '.join(get_args(Status))}.",
+                )
+            problem.status = third
+        problem.num_errors += name == "error"
         problem.offsets.append(self.size)
         self.size += len(line)
-        if name == b"error":
-            problem.num_errors += 1
-        if name == b"close":
-            problem.status = json.loads(third)

@@ -7,17 +7,19 @@ its leaf counts, and the numbers of generated and cached tokens. Scores are not 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..io import replacing
+from ..io import replacing, shown
 from .outcomes import NUM_SHOWN
-from .tree import ROOT, Node, Problem, SearchTree, walk
+from .tree import ROOT, Finish, Node, Problem, Role, SearchTree, Status, walk
 from .values import leaf_counts
 
 
@@ -73,6 +75,10 @@ SCHEMA = pa.schema(
     }
 )
 
+NULLABLE = ("stop_reason", "answer", "correct", "merged_from", "value")
+WORDS = {"role": get_args(Role), "finish": get_args(Finish), "status": get_args(Status)}
+REMEDY = "Delete the file. It is written again from the log of its folder when the folder is read."
+
 
 def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
     """
@@ -84,7 +90,10 @@ def write_nodes(trees: Iterable[SearchTree], path: str | Path) -> None:
         path (`str` or `Path`):
             Path of the file. An existing file is replaced.
     """
-    with replacing(path, "wb") as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+    with (
+        replacing(path, "wb") as file,
+        pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for group in _groups(trees):
             writer.write_table(_table(group), row_group_size=len(group))
 
@@ -100,47 +109,105 @@ def read_trees(path: str | Path, token_ids: bool = True) -> Iterator[SearchTree]
             Whether to read token ids. Without them, reading is faster and the lists are empty.
 
     Raises:
-        `ValueError`: If the file is not a Parquet file of search trees.
+        `ValueError`: If the file is not a Parquet file of search trees, or is damaged. The message names the file and, where there is
+            one, the problem and the node.
     """
+    check_problems(path)
     with open_nodes(path) as file:
         for group in range(file.num_row_groups):
-            yield from read_group(file, group, token_ids)
+            yield from read_group(file, path, group, token_ids)
 
 
 def open_nodes(path: str | Path) -> pq.ParquetFile:
     """Open a file written by [`write_nodes`]."""
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+        with _damaged(path):
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+    except ValueError:
         with open(path, "rb") as opened:
             head = opened.read(64)
         if head.startswith(b"\x1f\x8b") or head.lstrip()[:1] in (b"{", b"["):  # JSON, possibly compressed with gzip
             raise ValueError(
                 f"{path} is a JSON file, expected the output folder of a search or a Parquet file of search trees. For trees of "
                 "openr (`question`, `final_answer` and `reasoning_steps`), use --format openr."
-            ) from error
-        raise ValueError(
-            f"{path} is not a Parquet file ({error}), expected search trees written by `trl-hrm annotate`."
-        ) from error
+            ) from None
+        if not head.startswith(b"PAR1"):
+            raise ValueError(
+                f"{path} is not a Parquet file: it starts with {shown(head[:8])}, expected search trees written by `trl-hrm annotate`."
+            ) from None
+        raise
     if not file.schema_arrow.equals(SCHEMA):
-        raise ValueError(
-            f"{path} has the columns {file.schema_arrow.names}, expected search trees written by this version of `trl-hrm "
-            "annotate`."
-        )
+        names = file.schema_arrow.names
+        found = f"the columns {shown(names, 200)}" if names != SCHEMA.names else "other types of columns"
+        raise ValueError(f"{path} has {found}, expected search trees written by this version of `trl-hrm annotate`.")
     return file
 
 
-def read_group(file: pq.ParquetFile, group: int, token_ids: bool = True) -> Iterator[SearchTree]:
+@contextmanager
+def _damaged(path: str | Path) -> Iterator[None]:
+    """Context manager that names the file in the errors of Arrow about damaged bytes."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the operating system, such as a missing file
+            raise
+        raise ValueError(
+            f"{path}: the file is damaged ({shown(' '.join(str(error).split()), 160)[1:-1]}). {REMEDY}"
+        ) from None
+
+
+def check_problems(path: str | Path) -> None:
+    """
+    Check the problems in a file written by [`write_nodes`], without their nodes.
+
+    Raises:
+        `ValueError`: If the file is damaged, or a problem occurs twice.
+    """
+    with open_nodes(path) as file:
+        rows = _read(file, path, ["problem_id", "status"])
+    for name, count in Counter(rows["problem_id"].to_pylist()).items():
+        if count > 1:
+            raise ValueError(f"{path}: problem {shown(name)} occurs {count} times, expected once. {REMEDY}")
+
+
+def _read(file: pq.ParquetFile, path: str | Path, columns: list[str], group: int | None = None) -> pa.Table:
+    """Read and check columns of the problems, of one row group or of all."""
+    with _damaged(path):
+        rows = file.read(columns) if group is None else file.read_row_group(group, columns)
+        rows.validate(full=True)
+    expected = file.metadata.num_rows if group is None else file.metadata.row_group(group).num_rows
+    if rows.num_rows != expected:
+        raise ValueError(f"{path}: found {rows.num_rows} problems, expected {expected}. {REMEDY}")
+    for name in rows.column_names:
+        if rows[name].null_count:
+            raise ValueError(f"{path}: `{name}` is null for problem {rows[name].is_null().index(True)}. {REMEDY}")
+        if name in WORDS:
+            _check_words(rows[name].combine_chunks(), name, f"{path}: ")
+        if name in TOTALS and rows.num_rows and pc.min(rows[name]).as_py() < 0:
+            raise ValueError(f"{path}: `{name}` is {pc.min(rows[name])} for a problem, expected at least 0. {REMEDY}")
+    return rows
+
+
+def _check_words(values: pa.Array, name: str, where: str) -> None:
+    known = pc.is_in(values, pa.array(WORDS[name]))
+    if (place := known.index(False).as_py()) >= 0:
+        raise ValueError(
+            f"{where}`{name}` is {shown(values[place].as_py())}, expected one of {', '.join(WORDS[name])}. {REMEDY}"
+        )
+
+
+def read_group(file: pq.ParquetFile, path: str | Path, group: int, token_ids: bool = True) -> Iterator[SearchTree]:
     """Read the trees in one row group. See [`read_trees`]."""
     names = [field.name for field in fields(Node) if token_ids or field.name != "token_ids"]
-    columns = ["problem_id", "prompt", "answer", "status", "prompt_ids"]
-    rows = file.read_row_group(group, columns=[*columns, *(f"nodes.list.element.{name}" for name in names)])
+    columns = ["problem_id", "prompt", "answer", "status", "prompt_ids", "num_nodes"]
+    rows = _read(file, path, [*columns, *(f"nodes.list.element.{name}" for name in names)], group)
     nodes = rows["nodes"].combine_chunks()
+    _check_nodes(rows, nodes, names, path)
     starts = nodes.offsets.to_pylist()
     flat = nodes.values
     values = {name: flat.field(name).to_pylist() for name in names}
     values["cuts"] = list(map(tuple, values["cuts"]))
-    values["merged_from"] = [tuple(ids) if ids else None for ids in values["merged_from"]]
+    values["merged_from"] = [None if ids is None else tuple(ids) for ids in values["merged_from"]]
     if not token_ids:
         values["token_ids"] = [[] for _ in range(len(flat))]
     made = list(map(Node, *(values[field.name] for field in fields(Node))))
@@ -153,14 +220,94 @@ def read_group(file: pq.ParquetFile, group: int, token_ids: bool = True) -> Iter
         )
 
 
+def _check_nodes(rows: pa.Table, nodes: pa.ListArray, names: list[str], path: str | Path) -> None:
+    """Raise `ValueError` unless the nodes of each problem form a tree with values in range."""
+    flat, starts = nodes.values, nodes.offsets.to_numpy()
+    row = np.repeat(np.arange(len(nodes)), np.diff(starts))
+    place = np.arange(len(flat)) - starts[row]  # of each node in its tree
+    columns = {name: flat.field(name) for name in names}
+
+    def refuse(wrong: np.ndarray, name: str, expected: str) -> None:
+        """Raise an error about the first node for which `wrong` is true."""
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise ValueError(
+                f"{path}, problem {shown(rows['problem_id'][int(row[i])].as_py())}, node {place[i]}: `{name}` is "
+                f"{shown(columns[name][i].as_py())}, expected {expected}. {REMEDY}"
+            )
+
+    def refuse_problems(wrong: np.ndarray, found: str) -> None:
+        if wrong.any():
+            name = rows["problem_id"][int(wrong.argmax())].as_py()
+            raise ValueError(f"{path}, problem {shown(name)}: {found}. {REMEDY}")
+
+    def numbers(name: str) -> np.ndarray:
+        return columns[name].to_numpy(zero_copy_only=False)
+
+    refuse_problems(rows["num_nodes"].to_numpy() != np.diff(starts), "`num_nodes` is not the number of its nodes")
+    refuse_problems(_with_negative(rows["prompt_ids"].combine_chunks()), "`prompt_ids` has an invalid token id")
+    if flat.null_count:
+        raise ValueError(f"{path}: a node is null. {REMEDY}")
+    for name, column in columns.items():
+        if name not in NULLABLE and column.null_count:
+            refuse(column.is_null().to_numpy(zero_copy_only=False), name, "a value")
+    parent = numbers("parent")
+    refuse((parent < ROOT) | (parent >= place), "parent", "-1 or the index of an earlier node")
+    ids = columns["node_id"].dictionary_encode().indices.to_numpy() + row * len(flat)
+    repeated = np.ones(len(flat), bool)
+    repeated[np.unique(ids, return_index=True)[1]] = False
+    refuse(repeated, "node_id", "an id that no earlier node has")
+    for name in ("child_index", "num_cached", "seed", "tail"):
+        refuse(numbers(name) < 0, name, "at least 0")
+    weight, value = numbers("weight"), numbers("value")
+    refuse(~((weight >= 1) & (weight < np.inf)), "weight", "a number of at least 1")
+    has_value = columns["value"].is_valid().to_numpy(zero_copy_only=False)
+    refuse(has_value & ~((value >= 0) & (value <= 1)), "value", "a number from 0 to 1, or null")
+    for name in ("role", "finish"):
+        known = pc.is_in(columns[name], pa.array(WORDS[name])).to_numpy(zero_copy_only=False)
+        refuse(~known, name, f"one of {', '.join(WORDS[name])}")
+    if "token_ids" in columns:
+        refuse(_with_negative(columns["token_ids"]), "token_ids", "whole numbers of at least 0")
+    end = pc.utf8_length(columns["text"]).to_numpy() - numbers("tail")  # of the step in the text
+    refuse(end < 0, "tail", "at most the number of characters of `text`")
+    refuse(_with_negative(columns["cuts"], end), "cuts", "ascending positions in `text`")
+    pairs = columns["merged_from"]
+    is_pair = pc.fill_null(pc.equal(pc.list_value_length(pairs), 2), True).to_numpy(zero_copy_only=False)
+    refuse(~is_pair | _with_null(pairs), "merged_from", "the ids of two nodes, or null")
+
+
+def _with_null(lists: pa.ListArray) -> np.ndarray:
+    """Return whether each list has a null."""
+    found = np.zeros(len(lists), bool)
+    found[pc.list_parent_indices(lists).to_numpy()[lists.flatten().is_null().to_numpy(zero_copy_only=False)]] = True
+    return found
+
+
+def _with_negative(lists: pa.ListArray, end: np.ndarray | None = None) -> np.ndarray:
+    """Return whether each list has a negative number or a null or, with `end`, does not ascend up to its end."""
+    owner, values = pc.list_parent_indices(lists).to_numpy(), lists.flatten().fill_null(-1).to_numpy()
+    wrong = values < 0
+    if end is not None and len(values):
+        wrong |= values > end[owner]
+        wrong[1:] |= (np.diff(values) < 0) & (np.diff(owner) == 0)
+    found = np.zeros(len(lists), bool)
+    found[owner[wrong]] = True
+    return found
+
+
 def read_totals(paths: Iterable[str | Path]) -> Counter:
     """Return the sums of `TOTALS` over all problems in the files, and the number of `"problems"`."""
     totals = Counter()
     for path in paths:
+        check_problems(path)
         with open_nodes(path) as file:
-            totals["problems"] += file.metadata.num_rows
-            rows = file.read(columns=list(TOTALS))
-            totals.update({name: sum(rows[name].to_pylist()) for name in TOTALS})
+            rows = _read(file, path, list(TOTALS))
+        leaves = pc.add(rows["leaves_answered"], pc.add(rows["leaves_unresolved"], rows["leaves_ungraded"]))
+        for less, more in ((rows["leaves_correct"], rows["leaves_answered"]), (leaves, rows["num_nodes"])):
+            if not pc.all(pc.less_equal(less, more)).as_py() and rows.num_rows:
+                raise ValueError(f"{path}: a problem has more leaves of a kind than leaves or nodes. {REMEDY}")
+        totals["problems"] += rows.num_rows
+        totals.update({name: sum(rows[name].to_pylist()) for name in TOTALS})
     return totals
 
 
@@ -169,7 +316,7 @@ def read_unreadable_references(paths: Iterable[str | Path]) -> tuple[int, list[d
     found: list[dict[str, str]] = []
     for path in paths:
         with open_nodes(path) as file:
-            rows = file.read(columns=["problem_id", "answer", "status"])
+            rows = _read(file, path, ["problem_id", "answer", "status"])
         found += rows.filter(pc.equal(rows["status"], "ungradable")).drop_columns("status").to_pylist()
     return len(found), found[:NUM_SHOWN]
 

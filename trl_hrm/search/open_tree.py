@@ -2,14 +2,111 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
+from ..io import shown
+from ..schema import INT64, Count, Index, Range
 from .steps import Cut
-from .tree import ROOT, Node, Problem, SearchTree, make_id
+from .tree import ROOT, Finish, Node, Problem, SearchTree, Status, make_id
 
 
 if TYPE_CHECKING:
     from .step_search import Beam
+
+Round = Annotated[int, Range(-(2**31), 2**31 - 1)]
+CutValues = tuple[Index, Index, Index]  # of a `Cut`
+
+
+class ProblemEvent(TypedDict):
+    """The first event of a problem."""
+
+    event: Literal["problem"]
+    problem_id: str
+    position: Count
+    root_id: str
+    prompt: str
+    answer: str
+    prompt_ids: list[Index]
+    prefix: NotRequired[str]
+    prefix_ids: NotRequired[list[Index]]
+    prefix_cuts: NotRequired[list[CutValues]]
+
+
+class LoggedSample(TypedDict):
+    """One sample of a [`SamplesEvent`]. See [`Node`]."""
+
+    token_ids: list[Index]
+    text: str
+    num_cached: Index
+    finish: Finish
+    stop_reason: str | None
+    is_final: bool
+    answer: NotRequired[str | None]
+    tail: NotRequired[Index]
+    cuts: NotRequired[list[CutValues]]
+
+
+class SamplesEvent(TypedDict):
+    """New nodes below the node `above`."""
+
+    event: Literal["samples"]
+    problem_id: str
+    above: str
+    round: Round
+    role: Literal["step", "rollout"]
+    cut: bool
+    weight: Annotated[float, Range(1, INT64)]
+    seed: Annotated[int, Range(0, 2**53)]
+    samples: list[LoggedSample]
+
+
+class ScoresEvent(TypedDict):
+    """Scores of the reward model for the samples of a request."""
+
+    event: Literal["scores"]
+    problem_id: str
+    above: str
+    round: Round
+    scores: list[float | None]
+
+
+class GradesEvent(TypedDict):
+    """Grades of the samples of a request. `status` is the reason of each grade, if one of them is `None`."""
+
+    event: Literal["grades"]
+    problem_id: str
+    above: str
+    round: Round
+    correct: list[bool | None]
+    status: NotRequired[list[str | None]]
+
+
+class ErrorEvent(TypedDict):
+    """A failed request."""
+
+    event: Literal["error"]
+    problem_id: str
+    above: str
+    round: Round
+    message: str
+
+
+class CloseEvent(TypedDict):
+    """The end of a search. After the status `"error"`, it is resumed by the next run."""
+
+    event: Literal["close"]
+    problem_id: str
+    status: Status
+
+
+EVENTS: dict[str, type] = {
+    "problem": ProblemEvent,
+    "samples": SamplesEvent,
+    "scores": ScoresEvent,
+    "grades": GradesEvent,
+    "error": ErrorEvent,
+    "close": CloseEvent,
+}
 
 
 @dataclass(frozen=True)
@@ -105,12 +202,20 @@ class OpenTree:
 
     @classmethod
     def from_event(cls, event: dict[str, Any]) -> "OpenTree":
-        """Create a tree from a `problem` event."""
+        """
+        Create a tree from a `problem` event.
+
+        Raises:
+            `ValueError`: If the steps of the prefix do not match its text.
+        """
         problem = Problem(event["problem_id"], event["prompt"], event["answer"], event.get("prefix", ""))
         tree = SearchTree(problem, prompt_ids=event["prompt_ids"])
         opened = cls(tree, event["root_id"], event["position"], index={event["root_id"]: ROOT})
         if problem.prefix:  # its steps become a chain below the prompt, without scores
+            if missing := {"prefix_ids", "prefix_cuts"} - event.keys():
+                raise ValueError(f"the event has a prefix without {' and '.join(sorted(missing))}.")
             cuts = [Cut(*cut) for cut in event["prefix_cuts"]]
+            _check_cuts(cuts, event["prefix_ids"], problem.prefix)
             for number, (ids, text, tail) in enumerate(_pieces(event["prefix_ids"], problem.prefix, cuts)):
                 node_id = make_id("given", opened.root_id, number)
                 opened._add(Node(node_id, number - 1, 0, 0, ids, text, tail, "given"))
@@ -140,45 +245,91 @@ class OpenTree:
         return self.index[make_id("segment", self.tree.nodes[rollout].node_id, number)]
 
     def apply(self, event: dict[str, Any]) -> None:
-        """Update the tree with a `samples`, `scores`, `grades` or `close` event."""
+        """
+        Update the tree with an event other than the first.
+
+        Raises:
+            `ValueError`: If the event contradicts earlier events.
+        """
         if event["event"] == "close":
+            missing = self.brought.keys() - self.graded
+            if missing and event["status"] not in ("open", "error"):
+                raise ValueError(f"the search ended, but the samples of {shown(min(missing)[0])} have no grades.")
             self.tree.status = event["status"]
-            return
-        key = event["above"], event["round"]
-        if event["event"] == "samples":
-            parent = self.index[event["above"]]
-            if parent != ROOT:
-                self.tree.nodes[parent].weight = event["weight"]
-            self.brought[key] = []
-            for i, sample in enumerate(event["samples"]):
-                node = Node(
-                    node_id=make_id(*key, i),
-                    parent=parent,
-                    child_index=i,
-                    round=event["round"],
-                    role=event["role"],
-                    seed=event["seed"] + i,
-                    **{name: value for name, value in sample.items() if name != "cuts"},
-                )
-                self.brought[key].append(self._add(node))
-                if "cuts" in sample:
-                    self.cuts[self.brought[key][-1]] = [Cut(*cut) for cut in sample["cuts"]]
-            if event["cut"]:
-                for index in self.brought[key]:
-                    self._cut(index)
+        elif event["event"] == "samples":
+            self._add_samples(event)
         elif event["event"] == "scores":
-            self.scores.update(zip(self.brought[key], event["scores"], strict=True))
+            brought = self._brought(event, "scores")
+            if any(index in self.scores for index in brought):
+                raise ValueError(f"the samples of {shown(event['above'])} in round {event['round']} are scored twice.")
+            self.scores.update(zip(brought, event["scores"], strict=True))
         elif event["event"] == "grades":
+            brought, key = self._brought(event, "correct"), (event["above"], event["round"])
+            if key in self.graded:
+                raise ValueError(f"the samples of {shown(event['above'])} in round {event['round']} are graded twice.")
+            statuses = event.get("status", [None] * len(brought))
             if "status" in event:
-                statuses = zip(self.brought[key], event["status"], event["correct"], strict=True)
-                self.ungraded.update((i, status) for i, status, correct in statuses if status and correct is None)
-            for index, correct in zip(self.brought[key], event["correct"], strict=True):
-                node = self.tree.nodes[index]
-                node.correct = correct
-                last = make_id("segment", node.node_id, len(self.cuts.get(index, ())))
-                if last in self.index:
-                    self.tree.nodes[self.index[last]].correct = correct
+                self._brought(event, "status")
+            for index, correct, status in zip(brought, event["correct"], statuses, strict=True):
+                self._grade(index, correct, status)
             self.graded.add(key)
+
+    def _brought(self, event: dict[str, Any], name: str) -> list[int]:
+        """Return the nodes of the request that an event evaluates, which has a value in the list `name` for each of them."""
+        brought = self.brought.get((event["above"], event["round"]))
+        if brought is None:
+            raise ValueError(
+                f"the event refers to the samples of {shown(event['above'])}, but no earlier event created them."
+            )
+        if len(brought) != len(event[name]):
+            raise ValueError(
+                f"the event has {len(event[name])} values of `{name}`, but the request has {len(brought)} samples."
+            )
+        return brought
+
+    def _add_samples(self, event: dict[str, Any]) -> None:
+        key = event["above"], event["round"]
+        if event["above"] not in self.index:
+            raise ValueError(f"the event refers to the node {shown(event['above'])}, but no earlier event created it.")
+        parent = self.index[event["above"]]
+        if key in self.brought:
+            raise ValueError(f"the node {shown(key[0])} is sampled twice in round {key[1]}.")
+        if parent != ROOT:
+            self.tree.nodes[parent].weight = event["weight"]
+        self.brought[key] = []
+        for i, sample in enumerate(event["samples"]):
+            node = Node(
+                node_id=make_id(*key, i),
+                parent=parent,
+                child_index=i,
+                round=event["round"],
+                role=event["role"],
+                seed=event["seed"] + i,
+                **{name: value for name, value in sample.items() if name != "cuts"},
+            )
+            if node.tail > len(node.text):
+                raise ValueError(f"`samples[{i}].tail` is {node.tail}, but its text has {len(node.text)} characters.")
+            self.brought[key].append(self._add(node))
+            if "cuts" in sample:
+                cuts = [Cut(*cut) for cut in sample["cuts"]]
+                _check_cuts(cuts, node.token_ids, node.text)
+                self.cuts[self.brought[key][-1]] = cuts
+            elif event["cut"]:
+                raise ValueError(f"`samples[{i}]` has no `cuts`.")
+        if event["cut"]:
+            for index in self.brought[key]:
+                self._cut(index)
+
+    def _grade(self, index: int, correct: bool | None, status: str | None) -> None:
+        node = self.tree.nodes[index]
+        if correct is not None and node.answer is None:
+            raise ValueError(f"the event grades the sample {node.node_id}, which has no answer.")
+        if status and correct is None:
+            self.ungraded[index] = status
+        node.correct = correct
+        last = make_id("segment", node.node_id, len(self.cuts.get(index, ())))
+        if last in self.index:
+            self.tree.nodes[self.index[last]].correct = correct
 
     def _cut(self, rollout: int) -> None:
         """Add the steps of a rollout as a chain next to it. The last step has the outcome of the rollout."""
@@ -204,7 +355,8 @@ class OpenTree:
             parent = self._add(node)
 
     def _add(self, node: Node) -> int:
-        assert node.node_id not in self.index, f"node {node.node_id} was added twice"
+        if node.node_id in self.index:
+            raise ValueError(f"the node {node.node_id} is created twice.")
         self.tree.nodes.append(node)
         self.index[node.node_id] = len(self.tree.nodes) - 1
         return len(self.tree.nodes) - 1
@@ -216,3 +368,16 @@ def _pieces(token_ids: list[int], text: str, cuts: Sequence[Cut]) -> Iterator[tu
     for cut in cuts:
         yield token_ids[first : cut.tokens], text[begin : cut.characters], cut.tail
         first, begin = cut.tokens, cut.characters
+
+
+def _check_cuts(cuts: Sequence[Cut], token_ids: list[int], text: str) -> None:
+    """Raise `ValueError` unless the cuts split the whole text, in order."""
+    first, begin = 0, 0
+    for cut in cuts:
+        if not (first <= cut.tokens and begin <= cut.characters and cut.tail <= cut.characters - begin):
+            raise ValueError(f"the cut {tuple(cut)} after {first} tokens and {begin} characters is out of order.")
+        first, begin = cut.tokens, cut.characters
+    if not cuts or (first, begin) != (len(token_ids), len(text)):
+        raise ValueError(
+            f"the cuts end after {first} tokens and {begin} characters, but there are {len(token_ids)} and {len(text)}."
+        )

@@ -57,6 +57,15 @@ class Search(Protocol):
         ...
 
 
+def check_in_flight(search: Search, max_in_flight: int) -> None:
+    """Raise `ValueError` if a request of the search has more samples than may be in flight."""
+    if search.max_samples > max_in_flight:
+        raise ValueError(
+            f"`max_in_flight` is {max_in_flight}. It must be at least {search.max_samples}, the maximum number of samples per request "
+            "of this search."
+        )
+
+
 @dataclass(frozen=True)
 class FullTree:
     """

@@ -5,9 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import Config
+from ..config import COUNT, PROCESSES, SEED, Config
 from ..encoding import CHAT_TEMPLATE_DATE
 from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
+from ..io import shown
 from .prompts import PROMPTS, Prompt
 from .run_folder import Shard, show_own_gpu
 from .steps import RULES, StepRule, regex_rule
@@ -99,14 +100,24 @@ class PolicyConfig(Config):
             "metavar": "JSON",
         },
     )
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 means greedy decoding."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Sampling temperature. 0 means greedy decoding.", "range": "[0, inf)"}
+    )
     top_p: float = field(
         default=1.0,
-        metadata={"help": "Cumulative probability of the tokens to sample from. 1 disables it.", "advanced": True},
+        metadata={
+            "help": "Cumulative probability of the tokens to sample from. 1 disables it.",
+            "advanced": True,
+            "range": "(0, 1]",
+        },
     )
     top_k: int = field(
         default=0,
-        metadata={"help": "Number of most probable tokens to sample from. 0 disables it.", "advanced": True},
+        metadata={
+            "help": "Number of most probable tokens to sample from. 0 disables it.",
+            "advanced": True,
+            "range": "[0, inf)",
+        },
     )
 
     def __post_init__(self):
@@ -239,7 +250,9 @@ class PromptConfig(Config):
     prompt_style: Literal["chat", "plain"] = field(
         default="chat", metadata={"help": "chat applies the policy's chat template, plain uses the text as is."}
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message, for the chat style."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message, for the chat style.", "may_be_empty": True}
+    )
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
@@ -258,7 +271,8 @@ class PromptConfig(Config):
     final_stops: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, or none for a file)."
+            "help": "Strings that end a solution. '' means none (default: the strings of the prompt, or none for a file).",
+            "may_be_empty": True,
         },
     )
     segmentation: Literal["step_header", "blank_line", "sentence", "formula", "regex"] | None = field(
@@ -291,9 +305,10 @@ class PromptConfig(Config):
             self.chat_template_kwargs = None
         if (self.segmentation == "regex") != (self.step_pattern is not None):
             raise ValueError(
-                f"`segmentation` is {self.segmentation!r} and `step_pattern` is {self.step_pattern!r}. `segmentation='regex'` and "
+                f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
                 "`step_pattern` must be used together."
             )
+        self.make_prompt()  # raises if the prompt or the pattern is invalid
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
         """
@@ -308,7 +323,7 @@ class PromptConfig(Config):
             prompt = Prompt(self.prompt, Path(self.prompt).read_text(encoding="utf-8"), rule="blank_line")
         else:
             raise ValueError(
-                f"`prompt` is {self.prompt!r}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
+                f"`prompt` is {shown(self.prompt)}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
                 "{question}."
             )
         rule = regex_rule(self.step_pattern) if self.step_pattern else RULES[self.segmentation or prompt.rule]
@@ -351,18 +366,21 @@ class RunConfig(Config):
     """
 
     output_dir: str = field(metadata={"help": "Output folder of the run."})
-    seed: int = field(default=42, metadata={"help": "Random seed of all samples."})
+    seed: int = field(default=42, metadata={"help": "Random seed of all samples.", "range": SEED})
     max_in_flight: int = field(
-        default=256, metadata={"help": "Maximum number of sequences that the engine generates in parallel."}
+        default=256,
+        metadata={"help": "Maximum number of sequences that the engine generates in parallel.", "range": COUNT},
     )
     max_open_problems: int = field(
-        default=256, metadata={"help": "Maximum number of problems in memory.", "advanced": True}
+        default=256, metadata={"help": "Maximum number of problems in memory.", "advanced": True, "range": COUNT}
     )
     grader_workers: int = field(
-        default=1, metadata={"help": "Number of worker processes that grade answers.", "advanced": True}
+        default=1,
+        metadata={"help": "Number of worker processes that grade answers.", "advanced": True, "range": PROCESSES},
     )
     grader_timeout: float = field(
-        default=10.0, metadata={"help": "Timeout for grading an answer, in seconds.", "advanced": True}
+        default=10.0,
+        metadata={"help": "Timeout for grading an answer, in seconds.", "advanced": True, "range": "(0, 86400]"},
     )
     accept_changes: list[str] | None = field(
         default=None,
@@ -373,9 +391,3 @@ class RunConfig(Config):
             "advanced": True,
         },
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("max_in_flight", "max_open_problems", "grader_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..encoding import CHAT_TEMPLATE_DATE, check_chat_template_options, encode_around, find_control_text, render_chat
+from ..io import shown
 
 
 _ANSWER = """When you are done, write a line '# Answer', leave the next line empty, and give the final answer alone, without any \
@@ -68,10 +69,10 @@ class Prompt:
     def __post_init__(self):
         if "{question}" not in self.template:
             raise ValueError(
-                f"The prompt {self.name!r} does not contain {{question}}, so the policy would not see the problem. Add it."
+                f"The prompt {shown(self.name)} does not contain {{question}}, so the policy would not see the problem. Add it."
             )
         if self.style not in ("chat", "plain"):
-            raise ValueError(f"The prompt style is {self.style!r}. It must be chat or plain.")
+            raise ValueError(f"The prompt style is {shown(self.style)}. It must be chat or plain.")
         if self.system_prompt is not None and self.style != "chat":
             raise ValueError(
                 "`system_prompt` requires the prompt style chat. Remove it, or add its text to the prompt."
@@ -122,7 +123,7 @@ class Prompt:
             return None
         how = "plain text" if self.sanitize_control_tokens else "these tokens, as when this run was started"
         return (
-            f"Problems that contain control tokens of the policy, such as {found[0][0]!r}: {len(found):,}. They are encoded as "
+            f"Problems that contain control tokens of the policy, such as {shown(found[0][0])}: {len(found):,}. They are encoded as "
             f"{how}."
         )
 

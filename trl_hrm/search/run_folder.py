@@ -9,23 +9,84 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
 from ..identity import compare_runs, describe_changes
-from ..io import format_change, write_json
+from ..io import claimed_folder, format_change, read_json, shown, write_json
+from ..schema import Count, check_json, from_json
 from .log import EventLog
-from .outcomes import NUM_SHOWN, count_outcomes, ordered, outcome_warnings, reference_warnings
+from .outcomes import NUM_SHOWN, OUTCOMES, count_outcomes, ordered, outcome_warnings, reference_warnings
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 from .step_search import STRATEGIES
-from .tree import SearchTree, make_id
+from .steps import StepRule
+from .tree import SearchTree, Status, make_id
 
 
 MANIFEST = "manifest.json"
 _LOG = re.compile(r"log-(\d{5})-of-(\d{5})\.jsonl")
+_SUMMARY = re.compile(r"summary-\d{5}-of-(\d{5})\.json")
+
+Outcome = Literal[tuple(OUTCOMES)]
+
+
+class SearchSettings(TypedDict, total=False):
+    """Settings of a search that are read from the manifest. It has others."""
+
+    search: Required[str]
+    root_filter: dict[str, Count] | None
+    max_depth: Count
+    max_step_tokens: Count
+    max_solution_tokens: Count
+    max_sequences: Count
+    max_tokens: Count | None
+
+
+class AcceptedChange(TypedDict):
+    """A change that was accepted when a run was resumed. See [`check_manifests`]."""
+
+    name: str
+    before: Any
+    now: Any
+    date: str
+
+
+class Manifest(TypedDict, total=False):
+    """Content of `manifest.json` that is read again. It has more, and an old one may have less."""
+
+    identity: dict[str, dict[str, Any]]
+    accepted_changes: list[AcceptedChange]
+    engine: dict[str, Any]
+    prompt: dict[str, Any]
+    steps: dict[str, Any]
+    extractors: list[str]
+    grader: dict[str, Any]
+    started_with: dict[str, Any]
+    search: dict[str, Any]
+    seed: int
+    num_shards: Count
+    versions: dict[str, str]
+
+
+class Reference(TypedDict):
+    """Problem with an unreadable reference answer."""
+
+    problem_id: str
+    answer: str
+
+
+class Summary(TypedDict):
+    """Content of `summary-*.json`. See [`finish_shard`]. An old one may have less."""
+
+    problems: dict[Status, Count]
+    failed_requests: Count
+    solutions: NotRequired[dict[Outcome, Count]]
+    unreadable_references: NotRequired[list[Reference]]
+    log_bytes: NotRequired[Count]
 
 
 class Shard(NamedTuple):
@@ -62,7 +123,7 @@ def show_own_gpu(local: int) -> None:
     devices = visible.split(",") if visible else [str(i) for i in range(local + 1)]
     if local >= len(devices):
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES is {visible!r}, which has no GPU for the process with local rank {local}. Launch at most "
+            f"CUDA_VISIBLE_DEVICES is {shown(visible)}, which has no GPU for the process with local rank {local}. Launch at most "
             f"{len(devices)} processes on this machine, or add GPUs."
         )
     os.environ["CUDA_VISIBLE_DEVICES"] = devices[local]
@@ -87,6 +148,23 @@ def launched_shard(index: int = 0, count: int = 1) -> Shard:
 def shard_name(kind: str, shard: int, num_shards: int, suffix: str) -> str:
     """Return the file name of a shard, such as `log-00002-of-00016.jsonl`."""
     return f"{kind}-{shard:05d}-of-{num_shards:05d}.{suffix}"
+
+
+def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> AbstractContextManager[Path]:
+    """
+    Claim the folder of a run for one shard before any work is done. Other shards may write to the folder at the same time.
+
+    Args:
+        path (`str` or `Path`):
+            Folder of the run, from the option `output_dir`.
+        shard ([`Shard`]):
+            Shard of this process.
+        files (`Iterable[str]`, *optional*):
+            Names of files that the run writes. See [`~io.claimed_folder`].
+    """
+    if shard.count == 1:
+        return claimed_folder(path, "output_dir", files)
+    return claimed_folder(path, "output_dir", lock=f".shard-{shard.index:05d}-of-{shard.count:05d}.lock")
 
 
 # Sections of the settings that only affect what is sampled, scored and graded from now on. Changes can be accepted.
@@ -139,8 +217,7 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
     for folder, manifest in manifests.items():
         path = folder / MANIFEST
         if path.exists():
-            found = read_json(path)
-            updated[folder], names = _resumed_manifest(path, found, manifest, accept, notes)
+            updated[folder], names = _resumed_manifest(path, read_manifest(folder), manifest, accept, notes)
             confirmed |= names
     unchanged = [name for name in accept if name not in confirmed]
     if unchanged:
@@ -150,7 +227,7 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
     for folder, manifest in manifests.items():
         path = folder / MANIFEST
         if folder in updated:
-            if updated[folder] != read_json(path):
+            if updated[folder] != read_manifest(folder):
                 write_json(path, updated[folder])
             continue
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +236,7 @@ def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[s
         try:
             os.link(fresh, path)  # if several shards start together, the first one wins
         except FileExistsError:
-            _resumed_manifest(path, read_json(path), manifest, (), notes)
+            _resumed_manifest(path, read_manifest(folder), manifest, (), notes)
         finally:
             fresh.unlink()
     return list(dict.fromkeys(notes))
@@ -217,7 +294,7 @@ def mixture_warnings(manifest: dict[str, Any]) -> list[str]:
     for one in manifest.get("accepted_changes", ()):
         if one["before"] != _UNRECORDED:
             change = f"{format_change(one['name'], one['before'], one['now'])} since {one['date']}"
-            mixed.setdefault(_MODELS[one["name"].partition(".")[0]], []).append(change)
+            mixed.setdefault(_MODELS.get(one["name"].partition(".")[0], "settings"), []).append(change)
     return [
         f"This run mixes different {kind}, which was accepted with --accept_changes: {'; '.join(changes)}."
         for kind, changes in mixed.items()
@@ -237,7 +314,7 @@ def resumed_prompt(prompt: Prompt, *folders: Path) -> Prompt:
     defaults = {name: value for name, value in OLD_DEFAULTS.items() if getattr(prompt, name) == getattr(Prompt, name)}
     for path in (folder / MANIFEST for folder in folders):
         if path.exists():
-            started = json.loads(path.read_text(encoding="utf-8")).get("prompt", OLD_DEFAULTS)
+            started = read_manifest(path.parent).get("prompt", OLD_DEFAULTS)
             prompt = replace(prompt, **{name: value for name, value in defaults.items() if name not in started})
     return prompt
 
@@ -303,9 +380,9 @@ def node_files(folder: str | Path) -> list[Path]:
         shard, num_shards = int(match[1]), int(match[2])
         nodes = folder / shard_name("nodes", shard, num_shards, "parquet")
         summary = folder / shard_name("summary", shard, num_shards, "json")
-        found = read_json(summary) if nodes.exists() and summary.exists() else {}
+        found = _read_summary(summary) if nodes.exists() and summary.exists() else {}
         # written by an older version, or from a part of the log
-        if "solutions" not in found or found["log_bytes"] != log.stat().st_size:
+        if "solutions" not in found or found.get("log_bytes") != log.stat().st_size:
             finish_shard(folder, shard, num_shards)
         files.append(nodes)
     if not files:
@@ -320,14 +397,14 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     Return the combined summary of all shards. `shards_missing` is the number of shards without a summary in the folder.
     """
     folder = Path(folder)
-    files = sorted(folder.glob("summary-*.json"))
-    summaries = [read_json(file) for file in files]
+    files = sorted(file for file in folder.glob("summary-*.json") if _SUMMARY.fullmatch(file.name))
+    summaries = [_read_summary(file) for file in files]
     problems: Counter = Counter()
     solutions: Counter = Counter()
     for summary in summaries:
         problems.update(summary["problems"])
         solutions.update(summary.get("solutions", {}))
-    num_shards = int(files[0].stem.rpartition("-of-")[2]) if files else 0
+    num_shards = int(_SUMMARY.fullmatch(files[0].name)[1]) if files else 0
     return {
         "problems": dict(sorted(problems.items())),
         "solutions": ordered(solutions),
@@ -357,19 +434,39 @@ def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[
     ]
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def _read_summary(path: Path) -> dict[str, Any]:
+    remedy = "Delete the file. It is written again from the log when the folder is read."
+    summary = read_json(path, remedy)
+    check_json(summary, Summary, path, remedy)
+    return summary
+
+
+def read_manifest(folder: str | Path, needed: Collection[str] = ()) -> dict[str, Any]:
     """
     Return the manifest of a run.
 
+    Args:
+        folder (`str` or `Path`):
+            Folder of the run.
+        needed (`Collection[str]`, *optional*):
+            Keys that the manifest must have.
+
     Raises:
         `FileNotFoundError`: If the folder contains no run.
+        `ValueError`: If the manifest is damaged. The message names the file and the key.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Pass the --output_dir of trl-hrm annotate.")
-    return read_json(path)
-
-
-def read_json(path: Path) -> Any:
-    """Return the value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    remedy = "Restore the file, or start the run again in another folder."
+    manifest = read_json(path, remedy)
+    check_json(manifest, Manifest, path, remedy, more=True)
+    if "prompt" in manifest:
+        from_json(Prompt, started_prompt(manifest), f"{path}: `prompt`", remedy)
+    if "steps" in manifest:
+        from_json(StepRule, manifest["steps"], f"{path}: `steps`", remedy)
+    if "search" in manifest:
+        check_json(manifest["search"], SearchSettings, f"{path}: `search`", remedy, more=True)
+    if missing := [key for key in needed if key not in manifest]:
+        raise ValueError(f"{path} has no {' and no '.join(f'`{key}`' for key in missing)}. {remedy}")
+    return manifest

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from ..grading import DEFAULT_EXTRACTORS
-from ..io import changed_settings
+from ..io import changed_settings, shown
 from .engines.base import Engine, EngineError, EngineFatal, Sample
 from .expansion import Expander
 from .log import EventLog
 from .open_tree import OpenTree, Request
-from .policies import Search, filter_status
+from .policies import Search, check_in_flight, filter_status
 from .prompts import Prompt
 from .step_search import Score, StepSearch, check_scores, ending_extractors, is_step, step_tree
 from .steps import StepRule, cut_prefix
@@ -223,11 +223,7 @@ class Scheduler:
                 the log, if the search cannot continue from the prefix of a problem, or if the reward model does not return one
                 finite score or `None` per step.
         """
-        if self.search.max_samples > self.config.max_in_flight:
-            raise ValueError(
-                f"`max_in_flight` is {self.config.max_in_flight}. It must be at least {self.search.max_samples}, the maximum number "
-                "of samples per request of this search."
-            )
+        check_in_flight(self.search, self.config.max_in_flight)
         self._waiting = deque((place, problem, 0) for place, problem in self._unfinished(problems))
         self._ready: list[tuple[tuple[int, int, int], Request, _OpenProblem]] = []  # a heap
         self._depth: list[tuple[_OpenProblem, Request]] = []  # finished requests with steps to score
@@ -348,7 +344,7 @@ class Scheduler:
             changed = changed_settings(asdict(self.log.problem(problem.problem_id)), asdict(problem)) if known else []
             if changed:
                 raise ValueError(
-                    f"{self.log.path}: problem {problem.problem_id!r} changed since it was started: {'; '.join(changed)}. Use the "
+                    f"{self.log.path}: problem {shown(problem.problem_id)} changed since it was started: {'; '.join(changed)}. Use the "
                     "same problems to resume, give the changed problem a new id, or use another --output_dir to start a new run."
                 )
             if known is not None and known.status not in ("open", "error"):
@@ -361,7 +357,7 @@ class Scheduler:
                 if isinstance(self.search, StepSearch):
                     fault = self.search.prefix_fault(problem.prefix, self.ending)
                 if fault is not None:
-                    raise ValueError(f"problem {problem.problem_id!r}: {fault}")
+                    raise ValueError(f"problem {shown(problem.problem_id)}: {fault}")
             yield place, problem
 
     async def _open(self, position: int, problem: Problem, attempts: int) -> None:

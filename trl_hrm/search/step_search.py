@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from ..grading import extract_answer
+from ..io import shown
 from ..step_tree import StepTree
 from .open_tree import OpenTree, Request
 from .steps import StepRule
@@ -192,7 +193,8 @@ class StepSearch:
         found = []
         for beam in self.beams(opened):
             beam = self.advance(opened, beam)
-            assert not beam.requests, "the search has not ended"
+            if beam.requests:
+                raise ValueError("the search has not ended, but the log says so.")
             found += [(node, "final") for node in beam.finals] + [(node, beam.reason) for node in beam.live]
 
         def order(ending: Ending) -> tuple[bool, float, str]:
@@ -213,21 +215,21 @@ class StepSearch:
         """
         stop = next((stop for stop in self.final_stops if stop in prefix), None)
         if stop is not None:
-            return f"the prefix contains {stop!r}, which ends a solution. It must be unfinished. Cut it before the answer."
+            return f"the prefix contains {shown(stop)}, which ends a solution. It must be unfinished. Cut it before the answer."
         end = self.rule.last_end(prefix)
         answer = extract_answer(prefix[:end], ending)
         if answer is not None:
-            return f"the prefix states the answer {answer!r}, which ends a solution. It must be unfinished. Cut it before the answer."
+            return f"the prefix states the answer {shown(answer)}, which ends a solution. It must be unfinished. Cut it before the answer."
         if re.fullmatch(self.rule.pattern, prefix):
-            return f"the prefix is {prefix!r}. It must contain at least one step. Add a step, or use an empty prefix."
+            return f"the prefix is {shown(prefix)}. It must contain at least one step. Add a step, or use an empty prefix."
         if end is None:
             stops = self.rule.stop_strings()
             if self.rule.header:
-                expected = f"the header of the next step, such as {stops[0]!r}"
+                expected = f"the header of the next step, such as {shown(stops[0])}"
             else:
                 expected = " or ".join(map(repr, stops))
             return (
-                f"the prefix ends with {prefix[-40:]!r}. It must end at the end of a step, which for the rule {self.rule.name!r} is "
+                f"the prefix ends with {prefix[-40:]!r}. It must end at the end of a step, which for the rule {shown(self.rule.name)} is "
                 f"{expected}. Cut it there, or use another rule (--segmentation)."
             )
         num_steps = len(self.rule.ends(prefix[:end]))
@@ -344,12 +346,12 @@ def check_scores(scores: list[float | None], tree: StepTree, problem: Problem) -
     """Raise `ValueError` unless there is one score per step of a tree, a finite number or `None`."""
     if len(scores) != len(tree.completions):
         raise ValueError(
-            f"problem {problem.problem_id!r}: the reward model returned {len(scores)} scores for {len(tree.completions)} steps. "
+            f"problem {shown(problem.problem_id)}: the reward model returned {len(scores)} scores for {len(tree.completions)} steps. "
             "It must return one per step."
         )
     for text, score in zip(tree.completions, scores, strict=True):
         if score is not None and not math.isfinite(score):
             raise ValueError(
-                f"problem {problem.problem_id!r}: the reward model scored the step {text[:80]!r} as {score}. Scores must be "
+                f"problem {shown(problem.problem_id)}: the reward model scored the step {text[:80]!r} as {score}. Scores must be "
                 "finite. Check the checkpoint and its dtype."
             )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..encoding import find_control_text
 from ..grading import thinking_spans, visible_text, without_thinking_tags
+from ..io import shown
 from .engines.base import Tokenizer, continued_text
 
 
@@ -97,7 +98,7 @@ class StepRule:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(
-                    f"The step pattern {pattern!r} is not a valid regular expression ({error})."
+                    f"The step pattern {shown(pattern)} is not a valid regular expression ({error})."
                 ) from error
 
     def stop_strings(self, header: str | None = None) -> tuple[str, ...]:
@@ -114,7 +115,7 @@ class StepRule:
         """
         if not self.stops:
             raise ValueError(
-                f"The step rule {self.name!r} has no stop strings, so steps cannot be sampled one at a time. Use a search that "
+                f"The step rule {shown(self.name)} has no stop strings, so steps cannot be sampled one at a time. Use a search that "
                 "samples whole solutions (rollouts or puct), or another rule."
             )
         if not self.header:
@@ -225,8 +226,16 @@ def visible_steps(steps: Sequence[str], keep_thinking: bool = False) -> list[str
 
 
 def regex_rule(pattern: str) -> StepRule:
-    """Return a rule for whole solutions in which a step ends at the end of a match of `pattern`."""
-    return StepRule("regex", pattern, ())
+    """
+    Return a rule for whole solutions in which a step ends at the end of a match of `pattern`.
+
+    Raises:
+        `ValueError`: If the pattern is not a valid regular expression, or matches an empty text.
+    """
+    rule = StepRule("regex", pattern, ())
+    if re.search(pattern, ""):
+        raise ValueError(f"The step pattern {shown(pattern)} matches an empty text, so steps would end anywhere.")
+    return rule
 
 
 class Cut(NamedTuple):
@@ -305,7 +314,7 @@ def cut_prefix(
     control = find_control_text(tokenizer, prefix, tags=False)
     if control:
         raise ValueError(
-            f"The prefix {prefix[:80]!r} contains {control[0]!r}, a control token of the policy's tokenizer. Remove it."
+            f"The prefix {prefix[:80]!r} contains {shown(control[0])}, a control token of the policy's tokenizer. Remove it."
         )
     end = rule.last_end(prefix)
     cuts = cut_steps(rule, tokenizer, prompt_ids, token_ids, prefix[:end])

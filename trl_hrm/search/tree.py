@@ -3,12 +3,16 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..grading import visible_text
 
 
 ROOT = -1
+
+Role = Literal["step", "rollout", "segment", "given"]
+Finish = Literal["stop", "eos", "length"]
+Status = Literal["open", "done", "always_solved", "never_solved", "ungradable", "prompt_too_long", "error"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ Each leaf of a tree has one of three *outcomes*:
 import math
 from typing import NamedTuple
 
+from ..io import shown
 from .tree import Node, SearchTree
 
 
@@ -94,9 +95,9 @@ def mc_scores(tree: SearchTree, estimator: str = "child_mean", truncated: str = 
         `ValueError`: If `estimator` or `truncated` is unknown.
     """
     if estimator not in ESTIMATORS:
-        raise ValueError(f"`estimator` is {estimator!r}. It must be one of {', '.join(ESTIMATORS)}.")
+        raise ValueError(f"`estimator` is {shown(estimator)}. It must be one of {', '.join(ESTIMATORS)}.")
     if truncated not in TRUNCATED:
-        raise ValueError(f"`truncated` is {truncated!r}. It must be one of {', '.join(TRUNCATED)}.")
+        raise ValueError(f"`truncated` is {shown(truncated)}. It must be one of {', '.join(TRUNCATED)}.")
     if estimator == "leaf_share":
         shares = [_share(counts, truncated) for counts in leaf_counts(tree)]
         recorded = [node.value for node in tree.nodes]
@@ -173,7 +174,7 @@ def make_label(p: float, kind: str = "soft", eta: float | None = None) -> float:
         return float(p > 0)
     if kind == "entropy":
         return entropy_label(p, eta)
-    raise ValueError(f"The kind of label is {kind!r}. It must be one of {', '.join(LABELS)}.")
+    raise ValueError(f"The kind of label is {shown(kind)}. It must be one of {', '.join(LABELS)}.")
 
 
 def _share(counts: LeafCounts, truncated: str) -> float | None:

@@ -17,6 +17,7 @@ from .. import __version__
 from ..data.problems import group_by_prompt
 from ..encoding import find_control_text
 from ..forest import TokenTree, TokenTrie, pack, pad_rows
+from ..io import shown
 from ..step_format import StepFormat
 from ..step_tree import StepTree
 
@@ -266,7 +267,7 @@ class ForestBuilder:
             if self.step_format.merge_separator not in tree.completions[i]:
                 raise ValueError(
                     f"{where}: `completions[{i}]` is a merged step, but does not contain the `merge_separator` "
-                    f"{self.step_format.merge_separator!r} of the step format. Build the dataset with this separator, or "
+                    f"{shown(self.step_format.merge_separator)} of the step format. Build the dataset with this separator, or "
                     "set `merge_separator` to the separator of the dataset."
                 )
         if not self.train_on_last_step_only:

@@ -3,11 +3,13 @@ from typing import Any, Literal
 
 from .._compat import BaseConfig
 from ..encoding import CHAT_TEMPLATE_DATE
+from ..io import shown
 from ..step_format import StepFormat
+from .resume_config import ResumeConfig
 
 
 @dataclass
-class HRMRewardConfig(BaseConfig):
+class HRMRewardConfig(ResumeConfig, BaseConfig):
     r"""
     Configuration class for the [`HRMRewardTrainer`].
 
@@ -85,6 +87,14 @@ class HRMRewardConfig(BaseConfig):
             Weight of a wrong step (label 0) relative to a correct step (label 1) in the mean loss. A soft label `y` has
             the weight `y + (1 - y) * error_weight`.
 
+        > Parameters that control resuming
+
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
+            `output_dir`. If there is none, training starts from the beginning.
+        accept_changes (`list[str]`, *optional*, defaults to `[]`):
+            Names of settings that may differ from those of the checkpoint. A resumed training with other changes is
+            refused.
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `logging_steps`: Defaults to `10` instead of `500`.
@@ -237,7 +247,9 @@ class HRMRewardConfig(BaseConfig):
             )
         self.step_format()  # validate the format before anything is loaded
         if self.label_weighting not in ("unique", "occurrence"):
-            raise ValueError(f"`label_weighting` is {self.label_weighting!r}. It must be 'unique' or 'occurrence'.")
+            raise ValueError(
+                f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique' or 'occurrence'."
+            )
         if not self.error_weight > 0:
             raise ValueError(f"`error_weight` is {self.error_weight}. It must be greater than 0.")
         if self.batch_eval_metrics:

@@ -19,6 +19,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available
 
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
+from ..io import shown
 from ..loading import load_base_model, load_reward_model
 from ..losses import step_score
 from ..pages.papers import HRM_PAPER
@@ -265,7 +266,7 @@ class HRMRewardTrainer(StepTrainer):
                 continue  # a metric of another dataset, or one that does not depend on the labels
             if metric not in _metrics(labels, labels, num_merged):
                 raise ValueError(
-                    f"`metric_for_best_model` is {wanted!r}, which is not defined on the evaluation set: it has "
+                    f"`metric_for_best_model` is {shown(wanted)}, which is not defined on the evaluation set: it has "
                     f"{(labels >= 0.5).sum():,} correct and {(labels < 0.5).sum():,} wrong steps, and {(num_merged > 1).sum():,} "
                     "of them are merged steps. `auroc` and `balanced_accuracy` need correct and wrong steps, `error_f1` needs "
                     "wrong steps, and `single_...` and `merged_...` need merged steps. Add such steps to the evaluation set, or "

@@ -19,6 +19,8 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from .. import __version__
 from ..hub import pushing, retry
+from ..io import shown
+from .checkpoints import RECORD_NAME
 
 
 logger = get_logger(__name__)
@@ -32,6 +34,7 @@ TRAINING_STATE = (
     "scaler.pt",
     "rng_state*",
     "trainer_state.json",
+    RECORD_NAME,
     "pytorch_model_fsdp*",
     "global_step*",
     "latest",
@@ -131,7 +134,7 @@ class HubPushMixin:
             base = self.model.peft_config[self.model.active_adapter].base_model_name_or_path
             if not base or os.path.isdir(base):
                 logger.warning(
-                    f"The base model of the adapter pushed to {self.hub_model_id} is {base!r}, which is not on the Hub, so the "
+                    f"The base model of the adapter pushed to {self.hub_model_id} is {shown(base)}, which is not on the Hub, so the "
                     "adapter cannot be loaded on other machines. Push the base model and train from its model id."
                 )
         left = sorted(Path(self.args.output_dir).glob(f"{SNAPSHOT}*"), key=lambda path: (len(path.name), path.name))

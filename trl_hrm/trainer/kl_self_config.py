@@ -6,11 +6,13 @@ from typing import Any, Literal
 from trl import SFTConfig
 
 from ..encoding import CHAT_TEMPLATE_DATE, check_chat_template_options
+from ..io import shown
 from ..kl import DIRECTIONS, REDUCTIONS, SCALINGS
+from .resume_config import ResumeConfig
 
 
 @dataclass
-class KLSelfConfig(SFTConfig):
+class KLSelfConfig(ResumeConfig, SFTConfig):
     r"""
     Configuration class for the [`KLSelfTrainer`].
 
@@ -52,6 +54,14 @@ class KLSelfConfig(SFTConfig):
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
             Date passed to chat templates that print today's date, as in `trl-hrm annotate`.
 
+        > Parameters that control resuming
+
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
+            `output_dir`. If there is none, training starts from the beginning.
+        accept_changes (`list[str]`, *optional*, defaults to `[]`):
+            Names of settings that may differ from those of the checkpoint. A resumed training with other changes is
+            refused.
     > [!NOTE]
     > The other parameters have the same default values as in [`~trl.SFTConfig`].
     """
@@ -128,10 +138,10 @@ class KLSelfConfig(SFTConfig):
             ("kl_reduction", REDUCTIONS),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}. It must be one of {', '.join(choices)}.")
+                raise ValueError(f"`{name}` is {shown(getattr(self, name))}. It must be one of {', '.join(choices)}.")
         if self.ref_hidden_dir is not None and not self.precompute_ref_hidden:
             raise ValueError(
-                f"`ref_hidden_dir` is {self.ref_hidden_dir!r}, but `precompute_ref_hidden` is `False`. Set "
+                f"`ref_hidden_dir` is {shown(self.ref_hidden_dir)}, but `precompute_ref_hidden` is `False`. Set "
                 "`precompute_ref_hidden=True`, or remove `ref_hidden_dir`."
             )
         if self.kl_coef == 0:
@@ -140,7 +150,7 @@ class KLSelfConfig(SFTConfig):
             return
         if (self.packing or self.eval_packing) and self.packing_strategy != "bfd":
             raise ValueError(
-                f"`packing_strategy={self.packing_strategy!r}` cuts sequences, but the KL is defined for whole sequences. Use "
+                f"`packing_strategy={shown(self.packing_strategy)}` cuts sequences, but the KL is defined for whole sequences. Use "
                 "`packing_strategy='bfd'`."
             )
         if self.eval_packing and not (self.packing or self.padding_free):

@@ -1,6 +1,7 @@
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,8 @@ from trl import SFTTrainer
 
 from .._compat import ForwardRedirection, FusedCausalLMOutput, get_config_model_id
 from ..encoding import dated_template, uses_clock
+from ..identity import checkpoint_identity
+from ..io import shown
 from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
 from ..pages.papers import HRM_PAPER
 from .hub_push import HubPushMixin
@@ -28,6 +31,7 @@ from .reference import (
     precompute_hidden,
     trained_sequences_of,
 )
+from .safe_training import SafeTrainingMixin, identity_in_memory
 
 
 if TYPE_CHECKING:
@@ -49,7 +53,7 @@ class KLOutput(FusedCausalLMOutput):
     token_kl: torch.Tensor | None = None
 
 
-class KLSelfTrainer(HubPushMixin, SFTTrainer):
+class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
     """
     Trainer for self-training: supervised fine-tuning on a policy's own best solutions, regularised towards a reference
     model by a log-scaled KL divergence ([HRM](https://huggingface.co/papers/2503.13551), section 3.3).
@@ -112,6 +116,9 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         if not isinstance(args, KLSelfConfig):
             raise TypeError(f"`args` is a `{type(args).__name__}`. It must be a `KLSelfConfig`.")
         has_adapter = kwargs.get("peft_config") is not None or (not isinstance(model, str) and is_peft_model(model))
+        self._train_data, self._eval_data = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
+        given = args.ref_model if ref_model is None else ref_model
+        self._given_reference = given if given is None or isinstance(given, str) else identity_in_memory(given)
         reference = make_reference(model, args, ref_model, has_adapter, kwargs.get("compute_loss_func"))
         super().__init__(model=model, args=args, **kwargs)
         self.reference = None
@@ -122,7 +129,6 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
             self._reset_metrics(mode)
         if args.kl_coef:
             self._check_support()
-            given = args.ref_model if ref_model is None else ref_model
             check_reference(reference, given, causal_lm_of(self.model), self._tokenizer, args)
             if args.precompute_ref_hidden:
                 self.reference, store = precompute_hidden(self, reference)
@@ -248,6 +254,20 @@ class KLSelfTrainer(HubPushMixin, SFTTrainer):
         if self.model_wrapped is self.model:
             self.model._is_accelerate_prepared = False
         return super().train(*args, **kwargs)
+
+    # Checkpoints
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        content = super()._content
+        reference = self._given_reference
+        if not self.args.kl_coef:
+            reference = None
+        elif isinstance(reference, str):
+            reference = checkpoint_identity(reference)
+        elif reference is None and content["model"].keys() == {"config"}:
+            reference = identity_in_memory(self.model)  # a copy of a policy that was not loaded from files
+        return content | {"reference": reference}
 
     # Metrics
 
@@ -378,7 +398,7 @@ def drop_empty_completions(
 
 def _refuse_empty(row: Mapping[str, Any], name: str, text_field: str) -> Mapping[str, Any]:
     if _is_empty(row, text_field):
-        raise ValueError(f"{name}: a row has an empty completion: {str(dict(row))[:200]}. Remove the row.")
+        raise ValueError(f"{name}: a row has an empty completion: {shown(dict(row), 200)}. Remove the row.")
     return row
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,9 @@ from .._compat import (
     prepare_deepspeed,
     prepare_fsdp,
 )
-from ..io import write_json
+from ..io import shown, write_json
 from ..kl import LMHead, trained_tokens
+from .checkpoints import digest_of_weights
 from .kl_self_config import KLSelfConfig
 
 
@@ -190,7 +191,7 @@ def check_reference(
     for token in sorted(known.keys() | expected.keys()):
         if known.get(token) != expected.get(token):
             raise ValueError(
-                f"{name}: the tokenizers of the reference and the policy differ: token {token!r} has the id {known.get(token)} "
+                f"{name}: the tokenizers of the reference and the policy differ: token {shown(token)} has the id {known.get(token)} "
                 f"in the reference and {expected.get(token)} in the policy. Use a reference that was trained with the policy's "
                 "tokenizer."
             )
@@ -446,7 +447,7 @@ def precompute_hidden(
         )
     manifest = {
         "version": 1,
-        "reference": _digest_of_weights(trainer.model if model is None else model),
+        "reference": digest_of_weights(trainer.model if model is None else model),
         "data": hashlib.blake2b("".join(sorted(sequences)).encode(), digest_size=16).hexdigest(),
         "num_sequences": len(sequences),
     }
@@ -469,24 +470,6 @@ def precompute_hidden(
     else:
         head = _head_of(accelerator.unwrap_model(reference.model))
     return PrecomputedReference(head), RefHiddenStore(folder)
-
-
-def _digest_of_weights(model: torch.nn.Module) -> str:
-    """Return a hash of the config and the frozen weights of a model (excluding the weights of an adapter)."""
-    causal_lm = causal_lm_of(model)
-    settings = causal_lm.config.to_dict()
-    settings = {name: value for name, value in settings.items() if not name.endswith("_token_id")}
-    for name in ("_name_or_path", "transformers_version"):
-        settings.pop(name, None)
-    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
-    adapted = causal_lm is not model
-    for name, weight in sorted(causal_lm.named_parameters()):
-        if adapted and weight.requires_grad:
-            continue
-        with maybe_gather_lm_head_ctx(weight) if hasattr(weight, "ds_id") else nullcontext():
-            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-            digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:

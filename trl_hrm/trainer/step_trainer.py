@@ -14,11 +14,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import find_adapter_config_file
 
 from .._compat import BaseTrainer, disable_dropout_in_model
+from ..io import shown
 from ..loading import WeightFit, check_adapter, list_misfits
 from ..losses import step_loss, step_score
 from ..step_format import StepFormat
 from .hub_push import HubPushMixin
 from .model_card import save_reward_model_card
+from .safe_training import SafeTrainingMixin
 
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class StepTrainer(HubPushMixin, BaseTrainer):
+class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
     """
     Base class of the trainers of step reward models.
 
@@ -62,6 +64,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
     ):
         self.reports: dict[str, Any] = {}  # what was kept and dropped of each dataset, by its name
         self._prepared: list[Dataset] = []
+        self._train_data, self._eval_data = train_dataset, eval_dataset
         train_dataset = self._prepare_once(train_dataset, processing_class, args, "train_dataset")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, processing_class, args)
         super().__init__(
@@ -120,7 +123,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
     def _prepare_eval_dataset(self, eval_dataset, processing_class, args):
         if isinstance(eval_dataset, dict):
             return {
-                name: self._prepare_once(dataset, processing_class, args, f"eval_dataset[{name!r}]")
+                name: self._prepare_once(dataset, processing_class, args, f"eval_dataset[{shown(name)}]")
                 for name, dataset in eval_dataset.items()
             }
         if eval_dataset is not None:
@@ -246,9 +249,6 @@ class StepTrainer(HubPushMixin, BaseTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         self._loaded_from = resume_from_checkpoint
-        trained_format = StepFormat.find(resume_from_checkpoint)
-        if trained_format is not None:
-            warn_of_another_format(resume_from_checkpoint, trained_format, self.step_format)
         if is_peft_model(self.model) and not self.is_fsdp_enabled and find_adapter_config_file(resume_from_checkpoint):
             check_adapter(self.model, resume_from_checkpoint)
         try:
@@ -332,7 +332,7 @@ class StepTrainer(HubPushMixin, BaseTrainer):
 def warn_of_another_format(name: str, found: StepFormat, step_format: StepFormat) -> None:
     """Warn if a checkpoint was trained with a different step format."""
     theirs, ours = asdict(found), asdict(step_format)
-    changed = [f"`{key}` {theirs[key]!r} (now {ours[key]!r})" for key in ours if theirs[key] != ours[key]]
+    changed = [f"`{key}` {shown(theirs[key])} (now {shown(ours[key])})" for key in ours if theirs[key] != ours[key]]
     if changed:
         logger.warning(
             f"{name} was trained with a different step format: {', '.join(changed)}. Its scores depend on the step format. "

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from ...data.faults import RowError
+from ...io import shown
 from .suite import Place, Solution, Suite, steps_of, text_of
 
 
@@ -58,7 +59,9 @@ def parse(record: dict[str, Any], place: Place, notes: Counter) -> list[Solution
     where, kind, name = place.where, record["classification"], str(record["idx"])
     if kind not in CLASSES:
         raise RowError(
-            "unknown_classification", where, f"`classification` is {kind!r}, expected one of {', '.join(CLASSES)}."
+            "unknown_classification",
+            where,
+            f"`classification` is {shown(kind)}, expected one of {', '.join(CLASSES)}.",
         )
     steps = steps_of(record, "modified_process", where)
     origin = text_of(record, "original_question", where)
@@ -76,7 +79,7 @@ def _labels(error_steps: Any, steps: Sequence[str], where: str, notes: Counter) 
         raise RowError(
             "bad_label",
             where,
-            f"`error_steps` is {error_steps!r}, expected a list of numbers from 1. Correct the row, or remove it.",
+            f"`error_steps` is {shown(error_steps)}, expected a list of numbers from 1. Correct the row, or remove it.",
         )
     notes["error_steps_past_the_end"] += sum(number > len(steps) for number in numbers)
     return [int(number not in numbers) for number in range(1, len(steps) + 1)]

@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 
 from ...data.faults import RowError
+from ...io import shown
 from .suite import Place, Solution, Suite, first_error_labels, steps_of, text_of
 
 
@@ -88,7 +89,7 @@ def _mr_labels(record: dict[str, Any], steps: Sequence[str], place: Place) -> li
         raise RowError(
             "label_contradicts_correctness",
             place.where,
-            f"`{MR_CORRECTNESS}` is {correctness!r}, but `{MR_STEP}` is {record[MR_STEP]!r}. Expected a step if and only if the "
+            f"`{MR_CORRECTNESS}` is {shown(correctness)}, but `{MR_STEP}` is {shown(record[MR_STEP])}. Expected a step if and only if the "
             "solution is wrong.",
         )
     return labels

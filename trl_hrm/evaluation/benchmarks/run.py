@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ... import __version__
 from ...data.problems import group_equal
-from ...io import replacing, write_json
+from ...io import read_json, read_json_lines, write_or_keep
 from ...scoring.candidate_scores import score_steps
 from ...scoring.scoring_config import ScoringConfig
 from ...scoring.tree_scorer import TreeScorer
@@ -122,10 +123,22 @@ def score_solutions(
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise `FileExistsError` if the folder already has results, unless `overwrite` is set."""
-    path = folder / RESULTS
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists. Choose another --output_dir, or pass --overwrite to replace it.")
+    """
+    Raise `FileExistsError` if the folder already has results, unless `overwrite` is set, or if it has other files with their names.
+
+    An interrupted run can leave scores without results. They are replaced.
+    """
+    results, scores = folder / RESULTS, folder / SCORES
+    if results.exists() and not overwrite:
+        raise FileExistsError(f"{results} exists. Choose another --output_dir, or pass --overwrite to replace it.")
+    if results.exists():
+        path, is_own = results, read_json(results).get("kind") == "benchmark"
+    else:
+        path, is_own = scores, True
+        for _, row in islice(read_json_lines(scores), 1) if scores.exists() else ():
+            is_own = row.keys() >= {"suite", "labels", "scores"}
+    if not is_own:
+        raise FileExistsError(f"{path} exists, and was not written by `benchmark`. Choose another --output_dir.")
 
 
 def write_results(
@@ -141,7 +154,7 @@ def write_results(
 
     Args:
         folder (`Path`):
-            Folder of the results. It is created if it does not exist.
+            Folder of the results.
         suites (`dict[str, dict[str, Any]]`), rows (`Iterable[dict[str, Any]]`):
             Results of each suite, and rows of all suites. See [`run_suite`].
         reward_model (`dict[str, Any]`):
@@ -151,9 +164,6 @@ def write_results(
         seed (`int`):
             Seed of the run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / SCORES) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     versions = {"trl_hrm": __version__} | {name: version(name) for name in ("numpy", "torch", "transformers")}
     report = {
         "kind": "benchmark",
@@ -165,4 +175,10 @@ def write_results(
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_json(folder / RESULTS, report)
+    write_or_keep(
+        folder,
+        {
+            SCORES: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+            RESULTS: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+        },
+    )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ...data.faults import RowError, RowFaults
 from ...data.problems import parts_warning, unused_parts
 from ...data.sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_dataset
+from ...io import shown
 
 
 class Place(NamedTuple):
@@ -210,7 +211,7 @@ def read_suites(
                     raise RowError(
                         "missing_columns",
                         place.where,
-                        f"found the columns {sorted(record)}, but {missing} are missing, which rows of {suite.name} require. Complete "
+                        f"found the columns {shown(sorted(record), 200)}, but {missing} are missing, which rows of {suite.name} require. Complete "
                         "the row, or remove it.",
                     )
                 for solution in suite.parse(record, place._replace(first_step=first_step), data.notes):
@@ -219,7 +220,9 @@ def read_suites(
                     data.solutions.append(solution)
                     for i, step in enumerate(solution.steps):
                         if not step.strip():
-                            message = f"step {i} of {solution.id!r} is {step!r}, expected a non-empty string."
+                            message = (
+                                f"step {i} of {shown(solution.id)} is {shown(step)}, expected a non-empty string."
+                            )
                             data.faults.keep(
                                 RowError("blank_step", solution.where, f"{message} Correct the row, or remove it.")
                             )
@@ -253,7 +256,7 @@ def _is_new(
     if first is solution:
         return True
     is_same = (first.problem, first.steps, first.labels) == (solution.problem, solution.steps, solution.labels)
-    message = f"the id {solution.id!r} of {solution.subset} already occurs at {first.where}"
+    message = f"the id {shown(solution.id)} of {solution.subset} already occurs at {first.where}"
     if is_same and its_source != source:
         faults.leave_out(
             RowError(
@@ -285,7 +288,7 @@ def _unknown(record: dict[str, Any], where: str, suites: Sequence[Suite]) -> Row
     return RowError(
         "missing_columns",
         where,
-        f"found the columns {sorted(record)}, which match none of the suites in --suite. Expected {expected}. Add the suite of "
+        f"found the columns {shown(sorted(record), 200)}, which match none of the suites in --suite. Expected {expected}. Add the suite of "
         "these rows to --suite, remove the source, or map its columns with --columns, such as --columns problem=question "
         "steps=solution_steps.",
     )
@@ -298,7 +301,7 @@ def text_of(record: dict[str, Any], column: str, where: str) -> str:
         raise RowError(
             "no_problem",
             where,
-            f"`{column}` is {value!r}, expected a non-empty string. Correct the row, or remove it.",
+            f"`{column}` is {shown(value)}, expected a non-empty string. Correct the row, or remove it.",
         )
     return value
 
@@ -308,12 +311,16 @@ def steps_of(record: dict[str, Any], column: str, where: str) -> list[str]:
     steps = record[column]
     if not isinstance(steps, list) or not steps:
         raise RowError(
-            "no_steps", where, f"`{column}` is {steps!r}, expected a list of steps. Correct the row, or remove it."
+            "no_steps",
+            where,
+            f"`{column}` is {shown(steps)}, expected a list of steps. Correct the row, or remove it.",
         )
     for i, step in enumerate(steps):
         if not isinstance(step, str):
             raise RowError(
-                "bad_step", where, f"`{column}[{i}]` is {step!r}, expected a string. Correct the row, or remove it."
+                "bad_step",
+                where,
+                f"`{column}[{i}]` is {shown(step)}, expected a string. Correct the row, or remove it.",
             )
     return steps
 
@@ -349,7 +356,7 @@ def first_error_labels(
         raise RowError(
             "bad_label",
             place.where,
-            f"`{column}` is {value!r}, expected the index of the first wrong step of {len(steps)} steps"
+            f"`{column}` is {shown(value)}, expected the index of the first wrong step of {len(steps)} steps"
             f"{', counted from 1' if first else ''}, or {' or '.join(map(json.dumps, no_error))} for no error. Correct the row, or "
             f"remove it.{hint}",
         )

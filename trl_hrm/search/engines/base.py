@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from ...io import shown
+
 
 FINISHES = ("stop", "eos", "length")
 
@@ -124,10 +126,12 @@ def check_samples(samples: Sequence[Sample], n: int) -> None:
         )
     for i, sample in enumerate(samples):
         if sample.finish not in FINISHES:
-            raise EngineFatal(f"Sample {i} ended with {sample.finish!r}. It must be one of {', '.join(FINISHES)}.")
+            raise EngineFatal(
+                f"Sample {i} ended with {shown(sample.finish)}. It must be one of {', '.join(FINISHES)}."
+            )
         if sample.finish == "stop" and (sample.stop_reason is None or sample.stop_reason not in sample.text):
             raise EngineFatal(
-                f"Sample {i} was ended by the stop string {sample.stop_reason!r}, but its text does not contain it. The text "
+                f"Sample {i} was ended by the stop string {shown(sample.stop_reason)}, but its text does not contain it. The text "
                 f"ends with {sample.text[-40:]!r}."
             )
 
@@ -246,9 +250,9 @@ def sample_from_vllm(
         `EngineFatal`: If the finish reason is unknown.
     """
     if finish_reason in ("abort", "error"):
-        raise EngineError(f"vLLM ended the request with {finish_reason!r}.")
+        raise EngineError(f"vLLM ended the request with {shown(finish_reason)}.")
     if finish_reason not in ("stop", "length"):
-        raise EngineFatal(f"vLLM ended a sample with {finish_reason!r}. It must be 'stop' or 'length'.")
+        raise EngineFatal(f"vLLM ended a sample with {shown(finish_reason)}. It must be 'stop' or 'length'.")
     if finish_reason == "length":
         return sample_from_ids(tokenizer, prefix_ids, token_ids, "length", num_cached=num_cached)
     if isinstance(stop_reason, str):

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from ...io import shown
 from .base import EngineError, EngineFatal, PrefixTooLong
 
 
@@ -100,7 +101,7 @@ class HTTPClient:
             raise ValueError("No base URL given. Pass at least one, such as http://localhost:8000/v1.")
         for name, value in (("timeout", timeout), ("max_retries", max_retries), ("backoff", backoff)):
             if not isinstance(value, int | float) or value < 0:
-                raise ValueError(f"`{name}` is {value!r}. It must be a number of at least 0.")
+                raise ValueError(f"`{name}` is {shown(value)}. It must be a number of at least 0.")
         self.servers = [Server(_base_url(url)) for url in base_urls]
         self.test = test
         self.api_key = api_key
@@ -207,7 +208,7 @@ class HTTPClient:
 def _base_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"The base URL is {url!r}. It must be an HTTP URL, such as http://localhost:8000/v1.")
+        raise ValueError(f"The base URL is {shown(url)}. It must be an HTTP URL, such as http://localhost:8000/v1.")
     if parts.username or parts.password:
         raise ValueError(f"The base URL of {parts.hostname} contains a user or password. Pass the key as `api_key`.")
     return url.rstrip("/") if parts.path.strip("/") else url.rstrip("/") + "/v1"

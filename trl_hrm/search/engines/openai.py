@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...encoding import control_tokens
+from ...io import shown
 from .base import EngineError, EngineFatal, PrefixTooLong, Sample, Sampling, find_stop, room, sample_from_vllm
 from .http import Fault, HTTPClient, Server
 
@@ -83,7 +84,7 @@ class OpenAIEngine:
         revision: str | None = None,
     ):
         if api not in APIS:
-            raise ValueError(f"`api` is {api!r}. It must be one of {', '.join(APIS)}.")
+            raise ValueError(f"`api` is {shown(api)}. It must be one of {', '.join(APIS)}.")
         if api == "text" and top_k:
             raise ValueError(
                 f'`top_k` is {top_k}, but `api="text"` does not support it. Set `top_k` to 0, or use another `api`.'
@@ -280,7 +281,7 @@ class OpenAIEngine:
         )  # in the first two thirds, so that text follows
         if not words:
             raise EngineFatal(
-                f"{server.url}: the model continues {PROMPT!r} with {text!r}, which is too short to test stop strings. Check "
+                f"{server.url}: the model continues {PROMPT!r} with {shown(text)}, which is too short to test stop strings. Check "
                 "that the server runs a language model."
             )
         stop = words[len(words) // 2]
@@ -288,7 +289,7 @@ class OpenAIEngine:
         stopped, _ = await ask(GREEDY, [stop])
         if stopped == text:
             raise EngineFatal(
-                f"{server.url} ignores stop strings: it did not stop at {stop!r}. Start `transformers serve` without "
+                f"{server.url} ignores stop strings: it did not stop at {shown(stop)}. Start `transformers serve` without "
                 '`--continuous-batching`. For vLLM, use api="vllm".'
             )
         if stopped == text[: end - len(stop)]:
@@ -298,7 +299,7 @@ class OpenAIEngine:
             )
         if not (stopped.startswith(text[:end]) and len(stopped) < len(text)):
             raise Fault(
-                f"two greedy samples differ: {text[:60]!r}, and {stopped[:60]!r} with the stop string {stop!r}"
+                f"two greedy samples differ: {text[:60]!r}, and {stopped[:60]!r} with the stop string {shown(stop)}"
             )
         if not self.sampling.is_greedy:
             drawn = [(await ask(HOT, seed=seed))[0] for seed in range(NUM_SAMPLES)]
@@ -317,11 +318,11 @@ class OpenAIEngine:
             if card.get("id") == self.model:
                 length = card.get("max_model_len")
                 if length is not None and not isinstance(length, int):
-                    raise Fault(f"the response of /models has a max_model_len of {length!r}, expected a number")
+                    raise Fault(f"the response of /models has a max_model_len of {shown(length)}, expected a number")
                 server.max_length = length
                 return
         raise EngineFatal(
-            f"{server.url} does not serve {self.model!r}. It serves {', '.join(repr(card.get('id')) for card in cards)}. Use "
+            f"{server.url} does not serve {shown(self.model)}. It serves {', '.join(repr(card.get('id')) for card in cards)}. Use "
             "one of these names, or start the server with `--served-model-name`."
         )
 

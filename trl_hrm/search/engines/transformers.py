@@ -23,6 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ...io import shown
 from .base import EngineFatal, Sample, Sampling, continued_text, find_stop, room, sample_from_ids
 
 
@@ -73,7 +74,7 @@ class TransformersEngine:
         revision: str | None = None,
     ):
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size!r}. It must be an integer of at least 1.")
+            raise ValueError(f"`batch_size` is {shown(batch_size)}. It must be an integer of at least 1.")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.sampling = Sampling(temperature, top_p, top_k)
@@ -121,7 +122,7 @@ class TransformersEngine:
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(
-                f"The dtype of the policy is {dtype!r}. It must be 'auto' or a torch dtype, such as 'bfloat16'."
+                f"The dtype of the policy is {shown(dtype)}. It must be 'auto' or a torch dtype, such as 'bfloat16'."
             )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
         model = AutoModelForCausalLM.from_pretrained(

@@ -7,6 +7,7 @@ from typing import Any
 import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ...io import shown
 from .base import EngineError, EngineFatal, Sample, Sampling, room, sample_from_vllm
 
 
@@ -102,7 +103,9 @@ class VLLMEngine:
             async for output in self.llm.generate(prompt, params, f"{key}-{next(self._requests)}"):
                 final = output
         except EngineGenerateError as error:
-            raise EngineError(f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {error.__cause__!r}") from error
+            raise EngineError(
+                f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {shown(error.__cause__, 400)}"
+            ) from error
         except EngineDeadError as error:
             raise EngineFatal(f"The engine process of vLLM has died. See its log for the reason. ({error})") from error
         samples = [
