@@ -39,6 +39,9 @@ CANDIDATES = [
 ]
 
 
+SERVER = {"root": "me/policy", "max_model_len": 4096, "prompt_logprobs": [-3.0, -2.0]}
+
+
 class Engine(ScriptedEngine):
     """Describes itself as the real engines do."""
 
@@ -108,7 +111,7 @@ class World:
 
     root: Path
     settings: dict[str, Any] = field(default_factory=dict)
-    server: dict[str, Any] = field(default_factory=lambda: {"root": "me/policy", "max_model_len": 4096})
+    server: dict[str, Any] = field(default_factory=lambda: SERVER.copy())
     scorer: Scorer = field(default_factory=Scorer)
 
     def __post_init__(self):
@@ -211,7 +214,11 @@ def moved(name: str, to: str, option: str) -> Change:
 
 
 def serve(**changes: Any) -> Change:
-    return lambda world: world.server.update(changes)
+    def change(world: World) -> None:
+        world.server |= changes
+        world.server = {name: value for name, value in world.server.items() if value is not None}
+
+    return change
 
 
 def other(name: str, **changes: Any) -> list[dict]:
@@ -246,8 +253,9 @@ REFUSED_UNLESS_ACCEPTED = [
 ]  # fmt: skip
 SERVED = {"engine": "openai", "policy": "served", "policy_urls": ["http://a"], "policy_tokenizer": "{root}/policy"}
 REFUSED_UNLESS_ACCEPTED += [
-    ("model on the server", serve(root="me/other"), SAMPLE, "policy_server.root", SERVED),
+    ("model on the server", serve(root="me/other", prompt_logprobs=None), SAMPLE, "policy_server.root", SERVED),
     ("length on the server", serve(max_model_len=8192), SAMPLE, "policy_server.max_model_len", SERVED),
+    ("model, by a probe", serve(prompt_logprobs=[-4.0, -2.0]), SAMPLE, "policy_server.prompt_logprobs", SERVED),
     ("name on the server", settings(policy="other"), SAMPLE, "engine.model", SERVED),
     ("tokenizer for the server", write("policy/tokenizer.json"), SAMPLE, "policy.tokenizer", SERVED),
     ("commit of the tokenizer", write("hub/models--me--hub/refs/main", COMMITS[1]), SAMPLE, "policy.tokenizer.commit", SERVED | {"policy_tokenizer": "me/hub"}),
@@ -276,6 +284,7 @@ NOTED = [
     ("the folder of the reward model", moved("model", "model-2", "reward_model"), SCORE, "reward_model.model was", {}),
     ("the file of the prompt", moved("prompt.txt", "prompt-2.txt", "prompt"), SAMPLE, "prompt.name was", {}),
     ("the file of candidates", moved("candidates.jsonl", "c.jsonl", "candidates"), ("scoring",), "source was", {}),
+    ("the folder on the server", serve(root="/other", prompt_logprobs=[-3.01, -2.02]), SAMPLE, "policy_server.root was", SERVED),
     ("the tokenizer for the server", moved("policy", "p", "policy_tokenizer"), SAMPLE, "engine.tokenizer was", SERVED),
     ("a revision by its commit", settings(policy_revision=COMMITS[0]), SAMPLE, "engine.revision was", {"policy": "me/hub"}),
     ("a copy of the step format", settings(step_format="{root}/copy.json"), SCORE, "reward_model.step_format was", {"step_format": "{root}/own.json"}),
@@ -284,6 +293,7 @@ NOTED = [
 # Nothing is said
 SAME = [
     ("nothing", settings(), ALL, {}),
+    ("rounding of a probe", serve(prompt_logprobs=[-3.01, -2.02]), SAMPLE, SERVED),
     ("a problem was added", rows("problems.jsonl", [*PROBLEMS, {"id": "q4", "problem": "7?", "answer": "7"}]), SAMPLE, {}),
     ("the file of problems", moved("problems.jsonl", "p.jsonl", "problems"), SAMPLE, {}),
     ("other files of the policy", write("policy/optimizer.pt"), SAMPLE, {}),

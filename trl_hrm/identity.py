@@ -150,6 +150,16 @@ def compare_runs(found: dict[str, Any], asked: dict[str, Any]) -> Comparison:
     }
     for part in sorted(known):
         changes |= setting_changes({part: before[part]}, {part: now[part]})
+    root, probe = (
+        "policy_server.root",
+        "policy_server.prompt_logprobs",
+    )  # folder on the server, and a measurement of its model
+    if (
+        root in changes
+        and probe not in changes
+        and all("prompt_logprobs" in one["policy_server"] for one in (before, now))
+    ):
+        moved[root] = changes.pop(root)
     unrecorded = sorted(now.keys() - before.keys())
     changed_parts = {name.partition(".")[0] for name in changes}
     notes = [

@@ -17,6 +17,9 @@ from filelock import FileLock, Timeout
 
 
 MAX_YAML_NODES = 100_000  # of a file with all its aliases expanded
+# Measurements that identify a model on a server, with the mean difference between hardware and batches that is accepted. Not every
+# server returns them
+TOLERANCES = {"prompt_logprobs": 0.1, "probe_scores": 0.02}
 PROBE = 1 << 16  # bytes that a claim writes, so that a full disk is noticed
 
 
@@ -409,7 +412,8 @@ def write_or_keep(folder: Path, texts: Mapping[str, str]) -> None:
 
 def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """
-    List the differences between the saved settings of a folder and new settings.
+    List the differences between the saved settings of a folder and new settings. Lists of numbers in `TOLERANCES` may differ by
+    rounding, or be missing.
 
     Args:
         found (`dict[str, Any]`):
@@ -438,12 +442,24 @@ def setting_changes(found: dict[str, Any], asked: dict[str, Any]) -> dict[str, t
     changes: dict[str, tuple[Any, Any]] = {}
     for name in sorted(found.keys() | asked.keys()):
         before, now = found.get(name), asked.get(name)
+        if name in TOLERANCES and (None in (before, now) or _is_close(before, now, TOLERANCES[name])):
+            continue
         inner = [{} if value is None else value for value in (before, now)]
         if before != now and all(isinstance(value, dict) for value in inner):
             changes |= {f"{name}.{setting}": values for setting, values in setting_changes(*inner).items()}
         elif before != now:
             changes[name] = before, now
     return changes
+
+
+def _is_close(before: Any, now: Any, tolerance: float) -> bool:
+    """Return whether two lists of numbers have the same length, and a mean difference of at most `tolerance`."""
+    for numbers in (before, now):
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            return False
+    if not before or len(before) != len(now):
+        return False
+    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now)
 
 
 def format_change(name: str, before: Any, now: Any) -> str:

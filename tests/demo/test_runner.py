@@ -54,22 +54,22 @@ def test_jobs_run_once(tmp_path, capsys):
     assert [stage["did"] for stage in runner.stages] == ["3 files"] * 2 and runner.stages[0] == runner.stages[1]
 
 
-@pytest.mark.parametrize("is_stage_done", [True, False])
-def test_a_missing_or_changed_output_is_made_again(tmp_path, capsys, is_stage_done):
+def test_a_missing_or_changed_output_is_made_again(tmp_path, capsys):
     """The summary of a demo would recommend files that do not exist, and later stages would use files of another origin."""
     with Runner(tmp_path, num_workers=1) as runner:
         run(runner, tmp_path)
         before = written(tmp_path)
-        (tmp_path / "out-1.json").unlink()
-        (tmp_path / "out-2.json").write_text("7\n")  # as many bytes
-        if not is_stage_done:
-            (tmp_path / ".done" / "stage.json").unlink()
-        run(runner, tmp_path)
-    assert [json.loads((tmp_path / f"out-{i}.json").read_text()) for i in range(3)] == [0, 1, 2]
-    assert written(tmp_path)["out-0.json"] == before["out-0.json"]
-    printed = capsys.readouterr().out
-    for i in (1, 2):
-        assert f"stage, job-{i}: out-{i}.json changed since the job was finished. It is repeated." in printed
+        for is_stage_done in (True, False):
+            (tmp_path / "out-1.json").unlink()
+            (tmp_path / "out-2.json").write_text("7\n")  # as many bytes
+            if not is_stage_done:
+                (tmp_path / ".done" / "stage.json").unlink()
+            run(runner, tmp_path)
+            assert [json.loads((tmp_path / f"out-{i}.json").read_text()) for i in range(3)] == [0, 1, 2]
+            assert written(tmp_path)["out-0.json"] == before["out-0.json"]
+            printed = capsys.readouterr().out
+            for i in (1, 2):
+                assert f"stage, job-{i}: out-{i}.json changed since the job was finished. It is repeated." in printed
 
 
 def test_changed_settings_and_inputs_are_used(tmp_path, capsys):
