@@ -81,7 +81,10 @@ def kinds_of(values: list[Any]) -> dict[tuple, set]:
     found: dict[tuple, set] = {}
     for value in values:
         for place in places(value):
-            found.setdefault(pattern(place), set()).add(kind_of(at(value, place)))
+            kinds = found.setdefault(pattern(place), set())
+            kinds.add(kind_of(at(value, place)))
+            if isinstance(at(value, place), float):
+                kinds.add("whole number")
     return found
 
 
@@ -90,7 +93,7 @@ def kind_of(value: Any) -> str:
         return type(value).__name__
     if not math.isfinite(value) if isinstance(value, float) else abs(value) >= HUGE:
         return "not finite"
-    return f"{'negative ' if value < 0 else ''}{type(value).__name__}"
+    return "negative number" if value < 0 else "whole number" if value == int(value) else "number"
 
 
 def dump(value: Any) -> str:

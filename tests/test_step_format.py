@@ -16,6 +16,7 @@ from trl_hrm.step_format import OLD_DEFAULTS, STEP_FORMAT_NAME, VERSION, StepFor
 
 from .fakes import GPT, INDIRECT, LLAMA, byte_level
 from .helpers import tiny_model, tiny_tokenizer
+from .mutations import VALUES
 
 
 CHAT_TEMPLATE = (
@@ -367,7 +368,7 @@ class TestFile:
     def test_torn(self, tmp_path):
         """With several checkpoints, the message must name the file."""
         (tmp_path / STEP_FORMAT_NAME).write_text('{"head"')
-        with pytest.raises(ValueError, match="step_format.json: expected JSON"):
+        with pytest.raises(ValueError, match="step_format.json: not valid JSON"):
             StepFormat.from_pretrained(tmp_path)
 
     def test_unknown_keys(self, tmp_path):
@@ -391,7 +392,7 @@ class TestFile:
             ({"label_tokens": [1, 2]}, "`label_tokens` is (1, 2). It must be two different tokens"),
             ({"label_tokens": None}, "`label_tokens` is None. It must be two different tokens"),
             ([], "found [], expected a JSON object"),
-            (None, "found null, expected a JSON object"),
+            (None, "found None, expected a JSON object"),
             ({"version": "2"}, "`version` is '2', expected a whole number from 1 to"),
             ({"version": True}, "`version` is True, expected a whole number from 1 to"),
             ({"version": 2.0}, "`version` is 2.0, expected a whole number from 1 to"),
@@ -406,13 +407,34 @@ class TestFile:
 
     def test_repeated_keys(self):
         """`json` silently keeps the last of repeated keys."""
-        with pytest.raises(ValueError, match=r"mine.json: .*\['head', 'version', 'head'\]"):
+        with pytest.raises(ValueError, match="mine.json: .*the key 'head' occurs twice"):
             StepFormat.from_json('{"head": "lm", "version": 2, "head": "classification"}', where="mine.json")
 
     def test_not_utf8(self, tmp_path):
         (tmp_path / STEP_FORMAT_NAME).write_bytes('{"step_separator": "é"}'.encode("latin-1"))
-        with pytest.raises(ValueError, match="step_format.json: expected JSON"):
+        with pytest.raises(ValueError, match="step_format.json: not valid UTF-8"):
             StepFormat.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("name", ["version", *(field.name for field in fields(StepFormat))])
+    def test_every_key_of_every_wrong_type(self, tmp_path, name):
+        """One clear line for each, whatever JSON value a key has."""
+        good = {"version": 2} | asdict(StepFormat(prompt_style="chat", system_prompt="s"))
+        for value in VALUES:
+            path = tmp_path / STEP_FORMAT_NAME
+            path.write_text(json.dumps(good | {name: value}))
+            try:
+                found = StepFormat.from_pretrained(tmp_path)
+            except ValueError as error:
+                assert str(error).startswith(f"{path}: ") and len(str(error)) < 400 and "\n" not in str(error)
+            else:
+                expected = {field.name: field.default for field in fields(StepFormat)} | asdict(found)
+                assert name != "version" and asdict(found) == expected and getattr(found, name) == value
+                assert (
+                    value is None
+                    or isinstance(value, str)
+                    or (name == "sanitize_control_tokens" and value is True)
+                    or (name == "chat_template_kwargs" and isinstance(value, dict))
+                )
 
 
 class TestVersions:

@@ -138,19 +138,38 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     Raises:
         `FileNotFoundError`: If the file does not exist.
-        `ValueError`: If the file is not a mapping from names to values, if a name occurs twice, or if its aliases expand to more
-            than 100,000 values. The message names the file and, where there is one, the line.
+        `ValueError`: If the file is not a mapping from names to values. See also [`parse_yaml`].
+    """
+    values = parse_yaml(Path(path).read_bytes(), str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} contains no options. Write one per line, such as `seed: 42`.")
+    return values
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """
+    Parse YAML.
+
+    Args:
+        text (`str` or `bytes`):
+            Text to parse.
+        where (`str`):
+            File, for the error message.
+
+    Raises:
+        `ValueError`: If the text is not valid YAML, if a name occurs twice, or if its aliases expand to more than 100,000 values. The
+            message starts with `where` and, where there is one, the line.
     """
     import yaml
 
     try:
-        loader = yaml.SafeLoader(Path(path).read_bytes())
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise ValueError(f"{path} contains no options. Write one per line, such as `seed: 42`.")
+        if node is None:
+            return None
         seen = set()
-        for key, _ in node.value:
-            line = f"{path}:{key.start_mark.line + 1}"
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            line = f"{where}:{key.start_mark.line + 1}"
             if key.tag != "tag:yaml.org,2002:str":
                 raise ValueError(f"{line}: found {shown(key.value)}, expected the name of an option.")
             if key.value in seen:
@@ -158,21 +177,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             seen.add(key.value)
         if _num_nodes(node, {}) > MAX_YAML_NODES:
             raise ValueError(
-                f"{path}: its aliases expand to more than {MAX_YAML_NODES:,} values. Write the values out."
+                f"{where}: its aliases expand to more than {MAX_YAML_NODES:,} values. Write the values out."
             )
         try:
             return loader.construct_document(node)
         except ValueError as error:  # a date such as 2024-13-45, or an integer of thousands of digits
-            raise ValueError(f"{path}: a value is invalid ({error}).") from None
+            raise ValueError(f"{where}: a value is invalid ({error}).") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        place = f"{where}:{mark.line + 1}" if mark else where
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or " ".join(str(error).split())
-        raise ValueError(f"{where}: not valid YAML ({problem}).") from None
+        raise ValueError(f"{place}: not valid YAML ({problem}).") from None
     except RecursionError:
-        raise ValueError(f"{path}: not valid YAML (nested too deeply).") from None
+        raise ValueError(f"{where}: not valid YAML (nested too deeply).") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not valid UTF-8 ({error.reason} at byte {error.start}).") from None
+        raise ValueError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}).") from None
 
 
 def _num_nodes(node: Any, known: dict[int, int]) -> int:

@@ -96,8 +96,8 @@ def check_json(value: Any, hint: Any, where: str | Path, remedy: str = "", more:
     except _Mismatch as mismatch:
         keys = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in reversed(mismatch.path))
         place = "".join(keys).removeprefix(".")
-        name = f"`{shown(place, 200)[1:-1]}`" if place else "the value"
-        raise ValueError(f"{where}: {name} {mismatch.words} {remedy}".rstrip()) from None
+        name = f": `{shown(place, 200)[1:-1]}`" if place else ""
+        raise ValueError(f"{where}{name} {mismatch.words} {remedy}".rstrip()) from None
 
 
 def from_json(kind: type[T], values: Any, where: str | Path, remedy: str = "") -> T:

@@ -1,6 +1,5 @@
 """Encoding of a problem and its steps to token ids, shared by training, scoring, evaluation and serving."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,7 +15,7 @@ from .encoding import (
     plain_text_ids,
     render_chat,
 )
-from .io import shown
+from .io import dump_json, parse_json, shown
 
 
 if TYPE_CHECKING:
@@ -304,7 +303,7 @@ class StepFormat:
 
     def to_json(self) -> str:
         """Return the content of `step_format.json`."""
-        return json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False)
+        return dump_json({"version": VERSION} | asdict(self), STEP_FORMAT_NAME, indent=2)
 
     def save(self, directory: str | Path) -> None:
         """Save as `step_format.json` in `directory`."""
@@ -362,40 +361,28 @@ class StepFormat:
             `ValueError`: If `text` is not a JSON object, has unknown or duplicate keys or invalid values, or was
             written by a newer version of this package.
         """
-        try:
-            values = json.loads(text, object_pairs_hook=_unique_keys)
-        except ValueError as error:
-            raise ValueError(f"{where}: expected JSON as saved by the trainer: {error}.") from error
+        values = parse_json(text, where)
         if not isinstance(values, dict):
-            raise ValueError(
-                f"{where}: found {json.dumps(values)[:60]}, expected a JSON object as saved by the trainer."
-            )
+            raise ValueError(f"{where}: found {shown(values)}, expected a JSON object as saved by the trainer.")
         version = values.pop("version", 1)
         if type(version) is not int or version < 1:
             raise ValueError(f"{where}: `version` is {shown(version)}, expected a whole number from 1 to {VERSION}.")
         if version > VERSION:
             raise ValueError(
-                f"{where}: `version` is {version}. This trl_hrm reads versions up to {VERSION}. Upgrade with `pip install "
+                f"{where}: `version` is {shown(version)}. This trl_hrm reads versions up to {VERSION}. Upgrade with `pip install "
                 "--upgrade trl-hrm`."
             )
         known = [field.name for field in fields(cls)]
         unknown = sorted(values.keys() - set(known))
         if unknown:
             raise ValueError(
-                f"{where}: unknown keys {unknown}. Valid keys are {known}. Correct or remove them, or upgrade trl_hrm if a "
+                f"{where}: unknown keys {shown(unknown)}. Valid keys are {known}. Correct or remove them, or upgrade trl_hrm if a "
                 "newer version wrote the file."
             )
         try:
             return cls(**(OLD_DEFAULTS.get(version, {}) | values))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError(f"found a duplicate key in {[key for key, _ in pairs]}")
-    return values
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -836,7 +836,7 @@ class TestOpenr:
         ({"truncated": "keep"}, "`truncated` is 'keep'.*drop, wrong"),
         ({"min_leaves": 0}, "`min_leaves` is 0"),
         ({"balance": 1}, "`balance` is 1"),
-        ({"hnc_min_children": 1}, "`min_children` is 1"),
+        ({"hnc_min_children": 1}, "`hnc_min_children` is 1"),
         ({"min_mc_score": 0.5}, "`min_mc_score` is 0.5, but has no effect with `view='tree'`"),
         ({"min_mc_score": 1.5, "view": "sft"}, "`min_mc_score` is 1.5"),
         ({"max_solutions": 4}, "`max_solutions` is 4, but has no effect with `view='tree'`"),
@@ -875,7 +875,7 @@ def test_export_of_a_run(tmp_path, monkeypatch, capsys, run_folder):
     report = json.loads((tmp_path / "out" / "build_report.json").read_text())
     trees = list(read_scripted(run_folder).values())
     config = ExportConfig(
-        inputs=[], output_dir="out", view="hrm", labels="entropy", eta=2.0, hnc=True, hnc_min_children=2
+        inputs=["run"], output_dir="out", view="hrm", labels="entropy", eta=2.0, hnc=True, hnc_min_children=2
     )
     rows = pq.read_table(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").to_pylist()
     num_trees = 0

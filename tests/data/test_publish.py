@@ -76,12 +76,12 @@ def edit_report(folder: Path, **changes) -> None:
         ),
         (
             lambda folder: edit_report(folder, content=None),
-            "build_report.json: missing keys content",
+            "build_report.json has no `content`. Build the dataset again",
         ),
         (lambda folder: edit_report(folder, picture={"file": "scores.png"}), "scores.png is missing"),
         (
             lambda folder: (folder / "build_report.json").write_text("{"),
-            r"build_report.json: invalid JSON \(Expecting .*Build the dataset again",
+            r"build_report.json: not valid JSON \(Expecting .*Build the dataset again",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_incomplete_build(folder, fault, words):
     [
         ({"config_name": "a/b"}, "`config_name` is 'a/b'"),
         ({"config_name": ".."}, r"`config_name` is '\.\.'"),
-        ({"config_name": ""}, "`config_name` is ''"),
+        ({"config_name": ""}, "`config_name` is empty"),
         ({"config_name": "README.md"}, "`config_name` is 'README.md'"),
         ({"repo_id": "x"}, "`repo_id` is 'x'.*'me/x'"),
         ({"repo_id": "me/x/y"}, "Repo id must be in the form"),

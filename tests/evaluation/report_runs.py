@@ -16,7 +16,7 @@ MIN = "best_of_n/min"
 
 
 def point(n, accuracy, spread=0.04):
-    return {"n": n, "accuracy": accuracy, "low": accuracy - spread, "high": accuracy + spread}
+    return {"n": n, "accuracy": accuracy, "low": max(accuracy - spread, 0.0), "high": min(accuracy + spread, 1.0)}
 
 
 def curve(*accuracies):

@@ -87,7 +87,7 @@ class TestReading:
                 ValueError,
                 r"results.json: found the keys \['accuracy'\], but \['strategy'",
             ),
-            (lambda path: write(path, [1]), ValueError, "found a JSON list, expected an object"),
+            (lambda path: write(path, [1]), ValueError, r"found \[\], expected a JSON object"),
             (
                 lambda path: write(path, selection(), None),
                 FileNotFoundError,
@@ -101,7 +101,7 @@ class TestReading:
             (
                 lambda path: (write(path, selection()), (path / "candidates.jsonl").write_text('{"a": ')),
                 ValueError,
-                "candidates.jsonl, line 1: not a complete JSON object",
+                "candidates.jsonl:1: not valid JSON",
             ),
         ],
     )
@@ -265,7 +265,7 @@ class TestComparing:
 
     def test_suites_are_compared_separately(self, tmp_path):
         suites = benchmark()["suites"] | {"prmbench": benchmark()["suites"]["processbench"]}
-        rows = [row | {"suite": suite, "scores": [0.5]} for row in STEP_ROWS for suite in suites]
+        rows = [row | {"suite": suite, "scores": [0.5] * len(row["labels"])} for row in STEP_ROWS for suite in suites]
         folders = [
             write(tmp_path / name, benchmark(suites=suites), part, "scores.jsonl")
             for name, part in (("a", rows), ("b", rows[:-1]))

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections import Counter
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,7 @@ from trl_hrm.evaluation.results import (
 from trl_hrm.grading import Grade
 from trl_hrm.scoring import candidate_scores
 from trl_hrm.scoring.scoring_config import ScoringConfig
+from trl_hrm.search.prompts import PROMPTS
 
 from ..helpers import tiny_tokenizer
 
@@ -267,7 +269,8 @@ def test_problems_missing_from_a_run_are_counted(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     search = {"search": "rollouts"}
-    manifest = {"engine": {"model": "p"}, "prompt": {}, "search": search, "seed": 1, "versions": {}, "extractors": []}
+    manifest = {"engine": {"model": "p"}, "prompt": asdict(PROMPTS["steps"]), "search": search, "seed": 1}
+    manifest |= {"versions": {}, "extractors": []}
     (run / "manifest.json").write_text(json.dumps(manifest))
     unreadable = [{"problem_id": name, "answer": "x"} for name in ("a", "b")]
     statuses = {"done": 4, "error": 4, "ungradable": 2}

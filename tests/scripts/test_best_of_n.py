@@ -300,7 +300,7 @@ def test_bad_candidates(tmp_path, planted, capsys, case):
         ("--candidates x --final_stops a", "`final_stops` .*`policy`"),
         ("--candidates x --limit 3", "`limit` .*`problems`"),
         ("--policy p --problems q --join_steps x", "`join_steps` .*`candidates`"),
-        ("--candidates x --n 0", r"`n` is \[0\]"),
+        ("--candidates x --n 0", r"`n` is 0"),
         ("--candidates x --num_draws 0", "`num_draws` is 0"),
         ("--candidates x --segmentation regex", "step_pattern"),
         ("--candidates x --reward_model_engine vlm", "`reward_model_engine` is 'vlm'"),
@@ -424,7 +424,7 @@ def test_candidates_are_not_replaced_by_the_results(tmp_path, planted, capsys):
     source = write_rows(tmp_path / "out" / "candidates.jsonl", make_rows(3, 4))
     before = Path(source).read_bytes()
     assert rescore(tmp_path / "out", source) == 1
-    assert "would be overwritten by the results. Set another `output_dir`" in capsys.readouterr().err
+    assert "candidates.jsonl exists, and was not written by `best-of-n`" in capsys.readouterr().err
     assert Path(source).read_bytes() == before
 
 

@@ -1,6 +1,7 @@
 """The event log, the manifest, and the folder of a run."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -153,3 +154,135 @@ def test_manifest(tmp_path):
         assert part in str(error.value)
     assert "versions" not in str(error.value) and "engine.model" not in str(error.value)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["manifest.json"]
+
+
+def first(events, name, **having):
+    """Return the index of the first event of a kind that has some values."""
+    return next(
+        i
+        for i, event in enumerate(events)
+        if event["event"] == name and all(event.get(key) == value for key, value in having.items())
+    )
+
+
+def change(name, key, value, **having):
+    """Return a change of one key of the first event of a kind, or of its first sample."""
+
+    def apply(events):
+        event = events[first(events, name, **having)]
+        (event["samples"][0] if key in (*event.get("samples", [{}])[0], "cuts") else event)[key] = value
+
+    return apply
+
+
+def final(events):
+    """Return the index of the first grades of an answer."""
+    return next(
+        i
+        for i, event in enumerate(events)
+        if event["event"] == "grades" and any(c is not None for c in event["correct"])
+    )
+
+
+FAULTS = {
+    "an unknown event": (change("samples", "event", "sample"), "expected an event of a search"),
+    "a status for no position": (change("problem", "position", "open"), "its position is 'open', expected a whole number"),
+    "a negative position": (change("problem", "position", -1), "its position is None"),
+    "a null prompt": (change("problem", "prompt", None), "`prompt` is None, expected a string"),
+    "a missing answer": (lambda events: events[first(events, "problem")].pop("answer"), "has no `answer`"),
+    "a prefix without its steps": (change("problem", "prefix", "Step"), "a prefix without prefix_cuts and prefix_ids"),
+    "an unknown key": (change("samples", "colour", "red"), "unknown key 'colour'"),
+    "a problem twice": (lambda events: events.append(events[first(events, "problem")]), "the problem begins twice"),
+    "samples twice": (
+        lambda events: events.insert(first(events, "samples") + 1, events[first(events, "samples")]),
+        "is sampled twice in round 0",
+    ),
+    "an event after the end": (
+        lambda events: events.insert(first(events, "close") + 1, events[first(events, "close")]),
+        r"an event follows the end of the search \(done\)",
+    ),
+    "an unknown status": (change("close", "status", "finished"), "its status is 'finished', expected one of open, done"),
+    "a token id of 2^31": (change("samples", "token_ids", [1, 2**31]), r"`samples\[0\].token_ids\[1\]` is 2147483648"),
+    "a negative token id": (change("samples", "token_ids", [-1]), r"`samples\[0\].token_ids\[0\]` is -1"),
+    "a token id that is true": (change("samples", "token_ids", [True]), r"`samples\[0\].token_ids\[0\]` is True"),
+    "a weight of NaN": (change("samples", "weight", float("nan")), "not valid JSON .*'NaN' is not a finite number"),
+    "a weight of 0": (change("samples", "weight", 0), "`weight` is 0, expected a number of at least 1"),
+    "an unknown finish": (change("samples", "finish", "end"), r"`samples\[0\].finish` is 'end', expected one of 'stop'"),
+    "an unknown role": (change("samples", "role", "leaf"), "`role` is 'leaf', expected one of 'step', 'rollout'"),
+    "a seed out of range": (change("samples", "seed", 2**63 - 1), "`seed` is 9223372036854775807, expected"),
+    "a tail beyond the text": (change("samples", "tail", 10**6), r"`samples\[0\].tail` is 1000000, but its text has"),
+    "another parent": (change("samples", "above", "0123456789abcdef"), "'0123456789abcdef', but no earlier event created it"),
+    "grades of other samples": (change("grades", "above", "0123456789abcdef"), "no earlier event created them"),
+    "too few grades": (lambda events: events[first(events, "grades")]["correct"].pop(), "has 2 values of `correct`, but .* 3 samples"),
+    "a grade of 1": (change("grades", "correct", [1, None, None]), r"`correct\[0\]` is 1, expected true or false or null"),
+    "a grade without an answer": (
+        lambda events: events[final(events)].update(correct=[True] * 3),
+        "grades the sample .*, which has no answer",
+    ),
+    "grades twice": (
+        lambda events: events.insert(first(events, "grades") + 1, events[first(events, "grades")]),
+        "are graded twice",
+    ),
+    "missing grades": (
+        lambda events: events.pop(first(events, "grades")),
+        "the search ended, but the samples of '.*' have no grades",
+    ),
+    "scores of other samples": (
+        lambda events: events.insert(
+            first(events, "samples") + 1, {**events[first(events, "grades")], "event": "scores", "scores": [0.5]}
+        ),
+        "unknown key 'correct'",
+    ),
+    "cuts out of order": (change("samples", "cuts", [[1, 2, 0], [0, 1, 0]]), "is out of order"),
+    "cuts that end early": (change("samples", "cuts", [[1, 1, 0]]), "the cuts end after 1 tokens and 1 characters, but there are"),
+    "a cut of two numbers": (change("samples", "cuts", [[1, 2]]), r"`samples\[0\].cuts\[0\]` is \[1, 2\], expected a list of 3"),
+    "no cuts": (change("samples", "cut", True), r"`samples\[0\]` has no `cuts`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS.values(), ids=FAULTS)
+def test_damaged_events(tmp_path, fault, words):
+    """Each is one line with the file, the number of the line, the problem and the remedy."""
+    run_scripted(tmp_path, problems=make_problems(4))
+    path = tmp_path / LOG
+    before = path.read_text().splitlines()
+    events = [json.loads(line) for line in before]
+    fault(events)
+    lines = [json.dumps(event, ensure_ascii=False) for event in events]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=words) as error, EventLog(path) as log:
+        for problem_id in log.problems:
+            log.read(problem_id)
+    found = re.fullmatch(r"(.*):(\d+): (problem '(p\d+)': )?.*searched again\.", str(error.value))
+    assert found and found[1] == str(path)
+    number = int(found[2])
+    changed = next((i for i, (old, new) in enumerate(zip(before, lines, strict=False)) if old != new), len(before))
+    assert number > changed and found[4] in (None, json.loads(lines[number - 1])["problem_id"])
+
+
+def test_step_searches_check_scores(tmp_path):
+    """Scores that are repeated, missing or of other samples would rank other paths than the search did."""
+    event = {"problem_id": "p", "above": "r", "round": 0}
+    sample = {"token_ids": [1], "text": "a", "num_cached": 0, "finish": "eos", "stop_reason": None, "is_final": True}
+    samples = event | {"event": "samples", "role": "step", "cut": False, "weight": 1.0, "seed": 0, "samples": [sample]}
+    problem = {
+        "event": "problem",
+        "problem_id": "p",
+        "position": 0,
+        "root_id": "r",
+        "prompt": "?",
+        "answer": "7",
+        "prompt_ids": [],
+    }
+    scores = {"event": "scores"} | event
+    for added, words in (
+        ([scores | {"scores": [0.5]}] * 2, "are scored twice"),
+        ([scores | {"scores": [0.5, 0.5]}], "has 2 values of `scores`, but the request has 1 samples"),
+        ([scores | {"scores": ["0.5"]}], r"`scores\[0\]` is '0.5', expected a number or null"),
+        ([scores | {"scores": [None], "round": 1}], "no earlier event created them"),
+    ):  # fmt: skip
+        (tmp_path / LOG).write_text(
+            "".join(json.dumps(one) + "\n" for one in (problem, {"event": "samples"} | samples, *added))
+        )
+        with EventLog(tmp_path / LOG) as log, pytest.raises(ValueError, match=rf"{LOG}:\d: problem 'p': .*{words}"):
+            log.read("p")

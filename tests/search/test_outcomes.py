@@ -1,7 +1,7 @@
 """How solutions end: counts from the log for every search and start, and the option to change."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -23,7 +23,7 @@ def always(text):
 def finish(folder, search=SEARCHES["full_tree"], **options):
     """Search, and return the summary that `trl-hrm annotate` writes."""
     manifest = {"search": search.describe(), "extractors": ["marker", "boxed"], "grader": {"timeout": 10.0}}
-    manifest |= {"prompt": {"name": "steps", "final_stops": list(FINAL)}, "num_shards": 1}
+    manifest |= {"prompt": asdict(PROMPT), "num_shards": 1}
     check_manifest(folder, manifest)
     run_scripted(folder, search, **options)
     summary = finish_shard(folder, 0, 1)

@@ -147,7 +147,7 @@ def test_damaged_files_and_rows_without_training_tokens(tmp_path):
     make_kl_trainer(tmp_path, rows, **options)
     assert next(states.glob("states-*.safetensors")).read_bytes() == whole
     (states / "manifest.json").write_text('{"version": 1, "refer')
-    with pytest.raises(ValueError, match="manifest.json: .*damaged.* Delete the folder"):
+    with pytest.raises(ValueError, match="manifest.json: not valid JSON .* Delete the folder"):
         make_kl_trainer(tmp_path, rows, **options)
     prompts = [{"prompt": "1 + 2 " * 20, "completion": " 3"}]
     with pytest.raises(ValueError, match="none of 1 rows"):

@@ -371,6 +371,13 @@ class TestNothingToTrainOn:
         with pytest.raises(ValueError, match=f"`{option}` is 0. It must be at least 1"):
             config(str(tmp_path), bf16=False, use_cpu=True, **{option: 0})
 
+    @pytest.mark.parametrize("config", [HRMRewardConfig, PRMConfig, KLSelfConfig])
+    @pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "max_grad_norm"])
+    @pytest.mark.parametrize("value", [-1.0, np.nan])
+    def test_numbers(self, tmp_path, config, option, value):
+        with pytest.raises(ValueError, match=f"`{option}` is {value}. It must be a number that is at least 0"):
+            config(str(tmp_path), bf16=False, use_cpu=True, **{option: value})
+
     def test_more_accumulation_than_batches_is_one_step_per_epoch(self, tmp_path, trees):
         trainer = make_hrm(tmp_path, trees, gradient_accumulation_steps=100, num_train_epochs=2)
         trainer.train()
@@ -498,10 +505,17 @@ OTHER_CHANGES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, trees) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("prm", "kl")}
+    for name, folder in folders.items():
+        MAKERS[name](folder, trees, max_steps=1).train()
+    return folders
+
+
 @pytest.mark.parametrize(("trainer", "change", "name"), OTHER_CHANGES)
-def test_changes_of_other_trainers(tmp_path, trees, trainer, change, name):
-    MAKERS[trainer](tmp_path, trees, max_steps=1).train()
-    changed = MAKERS[trainer](tmp_path, trees, max_steps=1, **change)
+def test_changes_of_other_trainers(others, trees, trainer, change, name):
+    changed = MAKERS[trainer](others[trainer], trees, max_steps=1, **change)
     if name is None:
         assert changed._resolve(True)[0] is not None
         return
@@ -595,6 +609,38 @@ class TestFiles:
         make_hrm(tmp_path, trees, evaluation=trees[:4], **args)._resolve(True)
         with pytest.raises(ValueError, match="training: eval_dataset was"):
             make_hrm(tmp_path, trees, evaluation=trees[:3], **args)._resolve(True)
+
+
+def test_one_training_per_folder(tmp_path, trees):
+    """Two trainings would replace each other's checkpoints."""
+    first, second = make_hrm(tmp_path, trees), make_hrm(tmp_path, trees)
+
+    def start_second():
+        with pytest.raises(BlockingIOError, match=f"{tmp_path}: another process.*another `output_dir`"):
+            second.train()
+
+    first.add_callback(Plant(2, start_second))
+    first.train()
+    assert first.state.global_step == 4 and second.state.global_step == 0
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_output_dir_is_tried_before_training(tmp_path, trees):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "missing")
+    for name in ("file", "link", "file/below"):
+        with pytest.raises(
+            OSError, match=f"{name}.* another `output_dir`|{name} is a file. Choose a folder as `output_dir`"
+        ):
+            make_hrm(tmp_path / name, trees)
+
+
+def test_an_infinite_setting_is_recorded(tmp_path, trees):
+    """`max_grad_norm=inf` logs the norm without clipping. JSON has no infinity."""
+    make_hrm(tmp_path, trees, max_steps=1, max_grad_norm=float("inf")).train()
+    make_hrm(tmp_path, trees, max_steps=2, max_grad_norm=float("inf")).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match='max_grad_norm was "inf" and is 1.0'):
+        make_hrm(tmp_path, trees, max_steps=3, max_grad_norm=1.0).train(resume_from_checkpoint=True)
 
 
 class TestAcceptChanges:

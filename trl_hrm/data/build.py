@@ -1,7 +1,6 @@
 """Build a `DatasetDict` on disk from records: parse, apply the view, split, and write Parquet files, card and report."""
 
 import gc
-import json
 import os
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from ..io import write_json
 from ..processes import Workers
 from ..search.prompts import Prompt
 from ..step_tree import StepTree
@@ -169,7 +169,7 @@ def finish_dataset(about: dict[str, Any], report: dict[str, Any], output: Output
     (built / "data").mkdir(parents=True)
     example = join_parts(output.work / "parts", built / "data", report["rows"])
     report["content"] = digest_of(built / "data")
-    (built / REPORT_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(built / REPORT_FILE, report)
     build_card(about, report, *example).save(built / "README.md")
     publish(built, output)
 

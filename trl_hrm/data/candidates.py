@@ -20,10 +20,11 @@ Rows written by search-and-learn, with `problem` and whole solutions as `complet
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from ..grading import extract_answer, opens_thinking, thinking_spans
 from ..io import shown
+from ..schema import Count, check_json
 from ..search.steps import cut_text, visible_steps
 from .candidates_config import CandidatesConfig
 from .problems import UNUSED, choices_of, normalize_problem, problem_key, problem_of, unused_parts
@@ -116,9 +117,37 @@ class ProblemCandidates:
 
     @classmethod
     def from_row(cls, row: dict[str, Any], where: str = "") -> "ProblemCandidates":
-        """Return the problem of a row of `candidates.jsonl`."""
+        """
+        Return the problem of a row of `candidates.jsonl`.
+
+        Raises:
+            `ValueError`: If the row is damaged. The message starts with `where`.
+        """
+        check_json(row, SavedProblem, where, "Run the command that wrote the file again.")
         candidates = [Candidate(**candidate) for candidate in row["candidates"]]
         return cls(row["problem_id"], row["problem"], row["answer"], candidates, where, row.get("graded", False))
+
+
+class SavedCandidate(TypedDict):
+    """Candidate in a row of `candidates.jsonl`. See [`Candidate`]."""
+
+    text: str
+    steps: list[str]
+    answer: str | None
+    correct: bool | None
+    finish: str | None
+    scores: list[float] | None
+    num_tokens: NotRequired[Count | None]
+
+
+class SavedProblem(TypedDict):
+    """Row of `candidates.jsonl`."""
+
+    problem_id: str
+    problem: str
+    answer: str | None
+    candidates: list[SavedCandidate]
+    graded: NotRequired[bool]
 
 
 class CandidateRows:

@@ -62,7 +62,7 @@ def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[
 
     Args:
         config ([`BuildConfig`]):
-            Options of the build, of which `output_dir` and `overwrite` are used.
+            Options of the build. Only `output_dir` and `overwrite` are read.
         inputs (`Iterable[str]`, *optional*):
             Files and folders that are read.
 
@@ -93,7 +93,7 @@ def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[
         try:
             yield Output(folder, work)
         finally:
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)  # the next build removes what a worker still writes
 
 
 def _check_replaced(folder: Path, config: BuildConfig) -> None:

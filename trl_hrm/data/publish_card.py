@@ -16,7 +16,9 @@ from datasets import DatasetInfo
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from ..io import parse_yaml, shown
 from .card import LOAD_FOLDER
 from .publish_shards import CARD_FILE, Build
 
@@ -172,12 +174,14 @@ def _patterns(data_files: str | dict | list | None, folder: str | None) -> list[
     if isinstance(data_files, str):
         return [data_files.replace("**/", "*")]  # in fnmatch, `*` also matches `/`
     if isinstance(data_files, dict):
-        return _patterns(data_files["path"], folder)
+        return _patterns(data_files.get("path"), folder)
     return [pattern for item in data_files for pattern in _patterns(item, folder)]
 
 
 def _parse(text: str, where: str) -> DatasetCard:
     try:
+        if header := REGEX_YAML_BLOCK.search(text):
+            parse_yaml(header[1] + header[2], CARD_FILE)
         card = DatasetCard(text, ignore_metadata_errors=False)
         names = list(MetadataConfigs.from_dataset_card_data(card.data))
         infos = card.data.get("dataset_info")
@@ -186,7 +190,7 @@ def _parse(text: str, where: str) -> DatasetCard:
             raise ValueError(f"each config_name must be a string, found {names}")
         return card
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+        reason = shown(" ".join(str(error).split()), 300)[1:-1]
         raise ValueError(f"{where}: invalid metadata ({reason}). Correct it, then push again.") from error
 
 

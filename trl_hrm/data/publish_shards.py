@@ -1,23 +1,39 @@
 """Prepare the files of a built dataset for the Hub: check that the build is complete, and split large files into shards."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow.parquet as pq
 from datasets import DatasetInfo, Features, SplitDict, SplitInfo
 
-from ..io import shown
+from ..io import read_json, shown
+from ..schema import Count, check_json
 from .output import REPORT_FILE, digest_of
 
 
 CARD_FILE = "README.md"
 BLOCK = 1 << 20
+
+
+class SavedPicture(TypedDict):
+    """Picture of the card."""
+
+    file: str
+    shows: NotRequired[str]
+
+
+class SavedReport(TypedDict):
+    """Content of `build_report.json` that a push needs. It has more."""
+
+    view: str
+    rows: dict[str, Count]
+    content: str
+    picture: NotRequired[SavedPicture]
 
 
 @dataclass
@@ -110,12 +126,12 @@ def read_build(folder: str | Path, config_name: str | None = None) -> Build:
             f"{folder}: {REPORT_FILE} not found. Expected a folder written by trl-hrm build-prm800k, build-math-shepherd, "
             "build-stepwise, export or select-raft."
         )
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: invalid JSON ({error}). Build the dataset again.") from error
-    if missing := {"view", "rows", "content"} - set(report):
-        raise ValueError(f"{path}: missing keys {', '.join(sorted(missing))}. Build the dataset again.")
+    remedy = "Build the dataset again."
+    report = read_json(path, remedy)
+    check_json(report, SavedReport, path, remedy, more=True)
+    names = [*report["rows"], *([report["picture"]["file"]] if "picture" in report else [])]
+    if not report["rows"] or not all(re.fullmatch(r"[^\W_][\w.-]*", name) for name in names):
+        raise ValueError(f"{path}: found {shown(names)}, expected the names of splits and of a picture. {remedy}")
     build = Build(folder, report["view"] if config_name is None else config_name, report)
     if not re.fullmatch(r"[^\W_][\w.-]*", build.name) or build.name == CARD_FILE:
         raise ValueError(

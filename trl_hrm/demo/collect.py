@@ -5,7 +5,6 @@ Shares are between 0 and 1. Lists such as `auroc`, `accuracy` and `seconds` have
 Accuracies and intervals have one entry per N for each seed.
 """
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -13,10 +12,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.results import load_results
+from ..evaluation.saved_results import read_results, verdict
+from .measures import (
+    HeldOutMeasures,
+    ModelMeasures,
+    NumProblems,
+    PolicyMeasures,
+    SmallTree,
+    ValueMeasures,
+    measure_policy,
+    read_measures,
+)
 from .over_seeds import spread
 from .pipeline import spans_of
 from .profiles import Profile, RewardModel
-from .runner import DONE
+from .runner import DONE, read_mark
 from .world import NAMES, SIGHT
 
 
@@ -51,7 +62,7 @@ def collect(folder: Path, profile: Profile, name: str, seed: int, costs: list[di
         costs (`list[dict[str, Any]]`):
             `name`, `seconds` and `did` of each stage.
     """
-    policy = _json(folder / "measures" / "policy.json")
+    policy = read_measures(folder / "measures" / "policy.json", PolicyMeasures)
     return {
         **_header(folder, profile, name, seed),
         "policy": {**policy, "is_sighted": policy["sight"] is None or policy["sight"] >= SIGHT},
@@ -65,14 +76,15 @@ def collect(folder: Path, profile: Profile, name: str, seed: int, costs: list[di
         "wrong_prefix": _wrong_prefix(folder, profile),
         "step_kinds": [kinds for model in profile.models if model.corrects for kinds in _step_kinds(folder, model)],
         "values_by_cap": [
-            _json(folder / "measures" / f"cap-{cap}.json") for cap in sorted({*profile.caps, profile.max_depth})
+            read_measures(folder / "measures" / f"cap-{cap}.json", ValueMeasures)
+            for cap in sorted({*profile.caps, profile.max_depth})
         ],
         "solution_length": len(NAMES) + 1,
         "calibration": [one for model in profile.models if model.ranks for one in _calibration(folder, model)],
         "self_training": _self_training(folder, profile, policy),
         "eta": _etas(folder, profile),
         "hnc": _hnc(folder, profile),
-        "tree": _json(folder / "measures" / "tree.json"),
+        "tree": read_measures(folder / "measures" / "tree.json", SmallTree),
         "stages": costs,
         "total_seconds": sum(cost["seconds"] for cost in costs),
     }
@@ -96,7 +108,7 @@ def _header(folder: Path, profile: Profile, name: str, seed: int) -> dict[str, A
         "problems": {
             "train": profile.num_train,
             "test": profile.num_test,
-            "policy": _json(folder / "policy" / "problems.json")["num_problems"],
+            "policy": read_measures(folder / "policy" / "problems.json", NumProblems)["num_problems"],
         },
     }
 
@@ -119,8 +131,8 @@ def _dataset(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _model(folder: Path, model: RewardModel) -> dict[str, Any]:
-    found = [_json(folder / "measures" / "models" / f"{name}.json") for name, _ in model.runs()]
-    seconds = [_json(folder / DONE / "reward-models" / f"{name}.json")["seconds"] for name, _ in model.runs()]
+    found = [read_measures(folder / "measures" / "models" / f"{name}.json", ModelMeasures) for name, _ in model.runs()]
+    seconds = [read_mark(folder / DONE / "reward-models" / f"{name}.json")["seconds"] for name, _ in model.runs()]
     return {
         "name": model.name,
         "title": model.title,
@@ -136,8 +148,6 @@ def _model(folder: Path, model: RewardModel) -> dict[str, Any]:
 
 def _chosen(results: Path, model: RewardModel) -> dict[str, Any]:
     """Return the accuracies, intervals and verdicts over N of all seeds of a model."""
-    from ..evaluation.saved_results import read_results, verdict
-
     found = read_results([results / name for name, _ in model.runs()])
     curves = [one.values["curves"][one.headline] for one in found]
     gaps = [one.values["hacking_gap"][one.headline] for one in found]
@@ -154,7 +164,7 @@ def _chosen(results: Path, model: RewardModel) -> dict[str, Any]:
 def _best_of_n(folder: Path, profile: Profile) -> dict[str, Any]:
     results = folder / "results" / "best-of-n"
     models = [model for model in profile.models if model.ranks]
-    plain = _json(results / models[0].runs()[0][0] / "results.json")["curves"]
+    plain = load_results(results / models[0].runs()[0][0]).curves
     return {
         "aggregate": {model.name: model.aggregate for model in models},
         **{name: [point["accuracy"] for point in plain[name]] for name in ("majority_vote", "pass_at_n")},
@@ -167,7 +177,7 @@ def _wrong_prefix(folder: Path, profile: Profile) -> dict[str, Any]:
     for model in (model for model in profile.models if model.corrects):
         for spans in spans_of(model):
             results = folder / "results" / "wrong-prefix"
-            curves = [_json(results / f"{name}-{max(spans)}" / "results.json")["curves"] for name, _ in model.runs()]
+            curves = [load_results(results / f"{name}-{max(spans)}").curves for name, _ in model.runs()]
             found.append(
                 {
                     "name": model.name,
@@ -181,7 +191,10 @@ def _wrong_prefix(folder: Path, profile: Profile) -> dict[str, Any]:
 
 
 def _step_kinds(folder: Path, model: RewardModel) -> list[dict[str, Any]]:
-    found = [_json(folder / "measures" / "models" / f"{name}.json")["kinds"] for name, _ in model.runs()]
+    found = [
+        read_measures(folder / "measures" / "models" / f"{name}.json", ModelMeasures)["kinds"]
+        for name, _ in model.runs()
+    ]
     names = ("correction", "locally_right", "new_error", "auroc")
     shared = {"name": model.name, "title": model.title, "seeds": list(model.seeds)}
     return [
@@ -194,25 +207,24 @@ def _calibration(folder: Path, model: RewardModel) -> list[dict[str, Any]]:
     from ..step_metrics import binned_calibration_error
 
     name, seed = model.runs()[0]
-    bins = _json(folder / "results" / "best-of-n" / name / "results.json")["calibration"]["bins"]
+    bins = load_results(folder / "results" / "best-of-n" / name).calibration["bins"]
     return [{"name": model.name, "seed": seed, "bins": bins, "ece": binned_calibration_error(bins)}]
 
 
 def _self_training(folder: Path, profile: Profile, policy: dict[str, Any]) -> dict[str, Any]:
     from datasets import load_dataset
 
-    from .measures import measure_policy
-
     rows = load_dataset(str(folder / "datasets" / "sft"), split="train")
     runs = []
     for place, settings in enumerate(profile.self_training):
+        path = folder / "self-training" / str(place) / "held_out.json"
         accuracy = measure_policy(folder / "runs" / f"self-trained-{place}")
         runs.append(
             {
                 "kl_coef": settings["kl_coef"],
                 "kl_scaling": settings.get("kl_scaling", "log1p") if settings["kl_coef"] else None,
                 "kl_reduction": settings.get("kl_reduction", "sum") if settings["kl_coef"] else None,
-                "curve": _json(folder / "self-training" / str(place) / "held_out.json")["curve"],
+                "curve": read_measures(path, HeldOutMeasures, more=True)["curve"],
                 "accuracy": {"num_right": accuracy["num_right"], "num_samples": accuracy["num_solutions"]},
             }
         )
@@ -270,7 +282,3 @@ def _differences(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> 
         for pair in zip(zip(*a, strict=True), zip(*b, strict=True), strict=True)
     ]
     return [{"mean": one.mean, "low": one.low, "high": one.high, "per_seed": list(one.values)} for one in found]
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

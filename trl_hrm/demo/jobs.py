@@ -1,13 +1,12 @@
 """Jobs of the demo that are not commands: create problems and policy, measure with the checker, and train in this process."""
 
 import importlib
-import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..io import write_json
+from ..io import dump_json, read_json_lines, write_json
 
 
 NUM_PROBLEMS = 6000  # out of 6,480 possible ones, before removing problems that are not trained on
@@ -135,8 +134,8 @@ def _keep(output: str, found: dict[str, Any]) -> None:
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(dump_json(row, path) + "\n" for row in rows), encoding="utf-8")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in read_json_lines(path, "Delete the folder of the demo and run it again.")]

@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from ..data.candidate_sources import read_run
+from ..io import read_json
+from ..schema import Amount, Count, Share, check_json
 from ..scoring.tree_scorer import TreeScorer
 from ..search.nodes import read_trees
 from ..search.run_folder import node_files
@@ -23,6 +25,103 @@ from .world import MODULUS, Problem, judge
 
 
 KINDS = ("correction", "locally_right", "first_error", "right")
+
+
+class PolicyMeasures(TypedDict):
+    """Result of [`measure_policy`]."""
+
+    num_right: Count
+    num_solutions: Count
+    accuracy: Share
+    slip_rate: Share
+    correction_rate: Share
+    spurious_rate: Share
+    sight: Amount | None
+
+
+class KindMeasures(TypedDict):
+    """Result of [`measure_kinds`], with the spans."""
+
+    spans: list[int]
+    correction: float
+    locally_right: float
+    new_error: float
+    auroc: Share
+
+
+class ModelMeasures(TypedDict):
+    """Result of [`measure_scores`], with those of [`measure_kinds`]."""
+
+    auroc: Share
+    first_error_auroc: Share
+    kinds: list[KindMeasures]
+
+
+class MeanValue(TypedDict):
+    """Mean MC score of a kind of steps."""
+
+    mean: Share | None
+    count: Count
+
+
+class ValueMeasures(TypedDict):
+    """Result of [`measure_values`], with the maximum depth of the search."""
+
+    cap: Count
+    correction: MeanValue
+    locally_right: MeanValue
+    first_error: MeanValue
+    right: MeanValue
+    unfinished: Share
+    num_problems: Count
+
+
+class SmallNode(TypedDict):
+    """Node of a [`SmallTree`]."""
+
+    parent: int
+    text: str
+    kind: str
+    count: Count
+    correct: bool | None
+    value: Share | None
+
+
+class SmallTree(TypedDict):
+    """Result of [`small_tree`]."""
+
+    problem: str
+    nodes: list[SmallNode]
+
+
+class HeldOutPoint(TypedDict):
+    """Measurement of [`~demo.held_out.HeldOut`]."""
+
+    step: Count
+    lm_loss: float
+    kl: float
+    log_kl: float
+    kl_max: float
+
+
+class HeldOutMeasures(TypedDict):
+    """Curve of a training, saved with its settings."""
+
+    curve: list[HeldOutPoint]
+
+
+class NumProblems(TypedDict):
+    """Number of problems that the policy was trained on."""
+
+    num_problems: Count
+
+
+def read_measures(path: Path, hint: type, more: bool = False) -> dict[str, Any]:
+    """Read a file of measurements. With `more`, it may have other keys."""
+    remedy = "Delete the file and the record of its job in `.done`, and run the same command again."
+    found = read_json(path, remedy)
+    check_json(found, hint, path, remedy, more)
+    return found
 
 
 def measure_policy(run: str | Path) -> dict[str, Any]:

@@ -20,7 +20,6 @@ If the demo is interrupted, the same command resumes it. It creates these folder
 """
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import PROCESSES, SEED, Config
-from ..io import claimed_folder, shown, write_json
+from ..io import claimed_folder, read_json, shown, write_json
 
 
 if TYPE_CHECKING:
@@ -443,9 +442,10 @@ def describe_search(run: Path) -> str:
 
 
 def describe_policy(folder: Path) -> str:
+    from .measures import PolicyMeasures, read_measures
     from .world import SIGHT
 
-    found = json.loads((folder / "measures" / "policy.json").read_text(encoding="utf-8"))
+    found = read_measures(folder / "measures" / "policy.json", PolicyMeasures)
     what = f"accuracy {found['accuracy']:.0%}, {found['slip_rate']:.0%} of steps are errors, {found['correction_rate']:.0%} of them corrected"
     if found["sight"] is None:
         return f"{what}, no correct step corrected"
@@ -455,17 +455,22 @@ def describe_policy(folder: Path) -> str:
 
 
 def describe_models(folder: Path, profile: "Profile") -> str:
+    from .measures import ModelMeasures, read_measures
+
     found = {}
     for model in profile.models[:4]:
         files = [folder / "measures" / "models" / f"{name}.json" for name, _ in model.runs()]
-        found[model.title] = fmean(json.loads(file.read_text())["first_error_auroc"] for file in files)
+        found[model.title] = fmean(read_measures(file, ModelMeasures)["first_error_auroc"] for file in files)
     return "first-error AUROC: " + ", ".join(f"{title} {value:.2f}" for title, value in found.items())
 
 
 def describe_self_training(folder: Path, profile: "Profile") -> str:
+    from .measures import HeldOutMeasures, read_measures
+
     last = {}
     for place, settings in enumerate(profile.self_training):
-        found = json.loads((folder / "self-training" / str(place) / "held_out.json").read_text())
+        path = folder / "self-training" / str(place) / "held_out.json"
+        found = read_measures(path, HeldOutMeasures, more=True)
         last.setdefault(settings["kl_coef"], found["curve"][-1]["kl"])
     return "KL from the reference after training: " + ", ".join(
         f"{kl:.3f} at λ = {coef:g}" for coef, kl in last.items()
@@ -490,7 +495,8 @@ def begun(folder: Path, settings: dict[str, Any], force: bool = False) -> Iterat
                 f"{folder} has files that do not belong to a demo: {shown(', '.join(sorted(foreign)) or others[0].name)}. Move them, or "
                 "set another `output_dir`."
             )
-        found = json.loads(mark.read_text(encoding="utf-8") or "null") if mark.exists() else None
+        is_begun = mark.exists() and mark.stat().st_size > 0
+        found = read_json(mark, "Set another `output_dir`, or delete the folder.") if is_begun else None
         if found not in (None, settings) and not force:
             raise ValueError(
                 f"The demo in {folder} was created with {found}, but the settings are now {settings}. Set another `output_dir`, or use "

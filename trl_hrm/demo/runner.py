@@ -5,7 +5,6 @@ outputs changed. Interrupted jobs are resumed if they support it, otherwise rest
 
 import contextlib
 import inspect
-import json
 import os
 import re
 import shutil
@@ -17,21 +16,51 @@ from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NotRequired, TextIO, TypedDict
 
 import yaml
 from tqdm import tqdm
 
 from ..config import Config
 from ..identity import digest_of_files
-from ..io import setting_changes, write_json
+from ..io import read_json, setting_changes, write_json
 from ..processes import Workers
+from ..schema import Amount, check_json
 from ..search.run_folder import MANIFEST, shard_name
 
 
 DONE = ".done"
+REMEDY = "Delete the file and run the same command again."
 _OUTPUTS = ("output_dir", "output", "folder")  # names of the arguments and settings with the output of a job
 _PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, which every job prints
+
+
+class Stage(TypedDict):
+    """Record of a finished stage."""
+
+    name: str
+    seconds: Amount
+    did: str
+
+
+class Mark(TypedDict):
+    """
+    Record of a finished job: its seconds, the seconds since the beginning of the stage, its call, and digests of its inputs and outputs
+    by path. Records of older versions have no call and no digests.
+    """
+
+    seconds: Amount
+    since: Amount
+    call: NotRequired[str]
+    inputs: NotRequired[dict[str, str]]
+    outputs: NotRequired[dict[str, str]]
+
+
+def read_mark(path: Path) -> dict[str, Any]:
+    """Return the record of a finished job."""
+    found = read_json(path, REMEDY)
+    check_json(found, Mark, path, REMEDY)
+    return found
 
 
 class Runner:
@@ -85,19 +114,21 @@ class Runner:
         if not record.exists() or not all(mark.exists() for mark in marks.values()):
             seconds = self._run_jobs(stage, jobs)
             write_json(record, {"name": stage, "seconds": seconds, "did": describe()})
-        self.stages.append(json.loads(record.read_text(encoding="utf-8")))
+        done = read_json(record, REMEDY)
+        check_json(done, Stage, record, REMEDY)
+        self.stages.append(done)
         print(f"{stage:<16}{self.stages[-1]['seconds']:>6.0f} s  {self.stages[-1]['did']}", flush=True)
 
     def _changed(self, mark: Path, job: partial) -> str:
         """Return what changed since a job was finished, or an empty string if nothing changed or the job is not finished."""
         if not mark.exists():
             return ""
-        found = json.loads(mark.read_text(encoding="utf-8"))
+        found = read_mark(mark)
         now = self._given(job) | self._written(job)
         if "outputs" not in found:  # finished by an older version
             return "" if now["outputs"] else "the output"
         for part in ("call", "inputs", "outputs"):
-            if changes := setting_changes({part: found[part]}, {part: now[part]}):
+            if changes := setting_changes({part: found.get(part)}, {part: now[part]}):
                 names = [name.partition(".")[2] for name in changes if "." in name]
                 return (
                     ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the settings"
@@ -147,7 +178,7 @@ class Runner:
         logs = {name: self.folder / "logs" / stage / f"{name}.log" for name in jobs}
         for path in (*marks.values(), *logs.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
-        before = max((json.loads(m.read_text())["since"] for m in marks.values() if m.exists()), default=0.0)
+        before = max((read_mark(mark)["since"] for mark in marks.values() if mark.exists()), default=0.0)
         given = {name: self._given(job) for name, job in jobs.items() if not marks[name].exists()}
         running: dict[Future, str] = {self._pool.submit(_work, jobs[name], logs[name]): name for name in given}
         failed = []

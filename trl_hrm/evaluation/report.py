@@ -164,7 +164,8 @@ def _suites(results: Sequence[Result]) -> list[dict[str, Any]]:
     found = []
     for suite in dict.fromkeys(suite for result in results for suite in result.values["suites"]):
         group = [result for result in results if suite in result.values["suites"]]
-        comparable = len(group) > 1 and len({result.solutions[suite] for result in group}) == 1
+        scored = {(result.values["suites"][suite]["metric"], result.solutions[suite]) for result in group}
+        comparable = len(group) > 1 and len(scored) == 1
         found.append(
             {
                 "name": suite,
@@ -386,7 +387,7 @@ def scores_picture(result: Result, kind: str, number: int) -> Picture:
         for scores, name, color, sign in ((right, "correct", theme.right, 1), (wrong, "wrong", theme.wrong, -1)):
             counts = [0] * NUM_BINS
             for score in scores:
-                counts[min(int(score * NUM_BINS), NUM_BINS - 1)] += 1
+                counts[min(max(int(score * NUM_BINS), 0), NUM_BINS - 1)] += 1
             edges = [i / NUM_BINS for i in range(NUM_BINS)]
             shares = [sign * 100 * (count / max(len(scores), 1)) for count in counts]
             label = f"{name}: {len(scores):,}{mean(scores)}"

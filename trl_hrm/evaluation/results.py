@@ -7,20 +7,113 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from ..data.candidates import ProblemCandidates
+from ..data.candidates import ProblemCandidates, SavedProblem
 from ..identity import Comparison, compare_runs, describe_changes
-from ..io import AppendedLines, read_json, replacing, write_json
+from ..io import (
+    AppendedLines,
+    dump_json,
+    parse_json,
+    read_json,
+    read_json_lines,
+    replacing,
+    shown,
+    write_json,
+)
+from ..schema import INT64, Amount, Count, Range, Share, check_json
 from ..search.outcomes import describe_outcomes
-from ..search.run_folder import shard_name
+from ..search.run_folder import Reference, shard_name
 from .reward_hacking import gap_words, hacking_verdict
 
 
 RESULTS = "results.json"
 CANDIDATES = "candidates.jsonl"
+REMEDY = "Run the command that wrote the file again, with --overwrite."
 _CANDIDATES = re.compile(r"candidates(-n\d+)?\.jsonl")
+
+Number = Annotated[int, Range(1, INT64)]  # N
+Difference = Annotated[float, Range(-1, 1)]
+
+
+class Point(TypedDict):
+    """Accuracy at one N with its interval and, for a step search, the cost of this N. See [`~evaluation.curves.Curves`]."""
+
+    n: Number
+    accuracy: Share
+    low: Share
+    high: Share
+    policy_seconds: NotRequired[Amount]
+    policy_num_tokens: NotRequired[Count]
+    policy_num_requests: NotRequired[Count]
+    policy_num_sequences: NotRequired[Count]
+    scorer_seconds: NotRequired[Amount]
+    scorer_num_calls: NotRequired[Count]
+    scorer_num_steps: NotRequired[Count]
+    scorer_num_tokens: NotRequired[Count]
+    rest_seconds: NotRequired[float]
+
+
+class Gap(TypedDict):
+    """Hacking gap of a curve. See [`~evaluation.curves.Curves`]."""
+
+    gap: Share
+    best_n: Number
+    largest_n: Number
+    loss: Difference | None
+    from_n: Number | None
+    low: Difference | None
+    high: Difference | None
+    undecided: str | None
+
+
+class Bin(TypedDict):
+    """Scores of an interval. See [`~step_metrics.calibration_bins`]."""
+
+    low: Share
+    high: Share
+    count: Count
+    mean_score: float | None
+    share_right: Share | None
+
+
+class Calibration(TypedDict, total=False):
+    """Comparison of scores with grades. See [`~evaluation.curves.Curves`]."""
+
+    aggregate: str
+    bins: list[Bin]
+
+
+class Cost(TypedDict, total=False):
+    """Seconds, tokens and calls. `None` is unknown."""
+
+    policy: dict[str, Amount | None] | None
+    scorer: dict[str, Amount | None]
+    rest_seconds: float
+
+
+class ScoredRow(TypedDict):
+    """Problem of a [`Part`], with its index and the classes of its answers."""
+
+    place: Count
+    problem: SavedProblem
+    classes: list[Count | None]
+
+
+class Header(TypedDict, total=False):
+    """First line of a [`Part`]. It has other keys, which are only compared."""
+
+    identity: dict[str, dict[str, Any]]
+
+
+class Block(TypedDict):
+    """Line of a [`Part`] after the first."""
+
+    rows: list[ScoredRow]
+    counts: dict[str, Amount]
+    unreadable_references: NotRequired[list[Reference]]
 
 
 @dataclass(kw_only=True)
@@ -69,16 +162,16 @@ class Results:
     versions: dict[str, str]
     seed: int
     date: str
-    num_problems: int
-    counts: dict[str, int]
-    n: list[int]
-    curves: dict[str, list[dict[str, float]]]
-    hacking_gap: dict[str, dict[str, Any]] = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
+    num_problems: Count
+    counts: dict[str, Count]
+    n: list[Number]
+    curves: dict[str, list[Point]]
+    hacking_gap: dict[str, Gap] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=dict)
     intervals: dict[str, Any] = field(default_factory=dict)
-    solutions: dict[str, int] = field(default_factory=dict)
+    solutions: dict[str, Count] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    cost: dict[str, Any] = field(default_factory=dict)
+    cost: Cost = field(default_factory=dict)
     output_dir: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
@@ -125,11 +218,38 @@ def load_results(folder: str | Path) -> Results:
 
     Raises:
         `FileNotFoundError`: If the folder has no results.
+        `ValueError`: If the file is damaged. The message names the file and the key.
     """
     path = Path(folder) / RESULTS
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Pass the --output_dir of `trl-hrm best-of-n`.")
-    return Results(**json.loads(path.read_text(encoding="utf-8")), output_dir=str(folder))
+    values = read_json(path, REMEDY)
+    check_values(values, path)
+    return Results(**values | {"output_dir": str(folder)})
+
+
+def check_values(values: dict[str, Any], path: Path) -> None:
+    """Raise `ValueError` unless the values of a `results.json` have the right types and fit together."""
+    check_json(values, Results, path, REMEDY)
+    if not values["curves"]:
+        raise ValueError(f"{path}: `curves` is empty. {REMEDY}")
+    for name, points in values["curves"].items():
+        where = f"{path}: `curves.{shown(name)[1:-1]}`"
+        n = [point["n"] for point in points]
+        if not n or sorted(set(n)) != n:
+            raise ValueError(f"{where} has the N {shown(n)}, expected at least one, in ascending order. {REMEDY}")
+        for point in points:
+            if not point["low"] - 1e-9 <= point["accuracy"] <= point["high"] + 1e-9:
+                raise ValueError(f"{where} has an accuracy outside of its interval at N = {point['n']}. {REMEDY}")
+    for name, gap in values.get("hacking_gap", {}).items():
+        where = f"{path}: `hacking_gap.{shown(name)[1:-1]}`"
+        n = [point["n"] for point in values["curves"].get(name, [])]
+        if gap["best_n"] not in n or gap["largest_n"] != n[-1] or gap["from_n"] not in [*n, None]:
+            raise ValueError(f"{where} has an N that is not in the curve {shown(name)}. {REMEDY}")
+        if len({gap[key] is None for key in ("loss", "from_n", "low", "high")}) > 1:
+            raise ValueError(f"{where} has some of `loss`, `from_n`, `low` and `high`, expected all or none. {REMEDY}")
+        if gap["loss"] is None and gap["undecided"] is None:
+            raise ValueError(f"{where} has neither a `loss` nor a reason why it is `undecided`. {REMEDY}")
 
 
 def format_results(results: Results) -> str:
@@ -155,7 +275,7 @@ def format_results(results: Results) -> str:
     if results.solutions:
         lines.append(describe_outcomes(results.solutions))
     lines += [f"warning: {warning}" for warning in results.warnings]
-    if not given and results.counts["candidates_without_answer"] == results.counts.get("num_candidates"):
+    if not given and results.counts.get("candidates_without_answer", 0) == results.counts.get("num_candidates"):
         lines.append(
             "warning: no solution has an answer, so all accuracies are 0. Check that --extractors match the policy's output, and "
             "that the token limit lets it finish."
@@ -167,16 +287,19 @@ def write_candidates(folder: Path, problems: Iterable[ProblemCandidates], name: 
     """Write scored and graded problems atomically, one row per problem. Remove earlier results first."""
     with replacing(folder / name) as file:
         for problem in problems:
-            file.write(json.dumps(problem.to_row(), ensure_ascii=False) + "\n")
+            file.write(dump_json(problem.to_row(), folder / name) + "\n")
         (folder / RESULTS).unlink(missing_ok=True)
 
 
 def load_candidates(folder: str | Path, name: str = CANDIDATES) -> Iterator[ProblemCandidates]:
-    """Read the problems that [`write_candidates`] wrote."""
-    path = Path(folder) / name
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            yield ProblemCandidates.from_row(json.loads(line), f"{path}:{number}")
+    """
+    Read the problems that [`write_candidates`] wrote.
+
+    Raises:
+        `ValueError`: If a row is damaged. The message names file and line.
+    """
+    for where, row in read_json_lines(Path(folder) / name, REMEDY):
+        yield ProblemCandidates.from_row(row, where)
 
 
 def reopen_part(folder: Path, shard: int, num_shards: int) -> None:
@@ -272,10 +395,21 @@ def compare_headers(found: dict[str, Any], header: dict[str, Any]) -> Comparison
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """Return the header of a part, or `None` if the file has no complete line."""
+    """
+    Return the header of a part, or `None` if the file has no complete line.
+
+    Raises:
+        `ValueError`: If the line is not a JSON object.
+    """
     with open(path, "rb") as lines:
         line = lines.readline()
-    return json.loads(line) if line.endswith(b"\n") else None
+    if not line.endswith(b"\n"):
+        return None
+    remedy = "Delete the file, or pass --overwrite, to score its problems again."
+    header = parse_json(line, f"{path}:1")
+    check_json(header, dict, f"{path}:1", remedy)
+    check_json(header, Header, f"{path}:1", remedy, more=True)
+    return header
 
 
 def read_parts(
@@ -300,10 +434,16 @@ def scored_row(place: int, problem: ProblemCandidates, classes: list[int | None]
 
 
 def _read_part(path: Path, counts: Counter, unreadable: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
-    with open(path, encoding="utf-8") as lines:
-        next(lines)  # the header
-        for line in lines:
-            block = json.loads(line)
-            counts.update(block["counts"])
-            unreadable += block.get("unreadable_references", ())
-            yield from block["rows"]
+    remedy = "Delete the file and run the same command again. Its problems will be scored again."
+    last = -1
+    for where, block in islice(read_json_lines(path, remedy), 1, None):  # after the header
+        check_json(block, Block, where, remedy)
+        for row in block["rows"]:
+            if row["place"] <= last:
+                raise ValueError(f"{where}: problem {row['place']} follows problem {last}. {remedy}")
+            if len(row["classes"]) != len(row["problem"]["candidates"]):
+                raise ValueError(f"{where}: problem {row['place']} has not one class per candidate. {remedy}")
+            last = row["place"]
+        counts.update(block["counts"])
+        unreadable += block.get("unreadable_references", ())
+        yield from block["rows"]

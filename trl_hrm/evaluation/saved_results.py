@@ -6,18 +6,81 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from ..data.candidates import SavedProblem
+from ..io import read_json, read_json_lines, shown
 from ..pages.numbers import percent
+from ..schema import Amount, Count, Range, Share, check_json
 from ..scoring.aggregate import AGGREGATES, aggregate
+from .results import REMEDY, RESULTS, check_values
 from .reward_hacking import Verdict, hacking_verdict
 
 
-RESULTS = "results.json"
 SELECTION_KEYS = ("strategy", "settings", "num_problems", "counts", "n", "curves", "hacking_gap")
 GAP_KEYS = ("gap", "best_n", "largest_n", "loss", "from_n", "low", "high", "undecided")
 BENCHMARK_KEYS = ("reward_model", "suites")
 BASELINES = {"majority_vote": "majority vote", "pass_at_n": "pass@N"}
+
+
+class Tuned(TypedDict):
+    """Threshold of a suite, tuned on a part of its solutions. See [`~evaluation.benchmarks.measures.tune`]."""
+
+    threshold: Share | None
+    validation: Share | None
+    rest: Share | None
+    rest_untuned: Share | None
+    num_validation: Count
+    num_rest: Count
+
+
+class TooLong(TypedDict):
+    """Solution that was too long for the model."""
+
+    subset: str
+    id: str
+    where: str
+
+
+class SuiteResults(TypedDict):
+    """Results of a suite. See [`~evaluation.benchmarks.measures.measure`]."""
+
+    sources: list[str]
+    metric: str
+    main: str
+    threshold: Share
+    subsets: dict[str, dict]
+    averages: dict[str, dict]
+    tuned: Tuned | None
+    steps: dict[str, Amount]
+    counts: dict[str, Count]
+    too_long: list[TooLong]
+    faults: NotRequired[dict[str, Any]]
+    seconds: Amount
+
+
+class BenchmarkResults(TypedDict):
+    """Content of the `results.json` of `trl-hrm benchmark`."""
+
+    kind: Literal["benchmark"]
+    reward_model: dict[str, Any]
+    settings: dict[str, Any]
+    suites: dict[str, SuiteResults]
+    intervals: NotRequired[Any]
+    seed: int
+    versions: dict[str, str]
+    date: str
+
+
+class SavedScores(TypedDict):
+    """Row of `scores.jsonl`."""
+
+    suite: str
+    subset: str
+    id: str
+    where: NotRequired[str]
+    labels: list[Annotated[int, Range(0, 1)] | None]
+    scores: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -91,16 +154,11 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
                 f"{path}: found {found or 'an empty folder'}, expected {RESULTS} of `trl-hrm best-of-n`, `trl-hrm step-search` or "
                 "`trl-hrm benchmark`. If the run was stopped, start it again to complete it."
             )
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: not valid JSON ({error}). Run the command that wrote it again.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{file}: found a JSON {type(values).__name__}, expected an object with results.")
+        values = read_json(file, REMEDY)
         is_benchmark = values.get("kind") == "benchmark"
         if missing := [key for key in (BENCHMARK_KEYS if is_benchmark else SELECTION_KEYS) if key not in values]:
             raise ValueError(
-                f"{file}: found the keys {sorted(values)}, but {missing} are missing. Expected results of `trl-hrm best-of-n` or "
+                f"{file}: found the keys {shown(sorted(values), 200)}, but {missing} are missing. Expected results of `trl-hrm best-of-n` or "
                 f"`trl-hrm step-search` ({', '.join(SELECTION_KEYS)}) or of `trl-hrm benchmark` (kind, "
                 f"{', '.join(BENCHMARK_KEYS)})."
             )
@@ -111,27 +169,53 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
 
 def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
     """Read the results of a benchmark. The scores of all labelled steps are grouped by suite."""
+    _check_benchmark(values, folder / RESULTS)
     solutions: dict[str, set[str]] = {suite: set() for suite in values["suites"]}
     scores: dict[str, dict[str, list[float]]] = {}
-    for row in _read_rows(folder / "scores.jsonl"):
+    for where, row in read_json_lines(folder / "scores.jsonl", REMEDY):
+        check_json(row, SavedScores, where, REMEDY)
+        if row["scores"] is not None and len(row["scores"]) != len(row["labels"]):
+            raise ValueError(
+                f"{where}: found {len(row['scores'])} scores for {len(row['labels'])} labels, expected one per step. {REMEDY}"
+            )
         if row["scores"] is not None and row["suite"] in solutions:
             solutions[row["suite"]].add(_digest(row["subset"], row["id"]))
         parts = scores.setdefault(f"steps of {row['suite']}", {"right": [], "wrong": []})
-        for score, label in zip(row["scores"] or (), row["labels"], strict=False):
+        for score, label in zip(row["scores"] or (), row["labels"] if row["scores"] else (), strict=True):
             if label is not None:
                 parts["right" if label else "wrong"].append(score)
     scored = {suite: frozenset(hashes) for suite, hashes in solutions.items()}
     return Result(folder.as_posix(), name, "benchmark", values, solutions=scored, scores=scores)
 
 
+def _check_benchmark(values: dict[str, Any], path: Path) -> None:
+    check_json(values, BenchmarkResults, path, REMEDY)
+    for name, suite in values["suites"].items():
+        where = f"{path}: `suites.{shown(name)[1:-1]}`"
+        parts = [*suite["subsets"].values(), *suite["averages"].values()]
+        if missing := {suite["metric"], "low", "high"} - set.intersection(*(set(part) for part in parts)):
+            raise ValueError(f"{where}: a subset or average has no {' and no '.join(sorted(missing))}. {REMEDY}")
+        for part in parts:
+            value, low, high = (part[key] for key in (suite["metric"], "low", "high"))
+            is_missing = {value is None, low is None, high is None}
+            check_json([value, low, high], list[Share | None], where, REMEDY)
+            if len(is_missing) > 1 or (value is not None and not low - 1e-9 <= value <= high + 1e-9):
+                raise ValueError(f"{where}: {shown(value)} is outside of its interval {shown([low, high])}. {REMEDY}")
+        for part in (*parts, suite["steps"]):
+            for key, value in part.items():
+                check_json({key: value}, dict[str, Count if key.startswith("num_") else Share | None], where, REMEDY)
+
+
 def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
     """Read the results of a selection. Solutions are scored with the first aggregate, if it is a built-in one."""
+    check_json(values["hacking_gap"], dict[str, dict], f"{folder / RESULTS}: `hacking_gap`", REMEDY)
     for curve, gap in values["hacking_gap"].items():
         if missing := [key for key in GAP_KEYS if key not in gap]:
             raise ValueError(
-                f"{folder / RESULTS}: {missing} are missing in the hacking gap of {curve}. The results were written by an earlier "
-                "version, with different intervals. Run the command again with --overwrite."
+                f"{folder / RESULTS}: {missing} are missing in the hacking gap of {shown(curve)}. The results may have been written by "
+                "an earlier version, with different intervals. Run the command again with --overwrite."
             )
+    check_values(values, folder / RESULTS)
     file = folder / "candidates.jsonl"
     if not file.is_file():  # a step search has one file for each N
         files = {int(path.stem.rpartition("-n")[2]): path for path in folder.glob("candidates-n*.jsonl")}
@@ -141,13 +225,17 @@ def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
                 "that results are for the same problems. Copy the whole folder."
             )
         file = files[max(files)]
-    rows = _read_rows(file)
+    rows = []
+    for where, row in read_json_lines(file, REMEDY):
+        check_json(row, SavedProblem, where, REMEDY)
+        rows.append(row)
     has_prefixes = "prefix_column" in values["settings"]  # a problem can occur with several prefixes
     problems = frozenset(
         _digest(row["problem"], row["answer"], *([row["problem_id"]] if has_prefixes else ())) for row in rows
     )
     aggregates = values["settings"].get("aggregate")  # a string for a step search, a list for best-of-N
-    used = aggregates[0] if isinstance(aggregates, list) else aggregates
+    used = aggregates[0] if isinstance(aggregates, list) and aggregates else aggregates
+    check_json(used, str | None, f"{folder / RESULTS}: `settings.aggregate`", REMEDY)
     found: dict[str, list[float]] = {"right": [], "wrong": []}
     for candidate, graded in ((one, row.get("graded")) for row in rows for one in row["candidates"]):
         is_wrong = candidate["answer"] is None and not graded  # no answer is wrong
@@ -155,17 +243,6 @@ def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
             found["right" if candidate["correct"] else "wrong"].append(aggregate(candidate["scores"], used))
     scores = {f"solutions ({used} of the step scores)": found} if any(found.values()) else {}
     return Result(folder.as_posix(), name, "selection", values, problems, scores=scores)
-
-
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number}: not a complete JSON object ({error}).") from error
-    return rows
 
 
 def _digest(*values: Any) -> str:

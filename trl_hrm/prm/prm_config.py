@@ -29,10 +29,10 @@ class PRMConfig(ResumeConfig, BaseConfig):
             Number of processes to use for processing the dataset.
         resume_from_checkpoint (`str` or `bool`, *optional*):
             Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
-            `output_dir`. If there is none, training starts from the beginning.
+            `output_dir`. Without one, training starts from the beginning.
         accept_changes (`list[str]`, *optional*, defaults to `[]`):
-            Names of settings that may differ from those of the checkpoint. A resumed training with other changes is
-            refused.
+            Names of settings that may differ from those of the checkpoint. Other differences are an error.
+
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `logging_steps`: Defaults to `10` instead of `500`.

@@ -183,9 +183,6 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
                 raise ValueError(
                     f"`{name}` only applies to search {others}, but `search` is {self.search}. Remove `{name}`."
                 )
-        from ..search.policies import check_in_flight
-
-        check_in_flight(self.make_search(*self.make_prompt()), self.max_in_flight)
 
     def make_search(self, prompt: "Prompt", rule: "StepRule") -> Any:
         """Return the search, wrapped in a root filter if `root_filter` is set."""
@@ -320,6 +317,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
     from ..grading import AnswerGrader
     from ..search.coroutines import run_coroutine
     from ..search.log import EventLog
+    from ..search.policies import check_in_flight
     from ..search.run_folder import check_manifest, finish_shard, problem_shard, resumed_prompt, shard_name
     from ..search.scheduler import Scheduler, SchedulerConfig
     from .progress_bar import ProgressBar
@@ -328,6 +326,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
     prompt, rule = config.make_prompt()
     prompt = resumed_prompt(prompt, folder)
     search = config.make_search(prompt, rule)
+    check_in_flight(search, config.max_in_flight)  # before the engine is loaded
     chosen = [
         (place, problem)
         for place, problem in enumerate(problems.problems)

@@ -86,12 +86,11 @@ def quickstart(config: QuickstartConfig) -> str:
 
 
 def _quickstart(config: QuickstartConfig) -> str:
-    import json
 
     import torch
     from datasets import Dataset
 
-    from ..io import replacing
+    from ..io import dump_json, replacing
     from ..scoring.scorer import StepScorer
     from ..terminal import has_color
     from ..tiny_model import make_tiny_model, texts_of
@@ -107,7 +106,7 @@ def _quickstart(config: QuickstartConfig) -> str:
     rows = [tree.to_row() for tree in train]
     solutions = Path(config.output_dir, SOLUTIONS)
     with replacing(solutions) as file:
-        file.writelines(json.dumps(tree.to_row()) + "\n" for tree in held_out)
+        file.writelines(dump_json(tree.to_row(), solutions) + "\n" for tree in held_out)
     print(
         f"Training a reward model on {sum(len(tree.completions) for tree in train):,} steps of {len(train):,} problems."
     )

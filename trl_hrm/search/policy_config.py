@@ -308,7 +308,8 @@ class PromptConfig(Config):
                 f"`segmentation` is {shown(self.segmentation)} and `step_pattern` is {shown(self.step_pattern)}. `segmentation='regex'` and "
                 "`step_pattern` must be used together."
             )
-        self.make_prompt()  # raises if the prompt or the pattern is invalid
+        if self.step_pattern is not None:
+            regex_rule(self.step_pattern)  # raises if the pattern is invalid
 
     def make_prompt(self) -> tuple[Prompt, StepRule]:
         """

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Collection
@@ -59,7 +60,9 @@ LENGTH_ARGUMENTS = ("num_train_epochs", "max_steps")
 
 
 def plain(value: Any) -> Any:
-    """Return a setting as JSON: sets as sorted lists, enums as their values, and other objects as text."""
+    """Return a setting as JSON: sets as sorted lists, enums as their values, and other objects and infinity as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
 
     def convert(value: Any) -> Any:
         if isinstance(value, Enum):

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -91,10 +92,10 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
 
         resume_from_checkpoint (`str` or `bool`, *optional*):
             Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
-            `output_dir`. If there is none, training starts from the beginning.
+            `output_dir`. Without one, training starts from the beginning.
         accept_changes (`list[str]`, *optional*, defaults to `[]`):
-            Names of settings that may differ from those of the checkpoint. A resumed training with other changes is
-            refused.
+            Names of settings that may differ from those of the checkpoint. Other differences are an error.
+
     > [!NOTE]
     > These parameters have default values different from [`~transformers.TrainingArguments`]:
     > - `logging_steps`: Defaults to `10` instead of `500`.
@@ -250,8 +251,8 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             raise ValueError(
                 f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique' or 'occurrence'."
             )
-        if not self.error_weight > 0:
-            raise ValueError(f"`error_weight` is {self.error_weight}. It must be greater than 0.")
+        if not 0 < self.error_weight < math.inf:
+            raise ValueError(f"`error_weight` is {self.error_weight}. It must be a number greater than 0.")
         if self.batch_eval_metrics:
             raise ValueError(
                 "`batch_eval_metrics` is not supported, because metrics of single batches cannot be combined. Leave it at "

@@ -58,10 +58,10 @@ class KLSelfConfig(ResumeConfig, SFTConfig):
 
         resume_from_checkpoint (`str` or `bool`, *optional*):
             Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
-            `output_dir`. If there is none, training starts from the beginning.
+            `output_dir`. Without one, training starts from the beginning.
         accept_changes (`list[str]`, *optional*, defaults to `[]`):
-            Names of settings that may differ from those of the checkpoint. A resumed training with other changes is
-            refused.
+            Names of settings that may differ from those of the checkpoint. Other differences are an error.
+
     > [!NOTE]
     > The other parameters have the same default values as in [`~trl.SFTConfig`].
     """

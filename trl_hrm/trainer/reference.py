@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from .._compat import (
     prepare_deepspeed,
     prepare_fsdp,
 )
-from ..io import shown, write_json
+from ..io import read_json, shown, write_json
 from ..kl import LMHead, trained_tokens
 from .checkpoints import digest_of_weights
 from .kl_self_config import KLSelfConfig
@@ -481,16 +480,11 @@ def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
                 "the folder, or set another `ref_hidden_dir`."
             )
         return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: the file is damaged ({error}). Delete the folder to recompute the states."
-        ) from error
+    found = read_json(path, "Delete the folder to recompute the states.")
     for name, what in (("version", "format"), ("reference", "reference model"), ("data", "data or tokenizer")):
         if found.get(name) != manifest[name]:
             raise ValueError(
-                f"{path}: the hidden states were computed with another {what}: found {found.get(name)}, expected "
+                f"{path}: the hidden states were computed with another {what}: found {shown(found.get(name))}, expected "
                 f"{manifest[name]}. Delete the folder to recompute them, or set another `ref_hidden_dir`."
             )
 

@@ -1,4 +1,7 @@
+import math
 from dataclasses import dataclass, field
+
+from ..io import resolved_output
 
 
 @dataclass
@@ -9,23 +12,22 @@ class ResumeConfig:
     Parameters:
         resume_from_checkpoint (`str` or `bool`, *optional*):
             Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint in
-            `output_dir`. If there is none, training starts from the beginning.
+            `output_dir`. Without one, training starts from the beginning.
         accept_changes (`list[str]`, *optional*, defaults to `[]`):
-            Names of settings that may differ from those of the checkpoint. A resumed training with other changes is refused.
+            Names of settings that may differ from those of the checkpoint. Other differences are an error.
     """
 
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
             "help": "Checkpoint to resume from, for the training commands: a path, or `true` for the newest complete checkpoint "
-            "in `output_dir`. If there is none, training starts from the beginning."
+            "in `output_dir`. Without one, training starts from the beginning."
         },
     )
     accept_changes: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Names of settings that may differ from those of the checkpoint. A resumed training with other changes is "
-            "refused."
+            "help": "Names of settings that may differ from those of the checkpoint. Other differences are an error."
         },
     )
 
@@ -33,6 +35,14 @@ class ResumeConfig:
         if isinstance(self.accept_changes, str):
             self.accept_changes = [self.accept_changes]
         super().__post_init__()
+        if resolved_output(
+            self.output_dir, "output_dir"
+        ).is_file():  # `Trainer` would notice it after preparing the data
+            raise NotADirectoryError(f"{self.output_dir} is a file. Choose a folder as `output_dir`.")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}. It must be at least 1.")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            # `max_grad_norm` may be infinite, to log the norm without clipping
+            if not getattr(self, name) >= 0 or (name != "max_grad_norm" and math.isinf(getattr(self, name))):
+                raise ValueError(f"`{name}` is {getattr(self, name)}. It must be a number that is at least 0.")

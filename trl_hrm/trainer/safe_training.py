@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..identity import checkpoint_identity
-from ..io import shown
+from ..io import claimed_folder, shown
 from ..step_format import StepFormat
 from .checkpoints import (
     FREE_ARGUMENTS,
@@ -41,8 +42,11 @@ from .checkpoints import (
 logger = get_logger(__name__)
 Result = TypeVar("Result")
 
+LOCK_NAME = "_training.lock"  # names that begin with "_" are not pushed to the Hub
 NEVER = torch.iinfo(torch.long).max
 CAUSES = ("loss", "gradient norm", "value of the weights")
+# Schedules of the learning rate that do not depend on the number of steps
+ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
 # Keyword arguments of `from_pretrained` that do not change the model. The revision is recorded as a commit
 FREE_MODEL_ARGUMENTS = ("revision", "attn_implementation", "device_map", "token")
 FREE_PEFT_SETTINGS = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
@@ -68,6 +72,7 @@ class SafeTrainingMixin:
     - **Identity.** The same file records the settings, the dataset, the base model and the tokenizer of a training, by content.
       Resuming with others is refused, unless `accept_changes` names them.
     - **Nothing to train on.** A dataset without a full batch or a training without a step is an error.
+    - **One training per folder.** `output_dir` is locked, and tried, before training.
 
     Subclasses set `_train_data` and `_eval_data` to the datasets as the user passed them, before they are prepared.
     """
@@ -88,19 +93,26 @@ class SafeTrainingMixin:
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                Path of a checkpoint, or `True` for the newest complete checkpoint in `output_dir`. If there is none, training
+                Path of a checkpoint, or `True` for the newest complete checkpoint in `output_dir`. Without one, training
                 starts from the beginning. The strings `"true"` and `"false"` of a command line are understood.
             args, kwargs:
                 Other arguments of [`~transformers.Trainer.train`].
 
         Raises:
             `ValueError`: If the checkpoint is incomplete or belongs to another training, or there is nothing to train on.
+            `OSError`: If `output_dir` cannot be written, or another process trains into it.
             [`DivergedError`]: If the loss, a gradient or a weight is NaN or infinite.
         """
         self._check_length()
         self._forget_divergence()
-        checkpoint, self._settings, self._accepted = self._on_main(lambda: self._resolve(resume_from_checkpoint))
-        return super().train(checkpoint, *args, **kwargs)
+        with ExitStack() as stack:
+
+            def start() -> tuple[str | None, dict[str, Any], tuple[str, ...]]:
+                stack.enter_context(claimed_folder(self.args.output_dir, "output_dir", lock=LOCK_NAME))
+                return self._resolve(resume_from_checkpoint)
+
+            checkpoint, self._settings, self._accepted = self._on_main(start)
+            return super().train(checkpoint, *args, **kwargs)
 
     def _on_main(self, function: Callable[[], Result]) -> Result:
         """Return what a function returns on the main process, on all processes. Its `OSError` or `ValueError` is raised on all."""
@@ -186,10 +198,12 @@ class SafeTrainingMixin:
         checkpoint, _ = newest_complete(Path(self.args.output_dir))
         kept = "No checkpoint was saved" if checkpoint is None else f"The newest complete checkpoint is {checkpoint}"
         self._forget_divergence()  # the user may load a good checkpoint and save it
+        norm = self.args.max_grad_norm
+        clipping = "" if 0 < norm <= 1 else f" Set `max_grad_norm` (now {norm}) to at most 1."
         precision = " Use bf16 or float32 instead of fp16." if self.accelerator.mixed_precision == "fp16" else ""
         raise DivergedError(
             f"The training diverged: the {cause} at step {step} is NaN or infinite. {last}Lower `learning_rate` (now "
-            f"{self.args.learning_rate}), or set `max_grad_norm` (now {self.args.max_grad_norm}) to at most 1.{precision} {kept}."
+            f"{self.args.learning_rate}).{clipping}{precision} {kept}."
         )
 
     def _check_weights(self) -> None:
@@ -290,15 +304,16 @@ class SafeTrainingMixin:
             settings = asdict(step_format)
         changes = list_changes(record["settings"], settings)
         for name in LENGTH_ARGUMENTS:
-            for line in changes.pop(name, ()):
-                constant = str(settings["lr_scheduler_type"]).startswith("constant")
+            for line in changes.get(name, ()):
+                schedule = settings["lr_scheduler_type"]
                 effect = (
-                    "" if constant else f" The `{settings['lr_scheduler_type']}` schedule now spans the new length."
+                    "" if schedule in ENDLESS_SCHEDULES else f" The `{schedule}` schedule now spans the new length."
                 )
                 logger.warning(f"{line}.{effect}")
-        refused = [line for name, lines in changes.items() if name not in accepts for line in lines]
+        may_change = {*accepts, *LENGTH_ARGUMENTS}
+        refused = [line for name, lines in changes.items() if name not in may_change for line in lines]
         if refused:
-            names = sorted(changes.keys() | set(accepts))
+            names = sorted((changes.keys() | set(accepts)) - set(LENGTH_ARGUMENTS))
             raise ValueError(
                 f"{checkpoint} belongs to another training: {'; '.join(refused)}. Restore the old values, or accept the changes with "
                 f"`accept_changes={names}`."
@@ -309,8 +324,8 @@ class SafeTrainingMixin:
             raise ValueError(
                 f"`accept_changes` contains {shown(useless[0])}, which has not changed since {checkpoint}. Remove it."
             )
-        for lines in changes.values():
-            logger.warning(f"Accepted: {'; '.join(lines)}.")
+        for name in changes.keys() - set(LENGTH_ARGUMENTS):
+            logger.warning(f"Accepted: {'; '.join(changes[name])}.")
         return tuple(sorted({*accepts, *record["accepted"]}))
 
     def _training_settings(self) -> dict[str, Any]:

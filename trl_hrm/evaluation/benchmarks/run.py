@@ -1,6 +1,5 @@
 """Run benchmarks: score the solutions of each suite, compute the metrics, and write the results."""
 
-import json
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ... import __version__
 from ...data.problems import group_equal
-from ...io import read_json, read_json_lines, write_or_keep
+from ...io import dump_json, read_json, read_json_lines, write_or_keep
 from ...scoring.candidate_scores import score_steps
 from ...scoring.scoring_config import ScoringConfig
 from ...scoring.tree_scorer import TreeScorer
@@ -178,7 +177,7 @@ def write_results(
     write_or_keep(
         folder,
         {
-            SCORES: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
-            RESULTS: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+            SCORES: "".join(dump_json(row, folder / SCORES) + "\n" for row in rows),
+            RESULTS: dump_json(report, folder / RESULTS, indent=2) + "\n",
         },
     )
