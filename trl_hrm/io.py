@@ -490,19 +490,40 @@ def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Coll
     ['search.max_depth was 8 and is 9']
     ```
     """
-    changed = []
-    for name in sorted((found.keys() | asked.keys()) - set(ignored)):
+    kept = ({name: value for name, value in settings.items() if name not in ignored} for settings in (found, asked))
+    return [format_change(name, *values) for name, values in setting_changes(*kept).items()]
+
+
+def setting_changes(found: dict[str, Any], asked: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the value before and the value now of each setting that differs, by its dotted name. See [`changed_settings`]."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(found.keys() | asked.keys()):
         before, now = found.get(name), asked.get(name)
         if name in TOLERANCES and (None in (before, now) or _is_close(before, now, TOLERANCES[name])):
             continue
         inner = [{} if value is None else value for value in (before, now)]
         if before != now and all(isinstance(value, dict) for value in inner):
-            changed += [f"{name}.{setting}" for setting in changed_settings(*inner)]
+            changes |= {f"{name}.{setting}": values for setting, values in setting_changes(*inner).items()}
         elif before != now:
-            was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
-            was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
-            changed.append(f"{name} was {was} and is {is_now}")
-    return changed
+            changes[name] = before, now
+    return changes
+
+
+def _is_close(before: Any, now: Any, tolerance: float) -> bool:
+    """Return whether two lists of numbers have the same length, and a mean difference of at most `tolerance`."""
+    for numbers in (before, now):
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            return False
+    if not before or len(before) != len(now):
+        return False
+    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now)
+
+
+def format_change(name: str, before: Any, now: Any) -> str:
+    """Return the name and both values of a setting, for a message."""
+    was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
+    was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
+    return f"{name} was {was} and is {is_now}"
 
 
 def _is_close(before: Any, now: Any, tolerance: float) -> bool:
