@@ -373,7 +373,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
             refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
             num_others = len(log.problems.keys() - {problem.problem_id for _, problem in chosen})
             if num_others:
-                print(
+                say(
                     f"The run has {num_others:,} problems that are not among the given problems. They stay in the run."
                 )
             progress = run_coroutine(run(log))
