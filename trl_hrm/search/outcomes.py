@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..terminal import one_line
 from .open_tree import OpenTree
 
 
@@ -197,7 +198,9 @@ def reference_warnings(number: int, problems: Sequence[Mapping[str, str]]) -> li
     """
     if not number:
         return []
-    shown = [f"{problem['problem_id']} ({problem['answer'][:60]!r})" for problem in problems[:NUM_SHOWN]]
+    shown = [
+        f"{one_line(problem['problem_id'], 200)} ({problem['answer'][:60]!r})" for problem in problems[:NUM_SHOWN]
+    ]
     shown += [f"{number - len(shown):,} more"] * (number > len(shown))
     are = (
         "problem has an unreadable reference answer and was"

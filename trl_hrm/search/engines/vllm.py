@@ -5,9 +5,10 @@ from itertools import count
 from typing import Any
 
 import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ...io import shown
+from ...loading import check_policy, load_tokenizer
 from .base import EngineError, EngineFatal, Sample, Sampling, room, sample_from_vllm
 
 
@@ -80,8 +81,12 @@ class VLLMEngine:
             **engine_args:
                 Other arguments of `vllm.AsyncEngineArgs`. On CPU, set `kv_cache_memory_bytes`. Otherwise vLLM uses most of the
                 memory.
+
+        Raises:
+            `ValueError`: If the checkpoint is damaged. See [`~loading.check_policy`].
         """
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        tokenizer = load_tokenizer(name_or_path, revision)
+        check_policy(name_or_path, revision)  # before the engine is started, which takes long
         args = AsyncEngineArgs(model=name_or_path, revision=revision, dtype=dtype, **engine_args)
         return cls(AsyncLLM.from_engine_args(args), tokenizer, temperature, top_p, top_k, engine_args)
 
