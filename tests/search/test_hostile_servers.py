@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import socket
+import threading
 import traceback
 import tracemalloc
 
