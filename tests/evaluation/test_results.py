@@ -12,7 +12,7 @@ import pytest
 from trl_hrm import StepFormat
 from trl_hrm.data.candidates import Candidate, ProblemCandidates
 from trl_hrm.evaluation import best_of_n
-from trl_hrm.evaluation.best_of_n import files_digest, make_results, pool_digest, score_pool
+from trl_hrm.evaluation.best_of_n import make_results, pool_digest, score_pool
 from trl_hrm.evaluation.results import (
     Part,
     Results,
@@ -291,18 +291,12 @@ def test_problems_missing_from_a_run_are_counted(tmp_path):
     assert not part.finished.exists()
 
 
-def test_digests(tmp_path):
+def test_the_digest_of_candidates():
     problems = [problem for _, problem in make_problems(3)]
     assert pool_digest(problems) == pool_digest([problem for _, problem in make_problems(3)])
     other = [problem for _, problem in make_problems(3)]
     other[2].candidates[1].steps[-1] += " "
     assert pool_digest(problems) != pool_digest(other)
-    assert files_digest("me/my-model") is None
-    (tmp_path / "a").write_text("1")
-    before = files_digest(str(tmp_path))
-    assert files_digest(str(tmp_path)) == before
-    (tmp_path / "a").write_text("22")
-    assert files_digest(str(tmp_path)) != before
 
 
 def results(**changes) -> Results:

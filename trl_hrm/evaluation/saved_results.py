@@ -14,6 +14,7 @@ from ..io import read_json, read_json_lines, shown
 from ..pages.numbers import percent
 from ..schema import Amount, Count, Range, Share, check_json
 from ..scoring.aggregate import AGGREGATES, aggregate
+from ..terminal import plain
 from .results import REMEDY, RESULTS, check_values
 from .reward_hacking import Verdict, hacking_verdict
 
@@ -145,7 +146,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
     for i, path in enumerate(resolved):
         if path in resolved[:i]:
             raise ValueError(f"{paths[i]} is given twice. Give each folder once.")
-    names = [path.name for path in resolved]
+    names = [plain(path.name) for path in resolved]
     results = []
     for path, name in zip(paths, names, strict=True):
         file = path / RESULTS
@@ -164,7 +165,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
                 f"{', '.join(BENCHMARK_KEYS)})."
             )
         read = _read_benchmark if is_benchmark else _read_selection
-        results.append(read(path, name if names.count(name) == 1 else path.as_posix(), values))
+        results.append(read(path, name if names.count(name) == 1 else plain(path.as_posix()), values))
     return results
 
 
