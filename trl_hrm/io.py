@@ -154,6 +154,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         `FileNotFoundError`: If the file does not exist.
         `ValueError`: If the file is not a mapping from names to values. See also [`parse_yaml`].
     """
+    check_regular(path)
+    if os.path.getsize(path) > MAX_YAML_BYTES:
+        raise ValueError(f"{path}: the file has more than {MAX_YAML_BYTES >> 20} MB, expected a file of settings.")
     values = parse_yaml(Path(path).read_bytes(), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} contains no options. Write one per line, such as `seed: 42`.")
@@ -176,9 +179,6 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     """
     import yaml
 
-    check_regular(path)
-    if os.path.getsize(path) > MAX_YAML_BYTES:
-        raise ValueError(f"{path}: the file has more than {MAX_YAML_BYTES >> 20} MB, expected a file of settings.")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
