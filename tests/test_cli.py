@@ -71,6 +71,38 @@ def test_every_option_is_explained_once(command):
             assert (f"--{field.name} " in short) != bool(field.metadata.get("advanced")), field.name
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--final_stops", "---"], ["---"]),
+        (["--final_stops=---", "-->", "x"], ["---", "-->", "x"]),
+        (["--final_stops=--end", "--seed", "3"], ["--end"]),
+        (["--final_stops=--", "-"], ["--", "-"]),
+        (["--final_stops", "a b", "-.5", "-2e-1", "=", "a=b"], ["a b", "-.5", "-2e-1", "=", "a=b"]),
+        (["--final_stops="], []),
+        (["--final-stops=-x"], ["-x"]),
+    ],
+)
+def test_values_that_look_like_options(words, expected):
+    """`--final_stops '---'` was an error, and a list could not have such a value and another one."""
+    parser = CommandParser(trl_hrm.AnnotateConfig, prog="trl-hrm annotate")
+    given = ["--problems", "p", "--policy", "m", "--engine", "transformers", "--output_dir", "o"]
+    assert parser.read([*given, *words])[0].final_stops == expected
+
+
+def test_other_values_with_a_dash(capsys):
+    def read(*words):
+        parser = CommandParser(trl_hrm.ExportConfig, prog="trl-hrm export")
+        return parser.read(["run", "--output_dir", "o", "--labels", "entropy", *words])[0]
+
+    for word in ("-2e-1", "-.2", "-0.2"):
+        assert read("--eta", word).eta == read(f"--eta={word}").eta == -0.2
+    assert read("--eta", "1", "--output_dir=--out").output_dir == "--out"
+    with pytest.raises(SystemExit):
+        read("--eta", "1", "-x")
+    assert "found '-x', which is not an option" in capsys.readouterr().err
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--version"])

@@ -19,7 +19,7 @@ import trl_hrm
 from .errors import error_line, is_debug
 from .io import read_yaml
 from .processes import StopSignals
-from .terminal import plain
+from .terminal import one_line, say
 
 
 class Command(NamedTuple):
@@ -179,8 +179,8 @@ class CommandParser(TrlParser):
         return super()._get_value(action, word.removeprefix(VALUE))
 
     def error(self, message: str) -> None:
-        message = plain(re.sub(r"(--\w+)/--[\w-]+", r"\1", message))  # argparse lists all spellings of an option
-        self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse lists all spellings of an option
+        self.exit(2, f"error: {one_line(message)}\nSee `{self.prog} --help`.\n")
 
     def set_defaults_with_config(self, **settings: Any) -> list[str]:
         """Set the fields of the config. Other options, such as `--debug`, are unknown in a file."""
@@ -278,9 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the border: no traceback leaves it, unless it is asked for
         if is_debug(argv if name in COMMANDS else ()):  # training arguments have a `--debug` of their own
             raise
-        print(
-            error_line(error, f"trl-hrm {name}", "--debug" if name in COMMANDS else "TRL_HRM_DEBUG=1"), file=sys.stderr
-        )
+        debug = "--debug" if name in COMMANDS else "TRL_HRM_DEBUG=1"
+        say(error_line(error, f"trl-hrm {name}", debug), sys.stderr)
         return 1
     return 0
 
@@ -304,7 +303,7 @@ def run(name: str, argv: Sequence[str]) -> None:
         return
     result = getattr(trl_hrm, command.function)(config)
     if result is not None:
-        print(result)
+        say(result)
 
 
 if __name__ == "__main__":

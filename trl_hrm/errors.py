@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .terminal import plain
+from .terminal import one_line
 
 
 MAX_LENGTH = 2000  # number of characters of an error message
@@ -71,9 +71,7 @@ def error_line(error: Exception, command: str, debug: str = "--debug") -> str:
     text = str(error)
     if not text or isinstance(error, MemoryError | KeyError):
         text = f"{type(error).__name__} {text}".strip()
-    text = plain(text[: 2 * MAX_LENGTH])
-    if len(text) > MAX_LENGTH:
-        text = f"{text[: MAX_LENGTH - 3]}..."
+    text = one_line(text, MAX_LENGTH)
     if is_foreseen(error):
         return f"error: {text}"
     return (

@@ -46,10 +46,13 @@ class Output(NamedTuple):
             Folder of the dataset, which does not exist yet or holds an earlier build.
         work (`Path`):
             Temporary folder on the same file system, so the dataset can be renamed to `folder`.
+        config ([`BuildConfig`]):
+            Options of the build.
     """
 
     folder: Path
     work: Path
+    config: BuildConfig
 
 
 @contextmanager
@@ -80,7 +83,7 @@ def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[
         raise NotADirectoryError(f"{given} is a file. Choose a folder as `output_dir`.")
     if os.path.ismount(folder):
         raise OSError(f"{given} is a mount point, which cannot be replaced. Choose a folder in it as `output_dir`.")
-    work, replaced = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "replaced"))
+    work, replaced = _hidden(folder, "partial"), _hidden(folder, "replaced")
     with claimed_name(folder, given, "output_dir"):
         if replaced.exists() and not folder.exists():  # killed between the two renames of `publish`
             replaced.rename(folder)
@@ -91,9 +94,14 @@ def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[
         _check_replaced(folder, config)
         work.mkdir()
         try:
-            yield Output(folder, work)
+            yield Output(folder, work, config)
         finally:
             shutil.rmtree(work, ignore_errors=True)  # the next build removes what a worker still writes
+
+
+def _hidden(folder: Path, kind: str) -> Path:
+    """Return a name next to a folder that no other program uses."""
+    return folder.with_name(f".{folder.name}.trl-hrm-{kind}")
 
 
 def _check_replaced(folder: Path, config: BuildConfig) -> None:
@@ -127,8 +135,12 @@ def publish(built: Path, output: Output) -> None:
     Rename a built folder to the output. An earlier dataset is moved aside first.
 
     If the process is killed in between, [`claimed_output`] restores the earlier dataset.
+
+    Raises:
+        `FileExistsError`: If the output may not be replaced, because files were added during the build.
     """
-    folder, replaced = output.folder, output.folder.with_name(f".{output.folder.name}.replaced")
+    folder, replaced = output.folder, _hidden(output.folder, "replaced")
+    _check_replaced(folder, output.config)
     if not folder.exists():
         built.rename(folder)
         return

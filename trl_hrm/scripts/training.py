@@ -21,6 +21,7 @@ from ..data.sources import naming_dataset
 from ..errors import error_line, is_debug
 from ..io import read_yaml, shown
 from ..processes import StopSignals, end_with_parent
+from ..terminal import printable, say
 
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def launch(name: str, argv: Sequence[str]) -> None:
     argv, prog = list(argv), f"trl-hrm {name}"
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
     if {"-h", "--help"} & {*argv}:
-        print(short_help(module, prog))
+        say(short_help(module, prog))
         return
     parser = module.make_parser(prog=prog)
     if "--help_all" in argv:
@@ -122,19 +123,20 @@ def launch(name: str, argv: Sequence[str]) -> None:
     except SignalException:  # of several processes, to which it passes the signal on
         raise KeyboardInterrupt from None
     except subprocess.CalledProcessError as error:
-        _end_as(error.returncode)
+        _end_with(error.returncode)
     except ChildFailedError as error:
-        _end_as(error.get_first_failure()[1].exitcode)
+        _end_with(error.get_first_failure()[1].exitcode)
 
 
-def _end_as(code: int) -> NoReturn:
-    """End as a training process did. It has printed its error, unless it was killed."""
-    if code == -signal.SIGKILL:
-        raise ChildProcessError(
-            "The training process was killed, probably because the memory is used up. Lower --per_device_train_batch_size or "
-            "--max_length."
-        )
-    sys.exit(code if code > 0 else 128 - code)
+def _end_with(code: int) -> NoReturn:
+    """End the launcher after a training process has failed. `code` is its exit code, negative after a signal."""
+    number = -code if code < 0 else code - 128
+    if number not in signal.valid_signals():  # the process has printed its error
+        sys.exit(code)
+    message = f"A training process was ended by {signal.Signals(number).name}."
+    if number == signal.SIGKILL:
+        message += " Its memory is probably used up. Lower --per_device_train_batch_size or --max_length."
+    raise ChildProcessError(message)
 
 
 @contextmanager
@@ -147,9 +149,9 @@ def ending_with_launcher() -> Iterator[None]:
     if launcher is None:
         yield
         return
-    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
-        end_with_parent(int(launcher))
     stop = StopSignals()
+    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
+        end_with_parent(int(launcher), signal.SIGTERM)
     try:
         with stop.ending():
             yield
@@ -243,14 +245,14 @@ def finish(trainer: "Trainer") -> None:
     [`~trl_hrm.hub.PushError`].
     """
     trainer.save_model(_internal_call=True)  # otherwise `save_model` would push before the card has metrics
-    trainer.accelerator.print(f"Model saved to {trainer.args.output_dir}.")
+    trainer.accelerator.print(printable(f"Model saved to {trainer.args.output_dir}."))
     if trainer.args.eval_strategy != "no":
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
-        trainer.accelerator.print(f"Pushed to {trainer.hub_model_id}.")
+        trainer.accelerator.print(printable(f"Pushed to {trainer.hub_model_id}."))
     else:
         trainer.create_model_card()  # with the metrics
     end_together(trainer)
@@ -293,7 +295,7 @@ def run_script(
             raise
         rank = int(os.environ.get("RANK", 0))
         line = error_line(error, parser.prog, "--log_level debug")
-        print(f"error on process {rank}{line.removeprefix('error')}" if rank else line, file=sys.stderr, flush=True)
+        say(f"error on process {rank}{line.removeprefix('error')}" if rank else line, sys.stderr)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             sys.stdout.flush()
             os._exit(1)  # shutting down the interpreter would wait for the other processes
