@@ -473,7 +473,7 @@ def test_rebuild_card_and_picture(tmp_path, monkeypatch, checkpoint):
     for line in (
         "![Scores of all scored candidates and of the selected ones](scores.png)",
         f"| reward model: reward model | {checkpoint} |",
-        "| reward model: spans | [1, 2] |",
+        "| reward model: spans | `[1, 2]` |",
         "| selection: aggregate | mean |",
         "| selection: num candidates | 10 |",
         report["command"],

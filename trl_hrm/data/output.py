@@ -161,9 +161,9 @@ def make_table(rows: list[dict[str, Any]], types: Mapping[str, pa.DataType], whe
     for name in names:
         try:
             columns[name] = pa.array([row.get(name) for row in rows], type=types.get(name))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{where}: the column `{name}` has values of different types, or of an unsupported type, in this row or an earlier one "
+                f"{where}: the column `{name[:80]}` has values of different types, or of an unsupported type, in this row or an earlier one "
                 f"({error}). Use one type for the column, or remove it."
             ) from error
     return pa.table(columns)
@@ -176,9 +176,15 @@ def write_part(table: pa.Table, parts: Path, split: str, part: int) -> None:
         writer.write_table(table)
 
 
-def join_parts(parts: Path, data: Path, rows: dict[str, int]) -> tuple[pa.Schema, dict[str, Any]]:
+def join_parts(
+    parts: Path, data: Path, rows: dict[str, int], features: Mapping[str, Any]
+) -> tuple[pa.Schema, dict[str, Any]]:
     """
-    Join the parts to one Parquet file per split, with a row group per part. Return the schema and the first training row.
+    Join the parts to one Parquet file per split, with a row group per part. `features` has the features of some columns. Return the
+    schema and the first training row.
+
+    Raises:
+        `ValueError`: If a column has values of different types, or a type that Parquet cannot store.
     """
     files = {split: sorted(parts.glob(f"{split}-*.arrow")) for split in rows}
     schemas = [_read_part(file).schema for split in files for file in files[split]]
@@ -188,7 +194,13 @@ def join_parts(parts: Path, data: Path, rows: dict[str, int]) -> tuple[pa.Schema
         raise ValueError(
             f"a column has values of different types ({error}). Use one type for the column, or remove it."
         ) from error
-    schema = Features.from_arrow_schema(schema).arrow_schema
+    for field in schema:
+        if "struct<>" in str(field.type):
+            raise ValueError(
+                f"the column `{field.name[:80]}` has only empty objects, which Parquet cannot store. Remove the column."
+            )
+    found = Features.from_arrow_schema(schema)
+    schema = Features(found | {name: features[name] for name in found if name in features}).arrow_schema
     for split in files:
         with pq.ParquetWriter(data / f"{split}-00000-of-00001.parquet", schema) as writer:
             for file in files[split]:
