@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 import os
 import re
 import sys
@@ -15,8 +16,10 @@ from trl import TrlParser
 
 import trl_hrm
 
+from .errors import error_line, is_debug
 from .io import read_yaml
 from .processes import StopSignals
+from .terminal import one_line, say
 
 
 class Command(NamedTuple):
@@ -177,7 +180,7 @@ class CommandParser(TrlParser):
 
     def error(self, message: str) -> None:
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse lists all spellings of an option
-        self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
+        self.exit(2, f"error: {one_line(message)}\nSee `{self.prog} --help`.\n")
 
     def set_defaults_with_config(self, **settings: Any) -> list[str]:
         """Set the fields of the config. Other options, such as `--debug`, are unknown in a file."""
@@ -252,7 +255,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if argv.count("--config") > 1 or argv[-1] == "--config":
         parser.error("--config takes one file.")
-    is_debug = name in COMMANDS and "--debug" in argv  # training arguments have an option with the same name
     if name in TRAINING:
         to_resume = "Add --resume_from_checkpoint true to resume from the last checkpoint, if one was saved."
     else:
@@ -273,10 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130 if stop is None else stop.exit_code
     except BrokenPipeError:  # the reader closed the pipe, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ImportError, OSError, ValueError) as error:
-        if is_debug:
+    except Exception as error:  # the border: no traceback leaves it, unless it is asked for
+        if is_debug(argv if name in COMMANDS else ()):  # training arguments have a `--debug` of their own
             raise
-        print(f"error: {error}", file=sys.stderr)
+        debug = "--debug" if name in COMMANDS else "TRL_HRM_DEBUG=1"
+        say(error_line(error, f"trl-hrm {name}", debug), sys.stderr)
         return 1
     return 0
 
@@ -294,11 +297,13 @@ def run(name: str, argv: Sequence[str]) -> None:
     if options.print_config:
         import yaml
 
-        print(yaml.safe_dump(config.settings(), sort_keys=False, allow_unicode=True), end="")
+        settings = config.settings()
+        is_printable = json.dumps(settings, ensure_ascii=False).isprintable()
+        print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=is_printable), end="")
         return
     result = getattr(trl_hrm, command.function)(config)
     if result is not None:
-        print(result)
+        say(result)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers
 
+from .terminal import one_line, plain
+
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -128,7 +130,7 @@ def retry(
             if not may_pass(error) or pause > MAX_PAUSE:
                 raise
             logger.warning(
-                f"{what}: {_say(error, token)}. Retrying in {pause} s (attempt {number + 1} of {max_tries})."
+                f"{plain(what)}: {one_line(_say(error, token))}. Retrying in {pause} s (attempt {number + 1} of {max_tries})."
             )
             sleep(pause)
     return attempt()

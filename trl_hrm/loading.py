@@ -1,6 +1,9 @@
-"""Load step reward models, and refuse checkpoints whose weights do not fit: missing weights would be random."""
+"""Load reward models, policies and tokenizers, and refuse checkpoints whose weights do not fit: missing weights would be random."""
 
+import json
 import logging
+import pickle
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,23 +12,40 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import get_local_safetensors_metadata, get_safetensors_metadata
-from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file
+from huggingface_hub import get_safetensors_metadata
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    find_adapter_config_file,
+)
 
 from ._compat import create_model_from_path
 from .heads import model_class, num_labels
 from .hub import HTTPError
+from .io import shown
 from .step_format import StepFormat
+from .terminal import one_line
 
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 _LM_HEADS = ("lm_head.", "embed_out.")  # output embeddings of causal language models, as transformers names them
 _PEFT_PREFIX = "base_model.model."  # of weight names in adapter files
+_REMEDY = "Download or save it again."
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def list_misfits(
@@ -61,6 +81,7 @@ class WeightFit:
         unexpected (`frozenset[str]`): Weights in the checkpoint that the model does not have. They are ignored.
         mismatched (`dict[str, tuple]`): Shape in the checkpoint and shape in the model of each weight where they differ.
         body_prefix (`str`): Prefix of the names of the body's weights.
+        known (`frozenset[str]`): All weights of the model.
     """
 
     model_name: str
@@ -69,18 +90,21 @@ class WeightFit:
     unexpected: frozenset[str]
     mismatched: dict[str, tuple]
     body_prefix: str
+    known: frozenset[str]
 
     @classmethod
     def of(cls, model: PreTrainedModel, info: dict[str, Any]) -> "WeightFit":
         """Create from the loading info that `from_pretrained(..., output_loading_info=True)` returns."""
         prefix = f"{model.base_model_prefix}."
+        known = frozenset(model.state_dict())
         return cls(
             type(model).__name__,
-            frozenset(name for name in model.state_dict() if not name.startswith(prefix)),
+            frozenset(name for name in known if not name.startswith(prefix)),
             frozenset(info["missing_keys"]),
             frozenset(info["unexpected_keys"]),
             {name: (tuple(found), tuple(expected)) for name, found, expected in info["mismatched_keys"]},
             prefix,
+            known,
         )
 
     @property
@@ -102,6 +126,24 @@ class WeightFit:
             f"{list_misfits(self.missing, self.unexpected, self.mismatched)}. Weights that are not in the checkpoint would "
             f"be random, and so would the scores. {self._remedy(step_format)}{remedy}"
         )
+
+    def refuse_policy(self, name: str) -> None:
+        """
+        Raise `ValueError` if a weight of a causal language model is missing or has another shape, or if the checkpoint has more
+        layers than the model. Weights of other heads and of other modalities are ignored.
+        """
+        layers = {re.sub(r"\d+", "#", weight) for weight in self.missing | self.known}
+        left_out = {weight for weight in self.unexpected if re.sub(r"\d+", "#", weight) in layers}
+        if self.random or left_out:
+            effect = (
+                "Weights that are not in the checkpoint would be random, and so would the text."
+                if self.random
+                else "Without these layers, the text would be random."
+            )
+            raise ValueError(
+                f"{name}: the weights do not fit {self.model_name}: {list_misfits(self.missing, left_out, self.mismatched)}. {effect} Files are missing or damaged, or "
+                "config.json describes a different model. Download or save it again."
+            )
 
     def _remedy(self, step_format: StepFormat) -> str:
         random = self.random & self.head
@@ -156,18 +198,17 @@ def load_reward_model(
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is None:
         with _held_load_report():  # a misfit raises an error instead
-            model, fit = _load(path_or_repo, step_format, revision=revision, **kwargs)
+            model, fit = _load_with_head(path_or_repo, step_format, revision=revision, **kwargs)
         fit.refuse(path_or_repo, step_format)
+        refuse_nan(model, path_or_repo)
         return model
 
-    from peft import PeftConfig, PeftModel
-    from peft.utils import load_peft_weights
+    from peft import PeftModel
 
-    adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
-    brought = load_peft_weights(path_or_repo, device="cpu", revision=revision)
+    adapter, brought = _read_adapter(path_or_repo, revision)
     kwargs = {"revision": adapter.revision, **kwargs}  # `revision` of the base model
     with _held_load_report() as reports:
-        model, fit = _load(adapter.base_model_name_or_path, step_format, **kwargs)
+        model, fit = _load_with_head(adapter.base_model_name_or_path, step_format, **kwargs)
     _refuse_base(fit, adapter.base_model_name_or_path, path_or_repo, brought, step_format)
     if any(name.startswith(fit.body_prefix) for name in fit.unexpected):  # not only about the head
         _log_again(reports)
@@ -181,6 +222,7 @@ def load_reward_model(
             "of the step format to the head that it was trained with, and check its base model."
         ) from error
     check_adapter(model, path_or_repo, revision)
+    refuse_nan(model, path_or_repo)
     return model
 
 
@@ -204,7 +246,7 @@ def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
         head.
     """
     with _held_load_report() as reports:
-        model, fit = _load(path_or_repo, step_format, **kwargs)
+        model, fit = _load_with_head(path_or_repo, step_format, **kwargs)
     new_head = step_format.head != "lm" and fit.random == fit.missing == fit.head
     if fit.other_heads or (fit.random and not new_head):
         remedy = ""
@@ -214,8 +256,63 @@ def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
                 "pass the model object."
             )
         fit.refuse(path_or_repo, step_format, remedy)
+    refuse_nan(model, path_or_repo)
     _log_again(reports)
     return model, new_head
+
+
+def load_policy(path_or_repo: str, **kwargs: Any) -> PreTrainedModel:
+    """
+    Load a policy, which is a causal language model.
+
+    Args:
+        path_or_repo (`str`):
+            Path or Hub id of the model.
+        kwargs:
+            Passed to `from_pretrained` of the model, with `dtype` as in TRL.
+
+    Raises:
+        `ValueError`: If a file is damaged, weights are missing or have a different shape, or a weight is NaN or infinite. The
+        message names them and says what to do.
+    """
+    with _held_load_report():
+        model, fit = _load(path_or_repo, AutoModelForCausalLM, **kwargs)
+    fit.refuse_policy(path_or_repo)
+    refuse_nan(model, path_or_repo)
+    return model
+
+
+def load_tokenizer(
+    path_or_repo: str, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """
+    Load a tokenizer.
+
+    Raises:
+        `ValueError`: If a file is damaged, or there are no files of a tokenizer, from which transformers makes an empty one.
+    """
+    _local_folder(path_or_repo, revision)
+    with _one_line_errors(path_or_repo, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"{path_or_repo}: the tokenizer has no tokens. Its files (such as tokenizer.json) are missing. Save the tokenizer to the "
+            "same folder as the model, or download the model again."
+        )
+    return tokenizer
+
+
+def refuse_nan(model: torch.nn.Module, name: str) -> None:
+    """Raise `ValueError` if a weight is NaN or infinite, as after a training that diverged. All outputs would be NaN."""
+    for weight_name, weight in model.named_parameters():
+        if weight.dtype not in _FLOATS or weight.is_meta or not weight.numel():  # ZeRO-3 leaves empty weights
+            continue
+        lowest, highest = torch.aminmax(weight.detach())  # NaN if any weight is
+        if not (lowest.isfinite() and highest.isfinite()):
+            raise ValueError(
+                f"{name}: weight `{weight_name}` contains NaN or infinite values. The training that saved it diverged. Use an earlier "
+                "checkpoint, or train again with a lower learning rate."
+            )
 
 
 def check_checkpoint(
@@ -247,34 +344,52 @@ def check_checkpoint(
         if fit is not None:
             fit.refuse(path_or_repo, step_format)
         return fit is not None
-    from peft import PeftConfig
-    from peft.utils import load_peft_weights
-
-    adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
+    adapter, brought = _read_adapter(path_or_repo, revision)
     fit = _fit_of_files(adapter.base_model_name_or_path, step_format, adapter.revision, trust_remote_code)
     if fit is not None:
-        brought = load_peft_weights(path_or_repo, device="cpu", revision=revision)
         _refuse_base(fit, adapter.base_model_name_or_path, path_or_repo, brought, step_format)
     return fit is not None
 
 
+def check_policy(path_or_repo: str, revision: str | None = None, trust_remote_code: bool = False) -> bool:
+    """
+    Check the files of a policy without loading it, as [`check_checkpoint`] does for reward models.
+
+    Returns:
+        `bool`: Whether it was checked. `False` if no safetensors files can be read.
+
+    Raises:
+        `ValueError`: If a file is damaged, or weights are missing or have a different shape. The message names them and says what to
+        do.
+    """
+    fit = _fit_of_files(path_or_repo, None, revision, trust_remote_code)
+    if fit is not None:
+        fit.refuse_policy(path_or_repo)
+    return fit is not None
+
+
 def _fit_of_files(
-    path_or_repo: str, step_format: StepFormat, revision: str | None, trust_remote_code: bool
+    path_or_repo: str, step_format: StepFormat | None, revision: str | None, trust_remote_code: bool
 ) -> WeightFit | None:
-    """Match the safetensors files of a checkpoint with the model. Return `None` if no such files can be read."""
+    """
+    Match the safetensors files of a checkpoint with the model, a policy if `step_format` is `None`. Return `None` if no such files can
+    be read.
+    """
     shapes = _tensor_shapes(path_or_repo, revision)
     if shapes is None:
         return None
-    config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+    auto_class = AutoModelForCausalLM if step_format is None else model_class(step_format)
+    with _one_line_errors(path_or_repo):
+        config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
     quantized = getattr(config, "quantization_config", None) is not None
     if quantized:
         del config.quantization_config  # using it requires the quantization library
-    if step_format.head != "lm":
+    if step_format is not None and step_format.head != "lm":
         config.num_labels = num_labels(step_format)
-    with torch.device("meta"):
-        model = model_class(step_format).from_config(config, trust_remote_code=trust_remote_code)
+    with _one_line_errors(path_or_repo), torch.device("meta"):
+        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
     # Let transformers match the names: for some architectures they differ between the files and the model
-    with _held_load_report():
+    with _one_line_errors(path_or_repo), _held_load_report():
         model, info = type(model).from_pretrained(
             None,
             config=config,
@@ -338,16 +453,64 @@ def _refuse_base(
     _refuse_adapter(adapter_name, {_PEFT_PREFIX + name for name in fit.random} - brought.keys())
 
 
-def _load(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
-    if step_format.head != "lm":
-        kwargs = {"num_labels": num_labels(step_format), **kwargs}
+def _read_adapter(path_or_repo: str, revision: str | None) -> "tuple[PeftConfig, dict[str, torch.Tensor]]":
+    """Return the configuration and the weights of an adapter."""
+    from peft import PeftConfig
+    from peft.utils import load_peft_weights
+
+    with _one_line_errors(path_or_repo, "adapter"):
+        adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
+        return adapter, load_peft_weights(path_or_repo, device="cpu", revision=revision)
+
+
+def _load(path_or_repo: str, auto_class: type, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
+    _tensor_shapes(
+        path_or_repo, kwargs.get("revision"), is_local=True
+    )  # a damaged file raises before the others are read
     # Ignore mismatched sizes here, so that they are reported together with missing and unexpected weights
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    try:
-        model, info = create_model_from_path(path_or_repo, model_class(step_format), **kwargs)
-    except SafetensorError as error:
-        raise ValueError(f"{path_or_repo}: a weights file is damaged ({error}). Download or save it again.") from error
+    with _one_line_errors(path_or_repo):
+        model, info = create_model_from_path(path_or_repo, auto_class, **kwargs)
     return model, WeightFit.of(model, info)
+
+
+def _load_with_head(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
+    if step_format.head != "lm":
+        kwargs = {"num_labels": num_labels(step_format), **kwargs}
+    return _load(path_or_repo, model_class(step_format), **kwargs)
+
+
+@contextmanager
+def _one_line_errors(path_or_repo: str, what: str = "model") -> Iterator[None]:
+    """
+    Turn what transformers, PEFT and PyTorch raise for damaged files into a `ValueError` on one line that names the checkpoint. Some of
+    their messages are paragraphs of general advice, others a bare `KeyError`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        SafetensorError,
+        StrictDataclassError,
+        pickle.UnpicklingError,
+    ) as error:
+        is_clear = type(error) in (OSError, ValueError, FileNotFoundError) and str(path_or_repo) in str(error)
+        if is_clear and "\n" not in str(error).strip():
+            raise
+        reason = one_line(str(error).strip().split("\n\n")[0], 300).rstrip(".")
+        if not isinstance(error, SafetensorError | StrictDataclassError):
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
+        message = f"{path_or_repo}: the {what} cannot be loaded ({reason}). If a file is missing or damaged, download or save it again."
+        raise (OSError if isinstance(error, OSError) else ValueError)(message) from error
 
 
 @contextmanager
@@ -374,19 +537,96 @@ def _log_again(reports: list[logging.LogRecord]) -> None:
         logging.getLogger(record.name).handle(record)
 
 
-def _tensor_shapes(path_or_repo: str, revision: str | None) -> dict[str, list[int]] | None:
-    """Return the shape of each tensor in the safetensors files of a checkpoint, or `None` if no such files can be read."""
-    is_folder = Path(path_or_repo).is_dir()
+def _tensor_shapes(path_or_repo: str, revision: str | None, is_local: bool = False) -> dict[str, list[int]] | None:
+    """
+    Return the shape of each tensor in the safetensors files of a checkpoint, or `None` if no such files can be read. With `is_local`, the
+    Hub is not asked for files that are not in the cache.
+
+    Raises:
+        `ValueError`: If one of the files, the configuration or the index is damaged.
+    """
+    folder = _local_folder(path_or_repo, revision)
+    if folder is not None:
+        if (folder / SAFE_WEIGHTS_NAME).is_file():
+            return _read_header(folder / SAFE_WEIGHTS_NAME)
+        if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            return _read_headers(folder / SAFE_WEIGHTS_INDEX_NAME, is_complete=Path(path_or_repo).is_dir())
+    if is_local or Path(path_or_repo).is_dir():
+        return None
     try:
-        folder = path_or_repo if is_folder else Path(cached_file(path_or_repo, CONFIG_NAME, revision=revision)).parent
-        metadata = get_local_safetensors_metadata(folder)
+        metadata = get_safetensors_metadata(path_or_repo, revision=revision)
     except SafetensorsParsingError as error:
-        raise ValueError(f"{path_or_repo}: a weights file is damaged ({error}). Download or save it again.") from error
-    except (NotASafetensorsRepoError, OSError):
-        if is_folder:
-            return None
-        try:
-            metadata = get_safetensors_metadata(path_or_repo, revision=revision)
-        except (NotASafetensorsRepoError, OSError, HTTPError):
-            return None
+        raise ValueError(
+            f"{path_or_repo}: a weights file is damaged ({one_line(str(error), 300)}). {_REMEDY}"
+        ) from error
+    except (NotASafetensorsRepoError, OSError, HTTPError):
+        return None
     return {name: tensor.shape for file in metadata.files_metadata.values() for name, tensor in file.tensors.items()}
+
+
+def _local_folder(path_or_repo: str, revision: str | None) -> Path | None:
+    """
+    Return the folder of a checkpoint, which is in the cache of the Hub for a repository, or `None` if it is not there.
+
+    Raises:
+        `ValueError`: If one of its configuration files is damaged.
+    """
+    folder = Path(path_or_repo)
+    if not folder.is_dir():
+        try:
+            file = cached_file(
+                path_or_repo, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
+            )
+        except OSError:
+            return None
+        if file is None:
+            return None
+        folder = Path(file).parent
+    for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
+        if (folder / name).is_file():
+            _read_object(folder / name)
+    return folder
+
+
+def _read_headers(index: Path, is_complete: bool) -> dict[str, list[int]] | None:
+    """Return the shapes in all files of an index. `None` if some are not in the cache yet, unless the folder must be complete."""
+    files = _read_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in files.values()
+    ):
+        raise ValueError(
+            f"{index}: found {shown(files)}, expected `weight_map` with the file of each weight. {_REMEDY}"
+        )
+    missing = sorted(name for name in set(files.values()) if not (index.parent / name).is_file())
+    if missing and is_complete:
+        raise FileNotFoundError(
+            f"{index.parent}: {missing[0]} is missing{f', and {len(missing) - 1} other files' * (len(missing) > 1)}. {_REMEDY}"
+        )
+    shapes = {}
+    for name in sorted(set(files.values()) - set(missing)):
+        shapes |= _read_header(index.parent / name)
+    return None if missing else shapes
+
+
+def _read_header(file: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a safetensors file. A file that was cut off is damaged."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+    except SafetensorError as error:
+        reason = str(error)
+        with open(file, "rb") as content:
+            if content.read(24).startswith(b"version https://git-lfs"):
+                reason = "it is a pointer of Git LFS, not the file itself. Run `git lfs pull`"
+        raise ValueError(f"{file}: the weights file is damaged ({reason}). {_REMEDY}") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a checkpoint. Unlike in our own files, `Infinity` is allowed."""
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON ({one_line(str(error), 200)}). {_REMEDY}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: found {shown(value)}, expected a JSON object. {_REMEDY}")
+    return value

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import unicodedata
+from typing import TextIO
 
 
 # Red, yellow, green among the 256 colours; legible on white and on black
@@ -40,15 +41,28 @@ def one_line(text: str, limit: int = 1000) -> str:
     return f"{text[: limit - end - 5]} ... {text[-end:]}"
 
 
-def printable(text: str) -> str:
+def printable(text: str, color: bool = False) -> str:
     """
-    Return a text of several lines that is safe to print. Control characters become visible, except line breaks, tabs, and the colours
-    of scores.
+    Return a text of several lines that is safe to show. Control characters become visible, except line breaks and tabs, and with
+    `color` the colours of [`colored`].
     """
-    parts = _COLORED.split(text) if has_color() else [text]  # text, code, coloured text, code, text, ...
+    parts = _COLORED.split(text) if color else [text]  # text, code, coloured text, code, text, ...
     return "".join(
         part if i % 2 else "\n".join(_visible(line, "\t") for line in part.split("\n")) for i, part in enumerate(parts)
     )
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """
+    Print a text of several lines that may contain texts of data. See [`printable`]. Characters that the terminal cannot encode are
+    escaped. `file` defaults to `sys.stdout`.
+    """
+    file = sys.stdout if file is None else file
+    encoding = file.encoding or "utf-8"
+    text = (
+        printable(str(text), file is sys.stdout and has_color()).encode(encoding, "backslashreplace").decode(encoding)
+    )
+    print(text, file=file, flush=True)  # noqa: T201
 
 
 def _visible(text: str, kept: str = "") -> str:

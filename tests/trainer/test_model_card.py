@@ -336,7 +336,7 @@ def test_odd_names(tmp_path, trees, monkeypatch):
         ("Ünï: 'steps' #1 | x, - x\n: y", "- x\n: y"),
     }
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
-    assert "| a\\|b | loss |" in card.text and "| - x : y | loss |" in card.text
+    assert "| `a\\|b` | loss |" in card.text and "| `- x : y` | loss |" in card.text
     for rows in re.findall(r"(?:^\|.*\n)+", card.text, flags=re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows.splitlines()}) == 1, rows
     command = re.search("(vllm serve .*) --runner", card.text)[1]

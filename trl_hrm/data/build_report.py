@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from ..step_tree import StepTree
+from ..terminal import one_line, plain
 
 
 SOLUTION_VIEWS = ("sft", "raft")
@@ -98,8 +99,8 @@ class BuildReport(dict[str, Any]):
     """
 
     def __str__(self) -> str:
-        lines = report_lines(self)
+        lines = [(one_line(name, 100), count) for name, count in report_lines(self)]
         width = max(len(name) for name, _ in lines)
         table = [f"{name:<{width}}  {count:>12,}" for name, count in lines]
-        outcomes = [f"{name}: {line}" for name, line in self.get("facts", {}).get("outcomes", {}).items()]
-        return "\n".join(table + outcomes + [f"warning: {warning}" for warning in self["warnings"]])
+        outcomes = [f"{plain(name)}: {line}" for name, line in self.get("facts", {}).get("outcomes", {}).items()]
+        return "\n".join(table + outcomes + [f"warning: {one_line(warning)}" for warning in self["warnings"]])

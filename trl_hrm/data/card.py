@@ -1,14 +1,15 @@
 """Dataset card of a build: description of the rows, counts, and the command to rebuild the dataset."""
 
 import json
-import shlex
 from typing import Any
 
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..pages.page import Table, resource
+from ..io import shell_word, shown
+from ..pages.page import Table, code, markdown, resource
 from ..pages.papers import HRM_PAPER
+from ..terminal import printable
 from .build_config import BuildConfig
 from .build_report import report_lines
 
@@ -98,7 +99,7 @@ def build_command(command: str, inputs: list[str], options: dict[str, Any], conf
         words.append("--strict")
     if config.exclude:
         words += ["--exclude", *config.exclude]
-    return shlex.join(str(word) for word in words)
+    return " ".join(map(shell_word, map(str, words)))
 
 
 def _option(name: str, value: Any) -> list[str]:
@@ -141,14 +142,14 @@ def build_card(
     meanings = COLUMNS | VIEW_COLUMNS.get(report["view"], {})
     columns = [
         [
-            f"`{field.name}`",
-            f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type),
+            code(field.name),
+            markdown(f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)),
             meanings.get(field.name, "as in the source"),
         ]
         for field in schema
     ]
     facts = _flatten(report.get("facts") or {})
-    counts = [[name, str(count)] for name, count in report_lines(report)]
+    counts = [[markdown(name), str(count)] for name, count in report_lines(report)]
     return DatasetCard.from_template(
         data,
         template_str=resource("templates/dataset_card.md.jinja"),
@@ -157,7 +158,7 @@ def build_card(
         description=about["description"],
         row=VIEWS[report["view"]],
         columns=Table(["column", "type", "meaning"], columns).markdown(),
-        example=json.dumps(_shorten(example), indent=2, ensure_ascii=False),
+        example=printable(json.dumps(_shorten(example), indent=2, ensure_ascii=False, default=_text)),
         load=LOAD_FOLDER,
         facts=Table(["property", "value"], facts).markdown() if facts else "",
         picture=report.get("picture"),
@@ -170,20 +171,27 @@ def build_card(
 
 
 def _flatten(value: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """Return a nested dictionary as table rows, one per innermost value."""
+    """Return a nested dictionary as rows of a Markdown table, one per innermost value."""
     rows = []
     for key, inner in value.items():
         path = (*above, str(key).replace("_", " "))
         if isinstance(inner, dict):
             rows += _flatten(inner, path)
-        elif isinstance(inner, float):
-            rows.append((": ".join(path), f"{inner:.4g}"))
+            continue
+        if isinstance(inner, float):
+            text = f"{inner:.4g}"
         elif isinstance(inner, int) and not isinstance(inner, bool):
-            rows.append((": ".join(path), f"{inner:,}"))
+            text = f"{inner:,}"
         else:
             text = inner if isinstance(inner, str) else json.dumps(inner, ensure_ascii=False)
-            rows.append((": ".join(path), json.dumps(text, ensure_ascii=False)[1:-1]))
+            text = json.dumps(text, ensure_ascii=False)[1:-1]
+        rows.append((markdown(": ".join(path)), markdown(text)))
     return rows
+
+
+def _text(value: Any) -> str:
+    """Return a value that JSON does not have, such as a date, as text."""
+    return shown(value, 120) if isinstance(value, bytes) else str(value)
 
 
 def _shorten(value: Any) -> Any:

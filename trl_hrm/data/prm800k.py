@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from ..io import shown
 from ..step_tree import StepTree
+from ..terminal import one_line
 from .build import Dropped, Recipe, build_dataset
 from .build_config import BuildPRM800KConfig
 from .build_report import BuildReport
@@ -117,7 +118,7 @@ def parse_prm800k(
     label = _get(record, "label", dict, where)
     finish_reason = _get(label, "finish_reason", (str, type(None)), f"{where}: `label`")
     if finish_reason not in KEPT_FINISH_REASONS:
-        raise Dropped(f"finish_reason={finish_reason}")
+        raise Dropped(f"finish_reason={one_line(str(finish_reason), 60)}")
     if drop_screening and (record.get("is_quality_control_question") or record.get("is_initial_screening_question")):
         raise Dropped("screening")
     problem = _get(question, "problem", str, f"{where}: `question`").strip()

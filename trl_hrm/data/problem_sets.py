@@ -24,6 +24,7 @@ from typing import Any
 from ..grading import extract_answer
 from ..io import shown
 from ..search.tree import Problem, make_id
+from ..terminal import one_line
 from .faults import RowError, RowFaults
 from .problems import (
     CHOICE_COLUMNS,
@@ -103,7 +104,7 @@ class ProblemSet:
             f"{self.num_excluded:,} excluded, {self.faults.num_left_out:,} dropped."
         )
         warnings = [*self.faults.warnings(), *parts_warning(self.unused)]
-        return "\n".join([line, *(f"warning: {warning}" for warning in warnings)])
+        return "\n".join([line, *(f"warning: {one_line(warning)}" for warning in warnings)])
 
 
 @dataclass
@@ -184,7 +185,7 @@ def read_problems(
                 )
             rows = JsonLines([source], columns)
         else:
-            rows = DatasetRows(stack.enter_context(loaded_dataset(source, split, config)), columns)
+            rows = DatasetRows(stack.enter_context(loaded_dataset(source, split, config)), columns, source)
         for where, record in all_rows(rows):
             found.num_records += 1
             try:

@@ -18,7 +18,8 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from ..io import parse_yaml, shown
+from ..io import parse_yaml
+from ..terminal import plain
 from .card import LOAD_FOLDER
 from .publish_shards import CARD_FILE, Build
 
@@ -115,8 +116,8 @@ def warn_of_licenses(card: str, repo_id: str, configs: Sequence[Config]) -> None
         own = _own_card(config.build).data.get("license")
         if own and own != license:
             logger.warning(
-                f"the card of {repo_id} has {f'the license {license}' if license else 'no license'}, but the source of "
-                f"{config.build.name} has the license {own}. The card was not changed. Set a license on the Hub that is right for "
+                f"the card of {repo_id} has {f'the license {plain(str(license))}' if license else 'no license'}, but the source of "
+                f"{config.build.name} has the license {plain(str(own))}. The card was not changed. Set a license on the Hub that is right for "
                 "all configurations."
             )
 
@@ -190,7 +191,7 @@ def _parse(text: str, where: str) -> DatasetCard:
             raise ValueError(f"each config_name must be a string, found {names}")
         return card
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        reason = shown(" ".join(str(error).split()), 300)[1:-1]
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{where}: invalid metadata ({reason}). Correct it, then push again.") from error
 
 

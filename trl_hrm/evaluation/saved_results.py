@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -13,6 +14,7 @@ from ..io import read_json, read_json_lines, shown
 from ..pages.numbers import percent
 from ..schema import Amount, Count, Range, Share, check_json
 from ..scoring.aggregate import AGGREGATES, aggregate
+from ..terminal import plain
 from .results import REMEDY, RESULTS, check_values
 from .reward_hacking import Verdict, hacking_verdict
 
@@ -144,7 +146,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
     for i, path in enumerate(resolved):
         if path in resolved[:i]:
             raise ValueError(f"{paths[i]} is given twice. Give each folder once.")
-    names = [path.name for path in resolved]
+    names = [plain(path.name) for path in resolved]
     results = []
     for path, name in zip(paths, names, strict=True):
         file = path / RESULTS
@@ -163,7 +165,7 @@ def read_results(folders: Sequence[str | Path]) -> list[Result]:
                 f"{', '.join(BENCHMARK_KEYS)})."
             )
         read = _read_benchmark if is_benchmark else _read_selection
-        results.append(read(path, name if names.count(name) == 1 else path.as_posix(), values))
+        results.append(read(path, name if names.count(name) == 1 else plain(path.as_posix()), values))
     return results
 
 
@@ -172,8 +174,10 @@ def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
     _check_benchmark(values, folder / RESULTS)
     solutions: dict[str, set[str]] = {suite: set() for suite in values["suites"]}
     scores: dict[str, dict[str, list[float]]] = {}
-    for where, row in read_json_lines(folder / "scores.jsonl", REMEDY):
+    file, num_rows = folder / "scores.jsonl", Counter()
+    for where, row in read_json_lines(file, REMEDY):
         check_json(row, SavedScores, where, REMEDY)
+        num_rows[row["suite"]] += 1
         if row["scores"] is not None and len(row["scores"]) != len(row["labels"]):
             raise ValueError(
                 f"{where}: found {len(row['scores'])} scores for {len(row['labels'])} labels, expected one per step. {REMEDY}"
@@ -184,6 +188,12 @@ def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
         for score, label in zip(row["scores"] or (), row["labels"] if row["scores"] else (), strict=True):
             if label is not None:
                 parts["right" if label else "wrong"].append(score)
+    for suite, found in values["suites"].items():
+        if num_rows[suite] != found["counts"].get("num_solutions"):
+            raise ValueError(
+                f"{file}: found {num_rows[suite]} solutions of {shown(suite)}, but {RESULTS} has "
+                f"{found['counts'].get('num_solutions')}. {REMEDY}"
+            )
     scored = {suite: frozenset(hashes) for suite, hashes in solutions.items()}
     return Result(folder.as_posix(), name, "benchmark", values, solutions=scored, scores=scores)
 
@@ -208,7 +218,7 @@ def _check_benchmark(values: dict[str, Any], path: Path) -> None:
 
 def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
     """Read the results of a selection. Solutions are scored with the first aggregate, if it is a built-in one."""
-    check_json(values["hacking_gap"], dict[str, dict], f"{folder / RESULTS}: `hacking_gap`", REMEDY)
+    check_json({"hacking_gap": values["hacking_gap"]}, dict[str, dict[str, dict]], folder / RESULTS, REMEDY)
     for curve, gap in values["hacking_gap"].items():
         if missing := [key for key in GAP_KEYS if key not in gap]:
             raise ValueError(
@@ -229,6 +239,8 @@ def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
     for where, row in read_json_lines(file, REMEDY):
         check_json(row, SavedProblem, where, REMEDY)
         rows.append(row)
+    if values["strategy"] == "best_of_n" and len(rows) != values["num_problems"]:
+        raise ValueError(f"{file}: found {len(rows)} problems, but {RESULTS} has {values['num_problems']}. {REMEDY}")
     has_prefixes = "prefix_column" in values["settings"]  # a problem can occur with several prefixes
     problems = frozenset(
         _digest(row["problem"], row["answer"], *([row["problem_id"]] if has_prefixes else ())) for row in rows

@@ -174,9 +174,9 @@ class AnswerGrader:
             worker.stop()
         references = self.unreadable_references()
         if references:
-            shown = ", ".join(map(repr, references[:MAX_SHOWN])) + ", ..." * (len(references) > MAX_SHOWN)
+            some = ", ".join(map(shown, references[:MAX_SHOWN])) + ", ..." * (len(references) > MAX_SHOWN)
             logger.warning(
-                f"{len(references):,} reference answers are unreadable, so answers to their problems are not graded: {shown}. "
+                f"{len(references):,} reference answers are unreadable, so answers to their problems are not graded: {some}. "
                 "Write them as LaTeX, numbers or words."
             )
 

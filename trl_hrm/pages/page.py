@@ -3,7 +3,7 @@ Render HTML pages from the templates in `templates/` and the style sheet `style.
 
 A page contains its style, scripts and pictures. It makes no network requests, and its content security policy forbids
 them. The HTML templates (`.html.jinja`) escape all text. `huggingface_hub` renders the templates of model and dataset
-cards (`.md.jinja`).
+cards (`.md.jinja`) and escapes nothing, so texts of data go through [`markdown`] or [`code`] first.
 """
 
 import base64
@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..io import claimed_file, remove_partial, replacing
+from ..terminal import one_line, printable
 from .numbers import percent
 from .pictures import Picture
 
@@ -30,7 +31,7 @@ class Table:
 
     Args:
         head (`Sequence[str]`):
-            Titles of the columns.
+            Titles of the columns: text for a page, Markdown for [`Table.markdown`].
         rows (`Sequence[Sequence[str]]`):
             Cells of each row. The first cell is the title of the row.
         marked (`frozenset[int]`, *optional*, defaults to `frozenset()`):
@@ -49,6 +50,30 @@ class Table:
         lines = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
         lines.insert(1, ["---"] * len(self.head))
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown(text: str) -> str:
+    """
+    Return a text for Markdown, on one line and with at most 1,000 characters. If it contains characters that could be markup, it
+    becomes a code span, in which Markdown and HTML mean nothing.
+
+    Example:
+
+    ```python
+    >>> markdown("my model"), markdown("<b>*my* model")
+    ('my model', '`<b>*my* model`')
+    ```
+    """
+    text = one_line(text)
+    return code(text) if _MARKUP.search(text) else text
+
+
+def code(text: str) -> str:
+    """Return a text as a Markdown code span, on one line and with at most 1,000 characters."""
+    text = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{text}{space}{fence}" if text else ""
 
 
 def render(template: str, **values: Any) -> str:
@@ -118,9 +143,17 @@ def _png(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
+def _visible(value: Any) -> Any:
+    """Make control characters of a text visible: they could reverse or hide the text around it."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+# Text that is not plain everywhere in a line: markup, links that need no brackets, and what is special at the start of a line
+_MARKUP = re.compile(r"[\\`*\[\]<>&~$|@]|(?<!\w)_|_(?!\w)|://|www\.|^[-+=#]|^\d+[.)](\s|$)")
 _ENVIRONMENT = Environment(
     loader=PackageLoader(__package__),
     autoescape=True,
+    finalize=_visible,
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -8,6 +8,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..terminal import plain
 from .numbers import percent
 
 
@@ -134,9 +135,10 @@ def draw(
 
 def shown_label(text: str) -> str:
     """
-    Shorten and escape a label for a legend. Otherwise matplotlib renders text between dollar signs as a formula, and
+    Shorten and escape a label for a legend, on one line. Otherwise matplotlib renders text between dollar signs as a formula, and
     ignores labels that start with `_`.
     """
+    text = plain(text)
     short = text if len(text) <= MAX_LABEL_CHARACTERS else f"{text[: MAX_LABEL_CHARACTERS - 1]}…"
     return " " * short.startswith("_") + short.replace("$", r"\$")
 

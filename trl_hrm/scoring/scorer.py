@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..forest import TokenTree, pack, pad_rows
 from ..heads import check_head, gather_steps, step_outputs
-from ..loading import load_reward_model
+from ..loading import load_reward_model, load_tokenizer
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
@@ -99,7 +99,7 @@ class StepScorer(TreeScorer):
         """
         if step_format is None:
             step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
         kwargs = {"trust_remote_code": trust_remote_code, **model_init_kwargs}
         model = load_reward_model(path_or_repo, step_format, revision=revision, **kwargs)
         return cls(model, tokenizer, step_format, max_length=max_length, batch_size=batch_size)

@@ -8,16 +8,17 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, find_adapter_config_file
 
 from ..forest import TokenTree, TokenTrie
 from ..heads import num_labels
 from ..io import shown
-from ..loading import check_checkpoint
+from ..loading import check_checkpoint, load_tokenizer
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
+from ..terminal import plain
 from .scoring_config import ScoringConfig
 
 
@@ -251,7 +252,7 @@ def read_text_contract(
     if step_format is None:
         step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
     refuse_label_tokens(step_format)
-    tokenizer = AutoTokenizer.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
     checked = False
     if not Path(path_or_repo).is_dir() or Path(path_or_repo, CONFIG_NAME).exists():
         config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
@@ -262,7 +263,7 @@ def read_text_contract(
             "%s has no readable safetensors files, so it could not be checked whether its weights include the head %r. With "
             "a missing head, all scores would be random. Save the model with `save_pretrained`, or check it once with "
             "`StepScorer.from_pretrained`, which reads all weight formats.",
-            path_or_repo,
+            plain(path_or_repo),
             step_format.head,
         )
     return tokenizer, step_format

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
-from ..io import shown
+from ..io import shell_word, shown
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
 from ..search.run_folder import Shard
+from ..terminal import one_line, say
 
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ class Annotation:
     def __str__(self) -> str:
         return (
             f"{format_summary(self.progress, self.summary, self.output_dir)}\n"
-            f"Next: trl-hrm export {self.output_dir} --labels soft --view hrm --output_dir DATASET"
+            f"Next: trl-hrm export {shell_word(str(self.output_dir))} --labels soft --view hrm --output_dir DATASET"
         )
 
 
@@ -308,7 +309,7 @@ def most_asked(search: Any) -> tuple[int, int]:
 
 def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet") -> "tuple[Progress, dict[str, Any]]":
     """
-    Search the problems of a shard, or resume it.
+    Search the problems of a shard, or resume it. Problems that the shard has started are kept if they are not given any more.
 
     Returns:
         The work done since this start, and the summary of the whole shard. See [`~search.run_folder.finish_shard`].
@@ -332,7 +333,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
         for place, problem in enumerate(problems.problems)
         if problem_shard(problem.problem_id, shard.count) == shard.index
     ]
-    print(f"{problems.describe()}\nShard {shard.index}/{shard.count}: {len(chosen):,} problems.")
+    say(f"{problems.describe()}\nShard {shard.index}/{shard.count}: {len(chosen):,} problems.")
 
     async def run(log: EventLog) -> "Progress":
         with ProgressBar() as bar:
@@ -359,16 +360,22 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
             prompt.encode(engine.tokenizer, problem.prompt)
         note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for _, problem in chosen))
         if note is not None:
-            print(note)
-        manifest = make_manifest(config, engine, prompt, rule, grader, shard.count)
-        check_manifest(folder, manifest | {"search": search.describe()})
+            say(note)
+        manifest = make_manifest(config, engine, prompt, rule, grader, shard.count) | {"search": search.describe()}
+        for note in check_manifest(folder, manifest, config.accept_changes or ()):
+            say(note)
         with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:
             if log.torn:
-                print(
+                say(
                     f"Dropped an incomplete event of {log.torn} bytes at the end of the log, left by an interrupted run. It "
                     "will be sampled again."
                 )
             refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
+            num_others = len(log.problems.keys() - {problem.problem_id for _, problem in chosen})
+            if num_others:
+                say(
+                    f"The run has {num_others:,} problems that are not among the given problems. They stay in the run."
+                )
             progress = run_coroutine(run(log))
     return progress, finish_shard(folder, shard.index, shard.count)
 
@@ -377,8 +384,8 @@ def make_manifest(
     config: Any, engine: Any, prompt: "Prompt", rule: "StepRule", grader: "AnswerGrader", num_shards: int
 ) -> dict[str, Any]:
     """
-    Return the settings that determine the trees, without the search settings. `versions` and `started_with` are recorded too, but may
-    change when a run is resumed.
+    Return the settings that determine the trees, without the search settings, and the `identity` of the policy. `versions` and
+    `started_with` are recorded too, but may change when a run is resumed.
 
     Args:
         config ([`AnnotateConfig`] or another config with problems and `extractors`):
@@ -395,7 +402,11 @@ def make_manifest(
     versions = {"trl_hrm": __version__}
     for settings in (described, graded):
         versions |= {name: settings.pop(name) for name in VERSIONED & settings.keys()}
+    identity = {"policy": config.policy_identity()}
+    if "identity" in described:  # what a server says about the model that it runs
+        identity["policy_server"] = described.pop("identity")
     return {
+        "identity": identity,
         "engine": described,
         "prompt": asdict(prompt),
         "steps": asdict(rule),
@@ -426,5 +437,5 @@ def format_summary(progress: "Progress", summary: dict[str, Any], folder: "str |
             f"warning: {summary['problems']['error']:,} problems have failed requests and get no labels. Run the same command "
             "again to retry them."
         )
-    lines += [f"warning: {warning}" for warning in summary_warnings(summary, read_manifest(folder))]
+    lines += [f"warning: {one_line(warning)}" for warning in summary_warnings(summary, read_manifest(folder))]
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from ..config import SEED
 from ..data.sources import parse_columns
 from ..io import claimed_folder
 from ..scoring.reward_model_config import RewardModelConfig
+from ..terminal import one_line, plain, say
 
 
 @dataclass(kw_only=True)
@@ -139,7 +140,7 @@ class BenchmarkResults:
 
         lines = [f"\n{format_results(name, measures)}\n" for name, measures in self.suites.items()]
         if self.output_dir is not None:
-            folder = self.output_dir
+            folder = plain(str(self.output_dir))
             lines.append(f"Results: {folder}/results.json; scores of all steps: {folder}/scores.jsonl")
         return "\n".join(lines)
 
@@ -180,9 +181,9 @@ def _benchmark(config: BenchmarkConfig, folder: Path | None) -> BenchmarkResults
     results, rows = {}, []
     for suite in suites:
         data = found[suite.name]
-        print(f"{suite.name}: {len(data.solutions):,} solutions")
+        say(f"{suite.name}: {len(data.solutions):,} solutions")
         for warning in data.warnings():
-            print(f"warning: {warning}")
+            say(f"warning: {one_line(warning)}")
         results[suite.name], scored = benchmarks.run_suite(
             suite, data, scorer, config, config.threshold, config.validation_size, config.seed
         )

@@ -23,7 +23,8 @@ from ..grading import DEFAULT_EXTRACTORS
 from ..scoring.aggregate import AGGREGATES
 from ..scoring.reward_model_config import RewardModelConfig
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
-from .annotate import AnnotateConfig, format_summary, search_problems
+from ..terminal import one_line, say
+from .annotate import VERSIONED, AnnotateConfig, format_summary, search_problems
 
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
         else:
             sampling = [field.name for group in (PolicyConfig, PromptConfig) for field in fields(group)]
             sampling = [name for name in sampling if name not in _READING]
-            sampling += ["max_solution_tokens", "max_in_flight", "max_open_problems"]
+            sampling += ["max_solution_tokens", "max_in_flight", "max_open_problems", "accept_changes"]
             refuse(self, sampling, "only applies to sampling from `policy`, but `candidates` is set.")
         if self.problems is None:
             names = [field.name for field in fields(ProblemsConfig) if field.name != "columns"]
@@ -225,7 +226,7 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
 
 
 def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
-    from ..evaluation.best_of_n import BLOCK, files_digest, make_results, score_pool, wait_for_parts
+    from ..evaluation.best_of_n import BLOCK, make_results, score_pool, wait_for_parts
     from ..evaluation.results import Part, reopen_part
     from ..grading import AnswerGrader
     from ..search.run_folder import shard_name
@@ -246,26 +247,29 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
         "seed": config.seed,
         **reading,
     }
-    header = {
-        **settings,
-        "reward_model": reward_model,
-        "files of the reward model": files_digest(config.reward_model),
-        "problems of a block": BLOCK,
-        "candidates": digest,
-    }
     scorer = None
-    if problems and not (folder / shard_name("partial", shard.index, shard.count, "jsonl")).exists():
+    is_new = not (folder / shard_name("partial", shard.index, shard.count, "jsonl")).exists()
+    if problems and (is_new or config.is_served()):  # a server says which model it runs
         scorer = config.load_scorer()  # before the folder is made, so that an incompatible model leaves no files
-    with (
-        AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader,
-        Part(folder, header, shard.index, shard.count, config.overwrite) as part,
-    ):
-        settings["grader"] = grader.describe()
-        if scorer is None and part.num_blocks * BLOCK < len(problems):
-            scorer = config.load_scorer()
-        score_pool(problems, scorer, grader, part, config, config.grader_workers, progress=True)
+    with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
+        described = grader.describe()
+        header = {
+            **settings,
+            "identity": config.describe_identity(scorer),
+            "reward_model": reward_model,
+            "problems of a block": BLOCK,
+            "candidates": digest,
+            "grader": {name: value for name, value in described.items() if name not in VERSIONED},
+        }
+        settings["grader"] = described
+        with Part(folder, header, shard.index, shard.count, config.overwrite) as part:
+            for note in part.notes:
+                say(note)
+            if scorer is None and part.num_blocks * BLOCK < len(problems):
+                scorer = config.load_scorer()
+            score_pool(problems, scorer, grader, part, config, config.grader_workers, progress=True)
     if shard.index > 0:
-        print(f"Part {shard.index} of {shard.count} is done. The first process merges the results.")
+        say(f"Part {shard.index} of {shard.count} is done. The first process merges the results.")
         return None
     parts = [folder / shard_name("part", i, shard.count, "jsonl") for i in range(shard.count)]
     wait_for_parts(parts, part.header)
@@ -320,21 +324,21 @@ def _given(
     answers = None
     if config.problems is not None:
         answers = config.read_problems()
-        print(answers.describe())
+        say(answers.describe())
         counts["problem_records_left_out"] = answers.faults.num_left_out
     reading = reading_settings(reader, config.extractors)
     pool = read_pool(reader, config.extractors, answers, counts)
     if shard.index == 0:
         shown = {name: " ".join(value) if isinstance(value, list) else value for name, value in reading.items()}
-        print(f"Reading candidates with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
+        say(f"Reading candidates with {', '.join(f'{name} {value}' for name, value in shown.items())}.")
         for warning in solution_warnings(counts):
-            print(f"warning: {warning}")
+            say(f"warning: {one_line(warning)}")
     n = config.n
     if n is None:
         fewest = min((len(problem.candidates) for problem in pool), default=0)
         largest = min(max(fewest, 1), max(NUMBERS))
         n = [*(number for number in NUMBERS if number < largest), largest]
-        print(f"N is {' '.join(map(str, n))}: every problem has at least {fewest:,} candidates.")
+        say(f"N is {' '.join(map(str, n))}: every problem has at least {fewest:,} candidates.")
     counts["candidates_beyond_n"] += sum(len(problem.candidates) for problem in pool)
     pool = take_first(pool, max(n), config.num_draws is not None)
     counts["candidates_beyond_n"] -= sum(len(problem.candidates) for problem in pool)
@@ -372,7 +376,7 @@ def _sampled(
     )
     progress, summary = search_problems(sampling, shard, problems)
     cost.end(progress)
-    print(format_summary(progress, summary, folder))
+    say(format_summary(progress, summary, folder))
     places = {problem.problem_id: place for place, problem in enumerate(problems.problems)}
     nodes = folder / shard_name("nodes", shard.index, shard.count, "parquet")
     pool = [problem for problem in read_run([nodes], config.extractors) if problem.problem_id in places]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..config import COUNT, SEED, Config
 from ..io import shown
+from ..terminal import plain, say
 
 
 if TYPE_CHECKING:
@@ -154,16 +155,17 @@ def inspect_tree(config: InspectConfig) -> None:
             trees = ((entry.place, entry.read()) for entry in entries)
             rows = ((place, tree, mc_scores(tree, config.estimator, config.truncated)[-1]) for place, tree in trees)
             for line in problem_lines(rows, **screen):
-                print(line)
+                print(line)  # noqa: T201
             return
         entry = _find(entries, config.problem, config.input)
         inspection = _inspect(entry.read(), config)
     file = _page_path(config.input, config.html, entry.problem_id)
     with claimed_page(file, "html") as target:
-        print(format_tree(inspection, depth=config.depth, breadth=config.breadth, rollouts=config.rollouts, **screen))
+        text = format_tree(inspection, depth=config.depth, breadth=config.breadth, rollouts=config.rollouts, **screen)
+        print(text)  # noqa: T201
         with replacing(target) as page:
             page.write(render_tree(inspection))
-    print(f"\nPage: {file}")
+    say(f"\nPage: {plain(str(file))}")
 
 
 def _entries(name: str, format: str, files: ExitStack) -> Iterator[Entry]:

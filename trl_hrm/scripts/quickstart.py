@@ -92,7 +92,7 @@ def _quickstart(config: QuickstartConfig) -> str:
 
     from ..io import dump_json, replacing
     from ..scoring.scorer import StepScorer
-    from ..terminal import has_color
+    from ..terminal import has_color, say
     from ..tiny_model import make_tiny_model, texts_of
     from ..trainer.hrm_reward_config import HRMRewardConfig
     from ..trainer.hrm_reward_trainer import HRMRewardTrainer
@@ -107,7 +107,7 @@ def _quickstart(config: QuickstartConfig) -> str:
     solutions = Path(config.output_dir, SOLUTIONS)
     with replacing(solutions) as file:
         file.writelines(dump_json(tree.to_row(), solutions) + "\n" for tree in held_out)
-    print(
+    say(
         f"Training a reward model on {sum(len(tree.completions) for tree in train):,} steps of {len(train):,} problems."
     )
     texts = (text + "\n\n" for row in rows for text in texts_of(row))  # with the separator, which becomes one token

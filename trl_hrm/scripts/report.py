@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..config import Config
 from ..pages.page import claimed_page
+from ..terminal import one_line, plain
 
 
 @dataclass(kw_only=True)
@@ -67,8 +68,8 @@ def report(config: ReportConfig) -> str:
     with claimed_page(config.output, "output") as page:
         results = read_results(config.inputs)
         pictures = write_report(results, page)
-    lines = [f"warning: {notice}" for notice in notices(results)]
+    lines = [f"warning: {one_line(notice)}" for notice in notices(results)]
     for group in problem_groups(results):
         lines += [f"{result.name}: {headline_verdict(result).words}" for result in group]
     folder = output.with_name(f"{output.stem}_files")
-    return "\n".join([*lines, f"Page: {output}; pictures: {folder}/, {len(pictures)} files"])
+    return "\n".join([*lines, plain(f"Page: {output}; pictures: {folder}/, {len(pictures)} files")])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ..terminal import printable
 from .training import USAGE, DatasetArguments, finish, load_splits, model_init_kwargs, run_script
 
 
@@ -58,7 +59,7 @@ def main(script_args, training_args, model_args):
     )
     trainer.dataset_name = script_args.dataset_name  # for the model card
     for name, report in trainer.reports.items():
-        trainer.accelerator.print(f"{name}: {report}")
+        trainer.accelerator.print(printable(f"{name}: {report}"))
 
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     finish(trainer)

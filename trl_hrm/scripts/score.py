@@ -6,7 +6,7 @@ from pathlib import Path
 from ..data.sources import parse_columns
 from ..io import claimed_file, shown, write_or_keep
 from ..scoring.reward_model_config import RewardModelConfig
-from ..terminal import colored, has_color, plain
+from ..terminal import colored, has_color, one_line, plain
 
 
 @dataclass(kw_only=True)
@@ -112,8 +112,8 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
     else:
         _write(output, trees, scores)
         num_scored = sum(value is not None for values in scored for value in values)
-        lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {config.output}."]
-    lines += [f"warning: {warning}" for warning in solution_warnings(notes)]
+        lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {plain(config.output)}."]
+    lines += [f"warning: {one_line(warning)}" for warning in solution_warnings(notes)]
     num_thinking = sum(None in values for values in scored)
     if num_thinking:
         lines.append(
@@ -125,7 +125,7 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
         ("no steps", "without scores", _where(places, [tree.completions for tree in trees])),
     ):
         if odd:
-            lines.append(f"warning: {format_places(reason, odd, verb)}")
+            lines.append(f"warning: {one_line(format_places(reason, odd, verb))}")
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..data.candidates_config import RaftConfig
 from ..scoring.reward_model_config import RewardModelConfig
+from ..terminal import plain, say
 
 
 if TYPE_CHECKING:
@@ -68,11 +69,12 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
             report = build_raft(problems, scores, config, Counter(counts), reward_model, output, warnings)
         except OSError as error:  # such as a full disk. Scoring again would take long
             kept = Path(tempfile.mkdtemp(prefix="trl_hrm-"))
-            other = Output(kept / "dataset", kept / "work")
+            other = Output(kept / "dataset", kept / "work", config)
             other.work.mkdir()
             build_raft(problems, scores, config, Counter(counts), reward_model, other, warnings)
             raise OSError(
                 f"{config.output_dir} could not be written ({error}). The dataset is in {other.folder}. Move it to {config.output_dir}."
             ) from error
-    print(f"Mean score: {format_scores(report)}. Picture: {Path(config.output_dir, report['picture']['file'])}")
+    picture = plain(str(Path(config.output_dir, report["picture"]["file"])))
+    say(f"Mean score: {format_scores(report)}. Picture: {picture}")
     return report

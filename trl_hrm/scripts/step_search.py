@@ -17,6 +17,7 @@ from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
 from ..scoring.reward_model_config import RewardModelConfig
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
+from ..terminal import say
 from .annotate import make_manifest
 from .best_of_n import NUMBERS, own_shard
 
@@ -157,13 +158,14 @@ def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
     # the check of prefixes does not depend on N
     fault = partial(search.prefix_fault, ending=ending_extractors(config.extractors))
     problems = config.read_problems(config.prefix_column, fault)
-    print(problems.describe())
+    say(problems.describe())
     scorer = config.load_scorer()
     with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
         engine = config.load_engine(shard)
         manifest = make_manifest(config, engine, prompt, rule, grader, shard.count)
         if config.prefix_column is not None:
             manifest["started_with"]["prefix_column"] = config.prefix_column
+        manifest["identity"] |= config.describe_identity(scorer)
         results = run_step_search(
             settings,
             problems.problems,
@@ -176,7 +178,8 @@ def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
             {"model": config.reward_model, **config.describe_scoring()},
             shard,
             config.grader_workers,
+            config.accept_changes or (),
         )
     if results is None:
-        print(f"Part {shard.index} of {shard.count} is done. The last process to finish merges the results.")
+        say(f"Part {shard.index} of {shard.count} is done. The last process to finish merges the results.")
     return results

@@ -7,7 +7,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 from datasets import Dataset, DatasetDict
 from transformers import (
-    AutoTokenizer,
     DataCollator,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,7 +19,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
 from ..io import shown
-from ..loading import load_base_model, load_reward_model
+from ..loading import load_base_model, load_reward_model, load_tokenizer
 from ..losses import step_score
 from ..pages.papers import HRM_PAPER
 from ..step_format import StepFormat
@@ -139,9 +138,7 @@ class HRMRewardTrainer(StepTrainer):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         model, revision, self._has_new_head = load_model(model, args, self.step_format)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(
-                name, revision=revision, trust_remote_code=args.trust_remote_code
-            )
+            processing_class = load_tokenizer(name, revision, args.trust_remote_code)
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         if processing_class.pad_token_id is None:

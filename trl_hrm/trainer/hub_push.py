@@ -1,7 +1,6 @@
 """Push checkpoints and final models to the Hub. Each commit is complete, and failed pushes are reported."""
 
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,8 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from .. import __version__
 from ..hub import pushing, retry
-from ..io import shown
+from ..io import shell_word, shown
+from ..terminal import one_line, plain
 from .checkpoints import RECORD_NAME
 
 
@@ -140,7 +140,7 @@ class HubPushMixin:
         left = sorted(Path(self.args.output_dir).glob(f"{SNAPSHOT}*"), key=lambda path: (len(path.name), path.name))
         if left:
             logger.warning(
-                f"An earlier run did not push {', '.join(map(str, left))}. To push one of them, which replaces the model on the "
+                f"An earlier run did not push {', '.join(plain(str(path)) for path in left)}. To push one of them, which replaces the model on the "
                 f"Hub, run `{self._upload_command('FOLDER', '.')}`. Otherwise, delete them."
             )
 
@@ -231,7 +231,7 @@ class HubPushMixin:
 
         def log_failure(job):
             if (error := job.exception()) is not None:
-                logger.error(f"Not pushed: {folder}. {error}")
+                logger.error(one_line(f"Not pushed: {folder}. {error}"))
 
         job.add_done_callback(log_failure)
         return job
@@ -287,7 +287,7 @@ class HubPushMixin:
             else:
                 left = "Its checkpoint was deleted because of `save_total_limit`."
             logger.error(
-                f"Step {push.step} was not pushed to the Hub ({self.hub_model_id}): {error} {left} The training was not affected. "
+                f"Step {push.step} was not pushed to the Hub ({self.hub_model_id}): {one_line(str(error))} {plain(left)} The training was not affected. "
                 "To push the final weights, call `push_to_hub()`."
             )
         if self._skipped_pushes:
@@ -299,7 +299,7 @@ class HubPushMixin:
 
     def _upload_command(self, folder: "str | Path", path_in_repo: str) -> str:
         revision = [] if self.args.hub_revision is None else ["--revision", self.args.hub_revision]
-        return shlex.join(["hf", "upload", self.hub_model_id, str(folder), path_in_repo, *revision])
+        return " ".join(map(shell_word, ["hf", "upload", self.hub_model_id, str(folder), path_in_repo, *revision]))
 
     # Push at the end of training
 

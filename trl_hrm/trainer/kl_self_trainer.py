@@ -16,6 +16,7 @@ from ..encoding import dated_template, uses_clock
 from ..identity import checkpoint_identity
 from ..io import shown
 from ..kl import LMHead, narrow_lm_head, scaled_kl, sequence_kl, token_kl, trained_sequences, trained_tokens
+from ..loading import check_policy, load_policy, load_tokenizer, refuse_nan
 from ..pages.papers import HRM_PAPER
 from .hub_push import HubPushMixin
 from .kl_self_config import KLSelfConfig
@@ -115,12 +116,20 @@ class KLSelfTrainer(SafeTrainingMixin, HubPushMixin, SFTTrainer):
             args = KLSelfConfig(f"{model_name.split('/')[-1]}-KLSelf")
         if not isinstance(args, KLSelfConfig):
             raise TypeError(f"`args` is a `{type(args).__name__}`. It must be a `KLSelfConfig`.")
+        if isinstance(model, str):
+            init = args.model_init_kwargs or {}
+            if not check_policy(model, init.get("revision"), args.trust_remote_code):
+                load_policy(model, **init)  # an older format, whose weights are only known once they are loaded
+            if kwargs.get("processing_class") is None:
+                load_tokenizer(model, init.get("revision"), args.trust_remote_code)  # a damaged one raises here
         has_adapter = kwargs.get("peft_config") is not None or (not isinstance(model, str) and is_peft_model(model))
         self._train_data, self._eval_data = kwargs.get("train_dataset"), kwargs.get("eval_dataset")
         given = args.ref_model if ref_model is None else ref_model
         self._given_reference = given if given is None or isinstance(given, str) else identity_in_memory(given)
         reference = make_reference(model, args, ref_model, has_adapter, kwargs.get("compute_loss_func"))
         super().__init__(model=model, args=args, **kwargs)
+        if isinstance(model, str):
+            refuse_nan(self.model, model)
         self.reference = None
         self._forward_redirection = ForwardRedirection()
         self._kl_sums: dict[str, torch.Tensor] = {}

@@ -8,8 +8,6 @@ start that does not fit these models.
 import json
 import math
 import os
-import shlex
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +22,10 @@ from .. import __version__
 from .._compat import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 from ..encoding import dated_template, uses_clock
 from ..heads import num_labels
-from ..pages.page import Table, resource
+from ..io import shell_word
+from ..pages.page import Table, code, markdown, resource
 from ..step_format import STEP_FORMAT_NAME, StepFormat
+from ..terminal import printable
 
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ PACKAGES = {
     "Tokenizers": "tokenizers",
 }
 
-quote = partial(json.dumps, ensure_ascii=False)  # string literal for Python code
+
+def quote(text: str) -> str:
+    """Return a string literal for Python code, in which control characters are escaped."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in json.dumps(text, ensure_ascii=False))
 
 
 def hub_id(name: str | None) -> str | None:
@@ -103,7 +106,7 @@ def save_reward_model_card(
     """Write the model card of a reward model. See [`HRMRewardTrainer.create_model_card`]."""
     step_format, reports = trainer.step_format, trainer.reports.values()
     rows = [[title, *(f"{getattr(report, name):,.15g}" for report in reports)] for name, title in COUNTS.items()]
-    labels = Table(["", *(f"`{name}`" for name in trainer.reports)], rows)
+    labels = Table(["", *map(code, trainer.reports)], rows)
     _save_card(
         trainer,
         model_name,
@@ -188,6 +191,8 @@ def _save_card(
         data,
         template_str=resource("templates/model_card.md.jinja"),
         name=model_name,
+        markdown=markdown,
+        printable=printable,
         model_id=trainer.hub_model_id or args.hub_model_id or shown_name(args.output_dir),
         base=base,
         dataset=dataset,
@@ -201,7 +206,7 @@ def _save_card(
         run_urls={service: url for service, url in run_urls.items() if url},
         versions={"TRL HRM": __version__, **{name: version(package) for name, package in PACKAGES.items()}},
         quote=quote,
-        shell_quote=shlex.quote,
+        shell_word=shell_word,
         **values,
     )
     card.save(Path(args.output_dir) / "README.md")
@@ -270,7 +275,7 @@ def _settings_table(trainer: "StepTrainer | KLSelfTrainer", step: int, adapter: 
         if hasattr(args, name):
             value = getattr(args, name)
             text = f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
-            settings[name] = quote(text)[1:-1]
+            settings[name] = markdown(quote(text)[1:-1])
     settings |= {"processes": str(args.world_size), "epochs": f"{trainer.state.epoch or 0:.4g}", "steps": str(step)}
     if adapter:
         settings["adapter"] = adapter
@@ -280,7 +285,7 @@ def _settings_table(trainer: "StepTrainer | KLSelfTrainer", step: int, adapter: 
 def _metrics_table(metrics: dict[str, dict[str, float]]) -> str:
     names = ["dataset"] if any(metrics) else []
     rows = [
-        [*([name] if names else []), metric.replace("_", " "), f"{value:.4g}"]
+        [*([markdown(name)] if names else []), markdown(metric.replace("_", " ")), f"{value:.4g}"]
         for name, found in metrics.items()
         for metric, value in found.items()
     ]

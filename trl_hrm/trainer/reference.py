@@ -17,13 +17,12 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, DataCollator, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from .._compat import (
     DataCollatorForLanguageModeling,
     ForwardRedirection,
-    create_model_from_path,
     get_config_model_id,
     maybe_gather_lm_head_ctx,
     prepare_deepspeed,
@@ -31,6 +30,7 @@ from .._compat import (
 )
 from ..io import read_json, shown, write_json
 from ..kl import LMHead, trained_tokens
+from ..loading import load_policy, load_tokenizer
 from .checkpoints import digest_of_weights
 from .kl_self_config import KLSelfConfig
 
@@ -136,7 +136,7 @@ def load_reference(name: str, args: KLSelfConfig, is_policy: bool = False) -> Pr
     # Distributed training requires device_map=None ("auto" fails)
     if args.distributed_state.distributed_type != DistributedType.NO:
         kwargs["device_map"] = None
-    return create_model_from_path(name, **kwargs)
+    return load_policy(name, **kwargs)
 
 
 def check_reference(
@@ -185,7 +185,7 @@ def check_reference(
     file = cached_file(name, "tokenizer_config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return
-    own = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    own = load_tokenizer(name, revision, args.trust_remote_code)
     known, expected = own.get_vocab(), tokenizer.get_vocab()
     for token in sorted(known.keys() | expected.keys()):
         if known.get(token) != expected.get(token):

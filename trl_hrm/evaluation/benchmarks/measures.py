@@ -8,6 +8,7 @@ import numpy as np
 
 from ...data.problems import group_equal, problem_key, problem_split
 from ...step_metrics import step_metrics
+from ...terminal import one_line
 from ..intervals import bootstrap_sums, percentile_interval
 from .suite import Solution, Suite
 
@@ -181,7 +182,7 @@ def format_results(name: str, results: dict[str, Any]) -> str:
     cells = [[name, metric, "95 %", *others]]
     for kind in ("subsets", "averages"):
         for part, values in results[kind].items():
-            label = part if kind == "subsets" else f"= {part}"
+            label = one_line(part, 60) if kind == "subsets" else f"= {part}"
             interval = "-" if values["low"] is None else f"{_percent(values['low'])}–{_percent(values['high'])}"
             cells.append([label, _percent(values[metric]), interval])
             for key in others:
@@ -203,8 +204,8 @@ def format_results(name: str, results: dict[str, Any]) -> str:
     if results["too_long"]:
         places = [one["where"] for one in results["too_long"]]
         more = f" and {len(places) - NUM_SHOWN:,} more" if len(places) > NUM_SHOWN else ""
-        lines.append(f"too long: {', '.join(places[:NUM_SHOWN])}{more}")
-    undefined = [name for name, part in results["subsets"].items() if part[results["metric"]] is None]
+        lines.append(one_line(f"too long: {', '.join(places[:NUM_SHOWN])}{more}"))
+    undefined = [one_line(name, 60) for name, part in results["subsets"].items() if part[results["metric"]] is None]
     if undefined:
         lines.append(
             f"undefined for {', '.join(undefined)}: there are too few scored rows, or only rows with or without errors"

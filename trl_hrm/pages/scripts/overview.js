@@ -165,7 +165,7 @@ document.addEventListener("keydown", (event) => {
 
 const { problem, totals } = data;
 document.title = `${problem.id} · search tree`;
-byId("kicker").append(...(data.run ? [`${data.run} · `] : []), `problem ${problem.id}`, make("span", "status", problem.status.replaceAll("_", " ")));
+byId("kicker").append(...(data.run ? [make("span", "", data.run), " · "] : []), "problem ", make("span", "", problem.id), make("span", "status", problem.status.replaceAll("_", " ")));
 byId("problem").textContent = problem.prompt;
 const rootScore = of("score", PROMPT);
 byId("facts").append(...facts([

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 import transformers
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -24,6 +22,7 @@ from transformers import (
 )
 
 from ...io import shown
+from ...loading import load_policy, load_tokenizer
 from .base import EngineFatal, Sample, Sampling, continued_text, find_stop, room, sample_from_ids
 
 
@@ -118,15 +117,17 @@ class TransformersEngine:
                 Sampling parameters and `batch_size` of [`TransformersEngine`].
 
         Raises:
-            `ValueError`: If `dtype` is not a dtype of torch.
+            `ValueError`: If `dtype` is not a dtype of torch, or the checkpoint is damaged. See [`~loading.load_policy`].
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(
                 f"The dtype of the policy is {shown(dtype)}. It must be 'auto' or a torch dtype, such as 'bfloat16'."
             )
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            name_or_path, revision=revision, dtype=dtype, attn_implementation=attn_implementation
+        if isinstance(dtype, str) and dtype != "auto":
+            dtype = getattr(torch, dtype)
+        tokenizer = load_tokenizer(name_or_path, revision)
+        model = load_policy(
+            name_or_path, revision=revision, dtype=dtype, attn_implementation=attn_implementation, device_map=None
         )
         device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
         return cls(model.to(device), tokenizer, revision=revision, **options)
