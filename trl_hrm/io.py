@@ -329,9 +329,9 @@ def _claimed(lock: Path, path: str | Path, option: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise BlockingIOError(f"{error} Wait for it or stop it, or choose another `{option}`.") from None
         except OSError as error:
-            place = f" {error.filename!r}" if error.filename else ""
+            place = f": {error.filename}" if error.filename else ""
             raise OSError(
-                f"{path}: this output cannot be written ({error.strerror}:{place}). Choose another `{option}`."
+                f"{path}: this output cannot be written ({error.strerror}{place}). Choose another `{option}`."
             ) from error
         yield
 
