@@ -84,7 +84,7 @@ def kinds_of(values: list[Any]) -> dict[tuple, set]:
             kinds = found.setdefault(pattern(place), set())
             kinds.add(kind_of(at(value, place)))
             if isinstance(at(value, place), float):
-                kinds.add("whole number")
+                kinds |= {"whole number", "number"}
     return found
 
 

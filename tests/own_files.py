@@ -30,8 +30,12 @@ from trl_hrm.data.publish_shards import published_files, read_build
 from trl_hrm.data.self_training import prompt_of
 from trl_hrm.data.stepwise import build_stepwise
 from trl_hrm.data.tree_files import parse_openr, run_warnings
+from trl_hrm.demo.measures import PolicyMeasures, read_measures
+from trl_hrm.demo.runner import read_mark
 from trl_hrm.evaluation.best_of_n import SampleCost, total_cost
 from trl_hrm.evaluation.results import Part, format_results, load_candidates, load_results, read_parts, scored_row
+from trl_hrm.evaluation.step_search import SearchedProblems, StepSearchSettings
+from trl_hrm.io import write_json
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.nodes import SCHEMA, read_totals, read_trees, read_unreadable_references
 from trl_hrm.search.run_folder import (
@@ -45,12 +49,14 @@ from trl_hrm.search.run_folder import (
 from trl_hrm.search.scheduler import Progress
 
 from .evaluation.report_runs import STEP_ROWS, bare_page, benchmark, candidate, problem, selection, write
+from .evaluation.step_searches import Grader, search
 from .mutations import at, dump, kind_of, kinds_of, mutate, pattern, places
 from .search.scripted import PROMPT, RULE, SEARCHES, ExactGrader, make_problems, run_scripted
 
 
-# Settings that are only shown, and compared with those of a new run. Seeds may be negative
+# Settings that are shown in reports and compared with a new run. Seeds may be negative.
 FREE = {
+    "intervals",
     "settings",
     "policy",
     "reward_model",
@@ -108,7 +114,7 @@ def read_nodes(folder: Path) -> Any:
 def read_settings(folder: Path) -> Any:
     manifest = read_manifest(folder, ["engine", "prompt", "search", "seed"])
     config = CandidatesConfig(candidates=str(folder))
-    found = [asdict(prompt_of(manifest)), manifest["engine"], reading_settings(config), asdict(rule_of(config))]
+    found = [asdict(prompt_of(manifest)), manifest["engine"], reading_settings(config), vars(rule_of(config) or RULE)]
     found += [manifest["search"], manifest["seed"]]
     resumed = False
     try:
@@ -213,6 +219,27 @@ def read_openr(folder: Path) -> Any:
     return asdict(parse_openr(json.loads(path.read_text()), f"{path}:1"))
 
 
+STEP_SEARCH = StepSearchSettings("", n=[2], max_depth=5, max_step_tokens=60).searches(PROMPT, RULE)[2]
+
+
+def step_search(folder: Path) -> None:
+    problems = [problem for _, problem in make_problems(4)]
+    search(folder / "made", problems=problems, n=[2], score=lambda path: 0.5 / len(path))
+    for path in (folder / "made" / "n-2").iterdir():
+        path.rename(folder / path.name)
+
+
+def read_step_search(folder: Path) -> Any:
+    found = SearchedProblems(STEP_SEARCH, folder, [problem for _, problem in make_problems(4)])
+    return [asdict(problem) | {"where": ""} for problem in found.grade(Grader())], found.cost(), found.counts
+
+
+def demo(folder: Path) -> None:
+    write_json(folder / "mark.json", {"seconds": 1.5, "since": 2.5})
+    rates = {"slip_rate": 0.1, "correction_rate": 0.2, "spurious_rate": 0.0, "sight": None}
+    write_json(folder / "policy.json", {"num_right": 1, "num_solutions": 2, "accuracy": 0.5} | rates)
+
+
 KINDS = {
     "log": Kind("log-00000-of-00001.jsonl", run, read_log),
     "full_tree_log": Kind("log-00000-of-00001.jsonl", partial(run, search="full_tree"), read_log),
@@ -228,6 +255,10 @@ KINDS = {
     "build_report": Kind("built/build_report.json", build, read_built),
     "step_format": Kind("step_format.json", step_format, read_format),
     "openr": Kind("openr.json", openr, read_openr),
+    "step_search_log": Kind("log-00000-of-00001.jsonl", step_search, read_step_search),
+    "step_search_cost": Kind("cost-00000-of-00001.json", step_search, read_step_search),
+    "demo_mark": Kind("mark.json", demo, lambda folder: read_mark(folder / "mark.json")),
+    "demo_measures": Kind("policy.json", demo, lambda folder: read_measures(folder / "policy.json", PolicyMeasures)),
 }
 
 
@@ -250,7 +281,7 @@ def store(path: Path, records: list[Any]) -> None:
 
 @cache
 def good(name: str) -> tuple[Path, list[Any], Any]:
-    """Return the folder of a good file, its records and what is read from it. All are shared and must not be changed."""
+    """Return the folder of a good file, its records and the result of its reader. Callers must not change them."""
     folder = Path(tempfile.mkdtemp(prefix="own-files-")) / "here"
     folder.mkdir()
     KINDS[name].make(folder)
@@ -275,7 +306,8 @@ def mutated(name: str, rng: random.Random, work: Path) -> tuple[str, Any]:
             what, other = f"record {place}: {what}", [*records[:place], one, *records[place + 1 :]]
         try:
             store(work / KINDS[name].name, other)
-            return what, other
+            # Parquet stores 1.5 in a column of whole numbers as 1
+            return what, load(work / KINDS[name].name) if KINDS[name].name.endswith("parquet") else other
         except (pa.ArrowException, OverflowError, TypeError, ValueError):
             continue  # Parquet cannot hold this
 

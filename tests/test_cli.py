@@ -2,17 +2,32 @@
 
 import dataclasses
 import json
+import pickle
 import re
 import shlex
 import subprocess
 import sys
+import zipfile
+import zlib
+from concurrent.futures.process import BrokenProcessPool
 
+import aiohttp
+import jinja2
+import pyarrow as pa
 import pytest
+import torch
 import yaml
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from safetensors import SafetensorError
 
 import trl_hrm
 from trl_hrm import __version__
 from trl_hrm.cli import COMMANDS, TRAINING, CommandParser, main
+from trl_hrm.hub import HTTPError
+from trl_hrm.scripts import reward
+from trl_hrm.scripts.training import run_script
+from trl_hrm.search.engines.base import EngineError
 
 
 ROWS = [{"prompt": f"What is {i}?", "completions": ["a", "b"], "labels": [True, i % 2 == 0]} for i in range(40)]
@@ -54,6 +69,38 @@ def test_every_option_is_explained_once(command):
         if not field.metadata.get("positional"):
             assert f"--{field.name} " in shown
             assert (f"--{field.name} " in short) != bool(field.metadata.get("advanced")), field.name
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--final_stops", "---"], ["---"]),
+        (["--final_stops=---", "-->", "x"], ["---", "-->", "x"]),
+        (["--final_stops=--end", "--seed", "3"], ["--end"]),
+        (["--final_stops=--", "-"], ["--", "-"]),
+        (["--final_stops", "a b", "-.5", "-2e-1", "=", "a=b"], ["a b", "-.5", "-2e-1", "=", "a=b"]),
+        (["--final_stops="], []),
+        (["--final-stops=-x"], ["-x"]),
+    ],
+)
+def test_values_that_look_like_options(words, expected):
+    """`--final_stops '---'` was an error, and a list could not have such a value and another one."""
+    parser = CommandParser(trl_hrm.AnnotateConfig, prog="trl-hrm annotate")
+    given = ["--problems", "p", "--policy", "m", "--engine", "transformers", "--output_dir", "o"]
+    assert parser.read([*given, *words])[0].final_stops == expected
+
+
+def test_other_values_with_a_dash(capsys):
+    def read(*words):
+        parser = CommandParser(trl_hrm.ExportConfig, prog="trl-hrm export")
+        return parser.read(["run", "--output_dir", "o", "--labels", "entropy", *words])[0]
+
+    for word in ("-2e-1", "-.2", "-0.2"):
+        assert read("--eta", word).eta == read(f"--eta={word}").eta == -0.2
+    assert read("--eta", "1", "--output_dir=--out").output_dir == "--out"
+    with pytest.raises(SystemExit):
+        read("--eta", "1", "-x")
+    assert "found '-x', which is not an option" in capsys.readouterr().err
 
 
 def test_version(capsys):
@@ -221,6 +268,128 @@ def test_help_shows_defaults_of_zero_and_words_without_a_name(capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("usage: trl-hrm benchmark SOURCE [OPTIONS]\n")
     assert "(default: 0)" in shown and "(default: False)" not in shown and "(default: None)" not in shown
+
+
+FORESEEN = [
+    OSError("no space"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    MemoryError(),
+    RecursionError("too deep"),
+    EOFError("ended"),
+    re.error("missing )"),
+    zlib.error("bad data"),
+    zipfile.BadZipFile("not a zip file"),
+    pickle.UnpicklingError("refused"),
+    subprocess.CalledProcessError(1, "git"),
+    BrokenProcessPool("a process ended"),
+    yaml.YAMLError("bad"),
+    pa.ArrowInvalid("bad"),
+    pa.ArrowTypeError("bad"),
+    pa.ArrowKeyError("bad"),
+    pa.ArrowNotImplementedError("bad"),
+    SafetensorError("bad header"),
+    jinja2.TemplateSyntaxError("unexpected", 1),
+    aiohttp.ClientPayloadError("not all"),
+    HTTPError("slow"),
+    StrictDataclassFieldValidationError("a", TypeError("b")),
+    DatasetGenerationError("An error occurred"),
+    torch.OutOfMemoryError("out of memory"),
+    EngineError("the server failed"),
+    ImportError("no module"),
+]
+
+
+@pytest.mark.parametrize("error", FORESEEN, ids=lambda error: type(error).__name__)
+def test_foreseen_errors_are_one_line(monkeypatch, capsys, error):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(trl_hrm, "print_env", fail)
+    assert main(["env"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and "bug" not in printed
+    assert str(error).strip().split("\n")[0] in printed
+    with pytest.raises(type(error)):
+        main(["env", "--debug"])
+
+
+def test_the_cause_of_a_dataset_error_is_shown(monkeypatch, capsys):
+    def fail(config):
+        try:
+            raise pa.ArrowInvalid("Parquet magic bytes not found")
+        except pa.ArrowInvalid as error:
+            raise DatasetGenerationError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr(trl_hrm, "print_env", fail)
+    assert main(["env"]) == 1
+    assert capsys.readouterr().err == "error: Parquet magic bytes not found\n"
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("a \x1b[31m\nb"), KeyError("a"), AssertionError(), RuntimeError("x" * 5000), Exception()]
+)
+def test_other_errors_are_a_short_report(monkeypatch, capsys, error):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(trl_hrm, "print_env", fail)
+    assert main(["env"]) == 1
+    printed = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"error: `trl-hrm env` failed with {type(error).__name__}: .{{1,2000}}\. This is a bug in trl_hrm\. Run it again with --debug for "
+        "the traceback, and report it together with the output of `trl-hrm env`\\.\n",
+        printed,
+    )
+    assert "\x1b" not in printed
+    monkeypatch.setenv("TRL_HRM_DEBUG", "1")
+    with pytest.raises(type(error)):
+        main(["env"])
+
+
+def test_errors_of_training_scripts(tmp_path, capsys):
+    """A training script is started by `accelerate launch`, so it has a border of its own."""
+
+    def fail(*arguments):
+        raise RuntimeError("NCCL")
+
+    words = ["--dataset_name", "a", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    with pytest.raises(SystemExit) as stop:
+        run_script(fail, reward.make_parser(prog="reward.py"), words)
+    assert stop.value.code == 1
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert printed.startswith(
+        "error: `reward.py` failed with RuntimeError: NCCL. This is a bug in trl_hrm. Run it again with --log_"
+    )
+    (tmp_path / "a.yaml").write_text("learning_rate: {a: 1}\n")
+    with pytest.raises(SystemExit):
+        run_script(fail, reward.make_parser(), [*words, "--config", str(tmp_path / "a.yaml")])
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'a.yaml'}: `learning_rate` is {{'a': 1}}. It must be a number.\n"
+    )
+
+
+def test_a_failed_training_process_ends_the_command_with_its_exit_code(monkeypatch, tmp_path, capfd):
+    """`accelerate launch` would print the traceback of a `CalledProcessError` after the error of the script."""
+    words = [
+        "--dataset_name",
+        str(tmp_path),
+        "--model_name_or_path",
+        "a",
+        "--output_dir",
+        str(tmp_path),
+        "--use_cpu",
+        "true",
+    ]
+    for code, expected in ((3, 3), (-15, 143)):
+
+        def fail(args, code=code):
+            raise subprocess.CalledProcessError(code, "accelerate")
+
+        monkeypatch.setattr("accelerate.commands.launch.launch_command", fail)
+        with pytest.raises(SystemExit) as stop:
+            main(["reward", *words])
+        assert stop.value.code == expected and "error" not in capfd.readouterr().err
 
 
 def test_debug_shows_where_an_error_comes_from(rows_file, tmp_path):

@@ -18,7 +18,7 @@ LAYERS = [
     {"_compat"},
     {"io", "processes"},
     {"config", "encoding", "schema", "terminal"},
-    {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages"},
+    {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
     {"forest", "tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
     {"loading"},
     {"search"},

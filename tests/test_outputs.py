@@ -15,6 +15,7 @@ import pytest
 from trl_hrm import BuildStepwiseConfig, build_stepwise
 from trl_hrm import io as trl_hrm_io
 from trl_hrm.cli import main
+from trl_hrm.data import build as data_build
 from trl_hrm.evaluation.benchmarks.run import check_output
 from trl_hrm.evaluation.results import check_results
 from trl_hrm.io import claimed_file, claimed_folder, replacing, write_or_keep
@@ -131,22 +132,32 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(name, kind, tmp_path, capsys
 # Locks
 
 
+CLAIM = """
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from trl_hrm.io import claimed_file, claimed_folder, claimed_name
+
+LOCKS = {"run": ".lock", "demo": ".trl-hrm-demo.json.lock"}
+with ExitStack() as stack:
+    for kind, path in map(str.split, sys.argv[1:]):
+        if kind == "build":
+            claim = claimed_name(Path(path).absolute(), path, "")
+        elif kind == "file":
+            claim = claimed_file(path, "")
+        else:
+            claim = claimed_folder(path, "", lock=LOCKS[kind])
+        stack.enter_context(claim)
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
 @contextlib.contextmanager
 def claimed_elsewhere(outputs: list[str]):
     """Claim outputs in another process."""
-    code = (
-        "import sys; from contextlib import ExitStack; from pathlib import Path\n"
-        "from trl_hrm.io import claimed_file, claimed_folder, claimed_name\n"
-        "with ExitStack() as stack:\n"
-        "    for kind, path in map(str.split, sys.argv[1:]):\n"
-        "        claim = {'build': lambda: claimed_name(Path(path).absolute(), path, ''), 'file': lambda: claimed_file(path, ''),\n"
-        "                 'run': lambda: claimed_folder(path, ''), 'demo': lambda: claimed_folder(path, '', lock='.trl-hrm-demo.json.lock')}\n"
-        "        stack.enter_context(claim[kind]())\n"
-        "    print('claimed', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
     other = subprocess.Popen(
-        [sys.executable, "-c", code, *outputs], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLAIM, *outputs], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "claimed\n"
     try:
@@ -268,18 +279,19 @@ def test_a_build_does_not_replace_its_input(source, tmp_path, rows, capsys):
 
 def test_a_killed_build_leaves_nothing_for_the_next_one(tmp_path, rows, caplog):
     """Its hidden folder stayed for good. Other hidden files of the user are not touched."""
-    (tmp_path / ".out.partial" / "parts").mkdir(parents=True)
-    (tmp_path / ".out.partial" / "parts" / "train-00000000.arrow").write_text("1")
-    for name in (".out.backup", ".other.partial", ".out.lock"):
+    (tmp_path / ".out.trl-hrm-partial" / "parts").mkdir(parents=True)
+    (tmp_path / ".out.trl-hrm-partial" / "parts" / "train-00000000.arrow").write_text("1")
+    for name in (".out.backup", ".other.trl-hrm-partial", ".out.partial", ".out.lock"):
         (tmp_path / name).write_text("mine")
     build(rows)
     assert {path for path in names_in(tmp_path) if "/" not in path} == {
-        ".other.partial",
+        ".other.trl-hrm-partial",
         ".out.backup",
+        ".out.partial",
         "out",
         "rows.jsonl",
     }
-    assert "Removed " in caplog.text and ".out.partial, which an interrupted build had left" in caplog.text
+    assert "Removed " in caplog.text and ".out.trl-hrm-partial, which an interrupted build had left" in caplog.text
 
 
 def test_a_kill_between_the_two_renames_does_not_lose_the_earlier_dataset(tmp_path, rows, caplog):
@@ -306,13 +318,32 @@ def test_a_kill_between_the_two_renames_does_not_lose_the_earlier_dataset(tmp_pa
 
 def test_a_kill_after_the_two_renames_keeps_the_new_dataset(tmp_path, rows):
     build(rows, view="prm")
-    (tmp_path / "out").rename(tmp_path / ".out.replaced")
+    (tmp_path / "out").rename(tmp_path / ".out.trl-hrm-replaced")
     build(rows, "new")
     (tmp_path / "new").rename(tmp_path / "out")
     with pytest.raises(FileExistsError, match="--overwrite"):
         build(rows)
     assert json.loads((tmp_path / "out" / "build_report.json").read_text())["view"] == "tree"
     assert {path for path in names_in(tmp_path) if "/" not in path} == {"out", "rows.jsonl"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_made_during_the_build_is_not_replaced(overwrite, tmp_path, rows, monkeypatch):
+    """Another program may use the name, since the lock only stops this package's commands."""
+    digest_of = data_build.digest_of
+
+    def digest(folder):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        return digest_of(folder)
+
+    if overwrite:
+        build(rows)
+    before = contents(tmp_path)
+    monkeypatch.setattr(data_build, "digest_of", digest)
+    with pytest.raises(FileExistsError, match="would delete notes.txt" if overwrite else "already exists"):
+        build(rows, overwrite=overwrite)
+    assert contents(tmp_path) == before | {"out/notes.txt": b"mine"}
 
 
 def test_a_failed_rename_keeps_the_earlier_dataset(tmp_path, rows, monkeypatch):

@@ -74,6 +74,7 @@ class TestConfig:
             "step_separator": "\n",
             "train_on_last_step_only": False,
             "dataset_num_proc": None,
+            "accept_changes": [],  # added
         }
         assert {field.name for field in fields(PRMConfig)} - {field.name for field in fields(BaseConfig)} == own.keys()
         config = PRMConfig(str(tmp_path), use_cpu=True)

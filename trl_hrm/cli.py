@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import json
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from trl import TrlParser
 
 import trl_hrm
 
+from .errors import error_line, is_debug
 from .io import read_yaml
 from .processes import StopSignals
 from .terminal import one_line, say
@@ -253,7 +255,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if argv.count("--config") > 1 or argv[-1] == "--config":
         parser.error("--config takes one file.")
-    is_debug = name in COMMANDS and "--debug" in argv  # training arguments have an option with the same name
     if name in TRAINING:
         to_resume = "Add --resume_from_checkpoint true to resume from the last checkpoint, if one was saved."
     else:
@@ -274,10 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130 if stop is None else stop.exit_code
     except BrokenPipeError:  # the reader closed the pipe, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ImportError, OSError, ValueError) as error:
-        if is_debug:
+    except Exception as error:  # the border: no traceback leaves it, unless it is asked for
+        if is_debug(argv if name in COMMANDS else ()):  # training arguments have a `--debug` of their own
             raise
-        say(one_line(f"error: {error}"), sys.stderr)
+        debug = "--debug" if name in COMMANDS else "TRL_HRM_DEBUG=1"
+        say(error_line(error, f"trl-hrm {name}", debug), sys.stderr)
         return 1
     return 0
 
@@ -295,7 +297,9 @@ def run(name: str, argv: Sequence[str]) -> None:
     if options.print_config:
         import yaml
 
-        print(yaml.safe_dump(config.settings(), sort_keys=False, allow_unicode=True), end="")
+        settings = config.settings()
+        is_printable = json.dumps(settings, ensure_ascii=False).isprintable()
+        print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=is_printable), end="")
         return
     result = getattr(trl_hrm, command.function)(config)
     if result is not None:

@@ -1,11 +1,15 @@
-"""Identity of checkpoints and files by content, so that a resumed run notices if a path now holds something else."""
+"""
+Identity of checkpoints by content, and the comparison of a resumed run with the settings that it was started with.
+
+A path or a branch says nothing about the content: a run that is resumed with other weights at the same path would mix two policies.
+"""
 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .io import read_json
+from .io import format_change, read_json, setting_changes
 
 
 # Files of a checkpoint that determine its outputs, by what they determine. A checkpoint of the Trainer also has the state of the
@@ -18,6 +22,7 @@ CHECKPOINT_FILES = {
         "vocab*",
         "merges.txt",
         "*.tiktoken",
+        "*.model",
         "*token*_map.json",
         "added_tokens.json",
         "chat_template*",
@@ -27,11 +32,16 @@ CHECKPOINT_FILES = {
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
-    """Return a hash of the names and contents of files, as 16 hex digits. The order of the files does not matter."""
+    """
+    Return a hash of the contents of files, as 16 hex digits. The order of the files does not matter. The names of several files
+    count, the name of a single file does not.
+    """
+    paths = sorted(files, key=lambda path: path.name)
     digest = hashlib.sha256()
-    for path in sorted(files, key=lambda path: path.name):
+    for path in paths:
+        name = path.name if len(paths) > 1 else ""
         with open(path, "rb") as file:
-            digest.update(f"{path.name}\n".encode() + hashlib.file_digest(file, "sha256").digest())
+            digest.update(f"{name}\n".encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
@@ -41,7 +51,7 @@ def checkpoint_identity(path_or_repo: str, revision: str | None = None) -> dict[
 
     Args:
         path_or_repo (`str`):
-            Path or Hub id of a model, or of a PEFT adapter.
+            Path or Hub id of a model, of a tokenizer, or of a PEFT adapter.
         revision (`str`, *optional*):
             Revision of the repository. It is resolved to a commit.
 
@@ -64,9 +74,115 @@ def checkpoint_identity(path_or_repo: str, revision: str | None = None) -> dict[
         }
         identity: dict[str, Any] = {kind: digest_of_files(found) for kind, found in files.items() if found}
     else:
-        found = adapter or cached_file(path_or_repo, "config.json", revision=revision)
+        found = adapter or cached_file(
+            path_or_repo, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        found = found or cached_file(path_or_repo, "tokenizer_config.json", revision=revision)
         identity = {"commit": extract_commit_hash(found, None)}
     if adapter is not None:
         config = read_json(adapter)
         identity["base_model"] = checkpoint_identity(config["base_model_name_or_path"], config.get("revision"))
     return identity
+
+
+# Settings that do not change the results, records that grow, and names whose content is compared under another name
+_FREE = {
+    "accepted_changes",
+    "files of the reward model",
+    "identity",
+    "prompt.name",
+    "reward_model.batch_size",
+    "reward_model.max_length",
+    "source",
+    "started_with",
+    "versions",
+}
+# Settings that name a checkpoint, by the part of the identity that has its content
+_NAMES = {
+    "policy": ("engine.model", "engine.revision", "engine.tokenizer"),
+    "reward_model": ("reward_model.model", "reward_model.revision", "reward_model.step_format"),
+}
+
+
+class Comparison(NamedTuple):
+    """
+    Result of [`compare_runs`].
+
+    Args:
+        changes (`dict[str, tuple[Any, Any]]`):
+            Value before and value now of each setting that differs, by its dotted name, such as `policy.weights`.
+        notes (`list[str]`):
+            Messages about what is not refused: a name that changed although its content is the same, and content that was not
+            recorded.
+        unrecorded (`list[str]`):
+            Parts of the identity that the saved settings do not have.
+    """
+
+    changes: dict[str, tuple[Any, Any]]
+    notes: list[str]
+    unrecorded: list[str]
+
+
+def compare_runs(found: dict[str, Any], asked: dict[str, Any]) -> Comparison:
+    """
+    Compare the saved settings of a run with new settings, by content instead of by name.
+
+    The key `identity` of the settings has the content of each checkpoint, such as `{"policy": {"weights": ..., "tokenizer": ...}}`. If
+    both have it, the paths and revisions of the checkpoint are not compared.
+
+    Args:
+        found (`dict[str, Any]`):
+            JSON object with the saved settings.
+        asked (`dict[str, Any]`):
+            JSON object with the new settings.
+    """
+    before, now = found.get("identity", {}), asked.get("identity", {})
+    known = before.keys() & now.keys()
+    names = {name for part in known for name in _NAMES.get(part, ())}
+    if asked.get("engine", {}).get("engine") == "openai":
+        names.discard("engine.model")  # the name of the model on the servers, whose weights are not known
+    changes = setting_changes(found, asked)
+    moved = {name: changes[name] for name in sorted(changes.keys() & (names | {"prompt.name", "source"}))}
+    changes = {
+        name: values
+        for name, values in changes.items()
+        if name not in names | _FREE and name.partition(".")[0] not in _FREE
+    }
+    for part in sorted(known):
+        changes |= setting_changes({part: before[part]}, {part: now[part]})
+    root, probe = (
+        "policy_server.root",
+        "policy_server.prompt_logprobs",
+    )  # folder on the server, and a measurement of its model
+    if (
+        root in changes
+        and probe not in changes
+        and all("prompt_logprobs" in one["policy_server"] for one in (before, now))
+    ):
+        moved[root] = changes.pop(root)
+    unrecorded = sorted(now.keys() - before.keys())
+    changed_parts = {name.partition(".")[0] for name in changes}
+    notes = [
+        f"{format_change(name, *values)}. The content is the same."
+        for name, values in moved.items()
+        if not (changed_parts & {part for part in known if name in _NAMES.get(part, ())})
+        and not (name == "prompt.name" and "prompt" in changed_parts)
+        and not (name == "source" and "candidates" in changed_parts)
+    ]
+    if unrecorded:
+        notes.append(
+            f"This run was started by an older version, which did not record the content of {' and '.join(unrecorded)}. Only "
+            "the name could be compared."
+        )
+    return Comparison(changes, notes, unrecorded)
+
+
+def describe_changes(changes: dict[str, tuple[Any, Any]]) -> str:
+    """Return the names and values of settings that changed, for an error message, and how to use an earlier commit."""
+    words = "; ".join(format_change(name, *values) for name, values in changes.items())
+    commits = [
+        f" To use the earlier commit, pass --{name.partition('.')[0]}_revision {before}."
+        for name, (before, _) in changes.items()
+        if name in ("policy.commit", "policy.tokenizer.commit", "reward_model.commit") and before is not None
+    ]
+    return f"{words}.{''.join(commits)}"

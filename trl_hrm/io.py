@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +18,11 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 
+MAX_YAML_BYTES = 1 << 20
 MAX_YAML_NODES = 100_000  # of a file with all its aliases expanded
+# Measurements that identify a model on a server, with the mean difference between hardware and batches that is accepted. Not every
+# server returns them
+TOLERANCES = {"prompt_logprobs": 0.1, "probe_scores": 0.02}
 PROBE = 1 << 16  # bytes that a claim writes, so that a full disk is noticed
 
 
@@ -30,6 +35,19 @@ def shown(value: Any, limit: int = 80) -> str:
         value = value[: limit + 1]  # a `repr` of a gigabyte would be slow
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def check_regular(path: str | Path) -> None:
+    """
+    Check that a file is neither a pipe nor a device, which can be read only once or never end.
+
+    Raises:
+        `FileNotFoundError`: If the file does not exist.
+        `ValueError`: If the path is a pipe, a socket or a device.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{path}: found a pipe or a device, expected a file. Write the content to a file first.")
 
 
 def shell_word(text: str) -> str:
@@ -78,10 +96,11 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(next(key for key in keys if keys.count(key) > 1))} occurs twice")
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {shown(key)} occurs twice")
+        values[key] = value
     return values
 
 
@@ -111,6 +130,7 @@ def read_json(path: str | Path, remedy: str = "") -> dict[str, Any]:
         `FileNotFoundError`: If the file does not exist.
         `ValueError`: If the file is not a JSON object. The message names the file.
     """
+    check_regular(path)
     try:
         value = parse_json(Path(path).read_bytes(), str(path))
     except ValueError as error:
@@ -134,6 +154,7 @@ def read_json_lines(path: str | Path, remedy: str = "") -> Iterator[tuple[str, d
         `FileNotFoundError`: If the file does not exist.
         `ValueError`: If a line is not a JSON object. The message names file and line.
     """
+    check_regular(path)
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}:{number}"
@@ -154,6 +175,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         `FileNotFoundError`: If the file does not exist.
         `ValueError`: If the file is not a mapping from names to values. See also [`parse_yaml`].
     """
+    check_regular(path)
+    if os.path.getsize(path) > MAX_YAML_BYTES:
+        raise ValueError(f"{path}: the file has more than {MAX_YAML_BYTES >> 20} MB, expected a file of settings.")
     values = parse_yaml(Path(path).read_bytes(), str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} contains no options. Write one per line, such as `seed: 42`.")
@@ -297,17 +321,17 @@ def _claimed(lock: Path, path: str | Path, option: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             stack.enter_context(_made(lock.parent))
-            stack.enter_context(_locked(lock, f"{path}: another process is writing to this output."))
             with tempfile.TemporaryFile(dir=lock.parent) as probe:
                 probe.write(bytes(PROBE))
                 probe.flush()
                 os.fsync(probe.fileno())
+            stack.enter_context(_locked(lock, f"{path}: another process is writing to this output."))
         except BlockingIOError as error:
             raise BlockingIOError(f"{error} Wait for it or stop it, or choose another `{option}`.") from None
         except OSError as error:
-            place = f" {error.filename!r}" if error.filename else ""
+            place = f": {error.filename}" if error.filename else ""
             raise OSError(
-                f"{path}: this output cannot be written ({error.strerror}:{place}). Choose another `{option}`."
+                f"{path}: this output cannot be written ({error.strerror}{place}). Choose another `{option}`."
             ) from error
         yield
 
@@ -445,7 +469,8 @@ def write_or_keep(folder: Path, texts: Mapping[str, str]) -> None:
 
 def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
     """
-    List the differences between the saved settings of a folder and new settings.
+    List the differences between the saved settings of a folder and new settings. Lists of numbers in `TOLERANCES` may differ by
+    rounding, or be missing.
 
     Args:
         found (`dict[str, Any]`):
@@ -465,17 +490,50 @@ def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Coll
     ['search.max_depth was 8 and is 9']
     ```
     """
-    changed = []
-    for name in sorted((found.keys() | asked.keys()) - set(ignored)):
+    kept = ({name: value for name, value in settings.items() if name not in ignored} for settings in (found, asked))
+    return [format_change(name, *values) for name, values in setting_changes(*kept).items()]
+
+
+def setting_changes(found: dict[str, Any], asked: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the value before and the value now of each setting that differs, by its dotted name. See [`changed_settings`]."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(found.keys() | asked.keys()):
         before, now = found.get(name), asked.get(name)
+        if name in TOLERANCES and (None in (before, now) or _is_close(before, now, TOLERANCES[name])):
+            continue
         inner = [{} if value is None else value for value in (before, now)]
         if before != now and all(isinstance(value, dict) for value in inner):
-            changed += [f"{name}.{setting}" for setting in changed_settings(*inner)]
+            changes |= {f"{name}.{setting}": values for setting, values in setting_changes(*inner).items()}
         elif before != now:
-            was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
-            was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
-            changed.append(f"{name} was {was} and is {is_now}")
-    return changed
+            changes[name] = before, now
+    return changes
+
+
+def _is_close(before: Any, now: Any, tolerance: float) -> bool:
+    """Return whether two lists of numbers have the same length, and a mean difference of at most `tolerance`."""
+    for numbers in (before, now):
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            return False
+    if not before or len(before) != len(now):
+        return False
+    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now)
+
+
+def format_change(name: str, before: Any, now: Any) -> str:
+    """Return the name and both values of a setting, for a message."""
+    was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
+    was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
+    return f"{name} was {was} and is {is_now}"
+
+
+def _is_close(before: Any, now: Any, tolerance: float) -> bool:
+    """Return whether two lists of numbers have the same length, and a mean difference of at most `tolerance`."""
+    for numbers in (before, now):
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            return False
+    if not before or len(before) != len(now):
+        return False
+    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now)
 
 
 def dump_json(value: Any, where: str | Path, indent: int | None = None) -> str:

@@ -18,32 +18,35 @@ from typing import Any
 
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+KILL = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL  # on Windows, SIGTERM kills
 GRACE_SECONDS = 4.0  # from the signal to the end of the process, below the 10 seconds of `docker stop`
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int, number: int = KILL) -> None:
     """
-    End this process when its parent ends, even if the parent is killed.
+    Send this process a signal when its parent ends, even if the parent is killed.
 
-    On Linux, the kernel kills this process. This works during a long computation too, and applies as soon as the thread that started
-    this process ends. On other systems, a thread checks the parent.
+    On Linux, the kernel sends the signal, so that it also ends a process that computes without running Python code. It does so as soon as
+    the thread that started this process ends. On other systems, a thread checks the parent.
 
     Args:
         parent (`int`):
             Process id of the parent.
+        number (`int`, *optional*):
+            Signal to send. By default, it ends this process at once.
     """
     if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc.prctl(_PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it ended before
-            os._exit(1)
+            os.kill(os.getpid(), number)
         return
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
-        os._exit(1)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -55,9 +58,8 @@ def start_worker(parent: int) -> None:
     """
     end_with_parent(parent)
     for number in STOP_SIGNALS:
-        signal.signal(
-            number, lambda *_: None
-        )  # unlike `SIG_IGN`, this is not inherited by programs that the worker starts
+        # Unlike `SIG_IGN`, a function is not inherited by programs that the worker starts
+        signal.signal(number, lambda *_: None)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

@@ -59,7 +59,7 @@ class _Check:
         run (`Callable[[Any], None]`):
             Function that raises [`_Mismatch`] if the value is wrong.
         free (`frozenset[type]`, *optional*):
-            Types of which every value is right. They are checked faster.
+            Types whose values are all right. They are checked faster.
         range ([`Range`], *optional*):
             Range of whole numbers. Lists of them are checked faster.
     """

@@ -400,6 +400,6 @@ def test_dataset(tmp_path):
 
 def test_faults_of_a_dataset_name_the_row(tmp_path):
     Dataset.from_list([PLAIN, PLAIN | {"answer": None}]).to_parquet(tmp_path / "train.parquet")
-    assert read_problems(str(tmp_path)).faults.left_out == {"no_answer": ["dataset row 1"]}
-    with pytest.raises(ValueError, match="^dataset row 1: .*'What is 1"):
+    assert read_problems(str(tmp_path)).faults.left_out == {"no_answer": [f"{tmp_path}, dataset row 1"]}
+    with pytest.raises(ValueError, match=", dataset row 1: .*'What is 1"):
         read_problems(str(tmp_path), strict=True)

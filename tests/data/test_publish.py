@@ -445,3 +445,47 @@ def test_a_configuration_of_that_name_elsewhere():
 def test_a_card_that_cannot_be_read(config, card):
     with pytest.raises(ValueError, match=r"README.md of me/sums: invalid metadata"):
         merge_card(card, "me/sums", [config])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rows": []}, r"`rows` is \[\], expected an object"),
+        ({"rows": {}}, r"found \[\], expected the names of splits"),
+        ({"rows": {"train": -1}}, "`rows.train` is -1, expected a whole number of at least 0"),
+        ({"rows": {"train": 1.5}}, "`rows.train` is 1.5"),
+        ({"rows": {"../../secret": 1}}, r"found \['../../secret'\], expected the names of splits"),
+        ({"view": 3}, "`view` is 3, expected a string"),
+        ({"content": ["a"]}, r"`content` is \['a'\], expected a string"),
+        ({"picture": "scores.png"}, "`picture` is 'scores.png', expected an object"),
+        ({"picture": {"file": "../../secret.png"}}, r"'../../secret.png'\], expected the names of splits and of a picture"),
+        ({"picture": {"file": "/etc/passwd"}}, "/etc/passwd"),
+    ],
+)  # fmt: skip
+def test_a_damaged_report(folder, changes, words):
+    """A file outside of the folder would be published, and a wrong type would be a traceback."""
+    edit_report(folder, **changes)
+    with pytest.raises(ValueError, match=f"^{folder / 'build_report.json'}: .*{words}.* Build the dataset again"):
+        read_build(folder)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("license: mit\n\ttags: [a]\n", r"README.md:3: not valid YAML \(found character '\\t'"),
+        ("license: [mit\n", "README.md:2: not valid YAML"),
+        ("license: mit\nlicense: apache-2.0\n", "README.md:3: found 'license' twice"),
+        ("tags: " + "[" * 5000 + "]" * 5000 + "\n", "README.md: not valid YAML .nested too deeply"),
+        (BOMB, "its aliases expand to more than 100,000 values"),
+        ("date: 2024-13-45\n", "README.md: a value is invalid"),
+    ],
+)
+def test_a_header_that_cannot_be_read(config, header, words):
+    """The bomb of 500 bytes would take gigabytes when it is written again."""
+    with pytest.raises(ValueError, match=f"^README.md of me/sums: invalid metadata .*{words}.*Correct it"):
+        merge_card(f"---\n{header}---\n\n# Sums\n", "me/sums", [config])

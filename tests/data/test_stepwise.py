@@ -1,11 +1,18 @@
 """Stepwise rows: errors with file and line or row, and rows that stay unchanged."""
 
+import datetime
+import decimal
 import gzip
+import io
 import json
 import random
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Audio, ClassLabel, Dataset, load_dataset
+from PIL import Image
 
 from trl_hrm.data import sources
 from trl_hrm.data.build_config import BuildStepwiseConfig
@@ -150,7 +157,7 @@ def test_faults_of_a_dataset_name_the_row(tmp_path, view, row, message):
     Dataset.from_dict(data).to_parquet(tmp_path / "in" / "train.parquet")
     with pytest.raises(ValueError) as error:
         build_stepwise(BuildStepwiseConfig(inputs=[str(tmp_path / "in")], output_dir=str(tmp_path / "out"), view=view))
-    assert str(error.value).startswith("dataset row 1: ")
+    assert f"{tmp_path / 'in'}, dataset row 1: " in str(error.value)
     assert message in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -237,3 +244,80 @@ def test_merged_steps_survive_in_flat_rows(tmp_path):
 def test_missing_inputs(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.jsonl: file not found"):
         build_stepwise(BuildStepwiseConfig(inputs=[str(tmp_path / "none.jsonl")], output_dir=str(tmp_path / "out")))
+
+
+def typed_columns() -> dict[str, pa.Array]:
+    """Return columns of two rows, one per Arrow type that `datasets` reads."""
+    types = [
+        *(pa.timestamp(unit, zone) for unit in ("s", "ms", "us", "ns") for zone in (None, "UTC", "Europe/Paris")),
+        *(pa.duration(unit) for unit in ("s", "ms", "us", "ns")),
+        *(pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.date32()),
+        *(pa.int8(), pa.int16(), pa.uint8(), pa.uint32(), pa.uint64(), pa.float16(), pa.float32(), pa.bool_()),
+    ]
+    columns = {}
+    for kind in types:
+        whole = pa.int32() if kind in (pa.time32("s"), pa.time32("ms"), pa.date32()) else pa.int64()
+        columns[str(kind)] = pa.array([None, 1], whole).cast(kind)
+    others = {
+        pa.date64(): datetime.date(2024, 2, 29),
+        pa.decimal128(10, 2): decimal.Decimal("1.25"),
+        pa.decimal256(50, 2): decimal.Decimal("1.25"),
+        pa.binary(): b"\xff",
+        pa.large_binary(): b"\xff",
+        pa.binary(2): b"\xff\x00",
+        pa.large_string(): "a",
+        pa.dictionary(pa.int8(), pa.string()): "a",
+        pa.struct({"a": pa.list_(pa.timestamp("ns"))}): {"a": [datetime.datetime(2024, 2, 29)]},
+        pa.list_(pa.struct({"a": pa.date32()})): [{"a": datetime.date(2024, 2, 29)}],
+        pa.large_list(pa.int8()): [1],
+        pa.list_(pa.float32(), 2): [1.0, float("inf")],
+        pa.null(): None,
+    }
+    return columns | {str(kind): pa.array([None, value], kind) for kind, value in others.items()}
+
+
+@pytest.mark.parametrize("view", ["tree", "hrm", "prm", "orm"])
+def test_columns_of_every_type_are_kept(tmp_path, view):
+    """The card of a build once failed on a timestamp, after all rows were built."""
+    picture = io.BytesIO()
+    Image.new("RGB", (2, 2), (9, 0, 0)).save(picture, "PNG")
+    rows = {"prompt": ["p", "q"], "completions": [["a"]] * 2, "labels": [[1.0], [0.0]]}
+    extra = typed_columns()
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(rows | extra), tmp_path / "plain.parquet")
+    dataset = Dataset.from_parquet(str(tmp_path / "plain.parquet"), cache_dir=str(tmp_path / "cache"))
+    dataset = dataset.add_column("class", [0, 1]).cast_column("class", ClassLabel(names=["x", "y"]))
+    for name, feature in (("image", datasets.Image()), ("audio", Audio())):
+        stored = [{"bytes": picture.getvalue(), "path": None}] * 2
+        dataset = dataset.add_column(name, stored).cast_column(name, feature)
+    dataset.to_parquet(tmp_path / "in" / "train.parquet")
+    build(tmp_path, [str(tmp_path / "in")], view=view)
+    expected, built = (
+        load_dataset(str(tmp_path / name), split="train", cache_dir=str(tmp_path / f"cache-{name}"))
+        for name in ("in", view)
+    )
+    names = [*extra, "class", "image", "audio"]
+    assert {name: built.features[name] for name in names} == {name: expected.features[name] for name in names}
+    before, after = (one.with_format("arrow").select_columns(names)[:] for one in (expected, built))
+    assert {name: after[name] for name in names if not after[name].equals(before[name])} == {}
+    assert after["timestamp[ns]"].cast(pa.int64()).to_pylist() == [None, 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([2**62], pa.timestamp("us")), "in, dataset row 0: a value cannot be read .*out of range"),
+        (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int8())), "in: .*map<string"),
+        (pa.array([1], pa.time64("ns")), r"in, dataset rows: the column `extra` has the type time64\[ns\]"),
+        (
+            pa.array([{"a": 1}], pa.struct({"a": pa.time64("ns")})),
+            r"in, dataset rows: the column `extra` .* nanoseconds",
+        ),
+    ],
+)
+def test_types_that_cannot_be_kept_are_refused_by_name(tmp_path, column, message):
+    (tmp_path / "in").mkdir()
+    table = pa.table({"prompt": ["q"], "completions": [["a"]], "labels": [[1.0]], "extra": column})
+    pq.write_table(table, tmp_path / "in" / "train.parquet")
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, [str(tmp_path / "in")])

@@ -178,6 +178,14 @@ def test_killed_twice_the_report_is_the_same(tmp_path):
     assert reports[0] == reports[1]
     again, _ = start("whole").communicate()
     assert again.splitlines()[:-3] == output.splitlines()[:-3]  # nothing is done twice
+    model = next((tmp_path / "whole" / "models").glob("*/model.safetensors"))
+    weights = model.read_bytes()
+    model.unlink()
+    again, _ = start("whole").communicate()
+    assert f"models/{model.parent.name}/model.safetensors changed since the job was finished. It is repeated." in again
+    assert (
+        again.count("It is repeated") == 1 and model.read_bytes() == weights
+    )  # the same weights, so nothing else is repeated
     assert not (tmp_path / "attempts").read_text()  # no attempt to use the network
 
 

@@ -1,5 +1,6 @@
 """Hand-written results of runs, and the text of their report page."""
 
+import copy
 import json
 import re
 from functools import cache
@@ -102,7 +103,13 @@ PROBLEMS = [
 
 
 def write(folder, results, rows=PROBLEMS, name="candidates.jsonl"):
+    """Write results and rows, with the number of rows in the results."""
     folder.mkdir(parents=True, exist_ok=True)
+    results = copy.deepcopy(results)
+    if rows is not None and "num_problems" in results:
+        results["num_problems"] = len(rows)
+    for suite, found in results["suites"].items() if "suites" in results else ():
+        found["counts"]["num_solutions"] = sum(row["suite"] == suite for row in rows)
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     if rows is not None:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The report: its statements about hand-written results, and the page in a real browser."""
 
 import base64
+import copy
 import json
 import re
 from dataclasses import replace
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from trl_hrm import ReportConfig, report
 from trl_hrm.evaluation.curves import plain_curves
 from trl_hrm.evaluation.report import accuracy_picture, scores_picture, ways_picture
-from trl_hrm.evaluation.results import Results, format_results
+from trl_hrm.evaluation.results import Results, format_results, load_results
 from trl_hrm.evaluation.reward_hacking import Verdict
 from trl_hrm.evaluation.saved_results import (
     curve_label,
@@ -63,8 +64,8 @@ class TestReading:
 
     def test_a_step_search_has_candidates_for_each_n(self, tmp_path):
         """Sorted as text, n8 would come after n16."""
-        folder = write(tmp_path, selection(), PROBLEMS[:1], "candidates-n16.jsonl")
-        write(folder, selection(), PROBLEMS, "candidates-n8.jsonl")
+        folder = write(tmp_path, selection(strategy="step_search"), PROBLEMS[:1], "candidates-n16.jsonl")
+        write(folder, selection(strategy="step_search"), PROBLEMS, "candidates-n8.jsonl")
         (result,) = read_results([folder])
         assert len(result.problems) == 1
 
@@ -87,7 +88,7 @@ class TestReading:
                 ValueError,
                 r"results.json: found the keys \['accuracy'\], but \['strategy'",
             ),
-            (lambda path: write(path, [1]), ValueError, r"found \[\], expected a JSON object"),
+            (lambda path: write(path, [1]), ValueError, r"found \[1\], expected a JSON object"),
             (
                 lambda path: write(path, selection(), None),
                 FileNotFoundError,
@@ -482,3 +483,97 @@ class TestCommand:
             self.run(folders[:1], tmp_path / name / "report.html")
         one, other = (sorted(file for file in (tmp_path / name).rglob("*") if file.is_file()) for name in ("a", "b"))
         assert [file.read_bytes() for file in one] == [file.read_bytes() for file in other] and len(one) == 5
+
+
+def put(values, place, value):
+    *above, last = place
+    for key in above:
+        values = values[key]
+    values[last] = value
+
+
+GAP = ("hacking_gap", MIN)
+FAULTS = {
+    "accuracy above 1": (("curves", MIN, 0, "accuracy"), 1.5, r"`curves.best_of_n/min\[0\].accuracy` is 1.5, expected a number from 0 to 1"),
+    "accuracy outside of its interval": (("curves", MIN, 0, "accuracy"), 1.0, "accuracy outside of its interval at N = 1"),
+    "accuracy of NaN": (("curves", MIN, 0, "accuracy"), float("nan"), "'NaN' is not a finite number"),
+    "no accuracy": (("curves", MIN, 0, "accuracy"), None, r"`curves.best_of_n/min\[0\].accuracy` is None"),
+    "an N of 0": (("curves", MIN, 0, "n"), 0, r"`curves.best_of_n/min\[0\].n` is 0, expected a whole number of at least 1"),
+    "an N twice": (("curves", MIN, 0, "n"), 2, r"`curves.best_of_n/min` has the N \[2, 2, 4, 8\], expected .* ascending order"),
+    "an empty curve": (("curves", MIN), [], r"`curves.best_of_n/min` has the N \[\], expected at least one"),
+    "no curves": (("curves",), {}, "`curves` is empty"),
+    "a gap without a curve": (("hacking_gap", "best_of_n/max"), None, "`hacking_gap.best_of_n/max` is None, expected an object"),
+    "a gap of another N": ((*GAP, "best_n"), 3, "`hacking_gap.best_of_n/min` has an N that is not in the curve"),
+    "half a loss": ((*GAP, "low"), None, "has some of `loss`, `from_n`, `low` and `high`, expected all or none"),
+    "a negative count": (("counts", "not_graded"), -1, "`counts.not_graded` is -1, expected a whole number of at least 0"),
+    "a share above 1": (("calibration", "bins", 0, "share_right"), 2, r"`calibration.bins\[0\].share_right` is 2"),
+    "an unknown key": (("colour",), "red", "has the unknown key 'colour'"),
+    "settings in a list": (("settings",), [], r"`settings` is \[\], expected an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value", "words"), FAULTS.values(), ids=FAULTS)
+def test_damaged_results(tmp_path, place, value, words):
+    """A report would show them as they are, or end with a traceback. The message names the file and the key."""
+    results = copy.deepcopy(selection())
+    put(results, place, value)
+    folder = write(tmp_path / "run", results)
+    for read in (lambda: read_results([folder]), lambda: load_results(folder)):
+        with pytest.raises(ValueError, match=f"^{folder / 'results.json'}.*({words}).* with --overwrite"):
+            read()
+
+
+def test_an_aggregate_that_is_no_name(tmp_path):
+    folder = write(tmp_path / "run", selection(settings={"aggregate": [[3]]}))
+    with pytest.raises(ValueError, match=r"results.json: `settings.aggregate` is \[3\], expected a string or null"):
+        read_results([folder])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"suite": 1}, "`suite` is 1, expected a string"),
+        ({"labels": [1, 2, None]}, r"`labels\[1\]` is 2, expected a whole number from 0 to 1 or null"),
+        ({"scores": [0.5]}, "found 1 scores for 3 labels, expected one per step"),
+        ({"scores": ["0.5"] * 3}, r"`scores\[0\]` is '0.5', expected a number"),
+        ({"id": None}, "`id` is None, expected a string"),
+    ],
+)
+def test_damaged_scores(tmp_path, change, words):
+    folder = write(tmp_path / "run", benchmark(), [STEP_ROWS[1], STEP_ROWS[0] | change], "scores.jsonl")
+    with pytest.raises(ValueError, match=f"^{folder / 'scores.jsonl'}:2: {words}"):
+        read_results([folder])
+
+
+def test_damaged_benchmarks(tmp_path):
+    for place, value, words in (
+        (("subsets", "math", "f1"), 1.5, "`f1` is 1.5, expected a number from 0 to 1|is 1.5"),
+        (("subsets", "math", "low"), None, r"0.4375 is outside of its interval \[None, 0.5\]"),
+        (("subsets", "math", "f1"), 0.1, r"0.1 is outside of its interval \[0.3, 0.5\]"),
+        (("subsets", "math", "num_with_error"), 1.5, "`num_with_error` is 1.5, expected a whole number"),
+        (("averages", "unweighted"), {"f1": 0.5, "low": 0.4}, "a subset or average has no high"),
+        (("metric",), "accuracy", "a subset or average has no accuracy"),
+        (("tuned", "rest"), "0.5", "`suites.processbench.tuned.rest` is '0.5'"),
+        (("seconds",), -1, "`suites.processbench.seconds` is -1"),
+        (("steps", "auroc"), 2, "`auroc` is 2, expected a number from 0 to 1"),
+    ):
+        results = benchmark()
+        put(results["suites"]["processbench"], place, value)
+        folder = write(tmp_path / "run", results, STEP_ROWS, "scores.jsonl")
+        with pytest.raises(ValueError, match=f"^{folder / 'results.json'}.*({words}).* with --overwrite"):
+            read_results([folder])
+
+
+def test_rows_that_are_missing_or_repeated(tmp_path):
+    """The report would compare results on other problems than it says."""
+    for results, rows, name in ((selection(), PROBLEMS, "candidates.jsonl"), (benchmark(), STEP_ROWS, "scores.jsonl")):
+        folder = write(tmp_path / name, results, rows, name)
+        file = folder / name
+        lines = file.read_text().splitlines(keepends=True)
+        for changed in (lines[1:], [*lines, lines[0]]):
+            file.write_text("".join(changed))
+            what = "problems" if name == "candidates.jsonl" else "solutions of 'processbench'"
+            with pytest.raises(
+                ValueError, match=f"^{file}: found {len(changed)} {what}, but results.json has {len(lines)}. Run"
+            ):
+                read_results([folder])

@@ -12,7 +12,7 @@ import pytest
 from trl_hrm import StepFormat
 from trl_hrm.data.candidates import Candidate, ProblemCandidates
 from trl_hrm.evaluation import best_of_n
-from trl_hrm.evaluation.best_of_n import files_digest, make_results, pool_digest, score_pool
+from trl_hrm.evaluation.best_of_n import make_results, pool_digest, score_pool
 from trl_hrm.evaluation.results import (
     Part,
     Results,
@@ -248,7 +248,7 @@ def test_what_cannot_be_judged(tmp_path):
     assert judge(tmp_path / "blank", blank, scorer)[1]["scorer_calls"] == 0
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None, 1.5, -0.1])
 def test_scores_that_are_not_numbers(tmp_path, bad):
     """Comparing with NaN is always false, so the choice would depend on the order."""
 
@@ -259,7 +259,8 @@ def test_scores_that_are_not_numbers(tmp_path, bad):
             return scores
 
     with pytest.raises(
-        ValueError, match="here 1: the reward model returned .* for . steps. It must return one finite number per step"
+        ValueError,
+        match="here 1: the reward model returned .* for . steps. It must return one finite number from 0 to 1 per step",
     ):
         judge(tmp_path, make_problems(3), Broken())
 
@@ -290,18 +291,12 @@ def test_problems_missing_from_a_run_are_counted(tmp_path):
     assert not part.finished.exists()
 
 
-def test_digests(tmp_path):
+def test_the_digest_of_candidates():
     problems = [problem for _, problem in make_problems(3)]
     assert pool_digest(problems) == pool_digest([problem for _, problem in make_problems(3)])
     other = [problem for _, problem in make_problems(3)]
     other[2].candidates[1].steps[-1] += " "
     assert pool_digest(problems) != pool_digest(other)
-    assert files_digest("me/my-model") is None
-    (tmp_path / "a").write_text("1")
-    before = files_digest(str(tmp_path))
-    assert files_digest(str(tmp_path)) == before
-    (tmp_path / "a").write_text("22")
-    assert files_digest(str(tmp_path)) != before
 
 
 def results(**changes) -> Results:
@@ -364,3 +359,36 @@ def test_results_are_not_replaced_unasked(tmp_path):
 def test_rows_of_blocks():
     row = scored_row(3, make_problems(1)[0][1], [0, None, 1])
     assert row["place"] == 3 and row["classes"] == [0, None, 1] and row["problem"]["problem_id"] == "p0"
+
+
+def test_damaged_parts(tmp_path):
+    """Blocks that are missing, repeated or of other problems would be results on other problems. They are noticed on resume."""
+    problems = make_problems(40)
+    with Part(tmp_path, HEADER) as part, pytest.raises(KeyboardInterrupt):
+        score_pool(problems, Scorer(stop_after=2), Equal(), part, ScoringConfig())
+    path = tmp_path / "partial-00000-of-00001.jsonl"
+    lines = path.read_text().splitlines()
+    header, first, second = lines
+
+    def edited(line, edit):
+        block = json.loads(line)
+        edit(block)
+        return json.dumps(block)
+
+    for damaged, words in (
+        ([header, second], "2: found block 1, expected block 0"),
+        ([header, first, first], "3: found block 0, expected block 1"),
+        ([header, first, edited(second, lambda b: b.pop("counts"))], "3 has no `counts`"),
+        ([header, edited(first, lambda b: b["rows"][0].update(place=-1))], r"2: `rows\[0\].place` is -1"),
+        ([header, edited(first, lambda b: b["rows"].reverse())], r"2: problem \d+ follows problem \d+"),
+        ([header, edited(first, lambda b: b["rows"][0]["classes"].pop())], r"2: problem \d+ has not one class per candidate"),
+        ([header, edited(first, lambda b: b["counts"].update(num_candidates=-1))], "2: `counts.num_candidates` is -1"),
+        (["[]", first], "1 is .., expected an object"),
+    ):  # fmt: skip
+        path.write_text("\n".join(damaged) + "\n")
+        with pytest.raises(ValueError, match=f"^{path}:{words}.*Delete the file"):
+            Part(tmp_path, HEADER)
+    # a file of an earlier version has no numbers
+    path.write_text("\n".join([header, *(edited(line, lambda b: b.pop("number")) for line in (first, second))]) + "\n")
+    rows, _ = judge(tmp_path, problems)
+    assert rows == judge(tmp_path / "whole", problems)[0]

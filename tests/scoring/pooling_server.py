@@ -67,12 +67,16 @@ class PoolingServer(FakeServer):
         return {"tokens": self.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
 
     def pool(self, body: dict[str, Any]) -> dict[str, Any]:
-        assert body["task"] == "token_classify" and body["use_activation"] is False
+        assert body["task"] == "token_classify"
         [ids] = body["input"]
-        self.sequences.append(ids)
-        self.before()
+        if not body["use_activation"]:
+            self.sequences.append(ids)
+            self.before()
         with torch.inference_mode():
-            rows = self.rows(self.classifier(input_ids=torch.tensor([ids])).logits[0])
+            rows = self.classifier(input_ids=torch.tensor([ids])).logits[0]
+            if body["use_activation"]:
+                rows = rows.softmax(-1) if rows.shape[1] > 1 else rows.sigmoid()
+            rows = self.rows(rows)
         return {"data": [{"index": 0, "object": "pooling", "data": rows.tolist()}]}
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
 from trl_hrm import StepFormat, StepScorer
-from trl_hrm.scoring.http_scorer import ServerScorer
+from trl_hrm.io import changed_settings
+from trl_hrm.scoring.http_scorer import PROBE, ServerScorer
 
 from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
 from ..search.http_server import body, cut, hang_up, status
@@ -112,6 +114,13 @@ class TestServer:
             body({"data": []}),
             body({"data": [{"data": "AAAA"}]}),
             body({"data": [{"data": [[1.0, 2.0], [3.0]]}]}),
+            body({"data": [{"data": [[1.0, 2.0]]}]}),
+            body({"data": [{"data": [[1.0, True]] * 9}]}),
+            body({"data": [{"data": [[None, None]] * 9}]}),
+            body({"data": [{"data": [[1e39, 2.0]] * 9}]}),
+            body({"data": [{"index": 1, "data": [[1.0, 2.0]] * 9}]}),
+            body(b'{"data": [{"data": [[NaN, 2.0]]}]}'),
+            body(b'{"data": [{"data": [[1e999, 2.0]]}]}'),
         ],
     )
     def test_transient_faults(self, server, expected, fault):
@@ -159,10 +168,47 @@ class TestServer:
 
     def test_null_scores(self):
         """JSON has no NaN, so some servers write null."""
-        with PoolingServer(tiny_model(), tiny_tokenizer(), rows=lambda rows: _Nulls(rows)) as server:
-            scorer = self.scorer_of(server)
-            with pytest.raises(ValueError, match="prompt 'p'.*finite"):
+        with PoolingServer(tiny_model(), tiny_tokenizer()) as server:
+            scorer = self.scorer_of(server, max_retries=1)
+            server.rows = lambda rows: _Nulls(rows) if len(server.sequences) > 2 else rows
+            with pytest.raises(OSError, match="2 tries.*no rows of finite numbers"):
                 scorer.score(["p"], [[["a"]]])
+
+    @pytest.mark.parametrize("head", CLASSIFIERS)
+    def test_server_that_ignores_use_activation(self, head):
+        """A score of 0.8 would become 0.646, because the activation is applied twice."""
+        step_format = HEADS[head]
+        with PoolingServer(tiny_model(step_format), tiny_tokenizer()) as server:
+            pool = server.pool
+            server.pool = lambda body: pool(body | {"use_activation": True})
+            with pytest.raises(OSError, match="ignores `use_activation`"):
+                self.scorer_of(server, step_format)
+            server.pool = lambda body: pool(body | {"use_activation": not body["use_activation"]})
+            with pytest.raises(OSError, match="ignores `use_activation`"):
+                self.scorer_of(server, step_format)
+
+    def test_server_without_activation(self):
+        """A model whose config has the identity as activation returns the same outputs both ways."""
+        with PoolingServer(tiny_model(), tiny_tokenizer()) as server:
+            pool = server.pool
+            server.pool = lambda body: pool(body | {"use_activation": False})
+            assert self.scorer_of(server).score(["p"], [[["a"]]])
+
+    def test_another_checkpoint_later(self, server):
+        """A server that was restarted with another checkpoint under the same name gives scores of two models."""
+        scorer = self.scorer_of(server)
+        before = scorer.describe()["identity"]
+        assert scorer.describe()["model"] == "prm" and before["max_model_len"] == server.max_length
+        assert len(before["probe_scores"]) == len(tiny_tokenizer()(PROBE)["input_ids"])
+        server.classifier = tiny_model(seed=1)
+        with pytest.raises(OSError, match="another model: probe_scores was"):
+            scorer.score(["p"], [[["a"]]])
+        assert changed_settings(before, self.scorer_of(server).describe()["identity"])[0].startswith(
+            "probe_scores was ["
+        )
+        server.classifier = tiny_model()
+        server.rows = lambda rows: rows + 0.01 * torch.sin(rows)  # rounding
+        assert not changed_settings(before, self.scorer_of(server).describe()["identity"])
 
     def test_another_model(self, server):
         with pytest.raises(OSError, match="'policy'.*'prm'.*served_model_name"):
@@ -209,7 +255,7 @@ class TestServer:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
         self.scorer_of(server)
         sent = [headers["Authorization"] for headers in server.headers]
-        assert sent[:2] == ["Bearer sk-secret"] * 2 and sent[2:] == ["Bearer sk-other"] * 2
+        assert sent[:3] == ["Bearer sk-secret"] * 3 and sent[3:] == ["Bearer sk-other"] * 3
 
     def test_options(self, server):
         with pytest.raises(ValueError, match="`max_requests` is 0"):

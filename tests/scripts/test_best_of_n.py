@@ -54,6 +54,7 @@ class Planted:
 def planted(monkeypatch) -> Planted:
     scorer = Planted()
     monkeypatch.setattr(BestOfNConfig, "load_scorer", lambda config: scorer)
+    monkeypatch.setattr(BestOfNConfig, "describe_identity", lambda config, scorer: {})  # there is no checkpoint
     return scorer
 
 

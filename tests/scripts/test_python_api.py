@@ -3,6 +3,9 @@
 import contextlib
 import json
 import re
+import subprocess
+import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -178,6 +181,55 @@ def test_python_command_line_and_file_of_settings(name, work, monkeypatch, capsy
         for text, folder in zip(printed, folders, strict=True)
     ]
     assert shown[0] == shown[1] == shown[2]
+
+
+WRITERS = [name for name in SETTINGS if "OUT" in str(SETTINGS[name])]
+WAITING = """
+import os, sys, time
+from filelock import FileLock
+from trl_hrm.cli import main
+
+acquire = FileLock.acquire
+def wait(lock, **options):
+    acquired = acquire(lock, **options)
+    FileLock.acquire = acquire
+    open("claimed", "w").close()
+    while not os.path.exists("continue"):
+        time.sleep(0.05)
+    return acquired
+FileLock.acquire = wait
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITERS)
+def test_two_processes_on_one_output(name, work, monkeypatch, capsys):
+    """Of two processes, one writes the whole result, and the other ends with an error before it does anything."""
+    folder = f"{name}-two"
+    monkeypatch.chdir(work)
+    words = [name, *words_of(getattr(trl_hrm, COMMANDS[name].config), settings_of(name, folder))]
+    first = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while not Path("claimed").exists():
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.05)
+    before = sorted(work.rglob("*"))
+    can_overwrite = "overwrite" in {field.name for field in fields(getattr(trl_hrm, COMMANDS[name].config))}
+    for more in ([], ["--overwrite"] if can_overwrite else []):
+        capsys.readouterr()
+        assert main([*words, *more]) == 1
+        assert re.fullmatch("error: .* another process is writing to this output. Wait .*\n", capsys.readouterr().err)
+    assert sorted(work.rglob("*")) == before
+    Path("continue").touch()
+    assert first.wait() == 0, first.stderr.read()
+    first.stderr.close()
+    Path("continue").unlink()
+    Path("claimed").unlink()
+    alone = f"{name}-alone"
+    assert main([name, *words_of(getattr(trl_hrm, COMMANDS[name].config), settings_of(name, alone))]) == 0
+    assert files_of(work / folder, folder) == files_of(work / alone, alone)
 
 
 def test_no_command_is_left_out():

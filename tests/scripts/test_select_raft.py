@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, replace
@@ -722,6 +723,31 @@ def test_stopped(tmp_path, monkeypatch, planted, capsys, fault):
     ]
     assert main(words) == (130 if fault is KeyboardInterrupt else 1)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_the_dataset_outlives_a_full_disk(tmp_path, monkeypatch, planted, capsys):
+    """Scoring takes hours, so the dataset is saved elsewhere if its folder cannot be written."""
+    draw = raft.draw_scores
+
+    def full(judged, chosen, label, path):
+        if tmp_path / "raft" in path.parents or ".raft." in str(path):
+            raise OSError(28, "No space left on device")
+        draw(judged, chosen, label, path)
+
+    monkeypatch.setattr(raft, "draw_scores", full)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    words = ["select-raft", "--candidates", write_rows(tmp_path / "in.jsonl", [GOOD]), "--reward_model", "planted"]
+    words += ["--output_dir", str(tmp_path / "raft")]
+    assert main(words) == 1
+    folder = re.search(
+        r"raft could not be written \(.*No space left.*\). The dataset is in (\S+)\. ", capsys.readouterr().err
+    )[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "temporary"]
+    monkeypatch.setattr(raft, "draw_scores", draw)
+    assert main(words) == 0
+    for name in ("data/train-00000-of-00001.parquet", "build_report.json", "README.md", "scores.png"):
+        assert Path(folder, name).read_bytes() == (tmp_path / "raft" / name).read_bytes()
 
 
 SLEEPER = """

@@ -4,8 +4,10 @@ that the same command then gives the result of an undisturbed run.
 """
 
 import contextlib
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,17 +15,19 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import trl_hrm
 from trl_hrm.cli import COMMANDS, main
+from trl_hrm.processes import STOP_SIGNALS
 
+from ..distributed.launching import ROOT, Project, free_port
 from ..fakes import write_rows
 from .test_python_api import files_of, settings_of, words_of, work  # noqa: F401  (a fixture)
 
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
-
-TRIES = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 
 # A program that runs a command and stops before a call of a function, which the first argument names: `module:function@3` is the third call
 PAUSED = """
@@ -72,28 +76,23 @@ class Command:
             Folder for the script, the temporary files and the output.
         words (`list[str]`):
             Command line.
-        pause_at (`str`):
+        pause_at (`str`, *optional*, defaults to `"os:replace@1000000"`):
             Where to pause, see `PAUSED`.
+        script (`str`, *optional*):
+            Program that runs the command. Defaults to `PAUSED`.
     """
 
-    def __init__(self, folder: Path, words: list[str], pause_at: str = "os:replace@1000000", **env: str):
+    def __init__(self, folder: Path, words: list[str], pause_at: str = "os:replace@1000000", script: str = PAUSED):
         self.reached = folder / "paused"
         self.reached.unlink(missing_ok=True)
         self.temporary = folder / "tmp"
         self.temporary.mkdir(exist_ok=True)
-        script = folder / "paused.py"
-        script.write_text(PAUSED)
+        (folder / "paused.py").write_text(script)
         self.mark = f"{folder}-{time.monotonic_ns()}"
-        env = {
-            "TMPDIR": str(self.temporary),
-            "PAUSED": str(self.reached),
-            "PAUSE_AT": pause_at,
-            "MARK": self.mark,
-            **env,
-        }
+        env = {"TMPDIR": str(self.temporary), "PAUSED": str(self.reached), "PAUSE_AT": pause_at, "MARK": self.mark}
         self.errors = open(folder / "errors.txt", "w+b")
         self.process = subprocess.Popen(
-            [sys.executable, str(script), *words],
+            [sys.executable, str(folder / "paused.py"), *words],
             env=os.environ | env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -124,12 +123,13 @@ class Command:
             time.sleep(0.05)
         assert self.processes() == []
         printed = self.printed()
+        self.last_line = printed.splitlines()[-1] if printed else ""
         assert "Traceback" not in printed and "Exception ignored" not in printed
         if exit_code > 128:
-            last = printed.splitlines()[-1]
-            assert last.startswith("Stopped. Run the same command again to ") or last.startswith("Stopped. Add ")
+            assert self.last_line.startswith(("Stopped. Run the same command again to ", "Stopped. Add "))
             assert printed.count("Stopped.") == 1
-            assert list(self.temporary.iterdir()) == []
+            # torchrun keeps its folders
+            assert [path for path in self.temporary.iterdir() if not path.name.startswith("torchelastic_")] == []
         self.errors.close()
 
     def printed(self) -> str:
@@ -164,12 +164,12 @@ def names_of(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("number", "group"),
     [
-        (signal.SIGTERM, False),
         (signal.SIGTERM, True),
         (signal.SIGKILL, False),
-        (signal.SIGINT, False),
         (signal.SIGINT, True),
-        (signal.SIGHUP, True),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
     ],
 )
 def test_build_stopped_while_its_workers_work(tmp_path, number, group):
@@ -191,11 +191,122 @@ def test_a_killed_worker_ends_the_build(tmp_path):
     command = Command(tmp_path, build_words(tmp_path), "trl_hrm.data.build:_Worker.keep@1")
     command.pause()
     os.kill(int(command.reached.read_text()), signal.SIGKILL)
-    assert command.process.wait(timeout=60) == 1
-    lines = command.printed().splitlines()
     command.check(1)
-    assert lines[-1].startswith("error: A worker process was killed") and "--num_proc" in lines[-1]
+    assert command.last_line.startswith("error: A worker process was killed") and "--num_proc" in command.last_line
     assert names_of(tmp_path) == ["rows.jsonl"]
+
+
+BUSY = """
+import os, sys, time
+from pathlib import Path
+from trl_hrm import cli
+
+def never_end(name, argv):
+    Path(os.environ["PAUSED"]).write_text(f"{os.getpid()}\\n")
+    while True:
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            pass  # as a library may do
+
+cli.run = never_end
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("second", [None, signal.SIGINT])
+def test_a_command_that_does_not_stop(tmp_path, second):
+    """A thread in a long computation, or a library that catches everything, must not keep a stopped command alive."""
+    command = Command(tmp_path, ["env"], script=BUSY)
+    command.pause()
+    if second is not None:
+        os.kill(command.process.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        os.kill(command.process.pid, second)
+        command.check(143)
+    else:
+        command.stop(signal.SIGTERM, group=False)
+
+
+def test_nothing_is_changed_in_the_programs_of_users(tmp_path, monkeypatch):
+    """The functions of the package, and `main` with arguments, must leave the signal handlers of a program or notebook alone."""
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    monkeypatch.chdir(tmp_path)
+    assert main(["env"]) == 0
+    assert main(build_words(tmp_path)) == 0
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+DEMO = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from trl_hrm import cli
+from trl_hrm.demo import pipeline
+
+def job():
+    Path(os.environ["PAUSED"]).write_text(f"{os.getpid()}\\n")
+    time.sleep(600)
+
+pipeline.run_stages = lambda runner, *args: runner.run("stage", {"one": partial(job), "two": partial(job)}, str)
+if __name__ == "__main__":
+    sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "group"),
+    [
+        (signal.SIGTERM, True),
+        pytest.param(signal.SIGKILL, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+    ],
+)
+def test_demo_stopped(tmp_path, number, group):
+    command = Command(tmp_path, ["demo", "--output_dir", str(tmp_path / "demo"), "--num_workers", "2"], script=DEMO)
+    command.pause()
+    command.stop(number, group)
+    if number != signal.SIGKILL:
+        assert "Run the same command again to resume." in command.last_line
+
+
+@pytest.mark.slow
+def test_a_killed_job_ends_the_demo(tmp_path):
+    command = Command(tmp_path, ["demo", "--output_dir", str(tmp_path / "demo"), "--num_workers", "2"], script=DEMO)
+    command.pause()
+    os.kill(int(command.reached.read_text()), signal.SIGKILL)
+    command.check(1)
+    assert command.last_line.startswith("error: A worker process was killed") and "--num_workers" in command.last_line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_holds_the_interpreter_ends(tmp_path, number):
+    """A grade may be one long computation in C, during which no thread of the worker runs."""
+    command = Command(tmp_path, [], script=GRADING)
+    command.pause()
+    time.sleep(1)
+    command.stop(number, group=False)
+
+
+GRADING = """
+import os, sys
+from pathlib import Path
+from trl_hrm import cli
+from trl_hrm.grading import AnswerGrader
+
+def grade(name, argv):
+    with AnswerGrader(timeout=1000) as grader:
+        Path(os.environ["PAUSED"]).write_text(f"{os.getpid()}\\n")
+        grader.grade("9^{9^{9^9}}", "7")
+
+cli.run = grade
+if __name__ == "__main__":
+    sys.argv.append("env")
+    sys.exit(cli.main())
+"""
 
 
 # Where each command is stopped, one try after the other: in a worker, in an event loop, in a thread, before a file is in place
@@ -235,20 +346,80 @@ def test_stopped_at_every_moment(name, work, tmp_path, monkeypatch):  # noqa: F8
     """The next start must resume or start over, and end with the files of an undisturbed run."""
     monkeypatch.chdir(work)
     config = getattr(trl_hrm, COMMANDS[name].config)
-    for folder in ("whole", "stopped"):
+    outputs = [tmp_path / "output-1", tmp_path / "output-2"]
+    for folder in outputs:
         if name in ("inspect", "report", "score"):  # these write files instead of folders
-            (tmp_path / folder).mkdir()
-    whole, stopped = (
-        [name, *words_of(config, settings_of(name, str(tmp_path / way)))] for way in ("whole", "stopped")
-    )
-    assert main(whole) == 0
-    tries = [
-        (moment, number) for moment in MOMENTS[name] for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-    ]
-    for index, (moment, number) in enumerate(tries):
-        command = Command(tmp_path, stopped, moment)
-        command.pause()
-        command.stop(number, group=index % 2 == 0)
+            folder.mkdir()
+    undisturbed, stopped = ([name, *words_of(config, settings_of(name, str(folder)))] for folder in outputs)
+    assert main(undisturbed) == 0
+    others = itertools.cycle([(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGTERM, True)])
+    for moment in MOMENTS[name]:
+        for number, group in ((signal.SIGKILL, False), next(others)):
+            command = Command(tmp_path, stopped, moment)
+            command.pause()
+            command.stop(number, group)
     assert main(stopped) == 0
-    assert files_of(tmp_path / "stopped", "stopped") == files_of(tmp_path / "whole", "whole")
-    assert {"whole", "stopped"} >= set(names_of(tmp_path))
+    expected, found = map(without_dates, outputs)
+    assert found.keys() == expected.keys()
+    assert [file for file in found if found[file] != expected[file]] == []
+    assert {folder.name for folder in outputs} >= set(names_of(tmp_path))
+
+
+def without_dates(folder: Path) -> dict[str, object]:
+    """Return the files of a folder without dates."""
+    return {
+        name: re.sub(r"20\d\d-\d\d-\d\dT[\d:+]+", "DATE", content) if isinstance(content, str) else content
+        for name, content in files_of(folder, folder.name).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    return Project.make(tmp_path_factory.mktemp("training"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_training_stopped(project, tmp_path, num_processes):
+    """The launcher and all training processes must end. The training must then resume from its last checkpoint to the same weights."""
+    words = ["reward", "--config", str(ROOT / "recipes" / "tiny" / "hrm_reward.yaml"), "--make_tiny_model", "false"]
+    words += ["--dataset_name", str(project.folder / "data")]
+    words += ["--model_name_or_path", str(project.folder / "classification")]
+    words += ["--max_steps", "60", "--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "no"]
+    words += ["--dataset_num_proc", "2", "--dataloader_num_workers", "1"]
+    if num_processes > 1:
+        words += ["--num_processes", str(num_processes), "--main_process_port", str(free_port())]
+    kinds = [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)]
+    output = tmp_path / "out"
+    for count, (number, group) in enumerate(kinds, start=1):
+        command = Command(tmp_path, [*words, "--output_dir", str(output), "--resume_from_checkpoint", "true"])
+        command.wait_for(lambda least=4 * count: last_step(output) >= least)
+        command.stop(number, group)
+        assert not (output / "model.safetensors").exists()
+    for folder in (output, tmp_path / "whole"):
+        command = Command(tmp_path, [*words, "--output_dir", str(folder), "--resume_from_checkpoint", "true"])
+        command.check(0)
+    stopped, whole = (load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole"))
+    assert stopped.keys() == whole.keys() and all(torch.equal(stopped[name], whole[name]) for name in whole)
+
+
+def last_step(folder: Path) -> int:
+    return max((int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
+
+
+@pytest.mark.slow
+def test_a_killed_training_process(project, tmp_path):
+    """The launcher must say why it ends, without the traceback of accelerate."""
+    words = ["reward", "--config", str(ROOT / "recipes" / "tiny" / "hrm_reward.yaml"), "--make_tiny_model", "false"]
+    words += [
+        "--dataset_name",
+        str(project.folder / "data"),
+        "--model_name_or_path",
+        str(project.folder / "classification"),
+    ]
+    command = Command(tmp_path, [*words, "--max_steps", "9999", "--output_dir", str(tmp_path / "out")])
+    children = Path(f"/proc/{command.process.pid}/task/{command.process.pid}/children")
+    command.wait_for(lambda: children.read_text().split())
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    command.check(1)
+    assert command.last_line.startswith("error: A training process was ended by SIGKILL.")

@@ -41,10 +41,13 @@ class FakeServer:
             Request bodies so far.
         headers (`list[dict]`):
             Request headers so far.
+        weights (`float`):
+            Log-probability of every prompt token. `None` if the server does not return them.
     """
 
     model = "lm"
     max_stops = 4
+    weights: float | None = -1.5
 
     def __init__(self, style: str = "vllm", max_length: int = 10_000, hidden_length: int | None = None):
         self.style = style
@@ -72,14 +75,24 @@ class FakeServer:
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """Answer a valid request."""
+        if "prompt_logprobs" in body:
+            rows = [
+                {str(token): {"logprob": self.weights, "rank": 2, "decoded_token": "?"}} for token in body["prompt"]
+            ]
+            choice = {"index": 0, "text": "s", "finish_reason": "length", "token_ids": [115]}
+            return {"choices": [choice | {"prompt_logprobs": None if self.weights is None else [None, *rows[1:]]}]}
         vllm = self.style == "vllm"
         prompt = TOKENIZER.decode(body["prompt"]) if vllm else body["prompt"]
         choices = [self.choice(prompt, body, body["seed"] + i, i) for i in range(body["n"] if vllm else 1)]
         return {"choices": choices, "usage": {"prompt_tokens_details": {"cached_tokens": len(prompt) // 2}}}
 
+    def write(self, prompt: str, seed: int, temperature: float) -> str:
+        """Return everything that the model would write, up to its end."""
+        return policy(prompt, seed, temperature)
+
     def choice(self, prompt: str, body: dict[str, Any], seed: int, index: int) -> dict[str, Any]:
         temperature = 0 if self.style == "greedy" else body["temperature"]
-        text = policy(prompt, seed, temperature)
+        text = self.write(prompt, seed, temperature)
         found = None if self.style == "ignores" else find_stop(text, body.get("stop", []))
         reason, stop_reason, kept = "stop", None, text
         if found and found[0] <= body["max_tokens"]:

@@ -4,14 +4,25 @@ import asyncio
 import json
 import socket
 import threading
+import traceback
+from dataclasses import replace
 
 import pytest
 
-from trl_hrm.search.engines.base import CharTokenizer, EngineError, EngineFatal, PrefixTooLong, Sample, check_samples
+from trl_hrm.search.engines.base import (
+    CharTokenizer,
+    EngineError,
+    EngineFatal,
+    PrefixTooLong,
+    Sample,
+    check_samples,
+    sample_from_vllm,
+)
 from trl_hrm.search.engines.openai import OpenAIEngine
 from trl_hrm.search.policies import FullTree
 from trl_hrm.search.run_folder import finish_shard
 
+from ..fakes import byte_level
 from .http_server import FakeServer, body, cut, hang, hang_up, policy, status
 from .scripted import FINAL, PROMPT, RULE, make_problems, run_scripted
 
@@ -19,7 +30,8 @@ from .scripted import FINAL, PROMPT, RULE, make_problems, run_scripted
 TOKENIZER = CharTokenizer()
 PREFIX = TOKENIZER.encode("What is 3 + 4?\n\n# Step 1\n")
 STOP = ["# Step 2", "seven"]
-SELF_TEST = {"vllm": 6, "text": 6}  # two greedy answers and four at high temperature
+# two greedy answers and eight at high temperature, in two requests to vLLM. First, the log-probabilities that identify vLLM's model
+SELF_TEST = {"vllm": 5, "text": 10}
 
 
 def engine_for(*servers, **options):
@@ -79,7 +91,7 @@ def test_samples(api, stop, max_tokens):
     with FakeServer(api) as server:
         engine = engine_for(server, api=api)
         samples = run(engine, ask(engine, 5, stop, max_tokens))
-    check_samples(samples, 5)
+    check_samples(samples, TOKENIZER, PREFIX, 5, stop, max_tokens)
     assert without_cached(samples) == [expected(100 + i, max_tokens, stop) for i in range(5)]
     num_cached = len(PREFIX) // 2 if api == "vllm" else 0
     assert [sample.num_cached for sample in samples] == [num_cached, 0, 0, 0, 0]
@@ -91,7 +103,7 @@ def test_greedy_samples_are_asked_once(api):
     with FakeServer(api) as server:
         engine = engine_for(server, api=api, temperature=0.0)
         samples = run(engine, ask(engine, 3))
-        assert len(server.requests) == 2 + 1
+        assert len(server.requests) == {"vllm": 3, "text": 2}[api] + 1
     assert without_cached(samples) == [expected(100, temperature=0.0)] * 3
     assert [sample.num_cached > 0 for sample in samples] == [api == "vllm", False, False]
 
@@ -174,7 +186,7 @@ def test_messages_name_the_fault():
     for fault, message in (
         (status(503, "loading"), "HTTP 503: loading"),
         (hang(0.5), "no response within 0.2 seconds"),
-        (body(b"<html>"), "not JSON .* starts with b'<html>'"),
+        (body(b"<html>"), "not valid JSON .* starts with <html>"),
         (hang_up, "ServerDisconnectedError"),
     ):
         with FakeServer() as server:
@@ -205,7 +217,7 @@ def test_answers_of_another_shape_are_faults(choice, answer):
         samples = run(engine, ask(engine), after_test(server, fault, fault), ask(engine, 1, seed=500))
         assert len(server.requests) == 3
         engine = engine_for(server, max_retries=2)
-        with pytest.raises(EngineError, match="3 tries.*(choices|ids|usage|details|cached)"):
+        with pytest.raises(EngineError, match="3 tries.*(choices|ids|usage|details|cached|surrogate)"):
             run(engine, ask(engine), after_test(server, fault, fault, fault), ask(engine))
     assert without_cached(samples) == [expected(500)]
 
@@ -302,55 +314,82 @@ def test_rejected_request_stops_the_search_at_once(code):
 )
 def test_prefix_too_long_fails_one_request(code, message, error):
     """One deep node must not end the whole search, and must not be retried."""
-    with FakeServer() as server:
+    with FakeServer(max_length=None) as server:
         engine = engine_for(server)
+        long = ask(engine, prefix=PREFIX * 2)
         with pytest.raises(error, match=f"HTTP {code}: {message}"):
-            run(engine, ask(engine), after_test(server, status(code, message)), ask(engine))
+            run(engine, ask(engine), after_test(server, status(code, message)), long)
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("max_length", [None, 10_000])
+def test_prefix_that_cannot_be_too_long(max_length):
+    """A solution that is cut off counts as wrong, so a server must not say so of a prefix that it has accepted, or has room for."""
+    refusal = status(400, "The prompt is too long.")
+    with FakeServer(max_length=max_length) as server:
+        engine = engine_for(server, max_retries=1)
+        prefix = PREFIX if max_length is None else PREFIX * 9
+        with pytest.raises(EngineError, match="2 tries.*rejected a prefix of .* as too long"):
+            run(engine, ask(engine), after_test(server, refusal, refusal), ask(engine, prefix=prefix))
+        assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("api", ["vllm", "text"])
 @pytest.mark.parametrize(
     "message",
     [
-        "This model's maximum context length is 40 tokens. However, you requested 325 tokens (25 in the messages, 300 in the "
+        "This model's maximum context length is 65 tokens. However, you requested 350 tokens (50 in the messages, 300 in the "
         "completion).",
-        "This model's maximum context length is 40 tokens. However, you requested 325 tokens (25 in the prompt, 300 in the completion).",
-        "'max_tokens' or 'max_completion_tokens' is too large: 300. This model's maximum context length is 40 tokens and your request "
-        "has 25 input tokens (300 > 40 - 25).",
-        "Requested token count exceeds the model's maximum context length of 40 tokens. You requested a total of 325 tokens: 25 tokens "
+        "This model's maximum context length is 65 tokens. However, you requested 350 tokens (50 in the prompt, 300 in the completion).",
+        "'max_tokens' or 'max_completion_tokens' is too large: 300. This model's maximum context length is 65 tokens and your request "
+        "has 50 input tokens (300 > 65 - 50).",
+        "Requested token count exceeds the model's maximum context length of 65 tokens. You requested a total of 350 tokens: 50 tokens "
         "from the input messages and 300 tokens for the completion.",
-        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 40. Given: 25 `inputs` tokens and 300 `max_new_tokens`",
-        "This model's maximum context length is 40 tokens.",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 65. Given: 50 `inputs` tokens and 300 `max_new_tokens`",
+        "This model's maximum context length is 65 tokens.",
     ],
 )
 def test_request_is_shortened_to_the_servers_limit(api, message):
     """Treating it as a prefix that is too long would cut off a short prompt before its first token."""
-    assert len(PREFIX) == 25
-    with FakeServer(api) as server:
+    prefix = PREFIX * 2
+    assert len(prefix) == 50
+    with FakeServer(api, max_length=None) as server:
         engine = engine_for(server, api=api)
         faults = (status(400, message),)
-        [sample] = run(engine, ask(engine, 1, [], 300), after_test(server, *faults), ask(engine, 1, [], 300))
+        [sample] = run(engine, ask(engine), after_test(server, *faults), ask(engine, 1, [], 300, prefix=prefix))
         assert [request["max_tokens"] for request in server.requests] == [300, 15]
     assert sample.finish == "length" and len(sample.text) == 15
+
+
+def test_short_prefix_is_shortened_too():
+    """The server counts the requested tokens, so it may reject a prefix that is shorter than accepted ones."""
+    refusal = status(400, "This model's maximum context length is 65 tokens.")
+    with FakeServer("text") as server:
+        engine = engine_for(server, api="text")
+        [sample] = run(engine, ask(engine), after_test(server, refusal), ask(engine, 1, [], 300))
+        assert sample.finish == "length" and len(sample.text) == 65 - len(PREFIX)
+        engine = engine_for(server, api="text", max_retries=0)
+        refusal = status(400, "This model's maximum context length is 35 tokens.")  # fewer than the test had
+        with pytest.raises(EngineError, match="accepted a prefix of 41 tokens"):
+            run(engine, ask(engine), after_test(server, refusal), ask(engine, 1, [], 300))
 
 
 def test_second_rejection_means_prefix_too_long():
     with FakeServer("text") as server:
         engine = engine_for(server, api="text")
-        refusal = status(400, "This model's maximum context length is 40 tokens.")
+        refusal = status(400, "This model's maximum context length is 65 tokens.")
         with pytest.raises(PrefixTooLong):
-            run(engine, ask(engine, 1), after_test(server, refusal, refusal), ask(engine, 1))
+            run(engine, ask(engine, 1), after_test(server, refusal, refusal), ask(engine, 1, prefix=PREFIX * 2))
         assert len(server.requests) == 2
 
 
 def test_a_long_message_is_read_to_its_end():
     """The shown message is cut, but the reason may follow a copy of the request."""
-    with FakeServer() as server:
+    with FakeServer(max_length=None) as server:
         engine = engine_for(server)
         refusal = status(400, "Bad request " + "x" * 500 + " max_tokens must be at least 1, got 0")
         with pytest.raises(PrefixTooLong) as error:
-            run(engine, ask(engine, 1), after_test(server, refusal), ask(engine, 1))
+            run(engine, ask(engine, 1), after_test(server, refusal), ask(engine, 1, prefix=PREFIX * 2))
     assert len(str(error.value)) < 450
 
 
@@ -386,15 +425,51 @@ def test_length_reported_by_vllm_is_respected():
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
-def test_wrong_number_of_samples_raises(kept):
+def test_wrong_number_of_samples(kept):
     """With fewer samples than requested, each would count for too much."""
     with FakeServer() as server:
-        engine = engine_for(server)
         choices = [server.choice("p", {"max_tokens": 9, "temperature": 1.0}, i, i) for i in range(kept)]
-        samples = run(engine, ask(engine), after_test(server, body({"choices": choices})), ask(engine, 2))
-    assert len(samples) == kept
-    with pytest.raises(EngineFatal, match=f"{kept} samples"):
-        check_samples(samples, 2)
+        fault = body({"choices": choices})
+        engine = engine_for(server)
+        samples = run(engine, ask(engine), after_test(server, fault), ask(engine, 2))
+        assert without_cached(samples) == [expected(100), expected(101)]
+        engine = engine_for(server, max_retries=0)
+        with pytest.raises(EngineError, match="1 tries.*indices .*expected 0 to 1, each once"):
+            run(engine, ask(engine), after_test(server, fault), ask(engine, 2))
+
+
+GOOD = Sample([115, 111], "so", "length")
+INVALID = {
+    "too few": ([], "0 samples, expected 1"),
+    "ids as text": ([replace(GOOD, token_ids="so")], "token ids"),
+    "true as id": ([replace(GOOD, token_ids=[True, 111])], "token ids"),
+    "float as id": ([replace(GOOD, token_ids=[115.0, 111])], "token ids"),
+    "negative id": ([replace(GOOD, token_ids=[-1, 111])], "token ids"),
+    "id beyond 32 bits": ([replace(GOOD, token_ids=[2**31, 111])], "token ids"),
+    "no ids": ([replace(GOOD, token_ids=[], text="")], "0 tokens, expected 1 to 4"),
+    "too many ids": ([replace(GOOD, token_ids=[115] * 5, text="sssss")], "5 tokens, expected 1 to 4"),
+    "another text": ([replace(GOOD, text="no")], "token ids are the text 'so'"),
+    "half a pair": ([replace(GOOD, token_ids=[0xD800, 111], text="\ud800o")], "not valid Unicode"),
+    "another end": ([replace(GOOD, finish="abort")], "'abort', expected one of stop, eos, length"),
+    "no stop string": ([replace(GOOD, finish="stop")], "None, which is not one of the stop strings"),
+    "another stop string": (
+        [replace(GOOD, finish="stop", stop_reason="o")],
+        "'o', which is not one of the stop strings",
+    ),
+    "stop string outside": ([replace(GOOD, finish="stop", stop_reason="x")], "its text does not contain it"),
+    "stop string at the limit": ([replace(GOOD, stop_reason="x")], "stop string 'x', but ended with 'length'"),
+    "beyond a stop string": ([Sample([115, 120, 111], "sxo", "length")], "contains the stop string 'x'"),
+    "negative cache": ([replace(GOOD, num_cached=-1)], "-1 cached tokens"),
+    "large cache": ([replace(GOOD, num_cached=26)], "26 cached tokens, but the prefix has 25"),
+}
+
+
+@pytest.mark.parametrize(("samples", "message"), INVALID.values(), ids=INVALID)
+def test_samples_are_checked_before_they_reach_the_log(samples, message):
+    """Also of engines that users write. A token id of 2**31 cannot be exported, and wrong text gets a wrong label."""
+    check_samples([GOOD], TOKENIZER, PREFIX, 1, ["x"], 4)
+    with pytest.raises(EngineError, match=message):
+        check_samples(samples, TOKENIZER, PREFIX, 1, ["x"], 4)
 
 
 def test_choices_out_of_order():
@@ -419,10 +494,10 @@ def test_vllm_finish_reasons():
         engine = engine_for(server)
         [sample] = run(engine, ask(engine), after_test(server, body({"choices": [choice]})), ask(engine, 1))
         assert sample == Sample([115, 111, 32, 17], "so ", "eos")  # another token that ends sequences
-        for reason, error in (("abort", EngineError), ("error", EngineError), ("content_filter", EngineFatal)):
-            engine = engine_for(server)
+        for reason in ("abort", "error", "content_filter"):
+            engine = engine_for(server, max_retries=0)
             answer = body({"choices": [choice | {"finish_reason": reason}]})
-            with pytest.raises(error, match=reason):
+            with pytest.raises(EngineError, match=reason):
                 run(engine, ask(engine), after_test(server, answer), ask(engine, 1))
 
 
@@ -588,6 +663,38 @@ class TestServerCheck:
                 run(engine, ask(engine))
             assert len(server.requests) <= SELF_TEST["text"]
 
+    def repeating(self, request, number):
+        """Return what a server answers whose samples of a request have only `number` different texts."""
+        whole = FakeServer.complete(self.server, request)
+        for choice in whole["choices"]:
+            first = whole["choices"][choice["index"] % number]
+            choice |= {key: value for key, value in first.items() if key != "index"}
+        return whole
+
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_server_that_repeats_samples_of_a_request(self, number):
+        """Most labels would be 0 or 1, because all children of a node have the same fate."""
+        with FakeServer() as self.server:
+            self.server.complete = lambda request: self.repeating(request, number)
+            with pytest.raises(EngineFatal, match=f"repeats samples: 8 .*, 4 per request, contain only {2 * number}"):
+                engine = engine_for(self.server)
+                run(engine, ask(engine))
+
+    @pytest.mark.parametrize("api", ["vllm", "text"])
+    def test_server_that_ignores_the_seed(self, api):
+        with FakeServer(api) as server:
+            server.complete = lambda request: FakeServer.complete(server, request | {"seed": 3})
+            engine = engine_for(server, api=api, temperature=0.7)
+            with pytest.raises(EngineFatal, match=f"contain only {4 if api == 'vllm' else 1}"):
+                run(engine, ask(engine))
+
+    def test_one_coincidence_is_allowed(self):
+        """A small model may write a short text twice."""
+        with FakeServer() as self.server:
+            self.server.complete = lambda request: self.repeating(request, 4 - (request.get("seed") == 0))
+            engine = engine_for(self.server)
+            assert len(run(engine, ask(engine))) == 2
+
     def test_a_server_without_token_ids(self):
         with FakeServer("text") as server:
             engine = engine_for(server)
@@ -629,9 +736,8 @@ class TestServerCheck:
 
     def test_model_that_writes_nothing(self):
         with FakeServer() as server:
-            server.faults.append(
-                body({"choices": [{"index": 0, "text": "", "finish_reason": "stop", "token_ids": [0]}]})
-            )
+            empty = body({"choices": [{"index": 0, "text": "", "finish_reason": "stop", "token_ids": [0]}]})
+            server.faults += [empty, empty]
             engine = engine_for(server)
             with pytest.raises(EngineFatal, match="too short"):
                 run(engine, ask(engine))
@@ -654,7 +760,7 @@ class TestServerCheck:
             server.faults = [status(200 + 303), cut]
             engine = engine_for(server)
             samples = run(engine, ask(engine))
-            assert len(server.requests) == 1 + 1 + SELF_TEST["vllm"] + 1
+            assert len(server.requests) == 2 + SELF_TEST["vllm"] + 1
         assert without_cached(samples) == [expected(100), expected(101)]
 
     def test_greedy_answers_that_differ_may_pass(self):
@@ -709,7 +815,9 @@ def test_key_of_the_environment(monkeypatch):
             "'localhost:8000'.*http://localhost:8000/v1",
         ),
         (["ftp://host/v1"], {}, "'ftp://host/v1'"),
-        (["http://me:pw@host/v1"], {}, "host contains a user or password"),
+        (["http://me:pw@host/v1"], {}, "host contains a user, a password"),
+        (["http://host/v1?key=sk-secret"], {}, "host contains a user, a password, a query"),
+        (["http://host"], {"api_key": "sk two"}, "The API key .* not allowed"),
         (["http://host"], {"api": "chat"}, "`api` is 'chat'.*vllm, transformers, text"),
         (["http://host"], {"api": "text", "top_k": 5}, "`top_k` is 5"),
         (["http://host"], {"max_retries": -1}, "`max_retries` is -1"),
@@ -718,11 +826,93 @@ def test_key_of_the_environment(monkeypatch):
     ],
 )
 def test_options_out_of_range(urls, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         OpenAIEngine(urls, "lm", TOKENIZER, **options)
+    assert "sk" not in str(error.value)
 
 
 def test_urls_without_a_path_get_v1():
     engine = engine_for("http://host:1", "http://host:2/", "http://host:3/v1/", "https://host/openai/v1")
     urls = ["http://host:1/v1", "http://host:2/v1", "http://host:3/v1", "https://host/openai/v1"]
     assert [server.url for server in engine.client.servers] == urls
+
+
+class TestSamplesOfVLLM:
+    """Outputs of vLLM whose parts contradict each other, or only seem to."""
+
+    def sample(self, text, ids=None, finish="stop", reason="# END!", prefix=PREFIX, tokenizer=TOKENIZER):
+        ids = tokenizer.encode(text) if ids is None else ids
+        return sample_from_vllm(tokenizer, prefix, ids, text, finish, reason)
+
+    def test_tokens_after_the_stop_string(self):
+        """With speculative decoding, the ids go on after the token at whose end the text is cut."""
+        ids = TOKENIZER.encode("It is 7.\n# END! and 8")
+        sample = self.sample("It is 7.\n# END!", ids)
+        assert sample == Sample(ids[: -len(" and 8")], "It is 7.\n# END!", "stop", "# END!")
+
+    def test_token_that_contains_more_than_the_end_of_the_stop_string(self):
+        """The text of the sample is the text of its tokens, as for every other engine."""
+        tokenizer = byte_level()
+        tokenizer.add_tokens(["!\n\n"])
+        ids = tokenizer.encode("# END!\n\n")
+        assert tokenizer.decode(ids[-1:]) == "!\n\n"
+        assert self.sample("# END!", ids, tokenizer=tokenizer) == Sample(ids, "# END!\n\n", "stop", "# END!")
+
+    @pytest.mark.parametrize("cut", [1, 2, 3])
+    def test_character_that_begins_in_the_prefix(self, cut):
+        """Only vLLM's text contains a character of which the prefix has the first bytes."""
+        tokenizer = byte_level()
+        ids = tokenizer.encode("x𝄞 y")
+        assert len(ids) >= 6
+        sample = self.sample("𝄞 y", ids[1 + cut :], "length", None, ids[: 1 + cut], tokenizer)
+        assert sample.text.endswith(" y") and sample.token_ids == ids[1 + cut :]
+        check_samples([sample], tokenizer, ids[: 1 + cut], 1, [], 9)
+
+    def test_incomplete_character_at_the_end(self):
+        """vLLM's text ends before it."""
+        tokenizer = byte_level()
+        ids = tokenizer.encode("so 𝄞")[:-1]
+        sample = self.sample("so ", ids, "length", None, tokenizer=tokenizer)
+        assert sample.text == "so \ufffd"
+
+    def test_white_space_before_punctuation(self):
+        """Some tokenizers remove it when they decode, and vLLM does not."""
+        assert self.sample("so , it is ", TOKENIZER.encode("so, it is"), "length", None).text == "so, it is"
+
+    @pytest.mark.parametrize(
+        ("text", "ids", "finish", "reason", "message"),
+        [
+            ("so", "no", "length", None, "decodes its tokens to 'so', but this tokenizer decodes them to 'no'"),
+            ("so", "so", "stop", None, "after the tokens .115, 111., which end no sequence"),
+            ("so ", "so ", "stop", None, "after the tokens .115, 111, 32., which end no sequence"),
+            ("so", "so", "abort", None, "'abort'"),
+            ("so", "so", None, None, "None"),
+            ("so # END! and", "so # END! and", "stop", "# END!", "does not end there"),
+            ("so", "so", "stop", "# END!", "does not end there"),
+            ("so", "so ", "stop", 33, "at the token 33, but the sample ends with the tokens .115, 111, 32."),
+        ],
+    )
+    def test_contradictions(self, text, ids, finish, reason, message):
+        with pytest.raises(EngineError, match=message):
+            self.sample(text, TOKENIZER.encode(ids), finish, reason)
+
+
+def test_key_in_messages():
+    """Also a traceback with all its causes must not show it."""
+    with FakeServer() as server:
+        engine = engine_for(server, api_key="sk-planted-4711", max_retries=0)
+        for fault in (
+            status(500, "Bearer sk-planted-4711"),
+            body(b"<html> sk-planted-4711"),
+            status(403, "sk-planted-4711"),
+        ):
+            with pytest.raises((EngineError, EngineFatal)) as error:
+                run(engine, ask(engine), after_test(server, fault), ask(engine))
+            assert "4711" not in "".join(traceback.format_exception(error.value))
+        assert "***" in str(error.value)
+        answer = {"choices": [{"index": 0, "text": "sk-planted-4711", "finish_reason": "length"}]}
+        with pytest.raises(EngineError, match="contains the API key") as error:
+            run(engine, ask(engine), after_test(server, body(answer)), ask(engine, 1))
+        # a placeholder is not secret, and can be part of an honest solution
+        engine = engine_for(server, api_key="three", max_retries=0)
+        assert len(run(engine, ask(engine))) == 2

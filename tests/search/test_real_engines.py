@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, check_samples
-from trl_hrm.search.engines.openai import OpenAIEngine
+from trl_hrm.search.engines.openai import IDENTITY_PROMPT, OpenAIEngine
 from trl_hrm.search.engines.transformers import TransformersEngine
 
 from .policies import make_policy
@@ -158,7 +158,7 @@ class TestVLLM:
         engine = with_sampling(vllm_engine, temperature=2.0, top_k=3)
         ids = tokenizer.encode(PROMPTS[3])
         [samples] = ask(engine, (ids, 600, [], 1, 5 << 16))
-        check_samples(samples, 600)
+        check_samples(samples, tokenizer, ids, 600, [], 1)
         with torch.no_grad():
             logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits[0, -1]
         top = logits.topk(3)
@@ -234,8 +234,8 @@ class TestVLLMServer:
         over_http = ask(engine, *requests)
         local = ask(with_sampling(vllm_engine, **options), *requests)
         loop.run_until_complete(engine.close())
-        for ours, theirs in zip(over_http, local, strict=True):
-            check_samples(ours, 4)
+        for (ids, *_), ours, theirs in zip(requests, over_http, local, strict=True):
+            check_samples(ours, tokenizer, ids, 4, ["a"], 16)
             assert [replace(sample, num_cached=0) for sample in ours] == [replace(s, num_cached=0) for s in theirs]
 
     def test_cached_prefixes_are_reported(self, engine, tokenizer, ask):
@@ -252,10 +252,21 @@ class TestVLLMServer:
         with pytest.raises(PrefixTooLong, match="HTTP 400: .*(maximum context length|max_tokens must be at least 1)"):
             ask(engine, (ids, 1, [], 50, 0))
 
-    def test_at_most_four_stop_strings(self, engine, requests, loop, ask):
+    def test_identity(self, engine, vllm_url, folder, tokenizer, requests, loop, ask):
+        """The log-probabilities must be those of the model, so that another model under the same name is refused."""
+        ask(engine, requests[0])
+        identity = engine.describe()["identity"]
+        ids = tokenizer.encode(IDENTITY_PROMPT)[: MAX_LENGTH - 1]
+        with torch.no_grad():
+            logits = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits[0]
+        expected = logits[:-1].log_softmax(-1)[range(len(ids) - 1), ids[1:]].tolist()
+        assert identity["max_model_len"] == MAX_LENGTH and identity["root"]
+        assert identity["prompt_logprobs"] == pytest.approx(expected, abs=0.01)
+
+    def test_at_most_four_stop_strings(self, engine, requests, tokenizer, loop, ask):
         """Our limit must equal the server's."""
         ids = requests[0][0]
-        check_samples(ask(engine, (ids, 1, list("WXYZ"), 5, 0))[0], 1)
+        check_samples(ask(engine, (ids, 1, list("WXYZ"), 5, 0))[0], tokenizer, ids, 1, list("WXYZ"), 5)
         body = {"model": "lm", "prompt": ids, "max_tokens": 5, "stop": list("VWXYZ")}
         with pytest.raises(EngineFatal, match="HTTP 400.*at most 4"):
             loop.run_until_complete(engine.client.fetch(engine.client.servers[0], "completions", body))
@@ -291,8 +302,9 @@ class TestTransformersServer:
 
     def test_sampling(self, transformers_url, folder, tokenizer, loop, ask):
         engine = OpenAIEngine([transformers_url], folder, tokenizer, api="transformers", temperature=2.0, top_k=50)
-        [samples] = ask(engine, (tokenizer.encode(PROMPTS[0]), 4, [], 12, 0))
-        check_samples(samples, 4)
+        ids = tokenizer.encode(PROMPTS[0])
+        [samples] = ask(engine, (ids, 4, [], 12, 0))
+        check_samples(samples, tokenizer, ids, 4, [], 12)
         assert len({sample.text for sample in samples}) > 1
         loop.run_until_complete(engine.close())
 

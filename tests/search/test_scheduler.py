@@ -200,16 +200,21 @@ def test_an_engine_that_is_down_stops_the_run(tmp_path):
     [
         (lambda samples: samples[:-1], "2 samples.*`n`"),
         (lambda samples: [*samples, samples[0]], "4 samples"),
-        (lambda samples: [Sample([1], "a", "abort")] * 3, "'abort'.*stop, eos, length"),
-        (lambda samples: [Sample([1], "a", "stop", "# Step 2")] * 3, "its text does not contain it"),
-        (lambda samples: [Sample([1], "a", "stop")] * 3, "stop string None"),
+        (lambda samples: [Sample([97], "a", "abort")] * 3, "'abort'.*stop, eos, length"),
+        (lambda samples: [Sample([97], "a", "stop", "# Step 2")] * 3, "its text does not contain it"),
+        (lambda samples: [Sample([97], "a", "stop")] * 3, "by None"),
+        (lambda samples: [Sample([2**31], "a", "length")] * 3, "token ids are"),
+        (lambda samples: [Sample([98], "a", "length")] * 3, "text is 'a', but its token ids are the text 'b'"),
     ],
 )
-def test_invalid_samples_stop_the_run(tmp_path, change, message):
-    """More or fewer samples than requested would bias every value above them."""
-    with pytest.raises(EngineFatal, match=message):
-        run_scripted(tmp_path, engine=LyingEngine(change))
+def test_invalid_samples_never_reach_the_log(tmp_path, change, message):
+    """More or fewer samples than requested would bias every value above them, and the log could never be exported."""
+    with pytest.raises(EngineFatal, match=f"5 requests failed in a row.*{message}"):
+        run_scripted(tmp_path, engine=LyingEngine(change), max_failures=5)
     assert all(not tree.nodes for tree in read_trees(tmp_path).values())
+    run_scripted(tmp_path)
+    run_scripted(tmp_path / "flawless")
+    assert read_trees(tmp_path) == read_trees(tmp_path / "flawless")
 
 
 def test_a_fault_of_the_grader_stops_the_run(tmp_path):

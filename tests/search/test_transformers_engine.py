@@ -68,7 +68,7 @@ def test_greedy_batch_is_one_sequence_at_a_time(greedy):
     """A wrong mask or position with padding gives a fluent but different policy."""
     requests = [(ids, 2, [], 12 + place, 0) for place, ids in enumerate(prefixes(greedy))]
     for request, samples in zip(requests, ask(greedy, *requests), strict=True):
-        check_samples(samples, 2)
+        check_samples(samples, greedy.tokenizer, request[0], 2, request[2], request[3])
         expected = plain_greedy(greedy, request[0], request[3])
         assert [sample.token_ids for sample in samples] == [expected, expected]
         assert {sample.finish for sample in samples} == {"length"}
@@ -358,7 +358,7 @@ def test_faults_of_the_model_reach_every_request(engine, monkeypatch):
     assert "8 sequences" in str(errors[1]) and "Lower `batch_size`. (tried to allocate 1 GiB)" in str(errors[1])
     monkeypatch.undo()
     [samples] = ask(engine, (ids, 2, [], 4, 0))
-    check_samples(samples, 2)
+    check_samples(samples, engine.tokenizer, ids, 2, [], 4)
 
 
 def test_describe_is_stable(folder, engine):

@@ -78,6 +78,8 @@ class Recipe:
             invalid record, which is dropped unless `config.strict` is set, and `ValueError` to stop the build.
         columns (`Mapping[str, pa.DataType]`, *optional*):
             Types of the columns in the `extra` of the trees. The types of other columns are inferred from their values.
+        features (`Mapping[str, Any]`, *optional*):
+            Features of these columns, such as an image. Other columns have the features of their types.
         is_final (`Callable[[str], bool]`, *optional*):
             Function that returns whether a step ends its trajectory, for `view="orm"`. See [`orm_view`].
         join_prompts (`bool`, *optional*, defaults to `False`):
@@ -103,6 +105,7 @@ class Recipe:
     inputs: list[str]
     parse: Callable[[Any, str, Counter], StepTree | list[StepTree]]
     columns: Mapping[str, pa.DataType] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)
     is_final: Callable[[str], bool] | None = None
     join_prompts: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -149,11 +152,13 @@ def build_dataset(recipe: Recipe, config: BuildConfig, output: Output) -> BuildR
         report["warnings"] += recipe.warn(report)
     if recipe.describe:
         report["facts"] = recipe.describe(report)
-    finish_dataset(recipe.about, report, output)
+    finish_dataset(recipe.about, report, output, recipe.features)
     return report
 
 
-def finish_dataset(about: dict[str, Any], report: dict[str, Any], output: Output) -> None:
+def finish_dataset(
+    about: dict[str, Any], report: dict[str, Any], output: Output, features: Mapping[str, Any] | None = None
+) -> None:
     """
     Assemble a dataset from its parts, add the card and the report, and rename it to the output.
 
@@ -164,10 +169,12 @@ def finish_dataset(about: dict[str, Any], report: dict[str, Any], output: Output
             Report of the build. The key `content` is added.
         output ([`~data.output.Output`]):
             Claimed output. Its temporary folder has the rows in `parts`, and any other files of the dataset in `dataset`.
+        features (`Mapping[str, Any]`, *optional*):
+            See [`Recipe`].
     """
     built = output.work / "dataset"
     (built / "data").mkdir(parents=True)
-    example = join_parts(output.work / "parts", built / "data", report["rows"])
+    example = join_parts(output.work / "parts", built / "data", report["rows"], features or {})
     report["content"] = digest_of(built / "data")
     write_json(built / REPORT_FILE, report)
     build_card(about, report, *example).save(built / "README.md")

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from ..io import shell_word
+from ..io import shell_word, shown
 from ..pages.page import Table, code, markdown, resource
 from ..pages.papers import HRM_PAPER
 from ..terminal import printable
@@ -158,7 +158,7 @@ def build_card(
         description=about["description"],
         row=VIEWS[report["view"]],
         columns=Table(["column", "type", "meaning"], columns).markdown(),
-        example=printable(json.dumps(_shorten(example), indent=2, ensure_ascii=False)),
+        example=printable(json.dumps(_shorten(example), indent=2, ensure_ascii=False, default=_text)),
         load=LOAD_FOLDER,
         facts=Table(["property", "value"], facts).markdown() if facts else "",
         picture=report.get("picture"),
@@ -187,6 +187,11 @@ def _flatten(value: dict[str, Any], above: tuple[str, ...] = ()) -> list[tuple[s
             text = json.dumps(text, ensure_ascii=False)[1:-1]
         rows.append((markdown(": ".join(path)), markdown(text)))
     return rows
+
+
+def _text(value: Any) -> str:
+    """Return a value that JSON does not have, such as a date, as text."""
+    return shown(value, 120) if isinstance(value, bytes) else str(value)
 
 
 def _shorten(value: Any) -> Any:

@@ -46,10 +46,13 @@ class Output(NamedTuple):
             Folder of the dataset, which does not exist yet or holds an earlier build.
         work (`Path`):
             Temporary folder on the same file system, so the dataset can be renamed to `folder`.
+        config ([`BuildConfig`]):
+            Options of the build.
     """
 
     folder: Path
     work: Path
+    config: BuildConfig
 
 
 @contextmanager
@@ -80,7 +83,7 @@ def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[
         raise NotADirectoryError(f"{given} is a file. Choose a folder as `output_dir`.")
     if os.path.ismount(folder):
         raise OSError(f"{given} is a mount point, which cannot be replaced. Choose a folder in it as `output_dir`.")
-    work, replaced = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "replaced"))
+    work, replaced = _hidden(folder, "partial"), _hidden(folder, "replaced")
     with claimed_name(folder, given, "output_dir"):
         if replaced.exists() and not folder.exists():  # killed between the two renames of `publish`
             replaced.rename(folder)
@@ -91,9 +94,14 @@ def claimed_output(config: BuildConfig, inputs: Iterable[str] = ()) -> Iterator[
         _check_replaced(folder, config)
         work.mkdir()
         try:
-            yield Output(folder, work)
+            yield Output(folder, work, config)
         finally:
             shutil.rmtree(work, ignore_errors=True)  # the next build removes what a worker still writes
+
+
+def _hidden(folder: Path, kind: str) -> Path:
+    """Return a name next to a folder that no other program uses."""
+    return folder.with_name(f".{folder.name}.trl-hrm-{kind}")
 
 
 def _check_replaced(folder: Path, config: BuildConfig) -> None:
@@ -127,8 +135,12 @@ def publish(built: Path, output: Output) -> None:
     Rename a built folder to the output. An earlier dataset is moved aside first.
 
     If the process is killed in between, [`claimed_output`] restores the earlier dataset.
+
+    Raises:
+        `FileExistsError`: If the output may not be replaced, because files were added during the build.
     """
-    folder, replaced = output.folder, output.folder.with_name(f".{output.folder.name}.replaced")
+    folder, replaced = output.folder, _hidden(output.folder, "replaced")
+    _check_replaced(folder, output.config)
     if not folder.exists():
         built.rename(folder)
         return
@@ -149,9 +161,9 @@ def make_table(rows: list[dict[str, Any]], types: Mapping[str, pa.DataType], whe
     for name in names:
         try:
             columns[name] = pa.array([row.get(name) for row in rows], type=types.get(name))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{where}: the column `{name}` has values of different types, or of an unsupported type, in this row or an earlier one "
+                f"{where}: the column `{name[:80]}` has values of different types, or of an unsupported type, in this row or an earlier one "
                 f"({error}). Use one type for the column, or remove it."
             ) from error
     return pa.table(columns)
@@ -164,9 +176,15 @@ def write_part(table: pa.Table, parts: Path, split: str, part: int) -> None:
         writer.write_table(table)
 
 
-def join_parts(parts: Path, data: Path, rows: dict[str, int]) -> tuple[pa.Schema, dict[str, Any]]:
+def join_parts(
+    parts: Path, data: Path, rows: dict[str, int], features: Mapping[str, Any]
+) -> tuple[pa.Schema, dict[str, Any]]:
     """
-    Join the parts to one Parquet file per split, with a row group per part. Return the schema and the first training row.
+    Join the parts to one Parquet file per split, with a row group per part. `features` has the features of some columns. Return the
+    schema and the first training row.
+
+    Raises:
+        `ValueError`: If a column has values of different types, or a type that Parquet cannot store.
     """
     files = {split: sorted(parts.glob(f"{split}-*.arrow")) for split in rows}
     schemas = [_read_part(file).schema for split in files for file in files[split]]
@@ -176,7 +194,13 @@ def join_parts(parts: Path, data: Path, rows: dict[str, int]) -> tuple[pa.Schema
         raise ValueError(
             f"a column has values of different types ({error}). Use one type for the column, or remove it."
         ) from error
-    schema = Features.from_arrow_schema(schema).arrow_schema
+    for field in schema:
+        if "struct<>" in str(field.type):
+            raise ValueError(
+                f"the column `{field.name[:80]}` has only empty objects, which Parquet cannot store. Remove the column."
+            )
+    found = Features.from_arrow_schema(schema)
+    schema = Features(found | {name: features[name] for name in found if name in features}).arrow_schema
     for split in files:
         with pq.ParquetWriter(data / f"{split}-00000-of-00001.parquet", schema) as writer:
             for file in files[split]:

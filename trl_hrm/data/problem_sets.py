@@ -193,7 +193,7 @@ def read_problems(
                 )
             rows = JsonLines([source], columns)
         else:
-            rows = DatasetRows(stack.enter_context(loaded_dataset(source, split, config)), columns)
+            rows = DatasetRows(stack.enter_context(loaded_dataset(source, split, config)), columns, source)
         for where, record in all_rows(rows):
             found.num_records += 1
             try:

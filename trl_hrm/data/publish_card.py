@@ -18,7 +18,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from ..io import parse_yaml, shown
+from ..io import parse_yaml
 from ..terminal import plain
 from .card import LOAD_FOLDER
 from .publish_shards import CARD_FILE, Build
@@ -191,7 +191,7 @@ def _parse(text: str, where: str) -> DatasetCard:
             raise ValueError(f"each config_name must be a string, found {names}")
         return card
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        reason = shown(" ".join(str(error).split()), 300)[1:-1]
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{where}: invalid metadata ({reason}). Correct it, then push again.") from error
 
 

@@ -5,18 +5,20 @@ import gzip
 import io
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 import weakref
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
-from ..io import shown
+from ..io import check_regular, shown
 
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 4 << 20
 CHUNK_ROWS = 1000
 ARRAY_BLOCK = 1 << 20  # number of characters of a JSON array to read at a time
+MAX_ROW = 1 << 26  # number of bytes of a row in a file, since a parsed row needs up to 20 times as much memory
+MAX_EXPANSION = 200  # of a gzip file. JSON is compressed to between a third and a fiftieth
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 GZIP = b"\x1f\x8b"
 
@@ -70,8 +74,9 @@ class JsonLines:
             Column to read for each expected name. See [`rename_columns`].
 
     Raises:
-        `FileNotFoundError`: If a path is not a file.
-        `ValueError`: If a file has another format, or one of the `columns` is missing in its first row.
+        `FileNotFoundError`: If a file does not exist.
+        `ValueError`: If a path is a folder, a pipe or a device, if a file has another format, or if one of the `columns` is missing
+            in its first row. Methods also raise it for a file that has changed, and for a row of more than 64 MB.
     """
 
     def __init__(self, files: Sequence[str], columns: Mapping[str, str] | None = None):
@@ -79,10 +84,15 @@ class JsonLines:
         self.columns = dict(columns or {})
         self._paths = list(self.files)  # JSON Lines files: the files themselves, or converted copies
         self._arrays: set[int] = set()
+        self._versions = []
         folder = None
         for number, file in enumerate(self.files):
-            if not Path(file).is_file():
+            if not Path(file).exists():
                 raise FileNotFoundError(f"{file}: file not found. Expected a JSON or JSON Lines file.")
+            if Path(file).is_dir():
+                raise ValueError(f"{file}: found a folder, expected a JSON or JSON Lines file.")
+            check_regular(file)
+            self._versions.append(_version(file))
             is_compressed, is_array = _form(file)
             if is_array:
                 self._arrays.add(number)
@@ -111,7 +121,13 @@ class JsonLines:
             with open(path, "rb") as lines:
                 start, line = 0, 1
                 while block := lines.read(CHUNK_BYTES):
-                    block += lines.readline()
+                    rest = lines.readline(MAX_ROW)
+                    if len(rest) == MAX_ROW:
+                        where = self._where(Address(number, start, line + block.count(b"\n")))
+                        raise ValueError(
+                            f"{where}: the row has more than {MAX_ROW >> 20} MB. Remove it, or check that each row is on a separate line."
+                        )
+                    block += rest
                     is_empty = is_empty and block.isspace()
                     chunks.append({"file": number, "start": start, "stop": start + len(block), "line": line})
                     start += len(block)
@@ -136,6 +152,7 @@ class JsonLines:
             for address in addresses:
                 handles[address.file].seek(address.start)
                 where = self._where(address)
+                self._check_version(address.file)
                 record = _parse_line(handles[address.file].readline(), where)
                 yield where, rename_columns(record, self.columns)
 
@@ -145,10 +162,17 @@ class JsonLines:
             lines.seek(start)
             while start < chunk["stop"]:
                 text = lines.readline()
+                if not text:
+                    break
                 if text.strip():
                     yield Address(file, start, line), text
                 start += len(text)
                 line += 1
+        self._check_version(file)
+
+    def _check_version(self, file: int) -> None:
+        if _version(self.files[file]) != self._versions[file]:
+            raise ValueError(f"{self.files[file]}: the file has changed while it was read. Run the command again.")
 
     def _where(self, address: Address) -> str:
         name = self.files[address.file]
@@ -164,22 +188,52 @@ class DatasetRows:
             Dataset to read.
         columns (`Mapping[str, str]`, *optional*):
             Column to read for each expected name. See [`rename_columns`].
+        name (`str`, *optional*):
+            Name of the dataset, for the locations of rows.
 
     Raises:
         `ValueError`: If one of the `columns` is missing in the first row.
     """
 
-    def __init__(self, dataset: "Dataset", columns: Mapping[str, str] | None = None):
-        self.dataset = dataset.with_format(None)
+    def __init__(self, dataset: "Dataset", columns: Mapping[str, str] | None = None, name: str | None = None):
+        from datasets.features.features import require_decoding
+
+        self._features = dict(dataset.features)
+        self._json = [name for name, feature in self._features.items() if "Json(" in repr(feature)]
+        # Images, audio and videos are not decoded
+        media = [
+            name for name, feature in self._features.items() if require_decoding(feature) and name not in self._json
+        ]
+        self._media = dataset.with_format("arrow").select_columns(media) if media else None
+        self.dataset = dataset.with_format(None).remove_columns(media)
+        self._row = "dataset row" if name is None else f"{name}, dataset row"
         self.columns = dict(columns or {})
         if self.columns and len(self.dataset):
-            check_columns(self.dataset[0], self.columns, "dataset row 0")
+            check_columns(self._record(0), self.columns, f"{self._row} 0")
 
     def types(self) -> dict[str, Any]:
-        """Return the Arrow types of the columns that are not part of a step tree."""
-        own = ("prompt", "completions", "labels", "parents", "num_merged")
-        types = {field.name: field.type for field in self.dataset.features.arrow_schema}
-        return {name: kind for name, kind in rename_columns(types, self.columns).items() if name not in own}
+        """
+        Return the Arrow types of the columns of [`DatasetRows.features`].
+
+        Raises:
+            `ValueError`: If a column has times of day in nanoseconds, which Python cannot represent.
+        """
+        from datasets import Features
+
+        types = {field.name: field.type for field in Features(self.features()).arrow_schema}
+        for name, kind in types.items():
+            if "time64[ns]" in str(kind):
+                raise ValueError(
+                    f"{self._row}s: the column `{name}` has the type {kind}, whose nanoseconds cannot be kept. Cast it to time64[us], or "
+                    "remove it."
+                )
+        return types
+
+    def features(self) -> dict[str, Any]:
+        """Return the features of the columns that are not part of a step tree. Columns of JSON have the type of their values."""
+        own = ("prompt", "completions", "labels", "parents", "num_merged", *self._json)
+        features = {name: feature for name, feature in self._features.items() if name not in self._json}
+        return {name: feature for name, feature in rename_columns(features, self.columns).items() if name not in own}
 
     def chunks(self) -> list[dict[str, int]]:
         """Return one dict per 1000 rows, with the row range `start` to `stop`."""
@@ -188,14 +242,22 @@ class DatasetRows:
 
     def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, dict[str, Any]]]:
         """Yield `(where, address, record)` for each row of the chunk. `where` is `dataset row i`, counted from 0."""
-        rows = range(chunk["start"], chunk["stop"])
-        for row, value in zip(rows, self.dataset.select(rows), strict=True):
-            yield f"dataset row {row}", Address(0, row, row), rename_columns(value, self.columns)
+        for row in range(chunk["start"], chunk["stop"]):
+            yield f"{self._row} {row}", Address(0, row, row), rename_columns(self._record(row), self.columns)
 
     def pick(self, addresses: Iterable[Address]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield `(where, record)` for rows at the given addresses, in that order."""
         for address in addresses:
-            yield f"dataset row {address.line}", rename_columns(self.dataset[address.start], self.columns)
+            yield f"{self._row} {address.line}", rename_columns(self._record(address.start), self.columns)
+
+    def _record(self, row: int) -> dict[str, Any]:
+        try:
+            record = self.dataset[row]
+            return record if self._media is None else record | self._media[row].to_pylist()[0]
+        except (ArithmeticError, ValueError, TypeError) as error:  # such as a date after the year 9999
+            raise ValueError(
+                f"{self._row} {row}: a value cannot be read ({error}). Correct it, or remove its column."
+            ) from error
 
 
 def all_rows(source: JsonLines | DatasetRows) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -204,8 +266,9 @@ def all_rows(source: JsonLines | DatasetRows) -> Iterator[tuple[str, dict[str, A
 
 
 def is_json_file(name: str) -> bool:
-    """Return whether a source is the path of a JSON file, which may be missing, rather than a dataset."""
-    return Path(name).is_file() or name.endswith(SUFFIXES)
+    """Return whether a source is the path of a JSON file, which may be missing, instead of a dataset."""
+    path = Path(name)
+    return name.endswith(SUFFIXES) or (path.exists() and not path.is_dir())
 
 
 @contextmanager
@@ -231,11 +294,30 @@ def loaded_dataset(
     from datasets import load_dataset
 
     with tempfile.TemporaryDirectory(dir=cache_parent) as cache:
-        try:
+        with naming_dataset(name):
             dataset = load_dataset(name, config, split=split, cache_dir=cache if Path(name).is_dir() else None)
-        except ValueError as error:  # the message has the available splits or configurations, but not the dataset
-            raise ValueError(f"{name}: {error}") from error
         yield dataset
+
+
+@contextmanager
+def naming_dataset(name: str) -> Iterator[None]:
+    """Context manager that converts errors of `load_dataset` to a `ValueError` with the name of the dataset and the cause."""
+    import yaml
+    from datasets.exceptions import DatasetsError
+
+    faults = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, EOFError, yaml.YAMLError, DatasetsError)
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it would print the error too
+    try:
+        yield
+    except (*faults, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, OSError) and name in str(error):  # such as a missing folder
+            raise
+        cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise ValueError(f"{name}: the dataset cannot be read ({cause}).") from error
+    finally:
+        logger.setLevel(level)
 
 
 def parse_columns(columns: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
@@ -292,7 +374,7 @@ def check_columns(record: dict[str, Any], columns: Mapping[str, str], where: str
     missing = [column for column in columns.values() if _lookup(record, column) is _NOTHING]
     if missing:
         raise ValueError(
-            f"{where}: --columns names {', '.join(missing)}, but the row only has {', '.join(_paths(record))}."
+            f"{where}: --columns names {', '.join(missing)}, but the row only has {', '.join(_paths(record))[:400]}."
         )
 
 
@@ -315,6 +397,12 @@ def _paths(record: dict[str, Any]) -> list[str]:
     for name, value in record.items():
         paths += [f"{name}.{inner}" for inner in _paths(value)] if isinstance(value, dict) and value else [name]
     return paths
+
+
+def _version(file: str) -> tuple[int, int]:
+    """Return the size of a file, and the time of its last change."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
 
 
 def _form(file: str) -> tuple[bool, bool]:
@@ -348,12 +436,23 @@ def _damaged(file: str, error: Exception) -> ValueError:
 def _write_lines(file: str, is_compressed: bool, is_array: bool, path: str) -> None:
     """Convert a compressed file or an array to uncompressed JSON Lines."""
     with _open_bytes(file, is_compressed) as data, open(path, "wb") as lines:
+        compressed = os.path.getsize(file) if is_compressed else None
+
+        def check_expansion() -> None:
+            if compressed and data.tell() > max(MAX_ROW, MAX_EXPANSION * compressed):
+                raise ValueError(
+                    f"{file}: the gzip file expands to more than {MAX_EXPANSION} times its size. If the content is right, decompress it first."
+                )
+
         try:
             if is_array:
                 for value in _elements(io.TextIOWrapper(data, encoding="utf-8-sig"), file):
+                    check_expansion()
                     lines.write(json.dumps(value).encode() + b"\n")
             else:
-                shutil.copyfileobj(data, lines)
+                while block := data.read(ARRAY_BLOCK):
+                    check_expansion()
+                    lines.write(block)
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: {_not_utf8(error)}") from error
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -398,8 +497,16 @@ def _elements(text: TextIO, file: str) -> Iterator[Any]:
                 if not more:
                     remedy = _remedy(buffer, error, ends=True)
                     raise ValueError(f"{file}, row {row}: invalid JSON ({error.msg}). {remedy}") from error
+                if len(buffer) - place > MAX_ROW:
+                    raise ValueError(
+                        f"{file}, row {row}: invalid JSON ({error.msg}), or the row has more than {MAX_ROW >> 20} MB. Correct the row, "
+                        "or remove it."
+                    ) from error
                 buffer, place = buffer[place:] + more, 0
                 continue
+            except (ValueError, RecursionError) as error:
+                raise _unreadable(f"{file}, row {row}", error) from error
+            _check_object(value, f"{file}, row {row}")
             yield value
             row, is_separated = row + 1, False
 
@@ -414,8 +521,9 @@ def _parse_line(text: bytes, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         remedy = _remedy(line, error, ends=not text.endswith(b"\n"))
         raise ValueError(f"{where}: invalid JSON ({error}). {remedy}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: found a JSON {type(value).__name__}, but each row must be an object.")
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(where, error) from error
+    _check_object(value, where)
     if b"\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -424,6 +532,17 @@ def _parse_line(text: bytes, where: str) -> dict[str, Any]:
                 f"{where}: a string has half of a surrogate pair ({error}), which UTF-8 cannot encode. Remove the escape sequence."
             ) from error
     return value
+
+
+def _check_object(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: found a JSON {type(value).__name__}, but each row must be an object.")
+
+
+def _unreadable(where: str, error: Exception) -> ValueError:
+    """Return the error for JSON that Python does not read: nested too deeply, or with an integer of more than 4,300 digits."""
+    found = "nested too deeply" if isinstance(error, RecursionError) else "an integer has more than 4,300 digits"
+    return ValueError(f"{where}: cannot read the JSON ({found}). Correct the row, or remove it.")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

@@ -63,16 +63,17 @@ def build_stepwise(config: BuildStepwiseConfig) -> BuildReport:
         if len(config.inputs) == 1 and not is_json_file(config.inputs[0]):
             # Cache next to the output: the system's temporary directory may be too small for a copy of the dataset
             dataset = stack.enter_context(loaded_dataset(config.inputs[0], config.split, cache_parent=output.work))
-            source = DatasetRows(dataset, config.columns)
-            columns, options = source.types(), {"split": config.split}
+            source = DatasetRows(dataset, config.columns, config.inputs[0])
+            columns, features, options = source.types(), source.features(), {"split": config.split}
         else:
-            source, columns, options = JsonLines(config.inputs, config.columns), {}, {}
+            source, columns, features, options = JsonLines(config.inputs, config.columns), {}, {}, {}
         recipe = Recipe(
             name="stepwise",
             source=source,
             inputs=config.inputs,
             parse=parse_stepwise,
             columns=columns,
+            features=features,
             join_prompts=True,
             options=options,
             about=ABOUT,

@@ -50,7 +50,7 @@ class KindMeasures(TypedDict):
 
 
 class ModelMeasures(TypedDict):
-    """Result of [`measure_scores`], with those of [`measure_kinds`]."""
+    """Result of [`measure_scores`], with `kinds`, the results of [`measure_kinds`]."""
 
     auroc: Share
     first_error_auroc: Share

@@ -1,11 +1,13 @@
 """
-Runs the jobs of the demo in parallel processes, with a progress bar. Finished jobs are not repeated. Interrupted jobs are resumed if they
-support it, otherwise restarted.
+Runs the jobs of the demo in parallel processes, with a progress bar. Finished jobs are not repeated, unless their settings, inputs or
+outputs changed. Interrupted jobs are resumed if they support it, otherwise restarted.
 """
 
 import contextlib
+import inspect
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -14,19 +16,22 @@ from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypedDict
+from typing import Any, NotRequired, TextIO, TypedDict
 
 import yaml
 from tqdm import tqdm
 
 from ..config import Config
-from ..io import read_json, write_json
+from ..identity import digest_of_files
+from ..io import read_json, setting_changes, write_json
 from ..processes import Workers
 from ..schema import Amount, check_json
+from ..search.run_folder import MANIFEST, shard_name
 
 
 DONE = ".done"
 REMEDY = "Delete the file and run the same command again."
+_OUTPUTS = ("output_dir", "output", "folder")  # names of the arguments and settings with the output of a job
 _PROGRESS = re.compile(r"(\d+)/(\d+) \[")  # of tqdm's bars, which every job prints
 
 
@@ -39,13 +44,19 @@ class Stage(TypedDict):
 
 
 class Mark(TypedDict):
-    """Record of a finished job: its seconds, and the seconds since the beginning of the stage."""
+    """
+    Record of a finished job: its seconds, the seconds since the beginning of the stage, its call, and digests of its inputs and outputs
+    by path. Records of older versions have no call and no digests.
+    """
 
     seconds: Amount
     since: Amount
+    call: NotRequired[str]
+    inputs: NotRequired[dict[str, str]]
+    outputs: NotRequired[dict[str, str]]
 
 
-def read_mark(path: Path) -> dict[str, float]:
+def read_mark(path: Path) -> dict[str, Any]:
     """Return the record of a finished job."""
     found = read_json(path, REMEDY)
     check_json(found, Mark, path, REMEDY)
@@ -58,7 +69,7 @@ class Runner:
 
     Args:
         folder (`Path`):
-            Folder of the demo. `.done/` records finished jobs, and `logs/` has their output.
+            Folder of the demo. `.done/` records finished jobs with digests of their inputs and outputs, and `logs/` has what they print.
         num_workers (`int`):
             Number of parallel jobs, each with one thread. More threads are not faster for small models, and much slower if the machine
             is busy.
@@ -79,6 +90,9 @@ class Runner:
         """
         Run the unfinished jobs of a stage, and print a line with its time and result.
 
+        A finished job is repeated if its settings or inputs changed, or if one of its outputs is missing or changed. Its outputs are
+        deleted first. The inputs and outputs of a job are the paths in its arguments and settings.
+
         Args:
             stage (`str`):
                 Name of the stage and of its log folder.
@@ -91,13 +105,71 @@ class Runner:
             `ValueError`: If a job failed. The other jobs of the stage are finished first.
         """
         record = self.folder / DONE / f"{stage}.json"
-        if not record.exists():
+        marks = {name: self.folder / DONE / stage / f"{name}.json" for name in jobs}
+        changed = {name: what for name, job in jobs.items() if (what := self._changed(marks[name], job))}
+        for name, what in changed.items():
+            print(f"{stage}, {name}: {what} changed since the job was finished. It is repeated.", flush=True)
+            self._remove_outputs(jobs[name])
+            marks[name].unlink()
+        if not record.exists() or not all(mark.exists() for mark in marks.values()):
             seconds = self._run_jobs(stage, jobs)
             write_json(record, {"name": stage, "seconds": seconds, "did": describe()})
         done = read_json(record, REMEDY)
         check_json(done, Stage, record, REMEDY)
         self.stages.append(done)
         print(f"{stage:<16}{self.stages[-1]['seconds']:>6.0f} s  {self.stages[-1]['did']}", flush=True)
+
+    def _changed(self, mark: Path, job: partial) -> str:
+        """Return what changed since a job was finished, or an empty string if nothing changed or the job is not finished."""
+        if not mark.exists():
+            return ""
+        found = read_mark(mark)
+        now = self._given(job) | self._written(job)
+        if "outputs" not in found:  # finished by an older version
+            return "" if now["outputs"] else "the output"
+        for part in ("call", "inputs", "outputs"):
+            if changes := setting_changes({part: found.get(part)}, {part: now[part]}):
+                names = [name.partition(".")[2] for name in changes if "." in name]
+                return (
+                    ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "the settings"
+                )
+        return ""
+
+    def _given(self, job: partial) -> dict[str, Any]:
+        """Return the call of a job, and digests of its inputs."""
+        inputs = [path for name, path in self._paths(job) if name not in _OUTPUTS]
+        digests = {self._name(path): digest_of_files(files) for path in inputs if (files := _files(path))}
+        return {"call": _format_call(job), "inputs": digests}
+
+    def _written(self, job: partial) -> dict[str, Any]:
+        """Return digests of the outputs of a job."""
+        return {"outputs": {self._name(path): digest_of_files([path]) for path in self._outputs(job)}}
+
+    def _paths(self, job: partial) -> Iterator[tuple[str, Path]]:
+        """Yield the paths in the folder of the demo that a job is given, with the names of the arguments or settings."""
+        for name, value in _settings_of(job):
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, str | Path) and self.folder in Path(one).parents:
+                    yield name, Path(one)
+
+    def _outputs(self, job: partial) -> list[Path]:
+        """Return the files that a job has written. A shard of a search shares the folder with other shards."""
+        files = [file for name, path in self._paths(job) if name in _OUTPUTS for file in _files(path)]
+        shard = dict(_settings_of(job)).get("shard")
+        if shard is None:
+            return files
+        own = shard_name("", *map(int, shard.split("/")), "")
+        return [file for file in files if own in file.name or file.name == MANIFEST]
+
+    def _remove_outputs(self, job: partial) -> None:
+        for file in self._outputs(job):
+            file.unlink()
+        for name, path in self._paths(job):  # only hidden files are left, except for other shards
+            if name in _OUTPUTS and path.is_dir() and not _files(path):
+                shutil.rmtree(path)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
     def _run_jobs(self, stage: str, jobs: Mapping[str, partial]) -> float:
         """Run the unfinished jobs. Return the seconds of all runs of the stage, each counted up to its last finished job."""
@@ -107,9 +179,8 @@ class Runner:
         for path in (*marks.values(), *logs.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
         before = max((read_mark(mark)["since"] for mark in marks.values() if mark.exists()), default=0.0)
-        running: dict[Future, str] = {
-            self._pool.submit(_work, job, logs[name]): name for name, job in jobs.items() if not marks[name].exists()
-        }
+        given = {name: self._given(job) for name, job in jobs.items() if not marks[name].exists()}
+        running: dict[Future, str] = {self._pool.submit(_work, jobs[name], logs[name]): name for name in given}
         failed = []
         bar_format = "{desc} {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
         with tqdm(
@@ -130,12 +201,33 @@ class Runner:
                         failed.append(f"{stage}, {name}: {type(error).__name__}: {error} See its log: {logs[name]}")
                     else:
                         since = before + time.perf_counter() - began
-                        write_json(marks[name], {"seconds": future.result(), "since": since})
+                        times = {"seconds": future.result(), "since": since}
+                        write_json(marks[name], times | given[name] | self._written(jobs[name]))
                 bar.n = len(jobs) - len(running) + sum(share_done(logs[name]) for name in running.values())
                 bar.set_postfix_str(f"{len(jobs) - len(running)} of {len(jobs)} jobs")
         if failed:
             raise ValueError("; ".join(failed))
         return before + time.perf_counter() - began
+
+
+def _format_call(job: partial) -> str:
+    given = [repr(value) for value in job.args] + [f"{name}={value!r}" for name, value in job.keywords.items()]
+    return f"{job.func.__name__}({', '.join(given)})"
+
+
+def _settings_of(job: partial) -> Iterator[tuple[str, Any]]:
+    """Yield the name and value of each argument of a job, with configs and dictionaries expanded."""
+    for name, value in inspect.signature(job.func).bind(*job.args, **job.keywords).arguments.items():
+        value = value.settings() if isinstance(value, Config) else value
+        yield from value.items() if isinstance(value, dict) else [(name, value)]
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the file, or all files in the folder. Hidden files, such as locks, are ignored."""
+    if path.is_file():
+        return [path]
+    found = (one for one in sorted(path.rglob("*")) if one.is_file())
+    return [one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts)]
 
 
 def share_done(log: Path) -> float:
@@ -159,8 +251,7 @@ def _work(job: partial, log: Path) -> float:
             settings = settings.settings() if isinstance(settings, Config) else settings
             log.with_suffix(".yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     with open(log, "w", encoding="utf-8") as file, _printed_to(file):
-        given = [repr(value) for value in job.args] + [f"{name}={value!r}" for name, value in job.keywords.items()]
-        print(f"{job.func.__name__}({', '.join(given)})", flush=True)
+        print(_format_call(job), flush=True)
         try:
             job()
         except BaseException:

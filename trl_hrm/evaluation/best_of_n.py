@@ -27,11 +27,20 @@ from ..scoring.candidate_scores import score_steps
 from ..scoring.scoring_config import ScoringConfig
 from ..scoring.tree_scorer import TreeScorer
 from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings
-from ..search.run_folder import MANIFEST, Shard, read_manifest, read_summary, shard_name
+from ..search.run_folder import MANIFEST, Shard, mixture_warnings, read_manifest, read_summary, shard_name
 from ..search.scheduler import Progress
 from .answer_classes import grade_problems
 from .curves import INTERVALS, make_curves, summarize
-from .results import Part, Results, read_header, read_parts, scored_row, write_candidates, write_results
+from .results import (
+    Part,
+    Results,
+    compare_headers,
+    read_header,
+    read_parts,
+    scored_row,
+    write_candidates,
+    write_results,
+)
 
 
 BLOCK = 16  # number of problems per block
@@ -165,17 +174,6 @@ def pool_digest(problems: Sequence[ProblemCandidates]) -> str:
     return digest.hexdigest()
 
 
-def files_digest(folder: str) -> str | None:
-    """
-    Return 16 hex digits that change when a file in the folder is rewritten, or `None` if the folder does not exist.
-    """
-    if not Path(folder).is_dir():
-        return None
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest()
-
-
 def wait_for_parts(parts: Sequence[Path], header: dict[str, Any]) -> None:
     """
     Wait for the other processes to finish. If one of them fails, `accelerate launch` stops this process too.
@@ -191,7 +189,9 @@ def wait_for_parts(parts: Sequence[Path], header: dict[str, Any]) -> None:
         if not path.exists():
             return False
         found = read_header(path) or {}
-        return {**found, "candidates": None} == {**header, "candidates": None}  # different for each process
+        return not compare_headers(
+            {**found, "candidates": None}, {**header, "candidates": None}
+        ).changes  # own of each process
 
     told = False
     while missing := [path.name for path in parts if not is_done(path)]:
@@ -280,6 +280,7 @@ def make_results(
             all_counts["problems_ungradable"], [*manifest.get("unreadable_references", ()), *unreadable]
         ),
         *outcome_warnings(solutions, manifest.get("search", {}), manifest),
+        *mixture_warnings(manifest),
     ]
     if not scored:
         raise ValueError(

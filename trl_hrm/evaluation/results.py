@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from ..data.candidates import ProblemCandidates, SavedProblem
+from ..identity import Comparison, compare_runs, describe_changes
 from ..io import (
     AppendedLines,
-    changed_settings,
     dump_json,
     parse_json,
     read_json,
@@ -104,9 +104,16 @@ class ScoredRow(TypedDict):
     classes: list[Count | None]
 
 
-class Block(TypedDict):
-    """Line of a [`Part`] after the first."""
+class Header(TypedDict, total=False):
+    """First line of a [`Part`]. It has other keys, which are only compared."""
 
+    identity: dict[str, dict[str, Any]]
+
+
+class Block(TypedDict):
+    """Line of a [`Part`] after the first. `number` is missing in files of earlier versions."""
+
+    number: NotRequired[Count]
     rows: list[ScoredRow]
     counts: dict[str, Amount]
     unreadable_references: NotRequired[list[Reference]]
@@ -320,14 +327,18 @@ class Part:
         folder (`Path`):
             Folder of the results.
         header (`dict[str, Any]`):
-            Settings of the run. A file with a different header is not resumed.
+            Settings of the run. A file with a different header is not resumed. See [`compare_headers`].
         shard (`int`, *optional*, defaults to `0`), num_shards (`int`, *optional*, defaults to `1`):
             Index of this process, and number of processes.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether to replace a file with a different header.
 
+    Attributes:
+        notes (`list[str]`):
+            Notes for the user about the header of the file, for example about a reward model that was moved.
+
     Raises:
-        `ValueError`: If there is a file with a different header and `overwrite` is not set.
+        `ValueError`: If there is a file with a different header and `overwrite` is not set, or if a block is damaged.
         `BlockingIOError`: If another process is writing to the file.
     """
 
@@ -338,28 +349,36 @@ class Part:
         self.path = folder / shard_name("partial", shard, num_shards, "jsonl")
         self.finished = folder / shard_name("part", shard, num_shards, "jsonl")
         self.num_blocks = 0
+        self.notes: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         reopen_part(folder, shard, num_shards)
         self._lines = AppendedLines(self.path)
         with open(self.path, "rb") as lines:
             num_blocks = sum(1 for _ in lines) - 1
         found = read_header(self.path)
-        if found == self.header:
+        changes, notes, _ = compare_headers(found or {}, self.header)
+        if not changes:
             self.num_blocks = num_blocks
+            self.notes = notes
+            try:
+                for _ in _read_part(self.path, Counter(), []):
+                    pass  # a damaged block is noticed before anything is scored
+            except ValueError:
+                self.close()
+                raise
         elif num_blocks < 1 or overwrite:
             self._lines.clear()
             self._lines.append(self.header)
         else:
             self.close()
             raise ValueError(
-                f"{self.path}: this run was started with other settings: "
-                f"{'; '.join(changed_settings(found or {}, self.header))}. Use the same settings to resume, pass --overwrite "
-                "to start again, or choose another --output_dir."
+                f"{self.path}: this run was started with other settings: {describe_changes(changes)} Use the same settings to "
+                "resume, pass --overwrite to score again (samples are kept), or choose another --output_dir."
             )
 
     def append(self, block: dict[str, Any]) -> None:
         """Write one block."""
-        self._lines.append(block)
+        self._lines.append({"number": self.num_blocks} | block)
         self.num_blocks += 1
 
     def finish(self) -> None:
@@ -378,6 +397,12 @@ class Part:
         self.close()
 
 
+def compare_headers(found: dict[str, Any], header: dict[str, Any]) -> Comparison:
+    """Compare the header of a part with the header of this run. Headers of older versions do not have the options of the grader."""
+    unknown = () if "grader" in found else ("grader",)
+    return compare_runs(found, {name: value for name, value in header.items() if name not in unknown})
+
+
 def read_header(path: Path) -> dict[str, Any] | None:
     """
     Return the header of a part, or `None` if the file has no complete line.
@@ -392,6 +417,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
     remedy = "Delete the file, or pass --overwrite, to score its problems again."
     header = parse_json(line, f"{path}:1")
     check_json(header, dict, f"{path}:1", remedy)
+    check_json(header, Header, f"{path}:1", remedy, more=True)
     return header
 
 
@@ -419,8 +445,10 @@ def scored_row(place: int, problem: ProblemCandidates, classes: list[int | None]
 def _read_part(path: Path, counts: Counter, unreadable: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
     remedy = "Delete the file and run the same command again. Its problems will be scored again."
     last = -1
-    for where, block in islice(read_json_lines(path, remedy), 1, None):  # after the header
+    for number, (where, block) in enumerate(islice(read_json_lines(path, remedy), 1, None)):  # after the header
         check_json(block, Block, where, remedy)
+        if block.get("number", number) != number:
+            raise ValueError(f"{where}: found block {block['number']}, expected block {number}. {remedy}")
         for row in block["rows"]:
             if row["place"] <= last:
                 raise ValueError(f"{where}: problem {row['place']} follows problem {last}. {remedy}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -81,7 +82,7 @@ class SavedScores(TypedDict):
     id: str
     where: NotRequired[str]
     labels: list[Annotated[int, Range(0, 1)] | None]
-    scores: list[float] | None
+    scores: list[Share] | None
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,10 @@ def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
     _check_benchmark(values, folder / RESULTS)
     solutions: dict[str, set[str]] = {suite: set() for suite in values["suites"]}
     scores: dict[str, dict[str, list[float]]] = {}
-    for where, row in read_json_lines(folder / "scores.jsonl", REMEDY):
+    file, num_rows = folder / "scores.jsonl", Counter()
+    for where, row in read_json_lines(file, REMEDY):
         check_json(row, SavedScores, where, REMEDY)
+        num_rows[row["suite"]] += 1
         if row["scores"] is not None and len(row["scores"]) != len(row["labels"]):
             raise ValueError(
                 f"{where}: found {len(row['scores'])} scores for {len(row['labels'])} labels, expected one per step. {REMEDY}"
@@ -185,6 +188,12 @@ def _read_benchmark(folder: Path, name: str, values: dict[str, Any]) -> Result:
         for score, label in zip(row["scores"] or (), row["labels"] if row["scores"] else (), strict=True):
             if label is not None:
                 parts["right" if label else "wrong"].append(score)
+    for suite, found in values["suites"].items():
+        if num_rows[suite] != found["counts"].get("num_solutions"):
+            raise ValueError(
+                f"{file}: found {num_rows[suite]} solutions of {shown(suite)}, but {RESULTS} has "
+                f"{found['counts'].get('num_solutions')}. {REMEDY}"
+            )
     scored = {suite: frozenset(hashes) for suite, hashes in solutions.items()}
     return Result(folder.as_posix(), name, "benchmark", values, solutions=scored, scores=scores)
 
@@ -209,7 +218,7 @@ def _check_benchmark(values: dict[str, Any], path: Path) -> None:
 
 def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
     """Read the results of a selection. Solutions are scored with the first aggregate, if it is a built-in one."""
-    check_json(values["hacking_gap"], dict[str, dict], f"{folder / RESULTS}: `hacking_gap`", REMEDY)
+    check_json({"hacking_gap": values["hacking_gap"]}, dict[str, dict[str, dict]], folder / RESULTS, REMEDY)
     for curve, gap in values["hacking_gap"].items():
         if missing := [key for key in GAP_KEYS if key not in gap]:
             raise ValueError(
@@ -230,6 +239,8 @@ def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
     for where, row in read_json_lines(file, REMEDY):
         check_json(row, SavedProblem, where, REMEDY)
         rows.append(row)
+    if values["strategy"] == "best_of_n" and len(rows) != values["num_problems"]:
+        raise ValueError(f"{file}: found {len(rows)} problems, but {RESULTS} has {values['num_problems']}. {REMEDY}")
     has_prefixes = "prefix_column" in values["settings"]  # a problem can occur with several prefixes
     problems = frozenset(
         _digest(row["problem"], row["answer"], *([row["problem_id"]] if has_prefixes else ())) for row in rows

@@ -34,9 +34,11 @@ from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_w
 from ..search.prompts import Prompt
 from ..search.run_folder import (
     Shard,
-    check_manifest,
+    check_manifests,
     finish_shard,
+    mixture_warnings,
     problem_shard,
+    read_manifest,
     read_summary,
     resumed_prompt,
     shard_name,
@@ -192,6 +194,7 @@ def run_step_search(
     reward_model: dict[str, Any],
     shard: Shard = ALONE,
     num_graders: int = 1,
+    accept: Sequence[str] = (),
 ) -> Results | None:
     """
     Run or resume the search of each N, and write `candidates-n8.jsonl` (for N = 8) and `results.json`.
@@ -211,13 +214,15 @@ def run_step_search(
             Prompt of the policy, and the rule that splits its text into steps.
         manifest (`dict[str, Any]`):
             All other settings that affect the results, such as `engine`, `prompt`, `steps` and `grader`, with
-            `versions` and `started_with`. See [`check_manifest`].
+            `identity`, `versions` and `started_with`. See [`check_manifests`].
         reward_model (`dict[str, Any]`):
             Name and options of the reward model, for manifest and results.
         shard ([`Shard`], *optional*):
             Shard of this process. The process that finishes last writes the results.
         num_graders (`int`, *optional*, defaults to `1`):
             Number of processes of the grader.
+        accept (`Sequence[str]`, *optional*):
+            Names of changes to accept when a search is resumed. See [`check_manifests`].
 
     Returns:
         [`Results`] or `None`: `None` if other shards are not finished yet.
@@ -234,8 +239,12 @@ def run_step_search(
     if note is not None:
         tqdm.write(printable(note))
     manifest = manifest | {"prompt": asdict(prompt), "reward_model": reward_model} | config.describe()
-    for n, search in searches.items():
-        check_manifest(config.folder(n), manifest | {"search": {"search": config.strategy} | search.describe()})
+    manifests = {
+        config.folder(n): manifest | {"search": {"search": config.strategy} | search.describe()}
+        for n, search in searches.items()
+    }
+    for note in check_manifests(manifests, accept):
+        tqdm.write(note)
     mine = [
         (place, problem)
         for place, problem in enumerate(problems)
@@ -271,6 +280,12 @@ async def _search_all(
                         f"The log of N={n} ended with an incomplete event of {log.torn} bytes, which is dropped and repeated."
                     )
                 refuse_caseless_ids((problem for _, problem in problems), log.problems, str(log.path))
+                num_others = len(log.problems.keys() - {problem.problem_id for _, problem in problems})
+                if num_others:
+                    watch.bar.write(
+                        f"The search of N={n} has {num_others:,} problems that are not among the given problems. They are not in the "
+                        "results."
+                    )
                 scheduler = Scheduler(
                     engine,
                     search,
@@ -503,6 +518,7 @@ def _write_results(
     # the warnings are about the largest N; all N have the same problems
     warnings = reference_warnings(len(found.unreadable), found.unreadable)
     warnings += outcome_warnings(found.outcomes, found.search.describe(), manifest)
+    warnings += dict.fromkeys(one for n in searches for one in mixture_warnings(read_manifest(config.folder(n))))
     if not ids:
         raise ValueError(
             f"{folder}: no search was finished: {dict(counts)}. `problems_error_at_n*` counts problems with failed requests. "

@@ -4,20 +4,24 @@ import asyncio
 import os
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..io import shown
+from ..heads import num_labels
+from ..io import changed_settings, shown
+from ..losses import step_score
 from ..search.coroutines import run_coroutine
+from ..search.engines.answers import MODELS_BYTES, read_cards, read_rows, read_tokens
 from ..search.engines.base import EngineError, EngineFatal
-from ..search.engines.http import Fault, HTTPClient, Server
+from ..search.engines.http import MIN_BYTES, Fault, HTTPClient, Server, no_request
 from ..step_format import StepFormat
 from .tree_scorer import ChainScorer, read_text_contract
 
 
 PROBE = "Add 12 and 345: the naïve sum is 357.\n\nSo x = 357.\n"
+BYTES_PER_NUMBER = 32  # of a response
+TOLERANCE = 0.01  # between a softmax or sigmoid of the server, in its dtype, and in float32
 
 
 class ServerScorer(ChainScorer):
@@ -29,7 +33,8 @@ class ServerScorer(ChainScorer):
     responses) are retried with exponential backoff.
 
     The server is checked when the scorer is created and at the start of each call of `score`: it must have the model, use the
-    same tokenizer, and return classifier outputs for every token.
+    same tokenizer, return classifier outputs for every token, with and without activation as requested, and the same scores of
+    a short text as at the first check. Every response is checked: one row of finite numbers per token.
 
     Args:
         url (`str`):
@@ -77,6 +82,7 @@ class ServerScorer(ChainScorer):
         self._api_key = api_key or os.environ.get("OPENAI_API_KEY")
         self._patience = (timeout, max_retries, backoff)
         self._served_name = model
+        self._identity: dict[str, Any] | None = None
         self._outputs([], False)  # checks the server
 
     @classmethod
@@ -119,6 +125,13 @@ class ServerScorer(ChainScorer):
         tokenizer, step_format = read_text_contract(path_or_repo, step_format, revision, trust_remote_code)
         return cls(url, served_model_name or path_or_repo, tokenizer, step_format, **options)
 
+    def describe(self) -> dict[str, Any]:
+        """
+        Return the name of the model, and its `identity`: the maximum length, and the scores of a short text. Two servers have the same
+        model if these are equal, up to rounding of the scores (`trl_hrm.io.TOLERANCES`).
+        """
+        return {"model": self.model, "identity": self._identity}
+
     def _outputs(self, sequences: list[list[int]], progress: bool) -> list[torch.Tensor]:
         try:
             return run_coroutine(self._ask_all(sequences, progress))
@@ -133,13 +146,13 @@ class ServerScorer(ChainScorer):
 
         async def ask(ids: list[int]) -> torch.Tensor:
             async with slots:
-                rows = await client.ask(lambda server: self._pool(client, server, ids), "", 0)
+                rows = await client.ask(lambda server: self._score(client, server, ids), "", 0)
                 bar.update()
                 return rows
 
         with tqdm(total=len(sequences), desc="Scoring", unit="path", disable=not progress) as bar:
             try:
-                await client.ask(_nothing, "", 0)  # checks the server before sending all requests
+                await client.ask(no_request, "", 0)  # checks the server before sending all requests
                 tasks = [asyncio.ensure_future(ask(ids)) for ids in sequences]
                 try:
                     return await asyncio.gather(*tasks)
@@ -153,7 +166,7 @@ class ServerScorer(ChainScorer):
         await self._read_model(client, server)
         ids = self.tokenizer(PROBE, add_special_tokens=False)["input_ids"]
         body = {"model": self._served_name, "prompt": PROBE, "add_special_tokens": False}
-        theirs = (await client.fetch(server, "tokenize", body)).get("tokens")
+        theirs = read_tokens(await client.fetch(server, "tokenize", body))
         if theirs != ids:
             raise EngineFatal(
                 f"{server.url}: the tokenizer of the server encodes {PROBE!r} as {shown(theirs)}, but the tokenizer of the "
@@ -161,39 +174,72 @@ class ServerScorer(ChainScorer):
             )
         try:
             rows = await self._pool(client, server, ids)
+            activated = await self._pool(client, server, ids, use_activation=True)
         except EngineFatal as error:
             raise EngineFatal(
                 f"{error} The server must run a token classifier with `vllm serve MODEL --runner pooling`."
             ) from error
-        self.check_outputs(rows, len(ids))
+        for outputs in (rows, activated):
+            self.check_outputs(outputs, len(ids))
+        self._check_activation(server, rows, activated)
+        scores = [round(score, 4) for score in step_score(rows, self.step_format).tolist()]
+        identity = {"max_model_len": self.max_positions, "probe_scores": scores}
+        if self._identity is None:
+            self._identity = identity
+        if changed := changed_settings(self._identity, identity):
+            raise EngineFatal(f"{server.url} was restarted with another model: {'; '.join(changed)}.")
+
+    def _check_activation(self, server: Server, rows: torch.Tensor, activated: torch.Tensor) -> None:
+        """
+        Check that the server respects `use_activation`, which it would otherwise apply a second time. The outputs without it must not
+        be probabilities, and a softmax (one label: a sigmoid) must give the outputs with it.
+        """
+        expected = rows.softmax(-1) if rows.shape[1] > 1 else rows.sigmoid()
+        is_activated = rows.shape[1] > 1 and bool(
+            (rows >= -TOLERANCE).all() and ((rows.sum(-1) - 1).abs() < TOLERANCE).all()
+        )
+        # a model without activation is fine, unless its outputs could be those of a sigmoid
+        is_same = torch.allclose(activated, rows, rtol=0, atol=TOLERANCE)
+        is_activated |= is_same and bool(((rows >= 0) & (rows <= 1)).all())
+        if is_activated or not (is_same or torch.allclose(activated, expected, rtol=0, atol=TOLERANCE)):
+            raise EngineFatal(
+                f"{server.url} ignores `use_activation`: without activation, the last token of a test has the outputs "
+                f"{rows[-1].tolist()}, and with activation {activated[-1].tolist()}, expected {expected[-1].tolist()}. Scores would "
+                "be wrong, because this package applies the activation itself. Use a version of vLLM that supports "
+                "`use_activation`, and set no activation in the config of the model."
+            )
 
     async def _read_model(self, client: HTTPClient, server: Server) -> None:
         """Read the name of the model on the server and its maximum sequence length."""
-        cards = (await client.fetch(server, "v1/models")).get("data")
-        if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
-            raise Fault("the response of /v1/models contains no list of models")
+        cards = read_cards(await client.fetch(server, "v1/models", max_bytes=MODELS_BYTES))
         for card in cards:
-            if self.model in (card.get("id"), card.get("root")):
-                length = card.get("max_model_len")
-                if not isinstance(length, int):
-                    raise Fault(f"the max_model_len in the response of /v1/models is {shown(length)}, not a number")
-                self._served_name, self.max_positions = card["id"], length
+            if self.model in (card.id, card.root):
+                if card.max_model_len is None:
+                    raise Fault("the max_model_len in the response of /v1/models is None, not a number")
+                self._served_name, self.max_positions = card.id, card.max_model_len
                 return
         raise EngineFatal(
-            f"{server.url} does not serve {shown(self.model)}, but {', '.join(repr(card.get('id')) for card in cards)}. If one of "
+            f"{server.url} does not serve {self.model!r}, but {', '.join(shown(card.id) for card in cards[:10])}. If one of "
             "these is the same model, set `served_model_name` (`--served_model_name` on the command line) to its name."
         )
 
-    async def _pool(self, client: HTTPClient, server: Server, ids: list[int]) -> torch.Tensor:
-        """Return the outputs at every token of one sequence, without softmax or sigmoid."""
-        body = {"model": self._served_name, "input": [ids], "task": "token_classify", "use_activation": False}
-        answer = await client.fetch(server, "pooling", body)
-        try:
-            [found] = answer["data"]
-            return torch.from_numpy(np.array(found["data"], dtype=np.float32))
-        except (KeyError, TypeError, ValueError) as error:
-            raise Fault(f"the response contains no rows of numbers: {str(answer)[:200]}") from error
+    async def _score(self, client: HTTPClient, server: Server, ids: list[int]) -> torch.Tensor:
+        """Return the outputs at every token of one sequence, shape `(L, C)`, without softmax or sigmoid."""
+        rows = await self._pool(client, server, ids)
+        expected = (len(ids), num_labels(self.step_format))
+        if tuple(rows.shape) != expected:
+            raise Fault(f"the response has outputs of shape {tuple(rows.shape)}, expected {expected}")
+        return rows
 
-
-async def _nothing(server: Server) -> None:
-    """Send no request. `HTTPClient.ask` checks the server anyway."""
+    async def _pool(
+        self, client: HTTPClient, server: Server, ids: list[int], use_activation: bool = False
+    ) -> torch.Tensor:
+        """Return the outputs of the server for one sequence."""
+        body = {
+            "model": self._served_name,
+            "input": [ids],
+            "task": "token_classify",
+            "use_activation": use_activation,
+        }
+        max_bytes = MIN_BYTES + BYTES_PER_NUMBER * len(ids) * num_labels(self.step_format)
+        return torch.tensor(read_rows(await client.fetch(server, "pooling", body, max_bytes)), dtype=torch.float32)

@@ -174,6 +174,26 @@ class RewardModelConfig(ScoringConfig):
         step_format = self._step_format() or StepFormat.from_pretrained(self.reward_model, revision=revision)
         check_checkpoint(self.reward_model, step_format, revision)
 
+    def is_served(self) -> bool:
+        """Return whether a server runs the reward model."""
+        return self._kind() == "URL"
+
+    def describe_identity(self, scorer: "TreeScorer | None") -> dict[str, Any]:
+        """
+        Return what identifies the content of the reward model, to notice that a run is resumed with another one: `reward_model`
+        (see [`~identity.checkpoint_identity`]) and, for a server, `reward_model_server`, as described by the loaded `scorer`.
+        """
+        from ..identity import checkpoint_identity, digest_of_files
+
+        identity = checkpoint_identity(self.reward_model, self.reward_model_revision)
+        if self.step_format is not None:
+            identity["step_format"] = digest_of_files([Path(self.step_format)])
+        found = {"reward_model": identity}
+        described = scorer.describe() if hasattr(scorer, "describe") else {}
+        if "identity" in described:
+            found["reward_model_server"] = described["identity"]
+        return found
+
     def describe_scoring(self) -> dict[str, Any]:
         """
         Return the settings that determine the scores, for reports.

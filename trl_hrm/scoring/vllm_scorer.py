@@ -106,4 +106,9 @@ class VLLMScorer(ChainScorer):
             pooling_task=TASK,
             use_tqdm=partial(tqdm, unit="path") if progress else False,
         )
+        for output, ids in zip(found, sequences, strict=True):
+            if not output.outputs.data.isfinite().all():
+                raise ValueError(
+                    f"vLLM returned NaN or infinity for a sequence of {len(ids)} tokens. Check the weights, or use another dtype."
+                )
         return [output.outputs.data.cpu() for output in found]

@@ -323,7 +323,7 @@ def most_asked(search: Any) -> tuple[int, int]:
 
 def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet") -> "tuple[Progress, dict[str, Any]]":
     """
-    Search the problems of a shard, or resume it.
+    Search the problems of a shard, or resume it. Problems that the shard has started are kept if they are not given any more.
 
     Returns:
         The work done since this start, and the summary of the whole shard. See [`~search.run_folder.finish_shard`].
@@ -375,8 +375,9 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
         note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for _, problem in chosen))
         if note is not None:
             say(note)
-        manifest = make_manifest(config, engine, prompt, rule, grader, shard.count)
-        check_manifest(folder, manifest | {"search": search.describe()})
+        manifest = make_manifest(config, engine, prompt, rule, grader, shard.count) | {"search": search.describe()}
+        for note in check_manifest(folder, manifest, config.accept_changes or ()):
+            say(note)
         with EventLog(folder / shard_name("log", shard.index, shard.count, "jsonl"), write=True) as log:
             if log.torn:
                 say(
@@ -384,6 +385,11 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
                     "will be sampled again."
                 )
             refuse_caseless_ids((problem for _, problem in chosen), log.problems, str(log.path))
+            num_others = len(log.problems.keys() - {problem.problem_id for _, problem in chosen})
+            if num_others:
+                say(
+                    f"The run has {num_others:,} problems that are not among the given problems. They stay in the run."
+                )
             progress = run_coroutine(run(log))
     return progress, finish_shard(folder, shard.index, shard.count)
 
@@ -392,8 +398,8 @@ def make_manifest(
     config: Any, engine: Any, prompt: "Prompt", rule: "StepRule", grader: "AnswerGrader", num_shards: int
 ) -> dict[str, Any]:
     """
-    Return the settings that determine the trees, without the search settings. `versions` and `started_with` are recorded too, but may
-    change when a run is resumed.
+    Return the settings that determine the trees, without the search settings, and the `identity` of the policy. `versions` and
+    `started_with` are recorded too, but may change when a run is resumed.
 
     Args:
         config ([`AnnotateConfig`] or another config with problems and `extractors`):
@@ -410,7 +416,11 @@ def make_manifest(
     versions = {"trl_hrm": __version__}
     for settings in (described, graded):
         versions |= {name: settings.pop(name) for name in VERSIONED & settings.keys()}
+    identity = {"policy": config.policy_identity()}
+    if "identity" in described:  # what a server says about the model that it runs
+        identity["policy_server"] = described.pop("identity")
     return {
+        "identity": identity,
         "engine": described,
         "prompt": asdict(prompt),
         "steps": asdict(rule),

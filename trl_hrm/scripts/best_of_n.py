@@ -24,7 +24,7 @@ from ..scoring.aggregate import AGGREGATES
 from ..scoring.reward_model_config import RewardModelConfig
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
 from ..terminal import one_line, say
-from .annotate import AnnotateConfig, format_summary, search_problems
+from .annotate import VERSIONED, AnnotateConfig, format_summary, search_problems
 
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class BestOfNConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig, Pr
         else:
             sampling = [field.name for group in (PolicyConfig, PromptConfig) for field in fields(group)]
             sampling = [name for name in sampling if name not in _READING]
-            sampling += ["max_solution_tokens", "max_in_flight", "max_open_problems"]
+            sampling += ["max_solution_tokens", "max_in_flight", "max_open_problems", "accept_changes"]
             refuse(self, sampling, "only applies to sampling from `policy`, but `candidates` is set.")
         if self.problems is None:
             names = [field.name for field in fields(ProblemsConfig) if field.name != "columns"]
@@ -226,7 +226,7 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
 
 
 def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
-    from ..evaluation.best_of_n import BLOCK, files_digest, make_results, score_pool, wait_for_parts
+    from ..evaluation.best_of_n import BLOCK, make_results, score_pool, wait_for_parts
     from ..evaluation.results import Part, reopen_part
     from ..grading import AnswerGrader
     from ..search.run_folder import shard_name
@@ -247,24 +247,27 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
         "seed": config.seed,
         **reading,
     }
-    header = {
-        **settings,
-        "reward_model": reward_model,
-        "files of the reward model": files_digest(config.reward_model),
-        "problems of a block": BLOCK,
-        "candidates": digest,
-    }
     scorer = None
-    if problems and not (folder / shard_name("partial", shard.index, shard.count, "jsonl")).exists():
+    is_new = not (folder / shard_name("partial", shard.index, shard.count, "jsonl")).exists()
+    if problems and (is_new or config.is_served()):  # a server says which model it runs
         scorer = config.load_scorer()  # before the folder is made, so that an incompatible model leaves no files
-    with (
-        AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader,
-        Part(folder, header, shard.index, shard.count, config.overwrite) as part,
-    ):
-        settings["grader"] = grader.describe()
-        if scorer is None and part.num_blocks * BLOCK < len(problems):
-            scorer = config.load_scorer()
-        score_pool(problems, scorer, grader, part, config, config.grader_workers, progress=True)
+    with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
+        described = grader.describe()
+        header = {
+            **settings,
+            "identity": config.describe_identity(scorer),
+            "reward_model": reward_model,
+            "problems of a block": BLOCK,
+            "candidates": digest,
+            "grader": {name: value for name, value in described.items() if name not in VERSIONED},
+        }
+        settings["grader"] = described
+        with Part(folder, header, shard.index, shard.count, config.overwrite) as part:
+            for note in part.notes:
+                say(note)
+            if scorer is None and part.num_blocks * BLOCK < len(problems):
+                scorer = config.load_scorer()
+            score_pool(problems, scorer, grader, part, config, config.grader_workers, progress=True)
     if shard.index > 0:
         say(f"Part {shard.index} of {shard.count} is done. The first process merges the results.")
         return None

@@ -69,7 +69,7 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
             report = build_raft(problems, scores, config, Counter(counts), reward_model, output, warnings)
         except OSError as error:  # such as a full disk. Scoring again would take long
             kept = Path(tempfile.mkdtemp(prefix="trl_hrm-"))
-            other = Output(kept / "dataset", kept / "work")
+            other = Output(kept / "dataset", kept / "work", config)
             other.work.mkdir()
             build_raft(problems, scores, config, Counter(counts), reward_model, other, warnings)
             raise OSError(

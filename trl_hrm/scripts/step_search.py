@@ -165,6 +165,7 @@ def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
         manifest = make_manifest(config, engine, prompt, rule, grader, shard.count)
         if config.prefix_column is not None:
             manifest["started_with"]["prefix_column"] = config.prefix_column
+        manifest["identity"] |= config.describe_identity(scorer)
         results = run_step_search(
             settings,
             problems.problems,
@@ -177,6 +178,7 @@ def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
             {"model": config.reward_model, **config.describe_scoring()},
             shard,
             config.grader_workers,
+            config.accept_changes or (),
         )
     if results is None:
         say(f"Part {shard.index} of {shard.count} is done. The last process to finish merges the results.")

@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trl_hrm
 
-from ..io import shown
+from ..data.sources import naming_dataset
+from ..errors import error_line, is_debug
+from ..io import read_yaml, shown
 from ..processes import StopSignals, end_with_parent
-from ..terminal import one_line, printable, say
+from ..terminal import printable, say
 
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ def launch(name: str, argv: Sequence[str]) -> None:
     Raises:
         `ValueError`: If a value is invalid, or an option is unknown to both the script and `accelerate launch`. It is raised before
         any process is started.
-        `ChildProcessError`: If a training process failed. It has printed its error. It is an `OSError`.
+        `ChildProcessError`: If a training process was killed. It is an `OSError`.
+        `SystemExit`: If a training process failed. It has printed its error.
     """
     argv, prog = list(argv), f"trl-hrm {name}"
     module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
@@ -120,18 +123,20 @@ def launch(name: str, argv: Sequence[str]) -> None:
     except SignalException:  # of several processes, to which it passes the signal on
         raise KeyboardInterrupt from None
     except subprocess.CalledProcessError as error:
-        raise ChildProcessError(_describe_exit(error.returncode)) from None
+        _end_with(error.returncode)
     except ChildFailedError as error:
-        raise ChildProcessError(_describe_exit(error.get_first_failure()[1].exitcode)) from None
+        _end_with(error.get_first_failure()[1].exitcode)
 
 
-def _describe_exit(code: int) -> str:
-    if code == -signal.SIGKILL:
-        return (
-            "The training process was killed, probably because the memory is used up. Lower --per_device_train_batch_size or "
-            "--max_length."
-        )
-    return f"The training process ended with exit code {code}. See its error message above."
+def _end_with(code: int) -> NoReturn:
+    """End the launcher after a training process has failed. `code` is its exit code, negative after a signal."""
+    number = -code if code < 0 else code - 128
+    if number not in signal.valid_signals():  # the process has printed its error
+        sys.exit(code)
+    message = f"A training process was ended by {signal.Signals(number).name}."
+    if number == signal.SIGKILL:
+        message += " Its memory is probably used up. Lower --per_device_train_batch_size or --max_length."
+    raise ChildProcessError(message)
 
 
 @contextmanager
@@ -144,9 +149,9 @@ def ending_with_launcher() -> Iterator[None]:
     if launcher is None:
         yield
         return
-    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
-        end_with_parent(int(launcher))
     stop = StopSignals()
+    if int(launcher) == os.getppid():  # a launcher for several machines has a process in between
+        end_with_parent(int(launcher), signal.SIGTERM)
     try:
         with stop.ending():
             yield
@@ -219,7 +224,8 @@ def load_splits(
     """
     from datasets import load_dataset
 
-    dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+    with naming_dataset(script_args.dataset_name):
+        dataset = load_dataset(script_args.dataset_name, name=script_args.dataset_config)
     evaluates = training_args.eval_strategy != "no"
     wanted = {script_args.dataset_train_split} | ({script_args.dataset_test_split} if evaluates else set())
     missing = wanted - set(dataset)
@@ -252,33 +258,58 @@ def finish(trainer: "Trainer") -> None:
     end_together(trainer)
 
 
-def run_script(main: Callable[..., None], parser: "TrlParser", fail_with_unknown_args: bool = True) -> None:
+def run_script(
+    main: Callable[..., None],
+    parser: "TrlParser",
+    argv: Sequence[str] | None = None,
+    fail_with_unknown_args: bool = True,
+) -> None:
     """
-    Run a training script. An error is printed on one line, with the exit code 1. With `--log_level debug`, it is raised.
+    Run a training script. An error is printed on one line, with the exit code 1. With `--log_level debug` or the environment variable
+    `TRL_HRM_DEBUG`, it is raised.
 
     Args:
         main (`Callable`):
             `main` of the script.
         parser ([`~trl.TrlParser`]):
             Parser of the arguments of `main`.
+        argv (`Sequence[str]`, *optional*):
+            Command line without the name of the script. Defaults to the arguments of this process.
         fail_with_unknown_args (`bool`, *optional*, defaults to `True`):
             Whether options that the parser does not have are an error.
     """
-    is_debug = False
+    argv = list(sys.argv[1:] if argv is None else argv)
+    raises = is_debug()
     try:
         with ending_with_launcher():
-            parsed = parser.parse_args_and_config(fail_with_unknown_args=fail_with_unknown_args)
-            is_debug = parsed[1].log_level == "debug"
+            if "--config" in argv[:-1]:
+                _check_settings(argv[argv.index("--config") + 1], parser)
+            try:
+                parsed = parser.parse_args_and_config(argv, fail_with_unknown_args=fail_with_unknown_args)
+            except TypeError as error:
+                raise ValueError(f"A training option has a value of the wrong type ({error}).") from error
+            raises = raises or parsed[1].log_level == "debug"
             main(*parsed)
-    except (ImportError, OSError, ValueError) as error:
-        if is_debug:
+    except Exception as error:  # the border of the script: no traceback leaves it, unless it is asked for
+        if raises:
             raise
         rank = int(os.environ.get("RANK", 0))
-        say(one_line(f"error{f' on process {rank}' if rank else ''}: {error}"), sys.stderr)
+        line = error_line(error, parser.prog, "--log_level debug")
+        say(f"error on process {rank}{line.removeprefix('error')}" if rank else line, sys.stderr)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             sys.stdout.flush()
             os._exit(1)  # shutting down the interpreter would wait for the other processes
         sys.exit(1)
+
+
+def _check_settings(file: str, parser: "TrlParser") -> None:
+    """Check that a file is valid YAML and that its numbers are numbers. argparse only checks strings."""
+    settings = read_yaml(file)
+    for action in parser._actions:
+        value = settings.get(action.dest)
+        if action.type in (int, float) and not isinstance(value, str | int | action.type | None):
+            kind = "a number" if action.type is float else "a whole number"
+            raise ValueError(f"{file}: `{action.dest}` is {shown(value)}. It must be {kind}.")
 
 
 def end_together(trainer: "Trainer") -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..grading import extract_answer, opens_thinking, visible_text
-from .engines.base import Engine, PrefixTooLong, Sample, check_samples, continued_text
+from .engines.base import Engine, PrefixTooLong, Sample, check_samples, continued_text, num_token_ids
 from .open_tree import OpenTree, Request, request_seed
 from .prompts import Prompt
 from .steps import Boundary, StepRule, cut_at, cut_steps, only_thinks
@@ -67,7 +68,7 @@ class Expander:
             samples = await self.engine.sample(
                 prefix_ids, request.n, request.stop, request.max_tokens, seed, opened.tree.problem.problem_id
             )
-            check_samples(samples, request.n)
+            self._check(samples, prefix_ids, request.n, request.stop, request.max_tokens)
             ended = [(sample, _thinking_tail(before, sample.text)) for sample in samples]
             if request.role == "step":
                 steps = (
@@ -93,6 +94,15 @@ class Expander:
             "seed": seed,
             "samples": [self._record(request, before, prefix_ids, sample, tail) for sample, tail in ended],
         }
+
+    @cached_property
+    def _num_ids(self) -> int:
+        return num_token_ids(self.engine.tokenizer)
+
+    def _check(
+        self, samples: list[Sample], prefix_ids: list[int], n: int, stop: tuple[str, ...], max_tokens: int
+    ) -> None:
+        check_samples(samples, self.engine.tokenizer, prefix_ids, n, stop, max_tokens, self._num_ids)
 
     async def _end_step(
         self, opened: OpenTree, request: Request, before: str, place: int, sample: Sample, progress: "Progress"
@@ -123,14 +133,13 @@ class Expander:
                 sample = replace(sample, finish="length", stop_reason=None)
                 break
             ids, seed = prefix_ids + sample.token_ids, request_seed(self.seed, child_id, attempt)
+            num_tokens = 1 if is_part else room
             try:
-                more = await self.engine.sample(
-                    ids, 1, request.stop, 1 if is_part else room, seed, opened.tree.problem.problem_id
-                )
+                more = await self.engine.sample(ids, 1, request.stop, num_tokens, seed, opened.tree.problem.problem_id)
             except PrefixTooLong:
                 sample = replace(sample, finish="length", stop_reason=None)
                 break
-            check_samples(more, 1)
+            self._check(more, ids, 1, request.stop, num_tokens)
             progress.count_samples(ids, more)
             token_ids = [*sample.token_ids, *more[0].token_ids]
             text = continued_text(tokenizer, prefix_ids, token_ids) if is_part else sample.text + more[0].text

@@ -21,6 +21,8 @@ OUTCOMES = {
 }
 CUT_OFF = tuple(name for name in OUTCOMES if name.startswith("cut_off"))
 NUM_SHOWN = 5  # maximum number of problems in a message
+# A policy that is certain of a step writes it several times, but not nearly always
+MIN_REQUESTS, MAX_REPEATED = 10, 0.9
 
 
 def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
@@ -61,6 +63,38 @@ def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
         else:
             counts["without_answer"] += 1
     return counts
+
+
+def count_repeats(opened: OpenTree) -> Counter:
+    """
+    Count the requests of a problem for several samples (`"requests"`), and those whose samples are all the same (`"repeated"`).
+    """
+    counts: Counter = Counter()
+    for brought in opened.brought.values():
+        if len(brought) > 1:
+            counts["requests"] += 1
+            counts["repeated"] += len({tuple(opened.tree.nodes[i].token_ids) for i in brought}) == 1
+    return counts
+
+
+def repeat_warnings(repeats: Mapping[str, int], engine: Mapping[str, Any]) -> list[str]:
+    """
+    Return a warning if nearly all requests of a run returned the same sample several times, although the temperature is above 0.
+
+    Args:
+        repeats (`Mapping[str, int]`):
+            See [`count_repeats`].
+        engine (`Mapping[str, Any]`):
+            Description of the engine, as in the manifest.
+    """
+    number, repeated = repeats.get("requests", 0), repeats.get("repeated", 0)
+    if number < MIN_REQUESTS or repeated < MAX_REPEATED * number or not engine.get("temperature"):
+        return []
+    return [
+        f"in {repeated:,} of {number:,} requests for several samples, all samples are the same, although the temperature is "
+        f"{engine['temperature']:g}. Labels that are estimated from such samples are nearly all 0 or 1. Check that the engine "
+        "respects `n` and `seed`, that nothing caches its responses, and that the policy can write different solutions."
+    ]
 
 
 def ordered(counts: Mapping[str, int]) -> dict[str, int]:

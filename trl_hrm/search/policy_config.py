@@ -147,11 +147,25 @@ class PolicyConfig(Config):
 
         return load_tokenizer(self.policy_tokenizer or self.policy, self.policy_revision)
 
+    def policy_identity(self) -> dict[str, Any]:
+        """
+        Return what identifies the content of the policy, for the manifest. For servers, only the tokenizer is known. See
+        [`~identity.checkpoint_identity`].
+        """
+        from ..identity import checkpoint_identity
+
+        identity = checkpoint_identity(self.policy_tokenizer or self.policy, self.policy_revision)
+        if self.engine == "openai":
+            commit = {name: value for name, value in identity.items() if name == "commit"}
+            return {"tokenizer": identity.get("tokenizer", commit)}
+        return {name: value for name, value in identity.items() if name != "step_format"}
+
     def load_engine(self, shard: Shard | None = None) -> Any:
         """
         Start the engine of the policy. If several processes were launched, each uses its own GPU.
 
         Raises:
+            `OSError`: If no server can be used.
             `ValueError`: If the engine does not accept an argument in `engine_args`.
         """
         given = {
@@ -166,7 +180,9 @@ class PolicyConfig(Config):
             given |= self._engine_args("timeout", "max_retries", "backoff")
             if self.policy_api is not None:
                 given["api"] = self.policy_api
-            return OpenAIEngine(self.policy_urls, self.policy, self.load_tokenizer(), **given)
+            engine = OpenAIEngine(self.policy_urls, self.policy, self.load_tokenizer(), **given)
+            engine.connect()
+            return engine
         if self.policy_dtype is not None:
             given["dtype"] = self.policy_dtype
         if self.engine == "vllm":
@@ -349,6 +365,9 @@ class RunConfig(Config):
             Number of worker processes that grade answers.
         grader_timeout (`float`, *optional*, defaults to `10.0`):
             Timeout for grading an answer, in seconds.
+        accept_changes (`list[str]`, *optional*):
+            Names of changes to accept when a run is resumed, such as `policy.weights`, as listed in the error message. The run then mixes
+            both, which is recorded in its manifest. Only for sampling.
 
     Raises:
         `ValueError`: If a number is below 1.
@@ -370,4 +389,13 @@ class RunConfig(Config):
     grader_timeout: float = field(
         default=10.0,
         metadata={"help": "Timeout for grading an answer, in seconds.", "advanced": True, "range": "(0, 86400]"},
+    )
+    accept_changes: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of changes to accept when a run is resumed, such as policy.weights, as listed in the error message. "
+            "The run then mixes both, which is recorded in its manifest. Only for sampling.",
+            "metavar": "NAME",
+            "advanced": True,
+        },
     )

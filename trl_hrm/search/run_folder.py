@@ -9,16 +9,27 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
-from ..io import changed_settings, claimed_folder, read_json, shown, write_json
+from ..identity import compare_runs, describe_changes
+from ..io import claimed_folder, format_change, read_json, shown, write_json
 from ..schema import Count, check_json, from_json
 from .log import EventLog
-from .outcomes import NUM_SHOWN, OUTCOMES, count_outcomes, ordered, outcome_warnings, reference_warnings
+from .outcomes import (
+    NUM_SHOWN,
+    OUTCOMES,
+    count_outcomes,
+    count_repeats,
+    ordered,
+    outcome_warnings,
+    reference_warnings,
+    repeat_warnings,
+)
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 from .step_search import STRATEGIES
 from .steps import StepRule
@@ -44,9 +55,20 @@ class SearchSettings(TypedDict, total=False):
     max_tokens: Count | None
 
 
+class AcceptedChange(TypedDict):
+    """A change that was accepted when a run was resumed. See [`check_manifests`]."""
+
+    name: str
+    before: Any
+    now: Any
+    date: str
+
+
 class Manifest(TypedDict, total=False):
     """Content of `manifest.json` that is read again. It has more, and an old one may have less."""
 
+    identity: dict[str, dict[str, Any]]
+    accepted_changes: list[AcceptedChange]
     engine: dict[str, Any]
     prompt: dict[str, Any]
     steps: dict[str, Any]
@@ -72,6 +94,7 @@ class Summary(TypedDict):
     problems: dict[Status, Count]
     failed_requests: Count
     solutions: NotRequired[dict[Outcome, Count]]
+    repeats: NotRequired[dict[Literal["requests", "repeated"], Count]]
     unreadable_references: NotRequired[list[Reference]]
     log_bytes: NotRequired[Count]
 
@@ -154,37 +177,138 @@ def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> Ab
     return claimed_folder(path, "output_dir", lock=f".shard-{shard.index:05d}-of-{shard.count:05d}.lock")
 
 
-def check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """
-    Write the manifest of a new run, or check that a resumed run has the same settings.
+# Sections of the settings that only affect what is sampled, scored and graded from now on. Changes can be accepted.
+_MODELS = {
+    "policy": "policies",
+    "policy_server": "policies",
+    "engine": "policies",
+    "reward_model": "reward models",
+    "reward_model_server": "reward models",
+    "grader": "graders",
+}
+_UNRECORDED = "not recorded"
 
-    `versions` and `started_with` may differ, because libraries may be upgraded and problems may be added.
+
+def check_manifest(folder: Path, manifest: dict[str, Any], accept: Sequence[str] = ()) -> list[str]:
+    """Write or check the manifest of one folder. See [`check_manifests`]."""
+    return check_manifests({folder: manifest}, accept)
+
+
+def check_manifests(manifests: Mapping[Path, dict[str, Any]], accept: Sequence[str] = ()) -> list[str]:
+    """
+    Write the manifests of new runs, or check that resumed runs have the same settings and models. See [`compare_runs`] for what
+    is compared.
+
+    Accepted changes are recorded in the manifest as `accepted_changes`, with the value before, the value now, and the date. They
+    need not be accepted again.
+
+    Args:
+        manifests (`Mapping[Path, dict[str, Any]]`):
+            Manifest of each folder.
+        accept (`Sequence[str]`, *optional*):
+            Names of the changes to accept, such as `policy.weights`.
+
+    Returns:
+        `list[str]`: Notes for the user, for example about a checkpoint that was moved.
 
     Raises:
-        `ValueError`: If the run in `folder` was started with different settings. The message lists them.
+        `ValueError`: If a run was started with different settings that are not accepted, or a name in `accept` cannot be accepted
+            or did not change. The message lists them. Nothing is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MANIFEST
-    if not path.exists():
+    fixed = [name for name in accept if not _is_acceptable(name)]
+    if fixed:
+        raise ValueError(
+            f"`accept_changes` contains {', '.join(fixed)}. Only changes of {', '.join(_MODELS)} can be accepted, and not their "
+            "`spans` and `combine`. Files of the run depend on all other settings. Use another `output_dir` to start a new run."
+        )
+    notes: list[str] = []
+    confirmed: set[str] = set()  # names in `accept` that changed, or whose change was accepted before
+    updated: dict[Path, dict[str, Any]] = {}
+    for folder, manifest in manifests.items():
+        path = folder / MANIFEST
+        if path.exists():
+            updated[folder], names = _resumed_manifest(path, read_manifest(folder), manifest, accept, notes)
+            confirmed |= names
+    unchanged = [name for name in accept if name not in confirmed]
+    if unchanged:
+        raise ValueError(
+            f"`accept_changes` contains {', '.join(unchanged)}, which did not change since this run was started. Remove it."
+        )
+    for folder, manifest in manifests.items():
+        path = folder / MANIFEST
+        if folder in updated:
+            if updated[folder] != read_manifest(folder):
+                write_json(path, updated[folder])
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{MANIFEST}.{os.getpid()}")
         write_json(fresh, manifest)
         try:
             os.link(fresh, path)  # if several shards start together, the first one wins
         except FileExistsError:
-            pass
+            _resumed_manifest(path, read_manifest(folder), manifest, (), notes)
         finally:
             fresh.unlink()
-    found = read_manifest(folder)
+    return list(dict.fromkeys(notes))
+
+
+def _resumed_manifest(
+    path: Path, found: dict[str, Any], manifest: dict[str, Any], accept: Sequence[str], notes: list[str]
+) -> tuple[dict[str, Any], set[str]]:
+    """
+    Return the manifest of a resumed run, and the names in `accept` that changed or were accepted before.
+
+    Raises:
+        `ValueError`: If there are other changes.
+    """
     asked = json.loads(json.dumps(manifest))
-    for values in (found, asked):
-        if "prompt" in values:
-            values["prompt"] = started_prompt(values)
-    changed = changed_settings(found, asked, ignored=("versions", "started_with"))
-    if changed:
+    prompts = [{"prompt": started_prompt(values)} if "prompt" in values else {} for values in (found, asked)]
+    changes, more_notes, unrecorded = compare_runs(found | prompts[0], asked | prompts[1])
+    refused = {name: values for name, values in changes.items() if name not in accept}
+    if refused:
+        fixed = [name for name in refused if not _is_acceptable(name)]
         raise ValueError(
-            f"{path}: this run was started with different settings: {'; '.join(changed)}. Use the same settings to resume it, "
-            "or another --output_dir to start a new run."
+            f"{path}: this run was started with different settings: {describe_changes(refused)} Use the same settings to "
+            "resume it, or another --output_dir to start a new run. "
+            + (
+                f"A change of {', '.join(fixed)} cannot be accepted, because files of the run depend on it."
+                if fixed
+                else f"To mix both in this run, pass --accept_changes {' '.join(changes)}."
+            )
         )
+    notes += more_notes
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    accepted = [{"name": name, "before": before, "now": now, "date": date} for name, (before, now) in changes.items()]
+    accepted += [
+        {"name": part, "before": _UNRECORDED, "now": asked["identity"][part], "date": date} for part in unrecorded
+    ]
+    earlier = {one["name"] for one in found.get("accepted_changes", ())}
+    if not accepted and not more_notes:
+        return found, earlier
+    updated = found | {name: asked[name] for name in ("engine", "reward_model", "grader") if name in asked}
+    if "identity" in asked:
+        updated["identity"] = found.get("identity", {}) | asked["identity"]
+    if accepted:
+        updated["accepted_changes"] = [*found.get("accepted_changes", ()), *accepted]
+    return updated, earlier | changes.keys()
+
+
+def _is_acceptable(name: str) -> bool:
+    section, _, setting = name.partition(".")
+    return section in _MODELS and setting not in ("spans", "combine")
+
+
+def mixture_warnings(manifest: dict[str, Any]) -> list[str]:
+    """Return a warning for each kind of model that a run mixes, because a change was accepted."""
+    mixed: dict[str, list[str]] = {}
+    for one in manifest.get("accepted_changes", ()):
+        if one["before"] != _UNRECORDED:
+            change = f"{format_change(one['name'], one['before'], one['now'])} since {one['date']}"
+            mixed.setdefault(_MODELS.get(one["name"].partition(".")[0], "settings"), []).append(change)
+    return [
+        f"This run mixes different {kind}, which was accepted with --accept_changes: {'; '.join(changes)}."
+        for kind, changes in mixed.items()
+    ]
 
 
 def resumed_prompt(prompt: Prompt, *folders: Path) -> Prompt:
@@ -213,8 +337,8 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: Summary of the shard over all restarts: number of problems by status, `solutions` by outcome (see
-        [`count_outcomes`]; empty for searches guided by a reward model), the first problems with `unreadable_references`, number of
-        failed requests, and size of the log in bytes.
+        [`count_outcomes`]; empty for searches guided by a reward model), `repeats` (see [`count_repeats`]), the first problems with
+        `unreadable_references`, number of failed requests, and size of the log in bytes.
     """
     from .nodes import write_nodes  # imports pyarrow, which would slow down the command line
 
@@ -223,6 +347,7 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
         summary = {
             "problems": dict(sorted(Counter(problem.status for problem in log.problems.values()).items())),
             "solutions": Counter(),
+            "repeats": Counter(),
             "unreadable_references": [],
             "failed_requests": sum(problem.num_errors for problem in log.problems.values()),
             "log_bytes": log.size,
@@ -235,6 +360,7 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
                 if status in ("open", "error"):
                     continue
                 opened = log.read(name)
+                summary["repeats"].update(count_repeats(opened))
                 if search.get("search") not in STRATEGIES:
                     summary["solutions"].update(count_outcomes(opened, search))
                 if status == "ungradable" and len(summary["unreadable_references"]) < NUM_SHOWN:
@@ -287,13 +413,16 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     summaries = [_read_summary(file) for file in files]
     problems: Counter = Counter()
     solutions: Counter = Counter()
+    repeats: Counter = Counter()
     for summary in summaries:
         problems.update(summary["problems"])
         solutions.update(summary.get("solutions", {}))
+        repeats.update(summary.get("repeats", {}))
     num_shards = int(_SUMMARY.fullmatch(files[0].name)[1]) if files else 0
     return {
         "problems": dict(sorted(problems.items())),
         "solutions": ordered(solutions),
+        "repeats": dict(repeats),
         "unreadable_references": [one for summary in summaries for one in summary.get("unreadable_references", ())][
             :NUM_SHOWN
         ],
@@ -304,7 +433,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     """
-    Return warnings about unreadable reference answers, and about a run with mostly unusable solutions.
+    Return warnings about unreadable reference answers, repeated samples, a run with mostly unusable solutions, and a run that mixes
+    models.
 
     Args:
         summary (`dict[str, Any]`):
@@ -315,7 +445,9 @@ def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[
     number = summary["problems"].get("ungradable", 0)
     return [
         *reference_warnings(number, summary["unreadable_references"]),
+        *repeat_warnings(summary.get("repeats", {}), manifest.get("engine", {})),
         *outcome_warnings(summary["solutions"], manifest.get("search", {}), manifest),
+        *mixture_warnings(manifest),
     ]
 
 

@@ -10,11 +10,11 @@ import heapq
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from ..grading import DEFAULT_EXTRACTORS
-from ..io import shown
+from ..io import changed_settings, shown
 from .engines.base import Engine, EngineError, EngineFatal, Sample
 from .expansion import Expander
 from .log import EventLog
@@ -341,10 +341,11 @@ class Scheduler:
         """Yield the unfinished problems with their indices. All problems are checked before the first search starts."""
         for place, problem in problems:
             known = self.log.problems.get(problem.problem_id)
-            if known is not None and (before := self.log.problem(problem.problem_id)) != problem:
+            changed = changed_settings(asdict(self.log.problem(problem.problem_id)), asdict(problem)) if known else []
+            if changed:
                 raise ValueError(
-                    f"{self.log.path}: problem {shown(problem.problem_id)} is {shown(before, 200)} in the log, but {shown(problem, 200)} now. Use the same "
-                    "problems to resume, or another folder to start a new run."
+                    f"{self.log.path}: problem {shown(problem.problem_id)} changed since it was started: {'; '.join(changed)}. Use the "
+                    "same problems to resume, give the changed problem a new id, or use another --output_dir to start a new run."
                 )
             if known is not None and known.status not in ("open", "error"):
                 continue

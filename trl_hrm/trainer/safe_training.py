@@ -337,6 +337,8 @@ class SafeTrainingMixin:
                 settings[name] = {k: v for k, v in settings[name].items() if k not in FREE_MODEL_ARGUMENTS}
         if is_peft_model(self.model):
             config = plain(self.model.peft_config[self.model.active_adapter].to_dict())
+            if config.get("modules_to_save"):  # PEFT adds the names of the head each time that a config is used
+                config["modules_to_save"] = sorted(set(config["modules_to_save"]))
             settings["peft_config"] = {k: v for k, v in config.items() if k not in FREE_PEFT_SETTINGS}
         else:
             settings["peft_config"] = None

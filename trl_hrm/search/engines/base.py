@@ -3,6 +3,9 @@
 import asyncio
 import hashlib
 import random
+import re
+import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -11,6 +14,8 @@ from ...io import shown
 
 
 FINISHES = ("stop", "eos", "length")
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which is invalid in UTF-8
+MAX_TOKEN_ID = 2**31 - 1  # token ids are saved as 32-bit integers
 
 
 class EngineError(RuntimeError):
@@ -72,6 +77,7 @@ class Tokenizer(Protocol):
     """
 
     chat_template: Any
+    eos_token_id: int | None
 
     def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
 
@@ -117,23 +123,92 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
-def check_samples(samples: Sequence[Sample], n: int) -> None:
-    """Raise [`EngineFatal`] unless there are `n` complete samples. A faulty engine would bias all values."""
+def num_token_ids(tokenizer: Tokenizer) -> int:
+    """Return the largest token id of a tokenizer plus one, or the largest that can be saved if the tokenizer lists no tokens."""
+    if hasattr(tokenizer, "get_vocab"):
+        return max(tokenizer.get_vocab().values()) + 1  # `len` would be too small if some ids have no token
+    return len(tokenizer) if hasattr(tokenizer, "__len__") else MAX_TOKEN_ID + 1
+
+
+def check_samples(
+    samples: Sequence[Sample],
+    tokenizer: Tokenizer,
+    prefix_ids: Sequence[int],
+    n: int,
+    stop: Sequence[str],
+    max_tokens: int,
+    num_ids: int | None = None,
+) -> None:
+    """
+    Check the answer of an engine to a request. Only samples that pass are written to the log of a search.
+
+    Args:
+        samples (`Sequence[Sample]`):
+            Answer of the engine.
+        tokenizer ([`Tokenizer`]):
+            Tokenizer of the engine.
+        prefix_ids, n, stop, max_tokens:
+            The request. See [`Engine.sample`].
+        num_ids (`int`, *optional*):
+            Number of token ids. Defaults to [`num_token_ids`].
+
+    Raises:
+        `EngineError`: If there are not `n` samples, or if a sample has invalid token ids or more than `max_tokens`, a text that is
+            not the text of its ids, another end than `FINISHES`, a stop string that was not requested or is not in its text, a
+            stop string that did not end it, or an impossible number of cached tokens.
+    """
+    num_ids = num_token_ids(tokenizer) if num_ids is None else num_ids
     if len(samples) != n:
-        raise EngineFatal(
-            f"The engine returned {len(samples)} samples, expected {n}. The server may ignore `n`. Request one sample at a "
-            "time."
-        )
+        raise EngineError(f"The engine returned {len(samples)} samples, expected {n}. Check that it respects `n`.")
     for i, sample in enumerate(samples):
-        if sample.finish not in FINISHES:
-            raise EngineFatal(
-                f"Sample {i} ended with {shown(sample.finish)}. It must be one of {', '.join(FINISHES)}."
+        fault = _sample_fault(sample, tokenizer, prefix_ids, stop, max_tokens, num_ids)
+        if fault is not None:
+            raise EngineError(f"Sample {i} of the engine is invalid: {fault}.")
+
+
+def _sample_fault(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    prefix_ids: Sequence[int],
+    stop: Sequence[str],
+    max_tokens: int,
+    num_ids: int,
+) -> str | None:
+    """Return what is wrong with a sample, or `None`."""
+    ids, text = sample.token_ids, sample.text
+    if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < num_ids for token in ids):
+        return f"its token ids are {shown(ids)}, expected integers from 0 to {num_ids - 1}"
+    if not 0 < len(ids) <= max_tokens:
+        return f"it has {len(ids)} tokens, expected 1 to {max_tokens}"
+    if not isinstance(text, str) or HALF_PAIR.search(text):
+        return f"its text is {shown(text)}, which is not valid Unicode"
+    if sample.finish not in FINISHES:
+        return f"it ended with {shown(sample.finish)}, expected one of {', '.join(FINISHES)}"
+    if sample.finish == "stop":
+        if sample.stop_reason not in stop:
+            return f"it was ended by {shown(sample.stop_reason)}, which is not one of the stop strings {shown(list(stop))}"
+        if sample.stop_reason not in text:
+            return (
+                f"it was ended by the stop string {sample.stop_reason!r}, but its text does not contain it. The text ends with "
+                f"{text[-40:]!r}"
             )
-        if sample.finish == "stop" and (sample.stop_reason is None or sample.stop_reason not in sample.text):
-            raise EngineFatal(
-                f"Sample {i} was ended by the stop string {shown(sample.stop_reason)}, but its text does not contain it. The text "
-                f"ends with {sample.text[-40:]!r}."
-            )
+    elif sample.stop_reason is not None:
+        return f"it has the stop string {shown(sample.stop_reason)}, but ended with {sample.finish!r}"
+    elif found := find_stop(text, stop):
+        return f"it contains the stop string {found[1]!r}, but did not end there"
+    if type(sample.num_cached) is not int or not 0 <= sample.num_cached <= len(prefix_ids):
+        return f"it has {shown(sample.num_cached)} cached tokens, but the prefix has {len(prefix_ids)} tokens"
+    written = [continued_text(tokenizer, prefix_ids, ids)]
+    if sample.finish == "eos":  # the last token may or may not be visible
+        written.append(continued_text(tokenizer, prefix_ids, ids[:-1]))
+    if _visible(text) not in map(_visible, written):
+        return f"its text is {shown(text)}, but its token ids are the text {shown(written[-1])}"
+    return None
+
+
+def _visible(text: str) -> str:
+    """Return a text without white space and incomplete characters, which tokenizers and detokenizers change."""
+    return "".join(text.replace("\ufffd", "").split())
 
 
 def continued_text(tokenizer: Tokenizer, prefix_ids: Sequence[int], token_ids: Sequence[int]) -> str:
@@ -237,27 +312,61 @@ def sample_from_vllm(
     tokenizer: Tokenizer,
     prefix_ids: Sequence[int],
     token_ids: Sequence[int],
+    text: str,
     finish_reason: str | None,
     stop_reason: str | int | None,
     num_cached: int = 0,
 ) -> Sample:
     """
     Return a sample from an output of vLLM. vLLM also reports `"stop"` at the end of the sequence; `stop_reason` is then not a
-    string.
+    string. Tokens after the token that completes the stop string, from speculative decoding, are dropped.
 
     Raises:
-        `EngineError`: If vLLM aborted the request.
-        `EngineFatal`: If the finish reason is unknown.
+        `EngineError`: If vLLM aborted the request, or the parts of the output contradict each other.
     """
-    if finish_reason in ("abort", "error"):
-        raise EngineError(f"vLLM ended the request with {shown(finish_reason)}.")
-    if finish_reason not in ("stop", "length"):
-        raise EngineFatal(f"vLLM ended a sample with {shown(finish_reason)}. It must be 'stop' or 'length'.")
-    if finish_reason == "length":
-        return sample_from_ids(tokenizer, prefix_ids, token_ids, "length", num_cached=num_cached)
-    if isinstance(stop_reason, str):
-        return sample_from_ids(tokenizer, prefix_ids, token_ids, "stop", stop_reason, num_cached)
-    return sample_from_ids(tokenizer, prefix_ids, token_ids, "eos", num_cached=num_cached)
+    if finish_reason not in ("stop", "length"):  # such as "abort", "error", "content_filter"
+        raise EngineError(f"vLLM ended a sample with {shown(finish_reason)}. It must be 'stop' or 'length'.")
+
+    def is_complete(number: int) -> bool:
+        """Return whether the first tokens contain the stop string."""
+        return stop_reason in continued_text(tokenizer, prefix_ids, ids[:number])
+
+    ids, finish = list(token_ids), "length"
+    if finish_reason == "stop" and isinstance(stop_reason, str):
+        finish = "stop"
+        if text.find(stop_reason) + len(stop_reason) != len(text):
+            raise EngineError(
+                f"vLLM stopped at {shown(stop_reason)}, but its text does not end there: {shown(text[-60:])}."
+            )
+        if is_complete(len(ids)):
+            ids = ids[: bisect_left(range(len(ids)), True, key=is_complete)]
+    elif finish_reason == "stop":
+        finish = "eos"
+        if stop_reason is not None and (type(stop_reason) is not int or ids[-1:] != [stop_reason]):
+            raise EngineError(
+                f"vLLM stopped at the token {shown(stop_reason)}, but the sample ends with the tokens {shown(ids[-3:])}."
+            )
+        is_end = stop_reason is not None or ids[-1:] == [tokenizer.eos_token_id]
+        # the end of the sequence of vLLM can be another special token, which has no text
+        if not is_end and continued_text(tokenizer, prefix_ids, ids[:-1]) != continued_text(
+            tokenizer, prefix_ids, ids
+        ):
+            raise EngineError(
+                f"vLLM stopped without a stop string, but after the tokens {shown(ids[-3:])}, which end no sequence."
+            )
+    reason = stop_reason if finish == "stop" else None
+    sample = sample_from_ids(tokenizer, prefix_ids, ids, finish, reason, num_cached)
+    ours, theirs = _visible(sample.text), _visible(text)
+    # a sample can complete a character of which the prefix has the first bytes. Then only vLLM's text contains it
+    is_split = tokenizer.decode(list(prefix_ids[-8:]), skip_special_tokens=True).endswith("\ufffd")
+    expected = [theirs[start:] for start in range(4 if is_split else 1)]
+    # the last token can continue after the end of the stop string
+    if not (any(map(ours.startswith, expected)) if finish == "stop" else ours in expected):
+        raise EngineError(
+            f"vLLM decodes its tokens to {shown(text)}, but this tokenizer decodes them to {shown(sample.text)}. Pass the "
+            "tokenizer of the model (--policy_tokenizer)."
+        )
+    return sample
 
 
 class CharTokenizer:
@@ -265,6 +374,9 @@ class CharTokenizer:
 
     chat_template = None
     eos_token_id = 0
+
+    def __len__(self) -> int:
+        return sys.maxunicode + 1
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return [ord(character) for character in text]

@@ -8,21 +8,41 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...encoding import control_tokens
-from ...io import shown
-from .base import EngineError, EngineFatal, PrefixTooLong, Sample, Sampling, find_stop, room, sample_from_vllm
-from .http import Fault, HTTPClient, Server
+from ...io import changed_settings, shown
+from ..coroutines import run_coroutine
+from .answers import MODELS_BYTES, Choice, read_cards, read_choices, read_prompt_logprobs, read_vllm_choices
+from .base import (
+    EngineError,
+    EngineFatal,
+    PrefixTooLong,
+    Sample,
+    Sampling,
+    check_samples,
+    continued_text,
+    find_stop,
+    num_token_ids,
+    room,
+    sample_from_vllm,
+)
+from .http import MIN_BYTES, Fault, HTTPClient, Rejected, Server, no_request
 
 
 APIS = ("vllm", "transformers", "text")
 MAX_STOPS = 4  # limit of OpenAI's API; `transformers serve` has no limit
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which is invalid in UTF-8
+BYTES_PER_TOKEN = 64  # of a response: the id, and the text with escapes
+MAX_OVERRUN = 128  # characters after a stop string. No token has more
 
 # Requests that test a server
 PROMPT = "Counting in words: one, two, three, four,"
 NUM_TOKENS = 24
-NUM_SAMPLES = 4
+NUM_SAMPLES = 4  # per request
 GREEDY = Sampling(temperature=0.0)
-HOT = Sampling(temperature=2.0)
+HOT = Sampling(temperature=2.0, top_k=1000)  # without the tokens that only pad the vocabulary of a model
+# Its log-probabilities identify the model. Text of several kinds, so that it is hard to predict
+IDENTITY_PROMPT = (
+    "Question: A train leaves Oslo at 7:45 and travels 318 km at 72 km/h. When does it arrive?\n\nThe café's owner, Zoë, "
+    "juggled quartz vials. def f(x): return 3*x**2 - 1\nHence 17 + 26 = 43, and \\frac{9}{12} = \\frac{3}{4}."
+)
 
 
 class OpenAIEngine:
@@ -34,8 +54,12 @@ class OpenAIEngine:
     backoff. After the last retry, an [`EngineError`] is raised.
 
     Before its first use, each server is tested with a few short requests. They check that it stops at stop strings and keeps them
-    in the text, that it samples, and, for vLLM, that it serves this model with this tokenizer. If a check fails, an
-    [`EngineFatal`] is raised.
+    in the text, that samples of one request and of several seeds differ, and, for vLLM, that it serves this model with this
+    tokenizer, and that all servers return the same log-probabilities. If a check fails, an [`EngineFatal`] is raised. A server
+    that could not be reached is tested again.
+
+    Every response is checked (see [`check_samples`]), and its size is limited by the request. An invalid response is retried like
+    a temporary error.
 
     Args:
         base_urls (`list[str]`):
@@ -94,6 +118,8 @@ class OpenAIEngine:
         self.api = api
         self.revision = revision
         self.sampling = Sampling(temperature, top_p, top_k)
+        self.num_ids = num_token_ids(tokenizer)
+        self.identity: dict[str, Any] | None = None
         api_key = api_key or os.environ.get("OPENAI_API_KEY")
         self.client = HTTPClient(base_urls, self.check, api_key, timeout, max_retries, backoff)
 
@@ -110,8 +136,7 @@ class OpenAIEngine:
             """Return `m` samples from the first server that answers."""
 
             async def read(server: Server) -> list[Sample]:
-                answer = await self.complete(server, self.sampling, prefix_ids, m, stop, max_tokens, seed)
-                return self.samples(server, answer, prefix_ids, stop)
+                return await self.complete(server, self.sampling, prefix_ids, m, stop, max_tokens, seed)
 
             return await self.client.ask(read, key, seed)
 
@@ -134,8 +159,15 @@ class OpenAIEngine:
         stop: Sequence[str],
         max_tokens: int,
         seed: int,
-    ) -> dict[str, Any]:
-        """Return the response of a server to one request, without retries."""
+    ) -> list[Sample]:
+        """
+        Return the samples of a server for one request, without retries.
+
+        Raises:
+            `Fault`: If the response is invalid.
+            `PrefixTooLong`: If the prefix fills the context of the server.
+            `EngineFatal`: If the server rejects the request.
+        """
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": room(prefix_ids, max_tokens, server.max_length, self.model),
@@ -164,65 +196,108 @@ class OpenAIEngine:
             body["generation_config"] = json.dumps(
                 {"do_sample": not sampling.is_greedy, "top_k": sampling.top_k, "repetition_penalty": 1.0}
             )
+        # vLLM also returns the token ids of the prompt, for each sample
+        max_bytes = MIN_BYTES + n * (BYTES_PER_TOKEN * max_tokens + 16 * len(prefix_ids))
         try:
-            return await self.client.fetch(server, "completions", body)
+            answer = await self.client.fetch(server, "completions", body, max_bytes)
         except PrefixTooLong as error:
             # some servers state their context length only in this message; retry with fewer tokens if some still fit
             num_prefix = len(prefix_ids) if error.num_prefix is None else error.num_prefix
             left = (error.max_length or 0) - num_prefix
-            if not 0 < left < body["max_tokens"]:
+            has_room = 0 < left < body["max_tokens"]
+            least = error.max_length if has_room else len(prefix_ids)
+            if (
+                server.max_length is not None or least <= server.longest_prefix
+            ):  # otherwise the solution would be cut off
+                raise Fault(
+                    f"the server rejected a prefix of {len(prefix_ids)} tokens as too long ({error}), but it "
+                    + (
+                        f"accepted a prefix of {server.longest_prefix} tokens"
+                        if server.max_length is None
+                        else f"states a context of {server.max_length} tokens"
+                    )
+                ) from None
+            if not has_room:
                 raise
-            return await self.client.fetch(server, "completions", body | {"max_tokens": left})
+            body["max_tokens"] = left
+            answer = await self.client.fetch(server, "completions", body, max_bytes)
+        samples = self._samples(server, answer, prefix_ids, n, stop, body["max_tokens"])
+        server.longest_prefix = max(server.longest_prefix, len(prefix_ids))
+        return samples
 
-    def samples(
-        self, server: Server, answer: dict[str, Any], prefix_ids: Sequence[int], stop: Sequence[str]
+    def _samples(
+        self,
+        server: Server,
+        answer: dict[str, Any],
+        prefix_ids: Sequence[int],
+        n: int,
+        stop: Sequence[str],
+        max_tokens: int,
     ) -> list[Sample]:
-        """Return all samples in a response."""
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or not all(
-            isinstance(choice, dict)
-            and isinstance(choice.get("text"), str)
-            and not HALF_PAIR.search(choice["text"])
-            and isinstance(choice.get("index"), int)
-            and isinstance(choice.get("finish_reason"), str)
-            for choice in choices
-        ):
-            raise Fault(f"the response has missing or incomplete choices: {json.dumps(answer)[:200]}")
-        choices = sorted(choices, key=lambda choice: choice["index"])
+        """Return the samples in a response."""
+        # the first response of a server of another kind has these faults, and a retry would not help
+        kind_of_fault = Fault if server.is_tested else EngineFatal
         if self.api != "vllm":
-            return [self._from_text(choice, stop) for choice in choices]
-        num_cached = _num_cached(answer)
-        if any(choice.get("token_ids") is None for choice in choices):
-            raise EngineFatal(
-                f'{server.url}: the response has no token ids. api="vllm" requires a vLLM server. For other servers, use '
-                'api="text".'
-            )
-        if not all(
-            isinstance(choice["token_ids"], list)
-            and all(isinstance(token, int) and token >= 0 for token in choice["token_ids"])
-            for choice in choices
-        ):
-            raise Fault(f"the token ids in the response are invalid: {json.dumps(choices)[:200]}")
-        return [
-            sample_from_vllm(
-                self.tokenizer,
-                prefix_ids,
-                choice["token_ids"],
-                choice["finish_reason"],
-                choice.get("stop_reason"),
-                num_cached if place == 0 else 0,
-            )
-            for place, choice in enumerate(choices)
-        ]
+            samples = [self._from_text(choice, stop, max_tokens) for choice in read_choices(answer, n)]
+        else:
+            choices = answer.get("choices")
+            if isinstance(choices, list) and any(isinstance(c, dict) and c.get("token_ids") is None for c in choices):
+                raise kind_of_fault(
+                    f'{server.url}: the response has no token ids. api="vllm" requires a vLLM server. For other servers, use '
+                    'api="text".'
+                )
+            samples = []
+            for choice in read_vllm_choices(answer, list(prefix_ids), n, max_tokens, self.num_ids):
+                is_short = choice.finish_reason == "length" and len(choice.token_ids) < max_tokens
+                if is_short and server.max_length is not None:
+                    raise Fault(
+                        f"the server cut a sample off after {len(choice.token_ids)} tokens, but {max_tokens} were requested and fit "
+                        f"into its context of {server.max_length} tokens"
+                    )
+                if any(string in choice.text for string in stop) and not isinstance(choice.stop_reason, str):
+                    raise Fault(
+                        f"the server did not stop at a stop string in its text, which ends with {choice.text[-60:]!r}"
+                    )
+                try:
+                    samples.append(
+                        sample_from_vllm(
+                            self.tokenizer,
+                            prefix_ids,
+                            choice.token_ids,
+                            choice.text,
+                            choice.finish_reason,
+                            choice.stop_reason,
+                            choice.num_cached,
+                        )
+                    )
+                except EngineError as error:
+                    raise kind_of_fault(f"{server.url}: {error}") from None
+        try:
+            check_samples(samples, self.tokenizer, prefix_ids, n, stop, max_tokens, self.num_ids)
+        except EngineError as error:
+            raise Fault(str(error)) from None
+        for sample in samples:  # the ids can be the API key where the text of the server is not
+            self.client.check_text(sample.text)
+        return samples
 
-    def _from_text(self, choice: dict[str, Any], stop: Sequence[str]) -> Sample:
+    def _from_text(self, choice: Choice, stop: Sequence[str], max_tokens: int) -> Sample:
         """Return a sample from a text. A "stop" without a stop string in the text is the end of the sequence."""
-        text = choice["text"]
+        text = choice.text
         token_ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        # tokenized again, a text can have some more tokens than the server generated
+        if len(token_ids) > 2 * max_tokens + 8:
+            raise Fault(f"the response has a text of {len(token_ids)} tokens, but at most {max_tokens} were requested")
         found = find_stop(text, stop)
+        if found and len(text) > found[0] + MAX_OVERRUN:
+            raise Fault(f"the server did not stop at {found[1]!r}. Its text ends with {text[-60:]!r}")
+        if len(token_ids) > max_tokens:
+            token_ids = token_ids[:max_tokens]
+            text = continued_text(self.tokenizer, (), token_ids)
+            found = find_stop(text, stop)
+            return Sample(token_ids, text, "stop", found[1]) if found else Sample(token_ids, text, "length")
         if found:
             return Sample(token_ids, text, "stop", found[1])
-        if choice["finish_reason"] == "length":
+        if choice.finish_reason == "length":
             return Sample(token_ids, text, "length")
         eos = self.tokenizer.eos_token_id
         return Sample(token_ids if eos is None else [*token_ids, eos], text, "eos")
@@ -259,23 +334,14 @@ class OpenAIEngine:
             `EngineFatal`: If the server cannot be used.
         """
         prefix_ids = self.tokenizer.encode(PROMPT, add_special_tokens=False)
+        server.longest_prefix = 0  # unknown after a restart
 
-        async def ask(sampling: Sampling, stop: Sequence[str] = (), seed: int = 0) -> tuple[str, str]:
-            """Return the text of one sample as decoded by this tokenizer, and as sent by the server."""
-            answer = await self.complete(server, sampling, prefix_ids, 1, stop, NUM_TOKENS, seed)
-            samples = self.samples(server, answer, prefix_ids, stop)
-            if len(samples) != 1:
-                raise EngineFatal(f"{server.url} returned {len(samples)} samples for a request of one sample.")
-            return samples[0].text, answer["choices"][0]["text"]
+        async def ask(sampling: Sampling, stop: Sequence[str] = (), n: int = 1, seed: int = 0) -> list[str]:
+            samples = await self.complete(server, sampling, prefix_ids, n, stop, NUM_TOKENS, seed)
+            return [sample.text for sample in samples]
 
-        if self.api == "vllm":
-            await self._read_model(server)
-        text, sent = await ask(GREEDY)
-        if self.api == "vllm" and not text.startswith(sent.rstrip("\ufffd")):  # half a character at the end
-            raise EngineFatal(
-                f"{server.url}: the server decodes its tokens to {sent[:60]!r}, but this tokenizer to {text[:60]!r}. Pass the "
-                "tokenizer of the model (--policy_tokenizer)."
-            )
+        identity = await self._identify(server)
+        [text] = await ask(GREEDY)
         words = re.findall(
             r"[^\s\ufffd]{2,3}", text[: 2 * len(text) // 3]
         )  # in the first two thirds, so that text follows
@@ -286,7 +352,7 @@ class OpenAIEngine:
             )
         stop = words[len(words) // 2]
         end, _ = find_stop(text, [stop])
-        stopped, _ = await ask(GREEDY, [stop])
+        [stopped] = await ask(GREEDY, [stop])
         if stopped == text:
             raise EngineFatal(
                 f"{server.url} ignores stop strings: it did not stop at {shown(stop)}. Start `transformers serve` without "
@@ -302,29 +368,77 @@ class OpenAIEngine:
                 f"two greedy samples differ: {text[:60]!r}, and {stopped[:60]!r} with the stop string {shown(stop)}"
             )
         if not self.sampling.is_greedy:
-            drawn = [(await ask(HOT, seed=seed))[0] for seed in range(NUM_SAMPLES)]
+            n = NUM_SAMPLES if self.api == "vllm" else 1
+            drawn = [text for seed in range(0, 2 * NUM_SAMPLES, n) for text in await ask(HOT, n=n, seed=1000 * seed)]
             if all(one == text for one in drawn):
                 raise EngineFatal(
-                    f"{server.url} does not sample: it returned the greedy text for {NUM_SAMPLES} seeds at temperature "
+                    f"{server.url} does not sample: it returned the greedy text for {len(drawn)} seeds at temperature "
                     f'{HOT.temperature:g}. For `transformers serve`, use api="transformers".'
                 )
+            # Two samples of so many tokens are equal with a probability q below 1e-6, unless the model knows few texts. Two
+            # coincidences among 8 samples then have a probability of about (28 q)**2 / 2. One is allowed
+            if len(set(drawn)) < len(drawn) - 1:
+                raise EngineFatal(
+                    f"{server.url} repeats samples: {len(drawn)} samples at temperature {HOT.temperature:g}, {n} per request, "
+                    f"contain only {len(set(drawn))} different texts, such as {shown(max(drawn, key=drawn.count))}. Samples must "
+                    "differ, otherwise all values of the search are wrong. Check that the server respects `n` and `seed`, and "
+                    "that nothing caches its responses."
+                )
+        if self.identity is None:
+            self.identity = identity
+        # servers can have the same model in different folders
+        known = (self.identity.keys() & identity.keys()) - {"root"}
+        before, now = ({name: one[name] for name in known} for one in (self.identity, identity))
+        if changed := changed_settings(before, now):
+            raise EngineFatal(
+                f"{server.url} serves another model than the first server, or than before it was restarted: {'; '.join(changed)}. "
+                "All servers must serve the same model with the same context length."
+            )
 
-    async def _read_model(self, server: Server) -> None:
-        """Check that a vLLM server has the model, and read its context length."""
-        cards = (await self.client.fetch(server, "models")).get("data")
-        if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
-            raise Fault("the response of /models has no list of models")
-        for card in cards:
-            if card.get("id") == self.model:
-                length = card.get("max_model_len")
-                if length is not None and not isinstance(length, int):
-                    raise Fault(f"the response of /models has a max_model_len of {shown(length)}, expected a number")
-                server.max_length = length
-                return
-        raise EngineFatal(
-            f"{server.url} does not serve {shown(self.model)}. It serves {', '.join(repr(card.get('id')) for card in cards)}. Use "
-            "one of these names, or start the server with `--served-model-name`."
-        )
+    async def _identify(self, server: Server) -> dict[str, Any]:
+        """Check that a vLLM server has the model, read its context length, and return what identifies the model."""
+        if self.api != "vllm":
+            return {}
+        cards = read_cards(await self.client.fetch(server, "models", max_bytes=MODELS_BYTES))
+        card = next((card for card in cards if card.id == self.model), None)
+        if card is None:
+            raise EngineFatal(
+                f"{server.url} does not serve {self.model!r}. It serves {', '.join(shown(card.id) for card in cards[:10])}. Use one "
+                "of these names, or start the server with `--served-model-name`."
+            )
+        server.max_length = card.max_model_len
+        ids = list(self.tokenizer.encode(IDENTITY_PROMPT, add_special_tokens=False))
+        if card.max_model_len is not None:
+            ids = ids[: card.max_model_len - 1]
+        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
+        identity: dict[str, Any] = {"root": card.root, "max_model_len": card.max_model_len}
+        try:
+            identity["prompt_logprobs"] = read_prompt_logprobs(
+                await self.client.fetch(server, "completions", body), ids
+            )
+        except Rejected:  # some settings of vLLM do not support log-probabilities
+            pass
+        return {name: value for name, value in identity.items() if value is not None}
+
+    def connect(self) -> None:
+        """
+        Test a server, so that [`OpenAIEngine.describe`] returns the identity of its model. Other servers are tested before their
+        first use. They must have the same identity.
+
+        Raises:
+            `EngineFatal`: If no server can be used.
+        """
+
+        async def test() -> None:
+            try:
+                await self.client.ask(no_request, "", 0)
+            finally:
+                await self.client.close()
+
+        try:
+            run_coroutine(test())
+        except EngineError as error:
+            raise EngineFatal(f"No server of the policy can be used. {error}") from error
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -334,20 +448,9 @@ class OpenAIEngine:
             "tokenizer": getattr(self.tokenizer, "name_or_path", None),
             "revision": self.revision,
             **self.sampling.describe(),
+            **({"identity": self.identity} if self.identity else {}),
         }
 
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
-
-
-def _num_cached(answer: dict[str, Any]) -> int:
-    """Return the number of cached prefix tokens. 0 unless the server runs with `--enable-prompt-tokens-details`."""
-    value: Any = answer
-    for name, kind in (("usage", dict), ("prompt_tokens_details", dict), ("cached_tokens", int)):
-        value = value.get(name)
-        if value is None:
-            return 0
-        if not isinstance(value, kind):
-            raise Fault(f"`{name}` in the response is {json.dumps(value)[:200]}, expected a JSON {kind.__name__}")
-    return value

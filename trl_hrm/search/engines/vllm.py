@@ -104,6 +104,7 @@ class VLLMEngine:
             **self.sampling.describe(),
         )
         prompt = {"prompt_token_ids": list(prefix_ids)}
+        final = None
         try:
             async for output in self.llm.generate(prompt, params, f"{key}-{next(self._requests)}"):
                 final = output
@@ -113,16 +114,21 @@ class VLLMEngine:
             ) from error
         except EngineDeadError as error:
             raise EngineFatal(f"The engine process of vLLM has died. See its log for the reason. ({error})") from error
+        if final is None or sorted(choice.index for choice in final.outputs) != list(range(params.n)):
+            raise EngineError(
+                f"vLLM did not return samples 0 to {params.n - 1} of a prefix of {len(prefix_ids)} tokens."
+            )
         samples = [
             sample_from_vllm(
                 self.tokenizer,
                 prefix_ids,
                 choice.token_ids,
+                choice.text,
                 choice.finish_reason,
                 choice.stop_reason,
                 (final.num_cached_tokens or 0) if place == 0 else 0,
             )
-            for place, choice in enumerate(final.outputs)
+            for place, choice in enumerate(sorted(final.outputs, key=lambda choice: choice.index))
         ]
         return self.sampling.repeat(samples, n)
 

@@ -1,0 +1,6 @@
+"""`python -m tests.fuzz`: see `fuzzer.py`."""
+
+from .fuzzer import run
+
+
+run()
