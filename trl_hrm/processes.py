@@ -58,9 +58,8 @@ def start_worker(parent: int) -> None:
     """
     end_with_parent(parent)
     for number in STOP_SIGNALS:
-        signal.signal(
-            number, lambda *_: None
-        )  # unlike `SIG_IGN`, this is not inherited by programs that the worker starts
+        # Unlike `SIG_IGN`, a function is not inherited by programs that the worker starts
+        signal.signal(number, lambda *_: None)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

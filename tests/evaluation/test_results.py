@@ -248,7 +248,7 @@ def test_what_cannot_be_judged(tmp_path):
     assert judge(tmp_path / "blank", blank, scorer)[1]["scorer_calls"] == 0
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None, 1.5, -0.1])
 def test_scores_that_are_not_numbers(tmp_path, bad):
     """Comparing with NaN is always false, so the choice would depend on the order."""
 
@@ -259,7 +259,8 @@ def test_scores_that_are_not_numbers(tmp_path, bad):
             return scores
 
     with pytest.raises(
-        ValueError, match="here 1: the reward model returned .* for . steps. It must return one finite number per step"
+        ValueError,
+        match="here 1: the reward model returned .* for . steps. It must return one finite number from 0 to 1 per step",
     ):
         judge(tmp_path, make_problems(3), Broken())
 

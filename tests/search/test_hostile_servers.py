@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import socket
+import threading
 import traceback
 import tracemalloc
 
@@ -28,7 +29,6 @@ FATAL = {
     "redirect to itself",
     "no content",
     "key in a rejection",
-    "context of many digits",
 }
 # These run with every change, the others with the slow tests
 FAST = ["100,000 brackets", "key in an error", "prompt called too long", "id 2**31", "fewer tokens", "key as ids"]
@@ -47,12 +47,16 @@ class InstantGrader(AnswerGrader):
         return ExactGrade(answer == reference)
 
 
-@pytest.fixture(autouse=True)
-def fast_run(monkeypatch):
-    monkeypatch.setattr("trl_hrm.grading.AnswerGrader", InstantGrader)
-    monkeypatch.setattr(PolicyConfig, "load_tokenizer", lambda self: CharTokenizer())
-    monkeypatch.setattr("trl_hrm.search.engines.http.MAX_PAUSE", 0.01)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+@pytest.fixture(autouse=True, scope="module")
+def fast_run():
+    """Use one token per character, and no processes and pauses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl_hrm.grading.AnswerGrader", InstantGrader)
+        patch.setattr(PolicyConfig, "load_tokenizer", lambda self: CharTokenizer())
+        patch.setattr(PolicyConfig, "policy_identity", lambda self: {"tokenizer": "characters"})
+        patch.setattr("trl_hrm.search.engines.http.MAX_PAUSE", 0.01)
+        patch.setenv("OPENAI_API_KEY", KEY)
+        yield
 
 
 def search(servers, folder, **options):
@@ -85,12 +89,10 @@ def labels(folder):
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory):
+def honest(tmp_path_factory, fast_run):
     """Return the trees and labels of an honest server. Most labels are fractions, which depend on every sample."""
     folder = tmp_path_factory.mktemp("honest") / "run"
-    with pytest.MonkeyPatch.context() as patch, HostileServer() as server:
-        patch.setattr("trl_hrm.grading.AnswerGrader", InstantGrader)
-        patch.setattr(PolicyConfig, "load_tokenizer", lambda self: CharTokenizer())
+    with HostileServer() as server:
         search([server], folder)
     rows = labels(folder)
     values = [label for row in rows for label in row["labels"] if label is not None]
@@ -227,27 +229,28 @@ def test_servers_of_different_models(tmp_path):
 def test_no_file_descriptors(tmp_path, honest, capsys):
     """A limit of this machine is no failure of a problem, so nothing may be written about it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with HostileServer() as server:
-        held = []
+    held, done = [], threading.Event()
 
-        def exhaust(request, response):
+    def exhaust(request, response):
+        if server.num_asked == 1:
             resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
             try:
                 while True:
                     held.append(socket.socket())
             except OSError:
-                return raw(
-                    json.dumps(response).encode(), {"Connection": "close"}
-                )  # the next request needs a new connection
+                done.set()
+        done.wait(30)
+        return raw(json.dumps(response).encode(), {"Connection": "close"})  # the next request needs a new connection
 
-        server.mode = exhaust
+    with HostileServer(exhaust) as server:
         try:
             with pytest.raises(EngineFatal, match="cannot open another connection.*ulimit -n") as error:
                 search([server], tmp_path / "run")
         finally:
+            done.wait(30)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             for one in held:
                 one.close()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with EventLog(tmp_path / "run" / "log-00000-of-00001.jsonl") as log:
         assert not any(problem.num_errors for problem in log.problems.values())
     check_run(tmp_path / "run", honest, capsys, error.value)

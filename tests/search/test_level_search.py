@@ -168,14 +168,14 @@ def test_an_engine_that_is_down_stops_the_run(tmp_path):
     assert run_levels(tmp_path).closed == {"done": 6}
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1.5, -0.1])
 def test_nan_score_stops_the_run(tmp_path, bad):
     """NaN compares false with everything, so its step would be selected or not by its position."""
 
     def score(path: list[str]) -> float:
         return bad if len(path) == 2 else 0.5
 
-    with pytest.raises(ValueError, match=r"problem 'p00\d'.*(nan|inf)"):
+    with pytest.raises(ValueError, match=r"problem 'p00\d'.*(nan|inf|1.5|-0.1)"):
         run_levels(tmp_path, score=score)
     depths = {len(opened.tree.path(i)) for opened in open_trees(tmp_path).values() for i in opened.scores}
     assert depths == {1}

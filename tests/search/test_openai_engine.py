@@ -883,7 +883,8 @@ class TestSamplesOfVLLM:
         ("text", "ids", "finish", "reason", "message"),
         [
             ("so", "no", "length", None, "decodes its tokens to 'so', but this tokenizer decodes them to 'no'"),
-            ("so", "so", "stop", None, "decodes its tokens to 'so', but this tokenizer decodes them to 's'"),
+            ("so", "so", "stop", None, "after the tokens .115, 111., which end no sequence"),
+            ("so ", "so ", "stop", None, "after the tokens .115, 111, 32., which end no sequence"),
             ("so", "so", "abort", None, "'abort'"),
             ("so", "so", None, None, "None"),
             ("so # END! and", "so # END! and", "stop", "# END!", "does not end there"),

@@ -415,6 +415,10 @@ def make_report(
             f"no test split was written: test_size={config.test_size} and seed={config.seed} put all problems in the train split. "
             "Raise test_size, or change the seed."
         )
+    if config.exclude and not found["dropped"].get("excluded"):
+        warnings.append(
+            f"no record was excluded: none has a problem of {', '.join(config.exclude)}. Check that these are the right files."
+        )
     for reason in dict.fromkeys(reason for reason, *_ in faults):
         places = [where for other, where, _ in faults if other == reason]
         warnings.append(format_places(reason, places, number=found["dropped"][reason]))

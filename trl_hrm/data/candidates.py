@@ -24,7 +24,7 @@ from typing import Any, NotRequired, TypedDict
 
 from ..grading import extract_answer, opens_thinking, thinking_spans
 from ..io import shown
-from ..schema import Count, check_json
+from ..schema import Count, Share, check_json
 from ..search.steps import cut_text, visible_steps
 from .candidates_config import CandidatesConfig
 from .problems import UNUSED, choices_of, normalize_problem, problem_key, problem_of, unused_parts
@@ -136,7 +136,7 @@ class SavedCandidate(TypedDict):
     answer: str | None
     correct: bool | None
     finish: str | None
-    scores: list[float] | None
+    scores: list[Share] | None
     num_tokens: NotRequired[Count | None]
 
 

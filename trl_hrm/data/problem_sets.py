@@ -84,6 +84,8 @@ class ProblemSet:
             Number of records that repeat the problem, prefix and answer of an earlier record.
         num_excluded (`int`):
             Number of records whose problem is in `exclude`.
+        num_to_exclude (`int`):
+            Number of problems in `exclude`.
         faults ([`RowFaults`]):
             Invalid records that were dropped, and records that were kept although they have a fault.
         unused (`Counter`):
@@ -94,6 +96,7 @@ class ProblemSet:
     num_records: int = 0
     num_repeated: int = 0
     num_excluded: int = 0
+    num_to_exclude: int = 0
     faults: RowFaults = field(default_factory=RowFaults)
     unused: Counter = field(default_factory=Counter)
 
@@ -104,6 +107,11 @@ class ProblemSet:
             f"{self.num_excluded:,} excluded, {self.faults.num_left_out:,} dropped."
         )
         warnings = [*self.faults.warnings(), *parts_warning(self.unused)]
+        if self.num_to_exclude and not self.num_excluded:
+            warnings.append(
+                f"no record was excluded: none has one of the {self.num_to_exclude:,} problems to exclude. Check that --exclude names "
+                "the right files."
+            )
         return "\n".join([line, *(f"warning: {one_line(warning)}" for warning in warnings)])
 
 
@@ -175,7 +183,7 @@ def read_problems(
         raise ValueError(f"`format` is {shown(format)}. It must be one of {', '.join(FORMATS)}.")
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}. It must be at least 1.")
-    found = ProblemSet([], faults=RowFaults(strict))
+    found = ProblemSet([], num_to_exclude=len(exclude), faults=RowFaults(strict))
     reader = _Reader(found.faults)
     with ExitStack() as stack:
         if is_json_file(source):

@@ -293,7 +293,7 @@ def read_problem_keys(files: Sequence[str]) -> frozenset[bytes]:
 
     Raises:
         `FileNotFoundError`: If a file does not exist.
-        `ValueError`: If a row is not valid JSON or has no problem.
+        `ValueError`: If a file has no rows, or a row is not valid JSON or has no problem.
     """
     keys = set()
     for where, row in all_rows(JsonLines(files)):

@@ -111,9 +111,15 @@ class JsonLines:
                 check_columns(_parse_line(text, where), self.columns, where)
 
     def chunks(self) -> list[dict[str, int]]:
-        """Return one dict per chunk of about 4 MB, with `file` index, byte range `start` to `stop`, and number of the first `line`."""
+        """
+        Return one dict per chunk of about 4 MB, with `file` index, byte range `start` to `stop`, and number of the first `line`.
+
+        Raises:
+            `ValueError`: If a file has no records.
+        """
         chunks = []
         for number, path in enumerate(self._paths):
+            is_empty = True
             with open(path, "rb") as lines:
                 start, line = 0, 1
                 while block := lines.read(CHUNK_BYTES):
@@ -124,9 +130,12 @@ class JsonLines:
                             f"{where}: the row has more than {MAX_ROW >> 20} MB. Remove it, or check that each row is on a separate line."
                         )
                     block += rest
+                    is_empty = is_empty and block.isspace()
                     chunks.append({"file": number, "start": start, "stop": start + len(block), "line": line})
                     start += len(block)
                     line += block.count(b"\n")
+            if is_empty:
+                raise ValueError(f"{self.files[number]}: no records found. Check the path, or remove the empty input.")
         return chunks
 
     def read(self, chunk: dict[str, int]) -> Iterator[tuple[str, Address, dict[str, Any]]]:

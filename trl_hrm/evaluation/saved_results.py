@@ -82,7 +82,7 @@ class SavedScores(TypedDict):
     id: str
     where: NotRequired[str]
     labels: list[Annotated[int, Range(0, 1)] | None]
-    scores: list[float] | None
+    scores: list[Share] | None
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def score_steps(
         than the model has positions.
 
     Raises:
-        `ValueError`: If the number of scores is not the number of steps, or a score is not finite.
+        `ValueError`: If the number of scores is not the number of steps, or a score is not in `[0, 1]`.
     """
     counts = Counter() if counts is None else counts
     scores: list[list[list[float] | None]] = [[None] * len(group) for group in candidates]

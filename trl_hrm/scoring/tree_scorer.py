@@ -1,7 +1,6 @@
 """Base classes of the scorers: encode candidates as token trees and convert the model's outputs to step scores."""
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -204,7 +203,7 @@ def refuse_label_tokens(step_format: StepFormat) -> None:
 
 def check_scores(scores: Sequence[float], num_steps: int, where: str) -> None:
     """
-    Check that a reward model returned one finite score per step.
+    Check that a reward model returned one score from 0 to 1 per step.
 
     Args:
         scores (`Sequence[float]`):
@@ -215,12 +214,12 @@ def check_scores(scores: Sequence[float], num_steps: int, where: str) -> None:
             Source of the steps, for the error message.
 
     Raises:
-        `ValueError`: If the number of scores is not `num_steps`, or a score is NaN or infinite.
+        `ValueError`: If the number of scores is not `num_steps`, or a score is not in `[0, 1]`.
     """
-    if len(scores) != num_steps or not all(map(math.isfinite, scores)):
+    if len(scores) != num_steps or not all(0 <= score <= 1 for score in scores):
         raise ValueError(
-            f"{where}: the reward model returned {shown(list(scores), 200)} for {num_steps} steps. It must return one finite number per "
-            "step. Check the model."
+            f"{where}: the reward model returned {shown(list(scores), 200)} for {num_steps} steps. It must return one finite number from 0 to "
+            "1 per step. Check the model."
         )
 
 

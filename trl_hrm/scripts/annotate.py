@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import COUNT
 from ..data.problems_config import ProblemsConfig
 from ..grading import DEFAULT_EXTRACTORS
-from ..io import shell_word, shown
+from ..io import read_json_lines, shell_word, shown
 from ..search.policy_config import PolicyConfig, PromptConfig, RunConfig
 from ..search.run_folder import Shard
 from ..terminal import one_line, say
@@ -242,7 +242,7 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     Raises:
         `BlockingIOError`: If another process is writing to the folder.
         `OSError`: If the folder cannot be written. This is checked first.
-        `ValueError`: If the input is invalid, or the folder holds a run with different settings.
+        `ValueError`: If the input is invalid, the folder holds a run with different settings, or no problem could be searched.
 
     Example:
 
@@ -260,7 +260,21 @@ def annotate(config: AnnotateConfig) -> "Annotation | str":
     shard = launched_shard(*map(int, config.shard.split("/")))
     with claimed_run(config.output_dir, shard, [MANIFEST]):
         progress, summary = search_problems(config, shard, config.read_problems())
+    if summary["problems"] and summary["problems"].keys() <= {"error", "ungradable"}:
+        say(format_summary(progress, summary, config.output_dir))
+        raise ValueError(f"{config.output_dir}: no problem could be searched. {first_failure(config, shard)}")
     return Annotation(Path(config.output_dir), progress, summary)
+
+
+def first_failure(config: AnnotateConfig, shard: Shard) -> str:
+    """Return why the first request of a shard failed and what to do, or advice on the reference answers if no request failed."""
+    from ..search.run_folder import shard_name
+
+    log = Path(config.output_dir, shard_name("log", shard.index, shard.count, "jsonl"))
+    for where, event in read_json_lines(log):
+        if event["event"] == "error":
+            return f"The first failed request, {where}: {event['message']} Run the same command again to retry."
+    return "All reference answers are unreadable. Correct them."
 
 
 def describe_dry_run(config: AnnotateConfig, problems: "ProblemSet") -> str:

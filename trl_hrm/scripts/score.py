@@ -99,6 +99,11 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
     scorer = config.load_scorer()
     fitting = [not steps or fits(scorer, tree.prompt, tree.completions, tree.parents, config) for tree, steps in shown]
     to_score = [tree for (tree, steps), is_fitting in zip(shown, fitting, strict=True) if is_fitting and steps]
+    if not to_score:
+        raise ValueError(
+            f"{config.input}: none of the {len(trees):,} rows can be scored: {fitting.count(False):,} have more tokens than the "
+            f"{scorer.max_positions} positions of the model, the others have no steps or only thinking steps."
+        )
     found = iter(scorer.score_trees(to_score, spans=config.spans, combine=config.combine, progress=True))
     scores = []
     for tree, (_, steps), is_fitting in zip(trees, shown, fitting, strict=True):

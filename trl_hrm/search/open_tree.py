@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
 
 from ..io import shown
-from ..schema import INT64, Count, Index, Range
+from ..schema import INT64, Count, Index, Range, Share
 from .steps import Cut
 from .tree import ROOT, Finish, Node, Problem, SearchTree, Status, make_id
 
@@ -67,7 +67,7 @@ class ScoresEvent(TypedDict):
     problem_id: str
     above: str
     round: Round
-    scores: list[float | None]
+    scores: list[Share | None]
 
 
 class GradesEvent(TypedDict):

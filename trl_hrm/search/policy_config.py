@@ -304,6 +304,10 @@ class PromptConfig(Config):
         super().__post_init__()
         if self.final_stops == [""]:
             self.final_stops = []
+        if "" in (self.final_stops or []):
+            raise ValueError(
+                "`final_stops` contains an empty string. Remove it, or pass only an empty string for none."
+            )
         if self.chat_template_kwargs == {}:
             self.chat_template_kwargs = None
         if (self.segmentation == "regex") != (self.step_pattern is not None):

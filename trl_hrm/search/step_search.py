@@ -343,15 +343,15 @@ def step_tree(opened: OpenTree, nodes: list[int]) -> tuple[StepTree, dict[int, i
 
 
 def check_scores(scores: list[float | None], tree: StepTree, problem: Problem) -> None:
-    """Raise `ValueError` unless there is one score per step of a tree, a finite number or `None`."""
+    """Raise `ValueError` unless there is one score per step of a tree, a number from 0 to 1 or `None`."""
     if len(scores) != len(tree.completions):
         raise ValueError(
             f"problem {shown(problem.problem_id)}: the reward model returned {len(scores)} scores for {len(tree.completions)} steps. "
             "It must return one per step."
         )
     for text, score in zip(tree.completions, scores, strict=True):
-        if score is not None and not math.isfinite(score):
+        if score is not None and not 0 <= score <= 1:
             raise ValueError(
                 f"problem {shown(problem.problem_id)}: the reward model scored the step {text[:80]!r} as {score}. Scores must be "
-                "finite. Check the checkpoint and its dtype."
+                "from 0 to 1. Check the checkpoint and its dtype."
             )

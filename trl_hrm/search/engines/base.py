@@ -77,6 +77,7 @@ class Tokenizer(Protocol):
     """
 
     chat_template: Any
+    eos_token_id: int | None
 
     def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
 
@@ -344,6 +345,14 @@ def sample_from_vllm(
         if stop_reason is not None and (type(stop_reason) is not int or ids[-1:] != [stop_reason]):
             raise EngineError(
                 f"vLLM stopped at the token {shown(stop_reason)}, but the sample ends with the tokens {shown(ids[-3:])}."
+            )
+        is_end = stop_reason is not None or ids[-1:] == [tokenizer.eos_token_id]
+        # the end of the sequence of vLLM can be another special token, which has no text
+        if not is_end and continued_text(tokenizer, prefix_ids, ids[:-1]) != continued_text(
+            tokenizer, prefix_ids, ids
+        ):
+            raise EngineError(
+                f"vLLM stopped without a stop string, but after the tokens {shown(ids[-3:])}, which end no sequence."
             )
     reason = stop_reason if finish == "stop" else None
     sample = sample_from_ids(tokenizer, prefix_ids, ids, finish, reason, num_cached)
