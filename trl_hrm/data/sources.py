@@ -75,8 +75,8 @@ class JsonLines:
 
     Raises:
         `FileNotFoundError`: If a file does not exist.
-        `ValueError`: If a path is a folder, a pipe or a device, if a file has another format, or if one of the `columns` is missing
-            in its first row. Methods also raise it for a file that has changed, and for a row of more than 32 MB.
+        `ValueError`: If a path is a folder, a pipe or a device, if a file is given twice or has another format, or if one of the
+            `columns` is missing in its first row. Methods also raise it for a file that has changed, and for a row of more than 32 MB.
     """
 
     def __init__(self, files: Sequence[str], columns: Mapping[str, str] | None = None):
@@ -92,6 +92,8 @@ class JsonLines:
             if Path(file).is_dir():
                 raise ValueError(f"{file}: found a folder, expected a JSON or JSON Lines file.")
             check_regular(file)
+            if any(os.path.samefile(file, other) for other in self.files[:number]):
+                raise ValueError(f"{file} is given twice, which would double the weight of its rows. Give it once.")
             self._versions.append(_version(file))
             is_compressed, is_array = _form(file)
             if is_array:
