@@ -904,7 +904,7 @@ def test_export_of_a_run(tmp_path, monkeypatch, capsys, run_folder):
     for line in (
         f"| outcomes: run | {outcomes} |",
         "| labels: eta | 2 |",
-        "| run: engine: model | tiny\\|model |",
+        "| run: engine: model | `tiny\\|model` |",
         "| run: grader: version | 1.0 |",
         "| run: search: max sequences | 4,096 |",
         "| run: problems: error | 2 |",

@@ -131,7 +131,8 @@ def test_arrays(tmp_path, monkeypatch, small_chunks, block, indent, start):
 
 def test_an_empty_array_has_no_rows(tmp_path):
     (tmp_path / "rows.json").write_text(" [ ]\n")
-    assert read([tmp_path / "rows.json"]) == []
+    with pytest.raises(ValueError, match="rows.json: no records found"):
+        read([tmp_path / "rows.json"])
 
 
 def test_compressed_files_keep_their_lines(tmp_path, small_chunks):

@@ -271,7 +271,7 @@ BAD = {
         ("--n", "1"),
         "no candidates found for any of the",
     ),
-    "nothing": ([], (), "no candidates found"),
+    "nothing": ([], (), "no records found"),
     "not a number": (
         [{"prompt": "?", "answer": "1", "candidates": ["worth 0.3", "worth nan"]}],
         ("--n", "1", "2"),

@@ -180,8 +180,6 @@ def _read(path: str, columns: dict[str, str]) -> tuple[list[str], list]:
             tree.extra["labels"] = labels
         places.append(where)
         trees.append(tree)
-    if not trees:
-        raise ValueError(f"{path} is empty. Expected JSON Lines with `prompt` and `completions`.")
     return places, trees
 
 
