@@ -10,14 +10,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
 from ..identity import compare_runs, describe_changes
-from ..io import claimed_folder, format_change, read_json, shown, write_json
+from ..io import claimed_folder, format_change, read_json, remove_partial, shown, write_json
 from ..schema import Count, check_json, from_json
 from .log import EventLog
 from .outcomes import (
@@ -160,7 +160,8 @@ def shard_name(kind: str, shard: int, num_shards: int, suffix: str) -> str:
     return f"{kind}-{shard:05d}-of-{num_shards:05d}.{suffix}"
 
 
-def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> AbstractContextManager[Path]:
+@contextmanager
+def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> Iterator[Path]:
     """
     Claim the folder of a run for one shard before any work is done. Other shards may write to the folder at the same time.
 
@@ -170,11 +171,17 @@ def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> Ab
         shard ([`Shard`]):
             Shard of this process.
         files (`Iterable[str]`, *optional*):
-            Names of files that the run writes. See [`~io.claimed_folder`].
+            Names of files that the run writes, in addition to those of its shard. See [`~io.claimed_folder`].
     """
-    if shard.count == 1:
-        return claimed_folder(path, "output_dir", files)
-    return claimed_folder(path, "output_dir", lock=f".shard-{shard.index:05d}-of-{shard.count:05d}.lock")
+    is_alone = shard.count == 1
+    lock = ".lock" if is_alone else f".shard-{shard.index:05d}-of-{shard.count:05d}.lock"
+    with claimed_folder(path, "output_dir", files if is_alone else (), lock) as folder:
+        written = [("nodes", "parquet"), ("summary", "json"), ("cost", "json")]
+        names = [shard_name(kind, shard.index, shard.count, suffix) for kind, suffix in written]
+        for inner in (folder, folder / "samples", *folder.glob("n-*")):  # of annotate, best-of-n and step-search
+            for name in [*names, MANIFEST] if is_alone else names:
+                remove_partial(inner / name)
+        yield folder
 
 
 # Sections of the settings that only affect what is sampled, scored and graded from now on. Changes can be accepted.
