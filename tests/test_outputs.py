@@ -224,6 +224,15 @@ def build(rows: str, output: str = "out", **more):
     return build_stepwise(BuildStepwiseConfig(inputs=[rows], output_dir=output, num_proc=1, **more))
 
 
+@pytest.mark.parametrize("again", ["rows.jsonl", "link"])
+def test_an_input_given_twice(again, tmp_path, rows, capsys):
+    """Its rows would count twice."""
+    (tmp_path / "link").symlink_to("rows.jsonl")
+    assert main(["build-stepwise", rows, again, "--output_dir", "out"]) == 1
+    assert f"{again} is given twice" in error_of(capsys)
+    assert names_in(tmp_path) == ["link", "rows.jsonl"]
+
+
 @pytest.mark.parametrize("output", ["link", "folder/link"])
 @pytest.mark.parametrize("has_build", [False, True])
 def test_a_link_as_output_is_followed(output, has_build, tmp_path, rows):

@@ -516,7 +516,7 @@ def _is_close(before: Any, now: Any, tolerance: float) -> bool:
             return False
     if not before or len(before) != len(now):
         return False
-    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now)
+    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now) + 1e-9
 
 
 def format_change(name: str, before: Any, now: Any) -> str:
@@ -524,16 +524,6 @@ def format_change(name: str, before: Any, now: Any) -> str:
     was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
     was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
     return f"{name} was {was} and is {is_now}"
-
-
-def _is_close(before: Any, now: Any, tolerance: float) -> bool:
-    """Return whether two lists of numbers have the same length, and a mean difference of at most `tolerance`."""
-    for numbers in (before, now):
-        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
-            return False
-    if not before or len(before) != len(now):
-        return False
-    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now)
 
 
 def dump_json(value: Any, where: str | Path, indent: int | None = None) -> str:

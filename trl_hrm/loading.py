@@ -480,6 +480,21 @@ def _load_with_head(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
     return _load(path_or_repo, model_class(step_format), **kwargs)
 
 
+_DAMAGES = (
+    OSError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    SafetensorError,
+    StrictDataclassError,
+    pickle.UnpicklingError,
+)
+
+
 @contextmanager
 def _one_line_errors(path_or_repo: str, what: str = "model") -> Iterator[None]:
     """
@@ -488,21 +503,10 @@ def _one_line_errors(path_or_repo: str, what: str = "model") -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        SafetensorError,
-        StrictDataclassError,
-        pickle.UnpicklingError,
-    ) as error:
+    except Exception as error:
+        is_of_tokenizers = type(error) is Exception  # that package has no class for its errors
+        if isinstance(error, torch.OutOfMemoryError) or not (is_of_tokenizers or isinstance(error, _DAMAGES)):
+            raise
         is_clear = type(error) in (OSError, ValueError, FileNotFoundError) and str(path_or_repo) in str(error)
         if is_clear and "\n" not in str(error).strip():
             raise

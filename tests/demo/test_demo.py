@@ -27,7 +27,7 @@ def test_other_folders_are_left_unchanged(tmp_path):
         with begun(tmp_path / "new", settings):
             (tmp_path / "new" / "report.html").write_text("old")
             with (
-                pytest.raises(ValueError, match="Another demo is running"),
+                pytest.raises(BlockingIOError, match="another process is writing to this output"),
                 begun(tmp_path / "new", settings, True),
             ):
                 pass

@@ -51,7 +51,7 @@ def card(text: str) -> Callable[[Path], None]:
 def large_row(path: Path) -> None:
     with open(path, "wb") as file:
         file.write(b'{"prompt": "')
-        file.seek(70 << 20)  # a hole, which needs no space on disk
+        file.seek(40 << 20)  # a hole, which needs no space on disk
         file.write(b'"}\n')
 
 
@@ -72,7 +72,8 @@ CASES = {
     "escaped NUL": Case("steps.jsonl", extra(b'"\\u0000"'), BUILD, None),
     "infinite label": Case("steps.jsonl", STEPS.replace(b"true", b"1e999") % b"", BUILD, r"`labels\[0\]` is inf"),
     "label NaN": Case("steps.jsonl", STEPS.replace(b"true", b"NaN") % b"", BUILD, r"`labels\[0\]` is nan"),
-    "large row": Case("steps.jsonl", large_row, BUILD, "steps.jsonl:1: the row has more than 64 MB"),
+    "large row": Case("steps.jsonl", large_row, BUILD, "steps.jsonl:1: the row has more than 32 MB"),
+    "row of empty lists": Case("steps.jsonl", extra(b"[" + b"[]," * (5 << 20) + b"0]"), BUILD + " --view prm", "`extra` has values of"),
     "UTF-16": Case("steps.jsonl", ("\ufeff" + (STEPS % b"").decode()).encode("utf-16-le"), BUILD, "look like UTF-16"),
     "UTF-32": Case("steps.jsonl", (STEPS % b"").decode().encode("utf-32"), BUILD, "look like UTF-16 or UTF-32"),
     "concatenated files with marks": Case("steps.jsonl", b"\xef\xbb\xbf" + STEPS % b"" + b"\xef\xbb\xbf" + STEPS % b"", BUILD, None),
@@ -84,7 +85,7 @@ CASES = {
     "truncated gzip": Case("steps.jsonl", gzip.compress(STEPS % b"" * 100)[:-20], BUILD, "steps.jsonl: cannot decompress"),
     "gzip files in one": Case("steps.jsonl", gzip.compress(STEPS % b"") * 2, BUILD, None),
     "gzip with garbage": Case("steps.jsonl", gzip.compress(STEPS % b"") + b"garbage", BUILD, "steps.jsonl: cannot decompress"),
-    "gzip bomb": Case("steps.jsonl", gzip.compress(b"\n" * (80 << 20), 9), BUILD, "expands to more than 200 times"),
+    "gzip bomb": Case("steps.jsonl", gzip.compress(b"\n" * (40 << 20), 9), BUILD, "expands to more than 200 times"),
     "gzip bomb of an array": Case("steps.jsonl", gzip.compress(b"[" + b"0," * (40 << 20), 9), BUILD, "steps.jsonl, row 0: found a JSON int"),
     "folder": Case("steps.jsonl", Path.mkdir, BUILD, "steps.jsonl: found a folder"),
     "pipe": Case("steps.jsonl", os.mkfifo, BUILD, "steps.jsonl: found a pipe or a device"),

@@ -228,6 +228,30 @@ def test_a_command_that_does_not_stop(tmp_path, second):
         command.stop(signal.SIGTERM, group=False)
 
 
+FORKING = """
+import os, signal, sys
+from pathlib import Path
+from trl_hrm import cli
+
+def fork(name, argv):
+    Path(os.environ["PAUSED"]).write_text(f"{os.getpid()}\\n")
+    if os.fork() == 0:
+        os._exit(0)
+    while True:
+        signal.pause()
+
+os.register_at_fork(before=lambda: signal.raise_signal(signal.NUMBER))  # as the module `logging` does
+cli.run = fork
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_fork(tmp_path, number):
+    """Python would print and forget the exception of a signal that arrives while a data loader starts its workers."""
+    Command(tmp_path, ["env"], script=FORKING.replace("signal.NUMBER", f"signal.{number.name}")).check(128 + number)
+
+
 def test_nothing_is_changed_in_the_programs_of_users(tmp_path, monkeypatch):
     """The functions of the package, and `main` with arguments, must leave the signal handlers of a program or notebook alone."""
     before = [signal.getsignal(number) for number in STOP_SIGNALS]

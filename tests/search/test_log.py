@@ -278,7 +278,7 @@ def test_step_searches_check_scores(tmp_path):
     for added, words in (
         ([scores | {"scores": [0.5]}] * 2, "are scored twice"),
         ([scores | {"scores": [0.5, 0.5]}], "has 2 values of `scores`, but the request has 1 samples"),
-        ([scores | {"scores": ["0.5"]}], r"`scores\[0\]` is '0.5', expected a number or null"),
+        ([scores | {"scores": ["0.5"]}], r"`scores\[0\]` is '0.5', expected a number from 0 to 1 or null"),
         ([scores | {"scores": [None], "round": 1}], "no earlier event created them"),
     ):  # fmt: skip
         (tmp_path / LOG).write_text(

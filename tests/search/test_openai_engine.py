@@ -845,7 +845,7 @@ class TestSamplesOfVLLM:
         return sample_from_vllm(tokenizer, prefix, ids, text, finish, reason)
 
     def test_tokens_after_the_stop_string(self):
-        """With speculative decoding, the ids go on after the token at whose end the text is cut."""
+        """With speculative decoding, the ids continue after the token where the text is cut."""
         ids = TOKENIZER.encode("It is 7.\n# END! and 8")
         sample = self.sample("It is 7.\n# END!", ids)
         assert sample == Sample(ids[: -len(" and 8")], "It is 7.\n# END!", "stop", "# END!")
@@ -860,7 +860,7 @@ class TestSamplesOfVLLM:
 
     @pytest.mark.parametrize("cut", [1, 2, 3])
     def test_character_that_begins_in_the_prefix(self, cut):
-        """Only vLLM's text contains a character of which the prefix has the first bytes."""
+        """Only vLLM's text contains a character that begins in the prefix."""
         tokenizer = byte_level()
         ids = tokenizer.encode("x𝄞 y")
         assert len(ids) >= 6

@@ -100,7 +100,13 @@ class Build:
     @property
     def card(self) -> str:
         """Text of the dataset card."""
-        return (self.folder / CARD_FILE).read_text(encoding="utf-8-sig")
+        path = self.folder / CARD_FILE
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}: not valid UTF-8 ({error.reason} at byte {error.start}). Build the dataset again."
+            ) from None
 
 
 def read_build(folder: str | Path, config_name: str | None = None) -> Build:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 4 << 20
 CHUNK_ROWS = 1000
 ARRAY_BLOCK = 1 << 20  # number of characters of a JSON array to read at a time
-MAX_ROW = 1 << 26  # number of bytes of a row in a file, since a parsed row needs up to 20 times as much memory
+MAX_ROW = 1 << 25  # number of bytes of a row in a file, since a parsed row can need 25 times as much memory
 MAX_EXPANSION = 200  # of a gzip file. JSON is compressed to between a third and a fiftieth
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 GZIP = b"\x1f\x8b"
@@ -75,8 +75,8 @@ class JsonLines:
 
     Raises:
         `FileNotFoundError`: If a file does not exist.
-        `ValueError`: If a path is a folder, a pipe or a device, if a file has another format, or if one of the `columns` is missing
-            in its first row. Methods also raise it for a file that has changed, and for a row of more than 64 MB.
+        `ValueError`: If a path is a folder, a pipe or a device, if a file is given twice or has another format, or if one of the
+            `columns` is missing in its first row. Methods also raise it for a file that has changed, and for a row of more than 32 MB.
     """
 
     def __init__(self, files: Sequence[str], columns: Mapping[str, str] | None = None):
@@ -92,6 +92,8 @@ class JsonLines:
             if Path(file).is_dir():
                 raise ValueError(f"{file}: found a folder, expected a JSON or JSON Lines file.")
             check_regular(file)
+            if any(os.path.samefile(file, other) for other in self.files[:number]):
+                raise ValueError(f"{file} is given twice, which would double the weight of its rows. Give it once.")
             self._versions.append(_version(file))
             is_compressed, is_array = _form(file)
             if is_array:

@@ -198,7 +198,7 @@ class ServerScorer(ChainScorer):
         is_activated = rows.shape[1] > 1 and bool(
             (rows >= -TOLERANCE).all() and ((rows.sum(-1) - 1).abs() < TOLERANCE).all()
         )
-        # a model without activation is fine, unless its outputs could be those of a sigmoid
+        # a model without activation is fine, unless its outputs could come from a sigmoid
         is_same = torch.allclose(activated, rows, rtol=0, atol=TOLERANCE)
         is_activated |= is_same and bool(((rows >= 0) & (rows <= 1)).all())
         if is_activated or not (is_same or torch.allclose(activated, expected, rtol=0, atol=TOLERANCE)):

@@ -96,7 +96,7 @@ class SafeTrainingMixin:
                 Path of a checkpoint, or `True` for the newest complete checkpoint in `output_dir`. Without one, training
                 starts from the beginning. The strings `"true"` and `"false"` of a command line are understood.
             args, kwargs:
-                Other arguments of [`~transformers.Trainer.train`].
+                Other arguments of `transformers.Trainer.train`.
 
         Raises:
             `ValueError`: If the checkpoint is incomplete or belongs to another training, or there is nothing to train on.

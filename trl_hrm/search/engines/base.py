@@ -357,7 +357,7 @@ def sample_from_vllm(
     reason = stop_reason if finish == "stop" else None
     sample = sample_from_ids(tokenizer, prefix_ids, ids, finish, reason, num_cached)
     ours, theirs = _visible(sample.text), _visible(text)
-    # a sample can complete a character of which the prefix has the first bytes. Then only vLLM's text contains it
+    # a sample can complete a character that begins in the prefix. Then only vLLM's text contains it
     is_split = tokenizer.decode(list(prefix_ids[-8:]), skip_special_tokens=True).endswith("\ufffd")
     expected = [theirs[start:] for start in range(4 if is_split else 1)]
     # the last token can continue after the end of the stop string
