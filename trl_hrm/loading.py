@@ -289,7 +289,7 @@ def load_tokenizer(
     Load a tokenizer.
 
     Raises:
-        `ValueError`: If a file is damaged, or there are no files of a tokenizer, from which transformers makes an empty one.
+        `ValueError`: If a file is damaged or missing. Without any file, transformers creates an empty tokenizer.
     """
     _local_folder(path_or_repo, revision)
     with _one_line_errors(path_or_repo, "tokenizer"):
