@@ -5,7 +5,7 @@ import json
 import pytest
 from huggingface_hub import constants
 
-from trl_hrm.identity import checkpoint_identity
+from trl_hrm.identity import changed_settings, checkpoint_identity
 
 
 @pytest.fixture
@@ -76,3 +76,19 @@ def test_a_branch_of_a_repository_is_resolved_to_its_commit(tmp_path, monkeypatc
 def test_a_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(OSError):
         checkpoint_identity(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("now", "changed"),
+    [
+        ([-1.0, -2.0], []),
+        ([-1.1, -2.1], []),
+        ([-0.85, -2.15], ["prompt_logprobs was [-1.0, -2.0] and is [-0.85, -2.15]"]),
+        ([-1.0], ["prompt_logprobs was [-1.0, -2.0] and is [-1.0]"]),
+        (None, []),
+    ],
+)
+def test_measurements_may_differ_by_rounding(now, changed):
+    """The log-probabilities that identify a model on a server depend on the hardware, and not every server returns them."""
+    assert changed_settings({"prompt_logprobs": [-1.0, -2.0]}, {"prompt_logprobs": now}) == changed
+    assert changed_settings({"seed": [-1.0]}, {"seed": [-1.1]}) == ["seed was [-1.0] and is [-1.1]"]

@@ -5,13 +5,17 @@ A path or a branch says nothing about the content: a run that is resumed with ot
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .io import format_change, read_json, setting_changes
+from .io import read_json
 
 
+# Measurements that identify a model on a server, with the mean difference between hardware and batches that is accepted. Not every
+# server returns them
+TOLERANCES = {"prompt_logprobs": 0.1, "probe_scores": 0.02}
 # Files of a checkpoint that determine its outputs, by what they determine. A checkpoint of the Trainer also has the state of the
 # optimizer, which is left out.
 CHECKPOINT_FILES = {
@@ -83,6 +87,62 @@ def checkpoint_identity(path_or_repo: str, revision: str | None = None) -> dict[
         config = read_json(adapter)
         identity["base_model"] = checkpoint_identity(config["base_model_name_or_path"], config.get("revision"))
     return identity
+
+
+def changed_settings(found: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """
+    List the differences between the saved settings of a folder and new settings. Lists of numbers in `TOLERANCES` may differ by
+    rounding, or be missing.
+
+    Args:
+        found (`dict[str, Any]`):
+            JSON object with the saved settings.
+        asked (`dict[str, Any]`):
+            JSON object with the new settings.
+
+    Returns:
+        `list[str]`: Name and both values of each setting that differs, for an error message.
+
+    Example:
+
+    ```python
+    >>> changed_settings({"n": 4, "search": {"max_depth": 8}}, {"n": 4, "search": {"max_depth": 9}})
+    ['search.max_depth was 8 and is 9']
+    ```
+    """
+    return [format_change(name, *values) for name, values in setting_changes(found, asked).items()]
+
+
+def setting_changes(found: dict[str, Any], asked: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the value before and the value now of each setting that differs, by its dotted name. See [`changed_settings`]."""
+    changes: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(found.keys() | asked.keys()):
+        before, now = found.get(name), asked.get(name)
+        if name in TOLERANCES and (None in (before, now) or _is_close(before, now, TOLERANCES[name])):
+            continue
+        inner = [{} if value is None else value for value in (before, now)]
+        if before != now and all(isinstance(value, dict) for value in inner):
+            changes |= {f"{name}.{setting}": values for setting, values in setting_changes(*inner).items()}
+        elif before != now:
+            changes[name] = before, now
+    return changes
+
+
+def _is_close(before: Any, now: Any, tolerance: float) -> bool:
+    """Return whether two lists of numbers have the same length, and a mean difference of at most `tolerance`."""
+    for numbers in (before, now):
+        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+            return False
+    if not before or len(before) != len(now):
+        return False
+    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now) + 1e-9
+
+
+def format_change(name: str, before: Any, now: Any) -> str:
+    """Return the name and both values of a setting, for a message."""
+    was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
+    was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
+    return f"{name} was {was} and is {is_now}"
 
 
 # Settings that do not change the results, records that grow, and names whose content is compared under another name

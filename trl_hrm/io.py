@@ -10,7 +10,7 @@ import re
 import shlex
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,9 +20,6 @@ from filelock import FileLock, Timeout
 
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_NODES = 100_000  # of a file with all its aliases expanded
-# Measurements that identify a model on a server, with the mean difference between hardware and batches that is accepted. Not every
-# server returns them
-TOLERANCES = {"prompt_logprobs": 0.1, "probe_scores": 0.02}
 PROBE = 1 << 16  # bytes that a claim writes, so that a full disk is noticed
 
 
@@ -465,65 +462,6 @@ def write_or_keep(folder: Path, texts: Mapping[str, str]) -> None:
             f"{folder / name} could not be written ({error.strerror}). The results are in {kept}: {', '.join(texts)}. Move them to "
             f"{folder}."
         ) from error
-
-
-def changed_settings(found: dict[str, Any], asked: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
-    """
-    List the differences between the saved settings of a folder and new settings. Lists of numbers in `TOLERANCES` may differ by
-    rounding, or be missing.
-
-    Args:
-        found (`dict[str, Any]`):
-            JSON object with the saved settings.
-        asked (`dict[str, Any]`):
-            JSON object with the new settings.
-        ignored (`Collection[str]`, *optional*):
-            Names of settings that may differ.
-
-    Returns:
-        `list[str]`: Name and both values of each setting that differs, for an error message.
-
-    Example:
-
-    ```python
-    >>> changed_settings({"n": 4, "search": {"max_depth": 8}}, {"n": 4, "search": {"max_depth": 9}})
-    ['search.max_depth was 8 and is 9']
-    ```
-    """
-    kept = ({name: value for name, value in settings.items() if name not in ignored} for settings in (found, asked))
-    return [format_change(name, *values) for name, values in setting_changes(*kept).items()]
-
-
-def setting_changes(found: dict[str, Any], asked: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the value before and the value now of each setting that differs, by its dotted name. See [`changed_settings`]."""
-    changes: dict[str, tuple[Any, Any]] = {}
-    for name in sorted(found.keys() | asked.keys()):
-        before, now = found.get(name), asked.get(name)
-        if name in TOLERANCES and (None in (before, now) or _is_close(before, now, TOLERANCES[name])):
-            continue
-        inner = [{} if value is None else value for value in (before, now)]
-        if before != now and all(isinstance(value, dict) for value in inner):
-            changes |= {f"{name}.{setting}": values for setting, values in setting_changes(*inner).items()}
-        elif before != now:
-            changes[name] = before, now
-    return changes
-
-
-def _is_close(before: Any, now: Any, tolerance: float) -> bool:
-    """Return whether two lists of numbers have the same length, and a mean difference of at most `tolerance`."""
-    for numbers in (before, now):
-        if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
-            return False
-    if not before or len(before) != len(now):
-        return False
-    return sum(abs(one - other) for one, other in zip(before, now, strict=True)) <= tolerance * len(now) + 1e-9
-
-
-def format_change(name: str, before: Any, now: Any) -> str:
-    """Return the name and both values of a setting, for a message."""
-    was, is_now = (json.dumps(value, ensure_ascii=False) for value in (before, now))
-    was, is_now = (text if len(text) <= 80 else text[:77] + "..." for text in (was, is_now))
-    return f"{name} was {was} and is {is_now}"
 
 
 def dump_json(value: Any, where: str | Path, indent: int | None = None) -> str:

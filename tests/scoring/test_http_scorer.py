@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from trl_hrm import StepFormat, StepScorer
-from trl_hrm.io import changed_settings
+from trl_hrm.identity import changed_settings
 from trl_hrm.scoring.http_scorer import PROBE, ServerScorer
 
 from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer

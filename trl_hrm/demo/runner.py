@@ -23,8 +23,8 @@ from tqdm import tqdm
 from typing_extensions import TypedDict
 
 from ..config import Config
-from ..identity import digest_of_files
-from ..io import read_json, setting_changes, write_json
+from ..identity import digest_of_files, setting_changes
+from ..io import read_json, write_json
 from ..processes import Workers
 from ..schema import Amount, check_json
 from ..search.run_folder import MANIFEST, shard_name

@@ -9,7 +9,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..heads import num_labels
-from ..io import changed_settings, shown
+from ..identity import changed_settings
+from ..io import shown
 from ..losses import step_score
 from ..search.coroutines import run_coroutine
 from ..search.engines.answers import MODELS_BYTES, read_cards, read_rows, read_tokens
@@ -128,7 +129,7 @@ class ServerScorer(ChainScorer):
     def describe(self) -> dict[str, Any]:
         """
         Return the name of the model, and its `identity`: the maximum length, and the scores of a short text. Two servers have the same
-        model if these are equal, up to rounding of the scores (`trl_hrm.io.TOLERANCES`).
+        model if these are equal, up to rounding of the scores (`trl_hrm.identity.TOLERANCES`).
         """
         return {"model": self.model, "identity": self._identity}
 

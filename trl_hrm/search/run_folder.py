@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple, NotRequired, Required
 
 from typing_extensions import TypedDict
 
-from ..identity import compare_runs, describe_changes
-from ..io import claimed_folder, format_change, read_json, remove_partial, shown, write_json
+from ..identity import compare_runs, describe_changes, format_change
+from ..io import claimed_folder, read_json, remove_partial, shown, write_json
 from ..schema import Count, check_json, from_json
 from .log import EventLog
 from .outcomes import (

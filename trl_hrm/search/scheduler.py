@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from ..grading import DEFAULT_EXTRACTORS
-from ..io import changed_settings, shown
+from ..identity import changed_settings
+from ..io import shown
 from .engines.base import Engine, EngineError, EngineFatal, Sample
 from .expansion import Expander
 from .log import EventLog

@@ -21,7 +21,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from .. import __version__
 from .._compat import maybe_gather_lm_head_ctx
-from ..io import changed_settings, read_json, shown, write_json
+from ..identity import changed_settings
+from ..io import read_json, shown, write_json
 
 
 RECORD_NAME = "trl_hrm_checkpoint.json"

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...encoding import control_tokens
-from ...io import changed_settings, shown
+from ...identity import changed_settings
+from ...io import shown
 from ..coroutines import run_coroutine
 from .answers import MODELS_BYTES, Choice, read_cards, read_choices, read_prompt_logprobs, read_vllm_choices
 from .base import (
