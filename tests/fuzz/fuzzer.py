@@ -89,12 +89,12 @@ def mutated_option(target: Target, work: Path, rng: random.Random) -> tuple[list
     big = "--print_config" in target.command
     values = [value for value in VALUES if big or not isinstance(value, int | float) or value <= 2]
     value = rng.choice(values)
+    shown = [str(one) for one in (value if isinstance(value, list) else [value])]
     if rng.random() < 0.5:
         path = work / f"{command}.yaml"
         settings = yaml.safe_load(path.read_text())
         path.write_text(yaml.safe_dump(settings | {name: value}, allow_unicode=True))
-        return [name, path.name, str(value) or name], []
-    shown = [str(one) for one in (value if isinstance(value, list) else [value])]
+        return [name, path.name, *filter(None, shown)], []
     return [name, *filter(None, shown)], [f"--{name}", *(word.replace("\0", "") for word in shown)]
 
 

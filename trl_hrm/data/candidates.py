@@ -20,7 +20,9 @@ Rows written by search-and-learn, with `problem` and whole solutions as `complet
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from ..grading import extract_answer, opens_thinking, thinking_spans
 from ..io import shown

@@ -16,10 +16,11 @@ from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TextIO, TypedDict
+from typing import Any, NotRequired, TextIO
 
 import yaml
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from ..config import Config
 from ..identity import digest_of_files

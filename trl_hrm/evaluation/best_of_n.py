@@ -12,9 +12,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from tqdm.auto import tqdm
+from typing_extensions import TypedDict
 
 from .. import __version__
 from ..data.candidates import THINKING, ProblemCandidates

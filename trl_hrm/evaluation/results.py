@@ -9,7 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from ..data.candidates import ProblemCandidates, SavedProblem
 from ..identity import Comparison, compare_runs, describe_changes
@@ -24,7 +27,7 @@ from ..io import (
     shown,
     write_json,
 )
-from ..schema import INT64, Amount, Count, Range, Share, check_json
+from ..schema import INT64, Amount, Count, Share, check_json
 from ..search.outcomes import describe_outcomes
 from ..search.run_folder import Reference, shard_name
 from ..terminal import one_line
@@ -36,8 +39,8 @@ CANDIDATES = "candidates.jsonl"
 REMEDY = "Run the command that wrote the file again, with --overwrite."
 _CANDIDATES = re.compile(r"candidates(-n\d+)?\.jsonl")
 
-Number = Annotated[int, Range(1, INT64)]  # N
-Difference = Annotated[float, Range(-1, 1)]
+Number = Annotated[int, Field(ge=1, le=INT64)]  # N
+Difference = Annotated[float, Field(ge=-1, le=1)]
 
 
 class Point(TypedDict):

@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from ..data.candidates import SavedProblem
 from ..io import read_json, read_json_lines, shown
 from ..pages.numbers import percent
-from ..schema import Amount, Count, Range, Share, check_json
+from ..schema import Amount, Count, Share, check_json
 from ..scoring.aggregate import AGGREGATES, aggregate
 from ..terminal import plain
 from .results import REMEDY, RESULTS, check_values
@@ -81,7 +84,7 @@ class SavedScores(TypedDict):
     subset: str
     id: str
     where: NotRequired[str]
-    labels: list[Annotated[int, Range(0, 1)] | None]
+    labels: list[Annotated[int, Field(ge=0, le=1)] | None]
     scores: list[Share] | None
 
 

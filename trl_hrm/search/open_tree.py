@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from ..io import shown
-from ..schema import INT64, Count, Index, Range, Share
+from ..schema import INT64, Count, Index, Share
 from .steps import Cut
 from .tree import ROOT, Finish, Node, Problem, SearchTree, Status, make_id
 
@@ -13,7 +16,7 @@ from .tree import ROOT, Finish, Node, Problem, SearchTree, Status, make_id
 if TYPE_CHECKING:
     from .step_search import Beam
 
-Round = Annotated[int, Range(-(2**31), 2**31 - 1)]
+Round = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 CutValues = tuple[Index, Index, Index]  # of a `Cut`
 
 
@@ -55,8 +58,8 @@ class SamplesEvent(TypedDict):
     round: Round
     role: Literal["step", "rollout"]
     cut: bool
-    weight: Annotated[float, Range(1, INT64)]
-    seed: Annotated[int, Range(0, 2**53)]
+    weight: Annotated[float, Field(ge=1, le=INT64)]
+    seed: Annotated[int, Field(ge=0, le=2**53)]
     samples: list[LoggedSample]
 
 

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, Required, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, Required
+
+from typing_extensions import TypedDict
 
 from ..identity import compare_runs, describe_changes
 from ..io import claimed_folder, format_change, read_json, remove_partial, shown, write_json
