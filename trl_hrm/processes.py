@@ -147,7 +147,6 @@ class StopSignals:
 
     def __init__(self):
         self.received: int | None = None
-        self._postponed: int | None = None
         self._message = ""
         for number in STOP_SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP, and SIGINT has Python's handler
@@ -158,11 +157,8 @@ class StopSignals:
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=self._before_fork,
-                after_in_parent=self._after_fork_in_parent,
-                after_in_child=self._after_fork_in_child,
-            )
+            os.register_at_fork(before=self._before_fork, after_in_child=self._after_fork)
+        sys.unraisablehook = self._interrupt_again
         # Finalizers run in reverse order: temporary folders are deleted first
         weakref.finalize(self, self._leave)
 
@@ -222,29 +218,23 @@ class StopSignals:
             sys.stderr.flush()
             os._exit(self.exit_code)
 
+    def _interrupt_again(self, unraisable: Any) -> None:
+        """Python ignores an exception that a handler raises in `__del__` or in a hook of a fork. Send the signal again after it."""
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))  # a second SIGINT would exit at once
+            again.daemon = True
+            again.start()
+        else:
+            sys.__unraisablehook__(unraisable)
+
     def _before_fork(self) -> None:
-        """Postpone signals: Python ignores an exception that a handler raises while the hooks of a fork run."""
         self._parent = os.getpid()
-        self._handlers = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                if callable(signal.getsignal(number)):
-                    self._handlers[number] = signal.signal(number, self._postpone)
 
-    def _postpone(self, number: int, frame: FrameType | None) -> None:
-        self.received = self._postponed = self.received or number
-
-    def _after_fork_in_parent(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        if self._postponed is not None:
-            self._postponed = None
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()  # a second SIGINT would exit at once
-
-    def _after_fork_in_child(self) -> None:
+    def _after_fork(self) -> None:
         signal.set_wakeup_fd(-1)
-        for number in self._handlers:
-            signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) == self._interrupt:
+                signal.signal(number, signal.SIG_DFL)
         if sys.platform == "linux":
             end_with_parent(self._parent)
