@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
-from pydantic_core import to_json
 
 from .io import shown
 
@@ -55,7 +54,7 @@ def from_json(kind: type[T], value: Any, where: str | Path, remedy: str = "") ->
             starts with `where`.
     """
     try:
-        return _adapter(kind).validate_json(to_json(value), strict=True, extra="forbid")
+        return _adapter(kind).validate_json(_adapter(Any).dump_json(value), strict=True, extra="forbid")
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
     keys = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in found["loc"])

@@ -76,7 +76,7 @@ def edit_report(folder: Path, **changes) -> None:
         ),
         (
             lambda folder: edit_report(folder, content=None),
-            "build_report.json has no `content`. Build the dataset again",
+            "build_report.json: `content` is missing. Build the dataset again",
         ),
         (lambda folder: edit_report(folder, picture={"file": "scores.png"}), "scores.png is missing"),
         (
@@ -450,14 +450,14 @@ def test_a_card_that_cannot_be_read(config, card):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rows": []}, r"`rows` is \[\], expected an object"),
+        ({"rows": []}, r"`rows` is \[\]"),
         ({"rows": {}}, r"found \[\], expected the names of splits"),
-        ({"rows": {"train": -1}}, "`rows.train` is -1, expected a whole number of at least 0"),
+        ({"rows": {"train": -1}}, "`rows.train` is -1"),
         ({"rows": {"train": 1.5}}, "`rows.train` is 1.5"),
         ({"rows": {"../../secret": 1}}, r"found \['../../secret'\], expected the names of splits"),
-        ({"view": 3}, "`view` is 3, expected a string"),
-        ({"content": ["a"]}, r"`content` is \['a'\], expected a string"),
-        ({"picture": "scores.png"}, "`picture` is 'scores.png', expected an object"),
+        ({"view": 3}, "`view` is 3"),
+        ({"content": ["a"]}, r"`content` is \['a'\]"),
+        ({"picture": "scores.png"}, "`picture` is 'scores.png'"),
         ({"picture": {"file": "../../secret.png"}}, r"'../../secret.png'\], expected the names of splits and of a picture"),
         ({"picture": {"file": "/etc/passwd"}}, "/etc/passwd"),
     ],

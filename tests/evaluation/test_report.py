@@ -494,21 +494,21 @@ def put(values, place, value):
 
 GAP = ("hacking_gap", MIN)
 FAULTS = {
-    "accuracy above 1": (("curves", MIN, 0, "accuracy"), 1.5, r"`curves.best_of_n/min\[0\].accuracy` is 1.5, expected a number from 0 to 1"),
+    "accuracy above 1": (("curves", MIN, 0, "accuracy"), 1.5, r"`curves.best_of_n/min\[0\].accuracy` is 1.5"),
     "accuracy outside of its interval": (("curves", MIN, 0, "accuracy"), 1.0, "accuracy outside of its interval at N = 1"),
     "accuracy of NaN": (("curves", MIN, 0, "accuracy"), float("nan"), "'NaN' is not a finite number"),
     "no accuracy": (("curves", MIN, 0, "accuracy"), None, r"`curves.best_of_n/min\[0\].accuracy` is None"),
-    "an N of 0": (("curves", MIN, 0, "n"), 0, r"`curves.best_of_n/min\[0\].n` is 0, expected a whole number of at least 1"),
+    "an N of 0": (("curves", MIN, 0, "n"), 0, r"`curves.best_of_n/min\[0\].n` is 0"),
     "an N twice": (("curves", MIN, 0, "n"), 2, r"`curves.best_of_n/min` has the N \[2, 2, 4, 8\], expected .* ascending order"),
     "an empty curve": (("curves", MIN), [], r"`curves.best_of_n/min` has the N \[\], expected at least one"),
     "no curves": (("curves",), {}, "`curves` is empty"),
-    "a gap without a curve": (("hacking_gap", "best_of_n/max"), None, "`hacking_gap.best_of_n/max` is None, expected an object"),
+    "a gap without a curve": (("hacking_gap", "best_of_n/max"), None, "`hacking_gap.best_of_n/max` is None"),
     "a gap of another N": ((*GAP, "best_n"), 3, "`hacking_gap.best_of_n/min` has an N that is not in the curve"),
     "half a loss": ((*GAP, "low"), None, "has some of `loss`, `from_n`, `low` and `high`, expected all or none"),
-    "a negative count": (("counts", "not_graded"), -1, "`counts.not_graded` is -1, expected a whole number of at least 0"),
+    "a negative count": (("counts", "not_graded"), -1, "`counts.not_graded` is -1"),
     "a share above 1": (("calibration", "bins", 0, "share_right"), 2, r"`calibration.bins\[0\].share_right` is 2"),
-    "an unknown key": (("colour",), "red", "has the unknown key 'colour'"),
-    "settings in a list": (("settings",), [], r"`settings` is \[\], expected an object"),
+    "an unknown key": (("colour",), "red", "`colour` is not a known key"),
+    "settings in a list": (("settings",), [], r"`settings` is \[\]"),
 }  # fmt: skip
 
 
@@ -525,18 +525,18 @@ def test_damaged_results(tmp_path, place, value, words):
 
 def test_an_aggregate_that_is_no_name(tmp_path):
     folder = write(tmp_path / "run", selection(settings={"aggregate": [[3]]}))
-    with pytest.raises(ValueError, match=r"results.json: `settings.aggregate` is \[3\], expected a string or null"):
+    with pytest.raises(ValueError, match=r"results.json: `settings.aggregate`: the value is \[3\]"):
         read_results([folder])
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"suite": 1}, "`suite` is 1, expected a string"),
-        ({"labels": [1, 2, None]}, r"`labels\[1\]` is 2, expected a whole number from 0 to 1 or null"),
+        ({"suite": 1}, "`suite` is 1"),
+        ({"labels": [1, 2, None]}, r"`labels\[1\]` is 2"),
         ({"scores": [0.5]}, "found 1 scores for 3 labels, expected one per step"),
-        ({"scores": ["0.5"] * 3}, r"`scores\[0\]` is '0.5', expected a number"),
-        ({"id": None}, "`id` is None, expected a string"),
+        ({"scores": ["0.5"] * 3}, r"`scores\[0\]` is '0.5'"),
+        ({"id": None}, "`id` is None"),
     ],
 )
 def test_damaged_scores(tmp_path, change, words):
@@ -550,12 +550,12 @@ def test_damaged_benchmarks(tmp_path):
         (("subsets", "math", "f1"), 1.5, "`f1` is 1.5, expected a number from 0 to 1|is 1.5"),
         (("subsets", "math", "low"), None, r"0.4375 is outside of its interval \[None, 0.5\]"),
         (("subsets", "math", "f1"), 0.1, r"0.1 is outside of its interval \[0.3, 0.5\]"),
-        (("subsets", "math", "num_with_error"), 1.5, "`num_with_error` is 1.5, expected a whole number"),
+        (("subsets", "math", "num_with_error"), 1.5, "`num_with_error` is 1.5"),
         (("averages", "unweighted"), {"f1": 0.5, "low": 0.4}, "a subset or average has no high"),
         (("metric",), "accuracy", "a subset or average has no accuracy"),
         (("tuned", "rest"), "0.5", "`suites.processbench.tuned.rest` is '0.5'"),
         (("seconds",), -1, "`suites.processbench.seconds` is -1"),
-        (("steps", "auroc"), 2, "`auroc` is 2, expected a number from 0 to 1"),
+        (("steps", "auroc"), 2, "`auroc` is 2"),
     ):
         results = benchmark()
         put(results["suites"]["processbench"], place, value)

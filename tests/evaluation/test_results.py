@@ -378,12 +378,12 @@ def test_damaged_parts(tmp_path):
     for damaged, words in (
         ([header, second], "2: found block 1, expected block 0"),
         ([header, first, first], "3: found block 0, expected block 1"),
-        ([header, first, edited(second, lambda b: b.pop("counts"))], "3 has no `counts`"),
+        ([header, first, edited(second, lambda b: b.pop("counts"))], "3: `counts` is missing"),
         ([header, edited(first, lambda b: b["rows"][0].update(place=-1))], r"2: `rows\[0\].place` is -1"),
         ([header, edited(first, lambda b: b["rows"].reverse())], r"2: problem \d+ follows problem \d+"),
         ([header, edited(first, lambda b: b["rows"][0]["classes"].pop())], r"2: problem \d+ has not one class per candidate"),
         ([header, edited(first, lambda b: b["counts"].update(num_candidates=-1))], "2: `counts.num_candidates` is -1"),
-        (["[]", first], "1 is .., expected an object"),
+        (["[]", first], "1: the value is ... It must be an object"),
     ):  # fmt: skip
         path.write_text("\n".join(damaged) + "\n")
         with pytest.raises(ValueError, match=f"^{path}:{words}.*Delete the file"):

@@ -187,7 +187,7 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "has no solutions"),
+            ("", "no records found"),
             ('{"prompt": "x"}\n', "rows.jsonl:1.*`completions`"),
             ("{", "JSON"),
         ],
