@@ -203,9 +203,11 @@ class StopSignals:
         self._exit()
 
     def _next_signal(self) -> int:
-        while (number := self._numbers.recv(1)[0]) not in STOP_SIGNALS:
-            pass
-        return number
+        """Wait for a signal that other code, such as `enable_jit_checkpoint` of the Trainer, does not handle."""
+        while True:
+            number = self._numbers.recv(1)[0]
+            if number == signal.SIGINT or number in STOP_SIGNALS and signal.getsignal(number) == self._interrupt:
+                return number
 
     def _exit(self) -> None:
         os.write(2, self._message.encode())
