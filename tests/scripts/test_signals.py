@@ -98,6 +98,7 @@ class Command:
             stdout=subprocess.DEVNULL,
             stderr=self.errors,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # `nohup pytest` ignores it
         )
 
     def pause(self) -> None:
