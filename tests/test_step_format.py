@@ -498,4 +498,4 @@ def test_a_missing_folder_that_no_repository_can_be():
     with pytest.raises(
         FileNotFoundError, match="^./no/such/folder: this folder does not exist, and no Hub repository"
     ):
-        StepFormat.find("./no/such/folder")
+        StepFormat.from_pretrained("./no/such/folder")
