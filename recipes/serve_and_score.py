@@ -209,7 +209,7 @@ def largest_differences(columns: dict[str, list[list[float]]]) -> dict[str, floa
 
 
 def make_parser() -> argparse.ArgumentParser:
-    from trl_hrm.cli import HelpFormatter
+    from trl_hrm.command_parser import HelpFormatter
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[1], formatter_class=HelpFormatter)
     parser.add_argument("--model", required=True, help="folder or Hub id of the reward model (required)")

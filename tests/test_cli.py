@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 
 import trl_hrm
 from trl_hrm import __version__
-from trl_hrm.cli import COMMANDS, TRAINING, CommandParser, main
+from trl_hrm.cli import COMMANDS, TRAINING, main
+from trl_hrm.command_parser import CommandParser
 from trl_hrm.hub import HTTPError
 from trl_hrm.scripts import reward
 from trl_hrm.scripts.training import run_script
@@ -51,6 +52,13 @@ def test_help_imports_nothing_heavy(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: trl-hrm")
+
+
+def test_signals_are_handled_before_slow_imports():
+    """Ctrl-C during an import that comes before `main` would print a traceback."""
+    code = "import sys, trl_hrm.cli; slow = {'trl', 'torch', 'numpy'} & set(sys.modules); assert not slow, slow"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=list(COMMANDS))

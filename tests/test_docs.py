@@ -11,7 +11,8 @@ from datasets import Dataset
 
 import trl_hrm
 from trl_hrm import BuildStepwiseConfig, HRMRewardConfig, build_stepwise, hrm_view
-from trl_hrm.cli import COMMANDS, CommandParser
+from trl_hrm.cli import COMMANDS
+from trl_hrm.command_parser import CommandParser
 from trl_hrm.demo.world import step_trees
 from trl_hrm.step_metrics import judged_steps
 from trl_hrm.tiny_model import make_tiny_model, texts_of

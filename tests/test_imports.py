@@ -28,6 +28,7 @@ LAYERS = [
     {"prm", "metrics", "tiny_model"},
     {"scripts"},
     {"demo"},
+    {"command_parser"},
     {"cli"},
     {"recipes", "benchmarks", "tests"},
 ]

@@ -492,3 +492,10 @@ class TestVersions:
         write(tmp_path, self.FIRST | {"version": VERSION + 1, "new": 1})
         with pytest.raises(ValueError, match=rf"`version` is {VERSION + 1}. .*Upgrade"):
             StepFormat.from_pretrained(tmp_path)
+
+
+def test_a_missing_folder_that_no_repository_can_be():
+    with pytest.raises(
+        FileNotFoundError, match="^./no/such/folder: this folder does not exist, and no Hub repository"
+    ):
+        StepFormat.from_pretrained("./no/such/folder")

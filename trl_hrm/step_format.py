@@ -394,7 +394,7 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
         path = Path(path_or_repo) / STEP_FORMAT_NAME
         return path if path.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     try:
         return hf_hub_download(str(path_or_repo), STEP_FORMAT_NAME, **kwargs)
@@ -404,4 +404,9 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
         raise FileNotFoundError(
             f"{path_or_repo}: this folder does not exist. A Hub repository with this name is not in the cache, and the Hub "
             f"cannot be reached: {error}"
+        ) from error
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f"{path_or_repo}: this folder does not exist, and no Hub repository can have this name. Pass the folder of a model, or "
+            "the id of a repository on the Hub."
         ) from error

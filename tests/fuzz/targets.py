@@ -259,7 +259,7 @@ SETTINGS = {
 
 def settings(name: str) -> dict[str, Any]:
     """Return the settings of a command as in a file."""
-    from trl_hrm.cli import CommandParser
+    from trl_hrm.command_parser import CommandParser
 
     config, _ = CommandParser(getattr(trl_hrm, COMMANDS[name].config)).read(words(SETTINGS[name]))
     return config.settings()

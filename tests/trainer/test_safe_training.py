@@ -218,6 +218,8 @@ class TestCompleteCheckpoints:
         size = path.stat().st_size
         path.write_bytes(path.read_bytes()[:-1])
         assert why_incomplete(path.parent) == f"{name} has {size - 1:,} bytes, and was saved with {size:,}"
+        path.write_bytes(bytes(size))  # as after a power loss
+        assert why_incomplete(path.parent) == f"{name} is damaged"
         path.unlink()
         with pytest.raises(ValueError, match=f"checkpoint-4 is not a complete checkpoint: {name} is missing"):
             make_hrm(copied, trees).train(resume_from_checkpoint=str(path.parent))
@@ -340,6 +342,13 @@ def test_max_steps_within_an_epoch(tmp_path, trees):
     trainer = make_hrm(tmp_path, trees, max_steps=2)
     trainer.train(resume_from_checkpoint=True)
     assert trainer.state.global_step == 2
+
+
+def test_a_metric_that_does_not_exist(tmp_path, trees):
+    """The Trainer raises a `KeyError`, which the command line would report as a bug."""
+    trainer = make_hrm(tmp_path, trees, metric_for_best_model="nonsense")
+    with pytest.raises(ValueError, match="'eval_nonsense', which is not found .* are: ..eval_loss'"):
+        trainer._determine_best_metric({"eval_loss": 1.0}, None)
 
 
 class TestNothingToTrainOn:

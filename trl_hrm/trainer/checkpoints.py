@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from .. import __version__
@@ -196,8 +198,8 @@ def why_incomplete(folder: Path) -> str | None:
     """
     Return why training cannot be resumed from a checkpoint, or `None` if the checkpoint is complete.
 
-    A complete checkpoint has a valid `trainer_state.json`, which is written last, and all files of its record with their sizes. If
-    it has no record, it must have weights and the state of the optimizer.
+    A complete checkpoint has a valid `trainer_state.json`, which is written last, and all files of its record with their sizes and
+    valid headers. If it has no record, it must have weights and the state of the optimizer.
     """
     if not folder.is_dir():
         return "the folder does not exist"
@@ -222,7 +224,8 @@ def why_incomplete(folder: Path) -> str | None:
         for name, size in record["files"].items():
             if sizes[name] != size:
                 return f"{name} has {sizes[name]:,} bytes, and was saved with {size:,}"
-        return None
+        damaged = next((name for name in sorted(sizes) if not _has_valid_header(folder / name)), None)
+        return damaged and f"{damaged} is damaged"
     if not any(list(folder.glob(pattern)) for pattern in WEIGHTS):
         return "the weights are missing"
     for index in folder.glob("*.index.json"):
@@ -236,6 +239,19 @@ def why_incomplete(folder: Path) -> str | None:
     if not any(list(folder.glob(pattern)) for pattern in OPTIMIZER):
         return "the state of the optimizer is missing, as in checkpoints saved with `save_only_model`"
     return None
+
+
+def _has_valid_header(path: Path) -> bool:
+    """Return whether a file can be opened. After a power loss, a file may have its full size and contain only zeros."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                return True
+        if path.suffix == ".json":
+            json.loads(path.read_bytes())
+    except (SafetensorError, ValueError, RecursionError):
+        return False
+    return path.suffix not in (".pt", ".pth") or is_zipfile(path)
 
 
 def newest_complete(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:

@@ -231,6 +231,12 @@ class SafeTrainingMixin:
             )
         return super()._finalize_training(*args, **kwargs)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:  # its message lists the metrics
+            raise ValueError(error.args[0]) from error
+
     # Complete checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,0 +1,135 @@
+"""The parser of a command's config, which extends [`~trl.TrlParser`]."""
+
+import argparse
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any
+
+from trl import TrlParser
+
+from .terminal import one_line
+
+
+VALUE = "\0"  # before a word that is a value, even if it looks like an option. No word of a command line contains it
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show each option under one name, and its default unless the help text states it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        has_none = action.default is False or action.default in (None, [], argparse.SUPPRESS)
+        if "(default:" in action.help or action.required or has_none:
+            return action.help
+        return super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if len(action.option_strings) > 1 and action.dest != "help":
+            action = copy.copy(action)
+            action.option_strings = action.option_strings[:1]  # the name with hyphens works, but is not shown
+        return super()._format_action_invocation(action)
+
+
+class CommandParser(TrlParser):
+    """
+    [`~trl.TrlParser`] for the config of a command. It supports these keys in the metadata of a field:
+
+    - `positional`: the field is a positional argument;
+    - `parse`: function that parses an argument, instead of the type of the field;
+    - `advanced`: the option is shown by `--help_all`, not by `--help`;
+    - the keys that [`~config.Config`] checks.
+
+    Args:
+        config (`type`):
+            Config dataclass.
+        show_all (`bool`, *optional*, defaults to `False`):
+            Whether to show advanced options in the help.
+        **kwargs:
+            Passed to [`~trl.TrlParser`].
+    """
+
+    def __init__(self, config: type, show_all: bool = False, **kwargs: Any):
+        self.show_all = show_all
+        self.settings = [field.name for field in fields(config) if field.init]
+        super().__init__([config], formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
+        words = [action.metavar or action.dest.upper() for action in self._actions if not action.option_strings]
+        self.usage = " ".join(["%(prog)s", *words, "[OPTIONS]"])
+        self.add_argument("--help_all", action="help", help="show all options and exit")
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help="YAML file with options. Options on the command line override it.",
+        )
+        self.add_argument("--print_config", action="store_true", help="print the resolved settings as YAML and exit")
+        self.add_argument("--debug", action="store_true", help="print the traceback of an error")
+
+    def add_argument(
+        self,
+        *names: str,
+        positional: bool = False,
+        parse: Callable | None = None,
+        advanced: bool = False,
+        range: str | None = None,
+        may_be_empty: bool = False,
+        **kwargs: Any,
+    ) -> argparse.Action:
+        if parse is not None:
+            kwargs["type"] = parse
+        if advanced and not self.show_all:
+            kwargs["help"] = argparse.SUPPRESS
+        if positional:
+            kwargs.pop("required", None)
+            names = (names[0].removeprefix("--"),)
+        return super().add_argument(*names, **kwargs)
+
+    def _parse_optional(self, word: str) -> Any:
+        """Read words such as `---` and `-2e-1` as values, as no option looks like them."""
+        return super()._parse_optional(word) if re.match("--?[A-Za-z]", word) else None
+
+    def _get_value(self, action: argparse.Action, word: str) -> Any:
+        return super()._get_value(action, word.removeprefix(VALUE))
+
+    def error(self, message: str) -> None:
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # argparse lists all spellings of an option
+        self.exit(2, f"error: {one_line(message)}\nSee `{self.prog} --help`.\n")
+
+    def set_defaults_with_config(self, **settings: Any) -> list[str]:
+        """Set the fields of the config. Other options, such as `--debug`, are unknown in a file."""
+        known = {name: value for name, value in settings.items() if name in self.settings}
+        super().set_defaults_with_config(**known)
+        return [name for name in settings if name not in known]
+
+    def read(self, argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+        """
+        Return the config for a command line, and the options that all commands share.
+
+        Raises:
+            `OSError`: If the `--config` file cannot be read.
+            `ValueError`: If a value is invalid, or the file contains an unknown option.
+        """
+        file = argv[argv.index("--config") + 1] if "--config" in argv else None
+        words = []
+        for word in argv:  # `--final_stops=--- x` has two values
+            name, equals, value = word.partition("=")
+            takes_values = equals and getattr(self._option_string_actions.get(name), "nargs", 0) != 0
+            words += [name, VALUE + value] if takes_values else [word]
+        config, options, unknown_settings, unknown_words = self.parse_args_and_config(
+            words, return_remaining_strings=True, separate_remaining_strings=True
+        )
+        if unknown_settings:
+            name = unknown_settings[0]
+            raise ValueError(
+                f"{file}: found {name!r}, which is not an option of {self.prog}.{nearest(name, self.settings)}"
+            )
+        known = sorted({name for action in self._actions for name in action.option_strings[:1]})
+        if unknown_words:
+            self.error(f"found {unknown_words[0]!r}, which is not an option.{nearest(unknown_words[0], known)}")
+        return config, options
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return ` Did you mean X?` if a known word is similar, and an empty string otherwise."""
+    close = get_close_matches(word.split("=")[0], known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
