@@ -285,7 +285,7 @@ def test_missing_weights_of_an_adapter(tmp_path):
     """PEFT asked the Hub for them."""
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "missing"}')
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}: adapter_model.safetensors is missing. Download or"):
-        StepScorer.from_pretrained(str(tmp_path), step_format=CLASSIFICATION, device="cpu")
+        check_checkpoint(str(tmp_path), CLASSIFICATION)
 
 
 @pytest.mark.parametrize("base", [None, 7, "itself"])
