@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, KLSelfConfig, KLSelfTrainer, StepScorer
+from trl_hrm.identity import checkpoint_identity
 from trl_hrm.loading import check_checkpoint, check_policy, load_policy, load_tokenizer
 from trl_hrm.search.engines.transformers import TransformersEngine
 
@@ -269,3 +270,30 @@ class TestStillLoads:
     def test_the_tokenizer(self, checkpoints):
         expected = AutoTokenizer.from_pretrained(checkpoints / "policy")
         assert load_tokenizer(str(checkpoints / "policy")).get_vocab() == expected.get_vocab()
+
+
+@pytest.mark.parametrize("loader", ["scorer", "engine"])
+def test_a_missing_config(tmp_path, checkpoints, capfd, loader):
+    kind, load = LOADERS[loader]
+    shutil.copytree(checkpoints / kind, tmp_path / "model")
+    (tmp_path / "model" / "config.json").unlink()
+    words = "config.json is missing. Download or save it again."
+    assert_refused(load, tmp_path / "model", tmp_path / "out", words, capfd)
+
+
+def test_missing_weights_of_an_adapter(tmp_path):
+    """PEFT asked the Hub for them."""
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "missing"}')
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: adapter_model.safetensors is missing. Download or"):
+        check_checkpoint(str(tmp_path), CLASSIFICATION)
+
+
+@pytest.mark.parametrize("base", [None, 7, "itself"])
+def test_identity_of_an_adapter_without_a_base_model(tmp_path, base):
+    """`null` was a `TypeError`, and the folder itself a `RecursionError`."""
+    base = str(tmp_path) if base == "itself" else base
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(
+        ValueError, match="adapter_config.json: `base_model_name_or_path` is .* path or Hub id of the base"
+    ):
+        checkpoint_identity(str(tmp_path))

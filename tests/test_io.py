@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,20 @@ def test_damaged_yaml(tmp_path, text, line, fault):
     with pytest.raises(ValueError, match=fault) as caught:
         read_yaml(path)
     assert str(caught.value).startswith(f"{path}{line}")
+
+
+def test_yaml_files_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("utf16.yaml").write_bytes("seed: 1".encode("utf-16"))
+    Path("bom.yaml").write_bytes("\ufeffseed: 1".encode())
+    with pytest.raises(FileNotFoundError, match="^missing.yaml: file not found. Expected a YAML file of settings.$"):
+        read_yaml("missing.yaml")
+    with pytest.raises(IsADirectoryError, match="^folder is a folder. Expected a YAML file of settings.$"):
+        read_yaml("folder")
+    with pytest.raises(ValueError, match="^utf16.yaml: not valid UTF-8 .* Save it as UTF-8.$"):
+        read_yaml("utf16.yaml")
+    assert read_yaml("bom.yaml") == {"seed": 1}
 
 
 def test_yaml_aliases_within_the_bound(tmp_path):

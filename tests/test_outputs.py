@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from trl_hrm.data import build as data_build
 from trl_hrm.evaluation.benchmarks.run import check_output
 from trl_hrm.evaluation.results import check_results
 from trl_hrm.io import claimed_file, claimed_folder, replacing, write_or_keep
+from trl_hrm.scripts.training import check_inputs
 
 from .fakes import write_rows
 from .helpers import save_checkpoint
@@ -435,6 +437,55 @@ def test_score_does_not_replace_its_input(output, tmp_path, rows, capsys):
     assert main(["score", rows, "--reward_model", "missing", "--output", output]) == 1
     assert f"{output} is an input, which would be replaced" in error_of(capsys)
     assert Path(rows).read_bytes() == before
+
+
+@pytest.mark.parametrize("output", ["model/model.safetensors", "model/config.json", "other.jsonl"])
+def test_score_replaces_only_scores(output, tmp_path, rows, capsys):
+    """`--output model/model.safetensors` replaced the weights of the reward model."""
+    save_checkpoint(tmp_path / "model")
+    (tmp_path / "other.jsonl").write_bytes(Path(rows).read_bytes())
+    before = contents(tmp_path)
+    command = ["score", rows, "--reward_model", "model", "--reward_model_max_length", "64", "--output"]
+    assert main([*command, output]) == 1
+    assert f"{output} exists and has no scores of an earlier run. Choose another `output`." in error_of(capsys)
+    assert contents(tmp_path) == before
+    for _ in range(2):
+        assert main([*command, "scores.jsonl"]) == 0
+
+
+@pytest.mark.parametrize("output", ["scores.jsonl.gz", "scores.parquet"])
+def test_names_of_other_formats(output, rows, capsys):
+    """Other commands could not read the file."""
+    assert main(["score", rows, "--reward_model", "missing", "--output", output]) == 1
+    assert f"`output` is {output}. It must be a JSON Lines file" in error_of(capsys)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_tilde_that_the_shell_did_not_replace(name, tmp_path, capsys):
+    """`--output_dir=~/out` and YAML made a folder with the name `~`."""
+    assert run(name, "~/out") == 1
+    assert "~/out: the shell did not replace `~`. Write the home folder out" in error_of(capsys)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_folder_as_output_file(name, tmp_path, capsys):
+    assert run(name, "new/") == 1
+    assert "new/ is a folder. Choose a file as `output`." in error_of(capsys)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("option", ["model_name_or_path", "dataset_name"])
+def test_training_does_not_replace_its_inputs(option, tmp_path):
+    """The trained model replaced the base model, or the card of the dataset."""
+    names = {"model_name_or_path": "model", "dataset_name": "dataset"}
+    for name in names.values():
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(names[option])
+    model, dataset = SimpleNamespace(model_name_or_path="model"), SimpleNamespace(dataset_name="dataset")
+    check_inputs(dataset, SimpleNamespace(output_dir="new"), model)
+    with pytest.raises(FileExistsError, match=f"link is also the `{option}`, which would be replaced. Choose another"):
+        check_inputs(dataset, SimpleNamespace(output_dir="link"), model)
 
 
 def test_quickstart_does_not_replace_a_model(tmp_path, capsys):

@@ -60,7 +60,10 @@ class TestFromRow:
             ({"labels": [1, 1, 10**400]}, "`labels[2]` is 1000"),
             ({"labels": [1, 1, "+"]}, "`labels[2]` is '+', expected"),
             ({"labels": "+++"}, "column `labels` is a str, expected a list"),
-            ({"parents": [-1, 2, 0]}, "`parents[1]` is 2, expected -1 (the prompt) or the index of an earlier step"),
+            (
+                {"parents": [-1, 2, 0]},
+                "`parents[1]` is 2, expected -1 (the prompt) or the index of a step before step 1",
+            ),
             ({"parents": [-1, 1, 0]}, "`parents[1]` is 1, expected"),
             ({"parents": [-2, 0, 0]}, "`parents[0]` is -2, expected"),
             ({"parents": [-1, 0, True]}, "`parents[2]` is True, expected"),

@@ -16,6 +16,7 @@ COUNT = "[1, inf)"  # of things, such as tokens
 PROCESSES = "[1, 1024]"
 SEED = "[0, 4294967295]"  # what NumPy and torch accept
 MAX_INT = 2**31 - 1
+Dtype = Literal["auto", "bfloat16", "float16", "float32", "half", "float"]  # of weights, for transformers and vLLM
 
 
 @dataclass(kw_only=True)

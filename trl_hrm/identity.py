@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .io import read_json
+from .io import read_json, shown
 
 
 # Measurements that identify a model on a server, with the mean difference between hardware and batches that is accepted. Not every
@@ -65,6 +65,7 @@ def checkpoint_identity(path_or_repo: str, revision: str | None = None) -> dict[
 
     Raises:
         `OSError`: If the folder or repository does not exist.
+        `ValueError`: If an adapter names no base model.
     """
     from transformers.utils import cached_file, find_adapter_config_file
     from transformers.utils.hub import extract_commit_hash
@@ -85,7 +86,12 @@ def checkpoint_identity(path_or_repo: str, revision: str | None = None) -> dict[
         identity = {"commit": extract_commit_hash(found, None)}
     if adapter is not None:
         config = read_json(adapter)
-        identity["base_model"] = checkpoint_identity(config["base_model_name_or_path"], config.get("revision"))
+        base = config.get("base_model_name_or_path")
+        if not isinstance(base, str) or (folder.is_dir() and Path(base).is_dir() and folder.samefile(base)):
+            raise ValueError(
+                f"{adapter}: `base_model_name_or_path` is {shown(base)}. It must be the path or Hub id of the base model."
+            )
+        identity["base_model"] = checkpoint_identity(base, config.get("revision"))
     return identity
 
 

@@ -113,6 +113,21 @@ def _refuse_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant)
 
 
+def read_text(path: str | Path) -> str:
+    """
+    Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        `FileNotFoundError`: If the file does not exist.
+        `ValueError`: If the file is not valid UTF-8. The message names the file.
+    """
+    check_regular(path)
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid UTF-8 ({error.reason} at byte {error.start}).") from None
+
+
 def read_json(path: str | Path, remedy: str = "") -> dict[str, Any]:
     """
     Read a file with one JSON object.
@@ -169,13 +184,23 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Read the settings in a YAML file.
 
     Raises:
-        `FileNotFoundError`: If the file does not exist.
-        `ValueError`: If the file is not a mapping from names to values. See also [`parse_yaml`].
+        `OSError`: If the file does not exist, or is a folder.
+        `ValueError`: If the file is not valid UTF-8, or not a mapping from names to values. See also [`parse_yaml`].
     """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: file not found. Expected a YAML file of settings.")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder. Expected a YAML file of settings.")
     check_regular(path)
     if os.path.getsize(path) > MAX_YAML_BYTES:
         raise ValueError(f"{path}: the file has more than {MAX_YAML_BYTES >> 20} MB, expected a file of settings.")
-    values = parse_yaml(Path(path).read_bytes(), str(path))
+    try:  # YAML may also be UTF-16, which TRL does not read
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not valid UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from None
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path} contains no options. Write one per line, such as `seed: 42`.")
     return values
@@ -263,8 +288,9 @@ def claimed_file(path: str | Path, option: str, inputs: Iterable[str | Path] = (
         `BlockingIOError`: If another process is writing to the file.
     """
     target = resolved_output(path, option)
-    if os.path.exists(target) and not target.is_file():
-        kind = "a folder" if target.is_dir() else "not a regular file"
+    is_folder = os.path.isdir(target) or os.fspath(path).endswith("/")
+    if is_folder or (os.path.exists(target) and not target.is_file()):
+        kind = "a folder" if is_folder else "not a regular file"
         raise OSError(f"{path} is {kind}. Choose a file as `{option}`.")
     for name in inputs:
         if os.path.exists(target) and os.path.exists(name) and os.path.samefile(target, name):
@@ -338,8 +364,10 @@ def resolved_output(path: str | Path, option: str) -> Path:
     Return an output as an absolute path without symbolic links.
 
     Raises:
-        `OSError`: If it is a symbolic link to nothing, is below a file, or may not be written to.
+        `OSError`: If it is a symbolic link to nothing, is below a file, may not be written to, or starts with `~/`.
     """
+    if Path(path).parts[:1] == ("~",):  # as in YAML and in `--output_dir=~/x`
+        raise OSError(f"{path}: the shell did not replace `~`. Write the home folder out in `{option}`.")
     given = Path(path).absolute()
     nearest = next(place for place in (given, *given.parents) if os.path.lexists(place))
     if not os.path.exists(nearest):

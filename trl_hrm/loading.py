@@ -35,7 +35,7 @@ from ._compat import create_model_from_path
 from .heads import model_class, num_labels
 from .hub import HTTPError
 from .io import shown
-from .step_format import StepFormat
+from .step_format import StepFormat, check_repo_id
 from .terminal import one_line
 
 
@@ -456,14 +456,20 @@ def _refuse_base(
 def _read_adapter(path_or_repo: str, revision: str | None) -> "tuple[PeftConfig, dict[str, torch.Tensor]]":
     """Return the configuration and the weights of an adapter."""
     from peft import PeftConfig
-    from peft.utils import load_peft_weights
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 
+    folder = Path(path_or_repo)  # PEFT would ask the Hub for missing weights
+    if folder.is_dir() and not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise FileNotFoundError(f"{path_or_repo}: {SAFETENSORS_WEIGHTS_NAME} is missing. {_REMEDY}")
     with _one_line_errors(path_or_repo, "adapter"):
         adapter = PeftConfig.from_pretrained(path_or_repo, revision=revision)
         return adapter, load_peft_weights(path_or_repo, device="cpu", revision=revision)
 
 
 def _load(path_or_repo: str, auto_class: type, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
+    folder = Path(path_or_repo)
+    if folder.is_dir() and not any((folder / name).is_file() for name in (CONFIG_NAME, "adapter_config.json")):
+        raise FileNotFoundError(f"{path_or_repo}: {CONFIG_NAME} is missing. {_REMEDY}")
     _tensor_shapes(
         path_or_repo, kwargs.get("revision"), is_local=True
     )  # a damaged file raises before the others are read
@@ -573,10 +579,12 @@ def _local_folder(path_or_repo: str, revision: str | None) -> Path | None:
     Return the folder of a checkpoint, which is in the cache of the Hub for a repository, or `None` if it is not there.
 
     Raises:
+        `FileNotFoundError`: If it is a folder that does not exist. See [`~step_format.check_repo_id`].
         `ValueError`: If one of its configuration files is damaged.
     """
     folder = Path(path_or_repo)
     if not folder.is_dir():
+        check_repo_id(path_or_repo)
         try:
             file = cached_file(
                 path_or_repo, CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False

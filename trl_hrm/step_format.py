@@ -394,8 +394,9 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
         path = Path(path_or_repo) / STEP_FORMAT_NAME
         return path if path.is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RemoteEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
+    check_repo_id(path_or_repo)
     try:
         return hf_hub_download(str(path_or_repo), STEP_FORMAT_NAME, **kwargs)
     except RemoteEntryNotFoundError:
@@ -405,6 +406,20 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
             f"{path_or_repo}: this folder does not exist. A Hub repository with this name is not in the cache, and the Hub "
             f"cannot be reached: {error}"
         ) from error
+
+
+def check_repo_id(path_or_repo: str | Path) -> None:
+    """
+    Check that the path of a missing folder can be the id of a repository on the Hub.
+
+    Raises:
+        `FileNotFoundError`: If it cannot, such as `./model`.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(str(path_or_repo))
     except HFValidationError as error:
         raise FileNotFoundError(
             f"{path_or_repo}: this folder does not exist, and no Hub repository can have this name. Pass the folder of a model, or "

@@ -122,8 +122,8 @@ class StepTree:
         for i, parent in enumerate(self.parents):
             if not _is_int(parent) or not -1 <= parent < i:
                 raise ValueError(
-                    f"{where}: `parents[{i}]` is {shown(parent)}, expected -1 (the prompt) or the index of an earlier step "
-                    f"(0 to {i - 1}). Parents must come before their children."
+                    f"{where}: `parents[{i}]` is {shown(parent)}, expected -1 (the prompt) or the index of a step before "
+                    f"step {i}. Parents must come before their children."
                 )
         for i, count in enumerate(self.num_merged or ()):
             if not _is_int(count) or count < 1:

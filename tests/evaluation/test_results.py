@@ -383,6 +383,10 @@ def test_damaged_parts(tmp_path):
         ([header, edited(first, lambda b: b["rows"].reverse())], r"2: problem \d+ follows problem \d+"),
         ([header, edited(first, lambda b: b["rows"][0]["classes"].pop())], r"2: problem \d+ has not one class per candidate"),
         ([header, edited(first, lambda b: b["counts"].update(num_candidates=-1))], "2: `counts.num_candidates` is -1"),
+        (
+            [header, edited(first, lambda b: b["rows"][0]["problem"]["candidates"][0].update(scores=[]))],
+            r"2: `rows\[0\].problem.candidates\[0\].scores` is \[\]",
+        ),
         (["[]", first], "1: the value is ... It must be an object"),
     ):  # fmt: skip
         path.write_text("\n".join(damaged) + "\n")

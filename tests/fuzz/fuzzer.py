@@ -69,7 +69,7 @@ def run_seed(seed: int, inputs: Path) -> tuple[Target, Outcome]:
             file.write_bytes(mutate(file.read_bytes(), file.name, rng))
             names, more = [file.name, target.about or file.name], []
             if file.suffix == ".yaml":  # the name of an option is its place
-                names += [*settings_names(target), "arguments are required"]
+                names += [*settings_names(target), "arguments are required", "file not found"]
         else:
             names, more = mutated_option(target, work, rng)
         return target, run_command(target, [*words(target.command), *more], names, work)

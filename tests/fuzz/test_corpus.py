@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from .fuzzer import run_command
-from .targets import MODEL, TRAIN, Target, check_dataset, words
+from .targets import ANNOTATE, MODEL, TRAIN, Target, check_dataset, words
 
 
 STEPS = b'{"prompt": "1+2?", "completions": ["so 3"], "labels": [true]%s}\n'
@@ -94,6 +94,7 @@ CASES = {
     "settings from a device": Case("a.yaml", lambda path: path.symlink_to("/dev/zero"), f"{BUILD} --config a.yaml", "found a pipe or a dev"),
     "settings of 2 MB": Case("a.yaml", b"#" * (2 << 20), f"{BUILD} --config a.yaml", "a.yaml: the file has more than 1 MB"),
     "link to itself": Case("steps.jsonl", lambda path: path.symlink_to("steps.jsonl"), BUILD, "steps.jsonl"),
+    "prompt in another encoding": Case("prompt.txt", b"\xff {question}", f"{ANNOTATE} --output_dir OUT --prompt prompt.txt", "prompt.txt: not valid UTF-8"),
     # datasets
     "timestamps": Case("rows/train.parquet", parquet(at=pa.array([0], pa.timestamp("ns", "UTC"))), FOLDER, None),
     "a date after the year 9999": Case("rows/train.parquet", parquet(at=pa.array([2**62], pa.timestamp("us"))), FOLDER, "rows, dataset row 0: a value"),

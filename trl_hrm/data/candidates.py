@@ -20,8 +20,9 @@ Rows written by search-and-learn, with `problem` and whole solutions as `complet
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from ..grading import extract_answer, opens_thinking, thinking_spans
@@ -138,7 +139,7 @@ class SavedCandidate(TypedDict):
     answer: str | None
     correct: bool | None
     finish: str | None
-    scores: list[Share] | None
+    scores: Annotated[list[Share], Field(min_length=1)] | None
     num_tokens: NotRequired[Count | None]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import COUNT
+from ..config import COUNT, Dtype
 from ..io import shown
 from .scoring_config import ScoringConfig
 
@@ -76,7 +76,7 @@ class RewardModelConfig(ScoringConfig):
     reward_model_revision: str | None = field(
         default=None, metadata={"help": "Revision of the reward model on the Hub.", "advanced": True}
     )
-    reward_model_dtype: str | None = field(
+    reward_model_dtype: Dtype | None = field(
         default=None, metadata={"help": "Dtype of the weights, for transformers and vllm (default: float32)."}
     )
     reward_model_batch_size: int | None = field(

@@ -1,6 +1,6 @@
 """Train a policy on its best solutions, with log-scaled KL regularisation towards a reference model."""
 
-from .training import USAGE, finish, load_splits, model_init_kwargs, run_script
+from .training import USAGE, check_inputs, finish, load_splits, model_init_kwargs, run_script
 from .training import DatasetArguments as ScriptArguments
 
 
@@ -12,6 +12,7 @@ def main(script_args, training_args, model_args, callbacks=None):
 
     from trl_hrm import KLSelfTrainer
 
+    check_inputs(script_args, training_args, model_args)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     train_dataset, eval_dataset = load_splits(script_args, training_args)
     trainer = KLSelfTrainer(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..terminal import printable
-from .training import USAGE, DatasetArguments, finish, load_splits, model_init_kwargs, run_script
+from .training import USAGE, DatasetArguments, check_inputs, finish, load_splits, model_init_kwargs, run_script
 
 
 CONFIG = "HRMRewardConfig"
@@ -48,6 +48,7 @@ def main(script_args, training_args, model_args):
                     num_labels=num_labels(training_args.step_format()),
                 )
 
+    check_inputs(script_args, training_args, model_args)
     training_args.model_init_kwargs = model_init_kwargs(model_args, training_args)
     train_dataset, eval_dataset = load_splits(script_args, training_args)
     trainer = HRMRewardTrainer(

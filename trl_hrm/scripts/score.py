@@ -4,9 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.sources import parse_columns
-from ..io import claimed_file, shown, write_or_keep
+from ..io import claimed_file, parse_json, shown, write_or_keep
 from ..scoring.reward_model_config import RewardModelConfig
 from ..terminal import colored, has_color, one_line, plain
+
+
+MAX_LINE = 1 << 28  # bytes of a row
+OTHER_FORMATS = (".gz", ".parquet", ".csv")  # by their names, other programs would read the scores as these
 
 
 @dataclass(kw_only=True)
@@ -73,14 +77,31 @@ def score(config: ScoreConfig) -> str:
         `str`: A table of the scores or the path of the output file, and warnings about rows without scores.
 
     Raises:
-        `OSError`: If the output file cannot be written. This is checked first. If the disk fills up later, the scores are saved in the
+        `OSError`: If the output file cannot be written, or is a file without scores, such as weights. This is checked first. If the disk fills up later, the scores are saved in the
             system's temporary folder.
         `ValueError`: If a row is invalid. The message has the file and line.
     """
     if config.output is None:
         return _score(config, None)
     with claimed_file(config.output, "output", inputs=[config.input]) as output:
+        if output.suffix in OTHER_FORMATS:
+            raise ValueError(f"`output` is {config.output}. It must be a JSON Lines file, such as scores.jsonl.")
+        if output.exists() and output.stat().st_size and not _has_scores(output):
+            raise FileExistsError(
+                f"{config.output} exists and has no scores of an earlier run. Choose another `output`."
+            )
         return _score(config, output)
+
+
+def _has_scores(file: Path) -> bool:
+    """Return whether the first line of a file is a row with scores. Other files, such as weights, are not replaced."""
+    with open(file, "rb") as opened:
+        line = opened.readline(MAX_LINE)
+    try:
+        row = parse_json(line, str(file))
+    except ValueError:
+        return False
+    return isinstance(row, dict) and "scores" in row
 
 
 def _score(config: ScoreConfig, output: Path | None) -> str:

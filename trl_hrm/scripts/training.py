@@ -207,6 +207,22 @@ def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArgumen
     }
 
 
+def check_inputs(script_args: DatasetArguments, training_args: "TrainingArguments", model_args: "ModelConfig") -> None:
+    """
+    Check that the trained model does not replace an input.
+
+    Raises:
+        `FileExistsError`: If `output_dir` is the folder of the model that is trained, or of the dataset.
+    """
+    output = training_args.output_dir
+    inputs = {"model_name_or_path": model_args.model_name_or_path, "dataset_name": script_args.dataset_name}
+    for option, path in inputs.items():
+        if path and os.path.isdir(path) and os.path.isdir(output) and os.path.samefile(path, output):
+            raise FileExistsError(
+                f"{output} is also the `{option}`, which would be replaced. Choose another `output_dir`."
+            )
+
+
 def load_splits(
     script_args: DatasetArguments, training_args: "TrainingArguments"
 ) -> tuple["Dataset", "Dataset | None"]:

@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import COUNT, PROCESSES, SEED, Config
+from ..config import COUNT, PROCESSES, SEED, Config, Dtype
 from ..encoding import CHAT_TEMPLATE_DATE
 from ..grading import DEFAULT_EXTRACTORS, EXTRACTORS
-from ..io import shown
+from ..io import read_text, shown
 from .prompts import PROMPTS, Prompt
 from .run_folder import Shard, show_own_gpu
 from .steps import RULES, StepRule, regex_rule
@@ -65,7 +65,7 @@ class PolicyConfig(Config):
     policy_revision: str | None = field(
         default=None, metadata={"help": "Revision of the policy on the Hub.", "advanced": True}
     )
-    policy_dtype: str | None = field(
+    policy_dtype: Dtype | None = field(
         default=None,
         metadata={"help": "Dtype of the weights, for vllm and transformers (default: the dtype of the checkpoint)."},
     )
@@ -328,7 +328,7 @@ class PromptConfig(Config):
         if self.prompt in PROMPTS:
             prompt = PROMPTS[self.prompt]
         elif Path(self.prompt).is_file():
-            prompt = Prompt(self.prompt, Path(self.prompt).read_text(encoding="utf-8"), rule="blank_line")
+            prompt = Prompt(self.prompt, read_text(self.prompt), rule="blank_line")
         else:
             raise ValueError(
                 f"`prompt` is {shown(self.prompt)}. It must be one of {', '.join(PROMPTS)}, or the path of a text file that contains "
