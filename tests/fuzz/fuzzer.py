@@ -72,6 +72,7 @@ def run_seed(seed: int, inputs: Path) -> tuple[Target, Outcome]:
                 names += [*settings_names(target), "arguments are required", "file not found"]
         else:
             names, more = mutated_option(target, work, rng)
+            names = [*names, "file not found"]  # the name may be blank
         return target, run_command(target, [*words(target.command), *more], names, work)
 
 
