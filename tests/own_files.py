@@ -66,6 +66,13 @@ FREE = {
     "started_with",
     "seed",
     "chat_template_kwargs",
+    # optional, or of another type than in the good file
+    "answer",
+    "chat_template_date",
+    "round",
+    "sight",
+    "threshold",
+    "unless",
 }
 HEADER = {"n": [1, 2], "reward_model": {"model": "m"}, "candidates": "abc"}
 MANIFEST = {

@@ -14,7 +14,7 @@ T = TypeVar("T")
 INT64 = 2**63 - 1
 Count = Annotated[int, Field(ge=0, le=INT64)]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1)]  # what the node files can hold
-Amount = Annotated[float, Field(ge=0, le=INT64)]
+Amount = Annotated[float, Field(ge=0, le=2**53)]  # a whole number of this size is exact as a float
 Share = Annotated[float, Field(ge=0, le=1)]
 
 _adapter = cache(TypeAdapter)

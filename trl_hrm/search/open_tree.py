@@ -8,7 +8,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from ..io import shown
-from ..schema import INT64, Count, Index, Share
+from ..schema import Count, Index, Share
 from .steps import Cut
 from .tree import ROOT, Finish, Node, Problem, SearchTree, Status, make_id
 
@@ -58,7 +58,7 @@ class SamplesEvent(TypedDict):
     round: Round
     role: Literal["step", "rollout"]
     cut: bool
-    weight: Annotated[float, Field(ge=1, le=INT64)]
+    weight: Annotated[float, Field(ge=1, le=2**53)]
     seed: Annotated[int, Field(ge=0, le=2**53)]
     samples: list[LoggedSample]
 
