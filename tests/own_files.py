@@ -69,6 +69,7 @@ FREE = {
     # optional, or of another type than in the good file
     "answer",
     "chat_template_date",
+    "finish",
     "round",
     "sight",
     "threshold",

@@ -35,7 +35,8 @@ def commands_help() -> str:
     """Return a section for each command: what it does, its config and function, and all of its options."""
     os.environ["COLUMNS"] = "100"
     import trl_hrm
-    from trl_hrm.cli import COMMANDS, CommandParser
+    from trl_hrm.cli import COMMANDS
+    from trl_hrm.command_parser import CommandParser
 
     sections = []
     for name, command in COMMANDS.items():

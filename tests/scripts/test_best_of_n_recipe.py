@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from trl_hrm import BestOfNConfig, StepSearchConfig
-from trl_hrm.cli import CommandParser
+from trl_hrm.command_parser import CommandParser
 from trl_hrm.evaluation.step_search import StepSearchSettings
 
 

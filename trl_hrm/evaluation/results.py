@@ -249,7 +249,9 @@ def check_values(values: dict[str, Any], path: Path) -> None:
                 raise ValueError(f"{where} has an accuracy outside of its interval at N = {point['n']}. {REMEDY}")
     for i, one in enumerate(values.get("calibration", {}).get("bins", ())):
         if one["count"] and None in (one["mean_score"], one["share_right"]):
-            raise ValueError(f"{path}: `calibration.bins[{i}]` has a count, but no `mean_score` or `share_right`. {REMEDY}")
+            raise ValueError(
+                f"{path}: `calibration.bins[{i}]` has a count, but no `mean_score` or `share_right`. {REMEDY}"
+            )
     for name, gap in values.get("hacking_gap", {}).items():
         where = f"{path}: `hacking_gap.{shown(name)[1:-1]}`"
         n = [point["n"] for point in values["curves"].get(name, [])]
