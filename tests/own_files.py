@@ -70,6 +70,8 @@ FREE = {
     "answer",
     "chat_template_date",
     "finish",
+    "num_calls",
+    "num_tokens",
     "round",
     "sight",
     "threshold",

@@ -80,7 +80,7 @@ class Bin(TypedDict):
     low: Share
     high: Share
     count: Count
-    mean_score: float | None
+    mean_score: Share | None
     share_right: Share | None
 
 

@@ -423,7 +423,7 @@ class OpenAIEngine:
 
     def connect(self) -> None:
         """
-        Test a server, so that [`OpenAIEngine.describe`] returns the identity of its model. Other servers are tested before their
+        Test a server, so that `describe` returns the identity of its model. Other servers are tested before their
         first use. They must have the same identity.
 
         Raises:
