@@ -31,7 +31,7 @@ from tests.trainer.kl_training import make_kl_trainer, random_rows
 from trl_hrm import StepScorer
 
 
-STATE_FILES = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+STATE_FILES = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "trl_hrm_checkpoint.json"}
 ALL_STEPS = {f"Training in progress, step {step}": step for step in (1, 2, 3, 4)}
 
 
