@@ -152,8 +152,9 @@ def reason_flux(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
 
 
 def numbered(steps: Sequence[str]) -> list[str]:
-    """Steps as in the Math-Shepherd data set: each begins with `Step k: `."""
-    return [step if step.startswith(f"Step {k}:") else f"Step {k}: {step}" for k, step in enumerate(steps, 1)]
+    """Steps as in the Math-Shepherd data set: each begins with `Step k: `, without white space around it."""
+    steps = [step.strip() for step in steps]
+    return [step if step.startswith(f"Step {k}: ") else f"Step {k}: {step}" for k, step in enumerate(steps, 1)]
 
 
 def math_shepherd(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
@@ -213,14 +214,14 @@ def trl_lib(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
 
 def math_psa(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
     """Spaces join the problem and the steps. A space and five line breaks, which are one token, end every step."""
-    text = " ".join([problem, *(f"{step} {NEWLINES}" for step in steps)])
+    text = " ".join([problem, *(f"{step.strip()} {NEWLINES}" for step in steps)])
     return marks(tokenizer, tokenizer.encode(text), f" {NEWLINES}")
 
 
 def llemma(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
     """A step is scored at the first of the two line breaks after it."""
     start = f"# Question\n\n{problem}\n\n# Solution\n\n"
-    ids = tokenizer.encode(start + "".join(f"{step}\n\n" for step in steps))
+    ids = tokenizer.encode(start + "".join(f"{step.strip()}\n\n" for step in steps))
     line_breaks = tokenizer.encode("\n\n", add_special_tokens=False)[1:]
     first = len(tokenizer.encode(start))
     return ids, [i for i in range(first, len(ids)) if ids[i : i + 2] == line_breaks]
@@ -401,11 +402,11 @@ PUBLISHED = {
         Published("peiyi9979/math-shepherd-mistral-7b-prm", "math-shepherd", saver(sentencepiece_tokenizer, MistralConfig), plain_causal, math_shepherd, plus_or_minus),
         Published("HanningZhang/Llama3.1-Math-PRM", "er-prm", *CAUSAL_LLAMA3, er_prm, spaced_plus_or_minus),
         Published("HanningZhang/deepseek-prm", "er-prm", saver(deepseek_tokenizer, LlamaConfig), plain_causal, er_prm, spaced_plus_or_minus),
-        Published("RLHFlow/Llama3.1-8B-PRM-Deepseek-Data", "rlhflow", *CAUSAL_LLAMA3, rlhflow, plus_or_minus),
-        Published("Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B", "skywork", save_skywork, plain_value, skywork, value),
+        Published("RLHFlow/Llama3.1-8B-PRM-Deepseek-Data", "rlhflow-prm", *CAUSAL_LLAMA3, rlhflow, plus_or_minus),
+        Published("Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B", "skywork-o1-prm", save_skywork, plain_value, skywork, value),
         Published("jinachris/PURE-PRM-7B", "pure-prm", *CLASSIFIER, classifier, second_class),
-        Published("HuggingFaceH4/Qwen2.5-Math-7B-Instruct-PRM-0.2", "h4-prm", *CLASSIFIER, classifier, second_class),
-        Published("trl-lib/Qwen2-0.5B-Reward-Math-Sheperd", "trl-lib-prm", *CLASSIFIER, trl_lib, second_class),
+        Published("HuggingFaceH4/Qwen2.5-Math-7B-Instruct-PRM-0.2", "pure-prm", *CLASSIFIER, classifier, second_class),
+        Published("trl-lib/Qwen2-0.5B-Reward-Math-Sheperd", "trl-prm", *CLASSIFIER, trl_lib, second_class),
         Published("openreasoner/Math-psa", "math-psa", save_math_psa, plain_causal, math_psa, spaced_plus_or_minus),
         Published("ScalableMath/llemma-7b-prm-prm800k-level-1to3-hf", "llemma-prm", saver(sentencepiece_tokenizer, LlamaConfig), plain_causal, llemma, mean_logit),
     )
