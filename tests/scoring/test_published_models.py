@@ -74,9 +74,7 @@ class TestScores:
 
     def test_two_runs(self, saved, published):
         problem, solutions = SOLUTIONS["ragged"]
-        first, second = (
-            StepScorer.from_pretrained(saved(published)).score([problem], [solutions]) for _ in range(2)
-        )
+        first, second = (StepScorer.from_pretrained(saved(published)).score([problem], [solutions]) for _ in range(2))
         assert first == second
 
     def test_a_tree(self, saved, published):
