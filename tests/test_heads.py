@@ -6,7 +6,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, BertConfig, ViTConfig
 
 from trl_hrm.heads import check_head, gather_steps, model_class, step_outputs
-from trl_hrm.step_format import StepFormat
 
 from .helpers import ALL_HEADS, HEADS, assert_gradients_equal, gradients, tiny_model
 

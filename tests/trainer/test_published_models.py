@@ -278,7 +278,7 @@ class TestNewHeads:
 
     @pytest.mark.parametrize("head", ["mlp", "value", "lm_mean"])
     def test_resume(self, tmp_path, base, trees, head):
-        """The weights equal those of an unbroken training."""
+        """The weights are the same as in a training that was not interrupted."""
         args = {"head": head, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "learning_rate": 1e-3}
         whole = make(base, tmp_path / "whole", trees, **args)
         whole.train()
