@@ -51,7 +51,11 @@ MISFITS = {
         lambda: tiny_model(MLP), drop("score.2.weight", "score.2.bias"), MLP, "missing `score.2.bias`, `score.2.weight`", NOT_OURS
     ),
     "a two-layer head with one output": (
-        lambda: tiny_model(MLP, num_labels=1), keep, MLP, r"`score.2.bias` \(1,\), expected \(2,\)", '"classification" has 2'
+        lambda: tiny_model(MLP),
+        lambda weights: weights.update({"score.2.weight": torch.randn(1, 64), "score.2.bias": torch.randn(1)}),
+        MLP,
+        r"`score.2.bias` \(1,\), expected \(2,\)",
+        '"classification" has 2',
     ),
     "a two-layer head as a value head": (lambda: tiny_model(MLP), keep, VALUE, "missing `v_head.*unexpected `score.0", "to 'mlp'"),
     "a causal language model as a value head": (lambda: tiny_model(LM), keep, VALUE, "missing `v_head.summary.bias`", NO_HEAD),

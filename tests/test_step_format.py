@@ -4,12 +4,11 @@ import copy
 import json
 import random
 import re
-import string
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from trl_hrm import StepScorer
@@ -18,7 +17,7 @@ from trl_hrm.forest import TokenTrie
 from trl_hrm.published_formats import PUBLISHED_FORMATS
 from trl_hrm.step_format import OLD_DEFAULTS, STEP_FORMAT_NAME, VERSION, StepFormat
 
-from .fakes import GPT, INDIRECT, LLAMA, byte_level
+from .fakes import GPT, INDIRECT, LLAMA, byte_level, merging_tokenizer
 from .helpers import tiny_model, tiny_tokenizer
 from .mutations import VALUES
 from .scoring.published import (
@@ -176,7 +175,7 @@ class TestString:
     def test_a_separator_that_merges_with_the_next_step(self):
         tokenizer = merging_tokenizer([(";", "z")])
         step_format = StepFormat(step_separator=";", tokenization="string")
-        with pytest.raises(ValueError, match="merges the end of step 1 with the text after it to ';z'"):
+        with pytest.raises(ValueError, match="merges the end of step 1 with the text after it"):
             step_format.encode(tokenizer, "p", ["a", "z"])
 
     def test_check_finds_merges_with_common_text(self):
@@ -192,7 +191,7 @@ class TestString:
     def test_check_finds_unknown_step_tokens(self):
         tokenizer = word_tokenizer(["a"])
         with pytest.raises(ValueError, match="the step token is the unknown token"):
-            StepFormat(step_separator=" ки", tokenization="string").check(tokenizer)
+            StepFormat(step_separator=" ки", step_suffix=" ", tokenization="string").check(tokenizer)
 
     def test_turns_without_a_fitting_template(self):
         tokenizer = tiny_tokenizer()
@@ -200,7 +199,7 @@ class TestString:
         with pytest.raises(ValueError, match="`prompt_style` is 'turns', but the tokenizer has no chat template"):
             step_format.check(tokenizer)
         tokenizer.chat_template = "{{ messages[0]['content'] }}"
-        with pytest.raises(ValueError, match="renders 0 of 2 replies of the assistant"):
+        with pytest.raises(ValueError, match="renders 0 of 1 replies of the assistant"):
             step_format.check(tokenizer)
 
     def test_a_text_with_the_mark_of_replies(self):
@@ -221,16 +220,6 @@ class TestString:
         assert tokenizer.convert_ids_to_tokens(path_ids(trie, nodes[2])) == ["p", "wx", ";", "b", ";"]
 
 
-def merging_tokenizer(merges: list[tuple[str, str]], split: str = "") -> PreTrainedTokenizerFast:
-    """Return a BPE tokenizer over characters with a few merges. `split` matches tokens that it isolates first."""
-    characters = {*"".join(string.printable.split()), *"\n\t ", *"所以答案是三。"}
-    vocab = {token: i for i, token in enumerate([*sorted(characters), *(a + b for a, b in merges)])}
-    tokenizer = Tokenizer(models.BPE(vocab, merges))
-    if split:
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(split), "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
 def path_ids(trie: TokenTrie, node: int) -> list[int]:
     """Return the ids from the root to a node."""
     ids = []
@@ -247,7 +236,9 @@ class TestInsert:
         "pieces": StepFormat(),
         "pieces around": StepFormat(step_prefix="{number}) ", step_suffix=" | ", prompt_template="Q: {problem}\n"),
         "pieces before": StepFormat(score_position="before_separator", step_suffix=" | "),
-        "string before": StepFormat(score_position="before_separator", step_suffix=" | ", tokenization="string"),
+        "string before": StepFormat(
+            score_position="before_separator", step_separator=" |", step_suffix=" ", tokenization="string"
+        ),
         "chat": StepFormat(prompt_style="chat", system_prompt="Sum."),
         "chat in one string": StepFormat(prompt_style="chat", tokenization="string", step_separator=" ки"),
     }
@@ -304,7 +295,8 @@ class TestInsert:
                 prompt_ids, step_ids = step_format.encode(tokenizer, prompt, [steps[j] for j in path])
                 ids = [*prompt_ids, *(token for ids in step_ids for token in ids)]
                 assert path_ids(trie, nodes[i]) == ids
-                assert all(step_ids) and ids[: len(prompt_ids)] == path_ids(trie, nodes[-1])[: len(prompt_ids)]
+                known = path_ids(trie, nodes[-1])[: len(prompt_ids)]
+                assert all(step_ids) and known and ids[: len(known)] == known
                 shared += len(ids)
             shared -= len(trie._tokens)
         assert shared > 100  # trees have branches

@@ -133,7 +133,6 @@ TEXT_FORMATS = {
     "math-shepherd": StepFormat.published("math-shepherd"),
     "rlhflow-prm": StepFormat.published("rlhflow-prm"),
     "skywork-o1-prm": StepFormat.published("skywork-o1-prm"),
-    "llemma-prm": StepFormat.published("llemma-prm"),
     "pieces before the separator": StepFormat(
         score_position="before_separator",
         step_prefix="{number}) ",
@@ -141,7 +140,11 @@ TEXT_FORMATS = {
         prompt_template="Q: {problem}\n",
     ),
     "string before the separator": StepFormat(
-        score_position="before_separator", step_prefix="{number}) ", step_suffix=" | ", tokenization="string"
+        score_position="before_separator",
+        step_prefix="{number}) ",
+        step_separator=" |",
+        step_suffix=" ",
+        tokenization="string",
     ),
 }
 

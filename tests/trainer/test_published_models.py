@@ -18,7 +18,9 @@ from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepScorer, S
 from trl_hrm.published_formats import PUBLISHED_FORMATS
 from trl_hrm.scripts.reward import main, make_parser
 from trl_hrm.scripts.training import run_script
+from trl_hrm.trainer.forest_dataset import ForestBuilder, ForestReport
 
+from ..fakes import merging_tokenizer
 from ..helpers import ALL_HEADS, HEADS, dataset_of, make_trainer, random_tree, tiny_model, tiny_tokenizer, weights_of
 from ..scoring.published import PUBLISHED, Published
 
@@ -119,7 +121,7 @@ class TestFormats:
             [found] = scorer.score([PROBLEM], [SOLUTIONS])
             np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=0, atol=1e-6)
         before = run.published.scores(str(run.base), PROBLEM, SOLUTIONS)
-        assert np.abs(np.concatenate(before) - np.concatenate(expected)).min() > 1e-4
+        assert np.abs(np.concatenate(before) - np.concatenate(expected)).max() > 1e-3
 
     def test_the_card(self, trained, name, monkeypatch):
         """All of its code gives the scores of the authors' loop. Formats that the code without trl_hrm does not cover have none."""
@@ -211,6 +213,27 @@ class TestPrecedence:
         return str(folder / "format.json")
 
 
+def test_steps_that_cannot_be_encoded_are_named():
+    trees = [StepTree("p", [step], [1.0], [-1]) for step in ("a", "az")]
+    builder = ForestBuilder(
+        merging_tokenizer([("z", ";")]), StepFormat(step_separator=";", tokenization="string"), None
+    )
+    with pytest.raises(
+        ValueError, match="eval_dataset row 1: The step 'az' ends with the token 'z;' instead of the step"
+    ):
+        builder(dataset_of(trees), "eval_dataset")
+
+
+def test_replies_are_not_separators():
+    """`+` in a step does not look like the end of the step."""
+    step_format = StepFormat.published("rlhflow-prm")
+    counts = {}
+    for one in (step_format, StepFormat(step_separator="+", merge_separator=" ")):
+        report = counts[one.prompt_style] = ForestReport()
+        report.count_control_text(tiny_tokenizer(), one, "1+2?", ["1+2 = 3", "so 3"])
+    assert counts["turns"].steps_with_separator == 0 and counts["plain"].steps_with_separator == 1
+
+
 class TestNewHeads:
     """Heads of published models on a base model."""
 
@@ -270,11 +293,12 @@ class TestNewHeads:
     def test_output_embeddings_that_are_not_used(self, tmp_path, trees, tied):
         """They are frozen, because DistributedDataParallel fails for weights without a gradient, unless they are the embeddings."""
         model = tiny_model(ALL_HEADS["value"], tie_word_embeddings=tied)
+        before = weights_of(model)
         trainer = make_trainer(tmp_path, trees, model, head="value")
         trainer.train()
-        without = {name for name, weight in trainer.model.named_parameters() if weight.grad is None}
+        unchanged = {name for name, weight in weights_of(trainer.model).items() if torch.equal(weight, before[name])}
         frozen = {name for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
-        assert without == frozen == (set() if tied else {"lm_head.weight"})
+        assert unchanged == frozen == (set() if tied else {"lm_head.weight"})
 
     @pytest.mark.parametrize("head", ["mlp", "value", "lm_mean"])
     def test_resume(self, tmp_path, base, trees, head):
