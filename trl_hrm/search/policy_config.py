@@ -141,6 +141,10 @@ class PolicyConfig(Config):
                     "`policy_dtype` only applies to vllm and transformers, but `engine` is openai. Remove `policy_dtype`."
                 )
 
+        self.refuse_revision_of_folder(
+            "policy_revision", "policy" if self.policy_tokenizer is None else "policy_tokenizer"
+        )
+
     def load_tokenizer(self) -> Any:
         """Load the tokenizer of the policy."""
         from ..loading import load_tokenizer
