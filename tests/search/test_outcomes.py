@@ -13,6 +13,7 @@ from trl_hrm.search.outcomes import (
     OUTCOMES,
     count_outcomes,
     describe_outcomes,
+    outcome_of,
     outcome_warnings,
     reference_warnings,
     step_warnings,
@@ -156,6 +157,12 @@ def test_given_solutions_are_not_sampled_with_other_options():
     assert warning == (
         "2 of 3 solutions (66.7 %) have no grade: 2 without an answer. Check that --extractors (now 'hash') match the solutions."
     )
+
+
+def test_given_grades_need_no_answers():
+    assert [outcome_of(None, correct, None) for correct in (True, False)] == ["right", "wrong"]
+    assert [outcome_of(None, None, finish) for finish in ("length", "eos")] == ["cut_off_by_tokens", "without_answer"]
+    assert [outcome_of("7", correct, "eos") for correct in (True, None)] == ["right", "not_graded"]
 
 
 def test_grades_that_are_all_the_same():

@@ -280,7 +280,7 @@ def make_results(
         *reference_warnings(
             all_counts["problems_ungradable"], [*manifest.get("unreadable_references", ()), *unreadable]
         ),
-        *outcome_warnings(solutions, manifest.get("search", {}), manifest),
+        *outcome_warnings(solutions, manifest.get("search", {}), settings | manifest),
         *step_warnings(manifest.get("unsplit", {}), manifest),
         *mixture_warnings(manifest),
     ]

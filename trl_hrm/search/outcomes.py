@@ -169,7 +169,7 @@ def ordered(counts: Mapping[str, int]) -> dict[str, int]:
 
 def outcome_of(answer: str | None, correct: bool | None, finish: str | None) -> str:
     """Return the outcome of a whole solution. Unreadable answers are returned as `"not_graded"`."""
-    if answer is not None:
+    if answer is not None or correct is not None:
         return _graded(correct, None)
     return "cut_off_by_tokens" if finish == "length" else "without_answer"
 

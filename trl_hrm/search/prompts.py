@@ -1,4 +1,4 @@
-"""Prompts for a policy: two reworded prompts of the HRM paper with its markers, and one with only the question."""
+"""Prompts for a policy: one for any instruction model, two reworded prompts of the HRM paper with its markers, and only the question."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -178,6 +178,13 @@ def started_prompt(manifest: Mapping[str, Any]) -> dict[str, Any]:
 PROMPTS = {
     prompt.name: prompt
     for prompt in (
+        # No example, because small models copy it. The answer is in the two places where instruction models write it.
+        Prompt(
+            "boxed",
+            "{question}\n\nSolve this problem step by step. Begin the steps with '# Step 1', '# Step 2' and so on. At the end, write "
+            "'The answer is' and the final answer in \\boxed{}.",
+            rule="step_header",
+        ),
         # HRM, appendix A.2: for tree search, with a header before each step
         Prompt(
             "steps",
