@@ -238,7 +238,11 @@ def test_a_policy_that_never_answers(tmp_path, planted, capsys):
     assert {point["accuracy"] for points in results.curves.values() for point in points} == {0.0}
     assert results.counts["candidates_without_answer"] == 6 and results.counts["candidates_without_steps"] == 3
     printed = capsys.readouterr().out
-    assert "warning: no solution has an answer" in printed and "6 candidates without answer" in printed
+    assert results.warnings == [
+        "6 of 6 solutions (100.0 %) have no grade: 6 without an answer. Check that --extractors (now 'marker' 'tag' 'boxed' 'hash' "
+        "'answer_is') match the solutions."
+    ]
+    assert f"warning: {results.warnings[0]}" in printed and "6 candidates without answer" in printed
     assert "6 solutions: 0.0 % correct, 0.0 % wrong, 0.0 % cut off, 100.0 % without an answer" in printed
     assert (
         printed.count("Not settled: no selected solution is correct, at any N.") == len(results.hacking_gap)

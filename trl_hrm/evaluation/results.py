@@ -286,11 +286,6 @@ def format_results(results: Results) -> str:
     if results.solutions:
         lines.append(describe_outcomes(results.solutions))
     lines += [f"warning: {one_line(warning)}" for warning in results.warnings]
-    if not given and results.counts.get("candidates_without_answer", 0) == results.counts.get("num_candidates"):
-        lines.append(
-            "warning: no solution has an answer, so all accuracies are 0. Check that --extractors match the policy's output, and "
-            "that the token limit lets it finish."
-        )
     return "\n".join(lines)
 
 
