@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..io import shown
 from ..step_tree import StepTree
 from .aggregate import aggregate
+from .generative_scorer import GenerativeScorer
 from .scoring_config import ScoringConfig
 from .tree_scorer import TreeScorer, check_scores
 
@@ -46,11 +47,12 @@ def score_steps(
         places (`Sequence[Sequence[str]]`, *optional*):
             Source of each candidate, for error messages.
         counts (`Counter`, *optional*):
-            Counter to add `candidates_too_long`, `scorer_tokens`, `scorer_steps`, `scorer_calls` and `scorer_seconds` to.
+            Counter to add `candidates_too_long`, `candidates_without_verdict`, `scorer_tokens`, `scorer_steps`, `scorer_calls` and
+            `scorer_seconds` to. For a [`GenerativeScorer`], also its `cost`, with the prefix `judge_`.
 
     Returns:
         `list[list[list[float] | None]]`: Scores of the S steps of each candidate, in `[0, 1]`, or `None` if it has more tokens
-        than the model has positions.
+        than the model has positions, or a [`GenerativeScorer`] has no score for one of its steps.
 
     Raises:
         `ValueError`: If the number of scores is not the number of steps, or a score is not in `[0, 1]`.
@@ -72,6 +74,7 @@ def score_steps(
             fitting.append((i, members))
     if not fitting:
         return scores
+    cost = dict(getattr(scorer, "cost", {}))
     began = time.perf_counter()
     found = scorer.score(
         [problems[i] for i, _ in fitting],
@@ -81,8 +84,13 @@ def score_steps(
     )
     counts["scorer_seconds"] += time.perf_counter() - began
     counts["scorer_calls"] += 1
+    for name, value in getattr(scorer, "cost", {}).items():
+        counts[f"judge_{name}"] += value - cost[name]
     for (i, members), values in zip(fitting, found, strict=True):
         for j, step_scores in zip(members, values, strict=True):
+            if isinstance(scorer, GenerativeScorer) and None in step_scores:
+                counts["candidates_without_verdict"] += 1
+                continue
             where = f"prompt {shown(problems[i])}" if places is None else places[i][j]
             check_scores(step_scores, len(candidates[i][j]), where)
             scores[i][j] = list(step_scores)
@@ -208,6 +216,9 @@ def path_lengths(
         `tuple[dict[int, int], dict[int, int]]`: For each step, and for the problem at `-1`: the tokens up to its end, and the
         tokens of the longest path that is scored for it, including merged steps.
     """
+    if isinstance(scorer, GenerativeScorer):
+        ends = scorer.path_lengths(problem, steps, parents)
+        return ends, ends
     paths: dict[int, list[int]] = {-1: []}
     for i, parent in enumerate(parents):
         paths[i] = [*paths[parent], i]
