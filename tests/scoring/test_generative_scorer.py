@@ -1,20 +1,10 @@
 """Language models as judges: scripted verdict rates give the expected scores, intervals and cost, and a log is read again."""
 
-import json
-import logging
-import math
-import re
 
-import pytest
 
-from trl_hrm import GenerativeScorer, JudgeTemplate, StepTree
-from trl_hrm.scoring.candidate_scores import score_steps
-from trl_hrm.scoring.judge_templates import TEMPLATES
-from trl_hrm.scoring.scoring_config import ScoringConfig
-from trl_hrm.search.engines.base import EngineError, PrefixTooLong, Sampling
-from trl_hrm.step_metrics import wilson_interval
+from trl_hrm import GenerativeScorer
 
-from .judges import ChatTokenizer, Judge, ProbabilityJudge, instruct, no_instruct, rate_of
+from .judges import Judge, instruct
 
 
 PROBLEMS = ["1+1?", "2+2?"]

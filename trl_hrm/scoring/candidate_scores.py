@@ -48,7 +48,8 @@ def score_steps(
             Source of each candidate, for error messages.
         counts (`Counter`, *optional*):
             Counter to add `candidates_too_long`, `candidates_without_verdict`, `scorer_tokens`, `scorer_steps`, `scorer_calls` and
-            `scorer_seconds` to. For a [`GenerativeScorer`], also its `cost`, with the prefix `judge_`.
+            `scorer_seconds` to. For a [`GenerativeScorer`], also what the call added to its `cost`,
+            with the prefix `judge_`.
 
     Returns:
         `list[list[list[float] | None]]`: Scores of the S steps of each candidate, in `[0, 1]`, or `None` if it has more tokens
@@ -74,7 +75,7 @@ def score_steps(
             fitting.append((i, members))
     if not fitting:
         return scores
-    cost = dict(getattr(scorer, "cost", {}))
+    cost = dict(scorer.cost) if isinstance(scorer, GenerativeScorer) else {}
     began = time.perf_counter()
     found = scorer.score(
         [problems[i] for i, _ in fitting],
@@ -82,10 +83,13 @@ def score_steps(
         spans=scoring.spans,
         combine=scoring.combine,
     )
-    counts["scorer_seconds"] += time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    if isinstance(scorer, GenerativeScorer):
+        spent = {name: value - cost[name] for name, value in scorer.cost.items()}
+        seconds = spent.pop("seconds")  # also of earlier starts
+        counts.update({f"judge_{name}": value for name, value in spent.items()})
+    counts["scorer_seconds"] += seconds
     counts["scorer_calls"] += 1
-    for name, value in getattr(scorer, "cost", {}).items():
-        counts[f"judge_{name}"] += value - cost[name]
     for (i, members), values in zip(fitting, found, strict=True):
         for j, step_scores in zip(members, values, strict=True):
             if isinstance(scorer, GenerativeScorer) and None in step_scores:
@@ -95,6 +99,17 @@ def score_steps(
             check_scores(step_scores, len(candidates[i][j]), where)
             scores[i][j] = list(step_scores)
     return scores
+
+
+def scorer_cost(counts: Counter) -> dict[str, float]:
+    """Return the cost of the scorer in the counts of [`score_steps`]. `num_tokens` are the tokens of the problems and the steps."""
+    cost = {
+        "seconds": counts["scorer_seconds"],
+        "num_calls": counts["scorer_calls"],
+        "num_steps": counts["scorer_steps"],
+        "num_tokens": counts["scorer_tokens"],
+    }
+    return cost | {name: value for name, value in sorted(counts.items()) if name.startswith("judge_")}
 
 
 def score_candidates(

@@ -177,7 +177,8 @@ def _benchmark(config: BenchmarkConfig, folder: Path | None) -> BenchmarkResults
 
     suites = [benchmarks.SUITES[name] for name in dict.fromkeys(config.suite)]
     found = read_suites(suites, config.inputs, config.columns or {}, config.first_step, config.strict)
-    scorer = config.load_scorer()
+    log = None if folder is None else folder / benchmarks.JUDGEMENTS
+    scorer = config.load_scorer(log, config.overwrite)
     results, rows = {}, []
     for suite in suites:
         data = found[suite.name]
