@@ -22,7 +22,7 @@ from ..helpers import save_checkpoint
 @pytest.fixture
 def planted(monkeypatch) -> SayingScorer:
     scorer = SayingScorer(knows, max_positions=200)
-    monkeypatch.setattr(BenchmarkConfig, "load_scorer", lambda config: scorer)
+    monkeypatch.setattr(BenchmarkConfig, "load_scorer", lambda config, *_: scorer)
     return scorer
 
 

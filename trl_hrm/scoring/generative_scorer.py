@@ -30,6 +30,7 @@ from .scoring_config import ScoringConfig
 logger = logging.getLogger(__name__)
 
 MAX_SEED = 2**31  # servers may use 32-bit seeds
+MAX_SAMPLES = 2**16
 ENGINES = ("transformers", "vllm")
 VERSIONS = ("torch", "transformers", "vllm")  # in the description of an engine
 
@@ -183,6 +184,8 @@ class GenerativeScorer:
         ):
             if value < 1:
                 raise ValueError(f"`{name}` is {value}. It must be at least 1.")
+        if num_samples > MAX_SAMPLES:
+            raise ValueError(f"`num_samples` is {num_samples}. It must be at most {MAX_SAMPLES}.")
         sampling = getattr(engine, "sampling", None)
         if num_samples > 1 and sampling is not None and sampling.is_greedy:
             raise ValueError(
@@ -508,7 +511,7 @@ class GenerativeScorer:
         if key not in self._used:
             self._reused += min(first, self.num_samples)
         if first < self.num_samples:
-            seed = int(key[:12], 16) % (MAX_SEED - self.num_samples)
+            seed = int(key[:12], 16) % (MAX_SEED - MAX_SAMPLES)  # the same for every number of samples
             async with self._slots:
                 try:
                     samples = await self.engine.sample(

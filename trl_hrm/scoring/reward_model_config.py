@@ -209,7 +209,7 @@ class RewardModelConfig(ScoringConfig):
             judge_log (`Path`, *optional*):
                 Default of the option `judge_log`.
             overwrite (`bool`, *optional*, defaults to `False`):
-                Whether to replace a log of a judge that was written with other settings.
+                Whether to clear the default log if it was written with other settings.
 
         Raises:
             `FileNotFoundError`, `ValueError`: See the scorers.
@@ -235,7 +235,7 @@ class RewardModelConfig(ScoringConfig):
                 max_tokens=options["judge_max_tokens"],
                 seed=options["judge_seed"],
                 log=self.judge_log or judge_log,
-                overwrite=overwrite,
+                overwrite=overwrite and self.judge_log is None,
                 progress=True,
             )
         if self.reward_model_engine == "transformers":
