@@ -643,6 +643,16 @@ class GenerativeScorer:
         return lines
 
 
+def format_judge_cost(cost: Mapping[str, float]) -> str:
+    """Return a line with the `cost` of a [`GenerativeScorer`]."""
+    samples, unreadable = cost["samples"], cost["unreadable"]
+    return (
+        f"judge: {cost['prompts']:,} prompts, {samples:,} responses ({cost['reused_samples']:,} from the log), "
+        f"{cost['generated_tokens']:,} tokens, {cost['seconds']:,.0f} s; {unreadable:,} responses "
+        f"({100 * unreadable / max(samples, 1):.1f} %) without a readable verdict, {cost['too_long']:,} prompts too long"
+    )
+
+
 def _close(
     loop: asyncio.AbstractEventLoop, thread: threading.Thread, engine: Engine, log: AppendedLines | None
 ) -> None:
