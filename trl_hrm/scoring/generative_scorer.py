@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from ..schema import Count, Share, check_json
 from ..search.engines.base import Engine, EngineError, PrefixTooLong, Sample, check_samples, num_token_ids
 from ..step_metrics import wilson_interval
 from ..step_tree import StepTree
-from .judge_templates import JudgeTemplate
+from .judge_templates import JudgeTemplate, published_template
 from .scoring_config import ScoringConfig
 
 
@@ -250,8 +250,8 @@ class GenerativeScorer:
             engine (`str`, *optional*, defaults to `"transformers"`):
                 `"transformers"`, `"vllm"` (in this process), or the URL of a server that runs `vllm serve MODEL`.
             template (`str` or [`JudgeTemplate`], *optional*):
-                See [`GenerativeScorer`]. Defaults to `"genprm"` or `"thinkprm"` if the name of the model contains it, otherwise to
-                `"instruct"`.
+                See [`GenerativeScorer`]. Defaults to the template of a published model (`GenPRM/GenPRM-*`, `launch/ThinkPRM-*`),
+                otherwise to `"instruct"`.
             temperature (`float`, *optional*):
                 Sampling temperature. Defaults to the `temperature` of the template.
             revision (`str`, *optional*):
@@ -267,9 +267,7 @@ class GenerativeScorer:
             `ValueError`: If the engine is unknown, the checkpoint is damaged, or an option is invalid.
             `OSError`: If the server cannot be used.
         """
-        if template is None:
-            name = path_or_repo.rstrip("/").rpartition("/")[2].lower()
-            template = next((known for known in ("genprm", "thinkprm") if known in name), "instruct")
+        template = template or published_template(path_or_repo) or "instruct"
         if not isinstance(template, JudgeTemplate):
             template = JudgeTemplate.load(template)
         given: dict[str, Any] = {"temperature": template.temperature if temperature is None else temperature}

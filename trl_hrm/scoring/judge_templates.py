@@ -343,3 +343,9 @@ TEMPLATES = {
         ),
     )
 }
+
+
+def published_template(name: str) -> str | None:
+    """Return the name of the template of a published judge (GenPRM, ThinkPRM), by its Hub id, or `None`."""
+    known = {"genprm/genprm-": "genprm", "launch/thinkprm-": "thinkprm"}
+    return next((template for start, template in known.items() if name.lower().startswith(start)), None)

@@ -1,5 +1,6 @@
 """Config of the commands that score steps with a reward model."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from .scoring_config import ScoringConfig
 if TYPE_CHECKING:
     from ..step_format import StepFormat
     from .generative_scorer import GenerativeScorer
+    from .judge_templates import JudgeTemplate
     from .tree_scorer import TreeScorer
 
 # The settings of each engine, with their defaults: for a step reward model, and for a judge
@@ -65,11 +67,12 @@ class RewardModelConfig(ScoringConfig):
         served_model_name (`str`, *optional*):
             Name of the reward model on the server. Defaults to `reward_model`.
         step_format (`str`, *optional*):
-            Path to a `step_format.json`, for a model that was saved without one. Defaults to the file of the model.
+            Name of a published step format (see `docs/model_zoo.md`) or path to a `step_format.json`, for a model that was saved
+            without one. Defaults to the file of the model or, for a published model, to its format.
         judge_template (`str`, *optional*):
             Use the reward model as a judge: a language model that writes a critique and a verdict for each step. `"instruct"` for any
             instruction model, `"genprm"`, `"thinkprm"`, or the path of a template file. See [`JudgeTemplate`]. The engine can then be a
-            server that runs `vllm serve MODEL`.
+            server that runs `vllm serve MODEL`. Set automatically for the published models `GenPRM/GenPRM-*` and `launch/ThinkPRM-*`.
         judge_samples (`int`, *optional*):
             Number of responses of the judge per prompt. Defaults to 4.
         judge_max_tokens (`int`, *optional*):
@@ -83,7 +86,7 @@ class RewardModelConfig(ScoringConfig):
             the output folder.
 
     Raises:
-        `FileNotFoundError`: If the file `step_format` does not exist.
+        `FileNotFoundError`: If `step_format` is neither a name nor a file.
         `ValueError`: If an option does not apply to the engine, or has no effect with another option.
     """
 
@@ -134,8 +137,9 @@ class RewardModelConfig(ScoringConfig):
     step_format: str | None = field(
         default=None,
         metadata={
-            "help": "Path to a step_format.json, for a model that was saved without one (default: the file of the model).",
-            "metavar": "FILE",
+            "help": "Name of a published step format, or path to a step_format.json, for a model that was saved without one "
+            "(default: the file of the model, or the format of a published model).",
+            "metavar": "NAME|FILE",
             "advanced": True,
         },
     )
@@ -195,11 +199,7 @@ class RewardModelConfig(ScoringConfig):
                 f"`combine` is {self.combine}, but `spans` is 1, so there is only one score per step to combine. Set `spans` to 1 2, "
                 "or remove `combine`."
             )
-        if self.step_format is not None and not Path(self.step_format).is_file():
-            raise FileNotFoundError(
-                f"`step_format`: the file {self.step_format} does not exist. Pass a step_format.json, which the trainer saves "
-                "with every checkpoint."
-            )
+        self._step_format()
 
     def load_scorer(self, judge_log: Path | None = None, overwrite: bool = False) -> "TreeScorer | GenerativeScorer":
         """
@@ -260,15 +260,14 @@ class RewardModelConfig(ScoringConfig):
         Raises:
             `FileNotFoundError`, `ValueError`: See [`~step_format.StepFormat.from_pretrained`] and [`~loading.check_checkpoint`].
         """
-        from ..loading import check_checkpoint, check_policy
-        from ..step_format import StepFormat
+        from ..loading import check_checkpoint, check_policy, read_step_format
 
         revision = self.reward_model_revision
         if self.judge_template is not None:
             if not self.is_served():
                 check_policy(self.reward_model, revision)
             return
-        step_format = self._step_format() or StepFormat.from_pretrained(self.reward_model, revision=revision)
+        step_format = self._step_format() or read_step_format(self.reward_model, revision)
         check_checkpoint(self.reward_model, step_format, revision)
 
     def is_served(self) -> bool:
@@ -280,15 +279,14 @@ class RewardModelConfig(ScoringConfig):
         Return what identifies the content of the reward model, to notice that a run is resumed with another one: `reward_model`
         (see [`~identity.checkpoint_identity`]) and, for a server, `reward_model_server`, as described by the loaded `scorer`.
         """
-        from ..identity import checkpoint_identity, digest_of_files
+        from ..identity import checkpoint_identity
 
         identity = checkpoint_identity(self.reward_model, self.reward_model_revision)
         if self.step_format is not None:
-            identity["step_format"] = digest_of_files([Path(self.step_format)])
+            identity["step_format"] = hashlib.sha256(self._step_format().to_json().encode()).hexdigest()
         if self.judge_template is not None:
             identity.pop("step_format", None)
-            if Path(self.judge_template).is_file():
-                identity["judge_template"] = digest_of_files([Path(self.judge_template)])
+            identity["judge_template"] = hashlib.sha256(repr(self._judge_template()).encode()).hexdigest()
         found = {"reward_model": identity}
         described = scorer.describe() if hasattr(scorer, "describe") else {}
         if "identity" in described:
@@ -322,16 +320,19 @@ class RewardModelConfig(ScoringConfig):
 
     def _check_judge(self) -> None:
         """Raise if an option of a judge has no effect, or an option does not apply to judges."""
+        from .judge_templates import published_template
+
+        if self.judge_template is None and isinstance(self.reward_model, str) and self.step_format is None:
+            self.judge_template = published_template(self.reward_model)
         if self.judge_template is None:
-            for name in (*JUDGE_OPTIONS, "judge_log"):
+            models = [self.reward_model] if isinstance(self.reward_model, str) else self.reward_model
+            for name in () if any(map(published_template, models)) else (*JUDGE_OPTIONS, "judge_log"):
                 if getattr(self, name) is not None:
                     raise ValueError(
                         f"`{name}` has no effect without `judge_template`. Set `judge_template`, or remove it."
                     )
             return
-        from .judge_templates import JudgeTemplate
-
-        JudgeTemplate.load(self.judge_template)  # raises if it is invalid
+        self._judge_template()  # raises if it is invalid
         if self.step_format is not None:
             raise ValueError("`step_format` does not apply to a judge. Remove `step_format`, or `judge_template`.")
         if set(self.spans) != {1}:
@@ -343,6 +344,11 @@ class RewardModelConfig(ScoringConfig):
             raise ValueError(
                 "`judge_temperature` is 0, so all responses would be the same. Set `judge_samples` to 1, or use a higher temperature."
             )
+
+    def _judge_template(self) -> "JudgeTemplate":
+        from .judge_templates import JudgeTemplate
+
+        return JudgeTemplate.load(self.judge_template)
 
     def _judge_options(self) -> dict[str, Any]:
         given = {name: getattr(self, name) for name in JUDGE_OPTIONS}
@@ -371,6 +377,4 @@ class RewardModelConfig(ScoringConfig):
     def _step_format(self) -> "StepFormat | None":
         from ..step_format import StepFormat
 
-        if self.step_format is None:
-            return None
-        return StepFormat.from_json(Path(self.step_format).read_bytes(), where=self.step_format)
+        return None if self.step_format is None else StepFormat.named(self.step_format)
