@@ -147,7 +147,7 @@ def test_step_without_a_readable_verdict_has_no_score():
     ],
 )
 def test_verdict_is_the_last_line(text, verdict):
-    """Reasoning models repeat the instruction before they decide. That is no verdict."""
+    """Reasoning models repeat the instruction before they decide. The repetition must not count."""
     reading = TEMPLATES["instruct"].read(text, "eos", None, 1)
     assert (None if reading is None else reading.verdict) is verdict
     if reading is not None:

@@ -70,7 +70,7 @@ def plain_score(folder: str, problem: str, step: str, samples: list[dict]) -> fl
 
 
 def test_benchmark(tmp_path, judge, options, no_sampling, capsys):
-    """The scores are those of a plain loop, the cost is that of the log, and a second run pays nothing."""
+    """Scores equal a plain loop, the cost equals the sums over the log, and a second run pays nothing."""
     rows = [process_row(i, i % 4 - 1) for i in range(4)]
     source, output = write_rows(tmp_path / "gsm8k.jsonl", rows), tmp_path / "run"
     words = ["benchmark", source, "--suite", "processbench", *options, "--output_dir", str(output)]

@@ -141,7 +141,7 @@ class GenerativeScorer:
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether to clear a log that was written with other settings. By default, this is an error.
         identity (`dict[str, Any]`, *optional*):
-            Content of the judge's checkpoint, to notice that a log was written by another one. See
+            Content of the judge's checkpoint, to refuse a log of another checkpoint. See
             [`~identity.checkpoint_identity`].
         max_in_flight (`int`, *optional*, defaults to `256`):
             Maximum number of responses that the engine generates in parallel.

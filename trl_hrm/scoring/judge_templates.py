@@ -153,7 +153,7 @@ class JudgeTemplate:
         A file that ends with `.json` has the arguments of this class. Any other file is the user message.
 
         Raises:
-            `ValueError`: If there is no such template, or the file is invalid.
+            `ValueError`: If the template is unknown, or the file is invalid.
         """
         if name_or_path in TEMPLATES:
             return TEMPLATES[name_or_path]
