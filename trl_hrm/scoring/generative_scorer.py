@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import logging
 import math
 import re
 import threading
@@ -26,8 +25,6 @@ from ..step_tree import StepTree
 from .judge_templates import JudgeTemplate, published_template
 from .scoring_config import ScoringConfig
 
-
-logger = logging.getLogger(__name__)
 
 MAX_SEED = 2**31  # servers may use 32-bit seeds
 MAX_SAMPLES = 2**16
@@ -216,7 +213,7 @@ class GenerativeScorer:
         self._num_ids = num_token_ids(self.tokenizer)
         self._prompts: dict[str, _Prompt] = {}
         self._used: set[str] = set()
-        self._num_too_long: set[str] = set()
+        self._too_long: set[str] = set()
         self._reused = 0
         self._tasks: dict[str, asyncio.Task] = {}
         self._log = None
@@ -306,7 +303,7 @@ class GenerativeScorer:
             "prompt_tokens": sum(prompt.prompt_tokens for prompt in used),
             "generated_tokens": sum(num_tokens for _, _, num_tokens in samples),
             "unreadable": sum(p_yes is None for p_yes, _, _ in samples),
-            "too_long": len(self._num_too_long),
+            "too_long": len(self._too_long),
             "reused_samples": self._reused,
             "seconds": math.fsum(prompt.seconds for prompt in used),
         }
@@ -503,7 +500,7 @@ class GenerativeScorer:
 
     async def _sample(self, key: str, prompt_ids: list[int], problem: str, number: int) -> _Prompt | None:
         if len(prompt_ids) > self._room:
-            self._num_too_long.add(key)
+            self._too_long.add(key)
             return None
         first = len(self._prompts[key].samples) if key in self._prompts else 0
         if key not in self._used:
@@ -516,7 +513,7 @@ class GenerativeScorer:
                         prompt_ids, self.num_samples - first, self.template.stop, self.max_tokens, seed + first, key
                     )
                 except PrefixTooLong:  # of an engine that does not tell its context length
-                    self._num_too_long.add(key)
+                    self._too_long.add(key)
                     return None
                 check_samples(
                     samples,
