@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -57,8 +58,9 @@ def plain_score(folder: str, problem: str, step: str, samples: list[dict]) -> fl
         if sample["finish"] == "length":
             assert sample["p_yes"] is None
             continue
-        text = sample["text"].removesuffix(sample["stop_reason"] or "") + "\nSo "
-        ids, (yes, no) = None, (tokenizer.encode(text + word) for word in ("Yes", "No"))
+        # a token can continue after the stop string
+        text = re.split("[aeiou ]", sample["text"])[0] + "\nSo "
+        yes, no = (tokenizer.encode(text + word) for word in ("Yes", "No"))
         same = 0
         while yes[same] == no[same]:
             same += 1
