@@ -53,7 +53,7 @@ class Planted:
 @pytest.fixture
 def planted(monkeypatch) -> Planted:
     scorer = Planted()
-    monkeypatch.setattr(BestOfNConfig, "load_scorer", lambda config: scorer)
+    monkeypatch.setattr(BestOfNConfig, "load_scorer", lambda config, *_: scorer)
     monkeypatch.setattr(BestOfNConfig, "describe_identity", lambda config, scorer: {})  # there is no checkpoint
     return scorer
 
