@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from ..helpers import ALL_HEADS, tiny_model, tiny_tokenizer
 from .launching import Project, Run, largest_difference
 
 
@@ -37,6 +38,25 @@ def test_two_processes_equal_one(project, single):
     assert double.evaluation()["eval_num_steps"] == sum(len(tree.labels) for tree in project.held_out)
     assert largest_difference(double.weights(), single.weights()) < 1e-5
     assert largest_difference(single.weights("checkpoint-2"), single.weights()) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["value", "mlp", "lm_mean"])
+def test_heads_of_published_models(project, head):
+    """DistributedDataParallel fails for weights without a gradient, such as the output embeddings under a value head."""
+    model = tiny_model(ALL_HEADS[head], initializer_range=0.05)
+    model.save_pretrained(project.folder / head)
+    tiny_tokenizer().save_pretrained(project.folder / head)
+    args = ("--max_steps", "2", "--regression_loss", "bce")
+    single = project.run(f"single-{head}", *args, "--per_device_train_batch_size", "4", model=head)
+    double = project.run(
+        f"double-{head}", *args, "--per_device_train_batch_size", "2", model=head, config="cpu_2proc.yaml"
+    )
+    assert double.facts()["wrapper"] == "DistributedDataParallel"
+    assert len(single.logged("loss")) == 2
+    assert double.logged("loss") == pytest.approx(single.logged("loss"), rel=1e-4)
+    assert largest_difference(double.weights(), single.weights()) < 1e-5
+    assert largest_difference(single.weights(), model.state_dict()) > 1e-4
 
 
 def test_a_killed_run_resumes_to_the_same_weights(project, single):
