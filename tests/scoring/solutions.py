@@ -61,7 +61,16 @@ class PlainScorer(ChainScorer):
         self.model = model
         self.batches = []
 
+    def rows(self, ids) -> torch.Tensor:
+        logits = self.model(input_ids=torch.tensor([ids])).logits[0]
+        return logits if self.label_token_ids is None else logits.log_softmax(-1)[:, self.label_token_ids]
+
     @torch.inference_mode()
     def _outputs(self, sequences, progress):
-        self.batches.append(sequences)
-        return [self.model(input_ids=torch.tensor([ids])).logits[0] for ids in sequences]
+        self.batches.append([ids for ids, _ in sequences])
+        outputs = []
+        for ids, positions in sequences:
+            rows = self.rows(ids)
+            self.check_outputs(rows, len(ids))
+            outputs.append(rows[positions])
+        return outputs

@@ -39,7 +39,7 @@ class TestServer:
         options = {"model": "prm"} | SERVED | options
         return ServerScorer(url, tokenizer=tiny_tokenizer(), step_format=step_format, **options)
 
-    @pytest.mark.parametrize("head", CLASSIFIERS)
+    @pytest.mark.parametrize("head", HEADS)
     def test_scores_of_step_scorer(self, head):
         step_format = HEADS[head]
         model = tiny_model(step_format)
@@ -304,10 +304,6 @@ class TestCheckpoints:
         StepFormat().save(tmp_path)
         with pytest.raises(ValueError, match="LoRA adapter.*Merge"):
             self.load(tmp_path)
-
-    def test_label_tokens(self, tmp_path):
-        with pytest.raises(ValueError, match='`head="lm"`.*token classifier'):
-            self.load(save(tmp_path, HEADS["lm"]))
 
 
 @pytest.mark.slow
