@@ -82,7 +82,6 @@ class PoolingServer(FakeServer):
             rows = self.rows(rows)
         return {"data": [{"index": 0, "object": "pooling", "data": rows.tolist()}]}
 
-
     def label_logprobs(self, body: dict[str, Any]) -> dict[str, Any]:
         assert body["max_tokens"] == 1 and body["logprobs"] == len(body["logprob_token_ids"]) == 2
         assert body["return_tokens_as_token_ids"] is True and body["add_special_tokens"] is False

@@ -12,7 +12,7 @@ import torch
 from trl_hrm import StepFormat, StepScorer
 
 from ..helpers import HEADS, random_tree, tiny_model, tiny_tokenizer
-from .solutions import CANDIDATES, CLASSIFIERS, PROMPTS, VLLM, PlainScorer, flat, long_candidates, num_tokens, save
+from .solutions import CANDIDATES, PROMPTS, VLLM, PlainScorer, flat, long_candidates, num_tokens, save
 
 
 class TestPaths:

@@ -242,9 +242,7 @@ class ServerScorer(ChainScorer):
             "these is the same model, set `served_model_name` (`--served_model_name` on the command line) to its name."
         )
 
-    async def _score(
-        self, client: HTTPClient, server: Server, ids: list[int], positions: list[int]
-    ) -> torch.Tensor:
+    async def _score(self, client: HTTPClient, server: Server, ids: list[int], positions: list[int]) -> torch.Tensor:
         """Return the outputs at S positions of one sequence, shape `(S, C)`, without softmax or sigmoid."""
         if self.label_token_ids is not None:
             return await self._label_logprobs(client, server, ids, positions)

@@ -24,7 +24,7 @@ from .scoring_config import ScoringConfig
 logger = logging.getLogger(__name__)
 
 DOCS = "docs/scoring_without_trl_hrm.md"
-ALL_TOKENS = "`--pooler-config '{\"pooling_type\": \"ALL\"}'`"  # option of `vllm serve`
+ALL_TOKENS = '`--pooler-config \'{"pooling_type": "ALL"}\'`'  # option of `vllm serve`
 # Ends of the names of vLLM's classes for each head
 CLASSES = {
     "classification": ("ForTokenClassification",),

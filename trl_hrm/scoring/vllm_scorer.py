@@ -22,6 +22,7 @@ except ImportError as error:
         "(`--reward_model_engine transformers`)."
     ) from error
 
+
 class VLLMScorer(ChainScorer):
     """
     Scores every step of candidate solutions with vLLM.

@@ -142,7 +142,9 @@ def read_label_logprobs(answer: dict[str, Any], token_ids: list[int], n: int) ->
     for choice in answer["choices"]:
         places = _object(choice.get("logprobs"), "logprobs").get("top_logprobs")
         if not isinstance(places, list) or len(places) != 1:
-            raise Fault(f"`top_logprobs` in the response is {shown(places)}, expected the log-probabilities of one token")
+            raise Fault(
+                f"`top_logprobs` in the response is {shown(places)}, expected the log-probabilities of one token"
+            )
         logprobs = _object(places[0], "top_logprobs")
         values = [logprobs.get(f"token_id:{token}") for token in token_ids]
         if not all(is_number(value) and value > LOWEST_LOGPROB for value in values):
