@@ -8,7 +8,6 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..heads import num_labels
 from ..identity import changed_settings
 from ..io import shown
 from ..losses import step_score
@@ -247,7 +246,7 @@ class ServerScorer(ChainScorer):
         if self.label_token_ids is not None:
             return await self._label_logprobs(client, server, ids, positions)
         rows = await self._pool(client, server, ids)
-        expected = (len(ids), num_labels(self.step_format))
+        expected = (len(ids), self.step_format.num_labels)
         if tuple(rows.shape) != expected:
             raise Fault(f"the response has outputs of shape {tuple(rows.shape)}, expected {expected}")
         return rows[positions]
@@ -262,7 +261,7 @@ class ServerScorer(ChainScorer):
             "task": "token_classify",
             "use_activation": use_activation,
         }
-        max_bytes = MIN_BYTES + BYTES_PER_NUMBER * len(ids) * num_labels(self.step_format)
+        max_bytes = MIN_BYTES + BYTES_PER_NUMBER * len(ids) * self.step_format.num_labels
         answer = await client.fetch(server, "pooling", body, max_bytes)
         data = answer.get("data")
         if isinstance(data, list) and data and all(isinstance(one, dict) and one.get("data") == [] for one in data):
