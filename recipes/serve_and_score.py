@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     chains = read_chains(args.input)
     tokenizer, step_format = read_text_contract(args.model, None, None, False)
     columns = {"StepScorer": StepScorer.from_pretrained(args.model).score_trees(chains)}
-    if step_format.head == "regression":
+    if step_format.num_labels == 1:
         print("pipeline: skipped, because its softmax over the single label of a regression head is always 1.")
     else:
         columns["pipeline"] = pipeline_scores(args.model, tokenizer, step_format, chains)

@@ -6,10 +6,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel
 
 from trl_hrm.heads import check_head, gather_steps, step_outputs
+from trl_hrm.step_format import StepFormat
 
 from .helpers import HEADS, assert_gradients_equal, gradients, tiny_model
 
 
+LM = HEADS["lm"]
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 
@@ -18,11 +20,11 @@ def test_lm_outputs_are_two_columns_of_the_full_logits():
     model = tiny_model(HEADS["lm"])
     model.lm_head = torch.nn.Linear(64, model.config.vocab_size)  # with a bias
     before = model(IDS).logits
-    with step_outputs(model, [11, 3]):
+    with step_outputs(model, LM, [11, 3]):
         found = model(IDS).logits
     torch.testing.assert_close(found, before[..., [11, 3]])
     torch.testing.assert_close(model(IDS).logits, before)
-    with pytest.raises(RuntimeError), step_outputs(model, [11, 3]):
+    with pytest.raises(RuntimeError), step_outputs(model, LM, [11, 3]):
         raise RuntimeError  # an error inside the block must also restore the model
     torch.testing.assert_close(model(IDS).logits, before)
 
@@ -30,14 +32,14 @@ def test_lm_outputs_are_two_columns_of_the_full_logits():
 def test_lm_gradients_equal_those_of_the_full_logits():
     model = tiny_model(HEADS["lm"], tie_word_embeddings=True)
     expected = gradients(model, model(IDS).logits[..., [11, 3]].square().sum())
-    with step_outputs(model, [11, 3]):
+    with step_outputs(model, LM, [11, 3]):
         found = gradients(model, model(IDS).logits.square().sum())
     assert_gradients_equal(found, expected)
 
 
 def test_token_classifiers_are_unchanged():
     model = tiny_model()
-    with step_outputs(model, None):
+    with step_outputs(model, StepFormat(), None):
         assert model(IDS).logits.shape == (1, 4, 2)
 
 
@@ -84,5 +86,5 @@ class TestCheck:
         with torch.no_grad():
             model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(2)
         expected = model(input_ids=IDS).logits[..., [11, 3]]
-        with step_outputs(model, [11, 3]):
+        with step_outputs(model, LM, [11, 3]):
             torch.testing.assert_close(model(input_ids=IDS).logits, expected)

@@ -40,9 +40,9 @@ def keep(weights: dict) -> None:
 
 MISFITS = {
     "two-layer head": (tiny_model, two_layer_head, CLASSIFICATION, r"missing `score.bias`, `score.weight`; unexpected "
-                       r"`score.0.bias`, `score.0.weight`, `score.2.bias`, `score.2.weight`", NOT_OURS),
-    "value head": (lambda: tiny_model(LM), value_head, CLASSIFICATION, "missing .*unexpected `lm_head.weight`, `v_head", NOT_OURS),
-    "value head, read as label tokens": (lambda: tiny_model(LM), value_head, LM, "unexpected `v_head.summary.bias`", "Other heads"),
+                       r"`score.0.bias`, `score.0.weight`, `score.2.bias`, `score.2.weight`", "to 'mlp'"),
+    "value head": (lambda: tiny_model(LM), value_head, CLASSIFICATION, "missing .*unexpected `lm_head.weight`, `v_head", "to 'value'"),
+    "value head, read as label tokens": (lambda: tiny_model(LM), value_head, LM, "unexpected `v_head.summary.bias`", "to 'value'"),
     "a second head": (tiny_model, value_head, CLASSIFICATION, "unexpected `v_head.summary.bias`", NOT_OURS),
     "no bias": (tiny_model, drop("score.bias"), CLASSIFICATION, "missing `score.bias`", NOT_OURS),
     "no weight": (tiny_model, drop("score.weight"), CLASSIFICATION, "missing `score.weight`", NOT_OURS),

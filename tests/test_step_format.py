@@ -389,7 +389,7 @@ class TestFile:
             ),
             ({"head": ["lm"]}, "`head` is ['lm']. It must be one of"),
             ({"label_tokens": "+-"}, "`label_tokens` is '+-'. It must be two different tokens"),
-            ({"label_tokens": [1, 2]}, "`label_tokens` is (1, 2). It must be two different tokens"),
+            ({"label_tokens": [1, "b"]}, "`label_tokens` is (1, 'b'). It must be two different tokens"),
             ({"label_tokens": None}, "`label_tokens` is None. It must be two different tokens"),
             ([], "found [], expected a JSON object"),
             (None, "found None, expected a JSON object"),
@@ -450,7 +450,7 @@ class TestVersions:
 
     def test_new_files_name_the_version(self, tmp_path):
         StepFormat().save(tmp_path)
-        assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["version"] == VERSION == 2
+        assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["version"] == VERSION == 3
 
     def test_files_without_a_version(self, tmp_path):
         """All files written before versions existed."""

@@ -66,7 +66,7 @@ def forest(model, step_format, trees, tokenizer=None, batch_size=3, **settings) 
             tokens = model_inputs(**tokens, config=model.config, dtype=model.dtype)
         else:
             tokens = {"input_ids": tokens["input_ids"], "position_ids": tokens["position_ids"], "use_cache": False}
-        with step_outputs(model, label_token_ids):
+        with step_outputs(model, step_format, label_token_ids):
             logits = gather_steps(model(**tokens).logits, batch["step_positions"])
         judged = batch["labels"] >= 0
         for label, weight, merged, values in zip(

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from tqdm.auto import tqdm
 
+from ..forest import TokenTrie
 from ..io import shown
 from ..step_tree import StepTree
 from .aggregate import aggregate
@@ -213,11 +214,12 @@ def path_lengths(
         paths[i] = [*paths[parent], i]
     runs = [paths[i][-span:] for i in range(len(steps)) for span in scoring.spans if 1 < span <= len(paths[i])]
     merged = [scorer.step_format.merge([steps[i] for i in run]) for run in runs]
-    prompt_ids, step_ids = scorer.step_format.encode(scorer.tokenizer, problem, [*steps, *merged])
-    ends = {-1: len(prompt_ids)}
-    for i, parent in enumerate(parents):
-        ends[i] = ends[parent] + len(step_ids[i])
+    trie = TokenTrie()
+    all_parents = [*parents, *(parents[run[0]] for run in runs)]
+    nodes = scorer.step_format.insert(trie, scorer.tokenizer, problem, [*steps, *merged], all_parents)
+    lengths = {i: trie.path_length(node) for i, node in nodes.items()}
+    ends = {i: lengths[i] for i in range(-1, len(steps))}
     longest = dict(ends)
-    for run, ids in zip(runs, step_ids[len(steps) :], strict=True):
-        longest[run[-1]] = max(longest[run[-1]], ends[parents[run[0]]] + len(ids))
+    for number, run in enumerate(runs, start=len(steps)):
+        longest[run[-1]] = max(longest[run[-1]], lengths[number])
     return ends, longest

@@ -8,7 +8,6 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..heads import num_labels
 from ..identity import changed_settings
 from ..io import shown
 from ..losses import step_score
@@ -227,7 +226,7 @@ class ServerScorer(ChainScorer):
     async def _score(self, client: HTTPClient, server: Server, ids: list[int]) -> torch.Tensor:
         """Return the outputs at every token of one sequence, shape `(L, C)`, without softmax or sigmoid."""
         rows = await self._pool(client, server, ids)
-        expected = (len(ids), num_labels(self.step_format))
+        expected = (len(ids), self.step_format.num_labels)
         if tuple(rows.shape) != expected:
             raise Fault(f"the response has outputs of shape {tuple(rows.shape)}, expected {expected}")
         return rows
@@ -242,5 +241,5 @@ class ServerScorer(ChainScorer):
             "task": "token_classify",
             "use_activation": use_activation,
         }
-        max_bytes = MIN_BYTES + BYTES_PER_NUMBER * len(ids) * num_labels(self.step_format)
+        max_bytes = MIN_BYTES + BYTES_PER_NUMBER * len(ids) * self.step_format.num_labels
         return torch.tensor(read_rows(await client.fetch(server, "pooling", body, max_bytes)), dtype=torch.float32)

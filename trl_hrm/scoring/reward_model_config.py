@@ -1,8 +1,8 @@
 """Config of the commands that score steps with a reward model."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import COUNT, Dtype
@@ -57,10 +57,11 @@ class RewardModelConfig(ScoringConfig):
         served_model_name (`str`, *optional*):
             Name of the reward model on the server. Defaults to `reward_model`.
         step_format (`str`, *optional*):
-            Path to a `step_format.json`, for a model that was saved without one. Defaults to the file of the model.
+            Name of a published step format (see `docs/model_zoo.md`) or path to a `step_format.json`, for a model that was saved
+            without one. Defaults to the file of the model or, for a published model, to its format.
 
     Raises:
-        `FileNotFoundError`: If the file `step_format` does not exist.
+        `FileNotFoundError`: If `step_format` is neither a name nor a file.
         `ValueError`: If an option does not apply to the engine, or has no effect with another option.
     """
 
@@ -111,8 +112,9 @@ class RewardModelConfig(ScoringConfig):
     step_format: str | None = field(
         default=None,
         metadata={
-            "help": "Path to a step_format.json, for a model that was saved without one (default: the file of the model).",
-            "metavar": "FILE",
+            "help": "Name of a published step format, or path to a step_format.json, for a model that was saved without one "
+            "(default: the file of the model, or the format of a published model).",
+            "metavar": "NAME|FILE",
             "advanced": True,
         },
     )
@@ -128,11 +130,7 @@ class RewardModelConfig(ScoringConfig):
                 f"`combine` is {self.combine}, but `spans` is 1, so there is only one score per step to combine. Set `spans` to 1 2, "
                 "or remove `combine`."
             )
-        if self.step_format is not None and not Path(self.step_format).is_file():
-            raise FileNotFoundError(
-                f"`step_format`: the file {self.step_format} does not exist. Pass a step_format.json, which the trainer saves "
-                "with every checkpoint."
-            )
+        self._step_format()
 
     def load_scorer(self) -> "TreeScorer":
         """
@@ -167,11 +165,10 @@ class RewardModelConfig(ScoringConfig):
         Raises:
             `FileNotFoundError`, `ValueError`: See [`~step_format.StepFormat.from_pretrained`] and [`~loading.check_checkpoint`].
         """
-        from ..loading import check_checkpoint
-        from ..step_format import StepFormat
+        from ..loading import check_checkpoint, read_step_format
 
         revision = self.reward_model_revision
-        step_format = self._step_format() or StepFormat.from_pretrained(self.reward_model, revision=revision)
+        step_format = self._step_format() or read_step_format(self.reward_model, revision)
         check_checkpoint(self.reward_model, step_format, revision)
 
     def is_served(self) -> bool:
@@ -183,11 +180,11 @@ class RewardModelConfig(ScoringConfig):
         Return what identifies the content of the reward model, to notice that a run is resumed with another one: `reward_model`
         (see [`~identity.checkpoint_identity`]) and, for a server, `reward_model_server`, as described by the loaded `scorer`.
         """
-        from ..identity import checkpoint_identity, digest_of_files
+        from ..identity import checkpoint_identity
 
         identity = checkpoint_identity(self.reward_model, self.reward_model_revision)
         if self.step_format is not None:
-            identity["step_format"] = digest_of_files([Path(self.step_format)])
+            identity["step_format"] = hashlib.sha256(self._step_format().to_json().encode()).hexdigest()
         found = {"reward_model": identity}
         described = scorer.describe() if hasattr(scorer, "describe") else {}
         if "identity" in described:
@@ -237,6 +234,4 @@ class RewardModelConfig(ScoringConfig):
     def _step_format(self) -> "StepFormat | None":
         from ..step_format import StepFormat
 
-        if self.step_format is None:
-            return None
-        return StepFormat.from_json(Path(self.step_format).read_bytes(), where=self.step_format)
+        return None if self.step_format is None else StepFormat.named(self.step_format)

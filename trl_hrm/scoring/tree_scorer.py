@@ -11,9 +11,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, find_adapter_config_file
 
 from ..forest import TokenTree, TokenTrie
-from ..heads import num_labels
 from ..io import shown
-from ..loading import check_checkpoint, load_tokenizer
+from ..loading import check_checkpoint, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
@@ -136,16 +135,12 @@ class TreeScorer:
         paths = [tree.path(step) for step in range(len(tree.completions))]
         merged = [path[-span:] for path in paths for span in spans if 1 < span <= len(path)]
         texts = tree.completions + [self.step_format.merge([tree.completions[i] for i in run]) for run in merged]
-        prompt_ids, step_ids = self.step_format.encode(self.tokenizer, tree.prompt, texts)
+        parents = [*tree.parents, *(tree.parents[run[0]] for run in merged)]
         trie = TokenTrie()
-        nodes = {-1: trie.insert(prompt_ids)}
-        judged: list[list[int]] = []
-        for step, parent in enumerate(tree.parents):
-            nodes[step] = trie.insert(step_ids[step], after=nodes[parent])
-            judged.append([trie.mark(nodes[step])])
-        for run, ids in zip(merged, step_ids[len(tree.completions) :], strict=True):
-            node = trie.insert(ids, after=nodes[tree.parents[run[0]]])
-            judged[run[-1]].append(trie.mark(node))
+        nodes = self.step_format.insert(trie, self.tokenizer, tree.prompt, texts, parents)
+        judged = [[trie.mark(nodes[step])] for step in range(len(tree.completions))]
+        for number, run in enumerate(merged, start=len(tree.completions)):
+            judged[run[-1]].append(trie.mark(nodes[number]))
         return trie.layout(), judged
 
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
@@ -179,7 +174,7 @@ class ChainScorer(TreeScorer):
 
     def check_outputs(self, rows: torch.Tensor, num_tokens: int) -> None:
         """Check that there is one output per token. Otherwise, scores would be read at the wrong tokens."""
-        expected = (num_tokens, num_labels(self.step_format))
+        expected = (num_tokens, self.step_format.num_labels)
         if tuple(rows.shape) != expected:
             raise ValueError(
                 f"vLLM returned outputs of shape {tuple(rows.shape)} for a sequence of {num_tokens} tokens. Expected "
@@ -249,7 +244,7 @@ def read_text_contract(
             "(`--reward_model_engine transformers`)."
         )
     if step_format is None:
-        step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
+        step_format = read_step_format(path_or_repo, revision)
     refuse_label_tokens(step_format)
     tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
     checked = False
@@ -281,7 +276,7 @@ def check_classifier(config: Any, name: str, step_format: StepFormat) -> None:
             f"{name} has the architectures {architectures}. It must have one that ends with ForTokenClassification. To convert "
             f"a causal language model to a token classifier, see {DOCS}. Other heads are not supported."
         )
-    if config.num_labels != num_labels(step_format):
+    if config.num_labels != step_format.num_labels:
         raise ValueError(
-            f"{name} has num_labels={config.num_labels}, but head {step_format.head!r} needs {num_labels(step_format)}."
+            f"{name} has num_labels={config.num_labels}, but head {step_format.head!r} needs {step_format.num_labels}."
         )

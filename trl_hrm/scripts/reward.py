@@ -36,7 +36,6 @@ def main(script_args, training_args, model_args):
     from trl_hrm import HRMRewardTrainer
 
     if script_args.make_tiny_model:
-        from trl_hrm.heads import num_labels
         from trl_hrm.tiny_model import make_tiny_model, read_texts
 
         with training_args.main_process_first(desc="making the tiny model"):
@@ -44,8 +43,8 @@ def main(script_args, training_args, model_args):
                 make_tiny_model(
                     read_texts(script_args.dataset_name, script_args.dataset_config),
                     model_args.model_name_or_path,
-                    kind="causal" if training_args.head == "lm" else "token",
-                    num_labels=num_labels(training_args.step_format()),
+                    kind="causal" if training_args.make_step_format().is_causal_lm else "token",
+                    num_labels=training_args.make_step_format().num_labels,
                 )
 
     check_inputs(script_args, training_args, model_args)

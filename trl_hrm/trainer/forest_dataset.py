@@ -221,15 +221,14 @@ class ForestBuilder:
         for tree, where in zip(trees, places, strict=True):
             kept = self._kept_labels(tree, where)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
-            prompt_ids, step_ids = self.step_format.encode(self.tokenizer, tree.prompt, tree.completions)
-            if self.max_length is not None and len(prompt_ids) >= self.max_length:
+            nodes = self.step_format.insert(trie, self.tokenizer, tree.prompt, tree.completions, tree.parents)
+            prompt_length = trie.path_length(nodes[-1])
+            if self.max_length is not None and prompt_length >= self.max_length:
                 raise ValueError(
-                    f"{where}: the prompt has {len(prompt_ids)} tokens, which leaves no room for a step within "
+                    f"{where}: the prompt has {prompt_length} tokens, which leaves no room for a step within "
                     f"`max_length` {self.max_length}. Raise `max_length`, or remove the row."
                 )
-            nodes = {-1: trie.insert(prompt_ids)}
-            for i, ids in enumerate(step_ids):
-                nodes[i] = trie.insert(ids, after=nodes[tree.parents[i]])
+            for i in range(len(tree.completions)):
                 if kept[i] is None:
                     continue
                 path_lengths.append(trie.path_length(nodes[i]))

@@ -21,7 +21,6 @@ from transformers.integrations import is_wandb_available
 from .. import __version__
 from .._compat import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 from ..encoding import dated_template, uses_clock
-from ..heads import num_labels
 from ..io import shell_word
 from ..pages.page import Table, code, markdown, resource
 from ..step_format import STEP_FORMAT_NAME, StepFormat
@@ -113,12 +112,12 @@ def save_reward_model_card(
         dataset_name,
         tags,
         license,
-        task="text-generation" if step_format.head == "lm" else "token-classification",
+        task="text-generation" if step_format.is_causal_lm else "token-classification",
         kind="steps" if trainer._format_is_known else "tokens",
         merged=any(report.labels_merged for report in reports),
         dtype=str(next(trainer.model.parameters()).dtype).removeprefix("torch."),
-        task_class="ForCausalLM" if step_format.head == "lm" else "ForTokenClassification",
-        num_labels=None if step_format.head == "lm" else num_labels(step_format),
+        task_class="ForCausalLM" if step_format.is_causal_lm else "ForTokenClassification",
+        num_labels=None if step_format.is_causal_lm else step_format.num_labels,
         step_format=step_format,
         step_format_name=STEP_FORMAT_NAME,
         # if the dataset was tokenized by the user, the prompt format is unknown

@@ -362,9 +362,9 @@ def set_up_model(
                 "first, or continue training it without `peft_config`."
             )
         # With the task type TOKEN_CLS, PEFT also trains and saves the classifier
-        peft_config.task_type = TaskType.CAUSAL_LM if step_format.head == "lm" else TaskType.TOKEN_CLS
+        peft_config.task_type = TaskType.CAUSAL_LM if step_format.is_causal_lm else TaskType.TOKEN_CLS
         # "all-linear" would also add an adapter to the classifier, which fails
-        if step_format.head != "lm" and getattr(peft_config, "target_modules", None) == "all-linear":
+        if not step_format.is_causal_lm and getattr(peft_config, "target_modules", None) == "all-linear":
             peft_config.exclude_modules = peft_config.exclude_modules or ["classifier", "score"]
         # ZeRO-3 requires all parameters to have the same dtype, see https://github.com/huggingface/trl/issues/6089
         zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...data.problems import group_equal, problem_key, problem_split
+from ...pages.page import Table
 from ...step_metrics import step_metrics
 from ...terminal import one_line
 from ..intervals import bootstrap_sums, percentile_interval
@@ -223,6 +224,35 @@ def format_results(name: str, results: dict[str, Any]) -> str:
             f"where {results['threshold']:g} gives {_percent(tuned['rest_untuned'])}"
         )
     return "\n".join(lines)
+
+
+def format_comparison(results: dict[str, dict[str, dict[str, Any]]], markdown: bool = False) -> str:
+    """
+    Return a table that compares reward models: the main metric of each suite in percent, with its 95 % interval, and the AUROC
+    over its labelled steps.
+
+    Args:
+        results (`dict[str, dict[str, dict[str, Any]]]`):
+            For each reward model, the results of [`measure`] for each suite.
+        markdown (`bool`, *optional*, defaults to `False`):
+            Whether to return a Markdown table instead of text columns.
+    """
+    suites = next(iter(results.values()))
+    header = ["reward model"]
+    for name, one in suites.items():
+        header += [f"{name} {one['main']} {one['metric']}", "95 %", "AUROC", "too long"]
+    cells = [header]
+    for model, found in results.items():
+        cells.append([one_line(model, 60)])
+        for one in found.values():
+            main = one["averages"][one["main"]]
+            interval = "-" if main["low"] is None else f"{_percent(main['low'])}–{_percent(main['high'])}"
+            auroc = f"{one['steps']['auroc']:.3f}" if "auroc" in one["steps"] else "-"
+            cells[-1] += [_percent(main[one["metric"]]), interval, auroc, f"{one['counts']['num_too_long']:,}"]
+    if markdown:
+        return Table(cells[0], cells[1:]).markdown()
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells)
 
 
 def _percent(value: float | None) -> str:
