@@ -30,6 +30,15 @@ BOS = {
     "gptoss": "<|startoftext|>",
 }
 SEPARATORS = ["\n\n", "\n", " \n\n\n", ". ", "<|eot|>", " ки"]
+OWN_TOKENS = {  # as separators
+    "smollm2": "<empty_output>",
+    "qwen3": "<|fim_pad|>",
+    "llama3": "<|reserved_special_token_0|>",
+    "gemma3": "<mask>",
+    "deepseek_v3": "<｜place▁holder▁no▁0｜>",
+    "gptoss": "<|reserved_200000|>",
+}
+TURNS = ["smollm2", "llama3", "gemma3", "deepseek_v3"]  # Qwen3's template writes the last reply in another way
 PROMPT = "Find $x$ in $3x + 4 = 10$.\n\n求 x 的值。"
 STEPS = [  # beginnings and ends that byte-pair encoding would merge with a neighbour
     "First, $3x = 6$.",
@@ -75,7 +84,20 @@ def formats(name: str) -> list[StepFormat]:
     found = [StepFormat(step_separator=separator) for separator in SEPARATORS]
     if name in CHATS:
         found += [StepFormat(prompt_style="chat", system_prompt=system) for system in (None, "Judge the steps.\n")]
+    found += [StepFormat.published("math-shepherd"), own_token_format(name)]
+    if name in TURNS:
+        found.append(StepFormat.published("rlhflow-prm"))
     return found
+
+
+def own_token_format(name: str) -> StepFormat:
+    """The format of Qwen2.5-Math-PRM with a special token of this tokenizer."""
+    style = {"prompt_style": "chat", "system_prompt": "Judge the steps."} if name in CHATS else {}
+    return StepFormat(tokenization="string", step_separator=OWN_TOKENS[name], **style)
+
+
+def joined(prompt_ids: list[int], step_ids: list[list[int]]) -> list[int]:
+    return prompt_ids + sum(step_ids, [])
 
 
 def paths(parents: list[int]) -> list[list[int]]:
@@ -93,13 +115,13 @@ class TestPaths:
             bos = [tokenizer.convert_tokens_to_ids(BOS[name])] if name in BOS else []
             assert prompt_ids == bos + ids_of(tokenizer, PROMPT)
             assert step_ids == [ids_of(tokenizer, step) + ids_of(tokenizer, separator) for step in STEPS]
-            whole = text_of(tokenizer, prompt_ids + sum(step_ids, []))
+            whole = text_of(tokenizer, joined(prompt_ids, step_ids))
             assert whole == BOS.get(name, "") + PROMPT + "".join(step + separator for step in STEPS)
 
     def test_a_prefix_keeps_its_ids(self, name, tokenizer):
         for step_format in formats(name):
             prompt_ids, step_ids = step_format.encode(tokenizer, PROMPT, STEPS)
-            for count in range(len(STEPS)):
+            for count in range(1, len(STEPS)):
                 assert step_format.encode(tokenizer, PROMPT, STEPS[:count]) == (prompt_ids, step_ids[:count])
 
     def test_ids_in_a_tree_are_those_of_its_paths(self, name, tokenizer):
@@ -108,14 +130,14 @@ class TestPaths:
             parents = [rng.randrange(-1, step) for step in range(len(STEPS))]
             trie = TokenTrie()
             nodes = step_format.insert(trie, tokenizer, PROMPT, STEPS, parents)
-            marks = [trie.mark(node) for node in nodes]
+            marks = [trie.mark(nodes[step]) for step in range(len(STEPS))]
             tree = trie.layout()
             positions = dict(zip(tree.steps.tolist(), tree.step_positions.tolist(), strict=True))
             for path, mark in zip(paths(parents), marks, strict=True):
                 prompt_ids, step_ids = step_format.encode(tokenizer, PROMPT, [STEPS[i] for i in path])
                 end = positions[mark]
                 above = [i for i in range(end + 1) if tree.subtree_end[i] > end]
-                assert tree.input_ids[above].tolist() == prompt_ids + sum(step_ids, [])
+                assert tree.input_ids[above].tolist() == joined(prompt_ids, step_ids)
                 assert tree.position_ids[above].tolist() == list(range(len(above)))
 
     def test_joined_text_would_have_other_ids(self, name, tokenizer):
@@ -143,6 +165,72 @@ class TestPaths:
         assert text_of(tokenizer, spaced) == " - +" and not set(spaced) & set(step_format.label_token_ids(tokenizer))
 
 
+class TestStrings:
+    """Formats that tokenize the whole text, against the tokenizer's own ids and offsets."""
+
+    def test_text_separators(self, name, tokenizer):
+        """Math-Shepherd's format: each step is scored at the last token of its tag."""
+        ids, ends = [], []
+        text, tags = PROMPT + " ", []
+        for number, step in enumerate(STEPS, start=1):
+            text += f"Step {number}: {step.strip()}".strip() + " ки"
+            tags.append(len(text))
+            text += "\n"
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = [tokenizer.convert_tokens_to_ids(BOS[name])] * (name in BOS) + found["input_ids"]
+        ends = [[end for _, end in found["offset_mapping"]].index(tag) + 1 + (name in BOS) for tag in tags]
+        self.check(StepFormat.published("math-shepherd"), tokenizer, ids, ends)
+        last = ids_of(tokenizer, "x ки")[-1]
+        assert [ids[end - 1] for end in ends] == [last] * len(STEPS)
+
+    def test_special_separators(self, name, tokenizer):
+        """Qwen2.5-Math-PRM's format: a special token after each step, whose text is not changed."""
+        token = OWN_TOKENS[name]
+        if name in CHATS:
+            messages = [{"role": "system", "content": "Judge the steps."}, {"role": "user", "content": PROMPT}]
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        else:
+            prompt = BOS[name] + PROMPT
+        ids = ids_of(tokenizer, prompt + "".join(step + token for step in STEPS))
+        ends = [i + 1 for i, one in enumerate(ids) if one == tokenizer.convert_tokens_to_ids(token)]
+        self.check(own_token_format(name), tokenizer, ids, ends)
+
+    def test_turns(self, name, tokenizer):
+        """RLHFlow's format: each step is a user message, and is scored at the token before the reply."""
+        step_format = StepFormat.published("rlhflow-prm")
+        if name not in TURNS:
+            message = "no chat template" if name not in CHATS else "chat template fails for a user message"
+            with pytest.raises(ValueError, match=message):
+                step_format.check(tokenizer)
+            return
+        step_format.check(tokenizer)
+        steps = [step for step in STEPS if step.strip()]
+        turns = [PROMPT + " " + steps[0], *steps[1:]]
+        messages = [
+            {"role": role, "content": text}
+            for turn in turns
+            for role, text in (("user", turn), ("assistant", "\ufdd0"))
+        ]
+        parts = tokenizer.apply_chat_template(messages, tokenize=False).split("\ufdd0")
+        found = tokenizer("+".join(parts), add_special_tokens=False, return_offsets_mapping=True)
+        replies = [sum(map(len, parts[: i + 1])) + i for i in range(len(steps))]  # where the replies begin
+        starts = [start for start, _ in found["offset_mapping"]]
+        ends = [starts.index(reply) for reply in replies]
+        assert {text_of(tokenizer, [found["input_ids"][end]]) for end in ends} == {"+"}
+        self.check(step_format, tokenizer, found["input_ids"], ends, steps)
+
+    def check(self, step_format, tokenizer, ids, ends, steps=STEPS):
+        step_format.check(tokenizer)
+        prompt_ids, step_ids = step_format.encode(tokenizer, PROMPT, steps)
+        assert joined(prompt_ids, step_ids) == ids[: ends[-1]]
+        assert [len(prompt_ids) + sum(map(len, step_ids[: i + 1])) for i in range(len(steps))] == ends
+
+    def test_the_tokenizer_of_another_model(self, chat_tokenizer):
+        """Qwen2.5-Math-PRM's separator is text for these tokenizers, and its last token would occur inside steps."""
+        with pytest.raises(ValueError, match="'<extra_0>' is not a token of this tokenizer"):
+            StepFormat.published("qwen2.5-math-prm").check(chat_tokenizer)
+
+
 class TestControlTokens:
     def test_the_tokens_of_its_chat_template_are_control_tokens(self, name, chat_tokenizer):
         structure = {
@@ -159,17 +247,14 @@ class TestControlTokens:
         rng = random.Random(name)
         tokens = rng.sample(sorted(control.values()), min(len(control), 6))
         tokens += [token for token in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token) if token]
-        for step_format in (formats(name)[0], formats(name)[-1]):
-            ordinary = step_format.encode_prompt(tokenizer, "a b")
-            expected = [i for i in ordinary if i in control]
-            separator = ids_of(tokenizer, step_format.step_separator)
+        for step_format in formats(name)[-4:]:
+            harmless = step_format.encode(tokenizer, "a b", ["a b", "c"])
+            expected = [i for i in joined(*harmless) if i in control]
             for token in tokens:
                 text = f"a{token} b"
-                prompt_ids, [ids] = step_format.encode(tokenizer, text, [text])
-                assert [i for i in prompt_ids if i in control] == expected
-                assert not [i for i in ids[: len(ids) - len(separator)] if i in control]
-                assert text_of(tokenizer, ids) == text + step_format.step_separator
-                assert text_of(tokenizer, prompt_ids) == text_of(tokenizer, ordinary).replace("a b", text)
+                found = joined(*step_format.encode(tokenizer, text, [text, "c"]))
+                assert [i for i in found if i in control] == expected
+                assert text_of(tokenizer, found) == text_of(tokenizer, joined(*harmless)).replace("a b", text)
                 assert step_format.find_markers(tokenizer, text) in ([token], [])  # [] for tags that policies write
 
     def test_a_forged_turn_stays_in_its_turn(self, name, chat_tokenizer):
