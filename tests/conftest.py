@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from .browser import Browser, find_chromium
+from .tools.fetch_real_model import place
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
@@ -24,6 +25,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real files at {folder}; set TRL_HRM_SHARED_DATA to one")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_folder():
+    """
+    Return a function that gives the folder of a real model or tokenizer, such as `smollm2` or `qwen3`. Only for tests marked `real_model`.
+
+    If it was not downloaded, the test is skipped, or fails if `$TEST_REAL_MODELS` is 1 as in `make test-real`.
+    """
+
+    def find(name: str) -> Path:
+        folder = place(name)
+        if not folder.is_dir():
+            message = f"{name} is not at {folder}; run `python tests/tools/fetch_real_model.py {name}`, or set TRL_HRM_REAL_MODELS"
+            if os.environ.get("TEST_REAL_MODELS") == "1":
+                pytest.fail(message)
+            pytest.skip(message)
+        return folder
+
+    return find
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
