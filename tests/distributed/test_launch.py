@@ -39,6 +39,7 @@ def test_two_processes_equal_one(project, single):
     assert largest_difference(single.weights("checkpoint-2"), single.weights()) > 1e-3
 
 
+@pytest.mark.slow  # two more processes; tests/trainer resumes checkpoints to the same weights in one
 def test_a_killed_run_resumes_to_the_same_weights(project, single):
     """SIGKILL leaves no time to save anything, so the last checkpoint must hold all that the rest depends on."""
     args = ("--per_device_train_batch_size", "4")
