@@ -1,6 +1,9 @@
 """Fixtures for many test files."""
 
 import datetime
+import functools
+import gc
+import importlib.metadata
 import os
 import signal
 from collections.abc import Iterator
@@ -16,6 +19,14 @@ from .tools.fetch_real_model import place
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower with more threads
+# accelerate parses the metadata of PEFT several times in each training step
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+
+
+def pytest_collection_finish():
+    """Take what is imported out of garbage collection. Each training ends with a collection, which would scan all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
