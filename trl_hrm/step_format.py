@@ -542,8 +542,7 @@ class StepFormat:
                 parts = self._render(tokenizer, problem, texts).split(_REPLY)
                 if len(parts) != len(steps) + 1:
                     raise ValueError(
-                        f"the chat template renders {len(parts) - 1} of {len(steps)} replies of the assistant. Use a chat "
-                        "template that supports conversations, or a different `prompt_style`."
+                        f"the chat template renders {len(parts) - 1} of {len(steps)} replies of the assistant"
                     )
                 return [parts[0] + before, *(after + part + before for part in parts[1:-1]), after + parts[-1]]
             if self.prompt_style == "chat":

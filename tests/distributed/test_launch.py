@@ -59,6 +59,7 @@ def test_heads_of_published_models(project, head):
     assert largest_difference(single.weights(), model.state_dict()) > 1e-4
 
 
+@pytest.mark.slow  # two more processes; tests/trainer resumes checkpoints to the same weights in one
 def test_a_killed_run_resumes_to_the_same_weights(project, single):
     """SIGKILL leaves no time to save anything, so the last checkpoint must hold all that the rest depends on."""
     args = ("--per_device_train_batch_size", "4")
