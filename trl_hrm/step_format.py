@@ -711,6 +711,8 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
+        if any(str(path_or_repo) in repositories for repositories, _ in PUBLISHED_FORMATS.values()):
+            return None  # the file does not exist, so it is never in the cache
         raise FileNotFoundError(
             f"{path_or_repo}: this folder does not exist. A Hub repository with this name is not in the cache, and the Hub "
             f"cannot be reached: {error}"
