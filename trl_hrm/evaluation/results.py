@@ -28,6 +28,7 @@ from ..io import (
     write_json,
 )
 from ..schema import INT64, Amount, Count, Share, check_json
+from ..scoring.generative_scorer import format_judge_cost
 from ..search.outcomes import describe_outcomes
 from ..search.run_folder import Reference, shard_name
 from ..terminal import one_line
@@ -285,6 +286,9 @@ def format_results(results: Results) -> str:
         lines.append(f"candidates of {given:,} problems came with grades, which were not changed")
     if results.solutions:
         lines.append(describe_outcomes(results.solutions))
+    scorer = results.cost.get("scorer", {})
+    if "judge_samples" in scorer:
+        lines.append(format_judge_cost({name.removeprefix("judge_"): value for name, value in scorer.items()}))
     lines += [f"warning: {one_line(warning)}" for warning in results.warnings]
     return "\n".join(lines)
 

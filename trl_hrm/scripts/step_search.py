@@ -104,6 +104,11 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
 
     def __post_init__(self):
         super().__post_init__()
+        if self.judge_template is not None:
+            raise ValueError(
+                "`judge_template` does not work with a step search, which scores many short steps while it samples. Use a step reward "
+                "model, or `trl-hrm best-of-n`."
+            )
         for name in ("problems", "policy"):
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` is missing. Set `problems` and `policy`.")
