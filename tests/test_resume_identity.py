@@ -144,7 +144,7 @@ class World:
         scoring = {"reward_model": at["model"], "overwrite": True, "n": [2]}
         function, config, settings = {
             "annotate": (annotate, AnnotateConfig, sampling | {"num_children": 2, "max_depth": 2}),
-            "step_search": (step_search, StepSearchConfig, sampling | scoring),
+            "step_search": (step_search, StepSearchConfig, sampling | scoring | {"max_depth": 2}),
             "sampling": (best_of_n, BestOfNConfig, sampling | scoring),
             "scoring": (
                 best_of_n,

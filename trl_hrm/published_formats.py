@@ -84,6 +84,7 @@ PUBLISHED_FORMATS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
             "tokenization": "string",
             "prompt_template": "{problem} ",
             "step_separator": " \n\n\n\n\n",
+            "step_suffix": " ",
             "head": "lm",
             "label_tokens": (" +", " -"),
         },

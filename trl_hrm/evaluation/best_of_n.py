@@ -27,7 +27,7 @@ from ..scoring.aggregate import Aggregate
 from ..scoring.candidate_scores import score_steps, scorer_cost
 from ..scoring.scoring_config import ScoringConfig
 from ..scoring.tree_scorer import TreeScorer
-from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings
+from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings, step_warnings
 from ..search.run_folder import MANIFEST, Shard, mixture_warnings, read_manifest, read_summary, shard_name
 from ..search.scheduler import Progress
 from .answer_classes import grade_problems
@@ -282,7 +282,8 @@ def make_results(
         *reference_warnings(
             all_counts["problems_ungradable"], [*manifest.get("unreadable_references", ()), *unreadable]
         ),
-        *outcome_warnings(solutions, manifest.get("search", {}), manifest),
+        *outcome_warnings(solutions, manifest.get("search", {}), settings | manifest),
+        *step_warnings(manifest.get("unsplit", {}), manifest),
         *mixture_warnings(manifest),
     ]
     if not scored:

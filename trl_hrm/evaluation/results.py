@@ -290,11 +290,6 @@ def format_results(results: Results) -> str:
     if "judge_samples" in scorer:
         lines.append(format_judge_cost({name.removeprefix("judge_"): value for name, value in scorer.items()}))
     lines += [f"warning: {one_line(warning)}" for warning in results.warnings]
-    if not given and results.counts.get("candidates_without_answer", 0) == results.counts.get("num_candidates"):
-        lines.append(
-            "warning: no solution has an answer, so all accuracies are 0. Check that --extractors match the policy's output, and "
-            "that the token limit lets it finish."
-        )
     return "\n".join(lines)
 
 

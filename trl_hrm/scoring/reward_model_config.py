@@ -194,6 +194,7 @@ class RewardModelConfig(ScoringConfig):
             if name in (self.reward_model_args or ()):
                 raise ValueError(f"`reward_model_args` contains {name}, which is set by {own}. Remove it.")
         self._settings()
+        self.refuse_revision_of_folder("reward_model_revision", "reward_model")
         if self.combine != "max" and set(self.spans) == {1}:
             raise ValueError(
                 f"`combine` is {self.combine}, but `spans` is 1, so there is only one score per step to combine. Set `spans` to 1 2, "
