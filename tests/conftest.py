@@ -1,6 +1,9 @@
 """Fixtures for many test files."""
 
 import datetime
+import functools
+import gc
+import importlib.metadata
 import os
 import signal
 from collections.abc import Iterator
@@ -10,11 +13,20 @@ import pytest
 from filelock import FileLock
 
 from .browser import Browser, find_chromium
+from .tools.fetch_real_model import place
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower with more threads
+# accelerate parses the metadata of PEFT several times in each training step
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+
+
+def pytest_collection_finish():
+    """Take what is imported out of garbage collection. Each training ends with a collection, which would scan all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +36,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real files at {folder}; set TRL_HRM_SHARED_DATA to one")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_folder():
+    """
+    Return a function that gives the folder of a real model or tokenizer, such as `smollm2` or `qwen3`. Only for tests marked `real_model`.
+
+    If it was not downloaded, the test is skipped, or fails if `$TEST_REAL_MODELS` is 1 as in `make test-real`.
+    """
+
+    def find(name: str) -> Path:
+        folder = place(name)
+        if not folder.is_dir():
+            message = f"{name} is not at {folder}; run `python tests/tools/fetch_real_model.py {name}`, or set TRL_HRM_REAL_MODELS"
+            if os.environ.get("TEST_REAL_MODELS") == "1":
+                pytest.fail(message)
+            pytest.skip(message)
+        return folder
+
+    return find
 
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -36,6 +36,13 @@ HEADS = {
     "regression-bce": StepFormat(head="regression", regression_loss="bce"),
     "lm": StepFormat(head="lm"),
 }
+# The heads that published models also have
+ALL_HEADS = HEADS | {
+    "mlp": StepFormat(head="mlp"),
+    "value": StepFormat(head="value"),
+    "value-bce": StepFormat(head="value", regression_loss="bce"),
+    "lm_mean": StepFormat(head="lm_mean", regression_loss="bce"),
+}
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -128,13 +135,17 @@ def path_logits(
     mask. Return the logits of the last token.
     """
     tokenizer = tokenizer or tiny_tokenizer()
-    prompt_ids, step_ids = step_format.encode(tokenizer, tree.prompt, tree.completions)
     found = {}
     for step, label in enumerate(tree.labels):
         if label is not None:
-            ids = prompt_ids + [token for i in tree.path(step) for token in step_ids[i]]
+            prompt_ids, step_ids = step_format.encode(
+                tokenizer, tree.prompt, [tree.completions[i] for i in tree.path(step)]
+            )
+            ids = prompt_ids + [token for ids in step_ids for token in ids]
             logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
-            found[step] = logits[step_format.label_token_ids(tokenizer)] if step_format.head == "lm" else logits
+            if step_format.head == "lm":
+                logits = logits[step_format.label_token_ids(tokenizer)]
+            found[step] = logits.mean(0, keepdim=True) if step_format.head == "lm_mean" else logits
     return found
 
 

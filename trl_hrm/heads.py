@@ -132,6 +132,7 @@ def check_head(model: PreTrainedModel, step_format: StepFormat) -> None:
         fits = hasattr(model, "v_head")
     else:
         fits = isinstance(getattr(module, "original_module", module), nn.Sequential) == has_hidden_layer
+        fits = fits and model.get_output_embeddings() is None  # a causal language model has no such head
     if not fits:
         raise ValueError(
             f"{type(model).__name__} does not have the head {head!r}. Pass the model name as a string, so that it is loaded "

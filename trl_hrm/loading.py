@@ -150,6 +150,7 @@ class WeightFit:
 
     def _remedy(self, step_format: StepFormat) -> str:
         random = self.random & self.head
+        own_head = {name for name in self.head if not name.startswith(_LM_HEADS)}
         known = _head_of(self.unexpected)
         if known not in (None, step_format.head) and (random or step_format.is_causal_lm):
             return f"Set `head` of the step format to {known!r}, the head of the checkpoint."
@@ -165,7 +166,7 @@ class WeightFit:
                 'Set `head` of the step format to the head it was trained with: "classification" has 2 outputs, '
                 '"regression" has 1.'
             )
-        if not step_format.is_causal_lm and (self.other_heads or self.head > random > frozenset()):
+        if not step_format.is_causal_lm and (self.other_heads or own_head > random > frozenset()):
             return (
                 "Its head is not supported. Supported heads are listed in the documentation of StepFormat. Pass a checkpoint "
                 "saved by HRMRewardTrainer, or one listed in docs/model_zoo.md."

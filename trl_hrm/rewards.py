@@ -15,6 +15,7 @@ from .grading import opens_thinking, thinking_spans, visible_text, without_think
 from .io import shown
 from .scoring.aggregate import aggregate as aggregate_scores
 from .scoring.candidate_scores import fits
+from .scoring.generative_scorer import GenerativeScorer
 from .scoring.scorer import StepScorer
 from .scoring.scoring_config import ScoringConfig
 from .scoring.tree_scorer import TreeScorer
@@ -140,6 +141,11 @@ class StepReward:
                 "remove these arguments."
             )
         self.scorer = _load(reward_model, **scorer_kwargs) if isinstance(reward_model, str) else reward_model
+        if isinstance(self.scorer, GenerativeScorer):
+            raise ValueError(
+                "`reward_model` is a GenerativeScorer, which is too slow for training and has no score for some steps. Pass a step reward "
+                "model."
+            )
         self.scoring = ScoringConfig(spans, combine)
         self.scorer.score([], [], spans=spans, combine=combine)  # raises errors before anything is sampled
         self.separator = written_separator(self.scorer)

@@ -542,8 +542,7 @@ class StepFormat:
                 parts = self._render(tokenizer, problem, texts).split(_REPLY)
                 if len(parts) != len(steps) + 1:
                     raise ValueError(
-                        f"the chat template renders {len(parts) - 1} of {len(steps)} replies of the assistant. Use a chat "
-                        "template that supports conversations, or a different `prompt_style`."
+                        f"the chat template renders {len(parts) - 1} of {len(steps)} replies of the assistant"
                     )
                 return [parts[0] + before, *(after + part + before for part in parts[1:-1]), after + parts[-1]]
             if self.prompt_style == "chat":
@@ -712,6 +711,8 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
+        if any(str(path_or_repo) in repositories for repositories, _ in PUBLISHED_FORMATS.values()):
+            return None  # the file does not exist, so it is never in the cache
         raise FileNotFoundError(
             f"{path_or_repo}: this folder does not exist. A Hub repository with this name is not in the cache, and the Hub "
             f"cannot be reached: {error}"

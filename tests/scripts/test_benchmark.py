@@ -25,7 +25,7 @@ from ..helpers import save_checkpoint, tiny_model
 @pytest.fixture
 def planted(monkeypatch) -> SayingScorer:
     scorer = SayingScorer(knows, max_positions=200)
-    monkeypatch.setattr(RewardModelConfig, "load_scorer", lambda config: scorer)
+    monkeypatch.setattr(RewardModelConfig, "load_scorer", lambda config, *_: scorer)
     return scorer
 
 

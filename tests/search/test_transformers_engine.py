@@ -1,13 +1,22 @@
 """Batched sampling from a real model: samples depend only on their request and end exactly where they must."""
 
 import asyncio
+import hashlib
 import json
 import threading
 from collections import Counter
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MambaConfig, MambaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from trl_hrm.search.engines.base import EngineFatal, PrefixTooLong, check_samples, find_stop
 from trl_hrm.search.engines.transformers import TransformersEngine
@@ -53,6 +62,39 @@ def ask(engine, *requests):
         return await asyncio.wait_for(samples, 60)  # a lost request would hang
 
     return asyncio.run(together())
+
+
+def record_batches(engine, monkeypatch):
+    """Return a list that gets the number of sequences of each call of `generate`."""
+    batches = []
+    generate = engine._generate
+    monkeypatch.setattr(engine, "_generate", lambda batch, last: batches.append(len(batch)) or generate(batch, last))
+    return batches
+
+
+def record_shapes(engine, monkeypatch):
+    """Return a list that gets the rows and columns of each forward pass."""
+    shapes = []
+    embed = engine.model.get_input_embeddings().forward
+    monkeypatch.setattr(
+        engine.model.get_input_embeddings(), "forward", lambda ids: shapes.append(tuple(ids.shape)) or embed(ids)
+    )
+    return shapes
+
+
+def plain_sample(engine, prefix_ids, max_tokens, seed):
+    """
+    Sample one sequence with one forward pass per token, no cache and no padding. The noise is what a seed has always meant: a generator
+    seeded with its hash, and one exponential variable for each token of the vocabulary and each position.
+    """
+    seed = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=8).digest(), "big")
+    generator = torch.Generator().manual_seed(seed)
+    ids = list(prefix_ids)
+    with torch.no_grad():
+        while len(ids) < len(prefix_ids) + max_tokens and ids[-1:] != [engine.tokenizer.eos_token_id]:
+            logits = engine.model(torch.tensor([ids])).logits[0, -1]
+            ids.append((logits - torch.empty_like(logits).exponential_(generator=generator).log()).argmax().item())
+    return ids[len(prefix_ids) :]
 
 
 def plain_greedy(engine, prefix_ids, length):
@@ -121,6 +163,72 @@ def test_models_without_keys_and_values(engine):
     assert [one.token_ids for one in together] == [
         ask(mamba, (ids, 1, [], 4, 7 + i))[0][0].token_ids for i in range(3)
     ]
+
+
+def test_sliding_windows(engine):
+    """The cache of a window drops old keys, so rows cannot move to another batch. The batch must then run to its end."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(engine.tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=6,
+    )
+    sliding = TransformersEngine(MistralForCausalLM(config), engine.tokenizer, batch_size=4)
+    requests = [(ids, 3, [], 4 + 5 * place, 1000 * place) for place, ids in enumerate(prefixes(engine))]
+    for (ids, _, _, max_tokens, seed), samples in zip(requests, ask(sliding, *requests), strict=True):
+        assert [one.token_ids for one in samples] == [
+            plain_sample(sliding, ids, max_tokens, seed + i) for i in range(3)
+        ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 32])
+def test_a_seed_gives_the_sample_of_a_plain_loop(folder, batch_size):
+    """Sequences leave and join batches all the time. A key of another row, or noise of another step, would not be noticed."""
+    engine = TransformersEngine.from_pretrained(folder, device="cpu", batch_size=batch_size)
+    requests = [(ids, 4, [], 3 + 9 * place, 1000 * place) for place, ids in enumerate(prefixes(engine))]
+    for (ids, n, _, max_tokens, seed), samples in zip(requests, ask(engine, *requests), strict=True):
+        assert [one.token_ids for one in samples] == [
+            plain_sample(engine, ids, max_tokens, seed + i) for i in range(n)
+        ]
+
+
+def test_waiting_sequences_take_the_places_of_ended_ones(folder, monkeypatch):
+    """One long sample must not keep the ended ones in the batch, or the waiting ones out of it."""
+    engine = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.0, batch_size=8)
+    long, *short = [engine.tokenizer.encode(f"Add {k} and {k + 1}: it is")[: 4 + k % 3] for k in range(16)]
+    shapes = record_shapes(engine, monkeypatch)
+    samples = ask(engine, (long, 1, [], 45, 0), *((ids, 1, [], 3, 0) for ids in short))
+    steps = [rows for rows, columns in shapes if columns == 1]
+    assert [len(one.token_ids) for [one] in samples] == [45] + [3] * 15
+    assert len(steps) == 45  # the short ones run in parallel with the long one
+    assert max(steps) == 8 and sum(steps) == 45 + 15 * 3
+
+
+def test_a_prefix_is_computed_once_for_more_samples_than_fit_into_a_batch(folder, monkeypatch):
+    engine = TransformersEngine.from_pretrained(folder, device="cpu", batch_size=4)
+    ids = prefixes(engine)[2]
+    request = (ids, 13, ["a", "e"], 12, 5)
+    shapes = record_shapes(engine, monkeypatch)
+    [samples] = ask(engine, request)
+    assert [shape for shape in shapes if shape[1] > 1] == [(1, len(ids) - 1)]
+    assert {rows for rows, columns in shapes if columns == 1} <= {1, 2, 3, 4}
+    assert len({len(one.token_ids) for one in samples}) > 2  # they left and joined at different times
+    monkeypatch.undo()
+    assert samples == [ask(engine, (ids, 1, ["a", "e"], 12, 5 + i))[0][0] for i in range(13)]
+
+
+def test_prefixes_of_one_token(engine):
+    """Nothing is computed before their first step, alone or next to longer prefixes."""
+    long, short = prefixes(engine)[2], prefixes(engine)[2][:1]
+    requests = [(short, 2, [], 5, 0), (long, 2, [], 9, 10), (short, 3, [], 7, 20)]
+    expected = [[plain_sample(engine, ids, m, seed + i) for i in range(n)] for ids, n, _, m, seed in requests]
+    for chosen in ([0], [0, 2], [0, 1, 2]):
+        together = ask(engine, *(requests[place] for place in chosen))
+        assert [[one.token_ids for one in samples] for samples in together] == [expected[place] for place in chosen]
 
 
 def test_samples_do_not_depend_on_batch_size(folder, engine):
@@ -220,13 +328,11 @@ def test_a_stop_string_in_the_prefix_does_not_count(greedy):
 
 def test_requests_with_other_ends_share_a_batch(engine, monkeypatch):
     """A row that continued to the end of the batch, or stopped at another row's stop string, would look valid."""
-    batches = []
-    generate = engine._generate
-    monkeypatch.setattr(engine, "_generate", lambda batch: batches.append(len(batch)) or generate(batch))
+    batches = record_batches(engine, monkeypatch)
     ids = prefixes(engine)[0]
     requests = [(ids, 4, ["a"], 30, 0), (ids, 4, [], 3, 0), (ids, 4, ["\n", "e"], 30, 0)]
     stopped_a, short, stopped_e = ask(engine, *requests)
-    assert batches == [12]
+    assert batches[0] == 12
     assert [len(sample.token_ids) for sample in short] == [3] * 4
     for samples, stops in ((stopped_a, ["a"]), (stopped_e, ["\n", "e"])):
         for sample in samples:
@@ -322,13 +428,19 @@ def test_the_length_of_the_model(greedy):
 
 def test_batch_stays_within_the_last_position(greedy, monkeypatch):
     """Rows of a batch advance together, so a long prefix and a long sample could exceed the position table."""
-    batches = []
-    generate = greedy._generate
-    monkeypatch.setattr(greedy, "_generate", lambda batch: batches.append(len(batch)) or generate(batch))
+    batches = record_batches(greedy, monkeypatch)
+    positions = []
+    forward = greedy.model.forward
+    monkeypatch.setattr(
+        greedy.model,
+        "forward",
+        lambda *args, **kwargs: positions.append(kwargs["position_ids"].max().item()) or forward(*args, **kwargs),
+    )
     long, short = (prefixes(greedy)[0] * 40)[:110], prefixes(greedy)[1]
     requests = [(long, 1, [], 10, 0), (short, 1, [], 60, 0), (short, 1, [], 5, 0)]
     samples = ask(greedy, *requests)
-    assert batches == [1, 2]
+    assert batches == [1, 2, 1]  # the short ones wait for the long one, and the shortest one leaves first
+    assert max(positions) < 128
     assert [len(sample.token_ids) for [sample] in samples] == [10, 60, 5]
 
 
@@ -389,3 +501,16 @@ def test_options_out_of_range(engine, options, message):
 def test_unknown_dtype(folder):
     with pytest.raises(ValueError, match="'float99'"):
         TransformersEngine.from_pretrained(folder, dtype="float99")
+
+
+def test_next_logprobs(folder, engine):
+    """The distribution of the model itself, whatever the sampling parameters are."""
+    cold = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.3, top_k=2)
+    for ids in prefixes(engine):
+        with torch.no_grad():
+            expected = engine.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        for one in (engine, cold):
+            found = asyncio.run(one.next_logprobs(ids, [5, 17, 200]))
+            assert found == pytest.approx(expected[[5, 17, 200]].tolist(), abs=1e-6)
+    with pytest.raises(PrefixTooLong):
+        asyncio.run(engine.next_logprobs([5] * 128, [5]))

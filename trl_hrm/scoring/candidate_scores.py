@@ -17,6 +17,7 @@ from ..forest import TokenTrie
 from ..io import shown
 from ..step_tree import StepTree
 from .aggregate import aggregate
+from .generative_scorer import GenerativeScorer
 from .scoring_config import ScoringConfig
 from .tree_scorer import TreeScorer, check_scores
 
@@ -47,11 +48,13 @@ def score_steps(
         places (`Sequence[Sequence[str]]`, *optional*):
             Source of each candidate, for error messages.
         counts (`Counter`, *optional*):
-            Counter to add `candidates_too_long`, `scorer_tokens`, `scorer_steps`, `scorer_calls` and `scorer_seconds` to.
+            Counter to add `candidates_too_long`, `candidates_without_verdict`, `scorer_tokens`, `scorer_steps`, `scorer_calls` and
+            `scorer_seconds` to. For a [`GenerativeScorer`], also what the call added to its `cost`,
+            with the prefix `judge_`.
 
     Returns:
         `list[list[list[float] | None]]`: Scores of the S steps of each candidate, in `[0, 1]`, or `None` if it has more tokens
-        than the model has positions.
+        than the model has positions, or a [`GenerativeScorer`] has no score for one of its steps.
 
     Raises:
         `ValueError`: If the number of scores is not the number of steps, or a score is not in `[0, 1]`.
@@ -73,6 +76,7 @@ def score_steps(
             fitting.append((i, members))
     if not fitting:
         return scores
+    cost = dict(scorer.cost) if isinstance(scorer, GenerativeScorer) else {}
     began = time.perf_counter()
     found = scorer.score(
         [problems[i] for i, _ in fitting],
@@ -80,14 +84,33 @@ def score_steps(
         spans=scoring.spans,
         combine=scoring.combine,
     )
-    counts["scorer_seconds"] += time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    if isinstance(scorer, GenerativeScorer):
+        spent = {name: value - cost[name] for name, value in scorer.cost.items()}
+        seconds = spent.pop("seconds")  # also of earlier starts
+        counts.update({f"judge_{name}": value for name, value in spent.items()})
+    counts["scorer_seconds"] += seconds
     counts["scorer_calls"] += 1
     for (i, members), values in zip(fitting, found, strict=True):
         for j, step_scores in zip(members, values, strict=True):
+            if isinstance(scorer, GenerativeScorer) and None in step_scores:
+                counts["candidates_without_verdict"] += 1
+                continue
             where = f"prompt {shown(problems[i])}" if places is None else places[i][j]
             check_scores(step_scores, len(candidates[i][j]), where)
             scores[i][j] = list(step_scores)
     return scores
+
+
+def scorer_cost(counts: Counter) -> dict[str, float]:
+    """Return the cost of the scorer in the counts of [`score_steps`]. `num_tokens` are the tokens of the problems and the steps."""
+    cost = {
+        "seconds": counts["scorer_seconds"],
+        "num_calls": counts["scorer_calls"],
+        "num_steps": counts["scorer_steps"],
+        "num_tokens": counts["scorer_tokens"],
+    }
+    return cost | {name: value for name, value in sorted(counts.items()) if name.startswith("judge_")}
 
 
 def score_candidates(
@@ -209,6 +232,9 @@ def path_lengths(
         `tuple[dict[int, int], dict[int, int]]`: For each step, and for the problem at `-1`: the tokens up to its end, and the
         tokens of the longest path that is scored for it, including merged steps.
     """
+    if isinstance(scorer, GenerativeScorer):
+        ends = scorer.path_lengths(problem, steps, parents)
+        return ends, ends
     paths: dict[int, list[int]] = {-1: []}
     for i, parent in enumerate(parents):
         paths[i] = [*paths[parent], i]

@@ -141,6 +141,8 @@ class BenchmarkConfig(RewardModelConfig):
                 )
         if len(names) > 1 and self.served_model_name is not None:
             raise ValueError("`served_model_name` is the name of one model. Remove it, or pass one `reward_model`.")
+        if len(names) > 1 and self.judge_log is not None:
+            raise ValueError("`judge_log` is the log of one model. Remove it, or pass one `reward_model`.")
 
     def scoring_configs(self) -> list[RewardModelConfig]:
         """Return the config of each reward model."""
@@ -235,7 +237,8 @@ def _benchmark(
     """Evaluate one reward model, and write its results to the folder."""
     from ..evaluation.benchmarks import run as benchmarks
 
-    scorer = model.load_scorer()
+    log = None if folder is None else folder / benchmarks.JUDGEMENTS
+    scorer = model.load_scorer(log, config.overwrite)
     results, rows = {}, []
     for name, data in found.items():
         of_model = f" with {plain(model.reward_model)}" if len(config.reward_model) > 1 else ""

@@ -55,10 +55,12 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step. Must be the separator that the dataset was built with.
         head (`str`, *optional*, defaults to `"classification"`):
-            Head of the model. `"classification"`: token classification with 2 labels. `"regression"`: token
-            classification with 1 label. `"lm"`: causal language model that is scored by two label tokens.
+            Head of the model. `"classification"`: token classification with 2 labels. `"mlp"`: the same with a hidden
+            layer. `"regression"`: token classification with 1 label. `"value"`: value head with 1 output on a causal
+            language model. `"lm"`: causal language model that is scored by two label tokens. `"lm_mean"`: causal language
+            model that is scored by the mean of all logits.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
-            Loss of the regression head, `"mse"` or `"bce"`. Only used with `head="regression"`.
+            Loss of a head with 1 output (`"regression"`, `"value"`, `"lm_mean"`): `"mse"` or `"bce"`.
         label_tokens (`list[str]`, *optional*, defaults to `["+", "-"]`):
             Tokens for a correct and a wrong step. Only used with `head="lm"`.
 
@@ -176,16 +178,18 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             "help": "Text between the steps of a merged step. Must be the separator that the dataset was built with."
         },
     )
-    head: Literal["classification", "regression", "lm"] = field(
+    head: Literal["classification", "mlp", "regression", "value", "lm", "lm_mean"] = field(
         default="classification",
         metadata={
-            "help": "Head of the model. `classification`: token classification with 2 labels. `regression`: token "
-            "classification with 1 label. `lm`: causal language model that is scored by two label tokens."
+            "help": "Head of the model. `classification`: token classification with 2 labels. `mlp`: the same with a hidden "
+            "layer. `regression`: token classification with 1 label. `value`: value head with 1 output on a causal language "
+            "model. `lm`: causal language model that is scored by two label tokens. `lm_mean`: causal language model that is "
+            "scored by the mean of all logits."
         },
     )
     regression_loss: Literal["mse", "bce"] = field(
         default="mse",
-        metadata={"help": 'Loss of the regression head, `mse` or `bce`. Only used with `head="regression"`.'},
+        metadata={"help": "Loss of a head with 1 output (`regression`, `value`, `lm_mean`): `mse` or `bce`."},
     )
     label_tokens: list[str] = field(
         default_factory=lambda: ["+", "-"],

@@ -66,8 +66,8 @@ class HRMRewardTrainer(StepTrainer):
             Model to be trained. Can be either:
 
             - A string: *model id* of a model on the Hub, or path to a *directory* with a saved model. It is loaded as a
-              token classifier (`head` `"classification"` or `"regression"`) or as a causal language model (`"lm"`) with
-              the keyword arguments in `args.model_init_kwargs`. `dtype` defaults to `float32`. A base model gets a newly
+              token classifier (`head` `"classification"`, `"mlp"` or `"regression"`) or as a causal language model
+              (`"value"`, `"lm"` or `"lm_mean"`) with the keyword arguments in `args.model_init_kwargs`. `dtype` defaults to `float32`. A base model gets a newly
               initialized head. A trained reward model (with a `step_format.json`, or a published model) or its adapter
               keeps its head, so it can be evaluated or trained further. It also keeps its step format, unless `args` sets
               another one.

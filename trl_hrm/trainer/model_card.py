@@ -8,6 +8,7 @@ start that does not fit these models.
 import json
 import math
 import os
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ SETTINGS = (
     "seed",
     "max_length",
 )
+# Fields of a step format that has code without trl_hrm in the card
+_PLAIN_TEXT = {"prompt_template": "{problem}", "step_prefix": "", "step_suffix": "", "score_position": "separator"}
 # Logged by an evaluation, but not metrics of the model
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 COUNTS = {
@@ -123,6 +126,9 @@ def save_reward_model_card(
         # if the dataset was tokenized by the user, the prompt format is unknown
         prompt_code=prompt_code(step_format, trainer.processing_class) if trainer._format_is_known else "",
         scores_code=scores_code(step_format),
+        is_plain=step_format.tokenization == "pieces"
+        and step_format.head in ("classification", "regression", "lm")
+        and replace(step_format, **_PLAIN_TEXT) == step_format,
         data=labels.markdown() if reports else "",  # no reports if the dataset was already prepared
     )
 
@@ -315,11 +321,10 @@ def prompt_code(step_format: StepFormat, tokenizer: "PreTrainedTokenizerBase") -
 def scores_code(step_format: StepFormat) -> str:
     """Return code that computes scores from the outputs of the model."""
     if step_format.head == "lm":
-        right, wrong = map(quote, step_format.label_tokens)
-        return (
-            f"labels = [ids_of({wrong})[0], ids_of({right})[0]]\n"
-            "scores = outputs[places][:, labels].softmax(-1)[:, 1].tolist()"
+        right, wrong = (
+            token if isinstance(token, int) else f"ids_of({quote(token)})[0]" for token in step_format.label_tokens
         )
+        return f"labels = [{wrong}, {right}]\nscores = outputs[places][:, labels].softmax(-1)[:, 1].tolist()"
     if step_format.head == "classification":
         return "scores = outputs[places].softmax(-1)[:, 1].tolist()"
     return f"scores = outputs[places, 0].{'clamp(0, 1)' if step_format.regression_loss == 'mse' else 'sigmoid()'}.tolist()"

@@ -132,6 +132,19 @@ def read_prompt_logprobs(answer: dict[str, Any], prompt_ids: list[int]) -> list[
     return found
 
 
+def read_next_logprob(answer: dict[str, Any], token: int) -> float:
+    """Return the log-probability of the only token of a response of `/completions` of vLLM, which must be `token`."""
+    [choice] = read_choices(answer, 1)
+    if choice.token_ids != [token]:
+        raise Fault(
+            f"the response has the token ids {shown(choice.token_ids)}, expected only the allowed token {token}"
+        )
+    found = _object(answer["choices"][0].get("logprobs"), "logprobs").get("token_logprobs")
+    if not isinstance(found, list) or len(found) != 1 or not is_number(found[0]) or found[0] > 0.01:
+        raise Fault(f"`token_logprobs` in the response is {shown(found)}, expected one log-probability")
+    return float(found[0])
+
+
 def read_tokens(answer: dict[str, Any]) -> list[int]:
     """Return the token ids in a response of `/tokenize`."""
     tokens = answer.get("tokens")
