@@ -35,7 +35,7 @@ class TestModels:
 
     @pytest.mark.parametrize("cells", MODELS, ids=[cells[0] for cells in MODELS])
     def test_what_was_checked(self, cells):
-        """A model named "as ..." has the same format as one with a tiny copy. The named tokenizers are those of the tests."""
+        """Every format has a tiny copy, and the tests use every tokenizer that the table names."""
         repository, url = re.match(r"\[([^]]+)\]\(([^)]+)\)", cells[0]).groups()
         format_name, checked = cells[1].strip("`"), cells[3]
         assert url == f"https://huggingface.co/{repository}"

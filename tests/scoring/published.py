@@ -164,7 +164,7 @@ def math_shepherd(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
 
 
 def er_prm(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
-    """The text of Math-Shepherd, from which the line breaks after ` ки` are removed."""
+    """The text of Math-Shepherd without the line breaks after ` ки`."""
     text = f"{problem} " + "".join(f"{step} {KI}\n" for step in numbered(steps))
     return marks(tokenizer, tokenizer.encode(text.replace(f" {KI}\n", f" {KI}")), f" {KI}")
 

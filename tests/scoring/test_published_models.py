@@ -162,7 +162,7 @@ class TestRecognition:
         ],
     )
     def test_by_the_weights_of_the_head(self, saved, tmp_path, name, found):
-        """Other heads are those of many models. The error lists the names of the formats."""
+        """Many models have the other heads. The error lists the names of the formats."""
         shutil.copytree(saved(PUBLISHED[name]), tmp_path / "model")
         if found is not None:
             assert read_step_format(str(tmp_path / "model")) == StepFormat.published(found)
