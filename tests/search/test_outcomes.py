@@ -159,10 +159,17 @@ def test_given_solutions_are_not_sampled_with_other_options():
     )
 
 
-def test_given_grades_need_no_answers():
+def test_outcomes_of_whole_solutions():
     assert [outcome_of(None, correct, None) for correct in (True, False)] == ["right", "wrong"]
     assert [outcome_of(None, None, finish) for finish in ("length", "eos")] == ["cut_off_by_tokens", "without_answer"]
     assert [outcome_of("7", correct, "eos") for correct in (True, None)] == ["right", "not_graded"]
+    texts = {
+        "<think>a": "cut_off_in_thinking",
+        "\\boxed{7}\na": "cut_off_after_answer",
+        "\\boxed{7}": "cut_off_by_tokens",
+    }
+    assert {text: outcome_of(None, None, "length", text) for text in texts} == texts
+    assert outcome_of(None, None, "length", "\\boxed{7}\na", ["hash"]) == "cut_off_by_tokens"
 
 
 def test_grades_that_are_all_the_same():
