@@ -118,10 +118,12 @@ def count_unsplit(opened: OpenTree, pattern: str) -> Counter:
     """
     counts: Counter = Counter()
     for i in opened.brought.get((opened.root_id, 0), ()):
-        text = visible_text(opened.tree.nodes[i].text).strip()
+        node = opened.tree.nodes[i]
+        text = visible_text(node.text).strip()
         if sum(bool(line.strip()) for line in text.splitlines()) >= MIN_LINES:
             counts["long"] += 1
-            counts["unsplit"] += re.search(pattern, text) is None
+            is_step = node.finish == "stop" and not node.is_final  # it ended with the end of a step
+            counts["unsplit"] += not is_step and re.search(pattern, text) is None
     return counts
 
 
