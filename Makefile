@@ -65,6 +65,7 @@ bench: install
 	$(BIN)/python benchmarks/builders.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/step_search.py
 	$(BIN)/python benchmarks/kl_memory.py

@@ -143,10 +143,10 @@ class TestString:
         [
             ("qwen2.5-math-prm", qwen_tokenizer, f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n2 + 3?<|im_end|>\n<|im_start|>assistant\n So 5.\n<extra_0>Step 2: \n\n5<extra_0>"),
             ("reasonflux-prm", qwen_tokenizer, "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n2 + 3?<|im_end|>\n<|im_start|>assistant\n So 5.\n<extra_0>Step 2: \n\n5<extra_0>"),
-            ("math-shepherd", sentencepiece_tokenizer, "<s>2 + 3? Step 1: So 5. ки\nStep 2: \n\n5 ки"),
+            ("math-shepherd", sentencepiece_tokenizer, "<s> 2 + 3? Step 1: So 5. ки\nStep 2: \n\n5 ки"),
             ("er-prm", llama3_tokenizer, "<|begin_of_text|>2 + 3? Step 1: So 5. киStep 2: \n\n5 ки"),
             ("math-psa", qwen_tokenizer, "2 + 3? So 5. \n\n\n\n\n Step 2: \n\n5 \n\n\n\n\n"),
-            ("llemma-prm", sentencepiece_tokenizer, "<s># Question\n\n2 + 3?\n\n# Solution\n\nSo 5.\n\nStep 2: \n\n5\n"),
+            ("llemma-prm", sentencepiece_tokenizer, "<s> # Question\n\n2 + 3?\n\n# Solution\n\nSo 5.\n\nStep 2: \n\n5\n"),
         ],
     )  # fmt: skip
     def test_white_space_around_steps(self, name, make, expected):

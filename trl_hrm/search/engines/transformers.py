@@ -57,8 +57,8 @@ class _Sequence:
 @dataclass
 class _Batch:
     """
-    The sequences of a call of `generate`. Afterwards, row `i` of `cache` has the keys and values of all tokens of sequence `i`
-    except the last one, if sequences can leave and join.
+    The sequences of a call of `generate` that can be continued by another call. Row `i` of `cache` has the keys and values of all
+    tokens of sequence `i` except the last one.
     """
 
     sequences: list[_Sequence] = field(default_factory=list)
@@ -250,7 +250,7 @@ class TransformersEngine:
                 f"Out of memory with a batch of {len(sequences)} sequences and prefixes of up to {width} tokens. Lower `batch_size`. "
                 f"({str(error).splitlines()[0]})"
             ) from error
-        return _Batch(sequences, cache if can_leave else None)
+        return _Batch(sequences, cache) if can_leave else _Batch()  # all have ended
 
     def _cache(self, sequences: list[_Sequence], last: _Batch) -> tuple[Any, bool]:
         """
