@@ -1,20 +1,32 @@
 """Fixtures for many test files."""
 
 import datetime
+import functools
+import gc
+import importlib.metadata
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from .browser import Browser, find_chromium
+from .tools.fetch_real_model import place
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are slower with more threads
+# accelerate parses the metadata of PEFT several times in each training step
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+
+
+def pytest_collection_finish():
+    """Take what is imported out of garbage collection. Each training ends with a collection, which would scan all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +36,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real files at {folder}; set TRL_HRM_SHARED_DATA to one")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_folder():
+    """
+    Return a function that gives the folder of a real model or tokenizer, such as `smollm2` or `qwen3`. Only for tests marked `real_model`.
+
+    If it was not downloaded, the test is skipped, or fails if `$TEST_REAL_MODELS` is 1 as in `make test-real`.
+    """
+
+    def find(name: str) -> Path:
+        folder = place(name)
+        if not folder.is_dir():
+            message = f"{name} is not at {folder}; run `python tests/tools/fetch_real_model.py {name}`, or set TRL_HRM_REAL_MODELS"
+            if os.environ.get("TEST_REAL_MODELS") == "1":
+                pytest.fail(message)
+            pytest.skip(message)
+        return folder
+
+    return find
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -54,17 +86,28 @@ def openr(request) -> Path:
 
 
 @pytest.fixture(scope="session")
-def policy(tmp_path_factory) -> str:
-    """Folder of a tiny policy that has memorised `SOLUTIONS`. It is trained once for all processes of `pytest -n`."""
-    from .search.policies import SOLUTIONS, make_policy
-
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function that makes a folder once for all processes of `pytest -n`. Tests must not change the folder."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    with FileLock(root / "policy.lock"):
-        if not (root / "policy").exists():
-            make_policy(root / "unfinished", 256, texts=SOLUTIONS)
-            (root / "unfinished").rename(root / "policy")
-    return str(root / "policy")
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name).exists():
+                unfinished = tmp_path_factory.mktemp(name)
+                make(unfinished)
+                unfinished.rename(root / name)
+        return root / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def policy(made_once) -> str:
+    """Folder of a tiny policy that has memorised `SOLUTIONS`."""
+    from .search.policies import SOLUTIONS, make_policy
+
+    return str(made_once("policy", lambda folder: make_policy(folder, 256, texts=SOLUTIONS)))
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,10 @@
 
 import json
 import os
+import string
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 
@@ -48,6 +49,16 @@ def with_tokens(tokenizer: Tokenizer, added: bool) -> PreTrainedTokenizerFast:
     tokenizer.add_tokens([name for name in names if added or name.content not in CONTROL])
     special = {"additional_special_tokens": SPECIAL} if added else {}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHAT if added else None, **special)
+
+
+def merging_tokenizer(merges: list[tuple[str, str]], split: str = "") -> PreTrainedTokenizerFast:
+    """Return a BPE tokenizer over characters with a few merges. `split` matches tokens that it isolates first."""
+    characters = {*"".join(string.printable.split()), *"\n\t ", *"所以答案是三。"}
+    vocab = {token: i for i, token in enumerate([*sorted(characters), *(a + b for a, b in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    if split:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(split), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 class Recorder:

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForTokenClassification,
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
@@ -25,6 +23,7 @@ from transformers import (
 )
 
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepTree
+from trl_hrm.heads import model_class
 from trl_hrm.tiny_model import make_tokenizer
 from trl_hrm.tree_attention import TREE_SDPA, use_tree_attention
 
@@ -36,6 +35,13 @@ HEADS = {
     "regression": StepFormat(head="regression"),
     "regression-bce": StepFormat(head="regression", regression_loss="bce"),
     "lm": StepFormat(head="lm"),
+}
+# The heads that published models also have
+ALL_HEADS = HEADS | {
+    "mlp": StepFormat(head="mlp"),
+    "value": StepFormat(head="value"),
+    "value-bce": StepFormat(head="value", regression_loss="bce"),
+    "lm_mean": StepFormat(head="lm_mean", regression_loss="bce"),
 }
 SIZES = {
     "hidden_size": 64,
@@ -97,12 +103,13 @@ def tiny_model(
     tokenizer = tiny_tokenizer()
     sizes = SIZES | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": 0} | config
     model_config = ARCHITECTURES[architecture](
-        num_labels=1 if step_format.head == "regression" else 2, bos_token_id=None, dtype="float32", **sizes
+        num_labels=step_format.num_labels, bos_token_id=None, dtype="float32", **sizes
     )
     set_seed(seed)
-    auto_class = AutoModelForCausalLM if step_format.head == "lm" else AutoModelForTokenClassification
+    cls = model_class(step_format, model_config)
+    make = getattr(cls, "from_config", None) or cls._from_config
     tree = attention == TREE_SDPA  # trainer and scorer replace "sdpa" by it on a CPU
-    model = auto_class.from_config(model_config, attn_implementation="sdpa" if tree else attention).eval()
+    model = make(model_config, attn_implementation="sdpa" if tree else attention).eval()
     if tree:
         use_tree_attention(model, torch.device("cpu"))
     return model
@@ -128,13 +135,17 @@ def path_logits(
     mask. Return the logits of the last token.
     """
     tokenizer = tokenizer or tiny_tokenizer()
-    prompt_ids, step_ids = step_format.encode(tokenizer, tree.prompt, tree.completions)
     found = {}
     for step, label in enumerate(tree.labels):
         if label is not None:
-            ids = prompt_ids + [token for i in tree.path(step) for token in step_ids[i]]
+            prompt_ids, step_ids = step_format.encode(
+                tokenizer, tree.prompt, [tree.completions[i] for i in tree.path(step)]
+            )
+            ids = prompt_ids + [token for ids in step_ids for token in ids]
             logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
-            found[step] = logits[step_format.label_token_ids(tokenizer)] if step_format.head == "lm" else logits
+            if step_format.head == "lm":
+                logits = logits[step_format.label_token_ids(tokenizer)]
+            found[step] = logits.mean(0, keepdim=True) if step_format.head == "lm_mean" else logits
     return found
 
 
@@ -189,7 +200,7 @@ def make_trainer(
     }
     config = HRMRewardConfig(**(defaults | args))
     return trainer_class(
-        model=tiny_model(config.step_format()) if model is None else model,
+        model=tiny_model(config.make_step_format()) if model is None else model,
         args=config,
         train_dataset=train if isinstance(train, Dataset) else dataset_of(train),
         eval_dataset=dataset_of(evaluation) if isinstance(evaluation, list) else evaluation,

@@ -377,6 +377,26 @@ def test_errors_of_training_scripts(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--do_train", "false"], "`do_train` is false, but this script always trains."),
+        (["--do_predict", "true"], "`do_predict` is true, but this script only trains."),
+        (["--do_eval", "true"], "`do_eval` is true, but `eval_strategy` is no."),
+        ([], "started"),
+        (["--do_train", "true", "--do_eval", "true", "--eval_strategy", "steps", "--eval_steps", "1"], "started"),
+    ],
+)
+def test_tasks_that_a_training_script_does_not_do(tmp_path, capsys, words, message):
+    def started(*parsed):
+        raise ValueError("started")
+
+    required = ["--dataset_name", "a", "--output_dir", str(tmp_path), "--use_cpu", "true"]
+    with pytest.raises(SystemExit):
+        run_script(started, reward.make_parser(), [*required, *words])
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+
+
 def test_a_failed_training_process_ends_the_command_with_its_exit_code(monkeypatch, tmp_path, capfd):
     """`accelerate launch` would print the traceback of a `CalledProcessError` after the error of the script."""
     words = [

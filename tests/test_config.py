@@ -185,3 +185,26 @@ def test_numbers_name_their_limits():
 def test_empty_and_invalid_strings(given, message):
     with pytest.raises(ValueError, match=message):
         ReadConfig(**{"files": ["a"]} | given)
+
+
+@pytest.mark.parametrize(
+    ("config", "revision", "model", "others"),
+    [
+        (trl_hrm.AnnotateConfig, "policy_revision", "policy", {"problems": "a", "output_dir": "b"}),
+        (
+            trl_hrm.AnnotateConfig,
+            "policy_revision",
+            "policy_tokenizer",
+            {"problems": "a", "output_dir": "b", "policy": "me/model", "policy_urls": "http://a/v1"},
+        ),
+        (trl_hrm.BestOfNConfig, "reward_model_revision", "reward_model", {"candidates": "a"}),
+    ],
+)
+def test_local_folders_have_no_revisions(tmp_path, config, revision, model, others):
+    """transformers ignores the revision of a local folder."""
+    config(**others, **{revision: "v1", model: "me/other"})
+    config(**others, **{model: str(tmp_path)})
+    with pytest.raises(
+        ValueError, match=f"`{revision}` is 'v1', but `{model}` is the local folder .* Remove `{revision}`"
+    ):
+        config(**others, **{revision: "v1", model: str(tmp_path)})

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # From bottom to top. Groups of a layer never import each other.
 LAYERS = [
     {"_compat"},
-    {"io", "processes"},
-    {"config", "encoding", "schema", "terminal"},
+    {"io", "processes", "published_formats"},
+    {"config", "encoding", "forest", "schema", "terminal"},
     {"trl_hrm", "step_tree", "step_format", "hub", "identity", "pages", "errors"},
-    {"forest", "tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
+    {"tree_attention", "losses", "kl", "heads", "step_metrics", "grading"},
     {"loading"},
     {"search"},
     {"scoring"},

@@ -18,13 +18,14 @@ from transformers import (
 )
 
 from trl_hrm import StepFormat, StepScorer
-from trl_hrm.loading import check_checkpoint, list_misfits, load_base_model, load_reward_model
+from trl_hrm.loading import check_checkpoint, list_misfits, load_base_model, load_reward_model, read_step_format
 
 from .checkpoints import drop, edit, save, two_layer_head, value_head
-from .helpers import HEADS, tiny_model, tiny_tokenizer
+from .helpers import ALL_HEADS, HEADS, tiny_model, tiny_tokenizer
 
 
 CLASSIFICATION, REGRESSION, LM = HEADS["classification"], HEADS["regression"], HEADS["lm"]
+MLP, VALUE, LM_MEAN = ALL_HEADS["mlp"], ALL_HEADS["value"], ALL_HEADS["lm_mean"]
 NOT_OURS = "Its head is not supported"
 NO_HEAD = "It has no trained head"
 DAMAGED = "Files are missing or damaged"
@@ -40,9 +41,28 @@ def keep(weights: dict) -> None:
 
 MISFITS = {
     "two-layer head": (tiny_model, two_layer_head, CLASSIFICATION, r"missing `score.bias`, `score.weight`; unexpected "
-                       r"`score.0.bias`, `score.0.weight`, `score.2.bias`, `score.2.weight`", NOT_OURS),
-    "value head": (lambda: tiny_model(LM), value_head, CLASSIFICATION, "missing .*unexpected `lm_head.weight`, `v_head", NOT_OURS),
-    "value head, read as label tokens": (lambda: tiny_model(LM), value_head, LM, "unexpected `v_head.summary.bias`", "Other heads"),
+                       r"`score.0.bias`, `score.0.weight`, `score.2.bias`, `score.2.weight`", "to 'mlp'"),
+    "value head": (lambda: tiny_model(LM), value_head, CLASSIFICATION, "missing .*unexpected `lm_head.weight`, `v_head", "to 'value'"),
+    "value head, read as label tokens": (lambda: tiny_model(LM), value_head, LM, "unexpected `v_head.summary.bias`", "to 'value'"),
+    "a linear head as two layers": (
+        tiny_model, keep, MLP, "missing `score.0.bias`, .*unexpected `score.bias`, `score.weight`", 'to "classification" if'
+    ),
+    "a layer of a two-layer head": (
+        lambda: tiny_model(MLP), drop("score.2.weight", "score.2.bias"), MLP, "missing `score.2.bias`, `score.2.weight`", NOT_OURS
+    ),
+    "a two-layer head with one output": (
+        lambda: tiny_model(MLP),
+        lambda weights: weights.update({"score.2.weight": torch.randn(1, 64), "score.2.bias": torch.randn(1)}),
+        MLP,
+        r"`score.2.bias` \(1,\), expected \(2,\)",
+        '"classification" has 2',
+    ),
+    "a two-layer head as a value head": (lambda: tiny_model(MLP), keep, VALUE, "missing `v_head.*unexpected `score.0", "to 'mlp'"),
+    "a causal language model as a value head": (lambda: tiny_model(LM), keep, VALUE, "missing `v_head.summary.bias`", NO_HEAD),
+    "a value head without its weight": (
+        lambda: tiny_model(VALUE), drop("v_head.summary.weight"), VALUE, "missing `v_head.summary.weight`", NOT_OURS
+    ),
+    "a value head as mean logits": (lambda: tiny_model(VALUE), keep, LM_MEAN, "unexpected `v_head.summary", "to 'value'"),
     "a second head": (tiny_model, value_head, CLASSIFICATION, "unexpected `v_head.summary.bias`", NOT_OURS),
     "no bias": (tiny_model, drop("score.bias"), CLASSIFICATION, "missing `score.bias`", NOT_OURS),
     "no weight": (tiny_model, drop("score.weight"), CLASSIFICATION, "missing `score.weight`", NOT_OURS),
@@ -106,15 +126,35 @@ MISFITS = {
 
 
 class TestRewardModels:
-    @pytest.mark.parametrize("head", HEADS)
+    @pytest.mark.parametrize("head", ALL_HEADS)
     @pytest.mark.parametrize("architecture", ["qwen2", "llama", "qwen2-moe-sliding"])
     def test_what_fits(self, tmp_path, head, architecture):
         """In mixtures of experts, parameter names in the files differ from those in the model. They must still load."""
-        model = tiny_model(HEADS[head], architecture)
-        folder = str(save(tmp_path, model, HEADS[head]))
-        assert check_checkpoint(folder, HEADS[head])
-        found = load_reward_model(folder, HEADS[head]).state_dict()
+        model = tiny_model(ALL_HEADS[head], architecture)
+        folder = str(save(tmp_path, model, ALL_HEADS[head]))
+        assert check_checkpoint(folder, ALL_HEADS[head])
+        found = load_reward_model(folder, ALL_HEADS[head]).state_dict()
         assert all(torch.equal(weight, found[name]) for name, weight in model.state_dict().items())
+
+    @pytest.mark.parametrize(("head", "name"), [(two_layer_head, "qwen2.5-math-prm"), (value_head, "skywork-o1-prm")])
+    def test_published_heads(self, tmp_path, head, name):
+        """Without a `step_format.json` and a known name, the head is recognised by the names of its weights."""
+        folder = save(tmp_path, tiny_model() if head is two_layer_head else tiny_model(LM))
+        (folder / "step_format.json").unlink()
+        with pytest.raises(FileNotFoundError, match="has no step_format.json"):
+            read_step_format(str(folder))
+        edit(folder, head)
+        step_format = read_step_format(str(folder))
+        assert step_format == StepFormat.published(name) and check_checkpoint(str(folder), step_format)
+        weights = load_file(folder / "model.safetensors")
+        found = load_reward_model(str(folder), step_format).state_dict()
+        assert all(torch.equal(weight, found[name]) for name, weight in weights.items())
+
+    def test_a_value_head_does_not_need_output_embeddings(self, tmp_path):
+        folder = save(tmp_path, tiny_model(VALUE), VALUE)
+        edit(folder, drop("lm_head.weight"))
+        assert check_checkpoint(str(folder), VALUE)
+        StepScorer.from_pretrained(str(folder))
 
     def test_tied_output_embeddings_are_not_missing(self, tmp_path):
         folder = save(tmp_path, tiny_model(LM, tie_word_embeddings=True), LM)
@@ -212,6 +252,12 @@ class TestBaseModels:
             (lambda: AutoModel.from_config(tiny_model().config), CLASSIFICATION, True),
             (tiny_model, CLASSIFICATION, False),
             (lambda: tiny_model(LM), LM, False),
+            *((lambda: tiny_model(LM), step_format, True) for step_format in (MLP, VALUE)),
+            *((lambda: tiny_model(LM, tie_word_embeddings=True), step_format, True) for step_format in (MLP, VALUE)),
+            *((lambda: AutoModel.from_config(tiny_model().config), step_format, True) for step_format in (MLP, VALUE)),
+            (lambda: tiny_model(MLP), MLP, False),
+            (lambda: tiny_model(VALUE), VALUE, False),
+            (lambda: tiny_model(LM), LM_MEAN, False),
         ],
     )
     def test_a_new_head_or_a_whole_one(self, tmp_path, caplog, make, step_format, is_new):
@@ -234,6 +280,11 @@ class TestBaseModels:
             ("two labels as regression", True),
             ("one label as classification", True),
             ("value head, read as label tokens", True),
+            ("a linear head as two layers", True),
+            ("a layer of a two-layer head", True),
+            ("a two-layer head as a value head", True),
+            ("a value head without its weight", True),
+            ("a value head as mean logits", True),
             ("a classifier as label tokens", False),  # the head of a language model is not newly initialized
             ("label tokens without output embeddings", False),
             ("a layer less", False),
@@ -385,6 +436,11 @@ class TestHub:
         edit(snapshot, two_layer_head)
         with pytest.raises(ValueError, match="me/prm: .*unexpected `score.0.bias`"):
             check_checkpoint("me/prm", CLASSIFICATION)
+
+    def test_published_heads(self, snapshot):
+        (snapshot / "step_format.json").unlink()
+        edit(snapshot, two_layer_head)
+        assert read_step_format("me/prm") == StepFormat.published("qwen2.5-math-prm")
 
     def test_only_on_the_hub(self, snapshot, tmp_path, monkeypatch):
         """Only headers are read from the Hub. No weights are downloaded."""

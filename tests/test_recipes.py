@@ -128,7 +128,7 @@ class TestSettings:
         path = ROOT / "recipes" / "tiny" / "hrm_reward.yaml"
         args = ["--config", str(path), "--dataset_name", "x", "--learning_rate", "0.5", "--label_tokens", "a", "b"]
         _, training_args, _ = recipe.make_parser().parse_args_and_config([*args, "--head", "lm"])
-        assert training_args.learning_rate == 0.5 and training_args.step_format().label_tokens == ("a", "b")
+        assert training_args.learning_rate == 0.5 and training_args.make_step_format().label_tokens == ("a", "b")
 
 
 class TestCommands:

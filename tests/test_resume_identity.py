@@ -144,7 +144,7 @@ class World:
         scoring = {"reward_model": at["model"], "overwrite": True, "n": [2]}
         function, config, settings = {
             "annotate": (annotate, AnnotateConfig, sampling | {"num_children": 2, "max_depth": 2}),
-            "step_search": (step_search, StepSearchConfig, sampling | scoring),
+            "step_search": (step_search, StepSearchConfig, sampling | scoring | {"max_depth": 2}),
             "sampling": (best_of_n, BestOfNConfig, sampling | scoring),
             "scoring": (
                 best_of_n,
@@ -181,7 +181,7 @@ def world(tmp_path, monkeypatch) -> World:
     monkeypatch.setattr("trl_hrm.evaluation.best_of_n.BLOCK", 2)
     monkeypatch.setattr("trl_hrm.grading.AnswerGrader", Grader)
     monkeypatch.setattr(PolicyConfig, "load_engine", lambda config, shard: Engine(config, world.server))
-    monkeypatch.setattr(RewardModelConfig, "load_scorer", lambda config: world.scorer)
+    monkeypatch.setattr(RewardModelConfig, "load_scorer", lambda config, *_: world.scorer)
     monkeypatch.setattr(BestOfNConfig, "check_reward_model", lambda config: None)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for commit in COMMITS:

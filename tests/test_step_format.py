@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -12,11 +13,20 @@ from transformers import PreTrainedTokenizerFast
 
 from trl_hrm import StepScorer
 from trl_hrm.encoding import control_tokens
+from trl_hrm.forest import TokenTrie
+from trl_hrm.published_formats import PUBLISHED_FORMATS
 from trl_hrm.step_format import OLD_DEFAULTS, STEP_FORMAT_NAME, VERSION, StepFormat
 
-from .fakes import GPT, INDIRECT, LLAMA, byte_level
+from .fakes import GPT, INDIRECT, LLAMA, byte_level, merging_tokenizer
 from .helpers import tiny_model, tiny_tokenizer
 from .mutations import VALUES
+from .scoring.published import (
+    SYSTEM,
+    deepseek_tokenizer,
+    llama3_tokenizer,
+    qwen_tokenizer,
+    sentencepiece_tokenizer,
+)
 
 
 CHAT_TEMPLATE = (
@@ -31,6 +41,9 @@ def word_tokenizer(words: list[str], **special) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special)
+
+
+TURNS = {"prompt_style": "turns", "tokenization": "string", "step_separator": "+"}
 
 
 def write(folder: Path, content) -> None:
@@ -80,6 +93,216 @@ class TestEncode:
         assert tokenizer.decode([wrong, correct]) == "-+"
 
 
+class TestPieces:
+    """Texts around the steps, each tokenized separately."""
+
+    FORMAT = StepFormat(
+        step_separator="; x", step_suffix="|", step_prefix="n {number} : ", prompt_template="Q {problem} A"
+    )
+    WORDS = ["Q", "A", "1+2?", "n", "1", "2", ":", "a", ";", "x", "|"]  # ids from 2
+
+    def test_exact_ids(self):
+        tokenizer = word_tokenizer(self.WORDS, bos_token="[BOS]")
+        prompt_ids, step_ids = self.FORMAT.encode(tokenizer, "1+2?", ["a", "n 2 : a a"])
+        assert prompt_ids == [1, 2, 4, 3]
+        assert step_ids == [[5, 6, 8, 9, 10, 11], [12, 5, 7, 8, 9, 9, 10, 11]]
+
+    def test_before_the_separator(self):
+        """The separator of a step comes after its step token, and before the suffix."""
+        step_format = replace(self.FORMAT, score_position="before_separator")
+        prompt_ids, step_ids = step_format.encode(word_tokenizer(self.WORDS), "1+2?", ["a", "a a"])
+        assert prompt_ids == [2, 4, 3]
+        assert step_ids == [[5, 6, 8, 9], [10, 11, 12, 5, 7, 8, 9, 9]]
+
+    def test_a_split_separator_is_not_scored(self, recwarn):
+        StepFormat(step_separator="; x", score_position="before_separator").check(word_tokenizer([";", "x"]))
+        assert not recwarn
+
+    def test_label_tokens_as_ids(self):
+        tokenizer = word_tokenizer(["+", "-"])
+        step_format = StepFormat(step_separator="+", head="lm", label_tokens=(2, 3))
+        step_format.check(tokenizer)
+        assert step_format.label_token_ids(tokenizer) == [3, 2]
+        for wrong in (-1, 4):
+            with pytest.raises(ValueError, match=f"label token {wrong} is not an id of this tokenizer, which has 4"):
+                replace(step_format, label_tokens=(2, wrong)).check(tokenizer)
+
+
+class TestString:
+    """The whole solution is tokenized as one string."""
+
+    @staticmethod
+    def text(name: str, tokenizer, prompt: str, steps: list[str]) -> str:
+        """Return the text that a published format encodes to. Every step ends at its step token."""
+        prompt_ids, step_ids = StepFormat.published(name).encode(tokenizer, prompt, steps)
+        assert len(step_ids) == len(steps)
+        return tokenizer.decode([*prompt_ids, *(token for ids in step_ids for token in ids)])
+
+    @pytest.mark.parametrize(
+        ("name", "make", "expected"),
+        [
+            ("qwen2.5-math-prm", qwen_tokenizer, f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n2 + 3?<|im_end|>\n<|im_start|>assistant\n So 5.\n<extra_0>Step 2: \n\n5<extra_0>"),
+            ("reasonflux-prm", qwen_tokenizer, "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n2 + 3?<|im_end|>\n<|im_start|>assistant\n So 5.\n<extra_0>Step 2: \n\n5<extra_0>"),
+            ("math-shepherd", sentencepiece_tokenizer, "<s> 2 + 3? Step 1: So 5. ки\nStep 2: \n\n5 ки"),
+            ("er-prm", llama3_tokenizer, "<|begin_of_text|>2 + 3? Step 1: So 5. киStep 2: \n\n5 ки"),
+            ("math-psa", qwen_tokenizer, "2 + 3? So 5. \n\n\n\n\n Step 2: \n\n5 \n\n\n\n\n"),
+            ("llemma-prm", sentencepiece_tokenizer, "<s> # Question\n\n2 + 3?\n\n# Solution\n\nSo 5.\n\nStep 2: \n\n5\n"),
+        ],
+    )  # fmt: skip
+    def test_white_space_around_steps(self, name, make, expected):
+        """It stays before a control token. It is removed before a separator that is text, which it would become a part of."""
+        assert self.text(name, make(), "2 + 3?", [" So 5.\n", "Step 2: \n\n5"]) == expected
+
+    def test_turns(self):
+        tokenizer = llama3_tokenizer()
+        text = self.text("rlhflow-prm", tokenizer, "2 + 3?", ["So 5.", "Step 2:\n5"])
+        turn = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+        system = turn.format("system", "Today Date: 26 Jul 2024\n\n")
+        turns = [turn.format("user", "2 + 3? So 5."), turn.format("assistant", "+"), turn.format("user", "Step 2:\n5")]
+        assert (
+            text == "<|begin_of_text|>" + system + "".join(turns) + "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        )
+
+    def test_a_separator_that_merges_with_a_step(self):
+        """The step token would be another token, which the model has never seen there."""
+        tokenizer = merging_tokenizer([("z", ";")])
+        step_format = StepFormat(step_separator=";", tokenization="string")
+        step_format.check(tokenizer)
+        assert step_format.encode(tokenizer, "p", ["a"])[1][0][-1:] == tokenizer.convert_tokens_to_ids([";"])
+        with pytest.raises(ValueError, match="The step 'az' ends with the token 'z;' instead of the step token ';'"):
+            step_format.encode(tokenizer, "p", ["a", "az"])
+
+    def test_a_separator_that_merges_with_the_next_step(self):
+        tokenizer = merging_tokenizer([(";", "z")])
+        step_format = StepFormat(step_separator=";", tokenization="string")
+        with pytest.raises(ValueError, match="merges the end of step 1 with the text after it"):
+            step_format.encode(tokenizer, "p", ["a", "z"])
+
+    def test_check_finds_merges_with_common_text(self):
+        """Before the first row: here a period and the separator are one token, as in the byte-level BPE of many models."""
+        for pair in ((".", ";"), (";", "S")):
+            with pytest.raises(ValueError, match='StepFormat: .* Choose a different `step_separator`.*"pieces"`'):
+                StepFormat(step_separator=";", tokenization="string").check(merging_tokenizer([pair]))
+
+    def test_check_finds_separators_that_are_not_tokens(self):
+        with pytest.raises(ValueError, match="'<extra_0>' is not a token of this tokenizer. Use the tokenizer of the"):
+            StepFormat(step_separator="<extra_0>", tokenization="string").check(tiny_tokenizer())
+
+    def test_check_finds_unknown_step_tokens(self):
+        tokenizer = word_tokenizer(["a"])
+        with pytest.raises(ValueError, match="the step token is the unknown token"):
+            StepFormat(step_separator=" ки", step_suffix=" ", tokenization="string").check(tokenizer)
+
+    def test_turns_without_a_fitting_template(self):
+        tokenizer = tiny_tokenizer()
+        step_format = StepFormat.published("rlhflow-prm")
+        with pytest.raises(ValueError, match="`prompt_style` is 'turns', but the tokenizer has no chat template"):
+            step_format.check(tokenizer)
+        tokenizer.chat_template = "{{ messages[0]['content'] }}"
+        with pytest.raises(ValueError, match="renders 0 of 1 replies of the assistant"):
+            step_format.check(tokenizer)
+
+    def test_a_text_with_the_mark_of_replies(self):
+        with pytest.raises(ValueError, match=r"contains the character U\+F0000"):
+            StepFormat.published("rlhflow-prm").encode(llama3_tokenizer(), "p", ["a\U000f0000"])
+
+    def test_paths_that_differ(self):
+        """Where a tokenizer looks ahead, the paths are encoded separately, with a warning. Both leaves are exact."""
+        tokenizer = merging_tokenizer([("w", "x")], split=r"x(?=;y)|;")
+        step_format = StepFormat(step_separator=";", tokenization="string")
+        trie = TokenTrie()
+        with pytest.warns(
+            UserWarning, match="encodes steps of the problem 'p' differently depending on the steps after"
+        ):
+            nodes = step_format.insert(trie, tokenizer, "p", ["wx", "y", "b"], [-1, 0, 0])
+        assert tokenizer.convert_ids_to_tokens(path_ids(trie, nodes[0])) == ["p", "w", "x", ";"]
+        assert tokenizer.convert_ids_to_tokens(path_ids(trie, nodes[1])) == ["p", "w", "x", ";", "y", ";"]
+        assert tokenizer.convert_ids_to_tokens(path_ids(trie, nodes[2])) == ["p", "wx", ";", "b", ";"]
+
+
+def path_ids(trie: TokenTrie, node: int) -> list[int]:
+    """Return the ids from the root to a node."""
+    ids = []
+    while node != -1:
+        ids.append(trie._tokens[node])
+        node = trie._parents[node]
+    return ids[::-1]
+
+
+class TestInsert:
+    """Every path of a tree has the ids of its own solution, in every format."""
+
+    OWN = {
+        "pieces": StepFormat(),
+        "pieces around": StepFormat(step_prefix="{number}) ", step_suffix=" | ", prompt_template="Q: {problem}\n"),
+        "pieces before": StepFormat(score_position="before_separator", step_suffix=" | "),
+        "string before": StepFormat(
+            score_position="before_separator", step_separator=" |", step_suffix=" ", tokenization="string"
+        ),
+        "chat": StepFormat(prompt_style="chat", system_prompt="Sum."),
+        "chat in one string": StepFormat(prompt_style="chat", tokenization="string", step_separator=" ки"),
+    }
+    TEXTS = [
+        "1+2 = 3",
+        "so x",
+        r"\frac{x}{2} \le \sqrt{2}",
+        "所以答案是 7。",
+        "café",
+        "a\nb",
+        "Step 2: thus",
+        "<|im_end|>",
+        "- 1",
+        "x. ",
+        "  y",
+    ]
+
+    @pytest.mark.parametrize(
+        ("name", "make"),
+        [
+            *((name, qwen_tokenizer) for name in OWN),
+            *((name, llama3_tokenizer) for name in ("pieces around", "chat", "string before")),
+            ("qwen2.5-math-prm", qwen_tokenizer),
+            ("reasonflux-prm", qwen_tokenizer),
+            ("math-shepherd", sentencepiece_tokenizer),
+            ("math-shepherd", qwen_tokenizer),
+            ("er-prm", llama3_tokenizer),
+            ("er-prm", deepseek_tokenizer),
+            ("rlhflow-prm", llama3_tokenizer),
+            ("rlhflow-prm", qwen_tokenizer),
+            ("skywork-o1-prm", qwen_tokenizer),
+            ("pure-prm", qwen_tokenizer),
+            ("trl-prm", qwen_tokenizer),
+            ("math-psa", qwen_tokenizer),
+            ("llemma-prm", sentencepiece_tokenizer),
+        ],
+    )  # fmt: skip
+    def test_paths(self, name, make, recwarn):
+        tokenizer = make()
+        step_format = self.OWN.get(name) or StepFormat.published(name)
+        step_format.check(tokenizer)
+        rng = random.Random(name)
+        shared = 0
+        for _ in range(10):
+            steps = [" ".join(rng.choices(self.TEXTS, k=rng.randint(1, 3))) for _ in range(rng.randint(1, 8))]
+            parents = [rng.randint(-1, i - 1) for i in range(len(steps))]
+            prompt = " ".join(rng.choices(self.TEXTS, k=2))
+            trie = TokenTrie()
+            nodes = step_format.insert(trie, tokenizer, prompt, steps, parents)
+            for i in range(len(steps)):
+                path = [i]
+                while parents[path[0]] != -1:
+                    path.insert(0, parents[path[0]])
+                prompt_ids, step_ids = step_format.encode(tokenizer, prompt, [steps[j] for j in path])
+                ids = [*prompt_ids, *(token for ids in step_ids for token in ids)]
+                assert path_ids(trie, nodes[i]) == ids
+                known = path_ids(trie, nodes[-1])[: len(prompt_ids)]
+                assert all(step_ids) and known and ids[: len(known)] == known
+                shared += len(ids)
+            shared -= len(trie._tokens)
+        assert shared > 100  # trees have branches
+        assert not [warning for warning in recwarn if "differently" in str(warning.message)]
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("values", "message"),
@@ -90,6 +313,24 @@ class TestRefusals:
             ({"system_prompt": "Sum."}, '`system_prompt` requires `prompt_style="chat"`'),
             ({"label_tokens": ["+", "+"]}, "`label_tokens` is ('+', '+'). It must be two different tokens"),
             ({"label_tokens": ["+"]}, "`label_tokens` is ('+',). It must be two"),
+            ({"label_tokens": (7, 7)}, "`label_tokens` is (7, 7). It must be two different tokens or two ids"),
+            ({"label_tokens": (True, False)}, "`label_tokens` is (True, False). It must be two different"),
+            ({"tokenization": "words"}, "`tokenization` is 'words'. It must be one of pieces, string"),
+            (
+                {"score_position": "after"},
+                "`score_position` is 'after'. It must be one of separator, before_separator",
+            ),
+            ({"prompt_template": "Solve: "}, "`prompt_template` is 'Solve: '. It must contain {problem} once"),
+            ({"prompt_template": "{problem} {problem}"}, "It must contain {problem} once"),
+            ({"step_prefix": None}, "`step_prefix` is None. It must be a string"),
+            ({"step_suffix": 1}, "`step_suffix` is 1. It must be a string"),
+            ({"prompt_style": "turns"}, '`prompt_style="turns"` requires `tokenization="string"`'),
+            ({**TURNS, "step_separator": ""}, "`step_separator` is the reply to each step"),
+            (
+                {**TURNS, "step_separator": " +"},
+                "without white space around it, and `step_suffix` is empty. Found ' +'",
+            ),
+            ({**TURNS, "step_suffix": "\n"}, "`step_suffix` is empty. Found '+' and '\\n'"),
         ],
     )
     def test_values(self, values, message):
@@ -351,8 +592,14 @@ class TestChatTemplates:
 class TestFile:
     def test_round_trip(self, tmp_path):
         step_format = StepFormat("chat", "Süm", " ки\n", "\t", "lm", "bce", ("a", "b"))
-        step_format.save(tmp_path)
-        assert StepFormat.from_pretrained(tmp_path) == step_format
+        around = replace(
+            step_format, prompt_template="Q {problem}\n", step_prefix="Schritt {number} ", step_suffix="\t"
+        )
+        ids = replace(around, label_tokens=(648, 387), score_position="before_separator")
+        turns = StepFormat(**TURNS, head="value", regression_loss="bce", system_prompt="Sum.")
+        for one in (around, ids, turns, StepFormat(head="mlp"), StepFormat(head="lm_mean"), step_format):
+            one.save(tmp_path)
+            assert StepFormat.from_pretrained(tmp_path) == one
         assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["step_separator"] == " ки\n"
 
     def test_missing(self, tmp_path):
@@ -389,7 +636,7 @@ class TestFile:
             ),
             ({"head": ["lm"]}, "`head` is ['lm']. It must be one of"),
             ({"label_tokens": "+-"}, "`label_tokens` is '+-'. It must be two different tokens"),
-            ({"label_tokens": [1, 2]}, "`label_tokens` is (1, 2). It must be two different tokens"),
+            ({"label_tokens": [1, "b"]}, "`label_tokens` is (1, 'b'). It must be two different tokens"),
             ({"label_tokens": None}, "`label_tokens` is None. It must be two different tokens"),
             ([], "found [], expected a JSON object"),
             (None, "found None, expected a JSON object"),
@@ -437,6 +684,59 @@ class TestFile:
                 )
 
 
+class TestPublished:
+    """Formats of published models, by name and by the models that have them."""
+
+    REPOSITORIES = [(name, repository) for name, (found, _) in PUBLISHED_FORMATS.items() for repository in found]
+
+    @pytest.mark.parametrize("name", PUBLISHED_FORMATS)
+    def test_names(self, tmp_path, name):
+        step_format = StepFormat.published(name)
+        assert step_format == StepFormat.named(name) == StepFormat(**PUBLISHED_FORMATS[name][1])
+        step_format.save(tmp_path)
+        assert (
+            StepFormat.from_pretrained(tmp_path) == StepFormat.named(str(tmp_path / STEP_FORMAT_NAME)) == step_format
+        )
+
+    def test_formats_differ(self):
+        formats = [StepFormat.published(name) for name in PUBLISHED_FORMATS]
+        assert all(formats.count(one) == 1 for one in formats)
+
+    def test_unknown_names(self):
+        with pytest.raises(ValueError, match="no published step format 'qwen'. Names: qwen2.5-math-prm, "):
+            StepFormat.published("qwen")
+        with pytest.raises(
+            FileNotFoundError, match="the file qwen does not exist. Pass a step_format.json.*: qwen2.5"
+        ):
+            StepFormat.named("qwen")
+
+    @pytest.mark.parametrize(("name", "repository"), REPOSITORIES)
+    def test_models(self, tmp_path, name, repository):
+        """By the repository id, also without a connection, and by the name of a folder, in any case."""
+        folders = [tmp_path / repository.split("/")[1], tmp_path / repository.split("/")[1].lower()]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        for path in (repository, *folders):
+            assert StepFormat.from_pretrained(path) == StepFormat.find(path) == StepFormat.published(name)
+
+    def test_own_files_have_priority(self, tmp_path):
+        folder = tmp_path / "Qwen2.5-Math-PRM-7B"
+        folder.mkdir()
+        StepFormat(step_separator=";").save(folder)
+        assert StepFormat.from_pretrained(folder) == StepFormat(step_separator=";")
+
+    def test_copies_on_the_hub(self):
+        """Without a connection, it is not known whether a copy has its own format."""
+        with pytest.raises(FileNotFoundError, match="the Hub cannot be reached"):
+            StepFormat.from_pretrained("me/Qwen2.5-Math-PRM-7B")
+
+    def test_other_folders(self, tmp_path):
+        (tmp_path / "Qwen2.5-Math-7B").mkdir()
+        assert StepFormat.find(tmp_path / "Qwen2.5-Math-7B") is None
+        with pytest.raises(FileNotFoundError, match=r"the name of a published format \(qwen2.5-math-prm, "):
+            StepFormat.from_pretrained(tmp_path / "Qwen2.5-Math-7B")
+
+
 class TestVersions:
     FIRST = {
         "prompt_style": "chat",
@@ -450,7 +750,7 @@ class TestVersions:
 
     def test_new_files_name_the_version(self, tmp_path):
         StepFormat().save(tmp_path)
-        assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["version"] == VERSION == 2
+        assert json.loads((tmp_path / STEP_FORMAT_NAME).read_text(encoding="utf-8"))["version"] == VERSION == 3
 
     def test_files_without_a_version(self, tmp_path):
         """All files written before versions existed."""
@@ -481,6 +781,21 @@ class TestVersions:
         assert found == {None: " old", 1: " old", 2: StepFormat().step_separator}
         write(tmp_path, {"version": 1, "step_separator": " given"})
         assert StepFormat.from_pretrained(tmp_path).step_separator == " given"
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_files_of_earlier_versions_keep_their_encoding(self, tmp_path, version):
+        """The problem, the steps and the separator are tokenized separately, and steps are scored at the separator."""
+        write(tmp_path, self.FIRST | {"version": version, "prompt_style": "plain", "system_prompt": None})
+        step_format = StepFormat.from_pretrained(tmp_path)
+        later = ("tokenization", "prompt_template", "step_prefix", "step_suffix", "score_position")
+        assert all(getattr(step_format, name) == getattr(StepFormat(), name) for name in later)
+        assert step_format.sanitize_control_tokens == (version == 2)
+        tokenizer = tiny_tokenizer()
+        ids = {text: tokenizer(text, add_special_tokens=False)["input_ids"] for text in (" p? ", "a. ", " b", "\n")}
+        expected = ids[" p? "], [ids["a. "] + ids["\n"], ids[" b"] + ids["\n"]]
+        assert step_format.encode(tokenizer, " p? ", ["a. ", " b"]) == expected
+        step_format.save(tmp_path)
+        assert StepFormat.from_pretrained(tmp_path) == step_format
 
     def test_old_defaults_name_fields(self):
         """A misspelt field would fail for every old checkpoint."""

@@ -28,11 +28,13 @@ _NAMES = {
     "ExportConfig": "data.export_config",
     "extract_answer": "grading.extraction",
     "FullTree": "search.policies",
+    "GenerativeScorer": "scoring.generative_scorer",
     "hrm_view": "data.hierarchy",
     "HRMRewardConfig": "trainer.hrm_reward_config",
     "HRMRewardTrainer": "trainer.hrm_reward_trainer",
     "inspect_tree": "scripts.inspect",
     "InspectConfig": "scripts.inspect",
+    "JudgeTemplate": "scoring.judge_templates",
     "KLSelfConfig": "trainer.kl_self_config",
     "KLSelfTrainer": "trainer.kl_self_trainer",
     "mc_scores": "search.values",
@@ -84,7 +86,9 @@ if TYPE_CHECKING:
     from .grading.grader import AnswerGrader
     from .hub import PushError
     from .rewards import StepReward
+    from .scoring.generative_scorer import GenerativeScorer
     from .scoring.http_scorer import ServerScorer
+    from .scoring.judge_templates import JudgeTemplate
     from .scoring.scorer import StepScorer
     from .scripts.annotate import AnnotateConfig, annotate
     from .scripts.benchmark import BenchmarkConfig, benchmark

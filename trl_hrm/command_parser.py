@@ -36,7 +36,7 @@ class CommandParser(TrlParser):
     """
     [`~trl.TrlParser`] for the config of a command. It supports these keys in the metadata of a field:
 
-    - `positional`: the field is a positional argument;
+    - `positional`: the field is a positional argument. It can also be given as an option with its name;
     - `parse`: function that parses an argument, instead of the type of the field;
     - `advanced`: the option is shown by `--help_all`, not by `--help`;
     - the keys that [`~config.Config`] checks.
@@ -52,6 +52,7 @@ class CommandParser(TrlParser):
 
     def __init__(self, config: type, show_all: bool = False, **kwargs: Any):
         self.show_all = show_all
+        self.positionals: list[str] = []
         self.settings = [field.name for field in fields(config) if field.init]
         super().__init__([config], formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
         words = [action.metavar or action.dest.upper() for action in self._actions if not action.option_strings]
@@ -81,6 +82,7 @@ class CommandParser(TrlParser):
             kwargs["help"] = argparse.SUPPRESS
         if positional:
             kwargs.pop("required", None)
+            self.positionals.append(names[0])
             names = (names[0].removeprefix("--"),)
         return super().add_argument(*names, **kwargs)
 
@@ -110,11 +112,18 @@ class CommandParser(TrlParser):
             `ValueError`: If a value is invalid, or the file contains an unknown option.
         """
         file = argv[argv.index("--config") + 1] if "--config" in argv else None
-        words = []
+        words, sources, is_source = [], [], False
         for word in argv:  # `--final_stops=--- x` has two values
             name, equals, value = word.partition("=")
+            if name.replace("-", "_").replace("__", "--", 1) in self.positionals:
+                is_source = True
+                sources += [VALUE + value] if equals else []
+                continue
+            is_source &= self._parse_optional(word) is None
             takes_values = equals and getattr(self._option_string_actions.get(name), "nargs", 0) != 0
-            words += [name, VALUE + value] if takes_values else [word]
+            found = [name, VALUE + value] if takes_values else [word]
+            (sources if is_source else words).extend(found)
+        words = sources + words  # positional arguments, before options that take several values
         config, options, unknown_settings, unknown_words = self.parse_args_and_config(
             words, return_remaining_strings=True, separate_remaining_strings=True
         )

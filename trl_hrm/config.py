@@ -74,6 +74,23 @@ class Config:
                     raise ValueError(f"`{field.name}` is empty. It must have at least one value.")
             setattr(self, field.name, value)
 
+    def refuse_revision_of_folder(self, revision: str, model: str) -> None:
+        """
+        Check that a model with a revision is on the Hub. Local folders have no revisions, and transformers ignores it.
+
+        Args:
+            revision (`str`), model (`str`):
+                Names of the two fields.
+
+        Raises:
+            `ValueError`: If both are set, and the model is a folder.
+        """
+        value, path = getattr(self, revision), getattr(self, model)
+        if value is not None and path is not None and os.path.isdir(path):
+            raise ValueError(
+                f"`{revision}` is {shown(value)}, but `{model}` is the local folder {path}, which has no revisions. Remove `{revision}`."
+            )
+
     def settings(self) -> dict[str, Any]:
         """Return the fields that are not `None`, as in a YAML file."""
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.init}

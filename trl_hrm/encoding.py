@@ -1,5 +1,6 @@
 """Encode chat prompts and data so that the ids do not depend on today's date or on control tokens in the data."""
 
+import bisect
 import datetime
 import inspect
 import itertools
@@ -108,10 +109,14 @@ def check_chat_template(tokenizer: Any, kwargs: Mapping[str, Any] | None) -> str
 
 
 def render_chat(
-    tokenizer: Any, messages: list[dict[str, str]], kwargs: Mapping[str, Any] | None, date: str | None
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    kwargs: Mapping[str, Any] | None,
+    date: str | None,
+    add_generation_prompt: bool = True,
 ) -> str:
     """
-    Render messages with the chat template of a tokenizer, including the generation prompt.
+    Render messages with the chat template of a tokenizer.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -123,6 +128,8 @@ def render_chat(
         date (`str`, *optional*):
             Date to use as today's date. With `None`, the current date is used, and a warning is given if the template
             reads it.
+        add_generation_prompt (`bool`, *optional*, defaults to `True`):
+            Whether to add the start of an assistant message.
 
     Raises:
         `ValueError`: See [`check_chat_template`].
@@ -137,7 +144,9 @@ def render_chat(
             )
         else:
             kwargs = dict(kwargs or {}) | {"chat_template": dated_template(template, date)}
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **(kwargs or {}))
+    return tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt, **(kwargs or {})
+    )
 
 
 def uses_clock(template: str) -> bool:
@@ -290,6 +299,53 @@ def encode_around(
     return list(tokenizer.encode(render(data), add_special_tokens=add_special_tokens))
 
 
+def encode_pieces(
+    tokenizer: Any, data: Sequence[str], render: Callable[[Sequence[str]], Sequence[str]], sanitize: bool
+) -> tuple[list[int], list[int]]:
+    """
+    Encode a text that consists of pieces as one string, and find the tokens at which the pieces end.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            A fast tokenizer.
+        data (`Sequence[str]`):
+            Texts from an untrusted source.
+        render (`Callable[[Sequence[str]], Sequence[str]]`):
+            Function that inserts the data into the text and returns the pieces of the text.
+        sanitize (`bool`):
+            Whether to encode control tokens in the data as plain text. Elsewhere, they are encoded as tokens.
+
+    Returns:
+        `tuple[list[int], list[int]]`: Ids of the text, and for each piece except the last one the number of tokens up to
+        its end.
+
+    Raises:
+        `ValueError`: If a token spans the end of a piece, or the data contains control tokens and the tokenizer cannot
+        encode them as plain text.
+    """
+    if sanitize and any(find_control_text(tokenizer, text) for text in data):
+        control = _control(tokenizer)
+        pieces, copy = control.alias(tokenizer, data, render)
+        ids, offsets = copy.encode_with_offsets("".join(pieces), tokenizer.unk_token_id)
+    else:
+        pieces = render(data)
+        encoded = tokenizer("".join(pieces), add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    starts = [start for start, _ in offsets]  # ascending; equal for the bytes of one character
+    ends, position = [], 0
+    for number, piece in enumerate(pieces[:-1]):
+        position += len(piece)
+        end = bisect.bisect_left(starts, position)
+        if end == 0 or offsets[end - 1][1] > position:
+            merged = tokenizer.decode(ids[max(end - 1, 0) : end + 1])
+            raise ValueError(
+                f"The tokenizer merges the end of step {number + 1} with the text after it to {shown(merged)}, so that the "
+                f"end of {shown(piece[-60:])} is not a token. Remove white space and control characters around the steps."
+            )
+        ends.append(end)
+    return ids, ends
+
+
 class _Control:
     """Control tokens of a tokenizer: their ids and texts, a pattern that matches them, and the `tags` among them."""
 
@@ -335,20 +391,30 @@ class _Control:
 
     def encode(self, tokenizer: Any, data: str, render: Callable[[str], str], add_special_tokens: bool) -> list[int]:
         """Return the ids of `render(data)`, with control tokens in the data encoded as plain text."""
-        used = {*data, *render(data)}
+        (text,), copy = self.alias(tokenizer, [data], lambda texts: [render(texts[0])])
+        return copy.encode(text, self._unknown, add_special_tokens)
+
+    def alias(
+        self, tokenizer: Any, data: Sequence[str], render: Callable[[Sequence[str]], Sequence[str]]
+    ) -> "tuple[list[str], _PlainCopy]":
+        """
+        Return the pieces of `render(data)`, in which all control tokens outside the data are written as aliases, and the
+        copy of the tokenizer that knows the aliases.
+        """
+        used = set().union(*data, *render(data))
         mark, end = itertools.islice((letter for letter in map(chr, _UNSEEN) if letter not in used), 2)
         if mark not in self._copies:
             self._copies[mark] = _PlainCopy(tokenizer, self.tokens, mark)
         copy = self._copies[mark]
         # Mark the control tokens of the data to distinguish them from control tokens of the template. The template may
         # truncate the data and leave a single mark
-        marked = render(self.pattern.sub(lambda match: mark + match[0] + end, data))
-        text = re.sub(
-            f"{mark}({self.pattern.pattern}){end}|({self.pattern.pattern})|{mark}|{end}",
-            lambda match: match[1] or (copy.alias(match[2]) if match[2] else ""),
-            marked,
-        )
-        return copy.encode(text, self._unknown, add_special_tokens)
+        marked = render([self.pattern.sub(lambda match: mark + match[0] + end, text) for text in data])
+        pattern = re.compile(f"{mark}({self.pattern.pattern}){end}|({self.pattern.pattern})|{mark}|{end}")
+
+        def replace(match: re.Match) -> str:
+            return match[1] or (copy.alias(match[2]) if match[2] else "")
+
+        return [pattern.sub(replace, piece) for piece in marked], copy
 
 
 _CONTROL: WeakKeyDictionary[Any, _Control] = WeakKeyDictionary()
@@ -429,15 +495,23 @@ class _PlainCopy:
         Raises:
             `ValueError`: If the tokenizer produces a control token from ordinary text.
         """
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        made = (self._tokens.keys() & ids) - self._ids.keys() - {unknown}
+        ids, _ = self.encode_with_offsets(text, unknown)
+        if add_special_tokens:
+            ids = self._known(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        return ids
+
+    def encode_with_offsets(self, text: str, unknown: int | None) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, without special tokens around it, and the first and last character of each token."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        made = (self._tokens.keys() & encoding.ids) - self._ids.keys() - {unknown}
         if made:
             raise ValueError(
                 f"The tokenizer cannot encode {', '.join(repr(self._tokens[index]) for index in sorted(made))} as plain text. "
                 "Remove it from the text, or set `sanitize_control_tokens=False`."
             )
-        if add_special_tokens:
-            ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+        return self._known(encoding.ids), encoding.offsets
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
         return [self._ids.get(index, index) for index in ids]
 
 

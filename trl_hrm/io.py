@@ -92,12 +92,22 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise ValueError(f"{where}: not valid JSON (nested too deeply).") from None
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"the key {shown(key)} occurs twice")
-        values[key] = value
+class DuplicateKeyError(ValueError):
+    """A JSON object has the same key twice."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """
+    `object_pairs_hook` for `json` that refuses duplicate keys, of which `json` would keep the last one.
+
+    Raises:
+        `DuplicateKeyError`: If a key occurs twice.
+    """
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        seen: set[str] = set()
+        key = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise DuplicateKeyError(f"the key {shown(key)} occurs twice")
     return values
 
 
@@ -110,7 +120,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{shown(name)} is not a finite number")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_float=_finite, parse_constant=_refuse_constant)
 
 
 def read_text(path: str | Path) -> str:
@@ -143,13 +153,7 @@ def read_json(path: str | Path, remedy: str = "") -> dict[str, Any]:
         `ValueError`: If the file is not a JSON object. The message names the file.
     """
     check_regular(path)
-    try:
-        value = parse_json(Path(path).read_bytes(), str(path))
-    except ValueError as error:
-        raise ValueError(f"{error} {remedy}".rstrip()) from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: found {shown(value)}, expected a JSON object. {remedy}".rstrip())
-    return value
+    return _parse_object(Path(path).read_bytes(), str(path), remedy)
 
 
 def read_json_lines(path: str | Path, remedy: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -170,13 +174,18 @@ def read_json_lines(path: str | Path, remedy: str = "") -> Iterator[tuple[str, d
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{path}:{number}"
-            try:
-                value = parse_json(line, where)
-            except ValueError as error:
-                raise ValueError(f"{error} {remedy}".rstrip()) from None
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: found {shown(value)}, expected a JSON object. {remedy}".rstrip())
-            yield where, value
+            yield where, _parse_object(line, where, remedy)
+
+
+def _parse_object(content: bytes, where: str, remedy: str) -> dict[str, Any]:
+    """Parse a JSON object. See [`parse_json`]. Error messages end with the remedy."""
+    try:
+        value = parse_json(content, where)
+    except ValueError as error:
+        raise ValueError(f"{error} {remedy}".rstrip()) from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: found {shown(value)}, expected a JSON object. {remedy}".rstrip())
+    return value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -32,18 +32,21 @@ from transformers.utils import (
 )
 
 from ._compat import create_model_from_path
-from .heads import model_class, num_labels
+from .heads import model_class
 from .hub import HTTPError
 from .io import shown
 from .step_format import StepFormat, check_repo_id
-from .terminal import one_line
+from .terminal import one_line, plain
 
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
+logger = logging.getLogger(__name__)
+
 _LM_HEADS = ("lm_head.", "embed_out.")  # output embeddings of causal language models, as transformers names them
 _PEFT_PREFIX = "base_model.model."  # of weight names in adapter files
+_FORMATS_OF_HEADS = {"mlp": "qwen2.5-math-prm", "value": "skywork-o1-prm"}
 _REMEDY = "Download or save it again."
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -147,27 +150,56 @@ class WeightFit:
 
     def _remedy(self, step_format: StepFormat) -> str:
         random = self.random & self.head
-        if step_format.head == "lm" and self.other_heads:
+        own_head = {name for name in self.head if not name.startswith(_LM_HEADS)}
+        known = _head_of(self.unexpected)
+        if known not in (None, step_format.head) and (random or step_format.is_causal_lm):
+            return f"Set `head` of the step format to {known!r}, the head of the checkpoint."
+        if step_format.head in ("mlp", "value") and self.unexpected & {"score.weight", "classifier.weight"}:
+            return 'Set `head` of the step format to "classification" if the head has 2 outputs, or "regression" if it has 1.'
+        if step_format.is_causal_lm and self.other_heads:
             return (
                 'It has a different head. If it is a token classifier, set `head` of the step format to "classification" or '
                 '"regression". Other heads are not supported.'
             )
-        if step_format.head != "lm" and self.mismatched.keys() & self.head:
+        if not step_format.is_causal_lm and self.mismatched.keys() & self.head:
             return (
                 'Set `head` of the step format to the head it was trained with: "classification" has 2 outputs, '
                 '"regression" has 1.'
             )
-        if step_format.head != "lm" and (self.other_heads or self.head > random > frozenset()):
+        if not step_format.is_causal_lm and (self.other_heads or own_head > random > frozenset()):
             return (
-                "Its head is not supported. Supported heads are the linear layer with bias of a token classifier, and the "
-                "output embeddings of a causal language model. Pass a checkpoint saved by HRMRewardTrainer."
+                "Its head is not supported. Supported heads are listed in the documentation of StepFormat. Pass a checkpoint "
+                "saved by HRMRewardTrainer, or one listed in docs/model_zoo.md."
             )
-        if step_format.head != "lm" and random:
+        if not step_format.is_causal_lm and random:
             return (
                 "It has no trained head: it is a base model or a causal language model. Pass a checkpoint saved by "
                 'HRMRewardTrainer. If it predicts label tokens, set `head` of the step format to "lm".'
             )
         return "Files are missing or damaged, or config.json describes a different model. Download or save it again."
+
+
+def _head_of(names: Collection[str]) -> str | None:
+    """Return the head that only published models with these weights have, or `None`."""
+    return "mlp" if "score.0.weight" in names else "value" if "v_head.summary.weight" in names else None
+
+
+def read_step_format(path_or_repo: str, revision: str | None = None) -> StepFormat:
+    """
+    Return the step format of a checkpoint: its `step_format.json` or the format of a published model, which is recognised by
+    the repository id, the folder name or the names of the head's weights.
+
+    Raises:
+        `FileNotFoundError`, `ValueError`: See [`~step_format.StepFormat.from_pretrained`].
+    """
+    try:
+        return StepFormat.from_pretrained(path_or_repo, revision=revision)
+    except FileNotFoundError:
+        name = _FORMATS_OF_HEADS.get(_head_of(_tensor_shapes(path_or_repo, revision) or ()))
+        if name is None:
+            raise
+    logger.info("%s has the weights of the published step format %s.", plain(path_or_repo), name)
+    return StepFormat.published(name)
 
 
 def load_reward_model(
@@ -198,7 +230,7 @@ def load_reward_model(
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is None:
         with _held_load_report():  # a misfit raises an error instead
-            model, fit = _load_with_head(path_or_repo, step_format, revision=revision, **kwargs)
+            model, fit = _load(path_or_repo, step_format, revision=revision, **kwargs)
         fit.refuse(path_or_repo, step_format)
         refuse_nan(model, path_or_repo)
         return model
@@ -208,7 +240,7 @@ def load_reward_model(
     adapter, brought = _read_adapter(path_or_repo, revision)
     kwargs = {"revision": adapter.revision, **kwargs}  # `revision` of the base model
     with _held_load_report() as reports:
-        model, fit = _load_with_head(adapter.base_model_name_or_path, step_format, **kwargs)
+        model, fit = _load(adapter.base_model_name_or_path, step_format, **kwargs)
     _refuse_base(fit, adapter.base_model_name_or_path, path_or_repo, brought, step_format)
     if any(name.startswith(fit.body_prefix) for name in fit.unexpected):  # not only about the head
         _log_again(reports)
@@ -246,15 +278,14 @@ def load_base_model(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -
         head.
     """
     with _held_load_report() as reports:
-        model, fit = _load_with_head(path_or_repo, step_format, **kwargs)
-    new_head = step_format.head != "lm" and fit.random == fit.missing == fit.head
+        model, fit = _load(path_or_repo, step_format, **kwargs)
+    own_head = frozenset(name for name in fit.head if not name.startswith(_LM_HEADS))
+    new_head = not step_format.is_causal_lm and fit.random == fit.missing == own_head
     if fit.other_heads or (fit.random and not new_head):
         remedy = ""
-        if fit.random <= (frozenset() if step_format.head == "lm" else fit.head):
-            remedy = (
-                f" To train a new head on its body, load it with `{model_class(step_format).__name__}.from_pretrained` and "
-                "pass the model object."
-            )
+        if fit.random <= (frozenset() if step_format.is_causal_lm else own_head):
+            auto_class = "AutoModelForCausalLM" if step_format.is_causal_lm else "AutoModelForTokenClassification"
+            remedy = f" To train a new head on its body, load it with `{auto_class}.from_pretrained` and pass the model object."
         fit.refuse(path_or_repo, step_format, remedy)
     refuse_nan(model, path_or_repo)
     _log_again(reports)
@@ -276,7 +307,7 @@ def load_policy(path_or_repo: str, **kwargs: Any) -> PreTrainedModel:
         message names them and says what to do.
     """
     with _held_load_report():
-        model, fit = _load(path_or_repo, AutoModelForCausalLM, **kwargs)
+        model, fit = _load(path_or_repo, None, **kwargs)
     fit.refuse_policy(path_or_repo)
     refuse_nan(model, path_or_repo)
     return model
@@ -378,16 +409,19 @@ def _fit_of_files(
     shapes = _tensor_shapes(path_or_repo, revision)
     if shapes is None:
         return None
-    auto_class = AutoModelForCausalLM if step_format is None else model_class(step_format)
     with _one_line_errors(path_or_repo):
         config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
     quantized = getattr(config, "quantization_config", None) is not None
     if quantized:
         del config.quantization_config  # using it requires the quantization library
-    if step_format is not None and step_format.head != "lm":
-        config.num_labels = num_labels(step_format)
+    auto_class = AutoModelForCausalLM if step_format is None else model_class(step_format, config)
+    if step_format is not None and not step_format.is_causal_lm:
+        config.num_labels = step_format.num_labels
     with _one_line_errors(path_or_repo), torch.device("meta"):
-        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+        if hasattr(auto_class, "from_config"):  # an auto class
+            model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+        else:
+            model = auto_class(config)
     # Let transformers match the names: for some architectures they differ between the files and the model
     with _one_line_errors(path_or_repo), _held_load_report():
         model, info = type(model).from_pretrained(
@@ -466,24 +500,27 @@ def _read_adapter(path_or_repo: str, revision: str | None) -> "tuple[PeftConfig,
         return adapter, load_peft_weights(path_or_repo, device="cpu", revision=revision)
 
 
-def _load(path_or_repo: str, auto_class: type, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
+def _load(path_or_repo: str, step_format: StepFormat | None, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
+    """Load a reward model, or a policy if `step_format` is `None`."""
     folder = Path(path_or_repo)
     if folder.is_dir() and not any((folder / name).is_file() for name in (CONFIG_NAME, "adapter_config.json")):
         raise FileNotFoundError(f"{path_or_repo}: {CONFIG_NAME} is missing. {_REMEDY}")
     _tensor_shapes(
         path_or_repo, kwargs.get("revision"), is_local=True
     )  # a damaged file raises before the others are read
+    auto_class = AutoModelForCausalLM
+    if step_format is not None and not step_format.is_causal_lm:
+        kwargs = {"num_labels": step_format.num_labels, **kwargs}
+        with _one_line_errors(path_or_repo):
+            config = AutoConfig.from_pretrained(
+                path_or_repo, revision=kwargs.get("revision"), trust_remote_code=kwargs.get("trust_remote_code", False)
+            )
+        auto_class = model_class(step_format, config)
     # Ignore mismatched sizes here, so that they are reported together with missing and unexpected weights
     kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     with _one_line_errors(path_or_repo):
         model, info = create_model_from_path(path_or_repo, auto_class, **kwargs)
     return model, WeightFit.of(model, info)
-
-
-def _load_with_head(path_or_repo: str, step_format: StepFormat, **kwargs: Any) -> tuple[PreTrainedModel, WeightFit]:
-    if step_format.head != "lm":
-        kwargs = {"num_labels": num_labels(step_format), **kwargs}
-    return _load(path_or_repo, model_class(step_format), **kwargs)
 
 
 _DAMAGES = (

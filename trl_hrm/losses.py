@@ -12,9 +12,9 @@ def step_loss(logits: torch.Tensor, labels: torch.Tensor, step_format: StepForma
 
     | head | loss for label y |
     |---|---|
-    | `classification`, `lm` | −y·ln p₁ − (1−y)·ln p₀, with p = softmax(logits) |
-    | `regression`, `mse` | (z − y)² |
-    | `regression`, `bce` | −y·ln σ(z) − (1−y)·ln(1 − σ(z)) |
+    | `classification`, `mlp`, `lm` | −y·ln p₁ − (1−y)·ln p₀, with p = softmax(logits) |
+    | 1 output, `mse` | (z − y)² |
+    | 1 output, `bce` | −y·ln σ(z) − (1−y)·ln(1 − σ(z)) |
 
     Hard labels are y ∈ {0, 1}. Soft labels are used directly, without rounding.
 
@@ -32,7 +32,7 @@ def step_loss(logits: torch.Tensor, labels: torch.Tensor, step_format: StepForma
     """
     logits = _at_least_float32(logits)
     labels = labels.to(logits.dtype)
-    if step_format.head == "regression":
+    if step_format.num_labels == 1:
         outputs = logits.squeeze(-1)
         if step_format.regression_loss == "mse":
             return (outputs - labels) ** 2
@@ -56,7 +56,7 @@ def step_score(logits: torch.Tensor, step_format: StepFormat) -> torch.Tensor:
         `torch.Tensor`: Scores in `[0, 1]`, shape `(...)`.
     """
     logits = _at_least_float32(logits)
-    if step_format.head == "regression":
+    if step_format.num_labels == 1:
         outputs = logits.squeeze(-1)
         return outputs.clamp(0, 1) if step_format.regression_loss == "mse" else outputs.sigmoid()
     return logits.softmax(dim=-1)[..., 1]

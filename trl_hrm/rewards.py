@@ -15,6 +15,7 @@ from .grading import opens_thinking, thinking_spans, visible_text, without_think
 from .io import shown
 from .scoring.aggregate import aggregate as aggregate_scores
 from .scoring.candidate_scores import fits
+from .scoring.generative_scorer import GenerativeScorer
 from .scoring.scorer import StepScorer
 from .scoring.scoring_config import ScoringConfig
 from .scoring.tree_scorer import TreeScorer
@@ -58,8 +59,8 @@ class StepReward:
         segmentation (`str`, *optional*):
             Name of the [`StepRule`] that splits completions into steps. By default, completions are split at the `step_separator`
             of the checkpoint. If the separator is a blank line, `# Answer` stays in the same step as the text after it, as in the
-            datasets of this package. If the separator is a control token, which policies do not write, completions are split at
-            blank lines.
+            datasets of this package. If policies do not write the separator, because it is a control token or belongs to the format
+            of a published model (`" ки"`, a reply `"+"`), completions are split at blank lines.
         spans (`Sequence[int]`, *optional*, defaults to `(1,)`), combine (`str`, *optional*, defaults to `"max"`):
             How steps are scored. See [`StepScorer.score`].
         guard_reward (`float`, *optional*, defaults to `0.0`):
@@ -140,14 +141,15 @@ class StepReward:
                 "remove these arguments."
             )
         self.scorer = _load(reward_model, **scorer_kwargs) if isinstance(reward_model, str) else reward_model
+        if isinstance(self.scorer, GenerativeScorer):
+            raise ValueError(
+                "`reward_model` is a GenerativeScorer, which is too slow for training and has no score for some steps. Pass a step reward "
+                "model."
+            )
         self.scoring = ScoringConfig(spans, combine)
         self.scorer.score([], [], spans=spans, combine=combine)  # raises errors before anything is sampled
-        separator = self.scorer.step_format.step_separator
-        if segmentation is None:
-            is_control = find_control_text(self.scorer.tokenizer, separator)
-            self.rule = RULES["blank_line"] if is_control else separator_rule(separator)
-        else:
-            self.rule = RULES[segmentation]
+        self.separator = written_separator(self.scorer)
+        self.rule = separator_rule(self.separator) if segmentation is None else RULES[segmentation]
         self.aggregate = aggregate
         self.problem_column = problem_column
         self.guard_reward = guard_reward
@@ -246,7 +248,9 @@ class StepReward:
         end = find_control_text(self.scorer.tokenizer, text, tags=False)[-1:]
         if end and text.rstrip().endswith(end[0]):
             text = text.rstrip().removesuffix(end[0])
-        separator = self.scorer.step_format.step_separator.strip()
+        separator = ""
+        if self.scorer.step_format.prompt_style != "turns":  # a reply such as "+" is not part of a step
+            separator = self.scorer.step_format.step_separator.strip()
         pieces = cut_text(text, self.rule, self.keep_thinking)
         steps = [piece.removesuffix(separator).strip() for piece in pieces]
         return [step for step in steps if step]
@@ -277,12 +281,26 @@ class StepReward:
             len(steps) < self.min_steps,
             self.max_steps is not None and len(steps) > self.max_steps,
             self.max_repeated is not None and num_repeated > self.max_repeated * len(steps),
-            self.max_blank is not None and num_blank(text, self.scorer.step_format.step_separator) > self.max_blank,
+            self.max_blank is not None and num_blank(text, self.separator) > self.max_blank,
             num_tokens > (math.inf if self.max_tokens is None else self.max_tokens)
             or not fits(self.scorer, problem, steps, range(-1, len(steps) - 1), self.scoring),
             any(self.scorer.step_format.find_markers(self.scorer.tokenizer, step) for step in steps),
         )
         return [guard for guard, stop in zip(GUARDS, stops, strict=True) if stop]
+
+
+def written_separator(scorer: TreeScorer) -> str:
+    r"""
+    Return the text between steps in the completions of a policy: the separator of the reward model, or a blank line if
+    policies do not write the separator, because it is a control token or belongs to the format of a published model
+    (`" ки"`, a reply `"+"`).
+    """
+    step_format = scorer.step_format
+    separator = step_format.step_separator
+    if separator.isspace():
+        return separator + step_format.step_suffix
+    is_written = step_format.tokenization == "pieces" and not find_control_text(scorer.tokenizer, separator)
+    return separator if is_written else "\n\n"
 
 
 def separator_rule(separator: str) -> StepRule:

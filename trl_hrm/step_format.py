@@ -4,62 +4,77 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from .encoding import (
     CHAT_TEMPLATE_DATE,
     check_chat_template,
     check_chat_template_options,
     encode_around,
+    encode_pieces,
     find_control_text,
     plain_text_ids,
     render_chat,
 )
 from .io import dump_json, parse_json, shown
+from .published_formats import PUBLISHED_FORMATS
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from .forest import TokenTrie
+
 STEP_FORMAT_NAME = "step_format.json"
 # Version of `step_format.json`. It increases when the default of a key changes.
-VERSION = 2
+VERSION = 3
 # Defaults of older versions that differ from today's. Keys missing from an older file get these values, so that a
 # checkpoint keeps the encoding it was trained with. Files without a version are version 1.
 OLD_DEFAULTS: dict[int, dict[str, Any]] = {1: {"chat_template_date": None, "sanitize_control_tokens": False}}
+_REPLY = "\U000f0000"  # stands for the replies while a conversation is rendered
+# A problem and steps that end in different kinds of characters, to check how a tokenizer encodes the ends of steps
+_PROBES = ("1+2?", ("1+2 = 3", "So $x^{2}=\\frac{1}{2}$", "所以答案是三。", "Done.", "a b)"))
 
 
 @dataclass(frozen=True)
 class StepFormat:
     r"""
-    How a step reward model encodes a problem and its steps. Saved as `step_format.json` with every checkpoint.
+    How a step reward model encodes a problem and its steps, and which head it has. Saved as `step_format.json` with every
+    checkpoint.
 
-    The prompt and each step are tokenized separately and their ids are concatenated. No token spans two steps, and the
-    ids of a prefix do not depend on what follows it. Each step ends with the ids of `step_separator`. The last of
-    these ids is the *step token*, the only position where the step is labelled and scored.
+    The text of a solution is `problem, step, separator, suffix, step, separator, suffix, ...`. Each step is scored at one
+    token, its *step token*: the last token of the separator after it, or the token before the separator. A score depends
+    only on the text up to its step token.
+
+    [`StepFormat.published`] returns the formats of published reward models.
 
     Args:
         prompt_style (`str`, *optional*, defaults to `"plain"`):
-            `"plain"`: the BOS token, if the tokenizer has one, then the prompt. `"chat"`: the prompt as a user message
-            in the tokenizer's chat template, with the generation prompt.
+            `"plain"`: the BOS token, if the tokenizer has one, then the problem. `"chat"`: the problem as a user message
+            in the tokenizer's chat template, with the generation prompt, then the steps. `"turns"`: a conversation in which
+            each step is a user message (the first one follows the problem) and `step_separator` is the reply of the
+            assistant to each. Requires `tokenization="string"`.
         system_prompt (`str`, *optional*):
-            System message before the user message. Requires `prompt_style="chat"`.
+            System message before the user message. Requires `prompt_style="chat"` or `"turns"`.
         step_separator (`str`, *optional*, defaults to `"\n\n"`):
             Text after every step.
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the original steps of a merged step. It must not encode to the same ids as `step_separator`.
         head (`str`, *optional*, defaults to `"classification"`):
             `"classification"`: token classification with 2 labels, score `softmax(logits)[1]`
-            ([HRM](https://huggingface.co/papers/2503.13551), eq. 2). `"regression"`: token classification with 1
-            label. `"lm"`: causal language model, score `p(correct) / (p(correct) + p(wrong))` of the two label tokens
-            at the step token.
+            ([HRM](https://huggingface.co/papers/2503.13551), eq. 2). `"mlp"`: the same with a hidden layer, as in
+            [Qwen2.5-Math-PRM](https://huggingface.co/papers/2501.07301). `"regression"`: token classification with 1
+            label. `"value"`: causal language model with a value head (`v_head.summary`) of 1 output. `"lm"`: causal
+            language model, score `p(correct) / (p(correct) + p(wrong))` of the two label tokens. `"lm_mean"`: causal
+            language model, whose output is the mean of all logits.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
-            Loss of the regression head. It also determines the score: with `"mse"` the output clipped to `[0, 1]`,
-            with `"bce"` its sigmoid. Only used with `head="regression"`.
-        label_tokens (`tuple[str, str]`, *optional*, defaults to `("+", "-")`):
-            Tokens for a correct and a wrong step. Only used with `head="lm"`.
+            Loss of a head with 1 output (`"regression"`, `"value"`, `"lm_mean"`). It also determines the score: with `"mse"`
+            the output clipped to `[0, 1]`, with `"bce"` its sigmoid.
+        label_tokens (`tuple[str, str]` or `tuple[int, int]`, *optional*, defaults to `("+", "-")`):
+            Tokens for a correct and a wrong step, as texts or as ids. Only used with `head="lm"`.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
-            Variables for the chat template, such as `{"enable_thinking": False}`. Requires `prompt_style="chat"`.
+            Variables for the chat template, such as `{"enable_thinking": False}`. Requires `prompt_style="chat"` or
+            `"turns"`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
             Date for chat templates that print today's date. With `None`, the default in files of version 1, the
             current date is used: the ids change every day, and a warning is given.
@@ -67,6 +82,19 @@ class StepFormat:
             Whether to encode control tokens in the problem and the steps, such as `<|im_end|>`, as plain text. With
             `False`, the default in files of version 1, they are encoded as control tokens, so that data can fake turns
             and step tokens.
+        tokenization (`str`, *optional*, defaults to `"pieces"`):
+            `"pieces"`: the problem, each step, the separator and the suffix are tokenized separately, so that no token
+            spans two of them. `"string"`: the whole text is tokenized as one string. White space around steps is removed
+            unless `step_separator` is a control token, because it could become part of the separator.
+        prompt_template (`str`, *optional*, defaults to `"{problem}"`):
+            Text of the problem up to the first step, where `{problem}` is replaced.
+        step_prefix (`str`, *optional*, defaults to `""`):
+            Text before every step, where `{number}` is replaced by the number of the step, from 1. A step that already
+            starts with it is not changed.
+        step_suffix (`str`, *optional*, defaults to `""`):
+            Text between the separator and the next step.
+        score_position (`str`, *optional*, defaults to `"separator"`):
+            Step token: `"separator"`, the last token of the separator, or `"before_separator"`, the token before it.
 
     Example:
 
@@ -78,37 +106,53 @@ class StepFormat:
     ```
     """
 
-    prompt_style: Literal["plain", "chat"] = "plain"
+    prompt_style: Literal["plain", "chat", "turns"] = "plain"
     system_prompt: str | None = None
     step_separator: str = "\n\n"
     merge_separator: str = "\n"
-    head: Literal["classification", "regression", "lm"] = "classification"
+    head: Literal["classification", "mlp", "regression", "value", "lm", "lm_mean"] = "classification"
     regression_loss: Literal["mse", "bce"] = "mse"
-    label_tokens: tuple[str, str] = ("+", "-")
+    label_tokens: tuple[str, str] | tuple[int, int] = ("+", "-")
     chat_template_kwargs: dict[str, Any] | None = None
     chat_template_date: str | None = CHAT_TEMPLATE_DATE
     sanitize_control_tokens: bool = True
+    tokenization: Literal["pieces", "string"] = "pieces"
+    prompt_template: str = "{problem}"
+    step_prefix: str = ""
+    step_suffix: str = ""
+    score_position: Literal["separator", "before_separator"] = "separator"
 
     def __post_init__(self):
-        for name in ("step_separator", "merge_separator", "system_prompt"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and (value is not None or name != "system_prompt"):
-                expected = "a string or `None`" if name == "system_prompt" else "a string"
-                raise ValueError(f"StepFormat: `{name}` is {shown(value)}. It must be {expected}.")
-        for name, allowed in (
-            ("prompt_style", ("plain", "chat")),
-            ("head", ("classification", "regression", "lm")),
-            ("regression_loss", ("mse", "bce")),
-        ):
-            if getattr(self, name) not in allowed:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("str", str) and not isinstance(value, str):
+                raise ValueError(f"StepFormat: `{field.name}` is {shown(value)}. It must be a string.")
+            allowed = get_args(field.type) if get_origin(field.type) is Literal else None
+            if allowed and value not in allowed:
                 raise ValueError(
-                    f"StepFormat: `{name}` is {shown(getattr(self, name))}. It must be one of {', '.join(allowed)}."
+                    f"StepFormat: `{field.name}` is {shown(value)}. It must be one of {', '.join(allowed)}."
                 )
-        if self.system_prompt is not None and self.prompt_style != "chat":
+        if not isinstance(self.system_prompt, str | None):
+            raise ValueError(
+                f"StepFormat: `system_prompt` is {shown(self.system_prompt)}. It must be a string or `None`."
+            )
+        if self.prompt_template.count("{problem}") != 1:
+            raise ValueError(
+                f"StepFormat: `prompt_template` is {shown(self.prompt_template)}. It must contain {{problem}} once."
+            )
+        if self.prompt_style == "turns":
+            if self.tokenization != "string":
+                raise ValueError('StepFormat: `prompt_style="turns"` requires `tokenization="string"`.')
+            if self.step_suffix or not self.step_separator or self.step_separator != self.step_separator.strip():
+                raise ValueError(
+                    f'StepFormat: with `prompt_style="turns"`, `step_separator` is the reply to each step, without white space '
+                    f"around it, and `step_suffix` is empty. Found {shown(self.step_separator)} and {shown(self.step_suffix)}."
+                )
+        if self.system_prompt is not None and self.prompt_style == "plain":
             raise ValueError(
                 'StepFormat: `system_prompt` requires `prompt_style="chat"`. Plain prompts have no roles.'
             )
-        if self.chat_template_kwargs is not None and self.prompt_style != "chat":
+        if self.chat_template_kwargs is not None and self.prompt_style == "plain":
             raise ValueError(
                 'StepFormat: `chat_template_kwargs` requires `prompt_style="chat"`. Plain prompts use no chat template.'
             )
@@ -121,13 +165,39 @@ class StepFormat:
             object.__setattr__(self, "label_tokens", tuple(self.label_tokens))
         if (
             not isinstance(self.label_tokens, tuple)  # the string "+-" has two elements too
-            or not all(isinstance(token, str) for token in self.label_tokens)
+            or {type(token) for token in self.label_tokens} not in ({str}, {int})
             or len(self.label_tokens) != 2
             or self.label_tokens[0] == self.label_tokens[1]
         ):
             raise ValueError(
-                f"StepFormat: `label_tokens` is {shown(self.label_tokens)}. It must be two different tokens: correct, wrong."
+                f"StepFormat: `label_tokens` is {shown(self.label_tokens)}. It must be two different tokens or two ids: "
+                "correct, wrong."
             )
+
+    @property
+    def num_labels(self) -> int:
+        """Number of outputs of the head: 2 (0 wrong, 1 correct), or 1 for `"regression"`, `"value"` and `"lm_mean"`."""
+        return 1 if self.head in ("regression", "value", "lm_mean") else 2
+
+    @property
+    def is_causal_lm(self) -> bool:
+        """Whether the head consists of the output embeddings of a causal language model."""
+        return self.head in ("lm", "lm_mean")
+
+    @classmethod
+    def published(cls, name: str) -> "StepFormat":
+        """
+        Return the format of published reward models, such as `"qwen2.5-math-prm"`. The names and their models are listed in
+        `docs/model_zoo.md`.
+
+        Raises:
+            `ValueError`: If the name is unknown.
+        """
+        if name not in PUBLISHED_FORMATS:
+            raise ValueError(
+                f"There is no published step format {shown(name)}. Names: {', '.join(PUBLISHED_FORMATS)}."
+            )
+        return cls(**PUBLISHED_FORMATS[name][1])
 
     def check(self, tokenizer: "PreTrainedTokenizerBase", merged: bool = False) -> None:
         """
@@ -145,8 +215,20 @@ class StepFormat:
             template is missing, fails, ignores the prompt or the system message, or does not use a variable of
             `chat_template_kwargs`; or if a label token is not exactly one token.
         """
+        if self.prompt_style != "plain":
+            self._check_chat_template(tokenizer)
+        if self.tokenization == "string":
+            self._check_string(tokenizer)
+        else:
+            self._check_pieces(tokenizer)
+        if merged:
+            self.check_merged(tokenizer)
+        if self.head == "lm":
+            self.label_token_ids(tokenizer)
+
+    def _check_pieces(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         step_ids = self._separator_ids(tokenizer, "step_separator")
-        if len(step_ids) > 1:
+        if len(step_ids) > 1 and self.score_position == "separator":
             last = tokenizer.decode(step_ids[-1:])
             warnings.warn(
                 f"StepFormat: the tokenizer encodes `step_separator` {shown(self.step_separator)} to {len(step_ids)} tokens, "
@@ -154,19 +236,43 @@ class StepFormat:
                 "with a token for the separator, use the model's tokenizer. To train a new model, choose a separator that is "
                 f"one token, or add it with `tokenizer.add_tokens([{shown(self.step_separator)}], special_tokens=True)` and "
                 "resize the embeddings.",
-                stacklevel=2,
+                stacklevel=3,
             )
-        if merged:
-            self.check_merged(tokenizer)
-        if self.prompt_style == "chat":
-            self._check_chat_template(tokenizer)
-        if self.head == "lm":
-            self.label_token_ids(tokenizer)
+
+    def _check_string(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Check with a test solution that a step token and the tokens before it do not depend on the text around it."""
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f'StepFormat: `tokenization="string"` requires a fast tokenizer. {type(tokenizer).__name__} does not return '
+                "the positions of tokens."
+            )
+        name = self.step_separator.strip()
+        if name[:1] + name[-1:] == "<>" and len(_encode(tokenizer, name)) > 1:
+            raise ValueError(
+                f"StepFormat: `step_separator` {shown(name)} is not a token of this tokenizer. Use the tokenizer of the "
+                "model, or a different step format."
+            )
+        remedy = 'Choose a different `step_separator` or `step_suffix`, or `tokenization="pieces"`.'
+        prompt, steps = _PROBES
+        try:
+            step_token = self._step_token(tokenizer)
+            ids, ends = self._encode_path(tokenizer, prompt, steps, step_token)
+            prefixes = [self._encode_path(tokenizer, prompt, steps[: i + 1]) for i in range(len(steps))]
+        except ValueError as error:
+            raise ValueError(f"StepFormat: {error} {remedy}") from error
+        if step_token is not None and step_token == tokenizer.unk_token_id:
+            raise ValueError(f"StepFormat: with this tokenizer, the step token is the unknown token. {remedy}")
+        for end, (prefix_ids, prefix_ends) in zip(ends, prefixes, strict=True):
+            if prefix_ids[: prefix_ends[-1]] != ids[:end]:
+                raise ValueError(
+                    "StepFormat: the tokenizer encodes a step differently depending on the text after it, so that its score "
+                    f"would depend on later steps. {remedy}"
+                )
 
     def check_merged(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Raise `ValueError` if the tokenizer cannot encode `merge_separator` as text distinct from `step_separator`."""
         step_ids = self._separator_ids(tokenizer, "step_separator")
-        if self._separator_ids(tokenizer, "merge_separator") == step_ids:
+        if self.prompt_style != "turns" and self._separator_ids(tokenizer, "merge_separator") == step_ids:
             raise ValueError(
                 f"StepFormat: `merge_separator` {shown(self.merge_separator)} and `step_separator` {shown(self.step_separator)} "
                 f"encode to the same ids {step_ids}. A merged step could not be distinguished from two single steps. "
@@ -181,14 +287,14 @@ class StepFormat:
     def _check_chat_template(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if not tokenizer.chat_template:
             raise ValueError(
-                'StepFormat: `prompt_style="chat"`, but the tokenizer has no chat template. Set '
+                f"StepFormat: `prompt_style` is {shown(self.prompt_style)}, but the tokenizer has no chat template. Set "
                 '`tokenizer.chat_template`, or use `prompt_style="plain"`.'
             )
         check_chat_template(tokenizer, self.chat_template_kwargs)
         without_system = replace(self, system_prompt=None)
         try:
-            ids = without_system.encode_prompt(tokenizer, "1+2?")
-            other_ids = without_system.encode_prompt(tokenizer, "3+4?")
+            ids = without_system.encode(tokenizer, "1+2?", ["3", "7"])
+            other_ids = without_system.encode(tokenizer, "3+4?", ["3", "7"])
         except Exception as error:  # a template can raise any exception
             raise ValueError(
                 f"StepFormat: the tokenizer's chat template fails for a user message ({error}). Set a different "
@@ -203,7 +309,7 @@ class StepFormat:
             return
         remedy = "Remove `system_prompt`, or set a `tokenizer.chat_template` that supports system messages."
         try:
-            system_ids = self.encode_prompt(tokenizer, "1+2?")
+            system_ids = self.encode(tokenizer, "1+2?", ["3", "7"])
         except Exception as error:
             raise ValueError(
                 f"StepFormat: the tokenizer's chat template fails for a system message ({error}). {remedy}"
@@ -228,8 +334,15 @@ class StepFormat:
 
     def label_token_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         """Return the ids of the wrong and the correct label token, in the order of the classes (0 wrong, 1 correct)."""
-        ids = []
+        ids: list[int] = []
         for token in reversed(self.label_tokens):
+            if isinstance(token, int):
+                if not 0 <= token < len(tokenizer):
+                    raise ValueError(
+                        f"StepFormat: label token {token} is not an id of this tokenizer, which has {len(tokenizer)} tokens."
+                    )
+                ids.append(token)
+                continue
             token_ids = _encode(tokenizer, token)
             if len(token_ids) != 1 or token_ids[0] == tokenizer.unk_token_id:
                 raise ValueError(
@@ -255,29 +368,46 @@ class StepFormat:
         return found + [self.step_separator] * (is_marker and self.step_separator in step)
 
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
-        """Return the ids of the prompt, up to the first step."""
-        if self.prompt_style == "chat":
+        """Return the ids of the problem alone. With `tokenization="string"`, they may depend on the first step."""
+        if self.prompt_style != "plain":
+            render = lambda text: self._render(tokenizer, self._insert_problem(text), [])  # noqa: E731
             if self.sanitize_control_tokens:
-                return encode_around(tokenizer, prompt, lambda text: self._render(tokenizer, text))
-            return _encode(tokenizer, self._render(tokenizer, prompt))
-        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return bos + self._encode_data(tokenizer, prompt)
+                return encode_around(tokenizer, prompt, render)
+            return _encode(tokenizer, render(prompt))
+        if not self.sanitize_control_tokens:
+            return self._bos(tokenizer) + _encode(tokenizer, self._insert_problem(prompt))
+        return self._bos(tokenizer) + encode_around(tokenizer, prompt, self._insert_problem)
 
-    def _render(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
+    def _bos(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        return [] if self.prompt_style != "plain" or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+    def _insert_problem(self, prompt: str) -> str:
+        return self.prompt_template.replace("{problem}", prompt)
+
+    def _step_text(self, step: str, number: int) -> str:
+        prefix = self.step_prefix.replace("{number}", str(number))
+        return step if step.startswith(prefix) else prefix + step
+
+    def _render(self, tokenizer: "PreTrainedTokenizerBase", problem: str, turns: Sequence[str]) -> str:
+        """Render the problem as a user message or, with `turns`, as a conversation with a reply after each turn."""
+        messages = [{"role": "user", "content": problem}]
+        if turns:
+            messages = [
+                {"role": role, "content": content}
+                for turn in [problem + turns[0], *turns[1:]]
+                for role, content in (("user", turn), ("assistant", _REPLY))
+            ]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
-        return render_chat(tokenizer, messages, self.chat_template_kwargs, self.chat_template_date)
-
-    def _encode_data(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-        ids = _encode(tokenizer, text)
-        return plain_text_ids(tokenizer, text, ids) if self.sanitize_control_tokens else ids
+        return render_chat(
+            tokenizer, messages, self.chat_template_kwargs, self.chat_template_date, add_generation_prompt=not turns
+        )
 
     def encode(
         self, tokenizer: "PreTrainedTokenizerBase", prompt: str, steps: Sequence[str]
     ) -> tuple[list[int], list[list[int]]]:
         """
-        Encode a prompt and steps.
+        Encode a solution.
 
         Args:
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -285,21 +415,170 @@ class StepFormat:
             prompt (`str`):
                 The problem.
             steps (`Sequence[str]`):
-                Texts of the S steps. Each is encoded separately, so their order does not matter.
+                Texts of the S steps of the solution.
 
         Returns:
-            `tuple[list[int], list[list[int]]]`: Ids of the prompt, and for each step the ids of its text and the
-            separator. The last id of each step is its step token.
+            `tuple[list[int], list[list[int]]]`: Ids of the problem, and for each step the ids after the previous step token
+            up to its own, which is the last one. The concatenation is the input of the model.
+
+        Raises:
+            `ValueError`: With `tokenization="string"`, if the tokenizer merges the separator with the text around it.
         """
-        separator_ids = _encode(tokenizer, self.step_separator)
-        step_ids = tokenizer(list(steps), add_special_tokens=False)["input_ids"] if len(steps) else []
+        if self.tokenization == "pieces":
+            prompt_ids = self.encode_prompt(tokenizer, prompt)
+            step_ids = self._encode_pieces(tokenizer, steps, range(1, len(steps) + 1))
+            gap = self._gap_ids(tokenizer)
+            return prompt_ids, step_ids[:1] + [gap + ids for ids in step_ids[1:]]
+        if not len(steps):
+            return self.encode_prompt(tokenizer, prompt), []
+        ids, ends = self._encode_path(tokenizer, prompt, steps, self._step_token(tokenizer))
+        starts = [self._prompt_length(tokenizer, prompt, ids[: ends[0]]), *ends]
+        return ids[: starts[0]], [ids[start:end] for start, end in zip(starts, ends, strict=False)]
+
+    def insert(
+        self,
+        trie: "TokenTrie",
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt: str,
+        steps: Sequence[str],
+        parents: Sequence[int],
+    ) -> dict[int, int]:
+        """
+        Encode a step tree and insert it into a token trie. Every path is encoded as [`StepFormat.encode`] does.
+
+        Args:
+            trie ([`~forest.TokenTrie`]):
+                Trie to insert into.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the model.
+            prompt (`str`):
+                The problem.
+            steps (`Sequence[str]`):
+                Texts of the S steps.
+            parents (`Sequence[int]`):
+                For each of the S steps, the index of the previous step, which is smaller, or `-1` for the problem.
+
+        Returns:
+            `dict[int, int]`: Node of the step token of each step, and at `-1` the node of the last token of the problem.
+
+        Raises:
+            `ValueError`: See [`StepFormat.encode`].
+        """
+        depths = {-1: 0}
+        for i, parent in enumerate(parents):
+            depths[i] = depths[parent] + 1
+        if self.tokenization == "pieces" or not len(steps):
+            step_ids = self._encode_pieces(tokenizer, steps, [depths[i] for i in range(len(steps))])
+            gap = self._gap_ids(tokenizer)
+            nodes = {-1: trie.insert(self.encode_prompt(tokenizer, prompt))}
+            for i, (ids, parent) in enumerate(zip(step_ids, parents, strict=True)):
+                nodes[i] = trie.insert(ids if parent == -1 else gap + ids, after=nodes[parent])
+            return nodes
+        nodes, differ, step_token = {}, False, self._step_token(tokenizer)
+        for leaf in sorted(set(range(len(steps))) - set(parents)):
+            path = [leaf]
+            while parents[path[-1]] != -1:
+                path.append(parents[path[-1]])
+            path.reverse()
+            ids, ends = self._encode_path(tokenizer, prompt, [steps[i] for i in path], step_token)
+            start = self._prompt_length(tokenizer, prompt, ids[: ends[0]])
+            node = trie.insert(ids[:start])
+            nodes.setdefault(-1, node)
+            for i, end in zip(path, ends, strict=True):
+                node = trie.insert(ids[start:end], after=node)
+                differ |= nodes.setdefault(i, node) != node
+                start = end
+        if differ:
+            warnings.warn(
+                f"The tokenizer encodes steps of the problem {shown(prompt)} differently depending on the steps after them. The "
+                "paths are encoded separately, and a step that they share is scored on the first one.",
+                stacklevel=2,
+            )
+        return nodes
+
+    def _gap_ids(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+        """Return the ids between a step token and the next step."""
+        rest = [] if self.score_position == "separator" else _encode(tokenizer, self.step_separator)
+        return rest + _encode(tokenizer, self.step_suffix)
+
+    def _encode_pieces(
+        self, tokenizer: "PreTrainedTokenizerBase", steps: Sequence[str], numbers: Sequence[int]
+    ) -> list[list[int]]:
+        """Return the ids of each step up to its step token, tokenized separately."""
+        end = _encode(tokenizer, self.step_separator) if self.score_position == "separator" else []
+        texts = [self._step_text(step, number) for step, number in zip(steps, numbers, strict=True)]
+        step_ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         if self.sanitize_control_tokens:
-            step_ids = [plain_text_ids(tokenizer, step, ids) for step, ids in zip(steps, step_ids, strict=True)]
-        return self.encode_prompt(tokenizer, prompt), [ids + separator_ids for ids in step_ids]
+            step_ids = [plain_text_ids(tokenizer, text, ids) for text, ids in zip(texts, step_ids, strict=True)]
+        return [ids + end for ids in step_ids]
+
+    def _step_token(self, tokenizer: "PreTrainedTokenizerBase") -> int | None:
+        """Return the id that every step token has, or `None` if steps are scored at their own last tokens."""
+        if self.score_position == "before_separator" and self.prompt_style != "turns":
+            return None
+        ids, ends = self._encode_path(tokenizer, _PROBES[0], _PROBES[1][:1])
+        return ids[ends[0] - 1]
+
+    def _encode_path(
+        self, tokenizer: "PreTrainedTokenizerBase", prompt: str, steps: Sequence[str], step_token: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """
+        Encode a solution as one string. Return its ids and, for each step, the number of tokens up to its step token, which
+        must have the id `step_token` if given.
+        """
+        # White space around a step would become part of a separator that is text. Chat templates remove it themselves
+        is_text = self.prompt_style != "turns" and not find_control_text(tokenizer, self.step_separator)
+
+        def render(data: Sequence[str]) -> list[str]:
+            problem = self._insert_problem(data[0])
+            texts = [
+                self._step_text(step.strip(), number).strip() if is_text else self._step_text(step, number)
+                for number, step in enumerate(data[1:], start=1)
+            ]
+            before, after = self.step_separator, self.step_suffix
+            if self.score_position == "before_separator":
+                before, after = "", before + after
+            if self.prompt_style == "turns":
+                parts = self._render(tokenizer, problem, texts).split(_REPLY)
+                if len(parts) != len(steps) + 1:
+                    raise ValueError(
+                        f"the chat template renders {len(parts) - 1} of {len(steps)} replies of the assistant"
+                    )
+                return [parts[0] + before, *(after + part + before for part in parts[1:-1]), after + parts[-1]]
+            if self.prompt_style == "chat":
+                problem = self._render(tokenizer, problem, [])
+            pieces = [text + before for text in texts]
+            return [problem + pieces[0], *(after + piece for piece in pieces[1:]), after]
+
+        data = [prompt, *steps]
+        if self.prompt_style == "turns" and any(_REPLY in text for text in data):
+            raise ValueError(f"A text contains the character U+{ord(_REPLY):X}, which marks replies. Remove it.")
+        ids, ends = encode_pieces(tokenizer, data, render, self.sanitize_control_tokens)
+        if step_token is not None:
+            for step, end in zip(steps, ends, strict=True):
+                if ids[end - 1] != step_token:
+                    raise ValueError(
+                        f"The step {shown(step)} ends with the token {shown(tokenizer.decode(ids[end - 1 : end]))} instead of the step "
+                        f"token {shown(tokenizer.decode([step_token]))}, because the tokenizer merges the separator with the step. "
+                        "Remove unusual characters at the end of the step."
+                    )
+        bos = self._bos(tokenizer)
+        return bos + ids, [len(bos) + end for end in ends]
+
+    def _prompt_length(self, tokenizer: "PreTrainedTokenizerBase", prompt: str, first_ids: Sequence[int]) -> int:
+        """Return the number of tokens that the problem has in common with the first step token's path."""
+        prompt_ids = self.encode_prompt(tokenizer, prompt)
+        return next(
+            (i for i, (a, b) in enumerate(zip(prompt_ids, first_ids, strict=False)) if a != b),
+            min(len(prompt_ids), len(first_ids) - 1),
+        )
 
     def encode_step(self, tokenizer: "PreTrainedTokenizerBase", step: str) -> list[int]:
-        """Return the ids of one step and its separator, as [`StepFormat.encode`] does for several steps."""
-        return self._encode_data(tokenizer, step) + _encode(tokenizer, self.step_separator)
+        """Return the ids of one step and its separator, with `tokenization="pieces"`."""
+        ids = _encode(tokenizer, step)
+        if self.sanitize_control_tokens:
+            ids = plain_text_ids(tokenizer, step, ids)
+        return ids + _encode(tokenizer, self.step_separator)
 
     def to_json(self) -> str:
         """Return the content of `step_format.json`."""
@@ -312,7 +591,8 @@ class StepFormat:
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, **kwargs) -> "StepFormat":
         """
-        Read `step_format.json` from a checkpoint folder or a Hub repository.
+        Return the format of a checkpoint folder or a Hub repository: its `step_format.json` or, without one, the format of
+        the published model with this repository id or folder name.
 
         Args:
             path_or_repo (`str` or `Path`):
@@ -321,27 +601,47 @@ class StepFormat:
                 Passed to [`~huggingface_hub.hf_hub_download`], for example `revision`.
 
         Raises:
-            `FileNotFoundError`: If the checkpoint has no `step_format.json`, or if the folder does not exist and the
-            Hub cannot be reached.
+            `FileNotFoundError`: If the checkpoint has no `step_format.json` and is not a known published model, or if the
+            folder does not exist and the Hub cannot be reached.
             `ValueError`: See [`StepFormat.from_json`].
         """
         path = _find(path_or_repo, **kwargs)
-        if path is None:
+        if path is not None:
+            return cls.from_json(Path(path).read_bytes(), where=str(path))
+        name = published_name(path_or_repo)
+        if name is None:
             raise FileNotFoundError(
                 f"{path_or_repo} has no {STEP_FORMAT_NAME}, so the encoding used in training is unknown. Pass "
                 "`step_format=StepFormat(...)` (`--step_format FILE` on the command line) with the separators, prompt "
-                "style and head it was trained with."
+                f"style and head it was trained with, or the name of a published format ({', '.join(PUBLISHED_FORMATS)})."
             )
-        return cls.from_json(Path(path).read_bytes(), where=str(path))
+        return cls.published(name)
 
     @classmethod
     def find(cls, path_or_repo: str | Path, **kwargs) -> "StepFormat | None":
-        """Like [`StepFormat.from_pretrained`], but return `None` if `step_format.json` is missing."""
+        """Like [`StepFormat.from_pretrained`], but return `None` if the format is unknown."""
         try:
-            path = _find(path_or_repo, **kwargs)
+            return cls.from_pretrained(path_or_repo, **kwargs)
         except FileNotFoundError:
             return None
-        return None if path is None else cls.from_json(Path(path).read_bytes(), where=str(path))
+
+    @classmethod
+    def named(cls, name_or_file: str) -> "StepFormat":
+        """
+        Return the published format with this name, or read it from a file.
+
+        Raises:
+            `FileNotFoundError`: If it is neither a name nor a file.
+            `ValueError`: See [`StepFormat.from_json`].
+        """
+        if name_or_file in PUBLISHED_FORMATS:
+            return cls.published(name_or_file)
+        if not Path(name_or_file).is_file():
+            raise FileNotFoundError(
+                f"`step_format`: the file {name_or_file} does not exist. Pass a {STEP_FORMAT_NAME}, which the trainer saves with "
+                f"every checkpoint, or the name of a published format: {', '.join(PUBLISHED_FORMATS)}."
+            )
+        return cls.from_json(Path(name_or_file).read_bytes(), where=name_or_file)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = STEP_FORMAT_NAME) -> "StepFormat":
@@ -389,6 +689,15 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def published_name(path_or_repo: str | Path) -> str | None:
+    """Return the name of the published format of a model with this repository id or folder name, or `None`."""
+    last = Path(path_or_repo).name.casefold()
+    for name, (repositories, _) in PUBLISHED_FORMATS.items():
+        if any(repository.split("/")[1].casefold() == last for repository in repositories):
+            return name
+    return None
+
+
 def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
     if Path(path_or_repo).is_dir():
         path = Path(path_or_repo) / STEP_FORMAT_NAME
@@ -402,6 +711,8 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
+        if any(str(path_or_repo) in repositories for repositories, _ in PUBLISHED_FORMATS.values()):
+            return None  # the file does not exist, so it is never in the cache
         raise FileNotFoundError(
             f"{path_or_repo}: this folder does not exist. A Hub repository with this name is not in the cache, and the Hub "
             f"cannot be reached: {error}"

@@ -52,6 +52,8 @@ def test_several_files_and_chunks(tmp_path, small_chunks):
         (b'{"a": "\xff"}', "not valid UTF-8"),
         (b"[1, 2]", "found a JSON list"),
         (b'{"a": "\\uD83D"}', "half of a surrogate pair"),
+        (b'{"a": 1, "b": 2, "a": 1}', "cannot read the JSON (the key 'a' occurs twice in an object)"),
+        (b'{"a": [{"b": 1, "b": 2}]}', "the key 'b' occurs twice in an object). Remove or rename"),
     ],
 )
 def test_faults_are_named(tmp_path, line, message):
@@ -88,6 +90,7 @@ def test_faults_are_named(tmp_path, line, message):
         (b'[{"a": 1}] [{"a": 2}]', "found text after the end of the JSON array"),
         (b'[{"a": 1} {"a": 2}]', "row 1: invalid JSON: found '{\"a\": 2}]' after the previous row"),
         (b'[{"a": 1}, 7]', "row 1: found a JSON int"),
+        (b'[{"a": 1}, {"a": 2, "a": 3}]', r"row 1: cannot read the JSON \(the key 'a' occurs twice in an object\)"),
         (b'[{"a": 1}, {"a": None}]', "row 1: invalid JSON .* This is the format of Python's `print`"),
         (b"PAR1....", "found a Parquet file"),
         (b"<!DOCTYPE html>", "found HTML or XML"),

@@ -13,10 +13,20 @@ import pytest
 import yaml
 
 from trl_hrm import ScoreConfig, score
+from trl_hrm.demo import runner
 from trl_hrm.demo.jobs import _keep
 from trl_hrm.demo.runner import Runner, share_done
 from trl_hrm.io import write_json
+from trl_hrm.processes import Workers
 from trl_hrm.search.run_folder import shard_name
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Fork the workers, which have then imported torch already. What forked workers print goes to pytest, so the test of logs spawns them."""
+    import torch  # noqa: F401
+
+    monkeypatch.setattr(runner, "Workers", lambda number, method, remedy: Workers(number, "fork", remedy))
 
 
 def jobs(folder: Path, number: int = 3, offset: int = 0) -> dict[str, partial]:
@@ -54,7 +64,7 @@ def test_jobs_run_once(tmp_path, capsys):
     assert [stage["did"] for stage in runner.stages] == ["3 files"] * 2 and runner.stages[0] == runner.stages[1]
 
 
-def test_a_missing_or_changed_output_is_made_again(tmp_path, capsys):
+def test_a_missing_or_changed_output_is_made_again(forked, tmp_path, capsys):
     """The summary of a demo would recommend files that do not exist, and later stages would use files of another origin."""
     with Runner(tmp_path, num_workers=1) as runner:
         run(runner, tmp_path)
@@ -72,7 +82,7 @@ def test_a_missing_or_changed_output_is_made_again(tmp_path, capsys):
                 assert f"stage, job-{i}: out-{i}.json changed since the job was finished. It is repeated." in printed
 
 
-def test_changed_settings_and_inputs_are_used(tmp_path, capsys):
+def test_changed_settings_and_inputs_are_used(forked, tmp_path, capsys):
     """A search of another policy must not stay when the policy is trained again."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("a")
@@ -92,7 +102,7 @@ def test_changed_settings_and_inputs_are_used(tmp_path, capsys):
     assert "stage, job-0: the settings changed" in printed and "copy, copy: model changed" in printed
 
 
-def test_shards_of_a_search_share_a_folder(tmp_path):
+def test_shards_of_a_search_share_a_folder(forked, tmp_path):
     """The files of one shard are made again, and those of the other shard are kept."""
     settings = [{"output_dir": str(tmp_path / "run"), "shard": f"{i}/2"} for i in range(2)]
     jobs = {one["shard"][0]: partial(make_shard, one) for one in settings}
@@ -106,7 +116,7 @@ def test_shards_of_a_search_share_a_folder(tmp_path):
     assert after["log-00001-of-00002.jsonl"] == before["log-00001-of-00002.jsonl"]
 
 
-def test_a_job_of_an_older_version_is_kept(tmp_path):
+def test_a_job_of_an_older_version_is_kept(forked, tmp_path):
     """Its record has no digests. It is kept if it has an output."""
     with Runner(tmp_path, num_workers=1) as runner:
         run(runner, tmp_path)
@@ -118,7 +128,7 @@ def test_a_job_of_an_older_version_is_kept(tmp_path):
     assert before.keys() == written(tmp_path).keys() and written(tmp_path)["out-0.json"] == before["out-0.json"]
 
 
-def test_what_a_kill_left_is_done(tmp_path):
+def test_what_a_kill_left_is_done(forked, tmp_path):
     """A mark means that a job is complete. Only the job without a mark runs again."""
     with Runner(tmp_path, num_workers=1) as runner:
         run(runner, tmp_path)

@@ -1,5 +1,8 @@
 """`KLSelfTrainer` in two processes and in one: the same losses, the same KL, the same weights."""
 
+from collections.abc import Callable
+from functools import cache
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,22 +27,37 @@ SCENARIOS = {
     },
     "adapter-states": {"precompute_ref_hidden": True, "lora": LORA},
 }
+# the others train in three processes too, for about a second each, and vary these
+FAST = ("copy", "adapter", "untrained-states")
+
+
+def named(names) -> list:
+    """Return the names as parameters. Scenarios outside of `FAST` are slow."""
+    return [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, tuple[Run, Run]]:
-    """Each scenario with 1 row per process in two processes, and with 2 rows in one process."""
-    project = KLProject(tmp_path_factory.mktemp("kl"))
-    found = []
-    for num_processes, config in ((2, "cpu_2proc.yaml"), (1, None)):
-        scenarios = []
-        for name, args in SCENARIOS.items():
-            args = args | {"per_device_train_batch_size": 2 // num_processes}
-            if "ref_model" in args:
-                args["ref_model"] = str(project.folder / args["ref_model"])
-            scenarios.append(project.scenario(f"{name}-{num_processes}", **args))
-        found.append(project.run(*scenarios, config=config))
-    return dict(zip(SCENARIOS, zip(*found, strict=True), strict=True))
+def run_of(tmp_path_factory) -> Callable[[str], tuple[Run, Run]]:
+    """
+    Return the runs of a scenario: with 1 row per process in two processes, and with 2 rows in one process. The scenarios in
+    `FAST` are launched together, and so are all others.
+    """
+
+    @cache
+    def runs(is_fast: bool) -> dict[str, tuple[Run, Run]]:
+        project = KLProject(tmp_path_factory.mktemp("kl"))
+        names, found = [name for name in SCENARIOS if (name in FAST) == is_fast], []
+        for num_processes, config in ((2, "cpu_2proc.yaml"), (1, None)):
+            scenarios = []
+            for name in names:
+                args = SCENARIOS[name] | {"per_device_train_batch_size": 2 // num_processes}
+                if "ref_model" in args:
+                    args["ref_model"] = str(project.folder / args["ref_model"])
+                scenarios.append(project.scenario(f"{name}-{num_processes}", **args))
+            found.append(project.run(*scenarios, config=config))
+        return dict(zip(names, zip(*found, strict=True), strict=True))
+
+    return lambda name: runs(name in FAST)[name]
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -47,13 +65,13 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return load_file(adapter if adapter.exists() else run.output_dir / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_two_processes_equal_one(runs, name):
+@pytest.mark.parametrize("name", named(SCENARIOS))
+def test_two_processes_equal_one(run_of, name):
     """
     If the logarithm used the KL of one rank or micro-batch, or each rank took the mean over its own sequences, training
     would run with different gradients and without an error. The same holds for processes that exchange no gradients.
     """
-    double, single = runs[name]
+    double, single = run_of(name)
     for rank in (0, 1):
         facts = double.facts(rank)
         assert (facts["num_processes"], facts["distributed_type"]) == (2, "MULTI_CPU")
@@ -65,39 +83,40 @@ def test_two_processes_equal_one(runs, name):
     assert largest_difference(weights(double), weights(single)) < 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if "states" not in name])
-def test_the_reference_does_not_move(runs, name):
+@pytest.mark.parametrize("name", named(name for name in SCENARIOS if "states" not in name))
+def test_the_reference_does_not_move(run_of, name):
     """A reference that is trained along, or left in training mode, would show only as a smaller KL."""
-    for run in runs[name]:
+    for run in run_of(name):
         before, after = (run.facts()["reference"][when] for when in ("before", "after"))
         assert before == after
         assert before["num_frozen"] > 0 and not after["has_gradient"]
         assert after["in_training_mode"] == ("adapter" in name)
 
 
-def test_rows_without_a_trained_token(runs):
+@pytest.mark.parametrize("name", named(["untrained", "untrained-states"]))
+def test_rows_without_a_trained_token(run_of, name):
     """
     A prompt that fills a row leaves nothing to train on. Then one rank has no sequence and the other has some, or neither
     has any. A mean over no sequences would be NaN and destroy every weight.
     """
-    for name in ("untrained", "untrained-states"):
-        for run in runs[name]:
-            assert len(run.logged("loss")) == 6
-            assert run.logged("loss").count(0) == 3 and len(run.logged("kl")) == 3
-            assert all(weight.isfinite().all() for weight in weights(run).values())
+    for run in run_of(name):
+        assert len(run.logged("loss")) == 6
+        assert run.logged("loss").count(0) == 3 and len(run.logged("kl")) == 3
+        assert all(weight.isfinite().all() for weight in weights(run).values())
 
 
-def test_long_rows_are_long(runs):
+@pytest.mark.slow  # like the scenario
+def test_long_rows_are_long(run_of):
     """Otherwise the scenario would not test ranks with different numbers of token blocks."""
-    rows = (runs["long"][0].output_dir.parent / "long.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (run_of("long")[0].output_dir.parent / "long.jsonl").read_text(encoding="utf-8").splitlines()
     lengths = [len(ids) for ids in tiny_tokenizer()([row.split('"completion": ')[1] for row in rows])["input_ids"]]
     assert min(lengths[::2]) > 520 and max(lengths[1::2]) < 16
 
 
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if "states" in name])
-def test_ranks_share_the_work(runs, name):
+@pytest.mark.parametrize("name", named(name for name in SCENARIOS if "states" in name))
+def test_ranks_share_the_work(run_of, name):
     """Each rank must compute its own part, so that no sequence is skipped or computed twice."""
-    folders = [run.output_dir / "_ref_hidden" for run in runs[name]]
+    folders = [run.output_dir / "_ref_hidden" for run in run_of(name)]
     files = [sorted(folder.glob("*.safetensors")) for folder in folders]
     assert [len(found) for found in files] == [2, 1]
     parts = [[load_file(path) for path in found] for found in files]

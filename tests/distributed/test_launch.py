@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from ..helpers import ALL_HEADS, tiny_model, tiny_tokenizer
 from .launching import Project, Run, largest_difference
 
 
@@ -39,6 +40,26 @@ def test_two_processes_equal_one(project, single):
     assert largest_difference(single.weights("checkpoint-2"), single.weights()) > 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["value", "mlp", "lm_mean"])
+def test_heads_of_published_models(project, head):
+    """DistributedDataParallel fails for weights without a gradient, such as the output embeddings under a value head."""
+    model = tiny_model(ALL_HEADS[head], initializer_range=0.05)
+    model.save_pretrained(project.folder / head)
+    tiny_tokenizer().save_pretrained(project.folder / head)
+    args = ("--max_steps", "2", "--regression_loss", "bce")
+    single = project.run(f"single-{head}", *args, "--per_device_train_batch_size", "4", model=head)
+    double = project.run(
+        f"double-{head}", *args, "--per_device_train_batch_size", "2", model=head, config="cpu_2proc.yaml"
+    )
+    assert double.facts()["wrapper"] == "DistributedDataParallel"
+    assert len(single.logged("loss")) == 2
+    assert double.logged("loss") == pytest.approx(single.logged("loss"), rel=1e-4)
+    assert largest_difference(double.weights(), single.weights()) < 1e-5
+    assert largest_difference(single.weights(), model.state_dict()) > 1e-4
+
+
+@pytest.mark.slow  # two more processes; tests/trainer resumes checkpoints to the same weights in one
 def test_a_killed_run_resumes_to_the_same_weights(project, single):
     """SIGKILL leaves no time to save anything, so the last checkpoint must hold all that the rest depends on."""
     args = ("--per_device_train_batch_size", "4")

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from trl_hrm import StepFormat
+from trl_hrm.published_formats import PUBLISHED_FORMATS
 from trl_hrm.scoring.tree_scorer import ChainScorer
 
 from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
+from .published import PUBLISHED, Published
 
 
 PROMPTS = ["1+2+3?", "add x y", "nothing", "x"]
@@ -20,6 +22,19 @@ CANDIDATES = [
     [["thus = 7", "so", "x y", "sum = 3", "then"]],
 ]
 CLASSIFIERS = [head for head in HEADS if head != "lm"]
+# Published models that vLLM runs as they are. Math-psa is an adapter
+NATIVE = [
+    name
+    for name in PUBLISHED
+    if name not in ("openreasoner/Math-psa",) and not name.startswith(("Skywork", "ScalableMath"))
+]
+PROBLEM = r"小明有 3 个苹果。 Solve $\frac{x}{2} \le 3$."
+SOLUTIONS = [
+    ["1+2 = 3."],
+    ["1+2 = 3.", r"So \[x \le 2\sqrt{2}\]", "所以答案是 5。"],
+    ["1+2 = 3.", r"So \[x \le 2\sqrt{2}\]", "Step 3: x"],
+    ["Is it 5?"] * 6,
+]
 SERVED = {"backoff": 0.001, "timeout": 10.0}
 VLLM = {
     "max_model_len": 256,
@@ -40,6 +55,14 @@ def save(folder: Path, step_format: StepFormat = HEADS["classification"], archit
     return str(folder)
 
 
+def save_published(folder: Path, name: str) -> tuple[Published, str, StepFormat | None]:
+    """Save a tiny copy of a published model. Its format is returned only if this package does not list the model."""
+    published = PUBLISHED[name]
+    published.save(folder / name)
+    is_listed = name in PUBLISHED_FORMATS[published.format_name][0]
+    return published, str(folder / name), None if is_listed else StepFormat.published(published.format_name)
+
+
 def long_candidates() -> tuple[list[str], list[list[list[str]]]]:
     """Return candidates that fill several vLLM cache blocks, share prefixes, and are batched with others."""
     rng = random.Random(0)
@@ -56,12 +79,21 @@ def num_tokens(scorer, length: int) -> int:
 class PlainScorer(ChainScorer):
     """Score each sequence alone with the transformers model, and record what was read."""
 
-    def __init__(self, model, step_format):
-        super().__init__(tiny_tokenizer(), step_format, model.config.max_position_embeddings)
+    def __init__(self, model, step_format, tokenizer=None):
+        super().__init__(tokenizer or tiny_tokenizer(), step_format, model.config.max_position_embeddings)
         self.model = model
         self.batches = []
 
+    def rows(self, ids) -> torch.Tensor:
+        logits = self.model(input_ids=torch.tensor([ids])).logits[0]
+        return logits if self.label_token_ids is None else logits.log_softmax(-1)[:, self.label_token_ids]
+
     @torch.inference_mode()
     def _outputs(self, sequences, progress):
-        self.batches.append(sequences)
-        return [self.model(input_ids=torch.tensor([ids])).logits[0] for ids in sequences]
+        self.batches.append([ids for ids, _ in sequences])
+        outputs = []
+        for ids, positions in sequences:
+            rows = self.rows(ids)
+            self.check_outputs(rows, len(ids))
+            outputs.append(rows[positions])
+        return outputs

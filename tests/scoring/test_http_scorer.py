@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 
 from trl_hrm import StepFormat, StepScorer
 from trl_hrm.identity import changed_settings
@@ -18,7 +19,21 @@ from ..helpers import HEADS, WORDS, tiny_model, tiny_tokenizer
 from ..search.http_server import body, cut, hang_up, status
 from ..search.serving import serve
 from .pooling_server import PoolingServer
-from .solutions import CANDIDATES, CLASSIFIERS, PROMPTS, SERVED, PlainScorer, flat, long_candidates, num_tokens, save
+from .solutions import (
+    CANDIDATES,
+    CLASSIFIERS,
+    NATIVE,
+    PROBLEM,
+    PROMPTS,
+    SERVED,
+    SOLUTIONS,
+    PlainScorer,
+    flat,
+    long_candidates,
+    num_tokens,
+    save,
+    save_published,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +54,7 @@ class TestServer:
         options = {"model": "prm"} | SERVED | options
         return ServerScorer(url, tokenizer=tiny_tokenizer(), step_format=step_format, **options)
 
-    @pytest.mark.parametrize("head", CLASSIFIERS)
+    @pytest.mark.parametrize("head", HEADS)
     def test_scores_of_step_scorer(self, head):
         step_format = HEADS[head]
         model = tiny_model(step_format)
@@ -221,6 +236,21 @@ class TestServer:
         with pytest.raises(OSError, match="'prm'.*'policy'"):
             scorer.score(["p"], [[["a"]]])
 
+    @pytest.mark.parametrize("head", ["classification", "lm"])
+    def test_a_server_that_runs_another_head(self, head):
+        """Token classifiers and language models have different endpoints."""
+        other, remedy = {"classification": ("lm", "--runner pooling"), "lm": ("classification", "without")}[head]
+        with PoolingServer(tiny_model(HEADS[other]), tiny_tokenizer()) as server:
+            with pytest.raises(OSError, match=f"404.*{remedy}"):
+                self.scorer_of(server, HEADS[head])
+
+    @pytest.mark.parametrize("rows", [lambda rows: rows[:0], lambda rows: rows[3:4]])
+    def test_pooling_of_one_token(self, rows):
+        """vLLM's default for Qwen2.5-Math-PRM: only rows at `<extra_0>`, which a text may not contain."""
+        with PoolingServer(tiny_model(StepFormat(head="mlp")), tiny_tokenizer(), rows=rows) as server:
+            with pytest.raises((OSError, ValueError), match='--pooler-config \'{"pooling_type": "ALL"}\''):
+                self.scorer_of(server, StepFormat(head="mlp"), max_retries=0)
+
     def test_another_vocabulary(self):
         """The token ids would be valid for the other model, but mean other texts."""
         from trl_hrm.tiny_model import make_tokenizer
@@ -273,6 +303,106 @@ class TestServer:
             ServerScorer.from_pretrained(folder, server.url, **SERVED)
 
 
+class TestLabelTokens:
+    """Test `head="lm"`: log-probabilities of the label tokens instead of a classifier."""
+
+    HEAD = HEADS["lm"]
+
+    @pytest.fixture
+    def server(self):
+        with PoolingServer(tiny_model(self.HEAD), tiny_tokenizer()) as server:
+            yield server
+
+    @pytest.fixture(scope="class")
+    def expected(self):
+        return StepScorer(tiny_model(self.HEAD), tiny_tokenizer(), self.HEAD).score(PROMPTS, CANDIDATES)
+
+    def scorer_of(self, server, **options) -> ServerScorer:
+        return ServerScorer(server.url, "prm", tiny_tokenizer(), self.HEAD, **SERVED | options)
+
+    def test_requests(self, server, expected):
+        """One request per path, with one prompt for each step that no other path has."""
+        scorer = self.scorer_of(server)
+        server.requests.clear()
+        found = scorer.score(PROMPTS, CANDIDATES)
+        np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-5)
+        local = PlainScorer(tiny_model(self.HEAD), self.HEAD)
+        local.score(PROMPTS, CANDIDATES)
+        requests = [request for request in server.requests if "logprob_token_ids" in request][1:]
+        assert sorted(max(request["prompt"], key=len) for request in requests) == sorted(local.batches[0])
+        neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert all(request | neutral == request for request in requests)  # not those of a generation_config.json
+        prompts = sorted(ids for request in requests for ids in request["prompt"])
+        paths = []
+        for prompt, candidates in zip(PROMPTS, CANDIDATES, strict=True):
+            for steps in candidates:
+                prompt_ids, step_ids = self.HEAD.encode(tiny_tokenizer(), prompt, steps)
+                paths += [prompt_ids + sum(step_ids[: i + 1], []) for i in range(len(steps))]
+        assert prompts == sorted(map(list, set(map(tuple, paths))))
+
+    def test_length(self, server):
+        """The server also generates a token after each step."""
+        server.max_length = 40
+        scorer = self.scorer_of(server)
+        assert scorer.describe()["identity"]["max_model_len"] == 39
+        longest = next(n for n in range(300) if num_tokens(scorer, n + 1) > 39)
+        assert scorer.score(["p"], [[["x" * longest]]])
+        with pytest.raises(ValueError, match="A solution has 40 tokens, but the model has 39 positions"):
+            scorer.score(["p"], [[["x" * (longest + 1)]]])
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            status(503),
+            hang_up,
+            body({"choices": []}),
+            body({"choices": [{"index": 0, "text": "s", "finish_reason": "length"}]}),
+            body({"choices": [{"index": 0, "text": "s", "finish_reason": "length", "logprobs": {"top_logprobs": [{}]}}]}),
+            body({"choices": [{"index": 1, "text": "s", "finish_reason": "length", "logprobs": {"top_logprobs": [{}]}}]}),
+        ],
+    )  # fmt: skip
+    def test_transient_faults(self, server, expected, fault):
+        scorer = self.scorer_of(server, max_requests=1)
+        third = len(server.sequences) + 3  # after the first check of the server
+        server.before = lambda: server.faults.extend([fault, fault]) if len(server.sequences) == third else None
+        np.testing.assert_allclose(flat(scorer.score(PROMPTS, CANDIDATES)), flat(expected), rtol=0, atol=1e-5)
+        assert not server.faults
+
+    @pytest.mark.parametrize("value", [None, "-1.5", -9999.0, float("nan")])
+    def test_log_probabilities_of_other_tokens(self, server, value):
+        """A server that ignores `logprob_token_ids` returns the most likely tokens. vLLM returns -9999 for minus infinity."""
+        answer, label = server.label_logprobs, f"token_id:{self.HEAD.label_token_ids(tiny_tokenizer())[0]}"
+
+        def without_label(body):
+            found = answer(body)
+            for choice in found["choices"]:
+                [logprobs] = choice["logprobs"]["top_logprobs"]
+                logprobs.pop(label) if value is None else logprobs.update({label: value})
+            return found
+
+        server.label_logprobs = without_label
+        with pytest.raises(OSError, match="1 tries.*(logprob_token_ids|NaN)"):
+            self.scorer_of(server, max_retries=0)
+
+    def test_another_checkpoint_later(self, server):
+        scorer = self.scorer_of(server)
+        server.classifier = tiny_model(self.HEAD, seed=1)
+        with pytest.raises(OSError, match="another model: probe_scores was"):
+            scorer.score(["p"], [[["a"]]])
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_published_models(tmp_path, name):
+    """The server answers like vLLM. The slow tests use vLLM."""
+    published, folder, step_format = save_published(tmp_path, name)
+    model = StepScorer.from_pretrained(folder, step_format).model
+    with PoolingServer(model, AutoTokenizer.from_pretrained(folder)) as server:
+        options = {"step_format": step_format, "served_model_name": "prm"} | SERVED
+        found = ServerScorer.from_pretrained(folder, server.url, **options).score([PROBLEM], [SOLUTIONS])
+    expected = published.scores(folder, PROBLEM, SOLUTIONS)
+    np.testing.assert_allclose(flat(found), np.concatenate(expected), rtol=0, atol=1e-6)
+
+
 class _Nulls(list):
     """Rows whose last numbers are null."""
 
@@ -305,10 +435,6 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="LoRA adapter.*Merge"):
             self.load(tmp_path)
 
-    def test_label_tokens(self, tmp_path):
-        with pytest.raises(ValueError, match='`head="lm"`.*token classifier'):
-            self.load(save(tmp_path, HEADS["lm"]))
-
 
 @pytest.mark.slow
 class TestVLLMServer:
@@ -316,6 +442,34 @@ class TestVLLMServer:
 
     FLAGS = ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--block-size", "32"]
     FLAGS += ["--kv-cache-memory-bytes", str(64 << 20)]
+
+    @pytest.mark.parametrize(
+        ("name", "flags"),
+        [
+            ("Qwen/Qwen2.5-Math-PRM-7B", ["--runner", "pooling", "--pooler-config", '{"pooling_type": "ALL"}']),
+            ("peiyi9979/math-shepherd-mistral-7b-prm", []),
+            ("RLHFlow/Llama3.1-8B-PRM-Deepseek-Data", []),
+        ],
+    )
+    def test_published_models(self, vllm_environment, tmp_path, name, flags):
+        published, folder, _ = save_published(tmp_path, name)
+        with self.serve(Path(folder), *flags) as url:
+            scorer = ServerScorer.from_pretrained(folder, url, max_retries=1)
+            found = scorer.score([PROBLEM], [SOLUTIONS])
+            pairs = scorer.score([PROBLEM], [SOLUTIONS], spans=(1, 2))
+        expected = published.scores(folder, PROBLEM, SOLUTIONS)
+        np.testing.assert_allclose(flat(found), np.concatenate(expected), rtol=0, atol=1e-5)
+        reference = StepScorer.from_pretrained(folder)
+        np.testing.assert_allclose(
+            flat(pairs), flat(reference.score([PROBLEM], [SOLUTIONS], spans=(1, 2))), rtol=0, atol=1e-5
+        )
+
+    def test_default_pooling_of_published_models(self, vllm_environment, tmp_path):
+        """Without `--pooler-config`, vLLM returns only rows at a token that other tokenizers do not have."""
+        _, folder, _ = save_published(tmp_path, "Qwen/Qwen2.5-Math-PRM-7B")
+        with self.serve(Path(folder), "--runner", "pooling") as url:
+            with pytest.raises((OSError, ValueError), match="--pooler-config"):
+                ServerScorer.from_pretrained(folder, url, max_retries=0)
 
     def serve(self, folder: Path, *more: str):
         return serve(folder, "vllm.entrypoints.cli.main", "serve", str(folder), *self.FLAGS, *more)
@@ -350,13 +504,15 @@ class TestVLLMServer:
             (
                 "classification",
                 ["--runner", "pooling", "--pooler-config", '{"pooling_type":"STEP","step_tag_id":3}'],
-                "outputs of shape",
+                "outputs of shape|no rows",
             ),
+            ("classification", ["--runner", "pooling"], "404.*without `--runner pooling`"),
         ],
     )
     def test_servers_of_something_else(self, vllm_environment, tmp_path, head, flags, message):
         served = save(tmp_path / "served", HEADS[head])
-        folder = save(tmp_path / "prm")  # a valid checkpoint, but the server runs another model
+        # a valid checkpoint, but the server runs another model
+        folder = save(tmp_path / "prm", HEADS["lm" if "without" in message else "classification"])
         with self.serve(tmp_path / "served", *flags) as url:
             with pytest.raises((OSError, ValueError), match=message):
                 ServerScorer.from_pretrained(folder, url, served_model_name=served, max_retries=0)

@@ -10,15 +10,29 @@ import pytest
 import torch
 
 from trl_hrm import StepFormat, StepScorer
+from trl_hrm.scoring.tree_scorer import read_text_contract
 
 from ..helpers import HEADS, random_tree, tiny_model, tiny_tokenizer
-from .solutions import CANDIDATES, CLASSIFIERS, PROMPTS, VLLM, PlainScorer, flat, long_candidates, num_tokens, save
+from .solutions import (
+    CANDIDATES,
+    NATIVE,
+    PROBLEM,
+    PROMPTS,
+    SOLUTIONS,
+    VLLM,
+    PlainScorer,
+    flat,
+    long_candidates,
+    num_tokens,
+    save,
+    save_published,
+)
 
 
 class TestPaths:
     """Convert trees to plain sequences and back."""
 
-    @pytest.mark.parametrize("head", CLASSIFIERS)
+    @pytest.mark.parametrize("head", HEADS)
     @pytest.mark.parametrize("settings", [{}, {"spans": (1, 2)}, {"spans": (1, 2, 3), "combine": "mean"}])
     def test_scores_of_step_scorer(self, head, settings):
         step_format = HEADS[head]
@@ -91,14 +105,59 @@ class TestPaths:
     def test_outputs_of_another_shape(self, rows):
         """Pooled step tokens, another head, or one row per sequence would all be read as step scores."""
         scorer = PlainScorer(tiny_model(), StepFormat())
-        outputs = scorer._outputs
-        scorer._outputs = lambda sequences, progress: [rows(found) for found in outputs(sequences, progress)]
+        all_rows = scorer.rows
+        scorer.rows = lambda ids: rows(all_rows(ids))
         with pytest.raises(ValueError, match=r"\(\d+, 2\).*--runner pooling"):
             scorer.score(["p"], [[["a"]]])
 
-    def test_label_tokens(self):
-        with pytest.raises(ValueError, match='`head="lm"`.*Convert the model'):
-            PlainScorer(tiny_model(), HEADS["lm"])
+
+class TestPublished:
+    """Models in the formats of published reward models."""
+
+    @pytest.mark.parametrize("name", NATIVE)
+    def test_scores_of_the_loop(self, tmp_path, name):
+        """Paths with a part after the step token, steps before the separator and label tokens of another text."""
+        published, folder, step_format = save_published(tmp_path, name)
+        local = StepScorer.from_pretrained(folder, step_format)
+        tokenizer, step_format = read_text_contract(folder, step_format, None, False)
+        scorer = PlainScorer(local.model, step_format, tokenizer)
+        expected = published.scores(folder, PROBLEM, SOLUTIONS)
+        np.testing.assert_allclose(
+            flat(scorer.score([PROBLEM], [SOLUTIONS])), np.concatenate(expected), rtol=0, atol=1e-6
+        )
+        for settings in ({"spans": (1, 2)}, {"spans": (1, 3), "combine": "mean"}):
+            np.testing.assert_allclose(
+                flat(scorer.score([PROBLEM], [SOLUTIONS], **settings)),
+                flat(local.score([PROBLEM], [SOLUTIONS], **settings)),
+                rtol=0,
+                atol=1e-6,
+            )
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B", "vLLM has no class for head 'value'. Convert the model"),
+            ("ScalableMath/llemma-7b-prm-prm800k-level-1to3-hf", "vLLM has no class for head 'lm_mean'. Convert"),
+            ("openreasoner/Math-psa", "is a LoRA adapter, .* Merge"),
+        ],
+    )
+    def test_models_without_a_class_in_vllm(self, tmp_path, name, message):
+        _, folder, step_format = save_published(tmp_path, name)
+        with pytest.raises(ValueError, match=message):
+            read_text_contract(folder, step_format, None, False)
+
+    @pytest.mark.parametrize(
+        ("head", "architecture", "message"),
+        [
+            ("mlp", "llama", r"\['LlamaForProcessRewardModel'\], but vLLM needs one that ends with Qwen2ForProcess"),
+            ("lm", "qwen2", r"\['Qwen2ForTokenClassification'\], but vLLM needs one that ends with ForCausalLM or "),
+        ],
+    )
+    def test_another_class(self, tmp_path, head, architecture, message):
+        step_format = StepFormat(head=head)
+        folder = save(tmp_path, step_format if head == "mlp" else HEADS["classification"], architecture)
+        with pytest.raises(ValueError, match=message):
+            read_text_contract(folder, step_format, None, False)
 
 
 def test_missing_vllm_names_the_install_command(monkeypatch):
@@ -112,7 +171,7 @@ def test_missing_vllm_names_the_install_command(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "architecture"),
-    [("classification", "qwen2"), ("regression-bce", "llama"), ("regression", "mistral")],
+    [("classification", "qwen2"), ("regression-bce", "llama"), ("regression", "mistral"), ("lm", "llama")],
 )
 def test_vllm(vllm_environment, tmp_path, head, architecture):
     from trl_hrm.scoring.vllm_scorer import VLLMScorer
@@ -128,14 +187,37 @@ def test_vllm(vllm_environment, tmp_path, head, architecture):
             np.testing.assert_allclose(flat(found), flat(expected), rtol=0, atol=1e-4)
     assert flat(expected).std() > 0.01
     assert scorer.score(["p"], [[]]) == [[]]
-    longest = next(n for n in range(300) if num_tokens(scorer, n + 1) > 256)
-    assert num_tokens(scorer, longest) == scorer.max_positions == 256
+    limit = 255 if head == "lm" else 256  # with a language model, each request generates a token
+    longest = next(n for n in range(300) if num_tokens(scorer, n + 1) > limit)
+    assert num_tokens(scorer, longest) == scorer.max_positions == limit
     steps = ["x" * longest]
     np.testing.assert_allclose(
         scorer.score(["p"], [[steps]])[0][0], reference.score(["p"], [[steps]])[0][0], rtol=0, atol=1e-4
     )
-    with pytest.raises(ValueError, match="257 tokens.*256 positions"):
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens.*{limit} positions"):
         scorer.score(["p"], [[["x" * (longest + 1)]]])
+    scorer.llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NATIVE)
+def test_published_models_in_vllm(vllm_environment, tmp_path, name):
+    """vLLM's kernels round differently: tiny models with large weights differ by up to 4e-6."""
+    from trl_hrm.scoring.vllm_scorer import VLLMScorer
+
+    published, folder, step_format = save_published(tmp_path, name)
+    scorer = VLLMScorer.from_pretrained(folder, step_format, **VLLM | {"max_model_len": 1024})
+    expected = published.scores(folder, PROBLEM, SOLUTIONS)
+    for _ in range(2):  # the second time with a filled cache
+        found = scorer.score([PROBLEM], [SOLUTIONS])
+        np.testing.assert_allclose(flat(found), np.concatenate(expected), rtol=0, atol=1e-5)
+    reference = StepScorer.from_pretrained(folder, step_format)
+    np.testing.assert_allclose(
+        flat(scorer.score([PROBLEM], [SOLUTIONS], spans=(1, 2))),
+        flat(reference.score([PROBLEM], [SOLUTIONS], spans=(1, 2))),
+        rtol=0,
+        atol=1e-5,
+    )
     scorer.llm.llm_engine.engine_core.shutdown()
 
 
@@ -153,5 +235,10 @@ def test_vllm_errors(vllm_environment, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForCausalLM"]}))
     with pytest.raises(ValueError, match=r"Qwen2ForCausalLM.*ForTokenClassification"):
         VLLMScorer.from_pretrained(folder)
-    with pytest.raises(ValueError, match='`head="lm"`'):
-        VLLMScorer.from_pretrained(folder, step_format=HEADS["lm"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["MysteryForTokenClassification"]}))
+    with pytest.raises(ValueError, match="vLLM cannot run this model .*MysteryForTokenClassification") as error:
+        VLLMScorer.from_pretrained(folder, **VLLM)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 800
+    with pytest.raises(ValueError, match="vLLM has no class for head 'value'"):
+        VLLMScorer.from_pretrained(folder, step_format=StepFormat(head="value"))

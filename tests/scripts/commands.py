@@ -70,7 +70,7 @@ SETTINGS = {
     "push-dataset": {"inputs": ["dataset"], "repo_id": "me/dataset", "dry_run": True},
     "best-of-n": {**POLICY, **PROBLEMS, **REWARD_MODEL, "output_dir": "OUT", "n": [1, 2], "max_solution_tokens": 30},
     "step-search": {**POLICY, **PROBLEMS, **REWARD_MODEL, "output_dir": "OUT", "n": [2], "max_depth": 2, "max_step_tokens": 20},
-    "benchmark": {"inputs": ["judged.jsonl"], "suite": ["processbench"], "output_dir": "OUT", "validation_size": 0.0, **REWARD_MODEL},
+    "benchmark": {"data": ["judged.jsonl"], "suite": ["processbench"], "output_dir": "OUT", "validation_size": 0.0, **REWARD_MODEL},
     "report": {"inputs": ["results"], "output": "OUT/report.html"},
     "score": {"input": "rows.jsonl", "output": "OUT/scores.jsonl", "columns": {"prompt": "question"}, **REWARD_MODEL},
     "env": {},

@@ -249,6 +249,19 @@ def test_stopped_by_hand_and_started_again(tmp_path, policy):
     assert len(trees_of(tmp_path / "run")) == 15
 
 
+def test_processes_share_the_problems(tmp_path, monkeypatch, policy, problems):
+    """The environment of `accelerate launch` gives each of two processes half of the problems. The slow test below launches them."""
+    for rank in ("1", "0"):  # neither waits for the other
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")  # the command removes both
+        assert annotate(policy, problems, tmp_path / "two") == 0
+    monkeypatch.undo()
+    assert len(list((tmp_path / "two").glob("log-*-of-00002.jsonl"))) == 2
+    assert annotate(policy, problems, tmp_path / "one") == 0
+    assert trees_of(tmp_path / "two") == trees_of(tmp_path / "one")
+
+
+@pytest.mark.slow  # a launcher and two processes
 def test_launched_processes_share_the_problems(tmp_path, policy, problems):
     """Two processes of `accelerate launch` each take half of the problems, and neither waits for the other."""
     with socket.socket() as free:

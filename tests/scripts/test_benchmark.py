@@ -2,11 +2,14 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from trl_hrm import BenchmarkConfig, StepScorer
+from trl_hrm import StepFormat, StepScorer
 from trl_hrm.cli import main
+from trl_hrm.scoring.reward_model_config import RewardModelConfig
+from trl_hrm.scripts.benchmark import folder_name
 
 from ..evaluation.benchmark_rows import (
     SayingScorer,
@@ -16,13 +19,13 @@ from ..evaluation.benchmark_rows import (
     process_row,
 )
 from ..fakes import write_rows
-from ..helpers import save_checkpoint
+from ..helpers import save_checkpoint, tiny_model
 
 
 @pytest.fixture
 def planted(monkeypatch) -> SayingScorer:
     scorer = SayingScorer(knows, max_positions=200)
-    monkeypatch.setattr(BenchmarkConfig, "load_scorer", lambda config: scorer)
+    monkeypatch.setattr(RewardModelConfig, "load_scorer", lambda config, *_: scorer)
     return scorer
 
 
@@ -246,3 +249,41 @@ def test_bad_input(planted, sources, capsys, words, message):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and re.search(message, error)
     assert planted.asked == []
+
+
+class TestSeveralModels:
+    @pytest.fixture
+    def models(self, checkpoint, tmp_path) -> list[str]:
+        return [checkpoint, save_checkpoint(tmp_path / "other", seed=5)]
+
+    def test_each_is_scored_as_alone_and_they_are_compared(self, tmp_path, sources, models, capsys):
+        """The command of the README: options first, the data as an option."""
+        suites = ["--suite", "processbench", "prmbench"]
+        data = ["--data", sources["gsm8k"], sources["math"], f"{sources['prm']}"]
+        out = tmp_path / "out"
+        assert main(["benchmark", "--reward_model", *models, *suites, *data, "--output_dir", str(out)]) == 0
+        printed = capsys.readouterr().out
+        assert sorted(path.name for path in out.iterdir()) == sorted(["comparison.md", *map(folder_name, models)])
+        for model in models:
+            alone = tmp_path / f"alone-{folder_name(model)}"
+            assert main(["benchmark", *data[1:], *suites, "--reward_model", model, "--output_dir", str(alone)]) == 0
+            one, other = results_of(out / folder_name(model)), results_of(alone)
+            assert one[1] == other[1] and one[0]["reward_model"] == other[0]["reward_model"]
+            process = one[0]["suites"]["processbench"]["averages"]["unweighted"]
+            [line] = [line for line in (out / "comparison.md").read_text().splitlines() if Path(model).name in line]
+            assert line.split(" | ")[1] == f"{100 * process['f1']:.1f}"
+            assert printed.count(f"{100 * process['low']:.1f}–{100 * process['high']:.1f}") >= 2
+
+    def test_a_model_that_does_not_fit_is_found_before_any_is_scored(self, tmp_path, sources, models, planted, capsys):
+        base = tmp_path / "base"
+        tiny_model(StepFormat(head="lm")).save_pretrained(base)
+        StepFormat().save(base)
+        words = ["--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(tmp_path / "out")]
+        assert main(["benchmark", "--reward_model", models[0], str(base), *words]) == 1
+        assert "the weights do not fit" in capsys.readouterr().err
+        assert not planted.asked and not (tmp_path / "out").exists()
+
+    def test_models_with_the_same_folder_are_refused(self, sources, models, capsys):
+        words = ["--suite", "processbench", "--data", sources["gsm8k"]]
+        assert main(["benchmark", "--reward_model", models[0], models[0], *words]) == 1
+        assert "in the folder" in capsys.readouterr().err

@@ -53,7 +53,7 @@ class Planted:
 @pytest.fixture
 def planted(monkeypatch) -> Planted:
     scorer = Planted()
-    monkeypatch.setattr(BestOfNConfig, "load_scorer", lambda config: scorer)
+    monkeypatch.setattr(BestOfNConfig, "load_scorer", lambda config, *_: scorer)
     monkeypatch.setattr(BestOfNConfig, "describe_identity", lambda config, scorer: {})  # there is no checkpoint
     return scorer
 
@@ -238,7 +238,11 @@ def test_a_policy_that_never_answers(tmp_path, planted, capsys):
     assert {point["accuracy"] for points in results.curves.values() for point in points} == {0.0}
     assert results.counts["candidates_without_answer"] == 6 and results.counts["candidates_without_steps"] == 3
     printed = capsys.readouterr().out
-    assert "warning: no solution has an answer" in printed and "6 candidates without answer" in printed
+    assert results.warnings == [
+        "6 of 6 solutions (100.0 %) have no grade: 6 without an answer. Check that --extractors (now 'marker' 'tag' 'boxed' 'hash' "
+        "'answer_is') match the solutions."
+    ]
+    assert f"warning: {results.warnings[0]}" in printed and "6 candidates without answer" in printed
     assert "6 solutions: 0.0 % correct, 0.0 % wrong, 0.0 % cut off, 100.0 % without an answer" in printed
     assert (
         printed.count("Not settled: no selected solution is correct, at any N.") == len(results.hacking_gap)
@@ -598,29 +602,42 @@ def launch(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+def check_equal(one: Path, two: Path) -> None:
+    """Check that the result of two processes is the result of one, up to the rounding of a batch."""
+    assert len(list((two / "samples").glob("log-*-of-00002.jsonl"))) == 2
+    assert sorted(path.name for path in two.iterdir()) == ["candidates.jsonl", "results.json", "samples"]
+    first, second = load_results(one), load_results(two)
+    assert first.curves == second.curves and first.counts == second.counts and first.n == second.n
+    assert second.cost["policy"]["num_tokens"] == first.cost["policy"]["num_tokens"]
+    for a, b in zip(load_candidates(one), load_candidates(two), strict=True):
+        assert a.problem_id == b.problem_id
+        for x, y in zip(a.candidates, b.candidates, strict=True):
+            assert (x.text, x.answer, x.correct) == (y.text, y.answer, y.correct)
+            assert x.scores == pytest.approx(y.scores, abs=1e-5)
+
+
+def test_two_ranks_make_one_result(tmp_path, monkeypatch, policy, problems, checkpoint):
+    """The ranks run one after another here, in the environment of `accelerate launch`. The slow test below launches them."""
+    for rank in ("1", "0"):  # the first process merges the parts
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")  # the command removes both
+        assert sample(tmp_path / "two", policy, problems, checkpoint) == 0
+    monkeypatch.undo()
+    assert sample(tmp_path / "one", policy, problems, checkpoint) == 0
+    check_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow  # a launcher and two processes; `.ci/run` launches the recipe too
 def test_two_processes_make_one_result(tmp_path, policy, problems, checkpoint):
-    """Two processes with a settings file give the result of one process, up to the rounding of a batch."""
+    """Two processes with a settings file give the result of one process."""
     config = {"problems": problems, "policy": policy, "reward_model": checkpoint, "engine": "transformers"}
     config |= {"prompt": "question", "prompt_style": "plain", "segmentation": "step_header", "final_stops": ["# END!"]}
     config |= {"max_solution_tokens": 60, "n": [1, 2, 6], "output_dir": "nowhere"}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(config))
     launched = launch("--config", str(tmp_path / "settings.yaml"), "--output_dir", str(tmp_path / "two"))
     assert launched.returncode == 0, launched.stderr
-    assert len(list((tmp_path / "two" / "samples").glob("log-*-of-00002.jsonl"))) == 2
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
-        "candidates.jsonl",
-        "results.json",
-        "samples",
-    ]
     assert sample(tmp_path / "one", policy, problems, checkpoint) == 0
-    one, two = load_results(tmp_path / "one"), load_results(tmp_path / "two")
-    assert one.curves == two.curves and one.counts == two.counts and one.n == two.n
-    for first, second in zip(load_candidates(tmp_path / "one"), load_candidates(tmp_path / "two"), strict=True):
-        assert first.problem_id == second.problem_id
-        for a, b in zip(first.candidates, second.candidates, strict=True):
-            assert (a.text, a.answer, a.correct) == (b.text, b.answer, b.correct)
-            assert a.scores == pytest.approx(b.scores, abs=1e-5)
-    assert two.cost["policy"]["num_tokens"] == one.cost["policy"]["num_tokens"]
+    check_equal(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow

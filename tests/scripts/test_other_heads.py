@@ -185,9 +185,11 @@ def fake_vllm(monkeypatch):
     class EngineArgs:
         seed: int = 0
 
-    vllm = ModuleType("vllm")
-    vllm.LLM, vllm.EngineArgs, vllm.PoolingParams = start, EngineArgs, object
+    vllm, config = ModuleType("vllm"), ModuleType("vllm.config")
+    vllm.LLM, vllm.EngineArgs, vllm.PoolingParams, vllm.SamplingParams = start, EngineArgs, object, object
+    config.PoolerConfig = dict
     monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.config", config)
     monkeypatch.delitem(sys.modules, "trl_hrm.scoring.vllm_scorer", raising=False)
     from trl_hrm.scoring.vllm_scorer import VLLMScorer
 

@@ -43,11 +43,14 @@ class FakeServer:
             Request headers so far.
         weights (`float`):
             Log-probability of every prompt token. `None` if the server does not return them.
+        words (`dict[str, float]`):
+            Log-probabilities of next tokens. -50 for others.
     """
 
     model = "lm"
     max_stops = 4
     weights: float | None = -1.5
+    words: dict[str, float] = {}
 
     def __init__(self, style: str = "vllm", max_length: int = 10_000, hidden_length: int | None = None):
         self.style = style
@@ -81,6 +84,10 @@ class FakeServer:
             ]
             choice = {"index": 0, "text": "s", "finish_reason": "length", "token_ids": [115]}
             return {"choices": [choice | {"prompt_logprobs": None if self.weights is None else [None, *rows[1:]]}]}
+        if "allowed_token_ids" in body:
+            [token] = body["allowed_token_ids"]
+            choice = {"index": 0, "text": chr(token), "finish_reason": "length", "token_ids": [token]}
+            return {"choices": [choice | {"logprobs": {"token_logprobs": [self.words.get(chr(token), -50.0)]}}]}
         vllm = self.style == "vllm"
         prompt = TOKENIZER.decode(body["prompt"]) if vllm else body["prompt"]
         choices = [self.choice(prompt, body, body["seed"] + i, i) for i in range(body["n"] if vllm else 1)]

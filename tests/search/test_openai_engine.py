@@ -916,3 +916,42 @@ def test_key_in_messages():
         # a placeholder is not secret, and can be part of an honest solution
         engine = engine_for(server, api_key="three", max_retries=0)
         assert len(run(engine, ask(engine))) == 2
+
+
+def test_next_logprobs():
+    """One request per token, which the server must generate."""
+    with FakeServer() as server:
+        server.words = {"Y": -0.5, "N": -1.25}
+        engine = engine_for(server)
+        found = run(engine, lambda: engine.next_logprobs(PREFIX, [ord("Y"), ord("N"), ord("x")]))
+        assert found == [-0.5, -1.25, -50.0]
+        assert all(one["prompt"] == PREFIX for one in server.requests[-3:])
+        server.words = {"Y": 0.0, "N": 0.0}  # renormalised over the allowed tokens
+        with pytest.raises(EngineFatal, match="--logprobs-mode raw_logprobs"):
+            run(engine, lambda: engine.next_logprobs(PREFIX, [ord("Y"), ord("N")]))
+    assert engine.has_logprobs and engine.max_length == 10_000
+    assert not engine_for("http://localhost:1", api="text").has_logprobs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_ids": [78]},
+        {"logprobs": None},
+        {"logprobs": {"token_logprobs": []}},
+        {"logprobs": {"token_logprobs": [1.0]}},
+        {"logprobs": {"token_logprobs": ["-1"]}},
+    ],
+)
+def test_invalid_next_logprobs(change):
+    class Wrong(FakeServer):
+        def complete(self, body):
+            answer = super().complete(body)
+            if "allowed_token_ids" in body:
+                answer["choices"][0] |= change
+            return answer
+
+    with Wrong() as server:
+        engine = engine_for(server, max_retries=1)
+        with pytest.raises(EngineError, match="expected"):
+            run(engine, lambda: engine.next_logprobs(PREFIX, [ord("Y")]))

@@ -8,7 +8,16 @@ import pytest
 from trl_hrm.search.engines.base import PrefixTooLong, ScriptedEngine
 from trl_hrm.search.log import EventLog
 from trl_hrm.search.nodes import tree_totals
-from trl_hrm.search.outcomes import OUTCOMES, count_outcomes, describe_outcomes, outcome_warnings, reference_warnings
+from trl_hrm.search.outcomes import (
+    MIN_GRADED,
+    OUTCOMES,
+    count_outcomes,
+    describe_outcomes,
+    outcome_of,
+    outcome_warnings,
+    reference_warnings,
+    step_warnings,
+)
 from trl_hrm.search.policies import FullTree, Rollouts
 from trl_hrm.search.run_folder import check_manifest, finish_shard, node_files, read_summary, summary_warnings
 from trl_hrm.search.tree import Problem
@@ -23,7 +32,7 @@ def always(text):
 def finish(folder, search=SEARCHES["full_tree"], **options):
     """Search, and return the summary that `trl-hrm annotate` writes."""
     manifest = {"search": search.describe(), "extractors": ["marker", "boxed"], "grader": {"timeout": 10.0}}
-    manifest |= {"prompt": asdict(PROMPT), "num_shards": 1}
+    manifest |= {"prompt": asdict(PROMPT), "steps": asdict(RULE), "num_shards": 1}
     check_manifest(folder, manifest)
     run_scripted(folder, search, **options)
     summary = finish_shard(folder, 0, 1)
@@ -39,7 +48,9 @@ def test_outcomes_match_the_leaf_counts(tmp_path, name):
     assert solutions["right"] == sum(one["leaves_correct"] for one in totals) > 0
     assert solutions["right"] + solutions["wrong"] == sum(one["leaves_answered"] for one in totals)
     assert solutions["unreadable"] == sum(one["leaves_ungraded"] for one in totals) > 0
-    unresolved = ("cut_off_by_tokens", "cut_off_by_context", "cut_off_by_depth", "without_answer")
+    unresolved = [one for one in solutions if one.startswith("cut_off") and one != "cut_off_by_budget"] + [
+        "without_answer"
+    ]
     assert sum(solutions[one] for one in unresolved) == sum(one["leaves_unresolved"] for one in totals) > 0
     assert (solutions["cut_off_by_budget"] > 0) == (name == "narrow")
     assert (solutions["cut_off_by_depth"] > 0) == ("full_tree" in name or name == "narrow")
@@ -50,33 +61,157 @@ SHORT = FullTree(RULE, FINAL, num_children=2, max_depth=1, max_step_tokens=30)
 WHOLE = Rollouts(FINAL, num_solutions=3, num_completions=0, max_solution_tokens=40)
 
 
+NEW = "in a new --output_dir."
+LONG = "# Step 1\nGo.\n" + "x" * 99
+THINKING = "to the length of the thinking, or turn thinking off, for many models with --chat_template_kwargs '{\"enable_thinking\": false}',"
+NO_ANSWER = (
+    "without an answer. Check that --prompt (now steps) asks for an answer, that --extractors (now 'marker' 'boxed') match the answers "
+    "of the policy, and that --final_stops (now '# END!') end a solution only after its answer."
+)
+FORMAT = (
+    "with an unreadable answer. Check that --extractors (now 'marker' 'boxed') extract only the answer, and that the reference answers "
+    "have the same format."
+)
+
+
 @pytest.mark.parametrize(
-    ("search", "text", "outcome", "advice"),
+    ("search", "text", "outcome", "why"),
     [
-        (SHORT, STEP, "cut_off_by_depth", "cut off. Most of them are cut off at the maximum depth. Raise --max_depth (now 1)"),
-        (SHORT, "x" * 99, "cut_off_by_tokens", "at the maximum number of tokens. Raise --max_step_tokens (now 30)"),
-        (WHOLE, "x" * 99, "cut_off_by_tokens", "Raise --max_solution_tokens (now 40) in a new --output_dir."),
+        (SHORT, STEP, "cut_off_by_depth", f"at the maximum depth. Raise --max_depth (now 1) {NEW}"),
+        (SHORT, LONG, "cut_off_by_tokens", f"at the maximum number of tokens. Raise --max_step_tokens (now 30) {NEW}"),
+        (WHOLE, LONG, "cut_off_by_tokens", f"at the maximum number of tokens. Raise --max_solution_tokens (now 40) {NEW}"),
+        (SHORT, f"<think>{LONG}", "cut_off_in_thinking", f"while thinking. Raise --max_step_tokens (now 30) {THINKING} {NEW}"),
         (
             WHOLE,
-            "It is 7.",
-            "without_answer",
-            "have no answer. Check that --extractors (now 'marker' 'boxed') match the answers of the policy, that "
-            "--final_stops (now '# END!') end a solution only after its answer, and that --prompt (now steps) asks for an answer.",
+            f"It is.\n<think>{LONG}",
+            "cut_off_in_thinking",
+            f"while thinking. Raise --max_solution_tokens (now 40) {THINKING} {NEW}",
         ),
-        (SHORT, "", "without_answer", "--extractors (now 'marker' 'boxed')"),
-        (WHOLE, ANSWER.replace("7", "?"), "unreadable", "have an unreadable answer. Check that --extractors (now 'marker'"),
+        (
+            WHOLE,
+            f"<think>no</think>\\boxed{{7}}\n{LONG}",
+            "cut_off_after_answer",
+            f"after an answer. Set --final_stops (now '# END!') to a text that the policy writes after its answer {NEW}",
+        ),
+        # an answer that may be incomplete
+        (
+            WHOLE,
+            f"x = \\boxed{{7}} {LONG[14:]}",
+            "cut_off_by_tokens",
+            f"at the maximum number of tokens. Raise --max_solution_tokens (now 40) {NEW}",
+        ),
+        (WHOLE, "It is 7.", "without_answer", NO_ANSWER),
+        (SHORT, "", "without_answer", NO_ANSWER),
+        (WHOLE, ANSWER.replace("7", "?"), "unreadable", FORMAT),
         (WHOLE, ANSWER, "right", None),
         (WHOLE, ANSWER.replace("7", "6"), "wrong", None),
     ],
 )  # fmt: skip
-def test_each_outcome_and_what_to_change(tmp_path, search, text, outcome, advice):
+def test_each_outcome_and_what_to_change(tmp_path, search, text, outcome, why):
     grader = ExactGrader(unreadable=("?",))
     summary, warnings = finish(tmp_path, search, problems=make_problems(2), script=always(text), grader=grader)
     assert list(summary["solutions"]) == [outcome]
-    if advice is None:
+    total = summary["solutions"][outcome]
+    if why is None:
         assert warnings == []
-    else:
-        assert len(warnings) == 1 and warnings[0].startswith("100.0 % of the solutions ") and advice in warnings[0]
+        return
+    if outcome.startswith("cut_off"):
+        why = f"cut off. Most of them ({total}) are cut off {why}"
+    assert warnings == [f"{total} of {total} solutions (100.0 %) have no grade: {total} {why}"]
+
+
+def test_thinking_that_the_prompt_opened(tmp_path):
+    """DeepSeek-R1's template ends the prompt with the opening tag, so the text of the policy has none."""
+    problems = [(0, Problem("a", "6 + 1?<think>", "7"))]
+    for name, search in (("steps", SHORT), ("rollouts", WHOLE)):
+        summary, _ = finish(tmp_path / name, search, problems=problems, script=always(LONG))
+        assert list(summary["solutions"]) == ["cut_off_in_thinking"]
+
+
+def test_several_causes_count_together():
+    """Solutions without a grade may be most of all, although each cause alone is not. The advice is about the largest cause."""
+    counts = {"right": 15, "wrong": 25, "cut_off_by_depth": 20, "cut_off_by_tokens": 10, "without_answer": 1_200}
+    counts |= {"unreadable": 3, "not_graded": 2}
+    settings = {"prompt": asdict(PROMPT), "extractors": ["hash"], "grader": {"timeout": 5}}
+    (warning,) = outcome_warnings(counts, {"max_depth": 7}, settings)
+    assert warning == (
+        "1,235 of 1,275 solutions (96.9 %) have no grade: 30 cut off, 1,200 without an answer, 3 with an unreadable answer, 2 not graded "
+        "in time. Check that --prompt (now steps) asks for an answer, that --extractors (now 'hash') match the answers of the policy, "
+        "and that --final_stops (now '# END!') end a solution only after its answer."
+    )
+    (warning,) = outcome_warnings(
+        {"right": 2, "wrong": 2, "cut_off_by_depth": 3, "without_answer": 2}, {"max_depth": 7}
+    )
+    assert warning == (
+        "5 of 9 solutions (55.6 %) have no grade: 3 cut off, 2 without an answer. Most of them (3) are cut off at the maximum depth. "
+        "Raise --max_depth (now 7) in a new --output_dir."
+    )
+
+
+def test_given_solutions_are_not_sampled_with_other_options():
+    (warning,) = outcome_warnings({"right": 1, "cut_off_by_tokens": 2}, {})
+    assert warning == (
+        "2 of 3 solutions (66.7 %) have no grade: 2 cut off. Sample solutions with a larger maximum number of tokens."
+    )
+    (warning,) = outcome_warnings({"right": 1, "without_answer": 2}, {}, {"extractors": ["hash"]})
+    assert warning == (
+        "2 of 3 solutions (66.7 %) have no grade: 2 without an answer. Check that --extractors (now 'hash') match the solutions."
+    )
+
+
+def test_given_grades_need_no_answers():
+    assert [outcome_of(None, correct, None) for correct in (True, False)] == ["right", "wrong"]
+    assert [outcome_of(None, None, finish) for finish in ("length", "eos")] == ["cut_off_by_tokens", "without_answer"]
+    assert [outcome_of("7", correct, "eos") for correct in (True, None)] == ["right", "not_graded"]
+
+
+def test_grades_that_are_all_the_same():
+    assert outcome_warnings({"right": MIN_GRADED - 1}, {}) == outcome_warnings({"wrong": MIN_GRADED - 1}, {}) == []
+    assert outcome_warnings({"right": MIN_GRADED, "wrong": 1}, {}) == []
+    assert outcome_warnings({"right": 1_000, "without_answer": 1_000}, {}) == [
+        "All 1,000 solutions with a grade are correct, so they do not show which steps are better. Use harder problems or a weaker "
+        "policy."
+    ]
+    assert outcome_warnings({"wrong": 50}, {}, {"extractors": ["boxed"]}) == [
+        "All 50 solutions with a grade are wrong, so they do not show which steps are better. Check that the reference answers belong to "
+        "the problems, and that --extractors (now 'boxed') extract the answers of the policy. Otherwise, use easier problems or a "
+        "stronger policy."
+    ]
+    both = outcome_warnings({"wrong": 50, "without_answer": 51}, {})
+    assert [one.split()[0] for one in both] == ["51", "All"]
+
+
+@pytest.mark.parametrize("search", [SHORT, WHOLE], ids=["steps", "rollouts"])
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("Add.\nAdd.\n\nThe answer is 7.", {"long": 1, "unsplit": 1}),
+        ("<think>\n# Step 1\n</think>Add.\nAdd.\nThe answer is 7.", {"long": 1, "unsplit": 1}),
+        ("# Step 1\nAdd.\nThe answer is 7.", {"long": 1, "unsplit": 0}),
+        ("Add.\n\nThe answer is 7.", {}),
+    ],
+)
+def test_solutions_without_steps_are_counted(tmp_path, search, text, counts):
+    search = replace(
+        search, **{name: 99 for name in ("max_step_tokens", "max_solution_tokens") if hasattr(search, name)}
+    )
+    summary, warnings = finish(tmp_path, search, problems=make_problems(2), script=always(text))
+    samples = 2 * search.max_samples
+    assert summary["unsplit"] == {name: count * samples for name, count in counts.items()}
+    assert read_summary(tmp_path)["unsplit"] == summary["unsplit"]
+    found = [one for one in warnings if "are a single step" in one]
+    assert len(found) == counts.get("unsplit", 0)
+    if found:
+        assert found == [
+            f"{samples} of {samples} solutions with several lines (100.0 %) are a single step, because the rule --segmentation (now "
+            "step_header) finds no steps in them. Use a rule that fits the solutions, such as blank_line, or a --prompt (now steps) that "
+            "asks for such steps, in a new --output_dir."
+        ]
+
+
+def test_no_warning_if_half_of_the_solutions_have_steps():
+    assert step_warnings({"long": 4, "unsplit": 2}, {}) == step_warnings({}, {}) == []
+    assert step_warnings({"long": 4, "unsplit": 3}, {})[0].startswith("3 of 4 solutions with several lines (75.0 %)")
 
 
 class Full(ScriptedEngine):
@@ -101,7 +236,7 @@ def test_context_limit_differs_from_token_limit(tmp_path, room):
     engine = Full(always(STEP), length)
     summary, warnings = finish(tmp_path, search, problems=make_problems(1), engine=engine)
     assert list(summary["solutions"]) == ["cut_off_by_context"]
-    assert "Most of them reach the policy's context length." in warnings[0]
+    assert "are cut off at the policy's context length. Use a policy with" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -114,13 +249,16 @@ def test_context_limit_differs_from_token_limit(tmp_path, room):
 def test_budget_that_was_reached(changes, options):
     search = SEARCHES["narrow"].describe() | changes
     (warning,) = outcome_warnings({"right": 1, "cut_off_by_budget": 5, "cut_off_by_depth": 2}, search)
-    assert warning.startswith("87.5 % of the solutions are cut off.") and f"Raise {options} a new" in warning
+    assert (
+        warning.startswith("7 of 8 solutions (87.5 %) have no grade: 7 cut off. Most of")
+        and f"Raise {options} a new" in warning
+    )
 
 
 def test_no_warning_for_exactly_half():
     assert outcome_warnings({"right": 2, "cut_off_by_depth": 2}, {}) == outcome_warnings({}, {}) == []
     (warning,) = outcome_warnings({"right": 2, "cut_off_by_depth": 2, "cut_off_by_tokens": 1}, {"max_depth": 5})
-    assert warning.startswith("60.0 % of the solutions are cut off.") and "--max_depth (now 5)" in warning
+    assert warning.startswith("3 of 5 solutions (60.0 %) have no grade") and "--max_depth (now 5)" in warning
 
 
 def test_shares_in_words():
@@ -202,7 +340,7 @@ class TestReferences:
         summary, warnings = finish(tmp_path, problems=problems, grader=ExactGrader(unreadable=("???",)))
         assert summary["problems"] == {"done": 8, "ungradable": 8}
         assert [one["problem_id"] for one in summary["unreadable_references"]] == ["p1", "p3", "p5", "p7", "p9"]
-        assert warnings == [
+        assert warnings[:1] == [
             "8 problems have unreadable reference answers and were skipped: p1 ('???'), p3 ('???'), p5 ('???'), p7 ('???'), "
             "p9 ('???'), 3 more. Correct the answers, or remove these problems."
         ]

@@ -83,6 +83,43 @@ def test_variables_of_the_template():
         replace(CHAT, chat_template_kwargs={"add_generation_prompt": False})
 
 
+class TestTemplatesWithoutSystemMessages:
+    """Gemma 2 and Mistral 7B fail for a system message, and other templates ignore it."""
+
+    TURNS = "{% for m in messages if m['role'] != 'system' %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    MINE = Prompt("mine", "Q: {question}", "blank_line", system_prompt="Be brief.")
+
+    def tokenizer(self, template):
+        tokenizer = byte_level()
+        tokenizer.chat_template = template
+        return tokenizer
+
+    @pytest.mark.parametrize("template", [TURNS, REFUSES + TURNS], ids=["ignores", "refuses"])
+    def test_the_user_message_begins_with_it(self, template):
+        tokenizer = self.tokenizer(template)
+        prompt = self.MINE.for_tokenizer(tokenizer)
+        assert tokenizer.decode(prompt.encode(tokenizer, "1+1?")) == "<user>Be brief.\n\nQ: 1+1?"
+        assert prompt.messages("1+1?") == [{"role": "user", "content": "Be brief.\n\nQ: 1+1?"}]  # of rows for TRL
+        assert prompt.for_tokenizer(tokenizer) == prompt
+
+    def test_others_are_not_changed(self):
+        assert self.MINE.for_tokenizer(byte_level()) is self.MINE
+        without = replace(self.MINE, system_prompt=None)
+        assert without.for_tokenizer(self.tokenizer(self.REFUSES + self.TURNS)) is without
+        assert self.MINE.for_tokenizer(self.tokenizer(None)) is self.MINE  # `encode` raises
+
+    def test_a_question_in_the_system_message(self):
+        prompt = replace(self.MINE, system_prompt="Answer {question}.")
+        assert prompt.for_tokenizer(byte_level()) is prompt
+        with pytest.raises(ValueError, match="no system messages, and `system_prompt` contains {question}"):
+            prompt.for_tokenizer(self.tokenizer(self.TURNS))
+
+    def test_a_template_that_fails_for_every_message(self):
+        with pytest.raises(Exception, match="never"):
+            self.MINE.for_tokenizer(self.tokenizer("{{ raise_exception('never') }}"))
+
+
 class TestManifest:
     @pytest.mark.parametrize(
         ("change", "message"),

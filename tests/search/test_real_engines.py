@@ -146,6 +146,17 @@ def with_sampling(engine, **options):
     return other
 
 
+def check_next_logprobs(engine, folder, loop):
+    """The log-probabilities are those of the model, also of tokens that it would never sample."""
+    ids = engine.tokenizer.encode(PROMPTS[3])
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    chosen = [int(expected.argmax()), int(expected.argmin()), 7]
+    found = loop.run_until_complete(engine.next_logprobs(ids, chosen))
+    assert found == pytest.approx(expected[chosen].tolist(), abs=1e-3)
+    assert engine.has_logprobs and engine.max_length == MAX_LENGTH
+
+
 class TestVLLM:
     """Test AsyncLLM in this process."""
 
@@ -166,6 +177,9 @@ class TestVLLM:
         counts = Counter(sample.token_ids[0] for sample in samples)
         assert set(counts) <= set(top.indices.tolist())
         assert sum((counts[t] - e) ** 2 / e for t, e in zip(top.indices.tolist(), expected.tolist(), strict=True)) < 14
+
+    def test_next_logprobs(self, vllm_engine, folder, loop):
+        check_next_logprobs(vllm_engine, folder, loop)
 
     def test_seeds(self, vllm_engine, tokenizer, ask):
         """If seeds differ by less than `n`, samples repeat and look like agreement."""
@@ -225,6 +239,9 @@ class TestVLLMServer:
     def test_greedy(self, engine, requests, reference, ask):
         samples = [replace(sample, num_cached=0) for [sample] in ask(engine, *requests)]
         assert samples == reference
+
+    def test_next_logprobs(self, engine, folder, loop):
+        check_next_logprobs(engine, folder, loop)
 
     def test_sampling_equals_vllm(self, vllm_url, vllm_engine, tokenizer, loop, ask):
         """With the same engine and seeds, anything that HTTP loses or adds shows here."""

@@ -500,3 +500,16 @@ def test_options_out_of_range(engine, options, message):
 def test_unknown_dtype(folder):
     with pytest.raises(ValueError, match="'float99'"):
         TransformersEngine.from_pretrained(folder, dtype="float99")
+
+
+def test_next_logprobs(folder, engine):
+    """The distribution of the model itself, whatever the sampling parameters are."""
+    cold = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.3, top_k=2)
+    for ids in prefixes(engine):
+        with torch.no_grad():
+            expected = engine.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        for one in (engine, cold):
+            found = asyncio.run(one.next_logprobs(ids, [5, 17, 200]))
+            assert found == pytest.approx(expected[[5, 17, 200]].tolist(), abs=1e-6)
+    with pytest.raises(PrefixTooLong):
+        asyncio.run(engine.next_logprobs([5] * 128, [5]))

@@ -3,13 +3,14 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.attention import flex_attention
 from transformers.integrations import flex_attention as transformers_flex
 
-from trl_hrm import StepTree, hrm_view, tree_attention
+from trl_hrm import StepFormat, StepTree, hrm_view, tree_attention
 from trl_hrm.data.build import Dropped
 from trl_hrm.data.prm800k import parse_prm800k
 from trl_hrm.heads import gather_steps, step_outputs
@@ -17,7 +18,9 @@ from trl_hrm.tiny_model import make_tokenizer
 from trl_hrm.trainer.forest_dataset import TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder
 from trl_hrm.tree_attention import TREE_SDPA, model_inputs
 
+from ..fakes import CHAT
 from ..helpers import (
+    ALL_HEADS,
     ARCHITECTURES,
     HEADS,
     assert_gradients_equal,
@@ -66,7 +69,7 @@ def forest(model, step_format, trees, tokenizer=None, batch_size=3, **settings) 
             tokens = model_inputs(**tokens, config=model.config, dtype=model.dtype)
         else:
             tokens = {"input_ids": tokens["input_ids"], "position_ids": tokens["position_ids"], "use_cache": False}
-        with step_outputs(model, label_token_ids):
+        with step_outputs(model, step_format, label_token_ids):
             logits = gather_steps(model(**tokens).logits, batch["step_positions"])
         judged = batch["labels"] >= 0
         for label, weight, merged, values in zip(
@@ -117,12 +120,53 @@ def test_architectures(trees, architecture, attention, monkeypatch):
     assert_same(model, forest(model, HEADS["classification"], trees, max_length=200), expected)
 
 
-@pytest.mark.parametrize("head", ["regression", "lm"])
+@pytest.mark.parametrize("head", ["mlp", "regression", "value", "lm", "lm_mean"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_heads(trees, head, tied):
-    model = tiny_model(HEADS[head], tie_word_embeddings=tied)
-    expected = reference(model, HEADS[head], trees)
-    assert_same(model, forest(model, HEADS[head], trees, max_length=200), expected)
+    model = tiny_model(ALL_HEADS[head], tie_word_embeddings=tied)
+    expected = reference(model, ALL_HEADS[head], trees)
+    assert_same(model, forest(model, ALL_HEADS[head], trees, max_length=200), expected)
+
+
+TEXT_FORMATS = {
+    "qwen2.5-math-prm": StepFormat.published("qwen2.5-math-prm"),
+    "math-shepherd": StepFormat.published("math-shepherd"),
+    "rlhflow-prm": StepFormat.published("rlhflow-prm"),
+    "skywork-o1-prm": StepFormat.published("skywork-o1-prm"),
+    "pieces before the separator": StepFormat(
+        score_position="before_separator",
+        step_prefix="{number}) ",
+        step_suffix=" | ",
+        prompt_template="Q: {problem}\n",
+    ),
+    "string before the separator": StepFormat(
+        score_position="before_separator",
+        step_prefix="{number}) ",
+        step_separator=" |",
+        step_suffix=" ",
+        tokenization="string",
+    ),
+}
+
+
+@pytest.mark.parametrize("shared_prefix", [True, False])
+@pytest.mark.parametrize("name", TEXT_FORMATS)
+def test_text_formats(trees, name, shared_prefix):
+    """Steps that are numbered, a whole solution that is one string, and conversations with a reply after each step."""
+    step_format = TEXT_FORMATS[name]
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<extra_0>"], special_tokens=True)
+    tokenizer.chat_template = CHAT
+    model = tiny_model(step_format, vocab_size=len(tokenizer), max_position_embeddings=1024)
+    trees = [replace(tree, completions=[merged(text, step_format) for text in tree.completions]) for tree in trees]
+    expected = reference(model, step_format, trees, tokenizer)
+    settings = {"max_length": 600, "packing": True, "shared_prefix": shared_prefix}
+    assert_same(model, forest(model, step_format, trees, tokenizer, **settings), expected)
+
+
+def merged(text: str, step_format: StepFormat) -> str:
+    """Return the text of a step with the separator of this format between merged steps."""
+    return step_format.merge(text.split(StepFormat().merge_separator))
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -10,7 +10,7 @@ from trl_hrm import HRMRewardTrainer, StepTree, hrm_view
 from trl_hrm.losses import step_loss
 from trl_hrm.trainer.forest_dataset import DataCollatorForForest
 
-from ..helpers import HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model, weights_of
+from ..helpers import ALL_HEADS, HEADS, dataset_of, make_trainer, path_logits, random_tree, tiny_model, weights_of
 
 
 LEARNING_RATE = 0.1
@@ -35,7 +35,8 @@ def expected_step(step_format, losses_and_weights) -> tuple[float, dict[str, tor
     loss.backward()
     with torch.no_grad():
         for weight in model.parameters():
-            weight -= LEARNING_RATE * weight.grad
+            if weight.grad is not None:  # as for the output embeddings under a value head
+                weight -= LEARNING_RATE * weight.grad
     return loss.item(), weights_of(model)
 
 
@@ -108,6 +109,21 @@ def test_one_sequence_per_path(tmp_path, trees, head):
     expected = expected_step(HEADS[head], lambda model: slow_losses(model, HEADS[head], trees))
     trainer = make_trainer(tmp_path, trees, head=head, shared_prefix=False, per_device_train_batch_size=64)
     assert_one_step(trainer, expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True},
+        {"shared_prefix": False, "per_device_train_batch_size": 64},
+    ],
+)
+@pytest.mark.parametrize("head", ["mlp", "value", "value-bce", "lm_mean"])
+def test_heads_of_published_models(tmp_path, trees, head, settings):
+    step_format = ALL_HEADS[head]
+    expected = expected_step(step_format, lambda model: slow_losses(model, step_format, trees))
+    args = {"head": step_format.head, "regression_loss": step_format.regression_loss}
+    assert_one_step(make_trainer(tmp_path, trees, **args, **settings), expected)
 
 
 def test_occurrence_weighting_equals_flat_rows(tmp_path):

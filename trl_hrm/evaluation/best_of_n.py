@@ -24,10 +24,10 @@ from ..grading import thinking_spans
 from ..io import read_json, write_json
 from ..schema import Amount, Count, check_json
 from ..scoring.aggregate import Aggregate
-from ..scoring.candidate_scores import score_steps
+from ..scoring.candidate_scores import score_steps, scorer_cost
 from ..scoring.scoring_config import ScoringConfig
 from ..scoring.tree_scorer import TreeScorer
-from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings
+from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_warnings, step_warnings
 from ..search.run_folder import MANIFEST, Shard, mixture_warnings, read_manifest, read_summary, shard_name
 from ..search.scheduler import Progress
 from .answer_classes import grade_problems
@@ -58,6 +58,7 @@ COUNTED = (  # order of `counts` in the results
     "candidates_without_steps",
     "candidates_cut_off",
     "candidates_too_long",
+    "candidates_without_verdict",
     "candidates_with_thinking_left_out",
     "candidates_unreadable",
     "not_graded",
@@ -159,7 +160,8 @@ def _score_block(
             counts["policy_tokens"] += candidate.num_tokens or 0
         counts["candidates_unreadable"] += grades.num_unreadable
         rows.append(scored_row(place, replace(problem, candidates=candidates), grades.classes))
-    counts["rest_seconds"] = time.perf_counter() - began - counts["scorer_seconds"]
+    # the seconds of a judge include responses of an earlier start
+    counts["rest_seconds"] = max(0.0, time.perf_counter() - began - counts["scorer_seconds"])
     return {"rows": rows, "counts": counts, "unreadable_references": unreadable}
 
 
@@ -280,7 +282,8 @@ def make_results(
         *reference_warnings(
             all_counts["problems_ungradable"], [*manifest.get("unreadable_references", ()), *unreadable]
         ),
-        *outcome_warnings(solutions, manifest.get("search", {}), manifest),
+        *outcome_warnings(solutions, manifest.get("search", {}), settings | manifest),
+        *step_warnings(manifest.get("unsplit", {}), manifest),
         *mixture_warnings(manifest),
     ]
     if not scored:
@@ -393,11 +396,6 @@ def total_cost(run: Path | None, counts: Counter) -> dict[str, Any]:
             policy = {"seconds": None, "num_requests": None} | counted
     return {
         "policy": policy,
-        "scorer": {
-            "seconds": counts["scorer_seconds"],
-            "num_calls": counts["scorer_calls"],
-            "num_steps": counts["scorer_steps"],
-            "num_tokens": counts["scorer_tokens"],
-        },
+        "scorer": scorer_cost(counts),
         "rest_seconds": counts["rest_seconds"],
     }

@@ -28,6 +28,7 @@ from ..io import (
     write_json,
 )
 from ..schema import INT64, Amount, Count, Share, check_json
+from ..scoring.generative_scorer import format_judge_cost
 from ..search.outcomes import describe_outcomes
 from ..search.run_folder import Reference, shard_name
 from ..terminal import one_line
@@ -285,12 +286,10 @@ def format_results(results: Results) -> str:
         lines.append(f"candidates of {given:,} problems came with grades, which were not changed")
     if results.solutions:
         lines.append(describe_outcomes(results.solutions))
+    scorer = results.cost.get("scorer", {})
+    if "judge_samples" in scorer:
+        lines.append(format_judge_cost({name.removeprefix("judge_"): value for name, value in scorer.items()}))
     lines += [f"warning: {one_line(warning)}" for warning in results.warnings]
-    if not given and results.counts.get("candidates_without_answer", 0) == results.counts.get("num_candidates"):
-        lines.append(
-            "warning: no solution has an answer, so all accuracies are 0. Check that --extractors match the policy's output, and "
-            "that the token limit lets it finish."
-        )
     return "\n".join(lines)
 
 

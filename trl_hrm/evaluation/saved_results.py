@@ -40,7 +40,7 @@ class Tuned(TypedDict):
 
 
 class TooLong(TypedDict):
-    """Solution that was too long for the model."""
+    """Solution that was not scored."""
 
     subset: str
     id: str
@@ -61,6 +61,7 @@ class SuiteResults(TypedDict):
     counts: dict[str, Count]
     too_long: list[TooLong]
     faults: NotRequired[dict[str, Any]]
+    cost: NotRequired[dict[str, Amount]]
     seconds: Amount
 
 

@@ -471,7 +471,11 @@ def _unfinished(opened: OpenTree, ending: Ending) -> str | None:
     tried = [node for node in opened.sampled if node.parent == ending.node]
     if not tried:
         return "cut_off_by_context"
-    return "cut_off_by_tokens" if any(node.finish == "length" for node in tried) else "without_answer"
+    too_long = [node for node in tried if node.finish == "length"]
+    if not too_long:
+        return "without_answer"
+    thinks = all(0 < len(node.text) == node.tail for node in too_long)
+    return "cut_off_in_thinking" if thinks else "cut_off_by_tokens"
 
 
 def _candidate(opened: OpenTree, ending: Ending) -> Candidate:

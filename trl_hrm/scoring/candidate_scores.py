@@ -13,9 +13,11 @@ from dataclasses import replace
 
 from tqdm.auto import tqdm
 
+from ..forest import TokenTrie
 from ..io import shown
 from ..step_tree import StepTree
 from .aggregate import aggregate
+from .generative_scorer import JUDGE_COUNTS, GenerativeScorer
 from .scoring_config import ScoringConfig
 from .tree_scorer import TreeScorer, check_scores
 
@@ -46,11 +48,13 @@ def score_steps(
         places (`Sequence[Sequence[str]]`, *optional*):
             Source of each candidate, for error messages.
         counts (`Counter`, *optional*):
-            Counter to add `candidates_too_long`, `scorer_tokens`, `scorer_steps`, `scorer_calls` and `scorer_seconds` to.
+            Counter to add `candidates_too_long`, `candidates_without_verdict`, `scorer_tokens`, `scorer_steps`, `scorer_calls` and
+            `scorer_seconds` to. For a [`GenerativeScorer`], also what the call added to its `cost`,
+            with the prefix `judge_`.
 
     Returns:
         `list[list[list[float] | None]]`: Scores of the S steps of each candidate, in `[0, 1]`, or `None` if it has more tokens
-        than the model has positions.
+        than the model has positions, or a [`GenerativeScorer`] has no score for one of its steps.
 
     Raises:
         `ValueError`: If the number of scores is not the number of steps, or a score is not in `[0, 1]`.
@@ -72,6 +76,7 @@ def score_steps(
             fitting.append((i, members))
     if not fitting:
         return scores
+    cost = dict(scorer.cost) if isinstance(scorer, GenerativeScorer) else {}
     began = time.perf_counter()
     found = scorer.score(
         [problems[i] for i, _ in fitting],
@@ -79,14 +84,35 @@ def score_steps(
         spans=scoring.spans,
         combine=scoring.combine,
     )
-    counts["scorer_seconds"] += time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    if isinstance(scorer, GenerativeScorer):
+        spent = {name: value - cost[name] for name, value in scorer.cost.items()}
+        seconds = spent.pop("seconds")  # also of earlier starts
+        counts.update({f"judge_{name}": value for name, value in spent.items()})
+    counts["scorer_seconds"] += seconds
     counts["scorer_calls"] += 1
     for (i, members), values in zip(fitting, found, strict=True):
         for j, step_scores in zip(members, values, strict=True):
+            if isinstance(scorer, GenerativeScorer) and None in step_scores:
+                counts["candidates_without_verdict"] += 1
+                continue
             where = f"prompt {shown(problems[i])}" if places is None else places[i][j]
             check_scores(step_scores, len(candidates[i][j]), where)
             scores[i][j] = list(step_scores)
     return scores
+
+
+def scorer_cost(counts: Counter) -> dict[str, float]:
+    """Return the cost of the scorer in the counts of [`score_steps`]. `num_tokens` are the tokens of the problems and the steps."""
+    cost = {
+        "seconds": counts["scorer_seconds"],
+        "num_calls": counts["scorer_calls"],
+        "num_steps": counts["scorer_steps"],
+        "num_tokens": counts["scorer_tokens"],
+    }
+    if "judge_samples" in counts:
+        cost |= {f"judge_{name}": counts[f"judge_{name}"] for name in JUDGE_COUNTS}  # sums of counters have no zeros
+    return cost
 
 
 def score_candidates(
@@ -208,16 +234,20 @@ def path_lengths(
         `tuple[dict[int, int], dict[int, int]]`: For each step, and for the problem at `-1`: the tokens up to its end, and the
         tokens of the longest path that is scored for it, including merged steps.
     """
+    if isinstance(scorer, GenerativeScorer):
+        ends = scorer.path_lengths(problem, steps, parents)
+        return ends, ends
     paths: dict[int, list[int]] = {-1: []}
     for i, parent in enumerate(parents):
         paths[i] = [*paths[parent], i]
     runs = [paths[i][-span:] for i in range(len(steps)) for span in scoring.spans if 1 < span <= len(paths[i])]
     merged = [scorer.step_format.merge([steps[i] for i in run]) for run in runs]
-    prompt_ids, step_ids = scorer.step_format.encode(scorer.tokenizer, problem, [*steps, *merged])
-    ends = {-1: len(prompt_ids)}
-    for i, parent in enumerate(parents):
-        ends[i] = ends[parent] + len(step_ids[i])
+    trie = TokenTrie()
+    all_parents = [*parents, *(parents[run[0]] for run in runs)]
+    nodes = scorer.step_format.insert(trie, scorer.tokenizer, problem, [*steps, *merged], all_parents)
+    lengths = {i: trie.path_length(node) for i, node in nodes.items()}
+    ends = {i: lengths[i] for i in range(-1, len(steps))}
     longest = dict(ends)
-    for run, ids in zip(runs, step_ids[len(steps) :], strict=True):
-        longest[run[-1]] = max(longest[run[-1]], ends[parents[run[0]]] + len(ids))
+    for number, run in enumerate(runs, start=len(steps)):
+        longest[run[-1]] = max(longest[run[-1]], lengths[number])
     return ends, longest

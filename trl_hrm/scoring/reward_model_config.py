@@ -1,25 +1,35 @@
 """Config of the commands that score steps with a reward model."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import COUNT, Dtype
+from ..config import COUNT, SEED, Dtype
 from ..io import shown
 from .scoring_config import ScoringConfig
 
 
 if TYPE_CHECKING:
     from ..step_format import StepFormat
+    from .generative_scorer import GenerativeScorer
+    from .judge_templates import JudgeTemplate
     from .tree_scorer import TreeScorer
 
-# The settings of each engine, with their defaults
+# The settings of each engine, with their defaults: for a step reward model, and for a judge
 ENGINE_SETTINGS: dict[str, dict[str, Any]] = {
     "transformers": {"revision": None, "dtype": "float32", "max_length": 2048, "batch_size": 8},
     "vllm": {"revision": None, "dtype": "float32", "args": None},
     "URL": {"revision": None, "served_model_name": None},
 }
+JUDGE_SETTINGS: dict[str, dict[str, Any]] = {
+    "transformers": {"revision": None, "dtype": "auto", "batch_size": 32},
+    "vllm": {"revision": None, "dtype": "auto", "args": None},
+    "URL": {"revision": None, "served_model_name": None},
+}
+# Options of a judge and their defaults. `None` is a value of the template
+JUDGE_OPTIONS = {"judge_samples": 4, "judge_max_tokens": None, "judge_temperature": None, "judge_seed": 42}
 # Names in reports (see `describe_scoring`), and the options they come from
 REPORTED = {"scorer": "reward_model_engine", "scorer_args": "reward_model_args"} | {
     name: f"reward_model_{name}" for name in ("revision", "dtype", "max_length", "batch_size")
@@ -43,7 +53,7 @@ class RewardModelConfig(ScoringConfig):
             Path or Hub id of the reward model.
         reward_model_engine (`str`, *optional*, defaults to `"transformers"`):
             Engine that runs the reward model: `"transformers"` (candidates share their prefix), `"vllm"` (in this process), or
-            the URL of a server that runs `vllm serve MODEL --runner pooling`.
+            the URL of a server that runs `vllm serve`, see [`ServerScorer`].
         reward_model_revision (`str`, *optional*):
             Revision of the reward model on the Hub.
         reward_model_dtype (`str`, *optional*):
@@ -57,10 +67,26 @@ class RewardModelConfig(ScoringConfig):
         served_model_name (`str`, *optional*):
             Name of the reward model on the server. Defaults to `reward_model`.
         step_format (`str`, *optional*):
-            Path to a `step_format.json`, for a model that was saved without one. Defaults to the file of the model.
+            Name of a published step format (see `docs/model_zoo.md`) or path to a `step_format.json`, for a model that was saved
+            without one. Defaults to the file of the model or, for a published model, to its format.
+        judge_template (`str`, *optional*):
+            Use the reward model as a judge: a language model that writes a critique and a verdict for each step. `"instruct"` for any
+            instruction model, `"genprm"`, `"thinkprm"`, or the path of a template file. See [`JudgeTemplate`]. The engine can then be a
+            server that runs `vllm serve MODEL`. Set automatically for the published models `GenPRM/GenPRM-*` and `launch/ThinkPRM-*`.
+        judge_samples (`int`, *optional*):
+            Number of responses of the judge per prompt. Defaults to 4.
+        judge_max_tokens (`int`, *optional*):
+            Maximum number of tokens of a response. Defaults to the value of the template.
+        judge_temperature (`float`, *optional*):
+            Sampling temperature of the judge. Defaults to the value of the template.
+        judge_seed (`int`, *optional*):
+            Random seed of the judge. Defaults to 42.
+        judge_log (`str`, *optional*):
+            JSON Lines file with the responses of the judge. Responses in it are not sampled again. Defaults to `judgements*.jsonl` in
+            the output folder.
 
     Raises:
-        `FileNotFoundError`: If the file `step_format` does not exist.
+        `FileNotFoundError`: If `step_format` is neither a name nor a file.
         `ValueError`: If an option does not apply to the engine, or has no effect with another option.
     """
 
@@ -69,7 +95,7 @@ class RewardModelConfig(ScoringConfig):
         default="transformers",
         metadata={
             "help": "Engine that runs the reward model: transformers (candidates share their prefix), vllm (in this "
-            "process), or the URL of a server that runs `vllm serve MODEL --runner pooling`.",
+            "process), or the URL of a server that runs `vllm serve`.",
             "metavar": "transformers|vllm|URL",
         },
     )
@@ -111,7 +137,51 @@ class RewardModelConfig(ScoringConfig):
     step_format: str | None = field(
         default=None,
         metadata={
-            "help": "Path to a step_format.json, for a model that was saved without one (default: the file of the model).",
+            "help": "Name of a published step format, or path to a step_format.json, for a model that was saved without one "
+            "(default: the file of the model, or the format of a published model).",
+            "metavar": "NAME|FILE",
+            "advanced": True,
+        },
+    )
+
+    judge_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Use the reward model as a judge, a language model that writes a critique and a verdict for each step: "
+            "instruct (any instruction model), genprm, thinkprm, or the path of a template file. The engine can then be a "
+            "server that runs `vllm serve MODEL`.",
+            "metavar": "instruct|genprm|thinkprm|FILE",
+        },
+    )
+    judge_samples: int | None = field(
+        default=None,
+        metadata={"help": "Number of responses of the judge per prompt (default: 4).", "range": COUNT},
+    )
+    judge_max_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of tokens of a response of the judge (default: the value of the template).",
+            "advanced": True,
+            "range": COUNT,
+        },
+    )
+    judge_temperature: float | None = field(
+        default=None,
+        metadata={
+            "help": "Sampling temperature of the judge (default: the value of the template).",
+            "advanced": True,
+            "range": "[0, inf)",
+        },
+    )
+    judge_seed: int | None = field(
+        default=None,
+        metadata={"help": "Random seed of the judge (default: 42).", "advanced": True, "range": SEED},
+    )
+    judge_log: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON Lines file with the responses of the judge. Responses in it are not sampled again (default: "
+            "judgements*.jsonl in the output folder).",
             "metavar": "FILE",
             "advanced": True,
         },
@@ -119,24 +189,28 @@ class RewardModelConfig(ScoringConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_judge()
         for name, own in _OWN_SETTINGS.items():
             if name in (self.reward_model_args or ()):
                 raise ValueError(f"`reward_model_args` contains {name}, which is set by {own}. Remove it.")
         self._settings()
+        self.refuse_revision_of_folder("reward_model_revision", "reward_model")
         if self.combine != "max" and set(self.spans) == {1}:
             raise ValueError(
                 f"`combine` is {self.combine}, but `spans` is 1, so there is only one score per step to combine. Set `spans` to 1 2, "
                 "or remove `combine`."
             )
-        if self.step_format is not None and not Path(self.step_format).is_file():
-            raise FileNotFoundError(
-                f"`step_format`: the file {self.step_format} does not exist. Pass a step_format.json, which the trainer saves "
-                "with every checkpoint."
-            )
+        self._step_format()
 
-    def load_scorer(self) -> "TreeScorer":
+    def load_scorer(self, judge_log: Path | None = None, overwrite: bool = False) -> "TreeScorer | GenerativeScorer":
         """
         Load the reward model.
+
+        Args:
+            judge_log (`Path`, *optional*):
+                Default of the option `judge_log`.
+            overwrite (`bool`, *optional*, defaults to `False`):
+                Whether to clear the default log if it was written with other settings.
 
         Raises:
             `FileNotFoundError`, `ValueError`: See the scorers.
@@ -145,6 +219,26 @@ class RewardModelConfig(ScoringConfig):
 
         settings, step_format = self._settings(), self._step_format()
         logging.disable_progress_bar()  # show only the progress bar of scoring
+        if self.judge_template is not None:
+            from .generative_scorer import GenerativeScorer
+
+            options = self._judge_options()
+            args = settings.pop("args", None) or {}
+            return GenerativeScorer.from_pretrained(
+                self.reward_model,
+                engine=self.reward_model_engine,
+                template=self.judge_template,
+                temperature=options["judge_temperature"],
+                revision=settings.pop("revision"),
+                served_model_name=settings.pop("served_model_name", None),
+                engine_args=settings | args,
+                num_samples=options["judge_samples"],
+                max_tokens=options["judge_max_tokens"],
+                seed=options["judge_seed"],
+                log=self.judge_log or judge_log,
+                overwrite=overwrite and self.judge_log is None,
+                progress=True,
+            )
         if self.reward_model_engine == "transformers":
             from .scorer import StepScorer
 
@@ -167,11 +261,14 @@ class RewardModelConfig(ScoringConfig):
         Raises:
             `FileNotFoundError`, `ValueError`: See [`~step_format.StepFormat.from_pretrained`] and [`~loading.check_checkpoint`].
         """
-        from ..loading import check_checkpoint
-        from ..step_format import StepFormat
+        from ..loading import check_checkpoint, check_policy, read_step_format
 
         revision = self.reward_model_revision
-        step_format = self._step_format() or StepFormat.from_pretrained(self.reward_model, revision=revision)
+        if self.judge_template is not None:
+            if not self.is_served():
+                check_policy(self.reward_model, revision)
+            return
+        step_format = self._step_format() or read_step_format(self.reward_model, revision)
         check_checkpoint(self.reward_model, step_format, revision)
 
     def is_served(self) -> bool:
@@ -183,11 +280,14 @@ class RewardModelConfig(ScoringConfig):
         Return what identifies the content of the reward model, to notice that a run is resumed with another one: `reward_model`
         (see [`~identity.checkpoint_identity`]) and, for a server, `reward_model_server`, as described by the loaded `scorer`.
         """
-        from ..identity import checkpoint_identity, digest_of_files
+        from ..identity import checkpoint_identity
 
         identity = checkpoint_identity(self.reward_model, self.reward_model_revision)
         if self.step_format is not None:
-            identity["step_format"] = digest_of_files([Path(self.step_format)])
+            identity["step_format"] = hashlib.sha256(self._step_format().to_json().encode()).hexdigest()
+        if self.judge_template is not None:
+            identity.pop("step_format", None)
+            identity["judge_template"] = hashlib.sha256(repr(self._judge_template()).encode()).hexdigest()
         found = {"reward_model": identity}
         described = scorer.describe() if hasattr(scorer, "describe") else {}
         if "identity" in described:
@@ -204,6 +304,8 @@ class RewardModelConfig(ScoringConfig):
         args = settings.pop("args", None)
         if args:
             settings["scorer_args"] = json.dumps({name: value for name, value in args.items() if name != "hf_token"})
+        if self.judge_template is not None:
+            settings |= {"judge_template": self.judge_template, **self._judge_options()}
         settings |= {"step_format": self.step_format, "spans": self.spans, "combine": self.combine}
         return {name: value for name, value in settings.items() if value is not None}
 
@@ -217,16 +319,55 @@ class RewardModelConfig(ScoringConfig):
             )
         return self.reward_model_engine
 
+    def _check_judge(self) -> None:
+        """Raise if an option of a judge has no effect, or an option does not apply to judges."""
+        from .judge_templates import published_template
+
+        if self.judge_template is None and isinstance(self.reward_model, str) and self.step_format is None:
+            self.judge_template = published_template(self.reward_model)
+        if self.judge_template is None:
+            models = [self.reward_model] if isinstance(self.reward_model, str) else self.reward_model
+            for name in () if any(map(published_template, models)) else (*JUDGE_OPTIONS, "judge_log"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"`{name}` has no effect without `judge_template`. Set `judge_template`, or remove it."
+                    )
+            return
+        self._judge_template()  # raises if it is invalid
+        if self.step_format is not None:
+            raise ValueError("`step_format` does not apply to a judge. Remove `step_format`, or `judge_template`.")
+        if set(self.spans) != {1}:
+            raise ValueError(
+                f"`spans` is {self.spans}, but a judge sees each step with the steps before it, so steps are not merged. Set `spans` "
+                "to 1."
+            )
+        if self.judge_temperature == 0 and self._judge_options()["judge_samples"] > 1:
+            raise ValueError(
+                "`judge_temperature` is 0, so all responses would be the same. Set `judge_samples` to 1, or use a higher temperature."
+            )
+
+    def _judge_template(self) -> "JudgeTemplate":
+        from .judge_templates import JudgeTemplate
+
+        return JudgeTemplate.load(self.judge_template)
+
+    def _judge_options(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in JUDGE_OPTIONS}
+        return JUDGE_OPTIONS | {name: value for name, value in given.items() if value is not None}
+
     def _settings(self) -> dict[str, Any]:
         """Return the settings of the chosen engine. Raise if a setting of another engine is set, as it has no effect."""
-        settings = dict(ENGINE_SETTINGS[self._kind()])
+        table = ENGINE_SETTINGS if self.judge_template is None else JUDGE_SETTINGS
+        settings = dict(table[self._kind()])
         for name in dict.fromkeys(name for names in ENGINE_SETTINGS.values() for name in names):
             own = name if name == "served_model_name" else f"reward_model_{name}"
             value = getattr(self, own)
             if value is None:
                 continue
             if name not in settings:
-                others = " and ".join(kind for kind, names in ENGINE_SETTINGS.items() if name in names)
+                others = " and ".join(kind for kind, names in table.items() if name in names)
+                if not others:
+                    raise ValueError(f"`{own}` does not apply to a judge. Remove `{own}`.")
                 raise ValueError(
                     f"`{own}` only applies to engine {others}, but `reward_model_engine` is {self.reward_model_engine}. Remove "
                     f"`{own}`."
@@ -237,6 +378,4 @@ class RewardModelConfig(ScoringConfig):
     def _step_format(self) -> "StepFormat | None":
         from ..step_format import StepFormat
 
-        if self.step_format is None:
-            return None
-        return StepFormat.from_json(Path(self.step_format).read_bytes(), where=self.step_format)
+        return None if self.step_format is None else StepFormat.named(self.step_format)

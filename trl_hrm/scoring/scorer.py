@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..forest import TokenTree, pack, pad_rows
 from ..heads import check_head, gather_steps, step_outputs
-from ..loading import load_reward_model, load_tokenizer
+from ..loading import load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
@@ -98,7 +98,7 @@ class StepScorer(TreeScorer):
             model, the tokenizer and the step format do not fit each other.
         """
         if step_format is None:
-            step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
+            step_format = read_step_format(path_or_repo, revision)
         tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
         kwargs = {"trust_remote_code": trust_remote_code, **model_init_kwargs}
         model = load_reward_model(path_or_repo, step_format, revision=revision, **kwargs)
@@ -134,7 +134,7 @@ class StepScorer(TreeScorer):
         width = tokens["input_ids"].shape[1]
         device = self.model.device
         tokens = {name: tensor.to(device) for name, tensor in tokens.items()}
-        with step_outputs(self.model, self._label_token_ids):
+        with step_outputs(self.model, self.step_format, self._label_token_ids):
             logits = self.model(**model_inputs(**tokens, config=self.model.config, dtype=self.model.dtype)).logits
         positions = np.concatenate([row.step_positions + i * width for i, row in enumerate(joined)])
         scores = step_score(gather_steps(logits, torch.from_numpy(positions).to(device)), self.step_format)

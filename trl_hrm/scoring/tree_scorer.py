@@ -11,9 +11,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, find_adapter_config_file
 
 from ..forest import TokenTree, TokenTrie
-from ..heads import num_labels
 from ..io import shown
-from ..loading import check_checkpoint, load_tokenizer
+from ..loading import check_checkpoint, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..step_format import StepFormat
 from ..step_tree import StepTree
@@ -24,6 +23,14 @@ from .scoring_config import ScoringConfig
 logger = logging.getLogger(__name__)
 
 DOCS = "docs/scoring_without_trl_hrm.md"
+ALL_TOKENS = '`--pooler-config \'{"pooling_type": "ALL"}\'`'  # option of `vllm serve`
+# Ends of the names of vLLM's classes for each head
+CLASSES = {
+    "classification": ("ForTokenClassification",),
+    "regression": ("ForTokenClassification",),
+    "mlp": ("Qwen2ForProcessRewardModel",),
+    "lm": ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"),
+}
 
 
 class TreeScorer:
@@ -136,16 +143,12 @@ class TreeScorer:
         paths = [tree.path(step) for step in range(len(tree.completions))]
         merged = [path[-span:] for path in paths for span in spans if 1 < span <= len(path)]
         texts = tree.completions + [self.step_format.merge([tree.completions[i] for i in run]) for run in merged]
-        prompt_ids, step_ids = self.step_format.encode(self.tokenizer, tree.prompt, texts)
+        parents = [*tree.parents, *(tree.parents[run[0]] for run in merged)]
         trie = TokenTrie()
-        nodes = {-1: trie.insert(prompt_ids)}
-        judged: list[list[int]] = []
-        for step, parent in enumerate(tree.parents):
-            nodes[step] = trie.insert(step_ids[step], after=nodes[parent])
-            judged.append([trie.mark(nodes[step])])
-        for run, ids in zip(merged, step_ids[len(tree.completions) :], strict=True):
-            node = trie.insert(ids, after=nodes[tree.parents[run[0]]])
-            judged[run[-1]].append(trie.mark(node))
+        nodes = self.step_format.insert(trie, self.tokenizer, tree.prompt, texts, parents)
+        judged = [[trie.mark(nodes[step])] for step in range(len(tree.completions))]
+        for number, run in enumerate(merged, start=len(tree.completions)):
+            judged[run[-1]].append(trie.mark(nodes[number]))
         return trie.layout(), judged
 
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
@@ -157,47 +160,50 @@ class ChainScorer(TreeScorer):
     """
     Base class of scorers whose model takes plain sequences: one sequence per root-to-leaf path, with scores for all steps.
 
-    The head `"lm"` is not supported.
+    A token classifier returns its outputs for every token of a sequence. A causal language model (`head="lm"`) returns the
+    log-probabilities of the two label tokens after each step.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, step_format: StepFormat, max_positions: int | None = None
     ) -> None:
-        refuse_label_tokens(step_format)
+        refuse_head(step_format)
         super().__init__(tokenizer, step_format, max_positions)
+        self.label_token_ids = step_format.label_token_ids(tokenizer) if step_format.head == "lm" else None
 
     def _forward(self, trees: list[TokenTree], progress: bool) -> list[np.ndarray]:
         chains = [(i, chain) for i, tree in enumerate(trees) if len(tree) for chain in tree.chains()]
         scores = [np.full(len(tree.steps), np.nan) for tree in trees]
         if chains:  # vLLM raises on an empty batch
-            outputs = self._outputs([chain.input_ids.tolist() for _, chain in chains], progress)
-            for (i, chain), rows in zip(chains, outputs, strict=True):
-                self.check_outputs(rows, len(chain))
-                values = step_score(rows[torch.from_numpy(chain.step_positions)], self.step_format)
-                scores[i][chain.steps] = values.numpy()
+            sequences = [(chain.input_ids.tolist(), chain.step_positions.tolist()) for _, chain in chains]
+            for (i, chain), rows in zip(chains, self._outputs(sequences, progress), strict=True):
+                scores[i][chain.steps] = step_score(rows, self.step_format).numpy()
         return scores
 
     def check_outputs(self, rows: torch.Tensor, num_tokens: int) -> None:
         """Check that there is one output per token. Otherwise, scores would be read at the wrong tokens."""
-        expected = (num_tokens, num_labels(self.step_format))
+        expected = (num_tokens, self.step_format.num_labels)
         if tuple(rows.shape) != expected:
             raise ValueError(
                 f"vLLM returned outputs of shape {tuple(rows.shape)} for a sequence of {num_tokens} tokens. Expected "
                 f"{expected}: one row per token, one column per label of head {self.step_format.head!r}. Start vLLM with this "
-                'checkpoint, `--runner pooling` and the pooling type "ALL".'
+                f"checkpoint, `--runner pooling` and {ALL_TOKENS}."
             )
 
-    def _outputs(self, sequences: list[list[int]], progress: bool) -> list[torch.Tensor]:
-        """Return the classifier's outputs before activation, on the CPU: shape `(L, C)` for a sequence of L token ids."""
+    def _outputs(self, sequences: list[tuple[list[int], list[int]]], progress: bool) -> list[torch.Tensor]:
+        """
+        Return the outputs of the head, before softmax or sigmoid, for sequences of token ids with the positions of their
+        steps. The outputs of a sequence with S steps have the shape `(S, C)` and are on the CPU.
+        """
         raise NotImplementedError
 
 
-def refuse_label_tokens(step_format: StepFormat) -> None:
-    """Raise `ValueError` if the head is `"lm"`, which is not a classifier."""
-    if step_format.head == "lm":
+def refuse_head(step_format: StepFormat) -> None:
+    """Raise `ValueError` if vLLM has no class for the head."""
+    if step_format.head not in CLASSES:
         raise ValueError(
-            '`head="lm"` is not supported with vLLM, which scores only token classifiers. Convert the model to a token '
-            f"classifier as described in {DOCS}, or use StepScorer (`--reward_model_engine transformers`)."
+            f"vLLM has no class for head {step_format.head!r}. Convert the model to a token classifier as described in {DOCS}, "
+            "or use StepScorer (`--reward_model_engine transformers`)."
         )
 
 
@@ -238,24 +244,23 @@ def read_text_contract(
     [`~loading.check_checkpoint`]).
 
     Raises:
-        `ValueError`: If the checkpoint is a LoRA adapter, if it is not a token classifier whose outputs fit the head, or if
+        `ValueError`: If the checkpoint is a LoRA adapter, if vLLM has no class for it whose outputs fit the head, or if
         weights are missing or unexpected.
         `FileNotFoundError`: If the checkpoint has no `step_format.json` and `step_format` is `None`.
     """
     if find_adapter_config_file(path_or_repo, revision=revision) is not None:
         raise ValueError(
-            f"{path_or_repo} is a LoRA adapter. vLLM does not support adapters of token classifiers, whose head is trained. "
-            f"Merge the adapter into its base model as described in {DOCS}, or use StepScorer "
-            "(`--reward_model_engine transformers`)."
+            f"{path_or_repo} is a LoRA adapter, which the scorers with vLLM do not load. Merge the adapter into its base model as "
+            f"described in {DOCS}, or use StepScorer (`--reward_model_engine transformers`)."
         )
     if step_format is None:
-        step_format = StepFormat.from_pretrained(path_or_repo, revision=revision)
-    refuse_label_tokens(step_format)
+        step_format = read_step_format(path_or_repo, revision)
+    refuse_head(step_format)
     tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
     checked = False
     if not Path(path_or_repo).is_dir() or Path(path_or_repo, CONFIG_NAME).exists():
         config = AutoConfig.from_pretrained(path_or_repo, revision=revision, trust_remote_code=trust_remote_code)
-        check_classifier(config, path_or_repo, step_format)
+        check_architecture(config, path_or_repo, step_format)
         checked = check_checkpoint(path_or_repo, step_format, revision, trust_remote_code)
     if not checked:
         logger.warning(
@@ -268,20 +273,24 @@ def read_text_contract(
     return tokenizer, step_format
 
 
-def check_classifier(config: Any, name: str, step_format: StepFormat) -> None:
+def check_architecture(config: Any, name: str, step_format: StepFormat) -> None:
     """
-    Check that a model config describes a token classifier whose outputs fit the head.
+    Check that a model config names a class of vLLM whose outputs fit the head.
 
     Raises:
-        `ValueError`: If the model is not a token classifier, or has the wrong number of labels.
+        `ValueError`: If vLLM has no class for the head, or if the model has another class or number of labels.
     """
+    refuse_head(step_format)
+    expected = CLASSES[step_format.head]
     architectures = config.architectures or []
-    if not any(architecture.endswith("ForTokenClassification") for architecture in architectures):
+    if not any(architecture.endswith(expected) for architecture in architectures):
         raise ValueError(
-            f"{name} has the architectures {architectures}. It must have one that ends with ForTokenClassification. To convert "
-            f"a causal language model to a token classifier, see {DOCS}. Other heads are not supported."
+            f"{name} has the architectures {architectures}, but vLLM needs one that ends with {' or '.join(expected)} for head "
+            f"{step_format.head!r}. Set `head` of the step format to the head that the model was trained with. If it is the right "
+            f"one, convert the model to a token classifier as described in {DOCS}, or use StepScorer (`--reward_model_engine "
+            "transformers`)."
         )
-    if config.num_labels != num_labels(step_format):
+    if step_format.head != "lm" and config.num_labels != step_format.num_labels:
         raise ValueError(
-            f"{name} has num_labels={config.num_labels}, but head {step_format.head!r} needs {num_labels(step_format)}."
+            f"{name} has num_labels={config.num_labels}, but head {step_format.head!r} needs {step_format.num_labels}."
         )

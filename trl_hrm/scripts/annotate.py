@@ -284,6 +284,7 @@ def describe_dry_run(config: AnnotateConfig, problems: "ProblemSet") -> str:
     prompt, rule = config.make_prompt()
     search = config.make_search(prompt, rule)
     tokenizer = config.load_tokenizer()
+    prompt = prompt.for_tokenizer(tokenizer)
     index, count = map(int, config.shard.split("/"))
     chosen = [p for p in problems.problems if problem_shard(p.problem_id, count) == index]
     lines = [problems.describe(), f"Shard {config.shard}: {len(chosen):,} problems."]
@@ -333,6 +334,7 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
     from ..search.coroutines import run_coroutine
     from ..search.log import EventLog
     from ..search.policies import check_in_flight
+    from ..search.prompts import NO_SYSTEM_NOTE
     from ..search.run_folder import check_manifest, finish_shard, problem_shard, resumed_prompt, shard_name
     from ..search.scheduler import Scheduler, SchedulerConfig
     from .progress_bar import ProgressBar
@@ -370,6 +372,9 @@ def search_problems(config: AnnotateConfig, shard: Shard, problems: "ProblemSet"
 
     with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
         engine = config.load_engine(shard)
+        prompt = prompt.for_tokenizer(engine.tokenizer)
+        if config.system_prompt is not None and prompt.system_prompt is None:
+            say(NO_SYSTEM_NOTE)
         for _, problem in chosen[:1]:  # an invalid prompt raises before anything is written
             prompt.encode(engine.tokenizer, problem.prompt)
         note = prompt.describe_control_text(engine.tokenizer, (problem.prompt for _, problem in chosen))

@@ -3,19 +3,24 @@ Evaluate a step reward model on benchmarks with labelled steps: ProcessBench, PR
 
 ```bash
 trl-hrm benchmark subset400.jsonl --suite prmbench --reward_model outputs/tiny-hrm --output_dir runs/prmbench
-trl-hrm benchmark gsm8k.json math.json olympiadbench.json omnimath.json --suite processbench --reward_model outputs/tiny-hrm
+trl-hrm benchmark --reward_model Qwen/Qwen2.5-Math-PRM-7B me/my-hrm --suite processbench --data Qwen/ProcessBench --output_dir runs/compared
 ```
 """
 
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import SEED
 from ..data.sources import parse_columns
-from ..io import claimed_folder
+from ..io import claimed_folder, shown, write_or_keep
 from ..scoring.reward_model_config import RewardModelConfig
 from ..terminal import one_line, plain, say
+
+
+if TYPE_CHECKING:
+    from ..evaluation.benchmarks.suite import SuiteData
 
 
 @dataclass(kw_only=True)
@@ -24,7 +29,9 @@ class BenchmarkConfig(RewardModelConfig):
     Configuration of [`benchmark`]. It also has the fields of [`RewardModelConfig`].
 
     Args:
-        inputs (`list[str]`):
+        reward_model (`list[str]`):
+            Paths or Hub ids of the reward models. Each is scored in its own step format. The other options apply to all of them.
+        data (`list[str]`):
             JSON or JSON Lines files, dataset folders or Hub ids. All splits of a dataset are read. Each input is assigned to a
             benchmark by its columns.
         suite (`list[str]`):
@@ -44,7 +51,8 @@ class BenchmarkConfig(RewardModelConfig):
         seed (`int`, *optional*, defaults to `42`):
             Random seed of the validation split and of the confidence intervals.
         output_dir (`str`, *optional*):
-            Folder for `results.json` and for the scores of all steps, `scores.jsonl`. By default, results are only printed.
+            Folder for `results.json` and for the scores of all steps, `scores.jsonl`. With several reward models, it has one folder
+            for each of them, and their comparison, `comparison.md`. By default, results are only printed.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether to replace existing results in `output_dir`.
 
@@ -52,7 +60,13 @@ class BenchmarkConfig(RewardModelConfig):
         `ValueError`: If an option is out of range, or has no effect with the other options.
     """
 
-    inputs: list[str] = field(
+    reward_model: list[str] = field(
+        metadata={
+            "help": "Paths or Hub ids of the reward models. Each is scored in its own step format.",
+            "metavar": "MODEL",
+        }
+    )
+    data: list[str] = field(
         metadata={
             "help": "JSON or JSON Lines files, dataset folders or Hub ids. All splits of a dataset are read. Each input is "
             "assigned to a benchmark by its columns.",
@@ -104,8 +118,8 @@ class BenchmarkConfig(RewardModelConfig):
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder for results.json and for the scores of all steps, scores.jsonl (default: only print the "
-            "results)."
+            "help": "Folder for results.json and for the scores of all steps, scores.jsonl. With several reward models, it "
+            "has one folder for each of them (default: only print the results)."
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace existing results in --output_dir."})
@@ -118,6 +132,27 @@ class BenchmarkConfig(RewardModelConfig):
             raise ValueError(
                 "`overwrite` has no effect without `output_dir`. Set `output_dir`, or remove `overwrite`."
             )
+        names = list(map(folder_name, self.reward_model))
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"`reward_model` has several models whose results would be saved in the folder {shown(name)}. Run the command "
+                    "once for each of them."
+                )
+        if len(names) > 1 and self.served_model_name is not None:
+            raise ValueError("`served_model_name` is the name of one model. Remove it, or pass one `reward_model`.")
+        if len(names) > 1 and self.judge_log is not None:
+            raise ValueError("`judge_log` is the log of one model. Remove it, or pass one `reward_model`.")
+
+    def scoring_configs(self) -> list[RewardModelConfig]:
+        """Return the config of each reward model."""
+        shared = {field.name: getattr(self, field.name) for field in fields(RewardModelConfig)}
+        return [RewardModelConfig(**(shared | {"reward_model": name})) for name in self.reward_model]
+
+
+def folder_name(reward_model: str) -> str:
+    """Return the name of the folder with the results of one of several reward models, such as `Qwen--Qwen2.5-Math-PRM-7B`."""
+    return Path(reward_model).resolve().name if Path(reward_model).is_dir() else reward_model.replace("/", "--")
 
 
 @dataclass(frozen=True)
@@ -126,73 +161,99 @@ class BenchmarkResults:
     Result of [`benchmark`]. `str()` gives the text that the command prints.
 
     Args:
-        suites (`dict[str, dict[str, Any]]`):
-            Metrics of each suite, with confidence intervals and counts.
+        suites (`dict[str, dict[str, dict[str, Any]]]`):
+            For each reward model, the metrics of each suite, with confidence intervals and counts.
         output_dir (`str`, *optional*):
-            Folder with `results.json` and `scores.jsonl`.
+            Folder of the results.
     """
 
-    suites: dict[str, dict[str, Any]]
+    suites: dict[str, dict[str, dict[str, Any]]]
     output_dir: str | None
 
     def __str__(self) -> str:
-        from ..evaluation.benchmarks.measures import format_results
+        from ..evaluation.benchmarks.measures import format_comparison, format_results
 
-        lines = [f"\n{format_results(name, measures)}\n" for name, measures in self.suites.items()]
+        lines = []
+        for model, suites in self.suites.items():
+            title = f"\n{plain(model)}" if len(self.suites) > 1 else ""
+            lines += [f"{title}\n{format_results(name, measures)}\n" for name, measures in suites.items()]
+        if len(self.suites) > 1:
+            lines.append(f"{format_comparison(self.suites)}\n")
         if self.output_dir is not None:
             folder = plain(str(self.output_dir))
-            lines.append(f"Results: {folder}/results.json; scores of all steps: {folder}/scores.jsonl")
+            each = "" if len(self.suites) == 1 else "*/"
+            lines.append(f"Results: {folder}/{each}results.json; scores of all steps: {folder}/{each}scores.jsonl")
         return "\n".join(lines)
 
 
 def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
     """
-    Evaluate a step reward model on benchmarks with labelled steps.
+    Evaluate step reward models on benchmarks with labelled steps.
 
     Args:
         config ([`BenchmarkConfig`]):
-            Data, benchmarks and reward model.
+            Data, benchmarks and reward models.
 
     Returns:
-        [`BenchmarkResults`]: The metrics of each benchmark.
+        [`BenchmarkResults`]: The metrics of each benchmark for each reward model.
 
     Raises:
         `FileExistsError`: If `output_dir` already has results and `overwrite` is not set.
         `OSError`: If `output_dir` cannot be written. This is checked first. If the disk fills up later, the results are saved in the
             system's temporary folder.
-        `ValueError`: If the data has no rows of a benchmark, or a row is invalid and `strict` is set.
+        `ValueError`: If the data has no rows of a benchmark, or a row is invalid and `strict` is set. If a reward model does not
+            fit, before any is scored.
     """
     from ..evaluation.benchmarks import run as benchmarks
-
-    if config.output_dir is None:
-        return _benchmark(config, None)
-    with claimed_folder(config.output_dir, "output_dir", (benchmarks.RESULTS, benchmarks.SCORES)) as folder:
-        benchmarks.check_output(folder, config.overwrite)
-        return _benchmark(config, folder)
-
-
-def _benchmark(config: BenchmarkConfig, folder: Path | None) -> BenchmarkResults:
-    from ..evaluation.benchmarks import run as benchmarks
+    from ..evaluation.benchmarks.measures import format_comparison
     from ..evaluation.benchmarks.suite import read_suites
 
-    suites = [benchmarks.SUITES[name] for name in dict.fromkeys(config.suite)]
-    found = read_suites(suites, config.inputs, config.columns or {}, config.first_step, config.strict)
-    scorer = config.load_scorer()
+    models = config.scoring_configs()
+    with ExitStack() as stack:
+        folders: list[Path | None] = [None] * len(models)
+        if config.output_dir is not None:
+            root = Path(config.output_dir)
+            folders = [root] if len(models) == 1 else [root / folder_name(one.reward_model) for one in models]
+            for folder in folders:
+                stack.enter_context(claimed_folder(str(folder), "output_dir", (benchmarks.RESULTS, benchmarks.SCORES)))
+                benchmarks.check_output(folder, config.overwrite)
+        if len(models) > 1:  # one that does not fit would be found only after the others are scored
+            for one in models:
+                one.check_reward_model()
+        suites = [benchmarks.SUITES[name] for name in dict.fromkeys(config.suite)]
+        found = read_suites(suites, config.data, config.columns or {}, config.first_step, config.strict)
+        results = {
+            one.reward_model: _benchmark(config, one, found, folder)
+            for one, folder in zip(models, folders, strict=True)
+        }
+        if config.output_dir is not None and len(models) > 1:
+            write_or_keep(root, {"comparison.md": format_comparison(results, markdown=True) + "\n"})
+    return BenchmarkResults(results, config.output_dir)
+
+
+def _benchmark(
+    config: BenchmarkConfig, model: RewardModelConfig, found: "dict[str, SuiteData]", folder: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Evaluate one reward model, and write its results to the folder."""
+    from ..evaluation.benchmarks import run as benchmarks
+
+    log = None if folder is None else folder / benchmarks.JUDGEMENTS
+    scorer = model.load_scorer(log, config.overwrite)
     results, rows = {}, []
-    for suite in suites:
-        data = found[suite.name]
-        say(f"{suite.name}: {len(data.solutions):,} solutions")
+    for name, data in found.items():
+        of_model = f" with {plain(model.reward_model)}" if len(config.reward_model) > 1 else ""
+        say(f"{name}: {len(data.solutions):,} solutions{of_model}")
         for warning in data.warnings():
             say(f"warning: {one_line(warning)}")
-        results[suite.name], scored = benchmarks.run_suite(
-            suite, data, scorer, config, config.threshold, config.validation_size, config.seed
+        results[name], scored = benchmarks.run_suite(
+            benchmarks.SUITES[name], data, scorer, model, config.threshold, config.validation_size, config.seed
         )
         rows += scored
     if folder is not None:
-        reward_model = {"model": config.reward_model, **config.describe_scoring()}
+        reward_model = {"model": model.reward_model, **model.describe_scoring()}
         settings = {"threshold": config.threshold, "validation_size": config.validation_size}
         if config.columns:
             settings["columns"] = [f"{name}={column}" for name, column in config.columns.items()]
         settings |= {name: getattr(config, name) for name in ("first_step", "strict") if getattr(config, name)}
         benchmarks.write_results(folder, results, rows, reward_model, settings, config.seed)
-    return BenchmarkResults(results, config.output_dir)
+    return results

@@ -248,9 +248,12 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
         **reading,
     }
     scorer = None
+    judge_log = folder / shard_name("judgements", shard.index, shard.count, "jsonl")
     is_new = not (folder / shard_name("partial", shard.index, shard.count, "jsonl")).exists()
     if problems and (is_new or config.is_served()):  # a server says which model it runs
-        scorer = config.load_scorer()  # before the folder is made, so that an incompatible model leaves no files
+        scorer = config.load_scorer(
+            judge_log, config.overwrite
+        )  # before the folder is made, so that an incompatible model leaves no files
     with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
         described = grader.describe()
         header = {
@@ -266,7 +269,7 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
             for note in part.notes:
                 say(note)
             if scorer is None and part.num_blocks * BLOCK < len(problems):
-                scorer = config.load_scorer()
+                scorer = config.load_scorer(judge_log, config.overwrite)
             score_pool(problems, scorer, grader, part, config, config.grader_workers, progress=True)
     if shard.index > 0:
         say(f"Part {shard.index} of {shard.count} is done. The first process merges the results.")

@@ -36,16 +36,17 @@ def main(script_args, training_args, model_args):
     from trl_hrm import HRMRewardTrainer
 
     if script_args.make_tiny_model:
-        from trl_hrm.heads import num_labels
         from trl_hrm.tiny_model import make_tiny_model, read_texts
 
+        step_format = training_args.make_step_format()
         with training_args.main_process_first(desc="making the tiny model"):
             if not Path(model_args.model_name_or_path, "config.json").exists():
                 make_tiny_model(
                     read_texts(script_args.dataset_name, script_args.dataset_config),
                     model_args.model_name_or_path,
-                    kind="causal" if training_args.head == "lm" else "token",
-                    num_labels=num_labels(training_args.step_format()),
+                    # the heads `mlp` and `value` are added to a causal language model when it is loaded
+                    kind="token" if step_format.head in ("classification", "regression") else "causal",
+                    num_labels=step_format.num_labels,
                 )
 
     check_inputs(script_args, training_args, model_args)

@@ -110,6 +110,7 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
     from ..data.faults import format_places
     from ..data.solutions import check_answers, count_answers, leave_out_thinking, solution_warnings
     from ..scoring.candidate_scores import fits
+    from ..scoring.generative_scorer import GenerativeScorer, format_judge_cost
 
     notes = Counter()
     places, trees = _read(config.input, config.columns or {})
@@ -140,7 +141,12 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
         num_scored = sum(value is not None for values in scored for value in values)
         lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {plain(config.output)}."]
     lines += [f"warning: {one_line(warning)}" for warning in solution_warnings(notes)]
-    num_thinking = sum(None in values for values in scored)
+    if isinstance(scorer, GenerativeScorer):
+        lines.append(format_judge_cost(scorer.cost))
+    num_thinking = sum(
+        is_fitting and len(steps) < len(tree.completions)
+        for tree, (_, steps), is_fitting in zip(trees, shown, fitting, strict=True)
+    )
     if num_thinking:
         lines.append(
             f"{num_thinking:,} rows have thinking steps, which are not scored. Use --keep_thinking to score them."

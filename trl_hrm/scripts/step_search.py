@@ -104,6 +104,11 @@ class StepSearchConfig(RunConfig, RewardModelConfig, PromptConfig, PolicyConfig,
 
     def __post_init__(self):
         super().__post_init__()
+        if self.judge_template is not None:
+            raise ValueError(
+                "`judge_template` does not work with a step search, which scores many short steps while it samples. Use a step reward "
+                "model, or `trl-hrm best-of-n`."
+            )
         for name in ("problems", "policy"):
             if getattr(self, name) is None:
                 raise ValueError(f"`{name}` is missing. Set `problems` and `policy`.")
@@ -145,6 +150,7 @@ def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
     from ..grading import AnswerGrader
     from ..scoring.scoring_config import ScoringConfig
     from ..search.policies import check_in_flight
+    from ..search.prompts import NO_SYSTEM_NOTE
     from ..search.step_search import ending_extractors
 
     names = ("output_dir", "n", "strategy", "branching", "max_depth", "max_step_tokens", "aggregate")
@@ -162,6 +168,9 @@ def _step_search(config: StepSearchConfig, shard: "Shard") -> "Results | None":
     scorer = config.load_scorer()
     with AnswerGrader(num_workers=config.grader_workers, timeout=config.grader_timeout) as grader:
         engine = config.load_engine(shard)
+        prompt = prompt.for_tokenizer(engine.tokenizer)
+        if config.system_prompt is not None and prompt.system_prompt is None:
+            say(NO_SYSTEM_NOTE)
         manifest = make_manifest(config, engine, prompt, rule, grader, shard.count)
         if config.prefix_column is not None:
             manifest["started_with"]["prefix_column"] = config.prefix_column

@@ -300,11 +300,13 @@ def run_script(
         with ending_with_launcher():
             if "--config" in argv[:-1]:
                 _check_settings(argv[argv.index("--config") + 1], parser)
+            parser.set_defaults(do_train=True)  # so that `--do_train false` can be told from the default
             try:
                 parsed = parser.parse_args_and_config(argv, fail_with_unknown_args=fail_with_unknown_args)
             except TypeError as error:
                 raise ValueError(f"A training option has a value of the wrong type ({error}).") from error
             raises = raises or parsed[1].log_level == "debug"
+            _check_tasks(parsed[1])
             main(*parsed)
     except Exception as error:  # the border of the script: no traceback leaves it, unless it is asked for
         if raises:
@@ -316,6 +318,25 @@ def run_script(
             sys.stdout.flush()
             os._exit(1)  # shutting down the interpreter would wait for the other processes
         sys.exit(1)
+
+
+def _check_tasks(args: "TrainingArguments") -> None:
+    """
+    Check the options that say what to do. Trainer ignores them, because they are meant for scripts.
+
+    Raises:
+        `ValueError`: If the script does something else.
+    """
+    if not args.do_train:
+        raise ValueError(
+            "`do_train` is false, but this script always trains. Remove it. To evaluate a model, use `trl-hrm benchmark`."
+        )
+    if args.do_predict:
+        raise ValueError(
+            "`do_predict` is true, but this script only trains. Remove it. To score, use `trl-hrm score`."
+        )
+    if args.do_eval and args.eval_strategy == "no":
+        raise ValueError("`do_eval` is true, but `eval_strategy` is no. Set `eval_strategy` to steps or epoch.")
 
 
 def _check_settings(file: str, parser: "TrlParser") -> None:

@@ -1,9 +1,11 @@
 """Outcomes of the sampled solutions of a run, and warnings that suggest which option to change."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..grading import DEFAULT_EXTRACTORS, extract_answer, thinking_spans, visible_text
 from ..terminal import one_line
 from .open_tree import OpenTree
 
@@ -12,6 +14,8 @@ OUTCOMES = {
     "right": "correct",
     "wrong": "wrong",
     "cut_off_by_tokens": "at the maximum number of tokens",
+    "cut_off_in_thinking": "while thinking",
+    "cut_off_after_answer": "after an answer",
     "cut_off_by_context": "at the policy's context length",
     "cut_off_by_depth": "at the maximum depth",
     "cut_off_by_budget": "by the budget of the problem",
@@ -21,11 +25,19 @@ OUTCOMES = {
 }
 CUT_OFF = tuple(name for name in OUTCOMES if name.startswith("cut_off"))
 NUM_SHOWN = 5  # maximum number of problems in a message
+# Some solutions without a grade are normal. If more than half have none, most of the samples were wasted.
+MAX_WITHOUT_GRADE = 0.5
+# Fewer solutions may be all wrong by chance: a policy that solves 10 % of the problems gets 50 wrong ones in 0.5 % of the runs
+MIN_GRADED = 50
+# A solution of one or two lines may be one step. If more than half of the longer ones are, the rule does not fit the policy.
+MIN_LINES, MAX_UNSPLIT = 3, 0.5
 # A policy that is certain of a step writes it several times, but not nearly always
 MIN_REQUESTS, MAX_REPEATED = 10, 0.9
 
 
-def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
+def count_outcomes(
+    opened: OpenTree, search: Mapping[str, Any], extractors: Sequence[str] = DEFAULT_EXTRACTORS
+) -> Counter:
     """
     Count the outcomes of the solutions of a problem.
 
@@ -37,6 +49,8 @@ def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
         search (`Mapping[str, Any]`):
             Settings of the search, as in the manifest. Without them, all solutions that end at a token limit count as
             `cut_off_by_tokens`.
+        extractors (`Sequence[str]`, *optional*):
+            Answer extractors of the run. They tell whether a solution that was cut off had continued after its answer.
 
     Returns:
         `Counter`: Number of solutions for each key of `OUTCOMES`.
@@ -56,7 +70,7 @@ def count_outcomes(opened: OpenTree, search: Mapping[str, Any]) -> Counter:
             limits = (search.get("root_filter") or {}) if is_filter else search
             most = limits.get("max_step_tokens" if node.role == "step" else "max_solution_tokens")
             is_short = most is not None and len(node.token_ids) < most
-            counts["cut_off_by_context" if is_short else "cut_off_by_tokens"] += 1
+            counts["cut_off_by_context" if is_short else _cut_off_by_tokens(opened, i, extractors)] += 1
         elif node.role == "step" and not node.is_final and node.text.strip():
             reason = "context" if i in no_room else "budget" if node.parent in thinned else "depth"
             counts[f"cut_off_by_{reason}"] += 1
@@ -75,6 +89,57 @@ def count_repeats(opened: OpenTree) -> Counter:
             counts["requests"] += 1
             counts["repeated"] += len({tuple(opened.tree.nodes[i].token_ids) for i in brought}) == 1
     return counts
+
+
+def _cut_off_by_tokens(opened: OpenTree, index: int, extractors: Sequence[str]) -> str:
+    """Return the outcome of a solution that has reached the maximum number of tokens. Its last line may be incomplete."""
+    node, text = opened.tree.nodes[index], opened.tree.text(index)
+    tail = opened.cuts[index][-1].tail if index in opened.cuts else node.tail
+    if 0 < len(node.text) == tail or any(end == len(text) for _, end in thinking_spans(text)):
+        return "cut_off_in_thinking"
+    answered = extract_answer(text.rpartition("\n")[0], extractors) is not None
+    return "cut_off_after_answer" if answered else "cut_off_by_tokens"
+
+
+def count_unsplit(opened: OpenTree, pattern: str) -> Counter:
+    """
+    Count the samples from the prompt with at least `MIN_LINES` lines (`"long"`), and those in which the step rule finds nothing
+    (`"unsplit"`).
+
+    Args:
+        opened ([`OpenTree`]):
+            Tree of a problem.
+        pattern (`str`):
+            Pattern of the [`~search.steps.StepRule`]: the header or the end of a step.
+    """
+    counts: Counter = Counter()
+    for i in opened.brought.get((opened.root_id, 0), ()):
+        text = visible_text(opened.tree.nodes[i].text).strip()
+        if sum(bool(line.strip()) for line in text.splitlines()) >= MIN_LINES:
+            counts["long"] += 1
+            counts["unsplit"] += re.search(pattern, text) is None
+    return counts
+
+
+def step_warnings(unsplit: Mapping[str, int], settings: Mapping[str, Any]) -> list[str]:
+    """
+    Return a warning if the step rule finds no steps in most solutions, because labels of steps need more than one step.
+
+    Args:
+        unsplit (`Mapping[str, int]`):
+            See [`count_unsplit`].
+        settings (`Mapping[str, Any]`):
+            The manifest, with the step rule and the prompt.
+    """
+    long, number = unsplit.get("long", 0), unsplit.get("unsplit", 0)
+    if number <= MAX_UNSPLIT * long:
+        return []
+    rule, prompt = (_now((settings.get(name) or {}).get("name")) for name in ("steps", "prompt"))
+    return [
+        f"{number:,} of {long:,} solutions with several lines ({_percent(number, long)}) are a single step, because the rule "
+        f"--segmentation{rule} finds no steps in them. Use a rule that fits the solutions, such as blank_line, or a --prompt{prompt} "
+        "that asks for such steps, in a new --output_dir."
+    ]
 
 
 def repeat_warnings(repeats: Mapping[str, int], engine: Mapping[str, Any]) -> list[str]:
@@ -104,7 +169,7 @@ def ordered(counts: Mapping[str, int]) -> dict[str, int]:
 
 def outcome_of(answer: str | None, correct: bool | None, finish: str | None) -> str:
     """Return the outcome of a whole solution. Unreadable answers are returned as `"not_graded"`."""
-    if answer is not None:
+    if answer is not None or correct is not None:
         return _graded(correct, None)
     return "cut_off_by_tokens" if finish == "length" else "without_answer"
 
@@ -127,8 +192,8 @@ def describe_outcomes(solutions: Mapping[str, int]) -> str:
     total = sum(solutions.values())
     if not total:
         return "0 solutions"
-    share = {name: f"{100 * solutions.get(name, 0) / total:.1f} %" for name in OUTCOMES}
-    cut_off = f"{100 * _num_cut_off(solutions) / total:.1f} % cut off"
+    share = {name: _percent(solutions.get(name, 0), total) for name in OUTCOMES}
+    cut_off = f"{_percent(_num_cut_off(solutions), total)} cut off"
     causes = ", ".join(f"{share[name]} {OUTCOMES[name]}" for name in CUT_OFF if solutions.get(name))
     parts = [f"{share[name]} {OUTCOMES[name]}" for name in OUTCOMES if name not in CUT_OFF]
     if not solutions.get("not_graded"):
@@ -141,18 +206,16 @@ def outcome_warnings(
     solutions: Mapping[str, int], search: Mapping[str, Any], settings: Mapping[str, Any] | None = None
 ) -> list[str]:
     """
-    Return a warning with the option to change if more than half of the solutions of a run are unusable.
+    Return warnings with the option to change if more than half of the solutions of a run have no grade, or if all grades are the
+    same.
 
     Args:
         solutions (`Mapping[str, int]`):
             Number of solutions for each key of `OUTCOMES`.
         search (`Mapping[str, Any]`):
-            Settings of the search, as in the manifest.
+            Settings of the search, as in the manifest. Empty if the solutions were given and not sampled.
         settings (`Mapping[str, Any]`, *optional*):
             The manifest, with the current extractors, prompt and final stops.
-
-    Returns:
-        `list[str]`: At most one warning.
     """
     total, settings = sum(solutions.values()), settings or {}
     prompt = settings.get("prompt") or {}
@@ -162,25 +225,45 @@ def outcome_warnings(
         "prompt": _now(prompt.get("name")),
         "grader_timeout": _now((settings.get("grader") or {}).get("timeout")),
     }
-    for words, number, advice in (
-        ("are cut off", _num_cut_off(solutions), _longer(solutions, search)),
+    longer = _longer(solutions, search, now["final_stops"])
+    answers = (
+        f"Check that --prompt{now['prompt']} asks for an answer, that --extractors{now['extractors']} match the answers of the policy, "
+        f"and that --final_stops{now['final_stops']} end a solution only after its answer."
+    )
+    if not search:
+        longer = "Sample solutions with a larger maximum number of tokens."
+        answers = f"Check that --extractors{now['extractors']} match the solutions."
+    causes = (
+        (_num_cut_off(solutions), "cut off", longer),
+        (solutions.get("without_answer", 0), OUTCOMES["without_answer"], answers),
         (
-            "have no answer",
-            solutions.get("without_answer", 0),
-            f"Check that --extractors{now['extractors']} match the answers of the policy, that --final_stops{now['final_stops']} "
-            f"end a solution only after its answer, and that --prompt{now['prompt']} asks for an answer.",
-        ),
-        (
-            "have an unreadable answer",
             solutions.get("unreadable", 0),
+            OUTCOMES["unreadable"],
             f"Check that --extractors{now['extractors']} extract only the answer, and that the reference answers have the same "
             "format.",
         ),
-        ("were not graded in time", solutions.get("not_graded", 0), f"Raise --grader_timeout{now['grader_timeout']}."),
-    ):
-        if number > total / 2:
-            return [f"{100 * number / total:.1f} % of the solutions {words}. {advice}"]
-    return []
+        (solutions.get("not_graded", 0), OUTCOMES["not_graded"], f"Raise --grader_timeout{now['grader_timeout']}."),
+    )
+    warnings = []
+    without_grade = sum(number for number, _, _ in causes)
+    if without_grade > MAX_WITHOUT_GRADE * total:
+        reasons = ", ".join(f"{number:,} {reason}" for number, reason, _ in causes if number)
+        advice = max(causes, key=lambda cause: cause[0])[-1]
+        warnings.append(
+            f"{without_grade:,} of {total:,} solutions ({_percent(without_grade, total)}) have no grade: {reasons}. {advice}"
+        )
+    right, wrong = solutions.get("right", 0), solutions.get("wrong", 0)
+    if right + wrong >= MIN_GRADED and not (right and wrong):
+        problems = "harder problems or a weaker policy" if right else "easier problems or a stronger policy"
+        check = (
+            f"Check that the reference answers belong to the problems, and that --extractors{now['extractors']} extract the answers of "
+            "the policy. Otherwise, use"
+        )
+        warnings.append(
+            f"All {right + wrong:,} solutions with a grade are {'correct' if right else 'wrong'}, so they do not show which steps are "
+            f"better. {'Use' if right else check} {problems}."
+        )
+    return warnings
 
 
 def reference_warnings(number: int, problems: Sequence[Mapping[str, str]]) -> list[str]:
@@ -220,22 +303,33 @@ def _num_cut_off(solutions: Mapping[str, int]) -> int:
     return sum(solutions.get(name, 0) for name in CUT_OFF)
 
 
-def _longer(solutions: Mapping[str, int], search: Mapping[str, Any]) -> str:
+def _longer(solutions: Mapping[str, int], search: Mapping[str, Any], final_stops: str) -> str:
     """Return advice for the most frequent reason why solutions are cut off."""
     cause = max(CUT_OFF, key=lambda name: solutions.get(name, 0))
+    most = f"Most of them ({solutions.get(cause, 0):,}) are cut off {OUTCOMES[cause]}."
+    length = "max_step_tokens" if "max_step_tokens" in search else "max_solution_tokens"
+    length = f"--{length}{_now(search.get(length))}"
     if cause == "cut_off_by_context":
-        return (
-            "Most of them reach the policy's context length. Use a policy with a longer context, or start vLLM with a larger "
-            "max_model_len."
+        return f"{most} Use a policy with a longer context, or start vLLM with a larger max_model_len."
+    if cause == "cut_off_by_tokens":
+        advice = f"Raise {length}"
+    elif cause == "cut_off_in_thinking":
+        advice = (
+            f"Raise {length} to the length of the thinking, or turn thinking off, for many models with --chat_template_kwargs "
+            """'{"enable_thinking": false}',"""
         )
-    if cause == "cut_off_by_depth":
-        names = ["max_depth"]
-    elif cause == "cut_off_by_tokens":
-        names = ["max_step_tokens"] if "max_step_tokens" in search else ["max_solution_tokens"]
+    elif cause == "cut_off_after_answer":
+        advice = f"Set --final_stops{final_stops} to a text that the policy writes after its answer"
+    elif cause == "cut_off_by_depth":
+        advice = f"Raise --max_depth{_now(search.get('max_depth'))}"
     else:
         names = ["max_sequences"] + ["max_tokens"] * (search.get("max_tokens") is not None)
-    options = " or ".join(f"--{name}{_now(search.get(name))}" for name in names)
-    return f"Most of them are cut off {OUTCOMES[cause]}. Raise {options} in a new --output_dir."
+        advice = "Raise " + " or ".join(f"--{name}{_now(search.get(name))}" for name in names)
+    return f"{most} {advice} in a new --output_dir."
+
+
+def _percent(number: int, total: int) -> str:
+    return f"{100 * number / total:.1f} %"
 
 
 def _now(value: Any) -> str:

@@ -141,6 +141,10 @@ class PolicyConfig(Config):
                     "`policy_dtype` only applies to vllm and transformers, but `engine` is openai. Remove `policy_dtype`."
                 )
 
+        self.refuse_revision_of_folder(
+            "policy_revision", "policy" if self.policy_tokenizer is None else "policy_tokenizer"
+        )
+
     def load_tokenizer(self) -> Any:
         """Load the tokenizer of the policy."""
         from ..loading import load_tokenizer
@@ -217,13 +221,15 @@ class PromptConfig(Config):
     Configuration of the prompt, of the rule that splits solutions into steps, and of the answer extractors.
 
     Args:
-        prompt (`str`, *optional*, defaults to `"steps"`):
-            Prompt: `"steps"` (`# Step k` headers), `"formulas"` (steps end with formulas), `"question"` (only the question), or
-            the path of a text file that contains `{question}`.
+        prompt (`str`, *optional*, defaults to `"boxed"`):
+            Prompt: `"boxed"` (`# Step k` headers, answer in `\boxed{}`), `"steps"` (headers and answer as in the HRM paper),
+            `"formulas"` (steps end with formulas), `"question"` (only the question), or the path of a text file that contains
+            `{question}`.
         prompt_style (`str`, *optional*, defaults to `"chat"`):
             `"chat"` applies the policy's chat template, `"plain"` uses the text as is.
         system_prompt (`str`, *optional*):
-            System message, for the chat style.
+            System message, for the chat style. If the chat template has no system messages, it is put at the start of the user
+            message.
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Variables for the chat template, such as `{"enable_thinking": False}`.
         chat_template_date (`str`, *optional*, defaults to `"2024-07-26"`):
@@ -244,10 +250,11 @@ class PromptConfig(Config):
     """
 
     prompt: str = field(
-        default="steps",
+        default="boxed",
         metadata={
-            "help": "Prompt: steps (`# Step k` headers), formulas (steps end with formulas), question (only the question), "
-            "or the path of a text file that contains {question}."
+            "help": r"Prompt: boxed (`# Step k` headers, answer in \boxed{}), steps (headers and answer as in the HRM paper), "
+            "formulas (steps end with formulas), question (only the question), or the path of a text file that contains "
+            "{question}."
         },
     )
     prompt_style: Literal["chat", "plain"] = field(

@@ -1,10 +1,17 @@
-"""Prompts for a policy: two reworded prompts of the HRM paper with its markers, and one with only the question."""
+"""Prompts for a policy: one for any instruction model, two reworded prompts of the HRM paper with its markers, and only the question."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..encoding import CHAT_TEMPLATE_DATE, check_chat_template_options, encode_around, find_control_text, render_chat
+from ..encoding import (
+    CHAT_TEMPLATE_DATE,
+    check_chat_template,
+    check_chat_template_options,
+    encode_around,
+    find_control_text,
+    render_chat,
+)
 from ..io import shown
 
 
@@ -21,6 +28,9 @@ Question: {question}
 """
 
 
+NO_SYSTEM_NOTE = (
+    "The policy's chat template has no system messages, so --system_prompt is at the start of the user message."
+)
 # Values for manifests written before these options existed, so that a resumed run keeps its encoding
 OLD_DEFAULTS = {"chat_template_kwargs": None, "chat_template_date": None, "sanitize_control_tokens": False}
 
@@ -92,6 +102,38 @@ class Prompt:
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return [*system, {"role": "user", "content": self.text(question)}]
 
+    def for_tokenizer(self, tokenizer: Any) -> "Prompt":
+        """
+        Return the prompt with the system message at the start of the user message, if the chat template has no system messages
+        (Gemma 2, Mistral 7B). Such templates fail for a system message, or ignore it.
+
+        Raises:
+            `ValueError`: If the system message contains `{question}`, which would be replaced in the user message.
+        """
+        if self.system_prompt is None or not tokenizer.chat_template:
+            return self
+        check_chat_template(
+            tokenizer, self.chat_template_kwargs
+        )  # so that the exceptions below are about the messages
+
+        def render(prompt: Prompt) -> str:
+            return render_chat(
+                tokenizer, prompt.messages("1+2?"), prompt.chat_template_kwargs, prompt.chat_template_date
+            )
+
+        without_system = replace(self, system_prompt=None)
+        try:
+            if render(self) != render(without_system):
+                return self
+        except Exception:  # a template can raise any exception
+            render(without_system)  # raises if the template fails for user messages, too
+        if "{question}" in self.system_prompt:
+            raise ValueError(
+                "The chat template has no system messages, and `system_prompt` contains {question}. Remove it, or move the text to "
+                "the prompt."
+            )
+        return replace(without_system, template=f"{self.system_prompt}\n\n{self.template}")
+
     def encode(self, tokenizer: Any, question: str) -> list[int]:
         """
         Return the token ids of the prompt. A prompt is encoded once per problem; all later requests continue its ids.
@@ -136,6 +178,13 @@ def started_prompt(manifest: Mapping[str, Any]) -> dict[str, Any]:
 PROMPTS = {
     prompt.name: prompt
     for prompt in (
+        # No example, because small models copy it. The answer is in the two places where instruction models write it.
+        Prompt(
+            "boxed",
+            "{question}\n\nSolve this problem step by step. Begin the steps with '# Step 1', '# Step 2' and so on. At the end, write "
+            "'The answer is' and the final answer in \\boxed{}.",
+            rule="step_header",
+        ),
         # HRM, appendix A.2: for tree search, with a header before each step
         Prompt(
             "steps",

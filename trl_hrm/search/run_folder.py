@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, NotRequired, Required
 
 from typing_extensions import TypedDict
 
+from ..grading import DEFAULT_EXTRACTORS
 from ..identity import compare_runs, describe_changes, format_change
 from ..io import claimed_folder, read_json, remove_partial, shown, write_json
 from ..schema import Count, check_json, from_json
@@ -27,10 +28,12 @@ from .outcomes import (
     OUTCOMES,
     count_outcomes,
     count_repeats,
+    count_unsplit,
     ordered,
     outcome_warnings,
     reference_warnings,
     repeat_warnings,
+    step_warnings,
 )
 from .prompts import OLD_DEFAULTS, Prompt, started_prompt
 from .step_search import STRATEGIES
@@ -97,6 +100,7 @@ class Summary(TypedDict):
     failed_requests: Count
     solutions: NotRequired[dict[Outcome, Count]]
     repeats: NotRequired[dict[Literal["requests", "repeated"], Count]]
+    unsplit: NotRequired[dict[Literal["long", "unsplit"], Count]]
     unreadable_references: NotRequired[list[Reference]]
     log_bytes: NotRequired[Count]
 
@@ -346,17 +350,19 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: Summary of the shard over all restarts: number of problems by status, `solutions` by outcome (see
-        [`count_outcomes`]; empty for searches guided by a reward model), `repeats` (see [`count_repeats`]), the first problems with
-        `unreadable_references`, number of failed requests, and size of the log in bytes.
+        [`count_outcomes`]; empty for searches guided by a reward model), `repeats` (see [`count_repeats`]), `unsplit` (see
+        [`count_unsplit`]; empty without a step rule in the manifest), the first problems with `unreadable_references`, number of failed requests, and size of the log in bytes.
     """
     from .nodes import write_nodes  # imports pyarrow, which would slow down the command line
 
-    search = read_manifest(folder).get("search", {}) if (folder / MANIFEST).is_file() else {}
+    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    search, extractors = manifest.get("search", {}), manifest.get("extractors", DEFAULT_EXTRACTORS)
     with EventLog(folder / shard_name("log", shard, num_shards, "jsonl")) as log:
         summary = {
             "problems": dict(sorted(Counter(problem.status for problem in log.problems.values()).items())),
             "solutions": Counter(),
             "repeats": Counter(),
+            "unsplit": Counter(),
             "unreadable_references": [],
             "failed_requests": sum(problem.num_errors for problem in log.problems.values()),
             "log_bytes": log.size,
@@ -371,7 +377,9 @@ def finish_shard(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
                 opened = log.read(name)
                 summary["repeats"].update(count_repeats(opened))
                 if search.get("search") not in STRATEGIES:
-                    summary["solutions"].update(count_outcomes(opened, search))
+                    summary["solutions"].update(count_outcomes(opened, search, extractors))
+                if "steps" in manifest:
+                    summary["unsplit"].update(count_unsplit(opened, manifest["steps"]["pattern"]))
                 if status == "ungradable" and len(summary["unreadable_references"]) < NUM_SHOWN:
                     problem = opened.tree.problem
                     summary["unreadable_references"].append(
@@ -423,15 +431,18 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     problems: Counter = Counter()
     solutions: Counter = Counter()
     repeats: Counter = Counter()
+    unsplit: Counter = Counter()
     for summary in summaries:
         problems.update(summary["problems"])
         solutions.update(summary.get("solutions", {}))
         repeats.update(summary.get("repeats", {}))
+        unsplit.update(summary.get("unsplit", {}))
     num_shards = int(_SUMMARY.fullmatch(files[0].name)[1]) if files else 0
     return {
         "problems": dict(sorted(problems.items())),
         "solutions": ordered(solutions),
         "repeats": dict(repeats),
+        "unsplit": dict(unsplit),
         "unreadable_references": [one for summary in summaries for one in summary.get("unreadable_references", ())][
             :NUM_SHOWN
         ],
@@ -442,8 +453,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
 
 def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     """
-    Return warnings about unreadable reference answers, repeated samples, a run with mostly unusable solutions, and a run that mixes
-    models.
+    Return warnings about unreadable reference answers, repeated samples, solutions without a grade, with equal grades or without
+    steps, and a run that mixes models.
 
     Args:
         summary (`dict[str, Any]`):
@@ -456,6 +467,7 @@ def summary_warnings(summary: dict[str, Any], manifest: dict[str, Any]) -> list[
         *reference_warnings(number, summary["unreadable_references"]),
         *repeat_warnings(summary.get("repeats", {}), manifest.get("engine", {})),
         *outcome_warnings(summary["solutions"], manifest.get("search", {}), manifest),
+        *step_warnings(summary.get("unsplit", {}), manifest),
         *mixture_warnings(manifest),
     ]
 

@@ -45,7 +45,8 @@ class ForestReport:
         prompts_with_control_text, steps_with_control_text (`int`): Number of prompts and of steps that contain control
             tokens of the tokenizer. See `sanitize_control_tokens` of [`StepFormat`].
         steps_with_separator (`int`): Number of steps that contain the `step_separator`, and of single steps that
-            contain a `merge_separator` other than white space. To the model, such a step looks like several steps.
+            contain a `merge_separator` other than white space. To the model, such a step looks like several steps. With
+            `prompt_style="turns"`, the `step_separator` is a reply, which may occur in steps.
         tokens_in_rows (`int`): Number of tokens in all rows. Greater than `tokens` if trees are split, since each part
             repeats its prefix, or with `shared_prefix=False`.
         labels_per_row_p10, labels_per_row_median (`float`): 10th percentile and median number of labelled steps per row.
@@ -85,7 +86,8 @@ class ForestReport:
         for step, count in zip(steps, num_merged or [1] * len(steps), strict=True):
             self.steps_with_control_text += bool(find_control_text(tokenizer, step))
             is_forged = count == 1 and not merge.isspace() and merge in step
-            self.steps_with_separator += step_format.step_separator in step or is_forged
+            is_split = step_format.prompt_style != "turns" and step_format.step_separator in step
+            self.steps_with_separator += is_split or is_forged
 
     def __str__(self) -> str:
         return ", ".join(f"{field.name.replace('_', ' ')} {getattr(self, field.name):,.15g}" for field in fields(self))
@@ -221,15 +223,17 @@ class ForestBuilder:
         for tree, where in zip(trees, places, strict=True):
             kept = self._kept_labels(tree, where)
             report.count_control_text(self.tokenizer, self.step_format, tree.prompt, tree.completions, tree.num_merged)
-            prompt_ids, step_ids = self.step_format.encode(self.tokenizer, tree.prompt, tree.completions)
-            if self.max_length is not None and len(prompt_ids) >= self.max_length:
+            try:
+                nodes = self.step_format.insert(trie, self.tokenizer, tree.prompt, tree.completions, tree.parents)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            prompt_length = trie.path_length(nodes[-1])
+            if self.max_length is not None and prompt_length >= self.max_length:
                 raise ValueError(
-                    f"{where}: the prompt has {len(prompt_ids)} tokens, which leaves no room for a step within "
+                    f"{where}: the prompt has {prompt_length} tokens, which leaves no room for a step within "
                     f"`max_length` {self.max_length}. Raise `max_length`, or remove the row."
                 )
-            nodes = {-1: trie.insert(prompt_ids)}
-            for i, ids in enumerate(step_ids):
-                nodes[i] = trie.insert(ids, after=nodes[tree.parents[i]])
+            for i in range(len(tree.completions)):
                 if kept[i] is None:
                     continue
                 path_lengths.append(trie.path_length(nodes[i]))

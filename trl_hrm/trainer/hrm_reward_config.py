@@ -1,5 +1,5 @@
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
 from .._compat import BaseConfig
@@ -34,8 +34,12 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             Whether to disable dropout in the model. Token classifiers in transformers apply a dropout of 0.1 before the
             head.
 
-        > Parameters that control the text format (see [`StepFormat`]; saved as `step_format.json`)
+        > Parameters that control the text format (see [`StepFormat`]; saved as `step_format.json`). If all of them have their
+        default values, a model with a known step format (an own checkpoint or a published model) keeps its format.
 
+        step_format (`str`, *optional*):
+            Name of a published step format, such as `"math-shepherd"` (see `docs/model_zoo.md`), or path to a
+            `step_format.json`. Replaces the other parameters of the text format, which must have their default values.
         prompt_style (`str`, *optional*, defaults to `"plain"`):
             Whether to encode the prompt as plain text (`"plain"`) or with the chat template (`"chat"`).
         system_prompt (`str`, *optional*):
@@ -51,10 +55,12 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
         merge_separator (`str`, *optional*, defaults to `"\n"`):
             Text between the steps of a merged step. Must be the separator that the dataset was built with.
         head (`str`, *optional*, defaults to `"classification"`):
-            Head of the model. `"classification"`: token classification with 2 labels. `"regression"`: token
-            classification with 1 label. `"lm"`: causal language model that is scored by two label tokens.
+            Head of the model. `"classification"`: token classification with 2 labels. `"mlp"`: the same with a hidden
+            layer. `"regression"`: token classification with 1 label. `"value"`: value head with 1 output on a causal
+            language model. `"lm"`: causal language model that is scored by two label tokens. `"lm_mean"`: causal language
+            model that is scored by the mean of all logits.
         regression_loss (`str`, *optional*, defaults to `"mse"`):
-            Loss of the regression head, `"mse"` or `"bce"`. Only used with `head="regression"`.
+            Loss of a head with 1 output (`"regression"`, `"value"`, `"lm_mean"`): `"mse"` or `"bce"`.
         label_tokens (`list[str]`, *optional*, defaults to `["+", "-"]`):
             Tokens for a correct and a wrong step. Only used with `head="lm"`.
 
@@ -130,6 +136,13 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
     )
 
     # Parameters that control the text format
+    step_format: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of a published step format, such as `math-shepherd` (see docs/model_zoo.md), or path to a "
+            "`step_format.json`. Replaces the other parameters of the text format, which must have their default values."
+        },
+    )
     prompt_style: Literal["plain", "chat"] = field(
         default="plain",
         metadata={"help": "Whether to encode the prompt as plain text (`plain`) or with the chat template (`chat`)."},
@@ -165,16 +178,18 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
             "help": "Text between the steps of a merged step. Must be the separator that the dataset was built with."
         },
     )
-    head: Literal["classification", "regression", "lm"] = field(
+    head: Literal["classification", "mlp", "regression", "value", "lm", "lm_mean"] = field(
         default="classification",
         metadata={
-            "help": "Head of the model. `classification`: token classification with 2 labels. `regression`: token "
-            "classification with 1 label. `lm`: causal language model that is scored by two label tokens."
+            "help": "Head of the model. `classification`: token classification with 2 labels. `mlp`: the same with a hidden "
+            "layer. `regression`: token classification with 1 label. `value`: value head with 1 output on a causal language "
+            "model. `lm`: causal language model that is scored by two label tokens. `lm_mean`: causal language model that is "
+            "scored by the mean of all logits."
         },
     )
     regression_loss: Literal["mse", "bce"] = field(
         default="mse",
-        metadata={"help": 'Loss of the regression head, `mse` or `bce`. Only used with `head="regression"`.'},
+        metadata={"help": "Loss of a head with 1 output (`regression`, `value`, `lm_mean`): `mse` or `bce`."},
     )
     label_tokens: list[str] = field(
         default_factory=lambda: ["+", "-"],
@@ -246,7 +261,7 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
                 "`chat_template_date` is None. With a chat template that prints today's date, the token ids would change "
                 f"from day to day. Set a date such as {CHAT_TEMPLATE_DATE!r}."
             )
-        self.step_format()  # validate the format before anything is loaded
+        self.make_step_format()  # validate the format before anything is loaded
         if self.label_weighting not in ("unique", "occurrence"):
             raise ValueError(
                 f"`label_weighting` is {shown(self.label_weighting)}. It must be 'unique' or 'occurrence'."
@@ -264,17 +279,41 @@ class HRMRewardConfig(ResumeConfig, BaseConfig):
                 "probability."
             )
 
-    def step_format(self) -> StepFormat:
-        """Return the [`StepFormat`] defined by these arguments."""
-        return StepFormat(
-            prompt_style=self.prompt_style,
-            system_prompt=self.system_prompt,
-            step_separator=self.step_separator,
-            merge_separator=self.merge_separator,
-            head=self.head,
-            regression_loss=self.regression_loss,
-            label_tokens=self.label_tokens,
-            chat_template_kwargs=self.chat_template_kwargs,
-            chat_template_date=self.chat_template_date,
-            sanitize_control_tokens=self.sanitize_control_tokens,
-        )
+    def make_step_format(self) -> StepFormat:
+        """
+        Return the [`StepFormat`] defined by these arguments.
+
+        Raises:
+            `FileNotFoundError`, `ValueError`: See [`StepFormat`] and [`~step_format.StepFormat.named`].
+        """
+        if self.step_format is not None:
+            if changed := self.changed_text_format():
+                raise ValueError(
+                    f"`step_format` is {shown(self.step_format)}, but {', '.join(f'`{name}`' for name in changed)} would change the "
+                    "text format too. Remove either `step_format` or these arguments."
+                )
+            return StepFormat.named(self.step_format)
+        return StepFormat(**{name: getattr(self, name) for name in _TEXT_FORMAT})
+
+    def changed_text_format(self) -> list[str]:
+        """Return the names of the arguments of the text format that do not have their default values."""
+        defaults = {field.name: field for field in fields(self)}
+        return [name for name in _TEXT_FORMAT if getattr(self, name) != _default(defaults[name])]
+
+
+_TEXT_FORMAT = (
+    "prompt_style",
+    "system_prompt",
+    "step_separator",
+    "merge_separator",
+    "head",
+    "regression_loss",
+    "label_tokens",
+    "chat_template_kwargs",
+    "chat_template_date",
+    "sanitize_control_tokens",
+)
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

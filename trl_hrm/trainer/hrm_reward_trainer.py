@@ -19,7 +19,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available
 from .._compat import get_config_model_id, global_then_local_main_first
 from ..heads import LABEL_NAMES, check_head, gather_steps, step_outputs
 from ..io import shown
-from ..loading import load_base_model, load_reward_model, load_tokenizer
+from ..loading import load_base_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..pages.papers import HRM_PAPER
 from ..step_format import StepFormat
@@ -66,10 +66,11 @@ class HRMRewardTrainer(StepTrainer):
             Model to be trained. Can be either:
 
             - A string: *model id* of a model on the Hub, or path to a *directory* with a saved model. It is loaded as a
-              token classifier (`head` `"classification"` or `"regression"`) or as a causal language model (`"lm"`) with
-              the keyword arguments in `args.model_init_kwargs`. `dtype` defaults to `float32`. A base model gets a newly
-              initialized head. A trained reward model (with a `step_format.json`) or its adapter keeps its head, so it
-              can be evaluated or trained further.
+              token classifier (`head` `"classification"`, `"mlp"` or `"regression"`) or as a causal language model
+              (`"value"`, `"lm"` or `"lm_mean"`) with the keyword arguments in `args.model_init_kwargs`. `dtype` defaults to `float32`. A base model gets a newly
+              initialized head. A trained reward model (with a `step_format.json`, or a published model) or its adapter
+              keeps its head, so it can be evaluated or trained further. It also keeps its step format, unless `args` sets
+              another one.
             - A model whose outputs fit `args.head`.
         args ([`HRMRewardConfig`], *optional*):
             Configuration for this trainer. If `None`, a default configuration is used.
@@ -131,12 +132,10 @@ class HRMRewardTrainer(StepTrainer):
             args = HRMRewardConfig(f"{model_name.split('/')[-1]}-HRM")
         if train_dataset is None:
             raise ValueError("`train_dataset` is required")
-        self.step_format = args.step_format()
-
         # Seed before the head of a token classifier is randomly initialized
         set_seed(args.seed)
         name = model if isinstance(model, str) else get_config_model_id(model.config)
-        model, revision, self._has_new_head = load_model(model, args, self.step_format)
+        model, revision, self.step_format, self._has_new_head = load_model(model, args)
         if processing_class is None:
             processing_class = load_tokenizer(name, revision, args.trust_remote_code)
         if processing_class.pad_token is None:
@@ -214,7 +213,7 @@ class HRMRewardTrainer(StepTrainer):
         else:
             # Without a mask and a cache, attention kernels separate the sequences by `position_ids`
             tokens = {name: tokens[name] for name in ("input_ids", "position_ids")} | {"use_cache": False}
-        with step_outputs(self.model, self._label_token_ids):
+        with step_outputs(self.model, self.step_format, self._label_token_ids):
             logits = model(**tokens).logits
         return gather_steps(logits, inputs["step_positions"])
 
@@ -282,40 +281,48 @@ def _metrics(scores: np.ndarray, labels: np.ndarray, num_merged: np.ndarray) -> 
 
 
 def load_model(
-    model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig, step_format: StepFormat
-) -> tuple["PreTrainedModel | PeftModel", str | None, bool]:
+    model: "str | PreTrainedModel | PeftModel", args: HRMRewardConfig
+) -> tuple["PreTrainedModel | PeftModel", str | None, StepFormat, bool]:
     """
-    Load the model of a trainer if `model` is a string.
+    Load the model of a trainer if `model` is a string, and determine its step format.
 
-    For a reward model (a checkpoint with a `step_format.json`) or an adapter, the weights are checked as in scoring. A
-    base model gets a newly initialized head.
+    For a reward model (a checkpoint with a `step_format.json`, or a published model) or an adapter, the weights are checked
+    as in scoring. Its step format is used unless `args` defines another one. A base model gets a newly initialized head.
 
     Returns:
-        `tuple[PreTrainedModel or PeftModel, str or None, bool]`: The model, the revision it was loaded from, and whether its
-        head is newly initialized (`False` if the model was already instantiated).
+        `tuple[PreTrainedModel or PeftModel, str or None, StepFormat, bool]`: The model, the revision it was loaded from, its
+        step format, and whether its head is newly initialized (`False` if the model was already instantiated).
 
     Raises:
         `ValueError`: If `args.model_init_kwargs` is given with a model that is already instantiated, or if the weights of
         the checkpoint do not fit the model.
     """
+    step_format = args.make_step_format()
     if not isinstance(model, str):
         if args.model_init_kwargs is not None:
             raise ValueError(
                 "You passed `model_init_kwargs` with a model that is already instantiated. Pass the model's name as a "
                 "string, or remove `model_init_kwargs`."
             )
-        return model, None, False
+        return model, None, step_format, False
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     # Distributed training requires device_map=None ("auto" fails)
     if args.distributed_state.distributed_type != DistributedType.NO:
         kwargs["device_map"] = None
-    if step_format.head == "classification":  # names of the classes in pipelines
-        kwargs |= {"id2label": LABEL_NAMES, "label2id": {name: i for i, name in LABEL_NAMES.items()}}
     revision = kwargs.pop("revision", None)
-    trained_format = StepFormat.find(model, revision=revision)
+    try:
+        trained_format = read_step_format(model, revision)
+    except FileNotFoundError:  # a base model
+        trained_format = None
     if trained_format is not None:
-        warn_of_another_format(model, trained_format, step_format)
+        if args.step_format is None and not args.changed_text_format():
+            step_format = trained_format
+        else:
+            warn_of_another_format(model, trained_format, step_format)
+    if step_format.head in ("classification", "mlp"):  # names of the classes in pipelines
+        kwargs |= {"id2label": LABEL_NAMES, "label2id": {name: i for i, name in LABEL_NAMES.items()}}
     if trained_format is not None or find_adapter_config_file(model, revision=revision) is not None:
-        return load_reward_model(model, step_format, revision, is_trainable=True, **kwargs), revision, False
+        loaded = load_reward_model(model, step_format, revision, is_trainable=True, **kwargs)
+        return loaded, revision, step_format, False
     loaded, has_new_head = load_base_model(model, step_format, revision=revision, **kwargs)
-    return loaded, revision, has_new_head
+    return loaded, revision, step_format, has_new_head

@@ -8,6 +8,7 @@ start that does not fit these models.
 import json
 import math
 import os
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,6 @@ from transformers.integrations import is_wandb_available
 from .. import __version__
 from .._compat import get_comet_experiment_url, get_config_model_id, get_trackio_space_url
 from ..encoding import dated_template, uses_clock
-from ..heads import num_labels
 from ..io import shell_word
 from ..pages.page import Table, code, markdown, resource
 from ..step_format import STEP_FORMAT_NAME, StepFormat
@@ -47,6 +47,8 @@ SETTINGS = (
     "seed",
     "max_length",
 )
+# Fields of a step format that has code without trl_hrm in the card
+_PLAIN_TEXT = {"prompt_template": "{problem}", "step_prefix": "", "step_suffix": "", "score_position": "separator"}
 # Logged by an evaluation, but not metrics of the model
 NO_METRICS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "num_tokens")
 COUNTS = {
@@ -113,17 +115,20 @@ def save_reward_model_card(
         dataset_name,
         tags,
         license,
-        task="text-generation" if step_format.head == "lm" else "token-classification",
+        task="text-generation" if step_format.is_causal_lm else "token-classification",
         kind="steps" if trainer._format_is_known else "tokens",
         merged=any(report.labels_merged for report in reports),
         dtype=str(next(trainer.model.parameters()).dtype).removeprefix("torch."),
-        task_class="ForCausalLM" if step_format.head == "lm" else "ForTokenClassification",
-        num_labels=None if step_format.head == "lm" else num_labels(step_format),
+        task_class="ForCausalLM" if step_format.is_causal_lm else "ForTokenClassification",
+        num_labels=None if step_format.is_causal_lm else step_format.num_labels,
         step_format=step_format,
         step_format_name=STEP_FORMAT_NAME,
         # if the dataset was tokenized by the user, the prompt format is unknown
         prompt_code=prompt_code(step_format, trainer.processing_class) if trainer._format_is_known else "",
         scores_code=scores_code(step_format),
+        is_plain=step_format.tokenization == "pieces"
+        and step_format.head in ("classification", "regression", "lm")
+        and replace(step_format, **_PLAIN_TEXT) == step_format,
         data=labels.markdown() if reports else "",  # no reports if the dataset was already prepared
     )
 
@@ -316,11 +321,10 @@ def prompt_code(step_format: StepFormat, tokenizer: "PreTrainedTokenizerBase") -
 def scores_code(step_format: StepFormat) -> str:
     """Return code that computes scores from the outputs of the model."""
     if step_format.head == "lm":
-        right, wrong = map(quote, step_format.label_tokens)
-        return (
-            f"labels = [ids_of({wrong})[0], ids_of({right})[0]]\n"
-            "scores = outputs[places][:, labels].softmax(-1)[:, 1].tolist()"
+        right, wrong = (
+            token if isinstance(token, int) else f"ids_of({quote(token)})[0]" for token in step_format.label_tokens
         )
+        return f"labels = [{wrong}, {right}]\nscores = outputs[places][:, labels].softmax(-1)[:, 1].tolist()"
     if step_format.head == "classification":
         return "scores = outputs[places].softmax(-1)[:, 1].tolist()"
     return f"scores = outputs[places, 0].{'clamp(0, 1)' if step_format.regression_loss == 'mse' else 'sigmoid()'}.tolist()"

@@ -297,18 +297,21 @@ class SafeTrainingMixin:
     def _accept(self, checkpoint: Path, settings: dict[str, Any], accepts: list[str]) -> tuple[str, ...]:
         """Refuse changes since a checkpoint that are not in `accepts`, and return all changes that were accepted so far."""
         record = read_record(checkpoint)
+        step_format = getattr(self, "step_format", None)
         if record is None:
             logger.warning(
                 f"{checkpoint} has no {RECORD_NAME}, because it was saved by an earlier version or by another trainer. It is not "
                 "known whether the dataset, the base model and the settings are still the same."
             )
             trained_format = StepFormat.find(str(checkpoint))
-            step_format = getattr(self, "step_format", None)
             if trained_format is None or step_format is None:
                 return tuple(accepts)
             record = {"settings": asdict(trained_format), "accepted": accepts}
             settings = asdict(step_format)
-        changes = list_changes(record["settings"], settings)
+        found = record["settings"]
+        if step_format is not None:  # earlier versions had fewer fields, with the effect of today's defaults
+            found = plain(asdict(StepFormat())) | found
+        changes = list_changes(found, settings)
         for name in LENGTH_ARGUMENTS:
             for line in changes.get(name, ()):
                 schedule = settings["lr_scheduler_type"]
@@ -338,6 +341,9 @@ class SafeTrainingMixin:
         """Return everything that a checkpoint is compared with: the arguments that affect training, and `_content`."""
         names = [field.name for field in fields(self.args) if field.init and field.name not in FREE_ARGUMENTS]
         settings = {name: plain(getattr(self.args, name)) for name in names}
+        if getattr(self, "step_format", None) is not None:  # it may come from the model or from a file
+            settings.pop("step_format", None)
+            settings |= plain(asdict(self.step_format))
         for name in ("model_init_kwargs", "ref_model_init_kwargs"):
             if settings.get(name):
                 settings[name] = {k: v for k, v in settings[name].items() if k not in FREE_MODEL_ARGUMENTS}

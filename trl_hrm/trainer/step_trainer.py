@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 logger = get_logger(__name__)
+# Linear layers of the heads of `classification`, `regression`, `mlp` and `value`
+_HEAD_LAYERS = ("classifier", "score", "score.0", "score.2", "v_head.summary")
 
 
 class StepTrainer(SafeTrainingMixin, HubPushMixin, BaseTrainer):
@@ -347,12 +349,17 @@ def set_up_model(
     step_format: StepFormat,
 ) -> "PreTrainedModel | PeftModel":
     """
-    Prepare a model for training: add the adapter of `peft_config`, disable dropout if `args.disable_dropout`, and enable
-    input gradients for gradient checkpointing with an adapter.
+    Prepare a model for training: freeze output embeddings that are not used, add the adapter of `peft_config`, disable dropout
+    if `args.disable_dropout`, and enable input gradients for gradient checkpointing with an adapter.
 
     Raises:
         `ValueError`: If `peft_config` is given and the model already has an adapter.
     """
+    if step_format.head == "value":
+        # DistributedDataParallel fails if a trained weight gets no gradient
+        unused = model.get_output_embeddings()
+        if unused is not None and unused.weight is not model.get_input_embeddings().weight:
+            unused.requires_grad_(False)
     if peft_config is not None:
         from peft import TaskType, get_peft_model
 
@@ -361,11 +368,13 @@ def set_up_model(
                 "You passed a `PeftModel` instance together with a `peft_config`. Merge the adapter into the base model "
                 "first, or continue training it without `peft_config`."
             )
-        # With the task type TOKEN_CLS, PEFT also trains and saves the classifier
-        peft_config.task_type = TaskType.CAUSAL_LM if step_format.head == "lm" else TaskType.TOKEN_CLS
-        # "all-linear" would also add an adapter to the classifier, which fails
-        if step_format.head != "lm" and getattr(peft_config, "target_modules", None) == "all-linear":
-            peft_config.exclude_modules = peft_config.exclude_modules or ["classifier", "score"]
+        # With the task type TOKEN_CLS, PEFT also trains and saves the modules `classifier` and `score`
+        peft_config.task_type = TaskType.CAUSAL_LM if step_format.is_causal_lm else TaskType.TOKEN_CLS
+        if step_format.head == "value":
+            peft_config.modules_to_save = [*(peft_config.modules_to_save or ()), "v_head.summary"]
+        # "all-linear" would also add an adapter to the head, which fails
+        if not step_format.is_causal_lm and getattr(peft_config, "target_modules", None) == "all-linear":
+            peft_config.exclude_modules = peft_config.exclude_modules or [*_HEAD_LAYERS]
         # ZeRO-3 requires all parameters to have the same dtype, see https://github.com/huggingface/trl/issues/6089
         zero3 = args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3
         # The adapter's config records the base model, and must also record its revision

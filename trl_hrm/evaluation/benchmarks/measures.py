@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...data.problems import group_equal, problem_key, problem_split
+from ...pages.page import Table
+from ...scoring.generative_scorer import format_judge_cost
 from ...step_metrics import step_metrics
 from ...terminal import one_line
 from ..intervals import bootstrap_sums, percentile_interval
@@ -27,6 +29,7 @@ def measure(
     threshold: float = 0.5,
     validation_size: float = 0.2,
     seed: int = 42,
+    num_unjudged: int = 0,
 ) -> dict[str, Any]:
     """
     Measure how well step scores find the wrong steps of a suite.
@@ -45,6 +48,8 @@ def measure(
             Share of problems used to tune the threshold. With 0, it is not tuned.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the validation split and of the intervals.
+        num_unjudged (`int`, *optional*, defaults to `0`):
+            Number of solutions without scores that are not too long, but without a readable verdict of a judge.
 
     Returns:
         `dict[str, Any]`: A dictionary with the keys
@@ -55,8 +60,9 @@ def measure(
         - `threshold`: the given threshold.
         - `tuned`: results with the tuned threshold. See [`tune`].
         - `steps`: [`step_metrics`] of all labelled steps.
-        - `counts`: numbers of solutions, of scored solutions, and of solutions that were too long.
-        - `too_long`: subset, id and location of each solution that was too long.
+        - `counts`: numbers of solutions, of scored solutions, of solutions that were too long, and of solutions without a
+          readable verdict of a judge.
+        - `too_long`: subset, id and location of each solution that was not scored. A subset counts them as `num_too_long`.
 
     Raises:
         `ValueError`: If an option is out of range or no solution was scored.
@@ -65,6 +71,11 @@ def measure(
     pairs = list(zip(solutions, scores, strict=True))
     scored = [(solution, values) for solution, values in pairs if values is not None]
     too_long = [solution for solution, values in pairs if values is None]
+    if not scored and num_unjudged:
+        raise ValueError(
+            f"{suite.name}: none of the {len(pairs)} solutions has a readable verdict of the judge for every step. Look at its responses, in "
+            "the log of the judge. If they are cut off, set a higher `judge_max_tokens`. If they have another form, use another template."
+        )
     if not scored:
         raise ValueError(
             f"{suite.name}: all {len(pairs)} solutions have more tokens than the model supports. Use a model with more positions."
@@ -93,7 +104,12 @@ def measure(
         **metrics,
         "tuned": tune(suite, scored, threshold, validation_size, seed) if validation_size else None,
         "steps": step_metrics(*np.array(labelled, dtype=float).T),
-        "counts": {"num_solutions": len(pairs), "num_scored": len(scored), "num_too_long": len(too_long)},
+        "counts": {
+            "num_solutions": len(pairs),
+            "num_scored": len(scored),
+            "num_too_long": len(too_long) - num_unjudged,
+            **({"num_without_verdict": num_unjudged} if num_unjudged else {}),
+        },
         "too_long": [{"subset": one.subset, "id": one.id, "where": one.where} for one in too_long],
     }
 
@@ -196,6 +212,9 @@ def format_results(name: str, results: dict[str, Any]) -> str:
         f"threshold {results['threshold']:g}; {counts['num_scored']:,} of {counts['num_solutions']:,} solutions scored, "
         f"{counts['num_too_long']:,} dropped because they are too long for the model",
     ]
+    if "cost" in results:
+        cost = {name.removeprefix("judge_"): value for name, value in results["cost"].items()}
+        lines.append(format_judge_cost(cost))
     passed_over = [
         name for name in counts if name not in ("num_solutions", "num_scored", "num_too_long") and counts[name]
     ]
@@ -204,7 +223,8 @@ def format_results(name: str, results: dict[str, Any]) -> str:
     if results["too_long"]:
         places = [one["where"] for one in results["too_long"]]
         more = f" and {len(places) - NUM_SHOWN:,} more" if len(places) > NUM_SHOWN else ""
-        lines.append(one_line(f"too long: {', '.join(places[:NUM_SHOWN])}{more}"))
+        reason = "not scored" if counts.get("num_without_verdict") else "too long"
+        lines.append(one_line(f"{reason}: {', '.join(places[:NUM_SHOWN])}{more}"))
     undefined = [one_line(name, 60) for name, part in results["subsets"].items() if part[results["metric"]] is None]
     if undefined:
         lines.append(
@@ -223,6 +243,35 @@ def format_results(name: str, results: dict[str, Any]) -> str:
             f"where {results['threshold']:g} gives {_percent(tuned['rest_untuned'])}"
         )
     return "\n".join(lines)
+
+
+def format_comparison(results: dict[str, dict[str, dict[str, Any]]], markdown: bool = False) -> str:
+    """
+    Return a table that compares reward models: the main metric of each suite in percent, with its 95 % interval, and the AUROC
+    over its labelled steps.
+
+    Args:
+        results (`dict[str, dict[str, dict[str, Any]]]`):
+            For each reward model, the results of [`measure`] for each suite.
+        markdown (`bool`, *optional*, defaults to `False`):
+            Whether to return a Markdown table instead of text columns.
+    """
+    suites = next(iter(results.values()))
+    header = ["reward model"]
+    for name, one in suites.items():
+        header += [f"{name} {one['main']} {one['metric']}", "95 %", "AUROC", "too long"]
+    cells = [header]
+    for model, found in results.items():
+        cells.append([one_line(model, 60)])
+        for one in found.values():
+            main = one["averages"][one["main"]]
+            interval = "-" if main["low"] is None else f"{_percent(main['low'])}–{_percent(main['high'])}"
+            auroc = f"{one['steps']['auroc']:.3f}" if "auroc" in one["steps"] else "-"
+            cells[-1] += [_percent(main[one["metric"]]), interval, auroc, f"{one['counts']['num_too_long']:,}"]
+    if markdown:
+        return Table(cells[0], cells[1:]).markdown()
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells)
 
 
 def _percent(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """Run benchmarks: score the solutions of each suite, compute the metrics, and write the results."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,7 +14,8 @@ from tqdm.auto import tqdm
 from ... import __version__
 from ...data.problems import group_equal
 from ...io import dump_json, read_json, read_json_lines, write_or_keep
-from ...scoring.candidate_scores import score_steps
+from ...scoring.candidate_scores import score_steps, scorer_cost
+from ...scoring.generative_scorer import GenerativeScorer
 from ...scoring.scoring_config import ScoringConfig
 from ...scoring.tree_scorer import TreeScorer
 from .big_bench_mistake import BIG_BENCH_MISTAKE
@@ -26,6 +28,7 @@ from .suite import Solution, Suite, SuiteData
 SUITES = {suite.name: suite for suite in (PROCESS_BENCH, PRM_BENCH, BIG_BENCH_MISTAKE)}
 RESULTS = "results.json"
 SCORES = "scores.jsonl"
+JUDGEMENTS = "judgements.jsonl"  # log of a judge
 BLOCK = 32  # number of problems encoded at a time
 
 
@@ -54,14 +57,21 @@ def run_suite(
             See [`measure`].
 
     Returns:
-        `tuple[dict[str, Any], list[dict[str, Any]]]`: The results of [`measure`] with `sources`, `faults` of rows and
-        `seconds`; and a row for each solution with its `labels` (`None` for an unlabelled step) and `scores` (`None`
+        `tuple[dict[str, Any], list[dict[str, Any]]]`: The results of [`measure`] with `sources`, `faults` of rows,
+        `seconds` and, for a judge, `cost`; and a row for each solution with its `labels` (`None` for an unlabelled step) and `scores` (`None`
         if the solution is too long).
     """
     began = time.perf_counter()
-    scores = score_solutions(scorer, data.solutions, scoring, progress=True)
+    counts: Counter = Counter()
+    scores = score_solutions(scorer, data.solutions, scoring, progress=True, counts=counts)
     seconds = time.perf_counter() - began
-    results = {"sources": data.sources, **measure(suite, data.solutions, scores, threshold, validation_size, seed)}
+    unjudged = counts["candidates_without_verdict"]
+    results = {
+        "sources": data.sources,
+        **measure(suite, data.solutions, scores, threshold, validation_size, seed, unjudged),
+    }
+    if isinstance(scorer, GenerativeScorer):
+        results["cost"] = scorer_cost(counts)
     results["counts"] |= data.counts()
     results["faults"] = {"left_out": data.faults.left_out, "kept": data.faults.kept}
     rows = [
@@ -79,7 +89,11 @@ def run_suite(
 
 
 def score_solutions(
-    scorer: TreeScorer, solutions: Sequence[Solution], scoring: ScoringConfig, progress: bool = False
+    scorer: TreeScorer,
+    solutions: Sequence[Solution],
+    scoring: ScoringConfig,
+    progress: bool = False,
+    counts: Counter | None = None,
 ) -> list[list[float] | None]:
     """
     Score the steps of solutions.
@@ -94,10 +108,12 @@ def score_solutions(
             How steps are scored.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
+        counts (`Counter`, *optional*):
+            Counter to add to. See [`~scoring.candidate_scores.score_steps`].
 
     Returns:
         `list[list[float] | None]`: Scores of the S steps of each solution in `[0, 1]`. `None` for solutions with more
-        tokens than the model has positions.
+        tokens than the model has positions, and for solutions that a judge has not judged.
 
     Raises:
         `ValueError`: If a score is not finite, or there is not exactly one score per step.
@@ -113,6 +129,7 @@ def score_solutions(
                 [[solutions[i].steps for i in members] for members in block],
                 scoring,
                 [[solutions[i].where for i in members] for members in block],
+                counts,
             )
             for members, values in zip(block, found, strict=True):
                 for i, step_scores in zip(members, values, strict=True):

@@ -10,6 +10,7 @@ from .http import Fault
 # Of the other servers. The last three are reasons of Text Generation Inference
 FINISH_REASONS = ("stop", "length", "eos_token", "stop_sequence", "eos")
 MODELS_BYTES = 1 << 20  # limit of a list of models
+LOWEST_LOGPROB = -9999.0  # what vLLM returns instead of minus infinity
 
 
 def is_number(value: Any) -> bool:
@@ -131,6 +132,19 @@ def read_prompt_logprobs(answer: dict[str, Any], prompt_ids: list[int]) -> list[
     return found
 
 
+def read_next_logprob(answer: dict[str, Any], token: int) -> float:
+    """Return the log-probability of the only token of a response of `/completions` of vLLM, which must be `token`."""
+    [choice] = read_choices(answer, 1)
+    if choice.token_ids != [token]:
+        raise Fault(
+            f"the response has the token ids {shown(choice.token_ids)}, expected only the allowed token {token}"
+        )
+    found = _object(answer["choices"][0].get("logprobs"), "logprobs").get("token_logprobs")
+    if not isinstance(found, list) or len(found) != 1 or not is_number(found[0]) or found[0] > 0.01:
+        raise Fault(f"`token_logprobs` in the response is {shown(found)}, expected one log-probability")
+    return float(found[0])
+
+
 def read_tokens(answer: dict[str, Any]) -> list[int]:
     """Return the token ids in a response of `/tokenize`."""
     tokens = answer.get("tokens")
@@ -154,6 +168,30 @@ def read_rows(answer: dict[str, Any]) -> list[Any]:
     if len(widths) > 1 or not all(map(is_number, numbers)):
         raise Fault(f"the response contains no rows of finite numbers, but {shown(rows)}")
     return rows
+
+
+def read_label_logprobs(answer: dict[str, Any], token_ids: list[int], n: int) -> list[list[float]]:
+    """
+    Return the log-probabilities of certain tokens after each of n prompts, from a response of `/completions` of vLLM to a request with
+    `logprob_token_ids` and `return_tokens_as_token_ids`.
+    """
+    read_choices(answer, n)
+    found: dict[int, list[float]] = {}
+    for choice in answer["choices"]:
+        places = _object(choice.get("logprobs"), "logprobs").get("top_logprobs")
+        if not isinstance(places, list) or len(places) != 1:
+            raise Fault(
+                f"`top_logprobs` in the response is {shown(places)}, expected the log-probabilities of one token"
+            )
+        logprobs = _object(places[0], "top_logprobs")
+        values = [logprobs.get(f"token_id:{token}") for token in token_ids]
+        if not all(is_number(value) and value > LOWEST_LOGPROB for value in values):
+            raise Fault(
+                f"the response has the log-probabilities {shown(logprobs)}, expected finite numbers for the tokens {token_ids}. The "
+                "server must support `logprob_token_ids`, as vLLM 0.30 does"
+            )
+        found[choice["index"]] = [float(value) for value in values]
+    return [found[i] for i in range(n)]
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import random
 import re
 import sys
@@ -87,6 +88,8 @@ class Tokenizer(Protocol):
 class Engine(Protocol):
     """
     Interface of an engine. `describe` returns the model, sampling parameters and versions for the manifest and dataset card.
+
+    An engine that also has the attributes `has_logprobs=True` and `next_logprobs` (see [`LogprobEngine`]) can return probabilities.
     """
 
     tokenizer: Tokenizer
@@ -121,6 +124,34 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
     async def close(self) -> None: ...
+
+
+class LogprobEngine(Engine, Protocol):
+    """
+    Interface of an engine that returns probabilities of the model. `max_length` is the context length of the model, if it is known.
+    """
+
+    has_logprobs: bool
+    max_length: int | None
+
+    async def next_logprobs(self, prefix_ids: Sequence[int], token_ids: Sequence[int], key: str = "") -> list[float]:
+        """
+        Return the log-probability of each of `token_ids` after `prefix_ids`, in the model's distribution at temperature 1, without
+        `top_p` and `top_k`.
+
+        Raises:
+            `EngineError`, `PrefixTooLong`, `EngineFatal`: See [`Engine.sample`].
+        """
+        ...
+
+
+def check_logprobs(logprobs: Sequence[float], source: str, remedy: str) -> None:
+    """Raise [`EngineFatal`] if the probabilities of different next tokens add up to more than 1, so they are not of one distribution."""
+    if sum(map(math.exp, logprobs)) > 1.01:
+        raise EngineFatal(
+            f"{source} returned the log-probabilities {shown(list(logprobs))} for different next tokens. Their probabilities must add up "
+            f"to at most 1. Use {remedy}."
+        )
 
 
 def num_token_ids(tokenizer: Tokenizer) -> int:

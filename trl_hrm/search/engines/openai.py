@@ -11,13 +11,22 @@ from ...encoding import control_tokens
 from ...identity import changed_settings
 from ...io import shown
 from ..coroutines import run_coroutine
-from .answers import MODELS_BYTES, Choice, read_cards, read_choices, read_prompt_logprobs, read_vllm_choices
+from .answers import (
+    MODELS_BYTES,
+    Choice,
+    read_cards,
+    read_choices,
+    read_next_logprob,
+    read_prompt_logprobs,
+    read_vllm_choices,
+)
 from .base import (
     EngineError,
     EngineFatal,
     PrefixTooLong,
     Sample,
     Sampling,
+    check_logprobs,
     check_samples,
     continued_text,
     find_stop,
@@ -150,6 +159,39 @@ class OpenAIEngine:
             for task in tasks:  # the others are not needed if one failed
                 task.cancel()
         return self.sampling.repeat(samples, n)
+
+    @property
+    def has_logprobs(self) -> bool:
+        return self.api == "vllm"
+
+    @property
+    def max_length(self) -> int | None:
+        return (self.identity or {}).get("max_model_len")
+
+    async def next_logprobs(self, prefix_ids: Sequence[int], token_ids: Sequence[int], key: str = "") -> list[float]:
+        async def ask(token: int) -> float:
+            """Let the server generate this token, and read its log-probability."""
+            body = {
+                "model": self.model,
+                "prompt": list(prefix_ids),
+                "max_tokens": 1,
+                "allowed_token_ids": [token],
+                "logprobs": 1,
+                "return_token_ids": True,
+                **GREEDY.describe(),
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+            }
+
+            async def read(server: Server) -> float:
+                max_bytes = MIN_BYTES + 16 * len(prefix_ids)
+                return read_next_logprob(await self.client.fetch(server, "completions", body, max_bytes), token)
+
+            return await self.client.ask(read, key, token)
+
+        logprobs = list(await asyncio.gather(*map(ask, token_ids)))
+        check_logprobs(logprobs, "The server", "--logprobs-mode raw_logprobs")
+        return logprobs
 
     async def complete(
         self,

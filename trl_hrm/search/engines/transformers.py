@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,6 +120,7 @@ class TransformersEngine:
         model.generation_config = GenerationConfig(pad_token_id=self._pad_id())
         self._waiting: list[_Sequence] = []
         self._worker: asyncio.Task | None = None
+        self._forward = threading.Lock()  # one forward pass of `next_logprobs` at a time, to bound the memory
 
     @classmethod
     def from_pretrained(
@@ -311,6 +313,19 @@ class TransformersEngine:
         if sequence.end is None:
             return None
         return sample_from_ids(self.tokenizer, sequence.prefix_ids, sequence.token_ids, *sequence.end)
+
+    has_logprobs = True
+
+    async def next_logprobs(self, prefix_ids: Sequence[int], token_ids: Sequence[int], key: str = "") -> list[float]:
+        room(prefix_ids, 1, self.max_length, self.model.config.name_or_path)
+        return await asyncio.to_thread(self._next_logprobs, list(prefix_ids), list(token_ids))
+
+    @torch.inference_mode()
+    def _next_logprobs(self, prefix_ids: list[int], token_ids: list[int]) -> list[float]:
+        with self._forward:
+            ids = torch.tensor([prefix_ids], device=self.model.device)
+            logits = self.model(ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+        return logits.float().log_softmax(-1)[token_ids].tolist()
 
     def _pad_id(self) -> int:
         """Return the padding token. Any token works, because padding is masked and rows are cut at their end."""

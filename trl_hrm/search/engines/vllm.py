@@ -1,5 +1,6 @@
 """Engine for vLLM in this process, with continuous batching and prefix caching."""
 
+import asyncio
 from collections.abc import Sequence
 from itertools import count
 from typing import Any
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...io import shown
 from ...loading import check_policy, load_tokenizer
-from .base import EngineError, EngineFatal, Sample, Sampling, room, sample_from_vllm
+from .base import EngineError, EngineFatal, Sample, Sampling, check_logprobs, room, sample_from_vllm
 
 
 try:
@@ -131,6 +132,45 @@ class VLLMEngine:
             for place, choice in enumerate(sorted(final.outputs, key=lambda choice: choice.index))
         ]
         return self.sampling.repeat(samples, n)
+
+    has_logprobs = True
+
+    @property
+    def max_length(self) -> int:
+        return self.llm.model_config.max_model_len
+
+    async def next_logprobs(self, prefix_ids: Sequence[int], token_ids: Sequence[int], key: str = "") -> list[float]:
+        async def ask(token: int) -> float:
+            """Let the model generate this token, and read its log-probability."""
+            room(prefix_ids, 1, self.max_length, self.llm.model_config.model)
+            params = SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                logprobs=0,
+                allowed_token_ids=[token],
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            final = None
+            try:
+                async for output in self.llm.generate(
+                    {"prompt_token_ids": list(prefix_ids)}, params, f"{key}-{next(self._requests)}"
+                ):
+                    final = output
+            except EngineGenerateError as error:
+                raise EngineError(
+                    f"vLLM failed on a prefix of {len(prefix_ids)} tokens: {shown(error.__cause__, 400)}"
+                ) from error
+            except EngineDeadError as error:
+                raise EngineFatal(
+                    f"The engine process of vLLM has died. See its log for the reason. ({error})"
+                ) from error
+            if final is None or list(final.outputs[0].token_ids) != [token]:
+                raise EngineError(f"vLLM did not return the token {token} after a prefix of {len(prefix_ids)} tokens.")
+            return float(final.outputs[0].logprobs[0][token].logprob)
+
+        logprobs = list(await asyncio.gather(*map(ask, token_ids)))
+        check_logprobs(logprobs, "vLLM", 'logprobs_mode="raw_logprobs"')
+        return logprobs
 
     def describe(self) -> dict[str, Any]:
         config = self.llm.model_config

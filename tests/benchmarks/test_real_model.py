@@ -1,0 +1,66 @@
+"""Intervals of the AUROC over problems, against a plain loop over pairs."""
+
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trl_hrm.step_metrics import auroc
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = util.spec_from_file_location("real_model", Path(__file__).parents[2] / "benchmarks" / "real_model.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_auroc_and_its_interval_are_those_of_a_plain_loop(script):
+    rng = np.random.default_rng(0)
+    problems = rng.integers(5, size=60)
+    labels = rng.integers(2, size=60).astype(float)
+    scores = {"first": rng.random(60).round(1), "second": rng.random(60)}  # the first has ties
+
+    found = script.auroc_intervals(scores, labels, problems, seed=7)
+
+    weights = np.random.default_rng(7).exponential(size=(script.NUM_DRAWS, 5))
+    drawn = {}
+    for name, values in scores.items():
+        assert found[name]["value"] == pytest.approx(auroc(values, labels >= 0.5), abs=1e-12)
+        drawn[name] = []
+        for weight in weights[:, problems]:
+            won = total = 0.0
+            for i in np.flatnonzero(labels == 1):
+                here = weight[i] * weight[labels == 0]
+                won += (here * ((values[i] > values[labels == 0]) + 0.5 * (values[i] == values[labels == 0]))).sum()
+                total += here.sum()
+            drawn[name].append(won / total)
+        assert [found[name]["low"], found[name]["high"]] == pytest.approx(np.percentile(drawn[name], [2.5, 97.5]))
+    differences = np.array(drawn["first"]) - np.array(drawn["second"])
+    difference = found["first minus second"]
+    assert difference["value"] == pytest.approx(found["first"]["value"] - found["second"]["value"])
+    assert [difference["low"], difference["high"]] == pytest.approx(np.percentile(differences, [2.5, 97.5]))
+
+
+def test_the_interval_is_about_problems_and_not_about_steps(script):
+    """Ten copies of each step say nothing new."""
+    rng = np.random.default_rng(1)
+    problems, labels, scores = rng.integers(4, size=40), rng.integers(2, size=40).astype(float), rng.random(40)
+
+    once = script.auroc_intervals({"model": scores}, labels, problems, seed=3)
+    often = script.auroc_intervals({"model": np.tile(scores, 10)}, np.tile(labels, 10), np.tile(problems, 10), seed=3)
+
+    assert once["model"] == pytest.approx(often["model"])
+
+
+def test_the_section_of_the_page_is_replaced(script):
+    """And nothing else of the page. `benchmarks/evidence.py` keeps what `find_section` returns."""
+    first, second = f"{script.HEADING}\n\nOld.\n\n```\n### no heading\n```\n", f"{script.HEADING}\n\nNew.\n"
+    page = "# Evidence\n\n## One\n\nText.\n\n## Last\n\nEnd.\n"
+    assert script.find_section(page) == ""
+    once = script.replace_section(page, first)
+    assert once == f"# Evidence\n\n## One\n\nText.\n\n{first}\n## Last\n\nEnd.\n"
+    assert script.find_section(once) == first
+    assert script.replace_section(once, second) == once.replace(first, second)

@@ -1,0 +1,672 @@
+"""Score the steps of solutions with a language model that writes a critique and a verdict for each step."""
+
+import asyncio
+import hashlib
+import math
+import re
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+from typing_extensions import TypedDict
+
+from .. import __version__
+from ..identity import checkpoint_identity, compare_runs, describe_changes
+from ..io import AppendedLines, read_json_lines, shown
+from ..schema import Count, Share, check_json
+from ..search.engines.base import Engine, EngineError, PrefixTooLong, Sample, check_samples, num_token_ids
+from ..step_metrics import wilson_interval
+from ..step_tree import StepTree
+from .judge_templates import JudgeTemplate, published_template
+from .scoring_config import ScoringConfig
+
+
+MAX_SEED = 2**31  # servers may use 32-bit seeds
+MAX_SAMPLES = 2**16
+ENGINES = ("transformers", "vllm")
+# Counts in the cost of a judge
+JUDGE_COUNTS = ("prompts", "samples", "prompt_tokens", "generated_tokens", "unreadable", "too_long", "reused_samples")
+VERSIONS = ("torch", "transformers", "vllm")  # in the description of an engine
+
+
+class SavedSample(TypedDict):
+    """Response of the judge. `p_yes` is `None` without a readable verdict. `steps` are the verdicts of the steps of a solution."""
+
+    text: str
+    finish: Literal["stop", "eos", "length"]
+    stop_reason: str | None
+    num_tokens: Count
+    p_yes: Share | None
+    steps: list[bool]
+
+
+class SavedJudgement(TypedDict):
+    """Line of the log of a judge: the samples of a request, from number `first`. `seconds` is the time since the previous line."""
+
+    key: str
+    problem: str
+    step: Count
+    first: Count
+    prompt_tokens: Count
+    seconds: float
+    samples: list[SavedSample]
+
+
+@dataclass(frozen=True)
+class StepJudgement:
+    """
+    Judgement of one step.
+
+    Args:
+        score (`float`, *optional*):
+            Probability that the step is correct, averaged over the samples with a readable verdict. `None` if no sample has one, or
+            the prompt is too long.
+        low (`float`, *optional*), high (`float`, *optional*):
+            Bounds of the 95 % interval of the score over the samples. See [`~step_metrics.wilson_interval`].
+        num_readable (`int`):
+            Number of samples with a readable verdict.
+    """
+
+    score: float | None
+    low: float | None
+    high: float | None
+    num_readable: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "StepJudgement":
+        """Return the judgement of the samples whose verdicts have these probabilities of being yes."""
+        if not values:
+            return cls(None, None, None, 0)
+        total = math.fsum(values)
+        return cls(min(total / len(values), 1.0), *wilson_interval(min(total, len(values)), len(values)), len(values))
+
+
+@dataclass
+class _Prompt:
+    """
+    Samples of one prompt: `p_yes`, the verdicts of the steps of a solution, and the number of tokens. `reply` is the number and the text
+    of the first response with a readable verdict, for the prompt of the next step.
+    """
+
+    prompt_tokens: int
+    seconds: float = 0.0
+    samples: list[tuple[float | None, list[bool], int]] = field(default_factory=list)
+    reply: tuple[int, str] | None = None
+
+
+class GenerativeScorer:
+    """
+    Scores every step of candidate solutions with a language model that writes a critique and a verdict.
+
+    The score of a step is the probability of the judge's positive verdict, averaged over `num_samples` responses. If the engine
+    returns log-probabilities (transformers, vLLM, and vLLM servers), this is the probability of the positive word against the negative
+    word where the verdict stands. Otherwise it is the share of responses with the positive word.
+
+    A response without a readable verdict is counted and never used. If no response of a step has a verdict, or its prompt and the
+    response do not fit into the context of the model, its score is `None`.
+
+    With `scope="solution"` (ThinkPRM), one prompt asks about all steps. The score of a step is then the share of responses that find no
+    error up to this step, and the score of the last step is the probability that the whole solution is correct.
+
+    Example:
+
+    ```python
+    >>> scorer = GenerativeScorer.from_pretrained("Qwen/Qwen2.5-7B-Instruct", engine="vllm", num_samples=4, log="judgements.jsonl")
+    >>> scorer.score(["1+2+3 = ?"], [[["1+2 = 3.", "3+3 = 7."]]])
+    [[[0.97, 0.04]]]
+    >>> scorer.cost["samples"]
+    8
+    ```
+
+    Args:
+        engine ([`~search.engines.base.Engine`]):
+            Engine that runs the judge. [`GenerativeScorer.close`] closes it.
+        template (`str` or [`JudgeTemplate`], *optional*, defaults to `"instruct"`):
+            Prompt and form of the verdict: `"instruct"` (any instruction model), `"genprm"`, `"thinkprm"`, or the path of a file. See
+            [`JudgeTemplate.load`].
+        num_samples (`int`, *optional*, defaults to `4`):
+            Number of responses per prompt.
+        seed (`int`, *optional*, defaults to `42`):
+            Random seed of the responses.
+        max_tokens (`int`, *optional*):
+            Maximum number of tokens of a response. Defaults to the `max_tokens` of the template.
+        log (`str` or `Path`, *optional*):
+            JSON Lines file with all responses. Responses that are already in it are not sampled again.
+        overwrite (`bool`, *optional*, defaults to `False`):
+            Whether to clear a log that was written with other settings. By default, this is an error.
+        identity (`dict[str, Any]`, *optional*):
+            Content of the judge's checkpoint, to refuse a log of another checkpoint. See
+            [`~identity.checkpoint_identity`].
+        max_in_flight (`int`, *optional*, defaults to `256`):
+            Maximum number of responses that the engine generates in parallel.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether every call shows a progress bar.
+
+    Attributes:
+        cost (`dict[str, float]`):
+            Cost of all scores so far: `prompts` (each counts once, also if several candidates share it), `samples`, `prompt_tokens`,
+            `generated_tokens`, `unreadable` (samples without a readable verdict), `too_long` (prompts that do not fit into the context),
+            `reused_samples` (read from the log) and `seconds`. Samples from the log are included in all others.
+
+    Raises:
+        `ValueError`: If an option is out of range, the template is invalid, or `log` was written with other settings.
+        `BlockingIOError`: If another process is writing to `log`.
+    """
+
+    step_format = None
+    max_positions = None  # the length of a prompt depends on the template and on earlier responses
+
+    def __init__(
+        self,
+        engine: Engine,
+        template: str | JudgeTemplate = "instruct",
+        num_samples: int = 4,
+        seed: int = 42,
+        max_tokens: int | None = None,
+        log: str | Path | None = None,
+        overwrite: bool = False,
+        identity: dict[str, Any] | None = None,
+        max_in_flight: int = 256,
+        progress: bool = False,
+    ):
+        self.template = template if isinstance(template, JudgeTemplate) else JudgeTemplate.load(template)
+        self.max_tokens = self.template.max_tokens if max_tokens is None else max_tokens
+        for name, value in (
+            ("num_samples", num_samples),
+            ("max_tokens", self.max_tokens),
+            ("max_in_flight", max_in_flight),
+        ):
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}. It must be at least 1.")
+        if num_samples > MAX_SAMPLES:
+            raise ValueError(f"`num_samples` is {num_samples}. It must be at most {MAX_SAMPLES}.")
+        sampling = getattr(engine, "sampling", None)
+        if num_samples > 1 and sampling is not None and sampling.is_greedy:
+            raise ValueError(
+                f"`num_samples` is {num_samples}, but the temperature is 0, so all samples would be the same. Set `num_samples` to 1, or "
+                "use a higher temperature."
+            )
+        self.engine = engine
+        self.tokenizer = engine.tokenizer
+        self.num_samples = num_samples
+        self.seed = seed
+        self.progress = progress
+        self.has_logprobs = getattr(engine, "has_logprobs", False)
+        self.max_in_flight = max_in_flight
+        shortest = len(self.template.encode(self.tokenizer, "", [""]))  # also checks the chat template
+        closing = self.template.closing or self.template.marker + " "
+        self.template.verdict_tokens(self.tokenizer, closing)  # checks the words
+        words = (closing, self.template.yes, self.template.no)
+        num_closing, *num_words = (len(self.tokenizer.encode(word, add_special_tokens=False)) for word in words)
+        self._word_tokens = max(num_words) + 1
+        max_length = getattr(engine, "max_length", None)
+        # maximum number of tokens of a prompt
+        self._room = math.inf if max_length is None else max_length - self.max_tokens - num_closing - self._word_tokens
+        if shortest > self._room:
+            raise ValueError(
+                f"The prompt of the judge without a problem has {shortest} tokens and a response up to {self.max_tokens}, but the model has "
+                f"a context of {max_length} tokens. Set a lower `max_tokens`, or use a model with a longer context."
+            )
+        self._num_ids = num_token_ids(self.tokenizer)
+        self._prompts: dict[str, _Prompt] = {}
+        self._used: set[str] = set()
+        self._too_long: set[str] = set()
+        self._reused = 0
+        self._tasks: dict[str, asyncio.Task] = {}
+        self._log = None
+        if log is not None:
+            self._log = self._open_log(Path(log), overwrite, identity)
+        # one event loop for all calls, as engines keep connections and processes that belong to a loop
+        self._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
+        thread.start()
+        self._slots = asyncio.Semaphore(max(1, max_in_flight // num_samples))
+        self.close: Callable[[], None] = weakref.finalize(self, _close, self._loop, thread, engine, self._log)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str,
+        engine: str = "transformers",
+        template: str | JudgeTemplate | None = None,
+        temperature: float | None = None,
+        revision: str | None = None,
+        served_model_name: str | None = None,
+        engine_args: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> "GenerativeScorer":
+        """
+        Load a judge, or connect to a server that runs it.
+
+        Args:
+            path_or_repo (`str`):
+                Path or Hub id of the judge. For a server, its tokenizer is loaded from here.
+            engine (`str`, *optional*, defaults to `"transformers"`):
+                `"transformers"`, `"vllm"` (in this process), or the URL of a server that runs `vllm serve MODEL`.
+            template (`str` or [`JudgeTemplate`], *optional*):
+                See [`GenerativeScorer`]. Defaults to the template of a published model (`GenPRM/GenPRM-*`, `launch/ThinkPRM-*`),
+                otherwise to `"instruct"`.
+            temperature (`float`, *optional*):
+                Sampling temperature. Defaults to the `temperature` of the template.
+            revision (`str`, *optional*):
+                Branch, tag or commit on the Hub.
+            served_model_name (`str`, *optional*):
+                Name of the judge on the server. Defaults to `path_or_repo`.
+            engine_args (`dict[str, Any]`, *optional*):
+                Other arguments of the engine, such as `{"dtype": "bfloat16"}`.
+            **options:
+                Other arguments of [`GenerativeScorer`].
+
+        Raises:
+            `ValueError`: If the engine is unknown, the checkpoint is damaged, or an option is invalid.
+            `OSError`: If the server cannot be used.
+        """
+        template = template or published_template(path_or_repo) or "instruct"
+        if not isinstance(template, JudgeTemplate):
+            template = JudgeTemplate.load(template)
+        given: dict[str, Any] = {"temperature": template.temperature if temperature is None else temperature}
+        given |= {"revision": revision, **(engine_args or {})}
+        if engine.startswith(("http://", "https://")):
+            from ..loading import load_tokenizer
+            from ..search.engines.openai import OpenAIEngine
+
+            base_url = engine.rstrip("/").removesuffix("/v1") + "/v1"
+            tokenizer = load_tokenizer(path_or_repo, revision)
+            made: Any = OpenAIEngine([base_url], served_model_name or path_or_repo, tokenizer, **given)
+            made.connect()
+        elif engine not in ENGINES:
+            raise ValueError(f"`engine` is {shown(engine)}. It must be transformers, vllm, or the URL of a server.")
+        elif served_model_name is not None:
+            raise ValueError(f"`served_model_name` only applies to servers, but `engine` is {engine}. Remove it.")
+        elif engine == "vllm":
+            from ..search.engines.vllm import VLLMEngine
+
+            made = VLLMEngine.from_pretrained(path_or_repo, **given)
+        else:
+            from ..search.engines.transformers import TransformersEngine
+
+            made = TransformersEngine.from_pretrained(path_or_repo, **given)
+        if options.get("log") is not None:
+            options.setdefault("identity", checkpoint_identity(path_or_repo, revision))
+        return cls(made, template, **options)
+
+    @property
+    def cost(self) -> dict[str, float]:
+        used = [self._prompts[key] for key in self._used]
+        samples = [sample for prompt in used for sample in prompt.samples[: self.num_samples]]
+        return {
+            "prompts": len(used),
+            "samples": len(samples),
+            "prompt_tokens": sum(prompt.prompt_tokens for prompt in used),
+            "generated_tokens": sum(num_tokens for _, _, num_tokens in samples),
+            "unreadable": sum(p_yes is None for p_yes, _, _ in samples),
+            "too_long": len(self._too_long),
+            "reused_samples": self._reused,
+            "seconds": math.fsum(prompt.seconds for prompt in used),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings of the judge, and the description of its engine, with its `identity` for a server."""
+        return {
+            "template": self.template.name,
+            "num_samples": self.num_samples,
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "verdicts": "probabilities" if self.has_logprobs else "shares",
+            **self.engine.describe(),
+        }
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        candidates: Sequence[Sequence[Sequence[str]]],
+        spans: Sequence[int] = (1,),
+        combine: Literal["max", "mean"] = "max",
+        progress: bool = False,
+    ) -> list[list[list[float | None]]]:
+        """
+        Score the steps of candidate solutions.
+
+        Args:
+            prompts (`Sequence[str]`):
+                B problems.
+            candidates (`Sequence[Sequence[Sequence[str]]]`):
+                N candidates for each prompt, each a list of S step texts.
+            spans (`Sequence[int]`, *optional*, defaults to `(1,)`):
+                Must be `(1,)`, because a judge sees each step with the steps before it.
+            combine (`str`, *optional*, defaults to `"max"`):
+                Has no effect without spans.
+            progress (`bool`, *optional*, defaults to `False`):
+                Whether to show a progress bar.
+
+        Returns:
+            `list[list[list[float | None]]]`: Scores in `[0, 1]`, prompts × candidates × steps. `None` for a step without a readable
+            verdict.
+
+        Raises:
+            `ValueError`: If `spans` has other numbers than 1, or the lists have different lengths.
+            `OSError`: If the engine fails. Responses until then are in the log.
+        """
+        _check_spans(spans, combine)
+        judged = self.judge(prompts, candidates, progress)
+        return [[[step.score for step in steps] for steps in group] for group in judged]
+
+    def judge(
+        self, prompts: Sequence[str], candidates: Sequence[Sequence[Sequence[str]]], progress: bool = False
+    ) -> list[list[list[StepJudgement]]]:
+        """Judge the steps of candidate solutions. Return their scores with intervals. See [`GenerativeScorer.score`]."""
+        if len(prompts) != len(candidates):
+            raise ValueError(
+                f"Got {len(prompts)} prompts and candidates for {len(candidates)} prompts. Pass one list of candidates per prompt."
+            )
+        paths = [
+            (prompt, list(steps))
+            for prompt, group in zip(prompts, candidates, strict=True)
+            for steps in group
+            if steps
+        ]
+        for i, (_, steps) in enumerate(paths):
+            if not all(isinstance(step, str) for step in steps):
+                raise ValueError(f"Candidate {i} has the steps {shown(steps)}. Each step must be a string.")
+        judged = iter(self._run(self._judge_all(paths, progress or self.progress)) if paths else ())
+        return [[next(judged) if steps else [] for steps in group] for group in candidates]
+
+    def score_trees(
+        self,
+        trees: Sequence[StepTree],
+        spans: Sequence[int] = (1,),
+        combine: Literal["max", "mean"] = "max",
+        progress: bool = False,
+    ) -> list[list[float | None]]:
+        """
+        Score every step of step trees. Return one list per tree, in order of its steps. See [`GenerativeScorer.score`].
+
+        Raises:
+            `ValueError`: If a tree has branches and the template asks about whole solutions.
+        """
+        _check_spans(spans, combine)
+        leaves: list[list[list[int]]] = []
+        for i, tree in enumerate(trees):
+            tree.validate(f"prompt {i}", blank_steps=True)
+            inner = set(tree.parents)
+            leaves.append([tree.path(step) for step in range(len(tree.completions)) if step not in inner])
+            if self.template.scope == "solution" and len(leaves[-1]) > 1:
+                raise ValueError(
+                    f"prompt {i}: the tree has {len(leaves[-1])} solutions with common steps, but the template {self.template.name} judges "
+                    "the steps of a solution together. Pass each solution separately, or use another template."
+                )
+        judged = self.judge(
+            [tree.prompt for tree in trees],
+            [
+                [[tree.completions[step] for step in path] for path in paths]
+                for tree, paths in zip(trees, leaves, strict=True)
+            ],
+            progress,
+        )
+        scores = []
+        for tree, paths, group in zip(trees, leaves, judged, strict=True):
+            # a step before a branch has the same prompt, and so the same judgement, on all paths
+            found = {
+                step: one.score
+                for path, steps in zip(paths, group, strict=True)
+                for step, one in zip(path, steps, strict=True)
+            }
+            scores.append([found[step] for step in range(len(tree.completions))])
+        return scores
+
+    def path_lengths(self, problem: str, steps: Sequence[str], parents: Sequence[int]) -> dict[int, int]:
+        """Return the number of tokens from the start of the problem to the end of each step, and of the problem at `-1`."""
+        ends = {-1: len(self.tokenizer.encode(problem, add_special_tokens=False))}
+        for i, parent in enumerate(parents):
+            ends[i] = ends[parent] + len(self.tokenizer.encode(steps[i], add_special_tokens=False))
+        return ends
+
+    # The event loop
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine in the event loop of the scorer. If this thread is interrupted, it is cancelled."""
+        if not self.close.alive:
+            coroutine.close()
+            raise ValueError("The scorer is closed. Create a new one.")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except EngineError as error:
+            kept = f" Finished responses are in {self._log.path}. Run again to resume." if self._log else ""
+            raise OSError(f"The engine of the judge failed. {error}{kept}") from error
+        except BaseException:
+            future.cancel()
+            raise
+
+    async def _judge_all(self, paths: list[tuple[str, list[str]]], progress: bool) -> list[list[StepJudgement]]:
+        self._since = time.perf_counter()
+        with tqdm(
+            total=sum(len(steps) for _, steps in paths), desc="Judging", unit="step", disable=not progress, leave=False
+        ) as bar:
+            tasks = [asyncio.ensure_future(self._judge_path(problem, steps, bar)) for problem, steps in paths]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                running = [*tasks, *self._tasks.values()]
+                for task in running:  # if one failed, the others are not needed
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+                self._tasks.clear()
+
+    async def _judge_path(self, problem: str, steps: list[str], bar: tqdm) -> list[StepJudgement]:
+        """Return the judgements of the steps of a solution."""
+        template = self.template
+        if template.scope == "solution":
+            prompt = await self._ask(template.encode(self.tokenizer, problem, steps), problem, len(steps))
+            bar.update(len(steps))
+            samples = [] if prompt is None else [(p, read) for p, read, _ in prompt.samples if p is not None]
+            judged = [
+                StepJudgement.of([float(all(read[: i + 1])) for _, read in samples]) for i in range(len(steps) - 1)
+            ]
+            return [*judged, StepJudgement.of([p for p, _ in samples])]
+
+        async def judge(number: int, replies: list[str]) -> tuple[StepJudgement, str | None]:
+            prompt = await self._ask(
+                template.encode(self.tokenizer, problem, steps[:number], replies), problem, number
+            )
+            bar.update()
+            if prompt is None:
+                return StepJudgement.of([]), None
+            reply = None if prompt.reply is None else prompt.reply[1]
+            return StepJudgement.of([p for p, _, _ in prompt.samples if p is not None]), reply
+
+        if template.scope == "step":
+            found = await asyncio.gather(*(judge(number, []) for number in range(1, len(steps) + 1)))
+            return [judgement for judgement, _ in found]
+        judged, replies = [], []
+        for number in range(1, len(steps) + 1):
+            judgement, reply = await judge(number, replies)
+            judged.append(judgement)
+            if reply is None:  # the later prompts would need it
+                bar.update(len(steps) - number)
+                return judged + [StepJudgement.of([])] * (len(steps) - number)
+            replies.append(reply)
+        return judged
+
+    async def _ask(self, prompt_ids: list[int], problem: str, number: int) -> _Prompt | None:
+        """Return the samples of a prompt, or `None` if it is too long. Equal prompts are asked once."""
+        key = hashlib.blake2b(repr((self.seed, prompt_ids)).encode(), digest_size=16).hexdigest()
+        if key not in self._tasks:
+            self._tasks[key] = asyncio.ensure_future(self._sample(key, prompt_ids, problem, number))
+        return await self._tasks[key]
+
+    async def _sample(self, key: str, prompt_ids: list[int], problem: str, number: int) -> _Prompt | None:
+        if len(prompt_ids) > self._room:
+            self._too_long.add(key)
+            return None
+        first = len(self._prompts[key].samples) if key in self._prompts else 0
+        if key not in self._used:
+            self._reused += min(first, self.num_samples)
+        if first < self.num_samples:
+            seed = int(key[:12], 16) % (MAX_SEED - MAX_SAMPLES)  # the same for every number of samples
+            async with self._slots:
+                try:
+                    samples = await self.engine.sample(
+                        prompt_ids, self.num_samples - first, self.template.stop, self.max_tokens, seed + first, key
+                    )
+                except PrefixTooLong:  # of an engine that does not tell its context length
+                    self._too_long.add(key)
+                    return None
+                check_samples(
+                    samples,
+                    self.tokenizer,
+                    prompt_ids,
+                    self.num_samples - first,
+                    self.template.stop,
+                    self.max_tokens,
+                    self._num_ids,
+                )
+                read = [
+                    self._read(prompt_ids, sample, number, seed + first + i, key) for i, sample in enumerate(samples)
+                ]
+                saved = list(await asyncio.gather(*read))
+            now = time.perf_counter()
+            line: SavedJudgement = {
+                "key": key,
+                "problem": problem,
+                "step": number,
+                "first": first,
+                "prompt_tokens": len(prompt_ids),
+                "seconds": now - self._since,
+                "samples": saved,
+            }
+            self._since = now
+            if self._log is not None:
+                self._log.append(line)
+            self._enter(line)
+        self._used.add(key)
+        prompt = self._prompts[key]
+        if len(prompt.samples) > self.num_samples:  # the log is of a run with more samples
+            reply = None if prompt.reply is None or prompt.reply[0] >= self.num_samples else prompt.reply
+            return replace(prompt, samples=prompt.samples[: self.num_samples], reply=reply)
+        return prompt
+
+    async def _read(self, prompt_ids: list[int], sample: Sample, number: int, seed: int, key: str) -> SavedSample:
+        """Read the verdict of a sample. Its probability, or a word that is missing after the closing text, comes from the engine."""
+        template, num_tokens, p_yes = self.template, len(sample.token_ids), None
+        reading = template.read(sample.text, sample.finish, sample.stop_reason, number)
+        if reading is not None and self.has_logprobs:
+            before, yes, no = template.verdict_tokens(self.tokenizer, reading.before)
+            yes_logprob, no_logprob = await self.engine.next_logprobs([*prompt_ids, *before], [yes, no], key)
+            p_yes = 1 / (1 + math.exp(min(no_logprob - yes_logprob, 700.0)))
+        elif reading is not None and reading.verdict is not None:
+            p_yes = float(reading.verdict)
+        elif reading is not None:
+            before = self.tokenizer.encode(reading.before, add_special_tokens=False)
+            [word] = await self.engine.sample([*prompt_ids, *before], 1, [], self._word_tokens, seed, key)
+            num_tokens += len(word.token_ids)
+            found = re.match(rf"\s*({re.escape(template.yes)}|{re.escape(template.no)})(?!\w)", word.text)
+            p_yes = None if found is None else float(found[1] == template.yes)
+        return {
+            "text": sample.text,
+            "finish": sample.finish,
+            "stop_reason": sample.stop_reason,
+            "num_tokens": num_tokens,
+            "p_yes": p_yes,
+            "steps": [] if reading is None else list(reading.steps),
+        }
+
+    # The log
+
+    def _enter(self, line: SavedJudgement) -> None:
+        """Add the samples of a line. Only the verdicts are kept in memory, and a response that later prompts need."""
+        prompt = self._prompts.setdefault(line["key"], _Prompt(line["prompt_tokens"]))
+        if line["first"] != len(prompt.samples):
+            raise ValueError(f"it has the samples from {line['first']}, expected {len(prompt.samples)}.")
+        prompt.seconds += line["seconds"]
+        for sample in line["samples"]:
+            prompt.samples.append((sample["p_yes"], sample["steps"], sample["num_tokens"]))
+            if self.template.scope == "turns" and prompt.reply is None and sample["p_yes"] is not None:
+                reading = self.template.read(sample["text"], sample["finish"], sample["stop_reason"], line["step"])
+                if reading is None:
+                    raise ValueError("it has a verdict that cannot be read in its text.")
+                text = self.template.reply(reading, sample["p_yes"] >= 0.5, line["step"])
+                prompt.reply = len(prompt.samples) - 1, text
+
+    def _open_log(self, path: Path, overwrite: bool, identity: dict[str, Any] | None) -> AppendedLines:
+        engine = {
+            name: value for name, value in self.engine.describe().items() if name not in ("engine_args", *VERSIONS)
+        }
+        header = {
+            "kind": "judgements",
+            "engine": engine,
+            "template": asdict(self.template),
+            "max_tokens": self.max_tokens,
+            "seed": self.seed,
+            "verdicts": "probabilities" if self.has_logprobs else "shares",
+            **({"identity": {"policy": identity}} if identity else {}),
+            "versions": {"trl_hrm": __version__},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size:  # before it is opened, which removes an incomplete last line
+            with open(path, "rb") as file:
+                if not file.readline(1000).startswith(b'{"kind": "judgements", '):
+                    raise FileExistsError(f"{path} exists and is not a log of a judge. Choose another file.")
+        lines = AppendedLines(path)
+        try:
+            remedy = "Remove this line. Its responses will be sampled again."
+            found = None
+            for where, line in read_json_lines(path) if lines.size else ():
+                if found is None:
+                    found = line
+                    changes = compare_runs(found, header).changes
+                    if changes and overwrite:
+                        lines.clear()
+                        break
+                    if changes:
+                        raise ValueError(
+                            f"{path} was written with other settings: {describe_changes(changes)} Choose another file or folder, or delete "
+                            "this file to judge everything again."
+                        )
+                    continue
+                check_json(line, SavedJudgement, where, remedy)
+                try:
+                    self._enter(line)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error} {remedy}") from None
+            if not lines.size:
+                lines.append(header)
+        except BaseException:
+            lines.close()
+            raise
+        return lines
+
+
+def format_judge_cost(cost: Mapping[str, float]) -> str:
+    """Return a line with the `cost` of a [`GenerativeScorer`]."""
+    samples, unreadable = cost["samples"], cost["unreadable"]
+    return (
+        f"judge: {cost['prompts']:,} prompts, {samples:,} responses ({cost['reused_samples']:,} from the log), "
+        f"{cost['generated_tokens']:,} tokens, {cost['seconds']:,.0f} s; {unreadable:,} responses "
+        f"({100 * unreadable / max(samples, 1):.1f} %) without a readable verdict, {cost['too_long']:,} prompts too long"
+    )
+
+
+def _close(
+    loop: asyncio.AbstractEventLoop, thread: threading.Thread, engine: Engine, log: AppendedLines | None
+) -> None:
+    """Close the engine and the log, and stop the event loop. This also runs at the exit of the process."""
+    try:
+        asyncio.run_coroutine_threadsafe(engine.close(), loop).result(timeout=60)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=60)
+        if log is not None:
+            log.close()
+
+
+def _check_spans(spans: Sequence[int], combine: Literal["max", "mean"]) -> None:
+    if set(ScoringConfig(list(spans), combine).spans) != {1}:
+        raise ValueError(
+            f"`spans` is {list(spans)}, but a judge sees each step with the steps before it, so steps are not merged. Set `spans` to 1."
+        )

@@ -1,0 +1,351 @@
+r"""
+Prompts and verdicts of language models that judge the steps of a solution.
+
+A [`JudgeTemplate`] says what the judge is asked and how its verdict is read. Verdicts are read strictly: a response that does not
+end as the template requires has no verdict.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..encoding import CHAT_TEMPLATE_DATE, encode_around, render_chat
+from ..io import parse_json, read_text, shown
+from ..schema import from_json
+
+
+_PLACEHOLDER = re.compile(r"\{(problem|steps|step|number)\}")
+_OWN_NUMBER = re.compile(r"\s*(?:#+ *)?Step \d+[:.]?\s*")  # steps that already have a number are not numbered twice
+
+
+@dataclass(frozen=True)
+class Reading:
+    """
+    Verdict in a response, before the probability of its word is known.
+
+    Args:
+        before (`str`):
+            Response up to the word of the verdict. The model continues it with one of the two words.
+        verdict (`bool`, *optional*):
+            Whether the response says that the step (or the solution) is correct. `None` if the response ends before the word, which
+            the template then adds.
+        steps (`tuple[bool, ...]`, *optional*, defaults to `()`):
+            For `scope="solution"`, the verdict of each step that the judge has read, in order. The judge may stop at the first wrong
+            step.
+    """
+
+    before: str
+    verdict: bool | None
+    steps: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class JudgeTemplate:
+    r"""
+    Prompt of a judge and the form of its verdict.
+
+    Args:
+        user (`str`):
+            User message. `{problem}`, `{steps}` (all steps up to the judged one), `{step}` (the judged step) and `{number}` (its number,
+            from 1) are replaced.
+        name (`str`, *optional*, defaults to `"custom"`):
+            Name of the template.
+        scope (`str`, *optional*, defaults to `"step"`):
+            What one prompt asks for. `"step"`: one step, with the steps before it. `"turns"`: one step per user turn, with the judge's
+            earlier responses between them. `"solution"`: all steps of a solution, and then the whole solution.
+        system (`str`, *optional*):
+            System message.
+        next_user (`str`, *optional*, defaults to `"{step}"`):
+            User message of the second and later steps, for `scope="turns"`.
+        step (`str`, *optional*, defaults to `"Step {number}: {step}"`):
+            Form of each step in `{steps}`.
+        step_separator (`str`, *optional*, defaults to `"\n\n"`):
+            Text between the steps in `{steps}`.
+        start (`str`, *optional*, defaults to `""`):
+            Beginning of the response, which the model continues. `{number}` is replaced.
+        marker (`str`, *optional*, defaults to `"Verdict:"`):
+            Text before the word of the verdict. The last line of a response must be the marker and one of the words, apart from
+            punctuation. Not used with `closing`.
+        closing (`str`, *optional*):
+            Text that is added to a finished response, and that the model continues with one of the words.
+        stop (`list[str]`, *optional*):
+            Strings that end a response, for `closing`. They are removed from it.
+        end (`str`, *optional*, defaults to `""`):
+            Text after the word in earlier responses, for `scope="turns"`.
+        yes (`str`, *optional*, defaults to `"Yes"`), no (`str`, *optional*, defaults to `"No"`):
+            The words of the verdict.
+        step_yes (`str`, *optional*), step_no (`str`, *optional*):
+            Strings that say whether a step is correct, for `scope="solution"`.
+        max_tokens (`int`, *optional*, defaults to `1024`):
+            Default maximum number of tokens of a response.
+        temperature (`float`, *optional*, defaults to `0.7`):
+            Default sampling temperature.
+
+    Raises:
+        `ValueError`: If a text lacks a placeholder, or the parts contradict each other.
+    """
+
+    user: str
+    name: str = "custom"
+    scope: Literal["step", "turns", "solution"] = "step"
+    system: str | None = None
+    next_user: str = "{step}"
+    step: str = "Step {number}: {step}"
+    step_separator: str = "\n\n"
+    start: str = ""
+    marker: str = "Verdict:"
+    closing: str | None = None
+    stop: list[str] = field(default_factory=list)
+    end: str = ""
+    yes: str = "Yes"
+    no: str = "No"
+    step_yes: str | None = None
+    step_no: str | None = None
+    max_tokens: int = 1024
+    temperature: float = 0.7
+
+    def __post_init__(self):
+        needed = {"step": ("{problem}", "{step}", "{steps}"), "turns": ("{problem}", "{step}")}
+        needed = needed.get(self.scope, ("{problem}", "{steps}"))
+        if needed[0] not in self.user or not any(name in self.user for name in needed[1:]):
+            raise ValueError(
+                f"`user` does not contain {needed[0]} and {' or '.join(needed[1:])}, so the judge would not see them. Add them."
+            )
+        for name, text in (("next_user", self.next_user), ("step", self.step)):
+            if "{step}" not in text:
+                raise ValueError(f"`{name}` is {shown(text)}. It must contain {{step}}.")
+        if not self.yes.strip() or not self.no.strip() or self.yes.strip() == self.no.strip():
+            raise ValueError(
+                f"`yes` is {shown(self.yes)} and `no` is {shown(self.no)}. They must be two different words."
+            )
+        if self.scope != "solution" and (self.step_yes or self.step_no):
+            raise ValueError(
+                f"`step_yes` and `step_no` only apply with `scope='solution'`, but `scope` is {self.scope}. Remove them."
+            )
+        if self.scope == "solution" and (not self.step_yes or not self.step_no or self.step_yes == self.step_no):
+            raise ValueError(
+                f"`step_yes` is {shown(self.step_yes)} and `step_no` is {shown(self.step_no)}. With `scope='solution'` they must be two "
+                "different strings."
+            )
+        if self.closing is None and (self.stop or self.end):
+            raise ValueError("`stop` and `end` only apply with `closing`. Remove them, or set `closing`.")
+        if self.closing is None and not self.marker.strip():
+            raise ValueError("`marker` is empty. Set it to the text before the verdict, such as 'Verdict:'.")
+        if self.closing is None and not all(
+            part in self.user + (self.system or "") for part in (self.marker, self.yes, self.no)
+        ):
+            raise ValueError(
+                f"The prompt does not say that the response must end with {self.marker + ' ' + self.yes!r} or "
+                f"{self.marker + ' ' + self.no!r}, so no verdict could be read. Add this to the prompt, or set `marker`, `yes` and `no`."
+            )
+        if self.max_tokens < 1 or not self.temperature >= 0:
+            raise ValueError(
+                f"`max_tokens` is {self.max_tokens} and `temperature` is {self.temperature}. They must be at least 1 and 0."
+            )
+
+    @classmethod
+    def load(cls, name_or_path: str) -> "JudgeTemplate":
+        """
+        Return a built-in template (`"genprm"`, `"thinkprm"` or `"instruct"`), or read one from a file.
+
+        A file that ends with `.json` has the arguments of this class. Any other file is the user message.
+
+        Raises:
+            `ValueError`: If the template is unknown, or the file is invalid.
+        """
+        if name_or_path in TEMPLATES:
+            return TEMPLATES[name_or_path]
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ValueError(
+                f"The judge template is {shown(name_or_path)}. It must be {', '.join(TEMPLATES)}, or the path of a text or JSON file."
+            )
+        text = read_text(path)
+        if path.suffix == ".json":
+            return from_json(cls, parse_json(text, str(path)), path, "See `JudgeTemplate` for the keys.")
+        try:
+            return cls(user=text.strip(), name=path.stem)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def encode(self, tokenizer: Any, problem: str, steps: Sequence[str], replies: Sequence[str] = ()) -> list[int]:
+        """
+        Return the token ids of the prompt that asks about the last of `steps`, up to where the judge continues.
+
+        Control tokens in the problem, the steps and the replies are encoded as plain text.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the judge, with a chat template.
+            problem (`str`):
+                The problem.
+            steps (`Sequence[str]`):
+                Texts of the steps up to the judged one.
+            replies (`Sequence[str]`, *optional*):
+                Responses to the steps before the last one, for `scope="turns"`. See [`JudgeTemplate.reply`].
+
+        Raises:
+            `ValueError`: If the tokenizer has no chat template.
+        """
+        if not tokenizer.chat_template:
+            raise ValueError(
+                "The tokenizer of the judge has no chat template. Use an instruction model, or set `tokenizer.chat_template`."
+            )
+        texts = [problem, *steps, *replies]
+        used = set().union(*texts)
+        separator = next(letter for letter in map(chr, range(0xE000, 0xF900)) if letter not in used)
+
+        def render(data: str) -> str:
+            first, *others = data.split(separator)
+            return self._text(tokenizer, first, others[: len(steps)], others[len(steps) :])
+
+        return encode_around(tokenizer, separator.join(texts), render)
+
+    def _text(self, tokenizer: Any, problem: str, steps: Sequence[str], replies: Sequence[str]) -> str:
+        listed = [
+            _fill(
+                self.step,
+                {"number": str(i), "step": _OWN_NUMBER.sub("", step, count=1) if _OWN_NUMBER.match(step) else step},
+            )
+            for i, step in enumerate(steps, 1)
+        ]
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        asked = range(len(steps)) if self.scope == "turns" else [len(steps) - 1]
+        for i in asked:
+            values = {
+                "problem": problem,
+                "steps": self.step_separator.join(listed[: i + 1]),
+                "step": steps[i],
+                "number": str(i + 1),
+            }
+            user = self.user if i == asked[0] else self.next_user
+            messages.append({"role": "user", "content": _fill(user, values)})
+            if i < asked[-1]:
+                messages.append({"role": "assistant", "content": replies[i]})
+        prompt = render_chat(tokenizer, messages, None, CHAT_TEMPLATE_DATE)
+        return prompt + _fill(self.start, {"number": str(len(steps))})
+
+    def read(self, text: str, finish: str, stop_reason: str | None, num_steps: int) -> Reading | None:
+        """
+        Read the verdict in a response.
+
+        Args:
+            text (`str`):
+                Text that the model generated.
+            finish (`str`), stop_reason (`str`, *optional*):
+                Why it ended. See [`~search.engines.base.Sample`].
+            num_steps (`int`):
+                Number of steps in the prompt.
+
+        Returns:
+            [`Reading`] or `None`: `None` if the response is cut off, its last line is not a verdict, or, for `scope="solution"`, it does
+            not judge all steps up to the first wrong one, each once.
+        """
+        if finish == "length" or not text.strip():
+            return None
+        if stop_reason is not None:
+            text = text[: text.index(stop_reason)]
+        steps: tuple[bool, ...] = ()
+        if self.scope == "solution":
+            words = re.findall(f"{re.escape(self.step_yes)}|{re.escape(self.step_no)}", text)
+            steps = tuple(word == self.step_yes for word in words)
+            ends_at_error = False in steps and steps.index(False) == len(steps) - 1 < num_steps
+            if len(steps) != num_steps and not ends_at_error:
+                return None
+        if self.closing is not None:
+            return Reading(text + self.closing, None, steps)
+        end = len(text.rstrip())
+        start = text.rfind("\n", 0, end) + 1
+        marker = re.escape(self.marker.strip().rstrip(":"))
+        found = re.fullmatch(rf"\W*{marker}\W*?({re.escape(self.yes)}|{re.escape(self.no)})\W*", text[start:end])
+        if found is None:
+            return None
+        return Reading(text[: start + found.start(1)], found[1] == self.yes, steps)
+
+    def reply(self, reading: Reading, verdict: bool, number: int) -> str:
+        """Return the whole response to a step, for the prompt of the next step."""
+        return (
+            _fill(self.start, {"number": str(number)}) + reading.before + (self.yes if verdict else self.no) + self.end
+        )
+
+    def verdict_tokens(self, tokenizer: Any, before: str) -> tuple[list[int], int, int]:
+        """
+        Return the token ids after which the model decides between the two words, and the ids of its next token for yes and no.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of the judge.
+            before (`str`):
+                Response up to the word.
+
+        Raises:
+            `ValueError`: If no token distinguishes the two words.
+        """
+        yes, no = (list(tokenizer.encode(before + word, add_special_tokens=False)) for word in (self.yes, self.no))
+        same = next((i for i, pair in enumerate(zip(yes, no, strict=False)) if pair[0] != pair[1]), None)
+        if same is None:
+            raise ValueError(
+                f"The tokens of {self.yes!r} and {self.no!r} cannot be told apart by one token. Choose other words for `yes` and `no`."
+            )
+        return yes[:same], yes[same], no[same]
+
+
+def _fill(template: str, values: dict[str, str]) -> str:
+    """Replace the placeholders of a template, but not text in the values that looks like one."""
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template)
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        JudgeTemplate(
+            name="instruct",
+            user=(
+                "Here is a problem and the beginning of a solution, one numbered step at a time.\n\n# Problem\n\n{problem}\n\n"
+                "# Solution\n\n{steps}\n\n# Task\n\nCheck Step {number}, and nothing after it. It is correct if every statement and every "
+                "calculation in it is right and follows from the problem and from the earlier steps. The solution may be unfinished. Explain in "
+                "a few sentences what you checked. Then write one last line, which is either 'Verdict: Yes' if Step {number} is correct, "
+                "or 'Verdict: No' if it contains an error."
+            ),
+        ),
+        # GenPRM (arXiv 2504.00891), without execution of code: the critique ends at </analyze>, and the verdict follows at once
+        JudgeTemplate(
+            name="genprm",
+            scope="turns",
+            system="You are a math teacher. Your task is to review and critique the paragraphs in solution step by step.",
+            user="Question: {problem}\n\n{step}",
+            start="<analyze>\nLet's analyze the Paragraph {number} step by step: ",
+            stop=["</analyze>"],
+            closing="</analyze>\n<output>\n**Judgement**: $\\boxed{",
+            end="}$\n</output>\n",
+            max_tokens=2048,
+            temperature=0.6,
+        ),
+        # ThinkPRM (arXiv 2504.16828)
+        JudgeTemplate(
+            name="thinkprm",
+            scope="solution",
+            user=(
+                "You are given a math problem and a proposed step-by-step solution:\n\n[Math Problem]\n\n{problem}\n\n[Solution]\n\n"
+                "{steps}\n\nReview and critique each step in the proposed solution to determine whether each step is correct. If the "
+                "solution is incomplete, only verify the provided steps."
+            ),
+            step_separator="\n",
+            start="\nLet's verify step by step:",
+            stop=["Is the solution correct?", "</think>"],
+            closing="\nIs the solution correct? ",
+            step_yes="\\boxed{correct}",
+            step_no="\\boxed{incorrect}",
+            max_tokens=8192,
+            temperature=0.7,
+        ),
+    )
+}
+
+
+def published_template(name: str) -> str | None:
+    """Return the name of the template of a published judge (GenPRM, ThinkPRM), by its Hub id, or `None`."""
+    known = {"genprm/genprm-": "genprm", "launch/thinkprm-": "thinkprm"}
+    return next((template for start, template in known.items() if name.lower().startswith(start)), None)
