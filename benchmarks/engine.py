@@ -5,8 +5,8 @@ CPU time of the transformers engine, compared with plain calls of `generate` for
 python benchmarks/engine.py --model HuggingFaceTB/SmolLM2-135M-Instruct
 ```
 
-The requests are those of a tree search: two problems, each with no step, one step or two steps of a solution as the prefix, `n`
-samples that end at a stop string, an end-of-sequence token or `--max_tokens`. Systems:
+The requests are the same as in a tree search. A prefix is one of two problems and its first steps. Samples end at a stop string, an
+end-of-sequence token or `--max_tokens`. Systems:
 
 - *engine*: all requests at once, as the scheduler of a search sends them.
 - *one call per request*: `generate(ids, num_return_sequences=n, stop_strings=...)`, the loop that most people write. No padding.

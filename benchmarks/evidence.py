@@ -4,7 +4,7 @@ Write docs/evidence.md from the folder of a demo: the sections of its report as 
     trl-hrm demo --profile full --output_dir outputs/evidence
     python benchmarks/evidence.py outputs/evidence
 
-All numbers of the page come from the demo.
+All numbers of the page come from the demo, except for the section of `benchmarks/real_model.py`, which is kept.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from real_model import find_section
 
 from trl_hrm.demo.claims import claims, vote_words
 from trl_hrm.demo.report import sections
@@ -47,12 +49,14 @@ def main(args: argparse.Namespace) -> None:
     drawn = [picture for part in pictures.values() for picture in part]
     for picture in drawn:
         (target / f"{picture.name}.png").write_bytes(picture.images["light"])
-    (docs / "evidence.md").write_text(page(data, pictures), encoding="utf-8")
+    file = docs / "evidence.md"
+    kept = find_section(file.read_text(encoding="utf-8")) if file.exists() else ""
+    file.write_text(page(data, pictures, kept), encoding="utf-8")
     print(f"{docs / 'evidence.md'}: {len(drawn)} pictures in {target}.")
 
 
-def page(data: dict[str, Any], pictures: dict[str, list[Picture]]) -> str:
-    """Return the page as Markdown."""
+def page(data: dict[str, Any], pictures: dict[str, list[Picture]], kept: str = "") -> str:
+    """Return the page as Markdown, with the section `kept` before the last one."""
 
     def shown(key: str) -> list[str]:
         return [f"![{picture.title}]({PICTURES}/{picture.name}.png)" for picture in pictures.get(key, ())]
@@ -73,7 +77,7 @@ def page(data: dict[str, Any], pictures: dict[str, list[Picture]]) -> str:
         for caption, table in section.tables:
             parts += [f"### {caption}" if caption else "", table.markdown()]
         parts += [section.note, *shown(section.key)]
-    return "\n\n".join(part.strip() for part in [*parts, NEEDS_GPU] if part) + "\n"
+    return "\n\n".join(part.strip() for part in [*parts, kept, NEEDS_GPU] if part) + "\n"
 
 
 def header(data: dict[str, Any]) -> str:

@@ -2,26 +2,32 @@
 Train a reward model from SmolLM2-135M on PRM800K's phase1_test.jsonl, and measure it on problems that it has not seen.
 
 ```bash
-python tests/tools/fetch_real_model.py outputs/smollm2
+python tests/tools/fetch_real_model.py smollm2 --folder outputs
 python benchmarks/real_model.py --model outputs/smollm2 --prm800k data/prm800k/phase1_test.jsonl \
-    --processbench data/processbench/gsm8k.json --prmbench data/prmbench/test.jsonl --output_dir outputs/real-model
+    --processbench data/processbench/gsm8k.json --prmbench data/prmbench.jsonl --output_dir outputs/real-model --docs docs/evidence.md
 ```
 
 One epoch of full fine-tuning on the HRM view of the training problems, in two processes on CPU. On the held-out problems, the trained model is
 compared with itself before training (pretrained body, new head) and with random weights of the same architecture. `trl-hrm benchmark` measures
-the trained model on ProcessBench and PRMBench. Each part is written to a folder of `--output_dir` and is not repeated if it is there. The tables
-are printed and saved as `results.md`, all numbers as `results.json`.
+the trained model on ProcessBench and PRMBench. Each part is written to a folder of `--output_dir` and is not repeated if it is there. An
+interrupted training continues. The results are printed and saved as `results.md` and `results.json`; `--docs` replaces their section of a page.
 """
 
 import argparse
 import importlib.metadata
+import json
+import os
+import platform
+import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trl_hrm.data.problems import problem_key
 from trl_hrm.evaluation.benchmarks.measures import format_results
 from trl_hrm.evaluation.intervals import NUM_DRAWS, percentile_interval
 from trl_hrm.io import read_json, write_json
@@ -30,7 +36,18 @@ from trl_hrm.pages.page import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {"trained": "trained", "untrained": "before training", "random": "random weights"}
+ROWS = MODELS | {
+    "trained minus untrained": "trained minus before training",
+    "trained minus random": "trained minus random weights",
+}
 KINDS = {"all steps": (1, 2), "single steps": (1,), "merged steps": (2,)}  # by the number of merged steps
+HEADING = "## A pretrained model"
+READING = """
+How to read this: an AUROC of 0.5 is chance. 77 problems teach a model of this size the text format and a little about wrong steps. They do
+not teach it to judge solutions of other problems, which ProcessBench and PRMBench measure. The intervals cover the choice of problems, not
+the seed of training, and 13 problems are few. The model before training has a new head with random weights, so its AUROC can differ
+from 0.5 in both directions.
+"""
 TRAINING = {
     "dtype": "float32",
     "num_train_epochs": 1,
@@ -43,7 +60,10 @@ TRAINING = {
     "gradient_checkpointing": False,
     "bf16": False,
     "use_cpu": True,
-    "save_strategy": "no",
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "save_total_limit": 1,
+    "resume_from_checkpoint": True,
     "eval_strategy": "no",
     "logging_steps": 1,
     "report_to": "none",
@@ -54,20 +74,26 @@ TRAINING = {
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"seed": args.seed, "versions": versions(), "benchmarks": {}}
+    results: dict[str, Any] = {"seed": args.seed, "date": str(date.today()), "versions": versions(), "benchmarks": {}}
     build(folder / "dataset", args)
-    train(folder / "trained", folder / "dataset", args)
+    results["losses"] = train(folder / "trained", folder / "dataset", args)
     save_untrained(folder / "untrained", folder / "dataset", args.model, args)
     randomize(args.model, folder / "random-body", args.seed)
     save_untrained(folder / "random", folder / "dataset", str(folder / "random-body"), args)
     results["held_out"] = held_out(folder, args.seed)
-    for suite, data in (("processbench", args.processbench), ("prmbench", args.prmbench)):
+    prmbench = folder / "prmbench.jsonl"
+    if args.prmbench:
+        results["prmbench_rows"] = drop_seen(Path(args.prmbench), prmbench, folder / "dataset")
+    for suite, data in (("processbench", args.processbench), ("prmbench", args.prmbench and str(prmbench))):
         for name in args.benchmarked if data else ():
             found = benchmark(folder / f"{suite}-{name}", folder / name, suite, data, args.seed)
             results["benchmarks"][f"{suite}, {MODELS[name]}"] = found
     write_json(folder / "results.json", results)
     (folder / "results.md").write_text(report(results), encoding="utf-8")
     print(report(results))
+    if args.docs:
+        page = Path(args.docs).read_text(encoding="utf-8")
+        Path(args.docs).write_text(replace_section(page, report(results)), encoding="utf-8")
 
 
 def build(folder: Path, args: argparse.Namespace) -> None:
@@ -75,14 +101,15 @@ def build(folder: Path, args: argparse.Namespace) -> None:
         run("trl_hrm.cli", "build-prm800k", args.prm800k, "--view", "hrm", "--seed", args.seed, "--output_dir", folder)
 
 
-def train(folder: Path, dataset: Path, args: argparse.Namespace) -> None:
-    """Train in two processes, unless the folder has a trained model."""
-    if (folder / "model.safetensors").exists():
-        return
-    options = {"dataset_name": dataset, "model_name_or_path": args.model, "output_dir": folder, "seed": args.seed}
-    flags = [text for name, value in {**options, **TRAINING}.items() for text in (f"--{name}", value)]
-    config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
-    run("accelerate.commands.launch", "--config_file", config, ROOT / "recipes" / "hrm_reward.py", *flags)
+def train(folder: Path, dataset: Path, args: argparse.Namespace) -> list[float]:
+    """Train in two processes, unless the folder has a trained model. Return the loss of each step."""
+    if not (folder / "model.safetensors").exists():
+        options = {"dataset_name": dataset, "model_name_or_path": args.model, "output_dir": folder, "seed": args.seed}
+        flags = [text for name, value in {**options, **TRAINING}.items() for text in (f"--{name}", value)]
+        config = ROOT / "accelerate_configs" / "cpu_2proc.yaml"
+        run("accelerate.commands.launch", "--config_file", config, ROOT / "recipes" / "hrm_reward.py", *flags)
+    [checkpoint] = folder.glob("checkpoint-*")
+    return [entry["loss"] for entry in read_json(checkpoint / "trainer_state.json")["log_history"] if "loss" in entry]
 
 
 def save_untrained(folder: Path, dataset: Path, model: str, args: argparse.Namespace) -> None:
@@ -183,6 +210,20 @@ def interval(value: float, drawn: np.ndarray) -> dict[str, float]:
     return {"value": float(value), "low": low, "high": high}
 
 
+def drop_seen(source: Path, target: Path, dataset: Path) -> tuple[int, int]:
+    """
+    Write the rows of PRMBench whose problem was not trained on. Both PRMBench and the training problems come from PRM800K. Return the
+    numbers of rows kept and read.
+    """
+    from datasets import load_dataset
+
+    seen = {problem_key(prompt) for prompt in load_dataset(str(dataset), split="train")["prompt"]}
+    lines = [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    kept = [line for line in lines if problem_key(json.loads(line)["original_question"]) not in seen]
+    target.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    return len(kept), len(lines)
+
+
 def benchmark(folder: Path, model: Path, suite: str, data: str, seed: int) -> dict[str, Any]:
     if not (folder / "results.json").exists():
         options = ["--reward_model_batch_size", 1, "--seed", seed, "--output_dir", folder]
@@ -196,23 +237,50 @@ def run(module: str, *args: Any) -> None:
 
 def versions() -> dict[str, str]:
     names = ("torch", "transformers", "trl", "accelerate", "datasets", "trl-hrm")
-    return {name: importlib.metadata.version(name) for name in names}
+    return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
 def report(results: dict[str, Any]) -> str:
-    """Return the results as Markdown tables."""
-    held_out = results["held_out"]
-    titles = MODELS | {f"trained minus {name}": f"trained minus {MODELS[name]}" for name in ("untrained", "random")}
-    rows = [[title, *(shown(held_out[kind][name]) for kind in KINDS)] for name, title in titles.items()]
-    head = ["", *(f"{kind} ({held_out[kind]['steps']:,}, {held_out[kind]['wrong']:,} wrong)" for kind in KINDS)]
+    """Return the section of `docs/evidence.md`."""
+    held_out, losses = results["held_out"], results["losses"]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = [
-        f"AUROC on {held_out['problems']} held-out problems, with 95 % intervals over problems.",
-        Table(head, rows).markdown(),
+        HEADING,
+        "A reward model trained from SmolLM2-135M-Instruct on the human labels of PRM800K's `phase1_test.jsonl`, by "
+        "`benchmarks/real_model.py`, which has the command. One epoch on the HRM view of 77 problems, full fine-tuning in fp32 in two "
+        f"processes on CPU: {len(losses)} steps of 4 rows of up to {TRAINING['max_length']:,} tokens, learning rate "
+        f"{TRAINING['learning_rate']}. The mean loss is {np.mean(losses[:8]):.2f} in the first 8 steps and {np.mean(losses[-8:]):.2f} in "
+        "the last 8.",
+        f"{results['date']}, {os.cpu_count()} cores, {versions}. Seed {results['seed']} for the split, training and intervals.",
+        f"AUROC of the step scores on the {held_out['problems']} problems that were held out, with 95 % intervals over problems:",
+        Table(
+            ["", *(f"{kind} ({held_out[kind]['steps']:,}, {held_out[kind]['wrong']:,} wrong)" for kind in KINDS)],
+            [[title, *(shown(held_out[kind][name]) for kind in KINDS)] for name, title in ROWS.items()],
+        ).markdown(),
     ]
     for name, found in results["benchmarks"].items():
-        parts += [name, "```\n" + format_results(name.split(",")[0], found) + "\n```"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return "\n\n".join([*parts, f"Seed {results['seed']}; {versions}."]) + "\n"
+        parts += [f"`trl-hrm benchmark`, {name}:", f"```\n{format_results(name.split(',')[0], found)}\n```"]
+    if "prmbench_rows" in results:
+        kept, read = results["prmbench_rows"]
+        parts.append(
+            f"PRMBench was made from PRM800K. {kept} of its {read} rows are used: those whose problem is not a training problem."
+        )
+    return "\n\n".join([*parts, READING.strip()]) + "\n"
+
+
+def find_section(page: str) -> str:
+    """Return the section of a page that `report` wrote, or an empty text."""
+    found = re.search(rf"^{re.escape(HEADING)}\n.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return found.group().strip() + "\n" if found else ""
+
+
+def replace_section(page: str, section: str) -> str:
+    """Replace the section of a page. A page without it gets it before its last section."""
+    old = find_section(page)
+    if old:
+        return page.replace(old, section)
+    before, mark, last = page.rpartition("\n## ")
+    return f"{before}\n{section}{mark}{last}"
 
 
 def shown(value: dict[str, float]) -> str:
@@ -228,6 +296,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--benchmarked", nargs="*", default=["trained"], choices=MODELS, help="models to benchmark (default: trained)"
     )
+    parser.add_argument("--docs", help="page whose section with these results is replaced (default: none)")
     parser.add_argument("--output_dir", required=True, help="folder of all results")
     parser.add_argument("--seed", type=int, default=42, help="seed of split, training and intervals (default: 42)")
     main(parser.parse_args())

@@ -45,8 +45,11 @@ def main(args: argparse.Namespace) -> None:
     chains = read_chains(args.input)
     tokenizer, step_format = read_text_contract(args.model, None, None, False)
     columns = {"StepScorer": StepScorer.from_pretrained(args.model).score_trees(chains)}
-    if step_format.num_labels == 1:
-        print("pipeline: skipped, because its softmax over the single label of a regression head is always 1.")
+    if step_format.head != "classification" or step_format.tokenization != "pieces":
+        print(
+            f"pipeline: skipped, because it supports only the head 'classification' (found {step_format.head!r}) and the "
+            f"tokenization 'pieces' (found {step_format.tokenization!r})."
+        )
     else:
         columns["pipeline"] = pipeline_scores(args.model, tokenizer, step_format, chains)
     if args.url is not None:
@@ -55,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     elif find_spec("vllm") is None:
         print('vllm serve: skipped, because vLLM is not installed. Run `pip install "trl-hrm[vllm]"`, or set --url.')
     else:
-        with vllm_server(args.model, args.server_args) as url:
+        with vllm_server(args.model, args.server_args, step_format.head) as url:
             columns["vllm serve"] = ServerScorer.from_pretrained(args.model, url).score_trees(chains)
 
     if len(columns) == 1:
@@ -123,6 +126,7 @@ def words_of(
 ) -> list[str]:
     """Return a solution as words. The pipeline encodes each word separately, as training did with prompt, steps and separators."""
     adds_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    prompt = step_format.prompt_template.replace("{problem}", prompt)
     if step_format.prompt_style == "chat":
         system = (
             [] if step_format.system_prompt is None else [{"role": "system", "content": step_format.system_prompt}]
@@ -132,7 +136,11 @@ def words_of(
         words = [text.removeprefix(tokenizer.bos_token) if adds_bos else text]
     else:
         words = [prompt] if adds_bos or tokenizer.bos_token is None else [tokenizer.bos_token, prompt]
-    return words + [word for step in steps for word in (step, step_format.step_separator)]
+    for number, step in enumerate(steps, start=1):
+        prefix = step_format.step_prefix.replace("{number}", str(number))
+        text = step if step.startswith(prefix) else prefix + step
+        words += [text, step_format.step_separator, step_format.step_suffix]
+    return [word for word in words if word]
 
 
 def _probability(token: dict, right: str) -> float:
@@ -141,15 +149,17 @@ def _probability(token: dict, right: str) -> float:
 
 
 @contextmanager
-def vllm_server(model: str, server_args: Sequence[str]) -> Iterator[str]:
+def vllm_server(model: str, server_args: Sequence[str], head: str = "classification") -> Iterator[str]:
     """
-    Run `vllm serve MODEL --runner pooling` until the end of the block.
+    Run `vllm serve MODEL` with the options for the head until the end of the block.
 
     Args:
         model (`str`):
             Path or Hub id of the reward model.
         server_args (`Sequence[str]`):
             Additional options of `vllm serve`.
+        head (`str`, *optional*, defaults to `"classification"`):
+            Head of the step format.
 
     Yields:
         `str`: The address of the server, once it responds.
@@ -161,7 +171,9 @@ def vllm_server(model: str, server_args: Sequence[str]) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--runner", "pooling"]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    if head != "lm":
+        command += ["--runner", "pooling", "--pooler-config", '{"pooling_type": "ALL"}']
     command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), *server_args]
     with tempfile.NamedTemporaryFile(prefix="vllm-serve-", suffix=".log") as log:
         environment = os.environ | {"VLLM_NO_USAGE_STATS": "1"}
@@ -220,7 +232,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="JSON Lines file of solutions with `prompt`, `completions` and optional `parents`, as for `trl-hrm score` "
         "(required)",
     )
-    parser.add_argument("--url", help="address of a running `vllm serve MODEL --runner pooling --dtype float32`")
+    parser.add_argument(
+        "--url", help="address of a running `vllm serve MODEL --dtype float32` with the options for the head"
+    )
     parser.add_argument("--served_model_name", metavar="NAME", help="name of the model on the server at --url")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="maximum difference between two scores of a step"

@@ -6,7 +6,7 @@ import gc
 import importlib.metadata
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,17 +86,28 @@ def openr(request) -> Path:
 
 
 @pytest.fixture(scope="session")
-def policy(tmp_path_factory) -> str:
-    """Folder of a tiny policy that has memorised `SOLUTIONS`. It is trained once for all processes of `pytest -n`."""
-    from .search.policies import SOLUTIONS, make_policy
-
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function that makes a folder once for all processes of `pytest -n`. Tests must not change the folder."""
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    with FileLock(root / "policy.lock"):
-        if not (root / "policy").exists():
-            make_policy(root / "unfinished", 256, texts=SOLUTIONS)
-            (root / "unfinished").rename(root / "policy")
-    return str(root / "policy")
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name).exists():
+                unfinished = tmp_path_factory.mktemp(name)
+                make(unfinished)
+                unfinished.rename(root / name)
+        return root / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def policy(made_once) -> str:
+    """Folder of a tiny policy that has memorised `SOLUTIONS`."""
+    from .search.policies import SOLUTIONS, make_policy
+
+    return str(made_once("policy", lambda folder: make_policy(folder, 256, texts=SOLUTIONS)))
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,16 @@ from pathlib import Path
 
 import pytest
 from peft import LoraConfig, get_peft_model
+from transformers import AutoTokenizer
 
 from trl_hrm import StepFormat, StepScorer
+from trl_hrm.scoring.tree_scorer import read_text_contract
 
 from .helpers import HEADS, tiny_model, tiny_tokenizer
 from .scoring.pooling_server import PoolingServer
+from .scoring.published import PUBLISHED
+from .scoring.solutions import PROBLEM as MIXED_PROBLEM
+from .scoring.solutions import SOLUTIONS, save_published
 from .search.serving import ENVIRONMENT, serve
 
 
@@ -27,6 +32,12 @@ FORMATS = HEADS | {
     "chat": StepFormat(prompt_style="chat", system_prompt="Judge.", step_separator="; ", merge_separator=" then "),
     "user": StepFormat(prompt_style="chat", step_separator="\n", merge_separator=" "),
 }
+FORMATS |= {
+    "all texts": StepFormat(prompt_template="Q: {problem}\n", step_prefix="{number}. ", step_suffix=" ", step_separator=";"),
+    "before": StepFormat(score_position="before_separator", step_suffix="\n"),
+    "string": StepFormat(tokenization="string", prompt_template="{problem} ", step_separator=" ;\n", step_prefix="Step {number}: "),
+    "turns": StepFormat(tokenization="string", prompt_style="turns", step_separator="+", score_position="before_separator"),
+}  # fmt: skip
 CLASSIFIERS = [name for name in FORMATS if name != "lm"]
 
 
@@ -141,11 +152,68 @@ def test_server(name, tmp_path):
         assert names["score"](PROBLEM, STEPS) == pytest.approx(expected(folder), abs=1e-5)
 
 
+def test_server_of_a_language_model(tmp_path):
+    folder = save(tmp_path, "lm")
+    with PoolingServer(tiny_model(FORMATS["lm"]), tiny_tokenizer()) as server:
+        code = ENCODE + code_under("Language models with `vllm serve`")
+        names = run(with_names(code, checkpoint=folder, server=server.url))
+        assert names["score"](PROBLEM, STEPS) == pytest.approx(expected(folder), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_encodings_of_published_models(name, tmp_path):
+    """The ids of the code on the page, for texts of every kind."""
+    _, folder, step_format = save_published(tmp_path, name)
+    step_format = step_format or StepFormat.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    step_format.save(folder)
+    encode = run(with_names(ENCODE, checkpoint=folder))["encode"]
+    if step_format.chat_template_date and "strftime_now" in (tokenizer.chat_template or ""):
+        if step_format.prompt_style != "plain":
+            with pytest.raises(ValueError, match="only trl_hrm replaces"):
+                encode(MIXED_PROBLEM, SOLUTIONS[0])
+            tokenizer.chat_template = TEMPLATE
+            tokenizer.save_pretrained(folder)
+            encode = run(with_names(ENCODE, checkpoint=folder))["encode"]
+    for steps in SOLUTIONS:
+        prompt_ids, step_ids = step_format.encode(tokenizer, MIXED_PROBLEM, steps)
+        ids, places = encode(MIXED_PROBLEM, steps)
+        assert ids == prompt_ids + sum(step_ids, [])
+        assert places == [len(prompt_ids) + sum(map(len, step_ids[: i + 1])) - 1 for i in range(len(steps))]
+
+
+@pytest.mark.parametrize("name", ["Skywork/Skywork-o1-Open-PRM-Qwen-2.5-7B", "ScalableMath/llemma-7b-prm-prm800k-level-1to3-hf"])  # fmt: skip
+def test_other_heads_become_a_classifier(name, tmp_path):
+    """Exactly: the scores of the authors' loops."""
+    published, folder, step_format = save_published(tmp_path, name)
+    classifier = str(tmp_path / "classifier")
+    run(with_names(code_under("Convert another head to a token classifier"), checkpoint=folder, classifier=classifier))
+    assert step_format is None and StepFormat.from_pretrained(classifier).head == "regression"
+    [found] = StepScorer.from_pretrained(classifier).score([MIXED_PROBLEM], [SOLUTIONS])
+    for scores, plain in zip(found, published.scores(folder, MIXED_PROBLEM, SOLUTIONS), strict=True):
+        assert scores == pytest.approx(plain, abs=1e-6)
+    assert len({score for scores in found for score in scores}) > 5
+    read_text_contract(classifier, None, None, False)  # vLLM has a class for it
+
+
+def test_a_published_adapter(tmp_path):
+    """Math-psa is an adapter without a `step_format.json`. Merged, vLLM runs it."""
+    published, folder, _ = save_published(tmp_path, "openreasoner/Math-psa")
+    merged = str(tmp_path / "merged")
+    code = code_under("LoRA adapters").replace("AutoPeftModelForTokenClassification", "AutoPeftModelForCausalLM")
+    run(with_names(code.replace(", num_labels=2", ""), adapter=folder, merged=merged))
+    _, step_format = read_text_contract(merged, None, None, False)
+    assert step_format == StepFormat.published("math-psa")
+    [found] = StepScorer.from_pretrained(merged).score([MIXED_PROBLEM], [SOLUTIONS])
+    for scores, plain in zip(found, published.scores(folder, MIXED_PROBLEM, SOLUTIONS), strict=True):
+        assert scores == pytest.approx(plain, abs=1e-5)  # merging adds the weights
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_label_tokens_become_a_classifier(tied, tmp_path):
     """Rows in the wrong order would give one minus the score, which looks like a score."""
     folder = save(tmp_path / "lm", "lm", tie_word_embeddings=tied)
-    code = code_under('Causal language models (`head: "lm"`)')
+    code = code_under("Convert another head to a token classifier")
     run(with_names(code, checkpoint=folder, classifier=str(tmp_path / "classifier")))
     assert StepFormat.from_pretrained(tmp_path / "classifier").head == "classification"
     assert expected(tmp_path / "classifier") == pytest.approx(expected(folder), abs=1e-5)
@@ -160,11 +228,11 @@ def test_merged_adapter_of_a_language_model(tmp_path):
     get_peft_model(model, config).save_pretrained(adapter)
     tiny_tokenizer().save_pretrained(adapter)
     FORMATS["lm"].save(adapter)
-    [loading] = re.findall(r'^For `head: "lm"` load it with `(.*)`,', PAGE, flags=re.MULTILINE)
+    [loading] = re.findall(r'^For `head: "lm"` load it with `(.*)`\.', PAGE, flags=re.MULTILINE)
     code = code_under("LoRA adapters").replace("AutoPeftModelForTokenClassification", "AutoPeftModelForCausalLM")
     code = re.sub(r"AutoPeftModelForCausalLM\.from_pretrained\(.*?\)", loading, code)
     run(with_names(code, adapter=str(adapter), merged=merged))
-    code = code_under('Causal language models (`head: "lm"`)')
+    code = code_under("Convert another head to a token classifier")
     run(with_names(code, checkpoint=merged, classifier=str(tmp_path / "classifier")))
     assert expected(tmp_path / "classifier") == pytest.approx(expected(adapter), abs=1e-5)
     assert expected(adapter) != pytest.approx(expected(base), abs=1e-3)

@@ -53,3 +53,14 @@ def test_the_interval_is_about_problems_and_not_about_steps(script):
     often = script.auroc_intervals({"model": np.tile(scores, 10)}, np.tile(labels, 10), np.tile(problems, 10), seed=3)
 
     assert once["model"] == pytest.approx(often["model"])
+
+
+def test_the_section_of_the_page_is_replaced(script):
+    """And nothing else of the page. `benchmarks/evidence.py` keeps what `find_section` returns."""
+    first, second = f"{script.HEADING}\n\nOld.\n\n```\n### no heading\n```\n", f"{script.HEADING}\n\nNew.\n"
+    page = "# Evidence\n\n## One\n\nText.\n\n## Last\n\nEnd.\n"
+    assert script.find_section(page) == ""
+    once = script.replace_section(page, first)
+    assert once == f"# Evidence\n\n## One\n\nText.\n\n{first}\n## Last\n\nEnd.\n"
+    assert script.find_section(once) == first
+    assert script.replace_section(once, second) == once.replace(first, second)

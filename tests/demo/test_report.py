@@ -163,7 +163,7 @@ class TestNumbers:
         data["values_by_cap"][0]["correction"] = {"mean": None, "count": 0}
         assert Page(bare(data)).sections["depth-cap"].table()["5"][2] == "– (0)"
         assert (
-            "maximum depth 5: correct step 0.700, first error 0.011, correction –"
+            "maximum depth 5: correct 0.700, first error 0.011, correction –, "
             in _caps_picture(data["values_by_cap"], data["solution_length"]).text
         )
 

@@ -23,7 +23,7 @@ from trl_hrm.search.run_folder import shard_name
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Fork the workers, which have then imported torch already. `test_jobs_run_once` and `test_a_kill_leaves_no_process_behind` spawn them."""
+    """Fork the workers, which have then imported torch already. What forked workers print goes to pytest, so the test of logs spawns them."""
     import torch  # noqa: F401
 
     monkeypatch.setattr(runner, "Workers", lambda number, method, remedy: Workers(number, "fork", remedy))
@@ -140,7 +140,7 @@ def test_what_a_kill_left_is_done(forked, tmp_path):
     assert runner.stages[1]["seconds"] > 0
 
 
-def test_a_job_that_fails(forked, tmp_path):
+def test_a_job_that_fails(tmp_path):
     """The other jobs of the stage finish, the stage is not done, and the message names the log."""
     config = ScoreConfig(input="none.jsonl", reward_model=str(tmp_path / "none"))
     with (

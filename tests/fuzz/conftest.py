@@ -1,5 +1,6 @@
 """The valid inputs that the fuzzer mutates."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,5 @@ from .targets import make_inputs
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    make_inputs(folder)
-    return folder
+def inputs(made_once, policy) -> Path:
+    return made_once("fuzz-inputs", lambda folder: make_inputs(folder, lambda path: shutil.copytree(policy, path)))

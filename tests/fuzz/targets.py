@@ -63,9 +63,13 @@ class Target:
         return f"{self.command.split()[0]} {self.file or 'OPTION'}"
 
 
-def make_inputs(folder: Path) -> None:
-    """Write a small valid set of inputs of all commands."""
-    make_policy(folder / "policy", 256, texts=SOLUTIONS)
+def train_policy(folder: Path) -> None:
+    make_policy(folder, 256, texts=SOLUTIONS)
+
+
+def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_policy) -> None:
+    """Write a small valid set of inputs of all commands. `write_policy` writes the policy to a folder."""
+    write_policy(folder / "policy")
     (folder / "model").mkdir(parents=True)
     save_checkpoint(folder / "model")
     shepherd = {"input": "1+2? Step 1: so 3 ки\nStep 2: thus 3 ки", "label": "1+2? Step 1: so 3 +\nStep 2: thus 3 -", "task": "GSM8K"}  # fmt: skip

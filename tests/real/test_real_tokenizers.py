@@ -76,6 +76,10 @@ def ids_of(tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+def bos_ids(name: str, tokenizer) -> list[int]:
+    return [tokenizer.convert_tokens_to_ids(BOS[name])] if name in BOS else []
+
+
 def text_of(tokenizer, ids: list[int]) -> str:
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
@@ -112,8 +116,7 @@ class TestPaths:
         """The ids of the prompt, and of each step and its separator, encoded alone. BOS is there once."""
         for separator in SEPARATORS:
             prompt_ids, step_ids = StepFormat(step_separator=separator).encode(tokenizer, PROMPT, STEPS)
-            bos = [tokenizer.convert_tokens_to_ids(BOS[name])] if name in BOS else []
-            assert prompt_ids == bos + ids_of(tokenizer, PROMPT)
+            assert prompt_ids == bos_ids(name, tokenizer) + ids_of(tokenizer, PROMPT)
             assert step_ids == [ids_of(tokenizer, step) + ids_of(tokenizer, separator) for step in STEPS]
             whole = text_of(tokenizer, joined(prompt_ids, step_ids))
             assert whole == BOS.get(name, "") + PROMPT + "".join(step + separator for step in STEPS)
@@ -158,7 +161,7 @@ class TestPaths:
             StepFormat(step_separator="\n").check(tokenizer, merged=True)
 
     def test_label_tokens(self, tokenizer):
-        """The wrong label is class 0. A token with a space before it is another one."""
+        """The wrong label is class 0. A label with a space before it has a different id."""
         step_format = StepFormat(head="lm")
         assert text_of(tokenizer, step_format.label_token_ids(tokenizer)) == "-+"
         spaced = StepFormat(head="lm", label_tokens=(" +", " -")).label_token_ids(tokenizer)
@@ -170,14 +173,13 @@ class TestStrings:
 
     def test_text_separators(self, name, tokenizer):
         """Math-Shepherd's format: each step is scored at the last token of its tag."""
-        ids, ends = [], []
         text, tags = PROMPT + " ", []
         for number, step in enumerate(STEPS, start=1):
             text += f"Step {number}: {step.strip()}".strip() + " ки"
             tags.append(len(text))
             text += "\n"
         found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = [tokenizer.convert_tokens_to_ids(BOS[name])] * (name in BOS) + found["input_ids"]
+        ids = bos_ids(name, tokenizer) + found["input_ids"]
         ends = [[end for _, end in found["offset_mapping"]].index(tag) + 1 + (name in BOS) for tag in tags]
         self.check(StepFormat.published("math-shepherd"), tokenizer, ids, ends)
         last = ids_of(tokenizer, "x ки")[-1]
@@ -314,7 +316,7 @@ class TestChatTemplates:
         assert (other != found[0]) == prints_date
 
     def test_a_template_that_refuses_system_messages(self, chat_tokenizer, monkeypatch):
-        """As that of Gemma 2."""
+        """The template of Gemma 2 raises an error for them."""
         refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         monkeypatch.setattr(chat_tokenizer, "chat_template", refusing + chat_tokenizer.chat_template)
         StepFormat(prompt_style="chat").check(chat_tokenizer)

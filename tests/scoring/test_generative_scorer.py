@@ -379,10 +379,10 @@ def test_log_is_locked_until_it_is_closed(tmp_path):
 
 def test_damaged_log(tmp_path):
     log = tmp_path / "log.jsonl"
-    log.write_text('{"prompt": "a dataset"}\n')
+    log.write_text('{"prompt": "a dataset"}\n{"without": "a line break"}')
     with pytest.raises(FileExistsError, match="not a log of a judge"):
         scorer_of(log=log, overwrite=True)
-    assert log.read_text() == '{"prompt": "a dataset"}\n'
+    assert log.read_text() == '{"prompt": "a dataset"}\n{"without": "a line break"}'
     log.unlink()
     scorer = scorer_of(log=log)
     scorer.score(PROBLEMS, CANDIDATES)

@@ -313,7 +313,7 @@ class TestLabelTokens:
         with PoolingServer(tiny_model(self.HEAD), tiny_tokenizer()) as server:
             yield server
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def expected(self):
         return StepScorer(tiny_model(self.HEAD), tiny_tokenizer(), self.HEAD).score(PROMPTS, CANDIDATES)
 
@@ -330,6 +330,8 @@ class TestLabelTokens:
         local.score(PROMPTS, CANDIDATES)
         requests = [request for request in server.requests if "logprob_token_ids" in request][1:]
         assert sorted(max(request["prompt"], key=len) for request in requests) == sorted(local.batches[0])
+        neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert all(request | neutral == request for request in requests)  # not those of a generation_config.json
         prompts = sorted(ids for request in requests for ids in request["prompt"])
         paths = []
         for prompt, candidates in zip(PROMPTS, CANDIDATES, strict=True):

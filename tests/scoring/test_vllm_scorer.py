@@ -235,5 +235,10 @@ def test_vllm_errors(vllm_environment, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen2ForCausalLM"]}))
     with pytest.raises(ValueError, match=r"Qwen2ForCausalLM.*ForTokenClassification"):
         VLLMScorer.from_pretrained(folder)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["MysteryForTokenClassification"]}))
+    with pytest.raises(ValueError, match="vLLM cannot run this model .*MysteryForTokenClassification") as error:
+        VLLMScorer.from_pretrained(folder, **VLLM)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 800
     with pytest.raises(ValueError, match="vLLM has no class for head 'value'"):
         VLLMScorer.from_pretrained(folder, step_format=StepFormat(head="value"))

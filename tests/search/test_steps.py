@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from trl_hrm.grading import extract_answer
 from trl_hrm.search.engines.base import CharTokenizer
+from trl_hrm.search.policy_config import PromptConfig
 from trl_hrm.search.prompts import PROMPTS, Prompt
 from trl_hrm.search.steps import RULES, Cut, cut_steps, cut_text, regex_rule
 from trl_hrm.tiny_model import make_tokenizer
@@ -324,6 +326,14 @@ def test_prompts():
         assert text.endswith("Question: What is {x}?\n\n") and "# Answer" in text and "# END!" in text
         assert PROMPTS[name].final_stops == ("# END!",) and PROMPTS[name].rule in RULES
     assert "# Step 1" in PROMPTS["steps"].text("") and PROMPTS["question"].text("Why?") == "Why?"
+    # the headers and the answer for which the default prompt asks, as a policy would write them
+    text = PROMPTS["boxed"].text("What is {x}?")
+    assert text.startswith("What is {x}?\n\n") and PromptConfig().make_prompt()[0] == PROMPTS["boxed"]
+    headers = re.findall("# Step [12]", text)
+    solution = f"{headers[0]}\n1 + 2 = 3\n\n{headers[1]}\n" + text[text.index("The answer is") :].replace("{}", "{3}")
+    rule = RULES[PROMPTS["boxed"].rule]
+    assert [piece.partition("\n")[0] for piece in cut_text(solution, rule)] == headers
+    assert rule.stop_strings()[0] == headers[1] and extract_answer(solution, ["boxed"]) == "3"
 
 
 def test_a_chat_template_is_rendered_once():

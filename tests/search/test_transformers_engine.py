@@ -176,6 +176,7 @@ def test_sliding_windows(engine):
         num_attention_heads=2,
         num_key_value_heads=1,
         sliding_window=6,
+        eos_token_id=engine.tokenizer.eos_token_id,
     )
     sliding = TransformersEngine(MistralForCausalLM(config), engine.tokenizer, batch_size=4)
     requests = [(ids, 3, [], 4 + 5 * place, 1000 * place) for place, ids in enumerate(prefixes(engine))]
@@ -430,15 +431,13 @@ def test_batch_stays_within_the_last_position(greedy, monkeypatch):
     """Rows of a batch advance together, so a long prefix and a long sample could exceed the position table."""
     batches = record_batches(greedy, monkeypatch)
     positions = []
-    forward = greedy.model.forward
-    monkeypatch.setattr(
-        greedy.model,
-        "forward",
-        lambda *args, **kwargs: positions.append(kwargs["position_ids"].max().item()) or forward(*args, **kwargs),
+    hook = greedy.model.register_forward_pre_hook(
+        lambda _, args, kwargs: positions.append(kwargs["position_ids"].max().item()), with_kwargs=True
     )
     long, short = (prefixes(greedy)[0] * 40)[:110], prefixes(greedy)[1]
     requests = [(long, 1, [], 10, 0), (short, 1, [], 60, 0), (short, 1, [], 5, 0)]
     samples = ask(greedy, *requests)
+    hook.remove()
     assert batches == [1, 2, 1]  # the short ones wait for the long one, and the shortest one leaves first
     assert max(positions) < 128
     assert [len(sample.token_ids) for [sample] in samples] == [10, 60, 5]

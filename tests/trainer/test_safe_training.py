@@ -441,6 +441,36 @@ CHANGES = [
     ({"num_train_epochs": 3},),
     ({"max_steps": 20},),
 ]
+# arguments that are compared, or ignored, like `learning_rate` and `logging_steps` are: only in slow tests
+ALIKE = {
+    *(
+        "data_seed",
+        "optim",
+        "weight_decay",
+        "max_grad_norm",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "dataloader_drop_last",
+    ),
+    *(
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "merge_separator",
+        "regression_loss",
+        "error_weight",
+    ),
+    *("chat_template_date", "shared_prefix", "label_weighting", "disable_dropout", "sanitize_control_tokens"),
+    *("save_steps", "dataloader_num_workers", "dataset_num_proc", "per_device_eval_batch_size", "report_to"),
+}
+
+
+def some_slow(rows: list[tuple], alike: set[str]) -> list:
+    """Return the rows as parameters. Rows that change an argument in `alike` are slow."""
+    changed = [{name for part in row if isinstance(part, dict) for name in part} for row in rows]
+    return [
+        pytest.param(*row, marks=pytest.mark.slow if names & alike else [])
+        for row, names in zip(rows, changed, strict=True)
+    ]
 
 
 def changed_trainer(folder, trees, change):
@@ -470,7 +500,9 @@ def changed_trainer(folder, trees, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "names"), [(row[0], row[1:]) for row in CHANGES], ids=lambda value: str(value)[:50]
+    ("change", "names"),
+    some_slow([(row[0], row[1:]) for row in CHANGES], ALIKE),
+    ids=lambda value: str(value)[:50],
 )
 def test_changes_of_a_resumed_training(trained, trees, change, names, caplog):
     """A training resumed with another dataset, base model, separator, learning rate or seed used to say nothing."""
@@ -522,7 +554,13 @@ def others(tmp_path_factory, trees) -> dict[str, Path]:
     return folders
 
 
-@pytest.mark.parametrize(("trainer", "change", "name"), OTHER_CHANGES)
+OTHERS_ALIKE = {  # compared like `kl_coef` and `step_separator`: only in slow tests
+    *("max_completion_length", "train_on_last_step_only", "label_smoothing_factor", "kl_scaling", "kl_direction"),
+    *("kl_reduction", "completion_only_loss", "train_sampling_strategy"),
+}
+
+
+@pytest.mark.parametrize(("trainer", "change", "name"), some_slow(OTHER_CHANGES, OTHERS_ALIKE))
 def test_changes_of_other_trainers(others, trees, trainer, change, name):
     changed = MAKERS[trainer](others[trainer], trees, max_steps=1, **change)
     if name is None:

@@ -17,7 +17,7 @@ from ..forest import TokenTrie
 from ..io import shown
 from ..step_tree import StepTree
 from .aggregate import aggregate
-from .generative_scorer import GenerativeScorer
+from .generative_scorer import JUDGE_COUNTS, GenerativeScorer
 from .scoring_config import ScoringConfig
 from .tree_scorer import TreeScorer, check_scores
 
@@ -110,7 +110,9 @@ def scorer_cost(counts: Counter) -> dict[str, float]:
         "num_steps": counts["scorer_steps"],
         "num_tokens": counts["scorer_tokens"],
     }
-    return cost | {name: value for name, value in sorted(counts.items()) if name.startswith("judge_")}
+    if "judge_samples" in counts:
+        cost |= {f"judge_{name}": counts[f"judge_{name}"] for name in JUDGE_COUNTS}  # sums of counters have no zeros
+    return cost
 
 
 def score_candidates(

@@ -29,6 +29,8 @@ from .scoring_config import ScoringConfig
 MAX_SEED = 2**31  # servers may use 32-bit seeds
 MAX_SAMPLES = 2**16
 ENGINES = ("transformers", "vllm")
+# Counts in the cost of a judge
+JUDGE_COUNTS = ("prompts", "samples", "prompt_tokens", "generated_tokens", "unreadable", "too_long", "reused_samples")
 VERSIONS = ("torch", "transformers", "vllm")  # in the description of an engine
 
 
@@ -606,6 +608,10 @@ class GenerativeScorer:
             "versions": {"trl_hrm": __version__},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size:  # before it is opened, which removes an incomplete last line
+            with open(path, "rb") as file:
+                if not file.readline(1000).startswith(b'{"kind": "judgements", '):
+                    raise FileExistsError(f"{path} exists and is not a log of a judge. Choose another file.")
         lines = AppendedLines(path)
         try:
             remedy = "Remove this line. Its responses will be sampled again."
@@ -613,8 +619,6 @@ class GenerativeScorer:
             for where, line in read_json_lines(path) if lines.size else ():
                 if found is None:
                     found = line
-                    if found.get("kind") != "judgements":
-                        raise FileExistsError(f"{path} exists and is not a log of a judge. Choose another file.")
                     changes = compare_runs(found, header).changes
                     if changes and overwrite:
                         lines.clear()

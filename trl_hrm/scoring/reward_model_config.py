@@ -53,7 +53,7 @@ class RewardModelConfig(ScoringConfig):
             Path or Hub id of the reward model.
         reward_model_engine (`str`, *optional*, defaults to `"transformers"`):
             Engine that runs the reward model: `"transformers"` (candidates share their prefix), `"vllm"` (in this process), or
-            the URL of a server that runs `vllm serve MODEL --runner pooling`.
+            the URL of a server that runs `vllm serve`, see [`ServerScorer`].
         reward_model_revision (`str`, *optional*):
             Revision of the reward model on the Hub.
         reward_model_dtype (`str`, *optional*):
@@ -95,7 +95,7 @@ class RewardModelConfig(ScoringConfig):
         default="transformers",
         metadata={
             "help": "Engine that runs the reward model: transformers (candidates share their prefix), vllm (in this "
-            "process), or the URL of a server that runs `vllm serve MODEL --runner pooling`.",
+            "process), or the URL of a server that runs `vllm serve`.",
             "metavar": "transformers|vllm|URL",
         },
     )

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..io import shown
 from ..step_format import StepFormat
+from ..terminal import one_line
 from .tree_scorer import ChainScorer, check_architecture, read_text_contract
 
 
@@ -87,8 +88,8 @@ class VLLMScorer(ChainScorer):
                 Other arguments of `vllm.LLM`. On CPU, set `kv_cache_memory_bytes`, as vLLM otherwise uses most of the memory.
 
         Raises:
-            `ValueError`: If vLLM does not support the checkpoint (a LoRA adapter, or a head for which it has no class), its
-            weights do not fit the head, or an engine argument is unknown.
+            `ValueError`: If vLLM does not support the checkpoint (a LoRA adapter, an architecture, or a head for which it has
+            no class), its weights do not fit the head, or an engine argument is unknown.
             `FileNotFoundError`: If the checkpoint has no `step_format.json` and `step_format` is not given.
         """
         unknown = engine_args.keys() - {field.name for field in fields(EngineArgs)}
@@ -99,14 +100,20 @@ class VLLMScorer(ChainScorer):
         runner = _runner(step_format)
         if runner == "pooling":  # some models default to rows at one special token
             engine_args.setdefault("pooler_config", PoolerConfig(pooling_type="ALL"))
-        llm = LLM(
-            path_or_repo,
-            runner=runner,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            **engine_args,
-        )
+        try:
+            llm = LLM(
+                path_or_repo,
+                runner=runner,
+                revision=revision,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                **engine_args,
+            )
+        except ValueError as error:  # its message may list all architectures that vLLM supports
+            raise ValueError(
+                f"{path_or_repo}: vLLM cannot run this model ({one_line(str(error), 300)}). Check the engine arguments, or use "
+                "StepScorer (`--reward_model_engine transformers`)."
+            ) from error
         return cls(llm, tokenizer, step_format)
 
     def _outputs(self, sequences: list[tuple[list[int], list[int]]], progress: bool) -> list[torch.Tensor]:
