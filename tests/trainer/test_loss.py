@@ -61,7 +61,7 @@ def assert_one_step(trainer, expected) -> None:
     for name, weight in weights_of(trainer.model).items():
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
         moved = max(moved, (weight - start[name]).abs().max().item())
-    assert moved > 1e-2
+    assert moved > 1e-3  # the comparison above accepts 1e-5
 
 
 @pytest.mark.parametrize("batch_size", [8, 4, 2, 1])
