@@ -257,14 +257,14 @@ class TransformersEngine:
         Return the keys and values of all tokens except the last one of each sequence, for `generate` to continue, and whether
         sequences can leave the batch. Each distinct prefix is computed once, unless the last batch has it.
 
-        The cache is `None` if the model does not cache keys and values, or if all sequences have one token.
+        The cache is `None` if the model does not cache keys and values, or if all prefixes have one token.
         """
         rows = {sequence: row for row, sequence in enumerate(last.sequences)}
         rows_of_prefixes = {tuple(sequence.prefix_ids): row for sequence, row in rows.items()}
         prefixes = {tuple(sequence.prefix_ids): None for sequence in sequences if sequence not in rows}
-        new = [prefix for prefix in prefixes if prefix not in rows_of_prefixes and len(prefix) > 1]
+        new = [prefix for prefix in prefixes if prefix not in rows_of_prefixes]
         new_width = max(map(len, new), default=0)
-        computed = self._compute(new, new_width) if new else None
+        computed = self._compute(new, new_width) if new_width > 1 else None
         cache = computed if last.cache is None else last.cache
         if not isinstance(cache, DynamicCache) or any(
             type(layer) is not DynamicLayer or not layer.is_initialized for layer in cache.layers
@@ -279,10 +279,10 @@ class TransformersEngine:
             prefix = tuple(sequence.prefix_ids)
             if (row := rows.get(sequence, rows_of_prefixes.get(prefix))) is not None:
                 sources.append((last.cache, row, last.sequences[row].padding))
-            elif len(prefix) > 1:
+            elif computed is not None:
                 sources.append((computed, new.index(prefix), new_width - len(prefix)))
             else:
-                sources.append((cache, 0, 0))  # nothing is copied
+                sources.append((cache, 0, 0))  # one token, of which nothing is copied
         lengths = [sequence.length - 1 for sequence in sequences]
         for number, layer in enumerate(cache.layers):
             for name in ("keys", "values"):
