@@ -1,7 +1,6 @@
 """A real language model as policy and as reward model: annotate, export, train, score and choose, with SmolLM2-135M."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -19,14 +18,16 @@ from ..search.serving import ENVIRONMENT, serve
 
 pytestmark = pytest.mark.real_model
 
-PROBLEMS = [  # easy enough for a model of this size
+PROBLEMS = [  # a model of this size solves about half of them
+    {"problem": "What is 2 + 2?", "answer": "4"},
+    {"problem": "How many days are in a week?", "answer": "7"},
     {"problem": "Tom has 3 apples and buys 4 more. How many apples does Tom have now?", "answer": "7"},
-    {"problem": "What is 10 + 5?", "answer": "15"},
-    {"problem": "Ann is 8 years old. How old will she be in 2 years?", "answer": "10"},
 ]
 PROMPT = "Solve this problem in at most three short sentences: {question}"
 SETTINGS = ["--segmentation", "sentence", "--extractors", "last_number", "--temperature", "0.7"]
-SETTINGS += ["--max_solution_tokens", "48", "--policy_dtype", "float32"]
+SETTINGS += ["--max_solution_tokens", "48"]
+SEARCH = ["--search", "rollouts", "--num_solutions", "2", "--num_completions", "2"]
+TRANSFORMERS = ["--engine", "transformers", "--policy_dtype", "float32"]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,7 @@ def command(folder, policy):
 @pytest.fixture(scope="module")
 def run(folder, command):
     """Searched trees."""
-    options = ["--search", "rollouts", "--num_solutions", "2", "--num_completions", "2", "--engine", "transformers"]
-    assert main(["annotate", *command, *options, "--output_dir", str(folder / "run")]) == 0
+    assert main(["annotate", *command, *SEARCH, *TRANSFORMERS, "--output_dir", str(folder / "run")]) == 0
     return folder / "run"
 
 
@@ -102,24 +102,20 @@ def reward_model(folder, policy, dataset):
     return folder / "hrm"
 
 
-def test_the_policy_answers(run, tokenizer):
-    """Whole sentences as steps, and right answers among its solutions: a random model has neither."""
+def test_the_policy_answers(run):
+    """A model that does not see the problem, or sees no chat, does not."""
     trees = [tree for file in node_files(run) for tree in read_trees(file)]
-    assert sorted(tree.problem.problem for tree in trees) == sorted(row["problem"] for row in PROBLEMS)
+    assert sorted(tree.problem.prompt for tree in trees) == sorted(row["problem"] for row in PROBLEMS)
     nodes = [node for tree in trees for node in tree.nodes]
     assert any(node.correct for node in nodes) and any(node.answer is not None for node in nodes)
-    texts = [node.text for node in nodes if node.finish == "step"]
-    assert texts and all(
-        text == tokenizer.decode(node.token_ids)[: len(text)] for node, text in ((n, n.text) for n in nodes)
-    )
-    ends = [node for node in nodes if node.finish == "eos"]
-    assert ends and not any("<|im_" in node.text for node in nodes)
+    assert any(node.finish == "eos" for node in nodes)  # it knows where its turn ends
+    assert not any("<|im_" in node.text for node in nodes)
 
 
 def test_the_policy_reads_its_chat_template(policy, command, folder, capsys):
-    assert main(["annotate", *command, "--dry_run", "--output_dir", str(folder / "dry")]) == 0
+    assert main(["annotate", *command, *SEARCH, *TRANSFORMERS, "--dry_run", "--output_dir", str(folder / "dry")]) == 0
     shown = capsys.readouterr().out
-    assert "<|im_start|>user\nSolve this problem in at most three short sentences: Tom has 3 apples" in shown
+    assert "<|im_start|>user\nSolve this problem in at most three short sentences: What is 2 + 2?" in shown
     assert shown.count("<|im_start|>assistant") == 1
 
 
@@ -157,7 +153,7 @@ def test_training_changed_the_model(reward_model, policy):
     trained = AutoModelForTokenClassification.from_pretrained(reward_model, dtype=torch.float32)
     before = AutoModelForTokenClassification.from_pretrained(policy, dtype=torch.float32)
     change = (trained.model.layers[0].mlp.down_proj.weight - before.model.layers[0].mlp.down_proj.weight).abs().max()
-    assert 1e-5 < change < 1e-2 and math.isfinite(trained.score.weight.sum())
+    assert 1e-5 < change < 1e-2 and trained.score.weight.isfinite().all()
 
 
 def test_the_score_command(reward_model, folder, capsys):
@@ -187,7 +183,7 @@ def best_of_n(command, reward_model, folder, name, *options):
 
 
 def test_best_of_n(command, reward_model, folder):
-    best_of_n(command, reward_model, folder, "bon", "--engine", "transformers")
+    best_of_n(command, reward_model, folder, "bon", *TRANSFORMERS)
 
 
 @pytest.mark.slow
@@ -201,9 +197,7 @@ def test_served_by_vllm(command, reward_model, policy, folder):
             patch.setenv(name, value)
         with serve(folder, "vllm.entrypoints.cli.main", "serve", policy, *flags) as server:
             options = ["--engine", "openai", "--policy_urls", server]
-            words = [word for word in command if word not in ("--policy_dtype", "float32")]
-            search = ["--search", "rollouts", "--num_solutions", "2", "--num_completions", "2"]
-            assert main(["annotate", *words, *options, *search, "--output_dir", str(folder / "served")]) == 0
-            best_of_n(words, reward_model, folder, "served-bon", *options)
+            assert main(["annotate", *command, *SEARCH, *options, "--output_dir", str(folder / "served")]) == 0
+            best_of_n(command, reward_model, folder, "served-bon", *options)
     trees = [tree for file in node_files(folder / "served") for tree in read_trees(file)]
     assert len(trees) == 3 and any(node.correct for tree in trees for node in tree.nodes)
