@@ -228,7 +228,7 @@ def test_merged_adapter_of_a_language_model(tmp_path):
     get_peft_model(model, config).save_pretrained(adapter)
     tiny_tokenizer().save_pretrained(adapter)
     FORMATS["lm"].save(adapter)
-    [loading] = re.findall(r'^For `head: "lm"` load it with `(.*)`,', PAGE, flags=re.MULTILINE)
+    [loading] = re.findall(r'^For `head: "lm"` load it with `(.*)`\.', PAGE, flags=re.MULTILINE)
     code = code_under("LoRA adapters").replace("AutoPeftModelForTokenClassification", "AutoPeftModelForCausalLM")
     code = re.sub(r"AutoPeftModelForCausalLM\.from_pretrained\(.*?\)", loading, code)
     run(with_names(code, adapter=str(adapter), merged=merged))

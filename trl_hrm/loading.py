@@ -198,7 +198,12 @@ def read_step_format(path_or_repo: str, revision: str | None = None) -> StepForm
         name = _FORMATS_OF_HEADS.get(_head_of(_tensor_shapes(path_or_repo, revision) or ()))
         if name is None:
             raise
-    logger.info("%s has the weights of the published step format %s.", plain(path_or_repo), name)
+    logger.warning(
+        "%s has no step_format.json. The weights of its head are those of the published step format %s, which is used. If it was "
+        "trained with another one, pass `step_format`.",
+        plain(path_or_repo),
+        name,
+    )
     return StepFormat.published(name)
 
 

@@ -225,7 +225,9 @@ class TestVerdict:
         assert f"run: {found.words}" in told
 
     def test_warnings_of_a_run_are_shown(self, tmp_path):
-        warning = "62.0 % of the solutions are cut off. Raise --max_depth (now 7) in a new --output_dir."
+        warning = (
+            "62 of 100 solutions (62.0 %) have no grade: 62 cut off. Raise --max_depth (now 7) in a new --output_dir."
+        )
         solutions = {"right": 38, "cut_off_by_depth": 62}
         folder = write(tmp_path / "run", selection(warnings=[warning], solutions=solutions))
         assert notices(read_results([folder])) == [f"run: {warning}"]

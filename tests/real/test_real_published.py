@@ -15,18 +15,9 @@ from ..scoring.published import (
     LLAMA_CHAT,
     MARK,
     NEWLINES,
+    REAL_TOKENIZERS,
     Encoded,
-    classifier,
-    er_prm,
-    llemma,
-    math_psa,
-    math_shepherd,
-    qwen_prm,
-    reason_flux,
-    rlhflow,
     rlhflow_process_bench,
-    skywork,
-    trl_lib,
 )
 
 
@@ -41,19 +32,6 @@ SOLUTIONS = {
     "letters": ("Why?! 🙂", ["🙂...", "((x))", "café Ωmega", "ends with 123", "−1", "Привет"]),
     "one step": ("x + y", ["+"]),
 }  # fmt: skip
-CASES = [  # format, tokenizer, encoding
-    ("qwen2.5-math-prm", "qwen3", qwen_prm),
-    ("reasonflux-prm", "qwen3", reason_flux),
-    ("math-shepherd", "mistral_v1", math_shepherd),
-    ("er-prm", "llama3", er_prm),
-    ("er-prm", "deepseek_v3", er_prm),
-    ("rlhflow-prm", "llama3", rlhflow),
-    ("skywork-o1-prm", "qwen3", skywork),
-    ("pure-prm", "qwen3", classifier),
-    ("trl-prm", "qwen3", trl_lib),
-    ("math-psa", "qwen3", math_psa),
-    ("llemma-prm", "mistral_v1", llemma),
-]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +64,7 @@ def encode(step_format: StepFormat, tokenizer: PreTrainedTokenizerBase, problem:
 
 
 @pytest.mark.parametrize("solution", SOLUTIONS)
-@pytest.mark.parametrize(("format_name", "name", "reference"), CASES)
+@pytest.mark.parametrize(("format_name", "name", "reference"), REAL_TOKENIZERS)
 def test_ids(load, format_name, name, reference, solution):
     """The ids up to the last scored token. What follows does not change a score."""
     tokenizer = load(name, has_bos=format_name == "skywork-o1-prm")
@@ -98,7 +76,7 @@ def test_ids(load, format_name, name, reference, solution):
     assert ids == expected_ids[: places[-1] + 1]
 
 
-@pytest.mark.parametrize(("format_name", "name"), [case[:2] for case in CASES])
+@pytest.mark.parametrize(("format_name", "name"), [case[:2] for case in REAL_TOKENIZERS])
 def test_the_formats_fit(load, format_name, name):
     StepFormat.published(format_name).check(load(name, has_bos=format_name == "skywork-o1-prm"), merged=True)
 

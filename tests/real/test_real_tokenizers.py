@@ -161,7 +161,7 @@ class TestPaths:
             StepFormat(step_separator="\n").check(tokenizer, merged=True)
 
     def test_label_tokens(self, tokenizer):
-        """The wrong label is class 0. A token with a space before it is another one."""
+        """The wrong label is class 0. A label with a space before it has a different id."""
         step_format = StepFormat(head="lm")
         assert text_of(tokenizer, step_format.label_token_ids(tokenizer)) == "-+"
         spaced = StepFormat(head="lm", label_tokens=(" +", " -")).label_token_ids(tokenizer)
@@ -316,7 +316,7 @@ class TestChatTemplates:
         assert (other != found[0]) == prints_date
 
     def test_a_template_that_refuses_system_messages(self, chat_tokenizer, monkeypatch):
-        """As that of Gemma 2."""
+        """The template of Gemma 2 raises an error for them."""
         refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         monkeypatch.setattr(chat_tokenizer, "chat_template", refusing + chat_tokenizer.chat_template)
         StepFormat(prompt_style="chat").check(chat_tokenizer)

@@ -164,7 +164,7 @@ def math_shepherd(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
 
 
 def er_prm(tokenizer, problem: str, steps: Sequence[str]) -> Encoded:
-    """The text of Math-Shepherd, from which the line breaks after ` ки` are removed."""
+    """The text of Math-Shepherd without the line breaks after ` ки`."""
     text = f"{problem} " + "".join(f"{step} {KI}\n" for step in numbered(steps))
     return marks(tokenizer, tokenizer.encode(text.replace(f" {KI}\n", f" {KI}")), f" {KI}")
 
@@ -411,3 +411,18 @@ PUBLISHED = {
         Published("ScalableMath/llemma-7b-prm-prm800k-level-1to3-hf", "llemma-prm", saver(sentencepiece_tokenizer, LlamaConfig), plain_causal, llemma, mean_logit),
     )
 }  # fmt: skip
+
+# Real tokenizers that tests/real checks the encodings with
+REAL_TOKENIZERS = [  # format, tokenizer, encoding of the authors' script
+    ("qwen2.5-math-prm", "qwen3", qwen_prm),
+    ("reasonflux-prm", "qwen3", reason_flux),
+    ("math-shepherd", "mistral_v1", math_shepherd),
+    ("er-prm", "llama3", er_prm),
+    ("er-prm", "deepseek_v3", er_prm),
+    ("rlhflow-prm", "llama3", rlhflow),
+    ("skywork-o1-prm", "qwen3", skywork),
+    ("pure-prm", "qwen3", classifier),
+    ("trl-prm", "qwen3", trl_lib),
+    ("math-psa", "qwen3", math_psa),
+    ("llemma-prm", "mistral_v1", llemma),
+]

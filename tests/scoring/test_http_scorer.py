@@ -313,7 +313,7 @@ class TestLabelTokens:
         with PoolingServer(tiny_model(self.HEAD), tiny_tokenizer()) as server:
             yield server
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def expected(self):
         return StepScorer(tiny_model(self.HEAD), tiny_tokenizer(), self.HEAD).score(PROMPTS, CANDIDATES)
 

@@ -162,7 +162,7 @@ class TestRecognition:
         ],
     )
     def test_by_the_weights_of_the_head(self, saved, tmp_path, name, found):
-        """Other heads are those of many models. The error lists the names of the formats."""
+        """Many models have the other heads. The error lists the names of the formats."""
         shutil.copytree(saved(PUBLISHED[name]), tmp_path / "model")
         if found is not None:
             assert read_step_format(str(tmp_path / "model")) == StepFormat.published(found)
@@ -256,8 +256,14 @@ def entry_points(tmp_path: Path, model: str, out: Path) -> dict[str, Callable[[]
     }
 
 
+SLOW_ENTRIES = ["best-of-n", "benchmark"]  # they load the model as `score` does
+ENTRIES = ["StepScorer", "StepReward", "HRMRewardTrainer", "score"] + [
+    pytest.param(name, marks=pytest.mark.slow) for name in SLOW_ENTRIES
+]
+
+
 @pytest.mark.filterwarnings("error:StepFormat")  # a warning instead of an error would leave wrong scores
-@pytest.mark.parametrize("entry", ["StepScorer", "StepReward", "HRMRewardTrainer", "score", "best-of-n", "benchmark"])
+@pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults(saved, tmp_path, capfd, fault, entry):
     """One line that says what does not fit, and no output."""

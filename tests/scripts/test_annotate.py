@@ -70,11 +70,11 @@ def test_from_problems_to_nodes_and_more_problems(tmp_path, policy, problems, ca
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        ("--max_depth 1", "Most of them are cut off at the maximum depth. Raise --max_depth (now 1) in a new --output_dir."),
+        ("--max_depth 1", "are cut off at the maximum depth. Raise --max_depth (now 1) in a new --output_dir."),
         ("--max_step_tokens 2", "at the maximum number of tokens. Raise --max_step_tokens (now 2) in a new --output_dir."),
         ("--search rollouts --max_solution_tokens 3", "Raise --max_solution_tokens (now 3) in a new --output_dir."),
         ("--search puct --max_solution_tokens 3", "Raise --max_solution_tokens (now 3) in a new --output_dir."),
-        ("--extractors boxed", "have no answer. Check that --extractors (now 'boxed') match the answers"),
+        ("--extractors boxed", "asks for an answer, that --extractors (now 'boxed') match the answers"),
     ],
 )  # fmt: skip
 def test_a_warning_about_useless_samples_names_the_option(tmp_path, policy, problems, capsys, options, advice):

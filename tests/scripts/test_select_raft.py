@@ -302,7 +302,7 @@ def test_advice_on_steps(tmp_path, planted, monkeypatch):
     run_scripted(tmp_path / "run", SEARCHES["rollouts"], make_problems(1), script=script)
     check_manifest(tmp_path / "run", {"prompt": asdict(PROMPT)})
     unanswered, warning = select(tmp_path, str(tmp_path / "run"))[1]["warnings"]
-    assert warning == say and "100.0 % of the solutions have no answer" in unanswered
+    assert warning == say and "(100.0 %) have no grade: " in unanswered and "without an answer." in unanswered
 
 
 @pytest.fixture(params=["full_tree", "rollouts"])

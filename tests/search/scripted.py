@@ -18,7 +18,7 @@ from trl_hrm.search.policies import PUCT, FullTree, Rollouts, RootFilter
 from trl_hrm.search.prompts import PROMPTS
 from trl_hrm.search.run_folder import shard_name
 from trl_hrm.search.scheduler import Progress, Scheduler, SchedulerConfig
-from trl_hrm.search.steps import RULES
+from trl_hrm.search.steps import RULES, StepRule
 from trl_hrm.search.tree import Problem, SearchTree
 
 
@@ -118,6 +118,7 @@ def run_scripted(
     grader: Any = None,
     shard: tuple[int, int] = (0, 1),
     seed: int = 42,
+    rule: StepRule = RULE,
     **config: int,
 ) -> Progress:
     """Run or resume a search, and leave its log in `folder`."""

@@ -12,6 +12,7 @@ from trl_hrm.search.outcomes import (
     MIN_GRADED,
     OUTCOMES,
     count_outcomes,
+    count_unsplit,
     describe_outcomes,
     outcome_of,
     outcome_warnings,
@@ -20,6 +21,7 @@ from trl_hrm.search.outcomes import (
 )
 from trl_hrm.search.policies import FullTree, Rollouts
 from trl_hrm.search.run_folder import check_manifest, finish_shard, node_files, read_summary, summary_warnings
+from trl_hrm.search.steps import RULES
 from trl_hrm.search.tree import Problem
 
 from .scripted import FINAL, PROMPT, RULE, SEARCHES, ExactGrade, ExactGrader, make_problems, read_trees, run_scripted
@@ -159,10 +161,17 @@ def test_given_solutions_are_not_sampled_with_other_options():
     )
 
 
-def test_given_grades_need_no_answers():
+def test_outcomes_of_whole_solutions():
     assert [outcome_of(None, correct, None) for correct in (True, False)] == ["right", "wrong"]
     assert [outcome_of(None, None, finish) for finish in ("length", "eos")] == ["cut_off_by_tokens", "without_answer"]
     assert [outcome_of("7", correct, "eos") for correct in (True, None)] == ["right", "not_graded"]
+    texts = {
+        "<think>a": "cut_off_in_thinking",
+        "\\boxed{7}\na": "cut_off_after_answer",
+        "\\boxed{7}": "cut_off_by_tokens",
+    }
+    assert {text: outcome_of(None, None, "length", text) for text in texts} == texts
+    assert outcome_of(None, None, "length", "\\boxed{7}\na", ["hash"]) == "cut_off_by_tokens"
 
 
 def test_grades_that_are_all_the_same():
@@ -207,6 +216,15 @@ def test_solutions_without_steps_are_counted(tmp_path, search, text, counts):
             "step_header) finds no steps in them. Use a rule that fits the solutions, such as blank_line, or a --prompt (now steps) that "
             "asks for such steps, in a new --output_dir."
         ]
+
+
+def test_a_step_that_was_sampled_alone_is_split(tmp_path):
+    """The blank line at its end is the only one."""
+    rule = RULES["blank_line"]
+    search = FullTree(rule, num_children=2, max_depth=1, max_step_tokens=30)
+    run_scripted(tmp_path, search, make_problems(1), script=always("Add.\nAdd.\nAdd.\n\nThe answer is 7."), rule=rule)
+    with EventLog(next(tmp_path.glob("log-*"))) as log:
+        assert count_unsplit(log.read("p000"), rule.pattern) == {"long": 2, "unsplit": 0}
 
 
 def test_no_warning_if_half_of_the_solutions_have_steps():

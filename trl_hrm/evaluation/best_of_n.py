@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from .. import __version__
 from ..data.candidates import THINKING, ProblemCandidates
 from ..data.problems import UNUSED
-from ..grading import thinking_spans
+from ..grading import DEFAULT_EXTRACTORS, thinking_spans
 from ..io import read_json, write_json
 from ..schema import Amount, Count, check_json
 from ..scoring.aggregate import Aggregate
@@ -248,11 +248,12 @@ def make_results(
     rows, counted = read_parts(parts, unreadable)
     scored = []
     outcomes: Counter = Counter()
+    extractors = settings.get("extractors", DEFAULT_EXTRACTORS)
     counts = Counter(counts)
 
     def problems():
         for problem, classes in rows:
-            outcomes.update(outcome_of(c.answer, c.correct, c.finish) for c in problem.candidates)
+            outcomes.update(outcome_of(c.answer, c.correct, c.finish, c.text, extractors) for c in problem.candidates)
             scored.append(summarize(problem, classes, aggregates))
             if sampled:
                 counts[THINKING] += sum(bool(thinking_spans(candidate.text)) for candidate in problem.candidates)

@@ -70,7 +70,13 @@ def count_outcomes(
             limits = (search.get("root_filter") or {}) if is_filter else search
             most = limits.get("max_step_tokens" if node.role == "step" else "max_solution_tokens")
             is_short = most is not None and len(node.token_ids) < most
-            counts["cut_off_by_context" if is_short else _cut_off_by_tokens(opened, i, extractors)] += 1
+            tail = opened.cuts[i][-1].tail if i in opened.cuts else node.tail
+            if is_short:
+                counts["cut_off_by_context"] += 1
+            elif 0 < len(node.text) == tail:  # the prompt may contain the opening tag
+                counts["cut_off_in_thinking"] += 1
+            else:
+                counts[_cut_off_by_tokens(opened.tree.text(i), extractors)] += 1
         elif node.role == "step" and not node.is_final and node.text.strip():
             reason = "context" if i in no_room else "budget" if node.parent in thinned else "depth"
             counts[f"cut_off_by_{reason}"] += 1
@@ -91,11 +97,9 @@ def count_repeats(opened: OpenTree) -> Counter:
     return counts
 
 
-def _cut_off_by_tokens(opened: OpenTree, index: int, extractors: Sequence[str]) -> str:
+def _cut_off_by_tokens(text: str, extractors: Sequence[str]) -> str:
     """Return the outcome of a solution that has reached the maximum number of tokens. Its last line may be incomplete."""
-    node, text = opened.tree.nodes[index], opened.tree.text(index)
-    tail = opened.cuts[index][-1].tail if index in opened.cuts else node.tail
-    if 0 < len(node.text) == tail or any(end == len(text) for _, end in thinking_spans(text)):
+    if any(end == len(text) for _, end in thinking_spans(text)):
         return "cut_off_in_thinking"
     answered = extract_answer(text.rpartition("\n")[0], extractors) is not None
     return "cut_off_after_answer" if answered else "cut_off_by_tokens"
@@ -114,10 +118,12 @@ def count_unsplit(opened: OpenTree, pattern: str) -> Counter:
     """
     counts: Counter = Counter()
     for i in opened.brought.get((opened.root_id, 0), ()):
-        text = visible_text(opened.tree.nodes[i].text).strip()
+        node = opened.tree.nodes[i]
+        text = visible_text(node.text).strip()
         if sum(bool(line.strip()) for line in text.splitlines()) >= MIN_LINES:
             counts["long"] += 1
-            counts["unsplit"] += re.search(pattern, text) is None
+            is_step = node.finish == "stop" and not node.is_final  # it ended with the end of a step
+            counts["unsplit"] += not is_step and re.search(pattern, text) is None
     return counts
 
 
@@ -167,11 +173,20 @@ def ordered(counts: Mapping[str, int]) -> dict[str, int]:
     return {name: counts[name] for name in OUTCOMES if counts.get(name)}
 
 
-def outcome_of(answer: str | None, correct: bool | None, finish: str | None) -> str:
-    """Return the outcome of a whole solution. Unreadable answers are returned as `"not_graded"`."""
+def outcome_of(
+    answer: str | None,
+    correct: bool | None,
+    finish: str | None,
+    text: str = "",
+    extractors: Sequence[str] = DEFAULT_EXTRACTORS,
+) -> str:
+    """
+    Return the outcome of a whole solution. Unreadable answers are returned as `"not_graded"`, and solutions that fill the policy's
+    context as if they had reached the maximum number of tokens.
+    """
     if answer is not None or correct is not None:
         return _graded(correct, None)
-    return "cut_off_by_tokens" if finish == "length" else "without_answer"
+    return _cut_off_by_tokens(text, extractors) if finish == "length" else "without_answer"
 
 
 def describe_outcomes(solutions: Mapping[str, int]) -> str:
