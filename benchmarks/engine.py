@@ -50,7 +50,10 @@ def main() -> None:
     parser.add_argument(
         "--depths", type=int, nargs="+", default=[0, 1, 2], help="steps in the prefixes (default: 0 1 2)"
     )
-    parser.add_argument("--stop", default="\n\n", help="stop string (default: an empty line)")
+    parser.add_argument("--stop", default="\n\n", help="stop string, '' for none (default: an empty line)")
+    parser.add_argument(
+        "--prefix", help="a text to continue instead of the problems, to measure decoding without long prefixes"
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="rows per batch (default: 32)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     args = parser.parse_args()
@@ -60,6 +63,8 @@ def main() -> None:
     prefixes = [
         encode(tokenizer, problem, steps[:depth]) for problem, steps in SOLUTIONS.items() for depth in args.depths
     ]
+    if args.prefix is not None:
+        prefixes = [tokenizer.encode(args.prefix)]
     systems = {"engine": run_engine, "one call per request": run_requests, "padded batches": run_batches}
     for run in systems.values():  # not measured: stop strings are compiled once
         run(model, tokenizer, prefixes[:1], argparse.Namespace(**vars(args) | {"max_tokens": 2}), 0)
@@ -102,7 +107,7 @@ def run_engine(
     async def sample() -> list:
         engine = TransformersEngine(model, tokenizer, batch_size=args.batch_size)
         requests = (
-            engine.sample(ids, args.n, [args.stop], args.max_tokens, seed + args.n * i)
+            engine.sample(ids, args.n, [args.stop] if args.stop else [], args.max_tokens, seed + args.n * i)
             for i, ids in enumerate(prefixes)
         )
         try:
@@ -142,7 +147,7 @@ def generate(model, tokenizer, rows, args, **options) -> list[int]:
         top_k=0,
         top_p=1.0,
         max_new_tokens=args.max_tokens,
-        stop_strings=[args.stop],
+        stop_strings=[args.stop] if args.stop else None,
         tokenizer=tokenizer,
         pad_token_id=pad,  # differs from EOS, so that a sample ends before its first padding token
         **options,
