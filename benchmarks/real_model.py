@@ -45,8 +45,8 @@ HEADING = "## A pretrained model"
 READING = """
 How to read this: an AUROC of 0.5 is chance. 77 problems teach a model of this size the text format and a little about wrong steps. They do
 not teach it to judge solutions of other problems, which ProcessBench and PRMBench measure. The intervals cover the choice of problems, not
-the seed of training, and 13 problems are few. The model before training has a new head with random weights, so its AUROC can differ
-from 0.5 in both directions.
+the seed of training, and 13 problems are few. A difference whose interval contains 0 is not settled. Models that were not trained have a
+head with random weights, so their AUROC can differ from 0.5 in both directions.
 """
 TRAINING = {
     "dtype": "float32",
