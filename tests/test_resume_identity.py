@@ -242,7 +242,7 @@ REFUSED_UNLESS_ACCEPTED = [
     ("weights of the reward model", write("model/model.safetensors"), SCORE, "reward_model.weights", {}),
     ("tokenizer of the reward model", write("model/tokenizer.json"), SCORE, "reward_model.tokenizer", {}),
     ("step format of the reward model", write("model/step_format.json"), SCORE, "reward_model.step_format", {}),
-    ("own step format", write("own.json", "[]"), SCORE, "reward_model.step_format", {"step_format": "{root}/own.json"}),
+    ("own step format", write("own.json", '{"merge_separator": " "}'), SCORE, "reward_model.step_format", {"step_format": "{root}/own.json"}),
     ("commit of the reward model", write("hub/models--me--hub/refs/main", COMMITS[1]), SCORE, "reward_model.commit", {"reward_model": "me/hub"}),
     ("dtype of the reward model", settings(reward_model_dtype="bfloat16"), SCORE, "reward_model.dtype", {}),
     ("temperature", settings(temperature=0.5), SAMPLE, "engine.temperature", {}),

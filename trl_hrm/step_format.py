@@ -374,9 +374,13 @@ class StepFormat:
             if self.sanitize_control_tokens:
                 return encode_around(tokenizer, prompt, render)
             return _encode(tokenizer, render(prompt))
-        if not self.sanitize_control_tokens:
-            return self._bos(tokenizer) + _encode(tokenizer, self._insert_problem(prompt))
+        if not self.sanitize_control_tokens or self.prompt_template == "{problem}":
+            return self._bos(tokenizer) + self._encode_data(tokenizer, self._insert_problem(prompt))
         return self._bos(tokenizer) + encode_around(tokenizer, prompt, self._insert_problem)
+
+    def _encode_data(self, tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+        ids = _encode(tokenizer, text)
+        return plain_text_ids(tokenizer, text, ids) if self.sanitize_control_tokens else ids
 
     def _bos(self, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
         return [] if self.prompt_style != "plain" or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -575,10 +579,7 @@ class StepFormat:
 
     def encode_step(self, tokenizer: "PreTrainedTokenizerBase", step: str) -> list[int]:
         """Return the ids of one step and its separator, with `tokenization="pieces"`."""
-        ids = _encode(tokenizer, step)
-        if self.sanitize_control_tokens:
-            ids = plain_text_ids(tokenizer, step, ids)
-        return ids + _encode(tokenizer, self.step_separator)
+        return self._encode_data(tokenizer, step) + _encode(tokenizer, self.step_separator)
 
     def to_json(self) -> str:
         """Return the content of `step_format.json`."""

@@ -228,6 +228,7 @@ def test_a_run_of_an_earlier_version_is_not_resumed_under_other_ids(tmp_path, po
     assert log.read_bytes() == before
 
 
+@pytest.mark.slow  # test_signals.py stops annotate, and test_scheduler.py resumes it
 def test_stopped_by_hand_and_started_again(tmp_path, policy):
     """Ctrl-C prints one line without a traceback, and the next start does the rest."""
     many = [{"problem": f"What is {i} + 1, for the {i}th time?", "answer": str(i + 1)} for i in range(15)]

@@ -119,6 +119,7 @@ def test_refuses_keys_of_the_file(launched, config, entry):
     assert not launched
 
 
+@pytest.mark.slow  # .ci/run trains in two processes with YAML files
 def test_trains_in_two_processes_from_yaml_and_command_line(tmp_path):
     """From a folder without a clone, as after `pip install`."""
     Project.make(tmp_path)

@@ -71,6 +71,7 @@ def search(servers, folder, **options):
             policy="lm",
             policy_urls=[server.url for server in servers],
             output_dir=str(folder),
+            prompt="steps",
             prompt_style="plain",
             num_children=3,
             max_depth=4,

@@ -98,7 +98,9 @@ def test_cut_after_any_event_and_resumed(tmp_path, name):
             assert sorted(map(len, resumed.splitlines())) == sorted(map(len, log.splitlines()))
 
 
-@pytest.mark.parametrize("name", list(SEARCHES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "beam" else pytest.mark.slow) for name in SEARCHES]
+)
 def test_ten_kills(tmp_path, name):
     """Ten SIGKILLs of a real process at random moments must give the results of an uninterrupted run."""
     number = 20

@@ -138,7 +138,15 @@ def test_cut_after_any_event_and_resumed(tmp_path, name):
             assert sorted(map(len, resumed.splitlines())) == sorted(map(len, log.splitlines()))
 
 
-@pytest.mark.parametrize(("name", "num_kills"), [("puct", 20), ("full_tree", 8), ("rollouts", 8), ("filtered", 8)])
+@pytest.mark.parametrize(
+    ("name", "num_kills"),
+    [
+        ("full_tree", 8),
+        pytest.param("puct", 20, marks=pytest.mark.slow),  # the same log and replay
+        pytest.param("rollouts", 8, marks=pytest.mark.slow),
+        pytest.param("filtered", 8, marks=pytest.mark.slow),
+    ],
+)
 def test_kills(tmp_path, name, num_kills):
     """Many SIGKILLs of a real process at random moments must give the rows of an uninterrupted run."""
     number = 2 * num_kills

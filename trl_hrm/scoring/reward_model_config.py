@@ -155,7 +155,11 @@ class RewardModelConfig(ScoringConfig):
     )
     judge_samples: int | None = field(
         default=None,
-        metadata={"help": "Number of responses of the judge per prompt (default: 4).", "range": COUNT},
+        metadata={
+            "help": "Number of responses of the judge per prompt (default: 4).",
+            "advanced": True,
+            "range": COUNT,
+        },
     )
     judge_max_tokens: int | None = field(
         default=None,
@@ -280,11 +284,12 @@ class RewardModelConfig(ScoringConfig):
         Return what identifies the content of the reward model, to notice that a run is resumed with another one: `reward_model`
         (see [`~identity.checkpoint_identity`]) and, for a server, `reward_model_server`, as described by the loaded `scorer`.
         """
-        from ..identity import checkpoint_identity
+        from ..identity import checkpoint_identity, digest_of_files
 
         identity = checkpoint_identity(self.reward_model, self.reward_model_revision)
         if self.step_format is not None:
-            identity["step_format"] = hashlib.sha256(self._step_format().to_json().encode()).hexdigest()
+            file = Path(self.step_format)
+            identity["step_format"] = digest_of_files([file]) if file.is_file() else self.step_format
         if self.judge_template is not None:
             identity.pop("step_format", None)
             identity["judge_template"] = hashlib.sha256(repr(self._judge_template()).encode()).hexdigest()
