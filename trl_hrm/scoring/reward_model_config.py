@@ -107,7 +107,11 @@ class RewardModelConfig(ScoringConfig):
     )
     reward_model_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Number of rows per forward pass, for transformers (default: 8).", "range": COUNT},
+        metadata={
+            "help": "Number of rows per forward pass, for transformers (default: 8).",
+            "advanced": True,
+            "range": COUNT,
+        },
     )
     reward_model_max_length: int | None = field(
         default=None,
