@@ -273,6 +273,10 @@ class TestSeveralModels:
             [line] = [line for line in (out / "comparison.md").read_text().splitlines() if Path(model).name in line]
             assert line.split(" | ")[1] == f"{100 * process['f1']:.1f}"
             assert printed.count(f"{100 * process['low']:.1f}–{100 * process['high']:.1f}") >= 2
+        folders = [
+            f"{folder}/" for folder in out.iterdir() if folder.is_dir()
+        ]  # as docs/evaluation.md: runs/compared/*/
+        assert main(["report", *folders, "--output", str(tmp_path / "report.html")]) == 0
 
     def test_a_model_that_does_not_fit_is_found_before_any_is_scored(self, tmp_path, sources, models, planted, capsys):
         base = tmp_path / "base"
