@@ -9,7 +9,7 @@ import pytest
 from trl_hrm import StepFormat, StepScorer
 from trl_hrm.cli import main
 from trl_hrm.scoring.reward_model_config import RewardModelConfig
-from trl_hrm.scripts.benchmark import folder_name
+from trl_hrm.scripts.benchmark import BenchmarkConfig, folder_name
 
 from ..evaluation.benchmark_rows import (
     SayingScorer,
@@ -286,6 +286,14 @@ class TestSeveralModels:
         assert main(["benchmark", "--reward_model", models[0], str(base), *words]) == 1
         assert "the weights do not fit" in capsys.readouterr().err
         assert not planted.asked and not (tmp_path / "out").exists()
+
+    def test_options_of_a_judge_apply_to_judges(self):
+        models = {"reward_model": ["GenPRM/GenPRM-7B", "me/my-hrm"], "suite": ["processbench"], "data": ["x"]}
+        judge, other = BenchmarkConfig(**models, judge_samples=3).scoring_configs()
+        assert (judge.judge_template, judge.judge_samples) == ("genprm", 3)
+        assert (other.judge_template, other.judge_samples) == (None, None)
+        with pytest.raises(ValueError, match="`judge_samples` has no effect"):
+            BenchmarkConfig(**(models | {"reward_model": ["me/my-hrm"]}), judge_samples=3)
 
     def test_models_with_the_same_folder_are_refused(self, sources, models, capsys):
         words = ["--suite", "processbench", "--data", sources["gsm8k"]]
