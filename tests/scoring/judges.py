@@ -18,8 +18,8 @@ class ChatTokenizer(CharTokenizer):
 class Judge(ScriptedEngine):
     """Scripted engine that records its requests, and fails after some of them."""
 
-    def __init__(self, script, max_length=None, fails_after=math.inf):
-        super().__init__(script)
+    def __init__(self, script, max_length=None, fails_after=math.inf, latency=None):
+        super().__init__(script, latency)
         self.tokenizer = ChatTokenizer()
         self.max_length = max_length
         self.fails_after = fails_after

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from filelock import Timeout
@@ -302,6 +303,23 @@ def test_control_tokens_in_the_data_are_plain_text():
         assert tokenizer.decode(ids).count("<|im_end|>") == plain.count(end) + 2 + len(replies)
 
 
+def test_control_tokens_in_a_response_are_plain_text():
+    """The judge has quoted them from a step. A tag is a token, because the judge has generated it."""
+    from ..fakes import byte_level
+
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    quote = "It says '<|im_end|>'.\nVerdict: "
+    before, yes, no = TEMPLATES["instruct"].verdict_tokens(tokenizer, quote)
+    assert end not in before and yes != no
+    assert tokenizer.decode([*before, yes]).startswith(quote)
+    plain = TEMPLATES["instruct"].encode_response(tokenizer, "Fine.\nVerdict: ", "Yes")
+    assert plain == tokenizer.encode("Fine.\nVerdict: Yes", add_special_tokens=False)
+    template = JudgeTemplate(user="{problem} {step}", closing="<|im_end|>So ")  # a control token of the template
+    assert template.encode_response(tokenizer, f"{quote}<|im_end|>So ").count(end) == 1
+
+
 # The log
 
 
@@ -387,7 +405,15 @@ def test_damaged_log(tmp_path):
     scorer = scorer_of(log=log)
     scorer.score(PROBLEMS, CANDIDATES)
     scorer.close()
-    lines = log.read_text().splitlines()
+    whole = log.read_text()
+    lines = whole.splitlines()
+    for length in (1, 10, 25, len(lines[0])):  # a kill has cut the first line
+        log.write_text(whole[:length])
+        scorer_of(log=log).close()
+        assert log.read_text().splitlines() == lines[:1]
+    log.write_text("\n".join([lines[0], lines[1][:50], *lines[2:]]) + "\n")
+    with pytest.raises(ValueError, match=r"log\.jsonl:2: not valid JSON .*Remove this line"):
+        scorer_of(log=log)
     for change in ({"first": 1}, {"samples": [{}]}, {"step": -1}):
         log.write_text("\n".join([*lines[:2], json.dumps(json.loads(lines[2]) | change), *lines[3:]]) + "\n")
         with pytest.raises(ValueError, match=r"log\.jsonl:3: .*Remove this line"):
@@ -422,6 +448,37 @@ def test_engine_that_does_not_tell_its_context():
     scorer = scorer_of(Short(instruct))
     assert scorer.score(["1+1?"], [[["a p1"], ["a long p1"]]]) == [[[1.0], [None]]]
     assert scorer.cost["too_long"] == 1
+
+
+def test_response_that_leaves_no_room_for_the_verdict():
+    """It is unreadable, and the others go on."""
+
+    class Full(ProbabilityJudge):
+        async def next_logprobs(self, prefix_ids, token_ids, key=""):
+            if self.tokenizer.decode(prefix_ids).count("long") > 0:
+                raise PrefixTooLong("too long")
+            return await super().next_logprobs(prefix_ids, token_ids, key)
+
+    scorer = scorer_of(Full(instruct))
+    assert scorer.score(["1+1?"], [[["a p0.5"], ["a long p0.5"]]]) == [[[0.5], [None]]]
+    assert (scorer.cost["unreadable"], scorer.cost["too_long"]) == (8, 0)
+
+    class FullForWords(Judge):
+        async def sample(self, prefix_ids, *args):
+            if self.tokenizer.decode(prefix_ids).endswith("boxed{"):
+                raise PrefixTooLong("too long")
+            return await super().sample(prefix_ids, *args)
+
+    assert scorer_of(FullForWords(genprm), template="genprm").score(["1+1?"], [[["a p1"]]]) == [[[None]]]
+
+
+def test_two_threads_share_a_scorer():
+    """The end of the short call must not cancel the requests of the long one."""
+    scorer = scorer_of(Judge(genprm, latency=lambda rng: 0.02), template="genprm")
+    expected = scorer_of(Judge(genprm), template="genprm").score(PROBLEMS, CANDIDATES)
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(scorer.score, PROBLEMS[i : i + 1], CANDIDATES[i : i + 1]) for i in (0, 1)]
+        assert [call.result(60) for call in calls] == [expected[:1], expected[1:]]
 
 
 def test_wrong_options():

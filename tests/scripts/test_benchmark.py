@@ -9,7 +9,7 @@ import pytest
 from trl_hrm import StepFormat, StepScorer
 from trl_hrm.cli import main
 from trl_hrm.scoring.reward_model_config import RewardModelConfig
-from trl_hrm.scripts.benchmark import folder_name
+from trl_hrm.scripts.benchmark import BenchmarkConfig, folder_name
 
 from ..evaluation.benchmark_rows import (
     SayingScorer,
@@ -273,6 +273,10 @@ class TestSeveralModels:
             [line] = [line for line in (out / "comparison.md").read_text().splitlines() if Path(model).name in line]
             assert line.split(" | ")[1] == f"{100 * process['f1']:.1f}"
             assert printed.count(f"{100 * process['low']:.1f}–{100 * process['high']:.1f}") >= 2
+        folders = [
+            f"{folder}/" for folder in out.iterdir() if folder.is_dir()
+        ]  # as docs/evaluation.md: runs/compared/*/
+        assert main(["report", *folders, "--output", str(tmp_path / "report.html")]) == 0
 
     def test_a_model_that_does_not_fit_is_found_before_any_is_scored(self, tmp_path, sources, models, planted, capsys):
         base = tmp_path / "base"
@@ -282,6 +286,14 @@ class TestSeveralModels:
         assert main(["benchmark", "--reward_model", models[0], str(base), *words]) == 1
         assert "the weights do not fit" in capsys.readouterr().err
         assert not planted.asked and not (tmp_path / "out").exists()
+
+    def test_options_of_a_judge_apply_to_judges(self):
+        models = {"reward_model": ["GenPRM/GenPRM-7B", "me/my-hrm"], "suite": ["processbench"], "data": ["x"]}
+        judge, other = BenchmarkConfig(**models, judge_samples=3).scoring_configs()
+        assert (judge.judge_template, judge.judge_samples) == ("genprm", 3)
+        assert (other.judge_template, other.judge_samples) == (None, None)
+        with pytest.raises(ValueError, match="`judge_samples` has no effect"):
+            BenchmarkConfig(**(models | {"reward_model": ["me/my-hrm"]}), judge_samples=3)
 
     def test_models_with_the_same_folder_are_refused(self, sources, models, capsys):
         words = ["--suite", "processbench", "--data", sources["gsm8k"]]

@@ -146,6 +146,25 @@ def test_score_and_best_of_n(tmp_path, judge, options, no_sampling, capsys):
     assert again["cost"]["scorer"]["judge_reused_samples"] == cost["judge_samples"]
 
 
+def test_judge_without_verdicts(tmp_path, judge, capsys):
+    """Every command says that solutions have no scores, and why."""
+    template = tmp_path / "never.json"
+    template.write_text(json.dumps({"user": "{problem} {step} Verdict: Yes No", "max_tokens": 3}))
+    words = ["--reward_model", judge, "--judge_template", str(template), "--judge_samples", "2"]
+    rows = [{"prompt": "What is 1?", "completions": ["ok", "bad 1"]}, {"prompt": "What is 2?", "completions": []}]
+    source, output = write_rows(tmp_path / "solutions.jsonl", rows), tmp_path / "scores.jsonl"
+    assert main(["score", source, *words, "--output", str(output)]) == 0
+    assert json.loads(output.read_text().splitlines()[0])["scores"] == [None, None]
+    printed = capsys.readouterr().out
+    assert f"1 row with steps without scores (no readable verdict of the judge): {source}:1" in printed
+    rows = [{"prompt": "What is 1?", "answer": "1", "candidates": [["ok", "# Answer\n\n1"], ["so", "# Answer\n\n2"]]}]
+    source = write_rows(tmp_path / "candidates.jsonl", rows)
+    assert main(["best-of-n", "--candidates", source, *words, "--output_dir", str(tmp_path / "bon")]) == 0
+    assert "warning: 2 of 2 candidates have no score, because the judge" in capsys.readouterr().out
+    assert main(["select-raft", "--candidates", source, *words, "--output_dir", str(tmp_path / "raft")]) == 1
+    assert "(100.0 %) without a readable verdict" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -172,6 +172,7 @@ def test_outcomes_of_whole_solutions():
     }
     assert {text: outcome_of(None, None, "length", text) for text in texts} == texts
     assert outcome_of(None, None, "length", "\\boxed{7}\na", ["hash"]) == "cut_off_by_tokens"
+    assert outcome_of(None, None, "length", "1 + 6 = 7.\nSo", ["boxed", "last_number"]) == "cut_off_by_tokens"
 
 
 def test_grades_that_are_all_the_same():

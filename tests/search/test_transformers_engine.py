@@ -502,7 +502,7 @@ def test_unknown_dtype(folder):
         TransformersEngine.from_pretrained(folder, dtype="float99")
 
 
-def test_next_logprobs(folder, engine):
+def test_next_logprobs(folder, engine, monkeypatch):
     """The distribution of the model itself, whatever the sampling parameters are."""
     cold = TransformersEngine.from_pretrained(folder, device="cpu", temperature=0.3, top_k=2)
     for ids in prefixes(engine):
@@ -513,3 +513,10 @@ def test_next_logprobs(folder, engine):
             assert found == pytest.approx(expected[[5, 17, 200]].tolist(), abs=1e-6)
     with pytest.raises(PrefixTooLong):
         asyncio.run(engine.next_logprobs([5] * 128, [5]))
+
+    def out_of_memory(*args, **kwargs):
+        raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+
+    monkeypatch.setattr(engine.model, "forward", out_of_memory)
+    with pytest.raises(EngineFatal, match="prefix of 2 tokens. Lower `batch_size`"):
+        asyncio.run(engine.next_logprobs([5, 6], [5]))

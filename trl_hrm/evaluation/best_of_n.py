@@ -45,6 +45,8 @@ from .results import (
 
 
 BLOCK = 16  # number of problems per block
+# As outcomes without a grade: if more than half of the candidates have no score, most of the responses were wasted
+MAX_WITHOUT_VERDICT = 0.5
 COUNTED = (  # order of `counts` in the results
     "problems_without_answer",
     "problems_without_candidates",
@@ -287,6 +289,12 @@ def make_results(
         *step_warnings(manifest.get("unsplit", {}), manifest),
         *mixture_warnings(manifest),
     ]
+    if counts["candidates_without_verdict"] > MAX_WITHOUT_VERDICT * counts["num_candidates"]:
+        warnings.append(
+            f"{counts['candidates_without_verdict']:,} of {counts['num_candidates']:,} candidates have no score, because the judge has no "
+            "readable verdict for one of their steps. Look at its responses in judgements*.jsonl. If they are cut off, raise "
+            "--judge_max_tokens. If they have another form, use another --judge_template."
+        )
     if not scored:
         raise ValueError(
             f"{source}: no problem is left to select solutions for: {dict(all_counts)}. `problems_error` counts problems with "

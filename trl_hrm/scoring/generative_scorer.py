@@ -225,6 +225,7 @@ class GenerativeScorer:
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         thread.start()
+        self._call = threading.Lock()  # one call at a time, because the end of a call cancels what still runs
         self._slots = asyncio.Semaphore(max(1, max_in_flight // num_samples))
         self.close: Callable[[], None] = weakref.finalize(self, _close, self._loop, thread, engine, self._log)
 
@@ -433,15 +434,16 @@ class GenerativeScorer:
         if not self.close.alive:
             coroutine.close()
             raise ValueError("The scorer is closed. Create a new one.")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except EngineError as error:
-            kept = f" Finished responses are in {self._log.path}. Run again to resume." if self._log else ""
-            raise OSError(f"The engine of the judge failed. {error}{kept}") from error
-        except BaseException:
-            future.cancel()
-            raise
+        with self._call:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            try:
+                return future.result()
+            except EngineError as error:
+                kept = f" Finished responses are in {self._log.path}. Run again to resume." if self._log else ""
+                raise OSError(f"The engine of the judge failed. {error}{kept}") from error
+            except BaseException:
+                future.cancel()
+                raise
 
     async def _judge_all(self, paths: list[tuple[str, list[str]]], progress: bool) -> list[list[StepJudgement]]:
         self._since = time.perf_counter()
@@ -555,18 +557,21 @@ class GenerativeScorer:
         """Read the verdict of a sample. Its probability, or a word that is missing after the closing text, comes from the engine."""
         template, num_tokens, p_yes = self.template, len(sample.token_ids), None
         reading = template.read(sample.text, sample.finish, sample.stop_reason, number)
-        if reading is not None and self.has_logprobs:
-            before, yes, no = template.verdict_tokens(self.tokenizer, reading.before)
-            yes_logprob, no_logprob = await self.engine.next_logprobs([*prompt_ids, *before], [yes, no], key)
-            p_yes = 1 / (1 + math.exp(min(no_logprob - yes_logprob, 700.0)))
-        elif reading is not None and reading.verdict is not None:
-            p_yes = float(reading.verdict)
-        elif reading is not None:
-            before = self.tokenizer.encode(reading.before, add_special_tokens=False)
-            [word] = await self.engine.sample([*prompt_ids, *before], 1, [], self._word_tokens, seed, key)
-            num_tokens += len(word.token_ids)
-            found = re.match(rf"\s*({re.escape(template.yes)}|{re.escape(template.no)})(?!\w)", word.text)
-            p_yes = None if found is None else float(found[1] == template.yes)
+        try:
+            if reading is not None and self.has_logprobs:
+                before, yes, no = template.verdict_tokens(self.tokenizer, reading.before)
+                yes_logprob, no_logprob = await self.engine.next_logprobs([*prompt_ids, *before], [yes, no], key)
+                p_yes = 1 / (1 + math.exp(min(no_logprob - yes_logprob, 700.0)))
+            elif reading is not None and reading.verdict is not None:
+                p_yes = float(reading.verdict)
+            elif reading is not None:
+                before = template.encode_response(self.tokenizer, reading.before)
+                [word] = await self.engine.sample([*prompt_ids, *before], 1, [], self._word_tokens, seed, key)
+                num_tokens += len(word.token_ids)
+                found = re.match(rf"\s*({re.escape(template.yes)}|{re.escape(template.no)})(?!\w)", word.text)
+                p_yes = None if found is None else float(found[1] == template.yes)
+        except PrefixTooLong:  # the response fills the context, so there is no room for the verdict
+            p_yes = None
         return {
             "text": sample.text,
             "finish": sample.finish,
@@ -610,13 +615,14 @@ class GenerativeScorer:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size:  # before it is opened, which removes an incomplete last line
             with open(path, "rb") as file:
-                if not file.readline(1000).startswith(b'{"kind": "judgements", '):
+                line, start = file.readline(1000), b'{"kind": "judgements", '
+                if not start.startswith(line[: len(start)]):  # a kill may have cut the first line
                     raise FileExistsError(f"{path} exists and is not a log of a judge. Choose another file.")
         lines = AppendedLines(path)
         try:
             remedy = "Remove this line. Its responses will be sampled again."
             found = None
-            for where, line in read_json_lines(path) if lines.size else ():
+            for where, line in read_json_lines(path, remedy) if lines.size else ():
                 if found is None:
                     found = line
                     changes = compare_runs(found, header).changes

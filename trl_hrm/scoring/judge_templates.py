@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..encoding import CHAT_TEMPLATE_DATE, encode_around, render_chat
+from ..encoding import CHAT_TEMPLATE_DATE, encode_around, find_control_text, render_chat
 from ..io import parse_json, read_text, shown
 from ..schema import from_json
 
@@ -270,6 +270,19 @@ class JudgeTemplate:
             _fill(self.start, {"number": str(number)}) + reading.before + (self.yes if verdict else self.no) + self.end
         )
 
+    def encode_response(self, tokenizer: Any, before: str, word: str = "") -> list[int]:
+        """
+        Return the token ids of a response up to the word of the verdict, and of the word.
+
+        Special tokens in the response are encoded as plain text: the judge has quoted them from a step. Tags such as `</think>` are
+        encoded as tokens, because the judge has generated them.
+        """
+        closing = self.closing or ""
+        response = before.removesuffix(closing)
+        if find_control_text(tokenizer, response, tags=False):
+            return encode_around(tokenizer, response, lambda text: text + closing + word)
+        return list(tokenizer.encode(before + word, add_special_tokens=False))
+
     def verdict_tokens(self, tokenizer: Any, before: str) -> tuple[list[int], int, int]:
         """
         Return the token ids after which the model decides between the two words, and the ids of its next token for yes and no.
@@ -283,7 +296,7 @@ class JudgeTemplate:
         Raises:
             `ValueError`: If no token distinguishes the two words.
         """
-        yes, no = (list(tokenizer.encode(before + word, add_special_tokens=False)) for word in (self.yes, self.no))
+        yes, no = (self.encode_response(tokenizer, before, word) for word in (self.yes, self.no))
         same = next((i for i, pair in enumerate(zip(yes, no, strict=False)) if pair[0] != pair[1]), None)
         if same is None:
             raise ValueError(

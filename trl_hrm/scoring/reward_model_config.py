@@ -57,9 +57,9 @@ class RewardModelConfig(ScoringConfig):
         reward_model_revision (`str`, *optional*):
             Revision of the reward model on the Hub.
         reward_model_dtype (`str`, *optional*):
-            Dtype of the weights, for `"transformers"` and `"vllm"`. Defaults to `"float32"`.
+            Dtype of the weights, for `"transformers"` and `"vllm"`. Defaults to `"float32"`, for a judge to `"auto"`.
         reward_model_batch_size (`int`, *optional*):
-            Number of rows per forward pass, for `"transformers"`. Defaults to 8.
+            Number of rows per forward pass, for `"transformers"`. Defaults to 8, for a judge to 32.
         reward_model_max_length (`int`, *optional*):
             Maximum number of tokens per row, for `"transformers"`. Longer trees are split. Defaults to 2048.
         reward_model_args (`dict[str, Any]`, *optional*):
@@ -103,12 +103,13 @@ class RewardModelConfig(ScoringConfig):
         default=None, metadata={"help": "Revision of the reward model on the Hub.", "advanced": True}
     )
     reward_model_dtype: Dtype | None = field(
-        default=None, metadata={"help": "Dtype of the weights, for transformers and vllm (default: float32)."}
+        default=None,
+        metadata={"help": "Dtype of the weights, for transformers and vllm (default: float32, for a judge auto)."},
     )
     reward_model_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Number of rows per forward pass, for transformers (default: 8).",
+            "help": "Number of rows per forward pass, for transformers (default: 8, for a judge 32).",
             "advanced": True,
             "range": COUNT,
         },

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import SEED
 from ..data.sources import parse_columns
 from ..io import claimed_folder, shown, write_or_keep
-from ..scoring.reward_model_config import RewardModelConfig
+from ..scoring.reward_model_config import JUDGE_OPTIONS, RewardModelConfig
 from ..terminal import one_line, plain, say
 
 
@@ -145,9 +145,20 @@ class BenchmarkConfig(RewardModelConfig):
             raise ValueError("`judge_log` is the log of one model. Remove it, or pass one `reward_model`.")
 
     def scoring_configs(self) -> list[RewardModelConfig]:
-        """Return the config of each reward model."""
+        """Return the config of each reward model. The options of a judge only apply to judges."""
+        from ..scoring.judge_templates import published_template
+
         shared = {field.name: getattr(self, field.name) for field in fields(RewardModelConfig)}
-        return [RewardModelConfig(**(shared | {"reward_model": name})) for name in self.reward_model]
+        without_judge = shared | dict.fromkeys(JUDGE_OPTIONS)
+        return [
+            RewardModelConfig(
+                **(
+                    (shared if self.judge_template or published_template(name) else without_judge)
+                    | {"reward_model": name}
+                )
+            )
+            for name in self.reward_model
+        ]
 
 
 def folder_name(reward_model: str) -> str:

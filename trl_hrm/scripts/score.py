@@ -141,8 +141,13 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
         num_scored = sum(value is not None for values in scored for value in values)
         lines = [f"Wrote scores of {num_scored} steps in {len(scored)} rows to {plain(config.output)}."]
     lines += [f"warning: {one_line(warning)}" for warning in solution_warnings(notes)]
+    is_judged = [True] * len(trees)
     if isinstance(scorer, GenerativeScorer):
         lines.append(format_judge_cost(scorer.cost))
+        is_judged = [
+            values is None or all(values[step] is not None for step in steps)
+            for values, (_, steps) in zip(scores, shown, strict=True)
+        ]
     num_thinking = sum(
         is_fitting and len(steps) < len(tree.completions)
         for tree, (_, steps), is_fitting in zip(trees, shown, fitting, strict=True)
@@ -154,6 +159,7 @@ def _score(config: ScoreConfig, output: Path | None) -> str:
     for reason, verb, odd in (
         (f"more tokens than the {scorer.max_positions} positions of the model", "not scored", _where(places, fitting)),
         ("a blank step", "scored as given", _where(places, [all(map(str.strip, t.completions)) for t in trees])),
+        ("no readable verdict of the judge", "with steps without scores", _where(places, is_judged)),
         ("no steps", "without scores", _where(places, [tree.completions for tree in trees])),
     ):
         if odd:

@@ -48,6 +48,7 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
     from ..data.raft import build_raft, format_scores, shortlist
     from ..data.solutions import solution_warnings
     from ..scoring.candidate_scores import score_candidates
+    from ..scoring.generative_scorer import GenerativeScorer, format_judge_cost
 
     with claimed_output(config, [config.candidates, *config.exclude]) as output:
         notes = Counter()
@@ -64,6 +65,8 @@ def select_raft(config: SelectRaftConfig) -> "BuildReport":
             config,
             progress=True,
         )
+        if isinstance(scorer, GenerativeScorer):
+            say(format_judge_cost(scorer.cost))
         reward_model = {"reward_model": config.reward_model, **config.describe_scoring()}
         try:
             report = build_raft(problems, scores, config, Counter(counts), reward_model, output, warnings)

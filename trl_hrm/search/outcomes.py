@@ -101,7 +101,8 @@ def _cut_off_by_tokens(text: str, extractors: Sequence[str]) -> str:
     """Return the outcome of a solution that has reached the maximum number of tokens. Its last line may be incomplete."""
     if any(end == len(text) for _, end in thinking_spans(text)):
         return "cut_off_in_thinking"
-    answered = extract_answer(text.rpartition("\n")[0], extractors) is not None
+    stated = [name for name in extractors if name != "last_number"]  # nearly every unfinished solution has a number
+    answered = extract_answer(text.rpartition("\n")[0], stated) is not None
     return "cut_off_after_answer" if answered else "cut_off_by_tokens"
 
 

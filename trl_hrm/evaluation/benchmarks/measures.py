@@ -259,7 +259,7 @@ def format_comparison(results: dict[str, dict[str, dict[str, Any]]], markdown: b
     suites = next(iter(results.values()))
     header = ["reward model"]
     for name, one in suites.items():
-        header += [f"{name} {one['main']} {one['metric']}", "95 %", "AUROC", "too long"]
+        header += [f"{name} {one['main']} {one['metric']}", "95 %", "AUROC", "not scored"]
     cells = [header]
     for model, found in results.items():
         cells.append([one_line(model, 60)])
@@ -267,7 +267,7 @@ def format_comparison(results: dict[str, dict[str, dict[str, Any]]], markdown: b
             main = one["averages"][one["main"]]
             interval = "-" if main["low"] is None else f"{_percent(main['low'])}–{_percent(main['high'])}"
             auroc = f"{one['steps']['auroc']:.3f}" if "auroc" in one["steps"] else "-"
-            cells[-1] += [_percent(main[one["metric"]]), interval, auroc, f"{one['counts']['num_too_long']:,}"]
+            cells[-1] += [_percent(main[one["metric"]]), interval, auroc, f"{len(one['too_long']):,}"]
     if markdown:
         return Table(cells[0], cells[1:]).markdown()
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -322,9 +322,14 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _next_logprobs(self, prefix_ids: list[int], token_ids: list[int]) -> list[float]:
-        with self._forward:
-            ids = torch.tensor([prefix_ids], device=self.model.device)
-            logits = self.model(ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+        try:
+            with self._forward:
+                ids = torch.tensor([prefix_ids], device=self.model.device)
+                logits = self.model(ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+        except torch.OutOfMemoryError as error:
+            raise EngineFatal(
+                f"Out of memory with a prefix of {len(prefix_ids)} tokens. Lower `batch_size`. ({str(error).splitlines()[0]})"
+            ) from error
         return logits.float().log_softmax(-1)[token_ids].tolist()
 
     def _pad_id(self) -> int:
