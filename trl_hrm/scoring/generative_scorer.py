@@ -125,7 +125,7 @@ class GenerativeScorer:
 
     Args:
         engine ([`~search.engines.base.Engine`]):
-            Engine that runs the judge. [`GenerativeScorer.close`] closes it.
+            Engine that runs the judge. `GenerativeScorer.close()` closes it.
         template (`str` or [`JudgeTemplate`], *optional*, defaults to `"instruct"`):
             Prompt and form of the verdict: `"instruct"` (any instruction model), `"genprm"`, `"thinkprm"`, or the path of a file. See
             [`JudgeTemplate.load`].
