@@ -436,6 +436,11 @@ class TestControlTokens:
         step_format = StepFormat(step_separator=" ки", merge_separator="|")
         assert step_format.find_markers(tokenizer, "a ки b</s><think>") == ["</s>", " ки"]
         assert step_format.find_markers(tokenizer, "a\n\nb | c") == []
+        # the space before a step, and SentencePiece's symbol for a space
+        assert step_format.find_markers(tokenizer, "ки a") == step_format.find_markers(tokenizer, "\tки a") == [" ки"]
+        assert step_format.find_markers(tokenizer, "a\u2581ки") == [" ки"]
+        assert step_format.find_markers(tokenizer, "киа, аки") == [" ки"]
+        assert step_format.find_markers(tokenizer, "аки") == []
         assert StepFormat(step_separator="<extra_0>").find_markers(tokenizer, "a<extra_0>") == ["<extra_0>"]
         assert StepFormat(step_separator=". ").find_markers(tokenizer, "One. Two.\n\nThree") == []
 

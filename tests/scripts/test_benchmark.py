@@ -283,6 +283,28 @@ class TestSeveralModels:
         assert "the weights do not fit" in capsys.readouterr().err
         assert not planted.asked and not (tmp_path / "out").exists()
 
+    def test_a_tokenizer_that_does_not_fit_is_found_before_any_is_scored(self, tmp_path, sources, planted, capsys):
+        """The folder of the second model has a head that fits, but a tokenizer without the separator."""
+        other = StepFormat(step_separator="<extra_0>", tokenization="string")
+        models = [save_checkpoint(tmp_path / "good"), save_checkpoint(tmp_path / "bad")]
+        other.save(models[1])
+        words = ["--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(tmp_path / "out")]
+        assert main(["benchmark", "--reward_model", *models, *words]) == 1
+        assert "'<extra_0>' is not a token" in capsys.readouterr().err
+        assert not planted.asked and not (tmp_path / "out").exists()
+
+    def test_an_earlier_comparison_is_kept_without_overwrite(self, tmp_path, sources, models, planted, capsys):
+        out = tmp_path / "out"
+        words = ["--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(out)]
+        assert main(["benchmark", "--reward_model", *models, *words]) == 0
+        first, asked = (out / "comparison.md").read_text(), len(planted.asked)
+        others = [save_checkpoint(tmp_path / name) for name in ("third", "fourth")]
+        assert main(["benchmark", "--reward_model", *others, *words]) == 1
+        assert "comparison.md exists" in capsys.readouterr().err
+        assert (out / "comparison.md").read_text() == first and len(planted.asked) == asked
+        assert main(["benchmark", "--reward_model", *others, *words, "--overwrite"]) == 0
+        assert "third" in (out / "comparison.md").read_text()
+
     def test_models_with_the_same_folder_are_refused(self, sources, models, capsys):
         words = ["--suite", "processbench", "--data", sources["gsm8k"]]
         assert main(["benchmark", "--reward_model", models[0], models[0], *words]) == 1

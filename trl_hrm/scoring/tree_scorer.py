@@ -235,7 +235,7 @@ def longest_path(trees: Sequence[TokenTree]) -> int:
 
 
 def read_text_contract(
-    path_or_repo: str, step_format: StepFormat | None, revision: str | None, trust_remote_code: bool
+    path_or_repo: str, step_format: StepFormat | str | None, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedTokenizerBase, StepFormat]:
     """
     Read the tokenizer and the step format of a checkpoint for vLLM, and check that its weights fit the head.
@@ -253,8 +253,7 @@ def read_text_contract(
             f"{path_or_repo} is a LoRA adapter, which the scorers with vLLM do not load. Merge the adapter into its base model as "
             f"described in {DOCS}, or use StepScorer (`--reward_model_engine transformers`)."
         )
-    if step_format is None:
-        step_format = read_step_format(path_or_repo, revision)
+    step_format = read_step_format(path_or_repo, revision) if step_format is None else StepFormat.named(step_format)
     refuse_head(step_format)
     tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
     checked = False

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..evaluation.benchmarks.suite import SuiteData
 
 
+COMPARISON = "comparison.md"  # of several reward models
+
+
 @dataclass(kw_only=True)
 class BenchmarkConfig(RewardModelConfig):
     """
@@ -213,7 +216,14 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
         folders: list[Path | None] = [None] * len(models)
         if config.output_dir is not None:
             root = Path(config.output_dir)
-            folders = [root] if len(models) == 1 else [root / folder_name(one.reward_model) for one in models]
+            folders = [root]
+            if len(models) > 1:
+                folders = [root / folder_name(one.reward_model) for one in models]
+                stack.enter_context(claimed_folder(root, "output_dir", [COMPARISON]))
+                if (root / COMPARISON).exists() and not config.overwrite:
+                    raise FileExistsError(
+                        f"{root / COMPARISON} exists. Choose another --output_dir, or pass --overwrite to replace it."
+                    )
             for folder in folders:
                 stack.enter_context(claimed_folder(str(folder), "output_dir", (benchmarks.RESULTS, benchmarks.SCORES)))
                 benchmarks.check_output(folder, config.overwrite)
@@ -227,7 +237,7 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
             for one, folder in zip(models, folders, strict=True)
         }
         if config.output_dir is not None and len(models) > 1:
-            write_or_keep(root, {"comparison.md": format_comparison(results, markdown=True) + "\n"})
+            write_or_keep(root, {COMPARISON: format_comparison(results, markdown=True) + "\n"})
     return BenchmarkResults(results, config.output_dir)
 
 
