@@ -205,7 +205,7 @@ class TestRecognition:
 @every
 def test_blank_steps_in_training(saved, published):
     """Policies write blank lines, not five line breaks as Math-psa's separator."""
-    reward = StepReward(saved(published), max_repeated=None)
+    reward = StepReward(scorer_of(published, saved(published)), max_repeated=None)
     text = "1+2 = 3.\n\n" + "...\n\n" * 6 + "So 3."
     assert reward.guards(PROBLEM, text, reward.steps(text)) == ["blank_steps"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_hrm import StepFormat, StepScorer
+from trl_hrm import BenchmarkConfig, StepFormat, StepScorer
 from trl_hrm.cli import main
 from trl_hrm.scoring.reward_model_config import RewardModelConfig
 from trl_hrm.scripts.benchmark import folder_name
@@ -304,6 +304,23 @@ class TestSeveralModels:
         assert (out / "comparison.md").read_text() == first and len(planted.asked) == asked
         assert main(["benchmark", "--reward_model", *others, *words, "--overwrite"]) == 0
         assert "third" in (out / "comparison.md").read_text()
+
+    def test_options_of_some_models(self, tmp_path):
+        """The options of judges apply to the judges, and a revision to models on the Hub."""
+        shared = {"data": ["x"], "suite": ["processbench"]}
+        config = BenchmarkConfig(reward_model=["GenPRM/GenPRM-1.5B", "me/hrm"], judge_samples=2, **shared)
+        assert [(one.judge_template, one.judge_samples) for one in config.scoring_configs()] == [
+            ("genprm", 2),
+            (None, None),
+        ]
+        with pytest.raises(ValueError, match="`judge_samples` has no effect"):
+            BenchmarkConfig(reward_model=["me/hrm", "me/prm"], judge_samples=2, **shared)
+        with pytest.raises(ValueError, match="`judge_samples` has no effect"):
+            RewardModelConfig(reward_model="GenPRM/GenPRM-1.5B", step_format="pure-prm", judge_samples=2)
+        config = BenchmarkConfig(reward_model=["me/hrm", "me/prm"], reward_model_revision="v1", **shared)
+        assert [one.reward_model_revision for one in config.scoring_configs()] == ["v1", "v1"]
+        with pytest.raises(ValueError, match="`reward_model` is the local folder"):
+            BenchmarkConfig(reward_model=["me/hrm", str(tmp_path)], reward_model_revision="v1", **shared)
 
     def test_models_with_the_same_folder_are_refused(self, sources, models, capsys):
         words = ["--suite", "processbench", "--data", sources["gsm8k"]]

@@ -346,7 +346,8 @@ class RewardModelConfig(ScoringConfig):
             self.judge_template = published_template(self.reward_model)
         if self.judge_template is None:
             models = [self.reward_model] if isinstance(self.reward_model, str) else self.reward_model
-            for name in () if any(map(published_template, models)) else (*JUDGE_OPTIONS, "judge_log"):
+            has_judge = self.step_format is None and any(map(published_template, models))
+            for name in () if has_judge else (*JUDGE_OPTIONS, "judge_log"):
                 if getattr(self, name) is not None:
                     raise ValueError(
                         f"`{name}` has no effect without `judge_template`. Set `judge_template`, or remove it."

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..config import SEED
 from ..data.sources import parse_columns
 from ..io import claimed_folder, shown, write_or_keep
-from ..scoring.reward_model_config import RewardModelConfig
+from ..scoring.judge_templates import published_template
+from ..scoring.reward_model_config import JUDGE_OPTIONS, RewardModelConfig
 from ..terminal import one_line, plain, say
 
 
@@ -150,7 +151,13 @@ class BenchmarkConfig(RewardModelConfig):
     def scoring_configs(self) -> list[RewardModelConfig]:
         """Return the config of each reward model."""
         shared = {field.name: getattr(self, field.name) for field in fields(RewardModelConfig)}
-        return [RewardModelConfig(**(shared | {"reward_model": name})) for name in self.reward_model]
+        configs = []
+        for name in self.reward_model:
+            settings = shared | {"reward_model": name}
+            if self.judge_template is None and published_template(name) is None:
+                settings |= dict.fromkeys(JUDGE_OPTIONS)  # these are for the judges among the models
+            configs.append(RewardModelConfig(**settings))
+        return configs
 
 
 def folder_name(reward_model: str) -> str:
