@@ -633,16 +633,18 @@ class StepFormat:
             return None
 
     @classmethod
-    def named(cls, name_or_file: "str | StepFormat") -> "StepFormat":
+    def named(cls, name_or_file: str) -> "StepFormat":
         """
-        Return the published format with this name, or read it from a file. A step format is returned as it is.
+        Return the published format with this name, or read it from a file.
 
         Raises:
             `FileNotFoundError`: If it is neither a name nor a file.
             `ValueError`: See [`StepFormat.from_json`].
         """
-        if isinstance(name_or_file, cls):
-            return name_or_file
+        if not isinstance(name_or_file, str):
+            raise ValueError(
+                f"`step_format` is {shown(name_or_file)}. It must be the name of a published format, or the path of a file."
+            )
         if name_or_file in PUBLISHED_FORMATS:
             return cls.published(name_or_file)
         if not Path(name_or_file).is_file():

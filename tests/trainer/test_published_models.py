@@ -15,6 +15,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepScorer, StepTree
+from trl_hrm.loading import load_reward_model, load_tokenizer
 from trl_hrm.published_formats import PUBLISHED_FORMATS
 from trl_hrm.scripts.reward import main, make_parser
 from trl_hrm.scripts.training import run_script
@@ -187,6 +188,26 @@ class TestPrecedence:
             trainer = make(skywork, tmp_path / "out", head="value", regression_loss="bce")
         assert trainer.step_format == StepFormat(head="value", regression_loss="bce")
         assert "`prompt_template` '{problem}\\n' (now '{problem}')" in caplog.text
+
+    def test_a_loaded_model_warns(self, tmp_path, skywork, caplog):
+        """Its own format is unknown to the trainer, which trains in the format of its arguments."""
+        step_format = StepFormat.published("skywork-o1-prm")
+        model, tokenizer = load_reward_model(str(skywork), step_format), load_tokenizer(str(skywork))
+        for is_own, folder in ((False, tmp_path / "Skywork-o1-Open-PRM-Qwen-2.5-7B"), (True, tmp_path / "own")):
+            folder.mkdir()
+            if is_own:
+                step_format.save(folder)
+            model.config._name_or_path = str(folder)
+            for name, is_same in ((self.save(tmp_path, step_separator="\n\n"), False), ("skywork-o1-prm", True)):
+                caplog.clear()
+                args = HRMRewardConfig(str(tmp_path / "out"), step_format=name, use_cpu=True, bf16=False)
+                with caplog.at_level(logging.WARNING):
+                    HRMRewardTrainer(model, args, train_dataset=dataset_of(TREES), processing_class=tokenizer)
+                assert (f"{folder} was trained with a different step format" in caplog.text) != is_same
+
+    def test_a_step_format_that_is_not_a_name(self, tmp_path):
+        with pytest.raises(ValueError, match="`step_format` is StepFormat.* must be the name of a published format"):
+            HRMRewardConfig(str(tmp_path), step_format=StepFormat(), bf16=False)
 
     def test_changed_arguments_with_another_head(self, tmp_path, skywork):
         with pytest.raises(

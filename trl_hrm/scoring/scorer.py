@@ -97,9 +97,10 @@ class StepScorer(TreeScorer):
             `ValueError`: If the weights of the checkpoint do not fit the head (missing weights would be random), or the
             model, the tokenizer and the step format do not fit each other.
         """
-        step_format = (
-            read_step_format(path_or_repo, revision) if step_format is None else StepFormat.named(step_format)
-        )
+        if step_format is None:
+            step_format = read_step_format(path_or_repo, revision)
+        elif isinstance(step_format, str):
+            step_format = StepFormat.named(step_format)
         tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
         kwargs = {"trust_remote_code": trust_remote_code, **model_init_kwargs}
         model = load_reward_model(path_or_repo, step_format, revision=revision, **kwargs)

@@ -253,7 +253,10 @@ def read_text_contract(
             f"{path_or_repo} is a LoRA adapter, which the scorers with vLLM do not load. Merge the adapter into its base model as "
             f"described in {DOCS}, or use StepScorer (`--reward_model_engine transformers`)."
         )
-    step_format = read_step_format(path_or_repo, revision) if step_format is None else StepFormat.named(step_format)
+    if step_format is None:
+        step_format = read_step_format(path_or_repo, revision)
+    elif isinstance(step_format, str):
+        step_format = StepFormat.named(step_format)
     refuse_head(step_format)
     tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
     checked = False
