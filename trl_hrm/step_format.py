@@ -570,7 +570,7 @@ class StepFormat:
                     raise ValueError(
                         f"The step {shown(step)} ends with the token {shown(tokenizer.decode(ids[end - 1 : end]))} instead of the step "
                         f"token {shown(tokenizer.decode([step_token]))}, because the tokenizer merges the separator with the step. "
-                        "Remove unusual characters at the end of the step."
+                        "Remove blank steps, and unusual characters at the end of steps."
                     )
         bos = self._bos(tokenizer)
         return bos + ids, [len(bos) + end for end in ends]

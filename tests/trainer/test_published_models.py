@@ -17,6 +17,9 @@ from safetensors.torch import load_file
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepScorer, StepTree
 from trl_hrm.loading import load_reward_model, load_tokenizer
 from trl_hrm.published_formats import PUBLISHED_FORMATS
+from trl_hrm.scoring.candidate_scores import score_steps
+from trl_hrm.scoring.scoring_config import ScoringConfig
+from trl_hrm.scoring.tree_scorer import TreeScorer
 from trl_hrm.scripts.reward import main, make_parser
 from trl_hrm.scripts.training import run_script
 from trl_hrm.trainer.forest_dataset import ForestBuilder, ForestReport
@@ -243,6 +246,11 @@ def test_steps_that_cannot_be_encoded_are_named():
         ValueError, match="eval_dataset row 1: The step 'az' ends with the token 'z;' instead of the step"
     ):
         builder(dataset_of(trees), "eval_dataset")
+    scorer = TreeScorer(builder.tokenizer, builder.step_format)
+    with pytest.raises(
+        ValueError, match="rows.jsonl:7: The step 'az' ends .*Remove blank steps, and unusual characters"
+    ):
+        score_steps(scorer, ["p"], [[["a"], ["az"]]], ScoringConfig(), [["rows.jsonl:6", "rows.jsonl:7"]])
 
 
 def test_replies_are_not_separators():
