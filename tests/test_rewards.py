@@ -290,6 +290,7 @@ class TestGuards:
         reward = StepReward(control_scorer(step_separator=" ки"), segmentation="blank_line")
         assert reward.guards(PROMPTS[0], "", ["add ки 1", "so"]) == ["control_text"]
         assert reward.guards(PROMPTS[0], "", ["add 1", "so"]) == []
+        assert reward.guards(PROMPTS[0], "", ["ки 1", "so"]) == ["control_text"]
 
     def test_tokens_are_counted_with_separators(self):
         scorer = scorer_of()

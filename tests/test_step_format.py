@@ -203,8 +203,13 @@ class TestString:
             step_format.check(tokenizer)
 
     def test_a_text_with_the_mark_of_replies(self):
-        with pytest.raises(ValueError, match=r"contains the character U\+F0000"):
-            StepFormat.published("rlhflow-prm").encode(llama3_tokenizer(), "p", ["a\U000f0000"])
+        """The character is part of the step, and another one marks the replies."""
+        tokenizer, step_format = llama3_tokenizer(), StepFormat.published("rlhflow-prm")
+        step = "a\U000f0000b"
+        prompt_ids, step_ids = step_format.encode(tokenizer, "p", [step, "c"])
+        expected_prompt, expected = step_format.encode(tokenizer, "p", ["aXb", "c"])
+        assert prompt_ids == expected_prompt and step_ids[1] == expected[1]
+        assert tokenizer.decode(step_ids[0]) == tokenizer.decode(expected[0]).replace("aXb", step)
 
     def test_paths_that_differ(self):
         """Where a tokenizer looks ahead, the paths are encoded separately, with a warning. Both leaves are exact."""
@@ -436,6 +441,11 @@ class TestControlTokens:
         step_format = StepFormat(step_separator=" ки", merge_separator="|")
         assert step_format.find_markers(tokenizer, "a ки b</s><think>") == ["</s>", " ки"]
         assert step_format.find_markers(tokenizer, "a\n\nb | c") == []
+        # the space before a step, and SentencePiece's symbol for a space
+        assert step_format.find_markers(tokenizer, "ки a") == step_format.find_markers(tokenizer, "\tки a") == [" ки"]
+        assert step_format.find_markers(tokenizer, "a\u2581ки") == [" ки"]
+        assert step_format.find_markers(tokenizer, "киа, аки") == [" ки"]
+        assert step_format.find_markers(tokenizer, "аки") == []
         assert StepFormat(step_separator="<extra_0>").find_markers(tokenizer, "a<extra_0>") == ["<extra_0>"]
         assert StepFormat(step_separator=". ").find_markers(tokenizer, "One. Two.\n\nThree") == []
 

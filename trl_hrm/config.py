@@ -80,16 +80,17 @@ class Config:
 
         Args:
             revision (`str`), model (`str`):
-                Names of the two fields.
+                Names of the two fields. The second one can be a list of models.
 
         Raises:
-            `ValueError`: If both are set, and the model is a folder.
+            `ValueError`: If both are set, and a model is a folder.
         """
-        value, path = getattr(self, revision), getattr(self, model)
-        if value is not None and path is not None and os.path.isdir(path):
-            raise ValueError(
-                f"`{revision}` is {shown(value)}, but `{model}` is the local folder {path}, which has no revisions. Remove `{revision}`."
-            )
+        value, models = getattr(self, revision), getattr(self, model)
+        for path in models if isinstance(models, list) else [models]:
+            if value is not None and path is not None and os.path.isdir(path):
+                raise ValueError(
+                    f"`{revision}` is {shown(value)}, but `{model}` is the local folder {path}, which has no revisions. Remove `{revision}`."
+                )
 
     def settings(self) -> dict[str, Any]:
         """Return the fields that are not `None`, as in a YAML file."""

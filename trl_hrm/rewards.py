@@ -293,12 +293,13 @@ def written_separator(scorer: TreeScorer) -> str:
     r"""
     Return the text between steps in the completions of a policy: the separator of the reward model, or a blank line if
     policies do not write the separator, because it is a control token or belongs to the format of a published model
-    (`" ки"`, a reply `"+"`).
+    (`" ки"`, five line breaks, a reply `"+"`).
     """
     step_format = scorer.step_format
     separator = step_format.step_separator
     if separator.isspace():
-        return separator + step_format.step_suffix
+        written = separator + step_format.step_suffix
+        return "\n\n" if step_format.tokenization == "string" and "\n\n" in written else written
     is_written = step_format.tokenization == "pieces" and not find_control_text(scorer.tokenizer, separator)
     return separator if is_written else "\n\n"
 

@@ -31,7 +31,9 @@ VERSION = 3
 # Defaults of older versions that differ from today's. Keys missing from an older file get these values, so that a
 # checkpoint keeps the encoding it was trained with. Files without a version are version 1.
 OLD_DEFAULTS: dict[int, dict[str, Any]] = {1: {"chat_template_date": None, "sanitize_control_tokens": False}}
-_REPLY = "\U000f0000"  # stands for the replies while a conversation is rendered
+_REPLIES = range(
+    0xF0000, 0xFFFFE
+)  # private use characters. One stands for the replies while a conversation is rendered
 # A problem and steps that end in different kinds of characters, to check how a tokenizer encodes the ends of steps
 _PROBES = ("1+2?", ("1+2 = 3", "So $x^{2}=\\frac{1}{2}$", "所以答案是三。", "Done.", "a b)"))
 
@@ -361,11 +363,13 @@ class StepFormat:
         Return the control tokens and separators inside a step, which could fake turns or steps.
 
         Tags that policies write, such as `<think>`, are not included. The `step_separator` is included only if it
-        contains a letter or digit, as `" ки"` does: whitespace and punctuation are normal in a step.
+        contains a letter or digit, as `" ки"` does: whitespace and punctuation are normal in a step. It is also found
+        if its space is the one before the step, or is written as `▁`, which is the same to SentencePiece.
         """
         found = find_control_text(tokenizer, step, tags=False)
         is_marker = any(map(str.isalnum, self.step_separator)) and self.step_separator not in found
-        return found + [self.step_separator] * (is_marker and self.step_separator in step)
+        texts = [f" {text}".replace("\u2581", " ") for text in (step, step.strip())]
+        return found + [self.step_separator] * (is_marker and any(self.step_separator in text for text in texts))
 
     def encode_prompt(self, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
         """Return the ids of the problem alone. With `tokenization="string"`, they may depend on the first step."""
@@ -392,14 +396,16 @@ class StepFormat:
         prefix = self.step_prefix.replace("{number}", str(number))
         return step if step.startswith(prefix) else prefix + step
 
-    def _render(self, tokenizer: "PreTrainedTokenizerBase", problem: str, turns: Sequence[str]) -> str:
-        """Render the problem as a user message or, with `turns`, as a conversation with a reply after each turn."""
+    def _render(
+        self, tokenizer: "PreTrainedTokenizerBase", problem: str, turns: Sequence[str], reply: str = ""
+    ) -> str:
+        """Render the problem as a user message or, with `turns`, as a conversation with `reply` after each turn."""
         messages = [{"role": "user", "content": problem}]
         if turns:
             messages = [
                 {"role": role, "content": content}
                 for turn in [problem + turns[0], *turns[1:]]
-                for role, content in (("user", turn), ("assistant", _REPLY))
+                for role, content in (("user", turn), ("assistant", reply))
             ]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
@@ -543,7 +549,7 @@ class StepFormat:
             if self.score_position == "before_separator":
                 before, after = "", before + after
             if self.prompt_style == "turns":
-                parts = self._render(tokenizer, problem, texts).split(_REPLY)
+                parts = self._render(tokenizer, problem, texts, reply).split(reply)
                 if len(parts) != len(steps) + 1:
                     raise ValueError(
                         f"the chat template renders {len(parts) - 1} of {len(steps)} replies of the assistant"
@@ -555,8 +561,8 @@ class StepFormat:
             return [problem + pieces[0], *(after + piece for piece in pieces[1:]), after]
 
         data = [prompt, *steps]
-        if self.prompt_style == "turns" and any(_REPLY in text for text in data):
-            raise ValueError(f"A text contains the character U+{ord(_REPLY):X}, which marks replies. Remove it.")
+        letters = set().union(*data)
+        reply = next(letter for letter in map(chr, _REPLIES) if letter not in letters)
         ids, ends = encode_pieces(tokenizer, data, render, self.sanitize_control_tokens)
         if step_token is not None:
             for step, end in zip(steps, ends, strict=True):
@@ -564,7 +570,7 @@ class StepFormat:
                     raise ValueError(
                         f"The step {shown(step)} ends with the token {shown(tokenizer.decode(ids[end - 1 : end]))} instead of the step "
                         f"token {shown(tokenizer.decode([step_token]))}, because the tokenizer merges the separator with the step. "
-                        "Remove unusual characters at the end of the step."
+                        "Remove blank steps, and unusual characters at the end of steps."
                     )
         bos = self._bos(tokenizer)
         return bos + ids, [len(bos) + end for end in ends]
@@ -635,6 +641,10 @@ class StepFormat:
             `FileNotFoundError`: If it is neither a name nor a file.
             `ValueError`: See [`StepFormat.from_json`].
         """
+        if not isinstance(name_or_file, str):
+            raise ValueError(
+                f"`step_format` is {shown(name_or_file)}. It must be the name of a published format, or the path of a file."
+            )
         if name_or_file in PUBLISHED_FORMATS:
             return cls.published(name_or_file)
         if not Path(name_or_file).is_file():
@@ -691,10 +701,15 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def published_name(path_or_repo: str | Path) -> str | None:
-    """Return the name of the published format of a model with this repository id or folder name, or `None`."""
-    last = Path(path_or_repo).name.casefold()
+    """
+    Return the name of the published format of a model with this repository id or folder name, or `None`. Repositories of other
+    owners may have the same name, but a different model.
+    """
+    is_folder = Path(path_or_repo).is_dir()
+    given = Path(path_or_repo).absolute().name if is_folder else str(path_or_repo)
     for name, (repositories, _) in PUBLISHED_FORMATS.items():
-        if any(repository.split("/")[1].casefold() == last for repository in repositories):
+        known = [repository.split("/")[1] if is_folder else repository for repository in repositories]
+        if given.casefold() in map(str.casefold, known):
             return name
     return None
 
@@ -712,7 +727,7 @@ def _find(path_or_repo: str | Path, **kwargs) -> str | Path | None:
     except RemoteEntryNotFoundError:
         return None
     except LocalEntryNotFoundError as error:
-        if any(str(path_or_repo) in repositories for repositories, _ in PUBLISHED_FORMATS.values()):
+        if published_name(path_or_repo) is not None:
             return None  # the file does not exist, so it is never in the cache
         raise FileNotFoundError(
             f"{path_or_repo}: this folder does not exist. A Hub repository with this name is not in the cache, and the Hub "

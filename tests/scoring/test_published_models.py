@@ -14,6 +14,7 @@ from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepReward, S
 from trl_hrm.cli import main
 from trl_hrm.loading import read_step_format
 from trl_hrm.published_formats import PUBLISHED_FORMATS
+from trl_hrm.step_format import published_name
 from trl_hrm.tiny_model import make_tokenizer
 
 from ..checkpoints import drop, edit, value_head
@@ -185,6 +186,39 @@ class TestRecognition:
         (tmp_path / "my-Qwen2.5-Math-PRM-7B").mkdir()
         with pytest.raises(FileNotFoundError, match="has no step_format.json"):
             StepFormat.from_pretrained(tmp_path / "my-Qwen2.5-Math-PRM-7B")
+
+    def test_the_same_name_of_another_owner(self):
+        """Otherwise a different model would be scored with a wrong text, without a word."""
+        assert published_name("HanningZhang/deepseek-prm") == published_name("hanningzhang/DEEPSEEK-prm") == "er-prm"
+        assert published_name("someone/deepseek-prm") is None
+
+    def test_the_current_folder(self, saved, monkeypatch):
+        monkeypatch.chdir(saved(PUBLISHED[SHEPHERD]))
+        assert published_name(".") == "math-shepherd"
+
+    def test_a_format_by_name(self, saved, tmp_path):
+        shutil.copytree(saved(PUBLISHED[SHEPHERD]), tmp_path / "model")
+        scorer = StepScorer.from_pretrained(str(tmp_path / "model"), step_format="math-shepherd")
+        assert scorer.step_format == StepFormat.published("math-shepherd")
+
+
+@every
+def test_blank_steps_in_training(saved, published):
+    """Policies write blank lines, not five line breaks as Math-psa's separator."""
+    reward = StepReward(scorer_of(published, saved(published)), max_repeated=None)
+    text = "1+2 = 3.\n\n" + "...\n\n" * 6 + "So 3."
+    assert reward.guards(PROBLEM, text, reward.steps(text)) == ["blank_steps"]
+
+
+def test_private_use_characters_in_a_conversation(saved):
+    """One of them marks the replies while it is rendered. A step that contains it must not stop a training."""
+    scorer = StepScorer.from_pretrained(saved(PUBLISHED[RLHFLOW]))
+    steps = ["1+2 = 3\U000f0000.", "So \U000f0001 3."]
+    ids = [i for part in scorer.step_format.encode(scorer.tokenizer, PROBLEM, steps)[1] for i in part]
+    text = scorer.tokenizer.decode(ids)
+    assert all(step in text for step in steps) and text.count("\U000f0000") == 1
+    [[scores]] = scorer.score([PROBLEM], [[steps]])
+    assert len(scores) == 2
 
 
 QWEN, SHEPHERD, RLHFLOW, PSA = (

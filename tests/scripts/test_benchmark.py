@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trl_hrm import StepFormat, StepScorer
+from trl_hrm import BenchmarkConfig, StepFormat, StepScorer
 from trl_hrm.cli import main
 from trl_hrm.scoring.reward_model_config import RewardModelConfig
-from trl_hrm.scripts.benchmark import BenchmarkConfig, folder_name
+from trl_hrm.scripts.benchmark import folder_name
 
 from ..evaluation.benchmark_rows import (
     SayingScorer,
@@ -287,13 +287,44 @@ class TestSeveralModels:
         assert "the weights do not fit" in capsys.readouterr().err
         assert not planted.asked and not (tmp_path / "out").exists()
 
-    def test_options_of_a_judge_apply_to_judges(self):
-        models = {"reward_model": ["GenPRM/GenPRM-7B", "me/my-hrm"], "suite": ["processbench"], "data": ["x"]}
-        judge, other = BenchmarkConfig(**models, judge_samples=3).scoring_configs()
-        assert (judge.judge_template, judge.judge_samples) == ("genprm", 3)
-        assert (other.judge_template, other.judge_samples) == (None, None)
+    def test_a_tokenizer_that_does_not_fit_is_found_before_any_is_scored(self, tmp_path, sources, planted, capsys):
+        """The folder of the second model has a head that fits, but a tokenizer without the separator."""
+        other = StepFormat(step_separator="<extra_0>", tokenization="string")
+        models = [save_checkpoint(tmp_path / "good"), save_checkpoint(tmp_path / "bad")]
+        other.save(models[1])
+        words = ["--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(tmp_path / "out")]
+        assert main(["benchmark", "--reward_model", *models, *words]) == 1
+        assert "'<extra_0>' is not a token" in capsys.readouterr().err
+        assert not planted.asked and not (tmp_path / "out").exists()
+
+    def test_an_earlier_comparison_is_kept_without_overwrite(self, tmp_path, sources, models, planted, capsys):
+        out = tmp_path / "out"
+        words = ["--suite", "processbench", "--data", sources["gsm8k"], "--output_dir", str(out)]
+        assert main(["benchmark", "--reward_model", *models, *words]) == 0
+        first, asked = (out / "comparison.md").read_text(), len(planted.asked)
+        others = [save_checkpoint(tmp_path / name) for name in ("third", "fourth")]
+        assert main(["benchmark", "--reward_model", *others, *words]) == 1
+        assert "comparison.md exists" in capsys.readouterr().err
+        assert (out / "comparison.md").read_text() == first and len(planted.asked) == asked
+        assert main(["benchmark", "--reward_model", *others, *words, "--overwrite"]) == 0
+        assert "third" in (out / "comparison.md").read_text()
+
+    def test_options_of_some_models(self, tmp_path):
+        """The options of judges apply to the judges, and a revision to models on the Hub."""
+        shared = {"data": ["x"], "suite": ["processbench"]}
+        config = BenchmarkConfig(reward_model=["GenPRM/GenPRM-1.5B", "me/hrm"], judge_samples=2, **shared)
+        assert [(one.judge_template, one.judge_samples) for one in config.scoring_configs()] == [
+            ("genprm", 2),
+            (None, None),
+        ]
         with pytest.raises(ValueError, match="`judge_samples` has no effect"):
-            BenchmarkConfig(**(models | {"reward_model": ["me/my-hrm"]}), judge_samples=3)
+            BenchmarkConfig(reward_model=["me/hrm", "me/prm"], judge_samples=2, **shared)
+        with pytest.raises(ValueError, match="`judge_samples` has no effect"):
+            RewardModelConfig(reward_model="GenPRM/GenPRM-1.5B", step_format="pure-prm", judge_samples=2)
+        config = BenchmarkConfig(reward_model=["me/hrm", "me/prm"], reward_model_revision="v1", **shared)
+        assert [one.reward_model_revision for one in config.scoring_configs()] == ["v1", "v1"]
+        with pytest.raises(ValueError, match="`reward_model` is the local folder"):
+            BenchmarkConfig(reward_model=["me/hrm", str(tmp_path)], reward_model_revision="v1", **shared)
 
     def test_models_with_the_same_folder_are_refused(self, sources, models, capsys):
         words = ["--suite", "processbench", "--data", sources["gsm8k"]]

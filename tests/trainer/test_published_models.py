@@ -15,7 +15,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from trl_hrm import HRMRewardConfig, HRMRewardTrainer, StepFormat, StepScorer, StepTree
+from trl_hrm.loading import load_reward_model, load_tokenizer
 from trl_hrm.published_formats import PUBLISHED_FORMATS
+from trl_hrm.scoring.candidate_scores import score_steps
+from trl_hrm.scoring.scoring_config import ScoringConfig
+from trl_hrm.scoring.tree_scorer import TreeScorer
 from trl_hrm.scripts.reward import main, make_parser
 from trl_hrm.scripts.training import run_script
 from trl_hrm.trainer.forest_dataset import ForestBuilder, ForestReport
@@ -188,6 +192,26 @@ class TestPrecedence:
         assert trainer.step_format == StepFormat(head="value", regression_loss="bce")
         assert "`prompt_template` '{problem}\\n' (now '{problem}')" in caplog.text
 
+    def test_a_loaded_model_warns(self, tmp_path, skywork, caplog):
+        """Its own format is unknown to the trainer, which trains in the format of its arguments."""
+        step_format = StepFormat.published("skywork-o1-prm")
+        model, tokenizer = load_reward_model(str(skywork), step_format), load_tokenizer(str(skywork))
+        for is_own, folder in ((False, tmp_path / "Skywork-o1-Open-PRM-Qwen-2.5-7B"), (True, tmp_path / "own")):
+            folder.mkdir()
+            if is_own:
+                step_format.save(folder)
+            model.config._name_or_path = str(folder)
+            for name, is_same in ((self.save(tmp_path, step_separator="\n\n"), False), ("skywork-o1-prm", True)):
+                caplog.clear()
+                args = HRMRewardConfig(str(tmp_path / "out"), step_format=name, use_cpu=True, bf16=False)
+                with caplog.at_level(logging.WARNING):
+                    HRMRewardTrainer(model, args, train_dataset=dataset_of(TREES), processing_class=tokenizer)
+                assert (f"{folder} was trained with a different step format" in caplog.text) != is_same
+
+    def test_a_step_format_that_is_not_a_name(self, tmp_path):
+        with pytest.raises(ValueError, match="`step_format` is StepFormat.* must be the name of a published format"):
+            HRMRewardConfig(str(tmp_path), step_format=StepFormat(), bf16=False)
+
     def test_changed_arguments_with_another_head(self, tmp_path, skywork):
         with pytest.raises(
             ValueError, match="skywork: the weights do not fit .*Set `head` of the step format to 'value'"
@@ -222,6 +246,11 @@ def test_steps_that_cannot_be_encoded_are_named():
         ValueError, match="eval_dataset row 1: The step 'az' ends with the token 'z;' instead of the step"
     ):
         builder(dataset_of(trees), "eval_dataset")
+    scorer = TreeScorer(builder.tokenizer, builder.step_format)
+    with pytest.raises(
+        ValueError, match="rows.jsonl:7: The step 'az' ends .*Remove blank steps, and unusual characters"
+    ):
+        score_steps(scorer, ["p"], [[["a"], ["az"]]], ScoringConfig(), [["rows.jsonl:6", "rows.jsonl:7"]])
 
 
 def test_replies_are_not_separators():

@@ -57,7 +57,8 @@ def score_steps(
         than the model has positions, or a [`GenerativeScorer`] has no score for one of its steps.
 
     Raises:
-        `ValueError`: If the number of scores is not the number of steps, or a score is not in `[0, 1]`.
+        `ValueError`: If the number of scores is not the number of steps, or a score is not in `[0, 1]`, or if the tokenizer merges
+        the separator with a step.
     """
     counts = Counter() if counts is None else counts
     scores: list[list[list[float] | None]] = [[None] * len(group) for group in candidates]
@@ -65,7 +66,11 @@ def score_steps(
     for i, (problem, group) in enumerate(zip(problems, candidates, strict=True)):
         members = []
         for j, steps in enumerate(group):
-            ends, longest = path_lengths(scorer, problem, steps, range(-1, len(steps) - 1), scoring)
+            where = f"prompt {shown(problem)}" if places is None else places[i][j]
+            try:
+                ends, longest = path_lengths(scorer, problem, steps, range(-1, len(steps) - 1), scoring)
+            except ValueError as error:  # the tokenizer merges a separator with a step
+                raise ValueError(f"{where}: {error}") from error
             if scorer.max_positions is not None and max(longest.values()) > scorer.max_positions:
                 counts["candidates_too_long"] += 1
                 continue

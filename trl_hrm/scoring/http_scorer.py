@@ -98,7 +98,7 @@ class ServerScorer(ChainScorer):
         cls,
         path_or_repo: str,
         url: str,
-        step_format: StepFormat | None = None,
+        step_format: StepFormat | str | None = None,
         revision: str | None = None,
         served_model_name: str | None = None,
         trust_remote_code: bool = False,
@@ -115,8 +115,8 @@ class ServerScorer(ChainScorer):
                 Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
             url (`str`):
                 URL of the server.
-            step_format ([`StepFormat`], *optional*):
-                Step format for a checkpoint without `step_format.json`.
+            step_format ([`StepFormat`] or `str`, *optional*):
+                Step format for a checkpoint without `step_format.json`, or its name or file (see [`StepFormat.named`]).
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Arguments for loading the checkpoint.
             served_model_name (`str`, *optional*):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,20 +266,29 @@ class RewardModelConfig(ScoringConfig):
 
     def check_reward_model(self) -> None:
         """
-        Check that the step format and the weights of the reward model fit, without loading it.
+        Check that the step format, the tokenizer, the engine and the weights of the reward model fit, without loading it.
 
         Raises:
             `FileNotFoundError`, `ValueError`: See [`~step_format.StepFormat.from_pretrained`] and [`~loading.check_checkpoint`].
         """
-        from ..loading import check_checkpoint, check_policy, read_step_format
+        from ..loading import check_checkpoint, check_policy, load_tokenizer, read_step_format
+        from .tree_scorer import read_text_contract
 
         revision = self.reward_model_revision
         if self.judge_template is not None:
             if not self.is_served():
                 check_policy(self.reward_model, revision)
             return
-        step_format = self._step_format() or read_step_format(self.reward_model, revision)
-        check_checkpoint(self.reward_model, step_format, revision)
+        step_format = self._step_format()
+        if self._kind() == "transformers":
+            step_format = step_format or read_step_format(self.reward_model, revision)
+            check_checkpoint(self.reward_model, step_format, revision)
+            tokenizer = load_tokenizer(self.reward_model, revision)
+        else:
+            tokenizer, step_format = read_text_contract(self.reward_model, step_format, revision, False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the scorer gives them
+            step_format.check(tokenizer)
 
     def is_served(self) -> bool:
         """Return whether a server runs the reward model."""
@@ -337,7 +347,8 @@ class RewardModelConfig(ScoringConfig):
             self.judge_template = published_template(self.reward_model)
         if self.judge_template is None:
             models = [self.reward_model] if isinstance(self.reward_model, str) else self.reward_model
-            for name in () if any(map(published_template, models)) else (*JUDGE_OPTIONS, "judge_log"):
+            has_judge = self.step_format is None and any(map(published_template, models))
+            for name in () if has_judge else (*JUDGE_OPTIONS, "judge_log"):
                 if getattr(self, name) is not None:
                     raise ValueError(
                         f"`{name}` has no effect without `judge_template`. Set `judge_template`, or remove it."

@@ -70,7 +70,7 @@ class StepScorer(TreeScorer):
     def from_pretrained(
         cls,
         path_or_repo: str,
-        step_format: StepFormat | None = None,
+        step_format: StepFormat | str | None = None,
         max_length: int = 2048,
         batch_size: int = 8,
         revision: str | None = None,
@@ -83,8 +83,8 @@ class StepScorer(TreeScorer):
         Args:
             path_or_repo (`str`):
                 Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
-            step_format ([`StepFormat`], *optional*):
-                Step format for a checkpoint without `step_format.json`.
+            step_format ([`StepFormat`] or `str`, *optional*):
+                Step format for a checkpoint without `step_format.json`, or its name or file (see [`StepFormat.named`]).
             max_length, batch_size:
                 See [`StepScorer`].
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
@@ -99,6 +99,8 @@ class StepScorer(TreeScorer):
         """
         if step_format is None:
             step_format = read_step_format(path_or_repo, revision)
+        elif isinstance(step_format, str):
+            step_format = StepFormat.named(step_format)
         tokenizer = load_tokenizer(path_or_repo, revision, trust_remote_code)
         kwargs = {"trust_remote_code": trust_remote_code, **model_init_kwargs}
         model = load_reward_model(path_or_repo, step_format, revision=revision, **kwargs)

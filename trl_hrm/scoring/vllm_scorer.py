@@ -66,7 +66,7 @@ class VLLMScorer(ChainScorer):
     def from_pretrained(
         cls,
         path_or_repo: str,
-        step_format: StepFormat | None = None,
+        step_format: StepFormat | str | None = None,
         revision: str | None = None,
         dtype: str = "float32",
         trust_remote_code: bool = False,
@@ -78,8 +78,8 @@ class VLLMScorer(ChainScorer):
         Args:
             path_or_repo (`str`):
                 Path or Hub id of the checkpoint, with its tokenizer and `step_format.json`.
-            step_format ([`StepFormat`], *optional*):
-                Step format for a checkpoint without `step_format.json`.
+            step_format ([`StepFormat`] or `str`, *optional*):
+                Step format for a checkpoint without `step_format.json`, or its name or file (see [`StepFormat.named`]).
             revision (`str`, *optional*), trust_remote_code (`bool`, *optional*, defaults to `False`):
                 Arguments for loading the checkpoint.
             dtype (`str`, *optional*, defaults to `"float32"`):

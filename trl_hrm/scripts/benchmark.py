@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..evaluation.benchmarks.suite import SuiteData
 
 
+COMPARISON = "comparison.md"  # of several reward models
+
+
 @dataclass(kw_only=True)
 class BenchmarkConfig(RewardModelConfig):
     """
@@ -149,16 +152,13 @@ class BenchmarkConfig(RewardModelConfig):
         from ..scoring.judge_templates import published_template
 
         shared = {field.name: getattr(self, field.name) for field in fields(RewardModelConfig)}
-        without_judge = shared | dict.fromkeys(JUDGE_OPTIONS)
-        return [
-            RewardModelConfig(
-                **(
-                    (shared if self.judge_template or published_template(name) else without_judge)
-                    | {"reward_model": name}
-                )
-            )
-            for name in self.reward_model
-        ]
+        configs = []
+        for name in self.reward_model:
+            settings = shared | {"reward_model": name}
+            if self.judge_template is None and published_template(name) is None:
+                settings |= dict.fromkeys(JUDGE_OPTIONS)  # these are for the judges among the models
+            configs.append(RewardModelConfig(**settings))
+        return configs
 
 
 def folder_name(reward_model: str) -> str:
@@ -224,7 +224,14 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
         folders: list[Path | None] = [None] * len(models)
         if config.output_dir is not None:
             root = Path(config.output_dir)
-            folders = [root] if len(models) == 1 else [root / folder_name(one.reward_model) for one in models]
+            folders = [root]
+            if len(models) > 1:
+                folders = [root / folder_name(one.reward_model) for one in models]
+                stack.enter_context(claimed_folder(root, "output_dir", [COMPARISON]))
+                if (root / COMPARISON).exists() and not config.overwrite:
+                    raise FileExistsError(
+                        f"{root / COMPARISON} exists. Choose another --output_dir, or pass --overwrite to replace it."
+                    )
             for folder in folders:
                 stack.enter_context(claimed_folder(str(folder), "output_dir", (benchmarks.RESULTS, benchmarks.SCORES)))
                 benchmarks.check_output(folder, config.overwrite)
@@ -238,7 +245,7 @@ def benchmark(config: BenchmarkConfig) -> BenchmarkResults:
             for one, folder in zip(models, folders, strict=True)
         }
         if config.output_dir is not None and len(models) > 1:
-            write_or_keep(root, {"comparison.md": format_comparison(results, markdown=True) + "\n"})
+            write_or_keep(root, {COMPARISON: format_comparison(results, markdown=True) + "\n"})
     return BenchmarkResults(results, config.output_dir)
 
 

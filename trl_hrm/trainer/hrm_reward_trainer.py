@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from ..io import shown
 from ..loading import load_base_model, load_reward_model, load_tokenizer, read_step_format
 from ..losses import step_score
 from ..pages.papers import HRM_PAPER
-from ..step_format import StepFormat
+from ..step_format import StepFormat, published_name
 from ..step_metrics import METRICS, judged_steps, step_metrics
 from ..tree_attention import check_attention, model_inputs, use_tree_attention
 from .forest_dataset import STEP_COLUMNS, TOKEN_COLUMNS, DataCollatorForForest, ForestBuilder, flat_column
@@ -304,6 +305,11 @@ def load_model(
                 "You passed `model_init_kwargs` with a model that is already instantiated. Pass the model's name as a "
                 "string, or remove `model_init_kwargs`."
             )
+        name = get_config_model_id(model.config)
+        if name and (Path(name).is_dir() or published_name(name) is not None):
+            trained_format = StepFormat.find(name)
+            if trained_format is not None:
+                warn_of_another_format(name, trained_format, step_format)
         return model, None, step_format, False
     kwargs = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     # Distributed training requires device_map=None ("auto" fails)
