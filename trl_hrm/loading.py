@@ -200,7 +200,7 @@ def read_step_format(path_or_repo: str, revision: str | None = None) -> StepForm
             raise
     logger.warning(
         "%s has no step_format.json. The weights of its head are those of the published step format %s, which is used. If it was "
-        "trained with another one, pass `step_format`.",
+        "trained with a different one, pass `step_format`.",
         plain(path_or_repo),
         name,
     )

@@ -282,7 +282,7 @@ class TransformersEngine:
             elif computed is not None:
                 sources.append((computed, new.index(prefix), new_width - len(prefix)))
             else:
-                sources.append((cache, 0, 0))  # one token, of which nothing is copied
+                sources.append((cache, 0, 0))  # a prefix of one token has no cached keys
         lengths = [sequence.length - 1 for sequence in sequences]
         for number, layer in enumerate(cache.layers):
             for name in ("keys", "values"):
