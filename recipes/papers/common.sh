@@ -1,0 +1,123 @@
+# Shared code of the scripts in hrm/ and er_prm/. A script sources this file with its own arguments and then calls `stage` for
+# each command. Run a script with --help for its options.
+
+set -euo pipefail
+
+usage() {
+    cat << END
+usage: bash $0 [--dry_run] [--list] [--data DIR] [--runs DIR] [--num_gpus N]
+
+  --dry_run     run every stage on CPU, with a small model and a few easy problems. The numbers mean nothing
+  --list        print the commands of the stages without running them
+  --data DIR    folder of the raw files (default: data/papers; with --dry_run, they are made in runs/papers-dry-run/data)
+  --runs DIR    folder of all outputs (default: runs/papers or runs/papers-dry-run). Scripts of the same paper share it
+  --num_gpus N  number of GPUs (default: all)
+
+A finished stage is not run again, and a stopped stage is resumed. The variable MODEL sets the model of a dry run (default:
+HuggingFaceTB/SmolLM2-135M-Instruct).
+END
+}
+
+DRY_RUN=false LIST=false DATA= RUNS= NUM_GPUS=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --dry_run) DRY_RUN=true ;;
+        --list) LIST=true ;;
+        --data | --runs | --num_gpus)
+            [ $# -ge 2 ] || { echo "$1 needs a value" >&2; exit 2; }
+            case $1 in --data) DATA=$2 ;; --runs) RUNS=$2 ;; --num_gpus) NUM_GPUS=$2 ;; esac
+            shift
+            ;;
+        -h | --help) usage; exit ;;
+        *) echo "$1 is not an option. bash $0 --help lists all options." >&2; exit 2 ;;
+    esac
+    shift
+done
+
+PAPERS=$(dirname "${BASH_SOURCE[0]}")
+MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}
+if $DRY_RUN; then
+    RUNS=${RUNS:-runs/papers-dry-run}
+    DATA=${DATA:-$RUNS/data}
+    NUM_GPUS=0
+    if ! $LIST && [ ! -e "$DATA" ]; then
+        python "$PAPERS/make_dry_run_data.py" --output_dir "$DATA"
+    fi
+else
+    RUNS=${RUNS:-runs/papers}
+    DATA=${DATA:-data/papers}
+    NUM_GPUS=${NUM_GPUS:-$(nvidia-smi --list-gpus 2> /dev/null | wc -l)}
+fi
+
+# Options of a dry run, after those of the stage, which they override: a small model on CPU, and few problems, samples and steps.
+POLICY="--policy $MODEL --engine transformers --engine_args {} --policy_dtype float32 --temperature 1.0 --limit 4"
+SCORER="--reward_model_dtype float32"
+TRAIN="--model_name_or_path $MODEL --attn_implementation sdpa --dtype float32 --bf16 false --use_cpu true --gradient_checkpointing false
+    --max_steps 2 --per_device_train_batch_size 1 --gradient_accumulation_steps 1 --save_strategy no --eval_strategy no
+    --load_best_model_at_end false --report_to none"
+declare -A DRY=(
+    [annotate]="$POLICY --num_children 2 --max_depth 2 --max_sequences 12 --max_step_tokens 40 --num_solutions 2 --num_completions 2
+        --max_solution_tokens 40"
+    [evaluate]="$POLICY --n 1 2 --max_solution_tokens 40"
+    [best-of-n]="$POLICY $SCORER --n 1 2 --max_solution_tokens 40"
+    [step-search]="$POLICY $SCORER --n 1 2 --max_depth 2 --max_step_tokens 40"
+    [select-raft]="$SCORER --num_candidates 2"
+    [reward]=$TRAIN
+    [kl-self]=$TRAIN
+)
+
+# Run one command of trl-hrm, unless it has finished before.
+#   stage NAME COMMAND [OPTION ...]
+stage() {
+    local name=$1 command=$2 line=(trl-hrm "$2") done=$RUNS/done/$1
+    shift 2
+    if [ "$NUM_GPUS" -gt 1 ] && [[ $command =~ ^(annotate|evaluate|best-of-n|step-search)$ ]]; then
+        # each process searches a part of the problems on its own GPU
+        line=(accelerate launch --num_processes "$NUM_GPUS" --module trl_hrm.cli "$command")
+    fi
+    line+=("$@")
+    if $DRY_RUN; then
+        # shellcheck disable=SC2206  # a list of words
+        line+=(${DRY[$command]:-})
+    fi
+    if $LIST; then
+        printf '%s\t%s\n' "$name" "${line[*]@Q}"
+        return
+    fi
+    if [ -e "$done" ]; then
+        if [ "$(cat "$done")" = "${line[*]@Q}" ]; then
+            echo "== $name: done before"
+            return
+        fi
+        echo "$done: stage $name has finished with other options: $(cat "$done"). Use another --runs, or delete this file and the output of the stage." >&2
+        exit 1
+    fi
+    if [[ $command =~ ^(reward|kl-self)$ ]] && compgen -G "$(output_of "$@")/checkpoint-*" > /dev/null; then
+        set -- --resume_from_checkpoint true
+    else
+        set --
+    fi
+    echo "== $name: ${line[*]@Q} $*"
+    "${line[@]}" "$@"
+    mkdir -p "$RUNS/done"
+    printf '%s\n' "${line[*]@Q}" > "$done"
+}
+
+# Print the value of --output_dir.
+output_of() {
+    while [ "$1" != --output_dir ]; do shift; done
+    echo "$2"
+}
+
+# Print a table of the results, beside the numbers of the paper.
+#   table LAYOUT
+table() {
+    local name
+    name=$(basename "$1" .yaml)
+    local line=(trl-hrm table "$1" --runs "$RUNS" --output "$RUNS/$name.md")
+    if $LIST; then
+        printf '%s\t%s\n' "$name" "${line[*]@Q}"
+        return
+    fi
+    "${line[@]}"
+}
