@@ -79,6 +79,9 @@ COMMANDS = {
         "report",
         "show the results of several runs on one HTML page: curves, hacking gap, calibration, cost",
     ),
+    "table": Command(
+        "TableConfig", "table", "put the results of several runs into the table of a paper, beside the paper's numbers"
+    ),
     "score": Command("ScoreConfig", "score", "score the steps of solutions with a reward model"),
     "demo": Command(
         "DemoConfig",
