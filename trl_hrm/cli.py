@@ -80,7 +80,7 @@ COMMANDS = {
         "show the results of several runs on one HTML page: curves, hacking gap, calibration, cost",
     ),
     "table": Command(
-        "TableConfig", "table", "put the results of several runs into the table of a paper, beside the paper's numbers"
+        "TableConfig", "table", "compare the results of several runs with the numbers in a table of a paper"
     ),
     "score": Command("ScoreConfig", "score", "score the steps of solutions with a reward model"),
     "demo": Command(

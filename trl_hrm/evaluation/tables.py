@@ -1,5 +1,5 @@
 """
-Put the results of several runs into the table of a paper, beside the numbers of the paper. A layout describes the table:
+Compare the results of several runs with the numbers in a table of a paper. A layout describes the table:
 
 ```yaml
 title: "HRM, table 3: accuracy of Qwen2.5-Math-72B-Instruct on PRM800K"
@@ -85,7 +85,7 @@ class Layout:
         title (`str`):
             Title of the table.
         source (`str`):
-            Where the numbers beside ours are from, such as the address of the paper.
+            Source of the paper's numbers, such as its URL.
         points (`list[int | str]`):
             With `kind="accuracy"`, the values of N. A name, such as `"Top1@acc"`, stands for N = 1. With `kind="training"`, the logged
             metrics, such as `"kl"`.
@@ -147,7 +147,7 @@ class Cell:
 
     Args:
         value (`float`, *optional*):
-            Measured value. `None` if there is no result.
+            Measured value, or `None` without a result.
         low, high (`float`, *optional*):
             Bounds of the 95 % interval of an accuracy, or smallest and largest value in the logs of a training.
         paper (`float`, *optional*):
@@ -175,7 +175,7 @@ class FilledTable:
         missing (`dict[str, str]`):
             Folders without results, and the file that is missing.
         warnings (`list[str]`):
-            Why numbers cannot be compared with those of the paper.
+            Differences from the paper that prevent a comparison.
         logs (`list[dict[str, list[tuple[int, float]]]]`):
             For `kind="training"`, steps and values of each metric, per series.
     """
@@ -200,7 +200,7 @@ def read_layout(path: str | Path) -> Layout:
     Read the layout of a table from a YAML file.
 
     Raises:
-        `ValueError`: If the file is no layout. The message names the key.
+        `ValueError`: If the file is not a valid layout. The message names the key.
     """
     return from_json(Layout, read_yaml(path), str(path), "See `trl-hrm table --help` for the keys.")
 

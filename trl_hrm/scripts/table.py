@@ -1,5 +1,5 @@
 """
-Put the results of several runs into the table of a paper, beside the numbers of the paper.
+Compare the results of several runs with the numbers in a table of a paper.
 
 ```bash
 trl-hrm table recipes/papers/hrm/table3.yaml --runs runs/papers --output table3.md
