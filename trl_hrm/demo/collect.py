@@ -157,6 +157,7 @@ def _chosen(results: Path, model: RewardModel) -> dict[str, Any]:
         "accuracy": [[point["accuracy"] for point in curve] for curve in curves],
         "interval": [[[point["low"], point["high"]] for point in curve] for curve in curves],
         "verdicts": [verdict(one, one.headline).answer for one in found],
+        "undecided": [gap["undecided"] for gap in gaps],
         "gap": [[gap[name] for name in ("loss", "low", "high", "from_n", "largest_n")] for gap in gaps],
     }
 
