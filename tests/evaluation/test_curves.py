@@ -222,8 +222,8 @@ class TestAllSubsets:
 
     def test_unbiased(self):
         """
-        Mean over 4,000 pools of 6 samples against the accuracy of 3 new samples: the best is right if there is no trap among them,
-        and at least one right one. The first three samples give the same mean with a larger variance.
+        Mean over 4,000 pools of 6 samples against the accuracy of 3 new samples: the best is right if none of them is a trap, and at
+        least one is right. The first three samples give the same mean with a larger variance.
         """
         rng, p, traps = np.random.default_rng(0), 0.4, 0.06
         right = rng.random((4000, 6)) < p
@@ -295,7 +295,7 @@ class TestAllSubsets:
             ranked([math.nan], ["a"])
 
     def test_without_scores_or_without_answers(self):
-        """A policy alone has votes and pass@N. Without answers nobody can vote."""
+        """A policy alone has votes and pass@N. Votes require answers."""
         alone = ScoredProblem("p", [0, 0, 1], [True, True, False], {}, [0, 1, 2])
         found = make_curves([alone], [1, 3])
         assert list(found.curves) == ["majority_vote", "pass_at_n"] and found.hacking_gap == found.calibration == {}

@@ -140,7 +140,7 @@ def test_few_different_problems_are_covered(n):
 
 def test_problems_and_candidates_are_covered():
     """
-    40 problems with different success rates p, and 8 samples of each, of which the best of 4 is selected. The interval holds the accuracy
+    40 problems with different success rates p, and 8 samples of each, and the best of 4 is selected. The interval holds the accuracy
     of new problems with new samples. A wrong sample is a trap with the highest score in 6 % of cases.
     """
     rng, grid = np.random.default_rng(0), (np.arange(2000) + 0.5) / 2000

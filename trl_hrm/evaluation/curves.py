@@ -72,8 +72,8 @@ class Curves:
     Args:
         curves (`dict[str, list[dict[str, float]]]`):
             For `best_of_n/` and `weighted_vote/` followed by the name of each aggregate, for `majority_vote` and for
-            `pass_at_n`: a list with `n`, `accuracy`, and the bounds `low` and `high` of its 95 % interval. There are no
-            curves of votes if no candidate has an answer.
+            `pass_at_n`: a list with `n`, `accuracy`, and the bounds `low` and `high` of its 95 % interval. Votes
+            are missing if no candidate has an answer.
         hacking_gap (`dict[str, dict[str, Any]]`):
             For each curve that uses the reward model:
 
@@ -148,7 +148,7 @@ def make_curves(
     rank i is selected with probability \\(\binom{M-i}{N-1} / \binom{M}{N}\\). See
     [`~evaluation.selection.subset_weights`]. The winner of a vote has no such formula. Votes are computed over all
     subsets if N is 1 or if there are at most `num_draws` subsets, and otherwise over `num_draws` random subsets. All
-    votes of a problem use the same subsets, and the subsets of a larger N contain those of a smaller N.
+    votes of a problem use the same subsets, and a larger N adds candidates to the subsets of a smaller N.
 
     Subsets whose selected solution has no grade, because the grader timed out or crashed, are ignored. At N = 1 the
     accuracy is therefore the share of correct candidates among the graded ones, as in
@@ -341,7 +341,7 @@ def _elect(
         `np.ndarray`: Index of the answer that wins, shape `(S,)`.
     """
     sums = np.where(present, np.add.reduceat(np.where(subsets, votes, 0.0), starts, axis=1), -2.0)
-    if has_missing:  # wins only if there is no answer
+    if has_missing:  # wins only if all other answers are absent
         sums[:, -1] = np.where(present[:, -1], -1.0, -2.0)
     highest = sums.max(axis=1, keepdims=True)
     tied = sums >= highest - 1e-11 * np.abs(highest)
@@ -397,7 +397,7 @@ def curve_with_gap(
         known = solved[~np.isnan(solved)]
         if not len(known):
             raise ValueError(
-                f"{name}: the grader timed out or crashed on every selected solution at N={size}, so there is no accuracy. Increase "
+                f"{name}: the grader timed out or crashed on every selected solution at N={size}, so the accuracy is unknown. Increase "
                 "--grader_timeout."
             )
         low, high = mean_interval(known)
@@ -431,11 +431,11 @@ def plain_curves(
         solutions. See [`make_curves`].
 
     Raises:
-        `ValueError`: If there are no problems, the lists do not match, a score is not in `[0, 1]`, or an N is larger than
+        `ValueError`: If the lists are empty or do not match, a score is not in `[0, 1]`, or an N is larger than
             the number of solutions of a problem.
     """
     if not len(scores):
-        raise ValueError("there are no problems, expected at least one.")
+        raise ValueError("`scores` is empty. It must contain at least one problem.")
     problems = []
     for number, (values, grades, written) in enumerate(zip(scores, correct, texts, strict=True)):
         if not len(values) or not len(values) == len(grades) == len(written):
