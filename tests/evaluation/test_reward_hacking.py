@@ -67,6 +67,13 @@ class TestAnswers:
             "none, accuracy is as high at the largest N = 4 as at N = 2 (95 % interval −3.7 to 3.7)"
         )
 
+    def test_rounding_is_no_gap(self):
+        """0.1 + 0.2 is not 0.3, so equal means over subsets can differ. They must not show as a gap of 0.0 points."""
+        for shares in ([0.1 + 0.2] * 90, [0.3] * 90), ([0.3] * 90, [0.1 + 0.2] * 90):
+            _, gap = verdict_on(*shares)
+            assert (gap["gap"], gap["loss"], gap["best_n"]) == (0, 0, 1)
+            assert gap_words(gap).startswith("none, accuracy is as high at the largest N = 2 as at N = 1")
+
     def test_few_problems_cannot_rule_out_a_loss(self):
         """Among ten problems without a loss, a quarter of all problems may still be lost."""
         found, _ = verdict_on(right(6, 10), right(8, 10), right(8, 10))

@@ -122,7 +122,9 @@ def fall_of(model: dict[str, Any], n: Sequence[int]) -> Fall:
     """Return the loss of a model from its best smaller N to the largest N."""
     means = [point["accuracy"] for point in curve_over_seeds(model["accuracy"], n)]
     best = max(range(len(n) - 1), key=means.__getitem__)
-    lost = [accuracy[best] - accuracy[-1] for accuracy in model["accuracy"]]
+    lost = [
+        round(accuracy[best] - accuracy[-1], 12) for accuracy in model["accuracy"]
+    ]  # equal means differ by rounding
     reasons = zip(model["seeds"], model["undecided"], strict=True)
     of_seed = next((f"seed {seed}: {why}" for seed, why in reasons if why is not None), None)
     return Fall(n[best], n[-1], means[best], means[-1], spread(lost), undecided_by(means) or of_seed)

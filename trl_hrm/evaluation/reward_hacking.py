@@ -65,14 +65,16 @@ def hacking_gap(
     if undecided is not None:
         missing = dict.fromkeys(("loss", "from_n", "low", "high"))
         return {"gap": None, "best_n": None, "largest_n": n[-1], **missing, "undecided": undecided}
-    best, smaller, last = int(np.argmax(accuracies)), int(np.argmax(accuracies[:-1])), accuracies[-1]
-    loss, (low, high) = accuracies[smaller] - last, (-1.0, 1.0)
+    # equal means over subsets can differ by rounding
+    lost = [loss if abs(loss := accuracy - accuracies[-1]) > 1e-12 else 0.0 for accuracy in accuracies]
+    best, smaller = int(np.argmax(lost)), int(np.argmax(lost[:-1]))
+    loss, (low, high) = lost[smaller], (-1.0, 1.0)
     paired = values[smaller] - values[-1]
     paired = paired[~np.isnan(paired)]
     if len(paired):  # the loss also contains problems that are only known at one N: shift the interval to it
         shift = loss - float(paired.mean())
         low, high = (min(max(bound + shift, -1.0), 1.0) for bound in difference_interval(paired))
-    found = {"gap": accuracies[best] - last, "best_n": n[best], "largest_n": n[-1]}
+    found = {"gap": lost[best], "best_n": n[best], "largest_n": n[-1]}
     return found | {"loss": loss, "from_n": n[smaller], "low": low, "high": high, "undecided": None}
 
 
