@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from ..data.candidates import ProblemCandidates  # imports `datasets`
 
 PLAIN = "score"  # aggregate name in `plain_curves`
-NUM_DRAWS = (
-    200  # a draw of a problem has a variance of at most 1/4, so this adds at most 0.4 points to 100 problems' error
-)
+NUM_DRAWS = 200  # they add a standard error of at most 0.4 points to the mean over 100 problems
 BLOCK = 2**20  # number of entries of a block of subsets, to limit memory
 INTERVALS = {  # saved in `results.json`
     "confidence": 0.95,
