@@ -9,10 +9,18 @@ import sys
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from trl_hrm import ExportConfig, HRMRewardConfig, KLSelfConfig, StepTree
+from trl_hrm import (
+    BuildPRM800KConfig,
+    ExportConfig,
+    HRMRewardConfig,
+    KLSelfConfig,
+    StepTree,
+    build_prm800k,
+    plan_training,
+)
 from trl_hrm.command_parser import CommandParser
 from trl_hrm.demo.world import make_problem, solve
 from trl_hrm.search.policies import FullTree
@@ -33,6 +41,12 @@ ACCELERATE = {
 
 # Settings files of the papers' experiments
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "tiny")
+
+# What the recipes are planned for: records of PRM800K's phase1_train.jsonl, training rows per record as in phase1_test.jsonl (77 rows
+# of 106 records), and the solutions that the ER-PRM paper states in section 4
+PHASE1_TRAIN_RECORDS = 949
+ROWS_PER_RECORD = 77 / 106
+ER_PRM_SOLUTIONS = 260_000
 
 
 def settings_of(path):
@@ -144,6 +158,36 @@ class TestSettings:
                 ["run", "--config", str(ROOT / "recipes" / "er_prm" / f"{name}_labels.yaml"), "--output_dir", "out"]
             )
             assert (config.labels, config.eta) == ("entropy", eta)
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("[!t]*/*reward.yaml")), ids=lambda path: path.stem)
+    def test_reward_models_train(self, path):
+        """
+        Each recipe makes at least a few hundred optimizer steps on the real data, and its evaluations and checkpoints are reached.
+        A row is at least one problem (PRM800K), one search tree, or one solution (ER-PRM). Longer trees are split into several rows.
+        """
+        if path.parent.name == "er_prm":
+            num_rows, num_processes = int(ER_PRM_SOLUTIONS * 0.99), 4
+        elif "mc" in path.stem:
+            num_rows, num_processes = int(PHASE1_TRAIN_RECORDS * 0.9), 8
+        else:
+            num_rows, num_processes = int(PHASE1_TRAIN_RECORDS * ROWS_PER_RECORD), 8
+        args = ["--config", str(path), "--use_cpu", "true"]
+        _, training_args, _ = load_recipe("hrm_reward.py").make_parser().parse_args_and_config(args)
+        assert not training_args.packing  # a packed row would hold several problems
+        plan = plan_training(training_args, num_rows, num_processes)
+        assert plan.max_steps > (4000 if path.parent.name == "er_prm" else 300)
+        assert plan.warnings == () and len(plan.evaluation_steps) >= 5
+        assert plan.evaluation_steps == plan.checkpoint_steps
+        # The number in the comment of the recipe
+        [steps] = re.findall(r"([\d,]+) (?:optimizer steps\.|(?:steps )?in total)", path.read_text(encoding="utf-8"))
+        assert int(steps.replace(",", "")) <= plan.max_steps < 1.05 * int(steps.replace(",", ""))
+
+    def test_rows_per_record_of_prm800k(self, shared_data, tmp_path):
+        """`ROWS_PER_RECORD`, counted in the real file. Every row of the ORM view is also a row of the other views."""
+        raw = shared_data / "prm800k" / "phase1_test.jsonl"
+        build_prm800k(BuildPRM800KConfig(inputs=[str(raw)], output_dir=str(tmp_path / "orm"), view="orm"))
+        rows = load_dataset(str(tmp_path / "orm"))["train"]
+        assert len(set(rows["prompt"])) == ROWS_PER_RECORD * 106
 
     def test_reward_models_of_the_tables(self):
         """Each table's reward model is the output of a recipe, and was trained on the labels that the paper states."""

@@ -216,7 +216,9 @@ def model_init_kwargs(model_args: "ModelConfig", training_args: "TrainingArgumen
     }
 
 
-def check_inputs(script_args: TrainingScriptArguments, training_args: "TrainingArguments", model_args: "ModelConfig") -> None:
+def check_inputs(
+    script_args: TrainingScriptArguments, training_args: "TrainingArguments", model_args: "ModelConfig"
+) -> None:
     """
     Check that the trained model does not replace an input.
 

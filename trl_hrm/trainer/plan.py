@@ -88,9 +88,7 @@ class TrainingPlan:
         return "\n".join([*text, *(f"warning: {warning}" for warning in self.warnings)])
 
 
-def plan_training(
-    args: TrainingArguments, rows: Dataset | int, num_processes: int | None = None
-) -> TrainingPlan:
+def plan_training(args: TrainingArguments, rows: Dataset | int, num_processes: int | None = None) -> TrainingPlan:
     """
     Compute the optimizer steps, evaluations and checkpoints of a training from its arguments.
 
@@ -207,7 +205,9 @@ def _warnings(args: TrainingArguments, plan: TrainingPlan) -> list[str]:
                 f"`{name.replace('steps', 'strategy')}` epoch."
             )
     if args.auto_find_batch_size:
-        found.append("`auto_find_batch_size` may lower the batch size, and the training then has more optimizer steps.")
+        found.append(
+            "`auto_find_batch_size` may lower the batch size, and the training then has more optimizer steps."
+        )
     if args.load_best_model_at_end and not plan.evaluation_steps:
         found.append(
             "`load_best_model_at_end` has no effect, because the model is never evaluated. Set `eval_strategy` and `save_strategy` "

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, fields
