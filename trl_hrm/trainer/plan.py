@@ -63,7 +63,7 @@ class TrainingPlan:
     def __str__(self) -> str:
         lines = {"rows": f"{self.num_rows:,}"}
         if self.dropped_rows:
-            lines["rows"] += f", of which each epoch drops {self.dropped_rows:,} (dataloader_drop_last)"
+            lines["rows"] += f" ({self.dropped_rows:,} are dropped in each epoch by dataloader_drop_last)"
         if self.num_labels is not None:
             kinds = f"mean {self.mean_label:.3f}"
             if self.num_correct + self.num_wrong == self.num_labels:
