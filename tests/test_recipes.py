@@ -39,9 +39,6 @@ ACCELERATE = {
 }
 
 
-# Settings files of the papers' experiments
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "tiny")
-
 # What the recipes are planned for: records of PRM800K's phase1_train.jsonl, training rows per record as in phase1_test.jsonl (77 rows
 # of 106 records), and the solutions that the ER-PRM paper states in section 4
 PHASE1_TRAIN_RECORDS = 949
@@ -51,6 +48,20 @@ ER_PRM_SOLUTIONS = 260_000
 
 def settings_of(path):
     return yaml.safe_load((ROOT / "recipes" / path).read_text(encoding="utf-8"))
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT / "recipes"))
+
+
+# Settings files of the papers' experiments, without the layouts of their tables, and those that train a reward model
+RECIPES = sorted(
+    path
+    for path in (ROOT / "recipes").rglob("*.yaml")
+    if path.parent.name != "tiny" and "series" not in settings_of(path)
+)
+REWARD_MODELS = [path for path in RECIPES if "head" in settings_of(path)]
+TRAININGS = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if "num_train_epochs" in settings_of(path)]
 
 
 def test_judged_solutions_of_the_tiny_policy():
@@ -94,18 +105,12 @@ class TestAccelerateConfigs:
 
 
 class TestSettings:
-    @pytest.mark.parametrize(
-        "path",
-        sorted(
-            path for path in (ROOT / "recipes").rglob("*.yaml") if path.stem.endswith(("reward", "kl_self", "raft"))
-        ),
-        ids=lambda path: str(path.relative_to(ROOT)),
-    )
+    @pytest.mark.parametrize("path", TRAININGS, ids=name_of)
     def test_parses_strictly(self, path):
         """A key that is not an argument is an error, because it would have no effect."""
-        is_reward = path.stem.endswith("reward")
+        values = settings_of(path)
+        is_reward = "kl_coef" not in values
         recipe = load_recipe("hrm_reward.py" if is_reward else "kl_self.py")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
         args = ["--config", str(path), "--use_cpu", "true", "--bf16", "false", "--dataset_name", "folder"]
         args += [] if "output_dir" in values else ["--output_dir", "out"]
         script_args, training_args, model_args = recipe.make_parser().parse_args_and_config(args)
@@ -140,18 +145,19 @@ class TestSettings:
 
     def test_the_papers_settings_of_er_prm(self):
         """ER-PRM paper, sections 4 and 6.1: 64 sequences of at most 512 tokens on 4 GPUs, and η 2 and 10."""
-        models = {}
-        for path in sorted((ROOT / "recipes" / "er_prm").glob("*reward.yaml")):
+        models = set()
+        for path in REWARD_MODELS:
             values = settings_of(path)
-            models[path.stem.removesuffix("_reward")] = values["model_name_or_path"]
+            if not values["model_name_or_path"].startswith("meta-llama"):
+                continue
+            models.add((values["model_name_or_path"], values["head"]))
             assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 4 == 64
             assert (values["learning_rate"], values["num_train_epochs"], values["max_length"]) == (1e-6, 1, 512)
-            assert values["head"] == ("regression" if "regression" in path.stem else "lm")
         assert models == {
-            "llama3.1-8b": "meta-llama/Llama-3.1-8B",
-            "llama3.1-8b_regression": "meta-llama/Llama-3.1-8B",
-            "llama3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
-            "llama3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+            ("meta-llama/Llama-3.1-8B", "lm"),
+            ("meta-llama/Llama-3.1-8B", "regression"),
+            ("meta-llama/Llama-3.2-3B-Instruct", "lm"),
+            ("meta-llama/Llama-3.2-1B-Instruct", "lm"),
         }
         for name, eta in (("mistral", 2), ("deepseek", 10)):
             config, _ = CommandParser(ExportConfig).read(
@@ -159,23 +165,23 @@ class TestSettings:
             )
             assert (config.labels, config.eta) == ("entropy", eta)
 
-    @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("[!t]*/*reward.yaml")), ids=lambda path: path.stem)
+    @pytest.mark.parametrize("path", REWARD_MODELS, ids=name_of)
     def test_reward_models_train(self, path):
         """
         Each recipe makes at least a few hundred optimizer steps on the real data, and its evaluations and checkpoints are reached.
         A row is at least one problem (PRM800K), one search tree, or one solution (ER-PRM). Longer trees are split into several rows.
         """
-        if path.parent.name == "er_prm":
-            num_rows, num_processes = int(ER_PRM_SOLUTIONS * 0.99), 4
-        elif "mc" in path.stem:
-            num_rows, num_processes = int(PHASE1_TRAIN_RECORDS * 0.9), 8
-        else:
-            num_rows, num_processes = int(PHASE1_TRAIN_RECORDS * ROWS_PER_RECORD), 8
         args = ["--config", str(path), "--use_cpu", "true"]
-        _, training_args, _ = load_recipe("hrm_reward.py").make_parser().parse_args_and_config(args)
+        _, training_args, model_args = load_recipe("hrm_reward.py").make_parser().parse_args_and_config(args)
         assert not training_args.packing  # a packed row would hold several problems
-        plan = plan_training(training_args, num_rows, num_processes)
-        assert plan.max_steps > (4000 if path.parent.name == "er_prm" else 300)
+        is_er_prm = model_args.model_name_or_path.startswith("meta-llama")
+        if is_er_prm:
+            plan = plan_training(training_args, int(ER_PRM_SOLUTIONS * 0.99), num_processes=4)
+        elif training_args.head == "regression":
+            plan = plan_training(training_args, int(PHASE1_TRAIN_RECORDS * 0.9), num_processes=8)
+        else:
+            plan = plan_training(training_args, int(PHASE1_TRAIN_RECORDS * ROWS_PER_RECORD), num_processes=8)
+        assert plan.max_steps > (4000 if is_er_prm else 300)
         assert plan.warnings == () and len(plan.evaluation_steps) >= 5
         assert plan.evaluation_steps == plan.checkpoint_steps
         # The number in the comment of the recipe
@@ -191,7 +197,7 @@ class TestSettings:
 
     def test_reward_models_of_the_tables(self):
         """Each table's reward model is the output of a recipe, and was trained on the labels that the paper states."""
-        trained = {values["output_dir"]: values for path in RECIPES if "head" in (values := settings_of(path))}
+        trained = {settings_of(path)["output_dir"]: settings_of(path) for path in REWARD_MODELS}
         expected = {
             "qwen2.5-math-72b/step_search.yaml": "data/prm800k-hrm",  # HRM, table 3
             "qwen2.5-math-72b/best_of_n.yaml": "data/prm800k-orm",  # HRM, table 3
