@@ -19,7 +19,7 @@ from trl_hrm.cli import main
 from trl_hrm.data.export import export as export_trees
 from trl_hrm.data.export_config import ExportConfig
 from trl_hrm.data.problems import problem_split
-from trl_hrm.data.step_labels import label_steps, right_solutions, thin_labels, unite_steps
+from trl_hrm.data.step_labels import label_cells, label_steps, sft_rows, thin_labels, unite_steps
 from trl_hrm.data.tree_files import OpenrFiles
 from trl_hrm.search import nodes
 from trl_hrm.search.compression import compress, count_moves
@@ -395,7 +395,7 @@ class TestBlankEnds:
         assert judged.parents == [-1, 0, 0, 1]
         assert judged.labels == [None, None, 1, 0]
         assert members == [[0], [1], [2, 4], [3]]
-        (solution,) = right_solutions(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), Counter())
+        (solution,) = sft_rows(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), Counter())
         assert solution.completions == [tree.text(2)]
         assert solution.labels == pytest.approx([2 / 3])
         assert (solution.extra["mc_correct"], solution.extra["mc_total"]) == (2, 3)
@@ -517,7 +517,8 @@ class TestBalance:
                 copy = StepTree(
                     tree.prompt, tree.completions, list(tree.labels), tree.parents, None, dict(tree.step_columns)
                 )
-                thin_labels(copy, [1.0, 0.5, 1.0, 0.25], seed)
+                chances = {(0,): 1.0, (1,): 0.5, (2,): 1.0, (3,): 0.25}
+                thin_labels(copy, label_cells(copy, 4), chances, seed)
                 weights = copy.step_columns["label_weights"]
                 estimate += sum(w for y, w in zip(copy.labels, weights, strict=True) if y is not None and y > 0.9)
             estimates.append(estimate)
@@ -631,7 +632,7 @@ class TestSolutions:
         end(tree.nodes[0], True)
         end(tree.nodes[2], True)
         notes = Counter()
-        (solution,) = right_solutions(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), notes)
+        (solution,) = sft_rows(tree, ExportConfig(inputs=["none"], output_dir="out", view="sft"), notes)
         assert solution.extra["node_id"] == tree.nodes[0].node_id
         assert notes["solutions_found"] == 2 and notes["duplicate_solutions"] == 1
 
@@ -650,7 +651,7 @@ class TestSolutions:
             add_node(tree, above, 1, " c")
             end(tree.nodes[-1], False)
             notes = Counter()
-            (solution,) = right_solutions(
+            (solution,) = sft_rows(
                 tree, ExportConfig(inputs=["none"], output_dir="out", view="sft", min_mc_score=0.75), notes
             )
             assert (solution.completions, solution.labels) == (["a b"], [1.0])
@@ -679,7 +680,7 @@ class TestSolutions:
         scores = set()
         for tree in read_trees(node_file):
             config = ExportConfig(inputs=["none"], output_dir="out", view="sft")
-            scores |= {solution.labels[0] for solution in right_solutions(tree, config, Counter())}
+            scores |= {solution.labels[0] for solution in sft_rows(tree, config, Counter())}
         assert {row["mc_score"] for row in train} == scores and len(scores) > 10
 
     def test_no_right_solution(self, tmp_path):
