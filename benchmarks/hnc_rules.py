@@ -109,11 +109,15 @@ def run_stages(runner: Runner, folder: Path, seed: int, seeds: list[int]) -> Non
     }
     runner.run("datasets", jobs, lambda: ", ".join(jobs))
 
-    models = {
-        name: RewardModel(name, title, "soft", name, tuple(seeds), REWARD_STEPS, is_merged=True)
+    models = [
+        RewardModel(name, title, "soft", name, tuple(seeds), REWARD_STEPS, is_merged=True)
         for name, (title, *_) in DATASETS.items()
-    }
-    runs = [(model, *run) for model in models.values() for run in model.runs()]
+    ]
+    runs = [
+        (model, *run)
+        for same_seed in zip(*(model.runs() for model in models))
+        for model, run in zip(models, same_seed)
+    ]
     jobs = {name: reward_job(folder, model, name, its_seed) for model, name, its_seed in runs}
     runner.run("reward-models", jobs, lambda: f"{len(jobs)} reward models, {REWARD_STEPS} steps")
     measured, searched = {}, {}
@@ -218,7 +222,7 @@ if __name__ == "__main__":
     parser.add_argument("--docs", help="page whose section with these results is replaced (default: none)")
     parser.add_argument("--seed", type=int, default=42, help="seed of the problems and the policy (default: 42)")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5], help="seeds of the reward models (default: 0 to 5)"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the reward models (default: 0 to 4)"
     )
     parser.add_argument("--num_workers", type=int, default=1, help="number of parallel jobs (default: 1)")
     main(parser.parse_args())
