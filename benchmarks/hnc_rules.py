@@ -113,11 +113,7 @@ def run_stages(runner: Runner, folder: Path, seed: int, seeds: list[int]) -> Non
         RewardModel(name, title, "soft", name, tuple(seeds), REWARD_STEPS, is_merged=True)
         for name, (title, *_) in DATASETS.items()
     ]
-    runs = [
-        (model, *run)
-        for same_seed in zip(*(model.runs() for model in models))
-        for model, run in zip(models, same_seed)
-    ]
+    runs = [(model, f"{model.name}-{its_seed}", its_seed) for its_seed in seeds for model in models]
     jobs = {name: reward_job(folder, model, name, its_seed) for model, name, its_seed in runs}
     runner.run("reward-models", jobs, lambda: f"{len(jobs)} reward models, {REWARD_STEPS} steps")
     measured, searched = {}, {}
