@@ -863,7 +863,7 @@ class TestPrefixes:
         complete = {(row["prompt"], row["completion"]) for row in train if row["is_complete"]}
         whole = {(row["prompt"], row["completion"]) for row in whole}
         assert complete <= whole and len(complete) > 50
-        assert len(whole - complete) == 1  # equal texts of which one was graded as wrong
+        assert len(whole - complete) == 1  # two equal texts with different grades
 
     def test_the_dataset_says_what_its_rows_are(self, tmp_path, node_file):
         options = {"view": "sft", "prefixes": True, "min_mc_score": 0.5, "test_size": 0}

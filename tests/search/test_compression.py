@@ -212,7 +212,7 @@ def moves_of_all_coins(monkeypatch, tree: SearchTree, rule: str) -> list[list[in
 
 @pytest.mark.parametrize("rule", compression.RULES)
 def test_share_of_moved_children_by_enumeration(monkeypatch, rule):
-    """Over all outcomes of the coins of one family of a 5-ary tree. The shares are those of docs/search.md."""
+    """Over all outcomes of the coins of one family of a 5-ary tree. docs/search.md states the same shares."""
     outcomes = moves_of_all_coins(monkeypatch, branch(full_tree(random.Random(0), num_children=5, depth=2), 2), rule)
     assert len(outcomes) == {"per_parent": 2, "per_child": 32}[rule]
     lost = sum(map(bool, outcomes)) / len(outcomes)

@@ -165,7 +165,7 @@ def sft_rows(tree: SearchTree, config: ExportConfig, notes: Counter, view: Searc
 
     Each row is a correct solution, as written by the policy. Its label is the lowest MC score of the labelled steps on its path,
     and its leaf counts are from the first step with this score. With `config.prefixes`, each row is the text up to a step with
-    an MC score, and its label and leaf counts are those of the step. `extra["is_complete"]` tells whether the solution ends there.
+    an MC score, and has the score and the leaf counts of this step. `extra["is_complete"]` tells whether the solution ends there.
 
     Of identical texts, the one with the highest score is kept, and of these a complete one. Texts below `config.min_mc_score` are
     dropped, as are all but the `config.max_solutions` with the highest scores. Ties are broken by the number of leaves.

@@ -271,7 +271,10 @@ def _hnc(folder: Path, profile: Profile) -> dict[str, Any] | None:
     return {
         "seeds": list(models["hnc"].seeds),
         "n": list(profile.n),
-        "rows": {name: _dataset(folder, models[name].data)["rows"] for name in ("prm", "hrm", "hnc", "hnc-per-child", "control")},
+        "rows": {
+            name: _dataset(folder, models[name].data)["rows"]
+            for name in ("prm", "hrm", "hnc", "hnc-per-child", "control")
+        },
         "comparisons": [
             {"a": a, "b": b, "steps": models[a].steps, "difference": _differences(accuracy[a], accuracy[b])}
             for a, b in HNC_PAIRS

@@ -178,7 +178,14 @@ FULL = Profile(
     models=(
         *_models(_SIX, _STEPS, _SIX[:3], (-2.0, 2.0, 8.0), _SIX[:3]),
         RewardModel(
-            "hnc-per-child", "HRM + HNC (per child)", "soft", "hnc-per-child", _SIX, _STEPS, is_merged=True, searches=True
+            "hnc-per-child",
+            "HRM + HNC (per child)",
+            "soft",
+            "hnc-per-child",
+            _SIX,
+            _STEPS,
+            is_merged=True,
+            searches=True,
         ),
         RewardModel("control", "HRM (two searches)", "soft", "control", _SIX, _STEPS, is_merged=True, searches=True),
         *(

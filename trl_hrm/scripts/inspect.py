@@ -48,7 +48,7 @@ class InspectConfig(Config):
             Maximum number of lines to print below a node.
         rollouts (`bool`, *optional*, defaults to `False`):
             Whether to print every rollout. By default, the rollouts of a node are summarised in one line.
-        estimator, truncated, hnc, hnc_seed (*optional*):
+        estimator, truncated, hnc, hnc_rule, hnc_seed (*optional*):
             Same as in [`ExportConfig`]: how MC scores are estimated, how solutions without an answer count, and whether to show the
             tree after node compression.
 
