@@ -1061,7 +1061,7 @@ class TestOpenr:
         ({"min_mc_score": 1.5, "view": "sft"}, "`min_mc_score` is 1.5"),
         ({"max_solutions": 4}, "`max_solutions` is 4, but has no effect with `view='tree'`"),
         ({"max_solutions": 0, "view": "sft"}, "`max_solutions` is 0"),
-        ({"view": "sft", "hnc": True}, "view='sft'.*hnc"),
+        ({"view": "sft", "labels": "hard"}, "view='sft'.*labels"),
         ({"view": "flat"}, "`view` is 'flat'"),
     ],
 )
@@ -1174,7 +1174,7 @@ def test_options_that_contradict_each_other(tmp_path, capsys, run_folder):
     for words, message in (
         (["--eta", "2"], "`eta` is 2.0, but has no effect with `labels='soft'`"),
         (["--labels", "entropy"], "`eta` is None. `labels='entropy'` requires"),
-        (["--view", "sft", "--hnc"], "`view='sft'` writes solutions without step labels"),
+        (["--view", "sft", "--balance", "2"], "`view='sft'` writes solutions without step labels"),
     ):
         assert main(["export", str(run_folder), "--output_dir", str(tmp_path / "out"), *words]) == 1
         assert f"error: {message}" in capsys.readouterr().err
