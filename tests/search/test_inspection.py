@@ -273,7 +273,7 @@ def test_compressed_view(tmp_path, capsys):
     for rule in ("per_parent", "per_child"):
         assert main([*argv, "--hnc", "--hnc_rule", rule, "--hnc_seed", "3"]) == 0
         view = capsys.readouterr().out
-        moved[rule] = int(re.search(rf"node compression \({rule}\) with seed 3, which moved (\d+)", view)[1])
+        moved[rule] = int(re.search(rf"node compression \({rule}, seed 3\) moved (\d+)", view)[1])
         assert view.count("moved up") == moved[rule] and "moved up" not in plain_view
         assert view.split("\n")[0] == plain_view.split("\n")[0]  # totals of the search do not change
     assert 0 < moved["per_parent"] < moved["per_child"]
