@@ -218,7 +218,7 @@ if __name__ == "__main__":
     parser.add_argument("--docs", help="page whose section with these results is replaced (default: none)")
     parser.add_argument("--seed", type=int, default=42, help="seed of the problems and the policy (default: 42)")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of the reward models (default: 0 to 4)"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="seeds of the reward models (default: 0 to 3)"
     )
     parser.add_argument("--num_workers", type=int, default=1, help="number of parallel jobs (default: 1)")
     main(parser.parse_args())
