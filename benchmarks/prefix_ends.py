@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     (folder / "results.md").write_text(section, encoding="utf-8")
     if args.docs:
         page = Path(args.docs)
-        page.write_text(replace_section(page.read_text(encoding="utf-8"), section), encoding="utf-8")
+        page.write_text(replace_section(page.read_text(encoding="utf-8"), section, HEADING), encoding="utf-8")
     print(section)
 
 
