@@ -814,6 +814,7 @@ class TestCompressedSolutions:
         notes = Counter()
         (row,) = sft_rows(tree, config, notes, move_up(tree, [1]))
         assert (row.completions, row.labels, row.extra["source"]) == ([tree.text(1)], [1.0], "hnc")
+        assert row.extra["node_id"] == tree.nodes[1].node_id
         assert (notes["solutions_found"], notes["duplicate_solutions"], notes["hnc_raised_scores"]) == (1, 0, 1)
 
 

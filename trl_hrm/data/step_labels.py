@@ -203,24 +203,22 @@ def sft_rows(tree: SearchTree, config: ExportConfig, notes: Counter, view: Searc
                 lowest = step
             worst.append(lowest)
             if config.prefixes:
-                scored, written = step, [] if label is None else members
+                scored, written = step, members if label is not None else []
             else:
-                scored, written = (
-                    lowest,
-                    [i for i in members if searched.nodes[i].is_final and searched.nodes[i].correct],
-                )
+                scored, written = lowest, [i for i in members if tree.nodes[i].is_final and tree.nodes[i].correct]
             if not written:
                 continue
             if source == "tree":
                 notes[f"{kind}_found"] += len(written)
             extra = {name: judged.step_columns[name][scored] for name in ("mc_correct", "mc_total")}
-            extra["node_id"] = searched.nodes[written[0]].node_id
+            extra["node_id"] = tree.nodes[written[0]].node_id  # the view has a new id for a moved node
             if config.prefixes:
-                extra["is_complete"] = searched.nodes[written[0]].is_final
+                extra["is_complete"] = tree.nodes[written[0]].is_final
             if config.hnc:
                 extra["source"] = source
-            text, label = searched.text(written[0]), judged.labels[scored]
-            rows.append(StepTree(tree.problem.prompt, [text], [label], [-1], extra=extra))
+            rows.append(
+                StepTree(tree.problem.prompt, [tree.text(written[0])], [judged.labels[scored]], [-1], extra=extra)
+            )
             unjudged.append(not config.prefixes and any(judged.labels[i] is None for i in judged.path(step)))
     ranked = sorted(range(len(rows)), key=lambda i: (-rows[i].labels[0], not rows[i].extra.get("is_complete", True)))
     best = sorted(ranked[i] for i in distinct([rows[i].completions[0] for i in ranked]))
