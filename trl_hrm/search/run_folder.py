@@ -421,6 +421,28 @@ def node_files(folder: str | Path) -> list[Path]:
     return files
 
 
+def unfinished_shards(folder: str | Path) -> list[int]:
+    """
+    Return the indices of the shards of a run that have not finished: they were not started, are running, or were stopped.
+
+    Raises:
+        `FileNotFoundError`: If the folder contains no run.
+    """
+    folder = Path(folder)
+    num_shards = read_manifest(folder, ["num_shards"])["num_shards"]
+
+    def is_finished(shard: int) -> bool:
+        log, summary = (
+            folder / shard_name(kind, shard, num_shards, suffix) for kind, suffix in (("log", "jsonl"), ("summary", "json"))
+        )
+        if not log.exists() or not summary.exists():
+            return False
+        found = _read_summary(summary)
+        return found.get("log_bytes") == log.stat().st_size and not found["problems"].get("open")
+
+    return [shard for shard in range(num_shards) if not is_finished(shard)]
+
+
 def read_summary(folder: str | Path) -> dict[str, Any]:
     """
     Return the combined summary of all shards. `shards_missing` is the number of shards without a summary in the folder.
