@@ -126,13 +126,23 @@ def test_slurm_script(folder, policy, monkeypatch):
         **options,
     )
     last = SlurmPipelineExecutor(
-        [ExportStep(export_config())], tasks=1, job_name="export", logging_dir=str(folder / "logs" / "export"), depends=first, **options
+        [ExportStep(export_config())],
+        tasks=1,
+        job_name="export",
+        logging_dir=str(folder / "logs" / "export"),
+        depends=first,
+        **options,
     )
     last.run()
     scripts = {path.name: path.read_text().splitlines() for path in sorted((folder / "jobs").iterdir())}
     annotating, exporting = scripts["0.sh"], scripts["4.sh"]
-    assert {"#SBATCH --array=0-14", "#SBATCH --gpus=1", "#SBATCH --cpus-per-task=8", "#SBATCH --requeue"} <= set(annotating)
-    assert any(line.endswith(f"launch_pickled_pipeline {folder / 'logs' / 'annotate' / 'executor.pik'}") for line in annotating)
+    assert {"#SBATCH --array=0-14", "#SBATCH --gpus=1", "#SBATCH --cpus-per-task=8", "#SBATCH --requeue"} <= set(
+        annotating
+    )
+    assert any(
+        line.endswith(f"launch_pickled_pipeline {folder / 'logs' / 'annotate' / 'executor.pik'}")
+        for line in annotating
+    )
     assert "#SBATCH --array=0-0" in exporting and "#SBATCH --job-name=export" in exporting
     [exported] = scripts["4.args"]
     assert "--dependency=afterok:100 " in exported

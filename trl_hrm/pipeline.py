@@ -75,7 +75,9 @@ class AnnotateStep(PipelineStep):
     def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> None:
         """Search one shard."""
         if data is not None:
-            raise ValueError("AnnotateStep reads its problems from `config.problems`. Make it the first step of the pipeline.")
+            raise ValueError(
+                "AnnotateStep reads its problems from `config.problems`. Make it the first step of the pipeline."
+            )
         config = replace(self.config, shard=f"{rank}/{world_size}")
         with chdir(self.folder), self.track_time("task"):
             text, counts = _run_task(_annotate, config, "Start the pipeline again to resume.")
@@ -153,6 +155,8 @@ def _run_task(function: Callable[[Any], tuple], config: Any, remedy: str) -> tup
     """
     if multiprocess.parent_process() is None:
         return function(config)
-    end_with_parent(os.getppid())  # otherwise it would continue, and a task that is started again could not write to its shard
+    end_with_parent(
+        os.getppid()
+    )  # otherwise it would continue, and a task that is started again could not write to its shard
     with Workers(1, "spawn", remedy) as workers:
         return workers.submit(function, config).result()

@@ -9,6 +9,7 @@ trl-hrm annotate --problems train.jsonl --policy Qwen/Qwen2.5-Math-7B-Instruct -
 A run can be stopped at any time. The same command resumes it.
 """
 
+import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,10 +78,19 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         shard (`str`, *optional*, defaults to `"0/1"`):
             Part of the problems to search: `"I/N"` is the I-th of N parts, counted from 0.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Whether to print the first prompt and the maximum number of samples and tokens, without sampling.
+            Whether to print the first prompt and the maximum number of samples and tokens, without sampling. The options below add the
+            expected numbers. See [`~search.cost_model.expected_cost`].
+        step_tokens (`float`, *optional*):
+            Mean number of tokens per step, for `dry_run`. Requires `solution_steps`.
+        solution_steps (`list[int]`, *optional*):
+            Numbers of steps of some solutions, for `dry_run`. Each is equally likely. Requires `step_tokens`.
+        pilot (`str`, *optional*):
+            Folder of a finished run with the same search and prompt, for `dry_run`. Its tokens per problem are extrapolated.
+        tokens_per_second (`float`, *optional*):
+            Number of tokens that one GPU samples per second, for `dry_run`, to compute GPU hours. `annotate` prints it at the end of a run.
 
     Raises:
-        `ValueError`: If `problems` or `policy` is missing, or an option does not apply to this search.
+        `ValueError`: If `problems` or `policy` is missing, or an option does not apply to this search or requires another one.
     """
 
     search: Literal["full_tree", "rollouts", "puct"] = field(
@@ -163,7 +173,36 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Print the first prompt and the maximum number of samples and tokens, without sampling."},
+        metadata={
+            "help": "Print the first prompt and the maximum number of samples and tokens, without sampling. The options below add "
+            "the expected numbers."
+        },
+    )
+    step_tokens: float | None = field(
+        default=None, metadata={"help": "Mean number of tokens per step, for --dry_run.", "range": "[1, inf)"}
+    )
+    solution_steps: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of steps of some solutions, for --dry_run. Each is equally likely.",
+            "range": COUNT,
+            "metavar": "STEPS",
+        },
+    )
+    pilot: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a finished run with the same search and prompt, for --dry_run. Its tokens per problem are extrapolated.",
+            "metavar": "RUN",
+        },
+    )
+    tokens_per_second: float | None = field(
+        default=None,
+        metadata={
+            "help": "Number of tokens that one GPU samples per second, for --dry_run, to compute GPU hours. It is printed at the end of a "
+            "run.",
+            "range": "(0, inf)",
+        },
     )
 
     def __post_init__(self):
@@ -175,6 +214,14 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         match = re.fullmatch(r"(\d+)/(\d+)", self.shard)
         if match is None or not int(match[1]) < int(match[2]):
             raise ValueError(f"`shard` is {shown(self.shard)}. It must be I/N with I from 0 to N - 1, such as 3/16.")
+        for name in ("step_tokens", "solution_steps", "pilot", "tokens_per_second"):
+            if getattr(self, name) is not None and not self.dry_run:
+                raise ValueError(f"`{name}` is set, but `dry_run` is false. Set `dry_run`, or remove `{name}`.")
+        if (self.step_tokens is None) != (self.solution_steps is None) or (self.step_tokens and self.pilot):
+            raise ValueError(
+                f"`step_tokens` is {self.step_tokens}, `solution_steps` is {self.solution_steps} and `pilot` is {shown(self.pilot)}. Set "
+                "the first two, or only `pilot`."
+            )
         for name in dict.fromkeys(name for names in SEARCH_SETTINGS.values() for name in names):
             needed = name in SEARCH_SETTINGS[self.search] or (
                 name == "max_solution_tokens" and self.root_filter is not None
@@ -293,16 +340,80 @@ def describe_dry_run(config: AnnotateConfig, problems: "ProblemSet") -> str:
     ids = [prompt.encode(tokenizer, problem.prompt) for problem in chosen]
     stops = [*prompt.final_stops, *rule.stop_strings()] if config.search == "full_tree" else prompt.final_stops
     samples, tokens = most_asked(search)
-    return "\n".join(
-        [
-            *lines,
-            f"The first prompt ({len(ids[0]):,} tokens; the longest has {max(map(len, ids)):,}):",
-            tokenizer.decode(ids[0]),
-            f"Samples stop at {', '.join(map(repr, stops)) or 'the end of the sequence'}.",
-            f"At most {samples:,} samples and {tokens:,} sampled tokens per problem, {samples * len(chosen):,} and "
-            f"{tokens * len(chosen):,} in total.",
-        ]
-    )
+    lines += [
+        f"The first prompt ({len(ids[0]):,} tokens; the longest has {max(map(len, ids)):,}):",
+        tokenizer.decode(ids[0]),
+        f"Samples stop at {', '.join(map(repr, stops)) or 'the end of the sequence'}.",
+        f"At most {samples:,} samples and {tokens:,} sampled tokens per problem, {samples * len(chosen):,} and "
+        f"{tokens * len(chosen):,} in total{format_hours(tokens * len(chosen), config.tokens_per_second)}.",
+    ]
+    if config.step_tokens is not None:
+        lines += describe_expected(config, search, len(chosen), sum(map(len, ids)))
+    if config.pilot is not None:
+        lines += describe_pilot(config, search, prompt, len(chosen))
+    return "\n".join(lines)
+
+
+def format_hours(tokens: float, tokens_per_second: float | None) -> str:
+    """Return the GPU hours that sampling takes, as the end of a sentence, or nothing if the speed is unknown."""
+    return "" if tokens_per_second is None else f": {tokens / tokens_per_second / 3600:,.2f} GPU hours"
+
+
+def describe_expected(config: AnnotateConfig, search: Any, num_problems: int, prompt_tokens: int) -> list[str]:
+    """Return lines about the expected cost of a run whose solutions have the given lengths."""
+    from ..search.cost_model import expected_cost
+
+    cost = expected_cost(search, config.step_tokens, config.solution_steps)
+    total = cost.tokens * num_problems
+    again = cost.requests * prompt_tokens + cost.prefix_tokens * num_problems
+    lengths = ", ".join(map(str, config.solution_steps))
+    return [
+        f"Expected for steps of {config.step_tokens:,g} tokens and solutions of {lengths} steps: {cost.requests:,.1f} requests, "
+        f"{cost.samples:,.1f} samples, {cost.tokens:,.0f} sampled tokens and {cost.labels:,.1f} labels per problem.",
+        f"In total {cost.requests * num_problems:,.0f} requests, {prompt_tokens:,} prompt tokens ({again:,.0f} tokens of prompts and "
+        f"prefixes without a prefix cache), {cost.labels * num_problems:,.0f} labels ({1000 * cost.labels / cost.tokens:,.2f} per 1,000 "
+        f"sampled tokens), {total:,.0f} sampled tokens{format_hours(total, config.tokens_per_second)}.",
+    ]
+
+
+def describe_pilot(config: AnnotateConfig, search: Any, prompt: "Prompt", num_problems: int) -> list[str]:
+    """
+    Return a line about the tokens that are extrapolated from a finished run.
+
+    Raises:
+        `FileNotFoundError`: If the folder has no run.
+        `ValueError`: If the run has not finished, has another search or prompt, or fewer than 2 problems.
+    """
+    import statistics
+
+    from ..search.nodes import read_problem_tokens
+    from ..search.run_folder import node_files, read_manifest, unfinished_shards
+
+    found = read_manifest(config.pilot, ["search", "prompt"])
+    asked = json.loads(json.dumps({"search": search.describe(), "prompt": asdict(prompt)}))
+    different = [
+        f"{part}.{name} was {shown(found[part].get(name))} and is {shown(asked[part].get(name))}"
+        for part in asked
+        for name in sorted(found[part].keys() | asked[part].keys())
+        if found[part].get(name) != asked[part].get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"{config.pilot}: the run has other settings than this one: {', '.join(different)}. Use the same."
+        )
+    if shards := unfinished_shards(config.pilot):
+        raise ValueError(
+            f"{config.pilot}: shards {', '.join(map(str, shards))} have not finished. Finish the run first."
+        )
+    tokens = read_problem_tokens(node_files(config.pilot))
+    if len(tokens) < 2:
+        raise ValueError(f"{config.pilot} has {len(tokens)} searched problems. At least 2 are needed.")
+    mean, error = statistics.mean(tokens), statistics.stdev(tokens) / len(tokens) ** 0.5
+    total = mean * num_problems
+    return [
+        f"Extrapolated from {len(tokens):,} problems of {config.pilot}: {mean:,.0f} sampled tokens per problem (standard error "
+        f"{error:,.0f}), {total:,.0f} in total{format_hours(total, config.tokens_per_second)}."
+    ]
 
 
 def most_asked(search: Any) -> tuple[int, int]:

@@ -311,6 +311,15 @@ def read_totals(paths: Iterable[str | Path]) -> Counter:
     return totals
 
 
+def read_problem_tokens(paths: Iterable[str | Path]) -> list[int]:
+    """Return the number of sampled tokens of each problem in the files."""
+    tokens = []
+    for path in paths:
+        with open_nodes(path) as file:
+            tokens += _read(file, path, ["num_tokens"])["num_tokens"].to_pylist()
+    return tokens
+
+
 def read_unreadable_references(paths: Iterable[str | Path]) -> tuple[int, list[dict[str, str]]]:
     """Return the number of problems with unreadable reference answers, and `problem_id` and `answer` of the first few."""
     found: list[dict[str, str]] = []

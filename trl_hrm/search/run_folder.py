@@ -433,7 +433,8 @@ def unfinished_shards(folder: str | Path) -> list[int]:
 
     def is_finished(shard: int) -> bool:
         log, summary = (
-            folder / shard_name(kind, shard, num_shards, suffix) for kind, suffix in (("log", "jsonl"), ("summary", "json"))
+            folder / shard_name(kind, shard, num_shards, suffix)
+            for kind, suffix in (("log", "jsonl"), ("summary", "json"))
         )
         if not log.exists() or not summary.exists():
             return False
