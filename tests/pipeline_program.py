@@ -9,10 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor
-
 from trl_hrm import AnnotateConfig, ExportConfig
-from trl_hrm.pipeline import AnnotateStep, ExportStep
 
 
 NUM_SHARDS = 3
@@ -47,6 +44,10 @@ def export_config(**options) -> ExportConfig:
 
 
 def main(kind: str, policy: str, folder: str) -> None:
+    from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor
+
+    from trl_hrm.pipeline import AnnotateStep, ExportStep
+
     os.chdir(folder)
     if kind == "ray":
         import ray

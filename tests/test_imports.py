@@ -27,7 +27,7 @@ LAYERS = [
     {"trainer", "evaluation", "rewards"},
     {"prm", "metrics", "tiny_model"},
     {"scripts"},
-    {"demo"},
+    {"demo", "pipeline"},
     {"command_parser"},
     {"cli"},
     {"recipes", "benchmarks", "tests"},

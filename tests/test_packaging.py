@@ -16,7 +16,8 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DEPENDENCIES = {canonicalize_name(Requirement(line).name): Requirement(line) for line in PROJECT["dependencies"]}
-OPTIONAL = {"deepspeed", "vllm"}  # extras that the package imports
+# modules that the package imports, by the extra that declares them
+OPTIONAL = {"deepspeed": "deepspeed", "vllm": "vllm", "datatrove": "cluster", "multiprocess": "cluster"}
 CHOSEN_BY_TRANSFORMERS = {"wandb"}  # imported only when `report_to` has set it up
 
 
@@ -45,11 +46,13 @@ def test_declared_dependencies_are_the_imported_ones():
     """A dependency of a dependency may disappear, and an unused one is installed for nothing."""
     distributions = packages_distributions()
     used = set()
-    for module in imported().keys() - sys.stdlib_module_names - OPTIONAL - CHOSEN_BY_TRANSFORMERS:
+    for module in imported().keys() - sys.stdlib_module_names - OPTIONAL.keys() - CHOSEN_BY_TRANSFORMERS:
         assert module in distributions, f"{module} is not installed"
         used |= {canonicalize_name(name) for name in distributions[module]}
     assert used == DEPENDENCIES.keys()
-    assert OPTIONAL <= imported().keys() and OPTIONAL <= PROJECT["optional-dependencies"].keys()
+    assert OPTIONAL.keys() <= imported().keys()
+    for module, extra in OPTIONAL.items():
+        assert module in {Requirement(line).name for line in PROJECT["optional-dependencies"][extra]}
 
 
 def test_modules_of_one_platform_are_not_imported():

@@ -179,7 +179,8 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         },
     )
     step_tokens: float | None = field(
-        default=None, metadata={"help": "Mean number of tokens per step, for --dry_run.", "range": "[1, inf)"}
+        default=None,
+        metadata={"help": "Mean number of tokens per step, for --dry_run.", "range": "[1, inf)", "advanced": True},
     )
     solution_steps: list[int] | None = field(
         default=None,
@@ -187,6 +188,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
             "help": "Numbers of steps of some solutions, for --dry_run. Each is equally likely.",
             "range": COUNT,
             "metavar": "STEPS",
+            "advanced": True,
         },
     )
     pilot: str | None = field(
@@ -194,6 +196,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
         metadata={
             "help": "Folder of a finished run with the same search and prompt, for --dry_run. Its tokens per problem are extrapolated.",
             "metavar": "RUN",
+            "advanced": True,
         },
     )
     tokens_per_second: float | None = field(
@@ -202,6 +205,7 @@ class AnnotateConfig(RunConfig, PromptConfig, PolicyConfig, ProblemsConfig):
             "help": "Number of tokens that one GPU samples per second, for --dry_run, to compute GPU hours. It is printed at the end of a "
             "run.",
             "range": "(0, inf)",
+            "advanced": True,
         },
     )
 

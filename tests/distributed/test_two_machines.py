@@ -1,0 +1,79 @@
+"""`trl-hrm reward` trains on several machines: here two launchers that meet through the network of this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trl_hrm.scripts.training import launch
+
+from .launching import ROOT, Project, free_port
+
+
+def start(folder: Path, name: str, *launcher: str) -> subprocess.Popen:
+    settings = {
+        "config": ROOT / "recipes" / "tiny" / "hrm_reward.yaml",
+        "make_tiny_model": "false",
+        "dataset_name": "data",
+        "model_name_or_path": "classification",
+        "output_dir": name,
+        "packing": "false",
+        "max_steps": 3,
+        "warmup_steps": 0,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": "true",
+    }
+    words = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+    }
+    command = [sys.executable, "-m", "trl_hrm.cli", "reward", *words, *launcher]
+    with open(folder / f"{name}.log", "w") as log:
+        return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+
+
+def test_options_of_machines_go_to_accelerate(monkeypatch):
+    launched = []
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launched.append)
+    options = "--num_machines 4 --machine_rank 2 --num_processes 32 --main_process_ip 10.0.0.1 --main_process_port 29500"
+    launch("reward", ["--dataset_name", "data", *options.split(), "--output_dir", "out"])
+    [args] = launched
+    assert (args.num_machines, args.machine_rank, args.num_processes) == (4, 2, 32)
+    assert (args.main_process_ip, args.main_process_port) == ("10.0.0.1", 29500)
+    assert args.training_script_args[:4] == ["--dataset_name", "data", "--output_dir", "out"]
+    launch("reward", ["--dataset_name", "data", "--num_machines", "1", "--output_dir", "out"])
+    assert launched[1].num_machines == 1
+
+
+@pytest.mark.slow  # four launchers and as many training processes
+def test_two_machines_train_what_one_machine_trains(tmp_path):
+    Project.make(tmp_path)
+    port = str(free_port())
+    machines = {
+        f"machine-{rank}": start(
+            tmp_path,
+            f"machine-{rank}",
+            *("--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank)),
+            *("--main_process_ip", "127.0.0.1", "--main_process_port", port),
+        )
+        for rank in range(2)
+    }
+    for name, process in machines.items():
+        assert process.wait(300) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
+    single = start(tmp_path, "single", "--num_processes", "2", "--main_process_port", str(free_port()))
+    assert single.wait(300) == 0, (tmp_path / "single.log").read_text()[-3000:]
+    assert not (tmp_path / "machine-1" / "model.safetensors").exists()  # only the first machine saves
+    weights = load_file(tmp_path / "machine-0" / "model.safetensors")
+    expected = load_file(tmp_path / "single" / "model.safetensors")
+    before = load_file(tmp_path / "classification" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert any(not torch.equal(weights[name], before[name]) for name in weights)
