@@ -44,12 +44,13 @@ def test_options_of_machines_go_to_accelerate(monkeypatch):
     launched = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", launched.append)
     options = "--num_machines 4 --machine_rank 2 --num_processes 32 --main_process_ip 10.0.0.1 --main_process_port 29500"
-    launch("reward", ["--dataset_name", "data", *options.split(), "--output_dir", "out"])
+    training = ["--output_dir", "out", "--use_cpu", "true", "--bf16", "false"]
+    launch("reward", ["--dataset_name", "data", *options.split(), *training])
     [args] = launched
     assert (args.num_machines, args.machine_rank, args.num_processes) == (4, 2, 32)
     assert (args.main_process_ip, args.main_process_port) == ("10.0.0.1", 29500)
-    assert args.training_script_args[:4] == ["--dataset_name", "data", "--output_dir", "out"]
-    launch("reward", ["--dataset_name", "data", "--num_machines", "1", "--output_dir", "out"])
+    assert args.training_script_args == ["--dataset_name", "data", *training]
+    launch("reward", ["--dataset_name", "data", "--num_machines", "1", *training])
     assert launched[1].num_machines == 1
 
 
