@@ -129,7 +129,7 @@ def workplace(prepared, tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_BY and blocks(page)])
 def test_code_of_the_page(page, workplace):
-    names: dict = {}
+    names: dict = {"__name__": "__main__"}  # so that the main block of a script runs
     for before, code, line in blocks(page):
         if not before.startswith("<!-- not run: "):
             run(code, names, page, line)

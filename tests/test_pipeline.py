@@ -174,7 +174,7 @@ def wait_for_task(program: subprocess.Popen, folder: Path, shard: int = 1) -> ps
     raise AssertionError(f"no process has opened {log}")
 
 
-@pytest.mark.slow  # several processes, each of which imports torch
+@pytest.mark.slow  # starts many processes
 class TestKilled:
     def test_a_killed_task_of_the_local_executor(self, tmp_path, policy, unsharded):
         """It is an error, and the next start resumes the shard."""

@@ -102,7 +102,7 @@ class ExportStep(PipelineStep):
             Configuration of the export. Relative paths are relative to the current folder of the process that creates the step.
 
     Raises:
-        `ValueError`: If the pipeline has several tasks, or an input is a run of which some shards have not finished.
+        `ValueError`: If the pipeline has several tasks, or some shards of an input have not finished.
     """
 
     name = "export"

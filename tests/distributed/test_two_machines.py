@@ -43,15 +43,25 @@ def start(folder: Path, name: str, *launcher: str) -> subprocess.Popen:
 def test_options_of_machines_go_to_accelerate(monkeypatch):
     launched = []
     monkeypatch.setattr("accelerate.commands.launch.launch_command", launched.append)
-    options = "--num_machines 4 --machine_rank 2 --num_processes 32 --main_process_ip 10.0.0.1 --main_process_port 29500"
+    options = (
+        "--num_machines 4 --machine_rank 2 --num_processes 32 --main_process_ip 10.0.0.1 --main_process_port 29500"
+    )
     training = ["--output_dir", "out", "--use_cpu", "true", "--bf16", "false"]
     launch("reward", ["--dataset_name", "data", *options.split(), *training])
     [args] = launched
-    assert (args.num_machines, args.machine_rank, args.num_processes) == (4, 2, 32)
+    assert (args.num_machines, args.machine_rank, args.num_processes, args.multi_gpu) == (4, 2, 32, True)
     assert (args.main_process_ip, args.main_process_port) == ("10.0.0.1", 29500)
     assert args.training_script_args == ["--dataset_name", "data", *training]
     launch("reward", ["--dataset_name", "data", "--num_machines", "1", *training])
-    assert launched[1].num_machines == 1
+    assert launched[1].num_machines == 1 and not launched[1].multi_gpu
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    one_gpu_each = ["--num_machines", "4", "--num_processes", "4", "--machine_rank", "1"]
+    launch("reward", ["--dataset_name", "data", *one_gpu_each, *training])
+    assert launched[2].multi_gpu
+    for processes in ([], ["--num_processes", "6"]):
+        with pytest.raises(ValueError, match="`num_processes` is (None|6). Set `num_processes` to the number of"):
+            launch("reward", ["--dataset_name", "data", "--num_machines", "4", *processes, *training])
+    assert len(launched) == 3
 
 
 @pytest.mark.slow  # four launchers and as many training processes

@@ -105,7 +105,7 @@ class TestFullTree:
         np.testing.assert_allclose(numbers(expected_cost(search, T, steps)), expected, rtol=1e-12)
 
     def test_size_of_the_papers_tree(self):
-        """Six children down to depth 7 have 335,922 nodes, of which none has a label if every solution is cut off."""
+        """Six children down to depth 7 have 335,922 nodes. None has a label if every solution is cut off."""
         cost = expected_cost(tree(6, 7, max_sequences=10**6), T, [8])
         assert cost.samples == sum(6**depth for depth in range(1, 8)) == 335_922 and cost.labels == 0
         cost = expected_cost(tree(6, 7, max_sequences=10**6), T, [7])

@@ -126,6 +126,15 @@ def launch(name: str, argv: Sequence[str]) -> None:
     if (args.num_processes or 1) > 1 and is_plain and (args.cpu or not torch.accelerator.is_available()):
         # With `cpu` or without an accelerator, `accelerate launch` ignores `num_processes` without a warning
         args.multi_gpu, args.cpu, args.use_cpu = True, False, True
+    machines = args.num_machines or 1
+    if machines > 1 and args.config_file is None:
+        if not args.num_processes or args.num_processes % machines:
+            raise ValueError(
+                f"`num_machines` is {machines} and `num_processes` is {args.num_processes}. Set `num_processes` to the number of processes of "
+                f"all machines, a multiple of {machines}. No process was started."
+            )
+        # Otherwise machines with one GPU each would not wait for each other, and each would train alone
+        args.multi_gpu = args.multi_gpu or is_plain
     try:
         with patch_environment(**{LAUNCHER: os.getpid()}):
             launch_command(args)

@@ -150,7 +150,7 @@ def _rollouts_cost(search: Rollouts, step_tokens: float, chances: dict[int, floa
     requests, sampled, prefix = 1.0, n * mean, 0.0
     for number, chance in chances.items() if each else ():
         for have, other in others.items():
-            found = have + number - 1  # prefixes of all solutions, of which as many as possible get completions
+            found = have + number - 1  # number of prefixes of all solutions. As many as possible get completions
             affordable = (search.max_sequences - n) // each
             if search.max_tokens is not None:
                 spent = (found + n) * step_tokens
