@@ -155,8 +155,7 @@ def _run_task(function: Callable[[Any], tuple], config: Any, remedy: str) -> tup
     """
     if multiprocess.parent_process() is None:
         return function(config)
-    end_with_parent(
-        os.getppid()
-    )  # otherwise it would continue, and a task that is started again could not write to its shard
+    # Otherwise it would continue, and a task that is started again could not write to its shard
+    end_with_parent(os.getppid())
     with Workers(1, "spawn", remedy) as workers:
         return workers.submit(function, config).result()

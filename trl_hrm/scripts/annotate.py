@@ -393,7 +393,7 @@ def describe_pilot(config: AnnotateConfig, search: Any, prompt: "Prompt", num_pr
     from ..search.nodes import read_problem_tokens
     from ..search.run_folder import node_files, read_manifest, unfinished_shards
 
-    found = read_manifest(config.pilot, ["search", "prompt"])
+    found = read_manifest(config.pilot, ["search", "prompt", "engine"])
     asked = json.loads(json.dumps({"search": search.describe(), "prompt": asdict(prompt)}))
     different = [
         f"{part}.{name} was {shown(found[part].get(name))} and is {shown(asked[part].get(name))}"
@@ -415,7 +415,7 @@ def describe_pilot(config: AnnotateConfig, search: Any, prompt: "Prompt", num_pr
     mean, error = statistics.mean(tokens), statistics.stdev(tokens) / len(tokens) ** 0.5
     total = mean * num_problems
     return [
-        f"Extrapolated from {len(tokens):,} problems of {config.pilot}: {mean:,.0f} sampled tokens per problem (standard error "
+        f"Extrapolated from {len(tokens):,} problems of {config.pilot}, sampled from {found['engine']['model']}: {mean:,.0f} sampled tokens per problem (standard error "
         f"{error:,.0f}), {total:,.0f} in total{format_hours(total, config.tokens_per_second)}."
     ]
 
