@@ -78,9 +78,9 @@ def test_two_machines_train_what_one_machine_trains(tmp_path):
         for rank in range(2)
     }
     for name, process in machines.items():
-        assert process.wait(300) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
+        assert process.wait(600) == 0, (tmp_path / f"{name}.log").read_text()[-3000:]
     single = start(tmp_path, "single", "--num_processes", "2", "--main_process_port", str(free_port()))
-    assert single.wait(300) == 0, (tmp_path / "single.log").read_text()[-3000:]
+    assert single.wait(600) == 0, (tmp_path / "single.log").read_text()[-3000:]
     assert not (tmp_path / "machine-1" / "model.safetensors").exists()  # only the first machine saves
     weights = load_file(tmp_path / "machine-0" / "model.safetensors")
     expected = load_file(tmp_path / "single" / "model.safetensors")
