@@ -241,7 +241,7 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
     else:
         problems, digest, reading, n = _given(config, shard, counts)
     reward_model = {"model": config.reward_model, **config.describe_scoring()}
-    names = ("aggregate", "spans", "combine", "num_draws", "segmentation", "step_pattern", "join_steps")
+    names = ("where", "aggregate", "spans", "combine", "num_draws", "segmentation", "step_pattern", "join_steps")
     settings = {
         "source": config.candidates or config.problems,
         "n": sorted(set(n)),
