@@ -19,6 +19,7 @@ import os
 import platform
 import random
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from trl_hrm import (
     evaluate,
     export,
 )
-from trl_hrm.evaluation.policy_evaluation import format_policies, notes_of
+from trl_hrm.evaluation.policy_evaluation import PolicyResults, comparison_picture, format_policies, notes_of
 from trl_hrm.io import read_json, write_json
 
 
@@ -44,7 +45,10 @@ PICTURE = "images/real-policy.png"  # in the folder of the page
 NAMES = ("Tom", "Lisa", "Mia", "Ben", "Anna", "Sam", "Nora", "Leo")
 ITEMS = ("apples", "books", "marbles", "pencils", "stickers", "shells", "coins", "cards")
 TEMPLATES = (
-    ("{a} has {x} {items}. {b} gives {a} {y} more {items}. How many {items} does {a} have now?", lambda x, y, z: x + y),
+    (
+        "{a} has {x} {items}. {b} gives {a} {y} more {items}. How many {items} does {a} have now?",
+        lambda x, y, z: x + y,
+    ),
     ("{a} has {x} {items} and {b} has {y} {items}. How many {items} do they have together?", lambda x, y, z: x + y),
     ("{a} has {x} {items} and gives {y} of them to {b}. How many {items} does {a} have left?", lambda x, y, z: x - y),
     ("There are {x} {items} in a box. {a} takes {y} of them out. How many {items} are left?", lambda x, y, z: x - y),
@@ -149,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
     if args.docs:
         page = Path(args.docs, "evidence.md")
         page.write_text(replace_section(page.read_text(encoding="utf-8"), text, HEADING), encoding="utf-8")
-        Path(args.docs, PICTURE).write_bytes((folder / "evaluation" / "comparison.png").read_bytes())
+        Path(args.docs, PICTURE).write_bytes(comparison_picture(named(found)).images["light"])
 
 
 def make_problems(number: int, seed: int) -> list[dict[str, str]]:
@@ -182,9 +186,14 @@ def train(model: str, dataset: Path, folder: Path, seed: int) -> None:
     trainer.save_model()
 
 
+def named(found: Any) -> list[PolicyResults]:
+    """Return the results of both policies with names for the page."""
+    return [replace(one, name=name) for one, name in zip(found.policies, ("before", "after"), strict=True)]
+
+
 def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args: argparse.Namespace) -> str:
     """Return the section of `docs/evidence.md`."""
-    before, after = found.policies
+    policies = named(found)
     names = ("torch", "transformers", "trl", "trl-hrm")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     [compared] = found.comparison["policies"].values()
@@ -192,9 +201,6 @@ def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args
         f"{name} {'is not settled' if one['low'] <= 0 <= one['high'] else 'rises' if one['difference'] > 0 else 'falls'}"
         for name, one in compared["differences"].items()
     ]
-    table = format_policies(found.policies, found.comparison, markdown=True)
-    for policy, name in ((before.policy, "before"), (after.policy, "after")):
-        table = table.replace(policy[:40], name).replace(policy, name)
     losses = training["losses"]
     times = ", ".join(f"{stage} {number / 60:.0f} min" for stage, number in seconds.items())
     parts = [
@@ -207,17 +213,13 @@ def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args
         f"{losses[0]:.3f} in the first step and {losses[-1]:.3f} in the last.",
         f"`trl-hrm evaluate` then measured both on {args.num_test} other problems, with {args.num_samples} samples per problem at temperature "
         f"{SAMPLING['temperature']}. Accuracy in percent with 95 % intervals over problems, and paired differences in percentage points:",
-        table,
-        f"![Accuracy over N]({PICTURE})",
-        "\n".join(f"- {note}" for note in _named(notes_of(found.policies, found.comparison), before.policy, after.policy)),
+        format_policies(policies, found.comparison, markdown=True),
+        f"![Accuracy of both policies]({PICTURE})",
+        "\n".join(f"- {note}" for note in notes_of(policies, found.comparison)),
         f"Differences whose interval contains 0 are not settled: {', '.join(outcomes)}.",
         f"{date.today()}, {os.cpu_count()} cores ({times}), Python {platform.python_version()}, {versions}. Seed {args.seed}.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _named(notes: list[str], before: str, after: str) -> list[str]:
-    return [note.replace(after, "after").replace(before, "before") for note in notes]
 
 
 if __name__ == "__main__":

@@ -335,10 +335,11 @@ def collect_results(
 
 
 def finish_results(folder: Path, results: Results) -> None:
-    """Write `results.json`, and remove the parts."""
+    """Write `results.json`, and remove the parts in the folder and in its run folders."""
     write_results(folder, results)
-    for path in [*folder.glob("part-*-of-*.jsonl"), *folder.glob("partial-*-of-*.jsonl")]:
-        path.unlink()
+    for pattern in ("part-*-of-*.jsonl", "partial-*-of-*.jsonl"):
+        for path in [*folder.glob(pattern), *folder.glob(f"*/{pattern}")]:
+            path.unlink()
 
 
 class Costs(TypedDict):

@@ -7,21 +7,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..io import replacing, write_json
-from ..pages.numbers import points_between
+from ..pages.numbers import percent, points_between
 from ..pages.page import Table, markdown
-from ..pages.pictures import band_picture
+from ..pages.pictures import MARKERS, Picture, Theme, band_picture, draw, legend, shown_label
 from ..search.outcomes import describe_outcomes
 from ..terminal import one_line
 from .best_of_n import collect_results
 from .curves import NUM_DRAWS, ScoredProblem, make_curves
 from .intervals import difference_interval
 from .results import Results
+from .saved_results import curve_label
 
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SAMPLES, GREEDY = "samples", "greedy"  # run folders of the solutions, in the folder of the results
 PICTURE = "accuracy.png"
@@ -36,6 +40,8 @@ class PolicyResults:
     Args:
         policy (`str`):
             Path or Hub id of the policy.
+        name (`str`):
+            Short name of the policy for tables and pictures.
         results ([`~evaluation.results.Results`]):
             Results of the samples. The curve `greedy` has one point.
         greedy_solutions (`dict[str, int]`):
@@ -45,6 +51,7 @@ class PolicyResults:
     """
 
     policy: str
+    name: str
     results: Results
     greedy_solutions: dict[str, int]
     values: dict[str, dict[str, float]]
@@ -99,7 +106,9 @@ def collect_policy(
         "policy": {key: None if None in (first[key], second[key]) else first[key] + second[key] for key in first},
         "rest_seconds": results.cost["rest_seconds"] + greedy.cost["rest_seconds"],
     }
-    return PolicyResults(policy, results, greedy.solutions, problem_values(samples, decoded, n, seed))
+    name = Path(policy).resolve().name if Path(policy).is_dir() else policy
+    values = problem_values(samples, decoded, n, seed)
+    return PolicyResults(policy, one_line(name, 40), results, greedy.solutions, values)
 
 
 def measures(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Mapping[str, float]]:
@@ -178,14 +187,14 @@ def format_policies(
         markdown (`bool`, *optional*, defaults to `False`):
             Whether to return a Markdown table instead of text columns.
     """
-    compared = comparison["policies"] if comparison else {}
+    compared = list(comparison["policies"].values()) if comparison else []
     columns = [
         {name: _cell(point, "accuracy") for name, point in measures(one.results.curves).items()} for one in policies
     ]
-    head = ["accuracy, %", *(one_line(one.policy, 40) for one in policies)]
-    for policy, found in compared.items():
-        columns.append({name: _cell(one, "difference") for name, one in found["differences"].items()})
-        head.append("difference" if len(compared) == 1 else f"{one_line(policy, 40)}: difference")
+    head = ["accuracy, %", *(one.name for one in policies)]
+    for one, found in zip(policies[1:], compared, strict=True):
+        columns.append({name: _cell(point, "difference") for name, point in found["differences"].items()})
+        head.append("difference" if len(compared) == 1 else f"difference of {one.name}")
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
     if markdown:
@@ -195,55 +204,79 @@ def format_policies(
 
 
 def _cell(point: Mapping[str, float], key: str) -> str:
-    sign = "+" if key == "difference" else ""
-    return f"{100 * point[key]:{sign}.1f} ({points_between(point['low'], point['high'])})".replace("-", "−")
+    value = round(100 * point[key], 1) + 0.0  # no negative zero
+    sign = "+" if key == "difference" and value else ""
+    return f"{value:{sign}.1f} ({points_between(point['low'], point['high'])})".replace("-", "−")
 
 
 def notes_of(policies: Sequence[PolicyResults], comparison: Mapping[str, Any] | None = None) -> list[str]:
     """Return lines with the numbers of problems and the outcomes of the solutions of each policy, and all warnings."""
     lines = []
     for one in policies:
-        name = "" if len(policies) == 1 else f"{one_line(one.policy, 60)}: "
+        name = "" if len(policies) == 1 else f"{one.name}: "
         lines.append(f"{name}{one.results.num_problems:,} problems, {describe_outcomes(one.results.solutions)}")
         lines.append(f"{name}greedy decoding, {describe_outcomes(one.greedy_solutions)}")
         lines += [f"warning: {name}{one_line(warning)}" for warning in one.results.warnings]
-    for policy, found in (comparison["policies"] if comparison else {}).items():
-        total = max(one.results.num_problems for one in policies)
+    for one, found in zip(policies[1:], comparison["policies"].values() if comparison else (), strict=True):
+        total = max(policies[0].results.num_problems, one.results.num_problems)
         lines.append(
-            f"difference of {one_line(policy, 60)}: paired, over the {found['num_problems']:,} of {total:,} problems with grades for both "
-            "policies"
+            f"{one.name}: the difference to {policies[0].name} is over the {found['num_problems']:,} of {total:,} problems in which all "
+            "solutions of both are graded"
         )
     return lines
 
 
-def write_pictures(policies: Sequence[PolicyResults], folders: Sequence[Path]) -> None:
-    """Draw the curves of each policy to `accuracy.png` in its folder."""
-    for one, folder in zip(policies, folders, strict=True):
-        _write_picture([one], folder / PICTURE)
+def write_curves(policy: PolicyResults, path: Path) -> None:
+    """Draw pass@N and majority vote over N, with greedy decoding as a baseline."""
+    found = policy.results.curves
+    curves = [(curve_label(key), found[key]) for key in ("pass_at_n", "majority_vote") if key in found]
+    title = "Accuracy over the number of solutions N, with 95 % intervals"
+    picture = band_picture(path.stem, title, curves, [(curve_label("greedy"), found["greedy"])])
+    with replacing(path, "wb") as file:
+        file.write(picture.images["light"])
 
 
 def write_comparison(policies: Sequence[PolicyResults], comparison: dict[str, Any], folder: Path) -> None:
     """Write `comparison.png`, `comparison.json` and `comparison.md`. See [`comparison_of`] and [`format_policies`]."""
     page, values, picture = COMPARISON
-    _write_picture(policies, folder / picture)
+    with replacing(folder / picture, "wb") as file:
+        file.write(comparison_picture(policies).images["light"])
     write_json(folder / values, comparison)
     table = format_policies(policies, comparison, markdown=True)
     notes = "\n".join(f"- {markdown(note)}" for note in notes_of(policies, comparison))
     with replacing(folder / page) as file:
-        file.write(f"# Comparison of policies\n\n{table}\n\n{notes}\n\n![Accuracy over N]({picture})\n")
+        file.write(f"# Comparison of policies\n\n{table}\n\n![Accuracy of each policy]({picture})\n\n{notes}\n")
 
 
-def _write_picture(policies: Sequence[PolicyResults], path: Path) -> None:
-    """Draw pass@N and majority vote over N for each policy, with greedy decoding as a baseline."""
-    curves, baselines = [], []
-    for one in policies:
-        label = "" if len(policies) == 1 else f", {one_line(one.policy, 30)}"
-        found = one.results.curves
-        for key, words in (("pass_at_n", "pass@N"), ("majority_vote", "majority vote")):
-            if key in found:
-                curves.append((f"{words}{label}", found[key]))
-        baselines.append((f"greedy decoding{label}", found["greedy"]))
-    title = "Accuracy over the number of solutions N, with 95 % intervals"
-    picture = band_picture(path.stem, title, curves, baselines)
-    with replacing(path, "wb") as file:
-        file.write(picture.images["light"])
+def comparison_picture(policies: Sequence[PolicyResults]) -> Picture:
+    """Draw the accuracy of each policy with its interval: greedy decoding, pass@1, and both curves at the largest N."""
+    points = [measures(one.results.curves) for one in policies]
+    largest = max(point["n"] for point in points[0].values())
+    names = [name for name, point in points[0].items() if name in ("greedy", "pass@1") or point["n"] == largest]
+
+    def paint(axes: "Axes", theme: Theme) -> None:
+        for number, (one, found) in enumerate(zip(policies, points, strict=True)):
+            shown = [(i, found[name]) for i, name in enumerate(names) if name in found]
+            places = [i + 0.5 * ((number + 0.5) / len(policies) - 0.5) for i, _ in shown]
+            values = [100 * point["accuracy"] for _, point in shown]
+            lengths = [
+                [100 * abs(point["accuracy"] - point[bound]) for _, point in shown] for bound in ("low", "high")
+            ]
+            style = {"color": theme.curves[number % len(theme.curves)], "marker": MARKERS[number % len(MARKERS)]}
+            axes.errorbar(places, values, lengths, linestyle="none", capsize=3, label=shown_label(one.name), **style)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_ylim(-2, 102)
+        axes.set_ylabel("accuracy, %")
+        legend(axes, theme)
+
+    texts = []
+    for one, found in zip(policies, points, strict=True):
+        values = [f"{name} {percent(point['accuracy'])}" for name, point in found.items() if name in names]
+        texts.append(f"{one.name}: {', '.join(values)}")
+    return draw(
+        "comparison",
+        "Accuracy of each policy, with 95 % intervals",
+        "; ".join(texts),
+        paint,
+        2.75 + 0.17 * len(policies),
+    )

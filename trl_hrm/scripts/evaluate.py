@@ -182,7 +182,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation | None:
         collect_policy,
         comparison_of,
         write_comparison,
-        write_pictures,
+        write_curves,
     )
     from ..evaluation.results import CANDIDATES, RESULTS, check_results, reopen_part
     from ..search.run_folder import claimed_run, shard_name
@@ -227,8 +227,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation | None:
             for policy, folder in folders.items()
         ]
         comparison = comparison_of(found) if len(found) > 1 else None
-        write_pictures(found, list(folders.values()))
         for policy, folder in zip(found, folders.values(), strict=True):
+            write_curves(policy, folder / PICTURE)
             finish_results(folder, policy.results)
         if comparison is not None:
             write_comparison(found, comparison, root)
