@@ -62,6 +62,10 @@ TEMPLATES = (
         lambda x, y, z: x + y + z,
     ),
 )
+READING = (
+    "A difference is not settled if its interval contains 0. The intervals cover the choice of problems and the samples, not the seed of "
+    "training, and they do not correct for the number of measures."
+)
 PROMPT = """Question: Mark has 6 pens and buys 3 more pens. How many pens does Mark have now?
 Mark has 6 pens. He buys 3 more. 6 + 3 = 9. The answer is 9.
 
@@ -197,10 +201,11 @@ def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args
     names = ("torch", "transformers", "trl", "trl-hrm")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     [compared] = found.comparison["policies"].values()
-    outcomes = [
-        f"{name} {'is not settled' if one['low'] <= 0 <= one['high'] else 'rises' if one['difference'] > 0 else 'falls'}"
-        for name, one in compared["differences"].items()
-    ]
+    verdicts: dict[str, list[str]] = {"rises": [], "falls": [], "is not settled": []}
+    for name, one in compared["differences"].items():
+        is_open = one["low"] <= 0 <= one["high"]
+        verdicts["is not settled" if is_open else "rises" if one["difference"] > 0 else "falls"].append(name)
+    outcomes = [f"{', '.join(names)}: {verdict}" for verdict, names in verdicts.items() if names]
     losses = training["losses"]
     times = ", ".join(f"{stage} {number / 60:.0f} min" for stage, number in seconds.items())
     parts = [
@@ -216,7 +221,7 @@ def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args
         format_policies(policies, found.comparison, markdown=True),
         f"![Accuracy of both policies]({PICTURE})",
         "\n".join(f"- {note}" for note in notes_of(policies, found.comparison)),
-        f"Differences whose interval contains 0 are not settled: {', '.join(outcomes)}.",
+        f"By these intervals, {'; '.join(outcomes)}. {READING}",
         f"{date.today()}, {os.cpu_count()} cores ({times}), Python {platform.python_version()}, {versions}. Seed {args.seed}.",
     ]
     return "\n\n".join(parts) + "\n"

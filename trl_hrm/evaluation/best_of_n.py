@@ -105,7 +105,7 @@ def score_pool(
     with tqdm(
         total=len(problems),
         initial=min(done, len(problems)),
-        desc="Scoring and grading",
+        desc="Grading" if scorer is None else "Scoring and grading",
         unit="problem",
         disable=not progress,
     ) as bar:
