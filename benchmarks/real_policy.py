@@ -201,11 +201,12 @@ def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args
     names = ("torch", "transformers", "trl", "trl-hrm")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     [compared] = found.comparison["policies"].values()
-    verdicts: dict[str, list[str]] = {"rises": [], "falls": [], "is not settled": []}
+    verdicts: dict[str, list[str]] = {"Higher after training": [], "Lower after training": [], "Not settled": []}
     for name, one in compared["differences"].items():
+        direction = "Higher" if one["difference"] > 0 else "Lower"
         is_open = one["low"] <= 0 <= one["high"]
-        verdicts["is not settled" if is_open else "rises" if one["difference"] > 0 else "falls"].append(name)
-    outcomes = [f"{', '.join(names)}: {verdict}" for verdict, names in verdicts.items() if names]
+        verdicts["Not settled" if is_open else f"{direction} after training"].append(name)
+    outcomes = " ".join(f"{verdict}: {', '.join(names)}." for verdict, names in verdicts.items() if names)
     losses = training["losses"]
     times = ", ".join(f"{stage} {number / 60:.0f} min" for stage, number in seconds.items())
     parts = [
@@ -221,7 +222,7 @@ def report(found: Any, training: dict[str, Any], seconds: dict[str, float], args
         format_policies(policies, found.comparison, markdown=True),
         f"![Accuracy of both policies]({PICTURE})",
         "\n".join(f"- {note}" for note in notes_of(policies, found.comparison)),
-        f"By these intervals, {'; '.join(outcomes)}. {READING}",
+        f"{outcomes} {READING}",
         f"{date.today()}, {os.cpu_count()} cores ({times}), Python {platform.python_version()}, {versions}. Seed {args.seed}.",
     ]
     return "\n\n".join(parts) + "\n"
