@@ -231,7 +231,8 @@ def write_curves(policy: PolicyResults, path: Path) -> None:
     found = policy.results.curves
     curves = [(curve_label(key), found[key]) for key in ("pass_at_n", "majority_vote") if key in found]
     title = "Accuracy over the number of solutions N, with 95 % intervals"
-    picture = band_picture(path.stem, title, curves, [(curve_label("greedy"), found["greedy"])])
+    greedy = [{**found["greedy"][0], "n": n} for n in policy.results.n]  # a line over all N
+    picture = band_picture(path.stem, title, curves, [(curve_label("greedy"), greedy)])
     with replacing(path, "wb") as file:
         file.write(picture.images["light"])
 
