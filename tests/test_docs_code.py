@@ -51,6 +51,7 @@ SMALL = {
         "max_step_tokens": 8,
         "grader_workers": 1,
     },
+    trl_hrm.EvaluateConfig: {"engine": "transformers", "n": [1, 2], "max_solution_tokens": 8},
     trl_hrm.ExportConfig: {"truncated": "wrong"},  # the tiny policy never reaches an answer
 }
 
@@ -122,7 +123,10 @@ def workplace(prepared, tmp_path, monkeypatch) -> None:
             config,
             "__init__",
             functools.wraps(make)(
-                lambda self, *args, make=make, small=small, **given: make(self, *args, **given | small)
+                # whole solutions, as `evaluate` samples them, have no steps to limit
+                lambda self, *args, make=make, small=small, **given: make(
+                    self, *args, **given | ({} if "num_solutions" in given else small)
+                )
             ),
         )
 

@@ -60,6 +60,7 @@ COMMANDS = {
     "build without records": "build-prm800k {empty} --output_dir out",
     "annotate": "annotate --problems {problems} --policy {policy} --output_dir out",
     "annotate without problems": "annotate --problems {empty} --policy {policy} --output_dir out",
+    "evaluate": "evaluate --problems {problems} --policy {policy} --n 1 --output_dir out",
     "step-search": "step-search --problems {problems} --policy {policy} --reward_model {model} --n 1 --output_dir out",
     "best-of-n": "best-of-n --candidates {empty} --reward_model {model} --output_dir out",
     "best-of-n with problems": "best-of-n --candidates {candidates} --problems {empty} --reward_model {model} --output_dir out",
@@ -78,7 +79,7 @@ def test_commands_refuse_empty_files(files, tmp_path, policy, checkpoint, capsys
     words = [word.format(empty=f"{name}.json", policy=policy, model=checkpoint, **files) for word in template.split()]
     if "{empty}" not in template:
         words += ["--exclude", f"{name}.json"]
-    if words[0] in ("annotate", "step-search"):
+    if words[0] in ("annotate", "evaluate", "step-search"):
         words += SETTINGS
     assert main(words) == 1
     assert f"error: {name}.json: no records found" in capsys.readouterr().err

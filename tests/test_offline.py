@@ -35,6 +35,11 @@ LOCAL = {
         *POLICY,
         "# END!",
     ],
+    "evaluate": [
+        *"evaluate --problems problems.jsonl --policy policy --output_dir evaluated --n 2".split(),
+        *POLICY,
+        "# END!",
+    ],
     "step-search": [
         *"step-search --problems problems.jsonl --policy policy --reward_model model --output_dir steps --n 2".split(),
         *POLICY,
@@ -51,6 +56,7 @@ LOCAL = {
 LOCAL["annotate"] += "--num_children 3 --max_depth 4 --max_step_tokens 40 --max_in_flight 24".split()
 LOCAL["step-search"] += "--max_depth 3 --max_step_tokens 30".split()
 LOCAL["best-of-n"] += "--extractors marker --max_solution_tokens 60".split()
+LOCAL["evaluate"] += "--extractors marker --max_solution_tokens 60".split()
 
 DRIVER = """
 import json, sys

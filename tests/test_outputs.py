@@ -37,6 +37,7 @@ BUILDS = {
 }
 RUNS = {
     "annotate": POLICY,
+    "evaluate": POLICY,
     "best-of-n": ["--candidates", "missing.jsonl", "--reward_model", "missing"],
     "step-search": [*POLICY, "--reward_model", "missing", "--n", "2"],
     "benchmark": ["missing.jsonl", "--suite", "processbench", "--reward_model", "missing"],
@@ -178,7 +179,7 @@ def test_two_processes_on_one_output(tmp_path, capsys):
     with claimed_elsewhere([f"{kind_of(name)} {name}" for name in COMMANDS]) as other:
         before = names_in(tmp_path)
         for name in COMMANDS:
-            can_overwrite = name in BUILDS or name in ("best-of-n", "step-search", "benchmark")
+            can_overwrite = name in BUILDS or name in ("evaluate", "best-of-n", "step-search", "benchmark")
             for more in ([], ["--overwrite"] if can_overwrite else []):
                 assert run(name, name, *more) == 1
                 assert f"{name}: another process is writing to this output. Wait" in error_of(capsys)

@@ -24,6 +24,8 @@ _NAMES = {
     "DemoConfig": "demo.pipeline",
     "entropy_label": "search.values",
     "EnvConfig": "scripts.env",
+    "evaluate": "scripts.evaluate",
+    "EvaluateConfig": "scripts.evaluate",
     "export": "data.export",
     "ExportConfig": "data.export_config",
     "extract_answer": "grading.extraction",
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from .scripts.benchmark import BenchmarkConfig, benchmark
     from .scripts.best_of_n import BestOfNConfig, best_of_n
     from .scripts.env import EnvConfig, print_env
+    from .scripts.evaluate import EvaluateConfig, evaluate
     from .scripts.inspect import InspectConfig, inspect_tree
     from .scripts.quickstart import QuickstartConfig, quickstart
     from .scripts.report import ReportConfig, report

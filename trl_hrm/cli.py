@@ -59,6 +59,12 @@ COMMANDS = {
         "push_dataset",
         "push datasets to the Hub, each as one configuration of a repository",
     ),
+    "evaluate": Command(
+        "EvaluateConfig",
+        "evaluate",
+        "measure the accuracy of policies without a reward model: greedy decoding, pass@N and majority vote",
+        resumes=True,
+    ),
     "best-of-n": Command(
         "BestOfNConfig",
         "best_of_n",

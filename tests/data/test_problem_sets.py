@@ -3,12 +3,14 @@
 import json
 import os
 import random
+from contextlib import contextmanager
 
 import pytest
 from datasets import Dataset
 
 from trl_hrm.data.problem_sets import read_problems, refuse_caseless_ids
 from trl_hrm.data.problems import exclusion_key, problem_key, read_problem_keys
+from trl_hrm.data.problems_config import ProblemsConfig
 from trl_hrm.search.tree import Problem
 
 from .problem_rows import GSM8K, MATH, PLAIN, PRM800K, counts, read, write
@@ -378,7 +380,7 @@ def test_options_out_of_range(tmp_path):
         read(tmp_path, PLAIN, format="gsm")
     with pytest.raises(ValueError, match="`limit` is 0"):
         read(tmp_path, PLAIN, limit=0)
-    with pytest.raises(ValueError, match="`config` is 'main', but .* is a file"):
+    with pytest.raises(ValueError, match="`problems_config` is 'main', but .* is a file"):
         read(tmp_path, PLAIN, config="main")
     with pytest.raises(ValueError, match="no records found"):
         read(tmp_path, "")
@@ -403,3 +405,130 @@ def test_faults_of_a_dataset_name_the_row(tmp_path):
     assert read_problems(str(tmp_path)).faults.left_out == {"no_answer": [f"{tmp_path}, dataset row 1"]}
     with pytest.raises(ValueError, match=", dataset row 1: .*'What is 1"):
         read_problems(str(tmp_path), strict=True)
+
+
+class TestWhere:
+    """`where` keeps the records with a value. What it filters must be visible, and a wrong name or value must be an error."""
+
+    def test_problems_of_the_paper(self, shared_data):
+        """The 90 test problems of HRM Tables 3 to 5: 106 solutions of 101 problems, 16 of which were given up, for 11 problems."""
+        file = str(shared_data / "prm800k" / "phase1_test.jsonl")
+        found = read_problems(file, where={"label.finish_reason": "solution"})
+        assert (found.num_records, found.num_filtered, len(found.problems), found.num_repeated) == (106, 16, 90, 0)
+        rows = [json.loads(line) for line in open(file, encoding="utf-8")]
+        kept = [row["question"]["problem"] for row in rows if row["label"]["finish_reason"] == "solution"]
+        assert [problem.prompt for problem in found.problems] == [text.strip() for text in kept]
+        assert found.describe().splitlines()[0] == (
+            "106 records: 90 problems, 0 repeated, 0 excluded, 0 dropped, 16 without label.finish_reason=solution."
+        )
+
+    @pytest.mark.parametrize(
+        ("value", "expected", "is_kept"),
+        [
+            ("a", "a", True),
+            ("a", "A", False),
+            ("5", "5", True),
+            (5, "5", True),
+            (5, "5.0", True),
+            (5, "6", False),
+            (0.5, "0.5", True),
+            (True, "true", True),
+            (True, "True", False),
+            (True, "1", False),
+            (1, "true", False),
+            (None, "null", True),
+            (["a", 1], '["a", 1]', True),
+        ],
+    )
+    def test_values(self, tmp_path, value, expected, is_kept):
+        rows = [PLAIN | {"info": {"x": value}}, PLAIN | {"problem": "Other?", "info": {"x": expected + "!"}}]
+        if is_kept:
+            found = read(tmp_path, *rows, where={"info.x": expected})
+            assert [one.prompt for one in found.problems] == ["What is 1+2?"] and found.num_filtered == 1
+        else:
+            with pytest.raises(ValueError, match="none of the 2 records has info.x="):
+                read(tmp_path, *rows, where={"info.x": expected})
+
+    def test_several_columns(self, tmp_path):
+        """All of them must have their value."""
+        rows = [PLAIN | {"problem": f"{a}{b}?", "a": a, "b": b} for a in (1, 2) for b in (1, 2)]
+        found = read(tmp_path, *rows, where={"a": "1", "b": "2"})
+        assert [one.prompt for one in found.problems] == ["12?"] and found.num_filtered == 3
+        assert "3 without a=1 b=2." in found.describe()
+
+    def test_renamed_columns(self, tmp_path):
+        """A column can be named as in the file or as in `columns`."""
+        rows = [{"Question": f"{i}?", "Gold": i, "Level": {"n": i}} for i in range(3)]
+        columns = {"problem": "Question", "answer": "Gold", "level": "Level.n"}
+        for where in ({"Gold": "1"}, {"answer": "1"}, {"level": "1"}, {"Level.n": "1"}):
+            assert [one.prompt for one in read(tmp_path, *rows, columns=columns, where=where).problems] == ["1?"]
+
+    def test_invalid_records(self, tmp_path):
+        """An invalid record with the value is reported, one without it is not needed."""
+        rows = [
+            PLAIN | {"kind": "a"},
+            {"problem": "No answer?", "kind": "a"},
+            {"problem": "Nor here?", "kind": "b"},
+            PLAIN,
+        ]
+        found = read(tmp_path, *rows, where={"kind": "a"})
+        assert (found.num_filtered, found.num_incomplete, found.faults.num_left_out) == (2, 1, 1)
+        assert found.faults.left_out == {"no_answer": [f"{tmp_path / 'problems.jsonl'}:2"]}
+        assert "1 of the 2 records without kind=a do not have this column" in found.describe()
+        with pytest.raises(ValueError, match="problems.jsonl:2: "):
+            read(tmp_path, *rows, where={"kind": "a"}, strict=True)
+
+    def test_errors(self, tmp_path):
+        rows = [PLAIN | {"kind": kind, "label": {"end": "x"}} for kind in "abcdefg"]
+        with pytest.raises(ValueError, match="--where names knd, but none of the 7 .* only has .*kind, label.end"):
+            read(tmp_path, *rows, where={"knd": "a"})
+        with pytest.raises(
+            ValueError, match="none of the 7 records has kind=z, but the first values of kind are 'a', 'b', 'c'"
+        ):
+            read(tmp_path, *rows, where={"kind": "z"})
+
+    def test_config(self, tmp_path):
+        """Words, a dictionary and the values of YAML mean the same."""
+        rows = [PLAIN | {"problem": f"{i}?", "level": i, "ok": i == 1} for i in range(3)]
+        file = write(tmp_path / "problems.jsonl", *rows)
+        for where in (["level=1", "ok=true"], {"level": 1, "ok": True}, {"level": "1", "ok": "true"}):
+            config = ProblemsConfig(problems=file, where=where)
+            assert config.where == {"level": "1", "ok": "true"}
+            assert [one.prompt for one in config.read_problems().problems] == ["1?"]
+        with pytest.raises(ValueError, match="--where: found 'level', expected NAME=VALUE"):
+            ProblemsConfig(problems=file, where=["level"])
+
+
+class TestNamedSets:
+    @pytest.fixture
+    def asked(self, monkeypatch) -> list:
+        """What the reader would load from the Hub."""
+        asked = []
+
+        @contextmanager
+        def loaded(name, split=None, config=None):
+            asked.append((name, config, split))
+            yield Dataset.from_list([PLAIN])
+
+        monkeypatch.setattr("trl_hrm.data.problem_sets.loaded_dataset", loaded)
+        return asked
+
+    def test_datasets(self, asked):
+        ProblemsConfig(problems="math500").read_problems()
+        ProblemsConfig(problems="gsm8k").read_problems()
+        ProblemsConfig(problems="gsm8k", split="train").read_problems()
+        ProblemsConfig(problems="me/problems", problems_config="hard").read_problems()
+        assert asked == [
+            ("HuggingFaceH4/MATH-500", None, "test"),
+            ("openai/gsm8k", "main", "test"),
+            ("openai/gsm8k", "main", "train"),
+            ("me/problems", "hard", "train"),
+        ]
+
+    def test_a_folder_takes_precedence(self, asked, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "math500", PLAIN)
+        assert len(read_problems("math500").problems) == 1 and asked == []
+        (tmp_path / "gsm8k").mkdir()
+        read_problems("gsm8k")
+        assert asked == [("gsm8k", None, "train")]

@@ -12,7 +12,7 @@ import pytest
 from trl_hrm import StepFormat
 from trl_hrm.data.candidates import Candidate, ProblemCandidates
 from trl_hrm.evaluation import best_of_n
-from trl_hrm.evaluation.best_of_n import make_results, pool_digest, score_pool
+from trl_hrm.evaluation.best_of_n import collect_results, finish_results, pool_digest, score_pool
 from trl_hrm.evaluation.results import (
     Part,
     Results,
@@ -282,9 +282,10 @@ def test_problems_missing_from_a_run_are_counted(tmp_path):
     with Part(tmp_path, HEADER) as part:
         score_pool(problems, Scorer(), Equal(), part, ScoringConfig())
     settings = {"extractors": ["boxed"]}
-    found = make_results(
+    found, _ = collect_results(
         tmp_path, [part.finished], run, {}, settings, [1, 2], ["min"], 200, 42, Counter(), sampled=False
     )
+    finish_results(tmp_path, found)
     assert (found.counts["problems_ungradable"], found.counts["problems_error"], found.num_problems) == (3, 4, 3)
     assert found.policy["model"] == "p" and "3 problems have unreadable reference answers" in found.warnings[0]
     assert load_results(tmp_path) == found and len(list(load_candidates(tmp_path))) == 3

@@ -43,6 +43,7 @@ TRAIN = (
     "--gradient_checkpointing false --save_strategy no"
 )
 PARTED = f"best-of-n --candidates candidates.jsonl {MODEL} --n 1 2"
+EVALUATE = f"{POLICY} {PROBLEMS} --n 1 2 --max_solution_tokens 8"
 STEP_SEARCH = f"{POLICY} {PROBLEMS} {MODEL} --n 2 --max_depth 1 --max_step_tokens 8"
 
 
@@ -114,6 +115,7 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
             "export run --output_dir dataset --test_size 0.0",
             f"best-of-n {BEST_OF_N} --output_dir results",
             f"{PARTED} --output_dir given",
+            f"evaluate {EVALUATE} --output_dir evaluated",
             f"step-search {STEP_SEARCH} --output_dir searched",
             f"benchmark processbench.jsonl --suite processbench --validation_size 0.0 {MODEL} --output_dir judged",
         ):
@@ -236,6 +238,15 @@ def check_results(work: Path, stdout: str) -> None:
                 assert all(is_probability(score) for score in scores or ())
 
 
+def check_evaluation(work: Path, stdout: str) -> None:
+    """Curves are between 0 and 1, and greedy decoding has one point."""
+    out = next(work / name for name in ("OUT", "evaluated") if (work / name / "results.json").exists())
+    curves = read(out / "results.json")["curves"]
+    assert len(curves["greedy"]) == 1 and curves["pass_at_n"][0]["n"] == 1
+    for points in curves.values():
+        assert all(0 <= point["low"] <= point["accuracy"] <= point["high"] <= 1 for point in points)
+
+
 def check_benchmark(work: Path, stdout: str) -> None:
     results = read(work / "OUT" / "results.json")
     assert results["suites"]
@@ -264,6 +275,7 @@ SETTINGS = {
     "select-raft": f"--candidates solutions.jsonl {MODEL} {BUILD}",
     "push-dataset": "dataset --repo_id me/dataset --dry_run",
     "best-of-n": f"--candidates candidates.jsonl {MODEL} --n 1 2 --output_dir OUT",
+    "evaluate": f"{EVALUATE} --output_dir OUT",
     "step-search": f"{STEP_SEARCH} --output_dir OUT",
     "benchmark": f"processbench.jsonl --suite processbench --validation_size 0.0 {MODEL} --output_dir OUT",
     "report": "results --output page.html",
@@ -320,6 +332,10 @@ def targets() -> list[Target]:
         target(f"{PARTED} --output_dir OUT", "candidates.jsonl", check_results),
         target(f"{PARTED} --output_dir parted", "parted/*.jsonl", check_results, about="parted"),
         target(f"best-of-n {BEST_OF_N} --output_dir results --overwrite", "results/samples/*", check_results, 0.3, "results"),
+        target(f"evaluate {EVALUATE} --output_dir evaluated --overwrite", "evaluated/samples/*", check_evaluation, 0.3, "evaluated"),
+        target(f"evaluate {EVALUATE} --output_dir evaluated --overwrite", "evaluated/*", check_evaluation, 0.3, "evaluated"),
+        target(f"evaluate {EVALUATE} --output_dir OUT", "problems.jsonl", check_evaluation, 0.3),
+        target("report results evaluated --output page.html", "evaluated/*.json*", check_page, 0.5, "evaluated"),
         target(f"step-search {STEP_SEARCH} --output_dir searched --overwrite", "searched/n-2/*", check_results, 0.3, "searched"),
         target(f"best-of-n {BEST_OF_N} --output_dir results --overwrite", "results/*", check_results, 0.3, "results"),
         target(f"step-search {STEP_SEARCH} --output_dir searched --overwrite", "searched/*", check_results, 0.3, "searched"),
@@ -342,7 +358,9 @@ def targets() -> list[Target]:
     for name in SETTINGS:
         if name != "env":
             found.append(target(f"{name} --config {name}.yaml --print_config", f"{name}.yaml", check_settings, 0.3))
-    runnable = [name for name in SETTINGS if name not in ("demo", "quickstart", "env", "step-search", "annotate")]
+    runnable = [
+        name for name in SETTINGS if name not in ("demo", "quickstart", "env", "step-search", "annotate", "evaluate")
+    ]
     checks = {"score": check_scores, "report": check_page, "table": check_table, "inspect": check_page, "push-dataset": check_printed,
               "best-of-n": check_results, "benchmark": check_benchmark}  # fmt: skip
     found += [target(f"{name} --config {name}.yaml", "", checks.get(name, check_dataset), 0.3) for name in runnable]

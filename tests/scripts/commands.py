@@ -75,6 +75,7 @@ SETTINGS = {
     "inspect": {"input": "run", "problem": "0", "html": "OUT/page.html", "breadth": 3},
     "select-raft": {"candidates": "solutions.jsonl", "output_dir": "OUT", "max_kept": 2, "spans": [1, 2], "test_size": 0.0, **REWARD_MODEL},
     "push-dataset": {"inputs": ["dataset"], "repo_id": "me/dataset", "dry_run": True},
+    "evaluate": {**POLICY, **PROBLEMS, "policy": ["policy"], "output_dir": "OUT", "n": [1, 2], "max_solution_tokens": 30},
     "best-of-n": {**POLICY, **PROBLEMS, **REWARD_MODEL, "output_dir": "OUT", "n": [1, 2], "max_solution_tokens": 30},
     "step-search": {**POLICY, **PROBLEMS, **REWARD_MODEL, "output_dir": "OUT", "n": [2], "max_depth": 2, "max_step_tokens": 20},
     "benchmark": {"data": ["judged.jsonl"], "suite": ["processbench"], "output_dir": "OUT", "validation_size": 0.0, **REWARD_MODEL},

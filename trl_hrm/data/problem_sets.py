@@ -13,12 +13,14 @@ Readers of problems with reference answers, from files and datasets. These forma
 ```
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any
 
 from ..grading import extract_answer
@@ -37,7 +39,7 @@ from .problems import (
     problem_text,
     unused_parts,
 )
-from .sources import DatasetRows, JsonLines, all_rows, is_json_file, loaded_dataset
+from .sources import NOTHING, DatasetRows, JsonLines, all_rows, column_paths, is_json_file, loaded_dataset, look_up
 
 
 KEYS = {
@@ -48,6 +50,11 @@ KEYS = {
     "prm800k": "`question` with `problem` and `ground_truth_answer`",
 }
 FORMATS = ("auto", *KEYS)
+NAMED_SETS = {  # dataset on the Hub, its configuration and its default split
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),
+    "gsm8k": ("openai/gsm8k", "main", "test"),
+}
+NUM_SHOWN_VALUES = 5  # maximum number of values of a column in a message
 ANSWER_COLUMNS = (
     "answer",
     "final_answer",
@@ -72,7 +79,7 @@ ID_COLUMNS = {
 class ProblemSet:
     """
     Problems to annotate, with the counts of the records that they were read from. `num_records` is the sum of `len(problems)`,
-    `num_repeated`, `num_excluded` and `faults.num_left_out`.
+    `num_filtered`, `num_repeated`, `num_excluded` and `faults.num_left_out`.
 
     Args:
         problems (`list[Problem]`):
@@ -86,6 +93,12 @@ class ProblemSet:
             Number of records whose problem is in `exclude`.
         num_to_exclude (`int`):
             Number of problems in `exclude`.
+        num_filtered (`int`):
+            Number of records that do not have the values in `where`.
+        num_incomplete (`int`):
+            Number of filtered records in which a column of `where` is missing.
+        where (`dict[str, str]`):
+            Required value of each column.
         faults ([`RowFaults`]):
             Invalid records that were dropped, and records that were kept although they have a fault.
         unused (`Counter`):
@@ -97,16 +110,32 @@ class ProblemSet:
     num_repeated: int = 0
     num_excluded: int = 0
     num_to_exclude: int = 0
+    num_filtered: int = 0
+    num_incomplete: int = 0
+    where: dict[str, str] = field(default_factory=dict)
     faults: RowFaults = field(default_factory=RowFaults)
     unused: Counter = field(default_factory=Counter)
+
+    @property
+    def where_words(self) -> str:
+        """The required values, as on the command line."""
+        return " ".join(f"{name}={value}" for name, value in self.where.items())
 
     def describe(self) -> str:
         """Return a line with the counts, and a line for each warning."""
         line = (
             f"{self.num_records:,} records: {len(self.problems):,} problems, {self.num_repeated:,} repeated, "
-            f"{self.num_excluded:,} excluded, {self.faults.num_left_out:,} dropped."
+            f"{self.num_excluded:,} excluded, {self.faults.num_left_out:,} dropped"
         )
+        if self.where:
+            line += f", {self.num_filtered:,} without {self.where_words}"
+        line += "."
         warnings = [*self.faults.warnings(), *parts_warning(self.unused)]
+        if self.num_incomplete:
+            warnings.append(
+                f"{self.num_incomplete:,} of the {self.num_filtered:,} records without {self.where_words} do not have this column. Check "
+                "that they are not needed."
+            )
         if self.num_to_exclude and not self.num_excluded:
             warnings.append(
                 f"no record was excluded: none has one of the {self.num_to_exclude:,} problems to exclude. Check that --exclude names "
@@ -128,7 +157,7 @@ class _Entry:
 def read_problems(
     source: str,
     format: str = "auto",
-    split: str = "train",
+    split: str | None = None,
     config: str | None = None,
     limit: int | None = None,
     exclude: frozenset[bytes] = frozenset(),
@@ -136,6 +165,7 @@ def read_problems(
     prefix_fault: Callable[[str], str | None] | None = None,
     columns: Mapping[str, str] | None = None,
     strict: bool = False,
+    where: Mapping[str, str] | None = None,
 ) -> ProblemSet:
     """
     Read problems and their reference answers.
@@ -150,12 +180,13 @@ def read_problems(
 
     Args:
         source (`str`):
-            JSON Lines or JSON file, dataset folder or Hub id.
+            JSON Lines or JSON file, dataset folder or Hub id, or a name in `NAMED_SETS`. A file or folder with that name takes
+            precedence.
         format (`str`, *optional*, defaults to `"auto"`):
             Column format of the records: `"gsm8k"`, `"math"`, `"prm800k"`, `"plain"`, or `"auto"` to detect it from the keys of the
             first record that has a problem.
-        split (`str`, *optional*, defaults to `"train"`):
-            Dataset split to read. Ignored for files.
+        split (`str`, *optional*):
+            Dataset split to read. Ignored for files. Defaults to `"test"` for a name in `NAMED_SETS`, otherwise to `"train"`.
         config (`str`, *optional*):
             Configuration of a dataset on the Hub, such as `main` for GSM8K. Not supported for files.
         limit (`int`, *optional*):
@@ -170,57 +201,124 @@ def read_problems(
             Column to read for each expected name, such as `{"problem": "Question"}`. See [`~data.sources.rename_columns`].
         strict (`bool`, *optional*, defaults to `False`):
             Whether to raise an error at the first invalid record, instead of dropping it.
+        where (`Mapping[str, str]`, *optional*):
+            Required value of each column, such as `{"label.finish_reason": "solution"}`. Other records are filtered before anything
+            else is read from them. Columns are named as in the source or as in `columns`. Values that are not strings are compared
+            as JSON: `5`, `0.5`, `true`, `null`.
 
     Returns:
         [`ProblemSet`]: The problems and the counts of the records.
 
     Raises:
         `FileNotFoundError`: If the file does not exist.
-        `ValueError`: If a prefix is missing or invalid, if no problem is left, or, with `strict`, if a record is invalid. The message
-            has the file and line, or the row.
+        `ValueError`: If a prefix is missing or invalid, if no problem is left, if no record has a column of `where`, or, with
+            `strict`, if a record is invalid. The message has the file and line, or the row.
     """
     if format not in FORMATS:
         raise ValueError(f"`format` is {shown(format)}. It must be one of {', '.join(FORMATS)}.")
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` is {limit}. It must be at least 1.")
-    found = ProblemSet([], num_to_exclude=len(exclude), faults=RowFaults(strict))
+    if source in NAMED_SETS and not Path(source).exists():
+        source, own_config, own_split = NAMED_SETS[source]
+        config, split = config or own_config, split or own_split
+    found = ProblemSet([], num_to_exclude=len(exclude), where=dict(where or {}), faults=RowFaults(strict))
+    selection = _Where(found, columns or {})
     reader = _Reader(found.faults)
     with ExitStack() as stack:
         if is_json_file(source):
             if config is not None:
                 raise ValueError(
-                    f"`config` is {shown(config)}, but {source} is a file, which has no configurations. Remove `config`."
+                    f"`problems_config` is {shown(config)}, but {source} is a file, which has no configurations. Remove `problems_config`."
                 )
             rows = JsonLines([source], columns)
         else:
-            rows = DatasetRows(stack.enter_context(loaded_dataset(source, split, config)), columns, source)
-        for where, record in all_rows(rows):
+            rows = DatasetRows(stack.enter_context(loaded_dataset(source, split or "train", config)), columns, source)
+        for place, record in all_rows(rows):
             found.num_records += 1
+            if not selection.keeps(record):
+                continue
             try:
                 if format == "auto":
-                    format = _format_of(record, where)
-                problem, has_id = _problem(record, format, where)
+                    format = _format_of(record, place)
+                problem, has_id = _problem(record, format, place)
             except RowError as fault:
                 found.faults.leave_out(fault)
                 continue
-            prefix = "" if prefix_column is None else _prefix(record, prefix_column, prefix_fault, where)
+            prefix = "" if prefix_column is None else _prefix(record, prefix_column, prefix_fault, place)
             found.unused.update(unused_parts(record))
             if exclusion_key(problem.prompt) in exclude:
                 found.num_excluded += 1
                 continue
-            reader.add(where, problem, has_id, prefix)
+            reader.add(place, problem, has_id, prefix)
             if len(reader.entries) == limit:
                 break
+    selection.check(source)
     found.problems = [entry.problem for entry in reader.entries.values()]
     found.num_repeated = sum(entry.num_repeated for entry in reader.entries.values())
     if not found.problems:
         raise ValueError(
             f"{source}: 0 of {found.num_records} records were kept ({found.num_excluded} excluded"
+            + (f", {found.num_filtered} filtered by {found.where_words}" if found.where else "")
             + (f", {found.faults.num_left_out} dropped" if found.faults.num_left_out else "")
             + "). Check the source, and the files of problems to exclude."
             + (f" The first invalid record: {found.faults.first}" if found.faults.first else "")
         )
     return found
+
+
+class _Where:
+    """Selects the records that have the required values, and remembers which values there are, for error messages."""
+
+    def __init__(self, found: ProblemSet, columns: Mapping[str, str]):
+        self.found = found
+        renamed = {column: name for name, column in columns.items()}  # the reader has renamed the columns
+        self.columns = {name: renamed.get(name, name) for name in found.where}
+        self.values: dict[str, dict[str, None]] = {name: {} for name in found.where}  # the first values of each column
+        self.first: dict[str, Any] | None = None
+
+    def keeps(self, record: dict[str, Any]) -> bool:
+        """Return whether a record has the values, and count it if not."""
+        if self.first is None:
+            self.first = record
+        values = {name: look_up(record, column) for name, column in self.columns.items()}
+        for name, value in values.items():
+            if value is not NOTHING and len(self.values[name]) < NUM_SHOWN_VALUES:
+                self.values[name][shown(value)] = None
+        is_kept = all(_has_value(values[name], expected) for name, expected in self.found.where.items())
+        self.found.num_filtered += not is_kept
+        self.found.num_incomplete += NOTHING in values.values()
+        return is_kept
+
+    def check(self, source: str) -> None:
+        """
+        Check that there are records with the values.
+
+        Raises:
+            `ValueError`: If a column is missing in all records, or if no record has the values.
+        """
+        for name, values in self.values.items():
+            if not values:
+                raise ValueError(
+                    f"{source}: --where names {name}, but none of the {self.found.num_records:,} records has this column. The first one "
+                    f"only has {', '.join(column_paths(self.first or {}))[:400]}."
+                )
+        if self.values and self.found.num_filtered == self.found.num_records:
+            seen = "; ".join(
+                f"the first values of {name} are {', '.join(values)}" for name, values in self.values.items()
+            )
+            raise ValueError(
+                f"{source}: none of the {self.found.num_records:,} records has {self.found.where_words}, but {seen}. Correct --where."
+            )
+
+
+def _has_value(value: Any, expected: str) -> bool:
+    if value is NOTHING or isinstance(value, str):
+        return value == expected
+    try:
+        parsed = json.loads(expected)
+    except ValueError:
+        return False
+    return value == parsed and isinstance(value, bool) == isinstance(parsed, bool)  # 1 is not true
 
 
 class _Reader:

@@ -46,7 +46,7 @@ OTHER_FILES = (
 _SPACE = re.compile(r"[ \t\r\n]*")
 _PYTHON = re.compile(r"'|None|True|False|nan|inf|-inf")
 _WRAPPERS = ("data", "rows", "examples", "instances", "records", "items")
-_NOTHING = object()
+NOTHING = object()  # value of a missing column
 # Half as slow again as without the hook for deeply nested rows, and as fast for flat ones
 _DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
@@ -331,20 +331,35 @@ def parse_columns(columns: Mapping[str, str] | Sequence[str] | None) -> dict[str
     Raises:
         `ValueError`: If a string has no `=`, or a name is given twice.
     """
-    if isinstance(columns, Mapping):
-        return dict(columns)
-    if columns is None:
+    return parse_pairs(columns, "columns", "NAME=COLUMN, such as problem=Question")
+
+
+def parse_pairs(pairs: Mapping[str, Any] | Sequence[str] | None, option: str, form: str) -> dict[str, Any]:
+    """
+    Return the pairs of an option, given as a dictionary or as strings such as `NAME=VALUE`.
+
+    Args:
+        pairs (`Mapping[str, Any]` or `Sequence[str]`, *optional*):
+            The pairs.
+        option (`str`), form (`str`):
+            Name of the option, and the expected form with an example, for error messages.
+
+    Raises:
+        `ValueError`: If a string has no `=`, or a name is given twice.
+    """
+    if isinstance(pairs, Mapping):
+        return dict(pairs)
+    if pairs is None:
         return {}
-    words = columns if isinstance(columns, list | tuple) else [columns]
-    columns = {}
-    for word in words:
-        name, equals, column = str(word).partition("=")
-        if not (name and equals and column):
-            raise ValueError(f"--columns: found {shown(word)}, expected NAME=COLUMN, such as problem=Question.")
-        if name in columns:
-            raise ValueError(f"--columns: {name} is given twice, as {columns[name]} and {column}. Give it once.")
-        columns[name] = column
-    return columns
+    found: dict[str, str] = {}
+    for word in pairs if isinstance(pairs, list | tuple) else [pairs]:
+        name, equals, value = str(word).partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--{option}: found {shown(word)}, expected {form}.")
+        if name in found:
+            raise ValueError(f"--{option}: {name} is given twice, as {found[name]} and {value}. Give it once.")
+        found[name] = value
+    return found
 
 
 def rename_columns(record: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -367,22 +382,23 @@ def rename_columns(record: dict[str, Any], columns: Mapping[str, str]) -> dict[s
     """
     if not columns:
         return record
-    values = {name: _lookup(record, column) for name, column in columns.items()}
+    values = {name: look_up(record, column) for name, column in columns.items()}
     gone = {*columns, *columns.values()}
     kept = {name: value for name, value in record.items() if name not in gone}
-    return kept | {name: value for name, value in values.items() if value is not _NOTHING}
+    return kept | {name: value for name, value in values.items() if value is not NOTHING}
 
 
 def check_columns(record: dict[str, Any], columns: Mapping[str, str], where: str) -> None:
     """Raise `ValueError` if one of the columns to rename is missing in a record."""
-    missing = [column for column in columns.values() if _lookup(record, column) is _NOTHING]
+    missing = [column for column in columns.values() if look_up(record, column) is NOTHING]
     if missing:
         raise ValueError(
-            f"{where}: --columns names {', '.join(missing)}, but the row only has {', '.join(_paths(record))[:400]}."
+            f"{where}: --columns names {', '.join(missing)}, but the row only has {', '.join(column_paths(record))[:400]}."
         )
 
 
-def _lookup(value: Any, path: str) -> Any:
+def look_up(value: Any, path: str) -> Any:
+    """Return the value of a column, with dots for nested values, or `NOTHING` if it is missing. See [`rename_columns`]."""
     if isinstance(value, dict) and path in value:
         return value[path]
     for part in path.split("."):
@@ -391,15 +407,15 @@ def _lookup(value: Any, path: str) -> Any:
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
             value = value[int(part)]
         else:
-            return _NOTHING
+            return NOTHING
     return value
 
 
-def _paths(record: dict[str, Any]) -> list[str]:
+def column_paths(record: dict[str, Any]) -> list[str]:
     """Return the names of the columns, including nested ones."""
     paths = []
     for name, value in record.items():
-        paths += [f"{name}.{inner}" for inner in _paths(value)] if isinstance(value, dict) and value else [name]
+        paths += [f"{name}.{inner}" for inner in column_paths(value)] if isinstance(value, dict) and value else [name]
     return paths
 
 

@@ -1,5 +1,5 @@
 """
-Best-of-N. [`score_pool`] scores and grades candidates, one block of problems at a time. [`make_results`] computes the
+Best-of-N. [`score_pool`] scores and grades candidates, one block of problems at a time. [`collect_results`] computes the
 curves from all blocks. The problems can be divided among several processes; the first process waits for the others and
 writes the results.
 """
@@ -31,7 +31,7 @@ from ..search.outcomes import ordered, outcome_of, outcome_warnings, reference_w
 from ..search.run_folder import MANIFEST, Shard, mixture_warnings, read_manifest, read_summary, shard_name
 from ..search.scheduler import Progress
 from .answer_classes import grade_problems
-from .curves import INTERVALS, make_curves, summarize
+from .curves import INTERVALS, ScoredProblem, make_curves, summarize
 from .results import (
     Part,
     Results,
@@ -71,7 +71,7 @@ VERSIONS = ("torch", "transformers", "math-verify", "latex2sympy2_extended", "sy
 
 def score_pool(
     problems: Sequence[tuple[int, ProblemCandidates]],
-    scorer: TreeScorer,
+    scorer: TreeScorer | None,
     grader: Any,
     part: Part,
     scoring: ScoringConfig,
@@ -84,8 +84,9 @@ def score_pool(
     Args:
         problems (`Sequence[tuple[int, ProblemCandidates]]`):
             Problems with their index in the whole data set.
-        scorer ([`~scoring.tree_scorer.TreeScorer`]):
-            Reward model, or any object with the same `score`, `tokenizer`, `step_format` and `max_positions`.
+        scorer ([`~scoring.tree_scorer.TreeScorer`], *optional*):
+            Reward model, or any object with the same `score`, `tokenizer`, `step_format` and `max_positions`. Without it, candidates
+            are only graded.
         grader ([`~grading.AnswerGrader`]):
             Grader that compares answers, or any object with the same `grade` method.
         part ([`Part`]):
@@ -104,7 +105,7 @@ def score_pool(
     with tqdm(
         total=len(problems),
         initial=min(done, len(problems)),
-        desc="Scoring and grading",
+        desc="Grading" if scorer is None else "Scoring and grading",
         unit="problem",
         disable=not progress,
     ) as bar:
@@ -117,7 +118,7 @@ def score_pool(
 
 def _score_block(
     block: Sequence[tuple[int, ProblemCandidates]],
-    scorer: TreeScorer,
+    scorer: TreeScorer | None,
     grader: Any,
     scoring: ScoringConfig,
     num_graders: int,
@@ -139,14 +140,17 @@ def _score_block(
             kept.append((place, problem, grades))
     counts["problems_ungradable"] = len(unreadable)
     with_steps = [[candidate.steps for candidate in one.candidates if candidate.steps] for _, one, _ in kept]
-    scores = score_steps(
-        scorer,
-        [problem.problem for _, problem, _ in kept],
-        with_steps,
-        scoring,
-        [[one.where or one.problem_id] * len(group) for (_, one, _), group in zip(kept, with_steps, strict=True)],
-        counts,
-    )
+    if scorer is None:
+        scores = [[None] * len(group) for group in with_steps]
+    else:
+        scores = score_steps(
+            scorer,
+            [problem.problem for _, problem, _ in kept],
+            with_steps,
+            scoring,
+            [[one.where or one.problem_id] * len(group) for (_, one, _), group in zip(kept, with_steps, strict=True)],
+            counts,
+        )
     rows = []
     for (place, problem, grades), values in zip(kept, map(iter, scores), strict=True):
         candidates = []
@@ -205,11 +209,11 @@ def wait_for_parts(parts: Sequence[Path], header: dict[str, Any]) -> None:
         time.sleep(0.5)
 
 
-def make_results(
+def collect_results(
     folder: Path,
     parts: Sequence[Path],
     source: Path,
-    reward_model: dict[str, Any],
+    reward_model: dict[str, Any] | None,
     settings: dict[str, Any],
     n: Sequence[int],
     aggregates: Sequence[Aggregate],
@@ -217,9 +221,10 @@ def make_results(
     seed: int,
     counts: Counter,
     sampled: bool,
-) -> Results:
+    strategy: str = "best_of_n",
+) -> tuple[Results, list[ScoredProblem]]:
     """
-    Compute the results of finished parts, write `candidates.jsonl` and `results.json`, and remove the parts.
+    Compute the results of finished parts, and write `candidates.jsonl`. [`finish_results`] writes the results.
 
     Args:
         folder (`Path`):
@@ -228,7 +233,7 @@ def make_results(
             Files of the finished parts of all processes. See [`wait_for_parts`].
         source (`Path`):
             Source of the candidates: a run folder, a file or a dataset.
-        reward_model (`dict[str, Any]`):
+        reward_model (`dict[str, Any]`, *optional*):
             Name and options of the reward model, saved in the results.
         settings (`dict[str, Any]`):
             All other settings that affect the numbers, saved in the results.
@@ -241,6 +246,11 @@ def make_results(
         sampled (`bool`):
             Whether the run in `source` was sampled for these results. Results of an existing run may extract its
             answers differently.
+        strategy (`str`, *optional*, defaults to `"best_of_n"`):
+            Strategy saved in the results.
+
+    Returns:
+        `tuple[Results, list[ScoredProblem]]`: The results, and the scores and grades of each problem.
 
     Raises:
         `ValueError`: If no problem is left.
@@ -302,7 +312,7 @@ def make_results(
     curves = make_curves(scored, n, num_draws, seed)
     names = [*COUNTED, *(name for name in counts if name.startswith(UNUSED)), *statuses]
     results = Results(
-        strategy="best_of_n",
+        strategy=strategy,
         reward_model=reward_model,
         policy=policy,
         settings=settings,
@@ -321,10 +331,15 @@ def make_results(
         warnings=warnings,
         cost=total_cost(source if policy else None, counts),
     )
+    return results, scored
+
+
+def finish_results(folder: Path, results: Results) -> None:
+    """Write `results.json`, and remove the parts in the folder and in its run folders."""
     write_results(folder, results)
-    for path in [*folder.glob("part-*-of-*.jsonl"), *folder.glob("partial-*-of-*.jsonl")]:
-        path.unlink()
-    return results
+    for pattern in ("part-*-of-*.jsonl", "partial-*-of-*.jsonl"):
+        for path in [*folder.glob(pattern), *folder.glob(f"*/{pattern}")]:
+            path.unlink()
 
 
 class Costs(TypedDict):

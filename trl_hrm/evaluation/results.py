@@ -139,9 +139,10 @@ class Results:
 
     Args:
         strategy (`str`):
-            How solutions were found: `"best_of_n"`, `"step_search"`, `"beam_search"` or `"diverse_tree_search"`.
-        reward_model (`dict[str, Any]`):
-            Name and options of the reward model.
+            How solutions were found: `"best_of_n"`, `"step_search"`, `"beam_search"`, `"diverse_tree_search"`, or `"evaluate"` for the
+            evaluation of a policy.
+        reward_model (`dict[str, Any]`, *optional*):
+            Name and options of the reward model. `None` for the evaluation of a policy.
         policy (`dict[str, Any]`, *optional*):
             Name and options of the policy. `None` if the origin of the candidates is unknown.
         settings (`dict[str, Any]`):
@@ -173,7 +174,7 @@ class Results:
     """
 
     strategy: str
-    reward_model: dict[str, Any]
+    reward_model: dict[str, Any] | None
     policy: dict[str, Any] | None
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -210,7 +211,7 @@ def check_results(folder: Path, overwrite: bool) -> None:
         is_own = path is None or any(folder.glob("part*-of-*.jsonl")) or any(folder.glob("*/manifest.json"))
     if not is_own:
         raise FileExistsError(
-            f"{path} exists, and was not written by `best-of-n` or `step-search`. Choose another --output_dir."
+            f"{path} exists, and was not written by `best-of-n`, `step-search` or `evaluate`. Choose another --output_dir."
         )
 
 
@@ -221,7 +222,8 @@ def candidates_name(n: int) -> str:
 
 def write_results(folder: Path, results: Results) -> None:
     """Write `results.json` atomically, and remove the candidates of earlier results."""
-    names = [CANDIDATES] if results.strategy == "best_of_n" else map(candidates_name, results.n)
+    is_pool = results.strategy in ("best_of_n", "evaluate")
+    names = [CANDIDATES] if is_pool else map(candidates_name, results.n)
     for name in {path.name for path in folder.iterdir() if _CANDIDATES.fullmatch(path.name)} - set(names):
         (folder / name).unlink()
     results.output_dir = str(folder)

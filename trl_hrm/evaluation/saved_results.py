@@ -25,7 +25,7 @@ from .reward_hacking import Verdict, hacking_verdict, no_verdict
 SELECTION_KEYS = ("strategy", "settings", "num_problems", "counts", "n", "curves", "hacking_gap")
 GAP_KEYS = ("gap", "best_n", "largest_n", "loss", "from_n", "low", "high", "undecided")
 BENCHMARK_KEYS = ("reward_model", "suites")
-BASELINES = {"majority_vote": "majority vote", "pass_at_n": "pass@N"}
+BASELINES = {"greedy": "greedy decoding", "majority_vote": "majority vote", "pass_at_n": "pass@N"}
 
 
 class Tuned(TypedDict):
@@ -243,7 +243,7 @@ def _read_selection(folder: Path, name: str, values: dict[str, Any]) -> Result:
     for where, row in read_json_lines(file, REMEDY):
         check_json(row, SavedProblem, where, REMEDY)
         rows.append(row)
-    if values["strategy"] == "best_of_n" and len(rows) != values["num_problems"]:
+    if values["strategy"] in ("best_of_n", "evaluate") and len(rows) != values["num_problems"]:
         raise ValueError(f"{file}: found {len(rows)} problems, but {RESULTS} has {values['num_problems']}. {REMEDY}")
     has_prefixes = "prefix_column" in values["settings"]  # a problem can occur with several prefixes
     problems = frozenset(

@@ -541,6 +541,7 @@ def _write_results(
     settings = {
         "source": started_with["problems"],
         **{name: started_with[name] for name in ("prefix_column",) if name in started_with},
+        **{name: manifest[name] for name in ("where",) if name in manifest},
         "segmentation": manifest["steps"]["name"],
         **config.describe(),
         "max_depth": config.max_depth,

@@ -530,6 +530,7 @@ def make_manifest(
     described, graded = engine.describe(), grader.describe()
     started_with = {
         "problems": config.problems,
+        "problems_config": config.problems_config,
         "split": config.split,
         "engine_args": described.pop("engine_args", None),
     }
@@ -539,8 +540,10 @@ def make_manifest(
     identity = {"policy": config.policy_identity()}
     if "identity" in described:  # what a server says about the model that it runs
         identity["policy_server"] = described.pop("identity")
+    filtered = {} if config.where is None else {"where": config.where}  # older manifests do not have it
     return {
         "identity": identity,
+        **filtered,
         "engine": described,
         "prompt": asdict(prompt),
         "steps": asdict(rule),

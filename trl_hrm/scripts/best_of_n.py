@@ -29,6 +29,7 @@ from .annotate import VERSIONED, AnnotateConfig, format_summary, search_problems
 
 if TYPE_CHECKING:
     from ..data.candidates import ProblemCandidates
+    from ..data.problem_sets import ProblemSet
     from ..evaluation.results import Results
     from ..search.run_folder import Shard
 
@@ -228,7 +229,7 @@ def best_of_n(config: BestOfNConfig) -> "Results | None":
 
 
 def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
-    from ..evaluation.best_of_n import BLOCK, make_results, score_pool, wait_for_parts
+    from ..evaluation.best_of_n import BLOCK, collect_results, finish_results, score_pool, wait_for_parts
     from ..evaluation.results import Part, reopen_part
     from ..grading import AnswerGrader
     from ..search.run_folder import shard_name
@@ -241,7 +242,7 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
     else:
         problems, digest, reading, n = _given(config, shard, counts)
     reward_model = {"model": config.reward_model, **config.describe_scoring()}
-    names = ("aggregate", "spans", "combine", "num_draws", "segmentation", "step_pattern", "join_steps")
+    names = ("where", "aggregate", "spans", "combine", "num_draws", "segmentation", "step_pattern", "join_steps")
     settings = {
         "source": config.candidates or config.problems,
         "n": sorted(set(n)),
@@ -278,7 +279,7 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
         return None
     parts = [folder / shard_name("part", i, shard.count, "jsonl") for i in range(shard.count)]
     wait_for_parts(parts, part.header)
-    return make_results(
+    results, _ = collect_results(
         folder,
         parts,
         Path(config.candidates or folder / SAMPLES),
@@ -291,6 +292,8 @@ def _best_of_n(config: BestOfNConfig, shard: "Shard") -> "Results | None":
         counts,
         sampled=config.policy is not None,
     )
+    finish_results(folder, results)
+    return results
 
 
 def own_shard() -> "Shard":
@@ -357,33 +360,55 @@ def _sampled(
 
     Return this shard's problems with their positions, a digest of them, the reading settings, and N.
     """
+    config.check_reward_model()  # before anything is sampled
+    pool, digest = sample_pool(config, shard, config.read_problems(), Path(config.output_dir, SAMPLES), max(config.n))
+    return pool, digest, {"extractors": config.extractors}, config.n
+
+
+def sample_pool(
+    config: Any, shard: "Shard", problems: "ProblemSet", folder: Path, number: int, **changes: Any
+) -> "tuple[list[tuple[int, ProblemCandidates]], str]":
+    """
+    Sample whole solutions from a policy, or resume sampling.
+
+    Args:
+        config ([`BestOfNConfig`] or another config with a policy, a prompt, problems and `max_solution_tokens`):
+            Configuration of the run.
+        shard ([`Shard`]):
+            Shard of this process.
+        problems ([`~data.problem_sets.ProblemSet`]):
+            All problems.
+        folder (`Path`):
+            Folder of the run.
+        number (`int`):
+            Number of solutions per problem.
+        **changes:
+            Options of [`AnnotateConfig`] that differ from `config`.
+
+    Returns:
+        The problems of this shard with their positions and solutions, and a digest of them.
+    """
     from ..data.candidate_sources import check_sizes, read_run
     from ..evaluation.best_of_n import SampleCost, pool_digest
     from ..search.run_folder import shard_name
 
-    config.check_reward_model()  # before anything is sampled
-    problems = config.read_problems()
-    folder = Path(config.output_dir, SAMPLES)
     cost = SampleCost(folder, shard)
-    shared = {
-        field.name for group in (PolicyConfig, PromptConfig, ProblemsConfig, RunConfig) for field in fields(group)
+    groups = (PolicyConfig, PromptConfig, ProblemsConfig, RunConfig)
+    shared = {field.name: getattr(config, field.name) for group in groups for field in fields(group)}
+    settings = {
+        "output_dir": str(folder),
+        "search": "rollouts",
+        "num_solutions": number,
+        "num_completions": 0,
+        "max_sequences": number,
+        "max_solution_tokens": config.max_solution_tokens,
     }
-    sampling = AnnotateConfig(
-        **{name: getattr(config, name) for name in shared - {"output_dir"}},
-        output_dir=str(folder),
-        search="rollouts",
-        num_solutions=max(config.n),
-        num_completions=0,
-        max_sequences=max(config.n),
-        max_solution_tokens=config.max_solution_tokens,
-    )
-    progress, summary = search_problems(sampling, shard, problems)
+    progress, summary = search_problems(AnnotateConfig(**shared | settings | changes), shard, problems)
     cost.end(progress)
     say(format_summary(progress, summary, folder))
     places = {problem.problem_id: place for place, problem in enumerate(problems.problems)}
     nodes = folder / shard_name("nodes", shard.index, shard.count, "parquet")
     pool = [problem for problem in read_run([nodes], config.extractors) if problem.problem_id in places]
     if pool:
-        check_sizes(pool, max(config.n))
-    pool_of_shard = [(places[problem.problem_id], problem) for problem in pool]
-    return pool_of_shard, pool_digest(pool), {"extractors": config.extractors}, config.n
+        check_sizes(pool, number)
+    return [(places[problem.problem_id], problem) for problem in pool], pool_digest(pool)

@@ -184,7 +184,8 @@ def claimed_run(path: str | Path, shard: Shard, files: Iterable[str] = ()) -> It
     with claimed_folder(path, "output_dir", files if is_alone else (), lock) as folder:
         written = [("nodes", "parquet"), ("summary", "json"), ("cost", "json")]
         names = [shard_name(kind, shard.index, shard.count, suffix) for kind, suffix in written]
-        for inner in (folder, folder / "samples", *folder.glob("n-*")):  # of annotate, best-of-n and step-search
+        # of annotate, best-of-n, evaluate and step-search
+        for inner in (folder, folder / "samples", folder / "greedy", *folder.glob("n-*")):
             for name in [*names, MANIFEST] if is_alone else names:
                 remove_partial(inner / name)
         yield folder
