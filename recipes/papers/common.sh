@@ -18,7 +18,7 @@ HuggingFaceTB/SmolLM2-135M-Instruct).
 END
 }
 
-DRY_RUN=false LIST=false DATA= RUNS= NUM_GPUS=
+DRY_RUN=false LIST=false DATA= RUNS= NUM_GPUS= ZERO2=() ZERO3=()
 while [ $# -gt 0 ]; do
     case $1 in
         --dry_run) DRY_RUN=true ;;
@@ -35,6 +35,7 @@ while [ $# -gt 0 ]; do
 done
 
 PAPERS=$(dirname "${BASH_SOURCE[0]}")
+[ -d recipes/papers ] || { echo "recipes/papers is not in $PWD. Run this script in the root of the repository." >&2; exit 2; }
 MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}
 if $DRY_RUN; then
     RUNS=${RUNS:-runs/papers-dry-run}
@@ -46,27 +47,37 @@ if $DRY_RUN; then
 else
     RUNS=${RUNS:-runs/papers}
     DATA=${DATA:-data/papers}
+    if $LIST; then NUM_GPUS=${NUM_GPUS:-8}; fi
     NUM_GPUS=${NUM_GPUS:-$(nvidia-smi --list-gpus 2> /dev/null | wc -l)}
+    [ "$NUM_GPUS" -gt 0 ] || { echo "No GPU found. Use --dry_run to run on CPU, or set --num_gpus." >&2; exit 2; }
+    # How models are trained, as options of the stages `reward` (ZERO2) and `kl-self` (ZERO3)
+    ZERO2=(--accelerate_config accelerate_configs/zero2.yaml --num_processes "$NUM_GPUS")
+    ZERO3=(--accelerate_config accelerate_configs/zero3.yaml --num_processes "$NUM_GPUS")
 fi
 
-# Options of a dry run, after those of the stage, which they override: a small model on CPU, and few problems, samples and steps.
-POLICY="--policy $MODEL --engine transformers --engine_args {} --policy_dtype float32 --temperature 1.0 --limit 4"
+# Options of each command in a dry run, after those of the stage, which they override: a small model on CPU, and few problems, samples
+# and steps. A script adds the options of one stage as DRY[NAME].
+POLICY="--engine transformers --engine_args {} --policy_dtype float32 --temperature 1.0 --limit 4"
 SCORER="--reward_model_dtype float32"
-TRAIN="--model_name_or_path $MODEL --attn_implementation sdpa --dtype float32 --bf16 false --use_cpu true --gradient_checkpointing false
-    --max_steps 2 --per_device_train_batch_size 1 --gradient_accumulation_steps 1 --save_strategy no --eval_strategy no
-    --load_best_model_at_end false --report_to none"
+TRAIN="--attn_implementation sdpa --dtype float32 --bf16 false --use_cpu true --gradient_checkpointing false --max_steps 2
+    --per_device_train_batch_size 1 --gradient_accumulation_steps 1 --save_strategy no --eval_strategy no
+    --load_best_model_at_end false --logging_steps 1 --report_to none"
 declare -A DRY=(
-    [annotate]="$POLICY --num_children 2 --max_depth 2 --max_sequences 12 --max_step_tokens 40 --num_solutions 2 --num_completions 2
-        --max_solution_tokens 40"
+    [annotate]=$POLICY
     [evaluate]="$POLICY --n 1 2 --max_solution_tokens 40"
-    [best-of-n]="$POLICY $SCORER --n 1 2 --max_solution_tokens 40"
-    [step-search]="$POLICY $SCORER --n 1 2 --max_depth 2 --max_step_tokens 40"
+    [best-of-n]="$POLICY $SCORER --n 2 4 --max_solution_tokens 40"
+    [step-search]="$POLICY $SCORER --n 2 4 --max_depth 2 --max_step_tokens 40"
     [select-raft]="$SCORER --num_candidates 2"
     [reward]=$TRAIN
     [kl-self]=$TRAIN
 )
+# The option with the model that a command samples from or trains
+declare -A MODEL_OPTION=(
+    [annotate]=--policy [evaluate]=--policy [best-of-n]=--policy [step-search]=--policy
+    [reward]=--model_name_or_path [kl-self]=--model_name_or_path
+)
 
-# Run one command of trl-hrm, unless it has finished before.
+# Run one command of trl-hrm, unless it has finished before. `NUM_GPUS=1 stage ...` runs it as one process.
 #   stage NAME COMMAND [OPTION ...]
 stage() {
     local name=$1 command=$2 line=(trl-hrm "$2") done=$RUNS/done/$1
@@ -77,8 +88,11 @@ stage() {
     fi
     line+=("$@")
     if $DRY_RUN; then
-        # shellcheck disable=SC2206  # a list of words
-        line+=(${DRY[$command]:-})
+        # shellcheck disable=SC2206  # lists of words
+        line+=(${DRY[$command]:-} ${DRY[$name]:-})
+        local option=${MODEL_OPTION[$command]:-}
+        # a model that an earlier stage has trained is used
+        if [ -n "$option" ] && [[ " $* " != *" $option $RUNS/"* ]]; then line+=("$option" "$MODEL"); fi
     fi
     if $LIST; then
         printf '%s\t%s\n' "$name" "${line[*]@Q}"

@@ -1,0 +1,47 @@
+# Stages that tables 4 to 6 and figure 4 share. Each is run once for all of them.
+
+hrm=recipes/papers/hrm
+HNC=(--hnc --hnc_rule per_child)                                     # code: a coin for each child until one is moved
+PRM800K_TEST=("$DATA/prm800k/phase1_test.jsonl" --where label.finish_reason=solution)  # code: 90 problems
+
+DRY[mcts]="--num_children 4 --max_depth 2 --max_step_tokens 40"
+DRY[policy-prm]="--max_length 512"
+DRY[policy-hrm]="--max_length 512"
+
+# Search trees on the questions of PRM800K, with Qwen2.5-Math-7B-Instruct
+search_trees() {
+    stage mcts annotate --config $hrm/mcts.yaml --problems "$DATA/prm800k/phase1_train.jsonl" --output_dir "$RUNS/mcts"
+}
+
+# A PRM trained on the trees, and an HRM trained on the trees and their node compression
+mc_reward_models() {
+    search_trees
+    stage mcts-prm export "$RUNS/mcts" --config $hrm/mcts_steps.yaml --output_dir "$RUNS/data/mcts-prm"
+    stage mcts-hrm export "$RUNS/mcts" --config $hrm/mcts_steps.yaml "${HNC[@]}" --output_dir "$RUNS/data/mcts-hrm"
+    for method in prm hrm; do
+        stage mc-$method reward --config $hrm/mc_reward.yaml --dataset_name "$RUNS/data/mcts-$method" \
+            --output_dir "$RUNS/mc-$method" "${ZERO2[@]}"
+    done
+}
+
+# The best of N next steps of a policy with each of the two reward models
+#   step_searches NAME POLICY PROBLEMS [OPTION ...]
+step_searches() {
+    local name=$1 policy=$2
+    shift 2
+    for method in prm hrm; do
+        stage "$name-$method" step-search --config $hrm/step_search.yaml --policy "$policy" --reward_model "$RUNS/mc-$method" \
+            --output_dir "$RUNS/$name-$method" --problems "$@"
+    done
+}
+
+# Qwen2.5-Math-7B-Instruct, trained on the good steps of the PRM's or of the HRM's training set
+#   self_train NAME METHOD [OPTION ...]
+self_train() {
+    local name=$1 method=$2 compression=()
+    shift 2
+    if [ "$method" = hrm ]; then compression=("${HNC[@]}"); fi
+    stage sft-$method export "$RUNS/mcts" --config $hrm/mcts_sft.yaml "${compression[@]}" --output_dir "$RUNS/data/sft-$method"
+    stage "$name" kl-self --config recipes/qwen2.5-math-7b/kl_self.yaml --dataset_name "$RUNS/data/sft-$method" \
+        --output_dir "$RUNS/$name" "${ZERO3[@]}" "$@"
+}
