@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import runpy
 import sys
 
@@ -11,7 +12,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
-from trl_hrm import HRMRewardConfig, KLSelfConfig, StepTree
+from trl_hrm import ExportConfig, HRMRewardConfig, KLSelfConfig, StepTree
+from trl_hrm.command_parser import CommandParser
 from trl_hrm.demo.world import make_problem, solve
 from trl_hrm.search.policies import FullTree
 from trl_hrm.tiny_model import make_tiny_model, make_tokenizer
@@ -27,6 +29,14 @@ ACCELERATE = {
     "zero3.yaml": {"distributed_type": "DEEPSPEED", "use_cpu": False, "mixed_precision": "bf16"},
     "fsdp2.yaml": {"distributed_type": "FSDP", "use_cpu": False, "mixed_precision": "bf16"},
 }
+
+
+# Settings files of the papers' experiments
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "tiny")
+
+
+def settings_of(path):
+    return yaml.safe_load((ROOT / "recipes" / path).read_text(encoding="utf-8"))
 
 
 def test_judged_solutions_of_the_tiny_policy():
@@ -94,18 +104,70 @@ class TestSettings:
         with pytest.raises(ValueError, match="no_such_setting"):
             recipe.make_parser().parse_args_and_config([*args, "--no_such_setting", "1"])
 
+    def test_every_setting_has_its_source(self):
+        """The reader of a recipe must know which values are the paper's, which are the code's, and which are ours."""
+        for path in RECIPES:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            settings = [line for line in lines if line and not line.startswith("#")]
+            assert settings and [line for line in settings if not re.search(r"  # (paper|code|ours)\b", line)] == [], (
+                path
+            )
+
     def test_the_papers_settings(self):
-        folder = ROOT / "recipes" / "qwen2.5-math-1.5b"
-        found = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.glob("*reward.yaml")}
-        assert {"hrm_reward", "prm_reward", "orm_reward"} <= found.keys()
-        for values in found.values():
+        """HRM paper, sections 4.1 and 4.2 and appendix A.1. The epochs are those of the authors' code. The paper has none."""
+        for name in ("hrm", "prm", "orm", "hrm_mc", "prm_mc"):
+            values = settings_of(f"qwen2.5-math-1.5b/{name}_reward.yaml")
             assert values["model_name_or_path"] == "Qwen/Qwen2.5-Math-1.5B"
             assert values["max_grad_norm"] == 0.01
-            assert values["learning_rate"] == 1e-5 and values["num_train_epochs"] == 1
+            assert values["head"] == ("regression" if "mc" in name else "classification")
+            assert values["num_train_epochs"] == (20 if "mc" in name else 40)
+            best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+            assert {key: values[key] for key in best} == best
+
+    def test_the_papers_settings_of_er_prm(self):
+        """ER-PRM paper, sections 4 and 6.1: 64 sequences of at most 512 tokens on 4 GPUs, and η 2 and 10."""
+        models = {}
+        for path in sorted((ROOT / "recipes" / "er_prm").glob("*reward.yaml")):
+            values = settings_of(path)
+            models[path.stem.removesuffix("_reward")] = values["model_name_or_path"]
+            assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * 4 == 64
+            assert (values["learning_rate"], values["num_train_epochs"], values["max_length"]) == (1e-6, 1, 512)
+            assert values["head"] == ("regression" if "regression" in path.stem else "lm")
+        assert models == {
+            "llama3.1-8b": "meta-llama/Llama-3.1-8B",
+            "llama3.1-8b_regression": "meta-llama/Llama-3.1-8B",
+            "llama3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
+            "llama3.2-1b": "meta-llama/Llama-3.2-1B-Instruct",
+        }
+        for name, eta in (("mistral", 2), ("deepseek", 10)):
+            config, _ = CommandParser(ExportConfig).read(
+                ["run", "--config", str(ROOT / "recipes" / "er_prm" / f"{name}_labels.yaml"), "--output_dir", "out"]
+            )
+            assert (config.labels, config.eta) == ("entropy", eta)
+
+    def test_reward_models_of_the_tables(self):
+        """Each table's reward model is the output of a recipe, and was trained on the labels that the paper states."""
+        trained = {values["output_dir"]: values for path in RECIPES if "head" in (values := settings_of(path))}
+        expected = {
+            "qwen2.5-math-72b/step_search.yaml": "data/prm800k-hrm",  # HRM, table 3
+            "qwen2.5-math-72b/best_of_n.yaml": "data/prm800k-orm",  # HRM, table 3
+            "qwen2.5-math-7b/step_search.yaml": "data/prm800k-mcts-hrm",  # HRM, tables 4 and 5
+            "deepseek-math-7b/step_search.yaml": "data/prm800k-mcts-hrm",  # HRM, table 4
+            "qwen2.5-math-7b/step_search_table6.yaml": "data/prm800k-mcts-hrm",  # HRM, table 6
+            "metamath-mistral-7b/best_of_n.yaml": "data/er-prm-mistral",  # ER-PRM, table 5
+        }
+        for name, dataset in expected.items():
+            assert trained[settings_of(name)["reward_model"]]["dataset_name"] == dataset, name
+        # Every model that a recipe uses, in its settings or in its comments, is the output of a recipe
+        text = "\n".join(path.read_text(encoding="utf-8") for path in RECIPES)
+        made = set(re.findall(r"output_dir:? (outputs/[\w.-]+)", text))
+        used = set(re.findall(r"(?:reward_model|policy|model_name_or_path):? (outputs/[\w.-]+)", text))
+        assert {"outputs/qwen2.5-math-1.5b-prm-mc", "outputs/er-prm-deepseek"} <= used <= made
+        for name in ("deepseek-math-7b-instruct", "openmath2-llama3.1-8b"):  # ER-PRM, tables 4 and 6
+            assert settings_of(f"{name}/best_of_n.yaml")["reward_model"] == "outputs/er-prm-deepseek"
 
     def test_the_papers_settings_of_self_training(self):
-        """Learning rate, epochs and λ as in the HRM paper, section 4.3. RAFT selects candidates and has no KL term."""
-        values = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / "kl_self.yaml").read_text(encoding="utf-8"))
+        """λ and the logarithm are in the HRM paper, sections 3.3 and 4.3, the rest in its code. RAFT has no KL term."""
         expected = {
             "learning_rate": 2e-6,
             "num_train_epochs": 1,
@@ -113,8 +175,10 @@ class TestSettings:
             "kl_scaling": "log1p",
             "kl_reduction": "sum",
         }
+        values = settings_of("qwen2.5-math-7b/kl_self.yaml")
         assert {key: values[key] for key in expected} == expected
-        assert yaml.safe_load((ROOT / "recipes" / "raft.yaml").read_text(encoding="utf-8"))["kl_coef"] == 0
+        raft = settings_of("raft.yaml")
+        assert (raft["kl_coef"], raft["learning_rate"], raft["num_train_epochs"]) == (0, 5e-7, 2)
 
     def test_rows_are_not_truncated(self):
         """TRL truncates silently, so samples of the recipes' commands must fit together with the prompt."""

@@ -12,7 +12,7 @@ from trl_hrm.evaluation.step_search import StepSearchSettings
 
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = {"best_of_n.yaml": BestOfNConfig, "step_search.yaml": StepSearchConfig}
+CONFIGS = {"best_of_n*.yaml": BestOfNConfig, "step_search*.yaml": StepSearchConfig}
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,11 @@ CONFIGS = {"best_of_n.yaml": BestOfNConfig, "step_search.yaml": StepSearchConfig
 )
 def test_settings_of_recipes(path):
     """Every key is a setting of the command and keeps its value, and the settings are compatible."""
-    config, _ = CommandParser(CONFIGS[path.name]).read(["--config", str(path)])
+    [config_class] = [CONFIGS[name] for name in CONFIGS if path.match(name)]
+    config, _ = CommandParser(config_class).read(["--config", str(path)])
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert {name: getattr(config, name) for name in values} == values
-    if path.name == "step_search.yaml":
+    if config_class is StepSearchConfig:
         StepSearchSettings("out", config.n, config.strategy, config.branching)
     if path.parent.name != "tiny":
         assert path.read_text().startswith("# Not tested")
@@ -43,19 +44,24 @@ def test_settings_on_the_command_line_win(tmp_path):
 
 
 def test_the_papers_settings():
-    """N, policies and aggregates as in HRM, tables 3 and 4, and ER-PRM, section 5 and tables 4 to 6."""
+    """N, policies, problems and aggregates as in HRM, tables 3, 4 and 6, and ER-PRM, section 4 and tables 4 to 6."""
     found = {
         (path.parent.name, path.stem): yaml.safe_load(path.read_text())
         for name in CONFIGS
         for path in (ROOT / "recipes").glob(f"*/{name}")
+        if path.parent.name != "tiny"
     }
-    searches = [found[name, "step_search"] for name in ("qwen2.5-math-7b", "deepseek-math-7b")]
-    assert all(values["n"] == [2, 4, 8, 16, 24, 32, 64, 128, 256, 512] for values in searches)
-    large = found["qwen2.5-math-72b", "step_search"]
-    assert large["n"] == [2, 4, 8, 16, 24] == found["qwen2.5-math-72b", "best_of_n"]["n"]
-    assert large["prompt"] == "formulas"
-    for name in ("deepseek-math-7b-instruct", "metamath-mistral-7b", "openmath2-llama3.1-8b"):
-        values = found[name, "best_of_n"]
+    names = [("qwen2.5-math-7b", "step_search"), ("deepseek-math-7b", "step_search")]
+    names += [("qwen2.5-math-7b", "step_search_table6")]
+    searches = [found.pop(name) for name in names]
+    for values in searches:
+        assert values["n"] == [2, 4, 8, 16, 24, 32, 64, 128, 256, 512]
+        assert (values["prompt"], values["max_depth"], values["aggregate"]) == ("steps", 8, "last")
+    large = [found.pop(("qwen2.5-math-72b", name)) for name in ("step_search", "best_of_n")]
+    assert all(values["n"] == [2, 4, 8, 16, 24] and values["prompt"] == "formulas" for values in large)
+    assert large[0]["max_depth"] == 100
+    assert all(math.isclose(values["temperature"], 0.1) for values in searches + large)
+    assert {name for name, _ in found} == {"deepseek-math-7b-instruct", "metamath-mistral-7b", "openmath2-llama3.1-8b"}
+    for values in found.values():
         assert values["n"] == [1, 4, 8, 16, 32, 64] and values["aggregate"] == ["min"]
-    assert all(values["max_in_flight"] >= max(values["n"]) for values in found.values() if max(values["n"]) > 256)
-    assert math.isclose(searches[0]["temperature"], 1.0)
+    assert all(values["max_in_flight"] >= 512 for values in searches)
