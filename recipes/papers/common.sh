@@ -3,14 +3,16 @@
 
 set -euo pipefail
 
+PAPER=$(basename "$(dirname "$0")")
+
 usage() {
     cat << END
 usage: bash $0 [--dry_run] [--list] [--data DIR] [--runs DIR] [--num_gpus N]
 
   --dry_run     run every stage on CPU, with a small model and a few easy problems. The numbers mean nothing
   --list        print the commands of the stages without running them
-  --data DIR    folder of the raw files (default: data/papers; with --dry_run, they are made in runs/papers-dry-run/data)
-  --runs DIR    folder of all outputs (default: runs/papers or runs/papers-dry-run). Scripts of the same paper share it
+  --data DIR    folder of the raw files (default: data/papers; with --dry_run, they are made in the folder of the outputs)
+  --runs DIR    folder of all outputs (default: runs/papers/$PAPER or runs/papers-dry-run/$PAPER). Scripts of a paper share it
   --num_gpus N  number of GPUs (default: all)
 
 A finished stage is not run again, and a stopped stage is resumed. The variable MODEL sets the model of a dry run (default:
@@ -38,14 +40,14 @@ PAPERS=$(dirname "${BASH_SOURCE[0]}")
 [ -d recipes/papers ] || { echo "recipes/papers is not in $PWD. Run this script in the root of the repository." >&2; exit 2; }
 MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct}
 if $DRY_RUN; then
-    RUNS=${RUNS:-runs/papers-dry-run}
+    RUNS=${RUNS:-runs/papers-dry-run/$PAPER}
     DATA=${DATA:-$RUNS/data}
     NUM_GPUS=0
     if ! $LIST && [ ! -e "$DATA" ]; then
         python "$PAPERS/make_dry_run_data.py" --output_dir "$DATA"
     fi
 else
-    RUNS=${RUNS:-runs/papers}
+    RUNS=${RUNS:-runs/papers/$PAPER}
     DATA=${DATA:-data/papers}
     if $LIST; then NUM_GPUS=${NUM_GPUS:-8}; fi
     NUM_GPUS=${NUM_GPUS:-$(nvidia-smi --list-gpus 2> /dev/null | wc -l)}

@@ -7,6 +7,7 @@ source "$(dirname "$0")/../common.sh" "$@"
 source "$(dirname "$0")/stages.sh"
 
 search_trees
+sft_data hrm
 # The paper does not state the training set. λ = 0.5 on the HRM's set is also the policy of table 5
 self_train policy-hrm hrm                               # paper: 0.5, in kl_self.yaml
 self_train policy-hrm-0.001 hrm --kl_coef 0.001         # paper

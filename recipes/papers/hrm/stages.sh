@@ -5,8 +5,6 @@ HNC=(--hnc --hnc_rule per_child)                                     # code: a c
 PRM800K_TEST=("$DATA/prm800k/phase1_test.jsonl" --where label.finish_reason=solution)  # code: 90 problems
 
 DRY[mcts]="--num_children 4 --max_depth 2 --max_step_tokens 40"
-DRY[policy-prm]="--max_length 512"
-DRY[policy-hrm]="--max_length 512"
 
 # Search trees on the questions of PRM800K, with Qwen2.5-Math-7B-Instruct
 search_trees() {
@@ -19,7 +17,7 @@ mc_reward_models() {
     stage mcts-prm export "$RUNS/mcts" --config $hrm/mcts_steps.yaml --output_dir "$RUNS/data/mcts-prm"
     stage mcts-hrm export "$RUNS/mcts" --config $hrm/mcts_steps.yaml "${HNC[@]}" --output_dir "$RUNS/data/mcts-hrm"
     for method in prm hrm; do
-        stage mc-$method reward --config $hrm/mc_reward.yaml --dataset_name "$RUNS/data/mcts-$method" \
+        stage mc-$method reward --config recipes/qwen2.5-math-1.5b/${method}_mc_reward.yaml --dataset_name "$RUNS/data/mcts-$method" \
             --output_dir "$RUNS/mc-$method" "${ZERO2[@]}"
     done
 }
@@ -35,13 +33,19 @@ step_searches() {
     done
 }
 
-# Qwen2.5-Math-7B-Instruct, trained on the good steps of the PRM's or of the HRM's training set
+# The good steps of the PRM's training set, or of the HRM's
+#   sft_data METHOD
+sft_data() {
+    local options=()
+    if [ "$1" = hrm ]; then options=("${HNC[@]}"); fi
+    stage "sft-$1" export "$RUNS/mcts" --config $hrm/mcts_sft.yaml "${options[@]}" --output_dir "$RUNS/data/sft-$1"
+}
+
+# Qwen2.5-Math-7B-Instruct, trained on these steps
 #   self_train NAME METHOD [OPTION ...]
 self_train() {
-    local name=$1 method=$2 compression=()
+    local name=$1 method=$2
     shift 2
-    if [ "$method" = hrm ]; then compression=("${HNC[@]}"); fi
-    stage sft-$method export "$RUNS/mcts" --config $hrm/mcts_sft.yaml "${compression[@]}" --output_dir "$RUNS/data/sft-$method"
     stage "$name" kl-self --config recipes/qwen2.5-math-7b/kl_self.yaml --dataset_name "$RUNS/data/sft-$method" \
         --output_dir "$RUNS/$name" "${ZERO3[@]}" "$@"
 }

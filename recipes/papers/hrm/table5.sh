@@ -8,8 +8,10 @@ source "$(dirname "$0")/../common.sh" "$@"
 source "$(dirname "$0")/stages.sh"
 
 mc_reward_models
-self_train policy-prm prm
-self_train policy-hrm hrm
+for method in prm hrm; do
+    sft_data $method
+    self_train policy-$method $method
+done
 
 step_searches qwen2.5-math-7b Qwen/Qwen2.5-Math-7B-Instruct "${PRM800K_TEST[@]}" # also in table 4
 for method in prm hrm; do
