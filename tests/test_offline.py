@@ -41,6 +41,7 @@ LOCAL = {
         "# END!",
     ],
     "report": "report bon --output report.html".split(),
+    "table": "table layout.yaml --runs . --output table.md".split(),
     "benchmark": "benchmark gsm8k.jsonl --reward_model model --suite processbench --output_dir benchmark".split(),
     "quickstart": "quickstart --max_steps 2 --output_dir quickstart".split(),
     "score": "score rows.jsonl --reward_model model".split(),
@@ -85,6 +86,9 @@ def folder(tmp_path_factory, policy) -> Path:
     rows = [{"prompt": f"What is {i}?", "completions": ["a", "b"], "labels": [True, False]} for i in range(20)]
     write_rows(folder / "rows.jsonl", rows)
     write_rows(folder / "problems.jsonl", KNOWN)
+    (folder / "layout.yaml").write_text(
+        "title: a\nsource: b\npoints: [1, 2]\nseries: [{label: c, results: bon, curve: pass_at_n}]\n"
+    )
     write_rows(folder / "gsm8k.jsonl", [process_row(i, i % 4 - 1) for i in range(8)])
     save_checkpoint(folder / "model")
     shutil.copytree(policy, folder / "policy")

@@ -66,6 +66,8 @@ _NAMES = {
     "StepScorer": "scoring.scorer",
     "StepSearchConfig": "scripts.step_search",
     "StepTree": "step_tree",
+    "table": "scripts.table",
+    "TableConfig": "scripts.table",
     "TransformersEngine": "search.engines.transformers",
 }
 
@@ -100,6 +102,7 @@ if TYPE_CHECKING:
     from .scripts.score import ScoreConfig, score
     from .scripts.select_raft import SelectRaftConfig, select_raft
     from .scripts.step_search import StepSearchConfig, step_search
+    from .scripts.table import TableConfig, table
     from .search.compression import compress
     from .search.engines.openai import OpenAIEngine
     from .search.engines.transformers import TransformersEngine

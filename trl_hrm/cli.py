@@ -79,6 +79,9 @@ COMMANDS = {
         "report",
         "show the results of several runs on one HTML page: curves, hacking gap, calibration, cost",
     ),
+    "table": Command(
+        "TableConfig", "table", "compare the results of several runs with the numbers in a table of a paper"
+    ),
     "score": Command("ScoreConfig", "score", "score the steps of solutions with a reward model"),
     "demo": Command(
         "DemoConfig",

@@ -23,6 +23,13 @@ from ..helpers import save_checkpoint
 from ..search.policies import KNOWN, SOLUTIONS, make_policy
 
 
+LAYOUT = """
+title: Best of N
+source: a paper
+points: [1, 2]
+series:
+  - {label: lowest score, results: results, curve: best_of_n/min, paper: [0.5, null]}
+"""
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MODEL = "--reward_model model --reward_model_max_length 512"
 PROMPT = "--prompt question --prompt_style plain --segmentation step_header --final_stops END!"
@@ -99,6 +106,7 @@ def make_inputs(folder: Path, write_policy: Callable[[Path], object] = train_pol
     (folder / "steps.jsonl.gz").write_bytes(gzip.compress((folder / "steps.jsonl").read_bytes()))
     Dataset.from_list(steps).to_parquet(folder / "rows" / "train.parquet")
     Dataset.from_list(rows["candidates"]).to_parquet(folder / "pool" / "train.parquet")
+    (folder / "layout.yaml").write_text(LAYOUT, encoding="utf-8")
     (folder / "prompt.txt").write_text("Solve: {question}\n", encoding="utf-8")
     with contextlib.chdir(folder):
         for line in (
@@ -196,6 +204,11 @@ def check_page(work: Path, stdout: str) -> None:
     assert page.rstrip().endswith("</html>") and "<script>alert" not in page
 
 
+def check_table(work: Path, stdout: str) -> None:
+    assert (work / "table.md").read_text(encoding="utf-8").startswith("<!-- Made by `trl-hrm table`. -->")
+    assert all(path.stat().st_size for path in (work / "table_files").iterdir())
+
+
 def check_printed(work: Path, stdout: str) -> None:
     assert stdout.strip()
 
@@ -254,6 +267,7 @@ SETTINGS = {
     "step-search": f"{STEP_SEARCH} --output_dir OUT",
     "benchmark": f"processbench.jsonl --suite processbench --validation_size 0.0 {MODEL} --output_dir OUT",
     "report": "results --output page.html",
+    "table": "layout.yaml --runs . --output table.md",
     "score": f"steps.jsonl {MODEL} --output scores.jsonl",
     "demo": "--profile quick --seed 1 --output_dir OUT",
     "quickstart": "--output_dir OUT --max_steps 1",
@@ -312,6 +326,8 @@ def targets() -> list[Target]:
         target("report results given judged searched --output page.html", "results/*.json*", check_page, 0.5, "results"),
         target("report results given judged --output page.html", "judged/*.json*", check_page, 0.5, "judged"),
         target("report searched --output page.html", "searched/*.json*", check_page, 0.5, "searched"),
+        target("table layout.yaml --runs . --output table.md", "layout.yaml", check_table, 0.5),
+        target("table layout.yaml --runs . --output table.md", "results/results.json", check_table, 0.3, "results"),
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "steps.jsonl", check_scores),
         target(f"score trees.jsonl {MODEL}", "trees.jsonl", check_printed),
         target(f"score steps.jsonl {MODEL} --output scores.jsonl", "model/*.json", check_scores, 1, "model"),
@@ -326,7 +342,7 @@ def targets() -> list[Target]:
         if name != "env":
             found.append(target(f"{name} --config {name}.yaml --print_config", f"{name}.yaml", check_settings, 0.3))
     runnable = [name for name in SETTINGS if name not in ("demo", "quickstart", "env", "step-search", "annotate")]
-    checks = {"score": check_scores, "report": check_page, "inspect": check_page, "push-dataset": check_printed,
+    checks = {"score": check_scores, "report": check_page, "table": check_table, "inspect": check_page, "push-dataset": check_printed,
               "best-of-n": check_results, "benchmark": check_benchmark}  # fmt: skip
     found += [target(f"{name} --config {name}.yaml", "", checks.get(name, check_dataset), 0.3) for name in runnable]
     found += [

@@ -44,6 +44,13 @@ JUDGED = {
     "generator": "g",
     "final_answer_correct": False,
 }
+LAYOUT = """
+title: Best of N
+source: a paper
+points: [1, 2]
+series:
+  - {label: lowest score, results: results, curve: best_of_n/min, paper: [0.5, null]}
+"""
 # ordered so that each finds its input
 SETTINGS = {
     "build-prm800k": {"inputs": ["prm800k.jsonl"], "output_dir": "OUT", "neutral": "0.25", "test_size": 0.0},
@@ -72,6 +79,7 @@ SETTINGS = {
     "step-search": {**POLICY, **PROBLEMS, **REWARD_MODEL, "output_dir": "OUT", "n": [2], "max_depth": 2, "max_step_tokens": 20},
     "benchmark": {"data": ["judged.jsonl"], "suite": ["processbench"], "output_dir": "OUT", "validation_size": 0.0, **REWARD_MODEL},
     "report": {"inputs": ["results"], "output": "OUT/report.html"},
+    "table": {"layout": "layout.yaml", "runs": ".", "output": "OUT/table.md"},
     "score": {"input": "rows.jsonl", "output": "OUT/scores.jsonl", "columns": {"prompt": "question"}, **REWARD_MODEL},
     "env": {},
 }  # fmt: skip
@@ -142,6 +150,7 @@ def make_inputs(work: Path, policy: str) -> None:
         "judged": [JUDGED],
     }.items():
         (work / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (work / "layout.yaml").write_text(LAYOUT, encoding="utf-8")
     with contextlib.chdir(work):
         for name, folder in (("annotate", "run"), ("export", "dataset"), ("best-of-n", "results")):
             getattr(trl_hrm, COMMANDS[name].function)(config_of(name, folder))

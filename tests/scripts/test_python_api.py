@@ -23,7 +23,7 @@ def test_python_and_command_line(name, work, monkeypatch, capsys):
     command = COMMANDS[name]
     folders = [f"{name}-{way}" for way in ("python", "line")]
     python, line = folders
-    if name in ("inspect", "report", "score"):  # these write files instead of folders
+    if name in ("inspect", "report", "score", "table"):  # these write files instead of folders
         for folder in folders:
             Path(folder).mkdir()
     capsys.readouterr()

@@ -45,10 +45,13 @@ class Table:
     marked: frozenset[int] = frozenset()
     style: str = ""
 
-    def markdown(self) -> str:
-        """Return the table in Markdown."""
+    def markdown(self, is_aligned: bool = False) -> str:
+        """Return the table in Markdown. With `is_aligned`, columns have the same width in every line, for a terminal."""
         lines = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in row] for row in (self.head, *self.rows)]
-        lines.insert(1, ["---"] * len(self.head))
+        widths = [max(3, *map(len, column)) if is_aligned else 3 for column in zip(*lines, strict=True)]
+        lines.insert(1, ["-" * width for width in widths])
+        if is_aligned:
+            lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -110,7 +113,20 @@ def claimed_page(path: str | Path, option: str) -> Iterator[Path]:
 
 def write_page(text: str, pictures: Iterable[Picture], output: Path) -> list[Path]:
     """
-    Write a page, and its pictures in the light theme to a folder next to it, such as `report_files` for `report.html`.
+    Write a page and its pictures. See [`write_pictures`].
+
+    Returns:
+        `list[Path]`: Picture files.
+    """
+    files = write_pictures(pictures, output)
+    with replacing(output) as file:
+        file.write(text)
+    return files
+
+
+def write_pictures(pictures: Iterable[Picture], output: Path) -> list[Path]:
+    """
+    Write the pictures of a page in the light theme to a folder next to it, such as `report_files` for `report.html`.
 
     Returns:
         `list[Path]`: Picture files.
@@ -123,8 +139,6 @@ def write_page(text: str, pictures: Iterable[Picture], output: Path) -> list[Pat
         remove_partial(files[-1])
         with replacing(files[-1], "wb") as file:
             file.write(picture.images["light"])
-    with replacing(output) as file:
-        file.write(text)
     return files
 
 

@@ -231,7 +231,8 @@ def band_picture(
         name, title:
             See [`Picture`].
         curves (`Sequence[tuple[str, list[dict]]]`):
-            Labels, and points with `n`, `accuracy`, and the bounds `low` and `high` of the band.
+            Labels, and points with `n`, `accuracy`, and the bounds `low` and `high` of the band. A curve without bounds, such as one
+            of a paper, is a broken line.
         baselines (`Sequence[tuple[str, list[dict]]]`):
             Curves without a reward model, drawn without a band.
         places (`Sequence[int]`, *optional*):
@@ -243,11 +244,15 @@ def band_picture(
         for (label, curve), place in zip(curves, places, strict=True):
             color, marker = theme.curves[place % len(theme.curves)], MARKERS[place % len(MARKERS)]
             n, accuracy = columns(curve)
-            low, high = ([100 * point[key] for point in curve] for key in ("low", "high"))
-            axes.fill_between(n, low, high, color=color, alpha=0.15, linewidth=0)
-            if len(n) == 1:  # nothing to fill
-                axes.vlines(n, low, high, color=color, alpha=0.4)
-            axes.plot(n, accuracy, color=color, marker=marker, markersize=4, linewidth=2, label=shown_label(label))
+            line = {"linewidth": 2}
+            if "low" in curve[0]:
+                low, high = ([100 * point[key] for point in curve] for key in ("low", "high"))
+                axes.fill_between(n, low, high, color=color, alpha=0.15, linewidth=0)
+                if len(n) == 1:  # nothing to fill
+                    axes.vlines(n, low, high, color=color, alpha=0.4)
+            else:
+                line = {"linewidth": 1.5, "linestyle": "--"}
+            axes.plot(n, accuracy, color=color, marker=marker, markersize=4, label=shown_label(label), **line)
 
     return curves_picture(name, title, curves, baselines, paint)
 
