@@ -261,6 +261,7 @@ def finish(trainer: "Trainer") -> None:
     [`~trl_hrm.hub.PushError`].
     """
     trainer.save_model(_internal_call=True)  # otherwise `save_model` would push before the card has metrics
+    trainer.save_state()  # the logs, for `trl-hrm table`
     trainer.accelerator.print(printable(f"Model saved to {trainer.args.output_dir}."))
     if trainer.args.eval_strategy != "no":
         metrics = trainer.evaluate()

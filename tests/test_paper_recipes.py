@@ -1,0 +1,244 @@
+"""The scripts of the HRM paper's tables: every command parses, every input exists, and the settings and numbers are the paper's."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from .helpers import ROOT, load_recipe
+from .paper_scripts import RECIPES, check_paths, listed, run_script
+
+
+HRM = RECIPES / "hrm"
+SCRIPTS = ("table3", "table4", "table5", "table6", "figure4")
+N = [2, 4, 8, 16, 24, 32, 64, 128, 256, 512]
+
+
+@pytest.fixture(scope="session")
+def raw_files(tmp_path_factory) -> set[str]:
+    """Names of the raw files."""
+    folder = tmp_path_factory.mktemp("raw")
+    load_recipe("papers/make_dry_run_data.py").main(folder, seed=42)
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def stages():
+    """Stages of each script."""
+    return {script: listed(f"hrm/{script}.sh") for script in SCRIPTS}
+
+
+@pytest.fixture(scope="module")
+def dry_stages():
+    """Stages of each script in a dry run."""
+    return {script: listed(f"hrm/{script}.sh", "--dry_run") for script in SCRIPTS}
+
+
+def test_every_script_is_tested():
+    assert {path.stem for path in HRM.glob("*.sh")} == {*SCRIPTS, "stages"}
+
+
+class TestStages:
+    @pytest.mark.parametrize("script", SCRIPTS)
+    def test_every_input_is_a_raw_file_or_the_output_of_an_earlier_stage(self, script, stages, dry_stages, raw_files):
+        """A path that no stage writes would stop the script after days."""
+        check_paths(stages[script], "runs/papers/hrm", "data/papers", raw_files)
+        check_paths(dry_stages[script], "runs/papers-dry-run/hrm", "runs/papers-dry-run/hrm/data", raw_files)
+
+    def test_stages_are_shared_between_scripts(self, stages, dry_stages):
+        """A stage with the same name and another command would be an error in the second script."""
+        for by_script in (stages, dry_stages):
+            commands, outputs = {}, {}
+            for stage in (stage for one in by_script.values() for stage in one):
+                assert commands.setdefault(stage.name, stage) == stage
+                if stage.command != "table":
+                    assert outputs.setdefault(stage.settings["output_dir"], stage.name) == stage.name
+        trained = {name for name, stage in commands.items() if stage.command in ("reward", "kl-self")}
+        assert trained == {"orm", "prm", "hrm", "mc-prm", "mc-hrm", "policy-prm", "policy-hrm"} | {
+            "policy-hrm-0.001",
+            "policy-hrm-10.0",
+        }
+
+    def test_a_dry_run_has_the_same_stages(self, stages, dry_stages):
+        for script in SCRIPTS:
+            assert [(s.name, s.command) for s in stages[script]] == [(s.name, s.command) for s in dry_stages[script]]
+            for stage in dry_stages[script]:
+                used = stage.settings.get("policy") or stage.settings.get("model_name_or_path")
+                assert used in (None, "HuggingFaceTB/SmolLM2-135M-Instruct") or used.startswith("runs/papers-dry-run/hrm/policy-")
+                if stage.command == "step-search":
+                    assert stage.settings["n"] == [2, 4] and stage.settings["limit"] == 4
+
+    def test_a_large_policy_has_one_process(self, stages):
+        """Each process of a search uses one GPU, on which 72B parameters have no room."""
+        found = {}
+        for stage in (stage for one in stages.values() for stage in one):
+            if stage.command in ("annotate", "evaluate", "best-of-n", "step-search"):
+                size = (stage.settings["engine_args"] or {}).get("tensor_parallel_size", 1)
+                found.setdefault(stage.settings["policy"].split("/")[-1], set()).add((size, stage.num_processes))
+        assert found.pop("Qwen2.5-Math-72B-Instruct") == {(8, 1)}
+        assert len(found) == 4 and all(one == {(1, 8)} for one in found.values())
+
+
+class TestSettings:
+    def test_every_setting_has_its_source(self):
+        """The reader of a file must know which values are the paper's, which are the code's, and which are ours."""
+        tested = 0
+        for path in HRM.glob("*.yaml"):
+            if "series" in yaml.safe_load(path.read_text(encoding="utf-8")):
+                continue
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+            assert lines and [line for line in lines if not re.search(r"  # (paper|code|ours)\b", line)] == [], path
+            tested += 1
+        assert tested == 7
+
+    def test_table_3(self, stages):
+        """Section 4.1, appendix A.1, and the authors' code for what the paper does not state."""
+        found = {stage.name: stage.settings for stage in stages["table3"] if stage.name.startswith("table3-")}
+        assert found.keys() == {"table3-orm", "table3-prm", "table3-hrm"}
+        for name, settings in found.items():
+            assert settings["policy"] == "Qwen/Qwen2.5-Math-72B-Instruct" and settings["n"] == [2, 4, 8, 16, 24]
+            assert settings["temperature"] == 0.1 and settings["segmentation"] == "formula"
+            assert settings["reward_model"] == f"runs/papers/hrm/{name.removeprefix('table3-')}"
+            if name == "table3-orm":
+                assert settings["aggregate"] == ["last"] and settings["max_solution_tokens"] == 2048
+            else:
+                assert (settings["max_depth"], settings["max_step_tokens"]) == (100, 1024)
+                assert (settings["strategy"], settings["aggregate"]) == ("step_search", "last")
+
+    def test_tables_4_to_6(self, stages):
+        """Each policy is searched with both reward models of MC labels, for every N of the paper."""
+        policies = {
+            "table4": {
+                "deepseek-math-7b": "deepseek-ai/deepseek-math-7b-instruct",
+                "qwen2.5-math-72b": "Qwen/Qwen2.5-Math-72B-Instruct",
+                "qwen2.5-math-7b": "Qwen/Qwen2.5-Math-7B-Instruct",
+            },
+            "table5": {
+                "qwen2.5-math-7b": "Qwen/Qwen2.5-Math-7B-Instruct",
+                "qwen-7b-prm": "runs/papers/hrm/policy-prm",
+                "qwen-7b-hrm": "runs/papers/hrm/policy-hrm",
+            },
+            "table6": {"gsm8k": "Qwen/Qwen2.5-Math-7B-Instruct", "math500": "Qwen/Qwen2.5-Math-7B-Instruct"},
+        }
+        for script, expected in policies.items():
+            found = {s.name: s.settings for s in stages[script] if s.command == "step-search"}
+            assert found.keys() == {f"{name}-{method}" for name in expected for method in ("prm", "hrm")}
+            for name, settings in found.items():
+                policy, method = name.rsplit("-", 1)
+                assert settings["policy"] == expected[policy] and settings["n"] == N
+                assert settings["reward_model"] == f"runs/papers/hrm/mc-{method}"
+                assert (settings["temperature"], settings["max_depth"], settings["aggregate"]) == (0.1, 8, "last")
+                assert settings["segmentation"] == "step_header" and settings["max_in_flight"] >= max(N)
+                if script == "table6":
+                    assert settings["problems"] == f"data/papers/{policy}/test.jsonl" and settings["where"] is None
+
+    def test_problems_of_prm800k(self, stages):
+        """Every number in tables 3 to 5 is a multiple of 1/90: the test records that end with a solution."""
+        tested = 0
+        for stage in (stage for script in ("table3", "table4", "table5") for stage in stages[script]):
+            if stage.command in ("best-of-n", "step-search", "evaluate"):
+                assert stage.settings["problems"] == "data/papers/prm800k/phase1_test.jsonl"
+                assert stage.settings["where"] == {"label.finish_reason": "solution"}
+                tested += 1
+        assert tested == 3 + 6 + 9
+
+    def test_reward_models(self, stages):
+        """Table 3: labels of people, as three views. Tables 4 to 6: MC labels of the same trees, with node compression for the HRM."""
+        found = {stage.name: stage.settings for one in stages.values() for stage in one}
+        for view in ("orm", "prm", "hrm"):
+            data = found[f"prm800k-{view}"]
+            assert found[view]["dataset_name"] == data["output_dir"] and found[view]["num_train_epochs"] == 40
+            assert (data["view"], data["neutral"]) == (view, "negative")
+            assert data["inputs"] == ["data/papers/prm800k/phase1_train.jsonl"]
+        for method in ("prm", "hrm"):
+            data, model = found[f"mcts-{method}"], found[f"mc-{method}"]
+            assert model["dataset_name"] == data["output_dir"]
+            assert (model["head"], model["regression_loss"], model["num_train_epochs"]) == ("regression", "mse", 20)
+            assert data["inputs"] == ["runs/papers/hrm/mcts"]
+            assert (data["labels"], data["estimator"], data["truncated"]) == ("soft", "leaf_share", "wrong")
+            assert data["balance"] is not None and data["balance_by"] == "value_and_depth"
+            assert data["hnc"] == (method == "hrm")
+        assert (found["mcts-hrm"]["hnc_rule"], found["mcts-hrm"]["hnc_probability"]) == ("per_child", 0.5)
+        for name in ("orm", "prm", "hrm", "mc-prm", "mc-hrm"):
+            assert found[name]["model_name_or_path"] == "Qwen/Qwen2.5-Math-1.5B" and found[name]["max_grad_norm"] == 0.01
+
+    def test_search_trees(self, stages):
+        """Section 4.2: only the questions and answers of PRM800K, 5 children, depth 7."""
+        [search] = {id(s): s.settings for s in stages["table4"] if s.name == "mcts"}.values()
+        assert search["problems"] == "data/papers/prm800k/phase1_train.jsonl"
+        assert search["policy"] == "Qwen/Qwen2.5-Math-7B-Instruct" and search["search"] == "full_tree"
+        assert (search["num_children"], search["max_depth"], search["temperature"]) == (5, 7, 0.1)
+
+    def test_self_training(self, stages):
+        """Section 4.3: λ, and for each method the steps of its training set with an MC score of at least 0.95 (code)."""
+        found = {stage.name: stage.settings for one in stages.values() for stage in one}
+        for method in ("prm", "hrm"):
+            data, policy = found[f"sft-{method}"], found[f"policy-{method}"]
+            assert (data["view"], data["prefixes"], data["min_mc_score"]) == ("sft", True, 0.95)
+            assert data["hnc"] == (method == "hrm") and data["inputs"] == ["runs/papers/hrm/mcts"]
+            assert policy["dataset_name"] == data["output_dir"]
+            assert policy["model_name_or_path"] == "Qwen/Qwen2.5-Math-7B-Instruct"
+        assert found["sft-hrm"]["hnc_rule"] == "per_child"
+        coefficients = {stage.name: stage.settings["kl_coef"] for stage in stages["figure4"] if stage.command == "kl-self"}
+        assert coefficients == {"policy-hrm-0.001": 0.001, "policy-hrm": 0.5, "policy-hrm-10.0": 10}
+
+
+class TestPaper:
+    @pytest.fixture(scope="class")
+    def paper(self, shared_data) -> str:
+        path = shared_data.parent / "papers" / "hrm_paper.txt"
+        if not path.is_file():
+            pytest.skip(f"the text of the paper is not at {path}")
+        return path.read_text(encoding="utf-8")
+
+    def test_numbers(self, paper):
+        """Every number of tables 3 to 6, as the text of the paper has it."""
+        rows = re.findall(r"^(?:(.+?) \| )?([OPH]RM) \| (0\.[\d. |]+?)[ |]*$", paper, flags=re.MULTILINE)
+        assert len(rows) == 3 + 6 + 6 + 4
+        title = ""
+        for number, size in ((3, 3), (4, 6), (5, 6), (6, 4)):
+            layout = yaml.safe_load((HRM / f"table{number}.yaml").read_text(encoding="utf-8"))
+            assert layout["points"] == ([2, 4, 8, 16, 24] if number == 3 else N)
+            assert layout["points_in"] == "columns" and layout["unit"] == "share"
+            expected = []
+            for outer, method, cells in rows[:size]:
+                title = outer or title
+                label = method if number == 3 else [title, method]
+                expected.append((label, [float(cell) for cell in cells.split("|")]))
+            assert [(series["label"], series["paper"]) for series in layout["series"]] == expected
+            del rows[:size]
+
+    @pytest.mark.parametrize("name", ["formulas", "steps"])
+    def test_prompts(self, paper, name):
+        """The words of appendix A.1 and A.2. The text of the paper has no line breaks and typographic apostrophes."""
+        [prompt] = [
+            " ".join(one.replace("’", "'").split())
+            for one in re.findall(r"You are an expert of Math.*?-{5,} Question:.*?-{5,}", paper)
+            if ("# Step 1" in one) == (name == "steps")
+        ]
+        text = (HRM / "prompts" / f"{name}.txt").read_text(encoding="utf-8")
+        assert " ".join(text.split()) == prompt and text.count("{question}") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_dry_run(script, real_folder, tmp_path_factory):
+    """The whole script with a real model. The scripts share their stages, as those of the paper do."""
+    runs = tmp_path_factory.getbasetemp() / "hrm-dry-run"
+    done = run_script(f"hrm/{script}.sh", "--dry_run", "--runs", str(runs), env={"MODEL": str(real_folder("smollm2"))})
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = run_script(f"hrm/{script}.sh", "--dry_run", "--runs", str(runs), env={"MODEL": str(real_folder("smollm2"))})
+    assert again.returncode == 0 and again.stdout.count("done before") == again.stdout.count("== ")
+    for table in [script] if script != "table5" else ["table5", "table5_policies"]:
+        layout = yaml.safe_load((HRM / f"{table}.yaml").read_text(encoding="utf-8"))
+        text = (runs / f"{table}.md").read_text(encoding="utf-8")
+        assert text.split("\n\n", 1)[1] in done.stdout or text.splitlines()[1] in done.stdout
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+        points = [f"N={point}" if isinstance(point, int) else point for point in layout["points"]]
+        assert rows[0][1:] == points
+        labels = [one if isinstance(one, str) else " / ".join(one) for one in (s["label"] for s in layout["series"])]
+        assert [row[0] for row in rows[2 : 2 + len(labels)]] == labels
+        assert Path(runs, f"{table}_files").is_dir()
+        assert ROOT.is_dir()
