@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..io import shown
-from ..search.compression import compress, count_moves
+from ..search.compression import count_moves
 from ..search.nodes import read_totals, read_unreadable_references
 from ..search.outcomes import describe_outcomes, reference_warnings
 from ..search.prompts import Prompt
@@ -25,7 +25,7 @@ from .export_config import ExportConfig
 from .output import claimed_output
 from .problems import problem_split
 from .self_training import MESSAGES, asked, prompt_of
-from .step_labels import bin_of, label_steps, leave_out_copies, right_solutions, thin_labels
+from .step_labels import bin_of, compressed, label_steps, leave_out_copies, right_solutions, thin_labels
 from .tree_files import NodeFiles, OpenrFiles, run_warnings
 
 
@@ -261,7 +261,7 @@ def parse_search_tree(
     is_train = problem_split(tree.problem.prompt, config.test_size, config.seed) == "train"
     views = [("tree", tree)]
     if config.hnc and is_train:
-        view = compress(tree, config.hnc_seed, config.hnc_probability, config.hnc_min_children, config.hnc_passes)
+        view = compressed(tree, config)
         moves = count_moves(view)
         if moves:
             notes["hnc_moved_nodes"] += moves
@@ -331,7 +331,7 @@ def _describe_labels(config: ExportConfig, estimator: str) -> dict[str, Any]:
         chosen = {"min_mc_score": config.min_mc_score, "max_solutions": config.max_solutions or "all"}
         return {"estimator": estimator, "truncated": config.truncated} | chosen
     names = ["eta"] * (config.labels == "entropy") + ["truncated", "min_leaves"] * (estimator != "recorded")
-    hnc = ["hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"] if config.hnc else []
+    hnc = ["hnc_rule", "hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"] if config.hnc else []
     return {"kind": config.labels, "estimator": estimator} | {name: getattr(config, name) for name in names + hnc}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..config import COUNT, SEED
+from ..io import shown
 from .build_config import BuildConfig
 
 
@@ -44,8 +45,11 @@ class ExportConfig(BuildConfig):
         hnc (`bool`, *optional*, defaults to `False`):
             Whether to add a row with node compression for every training problem. In the views `"prm"` and `"orm"`, a row is added
             for each path that compression changes. See [`compress`].
+        hnc_rule (`str`, *optional*, defaults to `"per_parent"`):
+            How the child that moves is drawn. `"per_parent"`: one draw per node and, if it succeeds, one child, uniformly.
+            `"per_child"`, as in the authors' code: one draw per child, in order, until one succeeds.
         hnc_probability (`float`, *optional*, defaults to `0.5`):
-            Probability that one child of a node is merged with it and moved up.
+            Probability that a draw succeeds.
         hnc_min_children (`int`, *optional*, defaults to `4`):
             Minimum number of children of a node for one of them to be merged.
         hnc_passes (`int`, *optional*, defaults to `1`):
@@ -128,10 +132,17 @@ class ExportConfig(BuildConfig):
     hnc: bool = field(
         default=False, metadata={"help": "Add a row with node compression (HNC) for every training problem."}
     )
+    hnc_rule: Literal["per_parent", "per_child"] = field(
+        default="per_parent",
+        metadata={
+            "help": "How the child that moves is drawn, for --hnc. per_parent: one draw per node and, if it succeeds, one child, "
+            "uniformly. per_child, as in the authors' code: one draw per child, in order, until one succeeds.",
+        },
+    )
     hnc_probability: float = field(
         default=0.5,
         metadata={
-            "help": "Probability that one child of a node is merged with it and moved up, for --hnc.",
+            "help": "Probability that a draw of --hnc_rule succeeds, for --hnc.",
             "advanced": True,
             "range": "[0, 1]",
         },
@@ -192,10 +203,10 @@ class ExportConfig(BuildConfig):
                 f"`eta` is {self.eta}, but has no effect with `labels={self.labels!r}`. Use `labels='entropy'`, or remove `eta`."
             )
         # Options that would be ignored
-        for name in ("hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
+        for name in ("hnc_rule", "hnc_probability", "hnc_min_children", "hnc_passes", "hnc_seed"):
             if not self.hnc and getattr(self, name) != getattr(ExportConfig, name):
                 raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, but has no effect without `hnc`. Set `hnc`, or remove `{name}`."
+                    f"`{name}` is {shown(getattr(self, name))}, but has no effect without `hnc`. Set `hnc`, or remove `{name}`."
                 )
         for name in ("min_mc_score", "max_solutions"):
             if self.view != "sft" and getattr(self, name):

@@ -7,6 +7,7 @@ from operator import add
 from typing import NamedTuple
 
 from ..io import shown
+from ..search.compression import compress
 from ..search.tree import ROOT, SearchTree
 from ..search.values import leaf_counts, make_label, mc_scores
 from ..step_tree import StepTree
@@ -94,6 +95,13 @@ def unite_steps(
             notes["equal_siblings_united"] += 1
             members[step].append(i)
     return UnitedSteps(texts, parents, num_merged, members)
+
+
+def compressed(tree: SearchTree, config: ExportConfig) -> SearchTree:
+    """Return the compressed view of a search tree."""
+    return compress(
+        tree, config.hnc_seed, config.hnc_probability, config.hnc_min_children, config.hnc_passes, config.hnc_rule
+    )
 
 
 def label_steps(tree: SearchTree, config: ExportConfig, notes: Counter) -> tuple[StepTree, list[list[int]]]:

@@ -100,6 +100,13 @@ class InspectConfig(Config):
         metadata={"help": "How to count a solution without an answer: drop ignores it, wrong counts it as wrong."},
     )
     hnc: bool = field(default=False, metadata={"help": "Show the tree after node compression."})
+    hnc_rule: Literal["per_parent", "per_child"] = field(
+        default="per_parent",
+        metadata={
+            "help": "How the child that moves is drawn, for --hnc. per_parent: one draw per node and, if it succeeds, one child, "
+            "uniformly. per_child, as in the authors' code: one draw per child, in order, until one succeeds."
+        },
+    )
     hnc_seed: int = field(default=42, metadata={"help": "Random seed of the compression, for --hnc.", "range": SEED})
 
     def __post_init__(self):
@@ -108,8 +115,9 @@ class InspectConfig(Config):
         for name in ("html", "depth", "breadth", "rollouts", "hnc"):
             if self.problem is None and getattr(self, name) != defaults[name]:
                 raise ValueError(f"`{name}` has no effect without `problem`. Set `problem`, or remove `{name}`.")
-        if not self.hnc and self.hnc_seed != defaults["hnc_seed"]:
-            raise ValueError("`hnc_seed` has no effect without `hnc`. Set `hnc`, or remove `hnc_seed`.")
+        for name in ("hnc_rule", "hnc_seed"):
+            if not self.hnc and getattr(self, name) != defaults[name]:
+                raise ValueError(f"`{name}` has no effect without `hnc`. Set `hnc`, or remove `{name}`.")
 
 
 class Entry(NamedTuple):
@@ -237,8 +245,8 @@ def _inspect(tree: "SearchTree", config: InspectConfig) -> "Inspection":
     if any(node.value is not None for node in tree.nodes):
         basis = "recorded in the source; for the prompt, their mean"
     if config.hnc:
-        tree = compress(tree, config.hnc_seed)
-        basis += f"; after node compression with seed {config.hnc_seed}, which moved {count_moves(tree)} nodes"
+        tree = compress(tree, config.hnc_seed, rule=config.hnc_rule)
+        basis += f"; after node compression ({config.hnc_rule}) with seed {config.hnc_seed}, which moved {count_moves(tree)} nodes"
     scores = mc_scores(tree, config.estimator, config.truncated)
     return Inspection(tree, scores, leaf_counts(tree), totals, run=config.input, basis=basis)
 

@@ -7,20 +7,30 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ..io import shown
 from .tree import ROOT, SearchTree, make_id
 
 
+RULES = ("per_parent", "per_child")
+
+
 def compress(
-    tree: SearchTree, seed: int, probability: float = 0.5, min_children: int = 4, num_passes: int = 1
+    tree: SearchTree,
+    seed: int,
+    probability: float = 0.5,
+    min_children: int = 4,
+    num_passes: int = 1,
+    rule: str = "per_parent",
 ) -> SearchTree:
     r"""
     Return a copy of `tree` in which some nodes are merged with their parent.
 
-    Each node with N >= `min_children` sampled next steps loses one of them, chosen uniformly, with `probability`. The text of the
-    chosen child becomes parent + child, and the child moves to the grandparent together with its subtree. The child mean of the
-    parent keeps its expectation, and its variance changes from \\(\sigma^2/N\\) to \\(\sigma^2/(N-1)\\). The moved node keeps its
-    score. It is not a sample of the grandparent's next step, so the child mean of the grandparent ignores it. The set of leaves
-    below each node above the parent does not change.
+    Of each node with N >= `min_children` sampled next steps, `rule` selects at most one. The text of the selected child becomes
+    parent + child, and the child moves to the grandparent together with its subtree. The child mean of the parent keeps its
+    expectation over the samples of the policy, and its variance changes from \\(\sigma^2/N\\) to \\(\sigma^2/(N-1)\\). With
+    `"per_parent"`, the average over all selections is also the child mean of the given tree. With `"per_child"`, it is not,
+    because the first siblings move more often. The moved node keeps its score. It is not a sample of the grandparent's next step,
+    so the child mean of the grandparent ignores it. The set of leaves below each node above the parent does not change.
 
     A node whose children have different weights (because the budget dropped some) is skipped. Removing one of them would change
     its expected mean.
@@ -29,14 +39,19 @@ def compress(
         tree ([`SearchTree`]):
             Tree to compress. It is not modified.
         seed (`int`):
-            Random seed. The choice for a node depends only on the seed and the node's id, not on the order of nodes.
+            Random seed. The draw of a node depends only on the seed and the node's id, not on the order of nodes.
         probability (`float`, *optional*, defaults to `0.5`):
-            Probability that a node loses a child.
+            Probability of each draw.
         min_children (`int`, *optional*, defaults to `4`):
             Minimum number of sampled next steps, N. The authors' code uses 4.
         num_passes (`int`, *optional*, defaults to `1`):
             Number of passes. Moved nodes are not moved again, so more than two steps merge only if both a node and one of its
-            children move.
+            children move. With `rule="per_child"`, this takes two passes.
+        rule (`str`, *optional*, defaults to `"per_parent"`):
+            How the child to move is selected. `"per_parent"`: with `probability`, one child, uniformly. `"per_child"`, the rule
+            of the authors' code: one draw with `probability` per child, in the order of sampling, until one succeeds. A node with
+            N children loses one with probability \\(1 - (1-p)^N\\), 0.97 for 5 children and p = 0.5. Children of a node that
+            moves in the same pass stay with it.
 
     Returns:
         [`SearchTree`]: The compressed tree, with each node at its index in `tree`. Moved nodes and their descendants have new
@@ -45,14 +60,16 @@ def compress(
     Raises:
         `ValueError`: If an option is out of range.
     """
-    check_options(probability, min_children, num_passes)
+    check_options(probability, min_children, num_passes, rule)
     for number in range(num_passes):
-        tree = move_up(tree, choose_moves(tree, (seed, number), probability, min_children), (seed, number))
+        tree = move_up(tree, choose_moves(tree, (seed, number), probability, min_children, rule), (seed, number))
     return tree
 
 
-def check_options(probability: float, min_children: int, num_passes: int) -> None:
+def check_options(probability: float, min_children: int, num_passes: int, rule: str = "per_parent") -> None:
     """Raise `ValueError` if an option of [`compress`] is out of range."""
+    if rule not in RULES:
+        raise ValueError(f"The rule of node compression is {shown(rule)}. It must be one of {', '.join(RULES)}.")
     if not 0 <= probability <= 1:
         raise ValueError(f"The probability of node compression is {probability}. It must be in [0, 1].")
     if min_children < 2:
@@ -61,20 +78,35 @@ def check_options(probability: float, min_children: int, num_passes: int) -> Non
         raise ValueError(f"The number of passes of node compression is {num_passes}. It must be at least 1.")
 
 
-def choose_moves(tree: SearchTree, key: tuple, probability: float, min_children: int) -> list[int]:
-    """Return the indices of the nodes to move up in one pass, at most one per parent. `key` seeds the choice."""
-    moves = []
+def choose_moves(
+    tree: SearchTree, key: tuple, probability: float, min_children: int, rule: str = "per_parent"
+) -> list[int]:
+    """
+    Return the indices of the nodes to move up in one pass, at most one per parent, from the first steps down. `key` seeds the
+    draws. See [`compress`] for the rules.
+    """
+    moves: dict[int, None] = {}
     for parent, children in enumerate(tree.children()[:-1]):
         steps = _movable(tree, parent, children)
         if len(steps) < min_children:
             continue
-        # two numbers below 2**64 that depend only on the key and the id
-        name = "\n".join(map(str, (*key, tree.nodes[parent].node_id)))
-        digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-        coin, choice = (int.from_bytes(half, "big") for half in (digest[:8], digest[8:]))
-        if coin < probability * 2**64:
-            moves.append(steps[choice * len(steps) >> 64])
-    return moves
+        if rule == "per_parent":
+            draw, place = draws(key, tree.nodes[parent].node_id)
+            chosen = steps[place * len(steps) >> 64] if draw < probability * 2**64 else None
+        elif parent in moves:
+            chosen = None
+        else:
+            steps.sort(key=lambda i: tree.nodes[i].sort_key)
+            chosen = next((i for i in steps if draws(key, tree.nodes[i].node_id)[0] < probability * 2**64), None)
+        if chosen is not None:
+            moves[chosen] = None
+    return list(moves)
+
+
+def draws(key: tuple, node_id: str) -> tuple[int, int]:
+    """Return two random numbers below 2^64 that depend only on the key and the id of a node."""
+    digest = hashlib.blake2b("\n".join(map(str, (*key, node_id))).encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
 
 def move_up(tree: SearchTree, moves: Iterable[int], key: tuple = ()) -> SearchTree:
