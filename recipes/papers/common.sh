@@ -135,5 +135,6 @@ table() {
         printf '%s\t%s\n' "$name" "${line[*]@Q}"
         return
     fi
-    "${line[@]}"    if $DRY_RUN; then echo "This was a dry run. The numbers mean nothing."; fi
+    "${line[@]}"
+    if $DRY_RUN; then echo "This was a dry run. The numbers mean nothing."; fi
 }
