@@ -58,7 +58,7 @@ else
 fi
 
 # Options of each command in a dry run, after those of the stage, which they override: a small model on CPU, and few problems, samples
-# and steps. A script adds the options of one stage as DRY[NAME].
+# and steps. The small model writes no headers of steps, so sentences are steps. A script adds the options of one stage as DRY[NAME].
 POLICY="--engine transformers --engine_args {} --policy_dtype float32 --temperature 1.0 --limit 4"
 SCORER="--reward_model_dtype float32"
 TRAIN="--attn_implementation sdpa --dtype float32 --bf16 false --use_cpu true --gradient_checkpointing false --max_steps 2
@@ -68,7 +68,7 @@ declare -A DRY=(
     [annotate]=$POLICY
     [evaluate]="$POLICY --n 1 2 --max_solution_tokens 40"
     [best-of-n]="$POLICY $SCORER --n 2 4 --max_solution_tokens 40"
-    [step-search]="$POLICY $SCORER --n 2 4 --max_depth 2 --max_step_tokens 40"
+    [step-search]="$POLICY $SCORER --n 2 4 --max_depth 3 --max_step_tokens 40 --segmentation sentence"
     [select-raft]="$SCORER --num_candidates 2"
     [reward]=$TRAIN
     [kl-self]=$TRAIN

@@ -4,7 +4,11 @@ hrm=recipes/papers/hrm
 HNC=(--hnc --hnc_rule per_child)                                     # code: a coin for each child until one is moved
 PRM800K_TEST=("$DATA/prm800k/phase1_test.jsonl" --where label.finish_reason=solution)  # code: 90 problems
 
-DRY[mcts]="--num_children 4 --max_depth 2 --max_step_tokens 40"
+# The small model solves some of the sums if it is only asked the question
+DRY[mcts]="--prompt question --prompt_style chat --segmentation sentence --extractors last_number --temperature 0.7 --num_children 4
+    --max_depth 3 --max_step_tokens 40 --max_sequences 24"
+DRY[sft-prm]="--min_mc_score 0.5"
+DRY[sft-hrm]="--min_mc_score 0.5"
 
 # Search trees on the questions of PRM800K, with Qwen2.5-Math-7B-Instruct
 search_trees() {
