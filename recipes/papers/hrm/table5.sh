@@ -19,6 +19,7 @@ for method in prm hrm; do
 done
 table $hrm/table5.yaml
 
+DRY[evaluate]+=" --prompt question --prompt_style chat --extractors last_number" # as for the search trees
 # ours: the policies without a reward model, before and after self-training
 evaluate_policy() {
     stage "$1" evaluate --config $hrm/evaluate.yaml --policy "$2" --problems "${PRM800K_TEST[@]}" --output_dir "$RUNS/$1"
