@@ -71,7 +71,9 @@ class TestStages:
             assert [(s.name, s.command) for s in stages[script]] == [(s.name, s.command) for s in dry_stages[script]]
             for stage in dry_stages[script]:
                 for used in models_of(stage):
-                    assert used == "HuggingFaceTB/SmolLM2-135M-Instruct" or used.startswith("runs/papers-dry-run/hrm/policy-")
+                    assert used == "HuggingFaceTB/SmolLM2-135M-Instruct" or used.startswith(
+                        "runs/papers-dry-run/hrm/policy-"
+                    )
                 if stage.command == "step-search":
                     assert stage.settings["n"] == [2, 4] and stage.settings["limit"] == 4
 
@@ -157,7 +159,9 @@ class TestSettings:
             assert data["hnc"] == (method == "hrm")
         assert (found["mcts-hrm"]["hnc_rule"], found["mcts-hrm"]["hnc_probability"]) == ("per_child", 0.5)
         for name in ("orm", "prm", "hrm", "mc-prm", "mc-hrm"):
-            assert found[name]["model_name_or_path"] == "Qwen/Qwen2.5-Math-1.5B" and found[name]["max_grad_norm"] == 0.01
+            assert (
+                found[name]["model_name_or_path"] == "Qwen/Qwen2.5-Math-1.5B" and found[name]["max_grad_norm"] == 0.01
+            )
 
     def test_search_trees(self, stages):
         """Section 4.2: only the questions and answers of PRM800K, 5 children, depth 7."""
@@ -176,7 +180,9 @@ class TestSettings:
             assert policy["dataset_name"] == data["output_dir"]
             assert policy["model_name_or_path"] == "Qwen/Qwen2.5-Math-7B-Instruct"
         assert found["sft-hrm"]["hnc_rule"] == "per_child"
-        coefficients = {stage.name: stage.settings["kl_coef"] for stage in stages["figure4"] if stage.command == "kl-self"}
+        coefficients = {
+            stage.name: stage.settings["kl_coef"] for stage in stages["figure4"] if stage.command == "kl-self"
+        }
         assert coefficients == {"policy-hrm-0.001": 0.001, "policy-hrm": 0.5, "policy-hrm-10.0": 10}
 
 
@@ -225,7 +231,9 @@ def test_dry_run(script, real_folder, tmp_path_factory):
     runs = tmp_path_factory.getbasetemp() / "hrm-dry-run"
     done = run_script(f"hrm/{script}.sh", "--dry_run", "--runs", str(runs), env={"MODEL": str(real_folder("smollm2"))})
     assert done.returncode == 0, done.stderr[-3000:]
-    again = run_script(f"hrm/{script}.sh", "--dry_run", "--runs", str(runs), env={"MODEL": str(real_folder("smollm2"))})
+    again = run_script(
+        f"hrm/{script}.sh", "--dry_run", "--runs", str(runs), env={"MODEL": str(real_folder("smollm2"))}
+    )
     assert again.returncode == 0 and again.stdout.count("done before") == again.stdout.count("== ")
     for table in [script] if script != "table5" else ["table5", "table5_policies"]:
         layout = yaml.safe_load((HRM / f"{table}.yaml").read_text(encoding="utf-8"))
