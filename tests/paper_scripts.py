@@ -73,7 +73,7 @@ def settings(command: str, words: list[str]) -> dict[str, Any]:
         return_remaining_strings=True,
         separate_remaining_strings=True,
     )
-    assert of_file == [], "a setting of the file is no option of this command"
+    assert of_file == [], "the file has settings that are not options of this command"
     if of_launch:
         of_launch = ["--config_file" if word == "--accelerate_config" else word for word in of_launch]
         launch = launch_command_parser().parse_args([*of_launch, "x"])
@@ -112,7 +112,7 @@ def check_paths(stages: list[Stage], runs: str, data: str, raw: set[str]) -> Non
                     is_raw = value.removeprefix(f"{data}/") in raw
                     assert is_raw or any(value == one or value.startswith(f"{one}/") for one in written), where
                 elif name in MODELS:
-                    assert value.count("/") == 1 and not (ROOT / value).exists(), f"{where}, which is no Hub id"
+                    assert value.count("/") == 1 and not (ROOT / value).exists(), f"{where}, which is not a Hub id"
                 else:
                     assert (ROOT / value).exists(), where
         written.add(stage.settings["output_dir"])

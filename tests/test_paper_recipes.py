@@ -227,22 +227,24 @@ class TestPaper:
 @pytest.mark.real_model
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_dry_run(script, real_folder, tmp_path_factory):
-    """The whole script with a real model. The scripts share their stages, as those of the paper do."""
+    """The whole script with a real model. The scripts share their stages, like the real runs."""
     runs = tmp_path_factory.getbasetemp() / "hrm-dry-run"
-    done = run_script(f"hrm/{script}.sh", "--dry_run", "--runs", str(runs), env={"MODEL": str(real_folder("smollm2"))})
+    words, model = (f"hrm/{script}.sh", "--dry_run", "--runs", str(runs)), {"MODEL": str(real_folder("smollm2"))}
+    done = run_script(*words, env=model)
     assert done.returncode == 0, done.stderr[-3000:]
-    again = run_script(
-        f"hrm/{script}.sh", "--dry_run", "--runs", str(runs), env={"MODEL": str(real_folder("smollm2"))}
-    )
-    assert again.returncode == 0 and again.stdout.count("done before") == again.stdout.count("== ")
-    for table in [script] if script != "table5" else ["table5", "table5_policies"]:
-        layout = yaml.safe_load((HRM / f"{table}.yaml").read_text(encoding="utf-8"))
-        text = (runs / f"{table}.md").read_text(encoding="utf-8")
-        assert text.split("\n\n", 1)[1] in done.stdout or text.splitlines()[1] in done.stdout
+    again = run_script(*words, env=model)
+    assert again.returncode == 0 and again.stdout.count("done before") == len(re.findall("(?m)^== ", again.stdout)) > 0
+    for name in [script] if script != "table5" else ["table5", "table5_policies"]:
+        layout = yaml.safe_load((HRM / f"{name}.yaml").read_text(encoding="utf-8"))
+        text = (runs / f"{name}.md").read_text(encoding="utf-8")
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
         points = [f"N={point}" if isinstance(point, int) else point for point in layout["points"]]
-        assert rows[0][1:] == points
-        labels = [one if isinstance(one, str) else " / ".join(one) for one in (s["label"] for s in layout["series"])]
-        assert [row[0] for row in rows[2 : 2 + len(labels)]] == labels
-        assert Path(runs, f"{table}_files").is_dir()
-        assert ROOT.is_dir()
+        labels = [series["label"] for series in layout["series"]]
+        assert rows[0][1:] == points and len(rows) == 2 + len(labels)
+        assert [row[0] for row in rows[2:]] == [one if isinstance(one, str) else " / ".join(one) for one in labels]
+        measured = {"figure4": points, "table5_policies": ["N=1", "N=2"]}.get(name, ["N=2", "N=4"])
+        for row in rows[2:]:
+            values = {point: cell for point, cell in zip(points, row[1:], strict=True) if re.match(r"[\d.]+ ?", cell)}
+            assert values.keys() == ({"N=1"} if row[0].endswith("greedy") else set(measured)), row
+        assert list((runs / f"{name}_files").glob("*.png"))
+        assert f"# {layout['title']}" in done.stdout
