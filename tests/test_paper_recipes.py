@@ -1,12 +1,11 @@
 """The scripts of the HRM paper's tables: every command parses, every input exists, and the settings and numbers are the paper's."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
-from .helpers import ROOT, load_recipe
+from .helpers import load_recipe
 from .paper_scripts import RECIPES, check_paths, listed, run_script
 
 
@@ -75,7 +74,7 @@ class TestStages:
                         "runs/papers-dry-run/hrm/policy-"
                     )
                 if stage.command == "step-search":
-                    assert stage.settings["n"] == [2, 4] and stage.settings["limit"] == 4
+                    assert stage.settings["n"] == [2, 4] and stage.settings["limit"] == 2
 
     def test_a_large_policy_has_one_process(self, stages):
         """Each process of a search uses one GPU, on which 72B parameters have no room."""
