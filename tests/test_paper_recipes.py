@@ -1,11 +1,14 @@
 """The scripts of the HRM paper's tables: every command parses, every input exists, and the settings and numbers are the paper's."""
 
+import os
 import re
+import shutil
+import subprocess
 
 import pytest
 import yaml
 
-from .helpers import load_recipe
+from .helpers import ROOT, load_recipe
 from .paper_scripts import RECIPES, check_paths, listed, run_script
 
 
@@ -86,6 +89,75 @@ class TestStages:
                 found.setdefault(policy.split("/")[-1], set()).add((size, stage.num_processes))
         assert found.pop("Qwen2.5-Math-72B-Instruct") == {(8, 1)}
         assert len(found) == 4 and all(one == {(1, 8)} for one in found.values())
+
+
+class TestCommon:
+    """common.sh with a program that records its options instead of `trl-hrm`."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        (tmp_path / "bin").mkdir()
+        program = tmp_path / "bin" / "trl-hrm"
+        program.write_text(f'#!/bin/sh\necho "$*" >> "{tmp_path}/calls"\ntest ! -e "{tmp_path}/fail"\n', "utf-8")
+        program.chmod(0o755)
+        script = tmp_path / "script.sh"
+
+        def run(stages: str, *options: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+            """Return the finished process and the calls of the program."""
+            script.write_text(f'source recipes/papers/common.sh "$@"\n{stages}\n', encoding="utf-8")
+            (tmp_path / "calls").write_text("")
+            done = subprocess.run(
+                ["bash", str(script), "--runs", str(tmp_path / "my runs"), *options],
+                cwd=ROOT,
+                env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+                text=True,
+                capture_output=True,
+            )
+            return done, (tmp_path / "calls").read_text().splitlines()
+
+        return run
+
+    def test_a_finished_stage_is_not_run_again(self, run, tmp_path):
+        """A stage that failed is run again. A finished stage with other options is an error: its output would be out of date."""
+        stages = 'stage a score x --output "$RUNS/a b"\nstage b score y'
+        (tmp_path / "fail").touch()
+        done, calls = run(stages, "--num_gpus", "1")
+        assert done.returncode == 1 and calls == [f"score x --output {tmp_path}/my runs/a b"]
+        (tmp_path / "fail").unlink()
+        done, calls = run(stages, "--num_gpus", "1")
+        assert done.returncode == 0 and calls == [f"score x --output {tmp_path}/my runs/a b", "score y"]
+        done, calls = run(stages, "--num_gpus", "1")
+        assert done.returncode == 0 and calls == [] and done.stdout.count("done before") == 2
+        done, calls = run(stages.replace("score y", "score z"), "--num_gpus", "1")
+        assert done.returncode == 1 and calls == [] and "with other options: 'trl-hrm' 'score' 'y'" in done.stderr
+
+    def test_training_resumes_from_its_checkpoint(self, run, tmp_path):
+        stages = 'stage a reward --output_dir "$RUNS/a"\nstage b reward --output_dir "$RUNS/b"'
+        (tmp_path / "my runs" / "b" / "checkpoint-5").mkdir(parents=True)
+        done, calls = run(stages, "--num_gpus", "1")
+        assert calls[0].endswith("/a") and calls[1].endswith("/b --resume_from_checkpoint true")
+        done, calls = run(stages, "--num_gpus", "1")
+        assert done.returncode == 0 and calls == []
+
+    def test_a_dry_run_keeps_models_of_earlier_stages(self, run, tmp_path):
+        """The policy of a later stage must be the trained one, not the small model."""
+        stages = 'stage a evaluate --policy big/model\nstage b evaluate --policy "$RUNS/a"\nDRY[c]="--n 3"\nstage c evaluate'
+        done, calls = run(stages, "--dry_run", "--data", str(tmp_path))
+        assert done.returncode == 0
+        small = "--policy HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert [call.endswith(small) for call in calls] == [True, False, True]
+        assert calls[1].startswith(f"evaluate --policy {tmp_path}/my runs/a --engine transformers")
+        assert calls[2].endswith(f"--n 3 {small}")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [(("--dryrun",), "--dryrun is not an option"), (("--runs",), "--runs needs a value"), ((), "No GPU found")],
+    )
+    def test_options_that_are_refused(self, run, options, message):
+        if not options and shutil.which("nvidia-smi"):
+            pytest.skip("this machine has a GPU")
+        done, calls = run("stage a score x", *options)
+        assert done.returncode == 2 and message in done.stderr and calls == []
 
 
 class TestSettings:
@@ -186,7 +258,7 @@ class TestSettings:
 
 
 class TestPaper:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def paper(self, shared_data) -> str:
         path = shared_data.parent / "papers" / "hrm_paper.txt"
         if not path.is_file():

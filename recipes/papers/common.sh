@@ -50,7 +50,7 @@ else
     RUNS=${RUNS:-runs/papers/$PAPER}
     DATA=${DATA:-data/papers}
     if $LIST; then NUM_GPUS=${NUM_GPUS:-8}; fi
-    NUM_GPUS=${NUM_GPUS:-$(nvidia-smi --list-gpus 2> /dev/null | wc -l)}
+    NUM_GPUS=${NUM_GPUS:-$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)}
     [ "$NUM_GPUS" -gt 0 ] || { echo "No GPU found. Use --dry_run to run on CPU, or set --num_gpus." >&2; exit 2; }
     # How models are trained, as options of the stages `reward` (ZERO2) and `kl-self` (ZERO3)
     ZERO2=(--accelerate_config accelerate_configs/zero2.yaml --num_processes "$NUM_GPUS")
